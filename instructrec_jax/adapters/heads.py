@@ -1,0 +1,181 @@
+"""Task heads, in the shape HuggingFace gives them per family (`backbones.family.HeadSpec`).
+
+All outputs are fp32. A head's dropout keys are folded with numbers the backbone never uses.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from instructrec_jax.backbones.family import HeadSpec
+from instructrec_jax.backbones.layers import (
+    DropoutKeys,
+    LayerNorm,
+    Linear,
+    activation,
+    dropout,
+    first_tokens,
+    normal,
+    segment_keys,
+)
+from instructrec_jax.backbones.pretrained import find_family
+
+POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "lasttoken")
+HEAD_SITE = 1 << 20  # dropout sites of heads; a backbone uses 0 (embeddings) and 1 + layer number
+
+
+def pool_segments(hidden: jax.Array, segment_ids: jax.Array, mode: str, max_segments: int) -> jax.Array:
+    """One vector per (row, segment).
+
+    Args:
+        hidden: float [rows, length, hidden].
+        segment_ids: int32 [rows, length], 1..S, 0 = padding.
+        mode: "cls" the segment's first token, "lasttoken" its last one, "mean", "max", "mean_sqrt_len" (the sum over
+            sqrt(number of tokens)), "weightedmean" (weights 1, 2, 3, … by place in the segment).
+        max_segments: the static S; segments 1..S are pooled.
+
+    Returns: [rows, S, hidden] in hidden's dtype, reduced in fp32; zeros for a segment that is not there.
+    """
+    if mode not in POOLING_MODES:
+        raise ValueError(f"Unknown pooling mode {mode!r}. Choose one of: {', '.join(POOLING_MODES)}.")
+    numbers = jnp.arange(1, max_segments + 1, dtype=segment_ids.dtype)
+    member = segment_ids[:, None, :] == numbers[:, None]  # [rows, S, length]
+    present = member.any(-1, keepdims=True)
+    if mode in ("cls", "lasttoken"):
+        index = first_tokens(segment_ids, max_segments)
+        if mode == "lasttoken":
+            index = hidden.shape[1] - 1 - first_tokens(segment_ids[:, ::-1], max_segments)
+        picked = jnp.take_along_axis(hidden, index[..., None], axis=1)
+        return jnp.where(present, picked, 0)
+    if mode == "max":
+        # one segment at a time: [rows, S, length, hidden] must never exist
+        def largest(number: jax.Array) -> jax.Array:
+            return jnp.max(hidden, axis=1, initial=-jnp.inf, where=(segment_ids == number)[..., None])
+
+        return jnp.where(present, jax.lax.map(largest, numbers).transpose(1, 0, 2), 0)
+    weights = member.astype(jnp.float32)
+    if mode == "weightedmean":
+        weights = weights * jnp.cumsum(weights, axis=-1)
+    total = jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
+    scaled = weights / (jnp.sqrt(total) if mode == "mean_sqrt_len" else total)
+    pooled = jnp.einsum("rsl,rlh->rsh", scaled, hidden, preferred_element_type=jnp.float32)
+    return pooled.astype(hidden.dtype)
+
+
+def build_head(
+    config: Any, kind: str, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
+) -> "SequenceHead | TokenHead | MaskedLMHead":
+    """The head that HuggingFace puts on this family, newly initialised.
+
+    Args:
+        config: the HuggingFace config of the backbone.
+        kind: "sequence" | "token" | "mlm".
+        num_outputs: labels, numbers to regress, or the size of the vocabulary.
+        dtype: of the activations.
+    """
+    heads = find_family(config.model_type).heads
+    if kind not in heads:
+        raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}.")
+    head_class = {"sequence": SequenceHead, "token": TokenHead, "mlm": MaskedLMHead}[kind]
+    return head_class(heads[kind].spec(config), config.hidden_size, num_outputs, dtype=dtype, rngs=rngs)
+
+
+class _Transform(nnx.Module):
+    """The part heads share: dropout → dense → activation → norm → dropout, each where the spec has it."""
+
+    def __init__(self, spec: HeadSpec, hidden_size: int, dtype: Any, rngs: nnx.Rngs):
+        self.spec = spec
+        init, width = normal(spec.initializer_range), hidden_size
+        self.dense = (
+            Linear(width, width, axes=("embed", None), init=init, use_bias=spec.dense_bias, dtype=dtype, rngs=rngs)
+            if spec.dense
+            else None
+        )
+        self.norm = (
+            LayerNorm(width, eps=spec.norm_eps, use_bias=spec.norm_bias, dtype=dtype) if spec.norm else None
+        )
+
+    def transform(self, x: jax.Array, keys: DropoutKeys | None) -> jax.Array:
+        spec = self.spec
+        x = dropout(x, spec.input_dropout, None if keys is None else keys.fold(HEAD_SITE))
+        if self.dense is not None:
+            x = activation(spec.activation)(self.dense(x))
+        if self.norm is not None:
+            x = self.norm(x)
+        return dropout(x, spec.dropout, None if keys is None else keys.fold(HEAD_SITE + 1))
+
+
+class _Classifier(_Transform):
+    def __init__(
+        self, spec: HeadSpec, hidden_size: int, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ):
+        super().__init__(spec, hidden_size, dtype, rngs)
+        init = normal(spec.initializer_range)
+        self.output = Linear(hidden_size, num_outputs, axes=("embed", None), init=init, dtype=dtype, rngs=rngs)
+
+
+class SequenceHead(_Classifier):
+    """One vector of `num_outputs` per segment: class logits, one logit per label, or numbers to regress."""
+
+    def __call__(
+        self,
+        backbone: Any,
+        hidden: jax.Array,
+        segment_ids: jax.Array,
+        max_segments: int,
+        *,
+        dropout: DropoutKeys | None = None,
+    ) -> jax.Array:
+        """hidden [rows, length, hidden] → fp32 [rows, max_segments, num_outputs].
+
+        The row of an absent segment means nothing. Of `backbone` only its pooler is used, by the families whose head
+        goes through it (ValueError if it was built without).
+        """
+        pooled = pool_segments(hidden, segment_ids, self.spec.pooling, max_segments)
+        if self.spec.use_pooler:
+            pooled = backbone.pool(pooled)
+        keys = None if dropout is None else segment_keys(dropout, segment_ids, max_segments)
+        return self.output(self.transform(pooled, keys)).astype(jnp.float32)
+
+
+class TokenHead(_Classifier):
+    """`num_outputs` logits at every position."""
+
+    def __call__(self, hidden: jax.Array, *, dropout: DropoutKeys | None = None) -> jax.Array:
+        """hidden [rows, length, hidden] → fp32 [rows, length, num_outputs]."""
+        return self.output(self.transform(hidden, dropout)).astype(jnp.float32)
+
+
+class MaskedLMHead(_Transform):
+    """Logits over the vocabulary, by the backbone's word embedding table (not a copy of it) and a bias."""
+
+    def __init__(
+        self, spec: HeadSpec, hidden_size: int, vocab_size: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ):
+        super().__init__(spec, hidden_size, dtype, rngs)
+        bias = jnp.zeros((vocab_size,), jnp.float32)
+        self.bias = nnx.Param(bias, axes=("vocab",)) if spec.output_bias else None
+        draw = normal(spec.initializer_range)
+        self.table = (
+            None if spec.tied else nnx.Param(draw(rngs.params(), (vocab_size, hidden_size)), axes=("vocab", "embed"))
+        )
+        self.dtype = dtype
+
+    def __call__(self, backbone: Any, hidden: jax.Array, *, index: jax.Array | None = None) -> jax.Array:
+        """Logits in fp32.
+
+        Args:
+            backbone: its `word_embedding_table` is the output layer, unless the head has its own.
+            hidden: [rows, length, hidden].
+            index: int32 [rows, n], the positions to project; all when None.
+
+        Returns: [rows, n or length, vocab_size].
+        """
+        if index is not None:
+            hidden = jnp.take_along_axis(hidden, index[..., None], axis=1)
+        x = self.transform(hidden, None)
+        table = backbone.word_embedding_table if self.table is None else self.table[...]
+        logits = jnp.einsum("...h,vh->...v", x, table.astype(self.dtype), preferred_element_type=jnp.float32)
+        return logits if self.bias is None else logits + self.bias[...]

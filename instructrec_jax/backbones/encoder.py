@@ -1,0 +1,217 @@
+"""The post-norm encoder that BERT, RoBERTa, DistilBERT and MPNet share; the families only fill in an `EncoderSpec`."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.backbones.attention import attention
+from instructrec_jax.backbones.layers import DropoutKeys, Embedding, LayerNorm, Linear, Stack, activation, dropout, normal
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    mlp_size: int
+    activation: str
+    eps: float
+    num_positions: int  # rows of the position table
+    position_offset: int = 0  # the first token's row in it
+    num_token_types: int = 0  # 0: the family has no token types
+    sinusoidal_positions: bool = False  # how a fresh position table is filled
+    relative_buckets: int = 0  # rows of the relative position bias table (MPNet); 0: none
+    padding_id: int | None = None
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    attention_output_dropout: float = 0.0
+    initializer_range: float = 0.02
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """What every layer sees besides the hidden states."""
+
+    segment_ids: jax.Array
+    positions: jax.Array
+    bias: jax.Array | None
+
+
+class Attention(nnx.Module):
+    def __init__(self, spec: EncoderSpec, dtype: Any, rngs: nnx.Rngs):
+        def projection(axes: tuple[str, str]) -> Linear:
+            init = normal(spec.initializer_range)
+            return Linear(spec.hidden_size, spec.hidden_size, axes=axes, init=init, dtype=dtype, rngs=rngs)
+
+        self.query = projection(("embed", "heads"))
+        self.key = projection(("embed", "heads"))
+        self.value = projection(("embed", "heads"))
+        self.output = projection(("heads", "embed"))
+        self.num_heads = spec.num_heads
+        self.dropout_rate = spec.attention_dropout
+
+    def __call__(self, x: jax.Array, context: Context, keys: DropoutKeys | None) -> jax.Array:
+        def heads(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:-1], self.num_heads, -1)
+
+        out = attention(
+            heads(self.query(x)),
+            heads(self.key(x)),
+            heads(self.value(x)),
+            segment_ids=context.segment_ids,
+            positions=context.positions,
+            bias=context.bias,
+            dropout_rate=self.dropout_rate,
+            dropout_keys=keys,
+        )
+        return self.output(out.reshape(x.shape))
+
+
+class PostNormLayer(nnx.Module):
+    """x = norm(x + attention(x)); x = norm(x + mlp(x)) (Vaswani et al., 2017)."""
+
+    def __init__(self, spec: EncoderSpec, dtype: Any, rngs: nnx.Rngs):
+        init = normal(spec.initializer_range)
+        self.attention = Attention(spec, dtype, rngs)
+        self.attention_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
+        self.mlp_in = Linear(spec.hidden_size, spec.mlp_size, axes=("embed", "mlp"), init=init, dtype=dtype, rngs=rngs)
+        self.mlp_out = Linear(spec.mlp_size, spec.hidden_size, axes=("mlp", "embed"), init=init, dtype=dtype, rngs=rngs)
+        self.mlp_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
+        self.spec = spec
+
+    def __call__(self, x: jax.Array, context: Context, keys: DropoutKeys | None) -> jax.Array:
+        def site(number: int) -> DropoutKeys | None:
+            return None if keys is None else keys.fold(number)
+
+        y = dropout(self.attention(x, context, site(0)), self.spec.attention_output_dropout, site(1))
+        x = self.attention_norm(x + y)
+        y = self.mlp_out(activation(self.spec.activation)(self.mlp_in(x)))
+        return self.mlp_norm(x + dropout(y, self.spec.hidden_dropout, site(2)))
+
+
+class Encoder(nnx.Module):
+    """Embeddings, post-norm layers and, if `pooler`, BERT's pooler.
+
+    Arguments of a call are int32 [rows, length] (see `Family`); the result is hidden states
+    [rows, length, hidden_size] in `dtype`. Raises ValueError when a position lies beyond the position table; inside
+    jit, where positions have no value yet, such a token's hidden state is NaN instead.
+    """
+
+    def __init__(self, spec: EncoderSpec, *, pooler: bool, dtype: Any, remat: str, rngs: nnx.Rngs):
+        activation(spec.activation)
+        if spec.hidden_size % spec.num_heads:
+            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+        init = normal(spec.initializer_range)
+
+        def table(size: int, axes: tuple[str | None, str | None], padding_id: int | None = None) -> Embedding:
+            return Embedding(
+                size, spec.hidden_size, init=init, axes=axes, padding_id=padding_id, dtype=dtype, rngs=rngs
+            )
+
+        self.word_embeddings = table(spec.vocab_size, ("vocab", "embed"), spec.padding_id)
+        self.position_embeddings = table(spec.num_positions, (None, "embed"))
+        if spec.sinusoidal_positions:
+            self.position_embeddings.table[...] = jnp.asarray(sinusoids(spec.num_positions, spec.hidden_size))
+        self.token_type_embeddings = table(spec.num_token_types, (None, "embed")) if spec.num_token_types else None
+        self.embedding_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
+        self.relative_bias = (
+            Embedding(spec.relative_buckets, spec.num_heads, init=init, axes=(None, "heads"), rngs=rngs)
+            if spec.relative_buckets
+            else None
+        )
+        self.layers = Stack(
+            ["layer"] * spec.num_layers, lambda kind, rngs: PostNormLayer(spec, dtype, rngs), remat=remat, rngs=rngs
+        )
+        self.pooler = (
+            Linear(spec.hidden_size, spec.hidden_size, axes=("embed", None), init=init, dtype=dtype, rngs=rngs)
+            if pooler
+            else None
+        )
+        self.spec = spec
+        self.hidden_size = spec.hidden_size
+        self.vocab_size = spec.vocab_size
+        self.max_length = spec.num_positions - spec.position_offset
+
+    @property
+    def word_embedding_table(self) -> jax.Array:
+        """The table [vocab_size, hidden_size] that a masked-language-model head is tied to."""
+        return self.word_embeddings.table[...]
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        token_types: jax.Array,
+        *,
+        dropout: DropoutKeys | None = None,
+    ) -> jax.Array:
+        check_positions(positions, self.max_length)
+        x = self.word_embeddings(tokens) + self.position_embeddings(positions + self.spec.position_offset)
+        if self.token_type_embeddings is not None:
+            x = x + self.token_type_embeddings(token_types)
+        x = self.embedding_norm(x)
+        x = _dropout(x, self.spec.hidden_dropout, None if dropout is None else dropout.fold(0))
+        context = Context(segment_ids, positions, self._relative_bias(positions))
+        return self.layers(x, context, dropout)
+
+    def pool(self, first: jax.Array) -> jax.Array:
+        """tanh(W · first token + b), as BERT's pooler: [..., hidden_size] → [..., hidden_size]."""
+        if self.pooler is None:
+            raise ValueError("This network was built without a pooler; load it with pooler=True.")
+        return jnp.tanh(self.pooler(first))
+
+    def _relative_bias(self, positions: jax.Array) -> jax.Array | None:
+        if self.relative_bias is None:
+            return None
+        # computed from positions, so that every segment of a packed row gets the bias it has alone
+        distance = positions[:, None, :] - positions[:, :, None]
+        reach = self.spec.num_positions
+        buckets = jnp.asarray(relative_buckets(np.arange(-reach, reach + 1)))
+        bias = self.relative_bias(buckets)  # [2·reach+1, heads]
+        return jnp.take(bias.T, jnp.clip(distance + reach, 0, 2 * reach), axis=1).transpose(1, 0, 2, 3)
+
+
+_dropout = dropout  # `dropout` names the keys in the call signature above
+
+
+def check_positions(positions: jax.Array, max_length: int) -> None:
+    """Raises ValueError if a position does not fit; tracers have no value and pass."""
+    if isinstance(positions, jax.core.Tracer) or positions.size == 0:
+        return
+    longest = int(np.asarray(positions).max()) + 1  # numpy: jnp would be traced, inside jit, even for a constant
+    if longest > max_length:
+        raise ValueError(
+            f"An input of {longest} tokens is longer than the {max_length} positions of this network. "
+            f"Cut the input to {max_length} tokens or choose a network with more positions."
+        )
+
+
+def sinusoids(num_positions: int, width: int) -> np.ndarray:
+    """fp32 [num_positions, width]: sin on even and cos on odd columns (Vaswani et al., 2017)."""
+    column = np.arange(width)
+    angles = np.arange(num_positions)[:, None] / np.power(10000, 2 * (column // 2) / width)
+    return np.where(column % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)
+
+
+NUM_BUCKETS = 32
+
+
+def relative_buckets(distance: np.ndarray, max_distance: int = 128) -> np.ndarray:
+    """Bucket of each signed distance key - query: exact when near, logarithmic up to `max_distance`.
+
+    Source: Raffel et al., 2020 (T5). fp32 as in PyTorch, since the borders of the buckets hang on the rounding.
+    """
+    half = NUM_BUCKETS // 2
+    exact = half // 2
+    n = np.abs(distance)
+    log = np.log(np.maximum(n, 1) / exact).astype(np.float32)
+    far = exact + (log / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)).astype(np.int32)
+    return np.where(distance > 0, half, 0) + np.where(n < exact, n, np.minimum(far, half - 1))

@@ -1,0 +1,116 @@
+"""What a family declares: how to build its network, and one table of HuggingFace tensor names ↔ parameter paths."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flax import nnx
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a mapping table; reading and writing both follow it.
+
+    Attributes:
+        name: HuggingFace's tensor name without the model prefix; "{layer}" stands for a layer number.
+        path: our dotted parameter path; "{layer}" stands where a stack keeps its block name.
+        transform: "none" keeps the tensor; "transpose" turns [out, in] into [in, out], or [parts * out, in] into
+            [in, parts, out]; "split" turns [parts * out] into [parts, out].
+        old_names: other names of the same tensor in older files; looked for first, so that a stale twin loses.
+    """
+
+    name: str
+    path: str
+    transform: str = "none"
+    old_names: tuple[str, ...] = ()
+
+
+def linear(name: str, path: str, *, parts: int = 1) -> tuple[Rule, ...]:
+    """The rules of a torch.nn.Linear ↔ `layers.Linear`."""
+    return (
+        Rule(f"{name}.weight", f"{path}.kernel", "transpose"),
+        Rule(f"{name}.bias", f"{path}.bias", "none" if parts == 1 else "split"),
+    )
+
+
+def norm(name: str, path: str) -> tuple[Rule, ...]:
+    """The rules of a torch.nn.LayerNorm ↔ `layers.LayerNorm`; files of TensorFlow descent say gamma and beta."""
+    return (
+        Rule(f"{name}.weight", f"{path}.scale", old_names=(f"{name}.gamma",)),
+        Rule(f"{name}.bias", f"{path}.bias", old_names=(f"{name}.beta",)),
+    )
+
+
+def embedding(name: str, path: str) -> tuple[Rule, ...]:
+    """The rule of a torch.nn.Embedding ↔ `layers.Embedding`."""
+    return (Rule(f"{name}.weight", f"{path}.table"),)
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """The shape HuggingFace gives a family's task head; `adapters.heads` builds it.
+
+    pooled or per-token vectors → dropout(input_dropout) → [dense → activation → [norm]] → dropout → output layer
+    """
+
+    dropout: float = 0.0
+    pooling: str = "cls"  # how a segment becomes one vector: "cls" | "mean" (sequence heads)
+    use_pooler: bool = False  # pass the vector through the backbone's own pooler (BERT)
+    input_dropout: float = 0.0
+    dense: bool = False
+    dense_bias: bool = True
+    activation: str = "linear"
+    norm: bool = False
+    norm_eps: float = 1e-12
+    norm_bias: bool = True
+    output_bias: bool = True
+    tied: bool = True  # masked-language-model heads: the output layer is the backbone's embedding table
+    initializer_range: float = 0.02
+
+
+@dataclass(frozen=True)
+class Head:
+    """One kind of task head of a family: its HuggingFace class name suffix, its shape, and its mapping table."""
+
+    suffix: str  # of the class name in config.architectures, e.g. "ForSequenceClassification"
+    spec: Callable[[Any], HeadSpec]
+    mapping: tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything `pretrained` needs to know about one `model_type`.
+
+    Attributes:
+        build: build(config, dtype=, remat=, pooler=, rngs=) -> network. Raises ValueError for a config field whose
+            effect is not implemented. The network is called as
+            `(tokens, segment_ids, positions, token_types, *, dropout=None) -> hidden [rows, length, hidden]` and has
+            `hidden_size`, `vocab_size`, `max_length`, `word_embedding_table` and, where there is one, `pool(first)`.
+        prefix: of the tensor names inside a task checkpoint, e.g. "bert.".
+        mapping: the backbone's table, names without the prefix.
+        heads: by kind: "sequence", "token", "mlm"; their tables hold complete names.
+        pooling: how a sentence becomes one vector when the checkpoint doesn't say.
+        base_class: HuggingFace's class name of the bare network.
+    """
+
+    build: Callable[..., nnx.Module]
+    prefix: str
+    mapping: tuple[Rule, ...]
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    pooling: str = "mean"
+    base_class: str = ""
+
+
+def refuse(config: Any, **allowed: Any) -> None:
+    """Raises ValueError for a config field that differs from the only value implemented here.
+
+    `allowed` gives, per field, the accepted value or a tuple of them. A field that is absent or None passes.
+    """
+    for name, values in allowed.items():
+        values = values if isinstance(values, tuple) else (values,)
+        value = getattr(config, name, None)
+        if value is not None and value not in values:
+            raise ValueError(
+                f"config.json of this {config.model_type} model has {name}={value!r}, which is not implemented "
+                f"(supported: {', '.join(map(repr, values))}). Loading it anyway would give wrong numbers."
+            )

@@ -1,0 +1,344 @@
+"""The pieces every family is made of: linear, embedding, norms, keyed dropout, and the scanned layer stack.
+
+Parameters are fp32 `nnx.Param`s that carry `axes`, one logical axis name (or None) per dimension of one layer;
+activations are computed in the module's `dtype`; norms and softmax are computed in fp32.
+"""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+Axes = tuple[str | None, ...]
+Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+
+
+# ---------------------------------------------------------------- initialisers and activations
+
+
+def normal(std: float) -> Init:
+    """Plain normal(0, std), HuggingFace's default for `initializer_range`."""
+    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
+
+
+def truncated_normal(std: float, cutoff: float) -> Init:
+    """normal(0, std) truncated at ±cutoff·std, not rescaled (torch.nn.init.trunc_normal_)."""
+    return lambda key, shape: std * jax.random.truncated_normal(key, -cutoff, cutoff, shape, jnp.float32)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    # the erf form costs a third of jax.nn.gelu(approximate=False) on CPU, which goes through erfc
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+
+
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": _gelu,
+    "gelu_python": _gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_python_tanh": _gelu_tanh,
+    "gelu_accurate": _gelu_tanh,
+    "gelu_10": lambda x: jnp.clip(_gelu(x), -10, 10),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "leaky_relu": jax.nn.leaky_relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "mish": jax.nn.mish,
+    "hardswish": jax.nn.hard_swish,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The activation that HuggingFace calls `name`. Raises ValueError for one that is not implemented here."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"Activation {name!r} is not supported. Supported: {', '.join(sorted(ACTIVATIONS))}.")
+    return ACTIVATIONS[name]
+
+
+# ---------------------------------------------------------------- parametrised layers
+
+
+class Linear(nnx.Module):
+    """y = x W + b, with W stored [in, out].
+
+    With `parts` > 1 the kernel is [in, parts, out] and the output [..., parts, out]: several projections that the
+    checkpoint keeps in one matrix (a fused QKV, the two halves of a GLU). They stay one parameter, so LoRA finds
+    HuggingFace's module, and each part is sharded evenly over `out`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        axes: Axes,
+        init: Init,
+        use_bias: bool = True,
+        parts: int = 1,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        out = (out_features,) if parts == 1 else (parts, out_features)
+        out_axes = axes[1:] if parts == 1 else (None, *axes[1:])
+        self.kernel = nnx.Param(init(rngs.params(), (in_features, *out)), axes=(axes[0], *out_axes))
+        self.bias = nnx.Param(jnp.zeros(out, jnp.float32), axes=out_axes) if use_bias else None
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), axes=1)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table [size, features]. An id outside the table gives NaN (never a silently clamped neighbour)."""
+
+    def __init__(
+        self,
+        size: int,
+        features: int,
+        *,
+        init: Init,
+        axes: Axes = ("vocab", "embed"),
+        padding_id: int | None = None,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        table = init(rngs.params(), (size, features))
+        if padding_id is not None:
+            table = table.at[padding_id].set(0.0)
+        self.table = nnx.Param(table, axes=axes)
+        self.dtype = dtype
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, computed in fp32, returned in `dtype`. `use_bias=False` drops the bias."""
+
+    def __init__(self, features: int, *, eps: float, use_bias: bool = True, dtype: Any = jnp.float32):
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("embed",))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=("embed",)) if use_bias else None
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(self.dtype)
+
+
+# ---------------------------------------------------------------- keyed dropout
+
+_GOLDEN = np.uint32(0x9E3779B9)  # 2^32 / golden ratio, odd: the step of a Weyl sequence
+_SITE = np.uint32(0x85EBCA6B)
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    """lowbias32: a bijection on uint32 with near-ideal avalanche (C. Wellons, "Prospecting for Hash Functions", 2018)."""
+    x = x ^ (x >> 16)
+    x = x * np.uint32(0x7FEB352D)
+    x = x ^ (x >> 15)
+    x = x * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DropoutKeys:
+    """One uint32 key per token, [rows, length], made by `dropout_keys` from (step seed, example number, position).
+
+    The bits drawn from a key depend on nothing else, so they stay the same however examples are packed into rows,
+    accumulated over micro-batches or spread over devices.
+    """
+
+    tokens: jax.Array
+
+    def fold(self, site: int | jax.Array) -> "DropoutKeys":
+        """Independent keys for one dropout site (a layer number, then a place in the layer)."""
+        return DropoutKeys(_hash(self.tokens + _SITE * (jnp.asarray(site).astype(jnp.uint32) + np.uint32(1))))
+
+
+def dropout_keys(seed: jax.Array, example_numbers: jax.Array, positions: jax.Array) -> DropoutKeys:
+    """Keys of a batch.
+
+    Args:
+        seed: uint32 scalar, another one each step.
+        example_numbers: integer [rows, length], the global number of the example a token belongs to (modulo 2^32).
+        positions: int32 [rows, length], the token's position inside its example.
+    """
+    step = _hash(jnp.asarray(seed).astype(jnp.uint32) + _GOLDEN)
+    example = _hash(step + _GOLDEN * example_numbers.astype(jnp.uint32))
+    return DropoutKeys(_hash(example + _GOLDEN * positions.astype(jnp.uint32)))
+
+
+def keep_mask(bits: jax.Array, rate: float) -> jax.Array:
+    """bool: True where a value is kept, with probability 1 - rate, from uniform uint32 `bits`."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"A dropout rate must lie in [0, 1), got {rate}.")
+    return bits >= np.uint32(round(rate * 2**32))
+
+
+def dropout(x: jax.Array, rate: float, keys: DropoutKeys | None) -> jax.Array:
+    """Inverted dropout of x [rows, length, ...features]; the identity when `keys` is None or `rate` is 0."""
+    if keys is None or rate == 0.0:
+        return x
+    features = jnp.arange(np.prod(x.shape[2:], dtype=int), dtype=jnp.uint32).reshape(x.shape[2:])
+    tokens = keys.tokens.reshape(keys.tokens.shape + (1,) * features.ndim)
+    keep = keep_mask(_hash(tokens + _GOLDEN * features), rate)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def attention_dropout_bits(keys: DropoutKeys, heads: int, key_positions: jax.Array) -> jax.Array:
+    """uint32 bits [rows, heads, queries, keys] from the query's key, the head, and the key's position in its example."""
+    per_head = _hash(keys.tokens[:, None, :] + _SITE * jnp.arange(1, heads + 1, dtype=jnp.uint32)[:, None])
+    return _hash(per_head[..., None] + _GOLDEN * key_positions.astype(jnp.uint32)[:, None, None, :])
+
+
+def segment_keys(keys: DropoutKeys, segment_ids: jax.Array, max_segments: int) -> DropoutKeys:
+    """Keys [rows, max_segments] for pooled vectors: each segment takes the key of its first token."""
+    first = first_tokens(segment_ids, max_segments)
+    return DropoutKeys(jnp.take_along_axis(keys.tokens, first, axis=1))
+
+
+def first_tokens(segment_ids: jax.Array, max_segments: int) -> jax.Array:
+    """int32 [rows, max_segments]: index in the row of each segment's first token (0 for an absent segment)."""
+    numbers = jnp.arange(1, max_segments + 1, dtype=segment_ids.dtype)
+    return jnp.argmax(segment_ids[:, None, :] == numbers[:, None], axis=-1).astype(jnp.int32)
+
+
+# ---------------------------------------------------------------- the stack of layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Layers first, first+step, … (count of them), stored as one module with a leading "layers" axis."""
+
+    name: str
+    first: int
+    step: int
+    count: int
+
+    @property
+    def layers(self) -> range:
+        return range(self.first, self.first + self.step * self.count, self.step)
+
+
+def plan_blocks(kinds: Sequence[Hashable]) -> tuple[tuple[Block, ...], ...]:
+    """Groups layers so that as few layer bodies as possible are compiled.
+
+    A group is a pattern of blocks that repeats `count` times and is scanned; layers before and after the repeating
+    pattern form groups that are unrolled (count 1). Example: kinds "g0 l l g l l g l" (the first one is special)
+    becomes [g0] · [l l g]×2 · [l].
+    """
+    n = len(kinds)
+    best = (n, n, 1, 1)  # bodies compiled, prefix, period, repeats
+    for prefix in range(n):
+        for period in range(1, (n - prefix) // 2 + 1):
+            repeats = 1
+            while kinds[prefix + repeats * period : prefix + (repeats + 1) * period] == kinds[prefix : prefix + period]:
+                repeats += 1
+            bodies = n - period * (repeats - 1)
+            if repeats > 1 and bodies < best[0]:
+                best = (bodies, prefix, period, repeats)
+    _, prefix, period, repeats = best
+
+    def group(start: int, size: int, count: int) -> tuple[Block, ...]:
+        return tuple(Block(f"block{i}", i, size, count) for i in range(start, start + size))
+
+    if repeats == 1:
+        return (group(0, n, 1),)
+    end = prefix + period * repeats
+    groups = (group(0, prefix, 1), group(prefix, period, repeats), group(end, n - end, 1))
+    return tuple(g for g in groups if g)
+
+
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Stack(nnx.Module):
+    """The layers of a network, stored stacked per block and run with `jax.lax.scan` over their repeating pattern.
+
+    Args:
+        kinds: one hashable value per layer; layers of equal kind have the same parameters and the same code.
+        make: builds one layer: `make(kind, rngs) -> nnx.Module`, called as `layer(x, context, dropout) -> x`.
+        remat: "none" keeps every activation for the backward pass, "full" recomputes each layer from its input,
+            "dots" keeps the outputs of the matrix products only.
+
+    Parameters live at `<block name>.<path in the layer>`, always with a leading "layers" axis; `locate(layer)` gives
+    the block and the index in it. `__call__` folds the dropout keys by layer number + 1 (0 is for the embeddings).
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[Hashable],
+        make: Callable[[Any, nnx.Rngs], nnx.Module],
+        *,
+        remat: str = "none",
+        rngs: nnx.Rngs,
+    ):
+        if remat not in REMAT_POLICIES:
+            raise ValueError(f"Unknown remat policy {remat!r}. Choose one of: {', '.join(REMAT_POLICIES)}.")
+        kinds = tuple(kinds)
+        self.groups = plan_blocks(kinds)
+        self.remat = remat
+        keys = jax.random.split(rngs.params(), len(kinds)) if kinds else None
+        for block in self.blocks:
+
+            def build(key: jax.Array, kind: Hashable = kinds[block.first]) -> tuple[Any, Any]:
+                return nnx.split(make(kind, nnx.Rngs(params=key)))
+
+            graphdef, state = jax.vmap(build)(keys[np.array(block.layers)])
+            setattr(self, block.name, nnx.merge(graphdef, state))
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return tuple(block for group in self.groups for block in group)
+
+    def locate(self, layer: int) -> tuple[str, int]:
+        """(block name, index along its "layers" axis) of layer number `layer`."""
+        for block in self.blocks:
+            if layer in block.layers:
+                return block.name, block.layers.index(layer)
+        raise ValueError(f"There is no layer {layer}; this network has {sum(b.count for b in self.blocks)} layers.")
+
+    def __call__(self, x: jax.Array, context: Any, dropout: DropoutKeys | None = None) -> jax.Array:
+        for group in self.groups:
+            x = self._run(group, x, context, dropout)
+        return x
+
+    def _run(self, group: tuple[Block, ...], x: jax.Array, context: Any, dropout: DropoutKeys | None) -> jax.Array:
+        split = [nnx.split(getattr(self, block.name)) for block in group]
+
+        def body(x: jax.Array, inputs: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, None]:
+            repeat, states = inputs
+            for offset, ((graphdef, _), state) in enumerate(zip(split, states, strict=True)):
+                layer_number = group[0].first + repeat * len(group) + offset
+                keys = None if dropout is None else dropout.fold(layer_number + 1)
+                x = nnx.merge(graphdef, state)(x, context, keys)
+            return x, None
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+        repeats = jnp.arange(group[0].count)
+        return jax.lax.scan(body, x, (repeats, [state for _, state in split]))[0]

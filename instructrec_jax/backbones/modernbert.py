@@ -1,0 +1,296 @@
+"""ModernBERT (Warner et al., 2024): pre-norm layers, rotary positions, GeGLU, local and global attention in turn."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.backbones.attention import attention
+from instructrec_jax.backbones.encoder import check_positions
+from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
+from instructrec_jax.backbones.layers import DropoutKeys, Embedding, LayerNorm, Linear, Stack, activation, dropout, truncated_normal
+
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class ModernBertSpec:
+    vocab_size: int
+    hidden_size: int
+    layer_types: tuple[str, ...]
+    num_heads: int
+    mlp_size: int
+    activation: str
+    eps: float
+    norm_bias: bool
+    attention_bias: bool
+    mlp_bias: bool
+    window: int  # largest distance a local layer sees, each way
+    padding_id: int | None
+    embedding_dropout: float
+    attention_dropout: float
+    mlp_dropout: float
+    initializer_range: float
+    initializer_cutoff: float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """What every layer sees besides the hidden states; the rotation (cos, sin) by attention type."""
+
+    segment_ids: jax.Array
+    positions: jax.Array
+    rotations: dict[str, tuple[jax.Array, jax.Array]]
+
+
+class Layer(nnx.Module):
+    """x = x + attention(norm(x)); x = x + mlp(norm(x)). The network's first layer has no norm before attention."""
+
+    def __init__(self, kind: tuple[str, bool], spec: ModernBertSpec, dtype: Any, rngs: nnx.Rngs):
+        self.attention_type, is_first = kind
+        self.spec = spec
+        width, mlp = spec.hidden_size, spec.mlp_size
+        init = truncated_normal(spec.initializer_range, spec.initializer_cutoff)
+        init_out = output_init(spec)
+
+        def layer_norm() -> LayerNorm:
+            return LayerNorm(width, eps=spec.eps, use_bias=spec.norm_bias, dtype=dtype)
+
+        self.attention_norm = None if is_first else layer_norm()
+        self.qkv = Linear(
+            width, width, parts=3, axes=("embed", "heads"), init=init, use_bias=spec.attention_bias, dtype=dtype, rngs=rngs
+        )
+        self.attention_output = Linear(
+            width, width, axes=("heads", "embed"), init=init_out, use_bias=spec.attention_bias, dtype=dtype, rngs=rngs
+        )
+        self.mlp_norm = layer_norm()
+        self.mlp_in = Linear(
+            width, mlp, parts=2, axes=("embed", "mlp"), init=init, use_bias=spec.mlp_bias, dtype=dtype, rngs=rngs
+        )
+        self.mlp_out = Linear(
+            mlp, width, axes=("mlp", "embed"), init=init_out, use_bias=spec.mlp_bias, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array, context: Context, keys: DropoutKeys | None) -> jax.Array:
+        def site(number: int) -> DropoutKeys | None:
+            return None if keys is None else keys.fold(number)
+
+        spec = self.spec
+        y = x if self.attention_norm is None else self.attention_norm(x)
+        y = self.qkv(y).reshape(*x.shape[:2], 3, spec.num_heads, -1)
+        q, k, v = y[:, :, 0], y[:, :, 1], y[:, :, 2]
+        rotation = context.rotations[self.attention_type]
+        y = attention(
+            rotate(q, rotation),
+            rotate(k, rotation),
+            v,
+            segment_ids=context.segment_ids,
+            positions=context.positions,
+            window=spec.window if self.attention_type == LOCAL else None,
+            dropout_rate=spec.attention_dropout,
+            dropout_keys=site(0),
+        )
+        y = self.attention_output(y.reshape(x.shape))
+        x = x + dropout(y, spec.attention_dropout, site(1))
+        y = self.mlp_in(self.mlp_norm(x))
+        y = activation(spec.activation)(y[:, :, 0]) * y[:, :, 1]
+        return x + self.mlp_out(dropout(y, spec.mlp_dropout, site(2)))
+
+
+class ModernBert(nnx.Module):
+    """Arguments of a call are int32 [rows, length] (see `Family`; token types are ignored: the family has none)."""
+
+    def __init__(
+        self,
+        spec: ModernBertSpec,
+        *,
+        max_length: int,
+        frequencies: dict[str, tuple[float, ...]],
+        dtype: Any,
+        remat: str,
+        rngs: nnx.Rngs,
+    ):
+        activation(spec.activation)
+        if spec.hidden_size % spec.num_heads:
+            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+        init = truncated_normal(spec.initializer_range, spec.initializer_cutoff)
+        self.word_embeddings = Embedding(
+            spec.vocab_size, spec.hidden_size, init=init, padding_id=spec.padding_id, dtype=dtype, rngs=rngs
+        )
+        self.embedding_norm = LayerNorm(spec.hidden_size, eps=spec.eps, use_bias=spec.norm_bias, dtype=dtype)
+        self.layers = Stack(
+            [(kind, i == 0) for i, kind in enumerate(spec.layer_types)],
+            lambda kind, rngs: Layer(kind, spec, dtype, rngs),
+            remat=remat,
+            rngs=rngs,
+        )
+        self.final_norm = LayerNorm(spec.hidden_size, eps=spec.eps, use_bias=spec.norm_bias, dtype=dtype)
+        self.spec = spec
+        self.frequencies = tuple(sorted(frequencies.items()))
+        self.hidden_size = spec.hidden_size
+        self.vocab_size = spec.vocab_size
+        self.max_length = max_length
+
+    @property
+    def word_embedding_table(self) -> jax.Array:
+        """The table [vocab_size, hidden_size] that a masked-language-model head is tied to."""
+        return self.word_embeddings.table[...]
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        token_types: jax.Array,
+        *,
+        dropout: DropoutKeys | None = None,
+    ) -> jax.Array:
+        check_positions(positions, self.max_length)
+        x = self.embedding_norm(self.word_embeddings(tokens))
+        x = _dropout(x, self.spec.embedding_dropout, None if dropout is None else dropout.fold(0))
+        rotations = {kind: rotation(positions, np.array(f, np.float32)) for kind, f in self.frequencies}
+        return self.final_norm(self.layers(x, Context(segment_ids, positions, rotations), dropout))
+
+
+_dropout = dropout  # `dropout` names the keys in the call signature above
+
+
+def rotation(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [rows, length, 1, head_dim/2] of the rotary embedding (Su et al., 2021), in fp32."""
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the pairs (i, i + head_dim/2) of x [rows, length, heads, head_dim] by their angles."""
+    cos, sin = rotation
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def rotary_frequencies(config: Any, kind: str) -> tuple[float, ...]:
+    """Angle per position of each pair, from `rope_parameters` (transformers 5); types: default and linear."""
+    parameters = config.rope_parameters[kind]
+    rope_type = parameters.get("rope_type", "default")
+    if rope_type not in ("default", "linear"):
+        raise ValueError(
+            f"config.json asks for {rope_type!r} rotary scaling of {kind} layers, which is not implemented for "
+            "modernbert (supported: 'default', 'linear')."
+        )
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError("config.json has a partial_rotary_factor other than 1, which is not implemented.")
+    dim = config.hidden_size // config.num_attention_heads
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    frequencies = np.float32(1.0) / np.power(np.float32(parameters["rope_theta"]), exponents)
+    if rope_type == "linear":
+        frequencies = frequencies / np.float32(parameters["factor"])
+    return tuple(map(float, frequencies))
+
+
+def output_init(spec: ModernBertSpec) -> Any:
+    """Initialiser of the layers that write to the residual stream: narrower the deeper the network."""
+    return truncated_normal(spec.initializer_range / np.sqrt(2.0 * len(spec.layer_types)), spec.initializer_cutoff)
+
+
+def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+    head_dim = config.hidden_size // config.num_attention_heads
+    refuse(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False, head_dim=head_dim)
+    unknown = set(config.layer_types) - {GLOBAL, LOCAL}
+    if unknown or len(config.layer_types) != config.num_hidden_layers:
+        raise ValueError(
+            f"config.json has layer_types {config.layer_types}; {config.num_hidden_layers} values out of {GLOBAL!r} and "
+            f"{LOCAL!r} are needed."
+        )
+    spec = ModernBertSpec(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        layer_types=tuple(config.layer_types),
+        num_heads=config.num_attention_heads,
+        mlp_size=int(config.intermediate_size),
+        activation=config.hidden_activation,
+        eps=config.norm_eps,
+        norm_bias=config.norm_bias,
+        attention_bias=config.attention_bias,
+        mlp_bias=config.mlp_bias,
+        window=config.local_attention // 2,
+        padding_id=config.pad_token_id,
+        embedding_dropout=config.embedding_dropout,
+        attention_dropout=config.attention_dropout,
+        mlp_dropout=config.mlp_dropout,
+        initializer_range=config.initializer_range,
+        initializer_cutoff=3.0 if config.initializer_cutoff_factor is None else config.initializer_cutoff_factor,
+    )
+    frequencies = {kind: rotary_frequencies(config, kind) for kind in set(config.layer_types)}
+    return ModernBert(
+        spec,
+        max_length=config.max_position_embeddings,
+        frequencies=frequencies,
+        dtype=dtype,
+        remat=remat,
+        rngs=rngs,
+    )
+
+
+LAYER = "layers.{layer}"
+MAPPING = (
+    *embedding("embeddings.tok_embeddings", "word_embeddings"),
+    *norm("embeddings.norm", "embedding_norm"),
+    *norm(f"{LAYER}.attn_norm", "layers.{layer}.attention_norm"),
+    *linear(f"{LAYER}.attn.Wqkv", "layers.{layer}.qkv", parts=3),
+    *linear(f"{LAYER}.attn.Wo", "layers.{layer}.attention_output"),
+    *norm(f"{LAYER}.mlp_norm", "layers.{layer}.mlp_norm"),
+    *linear(f"{LAYER}.mlp.Wi", "layers.{layer}.mlp_in", parts=2),
+    *linear(f"{LAYER}.mlp.Wo", "layers.{layer}.mlp_out"),
+    *norm("final_norm", "final_norm"),
+)
+
+
+def classifier_head(config: Any) -> HeadSpec:
+    return HeadSpec(
+        dropout=config.classifier_dropout,
+        pooling=config.classifier_pooling,
+        dense=True,
+        dense_bias=config.classifier_bias,
+        activation=config.classifier_activation,
+        norm=True,
+        norm_eps=config.norm_eps,
+        norm_bias=config.norm_bias,
+        initializer_range=config.initializer_range,
+    )
+
+
+def mlm_head(config: Any) -> HeadSpec:
+    return HeadSpec(
+        dense=True,
+        dense_bias=config.classifier_bias,
+        activation=config.classifier_activation,
+        norm=True,
+        norm_eps=config.norm_eps,
+        norm_bias=config.norm_bias,
+        output_bias=config.decoder_bias,
+        tied=config.tie_word_embeddings,
+        initializer_range=config.initializer_range,
+    )
+
+
+TRANSFORM = (*linear("head.dense", "dense"), *norm("head.norm", "norm"))
+
+FAMILY = Family(
+    build=build,
+    prefix="model.",
+    mapping=MAPPING,
+    heads={
+        "sequence": Head("ForSequenceClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))),
+        "token": Head("ForTokenClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))),
+        "mlm": Head(
+            "ForMaskedLM",
+            mlm_head,
+            (*TRANSFORM, Rule("decoder.weight", "table"), Rule("decoder.bias", "bias")),
+        ),
+    },
+    base_class="ModernBertModel",
+)

@@ -1,0 +1,145 @@
+"""One tree of settings for every verb: the rooms' own dataclasses, put together."""
+
+import dataclasses
+import difflib
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+
+import instructrec_jax.tasks as tasks
+from instructrec_jax.backbones.config import BackboneConfig
+from instructrec_jax.data.config import DataConfig
+from instructrec_jax.distributed.mesh import MeshConfig
+from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.tasks.base import TaskConfig
+from instructrec_jax.training.checkpoint import CheckpointConfig
+from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.tracking import TrackingConfig
+
+DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run, behind a verb without --config_path
+
+
+@dataclass
+class Config:
+    """Settings of a training run; also what evaluate and export read back from its run directory."""
+
+    run_dir: str = "runs/unnamed"  # everything the run leaves behind; an interrupted run goes on from here
+    overwrite: bool = False  # delete what an earlier run left in run_dir and start anew
+    seed: int = 0  # seed of everything random: new parameters, shuffling, dropout, negatives
+    steps: int = 1000  # batches to train on
+    accumulation: int = 1  # parts into which a batch is split to save memory; the result stays the same
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    task: TaskConfig = field(default_factory=tasks.RetrievalConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+class ConfigError(ValueError):
+    """A setting that is misspelt, missing or of the wrong type."""
+
+
+def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -> Any:
+    """Settings from `--config_path FILE` and `--a.b value` overrides.
+
+    Args:
+      default: the file that is read when the arguments name none.
+
+    Raises:
+      ConfigError: an unknown key (with the nearest known one), or a value of the wrong type.
+    """
+    if default is not None and not any(arg.split("=")[0] == "--config_path" for arg in args):
+        args = ["--config_path", str(default), *args]
+    known = set(setting_names(config_class))
+    for arg in args:
+        name = arg[2:].split("=")[0]
+        if arg.startswith("--") and name not in known | {"config_path", "help"} and not _is_number(arg):
+            raise ConfigError(unknown_key(name, known))
+    for arg, value in zip(args, [*args[1:], ""], strict=True):
+        if arg == "--config_path" or arg.startswith("--config_path="):
+            _check_file(Path(value if arg == "--config_path" else arg.split("=", 1)[1]), known)
+    try:
+        return draccus.parse(config_class, args=args)
+    except draccus.utils.DecodingError as error:
+        raise ConfigError(str(error)) from error
+
+
+def load(path: Path) -> Config:
+    """The settings in a run directory's config.yaml."""
+    return parse(Config, ["--config_path", str(path)])
+
+
+def to_yaml(config: Any) -> str:
+    return draccus.dump(config)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return draccus.encode(config)
+
+
+def setting_names(config_class: type, prefix: str = "") -> list[str]:
+    """All dotted names of a config class, branches included."""
+    names = []
+    for entry in dataclasses.fields(config_class):
+        kind = typing.get_type_hints(config_class)[entry.name]
+        names.append(prefix + entry.name)
+        choices = [kind]
+        if isinstance(kind, type) and issubclass(kind, draccus.ChoiceRegistry):
+            choices = list(kind.get_known_choices().values())
+            names.append(f"{prefix}{entry.name}.type")
+        for choice in choices:
+            if dataclasses.is_dataclass(choice):
+                names += setting_names(typing.cast(type, choice), f"{prefix}{entry.name}.")
+    return names
+
+
+def unknown_key(name: str, known: set[str]) -> str:
+    last = {key.split(".")[-1]: key for key in sorted(known)}
+    near = difflib.get_close_matches(name, known, 1) or [
+        last[match] for match in difflib.get_close_matches(name.split(".")[-1], last, 1)
+    ]
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"there is no setting {name!r}.{hint} `--help` lists all of them."
+
+
+def _is_number(arg: str) -> bool:
+    return arg[1:2].isdigit()
+
+
+def _check_file(path: Path, known: set[str]) -> None:
+    """Names an unknown key of a YAML file with its nearest known one; draccus would only name its class."""
+    if not path.is_file():
+        raise ConfigError(f"the configuration file {path} does not exist.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} should hold settings as `name: value` lines.")
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if name not in known:
+                raise ConfigError(f"{path}: {unknown_key(name, known)}")
+            if isinstance(value, dict) and any(other.startswith(name + ".") for other in known):
+                walk(value, name + ".")
+
+    walk(tree, "")
+
+
+def main_guard(main: Any) -> None:
+    """Runs a verb: an error that a user can mend is one paragraph on stderr, not a traceback."""
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,21 @@
+"""Settings of the data: what is read, and how it is cut into batches."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from instructrec_jax.data.sources import SourceConfig
+
+
+@dataclass
+class DataConfig:
+    """Where examples come from, and the shape of a batch."""
+
+    train: list[SourceConfig] = field(default_factory=list)  # sources to train on, mixed by their weights
+    validation: list[SourceConfig] = field(default_factory=list)  # watched while training; picks the best checkpoint
+    test: list[SourceConfig] = field(default_factory=list)  # evaluated before and after tuning
+    prepare: Literal["films"] | None = None  # embedded data to write into task.catalogue first, if it is not there
+    temperature: float = 1.0  # tasks are mixed in proportion to size ** (1 / temperature)
+    batch_size: int = 64  # examples a step, over all devices
+    max_length: int = 128  # tokens a text, special tokens included
+    truncate: Literal["error", "left", "right", "drop"] = "error"  # what happens to longer texts (it is counted)
+    on_bad_example: Literal["error", "skip"] = "error"  # stop at a bad record, or count it and go on

@@ -1,0 +1,395 @@
+"""How the columns of a record become the fields of an `Example`."""
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from instructrec_jax.data.example import (
+    BadExample,
+    Example,
+    Message,
+    check_example,
+    check_labels,
+    check_number,
+    check_text,
+    show,
+    suggest,
+)
+
+OutputType = Literal["auto", "text", "number", "list"]  # auto: as it stands in the file
+
+
+@dataclass
+class FieldsConfig:
+    """What each field of an example is made of.
+
+    A value is one of:
+      the name of a column, `text` (a dotted path reaches inside: `translation.de`, `answers.text.0`);
+      a template with columns in braces, `Is this review positive? {text}` (`{{` and `}}` stand for braces);
+      a fixed text after an equals sign, `=Summarise the text.`;
+      null, and the field stays empty.
+
+    The defaults read records that are laid out like an `Example` itself, hence also Alpaca files
+    (instruction, input, output) and conversations (messages). A column that bears the name of its own field
+    may be absent, except `instruction` and `output`, which a record without messages must have. Any other
+    must be there.
+    """
+
+    instruction: str | None = (
+        "instruction"  # What to do: a column, a template "Translate: {text}", or "=a fixed text".
+    )
+    input: str | None = "input"  # What to do it to: likewise. Null, or an empty cell: no input.
+    output: str | None = (
+        "output"  # The right answer: likewise. Null when there is none (data to predict for).
+    )
+    output_type: OutputType = (
+        "auto"  # text: 318 becomes "318"; number: "3.5" becomes 3.5; list: see separator.
+    )
+    label_names: dict[int, str] = field(
+        default_factory=dict
+    )  # Names for class numbers: {0: negative, 1: positive}.
+    messages: str | None = (
+        "messages"  # Column with a conversation: a list of {role, content} or of {from, value}.
+    )
+    candidates: str | None = (
+        "candidates"  # Ids of the items to choose among: a list, or text (see separator).
+    )
+    history: str | None = (
+        "history"  # Ids of the items already seen, oldest first: a list, or text (see separator).
+    )
+    task: str | None = "task"  # Name of the task, unless the source itself sets one.
+    id: str | None = "id"  # What to call the record in reports.
+    origin: str | None = "origin"  # Column with where a generated example came from: an object of texts.
+    separator: str = ""  # Splits a text cell into the parts of a list, as in "12|55|9": useful in CSV files.
+
+
+_MISSING = object()
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """One parsed value of `FieldsConfig`: either a column as it is, or texts and columns in turn."""
+
+    parts: tuple[
+        tuple[str, str | None], ...
+    ]  # (fixed text, column after it or None), as string.Formatter cuts them
+    column: str | None  # the whole value is this column, whatever its type
+
+    @property
+    def columns(self) -> list[str]:
+        return [self.column] if self.column else [column for _, column in self.parts if column]
+
+
+def _parse(field: str, value: str) -> _Recipe:
+    place = f"setting `fields.{field}`"
+    if value.startswith("="):
+        if not value[1:].strip():
+            raise ValueError(f"{place}: no text follows the equals sign; use null to leave the field empty.")
+        return _Recipe(((value[1:], None),), None)
+    if "{" not in value and "}" not in value:
+        if not value.strip():
+            raise ValueError(f"{place}: empty; name a column, or use null to leave the field empty.")
+        return _Recipe((), value)
+    try:
+        pieces = list(string.Formatter().parse(value))
+    except ValueError as error:
+        message = (
+            f"{place}: {value!r} is no valid template ({error}); write {{{{ and }}}} for braces in the text."
+        )
+        raise ValueError(message) from None
+    for _, column, spec, conversion in pieces:
+        if column is not None and (not column.strip() or spec or conversion):
+            raise ValueError(
+                f"{place}: in the template {value!r} only the name of a column can stand in braces."
+            )
+    return _Recipe(tuple((text, column) for text, column, _, _ in pieces), None)
+
+
+def look_up(row: Mapping[str, Any], path: str) -> Any:
+    """The value of a column, or of a dotted path into it; `_MISSING` when there is none."""
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list | tuple) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return _MISSING
+    return value
+
+
+class FieldMapper:
+    """Turns records into examples: `mapper(row) -> Example`.
+
+    Args:
+      fields: which column goes where.
+      task: name of the task of every example; "" leaves it to the record.
+      labels: when given, every output must be one of them.
+      class_names: names of the numbers of class columns, by column (`datasets` and tfds know them).
+
+    Raises:
+      ValueError: a setting that makes no sense. Calling the mapper raises `BadExample`.
+    """
+
+    def __init__(
+        self,
+        fields: FieldsConfig,
+        *,
+        task: str = "",
+        labels: Sequence[str] | None = None,
+        class_names: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.fields, self.task = fields, task
+        self.labels = None if labels is None else frozenset(labels)
+        self.class_names = {c: dict(enumerate(names)) for c, names in (class_names or {}).items()}
+        values = {name: getattr(fields, name) for name in _MAPPED}
+        self.recipes = {
+            name: None if value is None else _parse(name, value) for name, value in values.items()
+        }
+        for name in ("messages", "origin"):
+            recipe = self.recipes[name]
+            if recipe and not recipe.column:
+                raise ValueError(f"setting `fields.{name}`: {values[name]!r} must be the name of a column.")
+        if not self.recipes["instruction"] and not self.recipes["messages"]:
+            raise ValueError(
+                "settings `fields`: instruction and messages are both null; an example needs one of them."
+            )
+        if fields.label_names and fields.output_type in ("number", "text"):
+            message = (
+                f"label_names make names of numbers, output_type: {fields.output_type} keeps them; drop one."
+            )
+            raise ValueError(f"settings `fields`: {message}")
+
+    def columns(self) -> set[str]:
+        """The columns that the mapping may read; of a dotted path also its first part."""
+        named = {column for recipe in self.recipes.values() if recipe for column in recipe.columns}
+        return named | {column.split(".")[0] for column in named}
+
+    def __call__(self, row: Mapping[str, Any], all_columns: Sequence[str] | None = None) -> Example:
+        """`all_columns`: the names to list in an error when `row` holds only those that are needed."""
+        there = list(row) if all_columns is None else list(all_columns)
+
+        def value(name: str) -> Any:
+            recipe = self.recipes[name]
+            return None if recipe is None else self._value(name, recipe, row, there)
+
+        messages = _messages(value("messages"), self._is_named("messages"))
+        output = value("output")
+        example = Example(
+            instruction=self._text("instruction", value("instruction"), bool(messages)) or "",
+            input=self._text("input", value("input"), True),
+            output=None
+            if output is None and (messages or not self.recipes["output"])
+            else self._output(output),
+            messages=messages,
+            candidates=self._ids("candidates", value("candidates")),
+            history=self._ids("history", value("history")),
+            task=self.task or self._text("task", value("task"), True) or "",
+            id=_id_text(value("id"), "id") if value("id") is not None else "",
+            origin=_origin(value("origin")),
+        )
+        check_example(example)
+        if self.labels is not None:
+            check_labels(example, self.labels)
+        return example
+
+    def _is_named(self, name: str) -> bool:
+        """Whether the user chose this column, so that it must be there."""
+        recipe = self.recipes[name]
+        return recipe is not None and recipe.column != name
+
+    def _value(self, name: str, recipe: _Recipe, row: Mapping[str, Any], there: list[str]) -> Any:
+        if recipe.column:
+            value = look_up(row, recipe.column)
+            if value is not _MISSING:
+                return value
+            if recipe.column == name and (name not in ("instruction", "output") or self._has_messages(row)):
+                return None
+            raise _missing(name, recipe.column, there)
+        text = ""
+        for fixed, column in recipe.parts:
+            text += fixed
+            if column is not None:
+                value = look_up(row, column)
+                if value is _MISSING:
+                    raise _missing(name, column, there)
+                text += self._filling(name, column, value)
+        return text
+
+    def _has_messages(self, row: Mapping[str, Any]) -> bool:
+        recipe = self.recipes["messages"]
+        return recipe is not None and look_up(row, recipe.column or "") not in (_MISSING, None, [])
+
+    def _filling(self, name: str, column: str, value: Any) -> str:
+        place = f"{name} (column {column})"
+        if column in self.class_names:
+            return _name_of(value, self.class_names[column], place)
+        if isinstance(value, str):
+            return check_text(value, place)
+        try:
+            return str(check_number(value, place))
+        except BadExample as error:
+            if error.reason != "wrong type":
+                raise
+            raise BadExample(
+                place, "wrong type", f"expected text or a number, found {show(value)}."
+            ) from None
+
+    def _text(self, name: str, value: Any, optional: bool) -> str | None:
+        if optional and (value is None or isinstance(value, str) and not value.strip()):
+            return None
+        if value is None:
+            raise BadExample(name, "empty text", "found null: fill it in or remove the row.")
+        try:
+            return check_text(value, name)
+        except BadExample as error:
+            recipe = self.recipes[name]
+            if error.reason == "wrong type" and recipe is not None and recipe.column:
+                hint = f'to make text of it, set fields.{name} to "{{{recipe.column}}}".'
+                raise BadExample(name, error.reason, f"{error.detail[:-1]}; {hint}") from None
+            raise
+
+    def _output(self, value: Any) -> Any:
+        recipe = self.recipes["output"]
+        names = self.fields.label_names or self.class_names.get((recipe and recipe.column) or "", {})
+        kind = self.fields.output_type
+        if isinstance(value, str) and kind == "list":
+            value = self._split("output", value)
+        if isinstance(value, list | tuple):
+            if kind in ("text", "number"):
+                raise BadExample("output", "wrong type", f"expected one {kind}, found {show(value)}.")
+            places = [f"output[{number}]" for number in range(len(value))]
+            return tuple(
+                _name_of(v, names, p) if names else _id_text(v, p) for v, p in zip(value, places, strict=True)
+            )
+        if kind == "list":
+            raise BadExample("output", "wrong type", f"expected a list, found {show(value)}.")
+        if value is None or isinstance(value, str) and not value.strip():
+            detail = f"found {show(value)}: fill it in, remove the row, or set fields.output to null."
+            raise BadExample("output", "empty text", detail)
+        if names and kind == "auto":
+            return _name_of(value, names, "output")
+        if kind == "text":
+            return _id_text(value, "output")
+        if kind == "number":
+            return check_number(_number(value) if isinstance(value, str) else value, "output")
+        if isinstance(value, bool):
+            detail = f"found {show(value)}: name both values, label_names: {{0: no, 1: yes}}."
+            raise BadExample("output", "wrong type", detail)
+        if not isinstance(value, str | int | float):
+            raise BadExample(
+                "output", "wrong type", f"expected text, a number or a list, found {show(value)}."
+            )
+        return value
+
+    def _split(self, name: str, value: str) -> list[str]:
+        if not self.fields.separator:
+            detail = f"expected a list, found {show(value)}: set fields.separator to what parts the cell."
+            raise BadExample(name, "wrong type", detail)
+        return [part.strip() for part in value.split(self.fields.separator)] if value.strip() else []
+
+    def _ids(self, name: str, value: Any) -> tuple[str, ...]:
+        if value is None:
+            return ()
+        if isinstance(value, str):
+            value = self._split(name, value) if value.strip() else []
+        if not isinstance(value, list | tuple):
+            hint = f"set fields.{name} to null if the column means something else."
+            raise BadExample(name, "wrong type", f"expected a list of ids, found {show(value)}; {hint}")
+        return tuple(_id_text(item, f"{name}[{number}]") for number, item in enumerate(value))
+
+
+_MAPPED = ("instruction", "input", "output", "messages", "candidates", "history", "task", "id", "origin")
+
+
+def _missing(name: str, column: str, there: list[str]) -> BadExample:
+    names = ", ".join(str(c) for c in there[:30]) + (", ..." if len(there) > 30 else "")
+    close = suggest(column, [str(c) for c in there])
+    fixed = f' A fixed text needs an equals sign, fields.{name}: "={column}".' if " " in column else ""
+    detail = f"no column {column!r}; the record has {names or 'no columns'}.{close} Set fields.{name}.{fixed}"
+    return BadExample(name, "missing column", detail)
+
+
+def _name_of(value: Any, names: Mapping[int, str], place: str) -> str:
+    number = value
+    if (
+        isinstance(value, float)
+        and value.is_integer()
+        or isinstance(value, str)
+        and value.strip().isdecimal()
+    ):
+        number = int(value)
+    if isinstance(number, bool | int) and int(number) in names:
+        return names[int(number)]
+    if isinstance(value, str) and value in names.values():
+        return value
+    detail = (
+        f"found {show(value)}; the labels are {', '.join(f'{k}: {v}' for k, v in list(names.items())[:20])}."
+    )
+    if number == -1:
+        detail += " -1 usually marks a withheld answer: choose another split, or set fields.output to null."
+    raise BadExample(place, "unknown label", detail)
+
+
+def _number(value: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return value if "_" in value else kind(value)  # Python reads 1_000 as a number, no one else does
+        except ValueError:
+            continue
+    return value
+
+
+def _id_text(value: Any, place: str) -> str:
+    """Item ids, labels and names may be whole numbers in the file; in an example they are texts."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise BadExample(place, "wrong type", f"expected text or a whole number, found {show(value)}.")
+    return check_text(value, place)
+
+
+def _messages(value: Any, required: bool) -> tuple[Message, ...]:
+    if value is None and not required:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise BadExample("messages", "wrong type", f"expected a list of messages, found {show(value)}.")
+    if required and not value:
+        raise BadExample("messages", "empty text", "the conversation has no messages: remove the row.")
+    turns = []
+    for number, turn in enumerate(value):
+        place = f"messages[{number}]"
+        if not isinstance(turn, Mapping):
+            raise BadExample(place, "wrong type", f"expected {{role, content}}, found {show(turn)}.")
+        role = turn.get("role", turn.get("from"))
+        content = turn.get("content", turn.get("value"))
+        if turn.get("tool_calls") or turn.get("function_call"):
+            raise BadExample(
+                place, "wrong type", "calls of tools are not supported: write them out as content."
+            )
+        if not isinstance(role, str):
+            raise BadExample(
+                f"{place}.role", "missing column", f"expected role (or from), found {show(turn)}."
+            )
+        check_text(content, f"{place}.content")
+        turns.append(Message(_ROLES.get(role, role), content))
+    return tuple(turns)
+
+
+def _origin(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        hint = "set fields.origin to null if the column means something else."
+        raise BadExample("origin", "wrong type", f"expected an object of texts, found {show(value)}; {hint}")
+    return {name: text for name, text in value.items() if text is not None}

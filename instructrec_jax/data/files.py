@@ -1,0 +1,402 @@
+"""Records of JSONL, JSON, CSV, TSV and Parquet files, plain or gzipped, by number.
+
+`open_rows(path)` finds out where each record lies; `rows.row(i)` then reads that one. A damaged record raises
+`BadExample` when it is read; a file that cannot be read at all raises `ValueError` at once.
+"""
+
+import csv
+import glob
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from instructrec_jax.data.example import BadExample, show
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_BOM = b"\xef\xbb\xbf"
+_NEWLINE = b"\n"
+
+
+class Rows(Protocol):
+    """Records by number. `columns`: all there are, where `row` gives only some of them; else None."""
+
+    @property
+    def columns(self) -> Sequence[str] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Raises `BadExample` when the record is damaged."""
+
+    def where(self, index: int) -> str:
+        """File and line, for people."""
+
+
+def open_rows(path: str, columns: set[str] | None = None) -> "ChainedRows":
+    """The records of a file, of all data files right inside a folder (sorted by name), or of a glob pattern.
+
+    Args:
+      columns: the ones that are needed; where the format allows (Parquet), the others are not read.
+
+    Raises:
+      ValueError: nothing there, an unknown kind of file, or a file that is empty or damaged as a whole.
+    """
+    return ChainedRows([_open_file(file, columns) for file in find_files(path)])
+
+
+def find_files(path: str) -> list[Path]:
+    place = Path(path).expanduser()
+    if not path or "\x00" in path:
+        raise ValueError(f"path {path!r}: name a data file, a folder or a pattern such as data/*.jsonl.")
+    if place.is_file():
+        return [place]
+    kinds = f"{', '.join(SUFFIXES)}, each optionally with .gz"
+    if place.is_dir():
+        if any((place / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+            raise ValueError(
+                f"folder {path}: written by the `datasets` library; read it with `kind: datasets`."
+            )
+        files = sorted(file for file in place.iterdir() if file.is_file() and _suffix(file) in SUFFIXES)
+        files = [file for file in files if not file.name.startswith(".")]
+        if not files:
+            found = sorted(file.name for file in place.iterdir())
+            listed = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "") if found else "nothing"
+            message = f"folder {path}: no data files right inside it ({kinds}); it holds {listed}."
+            raise ValueError(f"{message} Files in deeper folders are found by a pattern: {path}/**/*.jsonl.")
+        return files
+    matches = sorted(glob.glob(str(place), recursive=True)) if glob.has_magic(path) else []
+    files = [Path(match) for match in matches if Path(match).is_file()]
+    if not files:
+        here = "" if place.is_absolute() else f" (looked in {Path.cwd()})"
+        raise ValueError(f"file {path}: there is no such file, folder or matching file{here}.")
+    return files
+
+
+def _suffix(file: Path) -> str:
+    name = file.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def _open_file(file: Path, columns: set[str] | None) -> Rows:
+    suffix = _suffix(file)
+    if suffix not in SUFFIXES:
+        message = f"file {file}: unknown kind {suffix or '(no suffix)'}; expected {', '.join(SUFFIXES)}"
+        raise ValueError(f"{message}, each optionally followed by .gz.")
+    memory = _unzip(file) if file.name.lower().endswith(".gz") else None
+    try:
+        size = file.stat().st_size if memory is None else len(memory)
+        if size == 0:
+            raise ValueError(f"file {file}: it is empty; remove it from the sources or fill it.")
+        if suffix == ".parquet":
+            return ParquetRows(file, memory, columns)
+        if suffix == ".json":
+            return JsonRows(file, memory)
+        return TextRows(file, memory, {".csv": ",", ".tsv": "\t"}.get(suffix))
+    except OSError as error:
+        raise ValueError(f"file {file}: cannot be read ({error}).") from error
+
+
+def _unzip(file: Path) -> bytes:
+    try:
+        with gzip.open(file) as stream:
+            return stream.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"file {file}: cannot be unzipped ({error}); the file is damaged or incomplete."
+        ) from error
+
+
+class ChainedRows:
+    """The rows of several files, one file after another."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = parts
+        self.ends = np.cumsum([len(part) for part in parts])
+        named = [part.columns for part in parts]
+        self.columns = named[0] if len(parts) == 1 else None
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def _find(self, index: int) -> tuple[Rows, int]:
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part], index - (int(self.ends[part - 1]) if part else 0)
+
+    def row(self, index: int) -> dict[str, Any]:
+        part, inside = self._find(index)
+        return part.row(inside)
+
+    def where(self, index: int) -> str:
+        part, inside = self._find(index)
+        return part.where(inside)
+
+
+class TextRows:
+    """JSONL, CSV or TSV. Only the places of the records are kept; a zipped file is held in memory unzipped.
+
+    CSV and TSV follow the rules of RFC 4180: the first record names the columns, a cell with separators,
+    quotes or line breaks stands in double quotes. A quote that is never closed spoils its own line, not the
+    rest.
+
+    Args:
+      separator: between the cells of a line; None for JSONL.
+    """
+
+    columns = None
+
+    def __init__(self, file: Path, memory: bytes | None, separator: str | None) -> None:
+        self.file, self.memory, self.separator = file, memory, separator
+        self.handle: BinaryIO | None = None
+        with io.BytesIO(memory) if memory is not None else open(file, "rb") as stream:
+            start = len(_BOM) if stream.read(len(_BOM)) == _BOM else 0
+            stream.seek(0)
+            encoding = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip"}.get(stream.read(2))
+            if encoding:
+                hint = "name it .gz" if encoding == "gzip" else "save it as UTF-8"
+                raise ValueError(f"file {file}: holds {encoding}, not UTF-8 text: {hint}.")
+            stream.seek(start)
+            find = _line_spans(stream, start) if separator is None else _csv_spans(stream, start, separator)
+            spans = np.fromiter(find, np.dtype((np.int64, 3)))
+        self.stat = None if memory is not None else _identity(os.stat(file))
+        while len(spans) and not self._bytes(*spans[-1, :2]).strip():
+            spans = spans[:-1]  # blank lines at the end
+        self.header: list[str] = []
+        if separator is not None and len(spans):
+            self.header = self._header(*spans[0])
+            spans = spans[1:]
+        if not len(spans):
+            raise ValueError(f"file {file}: it holds no records; remove it from the sources or fill it.")
+        self.spans = spans  # int64 [records, (first byte, byte after the last, first line counted from 1)]
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "handle": None}
+
+    def where(self, index: int) -> str:
+        return f"{self.file}, line {self.spans[index, 2]}"
+
+    def row(self, index: int) -> dict[str, Any]:
+        start, end, line = (int(number) for number in self.spans[index])
+        text = self._text(start, end, line)
+        if not text.strip():
+            raise BadExample("", "malformed line", "the line is blank: remove it.")
+        return _parse_json(text) if self.separator is None else self._parse_csv(text)
+
+    def _bytes(self, start: int, end: int) -> bytes:
+        if self.memory is not None:
+            return self.memory[start:end]
+        if self.handle is None:
+            self.handle = open(self.file, "rb", buffering=0)
+        if _identity(os.fstat(self.handle.fileno())) != self.stat:
+            raise ValueError(f"file {self.file}: it changed while it was in use; start again.")
+        if hasattr(os, "pread"):  # safe when threads share the file
+            data = os.pread(self.handle.fileno(), end - start, start)
+        else:
+            with open(self.file, "rb") as stream:
+                stream.seek(start)
+                data = stream.read(end - start)
+        if len(data) != end - start:
+            raise ValueError(
+                f"file {self.file}: only {len(data)} of {end - start} bytes came back; start again."
+            )
+        return data
+
+    def _text(self, start: int, end: int, line: int) -> str:
+        data = self._bytes(int(start), int(end))
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            before = data[: error.start]
+            byte = f"byte 0x{data[error.start]:02x} at place {error.start - before.rfind(_NEWLINE)}"
+            detail = (
+                f"{byte} of line {line + before.count(_NEWLINE)} is not UTF-8: save the file as UTF-8 "
+                "(it may be Latin-1, Windows-1252 or GBK)."
+            )
+            raise BadExample("", "not UTF-8", detail) from None
+
+    def _header(self, start: int, end: int, line: int) -> list[str]:
+        try:
+            names = _csv_cells(self._text(start, end, line), self.separator or "")
+        except BadExample as error:
+            raise ValueError(
+                f"file {self.file}, line {line} (the names of the columns): {error.detail}"
+            ) from None
+        if not names:
+            raise ValueError(f"file {self.file}, line {line}: blank; it must name the columns.")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            found = f"found {', '.join(names)}; name each one differently."
+            raise ValueError(f"file {self.file}, line {line}: two columns are called {twice[0]!r}; {found}")
+        return names
+
+    def _parse_csv(self, text: str) -> dict[str, Any]:
+        cells = _csv_cells(text, self.separator or "")
+        if len(cells) != len(self.header):
+            columns = ", ".join(self.header)[:200]
+            detail = (
+                f"{len(cells)} cells, but {len(self.header)} columns ({columns}): a cell "
+                "that holds the separator or a line break must stand in double quotes, quotes in it doubled."
+            )
+            raise BadExample("", "malformed line", detail)
+        return dict(zip(self.header, cells, strict=True))
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _line_spans(stream: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
+    for number, line in enumerate(stream, 1):
+        yield start, start + len(line), number
+        start += len(line)
+
+
+def _csv_spans(stream: BinaryIO, start: int, separator: str) -> Iterator[tuple[int, int, int]]:
+    """Where the records begin and end, also those that break the rules."""
+    line = 1
+    with _long_cells():
+        while True:
+            stream.seek(start)
+            edges = [start]  # of the lines of this record
+            try:
+                for _ in csv.reader(_characters(stream, edges), delimiter=separator, strict=True):
+                    yield start, edges[-1], line
+                    line += len(edges) - 1
+                    start = edges[-1]
+                    edges[:] = [start]
+                return
+            except csv.Error:  # give up on its first line, and go on behind that
+                yield start, edges[1], line
+                start, line = edges[1], line + 1
+
+
+def _characters(stream: BinaryIO, edges: list[int]) -> Iterator[str]:
+    for data in stream:
+        edges.append(edges[-1] + len(data))
+        yield data.decode("latin-1")  # a character for every byte: separators and quotes keep their places
+
+
+class _long_cells:
+    """Lifts the limit that the csv module sets to the length of a cell (one for the whole process)."""
+
+    def __enter__(self) -> None:
+        self.limit = csv.field_size_limit(2**31 - 1)
+
+    def __exit__(self, *_: object) -> None:
+        csv.field_size_limit(self.limit)
+
+
+def _csv_cells(text: str, separator: str) -> list[str]:
+    try:
+        with _long_cells():
+            records = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    except csv.Error as error:
+        detail = f"{error}: a cell in double quotes must be closed, and quotes inside it doubled."
+        raise BadExample("", "malformed line", detail) from None
+    if len(records) != 1:
+        raise BadExample("", "malformed line", f"{len(records)} records where one was expected.")
+    return records[0]
+
+
+def _parse_json(text: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError):
+            around = text[max(0, error.pos - 20) : error.pos + 20]
+            problem = f"{error.msg} at character {error.pos + 1}, near {around!r}"
+        else:
+            problem = str(error)[:200]
+        detail = f"no valid JSON ({problem}): each line of a JSONL file is one complete JSON object."
+        raise BadExample("", "malformed line", detail) from None
+    return _object(record)
+
+
+def _object(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise BadExample("", "wrong type", f"expected an object with named fields, found {show(record)}.")
+    return record
+
+
+class JsonRows:
+    """A JSON file with one array of objects, all held in memory; large data is better off in JSONL."""
+
+    columns = None
+
+    def __init__(self, file: Path, memory: bytes | None) -> None:
+        self.file = file
+        data = memory if memory is not None else file.read_bytes()
+        hint = "expected one array of objects, [{...}, {...}]; one object on each line makes a .jsonl file."
+        try:
+            records = json.loads(data.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            line = data[: error.start].count(b"\n") + 1
+            byte = f"byte 0x{data[error.start]:02x}"
+            raise ValueError(
+                f"file {file}, line {line}: {byte} is not UTF-8; save the file as UTF-8."
+            ) from None
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"file {file}, line {error.lineno}: no valid JSON ({error.msg}); {hint}"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"file {file}: no usable JSON ({str(error)[:200]}); {hint}") from None
+        if not isinstance(records, list):
+            raise ValueError(f"file {file}: found {show(records)}; {hint}")
+        if not records:
+            raise ValueError(f"file {file}: it holds no records; remove it from the sources or fill it.")
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def row(self, index: int) -> dict[str, Any]:
+        return _object(self.records[index])
+
+    def where(self, index: int) -> str:
+        return f"{self.file}, record {index + 1}"
+
+
+class ParquetRows:
+    """A Parquet file. The needed columns are held in memory in Arrow's compact form."""
+
+    def __init__(self, file: Path, memory: bytes | None, columns: set[str] | None) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.file = file
+        try:
+            parquet = pq.ParquetFile(file if memory is None else pa.BufferReader(memory))
+            self.columns: list[str] = parquet.schema_arrow.names
+            wanted = [name for name in self.columns if columns is None or name in columns]
+            self.table = parquet.read(columns=wanted)
+        except pa.ArrowException as error:
+            raise ValueError(f"file {file}: no readable Parquet ({error}); write it again.") from error
+        if len(self.columns) != len(set(self.columns)):
+            raise ValueError(
+                f"file {file}: two columns share a name ({', '.join(self.columns)}); rename one."
+            )
+        if not parquet.metadata.num_rows:
+            raise ValueError(f"file {file}: it holds no records; remove it from the sources or fill it.")
+        self.length = parquet.metadata.num_rows
+
+    def __len__(self) -> int:
+        return self.length
+
+    def row(self, index: int) -> dict[str, Any]:
+        try:
+            return {name: self.table.column(name)[index].as_py() for name in self.table.column_names}
+        except (UnicodeDecodeError, OverflowError) as error:
+            raise BadExample("", "not UTF-8", f"{error}; write the text as UTF-8.") from None
+
+    def where(self, index: int) -> str:
+        return f"{self.file}, row {index + 1}"

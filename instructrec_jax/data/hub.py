@@ -1,0 +1,119 @@
+"""Rows of HuggingFace `datasets` and of `tensorflow-datasets`, by number."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instructrec_jax.data.example import BadExample
+
+
+def class_names(features: Any, path: str = "") -> dict[str, list[str]]:
+    """Names of the numbers in every class column of `datasets` or tfds features, by (dotted) column."""
+    if isinstance(getattr(features, "names", None), list):
+        return {path: list(features.names)}
+    if hasattr(features, "feature"):  # a list of classes
+        return class_names(features.feature, path)
+    found: dict[str, list[str]] = {}
+    if hasattr(features, "items"):
+        for name, feature in features.items():
+            found |= class_names(feature, f"{path}.{name}" if path else name)
+    return found
+
+
+class DatasetRows:
+    """The rows of a HuggingFace `Dataset`; columns that the mapping does not need are not decoded."""
+
+    def __init__(self, dataset: Any, name: str, wanted: set[str]) -> None:
+        self.columns: list[str] = dataset.column_names
+        self.dataset = dataset.with_format(None).select_columns([c for c in self.columns if c in wanted])
+        self.length, self.name = len(dataset), name
+
+    def __len__(self) -> int:
+        return self.length
+
+    def row(self, index: int) -> dict[str, Any]:
+        return self.dataset[index] if self.dataset.column_names else {}
+
+    def where(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+
+def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> Any:
+    import datasets
+
+    folder = Path(path).expanduser()
+    saved = any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+    place = str(folder) if folder.exists() else path
+    try:
+        if not saved:
+            return datasets.load_dataset(place, subset, split=split, streaming=streaming)
+        dataset = datasets.load_from_disk(place)
+    except Exception as error:
+        hint = "check path, subset and split, and that the hub can be reached if it is a hub id"
+        message = f"cannot be opened ({type(error).__name__}: {error}); {hint}."
+        raise ValueError(f"data set {path} (split {split}): {message}") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"data set {path}: no split {split!r}; it has {', '.join(dataset)}.")
+        dataset = dataset[split]
+    elif split != "train":
+        raise ValueError(f"data set {path}: a single data set without splits; drop split: {split}.")
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+class TfdsRows:
+    """The rows of a `tensorflow-datasets` data source: texts are bytes there, numbers belong to numpy."""
+
+    columns = None
+
+    def __init__(self, data: Any, name: str) -> None:
+        self.data, self.name = data, name
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def row(self, index: int) -> dict[str, Any]:
+        return _plain(self.data[index])
+
+    def where(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadExample("", "not UTF-8", f"{error}; write the text as UTF-8.") from None
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def open_tfds(path: str, split: str) -> tuple[Any, Any]:
+    """The data source and its features. TensorFlow is not needed; the files must be in ArrayRecord format."""
+    try:
+        import array_record  # noqa: F401
+        import importlib_resources  # noqa: F401
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        hint = 'pip install "instructrec_jax[tfds]"'
+        raise ValueError(f"source {path}: kind tfds needs a package ({error}): {hint}") from error
+    folder = Path(path).expanduser()
+    try:
+        if folder.is_dir():
+            builder = tfds.builder_from_directory(folder)
+        else:
+            builder = tfds.builder(path, file_format="array_record")
+            builder.download_and_prepare()
+        return builder.as_data_source(split=split), builder.info.features
+    except Exception as error:
+        hint = "check name, or folder (the one with dataset_info.json), and split, and that it is ArrayRecord"
+        message = f"cannot be opened ({type(error).__name__}: {error}); {hint}."
+        raise ValueError(f"data set {path} (split {split}): {message}") from error

@@ -1,0 +1,219 @@
+"""One order for the examples of one or several sources, as a function of (seed, epoch)."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from instructrec_jax.data.example import Example
+
+
+class IndexableSource(Protocol):
+    """Examples by number. `fingerprint`: hex digits for their content and order, alike everywhere."""
+
+    name: str
+    task: str
+    fingerprint: str
+    skipped: list[Any]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def permutation(size: int, *key: int) -> np.ndarray:
+    """The numbers 0..size-1, int64 [size], shuffled as the key says, the same with every numpy.
+
+    (`Generator.permutation` may change between versions of numpy; the raw bits of PCG64 do not.)
+    """
+    if any(part < 0 for part in key):
+        raise ValueError(f"the key of a shuffle, {key}, holds a negative number; seeds start at 0.")
+    bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
+    return np.argsort(bits, kind="stable")
+
+
+def shares(
+    sizes: Sequence[int],
+    tasks: Sequence[str],
+    weights: Sequence[float] | None = None,
+    temperature: float = 1.0,
+    size_cap: int | None = None,
+) -> np.ndarray:
+    """The share of each source in a mixture, float64 [sources], sum 1.
+
+    With weights, the shares are proportional to them. Otherwise, with n_t the number of examples of task t in
+    all its sources, a task gets a share proportional to min(n_t, size_cap)^(1 / temperature), and its sources
+    divide that in proportion to their sizes: the examples-proportional and temperature-scaled mixing of
+    Raffel et al. 2020 (T5, section 3.5.2). Temperature 1 draws every example equally often, a high one every
+    task. A source without a task is a task by itself.
+
+    Raises:
+      ValueError: a weight, temperature or cap that is not positive, or weights beside a temperature or a cap.
+    """
+    if not math.isfinite(temperature) or temperature <= 0:
+        raise ValueError(
+            f"temperature {temperature}: must be a positive number; 1 draws in proportion to size."
+        )
+    if size_cap is not None and size_cap < 1:
+        raise ValueError(f"size_cap {size_cap}: must be at least 1; null sets no cap.")
+    if weights is not None:
+        if temperature != 1 or size_cap is not None:
+            raise ValueError(
+                "the sources have weights, so temperature and size_cap mean nothing: drop one or the other."
+            )
+        for weight in weights:
+            if not math.isfinite(weight) or weight <= 0:
+                raise ValueError(
+                    f"weight {weight}: must be a positive number; remove the source to leave it out."
+                )
+        return np.array(weights, np.float64) / sum(weights)
+    groups = [task or f"\x00{number}" for number, task in enumerate(tasks)]
+    totals: dict[str, int] = {}
+    for group, size in zip(groups, sizes, strict=True):
+        totals[group] = totals.get(group, 0) + size
+    rates = {group: min(n, size_cap or n) ** (1 / temperature) for group, n in totals.items()}
+    portions = [rates[group] * size / totals[group] for group, size in zip(groups, sizes, strict=True)]
+    return np.array(portions) / sum(portions)
+
+
+def apportion(portions: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers, int64, that sum to `total` and differ from portions * total by less than 1 each.
+
+    The largest-remainder method; of equal remainders the first one wins.
+    """
+    exact = portions * total
+    whole = np.floor(exact + 1e-9).astype(np.int64)
+    missing = total - int(whole.sum())
+    whole[np.argsort(whole - exact, kind="stable")[:missing]] += 1
+    return whole
+
+
+class Mixture:
+    """Several indexable sources as one, and the order in which training reads them.
+
+    As a sequence, it holds every example once, source after source: `len(mixture)`, `mixture[i]`.
+
+    For training, an epoch is as many draws as the sources hold examples together. Each source gets its share
+    of them (see `shares`), the same number in every epoch, and draws from its own examples in a shuffled
+    order; when all of them have been drawn, and only then, it goes on with the next shuffle of the same
+    examples, also from one epoch to the next. So a source that has more examples than draws is not finished
+    in one epoch, and the next epoch goes on where it stopped. Without weights, with temperature 1, every
+    epoch holds every example exactly once.
+
+    Within an epoch the sources alternate evenly: in the first P of N draws, source i has been drawn P *
+    share_i times, give or take 1 + sources / 2. A single source is simply shuffled anew in each epoch.
+
+    Args:
+      weights: one positive number a source, or None for shares by size, temperature and cap.
+      temperature, size_cap: see `shares`.
+      seed: of the shuffles, 0 or more.
+
+    Raises:
+      ValueError: no sources, an empty one, one whose share is too small to be drawn, or bad weights.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[IndexableSource],
+        *,
+        weights: Sequence[float] | None = None,
+        temperature: float = 1.0,
+        size_cap: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not sources:
+            raise ValueError("there are no sources: name at least one file or data set.")
+        if weights is not None and len(weights) != len(sources):
+            raise ValueError(f"{len(weights)} weights for {len(sources)} sources: give one weight a source.")
+        if seed < 0:
+            raise ValueError(f"seed {seed}: must be 0 or more.")
+        self.sources, self.seed = list(sources), seed
+        self.sizes = np.array([len(source) for source in sources], np.int64)
+        for source, size in zip(sources, self.sizes, strict=True):
+            if not size:
+                raise ValueError(f"source {source.name}: holds no examples; remove it or fill it.")
+        self.offsets = np.concatenate([[0], np.cumsum(self.sizes)])  # int64 [sources + 1]
+        tasks = [source.task for source in sources]
+        self.shares = shares([int(n) for n in self.sizes], tasks, weights, temperature, size_cap)
+        self.draws = apportion(self.shares, len(self))  # int64 [sources], in each epoch
+        for source, draws, share in zip(sources, self.draws, self.shares, strict=True):
+            if not draws:
+                message = f"its share of {share:.2g} is less than one of the {len(self)} draws of an epoch"
+                raise ValueError(
+                    f"source {source.name}: {message}, so it would never be read; give it more weight."
+                )
+        self._cached: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        source = int(np.searchsorted(self.offsets, index, side="right")) - 1
+        return self.sources[source][int(index - self.offsets[source])]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digits for the examples, their sources and the shares (not the seed)."""
+        text = "\n".join(
+            f"{s.fingerprint} {draws}" for s, draws in zip(self.sources, self.draws, strict=True)
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def skipped(self) -> list[Any]:
+        """The rows that all the sources left out (`SkippedRow`)."""
+        return [row for source in self.sources for row in source.skipped]
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """The draws of an epoch (counted from 0) in order, int64 [len(self), 2]: source, index in it."""
+        cached = self._cached
+        if cached is None or cached[0] != epoch:
+            self._cached = cached = (epoch, self._order(epoch))
+        return cached[1]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The same order as indices of this sequence, int64 [len(self)]."""
+        pairs = self.epoch_order(epoch)
+        return self.offsets[pairs[:, 0]] + pairs[:, 1]
+
+    def example_at(self, position: int) -> Example:
+        """The example at a position of the endless order, epoch after epoch; depends on the seed only."""
+        epoch, place = divmod(position, len(self))
+        source, index = self.epoch_order(epoch)[place]
+        return self.sources[source][int(index)]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch < 0:
+            raise ValueError(f"epoch {epoch}: epochs are counted from 0.")
+        # Draw k of a source's d draws belongs at (k + 1/2) / d of the epoch; sorting interleaves them.
+        times = np.concatenate([(np.arange(draws) + 0.5) / draws for draws in self.draws])
+        source = np.repeat(np.arange(len(self.draws)), self.draws)
+        index = np.concatenate([self._drawn(number, epoch) for number in range(len(self.draws))])
+        sequence = np.argsort(times, kind="stable")
+        pairs = np.stack([source, index], axis=1)[sequence]
+        pairs.setflags(write=False)
+        return pairs
+
+    def _drawn(self, source: int, epoch: int) -> np.ndarray:
+        """What a source gives in an epoch: a stretch of its shuffles put end to end, int64 [draws]."""
+        size, draws = int(self.sizes[source]), int(self.draws[source])
+        first, last = epoch * draws, (epoch + 1) * draws
+        rounds = range(first // size, (last - 1) // size + 1)
+        endless = np.concatenate([permutation(size, self.seed, source, number) for number in rounds])
+        return endless[first - rounds.start * size : last - rounds.start * size]
+
+    def summary(self) -> str:
+        """A line for each source: examples, draws in an epoch, how often that goes through its examples."""
+        rows = [("source", "task", "examples", "drawn an epoch", "share", "times through")]
+        for s, size, draws in zip(self.sources, self.sizes, self.draws, strict=True):
+            share, times = f"{100 * draws / len(self):.1f} %", f"{draws / size:.2f}"
+            rows.append((s.name, s.task or "-", f"{size:,}", f"{draws:,}", share, times))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        return "\n".join(lines)

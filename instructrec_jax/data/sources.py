@@ -1,0 +1,227 @@
+"""Where examples come from: files, HuggingFace `datasets`, `tensorflow-datasets`, lists and streams.
+
+`open_sources` reads every row once, so that a bad one is an error (or counted and listed) before training
+begins.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes
+from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.files import Rows, open_rows
+from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, open_dataset, open_tfds
+from instructrec_jax.data.mixture import IndexableSource, Mixture
+from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
+from instructrec_jax.data.stream import StreamSource
+
+Kind = Literal["file", "datasets", "tfds"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SourceConfig:
+    """One place that examples come from."""
+
+    path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, or the name of a data set.
+    kind: Kind = "file"  # file: jsonl, json, csv, tsv, parquet, or those with .gz; datasets: HuggingFace's.
+    name: str = ""  # What to call the source in reports; empty: its path.
+    subset: str | None = None  # datasets only: which part of a collection, for example sst2 of glue.
+    split: str = "train"  # datasets and tfds only: train, test, train[:1000] ...
+    streaming: bool = False  # datasets only: read rows as they arrive instead of downloading them first.
+    shuffle_block: int = 1000  # streaming only: shuffle within blocks of so many rows; 1 keeps their order.
+    fields: FieldsConfig = field(default_factory=FieldsConfig)  # Which columns make an example.
+    task: str = ""  # Name of the task of all these examples; empty: each record's own.
+    weight: float | None = None  # Share in a mixture, relative to the others; null: by number of examples.
+
+
+class RowSource:
+    """The usable rows of a file or data set, by number, checked once when it is opened.
+
+    Args:
+      on_bad_example: `error` raises at the first bad rows, `skip` leaves them out and lists them in
+        `skipped`.
+
+    Raises:
+      ValueError: bad rows, or not a single usable one.
+    """
+
+    def __init__(
+        self, rows: Rows, mapper: FieldMapper, name: str, on_bad_example: OnBadExample = "error"
+    ) -> None:
+        self.rows, self.mapper, self.name, self.task = rows, mapper, name, mapper.task
+        self.skipped: list[SkippedRow] = []
+        digest, usable = hashlib.sha256(), np.ones(len(rows), bool)
+        hide = len(rows) < 50_000
+        for index in tqdm(range(len(rows)), desc=f"checking {name}", unit="row", disable=hide, leave=False):
+            try:
+                digest.update(fingerprint_bytes(self._read(index)))
+            except BadExample as error:
+                usable[index] = False
+                self.skipped.append(SkippedRow(error.where, error.field, error.reason, error.detail))
+                if on_bad_example == "error" and len(self.skipped) == 10:
+                    break
+        self.fingerprint = digest.hexdigest()
+        self.kept = np.flatnonzero(usable)
+        if not len(self.kept):
+            raise ValueError(
+                f"source {name}: none of its {len(rows)} rows is usable.\n{listing(self.skipped)}"
+            )
+        if self.skipped and on_bad_example == "error":
+            raise ValueError(bad_rows(name, self.skipped))
+
+    def _read(self, index: int) -> Example:
+        try:
+            return self.mapper(self.rows.row(index), self.rows.columns)
+        except BadExample as error:
+            error.args = (error.field, error.reason, error.detail, self.rows.where(index))
+            error.where = self.rows.where(index)
+            raise
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._read(int(self.kept[index]))
+
+
+class ListSource:
+    """Examples in memory as a source.
+
+    Raises:
+      ValueError: no examples. BadExample (a ValueError): one that is not valid, or whose output is no label.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        name: str = "examples",
+        task: str = "",
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        if not examples:
+            raise ValueError(f"source {name}: holds no examples.")
+        self.examples, self.name, self.task = list(examples), name, task
+        self.skipped: list[SkippedRow] = []
+        digest = hashlib.sha256()
+        for number, example in enumerate(self.examples):
+            try:
+                check_example(example)
+                if labels is not None:
+                    check_labels(example, labels)
+            except BadExample as error:
+                raise BadExample(error.field, error.reason, error.detail, f"{name}[{number}]") from None
+            digest.update(fingerprint_bytes(example))
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+def open_sources(
+    configs: Sequence[SourceConfig],
+    *,
+    labels: Sequence[str] | None = None,
+    on_bad_example: OnBadExample = "error",
+    temperature: float = 1.0,
+    size_cap: int | None = None,
+    seed: int = 0,
+) -> Mixture | StreamSource:
+    """Opens and checks all sources: a `Mixture`, or the stream if the only source is one.
+
+    Args:
+      labels: when there are any, every output must be one of them.
+      on_bad_example: `error`, or `skip` and list the bad rows in `.skipped`.
+      temperature, size_cap: how the tasks share a mixture whose sources have no weights; see
+        `mixture.shares`.
+      seed: of all shuffles.
+
+    Raises:
+      ValueError: a source that cannot be opened, bad or no rows, settings that contradict each other.
+    """
+    if not configs:
+        raise ValueError("there are no sources: name at least one file or data set.")
+    labels = labels or None
+    weighted = [config.weight is not None for config in configs]
+    if any(weighted) and not all(weighted):
+        raise ValueError(
+            f"source {configs[weighted.index(False)].path}: give a weight to every source or to none."
+        )
+    streams = [config for config in configs if config.streaming]
+    if streams and len(configs) > 1:
+        hint = "set streaming: false to mix it, or train on it alone."
+        raise ValueError(
+            f"source {streams[0].path}: a stream has no size and cannot be mixed with others; {hint}"
+        )
+    names = _names(configs)
+    sources = [
+        _open(config, n, labels, on_bad_example, seed) for config, n in zip(configs, names, strict=True)
+    ]
+    if isinstance(sources[0], StreamSource):
+        return sources[0]
+    weights = [config.weight for config in configs if config.weight is not None] or None
+    indexable: list[IndexableSource] = [source for source in sources if not isinstance(source, StreamSource)]
+    return Mixture(indexable, weights=weights, temperature=temperature, size_cap=size_cap, seed=seed)
+
+
+def _names(configs: Sequence[SourceConfig]) -> list[str]:
+    names: list[str] = []
+    for config in configs:
+        parts = [config.path, config.subset, config.split if config.kind != "file" else None]
+        name = config.name or "/".join(part for part in parts if part)
+        names.append(f"{name} ({names.count(name) + 1})" if name in names else name)
+    return names
+
+
+def _open(
+    config: SourceConfig,
+    name: str,
+    labels: Sequence[str] | None,
+    on_bad_example: OnBadExample,
+    seed: int,
+) -> RowSource | StreamSource:
+    if on_bad_example not in ("error", "skip"):
+        raise ValueError(f"on_bad_example {on_bad_example!r}: must be error or skip.")
+    if not config.path:
+        raise ValueError("a source has no path: name a file, a folder or a data set.")
+    idle = [("streaming", config.streaming and config.kind != "datasets")]
+    idle += [("subset", config.subset is not None and config.kind != "datasets")]
+    idle += [("split", config.split != "train" and config.kind == "file")]
+    for setting, used in idle:
+        if used:
+            hint = "drop it" + (" and name the file that you want" if setting == "split" else "")
+            raise ValueError(f"source {name}: kind {config.kind} knows no {setting}; {hint}.")
+
+    def mapper(features: Any = None) -> FieldMapper:
+        names = class_names(features)
+        return FieldMapper(config.fields, task=config.task, labels=labels, class_names=names)
+
+    if config.kind == "file":
+        plain = mapper()
+        return RowSource(open_rows(config.path, plain.columns()), plain, name, on_bad_example)
+    if config.kind == "tfds":
+        data, features = open_tfds(config.path, config.split)
+        return RowSource(TfdsRows(data, name), mapper(features), name, on_bad_example)
+    dataset = open_dataset(config.path, config.subset, config.split, config.streaming)
+    mapped = mapper(dataset.features)
+    if config.streaming:
+        log.warning(
+            "source %s is read as a stream: its rows are checked only as they come, it is shuffled only "
+            "within blocks of %d rows, its size is unknown, and resuming is exact only while the data behind "
+            "it stays the same. Set streaming: false for all of that.",
+            name,
+            config.shuffle_block,
+        )
+        block = config.shuffle_block
+        return StreamSource(dataset, mapped, name, on_bad_example, shuffle_block=block, seed=seed)
+    return RowSource(DatasetRows(dataset, name, mapped.columns()), mapped, name, on_bad_example)

@@ -1,0 +1,111 @@
+"""A source that can only be read in order."""
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from instructrec_jax.data.example import BadExample, Example
+from instructrec_jax.data.fields import FieldMapper
+from instructrec_jax.data.mixture import permutation
+from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
+
+
+class StreamSource:
+    """A HuggingFace `IterableDataset`, read in order, epoch after epoch.
+
+    `for example in stream` yields the rest of the current epoch; the next loop yields the next epoch.
+    `get_state()` after an example is a dict that JSON can hold; `set_state` goes back to there, and the same
+    examples follow in the same order, if the data behind the stream is unchanged and has the same shards.
+    `set_state(None)` goes back to the beginning of the current epoch. All processes read the whole stream in
+    the same order.
+
+    What it cannot promise: that all rows are good (they are checked as they come), how many there are, a
+    shuffle of the whole (only of blocks of `shuffle_block` rows), reading from any place without a saved
+    state.
+
+    Raises, while it is read:
+      ValueError: a bad row (`on_bad_example="error"`), or an epoch without a usable row.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        mapper: FieldMapper,
+        name: str,
+        on_bad_example: OnBadExample = "error",
+        *,
+        shuffle_block: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        if shuffle_block < 1:
+            raise ValueError(f"source {name}: shuffle_block {shuffle_block} must be at least 1 (no shuffle).")
+        self.dataset, self.mapper, self.name, self.task = dataset, mapper, name, mapper.task
+        self.on_bad_example, self.shuffle_block, self.seed = on_bad_example, shuffle_block, seed
+        self._beginning = copy.deepcopy(dataset.state_dict())
+        self._skipped: dict[str, SkippedRow] = {}
+        self._epoch = 0
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._block = self._taken = 0  # blocks finished, rows taken from this one
+        self._usable = 0  # examples in this epoch so far
+        self._block_state = copy.deepcopy(self._beginning)  # of the data set, where this block begins
+
+    @property
+    def skipped(self) -> list[SkippedRow]:
+        return list(self._skipped.values())
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "epoch": self._epoch,
+            "block": self._block,
+            "taken": self._taken,
+            "usable": self._usable,
+            "dataset": copy.deepcopy(self._block_state),
+            "shuffle": [self.seed, self.shuffle_block],
+            "skipped": [asdict(row) for row in self.skipped],
+        }
+
+    def set_state(self, state: Mapping[str, Any] | None) -> None:
+        if state is None:
+            return self._rewind()
+        if list(state["shuffle"]) != [self.seed, self.shuffle_block]:
+            before, now = list(state["shuffle"]), [self.seed, self.shuffle_block]
+            message = f"(seed, shuffle_block) were {before} when the position was saved, now {now}"
+            raise ValueError(f"source {self.name}: {message}; restore both to resume.")
+        self._epoch, self._block = state["epoch"], state["block"]
+        self._taken, self._usable = state["taken"], state["usable"]
+        self._block_state = copy.deepcopy(state["dataset"])
+        self._skipped = {row["where"]: SkippedRow(**row) for row in state["skipped"]}
+
+    def __iter__(self) -> Iterator[Example]:
+        self.dataset.load_state_dict(copy.deepcopy(self._block_state))
+        rows = iter(self.dataset)
+        while True:
+            block = list(itertools.islice(rows, self.shuffle_block))
+            following = copy.deepcopy(self.dataset.state_dict())
+            for place in permutation(len(block), self.seed, self._epoch, self._block)[self._taken :]:
+                example = self._read(block[place], self._block * self.shuffle_block + int(place))
+                self._taken += 1
+                if example is not None:
+                    self._usable += 1
+                    yield example
+            self._block, self._taken, self._block_state = self._block + 1, 0, following
+            if len(block) < self.shuffle_block:
+                break
+        if not self._usable:
+            raise ValueError(f"source {self.name}: none of its rows is usable.\n{listing(self.skipped)}")
+        self._epoch += 1
+        self._rewind()
+
+    def _read(self, row: Mapping[str, Any], number: int) -> Example | None:
+        try:
+            return self.mapper(row)
+        except BadExample as error:
+            where = f"{self.name}, row {number}"
+            self._skipped[where] = SkippedRow(where, error.field, error.reason, error.detail)
+            if self.on_bad_example == "error":
+                raise ValueError(bad_rows(self.name, [self._skipped[where]])) from None
+            return None

@@ -1,0 +1,72 @@
+"""Evaluate a tuned run, or an untuned network: `python -m instructrec_jax.evaluate RUN_OR_HF_FOLDER`.
+
+    evaluate RUN                          the run's best checkpoint on its own data.test (or --split validation)
+    evaluate HF_FOLDER --config_path X    a HuggingFace folder as it is, on the task and data of X
+
+Any setting can be overridden as in train: `--data.test '[{path: other.jsonl}]'`.
+"""
+
+import argparse
+from pathlib import Path
+
+from instructrec_jax import assemble
+from instructrec_jax.config import DEFAULT, Config, main_guard, parse
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.evaluation.evaluator import baseline_contenders, contend, segments
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.evaluation.results import show_results
+
+
+def evaluate(
+    path: Path, config: Config, out: Path, *, split: str = "test", step: int | None = None, baselines: bool = True
+) -> None:
+    """Scores a run directory or a HuggingFace folder; writes evaluation.json and predictions.jsonl into `out`.
+
+    Args:
+      split: "test" or "validation", which of the configuration's sources.
+      step: which checkpoint of a run; None: the best.
+      baselines: also score simple methods on the same cases (they need data.train).
+    """
+    is_run = (path / "config.yaml").is_file()
+    folder = path / "backbone" if is_run else assemble.backbone_folder(str(path))
+    task = assemble.open_task(config, folder)
+    mesh = make_mesh(config.mesh)
+    sources = config.data.test if split == "test" else config.data.validation
+    cases = assemble.evaluation_data(config, task, sources)
+    if not cases:
+        raise ValueError(f"data.{split} lists no sources, so there is nothing to evaluate on.")
+    if is_run:
+        name, model = "tuned", assemble.restored_model(config, task, path, mesh, step)
+    else:
+        name, model = "untuned", assemble.load_model(config, task, folder, mesh)
+    predict = predictor(task, model.graphdef, mesh, assemble.buckets(config))(model.params)
+    groups = segments(cases, config.evaluation.segment_by)
+    contenders = [contend(name, task, predict, groups)]
+    if baselines and config.data.train:
+        train_set = assemble.evaluation_data(config, task, config.data.train)
+        contenders += baseline_contenders(task, train_set, groups)
+    show_results(out, contenders, [], metric=config.evaluation.metric or task.metric, tuned=name)
+    print(f"\nwritten: {out}")
+
+
+def main(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m instructrec_jax.evaluate",
+        description=__doc__.split("\n")[0],
+        epilog="Any setting of train can follow: --config_path FILE, --data.test ..., --mesh.tensor 2.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", type=Path, help="run directory, or HuggingFace folder")
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="which sources to score on")
+    parser.add_argument("--step", type=int, help="which checkpoint of a run; default: the best")
+    parser.add_argument("--out", type=Path, help="where the results go; default: RUN/evaluation or ./evaluation")
+    parser.add_argument("--no_baselines", action="store_true", help="leave out the simple methods")
+    options, rest = parser.parse_known_args(args)
+    is_run = (options.path / "config.yaml").is_file()
+    config = parse(Config, rest, default=options.path / "config.yaml" if is_run else DEFAULT)
+    out = options.out or (options.path / "evaluation" if is_run else Path("evaluation"))
+    evaluate(options.path, config, out, split=options.split, step=options.step, baselines=not options.no_baselines)
+
+
+if __name__ == "__main__":
+    main_guard(main)

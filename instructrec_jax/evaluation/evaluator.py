@@ -1,0 +1,101 @@
+"""One table: the model before and after tuning beside simple baselines, on the same cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from instructrec_jax.evaluation.predictor import remember
+from instructrec_jax.metrics.ranking import paired_bootstrap
+from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
+
+
+@dataclass
+class EvaluationConfig:
+    """Evaluation while training, and after it."""
+
+    every: int = 100  # steps between evaluations on data.validation; 0: never
+    metric: str | None = None  # what the best checkpoint and early stopping look at; null: the task's own
+    patience: int | None = None  # stop after this many evaluations without a better metric; null: never
+    max_examples: int | None = None  # evaluate on the first so many validation examples; null: all
+    segment_by: str | None = None  # also report separately for each value of this field of the examples' origin
+
+
+@dataclass
+class Contender:
+    """One row of the table: scores on all test cases, and on each segment of them."""
+
+    name: str
+    scores: dict[str, Scores]
+
+
+def segments(encoded: Sequence[Encoded], key: str | None) -> dict[str, list[Encoded]]:
+    """The cases by the value of `origin[key]`; all of them under "" when there is no key."""
+    if key is None:
+        return {"": list(encoded)}
+    groups: dict[str, list[Encoded]] = {}
+    for e in encoded:
+        if key not in e.example.origin:
+            raise ValueError(
+                f"evaluation.segment_by is {key!r}, but test example {e.example.id!r} has no origin[{key!r}]."
+            )
+        groups.setdefault(e.example.origin[key], []).append(e)
+    return groups
+
+
+def contend(name: str, task: Task, predict: Predict, groups: dict[str, list[Encoded]]) -> Contender:
+    """Scores a model on every segment; each text goes through it once."""
+    once = remember(predict)
+    return Contender(name, {segment: task.score(once, cases) for segment, cases in groups.items()})
+
+
+def baseline_contenders(task: Task, train: Sequence[Encoded], groups: dict[str, list[Encoded]]) -> list[Contender]:
+    by_name: dict[str, Contender] = {}
+    for segment, cases in groups.items():
+        for name, scores in task.baselines(train, cases).items():
+            by_name.setdefault(name, Contender(name, {})).scores[segment] = scores
+    return list(by_name.values())
+
+
+def table(contenders: Sequence[Contender], *, tuned: str, protocol: str, metric: str) -> dict[str, Any]:
+    """The table as JSON-able data, for the terminal and the report.
+
+    Args:
+      tuned: name of the row that the others are compared with, by paired bootstrap over cases, on `metric`.
+    """
+
+    def label(name: str, segment: str) -> str:
+        return f"{name}, {segment}" if segment else name
+
+    def values(contender: Contender) -> dict[str, float]:
+        return {label(m, s): v for s, scores in contender.scores.items() for m, v in scores.metrics.items()}
+
+    by_name = {c.name: c for c in contenders}
+    differences = []
+    for other in contenders:
+        if tuned not in by_name or other.name == tuned:
+            continue
+        for segment, scores in by_name[tuned].scores.items():
+            mine, theirs = scores.cases.get(metric), other.scores[segment].cases.get(metric)
+            if mine is None or theirs is None:
+                continue
+            mean, low, high = paired_bootstrap(mine, theirs)
+            differences.append(
+                {"name": f"{tuned} − {other.name}", "metric": label(metric, segment), "mean": mean, "low": low, "high": high}
+            )
+    shown = by_name.get(tuned, contenders[0])
+    reports = [f"{segment}\n{scores.report}".strip() for segment, scores in shown.scores.items() if scores.report]
+    return {
+        "protocol": protocol,
+        "metrics": list(values(shown)),
+        "rows": [{"name": c.name, "values": values(c)} for c in contenders],
+        "differences": differences,
+        "report": "\n\n".join(reports),
+    }
+
+
+def better(task: Task, new: float, old: float | None) -> bool:
+    if old is None:
+        return True
+    return new > old if task.greater_is_better else new < old
+
+

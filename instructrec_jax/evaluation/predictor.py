@@ -1,0 +1,76 @@
+"""Runs a model over any number of texts, in few shapes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from instructrec_jax.data.loader import Parts, Text, lay_out, to_devices
+from instructrec_jax.data.packing import Plan, best_fit, round_up
+from instructrec_jax.distributed.mesh import data_shards
+from instructrec_jax.tasks.base import Predict, Task
+from instructrec_jax.training.step import make_predict_step
+
+TOKENS_PER_BATCH = 4096  # on each data-parallel device
+
+
+def make_predict(
+    predict_step: Callable[[Any, dict[str, jax.Array]], jax.Array],
+    params: Any,
+    *,
+    mesh: Mesh,
+    buckets: Sequence[int],
+    per_token: bool,
+) -> Predict:
+    """The function that a task scores with: texts -> one array a text, in the order of the texts.
+
+    Texts are packed into rows of the smallest bucket that holds them; each bucket has one batch shape.
+    """
+
+    def predict(texts: Sequence[Text], **arrays: list[np.ndarray]) -> list[np.ndarray]:
+        lengths = np.array([len(text.tokens) for text in texts])
+        bucket_of = np.searchsorted(buckets, lengths)
+        results: list[Any] = [None] * len(texts)
+        for number in np.unique(bucket_of):
+            members = np.flatnonzero(bucket_of == number)
+            rows, row, segment, start = best_fit(lengths[members], buckets[number])
+            shards = data_shards(mesh)
+            most = max(1, TOKENS_PER_BATCH // buckets[number]) * shards
+            size = min(most, round_up(rows, shards))
+            for first in range(0, rows, size):
+                inside = (row >= first) & (row < first + size)
+                chosen = members[inside]
+                plan = Plan(size, int(buckets[number]), row[inside] - first, segment[inside], start[inside])
+                per_token_arrays = {name: [values[i] for i in chosen] for name, values in arrays.items()}
+                parts = Parts([texts[i] for i in chosen], per_token=per_token_arrays)
+                output = np.asarray(predict_step(params, to_devices(lay_out(parts, plan), mesh)))
+                for index, r, s, at in zip(chosen, plan.row, plan.segment, plan.start, strict=True):
+                    results[index] = output[r, at : at + lengths[index]] if per_token else output[r, s - 1]
+        return results
+
+    return predict
+
+
+def predictor(task: Task, graphdef: Any, mesh: Mesh, buckets: Sequence[int]) -> Callable[[Any], Predict]:
+    """parameters -> the function that runs texts through the model."""
+    step = make_predict_step(task, graphdef)
+    return lambda params: make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token)
+
+
+def remember(predict: Predict) -> Predict:
+    """The same function, which runs each `Text` object through the model once."""
+    known: dict[int, tuple[Text, np.ndarray]] = {}
+
+    def remembered(texts: Sequence[Text], **arrays: list[np.ndarray]) -> list[np.ndarray]:
+        if arrays:
+            return predict(texts, **arrays)
+        new = list({id(text): text for text in texts if id(text) not in known}.values())
+        if new:
+            known.update({id(text): (text, output) for text, output in zip(new, predict(new), strict=True)})
+        return [known[id(text)][1] for text in texts]
+
+    return remembered
+
+

@@ -1,0 +1,113 @@
+"""Classification metrics: thin doors to scikit-learn, single-label and multi-label.
+
+Macro averages run over the labels that occur in the targets or the predictions (scikit-learn's own rule); a
+label without a true or a predicted case scores 0, and is named in a warning rather than dropped in silence.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn import metrics as sk
+
+
+def classification_metrics(
+    targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str] | None = None
+) -> dict[str, float]:
+    """{"accuracy", "macro_f1", "micro_f1"} of single-label predictions.
+
+    targets, predictions: label names [cases]. labels: the names allowed, or None for those that occur; a name
+    outside them is an error. Micro F1 of single-label data equals accuracy.
+    """
+    used = _check_single(targets, predictions, labels)
+    shared = {"labels": used, "zero_division": 0}
+    return {
+        "accuracy": float(sk.accuracy_score(targets, predictions)),
+        "macro_f1": float(sk.f1_score(targets, predictions, average="macro", **shared)),
+        "micro_f1": float(sk.f1_score(targets, predictions, average="micro", **shared)),
+    }
+
+
+def classification_report(
+    targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """scikit-learn's per-label report (precision, recall, F1, support) as a dict and as text."""
+    used = _check_single(targets, predictions, labels)
+    shared = {"labels": used, "zero_division": 0}
+    table = sk.classification_report(targets, predictions, output_dict=True, **shared)
+    return table, sk.classification_report(targets, predictions, digits=4, **shared)
+
+
+def multilabel_metrics(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]) -> dict[str, float]:
+    """{"subset_accuracy", "macro_f1", "micro_f1", "sample_f1"} of multi-label predictions.
+
+    targets, predictions: 0/1 [cases, labels]; labels names the columns. Subset accuracy asks for the whole
+    set; sample F1 is averaged over cases, a case with no true and no predicted label counting as 1.
+    """
+    truth, guess = _check_multi(targets, predictions, labels)
+    columns = np.flatnonzero((truth | guess).any(axis=0))
+    macro = (
+        sk.f1_score(truth[:, columns], guess[:, columns], average="macro", zero_division=0)
+        if len(columns)
+        else 1.0
+    )
+    return {
+        "subset_accuracy": float((truth == guess).all(axis=1).mean()),
+        "macro_f1": float(macro),
+        "micro_f1": float(sk.f1_score(truth, guess, average="micro", zero_division=1)),
+        "sample_f1": float(sk.f1_score(truth, guess, average="samples", zero_division=1)),
+    }
+
+
+def multilabel_report(
+    targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    """scikit-learn's per-label report of 0/1 [cases, labels] arrays, a dict and a text; lists all labels."""
+    truth, guess = _check_multi(targets, predictions, labels)
+    shared = {"labels": list(range(len(labels))), "target_names": list(labels), "zero_division": 0}
+    table = sk.classification_report(truth, guess, output_dict=True, **shared)
+    return table, sk.classification_report(truth, guess, digits=4, **shared)
+
+
+def _check_single(
+    targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str] | None
+) -> list[str]:
+    """The labels in use, in the order of `labels` (or sorted)."""
+    if len(targets) != len(predictions) or not len(targets):
+        raise ValueError(
+            f"expected as many predictions as targets, got {len(predictions)} and {len(targets)}."
+        )
+    true, guessed = set(targets), set(predictions)
+    if labels is not None and (unknown := sorted((true | guessed) - set(labels))):
+        raise ValueError(f"unknown label {unknown[0]!r}; the labels are {', '.join(map(repr, labels))}.")
+    used = [x for x in labels if x in true | guessed] if labels is not None else sorted(true | guessed)
+    _warn_empty([x for x in used if x not in guessed], [x for x in used if x not in true])
+    return used
+
+
+def _check_multi(
+    targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    truth, guess = np.asarray(targets), np.asarray(predictions)
+    if truth.shape != guess.shape or truth.ndim != 2 or truth.shape[1] != len(labels) or not len(truth):
+        raise ValueError(
+            f"multi-label targets and predictions must both be [cases, {len(labels)} labels], "
+            f"got {truth.shape} and {guess.shape}."
+        )
+    for name, array in (("targets", truth), ("predictions", guess)):
+        if not np.isin(array, (0, 1)).all():
+            raise ValueError(f"multi-label {name} must hold only 0 and 1: threshold the scores first.")
+    truth, guess = truth.astype(bool), guess.astype(bool)
+    never_predicted = np.flatnonzero(truth.any(axis=0) & ~guess.any(axis=0)).tolist()
+    never_true = np.flatnonzero(guess.any(axis=0) & ~truth.any(axis=0)).tolist()
+    _warn_empty([labels[column] for column in never_predicted], [labels[column] for column in never_true])
+    return truth, guess
+
+
+def _warn_empty(never_predicted: Sequence[str], never_true: Sequence[str]) -> None:
+    for what, names in (("predicted", never_predicted), ("in the targets", never_true)):
+        if names:
+            shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+            warnings.warn(f"{len(names)} label(s) never {what}, F1 counted as 0: {shown}", stacklevel=4)

@@ -1,0 +1,36 @@
+"""Regression metrics: mean squared error, Pearson and Spearman correlation (thin doors to scipy)."""
+
+import warnings
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+def regression_metrics(targets: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
+    """{"mse", "pearson", "spearman"} of float [cases], computed in float64.
+
+    A correlation with a constant side (or a single case) is mathematically undefined: it is reported as 0.0,
+    with a warning. NaN or infinity is an error.
+    """
+    truth = np.asarray(targets, dtype=np.float64)
+    guess = np.asarray(predictions, dtype=np.float64)
+    if truth.shape != guess.shape or truth.ndim != 1 or not truth.size:
+        raise ValueError(
+            f"targets and predictions must both be [cases], got {truth.shape} and {guess.shape}."
+        )
+    for name, array in (("targets", truth), ("predictions", guess)):
+        if not (finite := np.isfinite(array)).all():
+            raise ValueError(
+                f"{(~finite).sum()} of {len(array)} {name} are not finite, first case {np.argmin(finite)}."
+            )
+        if np.ptp(array) == 0:
+            warnings.warn(
+                f"all {name} are {array[0]:g}: correlations are undefined, reported as 0", stacklevel=2
+            )
+    constant = np.ptp(truth) == 0 or np.ptp(guess) == 0
+    return {
+        "mse": float(np.mean((truth - guess) ** 2)),
+        "pearson": 0.0 if constant else float(stats.pearsonr(truth, guess).statistic),
+        "spearman": 0.0 if constant else float(stats.spearmanr(truth, guess).statistic),
+    }

@@ -1,0 +1,71 @@
+"""Turn public recommendation data into items, interactions and instruction examples.
+
+    python -m instructrec_jax.prepare movielens --source FOLDER --out FOLDER [--k_core 5] [--min_rating 4] ...
+    python -m instructrec_jax.prepare recbole   --source FOLDER --out FOLDER ...
+
+`python -m instructrec_jax.prepare movielens --help` explains every setting.
+"""
+
+from typing import Any
+
+from instructrec_jax.config import main_guard, parse
+from instructrec_jax.data.example import suggest
+from instructrec_jax.recommendation.prepare_data import MovieLensConfig, RecBoleConfig, prepare
+
+READERS = {"movielens": MovieLensConfig, "recbole": RecBoleConfig}
+
+
+def main(args: list[str]) -> dict[str, Any]:
+    """Run the verb with command-line arguments; prints and returns the card.
+
+    Bad arguments and unusable data are ValueErrors (ConfigError for settings).
+    """
+    reader, *rest = args or ["--help"]
+    if reader in ("-h", "--help"):
+        print(__doc__)
+        raise SystemExit(0)
+    if reader not in READERS:
+        hint = suggest(reader, READERS)
+        raise ValueError(f"unknown source {reader!r}: the first word is one of {', '.join(READERS)}.{hint}")
+    config = parse(READERS[reader], rest, default=None)
+    card = prepare(config)
+    print(describe(card, config.out))
+    return card
+
+
+def describe(card: dict[str, Any], out: str) -> str:
+    """The card as a few lines to read."""
+    examples = card["examples"]
+    left_out = [
+        f"{card[key]:,} {what}"
+        for key, what in (
+            ("bad_lines", "bad lines (listed in bad_lines.txt)"),
+            ("below_min_rating", "below the minimum rating"),
+            ("repeats", "repeats of a user's own item"),
+            ("outside_k_core", f"outside the {card['settings']['k_core']}-core"),
+        )
+        if card[key]
+    ]
+    lines = [
+        f"{card['source']} → {out}",
+        f"  users         {card['users']:>12,}",
+        f"  items         {card['items']:>12,}",
+        f"  interactions  {card['interactions']:>12,}   of {card['interactions_read']:,} read",
+        f"  density       {card['density']:>12.3%}",
+        f"  examples      {examples['train']:>12,} train, {examples['validation']:,} validation, "
+        f"{examples['test']:,} test (leave-one-out)",
+        f"  left out      {'; '.join(left_out) or 'nothing'}",
+    ]
+    if card["users_only_in_train"]:
+        lines.append(
+            f"  note: {card['users_only_in_train']:,} users have fewer than 3 items and stay in train"
+        )
+    if not card["has_timestamps"]:
+        lines.append(
+            "  note: the source has no timestamps; the order of its lines is taken as the order in time"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,1 @@
+"""Recommendation: catalogues and their readers, splits, instruction examples, baselines."""

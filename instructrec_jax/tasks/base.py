@@ -1,0 +1,194 @@
+"""What a task is: how examples become model inputs, loss, predictions and metrics.
+
+    encode (host) · gather (host) · loss, predict (device) · score (host) · optional refresh
+
+A task is one file that defines a config (a choice of `TaskConfig`) and a subclass of `Task`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import draccus
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.adapters.checkpoint_heads import Source
+from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text
+
+Arrays = dict[str, jax.Array]
+
+
+class Predict(Protocol):
+    """Runs a model over texts: `predict(texts, name=[one int array a token of each text], ...)`.
+
+    Returns one array a text, in the order of the texts: [...] or, for a task that answers per token, [length, ...].
+    """
+
+    def __call__(self, texts: Sequence[Text], **per_token: list[np.ndarray]) -> list[np.ndarray]: ...
+
+
+class TaskConfig(draccus.ChoiceRegistry):
+    """What to learn; `--task.type` chooses."""
+
+    def build(self, context: "TaskContext") -> "Task":
+        raise TypeError(f"{type(self).__name__} is not a task: choose --task.type.")
+
+
+@dataclass
+class TaskContext:
+    """What a task may need to know of the run when it is built."""
+
+    tokenizer: Any  # of transformers
+    max_length: int  # tokens a text, special tokens included
+    truncate: Literal["error", "left", "right", "drop"] = "error"
+    seed: int = 0
+    counts: dict[str, int] = field(default_factory=dict)  # what was cut or dropped, for the summary
+
+
+class Model(nnx.Module):
+    """ŷ = h_ω(M_θ(x)): a backbone and a head. A network without a pretrained part has no backbone."""
+
+    def __init__(self, backbone: nnx.Module | None, head: nnx.Module):
+        if backbone is not None:
+            self.backbone = backbone
+        self.head = head
+
+    def hidden(self, batch: Arrays, dropout: DropoutKeys | None = None) -> jax.Array:
+        """The backbone's last hidden states, [rows, length, hidden]."""
+        names = ("tokens", "segment_ids", "positions", "token_types")
+        return self.backbone(*(batch[name] for name in names), dropout=dropout)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example ready for batches: its text, and the target in the form that the task's loss wants."""
+
+    text: Text
+    target: Any
+    example: Example
+
+
+@dataclass
+class Scores:
+    """Result of an evaluation.
+
+    Attributes:
+      metrics: name -> value, as printed and logged.
+      cases: metric name -> float [cases], where a metric is a mean over cases (for paired intervals).
+      predictions: one JSON-able record a case.
+      report: longer text, such as a per-class table.
+    """
+
+    metrics: dict[str, float]
+    cases: dict[str, np.ndarray] = field(default_factory=dict)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    report: str = ""
+
+
+class Task:
+    """One task family. Subclasses fill in the parts below; nothing else in the project asks for a task's type."""
+
+    context: TaskContext
+    couples_examples = False  # whether one example's loss depends on the others of the batch
+    metric = "loss"  # what the best checkpoint and early stopping look at, unless the config says otherwise
+    greater_is_better = True
+
+    needs_pooler = False  # whether the backbone's own pooler (BERT's) is part of the model
+
+    def model(self, source: Source) -> nnx.Module:
+        """The network: the task's head on the backbone of a checkpoint (there may be none)."""
+        raise TypeError(f"{type(self).__name__} has no model().")
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Tokenises examples and checks their targets; an error names the example."""
+        raise TypeError(f"{type(self).__name__} has no encode().")
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+        """The texts and arrays of one batch."""
+        raise TypeError(f"{type(self).__name__} has no gather().")
+
+    def loss(
+        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """(Σ w ℓ, Σ w), float32 scalars."""
+        raise TypeError(f"{type(self).__name__} has no loss().")
+
+    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+        """[rows, segments, ...] or [rows, length, ...]: see `per_token`."""
+        raise TypeError(f"{type(self).__name__} has no predict().")
+
+    per_token = False  # whether `predict` answers for every token instead of every text
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+        """Metrics over examples."""
+        raise TypeError(f"{type(self).__name__} has no score().")
+
+    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+        """Simple methods on the same cases, by name."""
+        return {}
+
+    refresh_every = 0  # steps between refreshes of the buffers; 0: never
+
+    def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
+        """New values of the state's buffers, from the parameters as they stand."""
+        return {}
+
+    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+        """A few examples with the model's answers, for a person to read."""
+        return []
+
+
+def microbatches(batch: Arrays, parts: int) -> Arrays:
+    """[rows, ...] -> [parts, rows / parts, ...]. Rows are dealt out in turn, so each device keeps its own."""
+    return {
+        name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()
+    }
+
+
+def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -> list[Text | None]:
+    """Tokenises texts, with special tokens. A text that `truncate: drop` drops becomes None.
+
+    Args:
+      names: what to call each text in an error.
+
+    Raises:
+      ValueError: a text without tokens, or one longer than `max_length` under `truncate: error`.
+    """
+    encoded = context.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)
+    types = encoded.get("token_type_ids") or [None] * len(texts)
+    result: list[Text | None] = []
+    for ids, kinds, name in zip(encoded["input_ids"], types, names, strict=True):
+        if len(ids) > context.max_length:
+            if context.truncate == "error":
+                raise ValueError(
+                    f"{name} has {len(ids)} tokens, but data.max_length is {context.max_length}. Raise it, or say "
+                    "what to do with long texts: --data.truncate left, right or drop."
+                )
+            label = "dropped" if context.truncate == "drop" else "cut"
+            context.counts[f"texts {label}"] = context.counts.get(f"texts {label}", 0) + 1
+            if context.truncate == "drop":
+                result.append(None)
+                continue
+            ids, kinds = cut(ids, kinds, context)
+        if not ids:
+            raise ValueError(f"{name} has no tokens.")
+        result.append(Text(np.asarray(ids, np.int32), None if kinds is None else np.asarray(kinds, np.int32)))
+    return result
+
+
+def cut(ids: list[int], kinds: list[int] | None, context: TaskContext) -> tuple[list[int], list[int] | None]:
+    """Shortens a tokenised text to `max_length`, keeping the special tokens at its ends."""
+    tokenizer, length = context.tokenizer, context.max_length
+    special = tokenizer.build_inputs_with_special_tokens([]) if hasattr(tokenizer, "cls_token_id") else []
+    head = 1 if special and ids[0] == special[0] else 0
+    tail = 1 if len(special) > 1 and ids[-1] == special[-1] else 0
+    room = length - head - tail
+    body = ids[head : len(ids) - tail]
+    body = body[-room:] if context.truncate == "left" else body[:room]
+    kept = ids[:head] + body + ids[len(ids) - tail :]
+    return kept, None if kinds is None else kinds[:length]

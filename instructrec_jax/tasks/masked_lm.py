@@ -1,0 +1,123 @@
+"""Masked language modelling: guess the hidden tokens of a text (Devlin et al., 2018)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.adapters import losses
+from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.packing import max_segments
+from instructrec_jax.data.prompts import render
+from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext, tokenise
+
+
+@TaskConfig.register_subclass("masked_lm")
+@dataclass
+class MaskedLMConfig(TaskConfig):
+    """Guess hidden tokens."""
+
+    mask_rate: float = 0.15  # share of a text's tokens to guess: 80% masked, 10% replaced, 10% left as they are
+
+    def build(self, context: TaskContext) -> "MaskedLMTask":
+        return MaskedLMTask(self, context)
+
+
+class MaskedLMTask(Task):
+    greater_is_better = False
+    per_token = True
+
+    def __init__(self, config: MaskedLMConfig, context: TaskContext):
+        tokenizer = context.tokenizer
+        if not 0 < config.mask_rate < 1:
+            raise ValueError(f"task.mask_rate should lie between 0 and 1, but is {config.mask_rate}.")
+        if tokenizer.mask_token_id is None:
+            raise ValueError("the tokenizer has no mask token, so masked language modelling is not possible with it.")
+        self.config, self.context = config, context
+        self.special = np.array(tokenizer.all_special_ids)
+
+    def model(self, source: Source) -> nnx.Module:
+        return Model(source.backbone, task_head(source, "mlm"))
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
+        full = [
+            "\n".join([render(e), e.output]) if isinstance(e.output, str) and e.output else render(e) for e in examples
+        ]
+        texts = tokenise(full, names, self.context)
+        encoded = []
+        for text, example, name in zip(texts, examples, names, strict=True):
+            if text is not None and np.isin(text.tokens, self.special).all():
+                raise ValueError(f"{name} has no token that could be masked.")
+            if text is not None:
+                encoded.append(Encoded(text, None, example))
+        return encoded
+
+    def _mask(self, text: Text, rng: np.random.Generator) -> tuple[Text, np.ndarray]:
+        """A text with hidden tokens, and int32 [tokens] that is 1 where one is to be guessed."""
+        ordinary = np.flatnonzero(~np.isin(text.tokens, self.special))
+        count = max(1, math.floor(self.config.mask_rate * len(text.tokens)))
+        chosen = rng.permutation(ordinary)[:count]
+        tokens, draw = text.tokens.copy(), rng.random(len(chosen))
+        tokens[chosen[draw < 0.8]] = self.context.tokenizer.mask_token_id
+        replaced = chosen[(draw >= 0.8) & (draw < 0.9)]
+        tokens[replaced] = rng.integers(0, len(self.context.tokenizer), len(replaced))
+        supervised = np.zeros(len(tokens), np.int32)
+        supervised[chosen] = 1
+        return Text(tokens, text.types), supervised
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+        texts, supervised = zip(*(self._mask(e.text, rng) for e in encoded), strict=True)
+        return Parts(
+            list(texts),
+            per_token={"labels": [e.text.tokens for e in encoded], "supervised": list(supervised)},
+        )
+
+    def _log_probabilities(
+        self, model: Any, batch: Arrays, dropout: DropoutKeys | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """(positions, losses, weights, hits), [rows, room]: of the hidden tokens only.
+
+        Only hidden tokens go through the vocabulary-wide projection. `_mask` hides at most `room` in a row: a share
+        of its tokens, and at least one of each text.
+        """
+        hidden = model.hidden(batch, dropout)
+        length = hidden.shape[1]
+        room = min(length, math.floor(self.config.mask_rate * length) + max_segments(length))
+        positions = jnp.argsort(-batch["supervised"], axis=1, stable=True)[:, :room]
+        labels = jnp.take_along_axis(batch["labels"], positions, axis=1)
+        weights = jnp.take_along_axis(batch["supervised"], positions, axis=1).astype(jnp.float32)
+        logits = model.head(model.backbone, hidden, index=positions)
+        return positions, losses.cross_entropy(logits, labels), weights, logits.argmax(-1) == labels
+
+    def loss(
+        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
+    ) -> tuple[jax.Array, jax.Array]:
+        _, each, weights, _ = self._log_probabilities(model, batch, dropout)
+        return jnp.sum(each * weights), jnp.sum(weights)
+
+    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+        """float32 [rows, length, 2]: the loss of each hidden token, and whether it was guessed."""
+        positions, each, _, hits = self._log_probabilities(model, batch, None)
+        rows = jnp.arange(len(positions))[:, None]
+        empty = jnp.zeros((*batch["tokens"].shape, 2), jnp.float32)
+        return empty.at[rows, positions].set(jnp.stack([each, hits.astype(jnp.float32)], -1))
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+        """Loss (nats), perplexity and accuracy over hidden tokens, hidden by a fixed seed."""
+        parts = self.gather(encoded, np.random.default_rng(self.context.seed))
+        outputs = predict(parts.texts, **parts.per_token)
+        hidden = [s > 0 for s in parts.per_token["supervised"]]
+        found = np.concatenate([o[h] for o, h in zip(outputs, hidden, strict=True)]).astype(np.float64)
+        loss, accuracy = found.mean(0)
+        per_text = np.array([o[h, 0].mean() for o, h in zip(outputs, hidden, strict=True)])
+        metrics = {"loss": float(loss), "perplexity": float(np.exp(loss)), "accuracy": float(accuracy)}
+        return Scores(metrics, {"loss": per_text})

@@ -1,0 +1,256 @@
+"""Tune a pretrained network on instructions: `python -m instructrec_jax.train [--config_path X.yaml] [--a.b value]`.
+
+Without arguments it trains the embedded film recommender. `train` is the whole run, top to bottom.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from instructrec_jax import assemble
+from instructrec_jax.assemble import Assembly
+from instructrec_jax.config import Config, load, main_guard, parse, to_dict, to_yaml
+from instructrec_jax.data.loader import to_devices
+from instructrec_jax.data.skipped import summarize_skipped, write_skipped
+from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
+from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, better, contend, segments
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.evaluation.report import write_report
+from instructrec_jax.evaluation.results import show_results
+from instructrec_jax.files import write_json, write_text
+from instructrec_jax.tasks.base import Encoded, Predict, Task
+from instructrec_jax.training.checkpoint import Checkpoints, abstract
+from instructrec_jax.training.interrupt import Interrupt
+from instructrec_jax.training.meter import Meter
+from instructrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from instructrec_jax.training.state import Tree, TrainState, create_state, empty_window, merge_params, state_shardings
+from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.tracking import Tracker, progress_bar
+
+# Settings that may differ when a run goes on: they do not change what it computes.
+FREE_ON_RESUME = ("overwrite", "mesh", "checkpoint", "tracking")
+
+
+def train(config: Config) -> Path:
+    """Runs, or goes on with, the training that `config` describes; returns the run directory."""
+    run_dir = open_run_dir(config)
+
+    # ------------------------------------------------------------------ task and data
+    folder = assemble.backbone_folder(config.backbone.path)
+    task = assemble.open_task(config, folder)
+    assemble.keep_declarations(folder, run_dir / "backbone", task)
+    mesh = make_mesh(config.mesh)
+    data = assemble.training_data(config, task, row_multiple=config.accumulation * data_shards(mesh))
+    validation = assemble.evaluation_data(config, task, config.data.validation)[: config.evaluation.max_examples]
+
+    # ------------------------------------------------------------------ model and state
+    model = assemble.load_model(config, task, folder, mesh)
+    predict_with = predictor(task, model.graphdef, mesh, assemble.buckets(config))
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state = create_state(
+        model.params,
+        optimizer,
+        config.seed,
+        is_frozen=lambda path: config.backbone.frozen and path.startswith("backbone/"),
+        buffers=task.refresh(predict_with(model.params)) if task.refresh_every else {},
+    )
+    shardings = state_shardings(state, model.shardings, mesh)
+    state = jax.device_put(state, shardings)
+    train_step = make_train_step(
+        task, model.graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=config.accumulation
+    )
+    summary = summarise(config, task, model, state, mesh, data)
+    write_json(run_dir / "summary.json", {"title": run_dir.name, "facts": summary})
+    print("\n".join(f"{name:>14}  {value}" for name, value in summary.items()), file=sys.stderr)
+
+    # ------------------------------------------------------------------ resume
+    checkpoints = Checkpoints(run_dir, config.checkpoint, task.greater_is_better)
+    step, progress = 0, {"tokens": 0, "stream": None, "best_value": None, "best_step": None, "stale": 0}
+    if checkpoints.steps():
+        step = checkpoints.steps()[-1]
+        progress = checkpoints.progress(step)
+        check_same_data(progress.pop("data"), data.fingerprint, run_dir)
+        state = checkpoints.restore(step, abstract(state, shardings))
+        print(f"going on from the checkpoint of step {step}", file=sys.stderr)
+
+    # ------------------------------------------------------------------ train
+    metric = config.evaluation.metric or task.metric
+    tracker = Tracker(run_dir, config.tracking, step, to_dict(config))
+    bar = progress_bar(config.steps, step)
+    schedule = learning_rate_schedule(config.optimizer, config.steps)
+    meter = Meter(tracker, bar, schedule, config.optimizer.max_nonfinite)
+    shapes: set[tuple[int, int]] = set()
+    with bar, tracker, Interrupt() as interrupt:
+        batches = data.batches(step, config.steps, progress["stream"])
+        while step < config.steps and not interrupt.requested and not out_of_patience(config, progress):
+            if task.refresh_every and step % task.refresh_every == 0:
+                buffers = task.refresh(predict_with(merge_params(state.params, state.frozen)))
+                state = replace(state, buffers=jax.device_put(buffers, shardings.buffers))
+            batch = next(batches)
+            if batch.shape not in shapes:
+                shapes.add(batch.shape)
+                bar.print(f"compiling the step for {batch.shape[0]} rows of {batch.shape[1]} tokens")
+            state, sums = train_step(state, to_devices(batch.arrays, mesh))
+            step += 1
+            progress |= {"tokens": progress["tokens"] + batch.tokens, "stream": batch.position}
+            meter.count(batch.tokens)
+            meter.flush()
+            bar.update(step)
+            if step % config.tracking.log_every == 0 or step == config.steps:
+                meter.close_window(step, sums, progress["tokens"])
+                state = replace(state, window=jax.device_put(empty_window(), replicated(mesh)))
+            value = None
+            if validation and config.evaluation.every and step % config.evaluation.every == 0:
+                meter.flush()
+                began = time.perf_counter()
+                scores = task.score(predict_with(merge_params(state.params, state.frozen)), validation)
+                value = chosen_metric(scores.metrics, metric)
+                tracker.log("evaluation", step, scores.metrics)
+                note_progress(task, progress, step, value)
+                bar.print(f"step {step}: {metric} {value:.4f}" + (" (best so far)" * (progress["best_step"] == step)))
+                meter.pause(time.perf_counter() - began)
+            last = step == config.steps or interrupt.requested
+            if step % config.checkpoint.every == 0 or last or progress["best_step"] == step:
+                meter.flush()  # every line up to a checkpoint is on disk before the checkpoint is
+                saved = progress | {"data": data.fingerprint}
+                checkpoints.save(step, state, saved, to_dict(config), value)
+        meter.flush()
+    checkpoints.close()
+    write_skipped(run_dir, data.skipped)
+    if data.skipped:
+        print(summarize_skipped(data.skipped), file=sys.stderr)
+    if interrupt.requested and step < config.steps:
+        print(
+            f"{interrupt.requested}: saved step {step} of {config.steps} in {run_dir}. "
+            "Start again with the same command to go on.",
+            file=sys.stderr,
+        )
+        return run_dir
+
+    # ------------------------------------------------------------------ before, after, and simple baselines
+    del state
+    test = assemble.evaluation_data(config, task, config.data.test) or validation
+    if test:
+        compare(config, task, run_dir, test, data.encoded, predict_with, folder, mesh)
+    print(f"\nreport: {write_report(run_dir)}")
+    return run_dir
+
+
+def compare(
+    config: Config,
+    task: Task,
+    run_dir: Path,
+    test: list[Encoded],
+    train_set: list[Encoded],
+    predict_with: Callable[[Tree], Predict],
+    folder: Path,
+    mesh: Mesh,
+) -> None:
+    """The table that training ends with: the model before and after, and simple methods, on the same cases."""
+    groups = segments(test, config.evaluation.segment_by)
+    tuned = assemble.restored_model(config, task, run_dir, mesh)
+    after = predict_with(tuned.params)
+    contenders: list[Contender] = [
+        contend("before tuning", task, predict_with(assemble.load_model(config, task, folder, mesh).params), groups),
+        contend("after tuning", task, after, groups),
+        *baseline_contenders(task, train_set, groups),
+    ]
+    examples = task.showcase(after, groups[list(groups)[-1]])
+    show_results(run_dir, contenders, examples, metric=config.evaluation.metric or task.metric)
+
+
+def open_run_dir(config: Config) -> Path:
+    """Makes the run directory, or checks that the one that is there is of the same run."""
+    run_dir = Path(config.run_dir)
+    settings = run_dir / "config.yaml"
+    if config.steps < 1 or config.accumulation < 1:
+        raise ValueError("steps and accumulation must be at least 1.")
+    if run_dir.exists() and any(run_dir.iterdir()) and not settings.is_file():
+        raise ValueError(f"{run_dir} exists but is no run directory (no config.yaml). Choose another run_dir.")
+    if settings.is_file() and config.overwrite:
+        shutil.rmtree(run_dir)
+    elif settings.is_file():
+        before, now = flatten(to_dict(load(settings))), flatten(to_dict(config))
+        changed = [
+            f"{key}: {before.get(key)} then, {now.get(key)} now"
+            for key in sorted(before | now)
+            if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_ON_RESUME
+        ]
+        if changed:
+            raise ValueError(
+                f"{run_dir} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+                "Choose another run_dir, or start anew with --overwrite true."
+            )
+    write_text(settings, to_yaml(replace(config, overwrite=False)))
+    return run_dir
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {name: value for key, below in tree.items() for name, value in flatten(below, f"{prefix}{key}.").items()}
+
+
+def check_same_data(before: str, now: str, run_dir: Path) -> None:
+    if before != now:
+        raise ValueError(
+            f"the training data changed since the run in {run_dir} began, so it cannot go on. Restore the data, choose "
+            "another run_dir, or start anew with --overwrite true."
+        )
+
+
+def chosen_metric(metrics: dict[str, float], name: str) -> float:
+    if name not in metrics:
+        raise ValueError(f"evaluation.metric is {name!r}, but the evaluation gives {', '.join(metrics)}.")
+    return metrics[name]
+
+
+def note_progress(task: Task, progress: dict[str, Any], step: int, value: float) -> None:
+    """Keeps the best metric, its step, and the number of evaluations since it."""
+    if better(task, value, progress["best_value"]):
+        progress |= {"best_value": value, "best_step": step, "stale": 0}
+    else:
+        progress["stale"] += 1
+
+
+def out_of_patience(config: Config, progress: dict[str, Any]) -> bool:
+    return config.evaluation.patience is not None and progress["stale"] >= config.evaluation.patience
+
+
+def summarise(
+    config: Config, task: Task, model: Assembly, state: TrainState, mesh: Mesh, data: assemble.TrainingData
+) -> dict[str, str]:
+    """What a person wants to know before a run, label -> text."""
+
+    def count(tree: Tree) -> int:
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+    devices = mesh.devices.flatten()
+    size = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in mesh.axis_names)
+    trained, frozen = count(state.params), count(state.frozen)
+    facts = {
+        "devices": f"{len(devices)} x {devices[0].device_kind}, mesh {size}",
+        "backbone": f"{config.backbone.path} ({model.source.config.model_type}), {model.source.report}",
+        "parameters": f"{trained:,} trained, {frozen:,} frozen",
+        "examples": data.describe(),
+        "steps": f"{config.steps:,} x {config.data.batch_size} examples",
+        "run directory": config.run_dir,
+    }
+    notes = model.source.notes + [f"{n:,} {what}" for what, n in task.context.counts.items()]
+    return facts | ({"note": "; ".join(notes)} if notes else {})
+
+
+def main(args: list[str]) -> None:
+    train(parse(Config, args))
+
+
+if __name__ == "__main__":
+    main_guard(main)

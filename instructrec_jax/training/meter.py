@@ -1,0 +1,69 @@
+"""Turns the sums that the step keeps on the device into lines of the log, without waiting for the device."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import optax
+
+from instructrec_jax.training.tracking import ProgressBar, Tracker
+
+
+@dataclass
+class Meter:
+    """Counts tokens and time between two lines of the log.
+
+    A line's numbers are fetched only once the next step is under way (`flush`), so the device never idles for them.
+    """
+
+    tracker: Tracker
+    bar: ProgressBar
+    schedule: optax.Schedule
+    max_nonfinite: int
+    _pending: tuple[int, dict[str, jax.Array], int, int, float] | None = None
+    _tokens: int = 0
+    _started: float = field(default_factory=time.perf_counter)
+    _window_started: float = field(default_factory=time.perf_counter)
+
+    def count(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def pause(self, seconds: float) -> None:
+        """Takes time that was not spent on training out of the present window."""
+        self._window_started += seconds
+
+    def close_window(self, step: int, sums: dict[str, jax.Array], total_tokens: int) -> None:
+        """Ends the window at `step`; `sums` may still be in the making on the device."""
+        now = time.perf_counter()
+        self._pending = (step, sums, total_tokens, self._tokens, now - self._window_started)
+        self._tokens, self._window_started = 0, now
+
+    def flush(self) -> None:
+        """Writes the line of the last closed window, if it is not written yet.
+
+        Raises:
+          FloatingPointError: too many updates in a row were not finite.
+        """
+        if self._pending is None:
+            return
+        step, on_device, total_tokens, tokens, seconds = self._pending
+        self._pending = None
+        sums: dict[str, Any] = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        loss = sums["loss"] / sums["weight"] if sums["weight"] else float("nan")
+        values = {
+            "loss": loss,
+            "grad_norm": sums["grad_norm"] / max(sums["steps"], 1),
+            "learning_rate": self.schedule(step - 1 - int(sums["skipped"])),
+            "skipped_updates": int(sums["skipped"]),
+            "tokens": total_tokens,
+            "tokens_per_second": tokens / seconds,
+            "seconds": time.perf_counter() - self._started,
+        }
+        self.tracker.log("train", step, values)
+        self.bar.update(step, loss, tokens / seconds)
+        if sums["skipped_in_a_row"] >= self.max_nonfinite:
+            raise FloatingPointError(
+                f"the last {sums['skipped_in_a_row']:.0f} updates up to step {step} were not finite (NaN or infinity) "
+                "and were skipped. Lower optimizer.learning_rate, set optimizer.clip_norm, or look for broken examples."
+            )

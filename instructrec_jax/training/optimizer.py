@@ -1,0 +1,79 @@
+"""AdamW with decoupled weight decay on the backbone (θ) and the head (ω)."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import optax
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: float = 1e-3  # peak learning rate
+    head_learning_rate: float | None = None  # peak learning rate of the head; null: the same
+    weight_decay: float = 0.01  # decoupled: each step subtracts learning_rate * weight_decay * parameter
+    decay_exclude: list[str] = field(  # parameters whose path matches one of these (regular expressions) don't decay
+        default_factory=lambda: ["bias$", "scale$", "norm", "temperature$"]
+    )
+    beta1: float = 0.9  # decay of the gradient's running mean
+    beta2: float = 0.999  # decay of the gradient's running square
+    epsilon: float = 1e-8  # added to the root of the running square
+    clip_norm: float | None = 1.0  # gradients are scaled down to this global norm; null: never
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # what follows the warm-up
+    warmup: float = 0.1  # share of the steps over which the learning rate rises from 0
+    final_ratio: float = 0.0  # learning rate at the last step, as a share of the peak
+    max_nonfinite: int = 5  # training stops after this many updates in a row with NaN or infinity
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A parameter's path as text: 'backbone/layers/attention/query/kernel'."""
+    return "/".join(str(getattr(part, "key", part)) for part in path)
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate of the backbone as a function of the number of updates made."""
+    peak, final = config.learning_rate, config.learning_rate * config.final_ratio
+    warmup = round(config.warmup * steps)
+    rest = max(1, steps - warmup)
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, rest, config.final_ratio),
+        "linear": optax.linear_schedule(peak, final, rest),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if not warmup:
+        return after
+    # The first update should move: the ramp starts at peak / warmup.
+    ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter, 2019): p ← p − η (m̂ / (√v̂ + ε) + λ p), for θ and ω alike.
+
+    η follows the schedule, times `head_learning_rate / learning_rate` for parameters below 'head'.
+    """
+    if config.learning_rate <= 0:
+        raise ValueError(f"optimizer.learning_rate must be above 0, but is {config.learning_rate}.")
+    head_factor = 1.0 if config.head_learning_rate is None else config.head_learning_rate / config.learning_rate
+    excluded = [re.compile(pattern) for pattern in config.decay_exclude]
+
+    def decays(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not any(pattern.search(path_name(path)) for pattern in excluded), params
+        )
+
+    def scale_head(updates: Any, params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u: u * head_factor if path_name(path).startswith("head/") else u, updates
+        )
+
+    return optax.chain(
+        optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
+        optax.identity() if head_factor == 1.0 else optax.stateless(scale_head),
+    )

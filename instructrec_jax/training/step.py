@@ -1,0 +1,108 @@
+"""The sharded training step: one for every backbone, head and task."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from instructrec_jax.backbones.layers import DropoutKeys, dropout_keys
+from instructrec_jax.distributed.mesh import replicated
+from instructrec_jax.tasks.base import Task, microbatches
+from instructrec_jax.training.state import Tree, TrainState, merge_params
+
+Arrays = dict[str, jax.Array]
+
+
+def batch_dropout_keys(seed: jax.Array, batch: Arrays) -> DropoutKeys:
+    """One hash per token from (step, number of the text in the global batch, position in the text).
+
+    So a token meets the same dropout bits however the batch is packed, split into micro-batches or spread over
+    devices.
+    """
+    segment = jnp.maximum(batch["segment_ids"] - 1, 0)
+    numbers = jnp.take_along_axis(batch["text_numbers"], segment, axis=1)
+    return dropout_keys(seed, numbers, batch["positions"])
+
+
+def make_train_step(
+    task: Task,
+    graphdef: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    shardings: TrainState,
+    accumulation: int = 1,
+) -> Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles (state, batch) -> (state, the window's sums); the old state's memory is given to the new one.
+
+    With `accumulation` k the rows are worked through in k equal parts. The loss is Σ w ℓ / Σ w over the *whole*
+    batch, so k parts and d devices give what one part on one device gives, to rounding.
+    """
+
+    def total_loss(params: Tree, state: TrainState, batch: Arrays, seed: jax.Array, parts: int) -> Any:
+        model = nnx.merge(graphdef, merge_params(params, state.frozen))
+        keys = batch_dropout_keys(seed, batch)
+        total, weight = task.loss(model, batch, dropout=keys, buffers=state.buffers, parts=parts)
+        return total, weight
+
+    def gradients(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:
+        gradient = jax.value_and_grad(total_loss, has_aux=True)
+        if accumulation == 1 or task.couples_examples:  # a coupled loss walks through its parts by itself
+            (total, weight), grads = gradient(state.params, state, batch, seed, accumulation)
+        else:
+
+            def add(sums: Any, part: Arrays) -> tuple[Any, None]:
+                (total, weight), grads = gradient(state.params, state, part, seed, 1)
+                return jax.tree.map(jnp.add, sums, (total, weight, grads)), None
+
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            start = (jnp.zeros(()), jnp.zeros(()), zeros)
+            (total, weight, grads), _ = jax.lax.scan(add, start, microbatches(batch, accumulation))
+        scale = 1 / jnp.maximum(weight, 1e-9)
+        return total, weight, jax.tree.map(lambda g: g * scale, grads)
+
+    def train_step(state: TrainState, batch: Arrays) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        total, weight, grads = gradients(state, batch, jax.random.bits(key, dtype=jnp.uint32))
+        grad_norm = optax.global_norm(grads)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        seen = {"loss": total, "weight": weight, "grad_norm": grad_norm, "steps": jnp.ones(())}
+        # A skipped update leaves no trace in the averages either; it is counted by itself.
+        window = {name: state.window[name] + jnp.where(finite, value, 0) for name, value in seen.items()}
+        new = replace(
+            state,
+            params=keep(optax.apply_updates(state.params, updates), state.params),
+            optimizer=keep(optimizer_state, state.optimizer),
+            step=state.step + 1,
+            window=window,
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        return new, window | {"skipped": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
+
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, None),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_predict_step(task: Task, graphdef: Any) -> Callable[[Tree, Arrays], jax.Array]:
+    """Compiles (params, batch) -> the task's predictions for each text (or token) of the batch."""
+
+    @jax.jit
+    def predict_step(params: Tree, batch: Arrays) -> jax.Array:
+        return task.predict(nnx.merge(graphdef, params), batch)
+
+    return predict_step

@@ -1,0 +1,196 @@
+"""Compares a HuggingFace folder in PyTorch transformers and here, number by number.
+
+    python scripts/check_parity.py --model FOLDER
+
+Both sides run in fp32 on CPU on ragged batches (padding, token types, a single token, the longest length the network
+takes) and on one packed row. Prints the largest absolute difference of the hidden states, the pooler's output and the
+logits of the task head where the checkpoint has one; checks that each tensor read goes HuggingFace → JAX →
+HuggingFace byte-equal in the file's dtype; lists the tensors that are not used. Exits 1 above the tolerance or on
+any mismatch. Needs torch (the `test` extra).
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+
+from instructrec_jax.adapters.heads import build_head
+from instructrec_jax.backbones import pretrained
+
+TOLERANCE = 1e-4
+LONGEST = 2048  # a longer network is compared up to here, to keep the check short
+TORCH_CLASSES = {
+    "sequence": transformers.AutoModelForSequenceClassification,
+    "token": transformers.AutoModelForTokenClassification,
+    "mlm": transformers.AutoModelForMaskedLM,
+    None: transformers.AutoModel,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a HuggingFace folder or hub id")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest absolute difference allowed")
+    parser.add_argument("--seed", type=int, default=0, help="of the random tokens")
+    arguments = parser.parse_args()
+    return 0 if check(arguments.model, arguments.tolerance, arguments.seed) else 1
+
+
+def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
+    """Runs every comparison, prints a line for each, and says whether all of them hold."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    folder = pretrained.find_folder(model)
+    loaded = pretrained.load_backbone(folder, rngs=nnx.Rngs(0))
+    kind = pretrained.declared_head(loaded.config)
+    head, report = load_head(folder, kind, loaded)
+    torch_model = TORCH_CLASSES[kind].from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    print(f"{folder}: {loaded.config.model_type}, head: {kind or 'none'}; {report}; pooling: {loaded.pooling}")
+
+    results: list[bool] = []
+
+    def say(what: str, difference: float) -> None:
+        results.append(bool(difference <= tolerance))  # NaN is a failure
+        print(f"  {'ok  ' if results[-1] else 'FAIL'} {what}: max-abs difference {difference:.3g}")
+
+    for what, batch in batches(loaded, np.random.default_rng(seed)):
+        expected = run_torch(torch_model, batch, loaded)
+        actual = run_ours(loaded, head, kind, batch)
+        for name in expected:
+            real = batch["segment_ids"] != 0 if expected[name].ndim == 3 else np.ones(len(expected[name]), bool)
+            say(f"{what}: {name}", float(np.abs(expected[name][real] - actual[name][real]).max()))
+    say("packed row against its parts: hidden", packed_difference(loaded, np.random.default_rng(seed)))
+
+    same, lines = compare_tensors(folder, loaded, head, kind, report)
+    results.append(same)
+    print("\n".join(lines))
+    if report.initialised:
+        print(f"  newly initialised, not compared: {', '.join(report.initialised)}")
+    print(f"{'PASS' if all(results) else 'FAIL'}: {sum(results)} of {len(results)} checks within {tolerance:g}")
+    return all(results)
+
+
+def load_head(folder: Path, kind: str | None, loaded: Any) -> tuple[Any, pretrained.LoadReport]:
+    if kind is None:
+        return None, loaded.report
+    outputs = loaded.config.vocab_size if kind == "mlm" else loaded.config.num_labels
+
+    def build(key: jax.Array) -> nnx.Module:
+        return build_head(loaded.config, kind, outputs, rngs=nnx.Rngs(params=key))
+
+    head, report = pretrained.load_head(folder, kind, build, rngs=nnx.Rngs(0))
+    return head, loaded.report + report
+
+
+def batches(loaded: Any, rng: np.random.Generator) -> list[tuple[str, dict[str, np.ndarray]]]:
+    longest = min(loaded.module.max_length, LONGEST)
+    ragged = [min(n, longest) for n in (23, 1, 9, 16, 2)]
+    return [
+        ("ragged batch", make_batch(loaded, rng, ragged)),
+        ("single token", make_batch(loaded, rng, [1])),
+        (f"longest length ({longest})", make_batch(loaded, rng, [longest, max(1, longest // 3)])),
+    ]
+
+
+def make_batch(loaded: Any, rng: np.random.Generator, lengths: list[int]) -> dict[str, np.ndarray]:
+    """Random tokens (never the padding token), padded to the longest length; token types switch half-way."""
+    rows, length = len(lengths), max(lengths)
+    place = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    real = place < np.array(lengths)[:, None]
+    padding = loaded.config.pad_token_id if loaded.config.pad_token_id is not None else 0
+    tokens = rng.integers(0, loaded.config.vocab_size - 1, (rows, length), dtype=np.int32)
+    tokens += tokens >= padding
+    types = getattr(loaded.config, "type_vocab_size", 1)
+    token_types = (place * 2 >= np.array(lengths)[:, None]) & (types > 1)
+    return {
+        "tokens": np.where(real, tokens, padding).astype(np.int32),
+        "segment_ids": real.astype(np.int32),
+        "positions": np.where(real, place, 0).astype(np.int32),
+        "token_types": np.where(real, token_types, 0).astype(np.int32),
+    }
+
+
+def run_torch(model: Any, batch: dict[str, np.ndarray], loaded: Any) -> dict[str, np.ndarray]:
+    inputs = {"input_ids": batch["tokens"], "attention_mask": batch["segment_ids"]}
+    if getattr(loaded.config, "type_vocab_size", 0) > 0:
+        inputs["token_type_ids"] = batch["token_types"]
+    base = getattr(model, model.base_model_prefix, model)
+    with torch.no_grad():
+        tensors = {name: torch.tensor(value, dtype=torch.long) for name, value in inputs.items()}
+        out = base(**tensors)
+        result = {"hidden": out.last_hidden_state.numpy()}
+        pooled = getattr(out, "pooler_output", None)
+        if pooled is not None and not any(p.startswith("pooler.") for p in loaded.report.initialised):
+            result["pooler"] = pooled.numpy()
+        if base is not model:
+            result["logits"] = model(**tensors).logits.numpy()
+    return result
+
+
+@nnx.jit(static_argnames="kind")
+def _forward(module: Any, head: Any, kind: str | None, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    hidden = module(batch["tokens"], batch["segment_ids"], batch["positions"], batch["token_types"])
+    result = {"hidden": hidden}
+    if getattr(module, "pooler", None) is not None:
+        result["pooler"] = module.pool(hidden[:, 0])
+    if kind == "sequence":
+        result["logits"] = head(module, hidden, batch["segment_ids"], 1)[:, 0]
+    elif kind == "token":
+        result["logits"] = head(hidden)
+    elif kind == "mlm":
+        result["logits"] = head(module, hidden)
+    return result
+
+
+def run_ours(loaded: Any, head: Any, kind: str | None, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in _forward(loaded.module, head, kind, batch).items()}
+
+
+def packed_difference(loaded: Any, rng: np.random.Generator) -> float:
+    """Hidden states of several examples in one row against the same examples in a row each."""
+    longest = min(loaded.module.max_length, LONGEST)
+    lengths = [min(n, longest) for n in (7, 1, 12, 5)]
+    apart = make_batch(loaded, rng, lengths)
+    spare = 3
+    packed = {}
+    for name, value in apart.items():
+        if name == "segment_ids":
+            value = value * np.arange(1, len(lengths) + 1, dtype=np.int32)[:, None]
+        parts = [value[i, :n] for i, n in enumerate(lengths)]
+        packed[name] = np.concatenate([*parts, np.zeros(spare, np.int32)])[None]
+    one = run_ours(loaded, None, None, packed)["hidden"][0, :-spare]
+    many = run_ours(loaded, None, None, apart)["hidden"]
+    return float(np.abs(one - np.concatenate([many[i, :n] for i, n in enumerate(lengths)])).max())
+
+
+def compare_tensors(
+    folder: Path, loaded: Any, head: Any, kind: str | None, report: pretrained.LoadReport
+) -> tuple[bool, list[str]]:
+    """Writes everything back and compares the bytes of each tensor that was read, in the file's dtype."""
+    with tempfile.TemporaryDirectory() as out:
+        pretrained.save_pretrained(
+            out, loaded.module, loaded.config, report=report, head=head, head_kind=kind if head is not None else None
+        )
+        with pretrained.TensorFiles(folder) as source, pretrained.TensorFiles(Path(out)) as written:
+            different = [
+                name
+                for name in report.used
+                if name not in written.names
+                or source.dtype(name) != written.dtype(name)
+                or source.read(name).tobytes() != written.read(name).tobytes()
+            ]
+    equal = len(report.used) - len(different)
+    lines = [f"  {'FAIL' if different else 'ok  '} {equal} of {len(report.used)} tensors byte-equal after the round trip"]
+    lines += [f"       differs: {name}" for name in different]
+    lines.append(f"  tensors not used ({len(report.unused)}): {', '.join(report.unused) or 'none'}")
+    return not different, lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

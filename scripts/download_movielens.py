@@ -1,0 +1,106 @@
+"""Download and unpack a MovieLens data set (needs a network).
+
+    python scripts/download_movielens.py ml-latest-small --out data
+    python -m instructrec_jax.prepare movielens --source data/ml-latest-small --out data/ml-prepared
+
+Read the README in the folder: MovieLens may be used for research, not commercially, and not passed on (the
+small set may, under the same terms).
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+ADDRESS = "https://files.grouplens.org/datasets/movielens/{name}.zip"
+
+# MD5 as published beside the archive; None for the set that its makers replace from time to time.
+ARCHIVES: dict[str, str | None] = {
+    "ml-latest-small": None,
+    "ml-100k": "0e33842e24a9c977be4e0107933c0723",
+    "ml-1m": "c4d9eecfca2ab87c1945afe126590906",
+    "ml-25m": "6b51fb2759a8657d3bfcbfc42b592ada",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=ARCHIVES)
+    parser.add_argument("--out", type=Path, default=Path("data"), help="parent of the folder (default: data)")
+    settings = parser.parse_args()
+    try:
+        folder = fetch(settings.name, settings.out)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"download_movielens: {error}") from None
+    print(f"{settings.name} lies in {folder}")
+
+
+def fetch(name: str, out: Path, address: str = ADDRESS) -> Path:
+    """Download `name` and unpack it to OUT/NAME, which appears whole or not at all."""
+    target = out / name
+    if target.exists():
+        raise ValueError(f"{target} exists already: remove it to download it again.")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=f".{name}.") as temporary:
+        archive = Path(temporary) / f"{name}.zip"
+        download(address.format(name=name), archive)
+        check(archive, ARCHIVES[name])
+        unpacked = Path(temporary) / "unpacked"
+        unpack(archive, unpacked)
+        if not (unpacked / name).is_dir():
+            raise ValueError(f"the archive of {name} does not hold a folder {name}.")
+        os.rename(unpacked / name, target)
+    return target
+
+
+def download(address: str, archive: Path) -> None:
+    """Fetch `address` into a file; a short read is an error."""
+    try:
+        with urllib.request.urlopen(address, timeout=60) as response, open(archive, "wb") as file:
+            announced = response.headers.get("Content-Length")
+            print(f"{address} ({int(announced or 0) / 1e6:.1f} MB)")
+            shutil.copyfileobj(response, file, length=1 << 20)
+    except urllib.error.URLError as error:
+        raise ValueError(f"{address} cannot be reached: {error.reason}. Is this machine online?") from None
+    if announced and archive.stat().st_size != int(announced):
+        raise ValueError(
+            f"{address} broke off after {archive.stat().st_size} of {announced} bytes: try again."
+        )
+
+
+def check(archive: Path, md5: str | None) -> None:
+    """The archive is what its makers published (where that is fixed) and every file in it is whole."""
+    with open(archive, "rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if md5 and found != md5:
+        raise ValueError(f"{archive.name} has MD5 {found}, published is {md5}: the download is damaged.")
+    if not zipfile.is_zipfile(archive):
+        raise ValueError(f"{archive.name} is not a zip archive: the download is damaged.")
+    with zipfile.ZipFile(archive) as files:
+        if broken := files.testzip():
+            raise ValueError(f"{broken} in {archive.name} is damaged: try again.")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack into `folder`; a path that would leave it, or a link, is an error and nothing is written."""
+    root = folder.resolve()
+    with zipfile.ZipFile(archive) as files:
+        for member in files.infolist():
+            inside = (root / member.filename).resolve().is_relative_to(root)
+            if not inside or "\\" in member.filename or stat.S_ISLNK(member.external_attr >> 16):
+                raise ValueError(
+                    f"{archive.name} holds {member.filename!r}, which would be written elsewhere."
+                )
+        files.extractall(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Writes what the embedded backbone is pretrained from: its text, its tokenizer and its (weightless) configuration.
+
+    python scripts/films_pretraining_data.py --out runs/films_pretraining
+
+writes OUT/text.jsonl and OUT/architecture/ (config.json and a WordPiece tokenizer trained on that text). All of it is
+the project's own text: film descriptions, a glossary, and requests in the wordings that training may use. Then
+
+    python -m instructrec_jax.train --config_path configs/films_pretraining.yaml
+    python -m instructrec_jax.export runs/films_backbone --format hf --dtype float16 --out FOLDER
+
+makes the folder that ships as `instructrec_jax/recommendation/films/backbone`.
+"""
+
+import argparse
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, PreTrainedTokenizerFast
+
+from instructrec_jax.files import write_jsonl
+from instructrec_jax.recommendation import films
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/films_pretraining"))
+    parser.add_argument("--vocab_size", type=int, default=6000)
+    parser.add_argument("--hidden_size", type=int, default=128)
+    parser.add_argument("--num_layers", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    texts = films.pretraining_texts(seed=options.seed)
+    write_jsonl(options.out / "text.jsonl", ({"instruction": text} for text in texts))
+
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    core.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=options.vocab_size, special_tokens=SPECIAL))
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_max_length=128,
+        **dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True)),
+    )
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=options.hidden_size,
+        num_hidden_layers=options.num_layers,
+        num_attention_heads=options.hidden_size // 32,
+        intermediate_size=4 * options.hidden_size,
+        max_position_embeddings=128,
+        type_vocab_size=1,
+    )
+    folder = options.out / "architecture"
+    tokenizer.save_pretrained(folder)
+    config.save_pretrained(folder)
+    print(f"{len(texts):,} texts, {len(tokenizer):,} words in the vocabulary: {options.out}")
+
+
+if __name__ == "__main__":
+    main()

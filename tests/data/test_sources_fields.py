@@ -1,0 +1,282 @@
+"""Records to examples, and examples to records and back."""
+
+import hashlib
+import json
+import math
+import pickle
+
+import pytest
+
+from instructrec_jax.data.example import BadExample, Example, Message, check_example, fingerprint
+from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+
+FULL = Example(
+    instruction="推荐一部电影 🎬",
+    input="I liked Alien.",
+    output=("1", "2"),
+    messages=(Message("system", "Be brief."), Message("user", "Hi\u2028there")),
+    candidates=("1", "2", "3"),
+    history=("7",),
+    task="choose",
+    id="x1",
+    origin={"template": "t3", "user": ""},
+)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        FULL,
+        Example(instruction="a"),
+        Example(instruction="a", output=0),
+        Example(instruction="a", output=0.0),
+        Example(instruction="a", output=()),
+        Example(instruction="", messages=(Message("user", "hi"),)),
+    ],
+)
+def test_a_record_and_back(example):
+    record = json.loads(json.dumps(example.to_record()))
+    back = Example.from_record(record)
+    assert back == example and type(back.output) is type(example.output)
+    assert all(value not in (None, "", {}) for value in record.values())
+    assert FieldMapper(FieldsConfig())({**record, "output": record.get("output", "x")}).to_record()
+    hash(example)
+
+
+def test_own_records_are_read_by_the_default_fields():
+    assert FieldMapper(FieldsConfig())(FULL.to_record()) == FULL
+
+
+@pytest.mark.parametrize(
+    "record, field",
+    [
+        ([], "record"),
+        ({"instruction": "a", "inptu": "b"}, "inptu"),
+        ({}, "instruction"),
+        ({"instruction": "a", "messages": [{"role": "user"}]}, "messages[0]"),
+        ({"instruction": "a", "messages": "hi"}, "messages"),
+        ({"instruction": "a", "candidates": "abc"}, "candidates"),
+        ({"instruction": "a", "output": {"x": 1}}, "output"),
+    ],
+)
+def test_from_record_is_strict(record, field):
+    with pytest.raises(BadExample) as caught:
+        Example.from_record(record)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "change, field, reason",
+    [
+        ({"instruction": ""}, "instruction", "empty text"),
+        ({"instruction": " \n\t"}, "instruction", "empty text"),
+        ({"instruction": 3}, "instruction", "wrong type"),
+        ({"instruction": "a\x00b"}, "instruction", "unusable character"),
+        ({"instruction": "a\ud83d"}, "instruction", "unusable character"),
+        ({"input": ""}, "input", "empty text"),
+        ({"output": math.nan}, "output", "not a finite number"),
+        ({"output": -math.inf}, "output", "not a finite number"),
+        ({"output": True}, "output", "wrong type"),
+        ({"output": ("a", None)}, "output[1]", "wrong type"),
+        ({"output": ["a"]}, "output", "wrong type"),
+        ({"candidates": ("a", "")}, "candidates[1]", "empty text"),
+        ({"history": ("a", 3)}, "history[1]", "wrong type"),
+        ({"messages": (Message("robot", "hi"),)}, "messages[0].role", "unknown role"),
+        ({"messages": (Message("user", "hi"), Message("system", "x"))}, "messages[1].role", None),
+        ({"messages": (Message("user", ""),)}, "messages[0].content", "empty text"),
+        ({"origin": {"user": 3}}, "origin.user", "wrong type"),
+    ],
+)
+def test_what_an_example_promises(change, field, reason):
+    with pytest.raises(BadExample) as caught:
+        check_example(Example(**{"instruction": "a", **change}))
+    assert caught.value.field == field
+    assert reason is None or caught.value.reason == reason
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_errors_stay_short():
+    with pytest.raises(BadExample) as caught:
+        check_example(Example(instruction=["x" * 10**7] * 5))  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_fingerprint_follows_content_and_order():
+    a, b = Example(instruction="a"), Example(instruction="b")
+    assert fingerprint([a, b]) == fingerprint([a, b])
+    assert len({fingerprint(x) for x in ([a, b], [b, a], [a], [Example(instruction="ab")])}) == 4
+    # Written out: caches of tokens are found again by it.
+    assert fingerprint([a]) == hashlib.sha256(b'{"instruction": "a"}\n').hexdigest()
+
+
+def convert(row, labels=None, class_names=None, task="", **fields):
+    return FieldMapper(FieldsConfig(**fields), labels=labels, class_names=class_names, task=task)(row)
+
+
+def bad(row, **settings):
+    with pytest.raises(BadExample) as caught:
+        convert(row, **settings)
+    return caught.value
+
+
+def test_alpaca_columns_and_others_ignored():
+    row = {"instruction": "Add.", "input": "1+1", "output": "2", "text": "### ...", "n": None}
+    assert convert(row) == Example(instruction="Add.", input="1+1", output="2")
+    for blank in ("", " ", None):
+        assert convert({**row, "input": blank}).input is None
+    del row["input"]
+    assert convert(row).input is None
+
+
+def test_columns_templates_fixed_texts():
+    row = {"sentence": "很好 🙂", "stars": 4, "translation": {"de": "gut", "en": ["good", "fine"]}, "a.b": "dot"}
+    example = convert(
+        row,
+        instruction="=Rate {it}!",
+        input="{sentence} ({stars}/5) {{really}} {translation.en.1} {a.b}",
+        output="translation.de",
+    )
+    assert example == Example(
+        instruction="Rate {it}!", input="很好 🙂 (4/5) {really} fine dot", output="gut"
+    )
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"instruction": "{"}, "fields.instruction.*no valid template"),
+        ({"instruction": "{}"}, "name of a column"),
+        ({"instruction": "{a!r}"}, "name of a column"),
+        ({"instruction": "{a:>3}"}, "name of a column"),
+        ({"instruction": ""}, "fields.instruction: empty"),
+        ({"output": "= "}, "fields.output"),
+        ({"messages": "{a}"}, "fields.messages"),
+        ({"instruction": None, "messages": None}, "both null"),
+        ({"label_names": {0: "a"}, "output_type": "number"}, "label_names"),
+    ],
+)
+def test_settings_without_sense_are_errors(fields, message):
+    with pytest.raises(ValueError, match=message):
+        FieldMapper(FieldsConfig(**fields))
+
+
+def test_missing_columns_name_what_is_there():
+    error = bad({"instruction": "a", "outptu": "b"})
+    assert (error.field, error.reason) == ("output", "missing column")
+    assert "outptu" in error.detail and "fields.output" in error.detail
+    assert bad({"instruction": "a", "output": "b"}, input="context").field == "input"
+    assert "'y'" in bad({"x": "a", "output": "b"}, instruction="Do {x} {y}").detail
+    assert '"=Do it well."' in bad({"output": "b"}, instruction="Do it well.").detail
+    assert bad({"output": "b"}).field == "instruction"
+    assert convert({"instruction": "a"}, output=None).output is None
+
+
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_empty_columns_are_bad(value):
+    assert bad({"instruction": value, "output": "b"}).field == "instruction"
+    assert bad({"instruction": "a", "output": value}).field == "output"
+    assert bad({"x": value, "output": "b"}, instruction="Do {x}").field == "instruction (column x)"
+
+
+def test_wrong_types_come_with_a_remedy():
+    assert '"{n}"' in bad({"n": 3, "output": "b"}, instruction="n").detail
+    assert bad({"instruction": "a", "output": {"text": "b"}}).field == "output"
+    assert bad({"instruction": "a", "output": "b", "history": 3}).field == "history"
+    assert bad({"instruction": "a", "output": "b", "history": ["1", None]}).field == "history[1]"
+    assert bad({"instruction": "a", "output": "b", "history": [["1"]]}).field == "history[0]"
+    assert "separator" in bad({"instruction": "a", "output": "b", "candidates": "1|2"}).detail
+    assert bad({"instruction": "a", "output": "b", "origin": "x"}).field == "origin"
+    assert bad({"instruction": "a", "output": "b", "input": float("nan")}).field == "input"
+    assert bad({"x": [1], "output": "b"}, instruction="Do {x}").reason == "wrong type"
+    assert bad({"x": float("nan"), "output": "b"}, instruction="Do {x}").reason == "not a finite number"
+
+
+def test_kinds_of_output():
+    def output(value, **settings):
+        return convert({"instruction": "a", "output": value}, **settings).output
+
+    assert output("4") == "4" and output(4) == 4 and output(4.5) == 4.5
+    assert output(318, output_type="text") == "318"
+    assert [output(v, output_type="number") for v in ("4", " 4.5 ", 4, "1e3")] == [4, 4.5, 4, 1000.0]
+    assert isinstance(output("4", output_type="number"), int)
+    assert output("a|b c", output_type="list", separator="|") == ("a", "b c")
+    assert output(["a", "b"]) == ("a", "b") and output([318, 4]) == ("318", "4") and output([]) == ()
+    for value, kind in [("many", "number"), ("nan", "number"), ("1_0", "number"), (True, "number")]:
+        assert bad({"instruction": "a", "output": value}, output_type=kind).field == "output"
+    assert "label_names" in bad({"instruction": "a", "output": True}).detail
+    assert "separator" in bad({"instruction": "a", "output": "a b"}, output_type="list").detail
+    assert bad({"instruction": "a", "output": ["a"]}, output_type="text").field == "output"
+    assert bad({"instruction": "a", "output": math.nan}).reason == "not a finite number"
+    assert bad({"instruction": "a", "output": ["a", math.nan]}).field == "output[1]"
+
+
+def test_names_of_labels():
+    names = {0: "negative", 1: "positive"}
+
+    def output(value, **settings):
+        return convert({"instruction": "a", "output": value}, label_names=names, **settings).output
+
+    assert [output(v) for v in (0, "1", 1.0, True, "positive")] == [
+        "negative", "positive", "positive", "positive", "positive",
+    ]  # fmt: skip
+    assert output([1, 0, 1]) == ("positive", "negative", "positive")
+    assert output("1|0", output_type="list", separator="|") == ("positive", "negative")
+    for value in (2, "neutral", 0.5, math.nan, "2"):
+        error = bad({"instruction": "a", "output": value}, label_names=names)
+        assert error.reason == "unknown label" and "0: negative" in error.detail
+    assert "withheld" in bad({"instruction": "a", "output": -1}, label_names=names).detail
+
+
+def test_class_columns_of_data_sets():
+    classes = {"label": ["neg", "pos"], "tags": ["O", "B"]}
+    row = {"text": "x", "label": 1, "tags": [0, 1]}
+    assert convert(row, instruction="text", output="label", class_names=classes).output == "pos"
+    assert convert(row, instruction="text", output="tags", class_names=classes).output == ("O", "B")
+    assert convert(row, instruction="Is it {label}?", output=None, class_names=classes).instruction == "Is it pos?"
+    renamed = convert(row, instruction="text", output="label", class_names=classes, label_names={1: "good"})
+    assert renamed.output == "good"
+
+
+def test_known_labels():
+    labels = ["comedy", "horror"]
+    row = {"instruction": "a"}
+    assert convert({**row, "output": "horror"}, labels=labels).output == "horror"
+    assert convert({**row, "output": ["horror", "comedy"]}, labels=labels).output == ("horror", "comedy")
+    error = bad({**row, "output": "horor"}, labels=labels)
+    assert error.reason == "unknown label" and 'Did you mean "horror"?' in error.detail
+    assert bad({**row, "output": ["comedy", "x"]}, labels=labels).field == "output[1]"
+    assert "label_names" in bad({**row, "output": 1}, labels=labels).detail
+
+
+def test_conversations():
+    expected = Example(instruction="", messages=(Message("user", "hi"), Message("assistant", "hello")))
+    openai = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    share = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
+    assert convert(openai) == expected
+    assert convert(share, messages="conversations") == expected
+    # `datasets` fills absent columns with nulls.
+    assert convert({**openai, "instruction": None, "output": None, "input": None, "history": None}) == expected
+    assert convert({"messages": None, "instruction": "a", "output": "b"}).messages == ()
+    for turns, field in [
+        (None, "messages"),
+        ("hi", "messages"),
+        ([], "messages"),
+        (["hi"], "messages[0]"),
+        ([{"content": "hi"}], "messages[0].role"),
+        ([{"from": "human", "value": None}], "messages[0].content"),
+        ([{"from": "human", "value": [{"type": "text", "text": "x"}]}], "messages[0].content"),
+        ([{"from": "alien", "value": "x"}], "messages[0].role"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}], "messages[0]"),
+    ]:
+        assert bad({"conversations": turns}, messages="conversations").field == field
+
+
+def test_recommendation_columns():
+    row = {"instruction": "a", "output": 3, "candidates": [3, 4], "history": "1|2", "id": 17, "task": "next"}
+    example = convert(row, output_type="text", separator="|")
+    assert example == Example(
+        instruction="a", output="3", candidates=("3", "4"), history=("1", "2"), id="17", task="next"
+    )
+    assert convert(row, task="own", separator="|").task == "own"
+    assert convert({**row, "history": ""}, separator="|").history == ()
+    assert bad({**row, "id": 1.5}, separator="|").field == "id"

@@ -1,0 +1,237 @@
+import base64
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+
+from instructrec_jax.evaluation.report import format_examples, format_table, write_report
+from instructrec_jax.files import append_jsonl, write_json, write_text
+
+EVIL = "</pre></td><script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>\"' & \x1b[2J\x00"
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with attributes, text by element, and whether every tag is closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+
+def evaluation(name="after tuning", metric="NDCG@10", protocol="Rank 412 films."):
+    return {
+        "protocol": protocol,
+        "metrics": [metric, "mse"],
+        "rows": [
+            {"name": "popularity", "values": {metric: 0.1, "mse": 1.25}},
+            {"name": name, "values": {metric: 0.34567, "mse": 2.5}},
+            {"name": "Markov-1", "values": {metric: None}},
+        ],
+        "differences": [
+            {"name": f"{name} − popularity", "metric": metric, "mean": 0.24567, "low": 0.2, "high": 0.3},
+            {"name": "mse", "metric": "mse", "mean": 1.25, "low": 1.0, "high": 1.5},
+            {"name": "Markov-1 − popularity", "metric": metric, "mean": 0.0, "low": -0.1, "high": 0.1},
+        ],
+        "report": "precision recall",
+    }
+
+
+def examples(text="Moon (2009)"):
+    answers = [{"text": "Alien (1979)", "score": 2.5}, {"text": text, "score": 1.25}]
+    return [
+        {"instruction": f"something in space {text}", "wanted": text, "answers": answers},
+        {"instruction": "anything", "wanted": None, "answers": []},
+    ]
+
+
+def fill(folder, text="plain", metric="NDCG@10"):
+    """A whole run directory whose every free text is `text`."""
+    write_json(folder / "summary.json", {"title": text, "facts": {text: text, "Steps": 120}})
+    write_json(folder / "evaluation.json", evaluation(text, metric, text) | {"report": text})
+    write_json(folder / "examples.json", examples(text))
+    write_text(folder / "config.yaml", f"seed: 3\nname: {text}\n")
+    for step in range(0, 121, 10):
+        row = {"loss": 3 / (step + 1), "learning_rate": 1e-3, "tokens_per_second": 900.0, "seconds": 1.0}
+        append_jsonl(folder / "metrics.jsonl", [{"kind": "train", "step": step, **row}])
+    append_jsonl(
+        folder / "metrics.jsonl", [{"kind": "train", "step": 130, "loss": None, "learning_rate": 1e-3}]
+    )
+    scores = {metric: 0.2, "perplexity": 12.5, "seconds": 9.0}
+    append_jsonl(folder / "metrics.jsonl", [{"kind": "evaluation", "step": 100, **scores}])
+    append_jsonl(folder / "skipped.jsonl", [{"reason": text}, {"reason": "empty"}, {"reason": text}])
+
+
+def page_of(folder):
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_everything_the_run_left_is_shown(tmp_path):
+    fill(tmp_path, "Moon (2009)")
+    page = page_of(tmp_path)
+    for text in (
+        "Best NDCG@10: Moon (2009) with 0.3457, 3.5 times the next (popularity, 0.1000)",
+        "95% interval",
+        "+0.2000 to +0.3000",
+        "3 broken examples left out",
+        "2 × Moon (2009)",
+        "The loss was not a finite number in 1 of 14 logged steps.",
+        "something in space Moon (2009)",
+        "★ wanted: Moon (2009)",
+        "seed: 3",
+        "Steps",
+    ):
+        assert text in page.text, text
+    assert "there is no" not in page.text
+    alts = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    titles = ["Loss", "NDCG@10", "perplexity", "Learning rate", "Real tokens per second"]
+    assert [alt.split(" by step")[0] for alt in alts] == titles
+    assert "training 0.0248 at step 120" in alts[0]
+
+
+def test_the_best_of_each_column_is_marked(tmp_path):
+    write_json(tmp_path / "evaluation.json", evaluation())
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert re.findall(r'<td class="best">([^<]*)</td>', html) == ["1.2500", "0.3457"]  # mse: the lower
+
+
+def test_the_verdict_knows_the_direction_of_a_metric(tmp_path):
+    write_json(tmp_path / "evaluation.json", evaluation())
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    verdicts = re.findall(r'<td class="word (\w+)">', html)
+    assert verdicts == ["better", "worse", "chance"]
+
+
+@pytest.mark.parametrize("text", [EVIL, "\ud83d half", "$\\frac{", "_hidden", "映画 🎬", "x" * 5000])
+def test_hostile_text_stays_text_and_the_page_stays_alone(tmp_path, text):
+    fill(tmp_path, text, metric=text[:60])
+    page = page_of(tmp_path)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "svg"}
+    for tag, attributes in page.elements:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        assert not {"href", "srcset", "action"} & set(attributes)
+        if "src" in attributes:
+            assert attributes["src"].startswith("data:image/svg+xml;base64,")
+    policies = [a["content"] for t, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", page.text)
+    assert text.split("\x1b")[0].replace("\ud83d", "�") in page.text
+
+
+def test_nothing_is_loaded_from_anywhere(tmp_path):
+    fill(tmp_path)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "http://" not in html and "https://" not in html and "@import" not in html and "url(" not in html
+    for data in re.findall(r"base64,([^\"]+)", html):
+        drawing = ElementTree.fromstring(base64.b64decode(data))  # well-formed
+        for element in drawing.iter():
+            assert not element.tag.endswith(("script", "image", "foreignObject"))
+            for name, value in element.attrib.items():
+                assert not name.endswith("href") or value.startswith("#")
+
+
+def test_an_empty_run_directory_says_what_is_missing(tmp_path):
+    page = page_of(tmp_path)
+    for name in ("evaluation.json", "summary.json", "metrics.jsonl", "examples.json", "config.yaml"):
+        assert name in page.text
+    assert tmp_path.name in page.text
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["summary.json", "evaluation.json", "metrics.jsonl", "examples.json", "config.yaml", "skipped.jsonl"],
+)
+def test_any_one_file_may_be_missing(tmp_path, missing):
+    fill(tmp_path)
+    (tmp_path / missing).unlink()
+    page = page_of(tmp_path)
+    assert (missing in page.text) == (missing != "skipped.jsonl")
+
+
+def test_broken_files_and_wrong_folders_are_named(tmp_path):
+    write_text(tmp_path / "evaluation.json", "{")
+    with pytest.raises(ValueError, match="evaluation.json"):
+        write_report(tmp_path)
+    with pytest.raises(ValueError, match="nowhere"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    fill(tmp_path)
+    first = write_report(tmp_path).read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+
+
+def test_a_long_run_keeps_the_report_small(tmp_path):
+    rows = [{"kind": "train", "step": s, "loss": s % 7, "learning_rate": s % 11} for s in range(1, 50001)]
+    append_jsonl(tmp_path / "metrics.jsonl", rows)
+    assert write_report(tmp_path).stat().st_size < 1_000_000
+
+
+def test_the_report_does_not_slow_down_an_import():
+    code = "import instructrec_jax.evaluation.report, sys; print('matplotlib' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_table_as_text():
+    assert format_table(evaluation()) == (
+        "Rank 412 films.\n"
+        "\n"
+        "              NDCG@10      mse\n"
+        "popularity     0.1000   1.2500*\n"
+        "after tuning   0.3457*  2.5000\n"
+        "Markov-1            –        –\n"
+        "* best in its column\n"
+        "\n"
+        "Paired differences with 95% intervals\n"
+        "after tuning − popularity  NDCG@10  +0.2457  [+0.2000, +0.3000]  clearly better\n"
+        "mse                        mse      +1.2500  [+1.0000, +1.5000]  clearly worse\n"
+        "Markov-1 − popularity      NDCG@10  +0.0000  [-0.1000, +0.1000]  may be chance"
+    )
+
+
+def test_ties_are_all_marked_and_a_lone_row_is_not():
+    rows = [
+        {"name": name, "values": {"accuracy": value}} for name, value in (("a", 0.5), ("b", 0.5), ("c", 0.1))
+    ]
+    marked = format_table({"metrics": ["accuracy"], "rows": rows}).splitlines()
+    assert [line.endswith("*") for line in marked] == [False, True, True, False, False]
+    assert "*" not in format_table({"metrics": ["accuracy"], "rows": rows[:1]})
+    assert "*" not in format_table({"metrics": ["accuracy"], "rows": rows[:2]})  # nothing differs
+
+
+def test_examples_as_text():
+    assert format_examples(examples()) == (
+        "“something in space Moon (2009)”\n"
+        "  1.   2.5000  Alien (1979)\n"
+        "* 2.   1.2500  Moon (2009)\n"
+        "    wanted: Moon (2009)\n"
+        "\n"
+        "“anything”"
+    )
+
+
+def test_text_for_the_terminal_cannot_steer_it():
+    output = format_table(evaluation(EVIL, EVIL, EVIL)) + format_examples(examples(EVIL))
+    assert "\x1b" not in output and "\x00" not in output

@@ -1,0 +1,73 @@
+import warnings
+
+import numpy as np
+import pytest
+
+from instructrec_jax.metrics.classification import (
+    classification_metrics,
+    classification_report,
+    multilabel_metrics,
+    multilabel_report,
+)
+
+LABELS = ["bad", "fair", "good"]
+
+
+def f1(truth, guess):
+    hits = sum(t and g for t, g in zip(truth, guess, strict=True))
+    return 2 * hits / (sum(truth) + sum(guess)) if sum(truth) + sum(guess) else 0.0
+
+
+def test_single_label_against_counting():
+    rng = np.random.default_rng(0)
+    truth, guess = rng.choice(LABELS, 200).tolist(), rng.choice(LABELS, 200).tolist()
+    found = classification_metrics(truth, guess, LABELS)
+    accuracy = sum(t == g for t, g in zip(truth, guess, strict=True)) / 200
+    macro = np.mean([f1([t == x for t in truth], [g == x for g in guess]) for x in LABELS])
+    assert found == pytest.approx({"accuracy": accuracy, "macro_f1": macro, "micro_f1": accuracy})
+    table, text = classification_report(truth, guess, LABELS)
+    assert table["macro avg"]["f1-score"] == pytest.approx(macro)
+    assert table["good"]["support"] == truth.count("good") and all(label in text for label in LABELS)
+
+
+def test_constant_predictions_are_defined_and_loud():
+    with pytest.warns(UserWarning, match="never predicted.*'bad'"):
+        found = classification_metrics(["bad", "good", "good"], ["good"] * 3, LABELS)
+    assert found["macro_f1"] == pytest.approx(0.8 / 2)  # "fair" does not occur: it is no part of the mean
+    assert found["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_single_label_bad_input():
+    with pytest.raises(ValueError, match="unknown label 'goood'"):
+        classification_metrics(["good"], ["goood"], LABELS)
+    with pytest.raises(ValueError, match="as many predictions"):
+        classification_metrics(["good"], [], LABELS)
+
+
+def test_multilabel_against_counting():
+    rng = np.random.default_rng(1)
+    truth, guess = rng.integers(0, 2, (50, 3)), rng.integers(0, 2, (50, 3))
+    found = multilabel_metrics(truth, guess, LABELS)
+    per_case = [f1(t, g) if t.any() or g.any() else 1.0 for t, g in zip(truth, guess, strict=True)]
+    expected = {
+        "subset_accuracy": np.mean([(t == g).all() for t, g in zip(truth, guess, strict=True)]),
+        "macro_f1": np.mean([f1(truth[:, i], guess[:, i]) for i in range(3)]),
+        "micro_f1": f1(truth.ravel(), guess.ravel()),
+        "sample_f1": np.mean(per_case),
+    }
+    assert found == pytest.approx(expected)
+    table, text = multilabel_report(truth, guess, LABELS)
+    assert table["fair"]["support"] == truth[:, 1].sum() and "fair" in text
+
+
+def test_multilabel_edge_cases():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        empty = multilabel_metrics(np.zeros((2, 3)), np.zeros((2, 3)), LABELS)
+    assert set(empty.values()) == {1.0}
+    with pytest.warns(UserWarning, match="never predicted"):
+        assert multilabel_metrics([[1, 0, 0]], [[0, 0, 0]], LABELS)["micro_f1"] == 0
+    with pytest.raises(ValueError, match="threshold"):
+        multilabel_metrics([[1, 0, 0]], [[0.5, 0, 0]], LABELS)
+    with pytest.raises(ValueError, match="3 labels"):
+        multilabel_metrics([[1, 0]], [[1, 0]], LABELS)

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from instructrec_jax.metrics.regression import regression_metrics
+
+
+def pearson(a, b):
+    a, b = a - a.mean(), b - b.mean()
+    return (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+
+
+def test_against_formulas():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 6, 100).astype(float)  # ties, so that Spearman must average ranks
+    guess = truth + rng.normal(0, 2, 100)
+
+    def average_ranks(x):
+        return np.array([(x < v).sum() + ((x == v).sum() + 1) / 2 for v in x])
+
+    found = regression_metrics(truth, guess.astype(np.float32))
+    assert found["mse"] == pytest.approx(((truth - guess) ** 2).mean(), rel=1e-5)
+    assert found["pearson"] == pytest.approx(pearson(truth, guess), rel=1e-5)
+    assert found["spearman"] == pytest.approx(pearson(average_ranks(truth), average_ranks(guess)), rel=1e-5)
+
+
+def test_constant_and_not_finite():
+    with pytest.warns(UserWarning, match="all predictions are 2"):
+        assert regression_metrics([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]) == {
+            "mse": pytest.approx(2 / 3),
+            "pearson": 0.0,
+            "spearman": 0.0,
+        }
+    with pytest.raises(ValueError, match="1 of 2 predictions are not finite, first case 1"):
+        regression_metrics([1.0, 2.0], [1.0, np.nan])
+    with pytest.raises(ValueError, match="must both be"):
+        regression_metrics([1.0], [1.0, 2.0])

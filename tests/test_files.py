@@ -1,0 +1,160 @@
+import errno
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+
+from instructrec_jax.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl, write_text
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_text_goes_through_unchanged_and_leaves_nothing_else(tmp_path):
+    text = "crème brûlée\r\n映画\n\u2028end"
+    path = write_text(tmp_path / "new" / "a.txt", text)
+    assert path.read_bytes() == text.encode("utf-8")
+    write_text(path, "shorter")
+    assert path.read_text() == "shorter" and names(tmp_path / "new") == ["a.txt"]
+
+
+def test_written_files_are_readable_like_any_other(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write_text(tmp_path / "ours", "")
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "plain").stat().st_mode
+    )
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path, monkeypatch, step):
+    path = write_text(tmp_path / "a.txt", "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(OSError, match="Free some space") as caught:
+        write_text(path, "new")
+    assert str(path) in str(caught.value) and caught.value.errno == errno.ENOSPC
+    assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+def test_full_disk_while_appending_keeps_whole_rows(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    append_jsonl(path, [{"a": 1}])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="Free some space"):
+        append_jsonl(path, [{"a": 2}])
+    assert path.read_bytes() == b'{"a": 1}\n'
+
+
+def test_a_file_in_the_way_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="a file stands where a folder is needed") as caught:
+        write_text(tmp_path / "file" / "a.txt", "x")
+    assert str(tmp_path / "file" / "a.txt") in str(caught.value)
+
+
+def test_an_error_halfway_through_the_rows_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [{"a": 1}])
+
+    def rows():
+        yield {"a": 2}
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        write_jsonl(path, rows())
+    assert read_jsonl(path) == [{"a": 1}] and names(tmp_path) == ["a.jsonl"]
+
+
+def test_an_error_of_the_source_is_not_taken_for_one_of_the_disk(tmp_path):
+    def rows():
+        yield from read_jsonl(tmp_path / "missing.jsonl")
+
+    with pytest.raises(FileNotFoundError) as caught:
+        write_jsonl(tmp_path / "a.jsonl", rows())
+    assert caught.value.filename == str(tmp_path / "missing.jsonl")
+    assert names(tmp_path) == []
+
+
+def test_json_types(tmp_path):
+    value = {
+        "nan": float("nan"),
+        "deep": [(np.float32("inf"), np.int64(3), np.float64(0.1))],
+        "path": tmp_path,
+        "bool": np.bool_(True),
+        "text": "é",
+    }
+    path = write_json(tmp_path / "a.json", value)
+    wanted = {"nan": None, "deep": [[None, 3, 0.1]], "path": str(tmp_path), "bool": True, "text": "é"}
+    assert read_json(path) == wanted
+    assert "é" in path.read_text(encoding="utf-8")
+
+
+def test_json_refuses_what_it_cannot_hold(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(ValueError, match="a.json.*set"):
+        write_json(path, {"a": {1, 2}})
+    with pytest.raises(ValueError, match="a.txt.*UTF-8"):
+        write_text(tmp_path / "a.txt", "\ud800")
+    assert names(tmp_path) == []
+
+
+def test_half_a_surrogate_pair_survives_in_json(tmp_path):
+    append_jsonl(tmp_path / "a.jsonl", [{"title": "broken \ud83d title"}])
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"title": "broken \ud83d title"}]
+
+
+def test_rows_with_newlines_inside_stay_one_line_each(tmp_path):
+    rows = [{"a": "one\ntwo\r\u2028\x85three"}, {"b": [None, True]}]
+    assert append_jsonl(tmp_path / "a.jsonl", rows[:1]) == 1
+    assert append_jsonl(tmp_path / "a.jsonl", rows[1:]) == 1
+    assert read_jsonl(tmp_path / "a.jsonl") == rows
+    assert (tmp_path / "a.jsonl").read_bytes().count(b"\n") == 2
+
+
+def test_every_possible_kill_leaves_a_readable_file(tmp_path, caplog):
+    """Cut after each byte (also within a multi-byte character): whole rows survive, and appending goes on."""
+    rows = [{"a": 1}, {"title": "é映"}]
+    write_jsonl(tmp_path / "whole.jsonl", rows)
+    content = (tmp_path / "whole.jsonl").read_bytes()
+    first = content.index(b"\n") + 1
+    for cut in range(len(content) + 1):
+        path = tmp_path / "cut.jsonl"
+        path.write_bytes(content[:cut])
+        whole = (cut >= first - 1) + (cut >= len(content) - 1)
+        assert read_jsonl(path) == rows[:whole], cut
+        append_jsonl(path, [{"b": 2}])
+        assert read_jsonl(path) == [*rows[:whole], {"b": 2}], cut
+    assert "half-written last line" in caplog.text
+
+
+@pytest.mark.parametrize("bad", [b"{broken", b"", b"[1]", b'{"a": NaN}', b"\xff\xfe", b'{"a": 1} {"b": 2}'])
+@pytest.mark.parametrize("after", [b"", b'{"a": 3}\n'])
+def test_any_other_broken_line_is_named(tmp_path, bad, after):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + bad + b"\n" + after)
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: "):
+        read_jsonl(path)
+
+
+def test_broken_json_file_names_itself(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match="a.json: not JSON"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json")
+
+
+def test_what_is_written_is_standard_json(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"loss": float("-inf")}])
+    assert json.loads((tmp_path / "a.jsonl").read_text()) == {"loss": None}
