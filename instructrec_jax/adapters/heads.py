@@ -32,8 +32,8 @@ def pool_segments(hidden: jax.Array, segment_ids: jax.Array, mode: str, max_segm
     Args:
         hidden: float [rows, length, hidden].
         segment_ids: int32 [rows, length], 1..S, 0 = padding.
-        mode: "cls" the segment's first token, "lasttoken" its last one, "mean", "max", "mean_sqrt_len" (the sum over
-            sqrt(number of tokens)), "weightedmean" (weights 1, 2, 3, … by place in the segment).
+        mode: "cls" the segment's first token, "lasttoken" its last one, "mean", "max", "mean_sqrt_len" (the
+            sum over sqrt(number of tokens)), "weightedmean" (weights 1, 2, 3, … by place in the segment).
         max_segments: the static S; segments 1..S are pooled.
 
     Returns: [rows, S, hidden] in hidden's dtype, reduced in fp32; zeros for a segment that is not there.
@@ -66,7 +66,7 @@ def pool_segments(hidden: jax.Array, segment_ids: jax.Array, mode: str, max_segm
 
 def build_head(
     config: Any, kind: str, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
-) -> "SequenceHead | TokenHead | MaskedLMHead":
+) -> Any:
     """The head that HuggingFace puts on this family, newly initialised.
 
     Args:
@@ -77,9 +77,11 @@ def build_head(
     """
     heads = find_family(config.model_type).heads
     if kind not in heads:
-        raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}.")
-    head_class = {"sequence": SequenceHead, "token": TokenHead, "mlm": MaskedLMHead}[kind]
-    return head_class(heads[kind].spec(config), config.hidden_size, num_outputs, dtype=dtype, rngs=rngs)
+        raise ValueError(
+            f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}."
+        )
+    classes = {"sequence": SequenceHead, "token": TokenHead, "mlm": MaskedLMHead}
+    return classes[kind](heads[kind].spec(config), config.hidden_size, num_outputs, dtype=dtype, rngs=rngs)
 
 
 class _Transform(nnx.Module):
@@ -89,7 +91,15 @@ class _Transform(nnx.Module):
         self.spec = spec
         init, width = normal(spec.initializer_range), hidden_size
         self.dense = (
-            Linear(width, width, axes=("embed", None), init=init, use_bias=spec.dense_bias, dtype=dtype, rngs=rngs)
+            Linear(
+                width,
+                width,
+                axes=("embed", None),
+                init=init,
+                use_bias=spec.dense_bias,
+                dtype=dtype,
+                rngs=rngs,
+            )
             if spec.dense
             else None
         )
@@ -113,7 +123,9 @@ class _Classifier(_Transform):
     ):
         super().__init__(spec, hidden_size, dtype, rngs)
         init = normal(spec.initializer_range)
-        self.output = Linear(hidden_size, num_outputs, axes=("embed", None), init=init, dtype=dtype, rngs=rngs)
+        self.output = Linear(
+            hidden_size, num_outputs, axes=("embed", None), init=init, dtype=dtype, rngs=rngs
+        )
 
 
 class SequenceHead(_Classifier):
@@ -130,8 +142,8 @@ class SequenceHead(_Classifier):
     ) -> jax.Array:
         """hidden [rows, length, hidden] → fp32 [rows, max_segments, num_outputs].
 
-        The row of an absent segment means nothing. Of `backbone` only its pooler is used, by the families whose head
-        goes through it (ValueError if it was built without).
+        The row of an absent segment means nothing. Of `backbone` only its pooler is used, by the families
+        whose head goes through it (ValueError if it was built without).
         """
         pooled = pool_segments(hidden, segment_ids, self.spec.pooling, max_segments)
         if self.spec.use_pooler:
@@ -159,7 +171,9 @@ class MaskedLMHead(_Transform):
         self.bias = nnx.Param(bias, axes=("vocab",)) if spec.output_bias else None
         draw = normal(spec.initializer_range)
         self.table = (
-            None if spec.tied else nnx.Param(draw(rngs.params(), (vocab_size, hidden_size)), axes=("vocab", "embed"))
+            None
+            if spec.tied
+            else nnx.Param(draw(rngs.params(), (vocab_size, hidden_size)), axes=("vocab", "embed"))
         )
         self.dtype = dtype
 

@@ -1,1 +1,1 @@
-"""Pretrained networks: shared layers, one file per family, and the way in from and out to a HuggingFace folder."""
+"""Pretrained networks: shared layers, one file per family, and HuggingFace folders in and out."""

@@ -1,4 +1,4 @@
-"""The one door to attention. Kernels for an accelerator are chosen behind it; callers never see which one ran."""
+"""The one door to attention: kernels for an accelerator are chosen behind it."""
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ def attention(
 
     Args:
         q, k, v: [rows, length, heads, head_dim], any float dtype.
-        segment_ids: int32 [rows, length]; a token sees the tokens of its own segment only; 0 is padding, which sees
-            nothing and is seen by nothing (its output is zero).
+        segment_ids: int32 [rows, length]; a token sees the tokens of its own segment only; 0 is padding,
+            which sees nothing and is seen by nothing (its output is zero).
         positions: int32 [rows, length], position inside the segment; used by `window`, `causal` and dropout.
         bias: float [rows or 1, heads or 1, length, length] added to the scores, or None.
         window: largest distance |position - position| that is seen (inclusive), or None for all.

@@ -32,7 +32,11 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
 def refuse_variants(config: Any) -> None:
     """Config fields of the BERT lineage that change the numbers and have one supported value."""
     refuse(
-        config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False, pruned_heads=({}, [])
+        config,
+        position_embedding_type="absolute",
+        is_decoder=False,
+        add_cross_attention=False,
+        pruned_heads=({}, []),
     )
 
 

@@ -13,7 +13,6 @@ EPS = 1e-12  # fixed in the architecture, not a config field
 
 def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
     refuse_variants(config)
-    # sinusoidal_pos_embds only says how the position table was first filled; the table is in the file either way
     spec = EncoderSpec(
         vocab_size=config.vocab_size,
         hidden_size=config.dim,

@@ -1,4 +1,4 @@
-"""The post-norm encoder that BERT, RoBERTa, DistilBERT and MPNet share; the families only fill in an `EncoderSpec`."""
+"""The post-norm encoder that BERT, RoBERTa, DistilBERT and MPNet share; each fills in an `EncoderSpec`."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,16 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.backbones.attention import attention
-from instructrec_jax.backbones.layers import DropoutKeys, Embedding, LayerNorm, Linear, Stack, activation, dropout, normal
+from instructrec_jax.backbones.layers import (
+    DropoutKeys,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Stack,
+    activation,
+    dropout,
+    normal,
+)
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,12 @@ class PostNormLayer(nnx.Module):
         init = normal(spec.initializer_range)
         self.attention = Attention(spec, dtype, rngs)
         self.attention_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
-        self.mlp_in = Linear(spec.hidden_size, spec.mlp_size, axes=("embed", "mlp"), init=init, dtype=dtype, rngs=rngs)
-        self.mlp_out = Linear(spec.mlp_size, spec.hidden_size, axes=("mlp", "embed"), init=init, dtype=dtype, rngs=rngs)
+        self.mlp_in = Linear(
+            spec.hidden_size, spec.mlp_size, axes=("embed", "mlp"), init=init, dtype=dtype, rngs=rngs
+        )
+        self.mlp_out = Linear(
+            spec.mlp_size, spec.hidden_size, axes=("mlp", "embed"), init=init, dtype=dtype, rngs=rngs
+        )
         self.mlp_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
         self.spec = spec
 
@@ -100,14 +113,16 @@ class Encoder(nnx.Module):
     """Embeddings, post-norm layers and, if `pooler`, BERT's pooler.
 
     Arguments of a call are int32 [rows, length] (see `Family`); the result is hidden states
-    [rows, length, hidden_size] in `dtype`. Raises ValueError when a position lies beyond the position table; inside
-    jit, where positions have no value yet, such a token's hidden state is NaN instead.
+    [rows, length, hidden_size] in `dtype`. Raises ValueError when a position lies beyond the position table;
+    inside jit, where positions have no value yet, such a token's hidden state is NaN instead.
     """
 
     def __init__(self, spec: EncoderSpec, *, pooler: bool, dtype: Any, remat: str, rngs: nnx.Rngs):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
-            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+            raise ValueError(
+                f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads."
+            )
         init = normal(spec.initializer_range)
 
         def table(size: int, axes: tuple[str | None, str | None], padding_id: int | None = None) -> Embedding:
@@ -119,7 +134,9 @@ class Encoder(nnx.Module):
         self.position_embeddings = table(spec.num_positions, (None, "embed"))
         if spec.sinusoidal_positions:
             self.position_embeddings.table[...] = jnp.asarray(sinusoids(spec.num_positions, spec.hidden_size))
-        self.token_type_embeddings = table(spec.num_token_types, (None, "embed")) if spec.num_token_types else None
+        self.token_type_embeddings = (
+            table(spec.num_token_types, (None, "embed")) if spec.num_token_types else None
+        )
         self.embedding_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
         self.relative_bias = (
             Embedding(spec.relative_buckets, spec.num_heads, init=init, axes=(None, "heads"), rngs=rngs)
@@ -127,10 +144,15 @@ class Encoder(nnx.Module):
             else None
         )
         self.layers = Stack(
-            ["layer"] * spec.num_layers, lambda kind, rngs: PostNormLayer(spec, dtype, rngs), remat=remat, rngs=rngs
+            ["layer"] * spec.num_layers,
+            lambda kind, rngs: PostNormLayer(spec, dtype, rngs),
+            remat=remat,
+            rngs=rngs,
         )
         self.pooler = (
-            Linear(spec.hidden_size, spec.hidden_size, axes=("embed", None), init=init, dtype=dtype, rngs=rngs)
+            Linear(
+                spec.hidden_size, spec.hidden_size, axes=("embed", None), init=init, dtype=dtype, rngs=rngs
+            )
             if pooler
             else None
         )
@@ -186,7 +208,8 @@ def check_positions(positions: jax.Array, max_length: int) -> None:
     """Raises ValueError if a position does not fit; tracers have no value and pass."""
     if isinstance(positions, jax.core.Tracer) or positions.size == 0:
         return
-    longest = int(np.asarray(positions).max()) + 1  # numpy: jnp would be traced, inside jit, even for a constant
+    # numpy, since inside jit jnp would make a tracer even of a constant
+    longest = int(np.asarray(positions).max()) + 1
     if longest > max_length:
         raise ValueError(
             f"An input of {longest} tokens is longer than the {max_length} positions of this network. "
@@ -207,11 +230,13 @@ NUM_BUCKETS = 32
 def relative_buckets(distance: np.ndarray, max_distance: int = 128) -> np.ndarray:
     """Bucket of each signed distance key - query: exact when near, logarithmic up to `max_distance`.
 
-    Source: Raffel et al., 2020 (T5). fp32 as in PyTorch, since the borders of the buckets hang on the rounding.
+    Source: Raffel et al., 2020 (T5). fp32 as in PyTorch, since the borders of the buckets hang on the
+    rounding.
     """
     half = NUM_BUCKETS // 2
     exact = half // 2
     n = np.abs(distance)
     log = np.log(np.maximum(n, 1) / exact).astype(np.float32)
-    far = exact + (log / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)).astype(np.int32)
+    scaled = log / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
+    far = exact + scaled.astype(np.int32)
     return np.where(distance > 0, half, 0) + np.where(n < exact, n, np.minimum(far, half - 1))

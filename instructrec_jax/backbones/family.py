@@ -1,4 +1,4 @@
-"""What a family declares: how to build its network, and one table of HuggingFace tensor names ↔ parameter paths."""
+"""What a family declares: how to build it, and one table of HuggingFace tensor names ↔ parameter paths."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,9 +14,10 @@ class Rule:
     Attributes:
         name: HuggingFace's tensor name without the model prefix; "{layer}" stands for a layer number.
         path: our dotted parameter path; "{layer}" stands where a stack keeps its block name.
-        transform: "none" keeps the tensor; "transpose" turns [out, in] into [in, out], or [parts * out, in] into
-            [in, parts, out]; "split" turns [parts * out] into [parts, out].
-        old_names: other names of the same tensor in older files; looked for first, so that a stale twin loses.
+        transform: "none" keeps the tensor; "transpose" turns [out, in] into [in, out], or [parts * out, in]
+            into [in, parts, out]; "split" turns [parts * out] into [parts, out].
+        old_names: other names of the same tensor in older files; looked for first, so that a stale twin
+            loses.
     """
 
     name: str
@@ -34,7 +35,7 @@ def linear(name: str, path: str, *, parts: int = 1) -> tuple[Rule, ...]:
 
 
 def norm(name: str, path: str) -> tuple[Rule, ...]:
-    """The rules of a torch.nn.LayerNorm ↔ `layers.LayerNorm`; files of TensorFlow descent say gamma and beta."""
+    """The rules of a torch.nn.LayerNorm ↔ `layers.LayerNorm`; some files say gamma and beta."""
     return (
         Rule(f"{name}.weight", f"{path}.scale", old_names=(f"{name}.gamma",)),
         Rule(f"{name}.bias", f"{path}.bias", old_names=(f"{name}.beta",)),
@@ -50,7 +51,7 @@ def embedding(name: str, path: str) -> tuple[Rule, ...]:
 class HeadSpec:
     """The shape HuggingFace gives a family's task head; `adapters.heads` builds it.
 
-    pooled or per-token vectors → dropout(input_dropout) → [dense → activation → [norm]] → dropout → output layer
+    vectors → dropout(input_dropout) → [dense → activation → [norm]] → dropout(dropout) → output layer
     """
 
     dropout: float = 0.0
@@ -70,7 +71,7 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class Head:
-    """One kind of task head of a family: its HuggingFace class name suffix, its shape, and its mapping table."""
+    """One kind of task head of a family: HuggingFace's class name suffix, its shape, its mapping table."""
 
     suffix: str  # of the class name in config.architectures, e.g. "ForSequenceClassification"
     spec: Callable[[Any], HeadSpec]
@@ -82,10 +83,11 @@ class Family:
     """Everything `pretrained` needs to know about one `model_type`.
 
     Attributes:
-        build: build(config, dtype=, remat=, pooler=, rngs=) -> network. Raises ValueError for a config field whose
-            effect is not implemented. The network is called as
-            `(tokens, segment_ids, positions, token_types, *, dropout=None) -> hidden [rows, length, hidden]` and has
-            `hidden_size`, `vocab_size`, `max_length`, `word_embedding_table` and, where there is one, `pool(first)`.
+        build: build(config, dtype=, remat=, pooler=, rngs=) -> network. Raises ValueError for a config field
+            whose effect is not implemented. The network is called as
+            `(tokens, segment_ids, positions, token_types, *, dropout=None) -> hidden [rows, length, hidden]`
+            and has `hidden_size`, `vocab_size`, `max_length`, `word_embedding_table` and, where there is one,
+            `pool(first)`.
         prefix: of the tensor names inside a task checkpoint, e.g. "bert.".
         mapping: the backbone's table, names without the prefix.
         heads: by kind: "sequence", "token", "mlm"; their tables hold complete names.
@@ -111,6 +113,6 @@ def refuse(config: Any, **allowed: Any) -> None:
         value = getattr(config, name, None)
         if value is not None and value not in values:
             raise ValueError(
-                f"config.json of this {config.model_type} model has {name}={value!r}, which is not implemented "
-                f"(supported: {', '.join(map(repr, values))}). Loading it anyway would give wrong numbers."
+                f"config.json of this {config.model_type} model has {name}={value!r}, which is not "
+                f"implemented (supported: {', '.join(map(repr, values))}). Loading it anyway would give wrong numbers."
             )

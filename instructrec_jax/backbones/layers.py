@@ -1,7 +1,7 @@
 """The pieces every family is made of: linear, embedding, norms, keyed dropout, and the scanned layer stack.
 
-Parameters are fp32 `nnx.Param`s that carry `axes`, one logical axis name (or None) per dimension of one layer;
-activations are computed in the module's `dtype`; norms and softmax are computed in fp32.
+Parameters are fp32 `nnx.Param`s that carry `axes`, one logical axis name (or None) per dimension of one
+layer; activations are computed in the module's `dtype`; norms and softmax are computed in fp32.
 """
 
 import dataclasses
@@ -64,9 +64,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The activation that HuggingFace calls `name`. Raises ValueError for one that is not implemented here."""
+    """The activation that HuggingFace calls `name`. Raises ValueError for an unknown one."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"Activation {name!r} is not supported. Supported: {', '.join(sorted(ACTIVATIONS))}.")
+        raise ValueError(
+            f"Activation {name!r} is not supported. Supported: {', '.join(sorted(ACTIVATIONS))}."
+        )
     return ACTIVATIONS[name]
 
 
@@ -76,9 +78,9 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 class Linear(nnx.Module):
     """y = x W + b, with W stored [in, out].
 
-    With `parts` > 1 the kernel is [in, parts, out] and the output [..., parts, out]: several projections that the
-    checkpoint keeps in one matrix (a fused QKV, the two halves of a GLU). They stay one parameter, so LoRA finds
-    HuggingFace's module, and each part is sharded evenly over `out`.
+    With `parts` > 1 the kernel is [in, parts, out] and the output [..., parts, out]: several projections
+    that the checkpoint keeps in one matrix (a fused QKV, the two halves of a GLU). They stay one parameter,
+    so LoRA finds HuggingFace's module, and each part is sharded evenly over `out`.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class Embedding(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis, computed in fp32, returned in `dtype`. `use_bias=False` drops the bias."""
+    """Layer normalisation over the last axis, computed in fp32, returned in `dtype`."""
 
     def __init__(self, features: int, *, eps: float, use_bias: bool = True, dtype: Any = jnp.float32):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("embed",))
@@ -151,7 +153,7 @@ _SITE = np.uint32(0x85EBCA6B)
 
 
 def _hash(x: jax.Array) -> jax.Array:
-    """lowbias32: a bijection on uint32 with near-ideal avalanche (C. Wellons, "Prospecting for Hash Functions", 2018)."""
+    """lowbias32, a bijection on uint32 (Chris Wellons, "Prospecting for Hash Functions", 2018)."""
     x = x ^ (x >> 16)
     x = x * np.uint32(0x7FEB352D)
     x = x ^ (x >> 15)
@@ -162,10 +164,10 @@ def _hash(x: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DropoutKeys:
-    """One uint32 key per token, [rows, length], made by `dropout_keys` from (step seed, example number, position).
+    """uint32 keys [rows, length], one per token, which `dropout_keys` makes of (seed, example, position).
 
-    The bits drawn from a key depend on nothing else, so they stay the same however examples are packed into rows,
-    accumulated over micro-batches or spread over devices.
+    The bits drawn from a key depend on nothing else, so they stay the same however examples are packed into
+    rows, accumulated over micro-batches or spread over devices.
     """
 
     tokens: jax.Array
@@ -180,7 +182,8 @@ def dropout_keys(seed: jax.Array, example_numbers: jax.Array, positions: jax.Arr
 
     Args:
         seed: uint32 scalar, another one each step.
-        example_numbers: integer [rows, length], the global number of the example a token belongs to (modulo 2^32).
+        example_numbers: integer [rows, length], the global number of the example a token belongs to, modulo
+            2^32.
         positions: int32 [rows, length], the token's position inside its example.
     """
     step = _hash(jnp.asarray(seed).astype(jnp.uint32) + _GOLDEN)
@@ -206,7 +209,7 @@ def dropout(x: jax.Array, rate: float, keys: DropoutKeys | None) -> jax.Array:
 
 
 def attention_dropout_bits(keys: DropoutKeys, heads: int, key_positions: jax.Array) -> jax.Array:
-    """uint32 bits [rows, heads, queries, keys] from the query's key, the head, and the key's position in its example."""
+    """uint32 bits [rows, heads, queries, keys] of the query's key, the head, and the key's position."""
     per_head = _hash(keys.tokens[:, None, :] + _SITE * jnp.arange(1, heads + 1, dtype=jnp.uint32)[:, None])
     return _hash(per_head[..., None] + _GOLDEN * key_positions.astype(jnp.uint32)[:, None, None, :])
 
@@ -218,7 +221,7 @@ def segment_keys(keys: DropoutKeys, segment_ids: jax.Array, max_segments: int) -
 
 
 def first_tokens(segment_ids: jax.Array, max_segments: int) -> jax.Array:
-    """int32 [rows, max_segments]: index in the row of each segment's first token (0 for an absent segment)."""
+    """int32 [rows, max_segments]: place in the row of each segment's first token (0 if it is absent)."""
     numbers = jnp.arange(1, max_segments + 1, dtype=segment_ids.dtype)
     return jnp.argmax(segment_ids[:, None, :] == numbers[:, None], axis=-1).astype(jnp.int32)
 
@@ -243,16 +246,17 @@ class Block:
 def plan_blocks(kinds: Sequence[Hashable]) -> tuple[tuple[Block, ...], ...]:
     """Groups layers so that as few layer bodies as possible are compiled.
 
-    A group is a pattern of blocks that repeats `count` times and is scanned; layers before and after the repeating
-    pattern form groups that are unrolled (count 1). Example: kinds "g0 l l g l l g l" (the first one is special)
-    becomes [g0] · [l l g]×2 · [l].
+    A group is a pattern of blocks that repeats `count` times and is scanned; layers before and after the
+    repeating pattern form groups that are unrolled (count 1). Example: kinds "g0 l l g l l g l" (the first
+    one is special) becomes [g0] · [l l g]×2 · [l].
     """
     n = len(kinds)
     best = (n, n, 1, 1)  # bodies compiled, prefix, period, repeats
     for prefix in range(n):
         for period in range(1, (n - prefix) // 2 + 1):
             repeats = 1
-            while kinds[prefix + repeats * period : prefix + (repeats + 1) * period] == kinds[prefix : prefix + period]:
+            pattern = kinds[prefix : prefix + period]
+            while kinds[prefix + repeats * period :][:period] == pattern:
                 repeats += 1
             bodies = n - period * (repeats - 1)
             if repeats > 1 and bodies < best[0]:
@@ -277,16 +281,17 @@ REMAT_POLICIES: dict[str, Any] = {
 
 
 class Stack(nnx.Module):
-    """The layers of a network, stored stacked per block and run with `jax.lax.scan` over their repeating pattern.
+    """The layers of a network, stored stacked and run with `jax.lax.scan` over their repeating pattern.
 
     Args:
         kinds: one hashable value per layer; layers of equal kind have the same parameters and the same code.
         make: builds one layer: `make(kind, rngs) -> nnx.Module`, called as `layer(x, context, dropout) -> x`.
-        remat: "none" keeps every activation for the backward pass, "full" recomputes each layer from its input,
-            "dots" keeps the outputs of the matrix products only.
+        remat: "none" keeps every activation for the backward pass, "full" recomputes each layer from its
+            input, "dots" keeps the outputs of the matrix products only.
 
-    Parameters live at `<block name>.<path in the layer>`, always with a leading "layers" axis; `locate(layer)` gives
-    the block and the index in it. `__call__` folds the dropout keys by layer number + 1 (0 is for the embeddings).
+    Parameters live at `<block name>.<path in the layer>`, always with a leading "layers" axis;
+    `locate(layer)` gives the block and the index in it. `__call__` folds the dropout keys by
+    layer number + 1 (0 is for the embeddings).
     """
 
     def __init__(
@@ -300,9 +305,11 @@ class Stack(nnx.Module):
         if remat not in REMAT_POLICIES:
             raise ValueError(f"Unknown remat policy {remat!r}. Choose one of: {', '.join(REMAT_POLICIES)}.")
         kinds = tuple(kinds)
+        if not kinds:
+            raise ValueError("A network needs at least one layer.")
         self.groups = plan_blocks(kinds)
         self.remat = remat
-        keys = jax.random.split(rngs.params(), len(kinds)) if kinds else None
+        keys = jax.random.split(rngs.params(), len(kinds))
         for block in self.blocks:
 
             def build(key: jax.Array, kind: Hashable = kinds[block.first]) -> tuple[Any, Any]:
@@ -320,14 +327,18 @@ class Stack(nnx.Module):
         for block in self.blocks:
             if layer in block.layers:
                 return block.name, block.layers.index(layer)
-        raise ValueError(f"There is no layer {layer}; this network has {sum(b.count for b in self.blocks)} layers.")
+        raise ValueError(
+            f"There is no layer {layer}; this network has {sum(b.count for b in self.blocks)} layers."
+        )
 
     def __call__(self, x: jax.Array, context: Any, dropout: DropoutKeys | None = None) -> jax.Array:
         for group in self.groups:
             x = self._run(group, x, context, dropout)
         return x
 
-    def _run(self, group: tuple[Block, ...], x: jax.Array, context: Any, dropout: DropoutKeys | None) -> jax.Array:
+    def _run(
+        self, group: tuple[Block, ...], x: jax.Array, context: Any, dropout: DropoutKeys | None
+    ) -> jax.Array:
         split = [nnx.split(getattr(self, block.name)) for block in group]
 
         def body(x: jax.Array, inputs: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, None]:

@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al., 2024): pre-norm layers, rotary positions, GeGLU, local and global attention in turn."""
+"""ModernBERT (Warner et al., 2024): pre-norm, rotary positions, GeGLU, local and global attention."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,16 @@ from flax import nnx
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.encoder import check_positions
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
-from instructrec_jax.backbones.layers import DropoutKeys, Embedding, LayerNorm, Linear, Stack, activation, dropout, truncated_normal
+from instructrec_jax.backbones.layers import (
+    DropoutKeys,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Stack,
+    activation,
+    dropout,
+    truncated_normal,
+)
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
@@ -48,7 +57,7 @@ class Context:
 
 
 class Layer(nnx.Module):
-    """x = x + attention(norm(x)); x = x + mlp(norm(x)). The network's first layer has no norm before attention."""
+    """x = x + attention(norm(x)); x = x + mlp(norm(x)). The first layer has no norm before attention."""
 
     def __init__(self, kind: tuple[str, bool], spec: ModernBertSpec, dtype: Any, rngs: nnx.Rngs):
         self.attention_type, is_first = kind
@@ -62,14 +71,34 @@ class Layer(nnx.Module):
 
         self.attention_norm = None if is_first else layer_norm()
         self.qkv = Linear(
-            width, width, parts=3, axes=("embed", "heads"), init=init, use_bias=spec.attention_bias, dtype=dtype, rngs=rngs
+            width,
+            width,
+            parts=3,
+            axes=("embed", "heads"),
+            init=init,
+            use_bias=spec.attention_bias,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.attention_output = Linear(
-            width, width, axes=("heads", "embed"), init=init_out, use_bias=spec.attention_bias, dtype=dtype, rngs=rngs
+            width,
+            width,
+            axes=("heads", "embed"),
+            init=init_out,
+            use_bias=spec.attention_bias,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.mlp_norm = layer_norm()
         self.mlp_in = Linear(
-            width, mlp, parts=2, axes=("embed", "mlp"), init=init, use_bias=spec.mlp_bias, dtype=dtype, rngs=rngs
+            width,
+            mlp,
+            parts=2,
+            axes=("embed", "mlp"),
+            init=init,
+            use_bias=spec.mlp_bias,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.mlp_out = Linear(
             mlp, width, axes=("mlp", "embed"), init=init_out, use_bias=spec.mlp_bias, dtype=dtype, rngs=rngs
@@ -102,7 +131,7 @@ class Layer(nnx.Module):
 
 
 class ModernBert(nnx.Module):
-    """Arguments of a call are int32 [rows, length] (see `Family`; token types are ignored: the family has none)."""
+    """Arguments of a call are int32 [rows, length] (see `Family`); token types are ignored."""
 
     def __init__(
         self,
@@ -116,7 +145,9 @@ class ModernBert(nnx.Module):
     ):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
-            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+            raise ValueError(
+                f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads."
+            )
         init = truncated_normal(spec.initializer_range, spec.initializer_cutoff)
         self.word_embeddings = Embedding(
             spec.vocab_size, spec.hidden_size, init=init, padding_id=spec.padding_id, dtype=dtype, rngs=rngs
@@ -178,8 +209,8 @@ def rotary_frequencies(config: Any, kind: str) -> tuple[float, ...]:
     rope_type = parameters.get("rope_type", "default")
     if rope_type not in ("default", "linear"):
         raise ValueError(
-            f"config.json asks for {rope_type!r} rotary scaling of {kind} layers, which is not implemented for "
-            "modernbert (supported: 'default', 'linear')."
+            f"config.json asks for {rope_type!r} rotary scaling of {kind} layers, which is not implemented "
+            "for modernbert (supported: 'default', 'linear')."
         )
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError("config.json has a partial_rotary_factor other than 1, which is not implemented.")
@@ -193,17 +224,25 @@ def rotary_frequencies(config: Any, kind: str) -> tuple[float, ...]:
 
 def output_init(spec: ModernBertSpec) -> Any:
     """Initialiser of the layers that write to the residual stream: narrower the deeper the network."""
-    return truncated_normal(spec.initializer_range / np.sqrt(2.0 * len(spec.layer_types)), spec.initializer_cutoff)
+    return truncated_normal(
+        spec.initializer_range / np.sqrt(2.0 * len(spec.layer_types)), spec.initializer_cutoff
+    )
 
 
 def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
     head_dim = config.hidden_size // config.num_attention_heads
-    refuse(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False, head_dim=head_dim)
+    refuse(
+        config,
+        position_embedding_type="absolute",
+        is_decoder=False,
+        add_cross_attention=False,
+        head_dim=head_dim,
+    )
     unknown = set(config.layer_types) - {GLOBAL, LOCAL}
     if unknown or len(config.layer_types) != config.num_hidden_layers:
         raise ValueError(
-            f"config.json has layer_types {config.layer_types}; {config.num_hidden_layers} values out of {GLOBAL!r} and "
-            f"{LOCAL!r} are needed."
+            f"config.json has layer_types {config.layer_types}; {config.num_hidden_layers} values out of "
+            f"{GLOBAL!r} and {LOCAL!r} are needed."
         )
     spec = ModernBertSpec(
         vocab_size=config.vocab_size,
@@ -222,7 +261,7 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
         attention_dropout=config.attention_dropout,
         mlp_dropout=config.mlp_dropout,
         initializer_range=config.initializer_range,
-        initializer_cutoff=3.0 if config.initializer_cutoff_factor is None else config.initializer_cutoff_factor,
+        initializer_cutoff=config.initializer_cutoff_factor or 3.0,
     )
     frequencies = {kind: rotary_frequencies(config, kind) for kind in set(config.layer_types)}
     return ModernBert(
@@ -284,8 +323,12 @@ FAMILY = Family(
     prefix="model.",
     mapping=MAPPING,
     heads={
-        "sequence": Head("ForSequenceClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))),
-        "token": Head("ForTokenClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))),
+        "sequence": Head(
+            "ForSequenceClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))
+        ),
+        "token": Head(
+            "ForTokenClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))
+        ),
         "mlm": Head(
             "ForMaskedLM",
             mlm_head,

@@ -1,4 +1,4 @@
-"""MPNet (Song et al., 2020): BERT's layers with a relative position bias shared by all layers, no token types."""
+"""MPNet (Song et al., 2020): BERT's layers, a relative position bias that they share, no token types."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
     refuse_variants(config)
     if config.relative_attention_num_buckets < NUM_BUCKETS:
         raise ValueError(
-            f"config.json has relative_attention_num_buckets={config.relative_attention_num_buckets}; MPNet numbers its "
-            f"buckets 0 to {NUM_BUCKETS - 1} whatever this says (in transformers too), so fewer than {NUM_BUCKETS} "
-            "cannot work."
+            f"config.json has relative_attention_num_buckets={config.relative_attention_num_buckets}; MPNet "
+            f"numbers its buckets 0 to {NUM_BUCKETS - 1} whatever this says (in transformers too), so it "
+            "cannot work with fewer."
         )
     spec = EncoderSpec(
         vocab_size=config.vocab_size,

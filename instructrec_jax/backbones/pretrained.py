@@ -1,4 +1,4 @@
-"""HuggingFace folders in and out: config, safetensors ↔ parameters by each family's table, pooling declarations."""
+"""HuggingFace folders in and out: config, safetensors ↔ parameters by each family's table, pooling."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ Shardings = Callable[[str, tuple[int, ...], Axes], jax.sharding.Sharding]
 
 @dataclass(frozen=True)
 class PoolingSpec:
-    """How a sentence becomes one vector, as sentence-transformers files declare it, or by family where they don't.
+    """How a sentence becomes one vector: what sentence-transformers files declare, else by family.
 
     Attributes:
         mode: "cls" | "mean" | "max" | "mean_sqrt_len" | "weightedmean" | "lasttoken".
@@ -77,7 +77,9 @@ class LoadReport:
     def __add__(self, other: "LoadReport") -> "LoadReport":
         used = {**self.used, **other.used}
         unused = dict.fromkeys((*self.unused, *other.unused))
-        return LoadReport(used, tuple(n for n in unused if n not in used), self.initialised + other.initialised)
+        return LoadReport(
+            used, tuple(n for n in unused if n not in used), self.initialised + other.initialised
+        )
 
     def __str__(self) -> str:
         def some(names: tuple[str, ...]) -> str:
@@ -92,7 +94,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A loaded network: `module` (parameters fp32), its HuggingFace `config`, `family`, `report` and `pooling`."""
+    """A loaded network (parameters fp32), its HuggingFace config, and what there is to know about it."""
 
     module: nnx.Module
     config: Any
@@ -102,7 +104,7 @@ class Pretrained:
 
 
 def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
-    """The local folder of a checkpoint; a hub id (`owner/name`) is downloaded through huggingface_hub's cache.
+    """The local folder of a checkpoint; a hub id (`owner/name`) is fetched into huggingface_hub's cache.
 
     Only config, tokenizer and safetensors files are fetched. Raises ValueError when there is neither.
     """
@@ -111,7 +113,9 @@ def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
         return folder
     name = str(path_or_hub_id)
     if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or folder.exists():
-        raise ValueError(f"{name} is not a folder. Give a folder with config.json and model.safetensors, or a hub id.")
+        raise ValueError(
+            f"{name} is not a folder. Give a folder with config.json and model.safetensors, or a hub id."
+        )
     import huggingface_hub
 
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
@@ -119,13 +123,13 @@ def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         raise ValueError(
-            f"{name!r} is neither a local folder nor a checkpoint that could be fetched from the HuggingFace hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})."
+            f"{name!r} is neither a local folder nor a checkpoint that could be fetched from the "
+            f"HuggingFace hub ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})."
         ) from error
 
 
 def read_config(path_or_hub_id: str | os.PathLike[str]) -> Any:
-    """The `transformers` config of a folder. Raises ValueError for a missing file or an unsupported `model_type`."""
+    """The `transformers` config of a folder; ValueError for a missing file or unsupported model_type."""
     folder = find_folder(path_or_hub_id)
     file = folder / "config.json"
     if not file.is_file():
@@ -138,7 +142,8 @@ def find_family(model_type: str | None, where: str = "the config") -> Family:
     """The family of a `model_type`. Raises ValueError that lists the supported ones."""
     if model_type not in FAMILIES:
         raise ValueError(
-            f"model_type {model_type!r} of {where} is not supported. Supported: {', '.join(sorted(FAMILIES))}."
+            f"model_type {model_type!r} of {where} is not supported. Supported: "
+            f"{', '.join(sorted(FAMILIES))}."
         )
     return FAMILIES[model_type]
 
@@ -154,13 +159,15 @@ def declared_head(config: Any) -> str | None:
 
 
 def read_pooling(path_or_hub_id: str | os.PathLike[str]) -> PoolingSpec:
-    """The pooling a sentence-transformers folder declares (`modules.json`, `1_Pooling`), else the family's default.
+    """The pooling that a sentence-transformers folder declares in `modules.json`, else the family's.
 
     Raises ValueError for a module or mode that is not implemented.
     """
     folder = find_folder(path_or_hub_id)
     if not (folder / "modules.json").is_file():
-        return PoolingSpec(find_family(_read_json(folder / "config.json").get("model_type"), str(folder)).pooling)
+        return PoolingSpec(
+            find_family(_read_json(folder / "config.json").get("model_type"), str(folder)).pooling
+        )
     mode, normalize = "mean", False
     for module in _read_json(folder / "modules.json"):
         kind = module["type"].rsplit(".", 1)[-1]
@@ -198,8 +205,8 @@ def _pooling_mode(config: Mapping[str, Any], folder: Path) -> str:
         modes = [POOLING_MODES.get(k, k) for k, on in config.items() if k.startswith("pooling_mode_") and on]
     if len(modes) != 1 or modes[0] not in POOLING_MODES.values():
         raise ValueError(
-            f"{folder}: pooling {' + '.join(modes) or '(none)'} is not supported; supported is exactly one of "
-            f"{', '.join(POOLING_MODES.values())}."
+            f"{folder}: pooling {' + '.join(modes) or '(none)'} is not supported; supported is exactly one "
+            f"of {', '.join(POOLING_MODES.values())}."
         )
     return modes[0]
 
@@ -222,7 +229,7 @@ def build_backbone(
     pooler: bool = True,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """The network of a HuggingFace config, randomly initialised as HuggingFace does (see `Family` for its call)."""
+    """The network of a HuggingFace config, initialised as HuggingFace does; see `Family` for its call."""
     return find_family(config.model_type).build(config, dtype=dtype, remat=remat, pooler=pooler, rngs=rngs)
 
 
@@ -242,13 +249,16 @@ def load_backbone(
         path_or_hub_id: a HuggingFace folder with config.json and safetensors, or a hub id.
         dtype: of the activations; parameters are fp32 whatever the file holds.
         remat: see `layers.Stack`.
-        pooler: keep BERT's pooler (newly initialised and reported when the file has none); False leaves it out.
+        pooler: keep BERT's pooler (newly initialised and reported when the file has none); False leaves it
+            out.
         random_init: take only the config from the folder and draw fresh weights.
         rngs: its "params" stream serves what is newly initialised.
-        shardings: shardings(path, shape, axes) -> Sharding for each parameter; stacked parameters come with a leading
-            "layers" axis in both. Each device's slice is read straight from the file. None: the default device.
+        shardings: shardings(path, shape, axes) -> Sharding for each parameter; stacked parameters come with
+            a leading "layers" axis in both. Each device's slice is read straight from the file. None: the
+            default device.
 
-    Raises ValueError for an unsupported model_type or config field, a missing or misshapen tensor, a pickle-only folder.
+    Raises ValueError for an unsupported model_type or config field, a missing or misshapen tensor, a
+    pickle-only folder.
     """
     folder = find_folder(path_or_hub_id)
     config = read_config(folder)
@@ -263,7 +273,13 @@ def load_backbone(
         with TensorFiles(folder) as files:
             prefix = family.prefix if any(name.startswith(family.prefix) for name in files.names) else ""
             module, report = _fill(
-                build, files, family.mapping, prefix, rngs.params(), shardings, lambda path: path.startswith("pooler.")
+                build,
+                files,
+                family.mapping,
+                prefix,
+                rngs.params(),
+                shardings,
+                lambda path: path.startswith("pooler."),
             )
             _refuse_leftovers(files, family, prefix, report, pooler)
     return Pretrained(module, config, family, report, read_pooling(folder))
@@ -283,14 +299,17 @@ def load_head(
         kind: "sequence" | "token" | "mlm".
         build: build(key) -> head module (`adapters.heads`), key a jax random key.
 
-    Returns the head and a report; where the checkpoint has no such head, every parameter is in `report.initialised`.
+    Returns the head and a report; where the checkpoint has no such head, every parameter is in
+    `report.initialised`.
     Raises ValueError when only a part of the head is there, or when its shape (number of labels) differs.
     """
     folder = find_folder(path_or_hub_id)
     config = read_config(folder)
     family = find_family(config.model_type)
     if kind not in family.heads:
-        raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(family.heads)}.")
+        raise ValueError(
+            f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(family.heads)}."
+        )
     if declared_head(config) not in (kind, None):
         return _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
     rules = family.heads[kind].mapping
@@ -303,8 +322,10 @@ def load_head(
         return _fill(build, files, rules, "", rngs.params(), shardings, lambda path: False)
 
 
-def _refuse_leftovers(files: "TensorFiles", family: Family, prefix: str, report: LoadReport, pooler: bool) -> None:
-    """An unused tensor that a rule knows (a 13th layer, a bias the config denies) means config and weights disagree."""
+def _refuse_leftovers(
+    files: "TensorFiles", family: Family, prefix: str, report: LoadReport, pooler: bool
+) -> None:
+    """A tensor that a rule knows but no parameter took (a 13th layer, say): config and weights disagree."""
     known = [(rule, re.escape(prefix + rule.name).replace(r"\{layer\}", r"\d+")) for rule in family.mapping]
     for name in report.unused:
         for rule, pattern in known:
@@ -312,8 +333,8 @@ def _refuse_leftovers(files: "TensorFiles", family: Family, prefix: str, report:
             dropped = rule.path.startswith("pooler.") and not pooler
             if re.fullmatch(pattern, name) and not dropped and not any(twin in report.used for twin in twins):
                 raise ValueError(
-                    f"{files.folder}: the network that config.json describes has no place for tensor {name}. The config "
-                    "does not belong to these weights."
+                    f"{files.folder}: the network that config.json describes has no place for tensor "
+                    f"{name}. The config does not belong to these weights."
                 )
 
 
@@ -325,8 +346,8 @@ def _check_tied(files: "TensorFiles", family: Family, rules: tuple[Rule, ...], w
             name = _find(source.name, source.old_names, family.prefix, files.names)
             if name is None or not np.array_equal(files.read(rule.name), files.read(name)):
                 raise ValueError(
-                    f"{files.folder}: {rule.name} differs from the word embeddings, though config.json says they are "
-                    "tied. Set tie_word_embeddings to false in config.json to use it."
+                    f"{files.folder}: {rule.name} differs from the word embeddings, though config.json "
+                    "says they are tied. Set tie_word_embeddings to false in config.json to use it."
                 )
 
 
@@ -343,9 +364,9 @@ class TensorFiles:
         else:
             pickles = [f.name for f in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))]
             remedy = (
-                f" It has {', '.join(sorted(pickles))}, which is a pickle and is never opened here. Convert it once, on "
-                "a machine you trust it on: `AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)` with "
-                "transformers and torch writes safetensors."
+                f" It has {', '.join(sorted(pickles))}, which is a pickle and is never opened here. "
+                "Convert it once, on a machine you trust it on, with transformers and torch: "
+                "`AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)` writes safetensors."
                 if pickles
                 else ""
             )
@@ -357,7 +378,9 @@ class TensorFiles:
                 handle = self._stack.enter_context(safe_open(folder / file, framework="np"))
             except (OSError, SafetensorError) as error:
                 self._stack.close()
-                raise ValueError(f"Cannot open {folder / file}: {error}. Is the download complete?") from error
+                raise ValueError(
+                    f"Cannot open {folder / file}: {error}. Is the download complete?"
+                ) from error
             self._files.update(dict.fromkeys(handle.keys(), handle))
 
     def __enter__(self) -> "TensorFiles":
@@ -448,7 +471,9 @@ def _fill(
             lacking.append(site.path)
             continue
         rule = by_path[site.rule_path]
-        names = [(_find(*_names(rule, i), prefix, files.names), _names(rule, i)[0]) for i in site.layers or (None,)]
+        names = [
+            (_find(*_names(rule, i), prefix, files.names), _names(rule, i)[0]) for i in site.layers or (None,)
+        ]
         absent = [prefix + canonical for name, canonical in names if name is None]
         if not absent:
             found[site.path] = [name for name, _ in names if name is not None]
@@ -459,8 +484,8 @@ def _fill(
     if missing:
         raise ValueError(
             f"{files.folder if files else ''}: {len(missing)} tensors that this network needs are missing: "
-            f"{', '.join(missing[:8])}{', …' if len(missing) > 8 else ''}. Is this the whole checkpoint, and does "
-            "config.json belong to it?"
+            f"{', '.join(missing[:8])}{', …' if len(missing) > 8 else ''}. Is this the whole checkpoint, "
+            "and does config.json belong to it?"
         )
 
     values: dict[str, jax.Array] = {}
@@ -472,7 +497,10 @@ def _fill(
         values.update(_initialise(build, key, [s for s in sites if s.path in set(lacking)], shardings))
 
     graphdef, state = nnx.split(_abstract(build))
-    flat = [(keys, variable.replace(values[".".join(map(str, keys))])) for keys, variable in nnx.to_flat_state(state)]
+    flat = [
+        (keys, variable.replace(values[".".join(map(str, keys))]))
+        for keys, variable in nnx.to_flat_state(state)
+    ]
     module = nnx.merge(graphdef, nnx.from_flat_state(flat))
     used = {name: files.dtype(name) for names in found.values() for name in names} if files else {}
     unused = tuple(sorted(name for name in files.names if name not in used)) if files else ()
@@ -500,13 +528,14 @@ def _read(
     for name in names:
         if files.shape(name) != expected:
             raise ValueError(
-                f"{files.folder}: tensor {name} has shape {list(files.shape(name))}, but config.json calls for "
-                f"{list(expected)}. The config does not belong to these weights (or the number of labels differs)."
+                f"{files.folder}: tensor {name} has shape {list(files.shape(name))}, but config.json calls "
+                f"for {list(expected)}. The config does not belong to these weights (or the number of "
+                "labels differs)."
             )
         if files.dtype(name) not in FILE_DTYPES:
             raise ValueError(
-                f"{files.folder}: tensor {name} is stored as {files.dtype(name)}; only {', '.join(FILE_DTYPES)} "
-                "weights can be loaded (not quantised or 64-bit ones)."
+                f"{files.folder}: tensor {name} is stored as {files.dtype(name)}; only "
+                f"{', '.join(FILE_DTYPES)} weights can be loaded (not quantised or 64-bit ones)."
             )
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -579,10 +608,10 @@ def save_pretrained(
 
     Args:
         folder: made if need be.
-        backbone, head: modules with their present values; `head_kind` ("sequence" | "token" | "mlm") names the head.
+        backbone, head: modules with their present values; `head_kind` is "sequence" | "token" | "mlm".
         config: the HuggingFace config (not changed).
-        report: of the load; each tensor is then written under the name and in the dtype it was read with, byte-equal
-            if untouched.
+        report: of the load; each tensor is then written under the name and in the dtype it was read with,
+            byte-equal if untouched.
         dtype: "float32" | "float16" | "bfloat16" for all tensors instead.
         max_shard_bytes: beyond it the weights are split into several files with an index.
 
@@ -610,7 +639,7 @@ def export_tensors(
     head_kind: str | None = None,
     dtype: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """HuggingFace name → tensor in HuggingFace's layout and the file's dtype; arguments as in `save_pretrained`."""
+    """HuggingFace name → tensor in its layout and the file's dtype; arguments as in `save_pretrained`."""
     family = find_family(config.model_type)
     if (head is None) != (head_kind is None):
         raise ValueError("Give `head` and `head_kind` together.")
@@ -631,7 +660,8 @@ def _export(
     wanted = {name: kind for kind, name in DTYPE_NAMES.items()}
     if dtype is not None and dtype not in wanted:
         raise ValueError(f"dtype {dtype!r} cannot be written; choose one of {', '.join(wanted)}.")
-    common = max(set(source.values()), key=list(source.values()).count) if source else "F32"  # for what is new
+    kinds = list(source.values()) or ["F32"]
+    common = max(sorted(set(kinds)), key=kinds.count)  # for what is new
     for site in _sites(module):
         rule = by_path[site.rule_path]
         value = np.asarray(jax.device_get(values[site.path]), np.float32)
@@ -644,8 +674,8 @@ def _export(
                 cast = np.ascontiguousarray(one.astype(FILE_DTYPES[kind]))
             if not np.isfinite(cast.astype(np.float32)).all() and np.isfinite(one).all():
                 raise ValueError(
-                    f"A value of {prefix + name} does not fit {DTYPE_NAMES[kind]}, the dtype of the file it came "
-                    "from. Write it with dtype='float32' or 'bfloat16'."
+                    f"A value of {prefix + name} does not fit {DTYPE_NAMES[kind]}, the dtype of the file "
+                    "it came from. Write it with dtype='float32' or 'bfloat16'."
                 )
             yield prefix + name, cast
 

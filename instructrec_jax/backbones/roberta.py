@@ -1,10 +1,16 @@
-"""RoBERTa (Liu et al., 2019) and XLM-RoBERTa (Conneau et al., 2019): BERT's layers, positions that start after padding."""
+"""RoBERTa (Liu et al., 2019) and XLM-RoBERTa (Conneau et al., 2019): BERT with positions from padding + 1."""
 
 from typing import Any
 
 from flax import nnx
 
-from instructrec_jax.backbones.bert import CLASSIFIER, MAPPING, classifier_dropout, refuse_variants, token_head
+from instructrec_jax.backbones.bert import (
+    CLASSIFIER,
+    MAPPING,
+    classifier_dropout,
+    refuse_variants,
+    token_head,
+)
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, linear, norm
 
@@ -13,7 +19,8 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
     refuse_variants(config)
     if config.pad_token_id is None:
         raise ValueError(
-            f"config.json of this {config.model_type} model has no pad_token_id, from which its positions are counted."
+            f"config.json of this {config.model_type} model has no pad_token_id, from which its positions "
+            "are counted."
         )
     spec = EncoderSpec(
         vocab_size=config.vocab_size,

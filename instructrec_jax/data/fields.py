@@ -184,9 +184,9 @@ class FieldMapper:
             return None if recipe is None else self._value(name, recipe, row, there)
 
         messages = _messages(value("messages"), self._is_named("messages"))
-        output = value("output")
+        instruction, output = value("instruction"), value("output")
         example = Example(
-            instruction=self._text("instruction", value("instruction"), bool(messages)) or "",
+            instruction=self._text("instruction", instruction, bool(messages)) or "",
             input=self._text("input", value("input"), True),
             output=None
             if output is None and (messages or not self.recipes["output"])
@@ -316,7 +316,8 @@ def _missing(name: str, column: str, there: list[str]) -> BadExample:
     names = ", ".join(str(c) for c in there[:30]) + (", ..." if len(there) > 30 else "")
     close = suggest(column, [str(c) for c in there])
     fixed = f' A fixed text needs an equals sign, fields.{name}: "={column}".' if " " in column else ""
-    detail = f"no column {column!r}; the record has {names or 'no columns'}.{close} Set fields.{name}.{fixed}"
+    advice = f"Name the right one in fields.{name}.{fixed}"
+    detail = f"no column {column!r}; the record has {names or 'no columns'}.{close} {advice}"
     return BadExample(name, "missing column", detail)
 
 
@@ -363,7 +364,10 @@ def _messages(value: Any, required: bool) -> tuple[Message, ...]:
     if value is None and not required:
         return ()
     if not isinstance(value, list | tuple):
-        raise BadExample("messages", "wrong type", f"expected a list of messages, found {show(value)}.")
+        hint = "set fields.messages to null if the column means something else."
+        raise BadExample(
+            "messages", "wrong type", f"expected a list of messages, found {show(value)}; {hint}"
+        )
     if required and not value:
         raise BadExample("messages", "empty text", "the conversation has no messages: remove the row.")
     turns = []

@@ -52,7 +52,7 @@ def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> 
         dataset = datasets.load_from_disk(place)
     except Exception as error:
         hint = "check path, subset and split, and that the hub can be reached if it is a hub id"
-        message = f"cannot be opened ({type(error).__name__}: {error}); {hint}."
+        message = f"cannot be opened ({_brief(error)}); {hint}."
         raise ValueError(f"data set {path} (split {split}): {message}") from error
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
@@ -61,6 +61,11 @@ def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> 
     elif split != "train":
         raise ValueError(f"data set {path}: a single data set without splits; drop split: {split}.")
     return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def _brief(error: Exception) -> str:
+    """The first line of a message of another library (the whole of it is in the traceback)."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
 class TfdsRows:
@@ -115,5 +120,5 @@ def open_tfds(path: str, split: str) -> tuple[Any, Any]:
         return builder.as_data_source(split=split), builder.info.features
     except Exception as error:
         hint = "check name, or folder (the one with dataset_info.json), and split, and that it is ArrayRecord"
-        message = f"cannot be opened ({type(error).__name__}: {error}); {hint}."
+        message = f"cannot be opened ({_brief(error)}); {hint}."
         raise ValueError(f"data set {path} (split {split}): {message}") from error

@@ -14,6 +14,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from instructrec_jax.files import read_json, read_jsonl, write_text
 from instructrec_jax.training.tracking import TIMING_FIELDS
 
@@ -440,8 +442,8 @@ def _draw(axes: "Axes", name: str, points: Sequence[tuple[int, float]], colour: 
     if window > 1:
         stride = -(-len(points) // POINTS_PER_LINE)
         axes.plot(steps[::stride], values[::stride], color=colour, alpha=0.25, linewidth=0.8)
-        means = [math.fsum(values[i - window : i]) / window for i in range(window, len(values) + 1)]
-        steps, values, marker = steps[window - 1 :], tuple(means), ""
+        sums = np.cumsum([0.0, *values])
+        steps, values, marker = steps[window - 1 :], (sums[window:] - sums[:-window]) / window, ""
         label += f" (mean of {window} log lines)"
     stride = -(-len(steps) // POINTS_PER_LINE)
     axes.plot(

@@ -34,10 +34,10 @@ class Tracker:
     """The record of one run: metrics.jsonl (the source of the report), TensorBoard and W&B show the same.
 
     metrics.jsonl has one row per (kind, step). Opening the tracker drops the rows after `resume_step`, the
-    step of the checkpoint that the run starts from (0: a new run), so that a resumed run ends with the rows of
-    one that was never interrupted. Logging a (kind, step) again keeps its row if only TIMING_FIELDS differ, and
-    replaces it in place otherwise. TensorBoard files follow within seconds. W&B cannot forget: steps repeated
-    after a resume appear twice there.
+    step of the checkpoint that the run starts from (0: a new run), so that a resumed run ends with the rows
+    of one that was never interrupted. Logging a (kind, step) again keeps its row if only TIMING_FIELDS
+    differ, and replaces it in place otherwise. TensorBoard files follow within seconds. W&B cannot forget:
+    steps repeated after a resume appear twice there.
 
     With several processes, all may hold a tracker; only process 0 writes.
     """

@@ -8,9 +8,16 @@ import torch
 import transformers
 
 BASE = dict(
-    vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=3
+    vocab_size=61,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    num_labels=3,
 )
-DISTIL = dict(vocab_size=61, dim=32, n_layers=2, n_heads=4, hidden_dim=48, num_labels=3, max_position_embeddings=40)
+DISTIL = dict(
+    vocab_size=61, dim=32, n_layers=2, n_heads=4, hidden_dim=48, num_labels=3, max_position_embeddings=40
+)
 MODERN = BASE | dict(
     max_position_embeddings=64,
     local_attention=8,
@@ -43,13 +50,19 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """make(model_type, suffix="Model", dtype=torch.float32, shard="50GB", **config) -> folder."""
 
     def make(
-        model_type: str, suffix: str = "Model", *, dtype: Any = torch.float32, shard: str = "50GB", **config: Any
+        model_type: str,
+        suffix: str = "Model",
+        *,
+        dtype: Any = torch.float32,
+        shard: str = "50GB",
+        **config: Any,
     ) -> Path:
         name = CLASSES[model_type]
         torch.manual_seed(0)
         settings = getattr(transformers, f"{name}Config")(**(DEFAULTS[model_type] | config))
         model = getattr(transformers, f"{name}{suffix}")(settings)
-        # larger and less regular than the usual initialisation: zero biases and unit norms would hide a swapped tensor
+        # larger and less regular than the usual initialisation: zero biases and unit norms would hide a
+        # swapped tensor
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -49,9 +49,13 @@ def oracle(q, k, v, *, bias=None, window=None, causal=False, keep=None, rate=0.0
 )
 def test_against_brute_force(options):
     if "bias" in options:
-        options = {"bias": np.random.default_rng(7).normal(size=(1, HEADS, LENGTH, LENGTH)).astype(np.float32)}
+        options = {
+            "bias": np.random.default_rng(7).normal(size=(1, HEADS, LENGTH, LENGTH)).astype(np.float32)
+        }
     q, k, v = inputs()
-    actual = jax.jit(lambda q, k, v: attention(q, k, v, segment_ids=SEGMENTS, positions=POSITIONS, **options))(q, k, v)
+    actual = jax.jit(
+        lambda q, k, v: attention(q, k, v, segment_ids=SEGMENTS, positions=POSITIONS, **options)
+    )(q, k, v)
     np.testing.assert_allclose(actual, oracle(q, k, v, **options), atol=2e-6)
     assert (np.asarray(actual)[SEGMENTS == 0] == 0).all()
 

@@ -87,7 +87,7 @@ def test_dropout_keeps_the_mean_and_has_the_right_variance():
 
 @pytest.mark.parametrize("shift", ["site", "step", "example", "position", "feature"])
 def test_dropout_bits_are_independent(shift):
-    """Chi-square of the 2×2 table of (kept, kept elsewhere) stays below 25 = five standard deviations squared."""
+    """Chi-square of the 2×2 table of (kept, kept elsewhere) stays below 25, five deviations squared."""
     keys, x = keys_for(32, 32), jnp.ones((32, 32, 32))
     one = np.asarray(dropout(x, 0.5, keys.fold(1))) > 0
     other = {

@@ -1,4 +1,4 @@
-"""`scripts/check_parity.py` on tiny random checkpoints of every family and head, in ordinary and in odd configs."""
+"""`scripts/check_parity.py` on tiny random checkpoints of every family and head, in odd configs."""
 
 import importlib.util
 from pathlib import Path
@@ -25,10 +25,18 @@ LINEAR_ROPE = {
     [
         ("bert", SEQUENCE, dict(hidden_act="gelu_new", layer_norm_eps=1e-3, vocab_size=97)),
         ("bert", TOKEN, dict(type_vocab_size=1, num_hidden_layers=1, hidden_act="relu", num_labels=1)),
-        ("bert", MLM, dict(type_vocab_size=3, hidden_act="silu", tie_word_embeddings=False, dtype=torch.bfloat16)),
+        (
+            "bert",
+            MLM,
+            dict(type_vocab_size=3, hidden_act="silu", tie_word_embeddings=False, dtype=torch.bfloat16),
+        ),
         ("bert", "ForPreTraining", dict(dtype=torch.float16, num_hidden_layers=3)),
         ("bert", "Model", dict(shard="20KB", num_attention_heads=1)),
-        ("bert", "ForQuestionAnswering", dict()),  # a head that is not ours: the backbone is compared all the same
+        (
+            "bert",
+            "ForQuestionAnswering",
+            dict(),
+        ),  # a head that is not ours: the backbone is compared all the same
         ("roberta", SEQUENCE, dict(pad_token_id=3, layer_norm_eps=1e-6, dtype=torch.bfloat16)),
         ("roberta", MLM, dict(hidden_act="relu", type_vocab_size=1)),
         ("xlm-roberta", "Model", dict(hidden_act="gelu_pytorch_tanh")),
@@ -40,10 +48,22 @@ LINEAR_ROPE = {
         ("mpnet", SEQUENCE, dict(hidden_act="silu", layer_norm_eps=1e-5)),
         ("mpnet", MLM, dict(num_hidden_layers=3)),
         # 8 layers: one special, (local, local, global) twice, one left over
-        ("modernbert", "Model", dict(num_hidden_layers=8, norm_bias=True, attention_bias=True, mlp_bias=True)),
+        (
+            "modernbert",
+            "Model",
+            dict(num_hidden_layers=8, norm_bias=True, attention_bias=True, mlp_bias=True),
+        ),
         ("modernbert", SEQUENCE, dict(num_hidden_layers=3, classifier_pooling="mean", classifier_bias=True)),
-        ("modernbert", TOKEN, dict(num_hidden_layers=5, global_attn_every_n_layers=2, classifier_activation="relu")),
-        ("modernbert", MLM, dict(decoder_bias=False, hidden_activation="silu", shard="20KB", dtype=torch.bfloat16)),
+        (
+            "modernbert",
+            TOKEN,
+            dict(num_hidden_layers=5, global_attn_every_n_layers=2, classifier_activation="relu"),
+        ),
+        (
+            "modernbert",
+            MLM,
+            dict(decoder_bias=False, hidden_activation="silu", shard="20KB", dtype=torch.bfloat16),
+        ),
         ("modernbert", MLM, dict(tie_word_embeddings=False, local_attention=3, norm_eps=1e-3)),
         ("modernbert", "Model", dict(num_hidden_layers=4, rope_parameters=LINEAR_ROPE)),
         ("modernbert", "Model", dict(layer_types=["sliding_attention", "full_attention"], local_attention=6)),
@@ -62,12 +82,17 @@ def test_minilm():
 
 
 def test_old_tensor_names(make_checkpoint, tmp_path, capsys):
-    """LayerNorm.gamma/beta, as in checkpoints that were converted from TensorFlow, are read and written back."""
+    """LayerNorm.gamma/beta, as in old checkpoints, are read and written back."""
     folder = make_checkpoint("bert", MLM)
     tensors = load_file(folder / "model.safetensors")
-    names = {n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for n in tensors}
+    names = {
+        n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        for n in tensors
+    }
     assert names != dict.fromkeys(names, None) and any("gamma" in n for n in names.values())
-    save_file({names[n]: t for n, t in tensors.items()}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {names[n]: t for n, t in tensors.items()}, tmp_path / "model.safetensors", metadata={"format": "pt"}
+    )
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     assert check_parity.check(str(tmp_path)), capsys.readouterr().out
 
@@ -87,7 +112,9 @@ def test_a_wrong_weight_is_found(make_checkpoint, monkeypatch, capsys):
     monkeypatch.setattr(check_parity.pretrained, "load_backbone", swapped)
     assert not check_parity.check(str(folder))
     out = capsys.readouterr().out
-    assert "FAIL ragged batch: hidden" in out and "differs: encoder.layer.0.attention.self.query.weight" in out
+    assert (
+        "FAIL ragged batch: hidden" in out and "differs: encoder.layer.0.attention.self.query.weight" in out
+    )
 
 
 def test_mpnet_buckets_against_transformers():

@@ -23,7 +23,7 @@ def test_permutation_is_fixed_and_complete():
     assert sorted(permutation(1000, 5)) == list(range(1000))
     assert permutation(1000, 5).tolist() != permutation(1000, 6).tolist()
     assert permutation(0, 1).tolist() == []
-    # Pinned: a resumed run must see the order of the run that it resumes, whatever numpy is installed by then.
+    # Pinned: a resumed run must see the order of the run before it, whatever numpy is installed.
     assert permutation(8, 3, 1, 0).tolist() == PINNED
     with pytest.raises(ValueError, match="negative"):
         permutation(3, -1)
@@ -111,7 +111,7 @@ def test_as_a_sequence_it_holds_source_after_source():
 
 
 def test_temperature_counts_tasks_not_sources():
-    # Two sources of task t with 10 + 30 examples, one of task u with 160: sqrt(40) against sqrt(160) is 1 : 2.
+    # Two sources of task t with 10 + 30 examples, one of task u with 160: sqrt(40) : sqrt(160) is 1 : 2.
     portions = shares([10, 30, 160], ["t", "t", "u"], temperature=2)
     np.testing.assert_allclose(portions, [1 / 12, 3 / 12, 8 / 12])
     np.testing.assert_allclose(shares([10, 30, 160], ["", "", ""]), [0.05, 0.15, 0.8])

@@ -129,16 +129,19 @@ def test_alpaca_columns_and_others_ignored():
 
 
 def test_columns_templates_fixed_texts():
-    row = {"sentence": "很好 🙂", "stars": 4, "translation": {"de": "gut", "en": ["good", "fine"]}, "a.b": "dot"}
+    row = {
+        "sentence": "很好 🙂",
+        "stars": 4,
+        "translation": {"de": "gut", "en": ["good", "fine"]},
+        "a.b": "dot",
+    }
     example = convert(
         row,
         instruction="=Rate {it}!",
         input="{sentence} ({stars}/5) {{really}} {translation.en.1} {a.b}",
         output="translation.de",
     )
-    assert example == Example(
-        instruction="Rate {it}!", input="很好 🙂 (4/5) {really} fine dot", output="gut"
-    )
+    assert example == Example(instruction="Rate {it}!", input="很好 🙂 (4/5) {really} fine dot", output="gut")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_columns_templates_fixed_texts():
         ({"instruction": "{}"}, "name of a column"),
         ({"instruction": "{a!r}"}, "name of a column"),
         ({"instruction": "{a:>3}"}, "name of a column"),
-        ({"instruction": ""}, "fields.instruction: empty"),
+        ({"instruction": ""}, "fields.instruction.: empty"),
         ({"output": "= "}, "fields.output"),
         ({"messages": "{a}"}, "fields.messages"),
         ({"instruction": None, "messages": None}, "both null"),
@@ -232,7 +235,10 @@ def test_class_columns_of_data_sets():
     row = {"text": "x", "label": 1, "tags": [0, 1]}
     assert convert(row, instruction="text", output="label", class_names=classes).output == "pos"
     assert convert(row, instruction="text", output="tags", class_names=classes).output == ("O", "B")
-    assert convert(row, instruction="Is it {label}?", output=None, class_names=classes).instruction == "Is it pos?"
+    assert (
+        convert(row, instruction="Is it {label}?", output=None, class_names=classes).instruction
+        == "Is it pos?"
+    )
     renamed = convert(row, instruction="text", output="label", class_names=classes, label_names={1: "good"})
     assert renamed.output == "good"
 
@@ -255,7 +261,9 @@ def test_conversations():
     assert convert(openai) == expected
     assert convert(share, messages="conversations") == expected
     # `datasets` fills absent columns with nulls.
-    assert convert({**openai, "instruction": None, "output": None, "input": None, "history": None}) == expected
+    assert (
+        convert({**openai, "instruction": None, "output": None, "input": None, "history": None}) == expected
+    )
     assert convert({"messages": None, "instruction": "a", "output": "b"}).messages == ()
     for turns, field in [
         (None, "messages"),

@@ -10,12 +10,15 @@ import pytest
 from instructrec_jax.evaluation.report import format_examples, format_table, write_report
 from instructrec_jax.files import append_jsonl, write_json, write_text
 
-EVIL = "</pre></td><script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>\"' & \x1b[2J\x00"
+EVIL = (
+    "</pre></td><script>alert('x')</script>"
+    "<img src=http://evil.example/x.png onerror=alert(1)>\"' & \x1b[2J\x00"
+)
 VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """What a browser would see: elements with attributes, text by element, and whether every tag is closed."""
+    """What a browser would see: elements with their attributes and all text; every tag must be closed."""
 
     def __init__(self, html):
         super().__init__()
@@ -68,7 +71,7 @@ def fill(folder, text="plain", metric="NDCG@10"):
     write_json(folder / "summary.json", {"title": text, "facts": {text: text, "Steps": 120}})
     write_json(folder / "evaluation.json", evaluation(text, metric, text) | {"report": text})
     write_json(folder / "examples.json", examples(text))
-    write_text(folder / "config.yaml", f"seed: 3\nname: {text}\n")
+    write_text(folder / "config.yaml", f"seed: 3\nname: {text}\n".replace("\ud83d", "?"))  # YAML is UTF-8
     for step in range(0, 121, 10):
         row = {"loss": 3 / (step + 1), "learning_rate": 1e-3, "tokens_per_second": 900.0, "seconds": 1.0}
         append_jsonl(folder / "metrics.jsonl", [{"kind": "train", "step": step, **row}])
@@ -124,7 +127,7 @@ def test_the_verdict_knows_the_direction_of_a_metric(tmp_path):
 
 @pytest.mark.parametrize("text", [EVIL, "\ud83d half", "$\\frac{", "_hidden", "映画 🎬", "x" * 5000])
 def test_hostile_text_stays_text_and_the_page_stays_alone(tmp_path, text):
-    fill(tmp_path, text, metric=text[:60])
+    fill(tmp_path, text, metric=text[:60] if text.isascii() else "NDCG@10")
     page = page_of(tmp_path)
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "svg"}

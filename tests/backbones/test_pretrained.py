@@ -1,0 +1,353 @@
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from instructrec_jax.adapters.heads import build_head
+from instructrec_jax.backbones import pretrained
+from instructrec_jax.backbones.layers import dropout_keys
+from instructrec_jax.backbones.pretrained import (
+    TensorFiles,
+    load_backbone,
+    load_head,
+    read_pooling,
+    save_pretrained,
+)
+
+
+@pytest.fixture(scope="module")
+def bert(make_checkpoint):
+    return make_checkpoint("bert", "ForMaskedLM")
+
+
+@pytest.fixture(scope="module")
+def modernbert(make_checkpoint):
+    return make_checkpoint("modernbert", num_hidden_layers=4, attention_bias=True)
+
+
+def edited(folder: Path, out: Path, config: dict | None = None, tensors=None) -> Path:
+    """A copy of a checkpoint with some config fields and tensors changed."""
+    out.mkdir(exist_ok=True)
+    content = json.loads((folder / "config.json").read_text()) | (config or {})
+    (out / "config.json").write_text(json.dumps(content))
+    weights = load_file(folder / "model.safetensors")
+    save_file(tensors(weights) if tensors else weights, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def load(folder, **options):
+    return load_backbone(folder, rngs=nnx.Rngs(0), **options)
+
+
+def batch(rows=1, length=6):
+    place = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    return place + 1, jnp.ones((rows, length), jnp.int32), place, place * 0
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_unsupported_model_type_lists_the_supported_ones(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "reformer"}')
+    with pytest.raises(
+        ValueError, match="'reformer'.*bert, distilbert, modernbert, mpnet, roberta, xlm-roberta"
+    ):
+        load(tmp_path)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no config.json"):
+        load(tmp_path)
+
+
+def test_pickle_only_says_how_to_convert(bert, tmp_path):
+    (tmp_path / "config.json").write_text((bert / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never opened")
+    with pytest.raises(ValueError, match="pytorch_model.bin.*pickle.*save_pretrained"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field", "value"),
+    [
+        ("bert", "position_embedding_type", "relative_key"),
+        ("bert", "is_decoder", True),
+        ("bert", "hidden_act", "laplace"),
+        ("bert", "pruned_heads", {"0": [1]}),
+        ("roberta", "add_cross_attention", True),
+        ("mpnet", "relative_attention_num_buckets", 16),
+        ("modernbert", "rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
+    ],
+)
+def test_config_fields_that_would_change_the_numbers_are_refused_by_name(
+    make_checkpoint, tmp_path, model_type, field, value
+):
+    folder = make_checkpoint(model_type)
+    config = {field: value}
+    if field == "rope_scaling":
+        config["rope_parameters"] = None
+    word = {"hidden_act": "laplace", "rope_scaling": "dynamic"}.get(field, field)
+    with pytest.raises(ValueError, match=word):
+        load(edited(folder, tmp_path, config))
+
+
+def test_missing_misshapen_and_leftover_tensors_are_named(bert, tmp_path):
+    name = "bert.encoder.layer.1.output.dense.weight"
+    with pytest.raises(ValueError, match=f"1 tensors.*missing: {name}"):
+        load(edited(bert, tmp_path, tensors=lambda w: {n: t for n, t in w.items() if n != name}))
+    with pytest.raises(ValueError, match=r"word_embeddings.weight has shape \[61, 32\].*\[62, 32\]"):
+        load(edited(bert, tmp_path, {"vocab_size": 62}))
+    with pytest.raises(ValueError, match="no place for tensor bert.encoder.layer.1"):
+        load(edited(bert, tmp_path, {"num_hidden_layers": 1}))
+    with pytest.raises(ValueError, match="stored as I8"):
+        load(edited(bert, tmp_path, tensors=lambda w: w | {name: w[name].astype(np.int8)}))
+
+
+def test_a_cut_off_file_is_named(bert, tmp_path):
+    folder = edited(bert, tmp_path)
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="Cannot open .*model.safetensors.*download complete"):
+        load(folder)
+
+
+def test_too_long_an_input_names_both_numbers(bert):
+    module = load(bert).module
+    with pytest.raises(ValueError, match="41 tokens.*40 positions"):
+        module(*batch(length=41))
+    inside_jit = jax.jit(lambda m, *a: m(*a))(module, *batch(length=41))
+    assert np.isnan(inside_jit).any()
+
+
+def test_roberta_positions_start_after_padding(make_checkpoint):
+    module = load(make_checkpoint("roberta", pad_token_id=3)).module
+    assert module.max_length == 42 - 4
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_report_and_pooler(bert):
+    loaded = load(bert)
+    assert loaded.report.initialised == ("pooler.bias", "pooler.kernel")
+    assert "cls.predictions.bias" in loaded.report.unused and len(loaded.report.unused) == 5
+    assert "newly initialised" in str(loaded.report)
+    without = load(bert, pooler=False)
+    assert without.report.initialised == () and without.module.pooler is None
+    with pytest.raises(ValueError, match="pooler=True"):
+        without.module.pool(jnp.ones((1, 32)))
+
+
+def test_random_init_takes_nothing_from_the_file(bert):
+    fresh, again = load(bert, random_init=True), load(bert, random_init=True)
+    assert not fresh.report.used and "layers.block0.attention.query.kernel" in fresh.report.initialised
+    kernel = fresh.module.layers.block0.attention.query.kernel[...]
+    assert float(kernel.std()) == pytest.approx(0.02, rel=0.1)
+    np.testing.assert_array_equal(kernel, again.module.layers.block0.attention.query.kernel[...])
+    assert float(jnp.abs(fresh.module.word_embedding_table[0]).max()) == 0.0  # the padding token's row
+
+
+def test_every_parameter_names_its_axes(modernbert, bert):
+    for folder in (modernbert, bert):
+        for keys, variable in nnx.to_flat_state(nnx.state(load(folder).module)):
+            stacked = "layers" in keys
+            assert len(variable.get_metadata()["axes"]) == variable.ndim - stacked, keys
+
+
+def test_activations_take_the_dtype_and_parameters_stay_fp32(modernbert):
+    module = load(modernbert, dtype=jnp.bfloat16).module
+    assert module(*batch()).dtype == jnp.bfloat16
+    assert {v.dtype for _, v in nnx.to_flat_state(nnx.state(module))} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_sharded_reading_gives_the_same_parameters(family, request):
+    """Every parameter split along its last dimension that divides, over whatever devices there are."""
+    folder = request.getfixturevalue(family)
+    mesh = jax.make_mesh((jax.device_count(),), ("x",))
+    seen = {}
+
+    def shardings(path, shape, axes):
+        assert len(shape) == len(axes)
+        seen[path] = axes
+        split = [i for i, n in enumerate(shape) if n % jax.device_count() == 0 and axes[i] != "layers"]
+        spec = ["x" if split and i == split[-1] else None for i in range(len(shape))]
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    plain = nnx.to_flat_state(nnx.state(load(folder).module))
+    sharded = nnx.to_flat_state(nnx.state(load(folder, shardings=shardings).module))
+    for (path, a), (_, b) in zip(plain, sharded, strict=True):
+        np.testing.assert_array_equal(a[...], b[...])
+        assert b[...].sharding.mesh.size == jax.device_count(), path
+    assert any(axes[0] == "layers" for axes in seen.values())
+
+
+@pytest.mark.parametrize("transform", ["none", "transpose", "transpose parts", "split"])
+def test_slices_are_cut_from_the_file_as_from_the_whole(transform, tmp_path):
+    """Every slice that a sharding can ask for equals the slice of the whole, transformed array."""
+    rng = np.random.default_rng(0)
+    stored, shape = {
+        "none": (rng.normal(size=(6, 4)), (6, 4)),
+        "transpose": (rng.normal(size=(6, 4)), (4, 6)),
+        "transpose parts": (rng.normal(size=(6, 4)), (4, 3, 2)),
+        "split": (rng.normal(size=(6,)), (3, 2)),
+    }[transform]
+    stored = stored.astype(np.float16)
+    save_file({"t": stored}, tmp_path / "model.safetensors")
+    expected = stored if transform == "none" else stored.T.reshape(shape)
+    with TensorFiles(tmp_path) as files:
+        for _ in range(20):
+            index = tuple(slice(*sorted(rng.choice(n + 1, 2, replace=False).tolist())) for n in shape)
+            actual = pretrained._read_slice(files, "t", transform.split()[0], shape, index)
+            assert actual.dtype == np.float32
+            np.testing.assert_array_equal(actual, expected[index].astype(np.float32))
+
+
+def test_dropout_changes_the_output_but_not_with_packing(bert):
+    module = load(bert).module
+    lengths, length = [5, 3], 8
+    tokens = np.arange(1, 9, dtype=np.int32)[None]
+    segments = np.array([[1] * 5 + [2] * 3], np.int32)
+    positions = np.array([[0, 1, 2, 3, 4, 0, 1, 2]], np.int32)
+
+    @jax.jit
+    def run(module, tokens, segments, positions, examples):
+        keys = dropout_keys(jnp.uint32(1), examples, positions)
+        return module(tokens, segments, positions, tokens * 0, dropout=keys)
+
+    packed = run(module, tokens, segments, positions, segments)[0]
+    assert float(jnp.abs(packed - module(tokens, segments, positions, tokens * 0)[0]).max()) > 0.1
+    start = 0
+    for number, n in enumerate(lengths, 1):
+        pad = ((0, 0), (0, length - n))
+        alone = [np.pad(x[:, start : start + n], pad) for x in (tokens, np.ones_like(tokens), positions)]
+        hidden = run(module, *alone, np.full((1, length), number, np.int32))[0, :n]
+        np.testing.assert_allclose(hidden, packed[start : start + n], atol=2e-6)
+        start += n
+
+
+# ---------------------------------------------------------------- heads in the checkpoint
+
+
+def head_of(folder, kind, outputs):
+    config = pretrained.read_config(folder)
+    return load_head(
+        folder,
+        kind,
+        lambda key: build_head(config, kind, outputs, rngs=nnx.Rngs(params=key)),
+        rngs=nnx.Rngs(0),
+    )
+
+
+def test_a_head_of_another_kind_is_left_alone(make_checkpoint):
+    folder = make_checkpoint("bert", "ForTokenClassification")
+    assert pretrained.declared_head(pretrained.read_config(folder)) == "token"
+    _, report = head_of(folder, "sequence", 3)
+    assert report.initialised == ("output.bias", "output.kernel") and not report.used
+    _, report = head_of(folder, "token", 3)
+    assert set(report.used) == {"classifier.weight", "classifier.bias"} and not report.initialised
+
+
+def test_another_number_of_labels_is_named(make_checkpoint):
+    with pytest.raises(ValueError, match=r"classifier.bias has shape \[3\].*\[5\].*number of labels"):
+        head_of(make_checkpoint("bert", "ForTokenClassification"), "token", 5)
+
+
+def test_untied_weights_under_a_tied_config_are_refused(make_checkpoint, tmp_path):
+    folder = make_checkpoint("bert", "ForMaskedLM", tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="cls.predictions.decoder.weight differs from the word embeddings"):
+        head_of(edited(folder, tmp_path, {"tie_word_embeddings": True}), "mlm", 61)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_transformers_opens_what_we_write(make_checkpoint, tmp_path):
+    """A bare network and a fresh head of ours, written in several shards: the same logits in PyTorch."""
+    loaded = load(make_checkpoint("bert"))
+    head = build_head(loaded.config, "sequence", 3, rngs=nnx.Rngs(4))
+    head.output.bias[...] = jnp.array([1.0, -2.0, 3.0])
+    save_pretrained(
+        tmp_path,
+        loaded.module,
+        loaded.config,
+        report=loaded.report,
+        head=head,
+        head_kind="sequence",
+        max_shard_bytes=9999,
+    )
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens, segments, positions, types = batch(2)
+    hidden = loaded.module(tokens, segments, positions, types)
+    with torch.no_grad():
+        expected = model.eval()(torch.tensor(np.asarray(tokens)).long()).logits.numpy()
+    np.testing.assert_allclose(head(loaded.module, hidden, segments, 1)[:, 0], expected, atol=1e-5)
+
+
+def test_written_dtype(make_checkpoint, tmp_path):
+    loaded = load(make_checkpoint("distilbert", dtype=torch.float16))
+    tensors = pretrained.export_tensors(loaded.module, loaded.config, report=loaded.report)
+    assert {t.dtype for t in tensors.values()} == {np.dtype(np.float16)}
+    tensors = pretrained.export_tensors(loaded.module, loaded.config, report=loaded.report, dtype="bfloat16")
+    assert {str(t.dtype) for t in tensors.values()} == {"bfloat16"}
+    loaded.module.embedding_norm.scale[...] = jnp.full(32, 1e6)
+    with pytest.raises(ValueError, match="embeddings.LayerNorm.weight does not fit float16"):
+        save_pretrained(tmp_path, loaded.module, loaded.config, report=loaded.report)
+
+
+# ---------------------------------------------------------------- pooling declarations
+
+
+def sentence_folder(folder: Path, modules: list[str], pooling: dict, text: dict | None = None) -> Path:
+    (folder / "config.json").write_text('{"model_type": "mpnet"}')
+    listed = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for i, kind in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 8} | pooling))
+    if text is not None:
+        (folder / "sentence_bert_config.json").write_text(json.dumps(text))
+    return folder
+
+
+def test_pooling_is_read(tmp_path):
+    pooling = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    text = {"max_seq_length": 128, "do_lower_case": True}
+    folder = sentence_folder(tmp_path, ["Transformer", "Pooling", "Normalize"], pooling, text)
+    assert read_pooling(folder) == pretrained.PoolingSpec("cls", True, 128, lower_case=True, declared=True)
+    newer = sentence_folder(tmp_path, ["Transformer", "Pooling"], {"pooling_mode": "lasttoken"})
+    assert read_pooling(newer).mode == "lasttoken" and not read_pooling(newer).normalize
+
+
+def test_pooling_that_would_be_wrong_is_refused(tmp_path):
+    both = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
+    with pytest.raises(ValueError, match=r"cls \+ mean is not supported"):
+        read_pooling(sentence_folder(tmp_path, ["Transformer", "Pooling"], both))
+    mean = {"pooling_mode_mean_tokens": True}
+    with pytest.raises(ValueError, match="'Dense' module"):
+        read_pooling(sentence_folder(tmp_path, ["Transformer", "Pooling", "Dense"], mean))
+
+
+def test_pooling_by_family_when_nothing_is_declared(bert):
+    assert read_pooling(bert) == pretrained.PoolingSpec("mean")

@@ -1,0 +1,56 @@
+"""Eight virtual devices for every test, and one tiny checkpoint with a real tokenizer."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flax import nnx
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, PreTrainedTokenizerFast
+
+from instructrec_jax.backbones.pretrained import build_backbone, save_pretrained
+
+WORDS = "the a film book good bad dull bright about love war space crime music old new long short very not".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def tiny_config(vocab_size: int, **changes: Any) -> BertConfig:
+    settings = dict(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        type_vocab_size=2,
+    )
+    return BertConfig(**(settings | changes))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    text = [" ".join(WORDS), "abcdefghijklmnopqrstuvwxyz .,:;!?'0123456789"]
+    core.train_from_iterator(text, trainers.WordPieceTrainer(vocab_size=128, special_tokens=SPECIAL))
+    ids = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(tokenizer_object=core, **dict(zip(names, SPECIAL, strict=True)))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer BERT (with dropout) in HuggingFace layout."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = tiny_config(len(tokenizer))
+    save_pretrained(folder, build_backbone(config, rngs=nnx.Rngs(1)), config)
+    tokenizer.save_pretrained(folder)
+    return folder

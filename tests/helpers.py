@@ -1,0 +1,140 @@
+"""What several test files build: examples, tasks and one compiled step."""
+
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from instructrec_jax import assemble
+from instructrec_jax.backbones.config import BackboneConfig
+from instructrec_jax.config import Config
+from instructrec_jax.data.config import DataConfig
+from instructrec_jax.data.example import Example
+from instructrec_jax.distributed.mesh import MeshConfig, data_shards, make_mesh
+from instructrec_jax.recommendation.catalogue import Catalogue
+from instructrec_jax.tasks import (
+    ClassificationConfig,
+    MaskedLMConfig,
+    MultilabelConfig,
+    RegressionConfig,
+    RetrievalConfig,
+    TokenClassificationConfig,
+)
+from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
+from instructrec_jax.training.state import create_state, state_shardings
+from instructrec_jax.training.step import make_train_step
+
+SUBJECTS = "love war space crime music".split()
+
+
+def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
+    """Ragged examples (1 to 20 words) with targets for a kind of task."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        words = list(rng.choice("the a film book good bad dull bright about old new".split(), rng.integers(1, 20)))
+        subject = str(rng.choice(SUBJECTS))
+        text = " ".join([*words, subject])
+        output: Any = {
+            "classification": subject,
+            "multilabel": tuple(sorted({subject, str(rng.choice(SUBJECTS))})),
+            "regression": float(len(words)),
+            "token_classification": tuple("subject" if w in SUBJECTS else "other" for w in text.split()),
+            "masked_lm": None,
+            "retrieval": f"item-{SUBJECTS.index(subject)}",
+        }[kind]
+        history = (f"item-{(SUBJECTS.index(subject) + 1) % 5}",) if kind == "retrieval" and number % 3 == 0 else ()
+        made.append(Example(instruction=text, output=output, history=history, id=f"e{number}", task=kind))
+    return made
+
+
+def task_config(kind: str, folder: Path, **settings: Any) -> Any:
+    """The config of a task; `folder` receives a small catalogue if it needs one."""
+    if kind == "retrieval":
+        items = list(range(12))
+        texts = [f"a film about {SUBJECTS[i % 5]} " + "very " * i for i in items]
+        folder.mkdir(exist_ok=True)
+        Catalogue([f"item-{i}" for i in items], [f"title {i}" for i in items], texts).save(folder)
+        return RetrievalConfig(catalogue=str(folder), **settings)
+    return {
+        "classification": lambda: ClassificationConfig(labels=SUBJECTS),
+        "multilabel": lambda: MultilabelConfig(labels=SUBJECTS),
+        "regression": RegressionConfig,
+        "token_classification": lambda: TokenClassificationConfig(labels=["other", "subject"]),
+        "masked_lm": MaskedLMConfig,
+    }[kind]()
+
+
+class Setup:
+    """A task, its model and a compiled training step on some of the eight devices."""
+
+    def __init__(
+        self,
+        kind: str,
+        checkpoint: Path,
+        folder: Path,
+        *,
+        mesh: tuple[int, int, int] = (1, 1, 1),
+        accumulation: int = 1,
+        optimizer: OptimizerConfig | None = None,
+        frozen: bool = False,
+        **settings: Any,
+    ):
+        self.config = Config(
+            steps=10,
+            backbone=BackboneConfig(path=str(checkpoint), dtype="float32"),
+            task=task_config(kind, folder / "catalogue", **settings),
+            data=DataConfig(batch_size=32, max_length=64),
+            optimizer=optimizer or OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant"),
+        )
+        devices = jax.devices()[: int(np.prod(mesh))]
+        self.mesh = make_mesh(MeshConfig(*mesh), devices)
+        self.task = assemble.open_task(self.config, checkpoint)
+        self.model = assemble.load_model(self.config, self.task, checkpoint, self.mesh)
+        self.encoded = self.task.encode(examples(kind))
+        self.row_multiple = data_shards(self.mesh) * accumulation
+        self.buckets = assemble.buckets(self.config)
+        tx = make_optimizer(self.config.optimizer, self.config.steps)
+        buffers = {}
+        if getattr(self.config.task, "softmax", "") == "full":
+            rng = np.random.default_rng(0)
+            vectors = rng.normal(size=(12, 32)).astype(np.float32)
+            buffers = {"item_vectors": vectors / np.linalg.norm(vectors, axis=1, keepdims=True)}
+        state = create_state(
+            self.model.params,
+            tx,
+            seed=0,
+            is_frozen=lambda path: frozen and path.startswith("backbone/"),
+            buffers=buffers,
+        )
+        self.shardings = state_shardings(state, self.model.shardings, self.mesh)
+        self.state = jax.device_put(state, self.shardings)
+        self.step = make_train_step(
+            self.task, self.model.graphdef, tx, mesh=self.mesh, shardings=self.shardings, accumulation=accumulation
+        )
+
+    def parts(self) -> Any:
+        return self.task.gather(self.encoded, np.random.default_rng(0))
+
+
+def run_steps(setup: Setup, batches: list[Any]) -> tuple[list[float], Any]:
+    """(loss after each step, final parameters on the host); the setup's state is used up."""
+    from instructrec_jax.data.loader import to_devices
+
+    losses, state = [], setup.state
+    for batch in batches:
+        state, sums = setup.step(state, to_devices(batch, setup.mesh))
+        losses.append(float(sums["loss"] / sums["weight"]))
+    setup.state = state
+    return losses, jax.device_get(state.params)
+
+
+def assert_close(actual: Any, expected: Any, atol: float) -> None:
+    """Two nested dicts of arrays agree; the error names the parameter."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(actual)
+    for (path, a), e in zip(flat, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, atol=atol, rtol=0, err_msg=jax.tree_util.keystr(path))
+
+

@@ -1,0 +1,192 @@
+"""The sharded step: the same numbers however the batch is packed, split or spread, and those of an oracle."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from helpers import Setup, assert_close, run_steps
+from transformers import BertForSequenceClassification
+
+from instructrec_jax.data.loader import lay_out, pack
+from instructrec_jax.data.packing import unpacked
+from instructrec_jax.training.optimizer import OptimizerConfig
+
+KINDS = ("classification", "multilabel", "regression", "token_classification", "masked_lm", "retrieval")
+# Adam divides by |gradient|, so where a gradient is all rounding its update is too; plain comparisons of parameters
+# after steps therefore use this epsilon. Losses and gradients themselves are compared to 1e-5.
+SMOOTH = OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant", epsilon=1e-3, clip_norm=1.0)
+
+
+def reference(kind: str, checkpoint: Path, folder: Path, **settings: Any) -> tuple[list[float], Any]:
+    setup = Setup(kind, checkpoint, folder, optimizer=SMOOTH, **settings)
+    batch = pack(setup.parts(), setup.buckets, 8).arrays
+    return run_steps(setup, [batch] * 2)
+
+
+@pytest.fixture(scope="module")
+def references(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[float], Any]]:
+    """Two steps on one device, one row batch, for every task."""
+    return {kind: reference(kind, checkpoint, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_equals_unpacked_with_dropout(
+    kind: str, checkpoint: Path, tmp_path: Path, references: dict[str, Any]
+) -> None:
+    setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH)
+    parts = setup.parts()
+    lengths = np.array([len(text.tokens) for text in parts.texts])
+    losses, params = run_steps(setup, [lay_out(parts, unpacked(lengths, 64))] * 2)
+    np.testing.assert_allclose(losses, references[kind][0], atol=1e-5)
+    assert_close(params, references[kind][1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulation_equals_one_batch(
+    kind: str, checkpoint: Path, tmp_path: Path, references: dict[str, Any]
+) -> None:
+    setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, accumulation=4)
+    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
+    np.testing.assert_allclose(losses, references[kind][0], atol=1e-5)
+    assert_close(params, references[kind][1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mesh"),
+    [
+        *((kind, (2, 2, 2)) for kind in KINDS),
+        ("retrieval", (8, 1, 1)),
+        ("retrieval", (1, 8, 1)),
+        ("classification", (1, 1, 8)),
+        ("classification", (1, 4, 2)),
+    ],
+)
+def test_eight_devices_equal_one(
+    kind: str, mesh: tuple[int, int, int], checkpoint: Path, tmp_path: Path, references: dict[str, Any]
+) -> None:
+    setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, mesh=mesh)
+    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
+    np.testing.assert_allclose(losses, references[kind][0], atol=1e-5)
+    assert_close(params, references[kind][1], atol=1e-5)
+    used = {device for leaf in jax.tree.leaves(setup.state.params) for device in leaf.sharding.device_set}
+    assert len(used) == 8
+
+
+def test_parameters_are_really_split(checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("classification", checkpoint, tmp_path, mesh=(2, 2, 2))
+    kernel = setup.state.params["backbone"]["layers"]["block0"]["mlp_in"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    moment = setup.state.optimizer[1].mu["backbone"]["layers"]["block0"]["mlp_in"]["kernel"]
+    assert moment.sharding == kernel.sharding
+
+
+@pytest.mark.parametrize("softmax", ["sampled", "full"])
+def test_retrieval_softmaxes_accumulate(softmax: str, checkpoint: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"softmax": softmax, "negatives": 5}
+    whole = reference("retrieval", checkpoint, tmp_path, **settings)
+    setup = Setup("retrieval", checkpoint, tmp_path, optimizer=SMOOTH, accumulation=2, mesh=(2, 1, 1), **settings)
+    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
+    np.testing.assert_allclose(losses, whole[0], atol=1e-5)
+    assert_close(params, whole[1], atol=1e-5)
+
+
+def test_three_steps_equal_pytorch(checkpoint: Path, tmp_path: Path) -> None:
+    """Loss, gradients, clipping, AdamW with decay on θ and ω but not on biases and norms: against torch.optim.AdamW."""
+    settings = OptimizerConfig(
+        learning_rate=1e-3, head_learning_rate=5e-3, weight_decay=0.1, epsilon=1e-3, warmup=0.0, schedule="constant"
+    )
+    silent = tmp_path / "silent"
+    torch.manual_seed(0)
+    theirs = BertForSequenceClassification.from_pretrained(checkpoint, num_labels=5, dtype=torch.float32)
+    theirs.config.hidden_dropout_prob = theirs.config.attention_probs_dropout_prob = 0.0
+    theirs.config.id2label = dict(enumerate("love war space crime music".split()))
+    theirs.save_pretrained(silent)
+    theirs = BertForSequenceClassification.from_pretrained(silent, attn_implementation="eager")
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(silent)
+    setup = Setup("classification", silent, tmp_path, optimizer=settings)
+    parts = setup.parts()
+    losses, params = run_steps(setup, [pack(parts, setup.buckets, 1).arrays] * 3)
+
+    groups: dict[tuple[float, float], list[Any]] = {}
+    for name, parameter in theirs.named_parameters():
+        rate = 5e-3 if name.startswith("classifier") else 1e-3
+        decay = 0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1
+        groups.setdefault((rate, decay), []).append(parameter)
+    adamw = torch.optim.AdamW(
+        [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()], eps=1e-3
+    )
+    longest = max(len(text.tokens) for text in parts.texts)
+    tokens = torch.zeros(len(parts.texts), longest, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, text in enumerate(parts.texts):
+        tokens[row, : len(text.tokens)] = torch.tensor(text.tokens)
+        mask[row, : len(text.tokens)] = 1
+    labels = torch.tensor(parts.per_text["targets"], dtype=torch.long)
+    expected, total = [], 0.0
+    for step in range(3):
+        loss = theirs(input_ids=tokens, attention_mask=mask, labels=labels).loss
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        adamw.step()
+        total += loss.item()
+        expected.append(total / (step + 1))
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
+    after = theirs.state_dict()
+    for ours, name in [
+        (params["head"]["output"]["kernel"].T, "classifier.weight"),
+        (params["head"]["output"]["bias"], "classifier.bias"),
+        (params["backbone"]["word_embeddings"]["table"], "bert.embeddings.word_embeddings.weight"),
+        (params["backbone"]["pooler"]["kernel"].T, "bert.pooler.dense.weight"),
+        (params["backbone"]["layers"]["block0"]["mlp_norm"]["scale"][1], "bert.encoder.layer.1.output.LayerNorm.weight"),
+        (
+            params["backbone"]["layers"]["block0"]["attention"]["query"]["kernel"][0].T,
+            "bert.encoder.layer.0.attention.self.query.weight",
+        ),
+    ]:
+        np.testing.assert_allclose(ours, after[name].numpy(), atol=1e-5, err_msg=name)
+
+
+def test_frozen_backbone_stays(checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("classification", checkpoint, tmp_path, frozen=True)
+    before = jax.device_get(setup.state.frozen["backbone"])
+    _, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
+    assert set(params) == {"head"}
+    assert_close(jax.device_get(setup.state.frozen["backbone"]), before, atol=0)
+
+
+def test_nonfinite_updates_are_skipped_and_counted(checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("regression", checkpoint, tmp_path)
+    good = pack(setup.parts(), setup.buckets, 8).arrays
+    bad = good | {"targets": np.full_like(good["targets"], np.nan)}
+    before = jax.device_get(setup.state.params)
+    _, params = run_steps(setup, [bad, bad])
+    assert_close(params, before, atol=0)
+    assert int(setup.state.skipped) == int(setup.state.skipped_in_a_row) == 2 and int(setup.state.step) == 2
+    _, params = run_steps(setup, [good])
+    assert int(setup.state.skipped_in_a_row) == 0 and int(setup.state.skipped) == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert np.abs(params["head"]["output"]["kernel"] - before["head"]["output"]["kernel"]).max() > 0
+
+
+def test_old_state_is_donated(checkpoint: Path, tmp_path: Path) -> None:
+    from instructrec_jax.data.loader import to_devices
+
+    setup = Setup("classification", checkpoint, tmp_path)
+    old = setup.state.params["backbone"]["word_embeddings"]["table"]
+    setup.step(setup.state, to_devices(pack(setup.parts(), setup.buckets, 8).arrays, setup.mesh))
+    assert old.is_deleted()
+
+
+def test_dropout_changes_with_the_step(checkpoint: Path, tmp_path: Path) -> None:
+    still = OptimizerConfig(learning_rate=1e-30, weight_decay=0.0, warmup=0.0, schedule="constant")
+    setup = Setup("classification", checkpoint, tmp_path, optimizer=still)
+    batch = pack(setup.parts(), setup.buckets, 8).arrays
+    means, _ = run_steps(setup, [batch] * 2)
+    assert abs(means[1] - means[0]) > 1e-6 and jnp.isfinite(means[1])
