@@ -2,23 +2,29 @@
 
     python scripts/films_pretraining_data.py --out runs/films_pretraining
 
-writes OUT/text.jsonl and OUT/architecture/ (config.json and a WordPiece tokenizer trained on that text). All of it is
-the project's own text: film descriptions, a glossary, and requests in the wordings that training may use. Then
+writes OUT/text.jsonl, OUT/architecture/ (config.json and a WordPiece tokenizer trained on that text), and OUT/subjects/
+(words of the glossary, and the theme or genre each belongs to). All of it is the project's own text: film descriptions,
+a glossary, and requests in the wordings that training may use. Then
 
-    python -m instructrec_jax.train --config_path configs/films_pretraining.yaml
-    python -m instructrec_jax.export runs/films_backbone --format hf --dtype float16 --out FOLDER
+    python -m instructrec_jax.train --config_path configs/films_pretraining_1.yaml
+    python -m instructrec_jax.export runs/films_pretraining_1 --format hf --out runs/films_pretraining/stage_1
+    python -m instructrec_jax.train --config_path configs/films_pretraining_2.yaml
+    python -m instructrec_jax.export runs/films_pretraining_2 --format hf --dtype float16 --out FOLDER
 
-makes the folder that ships as `instructrec_jax/recommendation/films/backbone`.
+makes the folder that ships as `instructrec_jax/recommendation/films/backbone`: masked-language modelling first, then
+glossary words against the names of their subjects (contrastive).
 """
 
 import argparse
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.recommendation import films
+from instructrec_jax.recommendation.catalogue import Catalogue
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -26,14 +32,27 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/films_pretraining"))
-    parser.add_argument("--vocab_size", type=int, default=6000)
+    parser.add_argument("--vocab_size", type=int, default=9000)
     parser.add_argument("--hidden_size", type=int, default=128)
     parser.add_argument("--num_layers", type=int, default=3)
+    parser.add_argument("--spans", type=int, default=400, help="glossary spans for each subject")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     texts = films.pretraining_texts(seed=options.seed)
     write_jsonl(options.out / "text.jsonl", ({"instruction": text} for text in texts))
+
+    subjects = list(films.glossary())
+    ids = [subject.replace(" ", "-") for subject in subjects]
+    (options.out / "subjects").mkdir(exist_ok=True)
+    Catalogue(ids, subjects, [f"Themes: {subject}." for subject in subjects]).save(options.out / "subjects")
+    rng = np.random.default_rng(options.seed)
+    spans = (
+        {"instruction": films.quote(subject, rng), "output": name}
+        for _ in range(options.spans)
+        for subject, name in zip(subjects, ids, strict=True)
+    )
+    write_jsonl(options.out / "subjects" / "spans.jsonl", spans)
 
     core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     core.normalizer = normalizers.BertNormalizer(lowercase=True)

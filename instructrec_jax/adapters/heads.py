@@ -12,6 +12,7 @@ from flax import nnx
 from instructrec_jax.backbones.family import HeadSpec
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
+    Init,
     LayerNorm,
     Linear,
     activation,
@@ -19,6 +20,7 @@ from instructrec_jax.backbones.layers import (
     first_tokens,
     normal,
     segment_keys,
+    truncated_normal,
 )
 from instructrec_jax.backbones.pretrained import find_family
 
@@ -64,9 +66,7 @@ def pool_segments(hidden: jax.Array, segment_ids: jax.Array, mode: str, max_segm
     return pooled.astype(hidden.dtype)
 
 
-def build_head(
-    config: Any, kind: str, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
-) -> Any:
+def build_head(config: Any, kind: str, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> Any:
     """The head that HuggingFace puts on this family, newly initialised.
 
     Args:
@@ -84,12 +84,16 @@ def build_head(
     return classes[kind](heads[kind].spec(config), config.hidden_size, num_outputs, dtype=dtype, rngs=rngs)
 
 
+def _init(spec: HeadSpec, std: float) -> Init:
+    return normal(std) if spec.initializer_cutoff is None else truncated_normal(std, spec.initializer_cutoff)
+
+
 class _Transform(nnx.Module):
     """The part heads share: dropout → dense → activation → norm → dropout, each where the spec has it."""
 
     def __init__(self, spec: HeadSpec, hidden_size: int, dtype: Any, rngs: nnx.Rngs):
         self.spec = spec
-        init, width = normal(spec.initializer_range), hidden_size
+        init, width = _init(spec, spec.initializer_range), hidden_size
         self.dense = (
             Linear(
                 width,
@@ -122,7 +126,7 @@ class _Classifier(_Transform):
         self, spec: HeadSpec, hidden_size: int, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
     ):
         super().__init__(spec, hidden_size, dtype, rngs)
-        init = normal(spec.initializer_range)
+        init = _init(spec, spec.initializer_range if spec.output_range is None else spec.output_range)
         self.output = Linear(
             hidden_size, num_outputs, axes=("embed", None), init=init, dtype=dtype, rngs=rngs
         )
@@ -169,7 +173,7 @@ class MaskedLMHead(_Transform):
         super().__init__(spec, hidden_size, dtype, rngs)
         bias = jnp.zeros((vocab_size,), jnp.float32)
         self.bias = nnx.Param(bias, axes=("vocab",)) if spec.output_bias else None
-        draw = normal(spec.initializer_range)
+        draw = _init(spec, spec.initializer_range)
         self.table = (
             None
             if spec.tied

@@ -66,7 +66,9 @@ class HeadSpec:
     norm_bias: bool = True
     output_bias: bool = True
     tied: bool = True  # masked-language-model heads: the output layer is the backbone's embedding table
-    initializer_range: float = 0.02
+    initializer_range: float = 0.02  # standard deviation of fresh kernels
+    output_range: float | None = None  # of the output layer's, where it differs
+    initializer_cutoff: float | None = None  # truncate the draw at ± this many standard deviations
 
 
 @dataclass(frozen=True)
@@ -114,5 +116,6 @@ def refuse(config: Any, **allowed: Any) -> None:
         if value is not None and value not in values:
             raise ValueError(
                 f"config.json of this {config.model_type} model has {name}={value!r}, which is not "
-                f"implemented (supported: {', '.join(map(repr, values))}). Loading it anyway would give wrong numbers."
+                f"implemented (supported: {', '.join(map(repr, values))}). Loading it anyway would give "
+                "wrong numbers."
             )

@@ -1,5 +1,6 @@
 """ModernBERT (Warner et al., 2024): pre-norm, rotary positions, GeGLU, local and global attention."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ class ModernBertSpec:
     attention_dropout: float
     mlp_dropout: float
     initializer_range: float
+    output_range: float  # initializer_range of the layers that write to the residual stream
     initializer_cutoff: float
 
 
@@ -64,7 +66,7 @@ class Layer(nnx.Module):
         self.spec = spec
         width, mlp = spec.hidden_size, spec.mlp_size
         init = truncated_normal(spec.initializer_range, spec.initializer_cutoff)
-        init_out = output_init(spec)
+        init_out = truncated_normal(spec.output_range, spec.initializer_cutoff)
 
         def layer_norm() -> LayerNorm:
             return LayerNorm(width, eps=spec.eps, use_bias=spec.norm_bias, dtype=dtype)
@@ -222,11 +224,9 @@ def rotary_frequencies(config: Any, kind: str) -> tuple[float, ...]:
     return tuple(map(float, frequencies))
 
 
-def output_init(spec: ModernBertSpec) -> Any:
-    """Initialiser of the layers that write to the residual stream: narrower the deeper the network."""
-    return truncated_normal(
-        spec.initializer_range / np.sqrt(2.0 * len(spec.layer_types)), spec.initializer_cutoff
-    )
+def output_range(config: Any) -> float:
+    """Standard deviation of the layers that write to the residual stream: narrower the deeper the network."""
+    return config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
 
 
 def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
@@ -261,6 +261,7 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
         attention_dropout=config.attention_dropout,
         mlp_dropout=config.mlp_dropout,
         initializer_range=config.initializer_range,
+        output_range=output_range(config),
         initializer_cutoff=config.initializer_cutoff_factor or 3.0,
     )
     frequencies = {kind: rotary_frequencies(config, kind) for kind in set(config.layer_types)}
@@ -298,7 +299,9 @@ def classifier_head(config: Any) -> HeadSpec:
         norm=True,
         norm_eps=config.norm_eps,
         norm_bias=config.norm_bias,
-        initializer_range=config.initializer_range,
+        initializer_range=output_range(config),
+        output_range=config.hidden_size**-0.5,
+        initializer_cutoff=config.initializer_cutoff_factor or 3.0,
     )
 
 
@@ -312,7 +315,8 @@ def mlm_head(config: Any) -> HeadSpec:
         norm_bias=config.norm_bias,
         output_bias=config.decoder_bias,
         tied=config.tie_word_embeddings,
-        initializer_range=config.initializer_range,
+        initializer_range=output_range(config),
+        initializer_cutoff=config.initializer_cutoff_factor or 3.0,
     )
 
 

@@ -124,7 +124,7 @@ def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
     except Exception as error:
         raise ValueError(
             f"{name!r} is neither a local folder nor a checkpoint that could be fetched from the "
-            f"HuggingFace hub ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})."
+            f"HuggingFace hub ({type(error).__name__}: {str(error).partition(chr(10))[0]})."
         ) from error
 
 
@@ -231,6 +231,15 @@ def build_backbone(
 ) -> nnx.Module:
     """The network of a HuggingFace config, initialised as HuggingFace does; see `Family` for its call."""
     return find_family(config.model_type).build(config, dtype=dtype, remat=remat, pooler=pooler, rngs=rngs)
+
+
+def input_limit(config: Any) -> int:
+    """The most tokens one input may have, special tokens included.
+
+    Not always `max_position_embeddings`: RoBERTa and MPNet keep the first rows of that table for padding.
+    """
+    module: Any = _abstract(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key)))
+    return module.max_length
 
 
 def load_backbone(
@@ -541,8 +550,15 @@ def _read(
     def read(index: tuple[slice, ...]) -> np.ndarray:
         if site.layers is None:
             return _read_slice(files, names[0], rule.transform, shape, index)
-        layers = [_read_slice(files, name, rule.transform, shape, index[1:]) for name in names[index[0]]]
-        return np.stack(layers)
+        chosen = names[index[0]]
+        first = _read_slice(files, chosen[0], rule.transform, shape, index[1:])
+        out = np.empty((len(chosen), *first.shape), np.float32)
+        out[0] = first
+        for i, name in enumerate(
+            chosen[1:], 1
+        ):  # one layer at a time: the host holds the result and one slice
+            out[i] = _read_slice(files, name, rule.transform, shape, index[1:])
+        return out
 
     if shardings is None:
         return jnp.asarray(read((slice(None),) * len(site.shape)))
@@ -572,7 +588,7 @@ def _read_slice(
 ) -> np.ndarray:
     """The slice `index` of our array of `shape`, in fp32, from the file's tensor: nothing more is read."""
     if transform == "none":
-        return files.read(name, index).astype(np.float32)
+        return files.read(name, index).astype(np.float32, copy=False)
     if transform == "transpose" and len(shape) == 2:
         return files.read(name, (index[1], index[0])).T.astype(np.float32, order="C")
     # [in, parts, out] or [parts, out] here, [parts * out, in] or [parts * out] there
@@ -580,7 +596,7 @@ def _read_slice(
     start, stop, _ = out_index.indices(shape[-1])
     offsets = [part * shape[-1] for part in range(*part_index.indices(shape[-2]))]
     parts = [files.read(name, (slice(o + start, o + stop), *outer)).T for o in offsets]
-    return np.stack(parts, axis=-2).astype(np.float32)
+    return np.stack(parts, axis=-2).astype(np.float32, copy=False)
 
 
 def _to_file(transform: str, value: np.ndarray) -> np.ndarray:

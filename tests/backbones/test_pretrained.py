@@ -129,8 +129,9 @@ def test_too_long_an_input_names_both_numbers(bert):
 
 
 def test_roberta_positions_start_after_padding(make_checkpoint):
-    module = load(make_checkpoint("roberta", pad_token_id=3)).module
-    assert module.max_length == 42 - 4
+    folder = make_checkpoint("roberta", pad_token_id=3)
+    assert load(folder).module.max_length == 42 - 4
+    assert pretrained.input_limit(pretrained.read_config(folder)) == 42 - 4
 
 
 # ---------------------------------------------------------------- reading
@@ -233,6 +234,49 @@ def test_dropout_changes_the_output_but_not_with_packing(bert):
         hidden = run(module, *alone, np.full((1, length), number, np.int32))[0, :n]
         np.testing.assert_allclose(hidden, packed[start : start + n], atol=2e-6)
         start += n
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("bert", ["hidden_dropout_prob", "attention_probs_dropout_prob"]),
+        ("distilbert", ["dropout", "attention_dropout"]),
+        ("modernbert", ["embedding_dropout", "attention_dropout", "mlp_dropout"]),
+    ],
+)
+def test_every_dropout_rate_of_the_config_acts(model_type, fields):
+    """Each rate alone changes the output when keys are given; with all at zero nothing does."""
+    name = {"bert": "BertConfig", "distilbert": "DistilBertConfig", "modernbert": "ModernBertConfig"}[
+        model_type
+    ]
+    config_class = getattr(transformers, name)
+    shape = dict(vocab_size=20, num_hidden_layers=1, num_attention_heads=2, hidden_size=8, pad_token_id=0)
+    example = jnp.zeros((1, 6), jnp.int32)
+    keys = dropout_keys(jnp.uint32(1), example, batch()[2])
+    outputs = []
+    for field in [None, *fields]:
+        rates = dict.fromkeys(fields, 0.0) | ({field: 0.5} if field else {})
+        module = pretrained.build_backbone(config_class(**shape, **rates), rngs=nnx.Rngs(0))
+        off, on = jax.jit(lambda m: (m(*batch()), m(*batch(), dropout=keys)))(module)
+        assert np.array_equal(off, on) == (field is None), field
+        outputs.append(np.asarray(on))
+    assert len({o.tobytes() for o in outputs}) == len(outputs)
+
+
+def test_modernbert_starts_as_in_transformers(make_checkpoint):
+    """Standard deviations of fresh kernels, against those of a network that transformers initialised."""
+    settings = dict(vocab_size=50, hidden_size=64, num_hidden_layers=4, num_attention_heads=2, pad_token_id=0)
+    config = transformers.ModernBertConfig(**settings, intermediate_size=96, initializer_range=0.1)
+    torch.manual_seed(0)
+    theirs = transformers.ModernBertForSequenceClassification(config).state_dict()
+    head = build_head(config, "sequence", 64, rngs=nnx.Rngs(0))
+    tensors = pretrained.export_tensors(
+        pretrained.build_backbone(config, rngs=nnx.Rngs(0)), config, head=head, head_kind="sequence"
+    )
+    assert set(tensors) == set(theirs)
+    for name, ours in tensors.items():
+        if ours.ndim == 2:
+            assert ours.std() == pytest.approx(float(theirs[name].std()), rel=0.15), name
 
 
 # ---------------------------------------------------------------- heads in the checkpoint

@@ -5,7 +5,8 @@ this project. The viewers are SIMULATED: each has a taste that can be read in a 
 they ask for is put together from everyday wordings in `wordings.json`.
 
 Films, viewers and wordings are split before anything is generated: training sees neither the test viewers, nor the
-held-out wordings, nor a tenth of the films (except as candidates, by their text).
+held-out wordings, nor a tenth of the films (except as candidates, by their text). Some training wishes quote the
+glossary, sentences of general English that the backbone was pretrained on.
 """
 
 import json
@@ -32,6 +33,8 @@ BACKBONE = HERE / "backbone"
 VIEWERS = {"train": 800, "validation": 100, "test": 300}
 HELD_OUT_FILMS = 0.1  # share of the films that no training viewer has seen or wanted
 TITLES_IN_PROMPT = 5
+WORDINGS_OF_A_CASE = 2  # training examples made of each choice of a training viewer
+QUOTED = 0.4  # share of a training wish's clauses that quote the glossary instead of a phrase
 
 
 @cache
@@ -43,6 +46,29 @@ def facts() -> list[dict[str, Any]]:
 @cache
 def wordings() -> dict[str, Any]:
     return json.loads((HERE / "wordings.json").read_text(encoding="utf-8"))
+
+
+@cache
+def glossary() -> dict[str, list[str]]:
+    """Theme or genre -> sentences of general English on it: glossary.txt, in the order of wordings.json."""
+    lines = (HERE / "glossary.txt").read_text(encoding="utf-8").splitlines()
+    subjects = [*wordings()["themes"], *wordings()["genres"]]
+    return {subject: lines[6 * number : 6 * number + 6] for number, subject in enumerate(subjects)}
+
+
+def bare(text: str) -> str:
+    """A text as lower-case words with single spaces: what two wordings are compared by."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+@cache
+def held_out_phrases() -> frozenset[str]:
+    def collect(node: Any, held_out: bool) -> set[str]:
+        if isinstance(node, dict):
+            return {text for key, below in node.items() for text in collect(below, held_out or key == "held_out")}
+        return {bare(str(text)) for text in node} if held_out else set()
+
+    return frozenset(collect(wordings(), False))
 
 
 def catalogue() -> Catalogue:
@@ -146,7 +172,8 @@ def wish(film: dict[str, Any], viewer: Viewer, split: str, rng: np.random.Genera
         if entry["adjective"][split] and len(adjectives) < 2 and rng.random() < 0.5:
             adjectives.append(say(entry["adjective"]))
         else:
-            clauses.append(say(entry["clause"]))
+            quoted = split == "train" and rng.random() < QUOTED
+            clauses.append(quote(theme, rng) if quoted else say(entry["clause"]))
     if not adjectives and rng.random() < 0.4:
         noun = say(words["genres"][str(rng.choice(film["genres"]))]["noun"])
     else:
@@ -161,6 +188,17 @@ def wish(film: dict[str, Any], viewer: Viewer, split: str, rng: np.random.Genera
         unwanted = viewer.avoids if viewer.avoids in avoidable else str(rng.choice(avoidable))
         text += ", " + say(words["avoid"][unwanted])
     return text
+
+
+def quote(subject: str, rng: np.random.Generator) -> str:
+    """One to six words in a row from the glossary's sentences on a subject; never with a held-out phrase in it."""
+    while True:
+        words = bare(str(rng.choice(glossary()[subject]))).split()
+        size = int(rng.integers(1, 7))
+        start = int(rng.integers(0, max(1, len(words) - size + 1)))
+        span = " ".join(words[start : start + size])
+        if not any(f" {phrase} " in f" {span} " for phrase in held_out_phrases()):
+            return f"{rng.choice(['with', 'about', 'where', 'like'])} {span}"
 
 
 def listing(titles: list[str]) -> str:
@@ -208,7 +246,7 @@ def prepare(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
     ]
 
     def examples(split: str) -> Iterator[Example]:
-        words = {"train": ["train"], "validation": ["train"], "test": ["train", "held_out"]}[split]
+        words = {"train": ["train"] * WORDINGS_OF_A_CASE, "validation": ["train"], "test": ["train", "held_out"]}[split]
         for number, (viewer, (its_split, _), films_seen) in enumerate(zip(viewers, names, seen, strict=True)):
             if its_split != split:
                 continue
@@ -216,8 +254,8 @@ def prepare(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
                 range(len(films_seen)) if split == "train" else range(len(films_seen) - 3, len(films_seen))
             )
             for position in positions:
-                for wording in words:
-                    draw = np.random.default_rng([seed, number, position, words.index(wording)])
+                for variant, wording in enumerate(words):
+                    draw = np.random.default_rng([seed, number, position, variant])
                     instruction, kind = ask(viewer, films_seen[: position + 1], wording, draw)
                     target = films_seen[position]
                     yield Example(
@@ -225,7 +263,7 @@ def prepare(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
                         output=films.ids[target],
                         history=tuple(films.ids[i] for i in films_seen[:position]),
                         task="recommendation",
-                        id=f"{viewer.name}-{position}-{wording}",
+                        id=f"{viewer.name}-{position}-{variant}",
                         origin={
                             "wording": {"train": "known wordings", "held_out": "held-out wordings"}[wording],
                             "kind": kind,
