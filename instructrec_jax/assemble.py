@@ -1,6 +1,7 @@
 """From settings to the pieces that the verbs work with: tokenizer, task, model, encoded examples."""
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from instructrec_jax.backbones.pretrained import (
     LoadReport,
     build_backbone,
     find_folder,
+    input_limit,
     load_backbone,
     read_config,
     read_pooling,
@@ -27,7 +29,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Batch, Loader, Parts, StreamLoader
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.packing import length_buckets
-from instructrec_jax.data.skipped import SkippedRow
+from instructrec_jax.data.skipped import SkippedRow, summarize_skipped
 from instructrec_jax.data.sources import ListSource, SourceConfig, open_sources
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.distributed.mesh import make_mesh, parameter_sharding, parameter_shardings
@@ -69,10 +71,11 @@ def open_task(config: Config, folder: Path) -> Task:
             films.prepare(target)
     # Only the folder is read, never the network, and never code from a hub.
     tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    limit = getattr(read_config(folder), "max_position_embeddings", None)
-    if limit is not None and config.data.max_length > limit:
+    limit = input_limit(read_config(folder))
+    if config.data.max_length > limit:
         raise ValueError(f"data.max_length is {config.data.max_length}, but the backbone reads at most {limit} tokens.")
-    context = TaskContext(tokenizer, config.data.max_length, config.data.truncate, config.seed)
+    lower_case = read_pooling(folder).lower_case
+    context = TaskContext(tokenizer, config.data.max_length, config.data.truncate, config.seed, lower_case)
     return config.task.build(context)
 
 
@@ -130,31 +133,41 @@ def training_data(config: Config, task: Task, row_multiple: int) -> TrainingData
         return TrainingData([], 0, opened.name, stream.batches, opened, size)
     per_source = [encode(task, [source[i] for i in range(len(source))]) for source in opened.sources]
     encoded = [e for part in per_source for e in part]
+    mixture = opened
     if len(encoded) < len(opened):  # some were dropped for their length: mix what is left
         left = [
             ListSource([e.example for e in part], source.name, source.task)
             for part, source in zip(per_source, opened.sources, strict=True)
         ]
         weights = [source.weight for source in config.data.train if source.weight is not None] or None
-        opened = Mixture(left, weights=weights, temperature=config.data.temperature, seed=config.seed)
+        mixture = Mixture(left, weights=weights, temperature=config.data.temperature, seed=config.seed)
 
     def gather(indices: np.ndarray, rng: np.random.Generator) -> Parts:
         return task.gather([encoded[i] for i in indices], rng)
 
-    loader = Loader(opened.order, gather, *shape)
+    loader = Loader(mixture.order, gather, *shape)
     tokens = sum(len(e.text.tokens) for e in encoded)
     return TrainingData(
-        encoded, tokens, opened.fingerprint, lambda start, stop, _: loader.batches(start, stop), opened, size
+        encoded, tokens, mixture.fingerprint, lambda start, stop, _: loader.batches(start, stop), opened, size
     )
 
 
-def evaluation_data(config: Config, task: Task, sources: Sequence[SourceConfig]) -> list[Encoded]:
-    """All examples of some sources, in order, encoded; empty when there are no sources."""
+def evaluation_data(
+    config: Config, task: Task, sources: Sequence[SourceConfig], skipped: list[SkippedRow] | None = None
+) -> list[Encoded]:
+    """All examples of some sources, in order, encoded; empty when there are no sources.
+
+    Rows that `on_bad_example: skip` leaves out are added to `skipped`, or told on stderr where there is no list.
+    """
     if not sources:
         return []
     opened = open_sources(sources, labels=labels_of(config), on_bad_example=config.data.on_bad_example)
     if isinstance(opened, StreamSource):
         raise ValueError("a stream cannot be evaluated on: set streaming: false for validation and test sources.")
+    if skipped is not None:
+        skipped += opened.skipped
+    elif opened.skipped:
+        print(summarize_skipped(opened.skipped), file=sys.stderr)
     return encode(task, [opened[i] for i in range(len(opened))])
 
 
@@ -214,7 +227,11 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Asse
     def build() -> nnx.Module:
         rngs = nnx.Rngs(config.seed)
         backbone = build_backbone(
-            hf_config, dtype=compute_dtype(config), remat=config.backbone.remat, pooler=task.needs_pooler, rngs=rngs
+            hf_config,
+            dtype=compute_dtype(config),
+            remat=config.backbone.remat,
+            pooler=task.needs_pooler,
+            rngs=rngs,
         )
         return task.model(Source(None, backbone, hf_config, pooling, LoadReport(), rngs, compute_dtype(config)))
 
@@ -251,7 +268,11 @@ def keep_declarations(folder: Path, target: Path, task: Task) -> None:
     target.mkdir(parents=True, exist_ok=True)
     read_config(folder).save_pretrained(target)
     task.context.tokenizer.save_pretrained(target)
-    for file in (*folder.glob("modules.json"), *folder.glob("sentence_*_config.json"), *folder.glob("*_Pooling/config.json")):
+    for file in (
+        *folder.glob("modules.json"),
+        *folder.glob("sentence_*_config.json"),
+        *folder.glob("*_Pooling/config.json"),
+    ):
         copy = target / file.relative_to(folder)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, copy)

@@ -18,7 +18,13 @@ from instructrec_jax.evaluation.results import show_results
 
 
 def evaluate(
-    path: Path, config: Config, out: Path, *, split: str = "test", step: int | None = None, baselines: bool = True
+    path: Path,
+    config: Config,
+    out: Path,
+    *,
+    split: str = "test",
+    step: int | None = None,
+    baselines: bool = True,
 ) -> None:
     """Scores a run directory or a HuggingFace folder; writes evaluation.json and predictions.jsonl into `out`.
 

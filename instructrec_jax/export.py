@@ -1,9 +1,9 @@
 """Take a tuned model out of its run directory: `python -m instructrec_jax.export RUN --format orbax|hf --out FOLDER`.
 
-    orbax   FOLDER/params, a plain orbax checkpoint of the parameters alone, and FOLDER/metadata.json. Opens without
-            this package: `orbax.checkpoint.StandardCheckpointer().restore(FOLDER.absolute() / "params")`.
-    hf      a HuggingFace folder (config, tokenizer, safetensors) that `transformers` opens. Heads that HuggingFace
-            knows go with it; a retrieval head is written beside it as retrieval_head.safetensors.
+orbax   FOLDER/params, a plain orbax checkpoint of the parameters alone, and FOLDER/metadata.json. Opens without
+        this package: `orbax.checkpoint.StandardCheckpointer().restore(FOLDER.absolute() / "params")`.
+hf      a HuggingFace folder (config, tokenizer, safetensors) that `transformers` opens. Heads that HuggingFace
+        knows go with it; a retrieval head is written beside it as retrieval_head.safetensors.
 """
 
 import argparse
@@ -77,7 +77,9 @@ def write_hf(folder: Path, model: Assembly, run: Path, task: Any, dtype: str | N
     head = network.head if kind else None
     save_pretrained(folder, network.backbone, config, head=head, head_kind=kind, dtype=dtype)
     if kind is None:
-        values = {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(network.head))}
+        values = {
+            ".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(network.head))
+        }
         save_file(values, folder / "retrieval_head.safetensors")
 
 

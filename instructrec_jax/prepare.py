@@ -57,13 +57,9 @@ def describe(card: dict[str, Any], out: str) -> str:
         f"  left out      {'; '.join(left_out) or 'nothing'}",
     ]
     if card["users_only_in_train"]:
-        lines.append(
-            f"  note: {card['users_only_in_train']:,} users have fewer than 3 items and stay in train"
-        )
+        lines.append(f"  note: {card['users_only_in_train']:,} users have fewer than 3 items and stay in train")
     if not card["has_timestamps"]:
-        lines.append(
-            "  note: the source has no timestamps; the order of its lines is taken as the order in time"
-        )
+        lines.append("  note: the source has no timestamps; the order of its lines is taken as the order in time")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from instructrec_jax import assemble
 from instructrec_jax.assemble import Assembly
 from instructrec_jax.config import Config, load, main_guard, parse, to_dict, to_yaml
 from instructrec_jax.data.loader import to_devices
-from instructrec_jax.data.skipped import summarize_skipped, write_skipped
+from instructrec_jax.data.skipped import SkippedRow, summarize_skipped, write_skipped
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
 from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, better, contend, segments
 from instructrec_jax.evaluation.predictor import predictor
@@ -31,7 +31,14 @@ from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.interrupt import Interrupt
 from instructrec_jax.training.meter import Meter
 from instructrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from instructrec_jax.training.state import Tree, TrainState, create_state, empty_window, merge_params, state_shardings
+from instructrec_jax.training.state import (
+    TrainState,
+    Tree,
+    create_state,
+    empty_window,
+    merge_params,
+    state_shardings,
+)
 from instructrec_jax.training.step import make_train_step
 from instructrec_jax.training.tracking import Tracker, progress_bar
 
@@ -49,7 +56,10 @@ def train(config: Config) -> Path:
     assemble.keep_declarations(folder, run_dir / "backbone", task)
     mesh = make_mesh(config.mesh)
     data = assemble.training_data(config, task, row_multiple=config.accumulation * data_shards(mesh))
-    validation = assemble.evaluation_data(config, task, config.data.validation)[: config.evaluation.max_examples]
+    skipped: list[SkippedRow] = []
+    validation = assemble.evaluation_data(config, task, config.data.validation, skipped)
+    validation = validation[: config.evaluation.max_examples]
+    test = assemble.evaluation_data(config, task, config.data.test, skipped) or validation
 
     # ------------------------------------------------------------------ model and state
     model = assemble.load_model(config, task, folder, mesh)
@@ -124,9 +134,10 @@ def train(config: Config) -> Path:
                 checkpoints.save(step, state, saved, to_dict(config), value)
         meter.flush()
     checkpoints.close()
-    write_skipped(run_dir, data.skipped)
-    if data.skipped:
-        print(summarize_skipped(data.skipped), file=sys.stderr)
+    skipped = [*data.skipped, *skipped]
+    write_skipped(run_dir, skipped)
+    if skipped:
+        print(summarize_skipped(skipped), file=sys.stderr)
     if interrupt.requested and step < config.steps:
         print(
             f"{interrupt.requested}: saved step {step} of {config.steps} in {run_dir}. "
@@ -137,7 +148,6 @@ def train(config: Config) -> Path:
 
     # ------------------------------------------------------------------ before, after, and simple baselines
     del state
-    test = assemble.evaluation_data(config, task, config.data.test) or validation
     if test:
         compare(config, task, run_dir, test, data.encoded, predict_with, folder, mesh)
     print(f"\nreport: {write_report(run_dir)}")
@@ -159,7 +169,12 @@ def compare(
     tuned = assemble.restored_model(config, task, run_dir, mesh)
     after = predict_with(tuned.params)
     contenders: list[Contender] = [
-        contend("before tuning", task, predict_with(assemble.load_model(config, task, folder, mesh).params), groups),
+        contend(
+            "before tuning",
+            task,
+            predict_with(assemble.load_model(config, task, folder, mesh).params),
+            groups,
+        ),
         contend("after tuning", task, after, groups),
         *baseline_contenders(task, train_set, groups),
     ]

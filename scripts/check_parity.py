@@ -36,13 +36,9 @@ TORCH_CLASSES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a HuggingFace folder or hub id")
-    parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE, help="largest absolute difference allowed"
-    )
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest absolute difference allowed")
     parser.add_argument("--seed", type=int, default=0, help="of the random tokens")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -63,12 +59,8 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
     if kind is not None and not set(report.used) - set(loaded.report.used):
         print(f"config.json promises a {kind!r} head but the weights have none: only the network is compared")
         kind, head, report = None, None, loaded.report
-    torch_model = (
-        TORCH_CLASSES[kind].from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    )
-    print(
-        f"{folder}: {loaded.config.model_type}, head: {kind or 'none'}; {report}; pooling: {loaded.pooling}"
-    )
+    torch_model = TORCH_CLASSES[kind].from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    print(f"{folder}: {loaded.config.model_type}, head: {kind or 'none'}; {report}; pooling: {loaded.pooling}")
 
     results: list[bool] = []
 
@@ -80,9 +72,7 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
         expected = run_torch(torch_model, batch, loaded)
         actual = run_ours(loaded, head, kind, batch)
         for name in expected:
-            real = (
-                batch["segment_ids"] != 0 if expected[name].ndim == 3 else np.ones(len(expected[name]), bool)
-            )
+            real = batch["segment_ids"] != 0 if expected[name].ndim == 3 else np.ones(len(expected[name]), bool)
             say(f"{what}: {name}", float(np.abs(expected[name][real] - actual[name][real]).max()))
         if what == RAGGED:
             one_row = run_ours(loaded, None, None, pack(batch))["hidden"][0]
@@ -97,9 +87,7 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
     print("\n".join(lines))
     if report.initialised:
         print(f"  newly initialised, not compared: {', '.join(report.initialised)}")
-    print(
-        f"{'PASS' if all(results) else 'FAIL'}: {sum(results)} of {len(results)} checks within {tolerance:g}"
-    )
+    print(f"{'PASS' if all(results) else 'FAIL'}: {sum(results)} of {len(results)} checks within {tolerance:g}")
     return all(results)
 
 
@@ -186,9 +174,7 @@ def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All examples of a batch in one row, one after the other, and three tokens of padding."""
     real = batch["segment_ids"] != 0
     numbered = batch | {"segment_ids": np.cumsum(np.ones(real.shape, np.int32), axis=0, dtype=np.int32)}
-    return {
-        name: np.concatenate([value[real], np.zeros(3, np.int32)])[None] for name, value in numbered.items()
-    }
+    return {name: np.concatenate([value[real], np.zeros(3, np.int32)])[None] for name, value in numbered.items()}
 
 
 def compare_tensors(
@@ -214,8 +200,7 @@ def compare_tensors(
             ]
     equal = len(report.used) - len(different)
     lines = [
-        f"  {'FAIL' if different else 'ok  '} {equal} of {len(report.used)} tensors byte-equal after the "
-        "round trip"
+        f"  {'FAIL' if different else 'ok  '} {equal} of {len(report.used)} tensors byte-equal after the round trip"
     ]
     lines += [f"       differs: {name}" for name in different]
     lines.append(f"  tensors not used ({len(report.unused)}): {', '.join(report.unused) or 'none'}")

@@ -30,9 +30,7 @@ ARCHIVES: dict[str, str | None] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=ARCHIVES)
     parser.add_argument("--out", type=Path, default=Path("data"), help="parent of the folder (default: data)")
     settings = parser.parse_args()
@@ -71,9 +69,7 @@ def download(address: str, archive: Path) -> None:
     except urllib.error.URLError as error:
         raise ValueError(f"{address} cannot be reached: {error.reason}. Is this machine online?") from None
     if announced and archive.stat().st_size != int(announced):
-        raise ValueError(
-            f"{address} broke off after {archive.stat().st_size} of {announced} bytes: try again."
-        )
+        raise ValueError(f"{address} broke off after {archive.stat().st_size} of {announced} bytes: try again.")
 
 
 def check(archive: Path, md5: str | None) -> None:
@@ -96,9 +92,7 @@ def unpack(archive: Path, folder: Path) -> None:
         for member in files.infolist():
             inside = (root / member.filename).resolve().is_relative_to(root)
             if not inside or "\\" in member.filename or stat.S_ISLNK(member.external_attr >> 16):
-                raise ValueError(
-                    f"{archive.name} holds {member.filename!r}, which would be written elsewhere."
-                )
+                raise ValueError(f"{archive.name} holds {member.filename!r}, which would be written elsewhere.")
         files.extractall(folder)
 
 

@@ -60,7 +60,8 @@ def main() -> None:
     core.decoder = decoders.WordPiece()
     core.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=options.vocab_size, special_tokens=SPECIAL))
     core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        single="[CLS] $A [SEP]",
+        special_tokens=[(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,

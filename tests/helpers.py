@@ -1,6 +1,5 @@
 """What several test files build: examples, tasks and one compiled step."""
 
-
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,12 @@ class Setup:
         self.shardings = state_shardings(state, self.model.shardings, self.mesh)
         self.state = jax.device_put(state, self.shardings)
         self.step = make_train_step(
-            self.task, self.model.graphdef, tx, mesh=self.mesh, shardings=self.shardings, accumulation=accumulation
+            self.task,
+            self.model.graphdef,
+            tx,
+            mesh=self.mesh,
+            shardings=self.shardings,
+            accumulation=accumulation,
         )
 
     def parts(self) -> Any:
@@ -136,5 +140,3 @@ def assert_close(actual: Any, expected: Any, atol: float) -> None:
     flat, _ = jax.tree_util.tree_flatten_with_path(actual)
     for (path, a), e in zip(flat, jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, atol=atol, rtol=0, err_msg=jax.tree_util.keystr(path))
-
-

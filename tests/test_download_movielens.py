@@ -45,9 +45,7 @@ def test_check(tmp_path):
         script.check(archive, None)
 
 
-@pytest.mark.parametrize(
-    "name", ["../outside.txt", "/tmp/outside.txt", "ml/../../outside.txt", "..\\outside.txt"]
-)
+@pytest.mark.parametrize("name", ["../outside.txt", "/tmp/outside.txt", "ml/../../outside.txt", "..\\outside.txt"])
 def test_unpack_stays_inside(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("ml/fine.txt", "fine")

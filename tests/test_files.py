@@ -24,9 +24,7 @@ def test_text_goes_through_unchanged_and_leaves_nothing_else(tmp_path):
 def test_written_files_are_readable_like_any_other(tmp_path):
     (tmp_path / "plain").write_text("")
     write_text(tmp_path / "ours", "")
-    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE(
-        (tmp_path / "plain").stat().st_mode
-    )
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

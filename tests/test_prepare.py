@@ -23,9 +23,7 @@ def source(tmp_path):
     folder = tmp_path / "ml-tiny"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    movies = ["movieId,title,genres"] + [
-        f'{100 + i},"Film {chr(65 + i)}, The ({1990 + i})",Drama' for i in range(10)
-    ]
+    movies = ["movieId,title,genres"] + [f'{100 + i},"Film {chr(65 + i)}, The ({1990 + i})",Drama' for i in range(10)]
     ratings = ["userId,movieId,rating,timestamp"]
     for user in range(6):
         for when, item in enumerate(rng.permutation(10)[: 1 if user == 5 else 8]):

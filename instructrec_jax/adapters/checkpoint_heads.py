@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from instructrec_jax.adapters.heads import MaskedLMHead, SequenceHead, TokenHead
-from instructrec_jax.backbones.pretrained import LoadReport, PoolingSpec, declared_head, find_family, load_head
+from instructrec_jax.adapters.heads import build_head
+from instructrec_jax.backbones.pretrained import LoadReport, PoolingSpec, declared_head, load_head
 
 
 @dataclass
@@ -45,15 +45,10 @@ def task_head(source: Source, kind: str, labels: list[str] | None = None) -> Any
     Raises:
       ValueError: the checkpoint's head has the same labels in another order.
     """
-    config, family = source.config, find_family(source.config.model_type)
-    if kind not in family.heads:
-        raise ValueError(f"model_type {config.model_type!r} has no {kind} head; it has: {', '.join(family.heads)}.")
-    spec = family.heads[kind].spec(config)
-    build_class: Any = {"sequence": SequenceHead, "token": TokenHead, "mlm": MaskedLMHead}[kind]
-    outputs = config.vocab_size if labels is None else len(labels)
+    outputs = source.config.vocab_size if labels is None else len(labels)
 
     def build(key: jax.Array) -> nnx.Module:
-        return build_class(spec, config.hidden_size, outputs, dtype=source.dtype, rngs=nnx.Rngs(params=key))
+        return build_head(source.config, kind, outputs, dtype=source.dtype, rngs=nnx.Rngs(params=key))
 
     if source.path is None or (labels is not None and not _labels_fit(source, kind, labels)):
         return build(source.rngs.params())

@@ -77,9 +77,7 @@ def build_head(config: Any, kind: str, num_outputs: int, *, dtype: Any = jnp.flo
     """
     heads = find_family(config.model_type).heads
     if kind not in heads:
-        raise ValueError(
-            f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}."
-        )
+        raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}.")
     classes = {"sequence": SequenceHead, "token": TokenHead, "mlm": MaskedLMHead}
     return classes[kind](heads[kind].spec(config), config.hidden_size, num_outputs, dtype=dtype, rngs=rngs)
 
@@ -107,9 +105,7 @@ class _Transform(nnx.Module):
             if spec.dense
             else None
         )
-        self.norm = (
-            LayerNorm(width, eps=spec.norm_eps, use_bias=spec.norm_bias, dtype=dtype) if spec.norm else None
-        )
+        self.norm = LayerNorm(width, eps=spec.norm_eps, use_bias=spec.norm_bias, dtype=dtype) if spec.norm else None
 
     def transform(self, x: jax.Array, keys: DropoutKeys | None) -> jax.Array:
         spec = self.spec
@@ -122,14 +118,10 @@ class _Transform(nnx.Module):
 
 
 class _Classifier(_Transform):
-    def __init__(
-        self, spec: HeadSpec, hidden_size: int, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, spec: HeadSpec, hidden_size: int, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(spec, hidden_size, dtype, rngs)
         init = _init(spec, spec.initializer_range if spec.output_range is None else spec.output_range)
-        self.output = Linear(
-            hidden_size, num_outputs, axes=("embed", None), init=init, dtype=dtype, rngs=rngs
-        )
+        self.output = Linear(hidden_size, num_outputs, axes=("embed", None), init=init, dtype=dtype, rngs=rngs)
 
 
 class SequenceHead(_Classifier):
@@ -167,17 +159,13 @@ class TokenHead(_Classifier):
 class MaskedLMHead(_Transform):
     """Logits over the vocabulary, by the backbone's word embedding table (not a copy of it) and a bias."""
 
-    def __init__(
-        self, spec: HeadSpec, hidden_size: int, vocab_size: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, spec: HeadSpec, hidden_size: int, vocab_size: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(spec, hidden_size, dtype, rngs)
         bias = jnp.zeros((vocab_size,), jnp.float32)
         self.bias = nnx.Param(bias, axes=("vocab",)) if spec.output_bias else None
         draw = _init(spec, spec.initializer_range)
         self.table = (
-            None
-            if spec.tied
-            else nnx.Param(draw(rngs.params(), (vocab_size, hidden_size)), axes=("vocab", "embed"))
+            None if spec.tied else nnx.Param(draw(rngs.params(), (vocab_size, hidden_size)), axes=("vocab", "embed"))
         )
         self.dtype = dtype
 

@@ -70,9 +70,7 @@ def classifier_dropout(config: Any) -> float:
 
 
 def sequence_head(config: Any) -> HeadSpec:
-    return HeadSpec(
-        dropout=classifier_dropout(config), use_pooler=True, initializer_range=config.initializer_range
-    )
+    return HeadSpec(dropout=classifier_dropout(config), use_pooler=True, initializer_range=config.initializer_range)
 
 
 def token_head(config: Any) -> HeadSpec:

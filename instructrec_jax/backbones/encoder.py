@@ -90,12 +90,8 @@ class PostNormLayer(nnx.Module):
         init = normal(spec.initializer_range)
         self.attention = Attention(spec, dtype, rngs)
         self.attention_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
-        self.mlp_in = Linear(
-            spec.hidden_size, spec.mlp_size, axes=("embed", "mlp"), init=init, dtype=dtype, rngs=rngs
-        )
-        self.mlp_out = Linear(
-            spec.mlp_size, spec.hidden_size, axes=("mlp", "embed"), init=init, dtype=dtype, rngs=rngs
-        )
+        self.mlp_in = Linear(spec.hidden_size, spec.mlp_size, axes=("embed", "mlp"), init=init, dtype=dtype, rngs=rngs)
+        self.mlp_out = Linear(spec.mlp_size, spec.hidden_size, axes=("mlp", "embed"), init=init, dtype=dtype, rngs=rngs)
         self.mlp_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
         self.spec = spec
 
@@ -120,9 +116,7 @@ class Encoder(nnx.Module):
     def __init__(self, spec: EncoderSpec, *, pooler: bool, dtype: Any, remat: str, rngs: nnx.Rngs):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
-            raise ValueError(
-                f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads."
-            )
+            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
         init = normal(spec.initializer_range)
 
         def table(size: int, axes: tuple[str | None, str | None], padding_id: int | None = None) -> Embedding:
@@ -134,9 +128,7 @@ class Encoder(nnx.Module):
         self.position_embeddings = table(spec.num_positions, (None, "embed"))
         if spec.sinusoidal_positions:
             self.position_embeddings.table[...] = jnp.asarray(sinusoids(spec.num_positions, spec.hidden_size))
-        self.token_type_embeddings = (
-            table(spec.num_token_types, (None, "embed")) if spec.num_token_types else None
-        )
+        self.token_type_embeddings = table(spec.num_token_types, (None, "embed")) if spec.num_token_types else None
         self.embedding_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
         self.relative_bias = (
             Embedding(spec.relative_buckets, spec.num_heads, init=init, axes=(None, "heads"), rngs=rngs)
@@ -150,9 +142,7 @@ class Encoder(nnx.Module):
             rngs=rngs,
         )
         self.pooler = (
-            Linear(
-                spec.hidden_size, spec.hidden_size, axes=("embed", None), init=init, dtype=dtype, rngs=rngs
-            )
+            Linear(spec.hidden_size, spec.hidden_size, axes=("embed", None), init=init, dtype=dtype, rngs=rngs)
             if pooler
             else None
         )

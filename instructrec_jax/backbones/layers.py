@@ -66,9 +66,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """The activation that HuggingFace calls `name`. Raises ValueError for an unknown one."""
     if name not in ACTIVATIONS:
-        raise ValueError(
-            f"Activation {name!r} is not supported. Supported: {', '.join(sorted(ACTIVATIONS))}."
-        )
+        raise ValueError(f"Activation {name!r} is not supported. Supported: {', '.join(sorted(ACTIVATIONS))}.")
     return ACTIVATIONS[name]
 
 
@@ -327,18 +325,14 @@ class Stack(nnx.Module):
         for block in self.blocks:
             if layer in block.layers:
                 return block.name, block.layers.index(layer)
-        raise ValueError(
-            f"There is no layer {layer}; this network has {sum(b.count for b in self.blocks)} layers."
-        )
+        raise ValueError(f"There is no layer {layer}; this network has {sum(b.count for b in self.blocks)} layers.")
 
     def __call__(self, x: jax.Array, context: Any, dropout: DropoutKeys | None = None) -> jax.Array:
         for group in self.groups:
             x = self._run(group, x, context, dropout)
         return x
 
-    def _run(
-        self, group: tuple[Block, ...], x: jax.Array, context: Any, dropout: DropoutKeys | None
-    ) -> jax.Array:
+    def _run(self, group: tuple[Block, ...], x: jax.Array, context: Any, dropout: DropoutKeys | None) -> jax.Array:
         split = [nnx.split(getattr(self, block.name)) for block in group]
 
         def body(x: jax.Array, inputs: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, None]:

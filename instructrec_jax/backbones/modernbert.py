@@ -147,9 +147,7 @@ class ModernBert(nnx.Module):
     ):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
-            raise ValueError(
-                f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads."
-            )
+            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
         init = truncated_normal(spec.initializer_range, spec.initializer_cutoff)
         self.word_embeddings = Embedding(
             spec.vocab_size, spec.hidden_size, init=init, padding_id=spec.padding_id, dtype=dtype, rngs=rngs
@@ -327,12 +325,8 @@ FAMILY = Family(
     prefix="model.",
     mapping=MAPPING,
     heads={
-        "sequence": Head(
-            "ForSequenceClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))
-        ),
-        "token": Head(
-            "ForTokenClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))
-        ),
+        "sequence": Head("ForSequenceClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))),
+        "token": Head("ForTokenClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))),
         "mlm": Head(
             "ForMaskedLM",
             mlm_head,

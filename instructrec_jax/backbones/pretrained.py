@@ -77,9 +77,7 @@ class LoadReport:
     def __add__(self, other: "LoadReport") -> "LoadReport":
         used = {**self.used, **other.used}
         unused = dict.fromkeys((*self.unused, *other.unused))
-        return LoadReport(
-            used, tuple(n for n in unused if n not in used), self.initialised + other.initialised
-        )
+        return LoadReport(used, tuple(n for n in unused if n not in used), self.initialised + other.initialised)
 
     def __str__(self) -> str:
         def some(names: tuple[str, ...]) -> str:
@@ -113,9 +111,7 @@ def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
         return folder
     name = str(path_or_hub_id)
     if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or folder.exists():
-        raise ValueError(
-            f"{name} is not a folder. Give a folder with config.json and model.safetensors, or a hub id."
-        )
+        raise ValueError(f"{name} is not a folder. Give a folder with config.json and model.safetensors, or a hub id.")
     import huggingface_hub
 
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
@@ -142,8 +138,7 @@ def find_family(model_type: str | None, where: str = "the config") -> Family:
     """The family of a `model_type`. Raises ValueError that lists the supported ones."""
     if model_type not in FAMILIES:
         raise ValueError(
-            f"model_type {model_type!r} of {where} is not supported. Supported: "
-            f"{', '.join(sorted(FAMILIES))}."
+            f"model_type {model_type!r} of {where} is not supported. Supported: {', '.join(sorted(FAMILIES))}."
         )
     return FAMILIES[model_type]
 
@@ -165,9 +160,7 @@ def read_pooling(path_or_hub_id: str | os.PathLike[str]) -> PoolingSpec:
     """
     folder = find_folder(path_or_hub_id)
     if not (folder / "modules.json").is_file():
-        return PoolingSpec(
-            find_family(_read_json(folder / "config.json").get("model_type"), str(folder)).pooling
-        )
+        return PoolingSpec(find_family(_read_json(folder / "config.json").get("model_type"), str(folder)).pooling)
     mode, normalize = "mean", False
     for module in _read_json(folder / "modules.json"):
         kind = module["type"].rsplit(".", 1)[-1]
@@ -316,9 +309,7 @@ def load_head(
     config = read_config(folder)
     family = find_family(config.model_type)
     if kind not in family.heads:
-        raise ValueError(
-            f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(family.heads)}."
-        )
+        raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(family.heads)}.")
     if declared_head(config) not in (kind, None):
         return _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
     rules = family.heads[kind].mapping
@@ -331,9 +322,7 @@ def load_head(
         return _fill(build, files, rules, "", rngs.params(), shardings, lambda path: False)
 
 
-def _refuse_leftovers(
-    files: "TensorFiles", family: Family, prefix: str, report: LoadReport, pooler: bool
-) -> None:
+def _refuse_leftovers(files: "TensorFiles", family: Family, prefix: str, report: LoadReport, pooler: bool) -> None:
     """A tensor that a rule knows but no parameter took (a 13th layer, say): config and weights disagree."""
     known = [(rule, re.escape(prefix + rule.name).replace(r"\{layer\}", r"\d+")) for rule in family.mapping]
     for name in report.unused:
@@ -387,9 +376,7 @@ class TensorFiles:
                 handle = self._stack.enter_context(safe_open(folder / file, framework="np"))
             except (OSError, SafetensorError) as error:
                 self._stack.close()
-                raise ValueError(
-                    f"Cannot open {folder / file}: {error}. Is the download complete?"
-                ) from error
+                raise ValueError(f"Cannot open {folder / file}: {error}. Is the download complete?") from error
             self._files.update(dict.fromkeys(handle.keys(), handle))
 
     def __enter__(self) -> "TensorFiles":
@@ -480,9 +467,7 @@ def _fill(
             lacking.append(site.path)
             continue
         rule = by_path[site.rule_path]
-        names = [
-            (_find(*_names(rule, i), prefix, files.names), _names(rule, i)[0]) for i in site.layers or (None,)
-        ]
+        names = [(_find(*_names(rule, i), prefix, files.names), _names(rule, i)[0]) for i in site.layers or (None,)]
         absent = [prefix + canonical for name, canonical in names if name is None]
         if not absent:
             found[site.path] = [name for name, _ in names if name is not None]
@@ -506,10 +491,7 @@ def _fill(
         values.update(_initialise(build, key, [s for s in sites if s.path in set(lacking)], shardings))
 
     graphdef, state = nnx.split(_abstract(build))
-    flat = [
-        (keys, variable.replace(values[".".join(map(str, keys))]))
-        for keys, variable in nnx.to_flat_state(state)
-    ]
+    flat = [(keys, variable.replace(values[".".join(map(str, keys))])) for keys, variable in nnx.to_flat_state(state)]
     module = nnx.merge(graphdef, nnx.from_flat_state(flat))
     used = {name: files.dtype(name) for names in found.values() for name in names} if files else {}
     unused = tuple(sorted(name for name in files.names if name not in used)) if files else ()
@@ -529,9 +511,7 @@ def _initialise(
     return jax.jit(draw, out_shardings=out)(key)  # under jit only the wanted parameters are ever made
 
 
-def _read(
-    site: _Site, rule: Rule, names: list[str], files: TensorFiles, shardings: Shardings | None
-) -> jax.Array:
+def _read(site: _Site, rule: Rule, names: list[str], files: TensorFiles, shardings: Shardings | None) -> jax.Array:
     shape = site.shape if site.layers is None else site.shape[1:]
     expected = _file_shape(rule.transform, shape)
     for name in names:
@@ -554,9 +534,7 @@ def _read(
         first = _read_slice(files, chosen[0], rule.transform, shape, index[1:])
         out = np.empty((len(chosen), *first.shape), np.float32)
         out[0] = first
-        for i, name in enumerate(
-            chosen[1:], 1
-        ):  # one layer at a time: the host holds the result and one slice
+        for i, name in enumerate(chosen[1:], 1):  # one layer at a time: the host holds the result and one slice
             out[i] = _read_slice(files, name, rule.transform, shape, index[1:])
         return out
 
@@ -571,9 +549,7 @@ def _read(
             cache[repr(index)] = read(index)
         return cache[repr(index)]
 
-    return jax.make_array_from_callback(
-        site.shape, shardings(site.path, site.shape, site.axes), slice_for_device
-    )
+    return jax.make_array_from_callback(site.shape, shardings(site.path, site.shape, site.axes), slice_for_device)
 
 
 def _file_shape(transform: str, shape: tuple[int, ...]) -> tuple[int, ...]:

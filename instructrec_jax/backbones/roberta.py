@@ -19,8 +19,7 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
     refuse_variants(config)
     if config.pad_token_id is None:
         raise ValueError(
-            f"config.json of this {config.model_type} model has no pad_token_id, from which its positions "
-            "are counted."
+            f"config.json of this {config.model_type} model has no pad_token_id, from which its positions are counted."
         )
     spec = EncoderSpec(
         vocab_size=config.vocab_size,

@@ -72,9 +72,7 @@ class Example:
           BadExample: an unknown key, or a value that `check_example` refuses.
         """
         if not isinstance(record, Mapping):
-            raise BadExample(
-                "record", "wrong type", f"expected an object with named fields, found {show(record)}."
-            )
+            raise BadExample("record", "wrong type", f"expected an object with named fields, found {show(record)}.")
         known = [f.name for f in fields(cls)]
         for name in record:
             if name not in known:
@@ -85,9 +83,7 @@ class Example:
                 values[name] = tuple(values[name])
         messages = values.get("messages", [])
         if not isinstance(messages, list | tuple):
-            raise BadExample(
-                "messages", "wrong type", f"expected a list of messages, found {show(messages)}."
-            )
+            raise BadExample("messages", "wrong type", f"expected a list of messages, found {show(messages)}.")
         turns = []
         for number, message in enumerate(messages):
             if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
@@ -142,9 +138,7 @@ def check_text(value: Any, field: str, allow_blank: bool = False) -> str:
     if not isinstance(value, str):
         raise BadExample(field, "wrong type", f"expected text, found {show(value)}.")
     if not allow_blank and not value.strip():
-        raise BadExample(
-            field, "empty text", f"expected text, found {value[:20]!r}: fill it in or remove the row."
-        )
+        raise BadExample(field, "empty text", f"expected text, found {value[:20]!r}: fill it in or remove the row.")
     if "\x00" in value:
         place = value.index("\x00")
         detail = f"character {place} is NUL (\\x00), the sign of a damaged file: remove it ({show(value)})."
@@ -165,9 +159,7 @@ def check_number(value: Any, field: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadExample(field, "wrong type", f"expected a number, found {show(value)}.")
     if isinstance(value, float) and not math.isfinite(value):
-        raise BadExample(
-            field, "not a finite number", f"found {value}: give the true value or remove the row."
-        )
+        raise BadExample(field, "not a finite number", f"found {value}: give the true value or remove the row.")
     return value
 
 

@@ -36,28 +36,14 @@ class FieldsConfig:
     must be there.
     """
 
-    instruction: str | None = (
-        "instruction"  # What to do: a column, a template "Translate: {text}", or "=a fixed text".
-    )
+    instruction: str | None = "instruction"  # What to do: a column, a template "Translate: {text}", or "=a fixed text".
     input: str | None = "input"  # What to do it to: likewise. Null, or an empty cell: no input.
-    output: str | None = (
-        "output"  # The right answer: likewise. Null when there is none (data to predict for).
-    )
-    output_type: OutputType = (
-        "auto"  # text: 318 becomes "318"; number: "3.5" becomes 3.5; list: see separator.
-    )
-    label_names: dict[int, str] = field(
-        default_factory=dict
-    )  # Names for class numbers: {0: negative, 1: positive}.
-    messages: str | None = (
-        "messages"  # Column with a conversation: a list of {role, content} or of {from, value}.
-    )
-    candidates: str | None = (
-        "candidates"  # Ids of the items to choose among: a list, or text (see separator).
-    )
-    history: str | None = (
-        "history"  # Ids of the items already seen, oldest first: a list, or text (see separator).
-    )
+    output: str | None = "output"  # The right answer: likewise. Null when there is none (data to predict for).
+    output_type: OutputType = "auto"  # text: 318 becomes "318"; number: "3.5" becomes 3.5; list: see separator.
+    label_names: dict[int, str] = field(default_factory=dict)  # Names for class numbers: {0: negative, 1: positive}.
+    messages: str | None = "messages"  # Column with a conversation: a list of {role, content} or of {from, value}.
+    candidates: str | None = "candidates"  # Ids of the items to choose among: a list, or text (see separator).
+    history: str | None = "history"  # Ids of the items already seen, oldest first: a list, or text (see separator).
     task: str | None = "task"  # Name of the task, unless the source itself sets one.
     id: str | None = "id"  # What to call the record in reports.
     origin: str | None = "origin"  # Column with where a generated example came from: an object of texts.
@@ -78,9 +64,7 @@ _ROLES = {
 class _Recipe:
     """One parsed value of `FieldsConfig`: either a column as it is, or texts and columns in turn."""
 
-    parts: tuple[
-        tuple[str, str | None], ...
-    ]  # (fixed text, column after it or None), as string.Formatter cuts them
+    parts: tuple[tuple[str, str | None], ...]  # (fixed text, column after it or None), as string.Formatter cuts them
     column: str | None  # the whole value is this column, whatever its type
 
     @property
@@ -101,15 +85,11 @@ def _parse(field: str, value: str) -> _Recipe:
     try:
         pieces = list(string.Formatter().parse(value))
     except ValueError as error:
-        message = (
-            f"{place}: {value!r} is no valid template ({error}); write {{{{ and }}}} for braces in the text."
-        )
+        message = f"{place}: {value!r} is no valid template ({error}); write {{{{ and }}}} for braces in the text."
         raise ValueError(message) from None
     for _, column, spec, conversion in pieces:
         if column is not None and (not column.strip() or spec or conversion):
-            raise ValueError(
-                f"{place}: in the template {value!r} only the name of a column can stand in braces."
-            )
+            raise ValueError(f"{place}: in the template {value!r} only the name of a column can stand in braces.")
     return _Recipe(tuple((text, column) for text, column, _, _ in pieces), None)
 
 
@@ -153,21 +133,15 @@ class FieldMapper:
         self.labels = None if labels is None else frozenset(labels)
         self.class_names = {c: dict(enumerate(names)) for c, names in (class_names or {}).items()}
         values = {name: getattr(fields, name) for name in _MAPPED}
-        self.recipes = {
-            name: None if value is None else _parse(name, value) for name, value in values.items()
-        }
+        self.recipes = {name: None if value is None else _parse(name, value) for name, value in values.items()}
         for name in ("messages", "origin"):
             recipe = self.recipes[name]
             if recipe and not recipe.column:
                 raise ValueError(f"setting `fields.{name}`: {values[name]!r} must be the name of a column.")
         if not self.recipes["instruction"] and not self.recipes["messages"]:
-            raise ValueError(
-                "settings `fields`: instruction and messages are both null; an example needs one of them."
-            )
+            raise ValueError("settings `fields`: instruction and messages are both null; an example needs one of them.")
         if fields.label_names and fields.output_type in ("number", "text"):
-            message = (
-                f"label_names make names of numbers, output_type: {fields.output_type} keeps them; drop one."
-            )
+            message = f"label_names make names of numbers, output_type: {fields.output_type} keeps them; drop one."
             raise ValueError(f"settings `fields`: {message}")
 
     def columns(self) -> set[str]:
@@ -188,9 +162,7 @@ class FieldMapper:
         example = Example(
             instruction=self._text("instruction", instruction, bool(messages)) or "",
             input=self._text("input", value("input"), True),
-            output=None
-            if output is None and (messages or not self.recipes["output"])
-            else self._output(output),
+            output=None if output is None and (messages or not self.recipes["output"]) else self._output(output),
             messages=messages,
             candidates=self._ids("candidates", value("candidates")),
             history=self._ids("history", value("history")),
@@ -241,9 +213,7 @@ class FieldMapper:
         except BadExample as error:
             if error.reason != "wrong type":
                 raise
-            raise BadExample(
-                place, "wrong type", f"expected text or a number, found {show(value)}."
-            ) from None
+            raise BadExample(place, "wrong type", f"expected text or a number, found {show(value)}.") from None
 
     def _text(self, name: str, value: Any, optional: bool) -> str | None:
         if optional and (value is None or isinstance(value, str) and not value.strip()):
@@ -269,9 +239,7 @@ class FieldMapper:
             if kind in ("text", "number"):
                 raise BadExample("output", "wrong type", f"expected one {kind}, found {show(value)}.")
             places = [f"output[{number}]" for number in range(len(value))]
-            return tuple(
-                _name_of(v, names, p) if names else _id_text(v, p) for v, p in zip(value, places, strict=True)
-            )
+            return tuple(_name_of(v, names, p) if names else _id_text(v, p) for v, p in zip(value, places, strict=True))
         if kind == "list":
             raise BadExample("output", "wrong type", f"expected a list, found {show(value)}.")
         if value is None or isinstance(value, str) and not value.strip():
@@ -287,9 +255,7 @@ class FieldMapper:
             detail = f"found {show(value)}: name both values, label_names: {{0: no, 1: yes}}."
             raise BadExample("output", "wrong type", detail)
         if not isinstance(value, str | int | float):
-            raise BadExample(
-                "output", "wrong type", f"expected text, a number or a list, found {show(value)}."
-            )
+            raise BadExample("output", "wrong type", f"expected text, a number or a list, found {show(value)}.")
         return value
 
     def _split(self, name: str, value: str) -> list[str]:
@@ -323,20 +289,13 @@ def _missing(name: str, column: str, there: list[str]) -> BadExample:
 
 def _name_of(value: Any, names: Mapping[int, str], place: str) -> str:
     number = value
-    if (
-        isinstance(value, float)
-        and value.is_integer()
-        or isinstance(value, str)
-        and value.strip().isdecimal()
-    ):
+    if isinstance(value, float) and value.is_integer() or isinstance(value, str) and value.strip().isdecimal():
         number = int(value)
     if isinstance(number, bool | int) and int(number) in names:
         return names[int(number)]
     if isinstance(value, str) and value in names.values():
         return value
-    detail = (
-        f"found {show(value)}; the labels are {', '.join(f'{k}: {v}' for k, v in list(names.items())[:20])}."
-    )
+    detail = f"found {show(value)}; the labels are {', '.join(f'{k}: {v}' for k, v in list(names.items())[:20])}."
     if number == -1:
         detail += " -1 usually marks a withheld answer: choose another split, or set fields.output to null."
     raise BadExample(place, "unknown label", detail)
@@ -365,9 +324,7 @@ def _messages(value: Any, required: bool) -> tuple[Message, ...]:
         return ()
     if not isinstance(value, list | tuple):
         hint = "set fields.messages to null if the column means something else."
-        raise BadExample(
-            "messages", "wrong type", f"expected a list of messages, found {show(value)}; {hint}"
-        )
+        raise BadExample("messages", "wrong type", f"expected a list of messages, found {show(value)}; {hint}")
     if required and not value:
         raise BadExample("messages", "empty text", "the conversation has no messages: remove the row.")
     turns = []
@@ -378,13 +335,9 @@ def _messages(value: Any, required: bool) -> tuple[Message, ...]:
         role = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
         if turn.get("tool_calls") or turn.get("function_call"):
-            raise BadExample(
-                place, "wrong type", "calls of tools are not supported: write them out as content."
-            )
+            raise BadExample(place, "wrong type", "calls of tools are not supported: write them out as content.")
         if not isinstance(role, str):
-            raise BadExample(
-                f"{place}.role", "missing column", f"expected role (or from), found {show(turn)}."
-            )
+            raise BadExample(f"{place}.role", "missing column", f"expected role (or from), found {show(turn)}.")
         check_text(content, f"{place}.content")
         turns.append(Message(_ROLES.get(role, role), content))
     return tuple(turns)

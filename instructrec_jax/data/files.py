@@ -60,9 +60,7 @@ def find_files(path: str) -> list[Path]:
     kinds = f"{', '.join(SUFFIXES)}, each optionally with .gz"
     if place.is_dir():
         if any((place / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
-            raise ValueError(
-                f"folder {path}: written by the `datasets` library; read it with `kind: datasets`."
-            )
+            raise ValueError(f"folder {path}: written by the `datasets` library; read it with `kind: datasets`.")
         files = sorted(file for file in place.iterdir() if file.is_file() and _suffix(file) in SUFFIXES)
         files = [file for file in files if not file.name.startswith(".")]
         if not files:
@@ -108,9 +106,7 @@ def _unzip(file: Path) -> bytes:
         with gzip.open(file) as stream:
             return stream.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"file {file}: cannot be unzipped ({error}); the file is damaged or incomplete."
-        ) from error
+        raise ValueError(f"file {file}: cannot be unzipped ({error}); the file is damaged or incomplete.") from error
 
 
 class ChainedRows:
@@ -205,9 +201,7 @@ class TextRows:
                 stream.seek(start)
                 data = stream.read(end - start)
         if len(data) != end - start:
-            raise ValueError(
-                f"file {self.file}: only {len(data)} of {end - start} bytes came back; start again."
-            )
+            raise ValueError(f"file {self.file}: only {len(data)} of {end - start} bytes came back; start again.")
         return data
 
     def _text(self, start: int, end: int, line: int) -> str:
@@ -227,9 +221,7 @@ class TextRows:
         try:
             names = _csv_cells(self._text(start, end, line), self.separator or "")
         except BadExample as error:
-            raise ValueError(
-                f"file {self.file}, line {line} (the names of the columns): {error.detail}"
-            ) from None
+            raise ValueError(f"file {self.file}, line {line} (the names of the columns): {error.detail}") from None
         if not names:
             raise ValueError(f"file {self.file}, line {line}: blank; it must name the columns.")
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -341,13 +333,9 @@ class JsonRows:
         except UnicodeDecodeError as error:
             line = data[: error.start].count(b"\n") + 1
             byte = f"byte 0x{data[error.start]:02x}"
-            raise ValueError(
-                f"file {file}, line {line}: {byte} is not UTF-8; save the file as UTF-8."
-            ) from None
+            raise ValueError(f"file {file}, line {line}: {byte} is not UTF-8; save the file as UTF-8.") from None
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"file {file}, line {error.lineno}: no valid JSON ({error.msg}); {hint}"
-            ) from None
+            raise ValueError(f"file {file}, line {error.lineno}: no valid JSON ({error.msg}); {hint}") from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"file {file}: no usable JSON ({str(error)[:200]}); {hint}") from None
         if not isinstance(records, list):
@@ -382,9 +370,7 @@ class ParquetRows:
         except pa.ArrowException as error:
             raise ValueError(f"file {file}: no readable Parquet ({error}); write it again.") from error
         if len(self.columns) != len(set(self.columns)):
-            raise ValueError(
-                f"file {file}: two columns share a name ({', '.join(self.columns)}); rename one."
-            )
+            raise ValueError(f"file {file}: two columns share a name ({', '.join(self.columns)}); rename one.")
         if not parquet.metadata.num_rows:
             raise ValueError(f"file {file}: it holds no records; remove it from the sources or fill it.")
         self.length = parquet.metadata.num_rows

@@ -53,9 +53,7 @@ def shares(
       ValueError: a weight, temperature or cap that is not positive, or weights beside a temperature or a cap.
     """
     if not math.isfinite(temperature) or temperature <= 0:
-        raise ValueError(
-            f"temperature {temperature}: must be a positive number; 1 draws in proportion to size."
-        )
+        raise ValueError(f"temperature {temperature}: must be a positive number; 1 draws in proportion to size.")
     if size_cap is not None and size_cap < 1:
         raise ValueError(f"size_cap {size_cap}: must be at least 1; null sets no cap.")
     if weights is not None:
@@ -65,9 +63,7 @@ def shares(
             )
         for weight in weights:
             if not math.isfinite(weight) or weight <= 0:
-                raise ValueError(
-                    f"weight {weight}: must be a positive number; remove the source to leave it out."
-                )
+                raise ValueError(f"weight {weight}: must be a positive number; remove the source to leave it out.")
         return np.array(weights, np.float64) / sum(weights)
     groups = [task or f"\x00{number}" for number, task in enumerate(tasks)]
     totals: dict[str, int] = {}
@@ -141,9 +137,7 @@ class Mixture:
         for source, draws, share in zip(sources, self.draws, self.shares, strict=True):
             if not draws:
                 message = f"its share of {share:.2g} is less than one of the {len(self)} draws of an epoch"
-                raise ValueError(
-                    f"source {source.name}: {message}, so it would never be read; give it more weight."
-                )
+                raise ValueError(f"source {source.name}: {message}, so it would never be read; give it more weight.")
         self._cached: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -158,9 +152,7 @@ class Mixture:
     @property
     def fingerprint(self) -> str:
         """Hex digits for the examples, their sources and the shares (not the seed)."""
-        text = "\n".join(
-            f"{s.fingerprint} {draws}" for s, draws in zip(self.sources, self.draws, strict=True)
-        )
+        text = "\n".join(f"{s.fingerprint} {draws}" for s, draws in zip(self.sources, self.draws, strict=True))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -213,7 +205,5 @@ class Mixture:
             share, times = f"{100 * draws / len(self):.1f} %", f"{draws / size:.2f}"
             rows.append((s.name, s.task or "-", f"{size:,}", f"{draws:,}", share, times))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(lines)

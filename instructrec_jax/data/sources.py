@@ -53,9 +53,7 @@ class RowSource:
       ValueError: bad rows, or not a single usable one.
     """
 
-    def __init__(
-        self, rows: Rows, mapper: FieldMapper, name: str, on_bad_example: OnBadExample = "error"
-    ) -> None:
+    def __init__(self, rows: Rows, mapper: FieldMapper, name: str, on_bad_example: OnBadExample = "error") -> None:
         self.rows, self.mapper, self.name, self.task = rows, mapper, name, mapper.task
         self.skipped: list[SkippedRow] = []
         digest, usable = hashlib.sha256(), np.ones(len(rows), bool)
@@ -71,9 +69,7 @@ class RowSource:
         self.fingerprint = digest.hexdigest()
         self.kept = np.flatnonzero(usable)
         if not len(self.kept):
-            raise ValueError(
-                f"source {name}: none of its {len(rows)} rows is usable.\n{listing(self.skipped)}"
-            )
+            raise ValueError(f"source {name}: none of its {len(rows)} rows is usable.\n{listing(self.skipped)}")
         if self.skipped and on_bad_example == "error":
             raise ValueError(bad_rows(name, self.skipped))
 
@@ -154,19 +150,13 @@ def open_sources(
     labels = labels or None
     weighted = [config.weight is not None for config in configs]
     if any(weighted) and not all(weighted):
-        raise ValueError(
-            f"source {configs[weighted.index(False)].path}: give a weight to every source or to none."
-        )
+        raise ValueError(f"source {configs[weighted.index(False)].path}: give a weight to every source or to none.")
     streams = [config for config in configs if config.streaming]
     if streams and len(configs) > 1:
         hint = "set streaming: false to mix it, or train on it alone."
-        raise ValueError(
-            f"source {streams[0].path}: a stream has no size and cannot be mixed with others; {hint}"
-        )
+        raise ValueError(f"source {streams[0].path}: a stream has no size and cannot be mixed with others; {hint}")
     names = _names(configs)
-    sources = [
-        _open(config, n, labels, on_bad_example, seed) for config, n in zip(configs, names, strict=True)
-    ]
+    sources = [_open(config, n, labels, on_bad_example, seed) for config, n in zip(configs, names, strict=True)]
     if isinstance(sources[0], StreamSource):
         return sources[0]
     weights = [config.weight for config in configs if config.weight is not None] or None

@@ -80,7 +80,13 @@ def table(contenders: Sequence[Contender], *, tuned: str, protocol: str, metric:
                 continue
             mean, low, high = paired_bootstrap(mine, theirs)
             differences.append(
-                {"name": f"{tuned} − {other.name}", "metric": label(metric, segment), "mean": mean, "low": low, "high": high}
+                {
+                    "name": f"{tuned} − {other.name}",
+                    "metric": label(metric, segment),
+                    "mean": mean,
+                    "low": low,
+                    "high": high,
+                }
             )
     shown = by_name.get(tuned, contenders[0])
     reports = [f"{segment}\n{scores.report}".strip() for segment, scores in shown.scores.items() if scores.report]
@@ -97,5 +103,3 @@ def better(task: Task, new: float, old: float | None) -> bool:
     if old is None:
         return True
     return new > old if task.greater_is_better else new < old
-
-

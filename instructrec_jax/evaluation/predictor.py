@@ -72,5 +72,3 @@ def remember(predict: Predict) -> Predict:
         return [known[id(text)][1] for text in texts]
 
     return remembered
-
-

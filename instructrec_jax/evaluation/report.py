@@ -205,9 +205,7 @@ def _verdict(difference: Mapping[str, Any]) -> str:
 def _aligned(table: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     return [
-        "  ".join(
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
+        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in table
     ]
 
@@ -260,9 +258,7 @@ def _results(evaluation: Mapping[str, Any]) -> str:
         _differences(evaluation.get("differences") or []),
     ]
     if report := evaluation.get("report"):
-        parts.append(
-            f"<details><summary>Full evaluation report</summary><pre>{_html(report)}</pre></details>"
-        )
+        parts.append(f"<details><summary>Full evaluation report</summary><pre>{_html(report)}</pre></details>")
     return "\n".join(part for part in parts if part)
 
 
@@ -306,9 +302,7 @@ def _differences(differences: Sequence[Mapping[str, Any]]) -> str:
 def _facts(facts: Mapping[str, Any]) -> str:
     if not facts:
         return _missing("No start-up summary: there is no summary.json in this folder.")
-    pairs = "".join(
-        f"<div><dt>{_html(label)}</dt><dd>{_html(value)}</dd></div>" for label, value in facts.items()
-    )
+    pairs = "".join(f"<div><dt>{_html(label)}</dt><dd>{_html(value)}</dd></div>" for label, value in facts.items())
     return f"<dl>{pairs}</dl>"
 
 
@@ -334,24 +328,18 @@ def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
         for answer in answers:
             hit = wanted is not None and answer["text"] == wanted
             score = "" if _number(answer.get("score")) is None else f"<span>{_digits(answer['score'])}</span>"
-            items.append(
-                f"<li{' class=hit' if hit else ''}><div><b>{_html(answer['text'])}</b>{score}</div></li>"
-            )
+            items.append(f"<li{' class=hit' if hit else ''}><div><b>{_html(answer['text'])}</b>{score}</div></li>")
         found = any(answer["text"] == wanted for answer in answers)
         note = "" if wanted is None else f'<p class="note">{"★ " if found else ""}wanted: {_html(wanted)}</p>'
         listed = f"<ol>{''.join(items)}</ol>" if items else _missing("No answer.")
-        cards.append(
-            f"<article><blockquote>{_html(example['instruction'])}</blockquote>{listed}{note}</article>"
-        )
+        cards.append(f"<article><blockquote>{_html(example['instruction'])}</blockquote>{listed}{note}</article>")
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
 def _settings(config: str) -> str:
     if not config:
         return _missing("No settings: there is no config.yaml in this folder.")
-    return (
-        f"<details><summary>config.yaml, all settings as used</summary><pre>{_html(config)}</pre></details>"
-    )
+    return f"<details><summary>config.yaml, all settings as used</summary><pre>{_html(config)}</pre></details>"
 
 
 def _missing(sentence: str) -> str:
@@ -369,9 +357,7 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> str:
     other = {"kind", "step", *TIMING_FIELDS}
     names = list(dict.fromkeys(name for row in evaluations for name in row if name not in other))
     # Shares of one lie on one scale and go together; everything else has a plot of its own.
-    shares = [
-        n for n in names if all(0 <= v <= 1 for _, v in _curve(evaluations, n)) and not _lower_is_better(n)
-    ]
+    shares = [n for n in names if all(0 <= v <= 1 for _, v in _curve(evaluations, n)) and not _lower_is_better(n)]
     groups = [shares[i : i + LINES_PER_PLOT] for i in range(0, len(shares), LINES_PER_PLOT)]
     groups += [[name] for name in names if name not in shares and name != "loss"]
 
@@ -381,9 +367,7 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> str:
         title = group[0] if len(group) == 1 else "Evaluation metrics"
         plots.append(_plot(title, {name: _curve(evaluations, name) for name in group}))
     plots.append(_plot("Learning rate", {"learning rate": _curve(train, "learning_rate")}))
-    plots.append(
-        _plot("Real tokens per second", {"tokens/s": _curve(train, "tokens_per_second")}, from_zero=True)
-    )
+    plots.append(_plot("Real tokens per second", {"tokens/s": _curve(train, "tokens_per_second")}, from_zero=True))
     content = f'<div class="plots">{"".join(plots)}</div>'
     if lost := sum(row.get("loss", 0) is None for row in train):
         sentence = f"The loss was not a finite number in {lost:,} of {len(train):,} logged steps."
@@ -427,9 +411,7 @@ def _plot(
             axes.legend(frameon=False, fontsize=9)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    last = "; ".join(
-        f"{name} {_digits(points[-1][1])} at step {points[-1][0]}" for name, points in curves.items()
-    )
+    last = "; ".join(f"{name} {_digits(points[-1][1])} at step {points[-1][0]}" for name, points in curves.items())
     data = base64.b64encode(file.getvalue()).decode("ascii")
     return f'<img alt="{_html(title)} by step: {_html(last)}" src="data:image/svg+xml;base64,{data}">'
 

@@ -10,7 +10,12 @@ from instructrec_jax.files import write_json, write_jsonl
 
 
 def show_results(
-    folder: Path, contenders: Sequence[Contender], examples: list[dict[str, Any]], *, metric: str, tuned: str = "after tuning"
+    folder: Path,
+    contenders: Sequence[Contender],
+    examples: list[dict[str, Any]],
+    *,
+    metric: str,
+    tuned: str = "after tuning",
 ) -> None:
     """Writes evaluation.json, predictions.jsonl and examples.json into `folder` and prints table and examples.
 

@@ -48,11 +48,7 @@ def multilabel_metrics(targets: ArrayLike, predictions: ArrayLike, labels: Seque
     """
     truth, guess = _check_multi(targets, predictions, labels)
     columns = np.flatnonzero((truth | guess).any(axis=0))
-    macro = (
-        sk.f1_score(truth[:, columns], guess[:, columns], average="macro", zero_division=0)
-        if len(columns)
-        else 1.0
-    )
+    macro = sk.f1_score(truth[:, columns], guess[:, columns], average="macro", zero_division=0) if len(columns) else 1.0
     return {
         "subset_accuracy": float((truth == guess).all(axis=1).mean()),
         "macro_f1": float(macro),
@@ -61,9 +57,7 @@ def multilabel_metrics(targets: ArrayLike, predictions: ArrayLike, labels: Seque
     }
 
 
-def multilabel_report(
-    targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]
-) -> tuple[dict[str, Any], str]:
+def multilabel_report(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]) -> tuple[dict[str, Any], str]:
     """scikit-learn's per-label report of 0/1 [cases, labels] arrays, a dict and a text; lists all labels."""
     truth, guess = _check_multi(targets, predictions, labels)
     shared = {"labels": list(range(len(labels))), "target_names": list(labels), "zero_division": 0}
@@ -71,14 +65,10 @@ def multilabel_report(
     return table, sk.classification_report(truth, guess, digits=4, **shared)
 
 
-def _check_single(
-    targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str] | None
-) -> list[str]:
+def _check_single(targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str] | None) -> list[str]:
     """The labels in use, in the order of `labels` (or sorted)."""
     if len(targets) != len(predictions) or not len(targets):
-        raise ValueError(
-            f"expected as many predictions as targets, got {len(predictions)} and {len(targets)}."
-        )
+        raise ValueError(f"expected as many predictions as targets, got {len(predictions)} and {len(targets)}.")
     true, guessed = set(targets), set(predictions)
     if labels is not None and (unknown := sorted((true | guessed) - set(labels))):
         raise ValueError(f"unknown label {unknown[0]!r}; the labels are {', '.join(map(repr, labels))}.")
@@ -87,9 +77,7 @@ def _check_single(
     return used
 
 
-def _check_multi(
-    targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
+def _check_multi(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     truth, guess = np.asarray(targets), np.asarray(predictions)
     if truth.shape != guess.shape or truth.ndim != 2 or truth.shape[1] != len(labels) or not len(truth):
         raise ValueError(

@@ -62,9 +62,7 @@ def target_ranks(scores: ArrayLike, targets: ArrayLike, seen: Sequence[ArrayLike
     values = np.asarray(scores)
     wanted = np.asarray(targets)
     if values.ndim != 2 or wanted.shape != values.shape[:1]:
-        raise ValueError(
-            f"scores must be [cases, items] and targets [cases], got {values.shape} and {wanted.shape}."
-        )
+        raise ValueError(f"scores must be [cases, items] and targets [cases], got {values.shape} and {wanted.shape}.")
     if len(wanted) and not (0 <= wanted.min() and wanted.max() < values.shape[1]):
         raise ValueError(f"targets must lie in 0..{values.shape[1] - 1}, got {wanted.min()}..{wanted.max()}.")
     if np.isnan(values).any():
@@ -138,9 +136,7 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, n: int = 10_000) -> tup
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or not sample.size:
-        raise ValueError(
-            f"the bootstrap needs values [cases] with at least one case, got shape {sample.shape}."
-        )
+        raise ValueError(f"the bootstrap needs values [cases] with at least one case, got shape {sample.shape}.")
     if not np.isfinite(sample).all():
         raise ValueError(f"value of case {int(np.argmin(np.isfinite(sample)))} is not finite.")
     if n < 1:
@@ -155,9 +151,7 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, n: int = 10_000) -> tup
     return float(sample.mean()), float(low), float(high)
 
 
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, n: int = 10_000
-) -> tuple[float, float, float]:
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, n: int = 10_000) -> tuple[float, float, float]:
     """(mean difference a - b, low, high): 95% interval with a and b resampled together.
 
     a, b: one metric value per case, [cases], the same cases in the same order. The difference is taken to be

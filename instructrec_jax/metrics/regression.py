@@ -16,18 +16,14 @@ def regression_metrics(targets: ArrayLike, predictions: ArrayLike) -> dict[str, 
     truth = np.asarray(targets, dtype=np.float64)
     guess = np.asarray(predictions, dtype=np.float64)
     if truth.shape != guess.shape or truth.ndim != 1 or not truth.size:
-        raise ValueError(
-            f"targets and predictions must both be [cases], got {truth.shape} and {guess.shape}."
-        )
+        raise ValueError(f"targets and predictions must both be [cases], got {truth.shape} and {guess.shape}.")
     for name, array in (("targets", truth), ("predictions", guess)):
         if not (finite := np.isfinite(array)).all():
             raise ValueError(
                 f"{(~finite).sum()} of {len(array)} {name} are not finite, first case {np.argmin(finite)}."
             )
         if np.ptp(array) == 0:
-            warnings.warn(
-                f"all {name} are {array[0]:g}: correlations are undefined, reported as 0", stacklevel=2
-            )
+            warnings.warn(f"all {name} are {array[0]:g}: correlations are undefined, reported as 0", stacklevel=2)
     constant = np.ptp(truth) == 0 or np.ptp(guess) == 0
     return {
         "mse": float(np.mean((truth - guess) ** 2)),

@@ -40,10 +40,7 @@ class Random:
     def score(self, histories: Sequence[ArrayLike], instructions: Sequence[str] = ()) -> np.ndarray:
         scores = np.empty((len(histories), self.num_items))
         for case, history in enumerate(histories):
-            content = (
-                np.asarray(history, np.int32).tobytes()
-                + (instructions[case] if instructions else "").encode()
-            )
+            content = np.asarray(history, np.int32).tobytes() + (instructions[case] if instructions else "").encode()
             scores[case] = np.random.default_rng((self.seed, zlib.crc32(content))).random(self.num_items)
         return scores
 
@@ -134,16 +131,12 @@ class BM25:
 
     def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
         if num_items != self.weights.shape[0]:
-            raise ValueError(
-                f"BM25 was made of {self.weights.shape[0]} item texts, the catalogue has {num_items}."
-            )
+            raise ValueError(f"BM25 was made of {self.weights.shape[0]} item texts, the catalogue has {num_items}.")
         return self
 
     def score(self, histories: Sequence[ArrayLike], instructions: Sequence[str] = ()) -> np.ndarray:
         if len(instructions) != len(histories):
-            raise ValueError(
-                f"BM25 ranks by words: it needs {len(histories)} instructions, got {len(instructions)}."
-            )
+            raise ValueError(f"BM25 ranks by words: it needs {len(histories)} instructions, got {len(instructions)}.")
         return (self._counts([words(text) for text in instructions]) @ self.weights.T).toarray()
 
     def _counts(self, documents: Sequence[Sequence[str]]) -> sparse.csr_array:
@@ -193,9 +186,7 @@ def _pairs(items: np.ndarray, owners: np.ndarray, gap: int, num_items: int) -> s
     return sparse.csr_array((np.ones(len(before)), (before, after)), shape=(num_items, num_items))
 
 
-def _history_weights(
-    histories: Sequence[ArrayLike], num_items: int, depth: int, decay: float
-) -> sparse.csr_array:
+def _history_weights(histories: Sequence[ArrayLike], num_items: int, depth: int, decay: float) -> sparse.csr_array:
     """[cases, items]: decay^n for the n-th item before the last, over the last `depth` items."""
     recent, owners = _flatten([np.asarray(h, np.int32)[::-1][:depth] for h in histories], num_items)
     starts = np.searchsorted(owners, owners)

@@ -44,13 +44,9 @@ class Catalogue:
         columns: dict[str, list[Any]] = {"titles": self.titles, "texts": self.texts, **self.facts}
         for name, column in columns.items():
             if len(column) != len(self.ids):
-                raise ValueError(
-                    f"catalogue column {name!r} has {len(column)} entries for {len(self.ids)} items."
-                )
+                raise ValueError(f"catalogue column {name!r} has {len(column)} entries for {len(self.ids)} items.")
         if reserved := {"id", "title", "text"} & set(self.facts):
-            raise ValueError(
-                f"facts may not be called {sorted(reserved)}: these columns are the catalogue's own."
-            )
+            raise ValueError(f"facts may not be called {sorted(reserved)}: these columns are the catalogue's own.")
         if len(self.index) != len(self.ids):
             twice = next(x for number, x in enumerate(self.ids) if self.index[x] != number)
             raise ValueError(f"item id {twice!r} occurs twice in the catalogue.")
@@ -71,9 +67,7 @@ class Catalogue:
         try:
             return np.fromiter((self.index[item] for item in ids), np.int32)
         except KeyError as error:
-            raise ValueError(
-                f"item {error.args[0]!r} is not in the catalogue of {len(self)} items."
-            ) from None
+            raise ValueError(f"item {error.args[0]!r} is not in the catalogue of {len(self)} items.") from None
 
     def name(self, number: int) -> str:
         """The title with its year where there is one: "The Matrix (1999)"."""

@@ -129,13 +129,9 @@ def _check_target(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not overwrite:
-        raise ValueError(
-            f"{out} exists already. Choose another --out, or replace it with `--overwrite true`."
-        )
+        raise ValueError(f"{out} exists already. Choose another --out, or replace it with `--overwrite true`.")
     if not (out / "card.json").is_file():
-        raise ValueError(
-            f"{out} is not a folder of prepared data (no card.json): it will not be overwritten."
-        )
+        raise ValueError(f"{out} is not a folder of prepared data (no card.json): it will not be overwritten.")
 
 
 def whole_or_nothing(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -104,9 +104,7 @@ def read_recbole(
     names = list(types)
     if missing := [name for name in ("user_id", "item_id") if name not in types]:
         raise ValueError(f"{inter} has no column {missing[0]!r}; its header has {', '.join(names)}.")
-    wanted = [
-        names.index(name) if name in types else None for name in ("user_id", "item_id", "rating", "timestamp")
-    ]
+    wanted = [names.index(name) if name in types else None for name in ("user_id", "item_id", "rating", "timestamp")]
     picked = (
         (number, [fields[column] if column is not None else None for column in wanted])
         for number, fields in _sized(rows, inter, len(names), bad)
@@ -188,9 +186,7 @@ def _recbole_items(
             )
         title_column = found[0]
     if text_columns is None:
-        text_columns = [
-            n for n in names if n in ("genre", "genres", "class", "category", "categories", "brand")
-        ]
+        text_columns = [n for n in names if n in ("genre", "genres", "class", "category", "categories", "brand")]
     if unknown := [name for name in (title_column, *text_columns) if name not in types]:
         raise ValueError(f"{path} has no column {unknown[0]!r}; its header has {', '.join(names)}.")
 
@@ -324,9 +320,7 @@ def _with_gz(path: Path) -> Path | None:
 
 
 def _only(folder: Path, ending: str) -> Path:
-    found = [
-        p for p in sorted(folder.glob("*")) if p.name.removesuffix(".gz").endswith(ending) and p.is_file()
-    ]
+    found = [p for p in sorted(folder.glob("*")) if p.name.removesuffix(".gz").endswith(ending) and p.is_file()]
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
         raise ValueError(
@@ -356,9 +350,7 @@ def _lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
         try:
             text = line.decode(encoding)
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}:{number}: not {encoding} ({error}). Convert the file to UTF-8."
-            ) from None
+            raise ValueError(f"{path}:{number}: not {encoding} ({error}). Convert the file to UTF-8.") from None
         yield text.removeprefix("\ufeff") if number == 1 else text
 
 

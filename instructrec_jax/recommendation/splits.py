@@ -43,9 +43,7 @@ def k_core(catalogue: Catalogue, interactions: Interactions, k: int) -> tuple[Ca
             break
         keep = still
     if not keep.any():
-        raise ValueError(
-            f"no interaction is left of {len(interactions)} after the {k}-core filter: lower k_core."
-        )
+        raise ValueError(f"no interaction is left of {len(interactions)} after the {k}-core filter: lower k_core.")
     user_numbers, item_numbers = np.flatnonzero(users >= max(k, 1)), np.flatnonzero(items >= k)
     kept = interactions.take(keep)
     renumbered = Interactions(

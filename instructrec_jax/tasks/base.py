@@ -47,6 +47,7 @@ class TaskContext:
     max_length: int  # tokens a text, special tokens included
     truncate: Literal["error", "left", "right", "drop"] = "error"
     seed: int = 0
+    lower_case: bool = False  # texts are lower-cased before they are tokenised (sentence-transformers' do_lower_case)
     counts: dict[str, int] = field(default_factory=dict)  # what was cut or dropped, for the summary
 
 
@@ -145,9 +146,7 @@ class Task:
 
 def microbatches(batch: Arrays, parts: int) -> Arrays:
     """[rows, ...] -> [parts, rows / parts, ...]. Rows are dealt out in turn, so each device keeps its own."""
-    return {
-        name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()
-    }
+    return {name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
 
 
 def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -> list[Text | None]:
@@ -159,7 +158,8 @@ def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -
     Raises:
       ValueError: a text without tokens, or one longer than `max_length` under `truncate: error`.
     """
-    encoded = context.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)
+    texts = [text.lower() for text in texts] if context.lower_case else list(texts)
+    encoded = context.tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)
     types = encoded.get("token_type_ids") or [None] * len(texts)
     result: list[Text | None] = []
     for ids, kinds, name in zip(encoded["input_ids"], types, names, strict=True):

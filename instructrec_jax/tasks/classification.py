@@ -24,7 +24,17 @@ from instructrec_jax.metrics.classification import (
     multilabel_report,
 )
 from instructrec_jax.metrics.regression import regression_metrics
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext, tokenise
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    Model,
+    Predict,
+    Scores,
+    Task,
+    TaskConfig,
+    TaskContext,
+    tokenise,
+)
 
 
 @TaskConfig.register_subclass("classification")

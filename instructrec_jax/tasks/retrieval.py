@@ -13,13 +13,13 @@ from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.backbones.layers import DropoutKeys
-from instructrec_jax.recommendation.catalogue import Catalogue, Splits, has_splits
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.metrics import ranking
 from instructrec_jax.recommendation import baselines
+from instructrec_jax.recommendation.catalogue import Catalogue, Splits, has_splits
 from instructrec_jax.tasks.base import (
     Arrays,
     Encoded,
@@ -239,7 +239,11 @@ class RetrievalTask(Task):
                 "instruction": e.example.instruction,
                 "wanted": self.catalogue.name(e.target.item),
                 "answers": [
-                    {"item": self.catalogue.ids[i], "text": self.catalogue.name(i), "score": float(masked[case, i])}
+                    {
+                        "item": self.catalogue.ids[i],
+                        "text": self.catalogue.name(i),
+                        "score": float(masked[case, i]),
+                    }
                     for i in order[case]
                     if np.isfinite(masked[case, i])
                 ],

@@ -71,17 +71,24 @@ class TokenClassificationTask(Task):
                     "Raise it, split the text, or set data.truncate to drop (a labelled text is never cut)."
                 )
             owners = tokens.word_ids()
-            first = np.array([w is not None and w != before for w, before in zip(owners, [None, *owners], strict=False)])
+            first = np.array(
+                [w is not None and w != before for w, before in zip(owners, [None, *owners], strict=False)]
+            )
             labels = np.array([0 if w is None else self.numbers[tags[w]] for w in owners], np.int32)
             if first.sum() != len(words):
                 lost = next(w for i, w in enumerate(words) if i not in owners)
-                raise ValueError(f"{name}: the tokenizer makes no token of the word {lost!r}, so it cannot be labelled.")
+                raise ValueError(
+                    f"{name}: the tokenizer makes no token of the word {lost!r}, so it cannot be labelled."
+                )
             text = Text(np.asarray(tokens["input_ids"], np.int32))
             encoded.append(Encoded(text, Target(labels, first.astype(np.int32)), example))
         return encoded
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
-        per_token = {"labels": [e.target.labels for e in encoded], "supervised": [e.target.first for e in encoded]}
+        per_token = {
+            "labels": [e.target.labels for e in encoded],
+            "supervised": [e.target.first for e in encoded],
+        }
         return Parts([e.text for e in encoded], per_token=per_token)
 
     def loss(
@@ -104,9 +111,18 @@ class TokenClassificationTask(Task):
         found = [[self.labels[i] for i in guess] for guess in guesses]
         flat_wanted, flat_found = [t for row in wanted for t in row], [t for row in found for t in row]
         _, report = classification_report(flat_wanted, flat_found, self.labels)
-        cases = {"accuracy": np.array([np.mean([a == b for a, b in zip(w, f, strict=True)]) for w, f in zip(wanted, found, strict=True)])}
+        cases = {
+            "accuracy": np.array(
+                [np.mean([a == b for a, b in zip(w, f, strict=True)]) for w, f in zip(wanted, found, strict=True)]
+            )
+        }
         predictions = [
-            {"id": e.example.id, "input": e.example.input or e.example.instruction, "reference": w, "prediction": f}
+            {
+                "id": e.example.id,
+                "input": e.example.input or e.example.instruction,
+                "reference": w,
+                "prediction": f,
+            }
             for e, w, f in zip(encoded, wanted, found, strict=True)
         ]
         return Scores(classification_metrics(flat_wanted, flat_found, self.labels), cases, predictions, report)

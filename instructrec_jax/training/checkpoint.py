@@ -44,7 +44,8 @@ class Checkpoints:
                 )
                 keep.append(best)
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
+                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
             )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from instructrec_jax.backbones.layers import DropoutKeys, dropout_keys
 from instructrec_jax.distributed.mesh import replicated
 from instructrec_jax.tasks.base import Task, microbatches
-from instructrec_jax.training.state import Tree, TrainState, merge_params
+from instructrec_jax.training.state import TrainState, Tree, merge_params
 
 Arrays = dict[str, jax.Array]
 

@@ -68,9 +68,7 @@ class Tracker:
             # within one second must neither overwrite its first file nor come before it.
             suffix = f".{time.time_ns()}"
             folder = str(Path(run_dir) / "tensorboard")
-            self._tensorboard = SummaryWriter(
-                folder, purge_step=resume_step + 1, flush_secs=1, filename_suffix=suffix
-            )
+            self._tensorboard = SummaryWriter(folder, purge_step=resume_step + 1, flush_secs=1, filename_suffix=suffix)
 
     def log(self, kind: Literal["train", "evaluation"], step: int, values: Mapping[str, Any]) -> None:
         """Record scalars (numbers, NumPy or jax scalars) of one step; on disk when this returns.

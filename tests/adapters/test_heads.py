@@ -36,9 +36,7 @@ def test_pooling_is_per_segment_and_zero_where_there_is_none(mode):
                 expected[r, s] = one(hidden[r, SEGMENTS[r] == s + 1], mode)
     actual = jax.jit(lambda h: pool_segments(h, SEGMENTS, mode, 4))(hidden.astype(np.float32))
     np.testing.assert_allclose(actual, expected, atol=1e-6)
-    gradient = jax.grad(lambda h: jnp.sum(pool_segments(h, SEGMENTS, mode, 4) ** 2))(
-        jnp.asarray(hidden, jnp.float32)
-    )
+    gradient = jax.grad(lambda h: jnp.sum(pool_segments(h, SEGMENTS, mode, 4) ** 2))(jnp.asarray(hidden, jnp.float32))
     assert np.isfinite(gradient).all() and (np.asarray(gradient)[SEGMENTS == 0] == 0).all()
 
 
@@ -72,9 +70,9 @@ def test_bert_head_goes_through_the_backbone_pooler():
     hidden = jax.random.normal(jax.random.key(0), (2, 8, 8))
     expected = backbone.pool(hidden[:, 0]) @ head.output.kernel[...] + head.output.bias[...]
     np.testing.assert_allclose(head(backbone, hidden, SEGMENTS, 3)[:, 0], expected, atol=1e-6)
-    gradient = nnx.to_pure_dict(
-        nnx.state(jax.grad(lambda b: jnp.sum(head(b, hidden, SEGMENTS, 3)))(backbone))
-    )["pooler"]["kernel"]
+    gradient = nnx.to_pure_dict(nnx.state(jax.grad(lambda b: jnp.sum(head(b, hidden, SEGMENTS, 3)))(backbone)))[
+        "pooler"
+    ]["kernel"]
     assert float(jnp.abs(gradient).max()) > 0
 
 
@@ -92,9 +90,7 @@ def test_masked_lm_head_shares_the_embedding_table_and_projects_chosen_positions
     assert everywhere.shape == (2, 8, 20) and everywhere.dtype == jnp.float32
     index = jnp.array([[1, 5], [0, 7]])
     chosen = head(backbone, hidden, index=index)
-    np.testing.assert_allclose(
-        chosen, np.take_along_axis(np.asarray(everywhere), index[..., None], 1), atol=1e-6
-    )
+    np.testing.assert_allclose(chosen, np.take_along_axis(np.asarray(everywhere), index[..., None], 1), atol=1e-6)
 
 
 def test_token_head_answers_at_every_position():

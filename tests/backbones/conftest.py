@@ -15,9 +15,7 @@ BASE = dict(
     intermediate_size=48,
     num_labels=3,
 )
-DISTIL = dict(
-    vocab_size=61, dim=32, n_layers=2, n_heads=4, hidden_dim=48, num_labels=3, max_position_embeddings=40
-)
+DISTIL = dict(vocab_size=61, dim=32, n_layers=2, n_heads=4, hidden_dim=48, num_labels=3, max_position_embeddings=40)
 MODERN = BASE | dict(
     max_position_embeddings=64,
     local_attention=8,

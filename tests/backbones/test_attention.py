@@ -49,13 +49,9 @@ def oracle(q, k, v, *, bias=None, window=None, causal=False, keep=None, rate=0.0
 )
 def test_against_brute_force(options):
     if "bias" in options:
-        options = {
-            "bias": np.random.default_rng(7).normal(size=(1, HEADS, LENGTH, LENGTH)).astype(np.float32)
-        }
+        options = {"bias": np.random.default_rng(7).normal(size=(1, HEADS, LENGTH, LENGTH)).astype(np.float32)}
     q, k, v = inputs()
-    actual = jax.jit(
-        lambda q, k, v: attention(q, k, v, segment_ids=SEGMENTS, positions=POSITIONS, **options)
-    )(q, k, v)
+    actual = jax.jit(lambda q, k, v: attention(q, k, v, segment_ids=SEGMENTS, positions=POSITIONS, **options))(q, k, v)
     np.testing.assert_allclose(actual, oracle(q, k, v, **options), atol=2e-6)
     assert (np.asarray(actual)[SEGMENTS == 0] == 0).all()
 
@@ -65,9 +61,7 @@ def test_dropout_hits_the_probabilities():
     rate = 0.4
     keys = dropout_keys(jnp.uint32(5), jnp.asarray(SEGMENTS), jnp.asarray(POSITIONS))
     keep = np.asarray(attention_dropout_bits(keys, HEADS, jnp.asarray(POSITIONS))) >= rate * 2**32
-    actual = attention(
-        q, k, v, segment_ids=SEGMENTS, positions=POSITIONS, dropout_rate=rate, dropout_keys=keys
-    )
+    actual = attention(q, k, v, segment_ids=SEGMENTS, positions=POSITIONS, dropout_rate=rate, dropout_keys=keys)
     np.testing.assert_allclose(actual, oracle(q, k, v, keep=keep, rate=rate), atol=2e-6)
 
 

@@ -86,13 +86,10 @@ def test_old_tensor_names(make_checkpoint, tmp_path, capsys):
     folder = make_checkpoint("bert", MLM)
     tensors = load_file(folder / "model.safetensors")
     names = {
-        n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        for n in tensors
+        n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for n in tensors
     }
     assert names != dict.fromkeys(names, None) and any("gamma" in n for n in names.values())
-    save_file(
-        {names[n]: t for n, t in tensors.items()}, tmp_path / "model.safetensors", metadata={"format": "pt"}
-    )
+    save_file({names[n]: t for n, t in tensors.items()}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     assert check_parity.check(str(tmp_path)), capsys.readouterr().out
 
@@ -112,9 +109,7 @@ def test_a_wrong_weight_is_found(make_checkpoint, monkeypatch, capsys):
     monkeypatch.setattr(check_parity.pretrained, "load_backbone", swapped)
     assert not check_parity.check(str(folder))
     out = capsys.readouterr().out
-    assert (
-        "FAIL ragged batch: hidden" in out and "differs: encoder.layer.0.attention.self.query.weight" in out
-    )
+    assert "FAIL ragged batch: hidden" in out and "differs: encoder.layer.0.attention.self.query.weight" in out
 
 
 def test_mpnet_buckets_against_transformers():

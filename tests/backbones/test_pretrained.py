@@ -56,9 +56,7 @@ def batch(rows=1, length=6):
 
 def test_unsupported_model_type_lists_the_supported_ones(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "reformer"}')
-    with pytest.raises(
-        ValueError, match="'reformer'.*bert, distilbert, modernbert, mpnet, roberta, xlm-roberta"
-    ):
+    with pytest.raises(ValueError, match="'reformer'.*bert, distilbert, modernbert, mpnet, roberta, xlm-roberta"):
         load(tmp_path)
 
 
@@ -246,9 +244,7 @@ def test_dropout_changes_the_output_but_not_with_packing(bert):
 )
 def test_every_dropout_rate_of_the_config_acts(model_type, fields):
     """Each rate alone changes the output when keys are given; with all at zero nothing does."""
-    name = {"bert": "BertConfig", "distilbert": "DistilBertConfig", "modernbert": "ModernBertConfig"}[
-        model_type
-    ]
+    name = {"bert": "BertConfig", "distilbert": "DistilBertConfig", "modernbert": "ModernBertConfig"}[model_type]
     config_class = getattr(transformers, name)
     shape = dict(vocab_size=20, num_hidden_layers=1, num_attention_heads=2, hidden_size=8, pad_token_id=0)
     example = jnp.zeros((1, 6), jnp.int32)
@@ -330,9 +326,7 @@ def test_transformers_opens_what_we_write(make_checkpoint, tmp_path):
         max_shard_bytes=9999,
     )
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-        tmp_path, output_loading_info=True
-    )
+    model, info = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert type(model).__name__ == "BertForSequenceClassification"
     assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokens, segments, positions, types = batch(2)

@@ -91,9 +91,7 @@ def test_a_source_starts_over_only_when_it_is_exhausted():
 
 def test_any_position_without_replay():
     sizes, weights = (4, 9), (1, 1)
-    walked = [
-        (s, i) for epoch in range(4) for s, i in mixture(*sizes, weights=weights).epoch_order(epoch).tolist()
-    ]
+    walked = [(s, i) for epoch in range(4) for s, i in mixture(*sizes, weights=weights).epoch_order(epoch).tolist()]
     fresh = mixture(*sizes, weights=weights)
     for position in (51, 0, 13, 12, 26, 25, 40):
         s, index = walked[position]

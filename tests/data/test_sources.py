@@ -41,9 +41,7 @@ def test_a_file_becomes_a_mixture(tmp_path):
     assert isinstance(mixture, Mixture) and len(mixture) == 5 and mixture.skipped == []
     expected = [Example(instruction=f"问 {n} 🎬", output="yes", id="same", task="ask") for n in range(5)]
     assert [mixture[i] for i in range(5)] == expected
-    assert sorted(mixture.example_at(p).instruction for p in range(5)) == sorted(
-        e.instruction for e in expected
-    )
+    assert sorted(mixture.example_at(p).instruction for p in range(5)) == sorted(e.instruction for e in expected)
 
 
 def test_bad_rows_name_file_line_field_and_remedy(tmp_path):
@@ -162,9 +160,5 @@ def test_lists():
 
 def test_settings_from_yaml_and_help(tmp_path):
     (tmp_path / "a.yaml").write_text("path: x\nfields:\n  input: null\n  label_names: {0: neg, 1: pos}\n")
-    config = draccus.parse(
-        SourceConfig, tmp_path / "a.yaml", args=["--fields.instruction", "Is {text} good?"]
-    )
-    assert config.fields == FieldsConfig(
-        instruction="Is {text} good?", input=None, label_names={0: "neg", 1: "pos"}
-    )
+    config = draccus.parse(SourceConfig, tmp_path / "a.yaml", args=["--fields.instruction", "Is {text} good?"])
+    assert config.fields == FieldsConfig(instruction="Is {text} good?", input=None, label_names={0: "neg", 1: "pos"})

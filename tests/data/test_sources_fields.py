@@ -235,10 +235,7 @@ def test_class_columns_of_data_sets():
     row = {"text": "x", "label": 1, "tags": [0, 1]}
     assert convert(row, instruction="text", output="label", class_names=classes).output == "pos"
     assert convert(row, instruction="text", output="tags", class_names=classes).output == ("O", "B")
-    assert (
-        convert(row, instruction="Is it {label}?", output=None, class_names=classes).instruction
-        == "Is it pos?"
-    )
+    assert convert(row, instruction="Is it {label}?", output=None, class_names=classes).instruction == "Is it pos?"
     renamed = convert(row, instruction="text", output="label", class_names=classes, label_names={1: "good"})
     assert renamed.output == "good"
 
@@ -261,9 +258,7 @@ def test_conversations():
     assert convert(openai) == expected
     assert convert(share, messages="conversations") == expected
     # `datasets` fills absent columns with nulls.
-    assert (
-        convert({**openai, "instruction": None, "output": None, "input": None, "history": None}) == expected
-    )
+    assert convert({**openai, "instruction": None, "output": None, "input": None, "history": None}) == expected
     assert convert({"messages": None, "instruction": "a", "output": "b"}).messages == ()
     for turns, field in [
         (None, "messages"),

@@ -23,9 +23,7 @@ RECORDS = [
 
 def as_csv(records, separator=",", line_end="\r\n", quoting=csv.QUOTE_MINIMAL):
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(
-        text, list(records[0]), delimiter=separator, lineterminator=line_end, quoting=quoting
-    )
+    writer = csv.DictWriter(text, list(records[0]), delimiter=separator, lineterminator=line_end, quoting=quoting)
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue().encode()
@@ -235,9 +233,7 @@ def test_broken_lines_of_csv(tmp_path):
 def test_long_lines(tmp_path):
     text = "长" * 3_500_000  # 10 MB
     limit = csv.field_size_limit()
-    assert rows(write(tmp_path / "a.jsonl", json.dumps({"a": text}, ensure_ascii=False) + '\n{"a": 1}'))[
-        1
-    ] == {"a": 1}
+    assert rows(write(tmp_path / "a.jsonl", json.dumps({"a": text}, ensure_ascii=False) + '\n{"a": 1}'))[1] == {"a": 1}
     assert rows(write(tmp_path / "a.csv", as_csv([{"a": text, "b": "x"}]))) == [{"a": text, "b": "x"}]
     assert csv.field_size_limit() == limit
 

@@ -56,9 +56,7 @@ def test_a_folder_of_data_files(tmp_path, monkeypatch):
     with open(tmp_path / "data" / "train.jsonl", "w", encoding="utf-8") as stream:
         for text, label in zip(ROWS["text"], ROWS["label"], strict=True):
             stream.write(json.dumps({"text": text, "label": label}) + "\n")
-    fields = FieldsConfig(
-        instruction="Is this good? {text}", output="label", label_names={0: "bad", 1: "good"}
-    )
+    fields = FieldsConfig(instruction="Is this good? {text}", output="label", label_names={0: "bad", 1: "good"})
     config = SourceConfig(path=str(tmp_path / "data"), kind="datasets", fields=fields)
     assert all_of(open_sources([config])) == EXPECTED
     config.split = "train[2:4]"
@@ -164,9 +162,7 @@ def test_a_stream_refuses_another_shuffle():
 
 def test_a_stream_says_what_it_cannot_promise(tmp_path, caplog):
     labelled().save_to_disk(tmp_path / "one")
-    config = SourceConfig(
-        path=str(tmp_path / "one"), kind="datasets", fields=FIELDS, streaming=True, shuffle_block=1
-    )
+    config = SourceConfig(path=str(tmp_path / "one"), kind="datasets", fields=FIELDS, streaming=True, shuffle_block=1)
     stream = open_sources([config])
     assert pairs(stream) == EXPECTED
     assert len(caplog.records) == 1 and "Set streaming: false" in caplog.text

@@ -10,10 +10,7 @@ import pytest
 from instructrec_jax.evaluation.report import format_examples, format_table, write_report
 from instructrec_jax.files import append_jsonl, write_json, write_text
 
-EVIL = (
-    "</pre></td><script>alert('x')</script>"
-    "<img src=http://evil.example/x.png onerror=alert(1)>\"' & \x1b[2J\x00"
-)
+EVIL = "</pre></td><script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>\"' & \x1b[2J\x00"
 VOID = {"meta", "img", "br"}
 
 
@@ -75,9 +72,7 @@ def fill(folder, text="plain", metric="NDCG@10"):
     for step in range(0, 121, 10):
         row = {"loss": 3 / (step + 1), "learning_rate": 1e-3, "tokens_per_second": 900.0, "seconds": 1.0}
         append_jsonl(folder / "metrics.jsonl", [{"kind": "train", "step": step, **row}])
-    append_jsonl(
-        folder / "metrics.jsonl", [{"kind": "train", "step": 130, "loss": None, "learning_rate": 1e-3}]
-    )
+    append_jsonl(folder / "metrics.jsonl", [{"kind": "train", "step": 130, "loss": None, "learning_rate": 1e-3}])
     scores = {metric: 0.2, "perplexity": 12.5, "seconds": 9.0}
     append_jsonl(folder / "metrics.jsonl", [{"kind": "evaluation", "step": 100, **scores}])
     append_jsonl(folder / "skipped.jsonl", [{"reason": text}, {"reason": "empty"}, {"reason": text}])
@@ -215,9 +210,7 @@ def test_table_as_text():
 
 
 def test_ties_are_all_marked_and_a_lone_row_is_not():
-    rows = [
-        {"name": name, "values": {"accuracy": value}} for name, value in (("a", 0.5), ("b", 0.5), ("c", 0.1))
-    ]
+    rows = [{"name": name, "values": {"accuracy": value}} for name, value in (("a", 0.5), ("b", 0.5), ("c", 0.1))]
     marked = format_table({"metrics": ["accuracy"], "rows": rows}).splitlines()
     assert [line.endswith("*") for line in marked] == [False, True, True, False, False]
     assert "*" not in format_table({"metrics": ["accuracy"], "rows": rows[:1]})

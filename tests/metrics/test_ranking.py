@@ -96,9 +96,7 @@ def test_paired_bootstrap():
     mean, low, high = paired_bootstrap(a, b, seed=0, n=2000)
     assert mean == pytest.approx((a - b).mean())
     half = 1.96 * (a - b).std() / 20  # normal approximation as the oracle
-    assert low == pytest.approx(mean - half, abs=half / 5) and high == pytest.approx(
-        mean + half, abs=half / 5
-    )
+    assert low == pytest.approx(mean - half, abs=half / 5) and high == pytest.approx(mean + half, abs=half / 5)
     assert low > 0
     assert paired_bootstrap(a, b, seed=0, n=2000) == (mean, low, high)
     assert paired_bootstrap(a, a) == (0, 0, 0)

@@ -45,9 +45,7 @@ def test_markov_against_loops(sequences, histories):
     scores = Markov().fit(sequences, ITEMS).score(histories)
     for case, history in enumerate(histories):
         # popularity may only decide between items that followed equally often
-        wanted = [
-            (counts[int(history[-1]), item] if len(history) else 0, popularity[item]) for item in range(ITEMS)
-        ]
+        wanted = [(counts[int(history[-1]), item] if len(history) else 0, popularity[item]) for item in range(ITEMS)]
         order = sorted(range(ITEMS), key=lambda item: (wanted[item], item))
         found = sorted(range(ITEMS), key=lambda item: (scores[case, item], item))
         assert found == order

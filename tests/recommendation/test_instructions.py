@@ -19,9 +19,7 @@ def splits():
     rng = np.random.default_rng(0)
     sequences = [rng.permutation(ITEMS)[: rng.integers(3, 25)].astype(np.int32) for _ in range(8)]
     users = [f"user-{number:05d}" for number in range(8)]
-    return Splits(
-        users, [s[:-2] for s in sequences], [s[-2:-1] for s in sequences], [s[-1:] for s in sequences]
-    )
+    return Splits(users, [s[:-2] for s in sequences], [s[-2:-1] for s in sequences], [s[-1:] for s in sequences])
 
 
 def examples(films, splits, split, **changes):

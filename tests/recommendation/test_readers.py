@@ -63,9 +63,7 @@ def csv_folder(folder, movies=MOVIES, ratings=RATINGS):
 
 
 def dat_folder(folder):
-    (folder / "movies.dat").write_bytes(
-        "1::Amélie (2001)::Comedy|Romance\n7::Matrix, The (1999)::\n".encode("latin-1")
-    )
+    (folder / "movies.dat").write_bytes("1::Amélie (2001)::Comedy|Romance\n7::Matrix, The (1999)::\n".encode("latin-1"))
     (folder / "ratings.dat").write_text("10::7::4.5::1000\n10::1::3::900\n3::1::5::1200\n")
     return folder
 
@@ -99,16 +97,12 @@ def test_every_movielens_layout_reads_alike(tmp_path, layout):
 
 def test_dat_in_utf8_reads_too(tmp_path):
     dat_folder(tmp_path)
-    (tmp_path / "movies.dat").write_text(
-        "1::Amélie (2001)::Comedy\n7::Heat (1995)::Crime\n", encoding="utf-8"
-    )
+    (tmp_path / "movies.dat").write_text("1::Amélie (2001)::Comedy\n7::Heat (1995)::Crime\n", encoding="utf-8")
     assert read_movielens(tmp_path)[0].titles[0] == "Amélie"
 
 
 def test_unknown_layout_lists_what_was_looked_for(tmp_path):
-    with pytest.raises(
-        ValueError, match="movies.csv and ratings.csv; movies.dat and ratings.dat; u.item and u.data"
-    ):
+    with pytest.raises(ValueError, match="movies.csv and ratings.csv; movies.dat and ratings.dat; u.item and u.data"):
         read_movielens(tmp_path)
 
 
@@ -151,9 +145,7 @@ def test_skipping_counts_and_lists(tmp_path):
     assert [line.split(": ")[0] for line in bad.skipped] == ["movies.csv:4", "ratings.csv.gz:5"]
 
 
-INTER = (
-    "user_id:token\titem_id:token\trating:float\ttimestamp:float\nu1\tB1\t5.0\t9.7e8\nu1\tB2\t3.0\t9.8e8\n"
-)
+INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\nu1\tB1\t5.0\t9.7e8\nu1\tB2\t3.0\t9.8e8\n"
 ITEM = (
     "item_id:token\tprice:float\tcategories:token_seq\ttitle:token\tbrand:token\ttags:token_seq\n"
     "B1\t9.5\t'Games', 'Racing Wheels'\tWheel Pro\tAcme\tfast loud\n"
@@ -194,9 +186,7 @@ def test_recbole_movielens_columns(tmp_path):
 
 
 def test_recbole_chosen_columns(tmp_path):
-    items, _ = read_recbole(
-        recbole_folder(tmp_path), title_column="brand", bad=BadLines(skip=True), text_columns=[]
-    )
+    items, _ = read_recbole(recbole_folder(tmp_path), title_column="brand", bad=BadLines(skip=True), text_columns=[])
     assert items.texts == ["Acme."] and items.facts["item_title"] == ["Wheel Pro"]
 
 

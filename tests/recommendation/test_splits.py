@@ -23,9 +23,7 @@ def interactions(rows, users):
 
 
 def test_first_per_item_keeps_the_earliest_and_sorts():
-    raw = interactions(
-        [(0, 3, 5, 1), (1, 3, 1, 1), (0, 2, 7, 1), (0, 3, 9, 2), (0, 1, 2, 1), (0, 4, 2, 1)], 2
-    )
+    raw = interactions([(0, 3, 5, 1), (1, 3, 1, 1), (0, 2, 7, 1), (0, 3, 9, 2), (0, 1, 2, 1), (0, 4, 2, 1)], 2)
     first = first_per_item(raw)
     assert first.user.tolist() == [0, 0, 0, 0, 1]
     assert first.item.tolist() == [1, 4, 3, 2, 3]  # same time: as they stood
@@ -48,24 +46,17 @@ def test_k_core_against_loops():
     expected = set(pairs)
     while True:
         small = {
-            (u, i)
-            for u, i in expected
-            if sum(a == u for a, _ in expected) < 4 or sum(b == i for _, b in expected) < 4
+            (u, i) for u, i in expected if sum(a == u for a, _ in expected) < 4 or sum(b == i for _, b in expected) < 4
         }
         if not small:
             break
         expected -= small
     kept_items, kept = k_core(catalogue(15), raw, 4)
-    found = {
-        (kept.user_ids[u], kept_items.ids[i])
-        for u, i in zip(kept.user.tolist(), kept.item.tolist(), strict=True)
-    }
+    found = {(kept.user_ids[u], kept_items.ids[i]) for u, i in zip(kept.user.tolist(), kept.item.tolist(), strict=True)}
     assert 0 < len(expected) < len(pairs)
     assert found == {(f"u{u}", f"i{i}") for u, i in expected}
     assert len(kept.user_ids) == len({u for u, _ in expected})
-    assert [kept_items.facts["year"][n] for n in range(len(kept_items))] == [
-        int(x[1:]) for x in kept_items.ids
-    ]
+    assert [kept_items.facts["year"][n] for n in range(len(kept_items))] == [int(x[1:]) for x in kept_items.ids]
 
 
 def test_k_core_zero_keeps_items_nobody_chose_and_empty_is_an_error():

@@ -46,9 +46,7 @@ def test_packed_equals_unpacked_with_dropout(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_accumulation_equals_one_batch(
-    kind: str, checkpoint: Path, tmp_path: Path, references: dict[str, Any]
-) -> None:
+def test_accumulation_equals_one_batch(kind: str, checkpoint: Path, tmp_path: Path, references: dict[str, Any]) -> None:
     setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, accumulation=4)
     losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
     np.testing.assert_allclose(losses, references[kind][0], atol=1e-5)
@@ -97,7 +95,12 @@ def test_retrieval_softmaxes_accumulate(softmax: str, checkpoint: Path, tmp_path
 def test_three_steps_equal_pytorch(checkpoint: Path, tmp_path: Path) -> None:
     """Loss, gradients, clipping, AdamW with decay on θ and ω but not on biases and norms: against torch.optim.AdamW."""
     settings = OptimizerConfig(
-        learning_rate=1e-3, head_learning_rate=5e-3, weight_decay=0.1, epsilon=1e-3, warmup=0.0, schedule="constant"
+        learning_rate=1e-3,
+        head_learning_rate=5e-3,
+        weight_decay=0.1,
+        epsilon=1e-3,
+        warmup=0.0,
+        schedule="constant",
     )
     silent = tmp_path / "silent"
     torch.manual_seed(0)
@@ -144,7 +147,10 @@ def test_three_steps_equal_pytorch(checkpoint: Path, tmp_path: Path) -> None:
         (params["head"]["output"]["bias"], "classifier.bias"),
         (params["backbone"]["word_embeddings"]["table"], "bert.embeddings.word_embeddings.weight"),
         (params["backbone"]["pooler"]["kernel"].T, "bert.pooler.dense.weight"),
-        (params["backbone"]["layers"]["block0"]["mlp_norm"]["scale"][1], "bert.encoder.layer.1.output.LayerNorm.weight"),
+        (
+            params["backbone"]["layers"]["block0"]["mlp_norm"]["scale"][1],
+            "bert.encoder.layer.1.output.LayerNorm.weight",
+        ),
         (
             params["backbone"]["layers"]["block0"]["attention"]["query"]["kernel"][0].T,
             "bert.encoder.layer.0.attention.self.query.weight",

@@ -35,10 +35,7 @@ def train(tracker, start, stop, seconds=1.0):
 
 
 def rows_without_timing(folder):
-    return [
-        {k: v for k, v in row.items() if k not in TIMING_FIELDS}
-        for row in read_jsonl(folder / "metrics.jsonl")
-    ]
+    return [{k: v for k, v in row.items() if k not in TIMING_FIELDS} for row in read_jsonl(folder / "metrics.jsonl")]
 
 
 def scalars(folder):
@@ -107,9 +104,7 @@ def test_a_step_logged_again_keeps_or_replaces_its_row_in_place(tmp_path):
 
 
 def test_a_broken_line_in_the_middle_stops_the_run_by_name(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(
-        '{"kind": "train", "step": 1}\nrubbish\n{"kind": "train", "step": 2}\n'
-    )
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\nrubbish\n{"kind": "train", "step": 2}\n')
     with pytest.raises(ValueError, match="metrics.jsonl, line 2"):
         Tracker(tmp_path, QUIET, 5, {})
 
@@ -166,9 +161,7 @@ class FakeWandb(types.SimpleNamespace):
         self.inits.append(settings)
         if settings["mode"] != "offline" and not self.online:
             raise self.errors.Error("no route to host")
-        return types.SimpleNamespace(
-            define_metric=lambda *_, **__: None, log=self.logged.append, finish=lambda: None
-        )
+        return types.SimpleNamespace(define_metric=lambda *_, **__: None, log=self.logged.append, finish=lambda: None)
 
     def teardown(self):
         self.inits.append("teardown")

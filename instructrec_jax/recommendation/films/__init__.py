@@ -19,13 +19,8 @@ from typing import Any
 import numpy as np
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.recommendation.catalogue import (
-    Catalogue,
-    Interactions,
-    Splits,
-    save_prepared,
-    write_jsonl,
-)
+from instructrec_jax.files import write_jsonl
+from instructrec_jax.recommendation.catalogue import Catalogue, Interactions, Splits, save_prepared
 from instructrec_jax.recommendation.prepare_data import whole_or_nothing
 
 HERE = Path(__file__).parent
@@ -83,9 +78,7 @@ def catalogue() -> Catalogue:
         for f in films
     ]
     names = ("year", "director", "genres", "themes")
-    return Catalogue(
-        ids, [f["title"] for f in films], texts, {name: [f[name] for f in films] for name in names}
-    )
+    return Catalogue(ids, [f["title"] for f in films], texts, {name: [f[name] for f in films] for name in names})
 
 
 # ------------------------------------------------------------------ viewers
@@ -246,13 +239,15 @@ def prepare(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
     ]
 
     def examples(split: str) -> Iterator[Example]:
-        words = {"train": ["train"] * WORDINGS_OF_A_CASE, "validation": ["train"], "test": ["train", "held_out"]}[split]
+        words = {
+            "train": ["train"] * WORDINGS_OF_A_CASE,
+            "validation": ["train"],
+            "test": ["train", "held_out"],
+        }[split]
         for number, (viewer, (its_split, _), films_seen) in enumerate(zip(viewers, names, seen, strict=True)):
             if its_split != split:
                 continue
-            positions = (
-                range(len(films_seen)) if split == "train" else range(len(films_seen) - 3, len(films_seen))
-            )
+            positions = range(len(films_seen)) if split == "train" else range(len(films_seen) - 3, len(films_seen))
             for position in positions:
                 for variant, wording in enumerate(words):
                     draw = np.random.default_rng([seed, number, position, variant])
@@ -275,10 +270,7 @@ def prepare(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
     nothing = np.empty(0, np.int32)
     splits = Splits(
         [viewer.name for viewer in viewers],
-        *(
-            [s if its == split else nothing for s, (its, _) in zip(seen, names, strict=True)]
-            for split in VIEWERS
-        ),
+        *([s if its == split else nothing for s, (its, _) in zip(seen, names, strict=True)] for split in VIEWERS),
     )
     interactions = Interactions(
         [viewer.name for viewer in viewers],
