@@ -78,7 +78,7 @@ def load(path: Path) -> Config:
 
 
 def to_yaml(config: Any) -> str:
-    return draccus.dump(config)
+    return str(draccus.dump(config))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def train(config: Config) -> Path:
 
     # ------------------------------------------------------------------ resume
     checkpoints = Checkpoints(run_dir, config.checkpoint, task.greater_is_better)
-    step, progress = 0, {"tokens": 0, "stream": None, "best_value": None, "best_step": None, "stale": 0}
+    step = 0
+    progress: dict[str, Any] = {"tokens": 0, "stream": None, "best_value": None, "best_step": None, "stale": 0}
     if checkpoints.steps():
         step = checkpoints.steps()[-1]
         progress = checkpoints.progress(step)

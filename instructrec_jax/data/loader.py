@@ -74,12 +74,12 @@ def lay_out(parts: Parts, plan: Plan, process_index: int = 0, process_count: int
         for name, values in parts.per_token.items():
             arrays[name][row, span] = values[number]
     per_text = {"text_numbers": np.arange(len(parts.texts), dtype=np.int32), **parts.per_text}
-    for name, values in per_text.items():
-        whole = np.zeros((plan.rows, plan.segments, *values.shape[1:]), values.dtype)
-        whole[plan.row, plan.segment - 1] = values
+    for name, each in per_text.items():
+        whole = np.zeros((plan.rows, plan.segments, *each.shape[1:]), each.dtype)
+        whole[plan.row, plan.segment - 1] = each
         arrays[name] = mine(whole)
-    for name, values in parts.per_example.items():
-        arrays[name] = mine(values)
+    for name, each in parts.per_example.items():
+        arrays[name] = mine(each)
     for name, numbers in parts.slots.items():
         arrays[name] = mine(plan.slot[numbers].astype(np.int32))
     return arrays
@@ -182,7 +182,7 @@ class StreamLoader:
             self.stream.set_state(position)
         examples = iter(self.stream)
         for step in range(start, stop):
-            chosen = []
+            chosen: list[Any] = []
             while len(chosen) < self.batch_size:
                 try:
                     chosen.append(next(examples))

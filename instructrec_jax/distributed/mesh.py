@@ -85,8 +85,8 @@ def parameter_shardings(mesh: Mesh, model: nnx.Module) -> dict[str, Any]:
         shape, axes = variable.get_value().shape, variable.get_metadata()["axes"]
         if len(shape) == len(axes) + 1:
             axes = ("layers", *axes)
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = parameter_sharding(mesh, shape, axes)
+        node, names = tree, [str(part) for part in path]
+        for name in names[:-1]:
+            node = node.setdefault(name, {})
+        node[names[-1]] = parameter_sharding(mesh, shape, axes)
     return tree

@@ -143,7 +143,7 @@ class ClassificationTask(_SequenceTask):
     def target(self, example: Example, name: str) -> np.ndarray:
         if example.output not in self.numbers:
             raise ValueError(f"{name}: its output {example.output!r} is none of the labels {self.labels}.")
-        return np.int32(self.numbers[str(example.output)])
+        return np.array(self.numbers[str(example.output)], np.int32)
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         return losses.cross_entropy(outputs, targets)
@@ -237,7 +237,7 @@ class RegressionTask(_SequenceTask):
         output = example.output
         if isinstance(output, bool) or not isinstance(output, int | float) or not np.isfinite(output):
             raise ValueError(f"{name}: its output should be a finite number, but is {output!r}.")
-        return np.float32(output)
+        return np.array(output, np.float32)
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         return losses.squared_error(outputs[..., 0], targets)

@@ -159,7 +159,8 @@ def wish(film: dict[str, Any], viewer: Viewer, split: str, rng: np.random.Genera
     liked = [t for t in film["themes"] if t in viewer.themes]
     themes = [*rng.permutation(liked), *rng.permutation([t for t in film["themes"] if t not in liked])]
     themes = themes[: int(rng.integers(2, 4))]
-    adjectives, clauses = [], []
+    adjectives: list[str] = []
+    clauses: list[str] = []
     for theme in themes:
         entry = words["themes"][theme]
         if entry["adjective"][split] and len(adjectives) < 2 and rng.random() < 0.5:

@@ -1,0 +1,39 @@
+"""Instruction tuning of HuggingFace pretrained networks in JAX/Flax, with recommendation as instruction following.
+
+    from pathlib import Path
+    import instructrec_jax as ir
+
+    config = ir.load_config(Path("configs/films.yaml"))
+    run_dir = ir.tune(config)                              # what `python -m instructrec_jax.train` does
+    ir.score(run_dir, config, Path("results"))             # ... evaluate
+    ir.export_run(run_dir, Path("exported"), format="hf")  # ... export
+    ir.prepare_data(ir.MovieLensConfig(source="ml-latest-small", out="data/movielens"))  # ... prepare
+
+Names are imported when first asked for, so that `import instructrec_jax` is quick.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Config": "config:Config",
+    "Example": "data.example:Example",
+    "MovieLensConfig": "recommendation.prepare_data:MovieLensConfig",
+    "RecBoleConfig": "recommendation.prepare_data:RecBoleConfig",
+    "export_run": "export:export",
+    "load_config": "config:load",
+    "prepare_data": "recommendation.prepare_data:prepare",
+    "score": "evaluate:evaluate",
+    "tune": "train:train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'instructrec_jax' has no attribute {name!r}")
+    module, attribute = _HOMES[name].split(":")
+    return getattr(import_module(f"instructrec_jax.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)
