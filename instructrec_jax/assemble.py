@@ -32,7 +32,7 @@ from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped
 from instructrec_jax.data.sources import ListSource, SourceConfig, open_sources
 from instructrec_jax.data.stream import StreamSource
-from instructrec_jax.distributed.mesh import make_mesh, parameter_sharding, parameter_shardings
+from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding, parameter_shardings
 from instructrec_jax.recommendation import films
 from instructrec_jax.tasks.base import Encoded, Task, TaskContext
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
@@ -70,8 +70,25 @@ def open_task(config: Config, folder: Path) -> Task:
         if not target.exists():
             films.prepare(target)
     # Only the folder is read, never the network, and never code from a hub.
-    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    limit = input_limit(read_config(folder))
+    network = read_config(folder)
+    limit = input_limit(network)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    except Exception as error:  # whatever the files hold: transformers raises many kinds
+        raise ValueError(
+            f"{folder} has no tokenizer that can be read ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
+            "It needs the tokenizer's files beside config.json, tokenizer.json above all."
+        ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(f"{folder} has no tokenizer files (such as tokenizer.json): put them beside config.json.")
+    if len(tokenizer) > network.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {folder} has {len(tokenizer):,} tokens, but the network knows only "
+            f"{network.vocab_size:,} (vocab_size in config.json): they do not belong together."
+        )
+    least = tokenizer.num_special_tokens_to_add() + 1
+    if config.data.max_length < least:
+        raise ValueError(f"data.max_length is {config.data.max_length}, but a text of one word has {least} tokens.")
     if config.data.max_length > limit:
         raise ValueError(f"data.max_length is {config.data.max_length}, but the backbone reads at most {limit} tokens.")
     lower_case = read_pooling(folder).lower_case
@@ -115,6 +132,8 @@ class TrainingData:
 
 def training_data(config: Config, task: Task, row_multiple: int) -> TrainingData:
     """Opens, checks and tokenises data.train."""
+    if not config.data.train:
+        raise ValueError("data.train lists no sources: name at least one file or data set to train on.")
     opened = open_sources(
         config.data.train,
         labels=labels_of(config),
@@ -241,11 +260,21 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Asse
     return Assembly(graphdef, nnx.to_pure_dict(state), parameter_shardings(mesh, model), source)
 
 
+def fitting_mesh(config: MeshConfig) -> MeshConfig:
+    """The same where it fits this machine's devices, else one that splits the parameters over all of them."""
+    try:
+        make_mesh(config)
+    except ValueError:
+        return MeshConfig(fsdp=jax.device_count())
+    return config
+
+
 def open_run(run_dir: Path) -> tuple[Config, Task, Mesh]:
     """Settings, task and mesh of a run directory."""
     if not (run_dir / "config.yaml").is_file():
         raise ValueError(f"{run_dir} is not a run directory: it has no config.yaml.")
     config = load(run_dir / "config.yaml")
+    config = replace(config, mesh=fitting_mesh(config.mesh))
     return config, open_task(config, run_dir / "backbone"), make_mesh(config.mesh)
 
 
@@ -268,11 +297,10 @@ def keep_declarations(folder: Path, target: Path, task: Task) -> None:
     target.mkdir(parents=True, exist_ok=True)
     read_config(folder).save_pretrained(target)
     task.context.tokenizer.save_pretrained(target)
-    for file in (
-        *folder.glob("modules.json"),
-        *folder.glob("sentence_*_config.json"),
-        *folder.glob("*_Pooling/config.json"),
-    ):
+    patterns = ("modules.json", "sentence_*_config.json", "*_Pooling/config.json")
+    for old in [file for pattern in patterns for file in target.glob(pattern)]:
+        old.unlink()
+    for file in [file for pattern in patterns for file in folder.glob(pattern)]:
         copy = target / file.relative_to(folder)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, copy)

@@ -63,13 +63,16 @@ def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -
         name = arg[2:].split("=")[0]
         if arg.startswith("--") and name not in known | {"config_path", "help"} and not _is_number(arg):
             raise ConfigError(unknown_key(name, known))
-    for arg, value in zip(args, [*args[1:], ""], strict=True):
+    for arg, value in zip(args, [*args, ""][1:], strict=True):
         if arg == "--config_path" or arg.startswith("--config_path="):
-            _check_file(Path(value if arg == "--config_path" else arg.split("=", 1)[1]), known)
+            path = Path(value if arg == "--config_path" else arg.split("=", 1)[1])
+            _check_file(path, set(setting_names(config_class, lists=True)))
     try:
-        return draccus.parse(config_class, args=args)
-    except draccus.utils.DecodingError as error:
+        config: Any = draccus.parse(config_class, args=args)
+    except (draccus.utils.ParsingError, yaml.YAMLError) as error:
         raise ConfigError(str(error)) from error
+    _check_nulls(config)
+    return config
 
 
 def load(path: Path) -> Config:
@@ -85,8 +88,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     return draccus.encode(config)
 
 
-def setting_names(config_class: type, prefix: str = "") -> list[str]:
-    """All dotted names of a config class, branches included."""
+def setting_names(config_class: type, prefix: str = "", *, lists: bool = False) -> list[str]:
+    """All dotted names of a config class, branches included.
+
+    Args:
+      lists: also the names inside the entries of lists (`data.train.path`), which only a file can give one by one.
+    """
     names = []
     for entry in dataclasses.fields(config_class):
         kind = typing.get_type_hints(config_class)[entry.name]
@@ -95,9 +102,11 @@ def setting_names(config_class: type, prefix: str = "") -> list[str]:
         if isinstance(kind, type) and issubclass(kind, draccus.ChoiceRegistry):
             choices = list(kind.get_known_choices().values())
             names.append(f"{prefix}{entry.name}.type")
+        elif lists and typing.get_origin(kind) is list:
+            choices = list(typing.get_args(kind))
         for choice in choices:
             if dataclasses.is_dataclass(choice):
-                names += setting_names(typing.cast(type, choice), f"{prefix}{entry.name}.")
+                names += setting_names(typing.cast(type, choice), f"{prefix}{entry.name}.", lists=lists)
     return names
 
 
@@ -130,16 +139,32 @@ def _check_file(path: Path, known: set[str]) -> None:
             name = f"{prefix}{key}"
             if name not in known:
                 raise ConfigError(f"{path}: {unknown_key(name, known)}")
-            if isinstance(value, dict) and any(other.startswith(name + ".") for other in known):
-                walk(value, name + ".")
+            for below in value if isinstance(value, list) else [value]:
+                if isinstance(below, dict) and any(other.startswith(name + ".") for other in known):
+                    walk(below, name + ".")
 
     walk(tree, "")
+
+
+def _check_nulls(config: Any, prefix: str = "") -> None:
+    """Names a setting that is null although its type has no null; draccus lets it through."""
+    hints = typing.get_type_hints(type(config))
+    for entry in dataclasses.fields(config):
+        name, value = prefix + entry.name, getattr(config, entry.name)
+        if value is None and type(None) not in typing.get_args(hints[entry.name]):
+            raise ConfigError(f"`{name}` needs a value, but is null.")
+        for below in value if isinstance(value, list) else [value]:
+            if dataclasses.is_dataclass(below):
+                _check_nulls(below, name + ".")
 
 
 def main_guard(main: Any) -> None:
     """Runs a verb: an error that a user can mend is one paragraph on stderr, not a traceback."""
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

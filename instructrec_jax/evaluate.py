@@ -7,6 +7,7 @@ Any setting can be overridden as in train: `--data.test '[{path: other.jsonl}]'`
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from instructrec_jax import assemble
@@ -40,7 +41,11 @@ def evaluate(
     sources = config.data.test if split == "test" else config.data.validation
     cases = assemble.evaluation_data(config, task, sources)
     if not cases:
-        raise ValueError(f"data.{split} lists no sources, so there is nothing to evaluate on.")
+        other = "validation" if split == "test" else "test"
+        raise ValueError(
+            f"data.{split} lists no sources, so there is nothing to evaluate on. "
+            f"Set --data.{split}, or --split {other}."
+        )
     if is_run:
         name, model = "tuned", assemble.restored_model(config, task, path, mesh, step)
     else:
@@ -70,6 +75,8 @@ def main(args: list[str]) -> None:
     options, rest = parser.parse_known_args(args)
     is_run = (options.path / "config.yaml").is_file()
     config = parse(Config, rest, default=options.path / "config.yaml" if is_run else DEFAULT)
+    if is_run and not any(arg.startswith("--mesh") for arg in rest):
+        config = replace(config, mesh=assemble.fitting_mesh(config.mesh))
     out = options.out or (options.path / "evaluation" if is_run else Path("evaluation"))
     evaluate(options.path, config, out, split=options.split, step=options.step, baselines=not options.no_baselines)
 

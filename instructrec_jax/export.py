@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from instructrec_jax import assemble
@@ -50,12 +51,15 @@ def export(run: Path, out: Path, *, format: str, step: int | None = None, dtype:
         else:
             write_hf(partial, model, run, task, dtype)
         partial.rename(out)
+    except SafetensorError as error:  # not an OSError, even where the disk is full
+        raise OSError(f"{out} could not be written: {error}. Nothing is left of it; free some space.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_orbax(folder: Path, model: Assembly, settings: dict[str, Any], dtype: str | None) -> None:
-    params = model.params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), model.params)
+    # NumPy arrays: orbax would note the devices of jax arrays, and then ask for the same ones when it reads.
+    params = jax.tree.map(lambda x: np.asarray(x if dtype is None else x.astype(dtype)), model.params)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / "params").absolute(), params)
     flat, _ = jax.tree_util.tree_flatten_with_path(params)

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,14 @@ from instructrec_jax.config import Config, load, main_guard, parse, to_dict, to_
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped, write_skipped
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
-from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, better, contend, segments
+from instructrec_jax.evaluation.evaluator import (
+    Contender,
+    baseline_contenders,
+    better,
+    contend,
+    greater_is_better,
+    segments,
+)
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.results import show_results
@@ -43,17 +51,29 @@ from instructrec_jax.training.step import make_train_step
 from instructrec_jax.training.tracking import Tracker, progress_bar
 
 # Settings that may differ when a run goes on: they do not change what it computes.
-FREE_ON_RESUME = ("overwrite", "mesh", "checkpoint", "tracking")
+FREE_ON_RESUME = ("run_dir", "overwrite", "mesh", "checkpoint", "tracking")
+AT_LEAST = {
+    **{name: 1 for name in ("steps", "accumulation", "data.batch_size", "tracking.log_every")},
+    **{name: 1 for name in ("checkpoint.every", "checkpoint.keep_last", "optimizer.max_nonfinite")},
+    **{name: 1 for name in ("evaluation.patience", "evaluation.max_examples")},
+    **{name: 0 for name in ("seed", "evaluation.every", "checkpoint.keep_best")},
+}
+# What the verbs leave in a run directory, and so what --overwrite true deletes: nothing else.
+LEFT_BY_RUNS = (
+    *("config.yaml", "summary.json", "metrics.jsonl", "skipped.jsonl", "report.html", "wandb_id.txt"),
+    *("evaluation.json", "predictions.jsonl", "examples.json"),
+    *("backbone", "checkpoints", "tensorboard", "wandb", "evaluation"),
+)
 
 
 def train(config: Config) -> Path:
     """Runs, or goes on with, the training that `config` describes; returns the run directory."""
-    run_dir = open_run_dir(config)
+    check_settings(config)
+    run_dir = check_run_dir(config)
 
     # ------------------------------------------------------------------ task and data
     folder = assemble.backbone_folder(config.backbone.path)
     task = assemble.open_task(config, folder)
-    assemble.keep_declarations(folder, run_dir / "backbone", task)
     mesh = make_mesh(config.mesh)
     data = assemble.training_data(config, task, row_multiple=config.accumulation * data_shards(mesh))
     skipped: list[SkippedRow] = []
@@ -77,12 +97,13 @@ def train(config: Config) -> Path:
     train_step = make_train_step(
         task, model.graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=config.accumulation
     )
-    summary = summarise(config, task, model, state, mesh, data)
-    write_json(run_dir / "summary.json", {"title": run_dir.name, "facts": summary})
-    print("\n".join(f"{name:>14}  {value}" for name, value in summary.items()), file=sys.stderr)
 
-    # ------------------------------------------------------------------ resume
-    checkpoints = Checkpoints(run_dir, config.checkpoint, task.greater_is_better)
+    # ------------------------------------------------------------------ run directory, and resume
+    # Only now, so that a run that cannot begin or go on leaves no trace and deletes nothing.
+    start_run_dir(config, run_dir)
+    metric = config.evaluation.metric or task.metric
+    greater = greater_is_better(task, metric)
+    checkpoints = Checkpoints(run_dir, config.checkpoint, greater)
     step = 0
     progress: dict[str, Any] = {"tokens": 0, "stream": None, "best_value": None, "best_step": None, "stale": 0}
     if checkpoints.steps():
@@ -91,15 +112,19 @@ def train(config: Config) -> Path:
         check_same_data(progress.pop("data"), data.fingerprint, run_dir)
         state = checkpoints.restore(step, abstract(state, shardings))
         print(f"going on from the checkpoint of step {step}", file=sys.stderr)
+    assemble.keep_declarations(folder, run_dir / "backbone", task)
+    summary = summarise(config, task, model, state, mesh, data)
+    write_json(run_dir / "summary.json", {"title": run_dir.name, "facts": summary})
+    print("\n".join(f"{name:>14}  {value}" for name, value in summary.items()), file=sys.stderr)
 
     # ------------------------------------------------------------------ train
-    metric = config.evaluation.metric or task.metric
     tracker = Tracker(run_dir, config.tracking, step, to_dict(config))
     bar = progress_bar(config.steps, step)
     schedule = learning_rate_schedule(config.optimizer, config.steps)
     meter = Meter(tracker, bar, schedule, config.optimizer.max_nonfinite)
     shapes: set[tuple[int, int]] = set()
-    with bar, tracker, Interrupt() as interrupt:
+    value = None
+    with Interrupt() as interrupt, closing(checkpoints), bar, tracker:
         batches = data.batches(step, config.steps, progress["stream"])
         while step < config.steps and not interrupt.requested and not out_of_patience(config, progress):
             if task.refresh_every and step % task.refresh_every == 0:
@@ -125,21 +150,19 @@ def train(config: Config) -> Path:
                 scores = task.score(predict_with(merge_params(state.params, state.frozen)), validation)
                 value = chosen_metric(scores.metrics, metric)
                 tracker.log("evaluation", step, scores.metrics)
-                note_progress(task, progress, step, value)
+                note_progress(progress, step, value, greater)
                 bar.print(f"step {step}: {metric} {value:.4f}" + (" (best so far)" * (progress["best_step"] == step)))
                 meter.pause(time.perf_counter() - began)
-            last = step == config.steps or interrupt.requested
-            if step % config.checkpoint.every == 0 or last or progress["best_step"] == step:
+            if step % config.checkpoint.every == 0 or progress["best_step"] == step:
                 meter.flush()  # every line up to a checkpoint is on disk before the checkpoint is
-                saved = progress | {"data": data.fingerprint}
-                checkpoints.save(step, state, saved, to_dict(config), value)
+                checkpoints.save(step, state, progress | {"data": data.fingerprint}, to_dict(config), value)
         meter.flush()
-    checkpoints.close()
+        checkpoints.save(step, state, progress | {"data": data.fingerprint}, to_dict(config), value)
     skipped = [*data.skipped, *skipped]
     write_skipped(run_dir, skipped)
     if skipped:
         print(summarize_skipped(skipped), file=sys.stderr)
-    if interrupt.requested and step < config.steps:
+    if interrupt.requested:
         print(
             f"{interrupt.requested}: saved step {step} of {config.steps} in {run_dir}. "
             "Start again with the same command to go on.",
@@ -183,30 +206,54 @@ def compare(
     show_results(run_dir, contenders, examples, metric=config.evaluation.metric or task.metric)
 
 
-def open_run_dir(config: Config) -> Path:
-    """Makes the run directory, or checks that the one that is there is of the same run."""
+def check_settings(config: Config) -> None:
+    """Refuses numbers out of their range, so that none of them shows only in the middle of a run."""
+    settings = flatten(to_dict(config))
+    for name, least in AT_LEAST.items():
+        if settings[name] is not None and settings[name] < least:
+            raise ValueError(f"{name} must be at least {least}, but is {settings[name]}.")
+    if config.evaluation.patience and not (config.evaluation.every and config.data.validation):
+        raise ValueError("evaluation.patience needs evaluations: set data.validation, and evaluation.every above 0.")
+
+
+def check_run_dir(config: Config) -> Path:
+    """The run directory; an error where it is something else, or holds checkpoints of other settings."""
     run_dir = Path(config.run_dir)
     settings = run_dir / "config.yaml"
-    if config.steps < 1 or config.accumulation < 1:
-        raise ValueError("steps and accumulation must be at least 1.")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"run_dir {run_dir} is a file. Choose another run_dir.")
     if run_dir.exists() and any(run_dir.iterdir()) and not settings.is_file():
         raise ValueError(f"{run_dir} exists but is no run directory (no config.yaml). Choose another run_dir.")
-    if settings.is_file() and config.overwrite:
-        shutil.rmtree(run_dir)
-    elif settings.is_file():
-        before, now = flatten(to_dict(load(settings))), flatten(to_dict(config))
+    if settings.is_file():
+        try:
+            before, now = flatten(to_dict(load(settings))), flatten(to_dict(config))
+        except ValueError as error:
+            raise ValueError(
+                f"{run_dir} holds a config.yaml that is not of a run of this version ({error}). Choose another run_dir."
+            ) from error
         changed = [
             f"{key}: {before.get(key)} then, {now.get(key)} now"
             for key in sorted(before | now)
             if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_ON_RESUME
         ]
-        if changed:
+        trained = any(path.name.isdigit() for path in run_dir.glob("checkpoints/*"))
+        if changed and trained and not config.overwrite:
             raise ValueError(
                 f"{run_dir} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
                 "Choose another run_dir, or start anew with --overwrite true."
             )
-    write_text(settings, to_yaml(replace(config, overwrite=False)))
     return run_dir
+
+
+def start_run_dir(config: Config, run_dir: Path) -> None:
+    """Makes the run directory, without what an earlier run left if it is to be overwritten."""
+    if config.overwrite:
+        for path in (run_dir / name for name in LEFT_BY_RUNS):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    write_text(run_dir / "config.yaml", to_yaml(replace(config, overwrite=False)))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -229,9 +276,9 @@ def chosen_metric(metrics: dict[str, float], name: str) -> float:
     return metrics[name]
 
 
-def note_progress(task: Task, progress: dict[str, Any], step: int, value: float) -> None:
+def note_progress(progress: dict[str, Any], step: int, value: float, greater: bool) -> None:
     """Keeps the best metric, its step, and the number of evaluations since it."""
-    if better(task, value, progress["best_value"]):
+    if better(value, progress["best_value"], greater=greater):
         progress |= {"best_value": value, "best_step": step, "stale": 0}
     else:
         progress["stale"] += 1

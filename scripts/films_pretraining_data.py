@@ -1,18 +1,15 @@
 """Writes what the embedded backbone is pretrained from: its text, its tokenizer and its (weightless) configuration.
 
-    python scripts/films_pretraining_data.py --out runs/films_pretraining
+    python scripts/films_pretraining_data.py
 
-writes OUT/text.jsonl, OUT/architecture/ (config.json and a WordPiece tokenizer trained on that text), and OUT/subjects/
-(words of the glossary, and the theme or genre each belongs to). All of it is the project's own text: film descriptions,
-a glossary, and requests in the wordings that training may use. Then
+writes OUT/architecture/ (config.json and a WordPiece tokenizer) and OUT/subjects/ (spans of the glossary, and the theme
+or genre each belongs to). All of it is the project's own text: film descriptions, a glossary, and requests in the
+wordings that training may use. Then
 
-    python -m instructrec_jax.train --config_path configs/films_pretraining_1.yaml
-    python -m instructrec_jax.export runs/films_pretraining_1 --format hf --out runs/films_pretraining/stage_1
-    python -m instructrec_jax.train --config_path configs/films_pretraining_2.yaml
-    python -m instructrec_jax.export runs/films_pretraining_2 --format hf --dtype float16 --out FOLDER
+    python -m instructrec_jax.train --config_path configs/films_pretraining.yaml
+    python -m instructrec_jax.export runs/films_pretraining_run --format hf --dtype float16 --out FOLDER
 
-makes the folder that ships as `instructrec_jax/recommendation/films/backbone`: masked-language modelling first, then
-glossary words against the names of their subjects (contrastive).
+makes the folder that ships as `instructrec_jax/recommendation/films/backbone` (less its retrieval head).
 """
 
 import argparse
@@ -32,19 +29,17 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/films_pretraining"))
-    parser.add_argument("--vocab_size", type=int, default=9000)
+    parser.add_argument("--vocab_size", type=int, default=12000)
     parser.add_argument("--hidden_size", type=int, default=128)
     parser.add_argument("--num_layers", type=int, default=3)
-    parser.add_argument("--spans", type=int, default=400, help="glossary spans for each subject")
+    parser.add_argument("--spans", type=int, default=600, help="glossary spans for each subject")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     texts = films.pretraining_texts(seed=options.seed)
-    write_jsonl(options.out / "text.jsonl", ({"instruction": text} for text in texts))
-
     subjects = list(films.glossary())
     ids = [subject.replace(" ", "-") for subject in subjects]
-    (options.out / "subjects").mkdir(exist_ok=True)
+    (options.out / "subjects").mkdir(parents=True, exist_ok=True)
     Catalogue(ids, subjects, [f"Themes: {subject}." for subject in subjects]).save(options.out / "subjects")
     rng = np.random.default_rng(options.seed)
     spans = (

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+# Named, because --help shows a setting's comment only where its type is a plain name.
+DType = Literal["auto", "float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]
+
 
 @dataclass
 class BackboneConfig:
@@ -11,5 +15,5 @@ class BackboneConfig:
     path: str = ""  # HuggingFace folder or hub id; "films" is the small one that comes with this package
     random_init: bool = False  # take only the architecture from the folder and draw new weights
     frozen: bool = False  # train the head alone
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of activations; auto: bfloat16 on accelerators
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again to save memory
+    dtype: DType = "auto"  # of activations; auto: bfloat16 on accelerators
+    remat: Remat = "none"  # what the backward pass computes again to save memory

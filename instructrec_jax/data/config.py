@@ -3,7 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from instructrec_jax.data.skipped import OnBadExample
 from instructrec_jax.data.sources import SourceConfig
+
+# Named, because --help shows a setting's comment only where its type is a plain name.
+Prepared = Literal["films"]
+Truncate = Literal["error", "left", "right", "drop"]
 
 
 @dataclass
@@ -13,9 +18,9 @@ class DataConfig:
     train: list[SourceConfig] = field(default_factory=list)  # sources to train on, mixed by their weights
     validation: list[SourceConfig] = field(default_factory=list)  # watched while training; picks the best checkpoint
     test: list[SourceConfig] = field(default_factory=list)  # evaluated before and after tuning
-    prepare: Literal["films"] | None = None  # embedded data to write into task.catalogue first, if it is not there
+    prepare: Prepared | None = None  # embedded data to write into task.catalogue first, if it is not there
     temperature: float = 1.0  # tasks are mixed in proportion to size ** (1 / temperature)
     batch_size: int = 64  # examples a step, over all devices
     max_length: int = 128  # tokens a text, special tokens included
-    truncate: Literal["error", "left", "right", "drop"] = "error"  # what happens to longer texts (it is counted)
-    on_bad_example: Literal["error", "skip"] = "error"  # stop at a bad record, or count it and go on
+    truncate: Truncate = "error"  # what happens to longer texts (it is counted)
+    on_bad_example: OnBadExample = "error"  # stop at a bad record, or count it and go on

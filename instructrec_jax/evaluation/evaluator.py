@@ -1,10 +1,12 @@
 """One table: the model before and after tuning beside simple baselines, on the same cases."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from instructrec_jax.evaluation.predictor import remember
+from instructrec_jax.evaluation.report import LOWER_IS_BETTER
 from instructrec_jax.metrics.ranking import paired_bootstrap
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
 
@@ -99,7 +101,12 @@ def table(contenders: Sequence[Contender], *, tuned: str, protocol: str, metric:
     }
 
 
-def better(task: Task, new: float, old: float | None) -> bool:
-    if old is None:
-        return True
-    return new > old if task.greater_is_better else new < old
+def greater_is_better(task: Task, metric: str) -> bool:
+    """The task says so of its own metric; of any other, its name does."""
+    return task.greater_is_better if metric == task.metric else metric not in LOWER_IS_BETTER
+
+
+def better(new: float, old: float | None, *, greater: bool) -> bool:
+    if old is None or not math.isfinite(new):
+        return math.isfinite(new)
+    return new > old if greater else new < old

@@ -159,10 +159,14 @@ def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -
       ValueError: a text without tokens, or one longer than `max_length` under `truncate: error`.
     """
     texts = [text.lower() for text in texts] if context.lower_case else list(texts)
-    encoded = context.tokenizer(texts, add_special_tokens=True, truncation=False, verbose=False)
+    encoded = context.tokenizer(
+        texts, add_special_tokens=True, truncation=False, return_special_tokens_mask=True, verbose=False
+    )
     types = encoded.get("token_type_ids") or [None] * len(texts)
     result: list[Text | None] = []
-    for ids, kinds, name in zip(encoded["input_ids"], types, names, strict=True):
+    for ids, kinds, special, name in zip(
+        encoded["input_ids"], types, encoded["special_tokens_mask"], names, strict=True
+    ):
         if len(ids) > context.max_length:
             if context.truncate == "error":
                 raise ValueError(
@@ -174,21 +178,25 @@ def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -
             if context.truncate == "drop":
                 result.append(None)
                 continue
-            ids, kinds = cut(ids, kinds, context)
+            kept = cut(special, name, context)
+            ids, kinds = [ids[i] for i in kept], None if kinds is None else [kinds[i] for i in kept]
         if not ids:
             raise ValueError(f"{name} has no tokens.")
         result.append(Text(np.asarray(ids, np.int32), None if kinds is None else np.asarray(kinds, np.int32)))
     return result
 
 
-def cut(ids: list[int], kinds: list[int] | None, context: TaskContext) -> tuple[list[int], list[int] | None]:
-    """Shortens a tokenised text to `max_length`, keeping the special tokens at its ends."""
-    tokenizer, length = context.tokenizer, context.max_length
-    special = tokenizer.build_inputs_with_special_tokens([]) if hasattr(tokenizer, "cls_token_id") else []
-    head = 1 if special and ids[0] == special[0] else 0
-    tail = 1 if len(special) > 1 and ids[-1] == special[-1] else 0
-    room = length - head - tail
-    body = ids[head : len(ids) - tail]
-    body = body[-room:] if context.truncate == "left" else body[:room]
-    kept = ids[:head] + body + ids[len(ids) - tail :]
-    return kept, None if kinds is None else kinds[:length]
+def cut(special: list[int], name: str, context: TaskContext) -> list[int]:
+    """Which tokens of a too long text are kept: the special ones around it, and its beginning or its end.
+
+    Args:
+      special: 1 for each token that the tokenizer put around the text, 0 for the text's own.
+    """
+    own = [i for i, is_special in enumerate(special) if not is_special]
+    room = context.max_length - (len(special) - len(own))
+    if room < 1:
+        raise ValueError(
+            f"data.max_length is {context.max_length}, which leaves no room beside the special tokens of {name}."
+        )
+    left_out = set(own[:-room] if context.truncate == "left" else own[room:])
+    return [i for i in range(len(special)) if i not in left_out]

@@ -35,7 +35,7 @@ from instructrec_jax.tasks.base import (
 class MaskedLMConfig(TaskConfig):
     """Guess hidden tokens."""
 
-    mask_rate: float = 0.15  # share of a text's tokens to guess: 80% masked, 10% replaced, 10% left as they are
+    mask_rate: float = 0.15  # share of the tokens to guess; 8 of 10 are masked, 1 is replaced, 1 left as it is
 
     def build(self, context: TaskContext) -> "MaskedLMTask":
         return MaskedLMTask(self, context)

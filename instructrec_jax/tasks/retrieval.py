@@ -36,6 +36,10 @@ from instructrec_jax.tasks.base import (
 ROW_ARRAYS = ("tokens", "token_types", "segment_ids", "positions", "text_numbers")
 BLOCK = 512  # cases scored at a time: [BLOCK, items] is the largest array of an evaluation
 
+# Named, because --help shows a setting's comment only where its type is a plain name.
+Softmax = Literal["in_batch", "sampled", "full"]
+Pooling = Literal["cls", "mean", "max", "mean_sqrt_len"]
+
 
 @TaskConfig.register_subclass("retrieval")
 @dataclass
@@ -43,11 +47,11 @@ class RetrievalConfig(TaskConfig):
     """Find the item of a catalogue that answers an instruction."""
 
     catalogue: str = "data/films"  # folder with items.parquet (columns id, title, text)
-    softmax: Literal["in_batch", "sampled", "full"] = "in_batch"  # candidates that a positive competes with
+    softmax: Softmax = "in_batch"  # candidates that a positive competes with
     negatives: int = 64  # for sampled: further items drawn for each batch, shared by its examples
     refresh_every: int = 100  # for full: steps between recomputations of all item vectors
     projection: int | None = None  # width of the vectors; null: the backbone's, without a projection
-    pooling: Literal["cls", "mean", "max", "mean_sqrt_len"] | None = None  # null: what the checkpoint declares
+    pooling: Pooling | None = None  # null: what the checkpoint declares
     temperature: float = 0.05  # initial temperature of the softmax; it is trained
     cutoffs: list[int] = field(default_factory=lambda: [10])  # k of HR@k, NDCG@k and MRR@k
     candidates: int = 0  # also rank each target among this many uniformly drawn unseen items; 0: do not
@@ -208,7 +212,8 @@ class RetrievalTask(Task):
         metrics = {
             name: value
             for name, value in ranking.ranking_metrics(ranks, self.config.cutoffs).items()
-            if not name.endswith("@1") or not name.startswith(("NDCG", "MRR"))  # at 1 all three are the same
+            # At 1 all three are the same.
+            if name == self.metric or not name.endswith("@1") or not name.startswith(("NDCG", "MRR"))
         }
         if sampled:
             extra = ranking.ranking_metrics(ranking.concatenate(sampled), self.config.cutoffs)

@@ -1,6 +1,7 @@
 """Checkpoints of a run, kept by orbax: the state, the position in the data and the run's progress."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,24 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path, config: CheckpointConfig | None = None, greater_is_better: bool = True):
         """Opens the checkpoints for writing; with no `config`, for reading only."""
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        for name in ("absl", "asyncio"):  # what orbax logs there as an error it also raises
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = (run_dir / "checkpoints").absolute()
         if config is None:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
-            keep: list[Any] = [preservation_policy.LatestN(max(1, config.keep_last))]
-            if config.keep_best:
-                best = preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics["metric"],
-                    reverse=not greater_is_better,
-                    n=config.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-                keep.append(best)
+
+            def rank(metrics: dict[str, float]) -> Any:
+                # Of equal metrics the earliest is the best, as it is for early stopping.
+                return (metrics["metric"] if greater_is_better else -metrics["metric"], -metrics["step"])
+
+            latest = preservation_policy.LatestN(config.keep_last)
+            best = preservation_policy.BestN(
+                get_metric_fn=rank, n=config.keep_best, keep_checkpoints_without_metrics=False
+            )
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+                preservation_policy=preservation_policy.AnyPreservationPolicy([latest, best]),
+                best_fn=rank,  # without it the metrics stay in memory, and a resumed run would delete its best
                 cleanup_tmp_directories=True,
             )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
@@ -65,10 +68,10 @@ class Checkpoints:
                     progress=ocp.args.JsonSave(progress),
                     config=ocp.args.JsonSave(config),
                 ),
-                metrics=None if metric is None else {"metric": metric},
+                metrics=None if metric is None or not math.isfinite(metric) else {"metric": metric, "step": step},
                 force=True,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # tensorstore's error for a full disk is a ValueError
             raise self._disk_error(error) from error
 
     def restore(self, step: int, like: Any) -> Any:
@@ -87,7 +90,8 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"the checkpoint {self.folder / str(step)} does not fit this configuration's model: {error}\n"
-                "Use the configuration that wrote it (config.yaml in the run directory), or another run_dir."
+                "Use the configuration that wrote it (config.yaml in the run directory), or another run_dir. If its "
+                "files are damaged, delete this folder to go on from an earlier checkpoint."
             ) from error
 
     def progress(self, step: int) -> dict[str, Any]:
@@ -106,10 +110,10 @@ class Checkpoints:
         try:
             self.manager.wait_until_finished()
             self.manager.close()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # tensorstore's error for a full disk is a ValueError
             raise self._disk_error(error) from error
 
-    def _disk_error(self, error: OSError) -> OSError:
+    def _disk_error(self, error: Exception) -> OSError:
         return OSError(
             f"a checkpoint could not be written below {self.folder}: {error}. Earlier checkpoints are whole: free some "
             "space and start again with the same command to go on from the last one."

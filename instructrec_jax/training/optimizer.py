@@ -57,8 +57,16 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """
     if config.learning_rate <= 0:
         raise ValueError(f"optimizer.learning_rate must be above 0, but is {config.learning_rate}.")
+    for name in ("warmup", "final_ratio"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"optimizer.{name} is a share, from 0 to 1, but is {getattr(config, name)}.")
+    if config.clip_norm is not None and config.clip_norm <= 0:
+        raise ValueError(f"optimizer.clip_norm must be above 0 (null: no clipping), but is {config.clip_norm}.")
     head_factor = 1.0 if config.head_learning_rate is None else config.head_learning_rate / config.learning_rate
-    excluded = [re.compile(pattern) for pattern in config.decay_exclude]
+    try:
+        excluded = [re.compile(pattern) for pattern in config.decay_exclude]
+    except re.error as error:
+        raise ValueError(f"optimizer.decay_exclude: {error.pattern!r} is no regular expression ({error}).") from error
 
     def decays(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(

@@ -29,7 +29,7 @@ VIEWERS = {"train": 800, "validation": 100, "test": 300}
 HELD_OUT_FILMS = 0.1  # share of the films that no training viewer has seen or wanted
 TITLES_IN_PROMPT = 5
 WORDINGS_OF_A_CASE = 2  # training examples made of each choice of a training viewer
-QUOTED = 0.4  # share of a training wish's clauses that quote the glossary instead of a phrase
+QUOTED = 0.6  # share of a training wish's clauses that quote the glossary instead of a phrase
 
 
 @cache
@@ -158,7 +158,7 @@ def wish(film: dict[str, Any], viewer: Viewer, split: str, rng: np.random.Genera
 
     liked = [t for t in film["themes"] if t in viewer.themes]
     themes = [*rng.permutation(liked), *rng.permutation([t for t in film["themes"] if t not in liked])]
-    themes = themes[: int(rng.integers(2, 4))]
+    themes = themes[: int(rng.integers(2, 5))]
     adjectives: list[str] = []
     clauses: list[str] = []
     for theme in themes:
@@ -190,9 +190,9 @@ def quote(subject: str, rng: np.random.Generator) -> str:
         words = bare(str(rng.choice(glossary()[subject]))).split()
         size = int(rng.integers(1, 7))
         start = int(rng.integers(0, max(1, len(words) - size + 1)))
-        span = " ".join(words[start : start + size])
-        if not any(f" {phrase} " in f" {span} " for phrase in held_out_phrases()):
-            return f"{rng.choice(['with', 'about', 'where', 'like'])} {span}"
+        text = " ".join([str(rng.choice(["with", "about", "where", "like"])), *words[start : start + size]])
+        if not any(f" {phrase} " in f" {text} " for phrase in held_out_phrases()):
+            return text
 
 
 def listing(titles: list[str]) -> str:

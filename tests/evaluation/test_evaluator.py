@@ -1,0 +1,146 @@
+"""The table of an evaluation: segments, rows and differences."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Text
+from instructrec_jax.evaluation.evaluator import (
+    Contender,
+    baseline_contenders,
+    better,
+    contend,
+    greater_is_better,
+    segments,
+    table,
+)
+from instructrec_jax.metrics.ranking import paired_bootstrap
+from instructrec_jax.tasks.base import Encoded, Scores, Task
+
+
+def encoded(count: int = 6) -> list[Encoded]:
+    return [
+        Encoded(
+            Text(np.array([n], np.int32)),
+            n,
+            Example(instruction=f"text {n}", id=f"e{n}", origin={"wording": "new" if n % 3 == 0 else "known"}),
+        )
+        for n in range(count)
+    ]
+
+
+class Stub(Task):
+    """Scores a case by what `predict` gives its text; its only baseline by the number of the case."""
+
+    metric = "gain"
+
+    def score(self, predict: Any, encoded: Sequence[Encoded]) -> Scores:
+        values = np.array([float(v) for v in predict([e.text for e in encoded])])
+        return Scores({"gain": float(values.mean())}, {"gain": values}, [{"id": e.example.id} for e in encoded])
+
+    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+        values = np.array([len(train) * e.target / 100 for e in test])
+        return {"number": Scores({"gain": float(values.mean())}, {"gain": values})}
+
+
+def test_segments() -> None:
+    cases = encoded()
+    assert segments(cases, None) == {"": cases}
+    groups = segments(cases, "wording")
+    assert {name: [e.example.id for e in group] for name, group in groups.items()} == {
+        "new": ["e0", "e3"],
+        "known": ["e1", "e2", "e4", "e5"],
+    }
+    with pytest.raises(ValueError, match="evaluation.segment_by is 'viewer', but test example 'e0' has no origin"):
+        segments(cases, "viewer")
+
+
+def test_a_contender_runs_each_text_once_and_scores_each_segment() -> None:
+    calls: list[int] = []
+
+    def predict(texts: Sequence[Text], **_: Any) -> list[np.ndarray]:
+        calls.extend(int(t.tokens[0]) for t in texts)
+        return [t.tokens[0] * 1.0 for t in texts]
+
+    cases = encoded()
+    groups = {**segments(cases, "wording"), "all": cases}
+    contender = contend("after tuning", Stub(), predict, groups)
+    assert sorted(calls) == list(range(6))
+    means = {segment: scores.metrics["gain"] for segment, scores in contender.scores.items()}
+    assert means == {"new": 1.5, "known": 3.0, "all": 2.5}
+
+
+def test_baselines_are_rows_with_all_segments() -> None:
+    cases = encoded()
+    (row,) = baseline_contenders(Stub(), cases, segments(cases, "wording"))
+    assert row.name == "number"
+    means = {segment: scores.metrics["gain"] for segment, scores in row.scores.items()}
+    assert means == pytest.approx({"new": 0.09, "known": 0.18})
+
+
+def contenders() -> list[Contender]:
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, mean in (("before tuning", 0.2), ("after tuning", 0.6), ("popularity", 0.1)):
+        scores = {}
+        for segment, size in (("known", 40), ("new", 25)):
+            values = rng.normal(mean, 0.3, size)
+            metrics = {"NDCG@10": float(values.mean()), "HR@10": mean}
+            scores[segment] = Scores(metrics, {"NDCG@10": values}, report=f"report of {name}")
+        rows.append(Contender(name, scores))
+    return rows
+
+
+def test_table() -> None:
+    rows = contenders()
+    result = table(rows, tuned="after tuning", protocol="65 cases", metric="NDCG@10")
+    assert result["protocol"] == "65 cases"
+    assert result["metrics"] == ["NDCG@10, known", "HR@10, known", "NDCG@10, new", "HR@10, new"]
+    assert [row["name"] for row in result["rows"]] == ["before tuning", "after tuning", "popularity"]
+    for row, contender in zip(result["rows"], rows, strict=True):
+        for segment, scores in contender.scores.items():
+            assert row["values"][f"NDCG@10, {segment}"] == scores.metrics["NDCG@10"]
+    assert result["report"] == "known\nreport of after tuning\n\nnew\nreport of after tuning"
+
+
+def test_differences_are_paired_over_cases_and_of_the_same_segment() -> None:
+    rows = contenders()
+    result = table(rows, tuned="after tuning", protocol="", metric="NDCG@10")
+    names = [(d["name"], d["metric"]) for d in result["differences"]]
+    assert names == [
+        (f"after tuning − {other}", f"NDCG@10, {segment}")
+        for other in ("before tuning", "popularity")
+        for segment in ("known", "new")
+    ]
+    for difference in result["differences"]:
+        other = next(c for c in rows if difference["name"].endswith(c.name))
+        segment = difference["metric"].split(", ")[1]
+        mine, theirs = (c.scores[segment].cases["NDCG@10"] for c in (rows[1], other))
+        assert difference["mean"] == pytest.approx((mine - theirs).mean())
+        assert (difference["mean"], difference["low"], difference["high"]) == paired_bootstrap(mine, theirs)
+        # About ± 1.96 standard errors.
+        error = (mine - theirs).std(ddof=1) / np.sqrt(len(mine))
+        assert difference["high"] - difference["low"] == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_a_table_without_segments_or_cases() -> None:
+    plain = [Contender(name, {"": Scores({"loss": value})}) for name, value in (("a", 1.0), ("b", 2.0))]
+    result = table(plain, tuned="b", protocol="", metric="loss")
+    assert result["metrics"] == ["loss"] and result["differences"] == [] and result["report"] == ""
+    assert table(plain, tuned="c", protocol="", metric="loss")["differences"] == []
+
+
+def test_better_knows_the_direction() -> None:
+    assert better(0.1, None, greater=True) and better(0.2, 0.1, greater=True) and better(0.1, 0.2, greater=False)
+    for greater in (True, False):
+        assert not better(0.1, 0.1, greater=greater)
+        assert not better(float("nan"), None, greater=greater) and not better(float("nan"), 0.1, greater=greater)
+    assert not better(0.1, 0.2, greater=True) and not better(0.2, 0.1, greater=False)
+    task = Stub()
+    assert greater_is_better(task, "gain") and greater_is_better(task, "HR@10")
+    assert not greater_is_better(task, "loss") and not greater_is_better(task, "mse")
+    task.greater_is_better = False
+    assert not greater_is_better(task, "gain")

@@ -1,0 +1,93 @@
+"""Predictions do not depend on what shares a batch or a row with a text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Setup
+
+from instructrec_jax.data.loader import Text
+from instructrec_jax.evaluation import predictor as module
+from instructrec_jax.evaluation.predictor import predictor, remember
+
+
+@pytest.mark.parametrize("kind", ["classification", "token_classification"])
+def test_a_text_alone_equals_the_text_among_many(
+    kind: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Per text and per token, in any order, in batches of any size, from any row and bucket."""
+    setup = Setup(kind, checkpoint, tmp_path)
+    texts = [e.text for e in setup.encoded]
+    lengths = [len(text.tokens) for text in texts]
+    assert min(lengths) < 8 and max(lengths) > 32  # several texts to a row, and more than one bucket
+    predict = predictor(setup.task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
+    together = predict(texts)
+    shape = (5,) if kind == "classification" else (2,)
+    for output, length in zip(together, lengths, strict=True):
+        assert output.shape == (shape if kind == "classification" else (length, *shape))
+    for number in (int(np.argmax(lengths)), int(np.argmin(lengths))):
+        np.testing.assert_allclose(predict([texts[number]])[0], together[number], atol=1e-5)
+    order = np.random.default_rng(0).permutation(len(texts))
+    for output, number in zip(predict([texts[i] for i in order]), order, strict=True):
+        np.testing.assert_allclose(output, together[number], atol=1e-5)
+    monkeypatch.setattr(module, "TOKENS_PER_BATCH", 128)  # many small batches
+    for output, expected in zip(predict(texts), together, strict=True):
+        np.testing.assert_allclose(output, expected, atol=1e-5)
+
+
+def test_eight_devices_predict_what_one_does(checkpoint: Path, tmp_path: Path) -> None:
+    one, eight = (
+        Setup("classification", checkpoint, tmp_path / str(n), mesh=mesh)
+        for n, mesh in enumerate([(1, 1, 1), (2, 2, 2)])
+    )
+    results = [
+        predictor(s.task, s.model.graphdef, s.mesh, s.buckets)(s.model.params)([e.text for e in s.encoded])
+        for s in (one, eight)
+    ]
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5)
+
+
+def test_per_token_arrays_stay_with_their_text(checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("masked_lm", checkpoint, tmp_path)
+    predict = predictor(setup.task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
+    parts = setup.parts()
+    outputs = predict(parts.texts, **parts.per_token)
+    for output, supervised in zip(outputs, parts.per_token["supervised"], strict=True):
+        assert output.shape == (len(supervised), 2) and (output[supervised > 0, 0] > 0).all()
+    number, hidden = 5, parts.per_token["supervised"][5] > 0
+    alone = predict([parts.texts[number]], **{name: [values[number]] for name, values in parts.per_token.items()})
+    np.testing.assert_allclose(alone[0][hidden], outputs[number][hidden], atol=1e-5)
+
+
+# ------------------------------------------------------------------ remember
+
+
+def test_remember_runs_each_text_once() -> None:
+    calls: list[list[int]] = []
+
+    def predict(texts: Sequence[Text], **_: Any) -> list[np.ndarray]:
+        calls.append([int(text.tokens[0]) for text in texts])
+        return [text.tokens * 10 for text in texts]
+
+    texts = [Text(np.array([n], np.int32)) for n in range(5)]
+    once = remember(predict)
+    first = once([texts[3], texts[1], texts[3]])
+    second = once([texts[1], texts[0], texts[3]])
+    assert calls == [[3, 1], [0]]
+    assert [int(o[0]) for o in first] == [30, 10, 30] and [int(o[0]) for o in second] == [10, 0, 30]
+    assert once([]) == [] and len(calls) == 2
+
+
+def test_remember_keeps_no_answer_of_a_text_that_is_gone() -> None:
+    """A new text may get the address of one that was thrown away."""
+    once = remember(lambda texts, **_: [text.tokens * 10 for text in texts])
+    for number in range(200):
+        assert int(once([Text(np.array([number], np.int32))])[0][0]) == 10 * number
+
+
+def test_remember_does_not_remember_calls_with_arrays() -> None:
+    once = remember(lambda texts, **arrays: [text.tokens + arrays["plus"][n] for n, text in enumerate(texts)])
+    text = Text(np.array([1], np.int32))
+    assert [int(once([text], plus=[np.array([n])])[0][0]) for n in (1, 2)] == [2, 3]

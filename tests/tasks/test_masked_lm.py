@@ -1,0 +1,183 @@
+"""Masked language modelling: what is hidden, and the loss on it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import Setup, examples
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text, lay_out, pack
+from instructrec_jax.data.packing import length_buckets, plan_batch, unpacked
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.tasks import MaskedLMConfig
+from instructrec_jax.tasks.base import Encoded, TaskContext
+
+EXAMPLE = Example(instruction="a film")
+
+
+@pytest.fixture
+def context(tokenizer: Any) -> TaskContext:
+    return TaskContext(tokenizer, 64)
+
+
+def build(context: TaskContext, rate: float = 0.15) -> Any:
+    return MaskedLMConfig(mask_rate=rate).build(context)
+
+
+def random_texts(tokenizer: Any, lengths: Any, seed: int = 0) -> list[Encoded]:
+    """[CLS] ordinary tokens [SEP], of given lengths in all."""
+    rng, special = np.random.default_rng(seed), tokenizer.all_special_ids
+    ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
+    made = []
+    for length in lengths:
+        body = rng.choice(ordinary, max(1, length - 2))
+        tokens = np.array([tokenizer.cls_token_id, *body, tokenizer.sep_token_id], np.int32)
+        made.append(Encoded(Text(tokens), None, EXAMPLE))
+    return made
+
+
+# ------------------------------------------------------------------ what is hidden
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.4])
+def test_mask_rate_and_the_shares_of_ten(rate: float, context: TaskContext, tokenizer: Any) -> None:
+    encoded = random_texts(tokenizer, [3, 5, 20, 40, 200] * 60)
+    parts = build(context, rate).gather(encoded, np.random.default_rng(1))
+    kept = replaced = masked = 0
+    for e, text, supervised, labels in zip(
+        encoded, parts.texts, parts.per_token["supervised"], parts.per_token["labels"], strict=True
+    ):
+        before, after, hidden = e.text.tokens, text.tokens, supervised > 0
+        assert supervised.sum() == min(len(before) - 2, max(1, int(rate * len(before))))
+        assert not hidden[0] and not hidden[-1]  # special tokens
+        np.testing.assert_array_equal(after[~hidden], before[~hidden])
+        np.testing.assert_array_equal(labels, before)
+        masked += (after[hidden] == tokenizer.mask_token_id).sum()
+        kept += (after[hidden] == before[hidden]).sum()
+        replaced += ((after != before) & (after != tokenizer.mask_token_id))[hidden].sum()
+    total = masked + kept + replaced
+    assert total > 2000
+    # Within five standard errors; of all random tokens one is the mask, and one the token itself.
+    one = 0.1 / len(tokenizer)
+    for share, count in ((0.8 + one, masked), (0.1 + one, kept), (0.1 - 2 * one, replaced)):
+        assert abs(count / total - share) < 5 * np.sqrt(share * (1 - share) / total)
+    assert all(e.text.tokens[0] == tokenizer.cls_token_id for e in encoded)  # the examples themselves stay
+
+
+def test_every_ordinary_token_may_be_hidden_and_each_batch_hides_others(context: TaskContext, tokenizer: Any) -> None:
+    task, encoded = build(context), random_texts(tokenizer, [12])
+    hidden = [
+        tuple(np.flatnonzero(task.gather(encoded, np.random.default_rng(n)).per_token["supervised"][0]))
+        for n in range(200)
+    ]
+    assert {place for places in hidden for place in places} == set(range(1, 11))
+    again = task.gather(encoded, np.random.default_rng(3)).per_token["supervised"][0]
+    assert tuple(np.flatnonzero(again)) == hidden[3]
+
+
+def test_special_tokens_inside_a_text_are_never_hidden(context: TaskContext, tokenizer: Any) -> None:
+    task = build(context, 0.9)
+    (e,) = task.encode([Example(instruction="a [SEP] b [UNK] [MASK]")])
+    special = np.isin(e.text.tokens, tokenizer.all_special_ids)
+    assert special.sum() == 5
+    supervised = task.gather([e], np.random.default_rng(0)).per_token["supervised"][0]
+    np.testing.assert_array_equal(supervised > 0, ~special)
+
+
+def test_answers_are_part_of_the_text(context: TaskContext) -> None:
+    task = build(context)
+    whole, alone = task.encode([Example(instruction="a film", output="war"), Example(instruction="a film war")])
+    np.testing.assert_array_equal(whole.text.tokens, alone.text.tokens)
+
+
+def test_errors(context: TaskContext, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="example 'x7' has no token that could be masked"):
+        build(context).encode([Example(instruction="[UNK]", id="x7")])
+    for rate in (0.0, 1.0, 15.0):
+        with pytest.raises(ValueError, match="task.mask_rate should lie between 0 and 1"):
+            build(context, rate)
+
+    class Maskless:
+        mask_token_id = None
+
+    with pytest.raises(ValueError, match="the tokenizer has no mask token"):
+        build(TaskContext(Maskless(), 64))
+
+
+# ------------------------------------------------------------------ loss
+
+
+class Stub:
+    """A model whose logits say at which place of the row they were asked for."""
+
+    backbone = None
+
+    def hidden(self, batch: Any, dropout: Any = None) -> Any:
+        return np.zeros((*batch["tokens"].shape, 1), np.float32)
+
+    def head(self, backbone: Any, hidden: Any, index: Any) -> Any:
+        self.index = np.asarray(index)
+        return jax.numpy.zeros((*index.shape, 128))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_hidden_token_is_cut_away(seed: int, context: TaskContext, tokenizer: Any) -> None:
+    """Only as many places of a row go through the vocabulary as can hold hidden tokens: none may be missing."""
+    rng = np.random.default_rng(seed)
+    rate = float(rng.choice([0.01, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 0.95]))
+    longest = int(rng.choice([16, 32, 50, 64, 128]))
+    lengths = np.clip(rng.geometric(rng.choice([0.03, 0.1, 0.4]), int(rng.integers(1, 80))), 3, longest)
+    if seed % 4 == 0:
+        rate, lengths[:] = 0.01, 3  # more hidden tokens than the rate says: one in each text
+    task, stub = build(context, rate), Stub()
+    parts = task.gather(random_texts(tokenizer, lengths, seed), rng)
+    for plan in (plan_batch(lengths, length_buckets(longest), 1), unpacked(lengths, longest)):
+        batch = lay_out(parts, plan)
+        total, weight = task.loss(stub, batch, dropout=None, buffers={}, parts=1)
+        assert float(weight) == sum(s.sum() for s in parts.per_token["supervised"])
+        assert float(total) == pytest.approx(float(weight) * np.log(128), rel=1e-5)
+        found = np.take_along_axis(batch["supervised"], stub.index, axis=1)
+        np.testing.assert_array_equal(found.sum(1), batch["supervised"].sum(1))
+
+
+def test_loss_and_scores_equal_numpy(checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("masked_lm", checkpoint, tmp_path)
+    task, graphdef = setup.task, setup.model.graphdef
+    parts = task.gather(setup.encoded, np.random.default_rng(task.context.seed))  # hidden as `score` hides them
+    batch = pack(parts, setup.buckets, 1).arrays
+
+    @jax.jit
+    def run(params: Any, batch: Any) -> Any:
+        model = nnx.merge(graphdef, params)
+        logits = model.head(model.backbone, model.hidden(batch))
+        return task.loss(model, batch, dropout=None, buffers={}, parts=1), logits
+
+    (total, weight), logits = run(setup.model.params, batch)
+    z, hidden = np.asarray(logits, np.float64), batch["supervised"] > 0
+    highest = z.max(-1, keepdims=True)
+    log_probabilities = z - highest - np.log(np.exp(z - highest).sum(-1, keepdims=True))
+    losses = -np.take_along_axis(log_probabilities, batch["labels"][..., None], -1)[..., 0][hidden]
+    assert float(weight) == hidden.sum()
+    assert float(total) == pytest.approx(losses.sum(), rel=1e-5)
+
+    predict = predictor(task, graphdef, setup.mesh, setup.buckets)(setup.model.params)
+    scores = task.score(predict, setup.encoded)
+    assert scores.metrics["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert scores.metrics["perplexity"] == pytest.approx(np.exp(losses.mean()), rel=1e-4)
+    assert scores.metrics["accuracy"] == pytest.approx((z.argmax(-1) == batch["labels"])[hidden].mean())
+    assert len(scores.cases["loss"]) == len(setup.encoded) and task.metric in scores.metrics
+    assert scores.metrics == task.score(predict, setup.encoded).metrics  # the same tokens each time
+    assert not task.greater_is_better
+
+
+def test_gather_is_a_function_of_its_generator(context: TaskContext) -> None:
+    task = build(context)
+    encoded = task.encode(examples("masked_lm"))
+    first, second = (task.gather(encoded, np.random.default_rng(5)) for _ in range(2))
+    assert isinstance(first, Parts)
+    for a, b in zip(first.texts, second.texts, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)

@@ -1,0 +1,159 @@
+"""What leaves a run opens elsewhere, with the same numbers: in plain orbax, and in transformers with PyTorch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from safetensors.numpy import load_file
+from tiny_runs import tiny_run, write_settings
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from instructrec_jax import assemble, export
+from instructrec_jax.config import Config
+from instructrec_jax.data.loader import Parts, Text, lay_out
+from instructrec_jax.data.packing import unpacked
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.files import read_json, read_jsonl
+from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints
+
+OPEN_WITH_ORBAX = """
+import sys
+import jax, numpy as np, orbax.checkpoint as ocp
+from pathlib import Path
+for folder in sys.argv[1:]:
+    params = ocp.StandardCheckpointer().restore(Path(folder).absolute() / "params")
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_put(params))
+    flat = {"/".join(part.key for part in path): x for path, x in leaves}
+    np.savez(folder + ".npz", **{name: np.asarray(x) for name, x in flat.items()})
+assert jax.device_count() == 1 and not any(name.startswith("instructrec") for name in sys.modules)
+"""
+
+
+def run_of_step_1(kind: str, checkpoint: Path, folder: Path, **changes: Any) -> tuple[Path, Any]:
+    """A run directory with one checkpoint of moved parameters, without the training; and these parameters."""
+    config = tiny_run(kind, checkpoint, folder, **changes)
+    run = Path(config.run_dir)
+    task, mesh = assemble.open_task(config, checkpoint), make_mesh(config.mesh)
+    assemble.keep_declarations(checkpoint, run / "backbone", task)
+    write_settings(config, run / "config.yaml")
+    rng = np.random.default_rng(0)
+    model = assemble.load_model(config, task, checkpoint, mesh)
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), model.params)
+    params = jax.device_put(params, model.shardings)
+    checkpoints = Checkpoints(run, CheckpointConfig())
+    checkpoints.save(1, {"params": params}, {"best_step": None}, {}, None)
+    checkpoints.close()
+    return run, nnx.merge(model.graphdef, params)
+
+
+def flat(params: Any) -> dict[str, np.ndarray]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {"/".join(str(part.key) for part in path): np.asarray(x) for path, x in leaves}
+
+
+def test_plain_orbax_opens_it_on_one_device(finished: Config, tmp_path: Path) -> None:
+    export.export(Path(finished.run_dir), tmp_path / "as_is", format="orbax", step=6)
+    export.main([finished.run_dir, "--out", str(tmp_path / "half"), "--dtype", "float16", "--step", "6"])
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", OPEN_WITH_ORBAX, str(tmp_path / "as_is"), str(tmp_path / "half")]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+
+    config, task, mesh = assemble.open_run(Path(finished.run_dir))
+    expected = flat(assemble.restored_model(config, task, Path(finished.run_dir), mesh, 6).params)
+    metadata = read_json(tmp_path / "as_is" / "metadata.json")
+    for folder, dtype in (("as_is", np.float32), ("half", np.float16)):
+        opened = np.load(tmp_path / f"{folder}.npz")
+        assert set(opened.files) == set(expected)
+        for name, value in expected.items():
+            assert opened[name].dtype == dtype
+            np.testing.assert_array_equal(opened[name], value.astype(dtype), err_msg=name)
+    assert metadata["parameters"] == {name: ["float32", *value.shape] for name, value in expected.items()}
+    assert metadata["settings"]["task"]["labels"] == finished.task.labels  # type: ignore[attr-defined]
+
+
+def test_transformers_gives_the_same_answers(finished: Config, tmp_path: Path) -> None:
+    run = Path(finished.run_dir)
+    export.main([finished.run_dir, "--format", "hf", "--out", str(tmp_path / "hf")])
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    records = read_jsonl(finished.data.test[0].path)
+    with torch.no_grad():
+        inputs = tokenizer([r["instruction"] for r in records], padding=True, return_tensors="pt")
+        logits = theirs(**inputs).logits.numpy()
+
+    config, task, mesh = assemble.open_run(run)
+    model = assemble.restored_model(config, task, run, mesh)
+    encoded = assemble.evaluation_data(config, task, config.data.test)
+    ours = predictor(task, model.graphdef, mesh, assemble.buckets(config))(model.params)([e.text for e in encoded])
+    np.testing.assert_allclose(np.stack(ours), logits, atol=1e-4)
+    answers = [theirs.config.id2label[int(i)] for i in logits.argmax(-1)]
+    assert answers == [p["prediction"] for p in read_jsonl(run / "predictions.jsonl")]
+
+
+def test_transformers_guesses_the_same_hidden_tokens(checkpoint: Path, tmp_path: Path) -> None:
+    run, ours = run_of_step_1("masked_lm", checkpoint, tmp_path)
+    export.export(run, tmp_path / "hf", format="hf")
+    export.export(run, tmp_path / "half", format="hf", dtype="float16")
+    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    tokens = np.random.default_rng(0).integers(5, theirs.config.vocab_size, 20).astype(np.int32)
+    with torch.no_grad():
+        logits = theirs(torch.tensor(tokens[None].astype(np.int64))).logits[0].numpy()
+    batch = {k: jnp.asarray(v) for k, v in lay_out(Parts([Text(tokens)]), unpacked(np.array([20]), 20)).items()}
+    index = jnp.arange(20)[None]
+    np.testing.assert_allclose(ours.head(ours.backbone, ours.hidden(batch), index=index)[0], logits, atol=1e-4)
+    whole, half = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "half"))
+    assert {v.dtype for v in half.values()} == {np.dtype(np.float16)}
+    assert all((half[name] == value.astype(np.float16)).all() for name, value in whole.items())
+
+
+def test_a_retrieval_head_lies_beside_the_backbone(checkpoint: Path, tmp_path: Path) -> None:
+    run, ours = run_of_step_1("retrieval", checkpoint, tmp_path, task__projection=16)
+    export.export(run, tmp_path / "hf", format="hf")
+    theirs = AutoModel.from_pretrained(tmp_path / "hf").eval()
+    tokens = np.arange(5, 15, dtype=np.int32)
+    with torch.no_grad():
+        hidden = theirs(torch.tensor(tokens[None].astype(np.int64))).last_hidden_state[0].numpy()
+    batch = {k: jnp.asarray(v) for k, v in lay_out(Parts([Text(tokens)]), unpacked(np.array([10]), 10)).items()}
+    np.testing.assert_allclose(ours.hidden(batch)[0], hidden, atol=1e-4)
+    head = load_file(tmp_path / "hf" / "retrieval_head.safetensors")
+    assert {value.shape for value in head.values()} == {(32, 16), ()}
+
+
+def test_a_run_of_many_devices_is_exported_on_others(checkpoint: Path, tmp_path: Path) -> None:
+    """A pod's mesh does not fit here, and does not have to."""
+    run, _ = run_of_step_1("masked_lm", checkpoint, tmp_path)
+    settings = run / "config.yaml"
+    settings.write_text(settings.read_text().replace("fsdp: 1", "fsdp: 128"))
+    export.export(run, tmp_path / "out", format="orbax")
+    assert (tmp_path / "out" / "metadata.json").is_file()
+
+
+def test_nothing_is_written_over(finished: Config, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="exists already"):
+        export.export(Path(finished.run_dir), tmp_path / "out", format="hf")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_broken_run_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere is not a run directory"):
+        export.export(tmp_path / "nowhere", tmp_path / "out", format="orbax")
+    config = tiny_run("classification", checkpoint, tmp_path)
+    run = Path(config.run_dir)
+    run.mkdir()
+    write_settings(config, run / "config.yaml")
+    with pytest.raises(ValueError, match="config.json"):
+        export.export(run, tmp_path / "out", format="orbax")
+    assemble.keep_declarations(checkpoint, run / "backbone", assemble.open_task(config, checkpoint))
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        export.export(run, tmp_path / "out", format="orbax")
+    assert not (run / "checkpoints").exists() and not [p for p in tmp_path.iterdir() if "out" in p.name]

@@ -1,0 +1,243 @@
+"""Whole runs: streams, skipped rows, frozen backbones, and what a run leaves for people to read."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import SUBJECTS, assert_close
+from tiny_runs import changed, final_parameters, rows, tiny_run
+
+from instructrec_jax import assemble, train
+from instructrec_jax.adapters.losses import squared_error
+from instructrec_jax.config import Config, main_guard
+from instructrec_jax.data.loader import Parts, Text, pack, to_devices
+from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
+from instructrec_jax.files import read_json, read_jsonl, write_json, write_jsonl
+from instructrec_jax.tasks.base import Model, Task
+from instructrec_jax.training.checkpoint import Checkpoints
+from instructrec_jax.training.interrupt import Interrupt
+from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
+from instructrec_jax.training.state import create_state, state_shardings
+from instructrec_jax.training.step import make_train_step
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """As if SIGTERM arrived while the loop was at its next step."""
+    seen = iter(range(steps))
+
+    def requested(self: Interrupt) -> str | None:
+        return None if next(seen, None) is not None else "SIGTERM"
+
+    monkeypatch.setattr(Interrupt, "requested", property(requested), raising=False)
+    monkeypatch.setattr(Interrupt, "__init__", lambda self: setattr(self, "_before", {}))
+
+
+def test_a_stream_trains_and_goes_on_where_it_stopped(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7 examples are left of each epoch of 24, so that batches reach over the epochs' ends."""
+    config = tiny_run("classification", checkpoint, tmp_path, steps=7, evaluation__every=0, data__test=[])
+    config = changed(config, data__validation=[], data__batch_size=7, data__on_bad_example="skip")
+    folder = tmp_path / "stream"
+    records = read_jsonl(config.data.train[0].path)
+    records[3]["output"] = "cooking"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", records)
+    source = SourceConfig(path=str(folder), kind="datasets", streaming=True, shuffle_block=10)
+    config = changed(config, data__train=[source])
+    train.train(config)
+    other = changed(config, run_dir=str(tmp_path / "other"))
+    with monkeypatch.context() as patched:
+        stop_after(patched, 4)
+        train.train(other)
+    assert Checkpoints(Path(other.run_dir)).steps()[-1] < 7
+    train.train(other)
+    assert rows(other.run_dir) == rows(config.run_dir)
+    assert_close(final_parameters(other.run_dir, 7), final_parameters(config.run_dir, 7), atol=0)
+    for run in (config, other):
+        (skipped,) = read_jsonl(Path(run.run_dir) / "skipped.jsonl")
+        assert "row 3" in skipped["where"] and skipped["field"] == "output"
+
+
+def test_bad_rows_are_counted_and_kept(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_run("classification", checkpoint, tmp_path, steps=2)
+    file = Path(config.data.train[0].path)
+    good = file.read_text().splitlines()
+    bad = ["{torn", json.dumps({"instruction": "a film", "output": "cooking"}), json.dumps({"instruction": " "})]
+    file.write_text("\n".join([good[0], *bad, *good[1:]]) + "\n")
+    with pytest.raises(ValueError, match=r"(?s)line 2.*line 3.*cooking.*line 4.*on_bad_example: skip"):
+        train.train(config)
+    assert not Path(config.run_dir).exists()
+    train.train(changed(config, data__on_bad_example="skip"))
+    assert "3 rows were skipped as bad" in capsys.readouterr().err
+    skipped = read_jsonl(Path(config.run_dir) / "skipped.jsonl")
+    assert [row["where"].split(", ")[-1] for row in skipped] == ["line 2", "line 3", "line 4"]
+    assert read_json(Path(config.run_dir) / "summary.json")["facts"]["examples"].startswith("24 with")
+
+
+def test_a_run_explains_itself(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(finished.run_dir)
+    facts = read_json(run / "summary.json")["facts"]
+    assert facts["devices"] == "8 x cpu, mesh data 8 x fsdp 1 x tensor 1"
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(final_parameters(run, 6)))
+    assert facts["parameters"] == f"{parameters:,} trained, 0 frozen"
+    assert facts["steps"] == "6 x 8 examples" and facts["examples"].endswith("an epoch is 3.0 steps")
+    page = (run / "report.html").read_text()
+    assert all(text in page for text in ("before tuning", "after tuning", "most frequent label", "data:image"))
+    train_rows = [row for row in rows(run) if row["kind"] == "train"]
+    assert [row["step"] for row in train_rows] == [1, 2, 3, 4, 5, 6]
+    assert train_rows[-1]["loss"] < train_rows[0]["loss"]
+    tokens = sum(len(text.text.tokens) for text in encoded_training(finished))
+    assert train_rows[2]["tokens"] == tokens and train_rows[5]["tokens"] == 2 * tokens
+    assert {path.name for path in (run / "backbone").iterdir()} >= {"config.json", "tokenizer.json"}
+
+
+def encoded_training(config: Config) -> list[Any]:
+    task = assemble.open_task(config, Path(config.backbone.path))
+    return assemble.evaluation_data(config, task, config.data.train)
+
+
+def test_a_frozen_backbone_is_restored_too(checkpoint: Path, tmp_path: Path) -> None:
+    config = tiny_run("regression", checkpoint, tmp_path, steps=2, backbone__frozen=True)
+    train.train(config)
+    after = final_parameters(config.run_dir, 2)
+    task = assemble.open_task(config, checkpoint)
+    before = jax.device_get(assemble.load_model(config, task, checkpoint, make_mesh(MeshConfig())).params)
+    assert_close(after["backbone"], before["backbone"], atol=0)
+    assert np.abs(after["head"]["output"]["kernel"] - before["head"]["output"]["kernel"]).max() > 0
+    assert "0 frozen" not in read_json(Path(config.run_dir) / "summary.json")["facts"]["parameters"]
+
+
+def test_accumulation_and_meshes_give_the_same_run(checkpoint: Path, tmp_path: Path) -> None:
+    """Retrieval couples the examples of a batch; two parts over 2 x 2 x 2 devices are still the same batch."""
+    config = tiny_run("retrieval", checkpoint, tmp_path, steps=3, data__validation=[], data__test=[])
+    train.train(config)
+    other = changed(config, run_dir=str(tmp_path / "other"), accumulation=2, mesh=MeshConfig(2, 2, 2))
+    train.train(other)
+    for mine, theirs in zip(rows(other.run_dir), rows(config.run_dir), strict=True):
+        assert mine.pop("kind") == theirs.pop("kind") and mine == pytest.approx(theirs, rel=1e-4)
+
+
+class _WordCounts(nnx.Module):
+    """A number from a text's tokens: ŷ = Σ_t w[token t]."""
+
+    def __init__(self, vocabulary: int):
+        self.weights = nnx.Param(jnp.zeros(vocabulary), axes=("vocab",))
+
+    def __call__(self, tokens: jax.Array, segment_ids: jax.Array, segments: int) -> jax.Array:
+        member = segment_ids[:, None, :] == 1 + jnp.arange(segments)[:, None]
+        return jnp.sum(member * self.weights[...][tokens][:, None, :], -1)
+
+
+class _WordCountTask(Task):
+    """Regression without any pretrained part."""
+
+    def loss(self, model: Any, batch: Any, *, dropout: Any, buffers: Any, parts: int) -> tuple[jax.Array, jax.Array]:
+        answers = model.head(batch["tokens"], batch["segment_ids"], batch["weights"].shape[1])
+        return jnp.sum(squared_error(answers, batch["targets"]) * batch["weights"]), jnp.sum(batch["weights"])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_network_without_a_backbone_trains_on_the_same_step(accumulation: int) -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    task, model = _WordCountTask(), Model(None, _WordCounts(16))
+    graphdef, state = nnx.split(model)
+    settings = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup=0.0, weight_decay=0.0)
+    optimizer = make_optimizer(settings, 100)
+    whole = create_state(nnx.to_pure_dict(state), optimizer, seed=0)
+    shardings = state_shardings(whole, parameter_shardings(mesh, model), mesh)
+    whole = jax.device_put(whole, shardings)
+    step = make_train_step(task, graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=accumulation)
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=16).astype(np.float32)
+    for _ in range(100):
+        texts = [Text(rng.integers(0, 16, rng.integers(1, 6)).astype(np.int32)) for _ in range(32)]
+        targets = np.array([truth[text.tokens].sum() for text in texts], np.float32)
+        parts = Parts(texts, per_text={"targets": targets, "weights": np.ones(32, np.float32)})
+        whole, _ = step(whole, to_devices(pack(parts, (32,), 4 * accumulation).arrays, mesh))
+    assert set(whole.params) == {"head"}
+    np.testing.assert_allclose(whole.params["head"]["weights"], truth, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"data__train": []}, "data.train"),
+        ({"data__batch_size": 0}, "data.batch_size must be at least 1"),
+        ({"data__max_length": 2}, "data.max_length is 2, but a text of one word has 3"),
+        ({"data__max_length": 3}, r"has \d+ tokens, but data.max_length is 3.*data.truncate"),
+        ({"data__max_length": 65}, "at most 64 tokens"),
+        ({"mesh": MeshConfig(tensor=3)}, "mesh.tensor"),
+        ({"checkpoint__every": 0}, "checkpoint.every must be at least 1"),
+        ({"tracking__log_every": 0}, "tracking.log_every must be at least 1"),
+        ({"evaluation__patience": 0}, "evaluation.patience must be at least 1"),
+        ({"evaluation__patience": 3, "data__validation": []}, "evaluation.patience.*data.validation"),
+        ({"evaluation__every": -1}, "evaluation.every"),
+        ({"optimizer__warmup": 1.5}, "optimizer.warmup"),
+        ({"optimizer__max_nonfinite": 0}, "optimizer.max_nonfinite must be at least 1"),
+        ({"seed": -1}, "seed"),
+        ({"backbone__path": ""}, "backbone.path"),
+        ({"task__labels": SUBJECTS[:4]}, "output"),
+    ],
+)
+def test_a_run_that_cannot_begin_says_why_and_leaves_nothing(
+    changes: dict[str, Any], message: str, finished: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = changed(finished, run_dir=str(tmp_path / "run"), **changes)
+    with pytest.raises(SystemExit) as ended, pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["train"])
+        main_guard(lambda _: train.train(config))
+    assert ended.value.code == 2
+    assert not Path(config.run_dir).exists()
+    with pytest.raises(ValueError, match=message):
+        train.train(config)
+
+
+def without(name: str) -> Any:
+    return lambda folder: [path.unlink() for path in folder.glob(name)]
+
+
+def with_setting(**settings: Any) -> Any:
+    return lambda folder: write_json(folder / "config.json", read_json(folder / "config.json") | settings)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("config.json"), "has no config.json"),
+        (without("tokenizer*"), "has no tokenizer"),
+        (without("*.safetensors"), "has no model.safetensors"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "has no tokenizer that can be read"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+        (with_setting(model_type="gpt9"), "model_type 'gpt9'.*not supported.*bert"),
+        (with_setting(vocab_size=20), "the network knows only 20"),
+        (with_setting(intermediate_size=65), "has shape.*config.json"),
+    ],
+)
+def test_a_broken_backbone_is_named(damage: Any, message: str, finished: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "backbone"
+    shutil.copytree(finished.backbone.path, folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        train.train(changed(finished, run_dir=str(tmp_path / "run"), backbone__path=str(folder)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_few_examples_are_enough(finished: Config, tmp_path: Path) -> None:
+    """One example, in a batch of eight: it comes eight times, as the endless order of epochs has it."""
+    file = tmp_path / "one.jsonl"
+    write_jsonl(file, read_jsonl(finished.data.train[0].path)[:1])
+    one = [SourceConfig(path=str(file))]
+    config = changed(finished, run_dir=str(tmp_path / "电影 🎬"), steps=1, data__train=one, data__test=one)
+    train.train(changed(config, data__validation=[], evaluation__every=0))
+    facts = read_json(Path(config.run_dir) / "summary.json")["facts"]
+    assert facts["examples"].startswith("1 with") and facts["examples"].endswith("an epoch is 0.1 steps")
+    assert (Path(config.run_dir) / "report.html").stat().st_size > 1000

@@ -1,0 +1,103 @@
+"""Settings of runs that take seconds: short examples, one batch shape, the tiny checkpoint."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from helpers import SUBJECTS, task_config
+
+import instructrec_jax
+from instructrec_jax import assemble
+from instructrec_jax.backbones.config import BackboneConfig
+from instructrec_jax.config import Config, to_yaml
+from instructrec_jax.data.config import DataConfig
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.files import read_jsonl, write_jsonl
+from instructrec_jax.training.checkpoint import CheckpointConfig
+from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.tracking import TIMING_FIELDS, TrackingConfig
+
+WORDS = "the a film book good bad dull bright about old new".split()
+
+
+def write_examples(path: Path, kind: str, count: int, seed: int) -> Path:
+    """Examples of five words, so that every batch has the same shape."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        subject, words = str(rng.choice(SUBJECTS)), [str(word) for word in rng.choice(WORDS, 4)]
+        output: Any = {
+            "classification": subject,
+            "regression": float(len(" ".join(words))),
+            "masked_lm": None,
+            "retrieval": f"item-{SUBJECTS.index(subject)}",
+        }[kind]
+        made.append(Example(instruction=" ".join([*words, subject]), output=output, id=f"{path.stem}-{number}"))
+    write_jsonl(path, [{"output": None} | example.to_record() for example in made])
+    return path
+
+
+def tiny_run(kind: str, checkpoint: Path, folder: Path, **changes: Any) -> Config:
+    """A run of 6 steps in `folder`/run; `changes` replace settings by their dotted names, with __ for the dot."""
+    sources = {
+        split: [SourceConfig(path=str(write_examples(folder / f"{split}.jsonl", kind, count, seed)))]
+        for seed, (split, count) in enumerate({"train": 24, "validation": 8, "test": 12}.items())
+    }
+    config = Config(
+        run_dir=str(folder / "run"),
+        steps=6,
+        backbone=BackboneConfig(path=str(checkpoint), dtype="float32"),
+        task=task_config(kind, folder / "catalogue"),
+        data=DataConfig(**sources, batch_size=8, max_length=32),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        evaluation=EvaluationConfig(every=2),
+        checkpoint=CheckpointConfig(every=2),
+        tracking=TrackingConfig(log_every=1, tensorboard=False),
+    )
+    return changed(config, **changes)
+
+
+def changed(config: Config, **changes: Any) -> Config:
+    for name, value in changes.items():
+        room, _, setting = name.rpartition("__")
+        config = replace(
+            config, **({room: replace(getattr(config, room), **{setting: value})} if room else {name: value})
+        )
+    return config
+
+
+def verb(name: str, *arguments: Any) -> list[str]:
+    return [sys.executable, "-m", f"instructrec_jax.{name}", *map(str, arguments)]
+
+
+def start(command: list[str], cache: Path) -> subprocess.Popen:
+    """A process in the folder that this package is imported from, with this one's devices.
+
+    What it compiles is kept in `cache`, so that starting it again is quick.
+    """
+    names = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    settings: dict[str, Any] = {"cwd": Path(instructrec_jax.__file__).parents[1], "env": os.environ | names}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **settings)
+
+
+def write_settings(config: Config, path: Path) -> Path:
+    path.write_text(to_yaml(config), encoding="utf-8")
+    return path
+
+
+def rows(run_dir: str | Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what may differ between two equal runs."""
+    lines = read_jsonl(Path(run_dir) / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in lines]
+
+
+def final_parameters(run_dir: str | Path, step: int) -> Any:
+    config, task, mesh = assemble.open_run(Path(run_dir))
+    return jax.device_get(assemble.restored_model(config, task, Path(run_dir), mesh, step).params)
