@@ -10,6 +10,7 @@ from typing import Any
 
 import draccus
 import yaml
+from draccus.wrappers import docstring
 
 import instructrec_jax.tasks as tasks
 from instructrec_jax.backbones.config import BackboneConfig
@@ -69,6 +70,10 @@ def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -
             _check_file(path, set(setting_names(config_class, lists=True)))
     try:
         config: Any = draccus.parse(config_class, args=args)
+    except SystemExit:
+        if {"-h", "--help"} & set(args):
+            print(_help_on_lists(config_class))
+        raise
     except (draccus.utils.ParsingError, yaml.YAMLError) as error:
         raise ConfigError(str(error)) from error
     _check_nulls(config)
@@ -108,6 +113,36 @@ def setting_names(config_class: type, prefix: str = "", *, lists: bool = False) 
             if dataclasses.is_dataclass(choice):
                 names += setting_names(typing.cast(type, choice), f"{prefix}{entry.name}.", lists=lists)
     return names
+
+
+def _help_on_lists(config_class: type) -> str:
+    """What --help lacks: the settings inside the entries of lists, as `data.train` has them."""
+    owners: dict[Any, list[str]] = {}
+
+    def find(owner: Any, prefix: str) -> None:
+        for name, kind in typing.get_type_hints(owner).items():
+            inside = typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
+            if dataclasses.is_dataclass(inside):
+                owners.setdefault(inside, []).append(prefix + name)
+            elif dataclasses.is_dataclass(kind):
+                find(kind, f"{prefix}{name}.")
+
+    def describe(owner: Any, indent: str) -> list[str]:
+        lines = []
+        for entry in dataclasses.fields(owner):
+            kind = typing.get_type_hints(owner)[entry.name]
+            text = docstring.get_attribute_docstring(owner, entry.name).comment_inline
+            default = "" if entry.default is dataclasses.MISSING else f" (default: {entry.default!r})"
+            lines.append(f"{indent}{entry.name}: {text}{default}")
+            if dataclasses.is_dataclass(kind):
+                lines += describe(kind, indent + "  ")
+        return lines
+
+    find(config_class, "")
+    blocks = [
+        [f"\nEach entry of {', '.join(names)} (in a YAML file):", *describe(o, "  ")] for o, names in owners.items()
+    ]
+    return "\n".join(line for block in blocks for line in block)
 
 
 def unknown_key(name: str, known: set[str]) -> str:

@@ -52,6 +52,8 @@ def contend(name: str, task: Task, predict: Predict, groups: dict[str, list[Enco
 
 def baseline_contenders(task: Task, train: Sequence[Encoded], groups: dict[str, list[Encoded]]) -> list[Contender]:
     by_name: dict[str, Contender] = {}
+    if not train:  # a stream: nothing to fit simple methods on
+        return []
     for segment, cases in groups.items():
         for name, scores in task.baselines(train, cases).items():
             by_name.setdefault(name, Contender(name, {})).scores[segment] = scores

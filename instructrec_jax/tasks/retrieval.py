@@ -169,7 +169,8 @@ class RetrievalTask(Task):
         queries, live = vectors[batch["query_slots"]], vectors[batch["candidate_slots"]]
         scale = model.head.scale()
         if self.config.softmax == "full":
-            # Fresh vectors for the batch's own items, remembered ones for the rest of the catalogue.
+            # Fresh vectors for the batch's own items, remembered ones for the rest of the catalogue; as in SASRec's
+            # full softmax, items of the history count as negatives too.
             table = buffers["item_vectors"].at[batch["candidates"]].set(live, mode="drop")
             logits = scale * queries @ table.T
             target = batch["candidates"][batch["target"]]

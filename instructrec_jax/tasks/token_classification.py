@@ -53,7 +53,8 @@ class TokenClassificationTask(Task):
         encoded = []
         for number, example in enumerate(examples):
             name = f"example {example.id or number!r}"
-            words = (example.input or example.instruction).split()
+            text = example.input or example.instruction
+            words = (text.lower() if self.context.lower_case else text).split()
             tags = example.output
             if not isinstance(tags, tuple) or len(tags) != len(words):
                 found = f"{len(tags)} labels" if isinstance(tags, tuple) else repr(tags)
@@ -80,8 +81,8 @@ class TokenClassificationTask(Task):
                 raise ValueError(
                     f"{name}: the tokenizer makes no token of the word {lost!r}, so it cannot be labelled."
                 )
-            text = Text(np.asarray(tokens["input_ids"], np.int32))
-            encoded.append(Encoded(text, Target(labels, first.astype(np.int32)), example))
+            ids = Text(np.asarray(tokens["input_ids"], np.int32))
+            encoded.append(Encoded(ids, Target(labels, first.astype(np.int32)), example))
         return encoded
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import jax
 import optax
 
+Schedule = Literal["cosine", "linear", "constant"]
+
 
 @dataclass
 class OptimizerConfig:
@@ -22,9 +24,9 @@ class OptimizerConfig:
     beta2: float = 0.999  # decay of the gradient's running square
     epsilon: float = 1e-8  # added to the root of the running square
     clip_norm: float | None = 1.0  # gradients are scaled down to this global norm; null: never
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # what follows the warm-up
+    schedule: Schedule = "cosine"  # what follows the warm-up
     warmup: float = 0.1  # share of the steps over which the learning rate rises from 0
-    final_ratio: float = 0.0  # learning rate at the last step, as a share of the peak
+    final_ratio: float = 0.0  # what the learning rate falls towards, as a share of the peak
     max_nonfinite: int = 5  # training stops after this many updates in a row with NaN or infinity
 
 
