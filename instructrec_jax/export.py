@@ -77,6 +77,7 @@ def write_hf(folder: Path, model: Assembly, run: Path, task: Any, dtype: str | N
     if kind in ("sequence", "token"):
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
+        config.problem_type = getattr(task, "problem_type", None)
     shutil.copytree(run / "backbone", folder, dirs_exist_ok=True)
     head = network.head if kind else None
     save_pretrained(folder, network.backbone, config, head=head, head_kind=kind, dtype=dtype)

@@ -80,6 +80,7 @@ def train(config: Config) -> Path:
     validation = assemble.evaluation_data(config, task, config.data.validation, skipped)
     validation = validation[: config.evaluation.max_examples]
     test = assemble.evaluation_data(config, task, config.data.test, skipped) or validation
+    segments(test, config.evaluation.segment_by)  # a key that the cases lack should not come to light at the end
 
     # ------------------------------------------------------------------ model and state
     model = assemble.load_model(config, task, folder, mesh)

@@ -95,6 +95,7 @@ def test_transformers_gives_the_same_answers(finished: Config, tmp_path: Path) -
     encoded = assemble.evaluation_data(config, task, config.data.test)
     ours = predictor(task, model.graphdef, mesh, assemble.buckets(config))(model.params)([e.text for e in encoded])
     np.testing.assert_allclose(np.stack(ours), logits, atol=1e-4)
+    assert theirs.config.problem_type == "single_label_classification"
     answers = [theirs.config.id2label[int(i)] for i in logits.argmax(-1)]
     assert answers == [p["prediction"] for p in read_jsonl(run / "predictions.jsonl")]
 

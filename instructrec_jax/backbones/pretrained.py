@@ -130,7 +130,10 @@ def read_config(path_or_hub_id: str | os.PathLike[str]) -> Any:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} has no config.json; it is not a HuggingFace checkpoint folder.")
-    find_family(_read_json(file).get("model_type"), str(folder))
+    content = _read_json(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} should hold a JSON object, but holds {type(content).__name__}.")
+    find_family(content.get("model_type"), str(folder))
     return AutoConfig.from_pretrained(folder)
 
 

@@ -81,6 +81,7 @@ class _SequenceTask(Task):
 
     needs_pooler = True
     labels: list[str]  # one name an output
+    problem_type: str  # what HuggingFace calls it in config.json
     context: TaskContext
 
     def target(self, example: Example, name: str) -> np.ndarray:
@@ -135,6 +136,7 @@ class _SequenceTask(Task):
 
 
 class ClassificationTask(_SequenceTask):
+    problem_type = "single_label_classification"
     metric = "macro_f1"
 
     def __init__(self, labels: list[str], context: TaskContext):
@@ -184,6 +186,7 @@ class ClassificationTask(_SequenceTask):
 
 
 class MultilabelTask(_SequenceTask):
+    problem_type = "multi_label_classification"
     metric = "micro_f1"
 
     def __init__(self, labels: list[str], threshold: float, context: TaskContext):
@@ -226,6 +229,7 @@ class MultilabelTask(_SequenceTask):
 
 
 class RegressionTask(_SequenceTask):
+    problem_type = "regression"
     metric = "mse"
     greater_is_better = False
     labels = ["number"]
