@@ -15,15 +15,9 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer
 
 from instructrec_jax.adapters.checkpoint_heads import Source
-from instructrec_jax.backbones.pretrained import (
-    LoadReport,
-    build_backbone,
-    find_folder,
-    input_limit,
-    load_backbone,
-    read_config,
-    read_pooling,
-)
+from instructrec_jax.backbones.folder import find_folder, read_config, read_pooling
+from instructrec_jax.backbones.layers import StackOptions
+from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
 from instructrec_jax.config import Config, load
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Batch, Loader, Parts, StreamLoader
@@ -207,6 +201,10 @@ def compute_dtype(config: Config) -> Any:
     return jnp.dtype(config.backbone.dtype)
 
 
+def stack_options(config: Config) -> StackOptions:
+    return StackOptions(remat=config.backbone.remat, train_last=config.backbone.train_last)
+
+
 def load_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly:
     """The backbone's pretrained parameters (or newly drawn ones) with the task's head, laid out on the mesh."""
     rngs = nnx.Rngs(config.seed)
@@ -217,7 +215,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly
     loaded = load_backbone(
         folder,
         dtype=compute_dtype(config),
-        remat=config.backbone.remat,
+        stack=stack_options(config),
         pooler=task.needs_pooler,
         random_init=config.backbone.random_init,
         rngs=rngs,
@@ -248,7 +246,7 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Asse
         backbone = build_backbone(
             hf_config,
             dtype=compute_dtype(config),
-            remat=config.backbone.remat,
+            stack=stack_options(config),
             pooler=task.needs_pooler,
             rngs=rngs,
         )

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from instructrec_jax import assemble
 from instructrec_jax.adapters.heads import MaskedLMHead, SequenceHead, TokenHead
 from instructrec_jax.assemble import Assembly
+from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.config import main_guard, to_dict
 from instructrec_jax.files import write_json
 
@@ -69,8 +70,6 @@ def write_orbax(folder: Path, model: Assembly, settings: dict[str, Any], dtype: 
 
 
 def write_hf(folder: Path, model: Assembly, run: Path, task: Any, dtype: str | None) -> None:
-    from instructrec_jax.backbones.pretrained import save_pretrained
-
     network: Any = nnx.merge(model.graphdef, model.params)
     kind = HEAD_KINDS.get(type(network.head))
     config = model.source.config

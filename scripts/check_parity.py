@@ -22,7 +22,8 @@ import transformers
 from flax import nnx
 
 from instructrec_jax.adapters.heads import build_head
-from instructrec_jax.backbones import pretrained
+from instructrec_jax.backbones import reading, tensors, writing
+from instructrec_jax.backbones.folder import declared_head, find_folder, read_config
 
 TOLERANCE = 1e-4
 LONGEST = 2048  # a longer network is compared up to here, to keep the check short
@@ -43,7 +44,7 @@ def main() -> int:
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     try:
-        pretrained.read_config(arguments.model)
+        read_config(arguments.model)
     except ValueError as error:
         parser.error(str(error))
     return 0 if check(arguments.model, arguments.tolerance, arguments.seed) else 1
@@ -52,9 +53,9 @@ def main() -> int:
 def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
     """Runs every comparison, prints a line for each, and says whether all of them hold."""
     jax.config.update("jax_default_matmul_precision", "highest")
-    folder = pretrained.find_folder(model)
-    loaded = pretrained.load_backbone(folder, rngs=nnx.Rngs(0))
-    kind = pretrained.declared_head(loaded.config)
+    folder = find_folder(model)
+    loaded = reading.load_backbone(folder, rngs=nnx.Rngs(0))
+    kind = declared_head(loaded.config)
     head, report = load_head(folder, kind, loaded)
     if kind is not None and not set(report.used) - set(loaded.report.used):
         print(f"config.json promises a {kind!r} head but the weights have none: only the network is compared")
@@ -91,7 +92,7 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
     return all(results)
 
 
-def load_head(folder: Path, kind: str | None, loaded: Any) -> tuple[Any, pretrained.LoadReport]:
+def load_head(folder: Path, kind: str | None, loaded: Any) -> tuple[Any, reading.LoadReport]:
     if kind is None:
         return None, loaded.report
     outputs = loaded.config.vocab_size if kind == "mlm" else loaded.config.num_labels
@@ -99,7 +100,7 @@ def load_head(folder: Path, kind: str | None, loaded: Any) -> tuple[Any, pretrai
     def build(key: jax.Array) -> nnx.Module:
         return build_head(loaded.config, kind, outputs, rngs=nnx.Rngs(params=key))
 
-    head, report = pretrained.load_head(folder, kind, build, rngs=nnx.Rngs(0))
+    head, report = reading.load_head(folder, kind, build, rngs=nnx.Rngs(0))
     return head, loaded.report + report
 
 
@@ -178,11 +179,11 @@ def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def compare_tensors(
-    folder: Path, loaded: Any, head: Any, kind: str | None, report: pretrained.LoadReport
+    folder: Path, loaded: Any, head: Any, kind: str | None, report: reading.LoadReport
 ) -> tuple[bool, list[str]]:
     """Writes everything back and compares the bytes of each tensor that was read, in the file's dtype."""
     with tempfile.TemporaryDirectory() as out:
-        pretrained.save_pretrained(
+        writing.save_pretrained(
             out,
             loaded.module,
             loaded.config,
@@ -190,7 +191,7 @@ def compare_tensors(
             head=head,
             head_kind=kind if head is not None else None,
         )
-        with pretrained.TensorFiles(folder) as source, pretrained.TensorFiles(Path(out)) as written:
+        with tensors.TensorFiles(folder) as source, tensors.TensorFiles(Path(out)) as written:
             different = [
                 name
                 for name in report.used

@@ -15,7 +15,8 @@ from flax import nnx
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from instructrec_jax.backbones.pretrained import build_backbone, save_pretrained
+from instructrec_jax.backbones.reading import build_backbone
+from instructrec_jax.backbones.writing import save_pretrained
 
 WORDS = "the a film book good bad dull bright about love war space crime music old new long short very not".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -8,7 +8,8 @@ import jax
 from flax import nnx
 
 from instructrec_jax.adapters.heads import build_head
-from instructrec_jax.backbones.pretrained import LoadReport, PoolingSpec, declared_head, load_head
+from instructrec_jax.backbones.folder import PoolingSpec, declared_head
+from instructrec_jax.backbones.reading import LoadReport, load_head
 
 
 @dataclass

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from instructrec_jax.backbones.family import HeadSpec
+from instructrec_jax.backbones.family import HeadSpec, LMHeadSpec
+from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
     Init,
@@ -22,7 +23,6 @@ from instructrec_jax.backbones.layers import (
     segment_keys,
     truncated_normal,
 )
-from instructrec_jax.backbones.pretrained import find_family
 
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "lasttoken")
 HEAD_SITE = 1 << 20  # dropout sites of heads; a backbone uses 0 (embeddings) and 1 + layer number
@@ -71,14 +71,14 @@ def build_head(config: Any, kind: str, num_outputs: int, *, dtype: Any = jnp.flo
 
     Args:
         config: the HuggingFace config of the backbone.
-        kind: "sequence" | "token" | "mlm".
+        kind: "sequence" | "token" | "mlm" | "lm".
         num_outputs: labels, numbers to regress, or the size of the vocabulary.
         dtype: of the activations.
     """
     heads = find_family(config.model_type).heads
     if kind not in heads:
         raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}.")
-    classes = {"sequence": SequenceHead, "token": TokenHead, "mlm": MaskedLMHead}
+    classes: dict[str, Any] = {"sequence": SequenceHead, "token": TokenHead, "mlm": MaskedLMHead, "lm": LMHead}
     return classes[kind](heads[kind].spec(config), config.hidden_size, num_outputs, dtype=dtype, rngs=rngs)
 
 
@@ -185,3 +185,32 @@ class MaskedLMHead(_Transform):
         table = backbone.word_embedding_table if self.table is None else self.table[...]
         logits = jnp.einsum("...h,vh->...v", x, table.astype(self.dtype), preferred_element_type=jnp.float32)
         return logits if self.bias is None else logits + self.bias[...]
+
+
+class LMHead(nnx.Module):
+    """Logits of the next token, by the backbone's embedding table or a table of its own."""
+
+    def __init__(
+        self, spec: LMHeadSpec, hidden_size: int, vocab_size: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ):
+        init = normal(spec.initializer_range)
+        self.table = (
+            None if spec.tied else nnx.Param(init(rngs.params(), (vocab_size, hidden_size)), axes=("vocab", "embed"))
+        )
+        self.bias = nnx.Param(jnp.zeros((vocab_size,), jnp.float32), axes=("vocab",)) if spec.bias else None
+        self.spec = spec
+        self.dtype = dtype
+
+    def output(self, backbone: Any) -> tuple[jax.Array, jax.Array | None]:
+        """The table [vocab_size, hidden_size] and the bias [vocab_size], or None."""
+        table = backbone.word_embedding_table if self.table is None else self.table[...]
+        return table, None if self.bias is None else self.bias[...]
+
+    def __call__(self, backbone: Any, hidden: jax.Array) -> jax.Array:
+        """hidden [..., hidden_size] -> fp32 logits [..., vocab_size]. A loss never needs them: see `losses`."""
+        table, bias = self.output(backbone)
+        x = (hidden * self.spec.scale).astype(self.dtype)
+        logits = jnp.einsum("...h,vh->...v", x, table.astype(self.dtype), preferred_element_type=jnp.float32)
+        logits = logits if bias is None else logits + bias
+        cap = self.spec.soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)

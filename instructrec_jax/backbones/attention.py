@@ -13,9 +13,12 @@ def attention(
     *,
     segment_ids: jax.Array,
     positions: jax.Array,
+    key_segment_ids: jax.Array | None = None,
+    key_positions: jax.Array | None = None,
     bias: jax.Array | None = None,
     window: int | None = None,
     causal: bool = False,
+    soft_cap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_keys: DropoutKeys | None = None,
     scale: float | None = None,
@@ -23,24 +26,37 @@ def attention(
     """softmax(scale · q kᵀ + bias) v inside each segment, softmax in fp32.
 
     Args:
-        q, k, v: [rows, length, heads, head_dim], any float dtype.
-        segment_ids: int32 [rows, length]; a token sees the tokens of its own segment only; 0 is padding,
+        q: [rows, queries, heads, head_dim], any float dtype.
+        k, v: [rows, keys, key_heads, head_dim]; each key head serves heads / key_heads query heads that follow one
+            another (grouped-query attention, Ainslie et al., 2023).
+        segment_ids: int32 [rows, queries]; a token sees the tokens of its own segment only; 0 is padding,
             which sees nothing and is seen by nothing (its output is zero).
-        positions: int32 [rows, length], position inside the segment; used by `window`, `causal` and dropout.
-        bias: float [rows or 1, heads or 1, length, length] added to the scores, or None.
+        positions: int32 [rows, queries], position inside the segment; used by `window`, `causal` and dropout.
+        key_segment_ids, key_positions: int32 [rows, keys], of the keys where they are not the queries' own tokens
+            (a cache, another text). With another text `causal` and `window` have no meaning.
+        bias: float [rows or 1, heads or 1, queries, keys] added to the scores, or None.
         window: largest distance |position - position| that is seen (inclusive), or None for all.
         causal: a token sees itself and earlier positions only.
+        soft_cap: scores become soft_cap · tanh(scores / soft_cap) before the bias (Gemma 2).
         dropout_rate, dropout_keys: dropout of the probabilities; off when the keys are None.
         scale: factor on the scores; head_dim ** -0.5 by default.
 
-    Returns: [rows, length, heads, head_dim] in v's dtype.
+    Returns: [rows, queries, heads, head_dim] in v's dtype.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    mask = _mask(segment_ids, positions, window, causal)[:, None]
+    key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
+    key_positions = positions if key_positions is None else key_positions
+    mask = _mask(segment_ids, positions, key_segment_ids, key_positions, window, causal)[:, None]
+    rows, queries, heads, head_dim = q.shape
+    keys, key_heads = k.shape[1:3]
 
     # heads before length: the batched products and their gradients run faster on CPU than in the given layout
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * scale, k, v))
+    q = q.reshape(rows, key_heads, heads // key_heads * queries, head_dim)  # the queries of a group, side by side
     scores = jnp.einsum("bhld,bhmd->bhlm", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(rows, heads, queries, keys)
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
@@ -48,18 +64,26 @@ def attention(
     weights = jnp.where(mask, jnp.exp(scores - largest), 0.0)  # rows of padding: all zero, no 0/0
     total = weights.sum(-1, keepdims=True)
     if dropout_keys is not None and dropout_rate > 0.0:
-        bits = attention_dropout_bits(dropout_keys, q.shape[1], positions)
+        bits = attention_dropout_bits(dropout_keys, heads, key_positions)
         weights = jnp.where(keep_mask(bits, dropout_rate), weights / (1.0 - dropout_rate), 0.0)
-    # dividing after the product touches head_dim numbers a query instead of length
-    out = jnp.einsum("bhlm,bhmd->bhld", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = out / jnp.where(total == 0.0, 1.0, total)
+    # dividing after the product touches head_dim numbers a query instead of one a key
+    weights = weights.astype(v.dtype).reshape(rows, key_heads, -1, keys)
+    out = jnp.einsum("bhlm,bhmd->bhld", weights, v, preferred_element_type=jnp.float32)
+    out = out.reshape(rows, heads, queries, head_dim) / jnp.where(total == 0.0, 1.0, total)
     return out.transpose(0, 2, 1, 3).astype(v.dtype)
 
 
-def _mask(segment_ids: jax.Array, positions: jax.Array, window: int | None, causal: bool) -> jax.Array:
+def _mask(
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    key_segment_ids: jax.Array,
+    key_positions: jax.Array,
+    window: int | None,
+    causal: bool,
+) -> jax.Array:
     """bool [rows, queries, keys]: which key a query sees."""
-    mask = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids != 0)[:, None, :]
-    distance = positions[:, :, None] - positions[:, None, :]
+    mask = (segment_ids[:, :, None] == key_segment_ids[:, None, :]) & (key_segment_ids != 0)[:, None, :]
+    distance = positions[:, :, None] - key_positions[:, None, :]
     if window is not None:
         mask &= jnp.abs(distance) <= window
     if causal:

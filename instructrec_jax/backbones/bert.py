@@ -6,9 +6,10 @@ from flax import nnx
 
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
+from instructrec_jax.backbones.layers import StackOptions
 
 
-def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
     refuse_variants(config)
     spec = EncoderSpec(
         vocab_size=config.vocab_size,
@@ -26,7 +27,7 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
         attention_output_dropout=config.hidden_dropout_prob,
         initializer_range=config.initializer_range,
     )
-    return Encoder(spec, pooler=pooler, dtype=dtype, remat=remat, rngs=rngs)
+    return Encoder(spec, pooler=pooler, dtype=dtype, stack=stack, rngs=rngs)
 
 
 def refuse_variants(config: Any) -> None:

@@ -7,11 +7,12 @@ from flax import nnx
 from instructrec_jax.backbones.bert import CLASSIFIER, refuse_variants
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm
+from instructrec_jax.backbones.layers import StackOptions
 
 EPS = 1e-12  # fixed in the architecture, not a config field
 
 
-def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
     refuse_variants(config)
     spec = EncoderSpec(
         vocab_size=config.vocab_size,
@@ -28,7 +29,7 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
         attention_dropout=config.attention_dropout,
         initializer_range=config.initializer_range,
     )
-    return Encoder(spec, pooler=False, dtype=dtype, remat=remat, rngs=rngs)
+    return Encoder(spec, pooler=False, dtype=dtype, stack=stack, rngs=rngs)
 
 
 LAYER = "transformer.layer.{layer}"

@@ -16,6 +16,7 @@ from instructrec_jax.backbones.layers import (
     LayerNorm,
     Linear,
     Stack,
+    StackOptions,
     activation,
     dropout,
     normal,
@@ -71,16 +72,16 @@ class Attention(nnx.Module):
             return y.reshape(*y.shape[:-1], self.num_heads, -1)
 
         out = attention(
-            heads(self.query(x)),
-            heads(self.key(x)),
-            heads(self.value(x)),
+            heads(self.query(x, keys)),
+            heads(self.key(x, keys)),
+            heads(self.value(x, keys)),
             segment_ids=context.segment_ids,
             positions=context.positions,
             bias=context.bias,
             dropout_rate=self.dropout_rate,
             dropout_keys=keys,
         )
-        return self.output(out.reshape(x.shape))
+        return self.output(out.reshape(x.shape), keys)
 
 
 class PostNormLayer(nnx.Module):
@@ -101,7 +102,7 @@ class PostNormLayer(nnx.Module):
 
         y = dropout(self.attention(x, context, site(0)), self.spec.attention_output_dropout, site(1))
         x = self.attention_norm(x + y)
-        y = self.mlp_out(activation(self.spec.activation)(self.mlp_in(x)))
+        y = self.mlp_out(activation(self.spec.activation)(self.mlp_in(x, keys)), keys)
         return self.mlp_norm(x + dropout(y, self.spec.hidden_dropout, site(2)))
 
 
@@ -113,7 +114,7 @@ class Encoder(nnx.Module):
     inside jit, where positions have no value yet, such a token's hidden state is NaN instead.
     """
 
-    def __init__(self, spec: EncoderSpec, *, pooler: bool, dtype: Any, remat: str, rngs: nnx.Rngs):
+    def __init__(self, spec: EncoderSpec, *, pooler: bool, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
             raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
@@ -138,7 +139,7 @@ class Encoder(nnx.Module):
         self.layers = Stack(
             ["layer"] * spec.num_layers,
             lambda kind, rngs: PostNormLayer(spec, dtype, rngs),
-            remat=remat,
+            options=stack,
             rngs=rngs,
         )
         self.pooler = (

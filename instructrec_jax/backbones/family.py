@@ -72,29 +72,59 @@ class HeadSpec:
 
 
 @dataclass(frozen=True)
+class LMHeadSpec:
+    """The shape of a family's language-model head: logits = soft_cap(scale · hidden @ tableᵀ + bias)."""
+
+    tied: bool = True  # the table is the backbone's embedding table
+    bias: bool = False
+    scale: float = 1.0
+    soft_cap: float | None = None  # logits become soft_cap · tanh(logits / soft_cap)
+    initializer_range: float = 0.02
+
+
+@dataclass(frozen=True)
 class Head:
     """One kind of task head of a family: HuggingFace's class name suffix, its shape, its mapping table."""
 
     suffix: str  # of the class name in config.architectures, e.g. "ForSequenceClassification"
-    spec: Callable[[Any], HeadSpec]
+    spec: Callable[[Any], Any]  # HuggingFace config -> HeadSpec, or LMHeadSpec for the kind "lm"
     mapping: tuple[Rule, ...]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Everything `pretrained` needs to know about one `model_type`.
+    """Everything that reading and writing need to know about one `model_type`.
 
     Attributes:
-        build: build(config, dtype=, remat=, pooler=, rngs=) -> network. Raises ValueError for a config field
-            whose effect is not implemented. The network is called as
-            `(tokens, segment_ids, positions, token_types, *, dropout=None) -> hidden [rows, length, hidden]`
-            and has `hidden_size`, `vocab_size`, `max_length`, `word_embedding_table` and, where there is one,
-            `pool(first)`.
+        build: build(config, dtype=, stack=, pooler=, rngs=) -> network (`stack`: see `layers.StackOptions`). Raises
+            ValueError for a config field whose effect is not implemented. Every network has `hidden_size`,
+            `vocab_size`, `max_length`, `word_embedding_table` and, where there is one, `pool(first)`; its calls are
+            below.
         prefix: of the tensor names inside a task checkpoint, e.g. "bert.".
         mapping: the backbone's table, names without the prefix.
-        heads: by kind: "sequence", "token", "mlm"; their tables hold complete names.
+        heads: by kind: "sequence", "token", "mlm", "lm"; their tables hold complete names.
         pooling: how a sentence becomes one vector when the checkpoint doesn't say.
         base_class: HuggingFace's class name of the bare network.
+        kind: "encoder", "decoder" or "encoder_decoder".
+
+    Encoders and decoders are called as
+
+        network(tokens, segment_ids, positions, token_types, *, dropout=None) -> hidden [rows, length, hidden]
+
+    with int32 [rows, length] arguments. Decoders also take `cache=network.empty_cache(rows, capacity)` and then return
+    (hidden, cache): the tokens of the call are appended to the cache (also padding, which stays unseen), and see what
+    is in it. A cache is {"layers": a `layers.Cache`, "segment_ids": int32 [rows, capacity], "positions": int32 [rows,
+    capacity], "index": int32 scalar, the places filled}.
+
+    Encoder–decoders have
+
+        network.encode(tokens, segment_ids, positions, *, dropout=None) -> encoded [rows, length, hidden]
+        network.decode(tokens, segment_ids, positions, encoded, encoded_segment_ids, *, dropout=None, cache=None)
+            -> hidden [rows, target length, hidden], or (hidden, cache)
+
+    where a target token sees the earlier ones of its segment, and the encoded tokens with the same segment number.
+    Its `network.empty_cache(rows, capacity, encoded_length)` also keeps each layer's keys and values of `encoded`: the
+    first call fills them; later calls pass `encoded=None`.
     """
 
     build: Callable[..., nnx.Module]
@@ -103,6 +133,7 @@ class Family:
     heads: Mapping[str, Head] = field(default_factory=dict)
     pooling: str = "mean"
     base_class: str = ""
+    kind: str = "encoder"
 
 
 def refuse(config: Any, **allowed: Any) -> None:

@@ -79,6 +79,8 @@ class Linear(nnx.Module):
     With `parts` > 1 the kernel is [in, parts, out] and the output [..., parts, out]: several projections
     that the checkpoint keeps in one matrix (a fused QKV, the two halves of a GLU). They stay one parameter,
     so LoRA finds HuggingFace's module, and each part is sharded evenly over `out`.
+
+    `lora` is set by `adapters.lora` on a finished network; `keys` of a call serve its dropout alone.
     """
 
     def __init__(
@@ -97,10 +99,14 @@ class Linear(nnx.Module):
         out_axes = axes[1:] if parts == 1 else (None, *axes[1:])
         self.kernel = nnx.Param(init(rngs.params(), (in_features, *out)), axes=(axes[0], *out_axes))
         self.bias = nnx.Param(jnp.zeros(out, jnp.float32), axes=out_axes) if use_bias else None
+        self.lora: Any = None
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), axes=1)
+    def __call__(self, x: jax.Array, keys: "DropoutKeys | None" = None) -> jax.Array:
+        x = x.astype(self.dtype)
+        y = jnp.tensordot(x, self.kernel[...].astype(self.dtype), axes=1)
+        if self.lora is not None:
+            y = y + self.lora(x, keys)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -165,10 +171,12 @@ class DropoutKeys:
     """uint32 keys [rows, length], one per token, which `dropout_keys` makes of (seed, example, position).
 
     The bits drawn from a key depend on nothing else, so they stay the same however examples are packed into
-    rows, accumulated over micro-batches or spread over devices.
+    rows, accumulated over micro-batches or spread over devices. `target` holds the keys of the target texts of an
+    encoder–decoder.
     """
 
     tokens: jax.Array
+    target: "DropoutKeys | None" = None
 
     def fold(self, site: int | jax.Array) -> "DropoutKeys":
         """Independent keys for one dropout site (a layer number, then a place in the layer)."""
@@ -241,13 +249,14 @@ class Block:
         return range(self.first, self.first + self.step * self.count, self.step)
 
 
-def plan_blocks(kinds: Sequence[Hashable]) -> tuple[tuple[Block, ...], ...]:
-    """Groups layers so that as few layer bodies as possible are compiled.
+def plan_blocks(kinds: Sequence[Hashable], start: int = 0, stop: int | None = None) -> tuple[tuple[Block, ...], ...]:
+    """Groups the layers start .. stop - 1 so that as few layer bodies as possible are compiled.
 
     A group is a pattern of blocks that repeats `count` times and is scanned; layers before and after the
     repeating pattern form groups that are unrolled (count 1). Example: kinds "g0 l l g l l g l" (the first
     one is special) becomes [g0] · [l l g]×2 · [l].
     """
+    kinds = kinds[start:stop]
     n = len(kinds)
     best = (n, n, 1, 1)  # bodies compiled, prefix, period, repeats
     for prefix in range(n):
@@ -261,11 +270,11 @@ def plan_blocks(kinds: Sequence[Hashable]) -> tuple[tuple[Block, ...], ...]:
                 best = (bodies, prefix, period, repeats)
     _, prefix, period, repeats = best
 
-    def group(start: int, size: int, count: int) -> tuple[Block, ...]:
-        return tuple(Block(f"block{i}", i, size, count) for i in range(start, start + size))
+    def group(first: int, size: int, count: int) -> tuple[Block, ...]:
+        return tuple(Block(f"block{i}", i, size, count) for i in range(start + first, start + first + size))
 
     if repeats == 1:
-        return (group(0, n, 1),)
+        return (group(0, n, 1),) if n else ()
     end = prefix + period * repeats
     groups = (group(0, prefix, 1), group(prefix, period, repeats), group(end, n - end, 1))
     return tuple(g for g in groups if g)
@@ -278,14 +287,32 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class StackOptions:
+    """How the layers of a network are stored and run.
+
+    Attributes:
+        remat: "none" keeps every activation for the backward pass, "full" recomputes each layer from its input,
+            "dots" keeps the outputs of the matrix products only.
+        train_last: the last so many layers are stored apart from the others, so that these can be frozen: they then
+            have no gradients and no moments. None: all are stored together.
+    """
+
+    remat: str = "none"
+    train_last: int | None = None
+
+
+WHOLE_STACK = StackOptions()
+Cache = dict[str, dict[str, jax.Array]]
+
+
 class Stack(nnx.Module):
     """The layers of a network, stored stacked and run with `jax.lax.scan` over their repeating pattern.
 
     Args:
         kinds: one hashable value per layer; layers of equal kind have the same parameters and the same code.
-        make: builds one layer: `make(kind, rngs) -> nnx.Module`, called as `layer(x, context, dropout) -> x`.
-        remat: "none" keeps every activation for the backward pass, "full" recomputes each layer from its
-            input, "dots" keeps the outputs of the matrix products only.
+        make: builds one layer: `make(kind, rngs) -> nnx.Module`, called as `layer(x, context, dropout) -> x`, or, with
+            a cache, as `layer(x, context, dropout, cache) -> (x, entries)`; see `__call__`.
 
     Parameters live at `<block name>.<path in the layer>`, always with a leading "layers" axis;
     `locate(layer)` gives the block and the index in it. `__call__` folds the dropout keys by
@@ -297,16 +324,21 @@ class Stack(nnx.Module):
         kinds: Sequence[Hashable],
         make: Callable[[Any, nnx.Rngs], nnx.Module],
         *,
-        remat: str = "none",
+        options: StackOptions = WHOLE_STACK,
         rngs: nnx.Rngs,
     ):
-        if remat not in REMAT_POLICIES:
-            raise ValueError(f"Unknown remat policy {remat!r}. Choose one of: {', '.join(REMAT_POLICIES)}.")
+        if options.remat not in REMAT_POLICIES:
+            raise ValueError(f"Unknown remat policy {options.remat!r}. Choose one of: {', '.join(REMAT_POLICIES)}.")
         kinds = tuple(kinds)
         if not kinds:
             raise ValueError("A network needs at least one layer.")
-        self.groups = plan_blocks(kinds)
-        self.remat = remat
+        trained = len(kinds) if options.train_last is None else options.train_last
+        if not 0 <= trained <= len(kinds):
+            raise ValueError(f"The last {trained} layers are to be trained, but the network has {len(kinds)}.")
+        self.num_layers = len(kinds)
+        self.first_trained = len(kinds) - trained
+        self.groups = plan_blocks(kinds, 0, self.first_trained) + plan_blocks(kinds, self.first_trained, len(kinds))
+        self.remat = options.remat
         keys = jax.random.split(rngs.params(), len(kinds))
         for block in self.blocks:
 
@@ -325,25 +357,69 @@ class Stack(nnx.Module):
         for block in self.blocks:
             if layer in block.layers:
                 return block.name, block.layers.index(layer)
-        raise ValueError(f"There is no layer {layer}; this network has {sum(b.count for b in self.blocks)} layers.")
+        raise ValueError(f"There is no layer {layer}; this network has {self.num_layers} layers.")
 
-    def __call__(self, x: jax.Array, context: Any, dropout: DropoutKeys | None = None) -> jax.Array:
+    def empty_cache(self, rows: int, shapes: dict[str, tuple[int, ...]], dtype: Any) -> Cache:
+        """Zeros [layers, rows, *shape] by block and name; the first axis of each shape is the place in the text."""
+        return {
+            block.name: {name: jnp.zeros((block.count, rows, *shape), dtype) for name, shape in shapes.items()}
+            for block in self.blocks
+        }
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Any,
+        dropout: DropoutKeys | None = None,
+        cache: Cache | None = None,
+        index: jax.Array | int = 0,
+    ) -> Any:
+        """Runs the layers; returns x, or (x, cache) if there is a cache.
+
+        With a cache a layer sees its own part of it, name -> [rows, places, ...], and returns the entries of the
+        tokens it was called with, name -> [rows, tokens, ...]; they are written from place `index` on. Entries as long
+        as the cache itself replace it.
+        """
         for group in self.groups:
-            x = self._run(group, x, context, dropout)
-        return x
+            x, updated = self._run(group, x, context, dropout, cache, index)
+            cache = None if cache is None else cache | updated
+        return x if cache is None else (x, cache)
 
-    def _run(self, group: tuple[Block, ...], x: jax.Array, context: Any, dropout: DropoutKeys | None) -> jax.Array:
+    def _run(
+        self,
+        group: tuple[Block, ...],
+        x: jax.Array,
+        context: Any,
+        dropout: DropoutKeys | None,
+        cache: Cache | None,
+        index: jax.Array | int,
+    ) -> tuple[jax.Array, Cache]:
         split = [nnx.split(getattr(self, block.name)) for block in group]
+        caches = {} if cache is None else {block.name: cache[block.name] for block in group}
 
-        def body(x: jax.Array, inputs: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, None]:
-            repeat, states = inputs
-            for offset, ((graphdef, _), state) in enumerate(zip(split, states, strict=True)):
+        def body(carry: tuple[jax.Array, Cache], inputs: tuple[jax.Array, list[Any]]) -> tuple[Any, None]:
+            (x, caches), (repeat, states) = carry, inputs
+            for offset, (block, (graphdef, _), state) in enumerate(zip(group, split, states, strict=True)):
                 layer_number = group[0].first + repeat * len(group) + offset
                 keys = None if dropout is None else dropout.fold(layer_number + 1)
-                x = nnx.merge(graphdef, state)(x, context, keys)
-            return x, None
+                layer = nnx.merge(graphdef, state)
+                if not caches:
+                    x = layer(x, context, keys)
+                    continue
+                x, entries = layer(x, context, keys, {name: c[repeat] for name, c in caches[block.name].items()})
+                # only the new entries are written: the loop's carry is updated in place
+                written = {name: _write(caches[block.name][name], e, repeat, index) for name, e in entries.items()}
+                caches = caches | {block.name: caches[block.name] | written}
+            return (x, caches), None
 
         if self.remat != "none":
             body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         repeats = jnp.arange(group[0].count)
-        return jax.lax.scan(body, x, (repeats, [state for _, state in split]))[0]
+        return jax.lax.scan(body, (x, caches), (repeats, [state for _, state in split]))[0]
+
+
+def _write(cache: jax.Array, entries: jax.Array, layer: jax.Array, index: jax.Array | int) -> jax.Array:
+    """Writes entries [rows, tokens, ...] of one layer into a cache [layers, rows, places, ...]."""
+    place = 0 if entries.shape[1] == cache.shape[2] else index
+    start = (layer, 0, place, *(0 for _ in entries.shape[2:]))
+    return jax.lax.dynamic_update_slice(cache, entries[None].astype(cache.dtype), start)

@@ -18,6 +18,7 @@ from instructrec_jax.backbones.layers import (
     LayerNorm,
     Linear,
     Stack,
+    StackOptions,
     activation,
     dropout,
     truncated_normal,
@@ -112,7 +113,7 @@ class Layer(nnx.Module):
 
         spec = self.spec
         y = x if self.attention_norm is None else self.attention_norm(x)
-        y = self.qkv(y).reshape(*x.shape[:2], 3, spec.num_heads, -1)
+        y = self.qkv(y, keys).reshape(*x.shape[:2], 3, spec.num_heads, -1)
         q, k, v = y[:, :, 0], y[:, :, 1], y[:, :, 2]
         rotation = context.rotations[self.attention_type]
         y = attention(
@@ -125,11 +126,11 @@ class Layer(nnx.Module):
             dropout_rate=spec.attention_dropout,
             dropout_keys=site(0),
         )
-        y = self.attention_output(y.reshape(x.shape))
+        y = self.attention_output(y.reshape(x.shape), keys)
         x = x + dropout(y, spec.attention_dropout, site(1))
-        y = self.mlp_in(self.mlp_norm(x))
+        y = self.mlp_in(self.mlp_norm(x), keys)
         y = activation(spec.activation)(y[:, :, 0]) * y[:, :, 1]
-        return x + self.mlp_out(dropout(y, spec.mlp_dropout, site(2)))
+        return x + self.mlp_out(dropout(y, spec.mlp_dropout, site(2)), keys)
 
 
 class ModernBert(nnx.Module):
@@ -142,7 +143,7 @@ class ModernBert(nnx.Module):
         max_length: int,
         frequencies: dict[str, tuple[float, ...]],
         dtype: Any,
-        remat: str,
+        stack: StackOptions,
         rngs: nnx.Rngs,
     ):
         activation(spec.activation)
@@ -156,7 +157,7 @@ class ModernBert(nnx.Module):
         self.layers = Stack(
             [(kind, i == 0) for i, kind in enumerate(spec.layer_types)],
             lambda kind, rngs: Layer(kind, spec, dtype, rngs),
-            remat=remat,
+            options=stack,
             rngs=rngs,
         )
         self.final_norm = LayerNorm(spec.hidden_size, eps=spec.eps, use_bias=spec.norm_bias, dtype=dtype)
@@ -227,7 +228,7 @@ def output_range(config: Any) -> float:
     return config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
 
 
-def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
     head_dim = config.hidden_size // config.num_attention_heads
     refuse(
         config,
@@ -268,7 +269,7 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
         max_length=config.max_position_embeddings,
         frequencies=frequencies,
         dtype=dtype,
-        remat=remat,
+        stack=stack,
         rngs=rngs,
     )
 

@@ -7,12 +7,13 @@ from flax import nnx
 from instructrec_jax.backbones.bert import CLASSIFIER, refuse_variants
 from instructrec_jax.backbones.encoder import NUM_BUCKETS, Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, embedding, linear, norm
+from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.roberta import HEADS as ROBERTA_HEADS
 
 PADDING_ID = 1  # fixed in the architecture: positions start at 2 whatever pad_token_id says
 
 
-def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
     refuse_variants(config)
     if config.relative_attention_num_buckets < NUM_BUCKETS:
         raise ValueError(
@@ -37,7 +38,7 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
         attention_output_dropout=config.hidden_dropout_prob,
         initializer_range=config.initializer_range,
     )
-    return Encoder(spec, pooler=pooler, dtype=dtype, remat=remat, rngs=rngs)
+    return Encoder(spec, pooler=pooler, dtype=dtype, stack=stack, rngs=rngs)
 
 
 LAYER = "encoder.layer.{layer}"

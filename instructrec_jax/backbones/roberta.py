@@ -13,9 +13,10 @@ from instructrec_jax.backbones.bert import (
 )
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, linear, norm
+from instructrec_jax.backbones.layers import StackOptions
 
 
-def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
     refuse_variants(config)
     if config.pad_token_id is None:
         raise ValueError(
@@ -38,7 +39,7 @@ def build(config: Any, *, dtype: Any, remat: str, pooler: bool, rngs: nnx.Rngs) 
         attention_output_dropout=config.hidden_dropout_prob,
         initializer_range=config.initializer_range,
     )
-    return Encoder(spec, pooler=pooler, dtype=dtype, remat=remat, rngs=rngs)
+    return Encoder(spec, pooler=pooler, dtype=dtype, stack=stack, rngs=rngs)
 
 
 def sequence_head(config: Any) -> HeadSpec:

@@ -60,9 +60,20 @@ class Model(nnx.Module):
         self.head = head
 
     def hidden(self, batch: Arrays, dropout: DropoutKeys | None = None) -> jax.Array:
-        """The backbone's last hidden states, [rows, length, hidden]."""
-        names = ("tokens", "segment_ids", "positions", "token_types")
-        return self.backbone(*(batch[name] for name in names), dropout=dropout)
+        """The backbone's last hidden states, [rows, length, hidden].
+
+        An encoder–decoder gives its decoder's where the batch has target texts, else its encoder's.
+        """
+        names = ("tokens", "segment_ids", "positions")
+        inputs = [batch[name] for name in names]
+        backbone: Any = self.backbone
+        if not hasattr(backbone, "decode"):
+            return backbone(*inputs, batch["token_types"], dropout=dropout)
+        encoded = backbone.encode(*inputs, dropout=dropout)
+        if "target_tokens" not in batch:
+            return encoded
+        keys = None if dropout is None else dropout.target
+        return backbone.decode(*(batch[f"target_{name}"] for name in names), encoded, inputs[1], dropout=keys)
 
 
 @dataclass(frozen=True)

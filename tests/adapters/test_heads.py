@@ -7,7 +7,7 @@ from transformers import BertConfig, ModernBertConfig, RobertaConfig
 
 from instructrec_jax.adapters.heads import POOLING_MODES, build_head, pool_segments
 from instructrec_jax.backbones.layers import dropout_keys
-from instructrec_jax.backbones.pretrained import build_backbone
+from instructrec_jax.backbones.reading import build_backbone
 
 SEGMENTS = np.array([[1, 1, 1, 2, 3, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]], np.int32)
 SMALL = dict(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)

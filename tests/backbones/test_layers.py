@@ -7,7 +7,7 @@ from flax import nnx
 from transformers.activations import ACT2FN
 
 from instructrec_jax.backbones import layers
-from instructrec_jax.backbones.layers import Linear, Stack, dropout, dropout_keys, normal, plan_blocks
+from instructrec_jax.backbones.layers import Linear, Stack, StackOptions, dropout, dropout_keys, normal, plan_blocks
 
 
 def keys_for(rows: int, length: int, seed: int = 3) -> layers.DropoutKeys:
@@ -181,7 +181,7 @@ def test_plan_finds_the_repeating_pattern(kinds, expected):
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
 def test_stack_is_its_layers_one_after_the_other(remat):
     kinds = ["first", "local", "local", "global", "local", "local", "global", "local"]
-    stack = Stack(kinds, Affine, remat=remat, rngs=nnx.Rngs(5))
+    stack = Stack(kinds, Affine, options=StackOptions(remat), rngs=nnx.Rngs(5))
     graphdef, state = nnx.split(stack)
     x, context, keys = jax.random.normal(jax.random.key(1), (2, 3, 4)), jnp.float32(0.1), keys_for(2, 3)
 
@@ -212,4 +212,4 @@ def test_stack_layers_start_different_and_keep_their_axes():
 
 def test_unknown_remat_is_named():
     with pytest.raises(ValueError, match="'half'.*none, full, dots"):
-        Stack(["x"], Affine, remat="half", rngs=nnx.Rngs(0))
+        Stack(["x"], Affine, options=StackOptions("half"), rngs=nnx.Rngs(0))

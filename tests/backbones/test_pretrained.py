@@ -11,15 +11,12 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from instructrec_jax.adapters.heads import build_head
-from instructrec_jax.backbones import pretrained
+from instructrec_jax.backbones import reading, tensors, writing
+from instructrec_jax.backbones.folder import PoolingSpec, declared_head, read_config, read_pooling
 from instructrec_jax.backbones.layers import dropout_keys
-from instructrec_jax.backbones.pretrained import (
-    TensorFiles,
-    load_backbone,
-    load_head,
-    read_pooling,
-    save_pretrained,
-)
+from instructrec_jax.backbones.reading import load_backbone, load_head
+from instructrec_jax.backbones.tensors import TensorFiles
+from instructrec_jax.backbones.writing import save_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +126,7 @@ def test_too_long_an_input_names_both_numbers(bert):
 def test_roberta_positions_start_after_padding(make_checkpoint):
     folder = make_checkpoint("roberta", pad_token_id=3)
     assert load(folder).module.max_length == 42 - 4
-    assert pretrained.input_limit(pretrained.read_config(folder)) == 42 - 4
+    assert reading.input_limit(read_config(folder)) == 42 - 4
 
 
 # ---------------------------------------------------------------- reading
@@ -206,7 +203,7 @@ def test_slices_are_cut_from_the_file_as_from_the_whole(transform, tmp_path):
     with TensorFiles(tmp_path) as files:
         for _ in range(20):
             index = tuple(slice(*sorted(rng.choice(n + 1, 2, replace=False).tolist())) for n in shape)
-            actual = pretrained._read_slice(files, "t", transform.split()[0], shape, index)
+            actual = tensors.read_slice(files, "t", transform.split()[0], shape, index)
             assert actual.dtype == np.float32
             np.testing.assert_array_equal(actual, expected[index].astype(np.float32))
 
@@ -252,7 +249,7 @@ def test_every_dropout_rate_of_the_config_acts(model_type, fields):
     outputs = []
     for field in [None, *fields]:
         rates = dict.fromkeys(fields, 0.0) | ({field: 0.5} if field else {})
-        module = pretrained.build_backbone(config_class(**shape, **rates), rngs=nnx.Rngs(0))
+        module = reading.build_backbone(config_class(**shape, **rates), rngs=nnx.Rngs(0))
         off, on = jax.jit(lambda m: (m(*batch()), m(*batch(), dropout=keys)))(module)
         assert np.array_equal(off, on) == (field is None), field
         outputs.append(np.asarray(on))
@@ -266,8 +263,8 @@ def test_modernbert_starts_as_in_transformers(make_checkpoint):
     torch.manual_seed(0)
     theirs = transformers.ModernBertForSequenceClassification(config).state_dict()
     head = build_head(config, "sequence", 64, rngs=nnx.Rngs(0))
-    tensors = pretrained.export_tensors(
-        pretrained.build_backbone(config, rngs=nnx.Rngs(0)), config, head=head, head_kind="sequence"
+    tensors = writing.export_tensors(
+        reading.build_backbone(config, rngs=nnx.Rngs(0)), config, head=head, head_kind="sequence"
     )
     assert set(tensors) == set(theirs)
     for name, ours in tensors.items():
@@ -279,7 +276,7 @@ def test_modernbert_starts_as_in_transformers(make_checkpoint):
 
 
 def head_of(folder, kind, outputs):
-    config = pretrained.read_config(folder)
+    config = read_config(folder)
     return load_head(
         folder,
         kind,
@@ -290,7 +287,7 @@ def head_of(folder, kind, outputs):
 
 def test_a_head_of_another_kind_is_left_alone(make_checkpoint):
     folder = make_checkpoint("bert", "ForTokenClassification")
-    assert pretrained.declared_head(pretrained.read_config(folder)) == "token"
+    assert declared_head(read_config(folder)) == "token"
     _, report = head_of(folder, "sequence", 3)
     assert report.initialised == ("output.bias", "output.kernel") and not report.used
     _, report = head_of(folder, "token", 3)
@@ -338,9 +335,9 @@ def test_transformers_opens_what_we_write(make_checkpoint, tmp_path):
 
 def test_written_dtype(make_checkpoint, tmp_path):
     loaded = load(make_checkpoint("distilbert", dtype=torch.float16))
-    tensors = pretrained.export_tensors(loaded.module, loaded.config, report=loaded.report)
+    tensors = writing.export_tensors(loaded.module, loaded.config, report=loaded.report)
     assert {t.dtype for t in tensors.values()} == {np.dtype(np.float16)}
-    tensors = pretrained.export_tensors(loaded.module, loaded.config, report=loaded.report, dtype="bfloat16")
+    tensors = writing.export_tensors(loaded.module, loaded.config, report=loaded.report, dtype="bfloat16")
     assert {str(t.dtype) for t in tensors.values()} == {"bfloat16"}
     loaded.module.embedding_norm.scale[...] = jnp.full(32, 1e6)
     with pytest.raises(ValueError, match="embeddings.LayerNorm.weight does not fit float16"):
@@ -373,7 +370,7 @@ def test_pooling_is_read(tmp_path):
     pooling = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     text = {"max_seq_length": 128, "do_lower_case": True}
     folder = sentence_folder(tmp_path, ["Transformer", "Pooling", "Normalize"], pooling, text)
-    assert read_pooling(folder) == pretrained.PoolingSpec("cls", True, 128, lower_case=True, declared=True)
+    assert read_pooling(folder) == PoolingSpec("cls", True, 128, lower_case=True, declared=True)
     newer = sentence_folder(tmp_path, ["Transformer", "Pooling"], {"pooling_mode": "lasttoken"})
     assert read_pooling(newer).mode == "lasttoken" and not read_pooling(newer).normalize
 
@@ -388,4 +385,4 @@ def test_pooling_that_would_be_wrong_is_refused(tmp_path):
 
 
 def test_pooling_by_family_when_nothing_is_declared(bert):
-    assert read_pooling(bert) == pretrained.PoolingSpec("mean")
+    assert read_pooling(bert) == PoolingSpec("mean")

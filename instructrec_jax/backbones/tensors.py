@@ -1,0 +1,148 @@
+"""Safetensors files and how their tensors become parameters: names, layouts, slices."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+
+from instructrec_jax.backbones.family import Rule
+from instructrec_jax.backbones.folder import read_json
+from instructrec_jax.backbones.layers import Axes, Stack
+
+FILE_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class TensorFiles:
+    """The safetensors files of a folder, opened lazily and read slice by slice. A context manager."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        index = folder / "model.safetensors.index.json"
+        if (folder / "model.safetensors").is_file():
+            files = ["model.safetensors"]
+        elif index.is_file():
+            files = sorted(set(read_json(index)["weight_map"].values()))
+        else:
+            pickles = [f.name for f in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))]
+            remedy = (
+                f" It has {', '.join(sorted(pickles))}, which is a pickle and is never opened here. "
+                "Convert it once, on a machine you trust it on, with transformers and torch: "
+                "`AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)` writes safetensors."
+                if pickles
+                else ""
+            )
+            raise ValueError(f"{folder} has no model.safetensors (nor model.safetensors.index.json).{remedy}")
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        for file in files:
+            try:
+                handle = self._stack.enter_context(safe_open(folder / file, framework="np"))
+            except (OSError, SafetensorError) as error:
+                self._stack.close()
+                raise ValueError(f"Cannot open {folder / file}: {error}. Is the download complete?") from error
+            self._files.update(dict.fromkeys(handle.keys(), handle))
+
+    def __enter__(self) -> "TensorFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def names(self) -> Mapping[str, Any]:
+        return self._files
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        return self._files[name].get_slice(name).get_dtype()
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """The tensor, or a rectangular slice of it, in the file's dtype."""
+        if index is None:
+            return self._files[name].get_tensor(name)
+        return self._files[name].get_slice(name)[index]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One parameter: its dotted path, the same with "{layer}" for the block, its layers, shape and axes."""
+
+    path: str
+    rule_path: str
+    layers: tuple[int, ...] | None
+    shape: tuple[int, ...]
+    axes: Axes
+
+
+def abstract_module(build: Callable[[jax.Array], nnx.Module]) -> nnx.Module:
+    """The module with shapes for values: nothing is allocated."""
+    return nnx.merge(*jax.eval_shape(lambda key: nnx.split(build(key)), jax.random.key(0)))
+
+
+def sites_of(module: nnx.Module) -> list[Site]:
+    sites = []
+    for keys, variable in nnx.to_flat_state(nnx.state(module)):
+        owner: Any = module
+        rule_keys, layers = list(keys), None
+        for depth, key in enumerate(keys):
+            if isinstance(owner, Stack):
+                block = next(b for b in owner.blocks if b.name == key)
+                layers, rule_keys[depth] = tuple(block.layers), "{layer}"
+            owner = getattr(owner, str(key))
+        axes = variable.get_metadata()["axes"]
+        axes = axes if layers is None else ("layers", *axes)
+        path = ".".join(map(str, keys))
+        sites.append(Site(path, ".".join(map(str, rule_keys)), layers, tuple(variable.shape), axes))
+    return sites
+
+
+def find_name(name: str, old_names: Iterable[str], prefix: str, names: Mapping[str, Any]) -> str | None:
+    """The name under which a tensor is in the file, older names first."""
+    return next((prefix + n for n in (*old_names, name) if prefix + n in names), None)
+
+
+def rule_names(rule: Rule, layer: int | None) -> tuple[str, tuple[str, ...]]:
+    if layer is None:
+        return rule.name, rule.old_names
+    number = str(layer)
+    return rule.name.replace("{layer}", number), tuple(n.replace("{layer}", number) for n in rule.old_names)
+
+
+def file_shape(transform: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape a tensor has in the file, from our shape of one layer."""
+    if transform == "transpose":
+        return (int(np.prod(shape[1:])), shape[0])
+    return (int(np.prod(shape)),) if transform == "split" else shape
+
+
+def read_slice(
+    files: TensorFiles, name: str, transform: str, shape: tuple[int, ...], index: tuple[slice, ...]
+) -> np.ndarray:
+    """The slice `index` of our array of `shape`, in fp32, from the file's tensor: nothing more is read."""
+    if transform == "none":
+        return files.read(name, index).astype(np.float32, copy=False)
+    if transform == "transpose" and len(shape) == 2:
+        return files.read(name, (index[1], index[0])).T.astype(np.float32, order="C")
+    # [in, parts, out] or [parts, out] here, [parts * out, in] or [parts * out] there
+    *outer, part_index, out_index = index
+    start, stop, _ = out_index.indices(shape[-1])
+    offsets = [part * shape[-1] for part in range(*part_index.indices(shape[-2]))]
+    parts = [files.read(name, (slice(o + start, o + stop), *outer)).T for o in offsets]
+    return np.stack(parts, axis=-2).astype(np.float32, copy=False)
+
+
+def to_file(transform: str, value: np.ndarray) -> np.ndarray:
+    """One layer's parameter in the file's layout."""
+    if transform == "transpose":
+        return value.reshape(value.shape[0], -1).T
+    return value.reshape(-1) if transform == "split" else value
