@@ -15,21 +15,25 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer
 
 from instructrec_jax.adapters.checkpoint_heads import Source
-from instructrec_jax.backbones.folder import find_folder, read_config, read_pooling
+from instructrec_jax.adapters.lora import add_lora
+from instructrec_jax.adapters.quantized import quantize_backbone
+from instructrec_jax.backbones.folder import find_family, find_folder, read_config, read_pooling, weights_fingerprint
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
 from instructrec_jax.config import Config, load
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Batch, Loader, Parts, StreamLoader
+from instructrec_jax.data.loader import Batch, Loader, Parts, RowLoader, StreamLoader, lengths_of
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped
 from instructrec_jax.data.sources import ListSource, SourceConfig, open_sources
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding, parameter_shardings
+from instructrec_jax.files import read_json, write_json
 from instructrec_jax.recommendation import films
 from instructrec_jax.tasks.base import Encoded, Task, TaskContext
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
+from instructrec_jax.training.parameters import frozen_parameters
 from instructrec_jax.training.state import Tree, merge_params, split_params
 
 
@@ -42,12 +46,18 @@ class Assembly:
       params: nested dicts of arrays (or of jax.ShapeDtypeStruct, for an abstract model) on the mesh.
       shardings: nested like `params`.
       source: what the model was made from.
+      is_frozen: says of a parameter's path whether it is left as it is.
     """
 
     graphdef: Any
     params: Tree
     shardings: Tree
     source: Source
+    is_frozen: Callable[[str], bool]
+
+    @property
+    def network(self) -> Any:
+        return nnx.merge(self.graphdef, self.params)
 
 
 def backbone_folder(path: str) -> Path:
@@ -86,7 +96,15 @@ def open_task(config: Config, folder: Path) -> Task:
     if config.data.max_length > limit:
         raise ValueError(f"data.max_length is {config.data.max_length}, but the backbone reads at most {limit} tokens.")
     lower_case = read_pooling(folder).lower_case
-    context = TaskContext(tokenizer, config.data.max_length, config.data.truncate, config.seed, lower_case)
+    context = TaskContext(
+        tokenizer,
+        config.data.max_length,
+        config.data.truncate,
+        config.seed,
+        lower_case,
+        kind=find_family(network.model_type).kind,
+        decoder_start_token_id=getattr(network, "decoder_start_token_id", None),
+    )
     return config.task.build(context)
 
 
@@ -100,10 +118,13 @@ class TrainingData:
 
     Attributes:
       encoded: all examples, tokenised once (empty for a stream).
-      tokens: in all of their texts.
+      tokens: in all of their texts (and targets).
       fingerprint: changes when the examples change.
       batches: (start, stop, position of a stream) -> batches of these steps.
       opened: the source, which knows the rows it skipped.
+      step_size: what a step works on, for people to read.
+      epoch_steps: steps in an epoch (0 for a stream).
+      packing: how an epoch lies in rows, for people to read (empty where each batch is packed by itself).
     """
 
     encoded: list[Encoded]
@@ -111,7 +132,9 @@ class TrainingData:
     fingerprint: str
     batches: Callable[[int, int, Any], Iterator[Batch]]
     opened: Any
-    batch_size: int
+    step_size: str
+    epoch_steps: float = 0.0
+    packing: str = ""
 
     @property
     def skipped(self) -> list[SkippedRow]:
@@ -120,14 +143,15 @@ class TrainingData:
     def describe(self) -> str:
         if not self.encoded:
             return "a stream of unknown size"
-        per_epoch = len(self.encoded) / self.batch_size
-        return f"{len(self.encoded):,} with {self.tokens:,} tokens; an epoch is {per_epoch:,.1f} steps"
+        examples = f"{len(self.encoded):,} with {self.tokens:,} tokens{self.packing}"
+        return f"{examples}; an epoch is {self.epoch_steps:,.1f} steps"
 
 
 def training_data(config: Config, task: Task, row_multiple: int) -> TrainingData:
     """Opens, checks and tokenises data.train."""
     if not config.data.train:
         raise ValueError("data.train lists no sources: name at least one file or data set to train on.")
+    check_batch(config, task, row_multiple)
     opened = open_sources(
         config.data.train,
         labels=labels_of(config),
@@ -135,15 +159,21 @@ def training_data(config: Config, task: Task, row_multiple: int) -> TrainingData
         temperature=config.data.temperature,
         seed=config.seed,
     )
-    size = config.data.batch_size
-    shape = (size, buckets(config), row_multiple, config.seed, jax.process_index(), jax.process_count())
+    processes = (jax.process_index(), jax.process_count())
+    size, rows = config.data.batch_size, config.data.batch_rows
+    shape = (size or 0, buckets(config), row_multiple, config.seed, *processes, target_buckets(task))
     if isinstance(opened, StreamSource):
 
         def gather_stream(examples: list[Example], rng: np.random.Generator) -> Parts:
             return task.gather(encode(task, examples), rng)
 
+        if rows is not None:
+            raise ValueError(
+                "data.batch_rows packs whole epochs, but data.train is a stream, whose examples are not known in "
+                "advance: set data.batch_size instead, or streaming: false."
+            )
         stream = StreamLoader(opened, gather_stream, *shape)
-        return TrainingData([], 0, opened.name, stream.batches, opened, size)
+        return TrainingData([], 0, opened.name, stream.batches, opened, f"{size} examples")
     per_source = [encode(task, [source[i] for i in range(len(source))]) for source in opened.sources]
     encoded = [e for part in per_source for e in part]
     mixture = opened
@@ -158,11 +188,53 @@ def training_data(config: Config, task: Task, row_multiple: int) -> TrainingData
     def gather(indices: np.ndarray, rng: np.random.Generator) -> Parts:
         return task.gather([encoded[i] for i in indices], rng)
 
-    loader = Loader(mixture.order, gather, *shape)
-    tokens = sum(len(e.text.tokens) for e in encoded)
+    lengths, target_lengths = lengths_of([e.text for e in encoded])
+    tokens = int(lengths.sum()) + (0 if target_lengths is None else int(target_lengths.sum()))
+    if rows is None:
+        loader: Loader | RowLoader = Loader(mixture.order, gather, *shape)
+        step_size, epoch_steps, packing = f"{size} examples", len(encoded) / (size or 1), ""
+    else:
+        length, target_length = config.data.max_length, task.max_target_length if target_lengths is not None else None
+        row_shape = (rows, length, config.seed, *processes, target_lengths, target_length)
+        loader = RowLoader(mixture.order, gather, lengths, *row_shape)
+        room = f"{length:,}" + (f" + {target_length:,}" if target_length else "")
+        step_size, epoch_steps = f"{rows} rows of {room} tokens", len(loader.epoch(0)) / rows
+        packing = f" in {len(loader.epoch(0)):,} rows of {room}, {loader.real_share():.1%} of them real"
     return TrainingData(
-        encoded, tokens, mixture.fingerprint, lambda start, stop, _: loader.batches(start, stop), opened, size
+        encoded,
+        tokens,
+        mixture.fingerprint,
+        lambda start, stop, _: loader.batches(start, stop),
+        opened,
+        step_size,
+        epoch_steps,
+        packing,
     )
+
+
+def check_batch(config: Config, task: Task, row_multiple: int) -> None:
+    """Refuses a batch that is not given as either examples or rows, and rows where they cannot be."""
+    size, rows = config.data.batch_size, config.data.batch_rows
+    if (size is None) == (rows is None):
+        problem = "neither is set" if size is None else f"they are {size} and {rows}"
+        raise ValueError(
+            "the size of a batch is either data.batch_size (examples) or data.batch_rows (packed rows of "
+            f"data.max_length tokens), but {problem}: set one of them, and leave the other out or null."
+        )
+    if rows is None:
+        return
+    if task.couples_examples:
+        kind = config.task.get_choice_name(type(config.task))
+        raise ValueError(
+            f"the task {kind} compares the examples of a batch with each other, so the size of its batch is a number "
+            "of examples: set data.batch_size instead of data.batch_rows."
+        )
+    if rows % row_multiple:
+        shards = row_multiple // config.accumulation
+        raise ValueError(
+            f"data.batch_rows is {rows}, but must be a multiple of {row_multiple}: {shards} data-parallel devices x "
+            f"accumulation {config.accumulation}."
+        )
 
 
 def evaluation_data(
@@ -193,6 +265,11 @@ def encode(task: Task, examples: Sequence[Example]) -> list[Encoded]:
 
 def buckets(config: Config) -> tuple[int, ...]:
     return length_buckets(config.data.max_length)
+
+
+def target_buckets(task: Task) -> tuple[int, ...]:
+    """Row lengths for the targets of texts; none for a task without targets."""
+    return length_buckets(task.max_target_length) if task.max_target_length else ()
 
 
 def compute_dtype(config: Config) -> Any:
@@ -231,10 +308,11 @@ def load_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly
         dtype=compute_dtype(config),
         shardings=sharding,
     )
-    model = task.model(source)
+    model = adapted(task.model(source), config, source)
     shardings = parameter_shardings(mesh, model)
     graphdef, state = nnx.split(model)
-    return Assembly(graphdef, jax.device_put(nnx.to_pure_dict(state), shardings), shardings, source)
+    params = jax.device_put(nnx.to_pure_dict(state), shardings)
+    return Assembly(graphdef, params, shardings, source, frozen_by(config, model))
 
 
 def abstract_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly:
@@ -250,12 +328,29 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Asse
             pooler=task.needs_pooler,
             rngs=rngs,
         )
-        return task.model(Source(None, backbone, hf_config, pooling, LoadReport(), rngs, compute_dtype(config)))
+        source = Source(None, backbone, hf_config, pooling, LoadReport(), rngs, compute_dtype(config))
+        return adapted(task.model(source), config, source)
 
     model = nnx.eval_shape(build)
     graphdef, state = nnx.split(model)
     source = Source(None, model, hf_config, pooling, LoadReport(), nnx.Rngs(config.seed), compute_dtype(config))
-    return Assembly(graphdef, nnx.to_pure_dict(state), parameter_shardings(mesh, model), source)
+    shardings = parameter_shardings(mesh, model)
+    return Assembly(graphdef, nnx.to_pure_dict(state), shardings, source, frozen_by(config, model))
+
+
+def adapted(model: Any, config: Config, source: Source) -> Any:
+    """The same network with its linear layers quantised and given LoRA matrices, where the settings say so."""
+    if config.backbone.quantize != "none":
+        quantize_backbone(model.backbone, config.backbone.quantize)
+    if config.lora.rank:
+        add_lora(model.backbone, source.config, config.lora, source.rngs)
+    return model
+
+
+def frozen_by(config: Config, model: nnx.Module) -> Callable[[str], bool]:
+    return frozen_parameters(
+        model, freeze=config.backbone.freeze, train_last=config.backbone.train_last, lora=config.lora.rank > 0
+    )
 
 
 def fitting_mesh(config: MeshConfig) -> MeshConfig:
@@ -277,25 +372,51 @@ def open_run(run_dir: Path) -> tuple[Config, Task, Mesh]:
 
 
 def restored_model(config: Config, task: Task, run_dir: Path, mesh: Mesh, step: int | None = None) -> Assembly:
-    """The model of a run directory as a checkpoint has it (None: the best one), read without the optimizer."""
+    """The model of a run directory as a checkpoint has it (None: the best one), read without the optimizer.
+
+    Frozen parameters come from where the run had them from.
+    """
     model = abstract_model(config, task, run_dir / "backbone", mesh)
     checkpoints = Checkpoints(run_dir)
     chosen = checkpoints.best_step() if step is None else step
     if chosen not in checkpoints.steps():
         raise ValueError(f"{run_dir} has no checkpoint of step {chosen}; it has {checkpoints.steps()}.")
     like = abstract(model.params, model.shardings)
-    trained, frozen = split_params(like, lambda path: config.backbone.frozen and path.startswith("backbone/"))
-    restored = checkpoints.restore(chosen, {"params": trained, **({"frozen": frozen} if frozen else {})})
+    trained, frozen = split_params(like, model.is_frozen)
+    params = checkpoints.restore(chosen, {"params": trained})["params"]
     checkpoints.close()
-    return replace(model, params=merge_params(restored["params"], restored.get("frozen", {})))
+    if frozen:
+        base = load_model(config, task, weights_folder(config, run_dir), mesh)
+        params = merge_params(params, split_params(base.params, model.is_frozen)[1])
+    return replace(model, params=params)
 
 
-def keep_declarations(folder: Path, target: Path, task: Task) -> None:
-    """Copies what a checkpoint declares (config, tokenizer, pooling) into a run directory, without its weights."""
+def weights_folder(config: Config, run_dir: Path) -> Path:
+    """Where the frozen parameters of a run lie; ValueError where they are gone or others than they were."""
+    kept = read_json(run_dir / "backbone" / "weights.json")
+    for folder in (Path(kept["folder"]), Path(config.backbone.path).expanduser()):
+        if folder.is_dir() and weights_fingerprint(folder) == kept["fingerprint"]:
+            return folder
+    raise ValueError(
+        f"the weights that the run in {run_dir} was trained on are no longer in {kept['folder']} (nor in "
+        f"{config.backbone.path}), or they changed. A run with frozen weights keeps only what it trained: put them "
+        "back, or set backbone.path in its config.yaml to where they are now."
+    )
+
+
+def keep_declarations(folder: Path, target: Path, task: Task, *, needs_weights: bool) -> None:
+    """Copies what a checkpoint declares (config, tokenizer, pooling) into a run directory, without its weights.
+
+    Args:
+      needs_weights: note where the weights lie, since the run's checkpoints will lack some of them.
+    """
     target.mkdir(parents=True, exist_ok=True)
     read_config(folder).save_pretrained(target)
     task.context.tokenizer.save_pretrained(target)
-    patterns = ("modules.json", "sentence_*_config.json", "*_Pooling/config.json")
+    if needs_weights:
+        fingerprint = weights_fingerprint(folder)
+        write_json(target / "weights.json", {"folder": str(folder.absolute()), "fingerprint": fingerprint})
+    patterns = ("generation_config.json", "modules.json", "sentence_*_config.json", "*_Pooling/config.json")
     for old in [file for pattern in patterns for file in target.glob(pattern)]:
         old.unlink()
     for file in [file for pattern in patterns for file in folder.glob(pattern)]:

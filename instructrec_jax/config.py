@@ -13,6 +13,7 @@ import yaml
 from draccus.wrappers import docstring
 
 import instructrec_jax.tasks as tasks
+from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.config import BackboneConfig
 from instructrec_jax.data.config import DataConfig
 from instructrec_jax.distributed.mesh import MeshConfig
@@ -35,6 +36,7 @@ class Config:
     steps: int = 1000  # batches to train on
     accumulation: int = 1  # parts into which a batch is split to save memory; the result stays the same
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     task: TaskConfig = field(default_factory=tasks.RetrievalConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -39,6 +39,7 @@ from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.interrupt import Interrupt
 from instructrec_jax.training.meter import Meter
 from instructrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from instructrec_jax.training.parameters import learning_rate_factors
 from instructrec_jax.training.state import (
     TrainState,
     Tree,
@@ -46,6 +47,7 @@ from instructrec_jax.training.state import (
     empty_window,
     merge_params,
     state_shardings,
+    without_frozen,
 )
 from instructrec_jax.training.step import make_train_step
 from instructrec_jax.training.tracking import Tracker, progress_bar
@@ -53,7 +55,7 @@ from instructrec_jax.training.tracking import Tracker, progress_bar
 # Settings that may differ when a run goes on: they do not change what it computes.
 FREE_ON_RESUME = ("run_dir", "overwrite", "mesh", "checkpoint", "tracking")
 AT_LEAST = {
-    **{name: 1 for name in ("steps", "accumulation", "data.batch_size", "tracking.log_every")},
+    **{name: 1 for name in ("steps", "accumulation", "data.batch_size", "data.batch_rows", "tracking.log_every")},
     **{name: 1 for name in ("checkpoint.every", "checkpoint.keep_last", "optimizer.max_nonfinite")},
     **{name: 1 for name in ("evaluation.patience", "evaluation.max_examples")},
     **{name: 0 for name in ("seed", "evaluation.every", "checkpoint.keep_best")},
@@ -85,12 +87,14 @@ def train(config: Config) -> Path:
     # ------------------------------------------------------------------ model and state
     model = assemble.load_model(config, task, folder, mesh)
     predict_with = predictor(task, model.graphdef, mesh, assemble.buckets(config))
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    decay = config.optimizer.layer_decay
+    factors = learning_rate_factors(model.network, decay) if decay < 1 else None
+    optimizer = make_optimizer(config.optimizer, config.steps, factors)
     state = create_state(
         model.params,
         optimizer,
         config.seed,
-        is_frozen=lambda path: config.backbone.frozen and path.startswith("backbone/"),
+        is_frozen=model.is_frozen,
         buffers=task.refresh(predict_with(model.params)) if task.refresh_every else {},
     )
     shardings = state_shardings(state, model.shardings, mesh)
@@ -107,13 +111,17 @@ def train(config: Config) -> Path:
     checkpoints = Checkpoints(run_dir, config.checkpoint, greater)
     step = 0
     progress: dict[str, Any] = {"tokens": 0, "stream": None, "best_value": None, "best_step": None, "stale": 0}
+    progress["data"] = data.fingerprint
     if checkpoints.steps():
         step = checkpoints.steps()[-1]
         progress = checkpoints.progress(step)
-        check_same_data(progress.pop("data"), data.fingerprint, run_dir)
-        state = checkpoints.restore(step, abstract(state, shardings))
+        check_same_data(progress["data"], data.fingerprint, run_dir)
+        if state.frozen:
+            assemble.weights_folder(config, run_dir)
+        saved = checkpoints.restore(step, abstract(without_frozen(state), without_frozen(shardings)))
+        state = replace(saved, frozen=state.frozen)
         print(f"going on from the checkpoint of step {step}", file=sys.stderr)
-    assemble.keep_declarations(folder, run_dir / "backbone", task)
+    assemble.keep_declarations(folder, run_dir / "backbone", task, needs_weights=bool(state.frozen))
     summary = summarise(config, task, model, state, mesh, data)
     write_json(run_dir / "summary.json", {"title": run_dir.name, "facts": summary})
     print("\n".join(f"{name:>14}  {value}" for name, value in summary.items()), file=sys.stderr)
@@ -123,8 +131,9 @@ def train(config: Config) -> Path:
     bar = progress_bar(config.steps, step)
     schedule = learning_rate_schedule(config.optimizer, config.steps)
     meter = Meter(tracker, bar, schedule, config.optimizer.max_nonfinite)
-    shapes: set[tuple[int, int]] = set()
+    shapes: set[tuple[int, ...]] = set()
     value = None
+
     with Interrupt() as interrupt, closing(checkpoints), bar, tracker:
         batches = data.batches(step, config.steps, progress["stream"])
         while step < config.steps and not interrupt.requested and not out_of_patience(config, progress):
@@ -134,7 +143,8 @@ def train(config: Config) -> Path:
             batch = next(batches)
             if batch.shape not in shapes:
                 shapes.add(batch.shape)
-                bar.print(f"compiling the step for {batch.shape[0]} rows of {batch.shape[1]} tokens")
+                room = " + ".join(f"{length:,}" for length in batch.shape[1:])
+                bar.print(f"compiling the step for {batch.shape[0]} rows of {room} tokens")
             state, sums = train_step(state, to_devices(batch.arrays, mesh))
             step += 1
             progress |= {"tokens": progress["tokens"] + batch.tokens, "stream": batch.position}
@@ -156,9 +166,9 @@ def train(config: Config) -> Path:
                 meter.pause(time.perf_counter() - began)
             if step % config.checkpoint.every == 0 or progress["best_step"] == step:
                 meter.flush()  # every line up to a checkpoint is on disk before the checkpoint is
-                checkpoints.save(step, state, progress | {"data": data.fingerprint}, to_dict(config), value)
+                checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
         meter.flush()
-        checkpoints.save(step, state, progress | {"data": data.fingerprint}, to_dict(config), value)
+        checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
     skipped = [*data.skipped, *skipped]
     write_skipped(run_dir, skipped)
     if skipped:
@@ -305,7 +315,7 @@ def summarise(
         "backbone": f"{config.backbone.path} ({model.source.config.model_type}), {model.source.report}",
         "parameters": f"{trained:,} trained, {frozen:,} frozen",
         "examples": data.describe(),
-        "steps": f"{config.steps:,} x {config.data.batch_size} examples",
+        "steps": f"{config.steps:,} x {data.step_size}",
         "run directory": config.run_dir,
     }
     notes = model.source.notes + [f"{n:,} {what}" for what, n in task.context.counts.items()]

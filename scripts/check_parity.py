@@ -4,9 +4,10 @@
 
 Both sides run in fp32 on CPU on ragged batches (padding, token types, a single token, the longest length the
 network takes) and on one packed row. Prints the largest absolute difference of the hidden states, the
-pooler's output and the logits of the task head where the checkpoint has one; checks that each tensor read
-goes HuggingFace → JAX → HuggingFace byte-equal in the file's dtype; lists the tensors that are not used.
-Exits 1 above the tolerance or on any mismatch. Needs torch (the `test` extra).
+pooler's output and the logits of the task head where the checkpoint has one; for a language-model head also
+that of each token's loss, and compares greedily generated texts token for token (ours from a cache, all prompts
+at once). Checks that each tensor read goes HuggingFace → JAX → HuggingFace byte-equal in the file's dtype; lists
+the tensors that are not used. Exits 1 above the tolerance or on any mismatch. Needs torch (the `test` extra).
 """
 
 import argparse
@@ -22,16 +23,20 @@ import transformers
 from flax import nnx
 
 from instructrec_jax.adapters.heads import build_head
+from instructrec_jax.adapters.losses import token_losses
 from instructrec_jax.backbones import reading, tensors, writing
 from instructrec_jax.backbones.folder import declared_head, find_folder, read_config
 
 TOLERANCE = 1e-4
 LONGEST = 2048  # a longer network is compared up to here, to keep the check short
+LONGEST_LM = 256  # the same with a language-model head, whose logits are large
+GENERATED = 12  # tokens
 RAGGED = "ragged batch"
 TORCH_CLASSES = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,
     "mlm": transformers.AutoModelForMaskedLM,
+    "lm": transformers.AutoModelForCausalLM,
     None: transformers.AutoModel,
 }
 
@@ -56,10 +61,11 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
     folder = find_folder(model)
     loaded = reading.load_backbone(folder, rngs=nnx.Rngs(0))
     kind = declared_head(loaded.config)
-    head, report = load_head(folder, kind, loaded)
-    if kind is not None and not set(report.used) - set(loaded.report.used):
+    head, head_report = load_head(folder, kind, loaded)
+    if head_report.initialised and not head_report.used:
         print(f"config.json promises a {kind!r} head but the weights have none: only the network is compared")
-        kind, head, report = None, None, loaded.report
+        kind, head, head_report = None, None, reading.LoadReport()
+    report = loaded.report + head_report
     torch_model = TORCH_CLASSES[kind].from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     print(f"{folder}: {loaded.config.model_type}, head: {kind or 'none'}; {report}; pooling: {loaded.pooling}")
 
@@ -69,8 +75,8 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
         results.append(bool(difference <= tolerance))  # NaN is a failure
         print(f"  {'ok  ' if results[-1] else 'FAIL'} {what}: max-abs difference {difference:.3g}")
 
-    for what, batch in batches(loaded, np.random.default_rng(seed)):
-        expected = run_torch(torch_model, batch, loaded)
+    for what, batch in batches(loaded, kind, np.random.default_rng(seed)):
+        expected = run_torch(torch_model, kind, batch, loaded)
         actual = run_ours(loaded, head, kind, batch)
         for name in expected:
             real = batch["segment_ids"] != 0 if expected[name].ndim == 3 else np.ones(len(expected[name]), bool)
@@ -83,6 +89,8 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
                 float(np.abs(one_row[: len(many_rows)] - many_rows).max()),
             )
 
+    if kind == "lm":
+        results.append(compare_generation(torch_model, loaded, head, np.random.default_rng(seed)))
     same, lines = compare_tensors(folder, loaded, head, kind, report)
     results.append(same)
     print("\n".join(lines))
@@ -94,18 +102,17 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
 
 def load_head(folder: Path, kind: str | None, loaded: Any) -> tuple[Any, reading.LoadReport]:
     if kind is None:
-        return None, loaded.report
-    outputs = loaded.config.vocab_size if kind == "mlm" else loaded.config.num_labels
+        return None, reading.LoadReport()
+    outputs = loaded.config.vocab_size if kind in ("mlm", "lm") else loaded.config.num_labels
 
     def build(key: jax.Array) -> nnx.Module:
         return build_head(loaded.config, kind, outputs, rngs=nnx.Rngs(params=key))
 
-    head, report = reading.load_head(folder, kind, build, rngs=nnx.Rngs(0))
-    return head, loaded.report + report
+    return reading.load_head(folder, kind, build, rngs=nnx.Rngs(0))
 
 
-def batches(loaded: Any, rng: np.random.Generator) -> list[tuple[str, dict[str, np.ndarray]]]:
-    longest = min(loaded.module.max_length, LONGEST)
+def batches(loaded: Any, kind: str | None, rng: np.random.Generator) -> list[tuple[str, dict[str, np.ndarray]]]:
+    longest = min(loaded.module.max_length, LONGEST_LM if kind == "lm" else LONGEST)
     ragged = [min(n, longest) for n in (23, 1, 9, 16, 2)]
     return [
         (RAGGED, make_batch(loaded, rng, ragged)),
@@ -122,7 +129,7 @@ def make_batch(loaded: Any, rng: np.random.Generator, lengths: list[int]) -> dic
     rows, length = len(lengths), max(lengths)
     place = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
     real = place < np.array(lengths)[:, None]
-    padding = loaded.config.pad_token_id if loaded.config.pad_token_id is not None else 0
+    padding = padding_id(loaded.config)
     tokens = rng.integers(0, loaded.config.vocab_size - 1, (rows, length), dtype=np.int32)
     tokens += tokens >= padding
     types = getattr(loaded.config, "type_vocab_size", 1)
@@ -135,10 +142,23 @@ def make_batch(loaded: Any, rng: np.random.Generator, lengths: list[int]) -> dic
     }
 
 
-def run_torch(model: Any, batch: dict[str, np.ndarray], loaded: Any) -> dict[str, np.ndarray]:
+def padding_id(config: Any) -> int:
+    return 0 if config.pad_token_id is None else config.pad_token_id
+
+
+def next_tokens(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The token after each one (zero for the last), and 1.0 where there is one: int32 and float32 [rows, length]."""
+    labels = np.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))
+    return labels, np.pad(batch["segment_ids"][:, 1:] != 0, ((0, 0), (0, 1))).astype(np.float32)
+
+
+def run_torch(model: Any, kind: str | None, batch: dict[str, np.ndarray], loaded: Any) -> dict[str, np.ndarray]:
+    """Arrays by name: hidden states [rows, length, hidden], and what the checkpoint makes of them."""
     inputs = {"input_ids": batch["tokens"], "attention_mask": batch["segment_ids"]}
     if getattr(loaded.config, "type_vocab_size", 0) > 0:
         inputs["token_type_ids"] = batch["token_types"]
+    if kind == "sequence":
+        model.config.pad_token_id = padding_id(loaded.config)  # decoders find a text's last token by it
     base = getattr(model, model.base_model_prefix, model)
     with torch.no_grad():
         tensors = {name: torch.tensor(value, dtype=torch.long) for name, value in inputs.items()}
@@ -149,6 +169,11 @@ def run_torch(model: Any, batch: dict[str, np.ndarray], loaded: Any) -> dict[str
             result["pooler"] = pooled.numpy()
         if base is not model:
             result["logits"] = model(**tensors).logits.numpy()
+    if kind == "lm":
+        labels, weights = next_tokens(batch)
+        logits = torch.tensor(result["logits"]).transpose(1, 2)
+        losses = torch.nn.functional.cross_entropy(logits, torch.tensor(labels).long(), reduction="none")
+        result["loss of each token"] = losses.numpy() * weights
     return result
 
 
@@ -162,13 +187,57 @@ def _forward(module: Any, head: Any, kind: str | None, batch: Any) -> dict[str, 
         result["logits"] = head(module, hidden, batch["segment_ids"], 1)[:, 0]
     elif kind == "token":
         result["logits"] = head(hidden)
-    elif kind == "mlm":
+    elif kind in ("mlm", "lm"):
         result["logits"] = head(module, hidden)
+    if kind == "lm":
+        table, bias = head.output(module)
+        options = {"bias": bias, "scale": head.spec.scale, "soft_cap": head.spec.soft_cap}
+        result["loss of each token"] = token_losses(hidden, table, batch["labels"], batch["weights"], **options)[0]
     return result
 
 
 def run_ours(loaded: Any, head: Any, kind: str | None, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value) for name, value in _forward(loaded.module, head, kind, batch).items()}
+    """The same arrays from here."""
+    labels, weights = next_tokens(batch)
+    inputs = batch | {"labels": labels, "weights": weights}
+    return {name: np.asarray(value) for name, value in _forward(loaded.module, head, kind, inputs).items()}
+
+
+def compare_generation(model: Any, loaded: Any, head: Any, rng: np.random.Generator) -> bool:
+    """Greedy generation: in PyTorch each prompt alone, here all of them in one padded batch, from the cache."""
+    lengths = [min(n, max(1, loaded.module.max_length - GENERATED)) for n in (11, 1, 5, 8, 2)]
+    steps = min(GENERATED, loaded.module.max_length - max(lengths))
+    batch = make_batch(loaded, rng, lengths)
+    actual = np.asarray(_generate(loaded.module, head, batch, np.array(lengths, np.int32), steps))
+    options = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False, "eos_token_id": None}
+    expected = np.stack(
+        [
+            model.generate(torch.tensor(tokens[None, :n]).long(), pad_token_id=padding_id(loaded.config), **options)
+            .numpy()[0, n:]
+            for tokens, n in zip(batch["tokens"], lengths, strict=True)
+        ]
+    )
+    equal = int((expected == actual).sum())
+    good = equal == expected.size
+    print(f"  {'ok  ' if good else 'FAIL'} greedy generation: {equal} of {expected.size} tokens equal")
+    return good
+
+
+@nnx.jit(static_argnames="steps")
+def _generate(module: Any, head: Any, batch: Any, lengths: jax.Array, steps: int) -> jax.Array:
+    """int32 [rows, steps]: the most likely next tokens, one after the other."""
+    rows, length = batch["tokens"].shape
+    inputs = (batch["tokens"], batch["segment_ids"], batch["positions"], batch["token_types"])
+    hidden, cache = module(*inputs, cache=module.empty_cache(rows, length + steps))
+    first = head(module, hidden[np.arange(rows), lengths - 1]).argmax(-1)
+    one = np.ones((rows, 1), np.int32)
+
+    def step(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+        token, cache = carry
+        hidden, cache = module(token[:, None], one, (lengths + number)[:, None], one * 0, cache=cache)
+        return (head(module, hidden[:, 0]).argmax(-1), cache), token
+
+    return jax.lax.scan(step, (first, cache), np.arange(steps))[1].T
 
 
 def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 
 from instructrec_jax import assemble
+from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.config import BackboneConfig
 from instructrec_jax.config import Config
 from instructrec_jax.data.config import DataConfig
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import pack
 from instructrec_jax.distributed.mesh import MeshConfig, data_shards, make_mesh
 from instructrec_jax.recommendation.catalogue import Catalogue
 from instructrec_jax.tasks import (
@@ -22,6 +24,7 @@ from instructrec_jax.tasks import (
     TokenClassificationConfig,
 )
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
+from instructrec_jax.training.parameters import learning_rate_factors
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
 
@@ -78,12 +81,16 @@ class Setup:
         mesh: tuple[int, int, int] = (1, 1, 1),
         accumulation: int = 1,
         optimizer: OptimizerConfig | None = None,
-        frozen: bool = False,
+        freeze: list[str] | None = None,
+        train_last: int | None = None,
+        lora: LoraConfig | None = None,
+        layer_decay: float = 1.0,
         **settings: Any,
     ):
         self.config = Config(
             steps=10,
-            backbone=BackboneConfig(path=str(checkpoint), dtype="float32"),
+            backbone=BackboneConfig(str(checkpoint), freeze=freeze or [], train_last=train_last, dtype="float32"),
+            lora=lora or LoraConfig(),
             task=task_config(kind, folder / "catalogue", **settings),
             data=DataConfig(batch_size=32, max_length=64),
             optimizer=optimizer or OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant"),
@@ -95,7 +102,8 @@ class Setup:
         self.encoded = self.task.encode(examples(kind))
         self.row_multiple = data_shards(self.mesh) * accumulation
         self.buckets = assemble.buckets(self.config)
-        tx = make_optimizer(self.config.optimizer, self.config.steps)
+        factors = None if layer_decay == 1 else learning_rate_factors(self.model.network, layer_decay)
+        tx = make_optimizer(self.config.optimizer, self.config.steps, factors)
         buffers = {}
         if getattr(self.config.task, "softmax", "") == "full":
             rng = np.random.default_rng(0)
@@ -105,7 +113,7 @@ class Setup:
             self.model.params,
             tx,
             seed=0,
-            is_frozen=lambda path: frozen and path.startswith("backbone/"),
+            is_frozen=self.model.is_frozen,
             buffers=buffers,
         )
         self.shardings = state_shardings(state, self.model.shardings, self.mesh)
@@ -121,6 +129,9 @@ class Setup:
 
     def parts(self) -> Any:
         return self.task.gather(self.encoded, np.random.default_rng(0))
+
+    def batch(self) -> Any:
+        return pack(self.parts(), self.buckets, self.row_multiple).arrays
 
 
 def run_steps(setup: Setup, batches: list[Any]) -> tuple[list[float], Any]:

@@ -105,7 +105,7 @@ def encoded_training(config: Config) -> list[Any]:
 
 
 def test_a_frozen_backbone_is_restored_too(checkpoint: Path, tmp_path: Path) -> None:
-    config = tiny_run("regression", checkpoint, tmp_path, steps=2, backbone__frozen=True)
+    config = tiny_run("regression", checkpoint, tmp_path, steps=2, backbone__freeze=["^backbone/"])
     train.train(config)
     after = final_parameters(config.run_dir, 2)
     task = assemble.open_task(config, checkpoint)

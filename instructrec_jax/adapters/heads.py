@@ -121,7 +121,15 @@ class _Classifier(_Transform):
     def __init__(self, spec: HeadSpec, hidden_size: int, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(spec, hidden_size, dtype, rngs)
         init = _init(spec, spec.initializer_range if spec.output_range is None else spec.output_range)
-        self.output = Linear(hidden_size, num_outputs, axes=("embed", None), init=init, dtype=dtype, rngs=rngs)
+        self.output = Linear(
+            hidden_size,
+            num_outputs,
+            axes=("embed", None),
+            init=init,
+            use_bias=spec.output_bias,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
 
 class SequenceHead(_Classifier):
@@ -169,22 +177,17 @@ class MaskedLMHead(_Transform):
         )
         self.dtype = dtype
 
-    def __call__(self, backbone: Any, hidden: jax.Array, *, index: jax.Array | None = None) -> jax.Array:
-        """Logits in fp32.
-
-        Args:
-            backbone: its `word_embedding_table` is the output layer, unless the head has its own.
-            hidden: [rows, length, hidden].
-            index: int32 [rows, n], the positions to project; all when None.
-
-        Returns: [rows, n or length, vocab_size].
-        """
-        if index is not None:
-            hidden = jnp.take_along_axis(hidden, index[..., None], axis=1)
-        x = self.transform(hidden, None)
+    def output(self, backbone: Any) -> tuple[jax.Array, jax.Array | None]:
+        """What follows `transform`: the table [vocab_size, hidden_size], and the bias [vocab_size] or None."""
         table = backbone.word_embedding_table if self.table is None else self.table[...]
+        return table, None if self.bias is None else self.bias[...]
+
+    def __call__(self, backbone: Any, hidden: jax.Array) -> jax.Array:
+        """hidden [..., hidden_size] -> fp32 logits [..., vocab_size]. A loss never needs them: see `losses`."""
+        table, bias = self.output(backbone)
+        x = self.transform(hidden, None)
         logits = jnp.einsum("...h,vh->...v", x, table.astype(self.dtype), preferred_element_type=jnp.float32)
-        return logits if self.bias is None else logits + self.bias[...]
+        return logits if bias is None else logits + bias
 
 
 class LMHead(nnx.Module):

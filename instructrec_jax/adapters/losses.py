@@ -1,8 +1,28 @@
-"""Losses of one target each, in float32: the sums and weights over a batch are the task's business."""
+"""Losses, in float32. The sums and weights over a batch are the task's business.
+
+Over a vocabulary, logits [rows, length, vocab] would be the largest array of a training run by far, so
+`linear_cross_entropy` takes the output layer's input and its table instead, and works through the row in chunks.
+Where the arrays lie on a mesh, each device does so with its own rows, and gradients meet once, at the end.
+"""
+
+# Why our own: optax 0.2.8 takes whole logits; tokamax 0.0.12 too, off TPU, and knows no weights, bias or smoothing.
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.custom_derivatives import SymbolicZero
+from jax.sharding import AxisType, PartitionSpec
+
+from instructrec_jax.distributed.mesh import RULES
+
+CHUNK_BYTES = 2**28  # the most that one chunk's fp32 logits take on a device
+CHUNK_TOKENS = 1024  # a chunk has about as many on a device, or more, where they fit
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -18,3 +38,307 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """(ŷ − y)², elementwise."""
     return jnp.square(predictions.astype(jnp.float32) - targets.astype(jnp.float32))
+
+
+# ---------------------------------------------------------------- over a vocabulary
+
+
+@dataclass(frozen=True)
+class _Options:
+    scale: float = 1.0
+    soft_cap: float | None = None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    chunk: int | None = None
+
+
+def linear_cross_entropy(
+    hidden: jax.Array,
+    table: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
+) -> jax.Array:
+    """Σ w ℓ over a vocabulary, without ever holding [rows, length, vocab].
+
+        z = soft_cap(scale · hidden @ tableᵀ + bias)
+        ℓ = −(1 − ε) log softmax(z)[label] − ε mean(log softmax(z)) + z_loss · logsumexp(z)²
+
+    with ε = `label_smoothing` (Szegedy et al., 2016; as in torch.nn.functional.cross_entropy). The z-loss is that of
+    PaLM (Chowdhery et al., 2022). The gradients are made together with each chunk's logits (Hsu et al., "Liger
+    Kernel", 2024), so nothing is computed twice. Places without weight are sorted to the end of their row, and
+    chunks that hold nothing else are left out.
+
+    Args:
+        hidden: float [rows, length, h]. Matrix products are computed in its dtype and summed in fp32.
+        table: float [vocab, h].
+        labels: int32 [rows, length]. One outside the vocabulary gives NaN where its weight is not 0.
+        weights: float32 [rows, length], constants: asking for their gradient is a ValueError.
+        bias: float [vocab].
+        scale: of hidden.
+        soft_cap: logits become soft_cap · tanh(logits / soft_cap).
+        chunk: places of each row that are worked on at once; None chooses it, see `CHUNK_BYTES`.
+
+    Returns: float32 scalar.
+    Raises ValueError for shapes that don't fit together and for options out of range.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing should lie in [0, 1), but is {label_smoothing}.")
+    if z_loss < 0:
+        raise ValueError(f"z_loss should not be negative, but is {z_loss}.")
+    _check(hidden, table, labels, weights, bias, soft_cap, chunk)
+    options = _Options(scale, soft_cap, label_smoothing, z_loss, chunk)
+    return _weighted_sum(options, hidden, table, bias, labels, weights)
+
+
+def token_losses(
+    hidden: jax.Array,
+    table: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+    chunk: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """−log softmax(z)[label] and whether the label is the argmax of z, both [rows, length]; not differentiable.
+
+    Arguments as in `linear_cross_entropy`. Places whose weight is 0 are not computed: they get 0 and False.
+    A label outside the vocabulary gives NaN and False.
+    """
+    weights = jnp.ones(labels.shape, jnp.float32) if weights is None else weights
+    _check(hidden, table, labels, weights, bias, soft_cap, chunk)
+    options = _Options(scale, soft_cap, chunk=chunk)
+    function = functools.partial(_token_losses, options)
+    return _by_rows(function, (True, True), hidden, table, bias, labels, weights)
+
+
+def _check(
+    hidden: jax.Array,
+    table: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    bias: jax.Array | None,
+    soft_cap: float | None,
+    chunk: int | None,
+) -> None:
+    fits = hidden.ndim == 3 and labels.shape == weights.shape == hidden.shape[:2]
+    if not fits or table.shape[1:] != hidden.shape[2:] or (bias is not None and bias.shape != table.shape[:1]):
+        shapes = {"hidden": hidden, "table": table, "labels": labels, "weights": weights, "bias": bias}
+        found = ", ".join(f"{name} {list(x.shape)}" for name, x in shapes.items() if x is not None)
+        raise ValueError(
+            "expected hidden [rows, length, h], table [vocab, h], labels and weights [rows, length] and bias [vocab], "
+            f"but got {found}."
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels should be integers, but are {labels.dtype}.")
+    if soft_cap is not None and soft_cap <= 0:
+        raise ValueError(f"soft_cap should be positive (or None for no cap), but is {soft_cap}.")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk should be at least 1, but is {chunk}.")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted_sum(options: _Options, *inputs: Any) -> jax.Array:
+    return _sum_and_gradients(options, (), *inputs)[0]
+
+
+def _forward(options: _Options, *inputs: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    names = ("hidden", "table", "bias", "labels", "weights")
+    # only what is asked for: the table of a frozen network has no gradient
+    wanted = tuple(name for name, x in zip(names, inputs, strict=True) if x is not None and x.perturbed)
+    if "weights" in wanted:
+        raise ValueError("linear_cross_entropy has no gradient by its weights: give it jax.lax.stop_gradient(weights).")
+    return _sum_and_gradients(options, wanted, *(None if x is None else x.value for x in inputs))
+
+
+def _backward(_: _Options, gradients: dict[str, jax.Array], cotangent: Any) -> tuple[Any, ...]:
+    if isinstance(cotangent, SymbolicZero):
+        return (None,) * 5
+    scaled = {name: (gradient * cotangent).astype(gradient.dtype) for name, gradient in gradients.items()}
+    return scaled.get("hidden"), scaled.get("table"), scaled.get("bias"), None, None
+
+
+_weighted_sum.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _by_rows(function: Callable[..., Any], outputs: Any, hidden: jax.Array, table: Any, bias: Any, *rest: Any) -> Any:
+    """function(hidden, table, bias, labels, weights, axes=), by each device of the mesh with the rows that it has.
+
+    Left to itself, the compiler would add up the table's gradient over the devices in every chunk. Tensor parallelism
+    is left to it.
+
+    Args:
+        outputs: nested like the function's result: True for an array with rows, False for one that the function makes
+            equal everywhere (a sum over `axes`, the mesh axes that split the rows).
+    """
+    mesh = jax.typeof(hidden).sharding.mesh
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = tuple(axis for axis in RULES["batch"] if kinds.get(axis) == AxisType.Auto and mesh.shape[axis] > 1)
+    if not axes or hidden.shape[0] % int(np.prod([mesh.shape[axis] for axis in axes])):
+        return function(hidden, table, bias, *rest, axes=())
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+    split = jax.shard_map(
+        functools.partial(function, axes=axes),
+        mesh=mesh,
+        in_specs=(rows, whole, whole, rows, rows),
+        out_specs=jax.tree.map(lambda has_rows: rows if has_rows else whole, outputs),
+        axis_names=set(axes),
+        check_vma=False,
+    )
+    return split(hidden, table, bias, *rest)
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """The places of each row, those with weight first, cut into chunks.
+
+    `order` int32 [rows, count * size] is the place in the row (0 beyond its end), `back` [rows, length] its inverse;
+    only the first `used` chunks hold a place with weight.
+    """
+
+    order: jax.Array
+    back: jax.Array
+    used: jax.Array
+    size: int
+
+    @classmethod
+    def of(cls, weights: jax.Array, size: int, axes: tuple[str, ...]) -> "_Chunks":
+        length = weights.shape[1]
+        order = jnp.argsort(weights == 0, axis=1, stable=True)
+        most = jnp.sum(weights != 0, axis=1).max(initial=0)
+        most = jax.lax.pmax(most, axes) if axes else most  # devices may meet inside a chunk: all take the same number
+        padded = jnp.pad(order, ((0, 0), (0, -length % size)))
+        return cls(padded, jnp.argsort(order, axis=1), (most + size - 1) // size, size)
+
+    def take(self, number: jax.Array, hidden: Any, labels: Any, weights: Any) -> tuple[Any, Any, Any]:
+        start = number * self.size
+        places = jax.lax.dynamic_slice_in_dim(self.order, start, self.size, axis=1)
+        inside = start + jnp.arange(self.size) < weights.shape[1]
+        x = jnp.take_along_axis(hidden, places[..., None], axis=1)
+        labels, weights = (jnp.take_along_axis(each, places, axis=1) for each in (labels, weights))
+        return x, labels, jnp.where(inside, weights, 0)
+
+    def empty(self, *features: int, dtype: Any) -> jax.Array:
+        return jnp.zeros((*self.order.shape, *features), dtype)
+
+    def put(self, whole: jax.Array, number: jax.Array, part: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), number * self.size, axis=1)
+
+    def restore(self, whole: jax.Array) -> jax.Array:
+        """[rows, count * size, ...] in chunk order -> [rows, length, ...] in the row's own."""
+        back = self.back.reshape(*self.back.shape, *(1,) * (whole.ndim - 2))
+        return jnp.take_along_axis(whole, back, axis=1)
+
+
+def _chunk_size(rows: int, length: int, vocab: int, chunk: int | None) -> int:
+    """Places of a row that make a chunk: of equal size, and as few chunks as the bounds allow."""
+    if chunk is None:
+        # an eighth of the row, so that places without weight are left out, but enough for a matrix product to pay
+        worthwhile = max(length // 8, CHUNK_TOKENS // rows)
+        chunk = max(1, min(worthwhile, CHUNK_BYTES // (4 * rows * vocab)))
+    return -(-length // -(-length // chunk))
+
+
+def _logits(options: _Options, x: jax.Array, table: jax.Array, bias: jax.Array | None) -> jax.Array:
+    x = (x * options.scale).astype(x.dtype)
+    z = jnp.einsum("rch,vh->rcv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+    z = z if bias is None else z + bias
+    return z if options.soft_cap is None else options.soft_cap * jnp.tanh(z / options.soft_cap)
+
+
+def _compare(z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which logit is the label's [..., vocab], its value [...] and logsumexp(z) [...]: NaN without such a logit.
+
+    A masked sum and not a look-up, which would gather logits that are split over devices.
+    """
+    chosen = jnp.arange(z.shape[-1]) == labels[..., None]
+    known = (labels >= 0) & (labels < z.shape[-1])
+    log_z = jnp.where(known, jax.nn.logsumexp(z, axis=-1), jnp.nan)
+    return chosen, jnp.sum(jnp.where(chosen, z, 0), axis=-1), log_z
+
+
+def _sum_and_gradients(options: _Options, wanted: tuple[str, ...], *inputs: Any) -> tuple[jax.Array, dict[str, Any]]:
+    """Σ w ℓ, and the `wanted` of its gradients by hidden, table and bias, in the dtypes of these."""
+    outputs = (False, {name: name == "hidden" for name in wanted})
+    return _by_rows(functools.partial(_rows_sum_and_gradients, options, wanted), outputs, *inputs)
+
+
+def _rows_sum_and_gradients(
+    options: _Options,
+    wanted: tuple[str, ...],
+    hidden: Any,
+    table: Any,
+    bias: Any,
+    labels: Any,
+    weights: Any,
+    *,
+    axes: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    (rows, length, width), vocab = hidden.shape, len(table)
+    chunks = _Chunks.of(weights, _chunk_size(rows, length, vocab, options.chunk), axes)
+    smoothing, cap = options.label_smoothing, options.soft_cap
+
+    def step(number: jax.Array, carry: Any) -> Any:
+        total, sums = carry
+        x, label, weight = chunks.take(number, hidden, labels, weights)
+        z = _logits(options, x, table, bias)
+        chosen, at_label, log_z = _compare(z, label)
+        loss = log_z - (1 - smoothing) * at_label + options.z_loss * jnp.square(log_z)
+        loss = loss - smoothing * z.mean(-1) if smoothing else loss
+        total += jnp.sum(jnp.where(weight != 0, weight * loss, 0))
+        if not wanted:
+            return total, sums
+
+        # dℓ/dz = softmax(z) (1 + 2 z_loss logsumexp(z)) − (1 − ε) [label] − ε / vocab; dz of the capped logits last
+        dz = jnp.exp(z - log_z[..., None]) * (1 + 2 * options.z_loss * log_z[..., None])
+        dz = dz - jnp.where(chosen, 1 - smoothing, 0) - smoothing / vocab
+        dz = dz if cap is None else dz * (1 - jnp.square(z / cap))
+        dz = jnp.where(weight[..., None] != 0, dz * weight[..., None], 0)
+        sums = dict(sums)
+        if "bias" in sums:
+            sums["bias"] += dz.sum((0, 1))
+        dz = dz.astype(x.dtype)
+        if "table" in sums:
+            sums["table"] += jnp.einsum("rcv,rch->vh", dz, x, preferred_element_type=jnp.float32) * options.scale
+        if "hidden" in sums:
+            dx = jnp.einsum("rcv,vh->rch", dz, table.astype(x.dtype), preferred_element_type=jnp.float32)
+            sums["hidden"] = chunks.put(sums["hidden"], number, dx * options.scale)
+        return total, sums
+
+    zeros = {
+        "hidden": lambda: chunks.empty(width, dtype=hidden.dtype),
+        "table": lambda: jnp.zeros(table.shape, jnp.float32),
+        "bias": lambda: jnp.zeros(bias.shape, jnp.float32),
+    }
+    start = (jnp.zeros(()), {name: zeros[name]() for name in wanted})
+    total, sums = jax.lax.fori_loop(0, chunks.used, step, start)
+    by_rows = {"hidden": chunks.restore(sums.pop("hidden"))} if "hidden" in sums else {}
+    total, sums = jax.lax.psum((total, sums), axes) if axes else (total, sums)
+    like = {"table": table, "bias": bias}
+    return total, by_rows | {name: value.astype(like[name].dtype) for name, value in sums.items()}
+
+
+def _token_losses(
+    options: _Options, hidden: Any, table: Any, bias: Any, labels: Any, weights: Any, *, axes: Any
+) -> tuple[jax.Array, jax.Array]:
+    rows, length, _ = hidden.shape
+    chunks = _Chunks.of(weights, _chunk_size(rows, length, len(table), options.chunk), axes)
+
+    def step(number: jax.Array, carry: Any) -> Any:
+        x, label, weight = chunks.take(number, hidden, labels, weights)
+        z = _logits(options, x, table, bias)
+        _, at_label, log_z = _compare(z, label)
+        found = jnp.where(weight != 0, log_z - at_label, 0), (weight != 0) & (z.argmax(-1) == label)
+        return tuple(chunks.put(whole, number, part) for whole, part in zip(carry, found, strict=True))
+
+    start = (chunks.empty(dtype=jnp.float32), chunks.empty(dtype=bool))
+    loss, hit = jax.lax.fori_loop(0, chunks.used, step, start)
+    return chunks.restore(loss), chunks.restore(hit)

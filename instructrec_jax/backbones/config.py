@@ -1,10 +1,11 @@
 """Settings of the backbone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 DType = Literal["auto", "float32", "bfloat16"]
+Quantize = Literal["none", "int8", "nf4"]
 Remat = Literal["none", "dots", "full"]
 
 
@@ -14,7 +15,8 @@ class BackboneConfig:
 
     path: str = ""  # HuggingFace folder or hub id; "films" is the small one that comes with this package
     random_init: bool = False  # take only the architecture from the folder and draw new weights
-    frozen: bool = False  # train the head alone
+    freeze: list[str] = field(default_factory=list)  # parameters whose path has one of these (regular expressions)
     train_last: int | None = None  # train only the last so many layers, what follows them, and the head; null: all
+    quantize: Quantize = "none"  # how the weights of linear layers are kept, with lora: int8 or nf4 save memory
     dtype: DType = "auto"  # of activations; auto: bfloat16 on accelerators
     remat: Remat = "none"  # what the backward pass computes again to save memory

@@ -184,12 +184,9 @@ class Encoder(nnx.Module):
     def _relative_bias(self, positions: jax.Array) -> jax.Array | None:
         if self.relative_bias is None:
             return None
-        # computed from positions, so that every segment of a packed row gets the bias it has alone
-        distance = positions[:, None, :] - positions[:, :, None]
         reach = self.spec.num_positions
-        buckets = jnp.asarray(relative_buckets(np.arange(-reach, reach + 1)))
-        bias = self.relative_bias(buckets)  # [2·reach+1, heads]
-        return jnp.take(bias.T, jnp.clip(distance + reach, 0, 2 * reach), axis=1).transpose(1, 0, 2, 3)
+        buckets = relative_buckets(np.arange(-reach, reach + 1))
+        return relative_bias(self.relative_bias, buckets, positions, positions)
 
 
 _dropout = dropout  # `dropout` names the keys in the call signature above
@@ -218,16 +215,36 @@ def sinusoids(num_positions: int, width: int) -> np.ndarray:
 NUM_BUCKETS = 32
 
 
-def relative_buckets(distance: np.ndarray, max_distance: int = 128) -> np.ndarray:
+def relative_buckets(
+    distance: np.ndarray, *, num_buckets: int = NUM_BUCKETS, max_distance: int = 128, bidirectional: bool = True
+) -> np.ndarray:
     """Bucket of each signed distance key - query: exact when near, logarithmic up to `max_distance`.
 
+    With `bidirectional` half of the buckets are for keys behind the query; else those share the bucket of distance 0.
     Source: Raffel et al., 2020 (T5). fp32 as in PyTorch, since the borders of the buckets hang on the
     rounding.
     """
-    half = NUM_BUCKETS // 2
+    half = num_buckets // 2 if bidirectional else num_buckets
     exact = half // 2
-    n = np.abs(distance)
+    n = np.abs(distance) if bidirectional else np.maximum(-distance, 0)
     log = np.log(np.maximum(n, 1) / exact).astype(np.float32)
     scaled = log / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
     far = exact + scaled.astype(np.int32)
-    return np.where(distance > 0, half, 0) + np.where(n < exact, n, np.minimum(far, half - 1))
+    behind = np.where(distance > 0, half, 0) if bidirectional else 0
+    return behind + np.where(n < exact, n, np.minimum(far, half - 1))
+
+
+def relative_bias(table: Embedding, buckets: np.ndarray, positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+    """[rows, heads, queries, keys]: the bias of each pair of tokens by the distance between their positions.
+
+    It hangs on positions alone, so that every segment of a packed row gets the bias it has alone.
+
+    Args:
+        table: [number of buckets, heads].
+        buckets: the bucket of each distance key - query from -reach to reach; what is farther has the last one.
+        positions, key_positions: int32 [rows, queries] and [rows, keys].
+    """
+    reach = len(buckets) // 2
+    distance = key_positions[:, None, :] - positions[:, :, None]
+    bias = table(jnp.asarray(buckets))  # [2·reach+1, heads]
+    return jnp.take(bias.T, jnp.clip(distance + reach, 0, 2 * reach), axis=1).transpose(1, 0, 2, 3)

@@ -15,15 +15,17 @@ class Rule:
         name: HuggingFace's tensor name without the model prefix; "{layer}" stands for a layer number.
         path: our dotted parameter path; "{layer}" stands where a stack keeps its block name.
         transform: "none" keeps the tensor; "transpose" turns [out, in] into [in, out], or [parts * out, in]
-            into [in, parts, out]; "split" turns [parts * out] into [parts, out].
+            into [in, parts, out]; "split" turns [..., parts * out] into [..., parts, out]; "row" turns [1, n] into [n].
         old_names: other names of the same tensor in older files; looked for first, so that a stale twin
             loses.
+        copies: names under which a file may hold the tensor again; equal copies are left out, others refused.
     """
 
     name: str
     path: str
     transform: str = "none"
     old_names: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
 
 
 def linear(name: str, path: str, *, parts: int = 1) -> tuple[Rule, ...]:
@@ -55,7 +57,7 @@ class HeadSpec:
     """
 
     dropout: float = 0.0
-    pooling: str = "cls"  # how a segment becomes one vector: "cls" | "mean" (sequence heads)
+    pooling: str = "cls"  # how a segment becomes one vector: "cls" | "mean" | "lasttoken" (sequence heads)
     use_pooler: bool = False  # pass the vector through the backbone's own pooler (BERT)
     input_dropout: float = 0.0
     dense: bool = False
@@ -89,6 +91,7 @@ class Head:
     suffix: str  # of the class name in config.architectures, e.g. "ForSequenceClassification"
     spec: Callable[[Any], Any]  # HuggingFace config -> HeadSpec, or LMHeadSpec for the kind "lm"
     mapping: tuple[Rule, ...]
+    architecture: str | None = None  # the whole class name, where it is not the base class's with the suffix
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class Family:
         pooling: how a sentence becomes one vector when the checkpoint doesn't say.
         base_class: HuggingFace's class name of the bare network.
         kind: "encoder", "decoder" or "encoder_decoder".
+        output_table: name of a language-model head's table for families whose config.json doesn't say whether it is
+            tied (T5): it is not, if the file holds this tensor and it differs from the word embeddings.
 
     Encoders and decoders are called as
 
@@ -134,6 +139,7 @@ class Family:
     pooling: str = "mean"
     base_class: str = ""
     kind: str = "encoder"
+    output_table: str | None = None
 
 
 def refuse(config: Any, **allowed: Any) -> None:

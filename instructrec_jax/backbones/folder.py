@@ -1,5 +1,6 @@
 """What a HuggingFace folder declares: its config, its family, its task head, its pooling."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,15 +10,25 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from instructrec_jax.backbones import bert, distilbert, modernbert, mpnet, roberta
+from instructrec_jax.backbones import bart, bert, distilbert, gemma, gpt2, llama, modernbert, mpnet, roberta, t5
 from instructrec_jax.backbones.family import Family
 
 FAMILIES: dict[str, Family] = {
+    "bart": bart.FAMILY,
     "bert": bert.FAMILY,
     "distilbert": distilbert.FAMILY,
+    "gemma2": gemma.GEMMA2_FAMILY,
+    "gemma3_text": gemma.GEMMA3_FAMILY,
+    "gpt2": gpt2.FAMILY,
+    "llama": llama.FAMILY,
+    "mistral": llama.MISTRAL_FAMILY,
     "modernbert": modernbert.FAMILY,
     "mpnet": mpnet.FAMILY,
+    "mt5": t5.MT5_FAMILY,
+    "qwen2": llama.QWEN2_FAMILY,
+    "qwen3": llama.QWEN3_FAMILY,
     "roberta": roberta.FAMILY,
+    "t5": t5.FAMILY,
     "xlm-roberta": roberta.XLM_FAMILY,
 }
 
@@ -73,8 +84,23 @@ def read_config(path_or_hub_id: str | os.PathLike[str]) -> Any:
     content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} should hold a JSON object, but holds {type(content).__name__}.")
-    find_family(content.get("model_type"), str(folder))
-    return AutoConfig.from_pretrained(folder)
+    family = find_family(content.get("model_type"), str(folder))
+    config = AutoConfig.from_pretrained(folder)
+    if family.output_table is not None:  # transformers says "tied" of every T5
+        config.tie_word_embeddings = _is_tied(folder, family, bool(content.get("tie_word_embeddings", True)))
+    return config
+
+
+def _is_tied(folder: Path, family: Family, declared: bool) -> bool:
+    """Whether the files tie a T5's output table to the word embeddings; without files, whether config.json does."""
+    from instructrec_jax.backbones.tensors import TensorFiles, has_tensors  # they read config files with this module
+
+    if not has_tensors(folder):
+        return declared
+    table = next(rule.name for rule in family.mapping if rule.path == "word_embeddings.table")
+    with TensorFiles(folder) as files:
+        both = {family.output_table, table} <= set(files.names)
+        return not both or files.equal(str(family.output_table), table)
 
 
 def find_family(model_type: str | None, where: str = "the config") -> Family:
@@ -87,7 +113,7 @@ def find_family(model_type: str | None, where: str = "the config") -> Family:
 
 
 def declared_head(config: Any) -> str | None:
-    """The kind of task head the checkpoint's `architectures` promises: "sequence", "token", "mlm" or None."""
+    """The kind of task head the checkpoint's `architectures` promises: "sequence", "token", "mlm", "lm" or None."""
     names = getattr(config, "architectures", None) or ()
     for kind, head in find_family(config.model_type).heads.items():
         suffixes = (head.suffix, "ForPreTraining") if kind == "mlm" else (head.suffix,)
@@ -152,3 +178,16 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"Cannot read {file}: {error}.") from error
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """64 hex digits that change when the weights do: sizes and samples (1 MiB a file and more) of all safetensors."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as opened:
+            for start in sorted({size * part // 64 for part in range(64)}):
+                opened.seek(start)
+                digest.update(opened.read(1 << 14))
+    return digest.hexdigest()

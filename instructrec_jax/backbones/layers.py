@@ -80,7 +80,8 @@ class Linear(nnx.Module):
     that the checkpoint keeps in one matrix (a fused QKV, the two halves of a GLU). They stay one parameter,
     so LoRA finds HuggingFace's module, and each part is sharded evenly over `out`.
 
-    `lora` is set by `adapters.lora` on a finished network; `keys` of a call serve its dropout alone.
+    `lora` is set by `adapters.lora` on a finished network; `keys` of a call serve its dropout alone. The kernel may be
+    replaced by a module that takes the product itself (`adapters.quantized`).
     """
 
     def __init__(
@@ -97,14 +98,17 @@ class Linear(nnx.Module):
     ):
         out = (out_features,) if parts == 1 else (parts, out_features)
         out_axes = axes[1:] if parts == 1 else (None, *axes[1:])
-        self.kernel = nnx.Param(init(rngs.params(), (in_features, *out)), axes=(axes[0], *out_axes))
+        self.kernel: Any = nnx.Param(init(rngs.params(), (in_features, *out)), axes=(axes[0], *out_axes))
         self.bias = nnx.Param(jnp.zeros(out, jnp.float32), axes=out_axes) if use_bias else None
-        self.lora: Any = None
+        self.lora: Any = nnx.data(None)
         self.dtype = dtype
 
     def __call__(self, x: jax.Array, keys: "DropoutKeys | None" = None) -> jax.Array:
         x = x.astype(self.dtype)
-        y = jnp.tensordot(x, self.kernel[...].astype(self.dtype), axes=1)
+        if isinstance(self.kernel, nnx.Module):
+            y = self.kernel(x)
+        else:
+            y = jnp.tensordot(x, self.kernel[...].astype(self.dtype), axes=1)
         if self.lora is not None:
             y = y + self.lora(x, keys)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
@@ -148,6 +152,32 @@ class LayerNorm(nnx.Module):
         x = x - x.mean(-1, keepdims=True)
         y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * self.scale[...]
         return (y if self.bias is None else y + self.bias[...]).astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square normalisation over the last axis (Zhang & Sennrich, 2019), in fp32, returned in `dtype`.
+
+    The factor on the result is `offset` + scale: with the offset 1, weight decay pulls it to 1 (Gemma).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float,
+        offset: float = 0.0,
+        axes: Axes = ("embed",),
+        dtype: Any = jnp.float32,
+    ):
+        self.scale = nnx.Param(jnp.full((features,), 1.0 - offset, jnp.float32), axes=axes)
+        self.eps = eps
+        self.offset = offset
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        return (y * (self.offset + self.scale[...])).astype(self.dtype)
 
 
 # ---------------------------------------------------------------- keyed dropout

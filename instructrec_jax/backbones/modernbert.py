@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from instructrec_jax.backbones.attention import attention
@@ -23,6 +21,7 @@ from instructrec_jax.backbones.layers import (
     dropout,
     truncated_normal,
 )
+from instructrec_jax.backbones.rope import Rope, read_rope, rotate, rotation
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
@@ -141,7 +140,7 @@ class ModernBert(nnx.Module):
         spec: ModernBertSpec,
         *,
         max_length: int,
-        frequencies: dict[str, tuple[float, ...]],
+        ropes: dict[str, Rope],
         dtype: Any,
         stack: StackOptions,
         rngs: nnx.Rngs,
@@ -162,7 +161,7 @@ class ModernBert(nnx.Module):
         )
         self.final_norm = LayerNorm(spec.hidden_size, eps=spec.eps, use_bias=spec.norm_bias, dtype=dtype)
         self.spec = spec
-        self.frequencies = tuple(sorted(frequencies.items()))
+        self.ropes = tuple(sorted(ropes.items()))
         self.hidden_size = spec.hidden_size
         self.vocab_size = spec.vocab_size
         self.max_length = max_length
@@ -184,43 +183,11 @@ class ModernBert(nnx.Module):
         check_positions(positions, self.max_length)
         x = self.embedding_norm(self.word_embeddings(tokens))
         x = _dropout(x, self.spec.embedding_dropout, None if dropout is None else dropout.fold(0))
-        rotations = {kind: rotation(positions, np.array(f, np.float32)) for kind, f in self.frequencies}
+        rotations = {kind: rotation(positions, rope) for kind, rope in self.ropes}
         return self.final_norm(self.layers(x, Context(segment_ids, positions, rotations), dropout))
 
 
 _dropout = dropout  # `dropout` names the keys in the call signature above
-
-
-def rotation(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [rows, length, 1, head_dim/2] of the rotary embedding (Su et al., 2021), in fp32."""
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the pairs (i, i + head_dim/2) of x [rows, length, heads, head_dim] by their angles."""
-    cos, sin = rotation
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-
-
-def rotary_frequencies(config: Any, kind: str) -> tuple[float, ...]:
-    """Angle per position of each pair, from `rope_parameters` (transformers 5); types: default and linear."""
-    parameters = config.rope_parameters[kind]
-    rope_type = parameters.get("rope_type", "default")
-    if rope_type not in ("default", "linear"):
-        raise ValueError(
-            f"config.json asks for {rope_type!r} rotary scaling of {kind} layers, which is not implemented "
-            "for modernbert (supported: 'default', 'linear')."
-        )
-    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError("config.json has a partial_rotary_factor other than 1, which is not implemented.")
-    dim = config.hidden_size // config.num_attention_heads
-    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    frequencies = np.float32(1.0) / np.power(np.float32(parameters["rope_theta"]), exponents)
-    if rope_type == "linear":
-        frequencies = frequencies / np.float32(parameters["factor"])
-    return tuple(map(float, frequencies))
 
 
 def output_range(config: Any) -> float:
@@ -263,11 +230,10 @@ def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: n
         output_range=output_range(config),
         initializer_cutoff=config.initializer_cutoff_factor or 3.0,
     )
-    frequencies = {kind: rotary_frequencies(config, kind) for kind in set(config.layer_types)}
     return ModernBert(
         spec,
         max_length=config.max_position_embeddings,
-        frequencies=frequencies,
+        ropes={kind: read_rope(config, kind) for kind in set(config.layer_types)},
         dtype=dtype,
         stack=stack,
         rngs=rngs,

@@ -147,6 +147,7 @@ def load_backbone(
                 lambda path: path.startswith("pooler."),
             )
             _refuse_leftovers(files, family, prefix, report, pooler)
+            _check_copies(files, family, prefix)
     return Pretrained(module, config, family, report, read_pooling(folder))
 
 
@@ -161,7 +162,7 @@ def load_head(
     """Builds a task head and fills it with the checkpoint's own, when it has one of this kind.
 
     Args:
-        kind: "sequence" | "token" | "mlm".
+        kind: "sequence" | "token" | "mlm" | "lm".
         build: build(key) -> head module (`adapters.heads`), key a jax random key.
 
     Returns the head and a report; where the checkpoint has no such head, every parameter is in
@@ -179,9 +180,9 @@ def load_head(
     with TensorFiles(folder) as files:
         wanted = [path for site in sites_of(abstract_module(build)) for path in [site.path]]
         present = {rule.path for rule in rules if find_name(rule.name, rule.old_names, "", files.names)}
+        _check_tied(files, family, rules, wanted)
         if not present & set(wanted):
             return _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
-        _check_tied(files, family, rules, wanted)
         return _fill(build, files, rules, "", rngs.params(), shardings, lambda path: False)
 
 
@@ -199,12 +200,24 @@ def _refuse_leftovers(files: TensorFiles, family: Family, prefix: str, report: L
                 )
 
 
+def _check_copies(files: TensorFiles, family: Family, prefix: str) -> None:
+    """A copy of a tensor that differs from it would be lost: refuse it."""
+    for rule in family.mapping:
+        for copy in rule.copies:
+            if prefix + copy in files.names and not files.equal(prefix + copy, prefix + rule.name):
+                raise ValueError(
+                    f"{files.folder}: {prefix + copy} differs from {prefix + rule.name}; in this family both are one "
+                    "tensor. A network where they differ is not supported."
+                )
+
+
 def _check_tied(files: TensorFiles, family: Family, rules: tuple[Rule, ...], wanted: list[str]) -> None:
     """An untied output matrix in the file of a network whose config says "tied" would be lost: refuse it."""
     for rule in rules:
         if rule.path == "table" and rule.path not in wanted and rule.name in files.names:
             source = next(r for r in family.mapping if r.path == "word_embeddings.table")
-            name = find_name(source.name, source.old_names, family.prefix, files.names)
+            names = [find_name(source.name, source.old_names, prefix, files.names) for prefix in (family.prefix, "")]
+            name = names[0] or names[1]
             if name is None or not np.array_equal(files.read(rule.name), files.read(name)):
                 raise ValueError(
                     f"{files.folder}: {rule.name} differs from the word embeddings, though config.json "

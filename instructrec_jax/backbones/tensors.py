@@ -20,6 +20,10 @@ FILE_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16":
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
+def has_tensors(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
 class TensorFiles:
     """The safetensors files of a folder, opened lazily and read slice by slice. A context manager."""
 
@@ -72,6 +76,15 @@ class TensorFiles:
             return self._files[name].get_tensor(name)
         return self._files[name].get_slice(name)[index]
 
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two tensors have the same shape and values; reads them in parts, up to the first difference."""
+        shape = self.shape(name)
+        if shape != self.shape(other):
+            return False
+        step = max(1, (1 << 20) // int(np.prod(shape[1:], dtype=int)))
+        parts = ((slice(start, start + step),) for start in range(0, shape[0], step))
+        return all(np.array_equal(self.read(name, part), self.read(other, part)) for part in parts)
+
 
 @dataclass(frozen=True)
 class Site:
@@ -122,7 +135,9 @@ def file_shape(transform: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape a tensor has in the file, from our shape of one layer."""
     if transform == "transpose":
         return (int(np.prod(shape[1:])), shape[0])
-    return (int(np.prod(shape)),) if transform == "split" else shape
+    if transform == "row":
+        return (1, *shape)
+    return (*shape[:-2], shape[-2] * shape[-1]) if transform == "split" else shape
 
 
 def read_slice(
@@ -131,13 +146,18 @@ def read_slice(
     """The slice `index` of our array of `shape`, in fp32, from the file's tensor: nothing more is read."""
     if transform == "none":
         return files.read(name, index).astype(np.float32, copy=False)
+    if transform == "row":
+        return files.read(name, (slice(None), *index))[0].astype(np.float32, copy=False)
     if transform == "transpose" and len(shape) == 2:
         return files.read(name, (index[1], index[0])).T.astype(np.float32, order="C")
-    # [in, parts, out] or [parts, out] here, [parts * out, in] or [parts * out] there
+    # [..., parts, out] here; there [..., parts * out], or [parts * out, in]
     *outer, part_index, out_index = index
     start, stop, _ = out_index.indices(shape[-1])
-    offsets = [part * shape[-1] for part in range(*part_index.indices(shape[-2]))]
-    parts = [files.read(name, (slice(o + start, o + stop), *outer)).T for o in offsets]
+    slices = [slice(p * shape[-1] + start, p * shape[-1] + stop) for p in range(*part_index.indices(shape[-2]))]
+    if transform == "split":
+        parts = [files.read(name, (*outer, one)) for one in slices]
+    else:
+        parts = [files.read(name, (one, *outer)).T for one in slices]
     return np.stack(parts, axis=-2).astype(np.float32, copy=False)
 
 
@@ -145,4 +165,6 @@ def to_file(transform: str, value: np.ndarray) -> np.ndarray:
     """One layer's parameter in the file's layout."""
     if transform == "transpose":
         return value.reshape(value.shape[0], -1).T
-    return value.reshape(-1) if transform == "split" else value
+    if transform == "row":
+        return value[None]
+    return value.reshape(*value.shape[:-2], -1) if transform == "split" else value

@@ -33,7 +33,7 @@ def save_pretrained(
 
     Args:
         folder: made if need be.
-        backbone, head: modules with their present values; `head_kind` is "sequence" | "token" | "mlm".
+        backbone, head: modules with their present values; `head_kind` is "sequence" | "token" | "mlm" | "lm".
         config: the HuggingFace config (not changed).
         report: of the load; each tensor is then written under the name and in the dtype it was read with,
             byte-equal if untouched.
@@ -48,8 +48,11 @@ def save_pretrained(
     _write_shards(folder, tensors, max_shard_bytes)
     config = copy.deepcopy(config)
     family = find_family(config.model_type)
-    suffix = family.heads[head_kind].suffix if head is not None and head_kind else "Model"
-    config.architectures = [family.base_class.removesuffix("Model") + suffix]
+    name = family.base_class
+    if head is not None and head_kind:
+        kind = family.heads[head_kind]
+        name = kind.architecture or family.base_class.removesuffix("Model") + kind.suffix
+    config.architectures = [name]
     dtypes = {str(t.dtype) for t in tensors.values()}
     config.dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     config.save_pretrained(folder)

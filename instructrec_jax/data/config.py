@@ -20,7 +20,8 @@ class DataConfig:
     test: list[SourceConfig] = field(default_factory=list)  # evaluated before and after tuning
     prepare: Prepared | None = None  # embedded data to write into task.catalogue first, if it is not there
     temperature: float = 1.0  # tasks are mixed in proportion to size ** (1 / temperature)
-    batch_size: int = 64  # examples a step, over all devices
+    batch_size: int | None = None  # examples a step, over all devices; give this or batch_rows
+    batch_rows: int | None = None  # instead: packed rows of max_length tokens a step, over all devices
     max_length: int = 128  # tokens a text, special tokens included
     truncate: Truncate = "error"  # what happens to longer texts (it is counted)
     on_bad_example: OnBadExample = "error"  # stop at a bad record, or count it and go on

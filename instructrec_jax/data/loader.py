@@ -1,14 +1,20 @@
 """Batches as a function of the step.
 
-`Loader.batch(step)` depends on (seed, step, global batch size) alone, so resuming is seeking and nothing repeats
-or goes missing when the number of devices or hosts changes. Every batch, of every family and task, carries
+`Loader.batch(step)` and `RowLoader.batch(step)` depend on (seed, step, global batch size) alone, so resuming is seeking
+and nothing repeats or goes missing when the number of devices or hosts changes. Every batch, of every family and task,
+carries
 
     tokens, token_types, segment_ids, positions   int32 [rows, length]; segment 0 is padding
     text_numbers                                  int32 [rows, segments], which text of the batch lies there
 
-beside the arrays that the task adds.
+beside the arrays that the task adds; and for an encoder–decoder
+
+    target_tokens, target_segment_ids, target_positions   int32 [rows, target_length]
+
+where the target of a text has the row and segment number of its text.
 """
 
+import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,21 +24,29 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from instructrec_jax.data.packing import Plan, plan_batch
+from instructrec_jax.data.mixture import permutation
+from instructrec_jax.data.packing import Plan, fit_epoch, plan_batch
 from instructrec_jax.distributed.mesh import batch_sharding
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One tokenised text: int32 [length] tokens, and token types where the network has them."""
+    """One tokenised text: int32 [length] tokens, and token types where the network has them.
+
+    `target`: for an encoder–decoder, int32 [target length], what the decoder reads.
+    """
 
     tokens: np.ndarray
     types: np.ndarray | None = None
+    target: np.ndarray | None = None
 
 
 @dataclass
 class Parts:
-    """What a task makes of some examples, before the texts are laid out in rows."""
+    """What a task makes of some examples, before the texts are laid out in rows.
+
+    Arrays per token are of the texts' lengths, or, where the texts have targets, of the targets'.
+    """
 
     texts: list[Text]
     per_token: dict[str, list[np.ndarray]] = field(default_factory=dict)  # one [length] array a text
@@ -46,21 +60,43 @@ class Batch:
     """The rows of this process (all of them on one process) and what the batch holds in total."""
 
     arrays: dict[str, np.ndarray]
-    tokens: int  # without padding, over all processes
-    shape: tuple[int, int]  # (rows, length), over all processes
+    tokens: int  # without padding, targets included, over all processes
+    shape: tuple[int, ...]  # (rows, length) or (rows, length, target_length), over all processes
     position: Any = None  # of a stream, after this batch
+
+
+def lengths_of(texts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Tokens of each text, int64 [texts], and of each target, or None where there are no targets.
+
+    Raises ValueError where some texts have targets and others have none.
+    """
+    lengths = np.array([len(text.tokens) for text in texts])
+    targets = [len(text.target) for text in texts if text.target is not None]
+    if targets and len(targets) < len(texts):
+        raise ValueError(f"{len(targets)} of {len(texts)} texts have a target: all of them should have one, or none.")
+    return lengths, np.array(targets) if targets else None
 
 
 def lay_out(parts: Parts, plan: Plan, process_index: int = 0, process_count: int = 1) -> dict[str, np.ndarray]:
     """Lays texts out as planned. Each process gets an equal share of every array's leading dimension."""
+    if (lengths_of(parts.texts)[1] is None) != (plan.target_length is None):
+        raise ValueError("texts with targets need a plan with target rows, and texts without targets one without.")
 
     def mine(array: np.ndarray) -> np.ndarray:
         share = len(array) // process_count
         return array[process_index * share : (process_index + 1) * share]
 
     first, last = plan.rows * process_index // process_count, plan.rows * (process_index + 1) // process_count
-    names = {"tokens", "token_types", "segment_ids", "positions", *parts.per_token}
-    arrays = {name: np.zeros((last - first, plan.length), np.int32) for name in names}
+
+    def empty(length: int, *names: str) -> dict[str, np.ndarray]:
+        return {name: np.zeros((last - first, length), np.int32) for name in names}
+
+    arrays = empty(plan.length, "tokens", "token_types", "segment_ids", "positions")
+    if plan.target_length is None:
+        arrays |= empty(plan.length, *parts.per_token)
+    else:
+        names = ("target_tokens", "target_segment_ids", "target_positions")
+        arrays |= empty(plan.target_length, *names, *parts.per_token)
     for number, text in enumerate(parts.texts):
         row = plan.row[number] - first
         if not 0 <= row < last - first:
@@ -71,6 +107,11 @@ def lay_out(parts: Parts, plan: Plan, process_index: int = 0, process_count: int
         arrays["positions"][row, span] = np.arange(len(text.tokens))
         if text.types is not None:
             arrays["token_types"][row, span] = text.types
+        if plan.target_start is not None and text.target is not None:
+            span = slice(plan.target_start[number], plan.target_start[number] + len(text.target))
+            arrays["target_tokens"][row, span] = text.target
+            arrays["target_segment_ids"][row, span] = plan.segment[number]
+            arrays["target_positions"][row, span] = np.arange(len(text.target))
         for name, values in parts.per_token.items():
             arrays[name][row, span] = values[number]
     per_text = {"text_numbers": np.arange(len(parts.texts), dtype=np.int32), **parts.per_text}
@@ -95,6 +136,7 @@ class Loader:
       batch_size: examples a step, over all processes.
       buckets: allowed row lengths.
       row_multiple: rows are a multiple of this (data-parallel devices x accumulation).
+      target_buckets: allowed lengths of target rows, where texts have targets.
     """
 
     order: Callable[[int], np.ndarray]
@@ -105,6 +147,7 @@ class Loader:
     seed: int
     process_index: int = 0
     process_count: int = 1
+    target_buckets: Sequence[int] = ()
     _epochs: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def _epoch(self, epoch: int) -> np.ndarray:
@@ -122,7 +165,8 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         parts = self.gather(self.indices(step), np.random.default_rng([self.seed, step]))
-        return pack(parts, self.buckets, self.row_multiple, self.process_index, self.process_count)
+        where = self.process_index, self.process_count
+        return pack(parts, self.buckets, self.row_multiple, *where, self.target_buckets)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of the steps start..stop-1, made ahead of time by a thread."""
@@ -130,12 +174,132 @@ class Loader:
 
 
 def pack(
-    parts: Parts, buckets: Sequence[int], row_multiple: int, process_index: int = 0, process_count: int = 1
+    parts: Parts,
+    buckets: Sequence[int],
+    row_multiple: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    target_buckets: Sequence[int] = (),
 ) -> Batch:
-    lengths = np.array([len(text.tokens) for text in parts.texts])
-    plan = plan_batch(lengths, buckets, row_multiple)
-    arrays = lay_out(parts, plan, process_index, process_count)
-    return Batch(arrays, int(lengths.sum()), (plan.rows, plan.length))
+    lengths, target_lengths = lengths_of(parts.texts)
+    plan = plan_batch(lengths, buckets, row_multiple, target_lengths, target_buckets)
+    return planned_batch(parts, plan, process_index, process_count)
+
+
+def planned_batch(parts: Parts, plan: Plan, process_index: int, process_count: int) -> Batch:
+    tokens = sum(int(lengths.sum()) for lengths in lengths_of(parts.texts) if lengths is not None)
+    return Batch(lay_out(parts, plan, process_index, process_count), tokens, plan.shape)
+
+
+@dataclass(frozen=True)
+class RowLoader:
+    """Batches of so many full rows of an indexable data set, with whatever number of examples fits into them.
+
+    The examples of an epoch are packed as a whole, and its rows come in a shuffled order: batch(step) holds the rows
+    step * batch_rows to (step + 1) * batch_rows - 1 of the epochs put end to end. All batches have one shape.
+
+    How lengths go together depends on the seed and on the lengths of the epoch's examples, not on their order, so
+    epochs with the same lengths have the same number of rows, and where a later epoch begins is known without packing
+    the ones before it. (Epochs of a weighted mixture differ in their lengths; each is packed once to count its rows.)
+    Which of the examples of a length takes which of its places is drawn anew for each epoch.
+
+    Attributes:
+      order, gather, seed: as in `Loader`; `gather` gives one text an example.
+      lengths: int [examples], tokens of each example.
+      target_lengths: the same of the targets, or None.
+      batch_rows: rows a step, over all processes.
+      length, target_length: of the rows.
+    """
+
+    order: Callable[[int], np.ndarray]
+    gather: Callable[[np.ndarray, np.random.Generator], Parts]
+    lengths: np.ndarray
+    batch_rows: int
+    length: int
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+    target_lengths: np.ndarray | None = None
+    target_length: int | None = None
+    _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict, repr=False)
+    _ends: list[int] = field(default_factory=list, repr=False)  # rows of the epochs 0..e together
+    _packed: dict[bytes, list[np.ndarray]] = field(default_factory=dict, repr=False)  # the last lengths and their rows
+
+    @property
+    def _sides(self) -> list[np.ndarray]:
+        return [self.lengths] if self.target_lengths is None else [self.lengths, self.target_lengths]
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """The rows of an epoch in their order, each as the examples in it."""
+        if epoch not in self._epochs:
+            for old in [e for e in self._epochs if e < epoch - 1]:
+                del self._epochs[old]
+            examples = self._by_length(epoch)
+            rows = self._pack(examples)
+            shuffled = permutation(len(rows), self.seed, epoch, 0, 1)
+            self._epochs[epoch] = [examples[rows[number]] for number in shuffled]
+        return self._epochs[epoch]
+
+    def _by_length(self, epoch: int) -> np.ndarray:
+        """The examples of an epoch by their lengths; equals in the epoch's own order."""
+        order = self.order(epoch)
+        return order[np.lexsort([side[order] for side in reversed(self._sides)])]
+
+    def _pack(self, examples: np.ndarray) -> list[np.ndarray]:
+        """Rows of places in `examples`, which are sorted by length."""
+        lengths = self.lengths[examples]
+        targets = None if self.target_lengths is None else self.target_lengths[examples]
+        key = b"".join(side[examples].tobytes() for side in self._sides)
+        if key not in self._packed:
+            order = permutation(len(examples), self.seed, 0, 0, 2)
+            self._packed.clear()
+            self._packed[key] = fit_epoch(lengths, self.length, targets, self.target_length, order)
+        return self._packed[key]
+
+    def row(self, number: int) -> np.ndarray:
+        """The examples in a row of the endless order."""
+        while not self._ends or self._ends[-1] <= number:
+            rows = self._pack(self._by_length(len(self._ends)))
+            self._ends.append(len(rows) + (self._ends[-1] if self._ends else 0))
+        epoch = bisect.bisect_right(self._ends, number)
+        return self.epoch(epoch)[number - (self._ends[epoch - 1] if epoch else 0)]
+
+    def real_share(self) -> float:
+        """The share of the places in the rows of the first epoch that hold a token."""
+        rows = self.epoch(0)
+        tokens = sum(int(side[np.concatenate(rows)].sum()) for side in self._sides)
+        return tokens / (len(rows) * (self.length + (self.target_length or 0)))
+
+    def batch(self, step: int) -> Batch:
+        rows = [self.row(number) for number in range(step * self.batch_rows, (step + 1) * self.batch_rows)]
+        indices = np.concatenate(rows)
+        parts = self.gather(indices, np.random.default_rng([self.seed, step]))
+        lengths, target_lengths = lengths_of(parts.texts)
+        counts = [len(row) for row in rows]
+        first = np.repeat(np.cumsum([0, *counts[:-1]]), counts)  # of each text's row
+
+        def starts(lengths: np.ndarray) -> np.ndarray:
+            before = np.cumsum(lengths) - lengths
+            return before - before[first]
+
+        made = [lengths] if target_lengths is None else [lengths, target_lengths]
+        same = len(made) == len(self._sides) and all(map(np.array_equal, made, (s[indices] for s in self._sides)))
+        if parts.per_example or parts.slots or not same:
+            raise ValueError("rows are planned for one text an example, but the task made other texts of the examples.")
+        plan = Plan(
+            self.batch_rows,
+            self.length,
+            row=np.repeat(np.arange(self.batch_rows), counts),
+            segment=1 + np.arange(len(indices)) - first,
+            start=starts(lengths),
+            target_length=self.target_length,
+            target_start=None if target_lengths is None else starts(target_lengths),
+        )
+        return planned_batch(parts, plan, self.process_index, self.process_count)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of the steps start..stop-1, made ahead of time by a thread."""
+        return prefetch(self.batch, start, stop)
 
 
 @dataclass(frozen=True)
@@ -174,6 +338,7 @@ class StreamLoader:
     seed: int
     process_index: int = 0
     process_count: int = 1
+    target_buckets: Sequence[int] = ()
 
     def batches(self, start: int, stop: int, position: Any = None) -> Iterator[Batch]:
         if start and position is None:
@@ -189,7 +354,8 @@ class StreamLoader:
                 except StopIteration:
                     examples = iter(self.stream)  # the next epoch
             parts = self.gather(chosen, np.random.default_rng([self.seed, step]))
-            batch = pack(parts, self.buckets, self.row_multiple, self.process_index, self.process_count)
+            where = self.process_index, self.process_count
+            batch = pack(parts, self.buckets, self.row_multiple, *where, self.target_buckets)
             yield Batch(batch.arrays, batch.tokens, batch.shape, self.stream.get_state())
 
 

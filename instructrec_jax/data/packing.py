@@ -1,27 +1,39 @@
 """Several short texts to a row: which text goes where, and in which shape.
 
 The plan is made from lengths alone, so every host makes the same one; attention stays inside a segment, so a
-packed batch computes what an unpacked one does.
+packed batch computes what an unpacked one does. A text may have a target (what the decoder of an encoder–decoder
+reads): it lies in a row of its own kind, with the row and segment number of its text.
 """
 
-import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
 TOKENS_PER_SEGMENT = 8  # a row of length L holds at most L // 8 texts: bounds the pooled [rows, segments, hidden]
+EPOCH_PART = 32768  # texts of an epoch that are packed together: bounds the rows that a pair is tried on
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each text lies. `row` and `segment` (1-based) and `start` are int arrays, one entry a text."""
+    """Where each text lies. `row` and `segment` (1-based) and `start` are int arrays, one entry a text.
+
+    Where texts have targets, `target_length` is the length of their rows and `target_start` says where each begins.
+    """
 
     rows: int
     length: int
     row: np.ndarray
     segment: np.ndarray
     start: np.ndarray
+    target_length: int | None = None
+    target_start: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, length), or (rows, length, target_length)."""
+        return (self.rows, self.length, *([] if self.target_length is None else [self.target_length]))
 
     @property
     def segments(self) -> int:
@@ -50,50 +62,172 @@ def round_up(count: int, multiple: int) -> int:
     return int(-(-count // step) * step)
 
 
-def best_fit(lengths: np.ndarray, row_length: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Best-fit decreasing bin packing (Johnson, 1973): rows used, then row, segment and start of each text."""
-    count = len(lengths)
+def best_fit(
+    lengths: np.ndarray, row_length: int, longest_first: bool = True
+) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """Best-fit bin packing (Johnson, 1973): rows used, then row, segment and start of each text.
+
+    Each text goes into the row that it fills best: the longest first, which packs tightest, or as they come.
+    """
+    count, most = len(lengths), max_segments(row_length)
     row, segment, start = (np.zeros(count, np.int32) for _ in range(3))
     segments: list[int] = []
-    free: list[tuple[int, int]] = []  # (room left, row), sorted: the first that fits is the tightest
-    for index in np.argsort(-lengths, kind="stable"):
+    with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # room left -> rows
+    rooms = 0  # bit r is set where some row has room r: the lowest bit from `size` on is the best fit
+    for index in np.argsort(-lengths, kind="stable").tolist() if longest_first else range(count):
         size = int(lengths[index])
-        at = bisect.bisect_left(free, (size, -1))
-        room, target = free.pop(at) if at < len(free) else (row_length, len(segments))
-        if target == len(segments):
+        fitting = rooms >> size
+        if fitting:
+            room = size + (fitting & -fitting).bit_length() - 1
+            target = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, target = row_length, len(segments)
             segments.append(0)
         segments[target] += 1
         row[index], segment[index], start[index] = target, segments[target], row_length - room
-        if room > size and segments[target] < max_segments(row_length):
-            bisect.insort(free, (room - size, target))
+        if room > size and segments[target] < most:
+            with_room[room - size].append(target)
+            rooms |= 1 << (room - size)
     return len(segments), row, segment, start
 
 
-def plan_batch(lengths: np.ndarray, buckets: Sequence[int], row_multiple: int) -> Plan:
+def best_fit_pairs(
+    lengths: np.ndarray,
+    target_lengths: np.ndarray,
+    row_length: int,
+    target_length: int,
+    longest_first: bool = True,
+) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same in two dimensions: a pair fits where both sides do, best where the least room is left, as a share
+    of the two row lengths together. Also gives the start of each target.
+    """
+    count, most = len(lengths), max_segments(row_length)
+    row, segment, start, target_start = (np.zeros(count, np.int32) for _ in range(4))
+    # Of each row: the room left on both sides (-1: none at all), both as one number, and the segments in it.
+    room, target_room = np.full(count, row_length), np.full(count, target_length)
+    left, segments = np.full(count, 2 * row_length * target_length), np.zeros(count, np.int64)
+    rows = 0
+    order = np.argsort(-(lengths / row_length + target_lengths / target_length), kind="stable")
+    for index in order.tolist() if longest_first else range(count):
+        size, target_size = int(lengths[index]), int(target_lengths[index])
+        fits = (room[:rows] >= size) & (target_room[:rows] >= target_size)
+        at = int(np.where(fits, left[:rows], np.iinfo(np.int64).max).argmin()) if rows else 0
+        if not rows or not fits[at]:
+            at, rows = rows, rows + 1
+        segments[at] += 1
+        row[index], segment[index] = at, segments[at]
+        start[index], target_start[index] = row_length - room[at], target_length - target_room[at]
+        room[at] -= size
+        target_room[at] -= target_size
+        left[at] = room[at] * target_length + target_room[at] * row_length
+        if segments[at] == most:
+            room[at] = -1
+    return rows, row, segment, start, target_start
+
+
+def fit(
+    lengths: np.ndarray,
+    length: int,
+    target_lengths: np.ndarray | None = None,
+    target_length: int | None = None,
+    longest_first: bool = True,
+) -> Plan:
+    """Packs texts, or pairs of a text and its target, into as few rows of one shape as best fit finds.
+
+    Raises ValueError for a text or target that is longer than a row.
+    """
+    check_fits(lengths, length, target_lengths, target_length)
+    if target_lengths is None:
+        rows, row, segment, start = best_fit(lengths, length, longest_first)
+        return Plan(rows, length, row, segment, start)
+    assert target_length is not None
+    rows, row, segment, start, target_start = best_fit_pairs(
+        lengths, target_lengths, length, target_length, longest_first
+    )
+    return Plan(rows, length, row, segment, start, target_length, target_start)
+
+
+def fit_epoch(
+    lengths: np.ndarray,
+    length: int,
+    target_lengths: np.ndarray | None,
+    target_length: int | None,
+    order: np.ndarray,
+) -> list[np.ndarray]:
+    """The rows of an epoch, each as the numbers of its texts.
+
+    The texts are packed in a random `order`, but of every `EPOCH_PART` of them those longer than half a row first,
+    since no two of these fit together. The longest first throughout would fill some rows with long texts alone and
+    others with short ones, for a few tokens more to a row.
+    """
+    long = lengths > length // 2
+    if target_lengths is not None and target_length is not None:
+        long = long | (target_lengths > target_length // 2)
+    rows = []
+    for first in range(0, len(order), EPOCH_PART):
+        part = order[first : first + EPOCH_PART]
+        part = part[np.argsort(~long[part], kind="stable")]
+        targets = None if target_lengths is None else target_lengths[part]
+        plan = fit(lengths[part], length, targets, target_length, longest_first=False)
+        row_by_row = np.lexsort([plan.segment, plan.row])
+        rows += np.split(part[row_by_row], np.cumsum(np.bincount(plan.row))[:-1])
+    return rows
+
+
+def check_fits(
+    lengths: np.ndarray, length: int, target_lengths: np.ndarray | None = None, target_length: int | None = None
+) -> None:
+    if lengths.max() > length:
+        raise ValueError(f"a text of {lengths.max()} tokens does not fit into the longest row ({length}).")
+    if target_lengths is not None and target_lengths.max() > (target_length or 0):
+        raise ValueError(
+            f"a target of {target_lengths.max()} tokens does not fit into the longest row of targets "
+            f"({target_length or 0})."
+        )
+
+
+def plan_batch(
+    lengths: np.ndarray,
+    buckets: Sequence[int],
+    row_multiple: int,
+    target_lengths: np.ndarray | None = None,
+    target_buckets: Sequence[int] = (),
+) -> Plan:
     """Packs one global batch into the cheapest of the allowed shapes.
 
     Args:
       lengths: int [texts], each at least 1 and at most `buckets[-1]`.
       buckets: the row lengths to choose from, ascending.
       row_multiple: the row count is a multiple of this (data-parallel devices x accumulation).
+      target_lengths, target_buckets: the same for the targets of the texts, where they have them.
     """
+    check_fits(lengths, buckets[-1], target_lengths, target_buckets[-1] if target_buckets else None)
+    longest, longest_target = lengths.max(), 0 if target_lengths is None else target_lengths.max()
     best: tuple[float, Plan] | None = None
-    for length in buckets:
-        if length < lengths.max():
+    for length, target_length in product(buckets, [0] if target_lengths is None else target_buckets):
+        if length < longest or target_length < longest_target:
             continue
-        rows, *where = best_fit(lengths, length)
-        rows = round_up(rows, row_multiple)
-        cost = rows * length * (1 + length / 2048)  # the second term stands for attention's quadratic share
-        if best is None or cost < best[0]:
-            best = cost, Plan(rows, length, *where)
-    if best is None:
-        raise ValueError(f"a text of {lengths.max()} tokens does not fit into the longest row ({buckets[-1]}).")
+        # A token costs its share of the layers, and the tokens it attends to (a target's also those of the text).
+        cost = length * (1 + length / 2048) + target_length * (1 + (length + target_length) / 2048)
+        least = -(-lengths.sum() // length)
+        if target_lengths is not None:
+            least = max(least, -(-target_lengths.sum() // target_length))
+        if best is not None and round_up(int(least), row_multiple) * cost >= best[0]:
+            continue
+        plan = fit(lengths, length, target_lengths, target_length or None)
+        rows = round_up(plan.rows, row_multiple)
+        if best is None or rows * cost < best[0]:
+            best = rows * cost, replace(plan, rows=rows)
+    assert best is not None  # the longest buckets hold everything
     return best[1]
 
 
-def unpacked(lengths: np.ndarray, length: int, row_multiple: int = 1) -> Plan:
+def unpacked(lengths: np.ndarray, length: int, row_multiple: int = 1, target_length: int | None = None) -> Plan:
     """One text a row, in order: the plain layout that packing is tested against."""
     count = len(lengths)
     rows = -(-count // row_multiple) * row_multiple
     zeros = np.zeros(count, np.int32)
-    return Plan(rows, length, np.arange(count, dtype=np.int32), zeros + 1, zeros)
+    target_start = None if target_length is None else zeros
+    return Plan(rows, length, np.arange(count, dtype=np.int32), zeros + 1, zeros, target_length, target_start)

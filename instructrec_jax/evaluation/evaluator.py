@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from instructrec_jax.evaluation.predictor import remember
-from instructrec_jax.evaluation.report import LOWER_IS_BETTER
+from instructrec_jax.evaluation.report import lower_is_better
 from instructrec_jax.metrics.ranking import paired_bootstrap
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
 
@@ -105,7 +105,7 @@ def table(contenders: Sequence[Contender], *, tuned: str, protocol: str, metric:
 
 def greater_is_better(task: Task, metric: str) -> bool:
     """The task says so of its own metric; of any other, its name does."""
-    return task.greater_is_better if metric == task.metric else metric not in LOWER_IS_BETTER
+    return task.greater_is_better if metric == task.metric else not lower_is_better(metric)
 
 
 def better(new: float, old: float | None, *, greater: bool) -> bool:

@@ -1,14 +1,15 @@
 """Runs a model over any number of texts, in few shapes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from instructrec_jax.data.loader import Parts, Text, lay_out, to_devices
-from instructrec_jax.data.packing import Plan, best_fit, round_up
+from instructrec_jax.data.loader import Parts, Text, lay_out, lengths_of, to_devices
+from instructrec_jax.data.packing import fit, round_up
 from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.tasks.base import Predict, Task
 from instructrec_jax.training.step import make_predict_step
@@ -26,28 +27,43 @@ def make_predict(
 ) -> Predict:
     """The function that a task scores with: texts -> one array a text, in the order of the texts.
 
-    Texts are packed into rows of the smallest bucket that holds them; each bucket has one batch shape.
+    Texts are packed into rows of the smallest bucket that holds them; each bucket has one batch shape. Where texts have
+    targets, the rows of a bucket's targets are as long as the longest of them needs (a power of two), and answers per
+    token are those of the target's tokens.
     """
 
     def predict(texts: Sequence[Text], **arrays: list[np.ndarray]) -> list[np.ndarray]:
-        lengths = np.array([len(text.tokens) for text in texts])
+        lengths, target_lengths = lengths_of(texts)
+        answered = lengths if target_lengths is None else target_lengths
         bucket_of = np.searchsorted(buckets, lengths)
         results: list[Any] = [None] * len(texts)
         for number in np.unique(bucket_of):
             members = np.flatnonzero(bucket_of == number)
-            rows, row, segment, start = best_fit(lengths[members], buckets[number])
+            length, targets, target_length = int(buckets[number]), None, None
+            if target_lengths is not None:
+                targets = target_lengths[members]
+                target_length = max(32, 1 << (int(targets.max()) - 1).bit_length())
+            whole = fit(lengths[members], length, targets, target_length)
             shards = data_shards(mesh)
-            most = max(1, TOKENS_PER_BATCH // buckets[number]) * shards
-            size = min(most, round_up(rows, shards))
-            for first in range(0, rows, size):
-                inside = (row >= first) & (row < first + size)
+            most = max(1, TOKENS_PER_BATCH // (length + (target_length or 0))) * shards
+            size = min(most, round_up(whole.rows, shards))
+            for first in range(0, whole.rows, size):
+                inside = (whole.row >= first) & (whole.row < first + size)
                 chosen = members[inside]
-                plan = Plan(size, int(buckets[number]), row[inside] - first, segment[inside], start[inside])
+                plan = replace(
+                    whole,
+                    rows=size,
+                    row=whole.row[inside] - first,
+                    segment=whole.segment[inside],
+                    start=whole.start[inside],
+                    target_start=None if whole.target_start is None else whole.target_start[inside],
+                )
                 per_token_arrays = {name: [values[i] for i in chosen] for name, values in arrays.items()}
                 parts = Parts([texts[i] for i in chosen], per_token=per_token_arrays)
                 output = np.asarray(predict_step(params, to_devices(lay_out(parts, plan), mesh)))
-                for index, r, s, at in zip(chosen, plan.row, plan.segment, plan.start, strict=True):
-                    results[index] = output[r, at : at + lengths[index]] if per_token else output[r, s - 1]
+                starts = plan.start if plan.target_start is None else plan.target_start
+                for index, r, s, at in zip(chosen, plan.row, plan.segment, starts, strict=True):
+                    results[index] = output[r, at : at + answered[index]] if per_token else output[r, s - 1]
         return results
 
     return predict

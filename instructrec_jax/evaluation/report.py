@@ -7,6 +7,7 @@ would be. Every text is escaped, and the page forbids itself scripts and any req
 import base64
 import io
 import math
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -178,9 +179,11 @@ def _signed(value: Any) -> str:
     return text if text.startswith(("-", "–")) else f"+{text}"
 
 
-def _lower_is_better(metric: str) -> bool:
-    """Whether a metric, with or without a prefix ('test/mse'), counts mistakes."""
-    return metric.lower().replace("-", "/").replace("_", "/").split("/")[-1] in LOWER_IS_BETTER
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric counts mistakes; its name may have a prefix ('test/mse') or a part of the cases ('loss (qa)',
+    'loss, qa') beside it."""
+    name = re.split(r", | \(", metric.lower())[0]
+    return re.split("[-_/]", name)[-1] in LOWER_IS_BETTER
 
 
 def _best(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
@@ -188,7 +191,7 @@ def _best(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
     values = {value for row in rows if (value := _value(row, metric)) is not None}
     if len(values) < 2:
         return None
-    return min(values) if _lower_is_better(metric) else max(values)
+    return min(values) if lower_is_better(metric) else max(values)
 
 
 def _verdict(difference: Mapping[str, Any]) -> str:

@@ -1,12 +1,14 @@
 """One file a task family; importing the package registers them all as choices of `--task.type`."""
 
 from instructrec_jax.tasks.classification import ClassificationConfig, MultilabelConfig, RegressionConfig
+from instructrec_jax.tasks.language_model import LanguageModelConfig
 from instructrec_jax.tasks.masked_lm import MaskedLMConfig
 from instructrec_jax.tasks.retrieval import RetrievalConfig
 from instructrec_jax.tasks.token_classification import TokenClassificationConfig
 
 __all__ = [
     "ClassificationConfig",
+    "LanguageModelConfig",
     "MaskedLMConfig",
     "MultilabelConfig",
     "RegressionConfig",

@@ -49,6 +49,8 @@ class TaskContext:
     seed: int = 0
     lower_case: bool = False  # texts are lower-cased before they are tokenised (sentence-transformers' do_lower_case)
     counts: dict[str, int] = field(default_factory=dict)  # what was cut or dropped, for the summary
+    kind: str = "encoder"  # of the network: see `backbones.family.Family`
+    decoder_start_token_id: int | None = None  # what an encoder–decoder's target begins with
 
 
 class Model(nnx.Module):
@@ -135,6 +137,7 @@ class Task:
         raise TypeError(f"{type(self).__name__} has no predict().")
 
     per_token = False  # whether `predict` answers for every token instead of every text
+    max_target_length: int | None = None  # tokens that a text's target may have; None: its texts have no targets
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         """Metrics over examples."""
@@ -179,14 +182,7 @@ def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -
         encoded["input_ids"], types, encoded["special_tokens_mask"], names, strict=True
     ):
         if len(ids) > context.max_length:
-            if context.truncate == "error":
-                raise ValueError(
-                    f"{name} has {len(ids)} tokens, but data.max_length is {context.max_length}. Raise it, or say "
-                    "what to do with long texts: --data.truncate left, right or drop."
-                )
-            label = "dropped" if context.truncate == "drop" else "cut"
-            context.counts[f"texts {label}"] = context.counts.get(f"texts {label}", 0) + 1
-            if context.truncate == "drop":
+            if too_long(len(ids), name, context) == "drop":
                 result.append(None)
                 continue
             kept = cut(special, name, context)
@@ -195,6 +191,21 @@ def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -
             raise ValueError(f"{name} has no tokens.")
         result.append(Text(np.asarray(ids, np.int32), None if kinds is None else np.asarray(kinds, np.int32)))
     return result
+
+
+def too_long(length: int, name: str, context: TaskContext) -> str:
+    """What `truncate` says of a text of more than `max_length` tokens, left, right or drop, and counts it.
+
+    Raises ValueError where it says error.
+    """
+    if context.truncate == "error":
+        raise ValueError(
+            f"{name} has {length} tokens, but data.max_length is {context.max_length}. Raise it, or say "
+            "what to do with long texts: --data.truncate left, right or drop."
+        )
+    label = "dropped" if context.truncate == "drop" else "cut"
+    context.counts[f"texts {label}"] = context.counts.get(f"texts {label}", 0) + 1
+    return context.truncate
 
 
 def cut(special: list[int], name: str, context: TaskContext) -> list[int]:

@@ -15,7 +15,6 @@ from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
-from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.tasks.base import (
     Arrays,
@@ -91,35 +90,22 @@ class MaskedLMTask(Task):
             per_token={"labels": [e.text.tokens for e in encoded], "supervised": list(supervised)},
         )
 
-    def _log_probabilities(
-        self, model: Any, batch: Arrays, dropout: DropoutKeys | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """(positions, losses, weights, hits), [rows, room]: of the hidden tokens only.
-
-        Only hidden tokens go through the vocabulary-wide projection. `_mask` hides at most `room` in a row: a share
-        of its tokens, and at least one of each text.
-        """
-        hidden = model.hidden(batch, dropout)
-        length = hidden.shape[1]
-        room = min(length, math.floor(self.config.mask_rate * length) + max_segments(length))
-        positions = jnp.argsort(-batch["supervised"], axis=1, stable=True)[:, :room]
-        labels = jnp.take_along_axis(batch["labels"], positions, axis=1)
-        weights = jnp.take_along_axis(batch["supervised"], positions, axis=1).astype(jnp.float32)
-        logits = model.head(model.backbone, hidden, index=positions)
-        return positions, losses.cross_entropy(logits, labels), weights, logits.argmax(-1) == labels
-
     def loss(
         self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
     ) -> tuple[jax.Array, jax.Array]:
-        _, each, weights, _ = self._log_probabilities(model, batch, dropout)
-        return jnp.sum(each * weights), jnp.sum(weights)
+        hidden = model.head.transform(model.hidden(batch, dropout), None)
+        table, bias = model.head.output(model.backbone)
+        weights = batch["supervised"].astype(jnp.float32)
+        total = losses.linear_cross_entropy(hidden, table, batch["labels"], weights, bias=bias)
+        return total, jnp.sum(weights)
 
     def predict(self, model: Any, batch: Arrays) -> jax.Array:
         """float32 [rows, length, 2]: the loss of each hidden token, and whether it was guessed."""
-        positions, each, _, hits = self._log_probabilities(model, batch, None)
-        rows = jnp.arange(len(positions))[:, None]
-        empty = jnp.zeros((*batch["tokens"].shape, 2), jnp.float32)
-        return empty.at[rows, positions].set(jnp.stack([each, hits.astype(jnp.float32)], -1))
+        hidden = model.head.transform(model.hidden(batch), None)
+        table, bias = model.head.output(model.backbone)
+        weights = batch["supervised"].astype(jnp.float32)
+        each, hits = losses.token_losses(hidden, table, batch["labels"], weights, bias=bias)
+        return jnp.stack([each, hits.astype(jnp.float32)], -1)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         """Loss (nats), perplexity and accuracy over hidden tokens, hidden by a fixed seed."""

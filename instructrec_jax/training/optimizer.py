@@ -1,10 +1,12 @@
 """AdamW with decoupled weight decay on the backbone (θ) and the head (ω)."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -16,6 +18,7 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-3  # peak learning rate
     head_learning_rate: float | None = None  # peak learning rate of the head; null: the same
+    layer_decay: float = 1.0  # each layer learns this much slower than the one above it; 1: all alike
     weight_decay: float = 0.01  # decoupled: each step subtracts learning_rate * weight_decay * parameter
     decay_exclude: list[str] = field(  # parameters whose path matches one of these (regular expressions) don't decay
         default_factory=lambda: ["bias$", "scale$", "norm", "temperature$"]
@@ -52,10 +55,13 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, steps: int, factors: Mapping[str, Any] | None = None
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019): p ← p − η (m̂ / (√v̂ + ε) + λ p), for θ and ω alike.
 
-    η follows the schedule, times `head_learning_rate / learning_rate` for parameters below 'head'.
+    η follows the schedule, times `head_learning_rate / learning_rate` for parameters below 'head', times the factor of
+    the parameter's path in `factors` (a number, or an array [layers] for a stacked parameter).
     """
     if config.learning_rate <= 0:
         raise ValueError(f"optimizer.learning_rate must be above 0, but is {config.learning_rate}.")
@@ -64,6 +70,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             raise ValueError(f"optimizer.{name} is a share, from 0 to 1, but is {getattr(config, name)}.")
     if config.clip_norm is not None and config.clip_norm <= 0:
         raise ValueError(f"optimizer.clip_norm must be above 0 (null: no clipping), but is {config.clip_norm}.")
+    if not 0 < config.layer_decay <= 1:
+        raise ValueError(f"optimizer.layer_decay must lie above 0 and at most at 1, but is {config.layer_decay}.")
     head_factor = 1.0 if config.head_learning_rate is None else config.head_learning_rate / config.learning_rate
     try:
         excluded = [re.compile(pattern) for pattern in config.decay_exclude]
@@ -75,15 +83,19 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             lambda path, _: not any(pattern.search(path_name(path)) for pattern in excluded), params
         )
 
-    def scale_head(updates: Any, params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, u: u * head_factor if path_name(path).startswith("head/") else u, updates
-        )
+    def scale(updates: Any, params: Any) -> Any:
+        def scaled(path: Any, update: jax.Array) -> jax.Array:
+            name = path_name(path)
+            factor = jnp.asarray((factors or {}).get(name, 1.0), update.dtype)
+            factor = factor * (head_factor if name.startswith("head/") else 1.0)
+            return update * factor.reshape(*factor.shape, *(1,) * (update.ndim - factor.ndim))
+
+        return jax.tree_util.tree_map_with_path(scaled, updates)
 
     return optax.chain(
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=decays),
         optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
-        optax.identity() if head_factor == 1.0 else optax.stateless(scale_head),
+        optax.identity() if head_factor == 1.0 and not factors else optax.stateless(scale),
     )

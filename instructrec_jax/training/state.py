@@ -1,7 +1,7 @@
 """Everything that a training run carries from step to step, and how it lies on the mesh."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,11 +18,12 @@ Tree = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """A pytree; all of it is checkpointed.
+    """A pytree; all of it but `frozen` is checkpointed.
 
     Attributes:
       params: trained parameters, nested dicts with 'backbone' (θ) and 'head' (ω).
-      frozen: parameters that are not trained, in the same form.
+      frozen: parameters that are not trained, in the same form; no checkpoint holds them: they are read again from
+        where they came from.
       optimizer: optax's state.
       step: int32 scalar, batches consumed.
       key: uint32 [2], the run's random key (raw data); each step folds its number into it.
@@ -73,6 +74,11 @@ def merge_params(first: Tree, second: Tree) -> Tree:
     for name, value in second.items():
         merged[name] = merge_params(merged[name], value) if name in merged else value
     return merged
+
+
+def without_frozen(state: TrainState) -> TrainState:
+    """What a checkpoint holds."""
+    return replace(state, frozen={})
 
 
 def create_state(

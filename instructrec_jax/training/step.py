@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -16,17 +17,24 @@ from instructrec_jax.tasks.base import Task, microbatches
 from instructrec_jax.training.state import TrainState, Tree, merge_params
 
 Arrays = dict[str, jax.Array]
+TARGET_SEED = np.uint32(0x5BD1E995)  # any constant: the seeds of two steps differ by it once in 2**32 times
 
 
 def batch_dropout_keys(seed: jax.Array, batch: Arrays) -> DropoutKeys:
     """One hash per token from (step, number of the text in the global batch, position in the text).
 
     So a token meets the same dropout bits however the batch is packed, split into micro-batches or spread over
-    devices.
+    devices. The tokens of targets have keys of their own, made in the same way of another seed.
     """
-    segment = jnp.maximum(batch["segment_ids"] - 1, 0)
-    numbers = jnp.take_along_axis(batch["text_numbers"], segment, axis=1)
-    return dropout_keys(seed, numbers, batch["positions"])
+
+    def keys(seed: jax.Array, side: str) -> DropoutKeys:
+        segment = jnp.maximum(batch[f"{side}segment_ids"] - 1, 0)
+        numbers = jnp.take_along_axis(batch["text_numbers"], segment, axis=1)
+        return dropout_keys(seed, numbers, batch[f"{side}positions"])
+
+    if "target_tokens" not in batch:
+        return keys(seed, "")
+    return replace(keys(seed, ""), target=keys(seed ^ TARGET_SEED, "target_"))
 
 
 def make_train_step(

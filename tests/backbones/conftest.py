@@ -25,6 +25,8 @@ MODERN = BASE | dict(
     cls_token_id=1,
     sep_token_id=2,
 )
+DECODER = BASE | dict(num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0)
+GEMMA = DECODER | dict(head_dim=12, query_pre_attn_scalar=20, sliding_window=7)
 CLASSES = {
     "bert": "Bert",
     "roberta": "Roberta",
@@ -32,7 +34,15 @@ CLASSES = {
     "distilbert": "DistilBert",
     "mpnet": "MPNet",
     "modernbert": "ModernBert",
+    "gpt2": "GPT2",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3Text",
 }
+IRREGULAR = {"Gemma3TextForCausalLM": "Gemma3ForCausalLM"}  # classes named otherwise than the config's
 DEFAULTS = {
     "bert": BASE | dict(max_position_embeddings=40),
     "roberta": BASE | dict(max_position_embeddings=42),
@@ -40,6 +50,13 @@ DEFAULTS = {
     "distilbert": DISTIL,
     "mpnet": BASE | dict(max_position_embeddings=202),
     "modernbert": MODERN,
+    "gpt2": dict(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, num_labels=3, pad_token_id=0),
+    "llama": DECODER,
+    "mistral": DECODER | dict(sliding_window=7),
+    "qwen2": DECODER,
+    "qwen3": DECODER | dict(head_dim=12),
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA,
 }
 
 
@@ -58,7 +75,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
         name = CLASSES[model_type]
         torch.manual_seed(0)
         settings = getattr(transformers, f"{name}Config")(**(DEFAULTS[model_type] | config))
-        model = getattr(transformers, f"{name}{suffix}")(settings)
+        model = getattr(transformers, IRREGULAR.get(f"{name}{suffix}", f"{name}{suffix}"))(settings)
         # larger and less regular than the usual initialisation: zero biases and unit norms would hide a
         # swapped tensor
         with torch.no_grad():

@@ -14,10 +14,21 @@ check_parity = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check_parity)
 
 SEQUENCE, TOKEN, MLM = "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
+LM, GPT2_LM = "ForCausalLM", "LMHeadModel"
 LINEAR_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 700.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +78,25 @@ LINEAR_ROPE = {
         ("modernbert", MLM, dict(tie_word_embeddings=False, local_attention=3, norm_eps=1e-3)),
         ("modernbert", "Model", dict(num_hidden_layers=4, rope_parameters=LINEAR_ROPE)),
         ("modernbert", "Model", dict(layer_types=["sliding_attention", "full_attention"], local_attention=6)),
+        ("modernbert", "Model", dict(rope_parameters={"full_attention": LLAMA3, "sliding_attention": YARN})),
+        ("llama", LM, dict(head_dim=10, num_key_value_heads=1, vocab_size=97, attention_bias=True, mlp_bias=True)),
+        ("llama", LM, dict(tie_word_embeddings=True, num_key_value_heads=4, hidden_act="gelu", rope_parameters=LLAMA3)),
+        ("llama", SEQUENCE, dict(pad_token_id=None, num_hidden_layers=1, dtype=torch.float16)),
+        ("llama", TOKEN, dict(rms_norm_eps=1e-3, shard="20KB", dtype=torch.bfloat16)),
+        ("mistral", LM, dict(sliding_window=3, num_hidden_layers=3, rope_parameters=YARN, dtype=torch.bfloat16)),
+        ("mistral", "Model", dict(sliding_window=None, head_dim=16)),
+        ("qwen2", LM, dict(use_sliding_window=True, sliding_window=5, max_window_layers=1, num_hidden_layers=4)),
+        ("qwen2", SEQUENCE, dict(tie_word_embeddings=True, num_labels=1)),
+        ("qwen3", LM, dict(attention_bias=True, shard="20KB", use_sliding_window=True, layer_types=LOCAL_GLOBAL)),
+        ("qwen3", TOKEN, dict(num_key_value_heads=1, head_dim=6, dtype=torch.float16)),
+        ("gemma2", LM, dict(attention_bias=True, attn_logit_softcapping=2.0, final_logit_softcapping=0.5, vocab_size=33)),
+        ("gemma2", TOKEN, dict(attn_logit_softcapping=None, sliding_window=1, dtype=torch.bfloat16)),
+        ("gemma3_text", LM, dict(num_hidden_layers=9, sliding_window_pattern=3, tie_word_embeddings=False)),
+        ("gemma3_text", SEQUENCE, dict(rope_parameters={"full_attention": YARN, "sliding_attention": LLAMA3})),
+        ("gpt2", GPT2_LM, dict(n_inner=20, activation_function="relu", scale_attn_by_inverse_layer_idx=True)),
+        ("gpt2", GPT2_LM, dict(scale_attn_weights=False, tie_word_embeddings=False, shard="20KB", dtype=torch.float16)),
+        ("gpt2", SEQUENCE, dict(n_head=1, dtype=torch.bfloat16)),
+        ("gpt2", TOKEN, dict(n_layer=1, reorder_and_upcast_attn=True)),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -97,7 +127,7 @@ def test_old_tensor_names(make_checkpoint, tmp_path, capsys):
 def test_a_wrong_weight_is_found(make_checkpoint, monkeypatch, capsys):
     """The check would notice: with the query and key kernels swapped on our side it fails."""
     folder = make_checkpoint("bert", "Model")
-    load = check_parity.pretrained.load_backbone
+    load = check_parity.reading.load_backbone
 
     def swapped(*arguments, **options):
         loaded = load(*arguments, **options)
@@ -106,7 +136,7 @@ def test_a_wrong_weight_is_found(make_checkpoint, monkeypatch, capsys):
         attention.query.kernel[...] = value
         return loaded
 
-    monkeypatch.setattr(check_parity.pretrained, "load_backbone", swapped)
+    monkeypatch.setattr(check_parity.reading, "load_backbone", swapped)
     assert not check_parity.check(str(folder))
     out = capsys.readouterr().out
     assert "FAIL ragged batch: hidden" in out and "differs: encoder.layer.0.attention.self.query.weight" in out

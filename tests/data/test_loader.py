@@ -1,15 +1,18 @@
 """Batches are a function of the step, however they are reached."""
 
+import itertools
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
+from instructrec_jax.data import loader as loader_module
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.loader import Batch, Loader, Parts, StreamLoader, Text
+from instructrec_jax.data.loader import Batch, Loader, Parts, RowLoader, StreamLoader, Text
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.sources import ListSource
 from instructrec_jax.data.stream import StreamSource
@@ -82,6 +85,18 @@ def test_a_batch_larger_than_the_data_set() -> None:
     assert Counter(seen) == {number: 50 for number in range(SIZE)}
 
 
+def test_batches_of_pairs() -> None:
+    loader = Loader(make_loader().order, gather_pairs, 10, (16, 32), 2, 0, target_buckets=(8, 16))
+    for step in range(3):
+        batch = loader.batch(step)
+        rows, length, target_length = batch.shape
+        assert contents(batch) == contents(make_loader().batch(step))
+        assert batch.arrays["target_tokens"].shape == (rows, target_length) and target_length in (8, 16)
+        live = batch.arrays["target_segment_ids"] > 0
+        assert Counter(batch.arrays["target_tokens"][live]) == {i: i % 4 + 1 for i in contents(batch)}
+        assert batch.tokens == live.sum() + (batch.arrays["segment_ids"] > 0).sum()
+
+
 def test_batch_tells_its_tokens_and_shape() -> None:
     batch = make_loader().batch(4)
     assert batch.tokens == sum(len(tokens_of(n)) for n in contents(batch)) == (batch.arrays["segment_ids"] > 0).sum()
@@ -120,6 +135,151 @@ def test_shares_of_processes_are_the_whole() -> None:
         np.testing.assert_array_equal(np.concatenate([share.arrays[name] for share in shares]), array, err_msg=name)
 
 
+# ------------------------------------------------------------------ batches of rows
+
+
+LENGTHS = np.array([len(tokens_of(number)) for number in range(SIZE)])
+
+
+def gather_pairs(indices: np.ndarray, rng: np.random.Generator) -> Parts:
+    """Targets of other lengths than their texts, with the same tokens."""
+    parts = gather(indices, rng)
+    targets = [np.full(int(i) % 4 + 1, i, np.int32) for i in indices]
+    texts = [Text(text.tokens, target=target) for text, target in zip(parts.texts, targets, strict=True)]
+    return Parts(texts, per_text=parts.per_text)
+
+
+def make_row_loader(
+    seed: int = 0, rows: int = 4, *, pairs: bool = False, weights: list[float] | None = None, **where: int
+) -> RowLoader:
+    """Rows of 16 tokens (and 8 of targets); with weights, the examples come from two sources."""
+    examples = [Example(instruction=f"example {i}", id=str(i)) for i in range(SIZE)]
+    parts = [examples] if weights is None else [examples[:9], examples[9:]]
+    sources = [ListSource(part, f"list {number}") for number, part in enumerate(parts)]
+    order = Mixture(sources, weights=weights, seed=seed).order
+    if not pairs:
+        return RowLoader(order, gather, LENGTHS, rows, 16, seed, **where)
+    targets = {"target_lengths": np.arange(SIZE) % 4 + 1, "target_length": 8}
+    return RowLoader(order, gather_pairs, LENGTHS, rows, 16, seed, **where, **targets)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_rows_depend_on_seed_and_step_alone(pairs: bool) -> None:
+    forward, backward = make_row_loader(pairs=pairs), make_row_loader(pairs=pairs)
+    there = [forward.batch(step) for step in range(20)]
+    back = [backward.batch(step) for step in reversed(range(20))][::-1]
+    for step, (first, second) in enumerate(zip(there, back, strict=True)):
+        assert_same(first, second)
+        assert first.shape == ((4, 16, 8) if pairs else (4, 16)) and first.arrays["tokens"].shape == (4, 16)
+        assert_same(first, make_row_loader(pairs=pairs).batch(step))  # also where nothing came before
+        assert first.tokens == sum(
+            (array > 0).sum() for name, array in first.arrays.items() if name.endswith("segment_ids")
+        )
+    assert contents(make_row_loader(seed=1).batch(0)) != contents(there[0])
+    assert len({tuple(noise(batch)) for batch in there}) == 20
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_every_example_once_an_epoch_of_rows(pairs: bool) -> None:
+    loader = make_row_loader(rows=1, pairs=pairs)
+    size = len(loader.epoch(0))
+    seen = [contents(loader.batch(step)) for step in range(6 * size)]
+    epochs = [seen[start : start + size] for start in range(0, len(seen), size)]
+    for epoch in epochs:
+        assert sorted(itertools.chain(*epoch)) == list(range(SIZE))
+    assert len({str(epoch) for epoch in epochs}) == 6  # other rows, in another order
+    companions = [{tuple(sorted(row)) for row in epoch} for epoch in epochs]
+    assert any(row not in companions[0] for row in companions[1])
+    # Whatever the number of rows a step: the same rows one after another, across the ends of epochs.
+    for rows in (3, 8, 50):
+        wide = make_row_loader(rows=rows, pairs=pairs)
+        steps = len(seen) // rows
+        assert [contents(wide.batch(step)) for step in range(steps)] == [
+            list(itertools.chain(*seen[step * rows : (step + 1) * rows])) for step in range(steps)
+        ]
+
+
+def test_a_row_holds_its_texts_side_by_side() -> None:
+    loader = make_row_loader(pairs=True)
+    batch = loader.batch(2)
+    for row, number in enumerate(range(8, 12)):
+        for name, segments, length in [
+            ("tokens", "segment_ids", tokens_of),
+            ("target_tokens", "target_segment_ids", 0),
+        ]:
+            texts = [tokens_of(i) if length else np.full(i % 4 + 1, i) for i in loader.row(number)]
+            together = np.concatenate(texts)
+            np.testing.assert_array_equal(batch.arrays[name][row, : len(together)], together)
+            expected = np.repeat(np.arange(1, len(texts) + 1), [len(text) for text in texts])
+            np.testing.assert_array_equal(batch.arrays[segments][row, : len(together)], expected)
+            assert not batch.arrays[segments][row, len(together) :].any()
+
+
+def test_rows_of_a_weighted_mixture() -> None:
+    """Its epochs have different examples, and so different numbers of rows; a later one is found all the same."""
+    one = make_row_loader(rows=1, weights=[3.0, 1.0])
+    sizes = [len(one.epoch(epoch)) for epoch in range(8)]
+    assert len(set(sizes)) > 1
+    seen = [contents(one.batch(step)) for step in range(sum(sizes))]
+    ends = np.cumsum([0, *sizes])
+    mixture = Mixture(
+        [ListSource([Example(instruction="a", id=str(i)) for i in range(n)], str(n)) for n in (9, 14)], weights=[3, 1]
+    )
+    for epoch in range(8):
+        drawn = list(itertools.chain(*seen[ends[epoch] : ends[epoch + 1]]))
+        assert sorted(drawn) == sorted(mixture.order(epoch))
+    for step in (len(seen) - 1, 0, 11):
+        assert contents(make_row_loader(rows=1, weights=[3.0, 1.0]).batch(step)) == seen[step]
+
+
+def test_equal_epochs_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    whole = loader_module.fit_epoch
+    monkeypatch.setattr(loader_module, "fit_epoch", lambda *a: calls.append(1) or whole(*a))
+    make_row_loader().batch(100)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_shares_of_processes_are_the_whole_batch_of_rows(processes: int, pairs: bool) -> None:
+    whole = make_row_loader(pairs=pairs).batch(3)
+    shares = [
+        make_row_loader(pairs=pairs, process_index=index, process_count=processes).batch(3)
+        for index in range(processes)
+    ]
+    for share in shares:
+        assert (share.tokens, share.shape) == (whole.tokens, whole.shape)
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(np.concatenate([share.arrays[name] for share in shares]), array, err_msg=name)
+
+
+def test_real_share_of_rows() -> None:
+    loader = make_row_loader(pairs=True)
+    tokens = LENGTHS.sum() + (np.arange(SIZE) % 4 + 1).sum()
+    assert loader.real_share() == pytest.approx(tokens / (len(loader.epoch(0)) * 24))
+
+
+def test_prefetched_rows_are_the_same() -> None:
+    for step, batch in enumerate(make_row_loader().batches(5, 9), 5):
+        assert_same(batch, make_row_loader().batch(step))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parts: Parts(parts.texts + parts.texts[:1], per_text={}),
+        lambda parts: Parts([Text(text.tokens[:1]) for text in parts.texts]),
+        lambda parts: Parts([Text(text.tokens, target=text.tokens) for text in parts.texts]),
+        lambda parts: Parts(parts.texts, slots={"slots": np.arange(2)}),
+    ],
+)
+def test_other_texts_than_planned_are_an_error(change: Any) -> None:
+    loader = RowLoader(make_row_loader().order, lambda *a: change(gather(*a)), LENGTHS, 4, 16, 0)
+    with pytest.raises(ValueError, match="one text an example"):
+        loader.batch(0)
+
+
 # ------------------------------------------------------------------ streams
 
 
@@ -152,6 +312,15 @@ def test_epochs_of_a_stream_follow_one_another() -> None:
     seen = [number for batch in make_stream_loader().batches(0, 14) for number in contents(batch)]
     assert sorted(seen[:SIZE]) == sorted(seen[SIZE : 2 * SIZE]) == sorted(seen[2 * SIZE : 3 * SIZE])
     assert sorted(seen[:SIZE]) == list(range(SIZE)) and seen[:SIZE] != seen[SIZE : 2 * SIZE]
+
+
+def test_a_stream_of_pairs() -> None:
+    def gather_examples(examples: list[Example], rng: np.random.Generator) -> Parts:
+        return gather_pairs(np.array([int(example.id) for example in examples]), rng)
+
+    loader = StreamLoader(make_stream(), gather_examples, 5, (16, 32), 2, 0, target_buckets=(8, 16))
+    seen = [number for batch in loader.batches(0, 14) for number in contents(batch)]
+    assert sorted(seen[:SIZE]) == list(range(SIZE))
 
 
 def test_a_stream_cannot_resume_without_a_position() -> None:

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from instructrec_jax.data.loader import Parts, Text, lay_out
+from instructrec_jax.data import packing
+from instructrec_jax.data.loader import Parts, Text, lay_out, lengths_of
 from instructrec_jax.data.packing import (
     Plan,
     best_fit,
+    fit,
+    fit_epoch,
     length_buckets,
     max_segments,
     plan_batch,
@@ -159,3 +162,152 @@ def test_shares_of_processes_are_the_whole(processes: int) -> None:
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), array, err_msg=name)
         assert len({share[name].shape for share in shares}) == 1
+
+
+# ------------------------------------------------------------------ pairs of a text and its target
+
+
+def random_pairs(seed: int, count: int, longest: int, longest_target: int) -> tuple[np.ndarray, np.ndarray]:
+    return random_lengths(seed, count, longest), random_lengths(seed + 100, count, longest_target)
+
+
+def check_pairs(plan: Plan, lengths: np.ndarray, target_lengths: np.ndarray) -> None:
+    """Both sides by themselves lie as `check` wants it; the row and segment are the same."""
+    assert plan.target_length is not None and plan.target_start is not None
+    check(plan, lengths)
+    taken = np.zeros((plan.rows, plan.target_length), int)
+    for row, start, length in zip(plan.row, plan.target_start, target_lengths, strict=True):
+        assert start >= 0 and start + length <= plan.target_length
+        taken[row, start : start + length] += 1
+    assert taken.max() == 1
+    for row in range(plan.rows):
+        inside = np.flatnonzero(plan.row == row)
+        inside = inside[np.argsort(plan.segment[inside])]
+        assert list(plan.target_start[inside]) == list(np.cumsum([0, *target_lengths[inside]])[:-1])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shape", [(64, 64), (128, 32), (32, 128)])
+def test_pairs_fit_where_both_sides_do(seed: int, shape: tuple[int, int]) -> None:
+    lengths, targets = random_pairs(seed, 5 + 17 * seed, *shape)
+    plan = fit(lengths, shape[0], targets, shape[1])
+    check_pairs(plan, lengths, targets)
+    assert set(plan.row) == set(range(plan.rows))
+    # No row was opened for a pair that an earlier row had room for.
+    used, targets_used = np.bincount(plan.row, lengths), np.bincount(plan.row, targets)
+    for later in range(plan.rows):
+        (first,) = np.flatnonzero((plan.row == later) & (plan.segment == 1))
+        for earlier in range(later):
+            full = (plan.row == earlier).sum() == max_segments(shape[0])
+            long = used[earlier] + lengths[first] > shape[0] or targets_used[earlier] + targets[first] > shape[1]
+            assert full or long
+
+
+def test_a_pair_goes_where_least_room_is_left() -> None:
+    # The third fits into both rows and leaves less in the second; the last fits the first row alone.
+    plan = fit(np.array([60, 40, 4, 2]), 64, np.array([10, 30, 2, 20]), 32, longest_first=False)
+    assert (plan.row.tolist(), plan.segment.tolist()) == ([0, 1, 1, 0], [1, 1, 2, 2])
+    assert plan.target_start is not None
+    assert (plan.start.tolist(), plan.target_start.tolist()) == ([0, 0, 40, 60], [0, 0, 30, 10])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_plan_batch_of_pairs_takes_the_cheapest_shape(seed: int) -> None:
+    lengths, targets = random_pairs(seed, 40, 100, 20 if seed % 2 else 60)
+    plan = plan_batch(lengths, BUCKETS, 4, targets, (32, 64))
+    check_pairs(plan, lengths, targets)
+    costs = {}
+    for length in (bucket for bucket in BUCKETS if bucket >= lengths.max()):
+        for target_length in (bucket for bucket in (32, 64) if bucket >= targets.max()):
+            rows = round_up(fit(lengths, length, targets, target_length).rows, 4)
+            attended = length**2 + target_length**2 + target_length * length
+            costs[rows, length, target_length] = rows * (length + target_length + attended / 2048)
+    assert costs[plan.shape] == pytest.approx(min(costs.values()))  # type: ignore[index]
+
+
+def test_too_long_a_target_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"a target of 40 tokens does not fit into the longest row of targets \(32\)"):
+        plan_batch(np.array([5, 6]), BUCKETS, 1, np.array([3, 40]), (16, 32))
+    with pytest.raises(ValueError, match=r"a target of 40 tokens.*\(0\)"):
+        plan_batch(np.array([5, 6]), BUCKETS, 1, np.array([3, 40]))
+
+
+def make_pairs(lengths: np.ndarray, target_lengths: np.ndarray) -> Parts:
+    """Tokens that tell where they come from: 1000 * text + place, and those of targets 500 more."""
+    texts = [Text(1000 * n + np.arange(length)) for n, length in enumerate(lengths)]
+    targets = [1000 * n + 500 + np.arange(length) for n, length in enumerate(target_lengths)]
+    texts = [Text(text.tokens, target=target) for text, target in zip(texts, targets, strict=True)]
+    return Parts(texts, per_token={"labels": [target + 7 for target in targets]})
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_lay_out_of_pairs(packed: bool) -> None:
+    lengths, targets = (np.maximum(each, 2) for each in random_pairs(4, 24, 60, 30))
+    parts = make_pairs(lengths, targets)
+    plan = plan_batch(lengths, BUCKETS, 4, targets, (32, 64)) if packed else unpacked(lengths, 64, 5, 32)
+    assert plan.target_length is not None
+    arrays = lay_out(parts, plan)
+    for side, total, length, offset in [
+        ("", lengths.sum(), plan.length, 0),
+        ("target_", targets.sum(), plan.target_length, 500),
+    ]:
+        tokens, segment_ids, positions = (arrays[side + name] for name in ("tokens", "segment_ids", "positions"))
+        assert tokens.shape == segment_ids.shape == positions.shape == (plan.rows, length)
+        assert tokens.dtype == segment_ids.dtype == positions.dtype == np.int32
+        live = segment_ids > 0
+        assert live.sum() == total and not tokens[~live].any() and not positions[~live].any()
+        np.testing.assert_array_equal(positions[live], tokens[live] % 1000 - offset)
+        rows = np.nonzero(live)[0]
+        np.testing.assert_array_equal(arrays["text_numbers"][rows, segment_ids[live] - 1], tokens[live] // 1000)
+    live = arrays["target_segment_ids"] > 0
+    assert arrays["labels"].shape == (plan.rows, plan.target_length) and not arrays["labels"][~live].any()
+    np.testing.assert_array_equal(arrays["labels"][live], arrays["target_tokens"][live] + 7)
+
+
+def test_shares_of_processes_are_the_whole_of_pairs() -> None:
+    lengths, targets = (np.maximum(each, 2) for each in random_pairs(5, 24, 60, 30))
+    parts, plan = make_pairs(lengths, targets), plan_batch(lengths, BUCKETS, 4, targets, (32, 64))
+    whole, shares = lay_out(parts, plan), [lay_out(parts, plan, index, 4) for index in range(4)]
+    for name, array in whole.items():
+        np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), array, err_msg=name)
+
+
+def test_all_texts_have_targets_or_none() -> None:
+    tokens = np.arange(3, dtype=np.int32)
+    with pytest.raises(ValueError, match="1 of 2 texts have a target"):
+        lengths_of([Text(tokens), Text(tokens, target=tokens)])
+    for text, plan in [
+        (Text(tokens), unpacked(np.array([3]), 8, target_length=8)),
+        (Text(tokens, target=tokens), unpacked(np.array([3]), 8)),
+    ]:
+        with pytest.raises(ValueError, match="texts with targets need a plan with target rows"):
+            lay_out(Parts([text]), plan)
+
+
+# ------------------------------------------------------------------ whole epochs
+
+
+def alpaca_like(count: int, longest: int, seed: int = 0, mean: float = 150) -> np.ndarray:
+    lengths = np.random.default_rng(seed).lognormal(np.log(mean) - 0.32, 0.8, count)
+    return np.clip(lengths.astype(int), 5, longest)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_an_epoch_in_rows(pairs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "EPOCH_PART", 300)
+    lengths, targets = alpaca_like(1000, 512), alpaca_like(1000, 256, seed=1, mean=60) if pairs else None
+    rows = fit_epoch(lengths, 512, targets, 256 if pairs else None, np.random.default_rng(0).permutation(1000))
+    assert sorted(np.concatenate(rows)) == list(range(1000))
+    assert all(len(row) and lengths[row].sum() <= 512 and len(row) <= max_segments(512) for row in rows)
+    assert targets is None or all(targets[row].sum() <= 256 for row in rows)
+
+
+@pytest.mark.parametrize("mean", [100, 150, 200])
+def test_rows_of_an_epoch_are_nearly_full_and_mix_lengths(mean: float) -> None:
+    lengths = alpaca_like(2000, 2048, mean=mean)
+    rows = fit_epoch(lengths, 2048, None, None, np.random.default_rng(0).permutation(2000))
+    assert lengths.sum() / (len(rows) * 2048) >= 0.97
+    # Longest first would make some rows of long texts alone and some of short ones; chance gives nearly all both.
+    median = np.median(lengths)
+    mixed = [lengths[row].min() < median < lengths[row].max() for row in rows]
+    assert np.mean(mixed) > 0.95

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from helpers import Setup
 
 from instructrec_jax.data.loader import Text
+from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation import predictor as module
-from instructrec_jax.evaluation.predictor import predictor, remember
+from instructrec_jax.evaluation.predictor import make_predict, predictor, remember
 
 
 @pytest.mark.parametrize("kind", ["classification", "token_classification"])
@@ -91,3 +93,40 @@ def test_remember_does_not_remember_calls_with_arrays() -> None:
     once = remember(lambda texts, **arrays: [text.tokens + arrays["plus"][n] for n, text in enumerate(texts)])
     text = Text(np.array([1], np.int32))
     assert [int(once([text], plus=[np.array([n])])[0][0]) for n in (1, 2)] == [2, 3]
+
+
+# ------------------------------------------------------------------ texts with targets
+
+
+@pytest.mark.parametrize("per_token", [True, False])
+def test_answers_to_targets_come_back_to_their_texts(per_token: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that adds up each text, answers for each target token (or text), and notes the shapes it sees."""
+    monkeypatch.setattr(module, "TOKENS_PER_BATCH", 256)  # several batches
+    shapes = set()
+
+    def step(params: Any, batch: dict[str, Any]) -> np.ndarray:
+        arrays = {name: np.asarray(array) for name, array in batch.items()}
+        shapes.add((arrays["tokens"].shape, arrays["target_tokens"].shape))
+        segments = np.arange(1, arrays["text_numbers"].shape[1] + 1)[:, None]
+        sums = ((arrays["segment_ids"][:, None] == segments) * arrays["tokens"][:, None]).sum(-1)
+        if not per_token:
+            return sums
+        own = np.take_along_axis(sums, np.maximum(arrays["target_segment_ids"] - 1, 0), 1)
+        return np.stack([own, arrays["target_tokens"], arrays["labels"]], -1)
+
+    rng = np.random.default_rng(0)
+    lengths, target_lengths = rng.integers(1, 65, 60), rng.integers(1, 40, 60)
+    texts = [
+        Text(rng.integers(1, 99, a).astype(np.int32), target=rng.integers(1, 99, b).astype(np.int32))
+        for a, b in zip(lengths, target_lengths, strict=True)
+    ]
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    predict = make_predict(step, None, mesh=mesh, buckets=(32, 64), per_token=per_token)  # type: ignore[arg-type]
+    labels = [text.target + 7 for text in texts if text.target is not None]
+    for output, text, label in zip(predict(texts, labels=labels), texts, labels, strict=True):
+        total = text.tokens.sum()
+        if per_token:
+            np.testing.assert_array_equal(output, np.stack([np.full(len(label), total), text.target, label], -1))
+        else:
+            assert output == total
+    assert len({shape for shape, _ in shapes}) == len(shapes) == 2  # one shape for each bucket

@@ -10,8 +10,7 @@ from flax import nnx
 from helpers import Setup, examples
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text, lay_out, pack
-from instructrec_jax.data.packing import length_buckets, plan_batch, unpacked
+from instructrec_jax.data.loader import Parts, Text, pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import MaskedLMConfig
 from instructrec_jax.tasks.base import Encoded, TaskContext
@@ -109,39 +108,6 @@ def test_errors(context: TaskContext, tokenizer: Any) -> None:
 
 
 # ------------------------------------------------------------------ loss
-
-
-class Stub:
-    """A model whose logits say at which place of the row they were asked for."""
-
-    backbone = None
-
-    def hidden(self, batch: Any, dropout: Any = None) -> Any:
-        return np.zeros((*batch["tokens"].shape, 1), np.float32)
-
-    def head(self, backbone: Any, hidden: Any, index: Any) -> Any:
-        self.index = np.asarray(index)
-        return jax.numpy.zeros((*index.shape, 128))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_no_hidden_token_is_cut_away(seed: int, context: TaskContext, tokenizer: Any) -> None:
-    """Only as many places of a row go through the vocabulary as can hold hidden tokens: none may be missing."""
-    rng = np.random.default_rng(seed)
-    rate = float(rng.choice([0.01, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 0.95]))
-    longest = int(rng.choice([16, 32, 50, 64, 128]))
-    lengths = np.clip(rng.geometric(rng.choice([0.03, 0.1, 0.4]), int(rng.integers(1, 80))), 3, longest)
-    if seed % 4 == 0:
-        rate, lengths[:] = 0.01, 3  # more hidden tokens than the rate says: one in each text
-    task, stub = build(context, rate), Stub()
-    parts = task.gather(random_texts(tokenizer, lengths, seed), rng)
-    for plan in (plan_batch(lengths, length_buckets(longest), 1), unpacked(lengths, longest)):
-        batch = lay_out(parts, plan)
-        total, weight = task.loss(stub, batch, dropout=None, buffers={}, parts=1)
-        assert float(weight) == sum(s.sum() for s in parts.per_token["supervised"])
-        assert float(total) == pytest.approx(float(weight) * np.log(128), rel=1e-5)
-        found = np.take_along_axis(batch["supervised"], stub.index, axis=1)
-        np.testing.assert_array_equal(found.sum(1), batch["supervised"].sum(1))
 
 
 def test_loss_and_scores_equal_numpy(checkpoint: Path, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import torch
 from helpers import Setup, assert_close, run_steps
 from transformers import BertForSequenceClassification
 
-from instructrec_jax.data.loader import lay_out, pack
-from instructrec_jax.data.packing import unpacked
+from instructrec_jax.data.loader import Parts, Text, lay_out, pack
+from instructrec_jax.data.packing import Plan, fit, unpacked
 from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.step import batch_dropout_keys
 
 KINDS = ("classification", "multilabel", "regression", "token_classification", "masked_lm", "retrieval")
 # Adam divides by |gradient|, so where a gradient is all rounding its update is too; plain comparisons of parameters
@@ -160,7 +161,7 @@ def test_three_steps_equal_pytorch(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_frozen_backbone_stays(checkpoint: Path, tmp_path: Path) -> None:
-    setup = Setup("classification", checkpoint, tmp_path, frozen=True)
+    setup = Setup("classification", checkpoint, tmp_path, freeze=["^backbone/"])
     before = jax.device_get(setup.state.frozen["backbone"])
     _, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
     assert set(params) == {"head"}
@@ -196,3 +197,29 @@ def test_dropout_changes_with_the_step(checkpoint: Path, tmp_path: Path) -> None
     batch = pack(setup.parts(), setup.buckets, 8).arrays
     means, _ = run_steps(setup, [batch] * 2)
     assert abs(means[1] - means[0]) > 1e-6 and jnp.isfinite(means[1])
+
+
+def test_targets_have_dropout_keys_of_their_own() -> None:
+    """From the step, the text's number and the position, wherever the text lies; not those of the text itself."""
+    rng = np.random.default_rng(0)
+    lengths, targets = rng.integers(2, 30, 12), rng.integers(2, 30, 12)
+    texts = [Text(np.ones(a, np.int32), target=np.ones(b, np.int32)) for a, b in zip(lengths, targets, strict=True)]
+    seed = jnp.uint32(3)
+
+    def of_texts(plan: Plan, seed: jax.Array = seed) -> list[tuple[np.ndarray, np.ndarray]]:
+        keys = batch_dropout_keys(seed, lay_out(Parts(texts), plan))  # type: ignore[arg-type]
+        assert keys.target is not None and plan.target_start is not None
+        return [
+            (np.asarray(keys.tokens)[r, s : s + a], np.asarray(keys.target.tokens)[r, t : t + b])
+            for r, s, a, t, b in zip(plan.row, plan.start, lengths, plan.target_start, targets, strict=True)
+        ]
+
+    packed, plain = of_texts(fit(lengths, 64, targets, 32)), of_texts(unpacked(lengths, 32, 1, 32))
+    for mine, theirs in zip(packed, plain, strict=True):
+        np.testing.assert_array_equal(mine[0], theirs[0])
+        np.testing.assert_array_equal(mine[1], theirs[1])
+    every = np.concatenate([side for pair in packed for side in pair])
+    assert len(set(every.tolist())) == len(every)
+    assert not set(every.tolist()) & set(
+        np.concatenate([t for _, t in of_texts(unpacked(lengths, 32, 1, 32), seed + 1)])
+    )

@@ -1,0 +1,373 @@
+"""LoRA adapters in the files of HuggingFace's PEFT: adapter_config.json and adapter_model.safetensors."""
+
+import functools
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from instructrec_jax.adapters.lora import LoraConfig, Place, places, set_lora
+from instructrec_jax.adapters.quantized import dense_kernel
+from instructrec_jax.backbones.family import Head, Rule
+from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.tensors import file_shape, to_file
+from instructrec_jax.files import read_json, write_json
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+ROOT = "base_model.model."  # PEFT's wrappers around the HuggingFace model
+TASK_TYPES = ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+
+# Fields of adapter_config.json that are followed here, or that say nothing about the network. PEFT has many more, for
+# variants of LoRA; one of them that is set is refused.
+FOLLOWED = {
+    "alpha_pattern",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_rslora",
+}
+HARMLESS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+}
+# The other ways to initialise change the base's weights too, so their adapters fit only the changed ones.
+INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+
+
+def write_peft(
+    folder: str | os.PathLike[str],
+    backbone: nnx.Module,
+    hf_config: Any,
+    config: LoraConfig,
+    base_name: str,
+    task_type: str | None,
+    head: nnx.Module | None = None,
+    head_kind: str | None = None,
+    saved: Sequence[str] = (),
+) -> None:
+    """Writes what `peft.PeftModel.from_pretrained(base model, folder)` opens.
+
+    Args:
+        folder: made if need be.
+        backbone: with LoRA (`add_lora`), quantised or not; only LoRA's matrices are written.
+        hf_config: the HuggingFace config of the backbone.
+        config: the settings of its LoRA.
+        base_name: folder or hub id of the base model.
+        task_type: PEFT's name of the task: "SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION";
+            None for any other.
+        head: the trained head of a sequence or token classifier, which goes along (PEFT's modules_to_save).
+        head_kind: the kind of head in the HuggingFace model, a key of `Family.heads`; None for the bare network.
+        saved: names of linear layers of the backbone that are written whole, their update merged, because the base
+            model doesn't have them: "pooler.dense", where the pooler was newly initialised.
+
+    Raises ValueError for a network without LoRA, and where head, kind and task do not belong together.
+    """
+    family = find_family(hf_config.model_type)
+    if task_type not in (*TASK_TYPES, None):
+        raise ValueError(f"PEFT has no task type {task_type!r}; choose one of {', '.join(TASK_TYPES)} or None.")
+    if head_kind is not None and head_kind not in family.heads:
+        raise ValueError(f"model_type {hf_config.model_type!r} has no {head_kind!r} head: {', '.join(family.heads)}.")
+    classifies = head_kind in ("sequence", "token")
+    if (head is not None) != classifies or (task_type in ("SEQ_CLS", "TOKEN_CLS")) != classifies:
+        raise ValueError(
+            f"The PEFT task {task_type!r} does not go with the head kind {head_kind!r} and "
+            f"{'a' if head is not None else 'no'} head. SEQ_CLS and TOKEN_CLS need the kind 'sequence' or 'token' and "
+            "the trained head; other heads belong to the base model and are not written."
+        )
+    prefix = family.prefix if head_kind else ""
+    tensors: dict[str, np.ndarray] = {}
+    rank_pattern, alpha_pattern, targets = {}, {}, []
+    for place in places(backbone, hf_config):
+        lora = place.linear.lora
+        whole = [name for name in place.names if name in saved]
+        if whole:
+            tensors |= {f"{prefix}{name}": value for name, value in _whole(place).items()}
+        elif lora is not None:
+            a, b = (np.asarray(v[...], np.float32).reshape(-1, *v.shape[v.ndim - n :]) for v, n in _ranked(place))
+            rank = a.shape[-1]
+            alpha = lora.scale * (math.sqrt(rank) if config.rslora else rank)
+            for name, one_a, one_b in zip(place.names, a, b, strict=True):
+                full = prefix + name
+                targets.append(full)
+                tensors[f"{full}.lora_A.weight"] = one_a.T
+                tensors[f"{full}.lora_B.weight"] = one_b.reshape(rank, -1).T
+                if rank != config.rank:
+                    rank_pattern[full] = rank
+                if not math.isclose(alpha, config.alpha):
+                    alpha_pattern[full] = alpha
+    if not targets:
+        raise ValueError("This network has no LoRA to write (it may be merged already).")
+    modules = [prefix + name for name in saved]
+    if head is not None and head_kind is not None:
+        written = _head_tensors(head, family.heads[head_kind])
+        modules += sorted({name.partition(".")[0] for name in written})
+        tensors |= written
+    settings = {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": str(base_name),
+        "r": config.rank,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "target_modules": sorted(targets),
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+        "modules_to_save": modules or None,
+        "bias": "none",
+        "fan_in_fan_out": any(is_conv1d(place.rule) for place in places(backbone, hf_config)),
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {ROOT + name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    save_file(contiguous, folder / TENSORS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, settings)
+
+
+def read_peft(
+    folder: str | os.PathLike[str],
+    backbone: nnx.Module,
+    hf_config: Any,
+    head: nnx.Module | None = None,
+    head_kind: str | None = None,
+) -> LoraConfig:
+    """Gives a network the LoRA matrices, and the head the values, of an adapter that PEFT wrote; both in place.
+
+    Args:
+        backbone: the loaded base network, without LoRA.
+        head: filled from the adapter's modules_to_save, with its kind ("sequence" | "token").
+
+    Returns its settings. Where ranks or alphas differ between modules, those of the network are the true ones.
+    Raises ValueError for what is not plain LoRA on linear layers (DoRA, trained biases, …), layers of one stack that
+    differ, a base of another shape, tensors that are missing or have no place, and pickles.
+    """
+    folder = Path(folder)
+    settings = _read_config(folder)
+    tensors = _read_tensors(folder)
+    family = find_family(hf_config.model_type)
+    prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
+    rslora = bool(settings.get("use_rslora"))
+    missing = []
+    for place in places(backbone, hf_config):
+        full = [prefix + name for name in place.names]
+        here = [name for name in full if any(f"{name}.lora_{m}.weight" in tensors for m in "AB")]
+        saved = [name for name in full if f"{name}.weight" in tensors]
+        if saved:
+            _set_whole(place, tensors, saved[0], folder)
+            continue
+        lacking = [name for name in full if name not in here]
+        if here and lacking and settings.get("layers_to_transform") is not None:
+            raise ValueError(
+                f"{folder}: layers_to_transform leaves out {lacking[0]}. Layers that are stored as one get LoRA "
+                f"together: {', '.join(full)}."
+            )
+        missing += [f"{name}.lora_A.weight" for name in lacking if here or _means(settings, name)]
+        if lacking:
+            continue
+        ranks = {(_pattern(settings, "rank", name), _pattern(settings, "alpha", name)) for name in full}
+        if len(ranks) > 1:
+            raise ValueError(
+                f"{folder}: rank_pattern or alpha_pattern sets the layers {full[0]} … {full[-1]} apart, which are "
+                "stored as one here; they need one rank and one alpha."
+            )
+        ((rank, alpha),) = ranks
+        matrices = [_pop_matrices(tensors, name, place, rank, folder) for name in full]
+        stack = np.stack if place.kernel_shape[0] else lambda arrays: arrays[0]
+        a, b = (jnp.asarray(stack(arrays)) for arrays in zip(*matrices, strict=True))
+        scale = alpha / (math.sqrt(rank) if rslora else rank)
+        set_lora(place, a, b, scale=scale, dropout=float(settings.get("lora_dropout", 0.0)))
+    if missing:
+        raise ValueError(f"{folder / TENSORS} lacks {len(missing)} tensors: {_some(missing)}.")
+    if head is not None:
+        if head_kind not in ("sequence", "token"):
+            raise ValueError(f"A {head_kind!r} head is not read from an adapter; only 'sequence' and 'token' ones are.")
+        _fill_head(head, family.heads[head_kind], tensors, folder)
+    if tensors:
+        raise ValueError(
+            f"{folder / TENSORS} holds {len(tensors)} tensors that have no place in this {hf_config.model_type} network"
+            f"{' without its head' if head is None else ''}: {_some(sorted(tensors))}."
+        )
+    targets = settings.get("target_modules") or ["all-linear"]
+    return LoraConfig(
+        rank=settings["r"],
+        alpha=float(settings.get("lora_alpha", 8)),
+        targets=[targets] if isinstance(targets, str) else sorted(targets),
+        dropout=float(settings.get("lora_dropout", 0.0)),
+        rslora=rslora,
+    )
+
+
+def is_conv1d(rule: Rule) -> bool:
+    """Whether HuggingFace keeps this weight as [in, out] (GPT-2's Conv1D)."""
+    return file_shape(rule.transform, (2, 1, 3))[0] == 2
+
+
+# ---------------------------------------------------------------- values in PEFT's layout
+
+
+def _ranked(place: Place) -> list[tuple[Any, int]]:
+    """Each matrix with the number of its dimensions in one layer."""
+    return [(place.linear.lora.a, 2), (place.linear.lora.b, len(place.axes))]
+
+
+def _whole(place: Place) -> dict[str, np.ndarray]:
+    linear, name = place.linear, place.names[0]
+    _refuse_stacked(place)
+    kernel = np.asarray(dense_kernel(linear)[...], np.float32)
+    if linear.lora is not None:
+        kernel = kernel + np.asarray(linear.lora.product())
+    out = {f"{name}.weight": to_file(place.rule.transform, kernel)}
+    return out if linear.bias is None else out | {f"{name}.bias": np.asarray(linear.bias[...]).reshape(-1)}
+
+
+def _set_whole(place: Place, tensors: dict[str, np.ndarray], name: str, folder: Path) -> None:
+    _refuse_stacked(place)
+    kernel, bias = nnx.Param(dense_kernel(place.linear)[...], axes=place.axes), place.linear.bias
+    place.linear.kernel = kernel
+    _set(kernel, tensors, f"{name}.weight", place.rule.transform, folder)
+    if bias is not None:
+        _set(bias, tensors, f"{name}.bias", "none", folder)
+
+
+def _refuse_stacked(place: Place) -> None:
+    if place.kernel_shape[0]:
+        raise ValueError(f"{place.names[0]} is one of the layers and cannot be saved whole beside LoRA.")
+
+
+def _head_tensors(head: nnx.Module, kind: Head) -> dict[str, np.ndarray]:
+    values = {".".join(map(str, keys)): v[...] for keys, v in nnx.to_flat_state(nnx.state(head))}
+    rules = [rule for rule in kind.mapping if rule.path in values]
+    return {rule.name: to_file(rule.transform, np.asarray(values[rule.path], np.float32)) for rule in rules}
+
+
+def _fill_head(head: nnx.Module, kind: Head, tensors: dict[str, np.ndarray], folder: Path) -> None:
+    rules = {rule.path: rule for rule in kind.mapping}
+    for keys, _ in nnx.to_flat_state(nnx.state(head)):
+        rule = rules[".".join(map(str, keys))]
+        _set(functools.reduce(getattr, map(str, keys), head), tensors, rule.name, rule.transform, folder)
+
+
+def _set(variable: Any, tensors: dict[str, np.ndarray], name: str, transform: str, folder: Path) -> None:
+    """Moves a tensor out of `tensors` into a parameter."""
+    shape = tuple(variable.shape)
+    if name not in tensors:
+        raise ValueError(f"{folder / TENSORS} lacks {name}, which was to be read from this adapter.")
+    value = tensors.pop(name)
+    if value.shape != file_shape(transform, shape):
+        expected = list(file_shape(transform, shape))
+        raise ValueError(f"{folder / TENSORS}: {name} has shape {list(value.shape)}, but this network's is {expected}.")
+    variable[...] = jnp.asarray(value.T if transform == "transpose" else value).reshape(shape)
+
+
+def _pop_matrices(
+    tensors: dict[str, np.ndarray], name: str, place: Place, rank: int, folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """a [in, rank] and b [rank, ..., out] of one module."""
+    size, *out = place.kernel_shape[1]
+    found = []
+    for matrix, shape in (("A", (rank, size)), ("B", (math.prod(out), rank))):
+        key = f"{name}.lora_{matrix}.weight"
+        if key not in tensors:
+            raise ValueError(f"{folder / TENSORS} lacks {key}.")
+        value = tensors.pop(key)
+        if value.shape != shape:
+            raise ValueError(
+                f"{folder / TENSORS}: {key} has shape {list(value.shape)}, but this base and rank {rank} call for "
+                f"{list(shape)}. The adapter was trained on another base."
+            )
+        found.append(value)
+    return found[0].T, found[1].T.reshape(rank, *out)
+
+
+# ---------------------------------------------------------------- reading the files
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} has no {CONFIG}: it is not a PEFT adapter.")
+    settings = read_json(folder / CONFIG)
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA" or not isinstance(settings.get("r"), int):
+        kind = settings.get("peft_type") if isinstance(settings, dict) else None
+        raise ValueError(f"{folder / CONFIG}: only adapters of the type LORA are supported, this one is {kind!r}.")
+    neutral: tuple[Any, ...] = (None, False, "none", {}, [])
+    odd = {k: v for k, v in settings.items() if k not in FOLLOWED | HARMLESS and v not in neutral}
+    if settings.get("init_lora_weights", True) not in INITIALISATIONS:
+        odd["init_lora_weights"] = settings["init_lora_weights"]
+    if odd:
+        named = ", ".join(f"{key}={value!r}" for key, value in odd.items())
+        raise ValueError(
+            f"{folder / CONFIG} has {named}, which is not supported. Plain LoRA on linear layers is; loading the "
+            "adapter anyway would give wrong numbers."
+        )
+    return settings
+
+
+def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """The adapter's tensors in fp32, by name without PEFT's wrappers."""
+    if not (folder / TENSORS).is_file():
+        pickle = (folder / "adapter_model.bin").is_file()
+        remedy = (
+            " Its adapter_model.bin is a pickle and is never opened here: save it anew with PEFT." if pickle else ""
+        )
+        raise ValueError(f"{folder} has no {TENSORS}.{remedy}")
+    try:
+        with safe_open(folder / TENSORS, framework="np") as file:
+            found = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"Cannot open {folder / TENSORS}: {error}. Is the download complete?") from error
+    strange = [name for name in found if not name.startswith(ROOT)]
+    if strange:
+        raise ValueError(f"{folder / TENSORS}: {strange[0]} does not begin with {ROOT!r}, as PEFT's names do.")
+    return {name.removeprefix(ROOT): value for name, value in found.items()}
+
+
+def _means(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether the config's target_modules mean this module (PEFT's rule: a string is a regular expression)."""
+
+    def hit(modules: Any) -> bool:
+        if isinstance(modules, str):
+            return modules.lower() == "all-linear" or re.fullmatch(modules, name) is not None
+        return any(f".{name}".endswith(f".{module}") for module in modules or ())
+
+    saved = settings.get("modules_to_save") or ()
+    covered = any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in saved)
+    return hit(settings.get("target_modules")) and not hit(settings.get("exclude_modules")) and not covered
+
+
+def _pattern(settings: Mapping[str, Any], kind: str, name: str) -> Any:
+    """A module's rank or alpha, from the first pattern that finds its name's end, else the config's own."""
+    for key, value in (settings.get(f"{kind}_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return settings["r"] if kind == "rank" else settings.get("lora_alpha", 8)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

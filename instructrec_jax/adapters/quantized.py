@@ -1,0 +1,160 @@
+"""Frozen weights in 8 or 4 bits, turned back on the fly: the base of QLoRA (Dettmers et al., 2023)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.backbones.layers import Axes, Linear
+
+KINDS = ("int8", "nf4")
+NF4_BLOCK = 64  # weights that share one scale
+
+# NormalFloat4, appendix E of the paper: the quantiles of a normal distribution, scaled to [-1, 1].
+NF4 = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    np.float32,
+)
+
+
+def encode(kind: str, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(codes, scales) of one layer's kernel [in, ..., out]; each output channel has scales of its own.
+
+    int8: codes int8 [in, ..., out] = round(kernel / scale), scales fp32 [1, ..., out] = max |kernel| / 127.
+    nf4: codes uint8 [ceil(in / 2), ..., out], two to a byte, the earlier one in its low bits; scales fp32
+    [ceil(in / 64), ..., out] = max |kernel| of 64 weights in turn (the last ones may be fewer).
+    """
+    kernel = kernel.astype(jnp.float32)
+    if kind == "int8":
+        scales = jnp.abs(kernel).max(0, keepdims=True) / 127
+        return jnp.round(kernel / jnp.where(scales == 0, 1, scales)).astype(jnp.int8), scales
+    size, *rest = kernel.shape
+    blocks = -(-size // NF4_BLOCK)
+    padded = jnp.pad(kernel, ((0, blocks * NF4_BLOCK - size), *((0, 0) for _ in rest)))
+    padded = padded.reshape(blocks, NF4_BLOCK, *rest)
+    scales = jnp.abs(padded).max(1, keepdims=True)
+    nearest = jnp.searchsorted((NF4[1:] + NF4[:-1]) / 2, padded / jnp.where(scales == 0, 1, scales))
+    pairs = nearest.astype(jnp.uint8).reshape(-1, 2, *rest)[: -(-size // 2)]
+    return pairs[:, 0] | (pairs[:, 1] << 4), scales[:, 0]
+
+
+def decode(kind: str, codes: jax.Array, scales: jax.Array, size: int) -> jax.Array:
+    """The fp32 kernel [size, ..., out] that `encode` made into codes and scales."""
+    if kind == "int8":
+        return codes.astype(jnp.float32) * scales
+    nibbles = jnp.stack([codes & 15, codes >> 4], axis=1).reshape(-1, *codes.shape[1:])[:size]
+    # a tree of selects: elementwise, so it fuses on every device and follows the sharding, as a gather does not
+    values: list[Any] = list(NF4)
+    for bit in range(4):
+        on = (nibbles >> bit) & 1 == 1
+        values = [jnp.where(on, high, low) for low, high in zip(values[::2], values[1::2], strict=True)]
+    return values[0] * jnp.repeat(scales, NF4_BLOCK, axis=0)[:size]
+
+
+class Quantized(nnx.Module):
+    """Stands where a `Linear` has its kernel, and takes the product with it.
+
+    `codes` and `scales` are parameters as `encode` makes them, with the kernel's logical axes, and with its leading
+    "layers" axis in a stack. They have no gradients.
+    """
+
+    def __init__(self, kind: str, codes: jax.Array, scales: jax.Array, *, size: int, axes: Axes):
+        self.codes = nnx.Param(codes, axes=axes)
+        self.scales = nnx.Param(scales, axes=axes)
+        self.kind = kind
+        self.size = size
+        self.axes = axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The kernel's."""
+        inputs = self.codes.ndim - len(self.axes)
+        return (*self.codes.shape[:inputs], self.size, *self.codes.shape[inputs + 1 :])
+
+    def dequantize(self) -> jax.Array:
+        """The fp32 kernel."""
+
+        def one(codes: jax.Array, scales: jax.Array) -> jax.Array:
+            return decode(self.kind, codes, scales, self.size)
+
+        stacked = self.codes.ndim > len(self.axes)
+        return (jax.vmap(one) if stacked else one)(self.codes[...], self.scales[...])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., in] times the kernel, in x's dtype."""
+
+        # Under jax.checkpoint the backward pass turns the codes back once more: otherwise it would keep every layer's
+        # kernel in full.
+        @jax.checkpoint
+        def product(x: jax.Array, codes: jax.Array, scales: jax.Array) -> jax.Array:
+            return jnp.tensordot(x, decode(self.kind, codes, scales, self.size).astype(x.dtype), axes=1)
+
+        return product(x, self.codes[...], self.scales[...])
+
+
+def quantize_backbone(backbone: nnx.Module, kind: str) -> None:
+    """Replaces the kernel of each linear layer by codes and scales, in place; embeddings, norms and biases stay.
+
+    One parameter is encoded at a time, layer by layer, and its fp32 values are let go. The network may be abstract
+    (jax.ShapeDtypeStruct for values).
+
+    Args:
+        kind: "int8" | "nf4"; see `encode`.
+
+    Raises ValueError for another kind and for a network that is quantised already.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"Weights cannot be quantised to {kind!r}; choose one of: {', '.join(KINDS)}.")
+    for linear in linears(backbone):
+        if isinstance(linear.kernel, Quantized):
+            raise ValueError("This network is quantised already; quantise the original weights instead.")
+        axes = linear.kernel.get_metadata()["axes"]
+        stacked = linear.kernel.ndim > len(axes)
+        codes, scales = compute(_encode_layers if stacked else _encode, kind, linear.kernel.get_value())
+        linear.kernel = Quantized(kind, codes, scales, size=linear.kernel.shape[stacked], axes=axes)
+
+
+def dense_kernel(linear: Linear) -> nnx.Param:
+    """The kernel itself, or what its codes stand for."""
+    if isinstance(linear.kernel, Quantized):
+        return nnx.Param(linear.kernel.dequantize(), axes=linear.kernel.axes)
+    return linear.kernel
+
+
+def linears(network: nnx.Module) -> list[Linear]:
+    return [node for _, node in nnx.iter_modules(network) if isinstance(node, Linear)]
+
+
+def compute(function: Callable[..., Any], kind: str, value: Any) -> Any:
+    """function(kind, value), or only its shapes where `value` is a jax.ShapeDtypeStruct."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.eval_shape(lambda v: function(kind, v), value)
+    return function(kind, value)
+
+
+def _encode_layers_(kind: str, kernels: jax.Array) -> Any:
+    return jax.lax.map(lambda kernel: encode(kind, kernel), kernels)
+
+
+_encode = jax.jit(encode, static_argnums=0)
+_encode_layers = jax.jit(_encode_layers_, static_argnums=0)

@@ -1,0 +1,340 @@
+"""The pre-norm decoder that Llama, Mistral, Qwen and Gemma share; each fills in a `DecoderSpec`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.backbones.attention import attention
+from instructrec_jax.backbones.encoder import check_positions
+from instructrec_jax.backbones.family import refuse
+from instructrec_jax.backbones.layers import (
+    DropoutKeys,
+    Embedding,
+    Linear,
+    RMSNorm,
+    Stack,
+    StackOptions,
+    activation,
+    normal,
+)
+from instructrec_jax.backbones.rope import Rope, rotate, rotation
+
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    vocab_size: int
+    hidden_size: int
+    layer_types: tuple[str, ...]  # one a layer: GLOBAL, or LOCAL for a sliding window
+    num_heads: int
+    num_key_heads: int
+    head_dim: int
+    mlp_size: int
+    activation: str
+    eps: float
+    max_length: int
+    ropes: tuple[tuple[str, Rope], ...]  # by layer type
+    window: int | None = None  # tokens that a LOCAL layer sees, itself included
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    query_key_norm: bool = False  # RMSNorm of each head's query and key
+    norm_offset: float = 0.0  # see `RMSNorm`
+    post_norms: bool = False  # norms also after attention and after the MLP, before they are added
+    embedding_scale: float | None = None
+    attention_scale: float | None = None  # None: head_dim ** -0.5
+    attention_soft_cap: float | None = None
+    attention_dropout: float = 0.0
+    padding_id: int | None = None
+    initializer_range: float = 0.02
+
+
+def read_spec(config: Any, *, activation: str, ropes: dict[str, Rope], **fields: Any) -> DecoderSpec:
+    """The spec of a HuggingFace config, from the fields that all these families name alike; the others in `fields`.
+
+    Raises ValueError for a config that contradicts itself, or changes the numbers in a way not implemented.
+    """
+    refuse(config, is_causal=True, is_heterogeneous=False, pretraining_tp=1, use_bidirectional_attention=False)
+    layer_types = fields.pop("layer_types", None) or tuple(config.layer_types)
+    window = getattr(config, "sliding_window", None)
+    unknown = set(layer_types) - {GLOBAL, LOCAL}
+    if unknown or len(layer_types) != config.num_hidden_layers:
+        raise ValueError(
+            f"config.json has layer_types {list(layer_types)}; {config.num_hidden_layers} values out of "
+            f"{GLOBAL!r} and {LOCAL!r} are needed."
+        )
+    if LOCAL in layer_types and (window is None or window < 1):
+        raise ValueError(f"config.json has {LOCAL!r} layers, but its sliding_window is {window!r} (1 or more needed).")
+    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % key_heads:
+        raise ValueError(f"config.json has {heads} attention heads, no multiple of its {key_heads} key-value heads.")
+    return DecoderSpec(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        layer_types=layer_types,
+        num_heads=heads,
+        num_key_heads=key_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        mlp_size=config.intermediate_size,
+        activation=activation,
+        eps=config.rms_norm_eps,
+        max_length=config.max_position_embeddings,
+        ropes=tuple((kind, ropes[kind]) for kind in sorted(set(layer_types))),
+        window=window,
+        attention_dropout=config.attention_dropout or 0.0,
+        padding_id=config.pad_token_id,
+        initializer_range=config.initializer_range,
+        **fields,
+    )
+
+
+# ---------------------------------------------------------------- the cache, which GPT-2 uses too
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """What every layer sees besides the hidden states.
+
+    `key_*` belong to the keys: the tokens of this call, or all places of the cache, where this call's tokens lie from
+    `index` on. `rotations` are (cos, sin) by layer type.
+    """
+
+    segment_ids: jax.Array
+    positions: jax.Array
+    key_segment_ids: jax.Array
+    key_positions: jax.Array
+    index: jax.Array | int
+    rotations: dict[str, tuple[jax.Array, jax.Array]]
+
+
+def empty_cache(layers: Stack, rows: int, capacity: int, heads: int, head_dim: int, dtype: Any) -> dict[str, Any]:
+    """A cache (see `Family`) of keys and values for `capacity` tokens a row."""
+    shape = (capacity, heads, head_dim)
+    return {
+        "layers": layers.empty_cache(rows, {"key": shape, "value": shape}, dtype),
+        "segment_ids": jnp.zeros((rows, capacity), jnp.int32),
+        "positions": jnp.zeros((rows, capacity), jnp.int32),
+        "index": jnp.zeros((), jnp.int32),
+    }
+
+
+def append(cache: jax.Array, new: jax.Array, index: jax.Array | int) -> jax.Array:
+    """A cache [rows, capacity, ...] with `new` [rows, tokens, ...] from place `index` on."""
+    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), index, axis=1)
+
+
+def run_layers(
+    layers: Stack,
+    x: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    rotations: dict[str, tuple[jax.Array, jax.Array]],
+    dropout: DropoutKeys | None,
+    cache: dict[str, Any] | None,
+) -> tuple[jax.Array, dict[str, Any] | None]:
+    """Runs the stack; returns its output, and the cache with this call's tokens in it.
+
+    Raises ValueError when the tokens do not fit into the cache; inside jit, where the number of filled places has no
+    value yet, the output is NaN instead.
+    """
+    if cache is None:
+        return layers(x, Context(segment_ids, positions, segment_ids, positions, 0, rotations), dropout), None
+    index, tokens, capacity = cache["index"], x.shape[1], cache["positions"].shape[1]
+    # numpy, since inside jit jnp would make a tracer even of a constant
+    filled = 0 if isinstance(index, jax.core.Tracer) else int(np.asarray(index))
+    if filled + tokens > capacity:
+        raise ValueError(
+            f"{tokens} more tokens do not fit into a cache of {capacity} places, {filled} of which are filled. "
+            "Make it with a larger capacity."
+        )
+    key_segment_ids = append(cache["segment_ids"], segment_ids, index)
+    key_positions = append(cache["positions"], positions, index)
+    context = Context(segment_ids, positions, key_segment_ids, key_positions, index, rotations)
+    x, entries = layers(x, context, dropout, cache["layers"], index)
+    x = jnp.where(index + tokens <= capacity, x, jnp.nan)
+    return x, {
+        "layers": entries,
+        "segment_ids": key_segment_ids,
+        "positions": key_positions,
+        "index": index + tokens,
+    }
+
+
+# ---------------------------------------------------------------- the network
+
+
+class Attention(nnx.Module):
+    """Causal grouped-query attention with rotary positions."""
+
+    def __init__(self, kind: str, spec: DecoderSpec, dtype: Any, rngs: nnx.Rngs):
+        width, dim, init = spec.hidden_size, spec.head_dim, normal(spec.initializer_range)
+
+        def projection(heads: int) -> Linear:
+            return Linear(
+                width,
+                heads * dim,
+                axes=("embed", "heads"),
+                init=init,
+                use_bias=spec.qkv_bias,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        def head_norm() -> RMSNorm | None:
+            if not spec.query_key_norm:
+                return None
+            return RMSNorm(dim, eps=spec.eps, offset=spec.norm_offset, axes=(None,), dtype=dtype)
+
+        self.query = projection(spec.num_heads)
+        self.key = projection(spec.num_key_heads)
+        self.value = projection(spec.num_key_heads)
+        self.output = Linear(
+            spec.num_heads * dim,
+            width,
+            axes=("heads", "embed"),
+            init=init,
+            use_bias=spec.output_bias,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.query_norm = head_norm()
+        self.key_norm = head_norm()
+        self.kind = kind
+        self.spec = spec
+
+    def __call__(
+        self, x: jax.Array, context: Context, keys: DropoutKeys | None, cache: dict[str, jax.Array] | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        spec = self.spec
+
+        def heads(y: jax.Array, norm: RMSNorm | None = None) -> jax.Array:
+            y = y.reshape(*y.shape[:-1], -1, spec.head_dim)
+            return y if norm is None else norm(y)
+
+        rope = context.rotations[self.kind]
+        q = rotate(heads(self.query(x, keys), self.query_norm), rope)
+        k = rotate(heads(self.key(x, keys), self.key_norm), rope)
+        v = heads(self.value(x, keys))
+        entries = {"key": k, "value": v}
+        if cache is not None:
+            k, v = append(cache["key"], k, context.index), append(cache["value"], v, context.index)
+        y = attention(
+            q,
+            k,
+            v,
+            segment_ids=context.segment_ids,
+            positions=context.positions,
+            key_segment_ids=context.key_segment_ids,
+            key_positions=context.key_positions,
+            causal=True,
+            window=spec.window - 1 if self.kind == LOCAL and spec.window is not None else None,
+            soft_cap=spec.attention_soft_cap,
+            scale=spec.attention_scale,
+            dropout_rate=spec.attention_dropout,
+            dropout_keys=None if keys is None else keys.fold(0),
+        )
+        return self.output(y.reshape(*x.shape[:2], -1), keys), entries
+
+
+class Layer(nnx.Module):
+    """x = x + attention(norm(x)); x = x + mlp(norm(x)), with a gated MLP (Shazeer, 2020)."""
+
+    def __init__(self, kind: str, spec: DecoderSpec, dtype: Any, rngs: nnx.Rngs):
+        width, init = spec.hidden_size, normal(spec.initializer_range)
+
+        def norm() -> RMSNorm:
+            return RMSNorm(width, eps=spec.eps, offset=spec.norm_offset, dtype=dtype)
+
+        def linear(out: int, width: int, axes: tuple[str, str]) -> Linear:
+            return Linear(width, out, axes=axes, init=init, use_bias=spec.mlp_bias, dtype=dtype, rngs=rngs)
+
+        self.attention_norm = norm()
+        self.attention = Attention(kind, spec, dtype, rngs)
+        self.attention_post_norm = norm() if spec.post_norms else None
+        self.mlp_norm = norm()
+        self.mlp_gate = linear(spec.mlp_size, width, ("embed", "mlp"))
+        self.mlp_in = linear(spec.mlp_size, width, ("embed", "mlp"))
+        self.mlp_out = linear(width, spec.mlp_size, ("mlp", "embed"))
+        self.mlp_post_norm = norm() if spec.post_norms else None
+        self.activation = spec.activation
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        keys: DropoutKeys | None,
+        cache: dict[str, jax.Array] | None = None,
+    ) -> Any:
+        y, entries = self.attention(self.attention_norm(x), context, keys, cache)
+        x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
+        y = self.mlp_norm(x)
+        y = self.mlp_out(activation(self.activation)(self.mlp_gate(y, keys)) * self.mlp_in(y, keys), keys)
+        x = x + (y if self.mlp_post_norm is None else self.mlp_post_norm(y))
+        return x if cache is None else (x, entries)
+
+
+class Decoder(nnx.Module):
+    """Embeddings, pre-norm layers and a last norm. Arguments of a call: see `Family`; token types are ignored.
+
+    Raises ValueError when a position lies beyond `max_length`; inside jit, where positions have no value yet, such a
+    token's hidden state is NaN instead.
+    """
+
+    def __init__(self, spec: DecoderSpec, *, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
+        activation(spec.activation)
+        self.word_embeddings = Embedding(
+            spec.vocab_size,
+            spec.hidden_size,
+            init=normal(spec.initializer_range),
+            padding_id=spec.padding_id,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.layers = Stack(
+            spec.layer_types,
+            lambda kind, rngs: Layer(kind, spec, dtype, rngs),
+            options=stack,
+            rngs=rngs,
+        )
+        self.final_norm = RMSNorm(spec.hidden_size, eps=spec.eps, offset=spec.norm_offset, dtype=dtype)
+        self.spec = spec
+        self.dtype = dtype
+        self.hidden_size = spec.hidden_size
+        self.vocab_size = spec.vocab_size
+        self.max_length = spec.max_length
+
+    @property
+    def word_embedding_table(self) -> jax.Array:
+        """The table [vocab_size, hidden_size] that a language-model head may be tied to."""
+        return self.word_embeddings.table[...]
+
+    def empty_cache(self, rows: int, capacity: int) -> dict[str, Any]:
+        """A cache for `capacity` tokens a row, in the dtype of the activations."""
+        return empty_cache(self.layers, rows, capacity, self.spec.num_key_heads, self.spec.head_dim, self.dtype)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        token_types: jax.Array,
+        *,
+        dropout: DropoutKeys | None = None,
+        cache: dict[str, Any] | None = None,
+    ) -> Any:
+        check_positions(positions, self.max_length)
+        x = self.word_embeddings(tokens)
+        if self.spec.embedding_scale is not None:
+            x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)  # rounded, as Gemma was trained
+        beyond = (positions >= self.max_length) & (segment_ids != 0)
+        x = jnp.where(beyond[..., None], jnp.nan, x)
+        rotations = {kind: rotation(positions, rope) for kind, rope in self.spec.ropes}
+        x, updated = run_layers(self.layers, x, segment_ids, positions, rotations, dropout, cache)
+        x = self.final_norm(x)
+        return x if updated is None else (x, updated)

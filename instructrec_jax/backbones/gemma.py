@@ -1,0 +1,74 @@
+"""Gemma 2 and Gemma 3, its text part (Gemma Team, 2024 and 2025)."""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+
+from instructrec_jax.backbones.decoder import GLOBAL, LOCAL, Decoder, DecoderSpec, read_spec
+from instructrec_jax.backbones.family import Family, Rule, embedding, refuse
+from instructrec_jax.backbones.layers import StackOptions
+from instructrec_jax.backbones.llama import HEADS, LAYER, PROJECTIONS
+from instructrec_jax.backbones.rope import Rope, read_rope
+
+
+def gemma_spec(config: Any, ropes: dict[str, Rope], **fields: Any) -> DecoderSpec:
+    return read_spec(
+        config,
+        activation=config.hidden_activation,
+        ropes=ropes,
+        qkv_bias=config.attention_bias,
+        output_bias=config.attention_bias,
+        norm_offset=1.0,
+        post_norms=True,
+        embedding_scale=config.hidden_size**0.5,
+        attention_scale=config.query_pre_attn_scalar**-0.5,
+        **fields,
+    )
+
+
+def build_gemma2(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+    rope = read_rope(config)
+    spec = gemma_spec(config, {GLOBAL: rope, LOCAL: rope}, attention_soft_cap=config.attn_logit_softcapping)
+    return Decoder(spec, dtype=dtype, stack=stack, rngs=rngs)
+
+
+def build_gemma3(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+    # transformers reads the field and does not use it, so what such a checkpoint means is unknown
+    refuse(config, attn_logit_softcapping=None)
+    ropes = {kind: read_rope(config, kind) for kind in (GLOBAL, LOCAL)}
+    return Decoder(gemma_spec(config, ropes, query_key_norm=True), dtype=dtype, stack=stack, rngs=rngs)
+
+
+MAPPING = (
+    *embedding("embed_tokens", "word_embeddings"),
+    *PROJECTIONS,
+    Rule(f"{LAYER}.input_layernorm.weight", "layers.{layer}.attention_norm.scale"),
+    Rule(f"{LAYER}.post_attention_layernorm.weight", "layers.{layer}.attention_post_norm.scale"),
+    Rule(f"{LAYER}.pre_feedforward_layernorm.weight", "layers.{layer}.mlp_norm.scale"),
+    Rule(f"{LAYER}.post_feedforward_layernorm.weight", "layers.{layer}.mlp_post_norm.scale"),
+    Rule("norm.weight", "final_norm.scale"),
+)
+
+GEMMA2_FAMILY = Family(
+    build=build_gemma2,
+    prefix="model.",
+    mapping=MAPPING,
+    heads=HEADS,
+    pooling="lasttoken",
+    base_class="Gemma2Model",
+    kind="decoder",
+)
+# The classes are Gemma3TextModel and Gemma3TextForSequenceClassification, but Gemma3ForCausalLM.
+GEMMA3_FAMILY = Family(
+    build=build_gemma3,
+    prefix="model.",
+    mapping=MAPPING,
+    heads={
+        "lm": dataclasses.replace(HEADS["lm"], architecture="Gemma3ForCausalLM"),
+        "sequence": HEADS["sequence"],
+    },
+    pooling="lasttoken",
+    base_class="Gemma3TextModel",
+    kind="decoder",
+)

@@ -1,0 +1,217 @@
+"""GPT-2 (Radford et al., 2019)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from instructrec_jax.backbones.attention import attention
+from instructrec_jax.backbones.decoder import Context, append, empty_cache, run_layers
+from instructrec_jax.backbones.encoder import check_positions
+from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
+from instructrec_jax.backbones.layers import (
+    DropoutKeys,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Stack,
+    StackOptions,
+    activation,
+    dropout,
+    normal,
+)
+from instructrec_jax.backbones.llama import LM_RULES, lm_head, sequence_head, token_dropout
+
+
+@dataclass(frozen=True)
+class GPT2Spec:
+    vocab_size: int
+    hidden_size: int
+    attention_scales: tuple[float, ...]  # one a layer: factor on its attention scores
+    num_heads: int
+    mlp_size: int
+    activation: str
+    eps: float
+    max_length: int
+    embedding_dropout: float
+    attention_dropout: float
+    residual_dropout: float
+    initializer_range: float
+
+    @property
+    def output_range(self) -> float:
+        """Standard deviation of the layers that write to the residual stream: narrower the deeper the network."""
+        return self.initializer_range / math.sqrt(2 * len(self.attention_scales))
+
+
+class Layer(nnx.Module):
+    """x = x + attention(norm(x)); x = x + mlp(norm(x))."""
+
+    def __init__(self, attention_scale: float, spec: GPT2Spec, dtype: Any, rngs: nnx.Rngs):
+        width, mlp = spec.hidden_size, spec.mlp_size
+        init, init_out = normal(spec.initializer_range), normal(spec.output_range)
+        self.attention_norm = LayerNorm(width, eps=spec.eps, dtype=dtype)
+        self.qkv = Linear(width, width, parts=3, axes=("embed", "heads"), init=init, dtype=dtype, rngs=rngs)
+        self.attention_output = Linear(width, width, axes=("heads", "embed"), init=init_out, dtype=dtype, rngs=rngs)
+        self.mlp_norm = LayerNorm(width, eps=spec.eps, dtype=dtype)
+        self.mlp_in = Linear(width, mlp, axes=("embed", "mlp"), init=init, dtype=dtype, rngs=rngs)
+        self.mlp_out = Linear(mlp, width, axes=("mlp", "embed"), init=init_out, dtype=dtype, rngs=rngs)
+        self.attention_scale = attention_scale
+        self.spec = spec
+
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        keys: DropoutKeys | None,
+        cache: dict[str, jax.Array] | None = None,
+    ) -> Any:
+        def site(number: int) -> DropoutKeys | None:
+            return None if keys is None else keys.fold(number)
+
+        spec = self.spec
+        y = self.qkv(self.attention_norm(x), keys).reshape(*x.shape[:2], 3, spec.num_heads, -1)
+        q, k, v = y[:, :, 0], y[:, :, 1], y[:, :, 2]
+        entries = {"key": k, "value": v}
+        if cache is not None:
+            k, v = append(cache["key"], k, context.index), append(cache["value"], v, context.index)
+        y = attention(
+            q,
+            k,
+            v,
+            segment_ids=context.segment_ids,
+            positions=context.positions,
+            key_segment_ids=context.key_segment_ids,
+            key_positions=context.key_positions,
+            causal=True,
+            scale=self.attention_scale,
+            dropout_rate=spec.attention_dropout,
+            dropout_keys=site(0),
+        )
+        x = x + dropout(self.attention_output(y.reshape(x.shape), keys), spec.residual_dropout, site(1))
+        y = self.mlp_out(activation(spec.activation)(self.mlp_in(self.mlp_norm(x), keys)), keys)
+        x = x + dropout(y, spec.residual_dropout, site(2))
+        return x if cache is None else (x, entries)
+
+
+class GPT2(nnx.Module):
+    """Arguments of a call: see `Family`; token types are ignored.
+
+    Raises ValueError when a position lies beyond the position table; inside jit, where positions have no value yet,
+    such a token's hidden state is NaN instead.
+    """
+
+    def __init__(self, spec: GPT2Spec, *, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
+        activation(spec.activation)
+        if spec.hidden_size % spec.num_heads:
+            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+        init = normal(spec.initializer_range)
+        self.word_embeddings = Embedding(spec.vocab_size, spec.hidden_size, init=init, dtype=dtype, rngs=rngs)
+        self.position_embeddings = Embedding(
+            spec.max_length, spec.hidden_size, init=init, axes=(None, "embed"), dtype=dtype, rngs=rngs
+        )
+        self.layers = Stack(
+            spec.attention_scales,
+            lambda scale, rngs: Layer(scale, spec, dtype, rngs),
+            options=stack,
+            rngs=rngs,
+        )
+        self.final_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
+        self.spec = spec
+        self.dtype = dtype
+        self.hidden_size = spec.hidden_size
+        self.vocab_size = spec.vocab_size
+        self.max_length = spec.max_length
+
+    @property
+    def word_embedding_table(self) -> jax.Array:
+        """The table [vocab_size, hidden_size] that a language-model head may be tied to."""
+        return self.word_embeddings.table[...]
+
+    def empty_cache(self, rows: int, capacity: int) -> dict[str, Any]:
+        """A cache for `capacity` tokens a row, in the dtype of the activations."""
+        heads = self.spec.num_heads
+        return empty_cache(self.layers, rows, capacity, heads, self.hidden_size // heads, self.dtype)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        token_types: jax.Array,
+        *,
+        dropout: DropoutKeys | None = None,
+        cache: dict[str, Any] | None = None,
+    ) -> Any:
+        check_positions(positions, self.max_length)
+        x = self.word_embeddings(tokens) + self.position_embeddings(positions)
+        x = _dropout(x, self.spec.embedding_dropout, None if dropout is None else dropout.fold(0))
+        x, updated = run_layers(self.layers, x, segment_ids, positions, {}, dropout, cache)
+        x = self.final_norm(x)
+        return x if updated is None else (x, updated)
+
+
+_dropout = dropout  # `dropout` names the keys in the call signature above
+
+
+def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+    # reorder_and_upcast_attn is about the order of roundings below fp32; scores are computed in fp32 here anyway
+    refuse(config, add_cross_attention=False, is_causal=True, is_heterogeneous=False, pruned_heads=({}, []))
+    scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+    layers = range(1, config.n_layer + 1)
+    spec = GPT2Spec(
+        vocab_size=config.vocab_size,
+        hidden_size=config.n_embd,
+        attention_scales=tuple(scale / n if config.scale_attn_by_inverse_layer_idx else scale for n in layers),
+        num_heads=config.n_head,
+        mlp_size=config.n_inner or 4 * config.n_embd,
+        activation=config.activation_function,
+        eps=config.layer_norm_epsilon,
+        max_length=config.n_positions,
+        embedding_dropout=config.embd_pdrop,
+        attention_dropout=config.attn_pdrop,
+        residual_dropout=config.resid_pdrop,
+        initializer_range=config.initializer_range,
+    )
+    return GPT2(spec, dtype=dtype, stack=stack, rngs=rngs)
+
+
+def conv1d(name: str, path: str, *, parts: int = 1) -> tuple[Rule, ...]:
+    """The rules of a transformers Conv1D ↔ `layers.Linear`: its weight is [in, out] in the file, too."""
+    transform = "none" if parts == 1 else "split"
+    return Rule(f"{name}.weight", f"{path}.kernel", transform), Rule(f"{name}.bias", f"{path}.bias", transform)
+
+
+LAYER = "h.{layer}"
+MAPPING = (
+    *embedding("wte", "word_embeddings"),
+    *embedding("wpe", "position_embeddings"),
+    *norm(f"{LAYER}.ln_1", "layers.{layer}.attention_norm"),
+    *conv1d(f"{LAYER}.attn.c_attn", "layers.{layer}.qkv", parts=3),
+    *conv1d(f"{LAYER}.attn.c_proj", "layers.{layer}.attention_output"),
+    *norm(f"{LAYER}.ln_2", "layers.{layer}.mlp_norm"),
+    *conv1d(f"{LAYER}.mlp.c_fc", "layers.{layer}.mlp_in"),
+    *conv1d(f"{LAYER}.mlp.c_proj", "layers.{layer}.mlp_out"),
+    *norm("ln_f", "final_norm"),
+)
+
+
+def token_head(config: Any) -> HeadSpec:
+    return HeadSpec(dropout=token_dropout(config), initializer_range=config.initializer_range)
+
+
+FAMILY = Family(
+    build=build,
+    prefix="transformer.",
+    mapping=MAPPING,
+    heads={
+        "lm": Head("LMHeadModel", lm_head, LM_RULES),
+        "sequence": Head("ForSequenceClassification", sequence_head, linear("score", "output")),
+        "token": Head("ForTokenClassification", token_head, linear("classifier", "output")),
+    },
+    pooling="lasttoken",
+    base_class="GPT2Model",
+    kind="decoder",
+)

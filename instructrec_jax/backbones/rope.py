@@ -1,0 +1,124 @@
+"""Rotary positions (Su et al., 2021) and the ways of stretching them that configs ask for."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of one kind of layer.
+
+    Attributes:
+        frequencies: radians a position, one for each pair of features: head_dim / 2 of them.
+        scale: factor on cos and sin, so its square is one on the attention scores (YaRN).
+    """
+
+    frequencies: tuple[float, ...]
+    scale: float = 1.0
+
+
+def rotation(positions: jax.Array, rope: Rope) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, fp32 [rows, length, 1, head_dim / 2], of int32 positions [rows, length]."""
+    angles = positions[..., None, None].astype(jnp.float32) * np.array(rope.frequencies, np.float32)
+    return jnp.cos(angles) * rope.scale, jnp.sin(angles) * rope.scale
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the pairs (i, i + head_dim / 2) of x [rows, length, heads, head_dim] by their angles."""
+    cos, sin = rotation
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def read_rope(config: Any, kind: str | None = None) -> Rope:
+    """The rotary positions of a HuggingFace config: its `rope_parameters` (where AutoConfig puts `rope_scaling` too).
+
+    Args:
+        config: of `transformers`.
+        kind: the layer type, where the config has rope parameters for each of them.
+
+    rope_type "dynamic" stretches positions only in inputs longer than `max_position_embeddings`, which every network
+    here refuses (`max_length`): up to there it is the default.
+
+    Raises ValueError for a rope_type that is not implemented, or a field of one.
+    """
+    config.standardize_rope_params()
+    parameters = config.rope_parameters if kind is None else config.rope_parameters[kind]
+    rope_type = parameters["rope_type"]
+    of = "" if kind is None else f" of {kind} layers"
+    if rope_type not in SCALINGS:
+        raise ValueError(
+            f"config.json asks for rope_type {rope_type!r}{of}, which is not implemented "
+            f"(supported: {', '.join(SCALINGS)})."
+        )
+    if parameters.get("partial_rotary_factor") not in (None, 1.0):
+        raise ValueError(f"config.json has a partial_rotary_factor other than 1{of}, which is not implemented.")
+    if kind is not None and rope_type == "yarn" and not parameters.get("truncate", True):
+        # transformers reads it at the top of rope_parameters only: what the checkpoint was made with is unknown
+        raise ValueError(f"config.json has truncate=false in the yarn parameters{of}, which is not implemented.")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_dim % 2:
+        raise ValueError(f"Rotary positions turn pairs of features, but config.json has an odd head_dim ({head_dim}).")
+    # fp32 throughout, as in PyTorch: the rounding of a frequency counts at far positions
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1.0) / np.power(np.float32(parameters["rope_theta"]), exponents)
+    frequencies, scale = SCALINGS[rope_type](frequencies, parameters, config)
+    return Rope(tuple(map(float, frequencies)), scale)
+
+
+Scaled = tuple[np.ndarray, float]  # frequencies, fp32 [head_dim / 2], and the factor on cos and sin
+
+
+def _default(frequencies: np.ndarray, parameters: Mapping[str, Any], config: Any) -> Scaled:
+    return frequencies, 1.0
+
+
+def _linear(frequencies: np.ndarray, parameters: Mapping[str, Any], config: Any) -> Scaled:
+    """Position interpolation (Chen et al., 2023)."""
+    return frequencies / np.float32(parameters["factor"]), 1.0
+
+
+def _llama3(frequencies: np.ndarray, parameters: Mapping[str, Any], config: Any) -> Scaled:
+    """Llama 3.1: long waves are stretched by `factor`, short ones kept, those between blended."""
+    factor, length = parameters["factor"], parameters["original_max_position_embeddings"]
+    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+    waves = np.float32(2 * math.pi) / frequencies  # positions a turn
+    keep = np.clip((length / waves - low) / (high - low), 0.0, 1.0)
+    return ((1 - keep) * frequencies / factor + keep * frequencies).astype(np.float32), 1.0
+
+
+def _yarn(frequencies: np.ndarray, parameters: Mapping[str, Any], config: Any) -> Scaled:
+    """YaRN (Peng et al., 2023): as llama3, blended by the number of turns within the original length."""
+    length = parameters["original_max_position_embeddings"]
+    factor = parameters["factor"] or config.max_position_embeddings / length
+    dim = 2 * len(frequencies)
+
+    def feature(turns: float) -> float:
+        """The feature whose pair makes this many turns within `length` positions."""
+        return dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(parameters["rope_theta"]))
+
+    low, high = feature(parameters.get("beta_fast") or 32), feature(parameters.get("beta_slow") or 1)
+    if parameters.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = (np.arange(dim // 2, dtype=np.float32) - low) / ((high - low) or 0.001)
+    keep = 1 - np.clip(ramp, 0.0, 1.0)
+    frequencies = ((1 - keep) * frequencies / factor + keep * frequencies).astype(np.float32)
+
+    def magnitude(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    scale = parameters.get("attention_factor")
+    if scale is None:
+        one, all_dim = parameters.get("mscale"), parameters.get("mscale_all_dim")
+        scale = magnitude(one) / magnitude(all_dim) if one and all_dim else magnitude(1.0)
+    return frequencies, float(scale)
+
+
+SCALINGS = {"default": _default, "linear": _linear, "dynamic": _default, "llama3": _llama3, "yarn": _yarn}

@@ -1,0 +1,326 @@
+"""What encoder–decoders share: attention, encode, decode and the cache; a family adds its layers and its two sides."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.backbones.attention import attention
+from instructrec_jax.backbones.decoder import append
+from instructrec_jax.backbones.encoder import check_positions
+from instructrec_jax.backbones.layers import DropoutKeys, Embedding, Linear, StackOptions, normal
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """What every layer sees besides the hidden states.
+
+    Attributes:
+        segment_ids, positions: int32 [rows, length], of the tokens of this call.
+        key_segment_ids, key_positions: int32 [rows, keys], of the tokens that self-attention sees: the same ones, or
+            those in the cache.
+        index: int32 scalar, the place in the cache where the tokens of this call begin.
+        bias: [rows, heads, length, keys] added to the scores of self-attention, or None.
+        encoded: [rows, encoded length, hidden], the text that cross-attention sees; None in an encoder, and where its
+            keys and values are in the cache.
+        encoded_segment_ids, encoded_positions: int32 [rows, encoded length]; None in an encoder.
+        encoded_partners: int32 [rows, encoded length], the place of the first token of the call in the same segment;
+            None in an encoder.
+    """
+
+    segment_ids: jax.Array
+    positions: jax.Array
+    key_segment_ids: jax.Array
+    key_positions: jax.Array
+    index: jax.Array | int = 0
+    bias: jax.Array | None = None
+    encoded: jax.Array | None = None
+    encoded_segment_ids: jax.Array | None = None
+    encoded_positions: jax.Array | None = None
+    encoded_partners: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    hidden_size: int
+    num_heads: int
+    head_dim: int
+    scale: float  # factor on the scores
+    use_bias: bool
+    dropout: float  # of the attention weights
+    query_range: float  # standard deviations of fresh kernels
+    key_range: float  # and of the values'
+    output_range: float
+
+
+class Attention(nnx.Module):
+    """The projections that self-attention and cross-attention have in common."""
+
+    def __init__(self, spec: AttentionSpec, dtype: Any, rngs: nnx.Rngs):
+        width, inner = spec.hidden_size, spec.num_heads * spec.head_dim
+
+        def projection(std: float) -> Linear:
+            axes = ("embed", "heads")
+            return Linear(width, inner, axes=axes, init=normal(std), use_bias=spec.use_bias, dtype=dtype, rngs=rngs)
+
+        self.query = projection(spec.query_range)
+        self.key = projection(spec.key_range)
+        self.value = projection(spec.key_range)
+        self.output = Linear(
+            inner,
+            width,
+            axes=("heads", "embed"),
+            init=normal(spec.output_range),
+            use_bias=spec.use_bias,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.spec = spec
+
+    def heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.spec.num_heads, self.spec.head_dim)
+
+    def attend(
+        self, x: jax.Array, k: jax.Array, v: jax.Array, context: Context, keys: DropoutKeys | None, **options: Any
+    ) -> jax.Array:
+        out = attention(
+            self.heads(self.query(x, keys)),
+            k,
+            v,
+            segment_ids=context.segment_ids,
+            positions=context.positions,
+            scale=self.spec.scale,
+            dropout_rate=self.spec.dropout,
+            dropout_keys=keys,
+            **options,
+        )
+        return self.output(out.reshape(*x.shape[:-1], -1), keys)
+
+
+class SelfAttention(Attention):
+    """Each token sees its own segment, in a decoder (`causal`) up to itself."""
+
+    def __init__(self, spec: AttentionSpec, causal: bool, dtype: Any, rngs: nnx.Rngs):
+        super().__init__(spec, dtype, rngs)
+        self.causal = causal
+
+    def __call__(
+        self, x: jax.Array, context: Context, keys: DropoutKeys | None, cache: dict[str, jax.Array] | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The output, and what is to be written into the cache."""
+        k, v = self.heads(self.key(x, keys)), self.heads(self.value(x, keys))
+        entries = {"key": k, "value": v}
+        if cache is not None:
+            k, v = (append(cache[name], entry, context.index) for name, entry in entries.items())
+        out = self.attend(
+            x,
+            k,
+            v,
+            context,
+            keys,
+            key_segment_ids=context.key_segment_ids,
+            key_positions=context.key_positions,
+            bias=context.bias,
+            causal=self.causal,
+        )
+        return out, entries
+
+
+class CrossAttention(Attention):
+    """Each token sees the encoded tokens with its segment number."""
+
+    def __call__(
+        self, x: jax.Array, context: Context, keys: DropoutKeys | None, cache: dict[str, jax.Array] | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The output, and what is to be written into the cache."""
+        entries = {}
+        if context.encoded is not None:
+            encoded_keys = self.encoded_keys(context, keys)
+            k = self.heads(self.key(context.encoded, encoded_keys))
+            v = self.heads(self.value(context.encoded, encoded_keys))
+            entries = {"encoded_key": k, "encoded_value": v}
+        else:
+            assert cache is not None
+            k, v = cache["encoded_key"], cache["encoded_value"]
+        out = self.attend(
+            x,
+            k,
+            v,
+            context,
+            keys,
+            key_segment_ids=context.encoded_segment_ids,
+            key_positions=context.encoded_positions,
+        )
+        return out, entries
+
+    def encoded_keys(self, context: Context, keys: DropoutKeys | None) -> DropoutKeys | None:
+        """Keys of the encoded tokens, which a decoder does not have: of their segment's first token and the position."""
+        if keys is None:
+            return None
+        assert context.encoded_partners is not None and context.encoded_positions is not None
+        return DropoutKeys(jnp.take_along_axis(keys.tokens, context.encoded_partners, axis=1)).fold(
+            context.encoded_positions
+        )
+
+
+class EncoderDecoder(nnx.Module):
+    """A network of the kind "encoder_decoder"; see `Family` for its calls.
+
+    Args:
+        word_embeddings: the table that both sides read.
+        encoder, decoder: `side(x, context, dropout, cache) -> x, or (x, cache)`, from word embeddings to the last
+            hidden states; each has its layers in `layers`, a `Stack`.
+        cache_shape: (heads, head_dim) of the decoder.
+        max_length: the longest text of either side.
+        dtype: of the activations.
+    """
+
+    def __init__(
+        self,
+        word_embeddings: Embedding,
+        encoder: nnx.Module,
+        decoder: nnx.Module,
+        *,
+        cache_shape: tuple[int, int],
+        max_length: int,
+        dtype: Any,
+    ):
+        self.word_embeddings = word_embeddings
+        self.encoder: Any = encoder
+        self.decoder: Any = decoder
+        self.cache_shape = cache_shape
+        self.vocab_size, self.hidden_size = word_embeddings.table[...].shape
+        self.max_length = max_length
+        self.dtype = dtype
+
+    @property
+    def word_embedding_table(self) -> jax.Array:
+        """The table [vocab_size, hidden_size] that a language-model head may be tied to."""
+        return self.word_embeddings.table[...]
+
+    def encode(
+        self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, *, dropout: DropoutKeys | None = None
+    ) -> jax.Array:
+        """int32 [rows, length] each -> [rows, length, hidden_size].
+
+        Raises ValueError when a position lies beyond the network's; inside jit that token's hidden state is NaN.
+        """
+        check_positions(positions, self.max_length)
+        context = Context(segment_ids, positions, segment_ids, positions)
+        return self.encoder(self.word_embeddings(tokens), context, dropout, None)
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        encoded: jax.Array | None = None,
+        encoded_segment_ids: jax.Array | None = None,
+        *,
+        dropout: DropoutKeys | None = None,
+        cache: dict[str, Any] | None = None,
+    ) -> Any:
+        """int32 [rows, target length] each -> [rows, target length, hidden_size], or (that, cache).
+
+        Args:
+            encoded: [rows, encoded length, hidden_size]; None after the first call with a cache, which keeps what is
+                needed of it.
+            encoded_segment_ids: int32 [rows, encoded length]: a target token sees the encoded tokens of its number.
+                The tokens of a segment lie side by side. None after the first call with a cache, which keeps them.
+            dropout: keys of the target tokens.
+            cache: of `empty_cache`, or of an earlier call.
+
+        Raises ValueError when a position lies beyond the network's, when the cache is full, or when `encoded` is
+        missing or not of the cache's length; inside jit, what has no value yet makes NaN of the hidden states instead.
+        """
+        check_positions(positions, self.max_length)
+        if (encoded is None) != (encoded_segment_ids is None):
+            raise ValueError("decode() takes `encoded` and `encoded_segment_ids` together.")
+        if encoded is not None and encoded_segment_ids is None:
+            raise ValueError("decode() needs the `encoded_segment_ids` that belong to `encoded`.")
+        index: jax.Array | int = 0
+        key_segment_ids, key_positions = segment_ids, positions
+        if cache is not None:
+            usable = _check_cache(cache, tokens, encoded)
+            index = cache["index"]
+            key_segment_ids = append(cache["segment_ids"], segment_ids, index)
+            key_positions = append(cache["positions"], positions, index)
+            if encoded_segment_ids is None:
+                encoded_segment_ids = cache["encoded_segment_ids"]
+        elif encoded is None:
+            raise ValueError("decode() needs `encoded`, what encode() returned, unless a cache holds it.")
+        assert encoded_segment_ids is not None
+        partners = encoded_segment_ids[:, :, None] == segment_ids[:, None, :]
+        context = Context(
+            segment_ids,
+            positions,
+            key_segment_ids,
+            key_positions,
+            index,
+            encoded=encoded,
+            encoded_segment_ids=encoded_segment_ids,
+            encoded_positions=positions_of(encoded_segment_ids),
+            encoded_partners=jnp.argmax(partners, axis=-1).astype(jnp.int32),
+        )
+        x = self.word_embeddings(tokens)
+        if cache is None:
+            return self.decoder(x, context, dropout, None)
+        x, layers = self.decoder(x, context, dropout, cache["layers"])
+        return jnp.where(usable, x, jnp.nan), {
+            "layers": layers,
+            "segment_ids": key_segment_ids,
+            "positions": key_positions,
+            "index": index + tokens.shape[1],
+            "encoded_segment_ids": encoded_segment_ids,
+        }
+
+    def empty_cache(self, rows: int, capacity: int, encoded_length: int) -> dict[str, Any]:
+        """What `decode` needs of earlier calls, for `capacity` target tokens a row.
+
+        As in `Family`, and "encoded_segment_ids" int32 [rows, encoded_length]; "layers" also holds each layer's keys
+        and values of the encoded text.
+        """
+        own, encoded = (capacity, *self.cache_shape), (encoded_length, *self.cache_shape)
+        shapes = {"key": own, "value": own, "encoded_key": encoded, "encoded_value": encoded}
+        layers = self.decoder.layers.empty_cache(rows, shapes, self.dtype)
+        return {
+            "layers": layers,
+            "segment_ids": jnp.zeros((rows, capacity), jnp.int32),
+            "positions": jnp.zeros((rows, capacity), jnp.int32),
+            "index": jnp.zeros((), jnp.int32),
+            "encoded_segment_ids": jnp.zeros((rows, encoded_length), jnp.int32),
+        }
+
+
+def encoder_options(stack: StackOptions) -> StackOptions:
+    """The encoder's part of a network's options: the last layers, where only these are trained, are the decoder's."""
+    return stack if stack.train_last is None else replace(stack, train_last=0)
+
+
+def positions_of(segment_ids: jax.Array) -> jax.Array:
+    """int32 [rows, length]: each token's place in its segment, whose tokens lie side by side."""
+    place = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    begins = segment_ids != jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
+
+
+def _check_cache(cache: dict[str, Any], tokens: jax.Array, encoded: jax.Array | None) -> jax.Array:
+    """bool scalar: whether the tokens fit behind what is in the cache, and the encoded text is known."""
+    capacity, encoded_length = cache["segment_ids"].shape[1], cache["encoded_segment_ids"].shape[1]
+    if encoded is not None and encoded.shape[1] != encoded_length:
+        raise ValueError(f"The cache was made for {encoded_length} encoded tokens, but there are {encoded.shape[1]}.")
+    index, more = cache["index"], tokens.shape[1]
+    # numpy, since inside jit jnp would make a tracer even of a constant
+    filled = None if isinstance(index, jax.core.Tracer) else int(np.asarray(index))
+    if filled == 0 and encoded is None:
+        raise ValueError("The first decode() with a cache needs `encoded`, what encode() returned.")
+    if (filled or 0) + more > capacity:
+        raise ValueError(
+            f"{more} more tokens do not fit into a cache of {capacity} places, {filled or 0} of which are filled. "
+            "Make it with a larger capacity."
+        )
+    return (index + more <= capacity) & ((index > 0) | (encoded is not None))

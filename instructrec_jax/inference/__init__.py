@@ -1,0 +1,1 @@
+"""Generating text: decoding with a cache, samplers, beam search."""

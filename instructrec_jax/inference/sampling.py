@@ -1,0 +1,137 @@
+"""Which token comes next: penalties, forced and suppressed tokens, and drawing.
+
+Every function takes scores float32 [rows, vocab] (logits or log-probabilities) and follows the logits processor of
+`transformers` of the same name, in whose order `adjust` and `warp` apply them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from instructrec_jax.inference.config import GenerationConfig, TokenRules
+
+State = dict[str, Any]
+
+
+def penalize_repetition(scores: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
+    """Makes tokens that occurred less likely (Keskar et al., 2019, "CTRL"). seen: bool [rows, vocab]."""
+    return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def keep_top_k(scores: jax.Array, k: int) -> jax.Array:
+    """-inf for all but the k largest scores; equals of the k-th stay."""
+    smallest = jax.lax.top_k(scores, min(k, scores.shape[-1]))[0][:, -1:]
+    return jnp.where(scores < smallest, -jnp.inf, scores)
+
+
+def keep_top_p(scores: jax.Array, p: float) -> jax.Array:
+    """-inf for all but the fewest tokens whose probability is at least p together (Holtzman et al., 2020)."""
+    order = jnp.argsort(scores, axis=-1, stable=True)  # the likeliest last
+    cumulative = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1), axis=-1)
+    remove = (cumulative <= 1 - p).at[:, -1].set(False)
+    rows = jnp.arange(len(scores))[:, None]
+    return jnp.where(jnp.zeros_like(remove).at[rows, order].set(remove), -jnp.inf, scores)
+
+
+def keep_min_p(scores: jax.Array, p: float) -> jax.Array:
+    """-inf for tokens less than p times as likely as the likeliest (Nguyen et al., 2024)."""
+    probabilities = jax.nn.softmax(scores, axis=-1)
+    return jnp.where(probabilities < p * probabilities.max(-1, keepdims=True), -jnp.inf, scores)
+
+
+def adjust(
+    scores: jax.Array, state: State, config: GenerationConfig, rules: TokenRules, seen: jax.Array | None
+) -> jax.Array:
+    """What holds for greedy, drawn and beam-searched answers alike.
+
+    Args:
+      state: its "count" is the number of tokens chosen so far, its "limit" that of the whole answer.
+      seen: bool [rows, vocab], tokens that occurred; None without a repetition penalty.
+    """
+    tokens = jnp.arange(scores.shape[-1])
+    if seen is not None:
+        scores = penalize_repetition(scores, seen, config.repetition_penalty)
+
+    def force(scores: jax.Array, chosen: tuple[int, ...], when: jax.Array) -> jax.Array:
+        only = jnp.where(jnp.isin(tokens, jnp.array(chosen)), 0.0, -jnp.inf)
+        return jnp.where(when, only, scores)
+
+    first = 0
+    if rules.forced_first is not None:
+        scores = force(scores, (rules.forced_first,), state["count"] == 0)
+        first = 1
+    if rules.forced_last:
+        scores = force(scores, rules.forced_last, state["count"] == state["limit"] - 1)
+    if rules.suppressed:
+        scores = jnp.where(jnp.isin(tokens, jnp.array(rules.suppressed)), -jnp.inf, scores)
+    if rules.suppressed_first:
+        suppressed = jnp.isin(tokens, jnp.array(rules.suppressed_first)) & (state["count"] == first)
+        scores = jnp.where(suppressed, -jnp.inf, scores)
+    return scores
+
+
+def warp(scores: jax.Array, config: GenerationConfig) -> jax.Array:
+    """Logits of the distribution that is drawn from; temperature must be above 0."""
+    scores = scores / config.temperature
+    if config.top_k is not None:
+        scores = keep_top_k(scores, config.top_k)
+    if config.top_p < 1:
+        scores = keep_top_p(scores, config.top_p)
+    return keep_min_p(scores, config.min_p) if config.min_p > 0 else scores
+
+
+def draw(scores: jax.Array, seed: jax.Array, numbers: jax.Array, step: jax.Array) -> jax.Array:
+    """int32 [rows]: one token a row.
+
+    The draw depends on (seed, number of the prompt, step) alone, never on what else is in the batch.
+    """
+
+    def one(number: jax.Array, row: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
+        return jax.random.categorical(key, row)
+
+    return jax.vmap(one)(numbers, scores).astype(jnp.int32)
+
+
+def seen_tokens(tokens: jax.Array, valid: jax.Array, vocab_size: int) -> jax.Array:
+    """bool [rows, vocab]: the tokens [rows, length] that occur where `valid` [rows, length] is true."""
+    rows = jnp.arange(len(tokens))[:, None]
+    return jnp.zeros((len(tokens), vocab_size), bool).at[rows, tokens].max(valid)
+
+
+class Sampling:
+    """Greedy search and drawing: each row of the network is one answer."""
+
+    def __init__(self, config: GenerationConfig, rules: TokenRules):
+        self.config, self.rules = config, rules
+
+    def begin(self, state: State, room: int) -> State:
+        rows = len(state["done"])
+        tokens = jnp.full((rows, room), self.rules.pad, jnp.int32)
+        return state | {"tokens": tokens, "lengths": jnp.zeros(rows, jnp.int32)}
+
+    def advance(self, state: State, logits: jax.Array) -> State:
+        """Chooses the next token of every row that is not done."""
+        scores = adjust(logits, state, self.config, self.rules, state.get("seen"))
+        if self.config.temperature > 0:
+            scores = warp(scores, self.config)
+            chosen = draw(scores, state["seed"], state["numbers"], state["count"])
+        else:
+            chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        done = state["done"]
+        chosen = jnp.where(done, self.rules.pad, chosen)
+        new = {
+            "last": chosen,
+            "tokens": jax.lax.dynamic_update_slice(state["tokens"], chosen[:, None], (0, state["count"])),
+            "lengths": state["lengths"] + ~done,
+            "done": done | jnp.isin(chosen, jnp.array(self.rules.eos, jnp.int32)),
+            "count": state["count"] + 1,
+        }
+        if "seen" in state:
+            new["seen"] = state["seen"].at[jnp.arange(len(chosen)), chosen].set(True)
+        return state | new
+
+    def answers(self, state: State) -> tuple[jax.Array, jax.Array]:
+        """int32 (tokens [rows, room], their number [rows])."""
+        return state["tokens"], state["lengths"]

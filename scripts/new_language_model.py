@@ -1,0 +1,78 @@
+"""Makes a HuggingFace folder for a small Llama-style network to be trained from nothing: tokenizer and config.
+
+    python scripts/new_language_model.py data/instructions/train.jsonl --out models/small
+
+The tokenizer is a byte-level BPE (Sennrich et al., 2016; bytes as in GPT-2) learnt from the texts of the given
+examples, with the markers of ChatML. There are no weights: train it with backbone.random_init: true.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.files import read_jsonl
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="JSON lines of examples, as data.train reads them")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--vocab_size", type=int, default=8192)
+    parser.add_argument("--hidden_size", type=int, default=384)
+    parser.add_argument("--num_layers", type=int, default=6)
+    parser.add_argument("--num_heads", type=int, default=6)
+    parser.add_argument("--num_kv_heads", type=int, default=2)
+    parser.add_argument("--mlp_size", type=int, default=1024)
+    parser.add_argument("--max_length", type=int, default=2048)
+    arguments = parser.parse_args()
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=arguments.vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(texts(arguments.files), trainer)
+    end, _, turn_end, padding = SPECIAL
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=end,
+        eos_token=turn_end,
+        pad_token=padding,
+        model_max_length=arguments.max_length,
+    )
+    tokenizer.save_pretrained(arguments.out)
+    LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=arguments.hidden_size,
+        num_hidden_layers=arguments.num_layers,
+        num_attention_heads=arguments.num_heads,
+        num_key_value_heads=arguments.num_kv_heads,
+        intermediate_size=arguments.mlp_size,
+        max_position_embeddings=arguments.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(arguments.out)
+    print(f"written: {arguments.out}, {len(tokenizer):,} tokens")
+
+
+def texts(files: list[Path]) -> Iterator[str]:
+    for file in files:
+        for row in read_jsonl(file):
+            example = Example.from_record(row)
+            yield from [example.instruction, example.input or "", str(example.output or "")]
+            yield from (message.content for message in example.messages)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+from collections.abc import Callable
+from functools import cache
+
+import tiny_networks
+import pytest
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tiny_networks.Network]:
+    """network(kind, seed=0) -> the same random weights in transformers and here."""
+
+    @cache
+    def make(kind: str, seed: int = 0) -> tiny_networks.Network:
+        return tiny_networks.make(kind, tmp_path_factory.mktemp(kind), seed)
+
+    return make

@@ -1,0 +1,123 @@
+"""Greedy search, sampling and shapes; greedy token for token against transformers.generate."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_networks import ENCODER_DECODERS, Network, prompts
+
+from instructrec_jax.inference.decoding import Decoder
+
+KINDS = ["llama", "gpt2", "t5", "bart"]
+SEEDS = (0, 3)
+Make = Callable[..., Network]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_equals_transformers_with_ragged_prompts(network: Make, kind: str) -> None:
+    lengths = set()
+    for seed in SEEDS:
+        net, asked = network(kind, seed), prompts(9, seed)
+        found = net.answers(asked, max_new_tokens=20, batch_size=4)
+        assert found == net.expected(asked, max_new_tokens=20)
+        lengths |= {len(answer.tokens) for answer in found}
+    assert len(lengths) > 2, "no answer ended before the others: the test shows little"
+
+
+@pytest.mark.parametrize("kind", ["llama", "bart"])
+def test_repetition_penalty_equals_transformers(network: Make, kind: str) -> None:
+    net, asked = network(kind, 3), prompts(5, 3)
+    found = net.answers(asked, max_new_tokens=16, repetition_penalty=1.8)
+    assert found == net.expected(asked, max_new_tokens=16, repetition_penalty=1.8)
+    assert found != net.answers(asked, max_new_tokens=16)
+
+
+def test_forced_and_suppressed_tokens_equal_transformers(network: Make) -> None:
+    net, asked = network("bart", 3), prompts(5, 3)
+    rules = {"forced_first": 7, "forced_last": (2,), "suppressed": (11, 25), "suppressed_first": (2, 5, 9)}
+    changed = replace(net, rules=replace(net.rules, **rules))
+    expected = net.expected(
+        asked,
+        max_new_tokens=10,
+        forced_bos_token_id=7,
+        forced_eos_token_id=2,
+        suppress_tokens=[11, 25],
+        begin_suppress_tokens=[2, 5, 9],
+    )
+    assert changed.answers(asked, max_new_tokens=10) == expected
+
+
+SAMPLED: dict[str, Any] = dict(max_new_tokens=12, temperature=1.3, top_k=30, top_p=0.95, seed=5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_draws_do_not_depend_on_batch_order_or_padding(network: Make, kind: str) -> None:
+    net, asked = network(kind, 3), prompts(7, 1)
+    alone = net.answers(asked, batch_size=1, **SAMPLED)
+    assert net.answers(asked, batch_size=3, **SAMPLED) == alone
+    longer = [*asked, np.arange(4, 39).astype(np.int32)]  # a longer bucket, and a batch that is not full
+    assert net.answers(longer, batch_size=8, **SAMPLED)[:7] == alone
+    assert net.answers(asked, **(SAMPLED | {"seed": 6})) != alone
+    assert len({tuple(a.tokens) for a in net.answers([asked[0]] * 6, **SAMPLED)}) > 1  # each prompt has its own draws
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
+def test_eight_devices_answer_as_one(network: Make, kind: str, mesh: tuple[int, int, int]) -> None:
+    net, asked = network(kind, 3), prompts(11, 2)
+    for settings in (SAMPLED, {"max_new_tokens": 12, "beams": 2}):
+        assert net.answers(asked, mesh=mesh, batch_size=8, **settings) == net.answers(asked, **settings)
+
+
+def test_one_prompt_on_eight_devices(network: Make) -> None:
+    net, asked = network("llama"), prompts(1)
+    assert net.answers(asked, mesh=(8, 1, 1), max_new_tokens=5) == net.answers(asked, max_new_tokens=5)
+
+
+def compiles(decoder: Decoder) -> tuple[int, int]:
+    return decoder.prefill._cache_size(), decoder.decode._cache_size()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_one_compile_a_shape(network: Make, mesh: tuple[int, int, int], beams: int) -> None:
+    """Any number of prompts of any length in two buckets, answered whole, in steps of 1 and of 5."""
+    decoder, params = network("llama").decoder(mesh, max_new_tokens=12, batch_size=4, beams=beams)
+    asked = [*prompts(9), *(np.full(n, 7, np.int32) for n in (33, 40, 50, 35, 36))]
+    answers = [sorted(decoder.answer(params, asked, every=every), key=lambda a: a[0]) for every in (None, 1, 5)]
+    assert compiles(decoder) == (2, 2)
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_rows_end_when_they_are_stopped(network: Make) -> None:
+    """A stopped answer keeps the tokens up to that look at it; the others go on as if it were not there."""
+    net, asked = network("llama", 3), prompts(5, 3)
+    whole = net.answers(asked, max_new_tokens=12)
+    decoder, params = net.decoder(max_new_tokens=12)
+    stopped = dict(decoder.answer(params, asked, every=3, stops=lambda number, tokens: number == 0 and len(tokens) > 2))
+    assert len(whole[0].tokens) > 4
+    assert (stopped[0].tokens, stopped[0].finish) == (whole[0].tokens[:4], "stop")
+    assert [stopped[n] for n in range(1, 5)] == whole[1:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_that_do_not_fit_are_named(network: Make, kind: str) -> None:
+    decoder, _ = network(kind).decoder(max_new_tokens=30)
+    decoder.check([np.ones(34, np.int32)], ["a"])
+    with pytest.raises(ValueError, match="b has no tokens"):
+        decoder.check([np.ones(3, np.int32), np.ones(0, np.int32)], ["a", "b"])
+    if kind == "t5":  # no longest text
+        return
+    size = 65 if kind in ENCODER_DECODERS else 35
+    with pytest.raises(ValueError, match=f"b has {size} tokens and max_new_tokens is 30, .* at most 64"):
+        decoder.check([np.ones(3, np.int32), np.ones(size, np.int32)], ["a", "b"])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bart"])
+def test_the_last_position_of_the_network_is_used(network: Make, kind: str) -> None:
+    net = network(kind, 3)
+    asked = [np.arange(4, 24).astype(np.int32), np.arange(4, 8).astype(np.int32)]
+    new = 64 if kind in ENCODER_DECODERS else 44
+    assert net.answers(asked, max_new_tokens=new) == net.expected(asked, max_new_tokens=new)
