@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer
 
 from instructrec_jax.adapters.checkpoint_heads import Source
+from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import add_lora
+from instructrec_jax.adapters.peft import read_peft
 from instructrec_jax.adapters.quantized import quantize_backbone
 from instructrec_jax.backbones.folder import find_family, find_folder, read_config, read_pooling, weights_fingerprint
 from instructrec_jax.backbones.layers import StackOptions
@@ -340,16 +342,26 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Asse
 
 def adapted(model: Any, config: Config, source: Source) -> Any:
     """The same network with its linear layers quantised and given LoRA matrices, where the settings say so."""
+    lora = config.lora
     if config.backbone.quantize != "none":
+        if not lora.on:
+            raise ValueError("backbone.quantize freezes the backbone, so it needs lora: set lora.rank (8, say).")
         quantize_backbone(model.backbone, config.backbone.quantize)
-    if config.lora.rank:
-        add_lora(model.backbone, source.config, config.lora, source.rngs)
+    if lora.adapter is not None:
+        if lora.rank:
+            raise ValueError("lora.adapter brings its own rank: leave lora.rank at 0, or start a new LoRA without it.")
+        kind = head_kind(model.head)
+        classifier = (model.head, kind) if kind in ("sequence", "token") else ()
+        source.lora = read_peft(lora.adapter, model.backbone, source.config, *classifier)
+    elif lora.rank:
+        add_lora(model.backbone, source.config, lora, source.rngs)
+        source.lora = lora
     return model
 
 
 def frozen_by(config: Config, model: nnx.Module) -> Callable[[str], bool]:
     return frozen_parameters(
-        model, freeze=config.backbone.freeze, train_last=config.backbone.train_last, lora=config.lora.rank > 0
+        model, freeze=config.backbone.freeze, train_last=config.backbone.train_last, lora=config.lora.on
     )
 
 
@@ -385,10 +397,10 @@ def restored_model(config: Config, task: Task, run_dir: Path, mesh: Mesh, step: 
     trained, frozen = split_params(like, model.is_frozen)
     params = checkpoints.restore(chosen, {"params": trained})["params"]
     checkpoints.close()
-    if frozen:
-        base = load_model(config, task, weights_folder(config, run_dir), mesh)
-        params = merge_params(params, split_params(base.params, model.is_frozen)[1])
-    return replace(model, params=params)
+    if not frozen:
+        return replace(model, params=params)
+    base = load_model(config, task, weights_folder(config, run_dir), mesh)
+    return replace(base, params=merge_params(params, split_params(base.params, model.is_frozen)[1]))
 
 
 def weights_folder(config: Config, run_dir: Path) -> Path:

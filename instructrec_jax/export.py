@@ -2,8 +2,9 @@
 
 orbax   FOLDER/params, a plain orbax checkpoint of the parameters alone, and FOLDER/metadata.json. Opens without
         this package: `orbax.checkpoint.StandardCheckpointer().restore(FOLDER.absolute() / "params")`.
-hf      a HuggingFace folder (config, tokenizer, safetensors) that `transformers` opens. Heads that HuggingFace
-        knows go with it; a retrieval head is written beside it as retrieval_head.safetensors.
+hf      a HuggingFace folder (config, tokenizer, safetensors) that `transformers` opens, LoRA merged into the weights.
+        Heads that HuggingFace knows go with it; a retrieval head is written beside it as retrieval_head.safetensors.
+peft    the LoRA matrices alone (and a trained classifier), as PEFT reads them.
 """
 
 import argparse
@@ -17,24 +18,27 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
+from transformers import GenerationConfig
 
 from instructrec_jax import assemble
-from instructrec_jax.adapters.heads import MaskedLMHead, SequenceHead, TokenHead
+from instructrec_jax.adapters.heads import head_kind
+from instructrec_jax.adapters.lora import merge_lora
+from instructrec_jax.adapters.peft import write_peft
 from instructrec_jax.assemble import Assembly
+from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.config import main_guard, to_dict
+from instructrec_jax.data.chat_template import chat_template
 from instructrec_jax.files import write_json
-
-HEAD_KINDS = {SequenceHead: "sequence", TokenHead: "token", MaskedLMHead: "mlm"}
 
 
 def export(run: Path, out: Path, *, format: str, step: int | None = None, dtype: str | None = None) -> None:
     """Writes a run's best checkpoint (or the one of `step`) into the new folder `out`.
 
     Args:
-      format: "orbax" or "hf".
+      format: "orbax", "hf" or "peft".
       dtype: of the written parameters: "float32", "float16" or "bfloat16"; None keeps float32 (orbax) or the dtype
-        of the checkpoint that was tuned (hf).
+        of the checkpoint that was tuned (hf). LoRA matrices are always float32.
 
     Raises:
       ValueError: `out` exists, or `run` is not a run directory with a checkpoint.
@@ -49,8 +53,10 @@ def export(run: Path, out: Path, *, format: str, step: int | None = None, dtype:
     try:
         if format == "orbax":
             write_orbax(partial, model, to_dict(config), dtype)
-        else:
+        elif format == "hf":
             write_hf(partial, model, run, task, dtype)
+        else:
+            write_adapter(partial, model, run)
         partial.rename(out)
     except SafetensorError as error:  # not an OSError, even where the disk is full
         raise OSError(f"{out} could not be written: {error}. Nothing is left of it; free some space.") from error
@@ -70,14 +76,16 @@ def write_orbax(folder: Path, model: Assembly, settings: dict[str, Any], dtype: 
 
 
 def write_hf(folder: Path, model: Assembly, run: Path, task: Any, dtype: str | None) -> None:
-    network: Any = nnx.merge(model.graphdef, model.params)
-    kind = HEAD_KINDS.get(type(network.head))
+    network: Any = merge_lora(model.network)
+    kind = head_kind(network.head)
     config = model.source.config
     if kind in ("sequence", "token"):
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
         config.problem_type = getattr(task, "problem_type", None)
-    shutil.copytree(run / "backbone", folder, dirs_exist_ok=True)
+    shutil.copytree(run / "backbone", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("weights.json"))
+    if kind == "lm":
+        write_language_model_files(folder, config, task)
     head = network.head if kind else None
     save_pretrained(folder, network.backbone, config, head=head, head_kind=kind, dtype=dtype)
     if kind is None:
@@ -87,10 +95,46 @@ def write_hf(folder: Path, model: Assembly, run: Path, task: Any, dtype: str | N
         save_file(values, folder / "retrieval_head.safetensors")
 
 
+def write_language_model_files(folder: Path, config: Any, task: Any) -> None:
+    """What `transformers` needs to generate as the model was trained to: when to stop, and how to render a chat."""
+    given = (folder / "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(folder) if given else GenerationConfig.from_model_config(config)
+    tokenizer = task.context.tokenizer
+    generation.eos_token_id = list(task.ends)
+    if generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id
+    generation.save_pretrained(folder)
+    if task.template is not None and not task.is_pair:
+        tokenizer.chat_template = chat_template(task.template)
+        tokenizer.save_pretrained(folder)
+
+
+def write_adapter(folder: Path, model: Assembly, run: Path) -> None:
+    source, network = model.source, model.network
+    if source.lora is None:
+        raise ValueError(f"{run} was trained without LoRA, so there is no adapter: use --format hf.")
+    kind = head_kind(network.head)
+    pairs = find_family(source.config.model_type).kind == "encoder_decoder"
+    tasks = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "lm": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM"}
+    classifier = network.head if kind in ("sequence", "token") else None
+    new_pooler = any(path.startswith("pooler.") for path in source.report.initialised)
+    write_peft(
+        folder,
+        network.backbone,
+        source.config,
+        source.lora,
+        str(source.path),
+        tasks.get(kind or ""),
+        classifier,
+        kind,
+        ["pooler.dense"] if new_pooler else [],
+    )
+
+
 def main(args: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m instructrec_jax.export", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--format", choices=("orbax", "hf"), default="orbax", help="what to write")
+    parser.add_argument("--format", choices=("orbax", "hf", "peft"), default="orbax", help="what to write")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the best")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="dtype of the written parameters")

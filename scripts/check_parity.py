@@ -212,8 +212,9 @@ def compare_generation(model: Any, loaded: Any, head: Any, rng: np.random.Genera
     options = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False, "eos_token_id": None}
     expected = np.stack(
         [
-            model.generate(torch.tensor(tokens[None, :n]).long(), pad_token_id=padding_id(loaded.config), **options)
-            .numpy()[0, n:]
+            model.generate(
+                torch.tensor(tokens[None, :n]).long(), pad_token_id=padding_id(loaded.config), **options
+            ).numpy()[0, n:]
             for tokens, n in zip(batch["tokens"], lengths, strict=True)
         ]
     )

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from instructrec_jax.adapters.heads import build_head
+from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.folder import PoolingSpec, declared_head
 from instructrec_jax.backbones.reading import LoadReport, load_head
 
@@ -22,6 +23,7 @@ class Source:
       config: of transformers.
       pooling: how the checkpoint turns hidden states into one vector.
       report: what was read; `task_head` adds the head's part.
+      lora: settings of the LoRA matrices that the network was given, if any.
       notes: sentences for the start-up summary.
     """
 
@@ -33,6 +35,7 @@ class Source:
     rngs: nnx.Rngs
     dtype: Any
     shardings: Callable[..., jax.sharding.Sharding] | None = None
+    lora: LoraConfig | None = None
     notes: list[str] = field(default_factory=list)
 
 

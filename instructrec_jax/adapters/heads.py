@@ -78,8 +78,7 @@ def build_head(config: Any, kind: str, num_outputs: int, *, dtype: Any = jnp.flo
     heads = find_family(config.model_type).heads
     if kind not in heads:
         raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}.")
-    classes: dict[str, Any] = {"sequence": SequenceHead, "token": TokenHead, "mlm": MaskedLMHead, "lm": LMHead}
-    return classes[kind](heads[kind].spec(config), config.hidden_size, num_outputs, dtype=dtype, rngs=rngs)
+    return HEADS[kind](heads[kind].spec(config), config.hidden_size, num_outputs, dtype=dtype, rngs=rngs)
 
 
 def _init(spec: HeadSpec, std: float) -> Init:
@@ -217,3 +216,11 @@ class LMHead(nnx.Module):
         logits = logits if bias is None else logits + bias
         cap = self.spec.soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+HEADS: dict[str, Any] = {"sequence": SequenceHead, "token": TokenHead, "mlm": MaskedLMHead, "lm": LMHead}
+
+
+def head_kind(head: Any) -> str | None:
+    """The kind of one of HuggingFace's heads; None for a head that is ours alone."""
+    return next((kind for kind, cls in HEADS.items() if type(head) is cls), None)

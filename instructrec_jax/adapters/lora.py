@@ -31,6 +31,11 @@ class LoraConfig:
     )
     dropout: float = 0.0  # of the input of an update
     rslora: bool = False  # scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)
+    adapter: str | None = None  # folder of a PEFT adapter to start from, which brings its own rank, alpha and targets
+
+    @property
+    def on(self) -> bool:
+        return self.rank > 0 or self.adapter is not None
 
     @property
     def scale(self) -> float:

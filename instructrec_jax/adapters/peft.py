@@ -162,7 +162,8 @@ def read_peft(
 
     Args:
         backbone: the loaded base network, without LoRA.
-        head: filled from the adapter's modules_to_save, with its kind ("sequence" | "token").
+        head: the base's head, with its kind ("sequence" | "token"): the modules of it that the adapter has
+            (modules_to_save) take the adapter's values.
 
     Returns its settings. Where ranks or alphas differ between modules, those of the network are the true ones.
     Raises ValueError for what is not plain LoRA on linear layers (DoRA, trained biases, …), layers of one stack that
@@ -268,9 +269,14 @@ def _head_tensors(head: nnx.Module, kind: Head) -> dict[str, np.ndarray]:
 
 
 def _fill_head(head: nnx.Module, kind: Head, tensors: dict[str, np.ndarray], folder: Path) -> None:
+    """PEFT may save a part of the head alone; the other modules stay as they are, which is the base's values."""
     rules = {rule.path: rule for rule in kind.mapping}
-    for keys, _ in nnx.to_flat_state(nnx.state(head)):
-        rule = rules[".".join(map(str, keys))]
+    modules = {name.rpartition(".")[0] for name in tensors}
+    saved = [(k, rules[".".join(map(str, k))]) for k, _ in nnx.to_flat_state(nnx.state(head))]
+    saved = [(keys, rule) for keys, rule in saved if rule.name.rpartition(".")[0] in modules]
+    if not saved:
+        raise ValueError(f"{folder / TENSORS} holds no head; it has to be read from the base model.")
+    for keys, rule in saved:
         _set(functools.reduce(getattr, map(str, keys), head), tensors, rule.name, rule.transform, folder)
 
 

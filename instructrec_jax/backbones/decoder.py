@@ -135,16 +135,20 @@ def run_layers(
     segment_ids: jax.Array,
     positions: jax.Array,
     rotations: dict[str, tuple[jax.Array, jax.Array]],
+    max_length: int,
     dropout: DropoutKeys | None,
     cache: dict[str, Any] | None,
 ) -> tuple[jax.Array, dict[str, Any] | None]:
     """Runs the stack; returns its output, and the cache with this call's tokens in it.
 
-    Raises ValueError when the tokens do not fit into the cache; inside jit, where the number of filled places has no
-    value yet, the output is NaN instead.
+    Raises ValueError when a position lies beyond `max_length` or the tokens do not fit into the cache; inside jit,
+    where positions and the number of filled places have no value yet, the output of such tokens is NaN instead.
     """
+    check_positions(positions, max_length)
+    beyond = ((positions >= max_length) & (segment_ids != 0))[..., None]
     if cache is None:
-        return layers(x, Context(segment_ids, positions, segment_ids, positions, 0, rotations), dropout), None
+        x = layers(x, Context(segment_ids, positions, segment_ids, positions, 0, rotations), dropout)
+        return jnp.where(beyond, jnp.nan, x), None
     index, tokens, capacity = cache["index"], x.shape[1], cache["positions"].shape[1]
     # numpy, since inside jit jnp would make a tracer even of a constant
     filled = 0 if isinstance(index, jax.core.Tracer) else int(np.asarray(index))
@@ -157,8 +161,7 @@ def run_layers(
     key_positions = append(cache["positions"], positions, index)
     context = Context(segment_ids, positions, key_segment_ids, key_positions, index, rotations)
     x, entries = layers(x, context, dropout, cache["layers"], index)
-    x = jnp.where(index + tokens <= capacity, x, jnp.nan)
-    return x, {
+    return jnp.where(beyond | (index + tokens > capacity), jnp.nan, x), {
         "layers": entries,
         "segment_ids": key_segment_ids,
         "positions": key_positions,
@@ -282,8 +285,7 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """Embeddings, pre-norm layers and a last norm. Arguments of a call: see `Family`; token types are ignored.
 
-    Raises ValueError when a position lies beyond `max_length`; inside jit, where positions have no value yet, such a
-    token's hidden state is NaN instead.
+    What does not fit into `max_length` or into the cache is an error, or NaN: see `run_layers`.
     """
 
     def __init__(self, spec: DecoderSpec, *, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
@@ -328,13 +330,10 @@ class Decoder(nnx.Module):
         dropout: DropoutKeys | None = None,
         cache: dict[str, Any] | None = None,
     ) -> Any:
-        check_positions(positions, self.max_length)
         x = self.word_embeddings(tokens)
         if self.spec.embedding_scale is not None:
             x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)  # rounded, as Gemma was trained
-        beyond = (positions >= self.max_length) & (segment_ids != 0)
-        x = jnp.where(beyond[..., None], jnp.nan, x)
         rotations = {kind: rotation(positions, rope) for kind, rope in self.spec.ropes}
-        x, updated = run_layers(self.layers, x, segment_ids, positions, rotations, dropout, cache)
+        x, updated = run_layers(self.layers, x, segment_ids, positions, rotations, self.max_length, dropout, cache)
         x = self.final_norm(x)
         return x if updated is None else (x, updated)

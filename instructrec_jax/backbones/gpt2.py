@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.decoder import Context, append, empty_cache, run_layers
-from instructrec_jax.backbones.encoder import check_positions
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
@@ -99,8 +99,7 @@ class Layer(nnx.Module):
 class GPT2(nnx.Module):
     """Arguments of a call: see `Family`; token types are ignored.
 
-    Raises ValueError when a position lies beyond the position table; inside jit, where positions have no value yet,
-    such a token's hidden state is NaN instead.
+    What does not fit into `max_length` or into the cache is an error, or NaN: see `run_layers`.
     """
 
     def __init__(self, spec: GPT2Spec, *, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
@@ -145,10 +144,11 @@ class GPT2(nnx.Module):
         dropout: DropoutKeys | None = None,
         cache: dict[str, Any] | None = None,
     ) -> Any:
-        check_positions(positions, self.max_length)
-        x = self.word_embeddings(tokens) + self.position_embeddings(positions)
+        # `run_layers` turns the outputs beyond the table into NaN; NaN inputs would spread over their row
+        rows = jnp.minimum(positions, self.max_length - 1)
+        x = self.word_embeddings(tokens) + self.position_embeddings(rows)
         x = _dropout(x, self.spec.embedding_dropout, None if dropout is None else dropout.fold(0))
-        x, updated = run_layers(self.layers, x, segment_ids, positions, {}, dropout, cache)
+        x, updated = run_layers(self.layers, x, segment_ids, positions, {}, self.max_length, dropout, cache)
         x = self.final_norm(x)
         return x if updated is None else (x, updated)
 

@@ -22,7 +22,6 @@ from instructrec_jax.backbones.folder import (
 )
 from instructrec_jax.backbones.layers import WHOLE_STACK, Axes, StackOptions
 from instructrec_jax.backbones.tensors import (
-    FILE_DTYPES,
     Site,
     TensorFiles,
     abstract_module,
@@ -218,7 +217,7 @@ def _check_tied(files: TensorFiles, family: Family, rules: tuple[Rule, ...], wan
             source = next(r for r in family.mapping if r.path == "word_embeddings.table")
             names = [find_name(source.name, source.old_names, prefix, files.names) for prefix in (family.prefix, "")]
             name = names[0] or names[1]
-            if name is None or not np.array_equal(files.read(rule.name), files.read(name)):
+            if name is None or not files.equal(rule.name, name):
                 raise ValueError(
                     f"{files.folder}: {rule.name} differs from the word embeddings, though config.json "
                     "says they are tied. Set tie_word_embeddings to false in config.json to use it."
@@ -302,11 +301,6 @@ def _read(site: Site, rule: Rule, names: list[str], files: TensorFiles, sharding
                 f"for {list(expected)}. The config does not belong to these weights (or the number of "
                 "labels differs)."
             )
-        if files.dtype(name) not in FILE_DTYPES:
-            raise ValueError(
-                f"{files.folder}: tensor {name} is stored as {files.dtype(name)}; only "
-                f"{', '.join(FILE_DTYPES)} weights can be loaded (not quantised or 64-bit ones)."
-            )
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         if site.layers is None:
@@ -321,13 +315,13 @@ def _read(site: Site, rule: Rule, names: list[str], files: TensorFiles, sharding
 
     if shardings is None:
         return jnp.asarray(read((slice(None),) * len(site.shape)))
-    cache: dict[str, np.ndarray] = {}  # replicas ask for the same slice
-
-    def slice_for_device(index: tuple[slice, ...] | None) -> np.ndarray:
-        index = index or ()
-        if repr(index) not in cache:
-            cache.clear()
-            cache[repr(index)] = read(index)
-        return cache[repr(index)]
-
-    return jax.make_array_from_callback(site.shape, shardings(site.path, site.shape, site.axes), slice_for_device)
+    sharding = shardings(site.path, site.shape, site.axes)
+    where = sharding.addressable_devices_indices_map(site.shape)
+    # One slice at a time on the host, which is why this is not `jax.make_array_from_callback`.
+    arrays, at, value = [], "", np.empty(0)
+    for device, index in sorted(where.items(), key=lambda item: repr(item[1])):
+        if repr(index) != at:  # replicas ask for the same slice
+            at, value = repr(index), np.empty(0)
+            value = read(index or (slice(None),) * len(site.shape))
+        arrays.append(jax.device_put(value, device).block_until_ready())
+    return jax.make_array_from_single_device_arrays(site.shape, sharding, arrays)

@@ -158,7 +158,7 @@ class CrossAttention(Attention):
         return out, entries
 
     def encoded_keys(self, context: Context, keys: DropoutKeys | None) -> DropoutKeys | None:
-        """Keys of the encoded tokens, which a decoder does not have: of their segment's first token and the position."""
+        """Keys for the encoded tokens, which have none here: of their segment's first token and the position."""
         if keys is None:
             return None
         assert context.encoded_partners is not None and context.encoded_positions is not None

@@ -1,10 +1,11 @@
 """Safetensors files and how their tensors become parameters: names, layouts, slices."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import ml_dtypes
@@ -24,8 +25,21 @@ def has_tensors(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies: row-major at `offset` bytes from the start of `file`."""
+
+    file: BinaryIO
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class TensorFiles:
-    """The safetensors files of a folder, opened lazily and read slice by slice. A context manager."""
+    """The safetensors files of a folder, read slice by slice. A context manager.
+
+    They are read and not mapped into memory, where their pages would stay, beside the parameters made of them.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -45,14 +59,16 @@ class TensorFiles:
             )
             raise ValueError(f"{folder} has no model.safetensors (nor model.safetensors.index.json).{remedy}")
         self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
-        for file in files:
+        self._stored: dict[str, _Stored] = {}
+        for name in files:
             try:
-                handle = self._stack.enter_context(safe_open(folder / file, framework="np"))
+                with safe_open(folder / name, framework="np"):
+                    pass  # the library checks the header
+                file = self._stack.enter_context(open(folder / name, "rb"))
             except (OSError, SafetensorError) as error:
                 self._stack.close()
-                raise ValueError(f"Cannot open {folder / file}: {error}. Is the download complete?") from error
-            self._files.update(dict.fromkeys(handle.keys(), handle))
+                raise ValueError(f"Cannot open {folder / name}: {error}. Is the download complete?") from error
+            self._stored.update(_header(file))
 
     def __enter__(self) -> "TensorFiles":
         return self
@@ -62,19 +78,30 @@ class TensorFiles:
 
     @property
     def names(self) -> Mapping[str, Any]:
-        return self._files
+        return self._stored
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return self._stored[name].shape
 
     def dtype(self, name: str) -> str:
-        return self._files[name].get_slice(name).get_dtype()
+        return self._stored[name].dtype
 
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """The tensor, or a rectangular slice of it, in the file's dtype."""
-        if index is None:
-            return self._files[name].get_tensor(name)
-        return self._files[name].get_slice(name)[index]
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The tensor, or a rectangular slice of it, in the file's dtype: the host holds no more than that.
+
+        Raises ValueError for a tensor that is not in one of the `FILE_DTYPES`.
+        """
+        stored = self._stored[name]
+        if stored.dtype not in FILE_DTYPES:
+            raise ValueError(
+                f"{self.folder}: tensor {name} is stored as {stored.dtype}; only {', '.join(FILE_DTYPES)} weights can "
+                "be loaded (not quantised or 64-bit ones)."
+            )
+        whole = (slice(None),) * (len(stored.shape) - len(index))
+        bounds = [s.indices(size)[:2] for s, size in zip((*index, *whole), stored.shape, strict=True)]
+        out = np.empty([stop - start for start, stop in bounds], FILE_DTYPES[stored.dtype])
+        _read_into(out, stored.file, stored.offset, stored.shape, bounds)
+        return out
 
     def equal(self, name: str, other: str) -> bool:
         """Whether two tensors have the same shape and values; reads them in parts, up to the first difference."""
@@ -83,7 +110,48 @@ class TensorFiles:
             return False
         step = max(1, (1 << 20) // int(np.prod(shape[1:], dtype=int)))
         parts = ((slice(start, start + step),) for start in range(0, shape[0], step))
-        return all(np.array_equal(self.read(name, part), self.read(other, part)) for part in parts)
+        return all(np.array_equal(self.read(name, (part,)), self.read(other, (part,))) for part in parts)
+
+
+def _header(file: BinaryIO) -> dict[str, _Stored]:
+    """The tensors of a safetensors file: 8 bytes say how long the JSON is that says where each one lies after it."""
+    size = int.from_bytes(file.read(8), "little")
+    tensors = json.loads(file.read(size))
+    return {
+        name: _Stored(file, 8 + size + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+        for name, entry in tensors.items()
+        if name != "__metadata__"
+    }
+
+
+READ_BYTES = 1 << 20  # read at once from a tensor of which only some columns are wanted
+
+
+def _read_into(
+    out: np.ndarray, file: BinaryIO, offset: int, shape: tuple[int, ...], bounds: list[tuple[int, int]]
+) -> None:
+    """Fills `out` with the rectangle `bounds` of the array of `shape` that starts at `offset`."""
+    if out.size == 0:
+        return
+    if all(bound == (0, size) for bound, size in zip(bounds[1:], shape[1:], strict=True)):  # one stretch of the file
+        row = out.itemsize * int(np.prod(shape[1:], dtype=int))
+        file.seek(offset + (bounds[0][0] * row if bounds else 0))
+        flat = out.reshape(-1).view(np.uint8)
+        if file.readinto(flat) != flat.size:  # type: ignore[attr-defined]
+            raise ValueError(f"{file.name} became shorter while it was read.")
+        return
+    (start, stop), row = bounds[0], out.itemsize * int(np.prod(shape[1:], dtype=int))
+    if row > READ_BYTES:
+        for i in range(start, stop):
+            _read_into(out[i - start], file, offset + i * row, shape[1:], bounds[1:])
+        return
+    columns = tuple(slice(*bound) for bound in bounds[1:])
+    step = READ_BYTES // row
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        block = np.empty((last - first, *shape[1:]), out.dtype)
+        _read_into(block, file, offset, shape, [(first, last), *((0, size) for size in shape[1:])])
+        out[first - start : last - start] = block[:, *columns]
 
 
 @dataclass(frozen=True)

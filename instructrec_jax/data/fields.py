@@ -46,7 +46,7 @@ class FieldsConfig:
     history: str | None = "history"  # Ids of the items already seen, oldest first: a list, or text (see separator).
     task: str | None = "task"  # Name of the task, unless the source itself sets one.
     id: str | None = "id"  # What to call the record in reports.
-    origin: str | None = "origin"  # Column with where a generated example came from: an object of texts.
+    origin: str | None = "origin"  # Column with where an example came from: an object of texts, or one text.
     separator: str = ""  # Splits a text cell into the parts of a list, as in "12|55|9": useful in CSV files.
 
 
@@ -168,7 +168,7 @@ class FieldMapper:
             history=self._ids("history", value("history")),
             task=self.task or self._text("task", value("task"), True) or "",
             id=_id_text(value("id"), "id") if value("id") is not None else "",
-            origin=_origin(value("origin")),
+            origin=_origin(value("origin"), self.fields.origin or ""),
         )
         check_example(example)
         if self.labels is not None:
@@ -343,9 +343,12 @@ def _messages(value: Any, required: bool) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def _origin(value: Any) -> dict[str, str]:
+def _origin(value: Any, column: str) -> dict[str, str]:
+    """A text is named after the column that it stands in."""
     if value is None:
         return {}
+    if isinstance(value, str) and column != "origin":
+        return {column: value}
     if not isinstance(value, Mapping):
         hint = "set fields.origin to null if the column means something else."
         raise BadExample("origin", "wrong type", f"expected an object of texts, found {show(value)}; {hint}")

@@ -201,7 +201,8 @@ class RowLoader:
     How lengths go together depends on the seed and on the lengths of the epoch's examples, not on their order, so
     epochs with the same lengths have the same number of rows, and where a later epoch begins is known without packing
     the ones before it. (Epochs of a weighted mixture differ in their lengths; each is packed once to count its rows.)
-    Which of the examples of a length takes which of its places is drawn anew for each epoch.
+    Which of the examples of a length takes which of its places is drawn anew for each epoch; an example of a length
+    that no other has keeps its place, and so shares its row with the same lengths each time.
 
     Attributes:
       order, gather, seed: as in `Loader`; `gather` gives one text an example.

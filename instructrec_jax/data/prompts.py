@@ -4,8 +4,9 @@ Encoders read `render(example)`. A language model reads a conversation as a temp
 in pieces, and says which of them the assistant speaks; `tokenise_pieces` makes tokens of it, and says the same of them.
 """
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -153,9 +154,7 @@ TEMPLATES = {
         special=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
     # The words alone, one turn a line. An encoder–decoder's source is the question, its target the answer.
-    "plain": Template(
-        system=("", "\n"), user=("", ""), assistant="\n", between="\n", source_ends_with_prompt=False
-    ),
+    "plain": Template(system=("", "\n"), user=("", ""), assistant="\n", between="\n", source_ends_with_prompt=False),
 }
 
 
@@ -216,7 +215,11 @@ def written(example: Example, template: Template | None, tokenizer: Any, *, eos:
     for number, turn in enumerate(turns):
         if turn.role == "assistant":
             last = number == len(turns) - 1
-            pieces += [(template.assistant, False), (turn.content + end, True), ("" if last else template.between, False)]
+            pieces += [
+                (template.assistant, False),
+                (turn.content + end, True),
+                ("" if last else template.between, False),
+            ]
             continue
         affixes = {"system": template.system, "user": template.user, "tool": template.tool}[turn.role]
         if affixes is None:
@@ -240,7 +243,11 @@ def prompt(example: Example, template: Template | None, tokenizer: Any, kind: st
 # A template may write the day of the run, and then texts would differ from one run, or one resume, to the next. Llama's
 # take this one from their own default.
 DATE = {"date_string": "26 Jul 2024"}
-TRIMS = (str, str.strip, str.lstrip, str.rstrip, *(lambda s, f=f: f(s, "\n") for f in (str.strip, str.lstrip, str.rstrip)))
+TRIMS: tuple[Callable[[str], str], ...] = (
+    str,
+    *(str.strip, str.lstrip, str.rstrip),
+    *(lambda s: s.strip("\n"), lambda s: s.lstrip("\n"), lambda s: s.rstrip("\n")),
+)
 
 
 def _by_tokenizer(turns: Sequence[Message], tokenizer: Any, eos: str | None) -> Pieces:
@@ -251,7 +258,8 @@ def _by_tokenizer(turns: Sequence[Message], tokenizer: Any, eos: str | None) -> 
     else:
         spans = _found_spans(turns, tokenizer, text)
     # What ends a turn: the special token that follows it, unless the template's marks include it.
-    special = "|".join(re.escape(token) for token in sorted(_special_tokens(tokenizer), key=len, reverse=True))
+    ends = special_tokens(tokenizer) - ({tokenizer.bos_token} - {tokenizer.eos_token})
+    special = "|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True))
     ended, follows = re.compile(rf"(?:{special})\s*$"), re.compile(rf"\s*(?:{special})")
     pieces: Pieces = []
     place = 0
@@ -283,11 +291,8 @@ def _rendered(turns: Sequence[Message], tokenizer: Any, **options: Any) -> Any:
         ) from error
 
 
-def _special_tokens(tokenizer: Any) -> set[str]:
-    """Special tokens that may end a turn: all but the one that begins a text."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    beginning = {tokenizer.bos_token} - {tokenizer.eos_token}
-    return (added | set(tokenizer.all_special_tokens)) - beginning
+def special_tokens(tokenizer: Any) -> set[str]:
+    return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
 
 
 def _marked_spans(turns: Sequence[Message], tokenizer: Any) -> list[tuple[int, int]]:
@@ -304,9 +309,13 @@ def _marked_spans(turns: Sequence[Message], tokenizer: Any) -> list[tuple[int, i
     mask = np.concatenate([[0], out["assistant_masks"], [0]])
     first, last = np.flatnonzero(np.diff(mask) == 1), np.flatnonzero(np.diff(mask) == -1) - 1
     offsets = out["offset_mapping"]
-    if not len(first):
+    is_last = len(first) > 0
+    if is_last and len(first) < sum(turn.role == "assistant" for turn in turns):  # does the template mark the last one?
+        before = len(os.path.commonprefix([_rendered(turns, tokenizer), _rendered(turns[:-1], tokenizer)]))
+        is_last = offsets[first[-1]][0] >= before
+    if not is_last:
         raise ValueError(
-            "the {% generation %} marks of the tokenizer's chat template hold nothing of this conversation. "
+            "the {% generation %} marks of the tokenizer's chat template do not hold this conversation's last answer. "
             f"Choose another task.template: {', '.join(TEMPLATES)}."
         )
     return [(offsets[a][0], offsets[b][1]) for a, b in zip(first, last, strict=True)]

@@ -201,7 +201,7 @@ def _verdict(difference: Mapping[str, Any]) -> str:
         return "no interval"
     if low <= 0 <= high:
         return "may be chance"
-    better = (high < 0) == _lower_is_better(difference["metric"])
+    better = (high < 0) == lower_is_better(difference["metric"])
     return "clearly better" if better else "clearly worse"
 
 
@@ -227,11 +227,11 @@ def _headline(evaluation: Mapping[str, Any]) -> str:
         return ""
     metric = metrics[0]
     scored = [(value, row["name"]) for row in rows if (value := _value(row, metric)) is not None]
-    scored.sort(key=lambda pair: pair[0], reverse=not _lower_is_better(metric))
+    scored.sort(key=lambda pair: pair[0], reverse=not lower_is_better(metric))
     if len(scored) < 2 or scored[0][0] == scored[1][0]:
         return ""
     (first, name), (second, next_name) = scored[:2]
-    ratio = first / second if second > 0 and not _lower_is_better(metric) else 0
+    ratio = first / second if second > 0 and not lower_is_better(metric) else 0
     times = f", {ratio:.1f} times the next" if ratio >= 1.05 else ", ahead of the next"
     return (
         f"Best {_html(metric)}: <strong>{_html(name)}</strong> with <strong>{_digits(first)}</strong>{times} "
@@ -360,7 +360,7 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> str:
     other = {"kind", "step", *TIMING_FIELDS}
     names = list(dict.fromkeys(name for row in evaluations for name in row if name not in other))
     # Shares of one lie on one scale and go together; everything else has a plot of its own.
-    shares = [n for n in names if all(0 <= v <= 1 for _, v in _curve(evaluations, n)) and not _lower_is_better(n)]
+    shares = [n for n in names if all(0 <= v <= 1 for _, v in _curve(evaluations, n)) and not lower_is_better(n)]
     groups = [shares[i : i + LINES_PER_PLOT] for i in range(0, len(shares), LINES_PER_PLOT)]
     groups += [[name] for name in names if name not in shares and name != "loss"]
 

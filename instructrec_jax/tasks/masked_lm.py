@@ -15,7 +15,7 @@ from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
-from instructrec_jax.data.prompts import render
+from instructrec_jax.data.prompts import answer, render
 from instructrec_jax.tasks.base import (
     Arrays,
     Encoded,
@@ -58,9 +58,8 @@ class MaskedLMTask(Task):
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
-        full = [
-            "\n".join([render(e), e.output]) if isinstance(e.output, str) and e.output else render(e) for e in examples
-        ]
+        said = [answer(e) if e.output is None or isinstance(e.output, str) else None for e in examples]
+        full = ["\n".join(part for part in (render(e), a) if part) for e, a in zip(examples, said, strict=True)]
         texts = tokenise(full, names, self.context)
         encoded = []
         for text, example, name in zip(texts, examples, names, strict=True):

@@ -77,9 +77,9 @@ class KneserNey:
     def _grams(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         """int64 [tokens of all texts, order]: each token, last, with those before it."""
         start = np.full(self.order - 1, self.vocab_size)  # no token has this number
-        padded = np.concatenate([part for text in texts for part in (start, text)] or [start]).astype(np.int64)
-        if padded.size and (padded.min() < 0 or padded.max() > self.vocab_size):
+        if any(len(text) and not 0 <= text.min() <= text.max() < self.vocab_size for text in texts):
             raise ValueError(f"a token is not in 0..{self.vocab_size - 1}, the vocabulary.")
+        padded = np.concatenate([part for text in texts for part in (start, text)] or [start]).astype(np.int64)
         if len(padded) < self.order:
             return np.zeros((0, self.order), np.int64)
         grams = np.lib.stride_tricks.sliding_window_view(padded, self.order)

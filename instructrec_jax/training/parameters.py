@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from instructrec_jax.adapters.heads import LMHead, MaskedLMHead
+from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import is_lora
 from instructrec_jax.backbones.layers import Stack
 
@@ -33,10 +33,8 @@ def frozen_parameters(
         tail = tuple(_tail(model))
         frozen |= {path for path in paths if path.startswith("backbone/") and not path.startswith(tail)}
     if lora:
-        parts = (
-            ("backbone/", "head/") if isinstance(getattr(model, "head", None), LMHead | MaskedLMHead) else "backbone/"
-        )
-        frozen |= {path for path in paths if path.startswith(parts)}
+        pretrained_head = head_kind(getattr(model, "head", None)) in ("lm", "mlm")
+        frozen |= {path for path in paths if path.startswith("backbone/") or pretrained_head}
         frozen -= {path for path in paths if is_lora(path)}
     return frozen.__contains__
 

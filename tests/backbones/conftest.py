@@ -27,6 +27,29 @@ MODERN = BASE | dict(
 )
 DECODER = BASE | dict(num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0)
 GEMMA = DECODER | dict(head_dim=12, query_pre_attn_scalar=20, sliding_window=7)
+T5 = dict(
+    vocab_size=61,
+    d_model=32,
+    d_kv=6,
+    d_ff=40,
+    num_layers=2,
+    num_decoder_layers=3,
+    num_heads=4,
+    relative_attention_num_buckets=10,
+    relative_attention_max_distance=17,
+    decoder_start_token_id=0,
+)
+BART = dict(
+    vocab_size=61,
+    d_model=32,
+    max_position_embeddings=40,
+    encoder_layers=2,
+    encoder_ffn_dim=40,
+    encoder_attention_heads=4,
+    decoder_layers=3,
+    decoder_ffn_dim=24,
+    decoder_attention_heads=2,
+)
 CLASSES = {
     "bert": "Bert",
     "roberta": "Roberta",
@@ -41,6 +64,9 @@ CLASSES = {
     "qwen3": "Qwen3",
     "gemma2": "Gemma2",
     "gemma3_text": "Gemma3Text",
+    "t5": "T5",
+    "mt5": "MT5",
+    "bart": "Bart",
 }
 IRREGULAR = {"Gemma3TextForCausalLM": "Gemma3ForCausalLM"}  # classes named otherwise than the config's
 DEFAULTS = {
@@ -57,6 +83,9 @@ DEFAULTS = {
     "qwen3": DECODER | dict(head_dim=12),
     "gemma2": GEMMA,
     "gemma3_text": GEMMA,
+    "t5": T5,
+    "mt5": T5,
+    "bart": BART,
 }
 
 
@@ -81,6 +110,8 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            if hasattr(model, "final_logits_bias"):  # a buffer
+                model.final_logits_bias.normal_()
         folder = tmp_path_factory.mktemp(f"{model_type}-{suffix}")
         model.to(dtype).save_pretrained(folder, max_shard_size=shard)
         return folder

@@ -89,7 +89,11 @@ LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
         ("qwen2", SEQUENCE, dict(tie_word_embeddings=True, num_labels=1)),
         ("qwen3", LM, dict(attention_bias=True, shard="20KB", use_sliding_window=True, layer_types=LOCAL_GLOBAL)),
         ("qwen3", TOKEN, dict(num_key_value_heads=1, head_dim=6, dtype=torch.float16)),
-        ("gemma2", LM, dict(attention_bias=True, attn_logit_softcapping=2.0, final_logit_softcapping=0.5, vocab_size=33)),
+        (
+            "gemma2",
+            LM,
+            dict(attention_bias=True, attn_logit_softcapping=2.0, final_logit_softcapping=0.5, vocab_size=33),
+        ),
         ("gemma2", TOKEN, dict(attn_logit_softcapping=None, sliding_window=1, dtype=torch.bfloat16)),
         ("gemma3_text", LM, dict(num_hidden_layers=9, sliding_window_pattern=3, tie_word_embeddings=False)),
         ("gemma3_text", SEQUENCE, dict(rope_parameters={"full_attention": YARN, "sliding_attention": LLAMA3})),

@@ -1,0 +1,488 @@
+"""Decoders beyond plain parity (which `test_parity.py` checks): caches, packing, dropout, rope, refusals, files."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from instructrec_jax.adapters.heads import build_head
+from instructrec_jax.backbones import reading
+from instructrec_jax.backbones.folder import FAMILIES, declared_head, read_config, read_pooling
+from instructrec_jax.backbones.layers import RMSNorm, StackOptions, dropout_keys
+from instructrec_jax.backbones.reading import build_backbone, load_backbone
+from instructrec_jax.backbones.rope import read_rope, rotate, rotation
+from instructrec_jax.backbones.tensors import TensorFiles, abstract_module, read_slice, sites_of, to_file
+from instructrec_jax.backbones.writing import save_pretrained
+
+BASE = dict(vocab_size=61, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
+DECODER = BASE | dict(num_key_value_heads=2, max_position_embeddings=48, initializer_range=0.3)
+GEMMA = DECODER | dict(head_dim=6, query_pre_attn_scalar=20, sliding_window=4)
+CONFIGS = {
+    "gpt2": transformers.GPT2Config(
+        vocab_size=61, n_embd=32, n_layer=3, n_head=4, n_positions=48, initializer_range=0.3
+    ),
+    "llama": transformers.LlamaConfig(**DECODER | dict(num_key_value_heads=1)),
+    "mistral": transformers.MistralConfig(**DECODER, sliding_window=4),
+    "qwen2": transformers.Qwen2Config(**DECODER, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "qwen3": transformers.Qwen3Config(**DECODER, head_dim=10),
+    "gemma2": transformers.Gemma2Config(**GEMMA),
+    "gemma3_text": transformers.Gemma3TextConfig(**GEMMA, sliding_window_pattern=2),
+}
+LM_CLASSES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+every_family = pytest.mark.parametrize("model_type", CONFIGS)
+
+
+@functools.cache
+def network(model_type: str, **options):
+    """A network with random weights: norms and biases too, so that none of them is the identity."""
+    return build(CONFIGS[model_type], **options)
+
+
+def build(config, **options):
+    @nnx.jit
+    def make():
+        module = build_backbone(config, rngs=nnx.Rngs(0), **options)
+        keys = iter(jax.random.split(jax.random.key(1), 100))
+        leaves, tree = jax.tree.flatten(nnx.state(module))
+        leaves = [x + 0.1 * jax.random.normal(next(keys), x.shape) for x in leaves]
+        nnx.update(module, jax.tree.unflatten(tree, leaves))
+        return module
+
+    return make()
+
+
+def shapes(config):
+    return abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key)))
+
+
+def texts(lengths: list[int]) -> dict[str, np.ndarray]:
+    """Random texts, one a row, padded to the longest."""
+    rows, length = len(lengths), max(lengths)
+    place = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    real = place < np.array(lengths)[:, None]
+    tokens = np.random.default_rng(0).integers(1, 61, (rows, length), dtype=np.int32)
+    return {
+        "tokens": np.where(real, tokens, 0),
+        "segment_ids": real.astype(np.int32),
+        "positions": np.where(real, place, 0),
+        "token_types": np.zeros_like(place),
+    }
+
+
+@nnx.jit
+def run(module, batch, cache=None, dropout=None):
+    inputs = (batch["tokens"], batch["segment_ids"], batch["positions"], batch["token_types"])
+    if cache is None:
+        return module(*inputs, dropout=dropout)
+    return module(*inputs, dropout=dropout, cache=cache)
+
+
+def pick(batch: dict, rows: np.ndarray, places: np.ndarray) -> dict:
+    return {name: value[rows[:, None], places] for name, value in batch.items()}
+
+
+# ---------------------------------------------------------------- the cache
+
+
+@pytest.mark.parametrize(("model_type", "train_last"), [*((name, None) for name in CONFIGS), ("qwen2", 1)])
+def test_prefill_and_single_tokens_equal_the_full_pass(model_type, train_last):
+    """Ragged, right-padded prompts; then each row goes on at its own position, one token at a time."""
+    module = network(model_type, stack=StackOptions(train_last=train_last))
+    prompts, steps = np.array([7, 1, 4]), 5
+    batch = texts(list(prompts + steps))
+    full = np.asarray(run(module, batch))
+    rows, width = np.arange(3), prompts.max()
+
+    prompt = {name: np.where(np.arange(width) < prompts[:, None], v[:, :width], 0) for name, v in batch.items()}
+    hidden, cache = run(module, prompt, module.empty_cache(3, width + steps))
+    for row, length in enumerate(prompts):
+        np.testing.assert_allclose(hidden[row, :length], full[row, :length], atol=2e-5)
+    for step in range(steps):
+        hidden, cache = run(module, pick(batch, rows, (prompts + step)[:, None]), cache)
+        np.testing.assert_allclose(hidden[:, 0], full[rows, prompts + step], atol=2e-5)
+    assert int(cache["index"]) == width + steps
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen2", "gemma3_text"])
+def test_packed_prompts_in_the_cache(model_type):
+    """Two prompts share a row, read in two calls; then both go on, a token each a call."""
+    module = network(model_type)
+    batch = texts([9, 8])
+    full = np.asarray(run(module, batch))
+    row = {name: np.concatenate([v[0, :6], v[1, :4]])[None] for name, v in batch.items()}
+    row["segment_ids"] = np.array([[1] * 6 + [2] * 4], np.int32)
+    cache = module.empty_cache(1, 20)
+    first, cache = run(module, {name: v[:, :5] for name, v in row.items()}, cache)
+    second, cache = run(module, {name: v[:, 5:] for name, v in row.items()}, cache)
+    hidden = np.concatenate([first, second], axis=1)[0]
+    np.testing.assert_allclose(hidden, np.concatenate([full[0, :6], full[1, :4]]), atol=2e-5)
+    for step in range(3):
+        two = {name: np.stack([v[0, 6 + step], v[1, 4 + step]])[None] for name, v in batch.items()}
+        hidden, cache = run(module, two | {"segment_ids": np.array([[1, 2]], np.int32)}, cache)
+        np.testing.assert_allclose(hidden[0], [full[0, 6 + step], full[1, 4 + step]], atol=2e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_a_cache_that_is_too_small(model_type):
+    module, batch = network(model_type), texts([5])
+    inputs = tuple(batch.values())
+    with pytest.raises(ValueError, match="5 more tokens do not fit into a cache of 4 places, 0 of which are filled"):
+        module(*inputs, cache=module.empty_cache(1, 4))
+    _, cache = module(*inputs, cache=module.empty_cache(1, 8))
+    with pytest.raises(ValueError, match="5 more tokens do not fit into a cache of 8 places, 5 of which are filled"):
+        module(*inputs, cache=cache)
+    assert np.isnan(run(module, batch, cache)[0]).all()  # the index is a tracer there
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_too_long_an_input(model_type):
+    module, batch = network(model_type), texts([49, 48])
+    inputs = tuple(batch.values())
+    for options in ({}, {"cache": module.empty_cache(2, 49)}):
+        with pytest.raises(ValueError, match="49 tokens is longer than the 48 positions"):
+            module(*inputs, **options)
+    finite = np.isfinite(run(module, batch)).all(-1)
+    assert finite[0, :48].all() and not finite[0, 48] and finite[1, :48].all()
+
+
+def test_the_cache_has_the_dtype_of_the_activations():
+    module = network("qwen2", dtype=jnp.bfloat16)
+    hidden, cache = run(module, texts([3]), module.empty_cache(1, 4))
+    assert {x.dtype for x in jax.tree.leaves(cache["layers"])} == {jnp.dtype(jnp.bfloat16)}
+    assert hidden.dtype == jnp.bfloat16
+
+
+# ---------------------------------------------------------------- packing and dropout
+
+
+@every_family
+def test_packed_rows_equal_unpacked_ones_under_dropout(model_type):
+    config = CONFIGS[model_type]
+    rates = ("attn_pdrop", "resid_pdrop", "embd_pdrop") if model_type == "gpt2" else ("attention_dropout",)
+    saved = {name: getattr(config, name) for name in rates}
+    try:
+        for name in rates:
+            setattr(config, name, 0.3)
+        module = build(config)
+    finally:
+        for name, value in saved.items():
+            setattr(config, name, value)
+    batch = texts([7, 5])
+    real = batch["segment_ids"] != 0
+    numbers = np.array([[3], [8]]) * real
+    one_row = {name: v[real][None] for name, v in batch.items()} | {"segment_ids": np.array([[1] * 7 + [2] * 5])}
+    seed = jnp.uint32(5)
+    apart = run(module, batch, dropout=dropout_keys(seed, numbers, batch["positions"]))
+    packed = run(module, one_row, dropout=dropout_keys(seed, numbers[real][None], one_row["positions"]))
+    np.testing.assert_allclose(packed[0], np.asarray(apart)[real], atol=2e-5)
+    assert np.abs(np.asarray(apart) - np.asarray(run(module, batch)))[real].max() > 0.01
+
+
+def test_each_dropout_rate_of_gpt2_is_used():
+    batch = texts([6])
+    keys = dropout_keys(jnp.uint32(5), batch["segment_ids"], batch["positions"])
+    outputs = []
+    for on in ("attn_pdrop", "resid_pdrop", "embd_pdrop", None):
+        rates = {name: 0.3 * (name == on) for name in ("attn_pdrop", "resid_pdrop", "embd_pdrop")}
+        config = transformers.GPT2Config(**CONFIGS["gpt2"].to_diff_dict() | rates)
+        outputs.append(np.asarray(run(build(config), batch, dropout=keys)))
+    for i, one in enumerate(outputs):
+        assert all(np.abs(one - other).max() > 0.01 for other in outputs[:i])
+
+
+# ---------------------------------------------------------------- rotary positions
+
+LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+YARN = dict(factor=4.0, original_max_position_embeddings=64)
+ROPES = [
+    dict(rope_type="linear", factor=2.5),
+    dict(rope_type="dynamic", factor=3.0),
+    dict(rope_type="llama3", **LLAMA3),
+    dict(rope_type="llama3", rope_theta=500000.0, **LLAMA3 | dict(original_max_position_embeddings=8192)),
+    dict(rope_type="yarn", **YARN),
+    dict(rope_type="yarn", **YARN, truncate=False, beta_fast=16.0, beta_slow=2.0),
+    dict(rope_type="yarn", **YARN, attention_factor=1.25),
+    dict(rope_type="yarn", **YARN, mscale=0.7, mscale_all_dim=1.3),
+    dict(rope_type="yarn", **YARN | dict(factor=1.0)),
+    dict(rope_type="yarn", factor=32.0, rope_theta=1e6),  # the original length is then max_position_embeddings
+]
+
+
+@pytest.mark.parametrize("parameters", ROPES, ids=lambda p: p["rope_type"])
+@pytest.mark.parametrize("head_dim", [8, 128])
+def test_rope_against_transformers(parameters, head_dim):
+    def config():
+        rope = {"rope_theta": 10000.0} | parameters
+        return transformers.LlamaConfig(
+            **DECODER | dict(max_position_embeddings=256), head_dim=head_dim, rope_parameters=rope
+        )
+
+    frequencies, scale = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config())
+    rope = read_rope(config())
+    np.testing.assert_allclose(rope.frequencies, frequencies.numpy(), rtol=1e-6)
+    assert rope.scale == pytest.approx(scale, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (dict(rope_theta=77.0), dict(rope_type="default", rope_theta=77.0)),
+        (
+            dict(rope_theta=77.0, rope_scaling={"type": "linear", "factor": 2.0}),
+            dict(rope_type="linear", factor=2.0, rope_theta=77.0),
+        ),
+        (
+            dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}, original_max_position_embeddings=16),
+            dict(rope_type="yarn", factor=2.0, rope_theta=10000.0, original_max_position_embeddings=16),
+        ),
+        (dict(rope_scaling=None), dict(rope_type="default", rope_theta=10000.0)),
+    ],
+)
+def test_rope_of_older_config_files(tmp_path, old, new):
+    """Files from before transformers 5 say rope_theta and rope_scaling."""
+    content = CONFIGS["llama"].to_dict()
+    del content["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(content | old))
+    expected = transformers.LlamaConfig(**DECODER | dict(num_key_value_heads=1), rope_parameters=new)
+    assert read_rope(read_config(tmp_path)) == read_rope(expected)
+
+
+def test_rope_of_older_gemma3_files(tmp_path):
+    content = CONFIGS["gemma3_text"].to_dict()
+    del content["rope_parameters"], content["layer_types"]
+    content |= dict(rope_theta=900.0, rope_local_base_freq=30.0, sliding_window_pattern=2)
+    content |= dict(rope_scaling={"rope_type": "linear", "factor": 8.0})
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    spec = shapes(read_config(tmp_path)).spec
+    assert spec.layer_types == ("sliding_attention", "full_attention", "sliding_attention")
+    exponents = np.arange(0, 6, 2) / 6
+    np.testing.assert_allclose(dict(spec.ropes)["sliding_attention"].frequencies, 30.0**-exponents, rtol=1e-6)
+    np.testing.assert_allclose(dict(spec.ropes)["full_attention"].frequencies, 900.0**-exponents / 8, rtol=1e-6)
+
+
+def test_rotation_keeps_lengths_and_depends_on_distance():
+    rope = read_rope(CONFIGS["llama"])
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
+
+    def score(i: int, j: int) -> float:
+        a, b = (rotate(x, rotation(jnp.array([[at]]), rope)) for x, at in ((q, i), (k, j)))
+        np.testing.assert_allclose(jnp.linalg.norm(a), np.linalg.norm(q), rtol=1e-6)
+        return float(jnp.sum(a * b))
+
+    assert score(3, 1) == pytest.approx(score(30, 28), abs=1e-4)
+    assert abs(score(3, 1) - score(3, 2)) > 1e-2
+
+
+# ---------------------------------------------------------------- what is refused
+
+LONGROPE = dict(rope_type="longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4, factor=2.0)
+SLIDING = ["sliding_attention"] * 3
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "message"),
+    [
+        ("llama", dict(pretraining_tp=2), "pretraining_tp=2"),
+        ("llama", dict(hidden_act="laplace"), "'laplace' is not supported"),
+        ("llama", dict(is_causal=False), "is_causal=False"),
+        ("llama", dict(rope_parameters=LONGROPE | dict(rope_theta=1e4)), "'longrope'.*not implemented"),
+        ("llama", dict(rope_parameters=dict(rope_type="default", partial_rotary_factor=0.5)), "partial_rotary_factor"),
+        ("llama", dict(partial_rotary_factor=0.5), "partial_rotary_factor"),
+        ("llama", dict(num_key_value_heads=3), "4 attention heads, no multiple of its 3"),
+        ("llama", dict(layer_types=SLIDING), "layer_types=.*not implemented"),
+        ("llama", dict(per_layer_config={"1": {"intermediate_size": 20}}), "is_heterogeneous"),
+        ("mistral", dict(layer_types=["full_attention"] * 3), "'ministral'.*not supported"),  # by AutoConfig
+        ("mistral", dict(sliding_window=0), "sliding_window is 0"),
+        ("qwen2", dict(use_sliding_window=False, layer_types=SLIDING), "sliding_window is None"),
+        ("qwen2", dict(use_mrope=True), "use_mrope=True"),
+        ("qwen3", dict(head_dim=3), r"odd head_dim \(3\)"),
+        ("gemma2", dict(use_bidirectional_attention=True), "use_bidirectional_attention=True"),
+        ("gemma2", dict(hidden_activation="laplace"), "'laplace' is not supported"),
+        ("gemma3_text", dict(use_bidirectional_attention=True), "use_bidirectional_attention=True"),
+        ("gemma3_text", dict(attn_logit_softcapping=20.0), "attn_logit_softcapping=20.0"),
+        (
+            "gemma3_text",
+            dict(rope_parameters={"full_attention": dict(rope_type="yarn", rope_theta=1e4, truncate=False, **YARN)}),
+            "truncate=false in the yarn parameters of full_attention layers",
+        ),
+        ("gpt2", dict(add_cross_attention=True), "add_cross_attention=True"),
+        ("gpt2", dict(activation_function="laplace"), "'laplace' is not supported"),
+        ("gpt2", dict(n_head=5), "32 is not a multiple of 5"),
+    ],
+)
+def test_refused_by_name(tmp_path, model_type, fields, message):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[model_type].to_dict() | fields))
+    with pytest.raises(ValueError, match=message):
+        shapes(read_config(tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "gemma3", "phi3"])
+def test_relatives_that_are_not_implemented(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match=f"'{model_type}'.*not supported. Supported: .*gemma3_text.*qwen3"):
+        read_config(tmp_path)
+
+
+def test_dynamic_rope_is_refused_beyond_where_it_changes():
+    config = transformers.LlamaConfig(**DECODER, rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=1e4))
+    module = build(config)
+    assert module.max_length == 48
+    with pytest.raises(ValueError, match="49 tokens"):
+        module(*texts([49]).values())
+
+
+# ---------------------------------------------------------------- files
+
+
+def edited(folder: Path, out: Path, tensors) -> Path:
+    out.mkdir(exist_ok=True)
+    (out / "config.json").write_text((folder / "config.json").read_text())
+    save_file(tensors(load_file(folder / "model.safetensors")), out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def lm_head(folder: Path):
+    config = read_config(folder)
+    return reading.load_head(
+        folder,
+        "lm",
+        lambda key: build_head(config, "lm", config.vocab_size, rngs=nnx.Rngs(params=key)),
+        rngs=nnx.Rngs(0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "prefix", "table"),
+    [("llama", "model.", "embed_tokens.weight"), ("gpt2", "transformer.", "wte.weight")],
+)
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_second_copy_of_a_tied_table(make_checkpoint, tmp_path, model_type, prefix, table, bare):
+    """Equal: fine. Different: it would be lost, so it is refused. Old GPT-2 files have names without a prefix."""
+    folder = make_checkpoint(model_type, LM_CLASSES[model_type].removeprefix("Llama").removeprefix("GPT2"))
+    if model_type == "llama":
+        folder = make_checkpoint("llama", "ForCausalLM", tie_word_embeddings=True)
+
+    def copy(factor: float):
+        def change(weights):
+            weights = {n.removeprefix(prefix) if bare else n: t for n, t in weights.items()}
+            return weights | {"lm_head.weight": weights[table if bare else prefix + table] * np.float32(factor)}
+
+        return change
+
+    head, report = lm_head(edited(folder, tmp_path / "same", copy(1.0)))
+    assert head.table is None and not report.used and not report.initialised
+    assert load_backbone(tmp_path / "same", rngs=nnx.Rngs(0)).report.unused == ("lm_head.weight",)
+    with pytest.raises(ValueError, match="lm_head.weight differs from the word embeddings.*tie_word_embeddings"):
+        lm_head(edited(folder, tmp_path / "other", copy(1.5)))
+
+
+@every_family
+def test_transformers_opens_what_we_write(tmp_path, model_type):
+    """Fresh networks with each kind of head, in several files: the right class, no tensor missing or left over."""
+    config, module = CONFIGS[model_type], network(model_type)
+    for kind in FAMILIES[model_type].heads:
+        outputs = config.vocab_size if kind == "lm" else config.num_labels
+        head = build_head(config, kind, outputs, rngs=nnx.Rngs(2))
+        save_pretrained(tmp_path / kind, module, config, head=head, head_kind=kind, max_shard_bytes=30_000)
+        assert len(list((tmp_path / kind).glob("*.safetensors"))) > 1
+        assert declared_head(read_config(tmp_path / kind)) == kind
+        name = read_config(tmp_path / kind).architectures[0]
+        assert kind != "lm" or name == LM_CLASSES[model_type]
+        model, info = getattr(transformers, name).from_pretrained(tmp_path / kind, output_loading_info=True)
+        assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    save_pretrained(tmp_path / "bare", module, config)
+    assert read_config(tmp_path / "bare").architectures == [FAMILIES[model_type].base_class]
+    model, info = transformers.AutoModel.from_pretrained(tmp_path / "bare", output_loading_info=True)
+    assert type(model).__name__ == FAMILIES[model_type].base_class
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert read_pooling(tmp_path / "bare").mode == "lasttoken"
+
+
+def test_sequence_heads_have_no_bias():
+    head = build_head(CONFIGS["qwen2"], "sequence", 5, rngs=nnx.Rngs(0))
+    assert head.output.bias is None and head.output.kernel.shape == (32, 5)
+
+
+def test_gpt2_projection_is_one_parameter_read_slice_by_slice(make_checkpoint):
+    folder = make_checkpoint("gpt2")
+    kernel = load_backbone(folder, rngs=nnx.Rngs(0)).module.layers.block0.qkv.kernel
+    assert kernel.shape == (2, 32, 3, 32)
+    with TensorFiles(folder) as files:
+        name = "h.1.attn.c_attn.weight"
+        stored = files.read(name)
+        np.testing.assert_array_equal(kernel[1].reshape(32, 96), stored)
+        for index in (np.s_[4:9, 1:3, 5:6], np.s_[:, 0:1, 16:32], np.s_[31:, :, :]):
+            index = tuple(slice(*i.indices(n)) for i, n in zip(index, (32, 3, 32), strict=True))
+            part = read_slice(files, name, "split", (32, 3, 32), index)
+            np.testing.assert_array_equal(part, stored.reshape(32, 3, 32)[index])
+        np.testing.assert_array_equal(to_file("split", np.asarray(kernel[1])), stored)
+
+
+def test_sharding_axes():
+    axes = {site.rule_path: site.axes for site in sites_of(shapes(CONFIGS["gemma3_text"]))}
+    attention, layer = "layers.{layer}.attention", "layers.{layer}"
+    assert axes["word_embeddings.table"] == ("vocab", "embed")
+    for name in ("query", "key", "value"):
+        assert axes[f"{attention}.{name}.kernel"] == ("layers", "embed", "heads")
+    assert axes[f"{attention}.output.kernel"] == ("layers", "heads", "embed")
+    assert axes[f"{attention}.query_norm.scale"] == ("layers", None)
+    assert axes[f"{layer}.mlp_gate.kernel"] == axes[f"{layer}.mlp_in.kernel"] == ("layers", "embed", "mlp")
+    assert axes[f"{layer}.mlp_out.kernel"] == ("layers", "mlp", "embed")
+
+
+def test_layers_of_one_kind_share_a_body():
+    config = transformers.Gemma3TextConfig(**GEMMA | dict(num_hidden_layers=12), sliding_window_pattern=6)
+    groups = shapes(config).layers.groups
+    assert sum(len(group) for group in groups) == 6
+    config = transformers.LlamaConfig(**DECODER | dict(num_hidden_layers=12))
+    assert sum(len(group) for group in shapes(config).layers.groups) == 1
+
+
+# ---------------------------------------------------------------- precision
+
+
+def test_rms_norm_is_computed_in_fp32():
+    x = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32) * 300
+    x = jnp.asarray(x, jnp.bfloat16)
+    norm = RMSNorm(64, eps=1e-6, offset=1.0, dtype=jnp.bfloat16)
+    norm.scale[...] = jnp.linspace(-0.5, 0.5, 64)
+    exact = np.asarray(x, np.float64)
+    exact = exact / np.sqrt(np.square(exact).mean(-1, keepdims=True) + 1e-6) * (1 + np.linspace(-0.5, 0.5, 64))
+    np.testing.assert_allclose(np.asarray(norm(x), np.float64), exact, rtol=2**-8)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_gemma_rounds_the_embedding_scale_as_pytorch_does(make_checkpoint, model_type):
+    """In bf16 √32 becomes 5.65625. All that follows is switched off: a huge eps makes the last norm linear."""
+    folder = make_checkpoint(model_type, rms_norm_eps=1e6, dtype=torch.bfloat16)
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
+    module = load_backbone(folder, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)).module
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    for block in module.layers.blocks:
+        layer = getattr(module.layers, block.name)
+        layer.attention.output.kernel[...] *= 0
+        layer.mlp_out.kernel[...] *= 0
+    batch = texts([40])
+    expected = model(torch.tensor(batch["tokens"]).long()).last_hidden_state.detach().float().numpy()
+    np.testing.assert_array_equal(np.asarray(run(module, batch), np.float32), expected)

@@ -1,0 +1,603 @@
+"""T5, mT5 and BART against transformers, from random checkpoints in odd configs."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from instructrec_jax.adapters.heads import build_head
+from instructrec_jax.backbones import attention as attention_module
+from instructrec_jax.backbones import layers as layers_module
+from instructrec_jax.backbones.encoder import relative_buckets
+from instructrec_jax.backbones.folder import declared_head, read_config
+from instructrec_jax.backbones.layers import DropoutKeys, Linear, StackOptions, dropout_keys
+from instructrec_jax.backbones.reading import build_backbone, load_backbone, load_head
+from instructrec_jax.backbones.seq2seq import positions_of
+from instructrec_jax.backbones.tensors import TensorFiles, sites_of
+from instructrec_jax.backbones.writing import export_tensors, save_pretrained
+
+LM = "ForConditionalGeneration"
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def t5(make_checkpoint):
+    return make_checkpoint("t5", LM)
+
+
+@pytest.fixture(scope="module")
+def bart(make_checkpoint):
+    return make_checkpoint("bart", LM)
+
+
+@pytest.fixture(scope="module", params=["t5", "bart"])
+def checkpoint(request):
+    return request.getfixturevalue(request.param)
+
+
+def edited(folder: Path, out: Path, tensors=None, **config) -> Path:
+    """A copy of a checkpoint with some tensors and config fields changed."""
+    out.mkdir(exist_ok=True)
+    content = json.loads((folder / "config.json").read_text()) | config
+    (out / "config.json").write_text(json.dumps(content))
+    weights = load_file(folder / "model.safetensors")
+    save_file(tensors(weights) if tensors else weights, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def untied(folder: Path, out: Path, **config) -> Path:
+    def add(tensors):
+        table = np.random.default_rng(7).normal(size=tensors["shared.weight"].shape)
+        return tensors | {"lm_head.weight": table.astype(tensors["shared.weight"].dtype)}
+
+    return edited(folder, out, add, **config)
+
+
+def load(folder, **options):
+    return load_backbone(folder, rngs=nnx.Rngs(0), **options)
+
+
+def load_both(folder):
+    """The loaded network, its head, and the report of both."""
+    loaded = load(folder)
+
+    def build(key):
+        return build_head(loaded.config, "lm", loaded.config.vocab_size, rngs=nnx.Rngs(params=key))
+
+    head, report = load_head(folder, "lm", build, rngs=nnx.Rngs(0))
+    return loaded, head, loaded.report + report
+
+
+def texts(lengths, length, seed=0, vocab=61):
+    """(tokens, segment_ids, positions), int32 [rows, length]: one text a row, padding behind it."""
+    place = np.broadcast_to(np.arange(length, dtype=np.int32), (len(lengths), length))
+    real = place < np.array(lengths)[:, None]
+    tokens = np.random.default_rng(seed).integers(3, vocab, real.shape, dtype=np.int32)
+    return np.where(real, tokens, 1), real.astype(np.int32), np.where(real, place, 0)
+
+
+def packed(arrays, padding=2):
+    """All texts of `texts` in one row, one after the other."""
+    tokens, segment_ids, positions = arrays
+    real = segment_ids != 0
+    numbers = np.cumsum(np.ones_like(segment_ids), axis=0)
+    return tuple(np.pad(x[real], (0, padding))[None].astype(np.int32) for x in (tokens, numbers, positions))
+
+
+@nnx.jit
+def run(network, source, target, source_keys=None, target_keys=None):
+    encoded = network.encode(*source, dropout=source_keys)
+    return encoded, network.decode(*target, encoded, source[1], dropout=target_keys)
+
+
+def run_torch(model, source, target):
+    with torch.no_grad():
+        return model(
+            input_ids=torch.tensor(source[0]).long(),
+            attention_mask=torch.tensor(source[1]).long(),
+            decoder_input_ids=torch.tensor(target[0]).long(),
+            decoder_attention_mask=torch.tensor(target[1]).long(),
+        )
+
+
+def open_torch(folder, name):
+    return getattr(transformers, name).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+SOURCE, TARGET = texts((23, 1, 9, 31), 31), texts((7, 12, 19, 1), 19, seed=1)
+
+
+def largest(a, b, where):
+    return float(np.abs(np.asarray(a) - np.asarray(b))[where != 0].max())
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("t5", dict()),
+        ("t5", dict(tie_word_embeddings=False, feed_forward_proj="gated-gelu", num_decoder_layers=1)),
+        ("t5", dict(feed_forward_proj="gated-silu", relative_attention_num_buckets=32, layer_norm_epsilon=1e-2)),
+        ("mt5", dict(num_heads=3, relative_attention_max_distance=128)),
+        ("mt5", dict(feed_forward_proj="gelu", num_layers=1)),
+        ("bart", dict()),
+        ("bart", dict(scale_embedding=True, activation_function="relu", encoder_attention_heads=1)),
+        ("bart", dict(activation_function="gelu_new", decoder_layers=1, encoder_layers=3, pad_token_id=5)),
+    ],
+)
+def test_numbers(make_checkpoint, model_type, options):
+    folder = make_checkpoint(model_type, LM, **options)
+    model = open_torch(folder, type(read_config(folder)).__name__.replace("Config", LM))
+    loaded, head, report = load_both(folder)
+    assert not report.unused and not report.initialised
+    assert loaded.module.hidden_size == 32 and loaded.module.vocab_size == 61
+    expected = run_torch(model, SOURCE, TARGET)
+    encoded, hidden = run(loaded.module, SOURCE, TARGET)
+    assert largest(encoded, expected.encoder_last_hidden_state, SOURCE[1]) < TOLERANCE
+    assert largest(head(loaded.module, hidden), expected.logits, TARGET[1]) < TOLERANCE
+
+
+@pytest.mark.parametrize("model_type", ["t5", "mt5", "bart"])
+def test_base_model(make_checkpoint, model_type):
+    """A checkpoint of the network alone; its tensors have no prefix."""
+    folder = make_checkpoint(model_type)
+    loaded = load(folder)
+    assert declared_head(loaded.config) is None and not loaded.report.unused
+    expected = run_torch(open_torch(folder, type(loaded.config).__name__.replace("Config", "Model")), SOURCE, TARGET)
+    encoded, hidden = run(loaded.module, SOURCE, TARGET)
+    assert largest(encoded, expected.encoder_last_hidden_state, SOURCE[1]) < TOLERANCE
+    assert largest(hidden, expected.last_hidden_state, TARGET[1]) < TOLERANCE
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_untied_head(t5, tmp_path, scaled):
+    """Flan-T5 has its own output table, whatever transformers' config class says of it."""
+    folder = untied(t5, tmp_path, scale_decoder_outputs=scaled)
+    loaded, head, report = load_both(folder)
+    assert head.table is not None and "lm_head.weight" in report.used and not report.unused
+    expected = run_torch(open_torch(folder, "T5" + LM), SOURCE, TARGET).logits
+    _, hidden = run(loaded.module, SOURCE, TARGET)
+    assert largest(head(loaded.module, hidden), expected, TARGET[1]) < TOLERANCE
+
+    # a folder with the config alone (of a run) still says so, and transformers reads it as before
+    loaded.config.save_pretrained(tmp_path / "alone")
+    assert not read_config(tmp_path / "alone").tie_word_embeddings
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "alone").scale_decoder_outputs == scaled
+
+
+def test_mt5_has_its_own_output_table_too(make_checkpoint, tmp_path):
+    folder = untied(make_checkpoint("mt5", LM), tmp_path, tie_word_embeddings=False)
+    loaded, head, _ = load_both(folder)
+    expected = run_torch(open_torch(folder, "MT5" + LM), SOURCE, TARGET).logits
+    assert largest(head(loaded.module, run(loaded.module, SOURCE, TARGET)[1]), expected, TARGET[1]) < TOLERANCE
+
+
+def test_config_that_says_untied_of_a_tied_file(make_checkpoint, tmp_path):
+    """transformers ties whatever the file does not hold apart."""
+    folder = edited(make_checkpoint("t5", LM, tie_word_embeddings=False), tmp_path, tie_word_embeddings=False)
+    loaded, head, _ = load_both(folder)
+    assert head.table is None
+    expected = run_torch(open_torch(folder, "T5" + LM), SOURCE, TARGET).logits
+    assert largest(head(loaded.module, run(loaded.module, SOURCE, TARGET)[1]), expected, TARGET[1]) < TOLERANCE
+
+
+def test_buckets():
+    distance = np.arange(-3000, 3001)
+    bucket = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket
+    for buckets, reach in [(4, 3), (8, 20), (10, 17), (32, 128), (32, 100), (33, 129), (64, 256), (256, 5000)]:
+        for both in (True, False):
+            options = dict(num_buckets=buckets, max_distance=reach, bidirectional=both)
+            expected = bucket(torch.tensor(distance), both, buckets, reach).numpy()
+            np.testing.assert_array_equal(relative_buckets(distance, **options), expected)
+            np.testing.assert_array_equal(relative_buckets(distance.clip(-reach, reach), **options), expected)
+
+
+def test_bfloat16(checkpoint):
+    exact = run(load(checkpoint).module, SOURCE, TARGET)[1]
+    loaded = load(checkpoint, dtype=jnp.bfloat16)
+    rounded = run(loaded.module, SOURCE, TARGET)[1]
+    assert rounded.dtype == jnp.bfloat16
+    spread = float(jnp.std(exact))
+    assert np.abs(np.asarray(exact) - rounded.astype(jnp.float32))[TARGET[1] != 0].mean() < 0.05 * spread
+
+
+# ---------------------------------------------------------------- packing and dropout
+
+
+def keys_of(source, target, numbers=None):
+    """Dropout keys of source and target; the number of a text is its row, or its segment's where they are packed."""
+
+    def keys(seed, arrays):
+        rows = np.arange(len(arrays[0]))[:, None] + np.zeros_like(arrays[0]) if numbers is None else arrays[1] - 1
+        return dropout_keys(jnp.uint32(seed), jnp.asarray(rows), jnp.asarray(arrays[2]))
+
+    return keys(3, source), keys(4, target)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_packed_pairs_equal_unpacked_ones(checkpoint, drop):
+    """Hidden states and gradients: a target sees its own source only, at the distances and with the dropout it has alone."""
+    network = load(checkpoint).module
+    short = texts((9, 1, 5, 12), 12), texts((3, 6, 1, 8), 8, seed=1)
+    # sources and targets of a pair lie at different places of their rows
+    together = tuple(packed(arrays, padding) for arrays, padding in zip(short, (2, 5), strict=True))
+    weights = np.random.default_rng(2).normal(size=(4, 8, 32)).astype(np.float32)
+    weights[short[1][1] == 0] = 0
+
+    @nnx.jit
+    def gradients(network, arrays, keys, weights):
+        def loss(network):
+            encoded, hidden = run(network, *arrays, *keys)
+            return (hidden * weights).sum(), (encoded, hidden)
+
+        return nnx.value_and_grad(loss, has_aux=True)(network)
+
+    no_keys = (None, None)
+    (_, alone), alone_gradients = gradients(network, short, keys_of(*short) if drop else no_keys, weights)
+    real = short[1][1] != 0
+    flat = np.pad(weights[real], ((0, 5), (0, 0)))[None]
+    (_, one_row), row_gradients = gradients(network, together, keys_of(*together, 1) if drop else no_keys, flat)
+    for theirs, ours, arrays in zip(alone, one_row, short, strict=True):
+        expected = np.asarray(theirs)[arrays[1] != 0]
+        np.testing.assert_allclose(ours[0, : len(expected)], expected, atol=2e-5)
+    for theirs, ours in zip(jax.tree.leaves(alone_gradients), jax.tree.leaves(row_gradients), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4 * max(1.0, float(np.abs(theirs).max())))
+    if drop:
+        plain = run(network, *short)
+        assert all(largest(a, b, arrays[1]) > 0.1 for a, b, arrays in zip(alone, plain, short, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rates"),
+    [
+        ("t5", dict(dropout_rate=0.25)),
+        ("t5", dict(dropout_rate=0.25, feed_forward_proj="gated-gelu")),
+        ("bart", dict(dropout=0.125, attention_dropout=0.25, activation_dropout=0.5)),
+    ],
+)
+def test_dropout_is_where_transformers_has_it(make_checkpoint, model_type, rates, monkeypatch):
+    """The same (shape, rate) of dropped values on both sides; each of ours has its own bits."""
+    folder = make_checkpoint(model_type, LM, **rates)
+    model = open_torch(folder, type(read_config(folder)).__name__.replace("Config", LM)).train()
+    source, target = texts((5, 5), 5), texts((3, 3), 3)
+    theirs = []
+
+    def torch_dropout(x, p=0.5, training=True, inplace=False):
+        if p > 0:
+            theirs.append((tuple(x.shape), p))
+        return x
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", torch_dropout)
+    run_torch(model, source, target)
+
+    ours, bits = [], []
+    keep_mask = layers_module.keep_mask
+
+    def recorded(x, rate):
+        ours.append((x.shape, rate))
+        bits.append(np.asarray(x)[0, 0].tobytes()[:12])
+        return keep_mask(x, rate)
+
+    monkeypatch.setattr(layers_module, "keep_mask", recorded)
+    monkeypatch.setattr(attention_module, "keep_mask", recorded)
+    network = load(folder).module
+    keys = keys_of(source, target)
+    with jax.disable_jit():
+        network.decode(*target, network.encode(*source, dropout=keys[0]), source[1], dropout=keys[1])
+    assert sorted(ours) == sorted(theirs) and len(ours) > 20
+    assert len(set(bits)) == len(bits)
+
+
+def test_every_linear_gets_keys_of_its_own_tokens(checkpoint, monkeypatch):
+    """LoRA's dropout needs them; keys and values of cross-attention are made of source tokens."""
+    seen = []
+    call = Linear.__call__
+
+    def recorded(self, x, keys=None):
+        seen.append(keys is not None and keys.tokens.shape == x.shape[:2])
+        return call(self, x, keys)
+
+    monkeypatch.setattr(Linear, "__call__", recorded)
+    network = load(checkpoint).module
+    keys = keys_of(SOURCE, TARGET)
+    with jax.disable_jit():
+        network.decode(*TARGET, network.encode(*SOURCE, dropout=keys[0]), SOURCE[1], dropout=keys[1])
+    assert len(seen) == 2 * 6 + 3 * 10 and all(seen)
+
+
+def test_keys_of_encoded_tokens_do_not_hang_on_the_packing(t5):
+    network = load(t5).module
+    cross = nnx.merge(*nnx.split(network.decoder.layers.block0.cross_attention))
+    seen = []
+
+    def keys_in(source, target, keys):
+        encoded = jnp.zeros((*source[0].shape, 32))
+        original = type(cross).encoded_keys
+
+        def recorded(self, context, keys):
+            seen.append(original(self, context, keys).tokens)
+            return original(self, context, keys)
+
+        with pytest.MonkeyPatch.context() as patch, jax.disable_jit():
+            patch.setattr(type(cross), "encoded_keys", recorded)
+            network.decode(*target, encoded, source[1], dropout=keys)
+        return np.asarray(seen[-1])
+
+    short = texts((9, 1, 5, 12), 12), texts((3, 6, 1, 8), 8, seed=1)
+    alone = keys_in(*short, keys_of(*short)[1])[short[0][1] != 0]
+    together = tuple(map(packed, short))
+    row = keys_in(*together, keys_of(*together, 1)[1])[0, : len(alone)]
+    np.testing.assert_array_equal(row, alone)
+    assert len(set(alone.tolist())) == len(alone)
+
+
+def test_positions_of():
+    segment_ids = jnp.array([[1, 1, 1, 2, 3, 3, 0, 0], [2, 2, 0, 0, 1, 1, 1, 1]])
+    assert positions_of(segment_ids).tolist() == [[0, 1, 2, 0, 0, 1, 0, 1], [0, 1, 0, 1, 0, 1, 2, 3]]
+
+
+# ---------------------------------------------------------------- the cache
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("t5", dict()),
+        ("t5", dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
+        ("mt5", dict()),
+        ("bart", dict(forced_eos_token_id=None)),
+    ],
+)
+def test_greedy_generation_equals_transformers(make_checkpoint, model_type, options):
+    folder = make_checkpoint(model_type, LM, **options)
+    loaded, head, _ = load_both(folder)
+    config, steps = loaded.config, 25  # beyond the bucketed distances
+    model = open_torch(folder, type(config).__name__.replace("Config", LM))
+    source = texts((14, 1, 8), 14)
+    expected = model.generate(
+        torch.tensor(source[0]).long(),
+        attention_mask=torch.tensor(source[1]).long(),
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=None,
+    ).numpy()
+
+    @nnx.jit
+    def generate(network, head, source):
+        rows = len(source[0])
+        one = jnp.ones((rows, 1), jnp.int32)
+        encoded = network.encode(*source)
+        token = one[:, 0] * config.decoder_start_token_id
+        cache = network.empty_cache(rows, steps, source[0].shape[1])
+        hidden, cache = network.decode(token[:, None], one, one * 0, encoded, source[1], cache=cache)
+        first = head(network, hidden[:, 0]).argmax(-1)
+
+        def step(carry, number):
+            token, cache = carry
+            hidden, cache = network.decode(token[:, None], one, one * number, cache=cache)
+            return (head(network, hidden[:, 0]).argmax(-1), cache), token
+
+        (_, cache), tokens = jax.lax.scan(step, (first, cache), jnp.arange(1, steps))
+        return jnp.concatenate([token[:, None], tokens.T, _[:, None]], axis=1)
+
+    actual = np.asarray(generate(loaded.module, head, source))
+    np.testing.assert_array_equal(actual, expected)
+    assert len(np.unique(actual)) > 4
+
+
+def test_parts_through_the_cache_equal_the_whole(checkpoint):
+    """Several tokens a call; packed pairs; a part as long as the cache, which is as long as the encoded text."""
+    network = load(checkpoint).module
+    source, target = packed(texts((9, 3, 5), 9), padding=3), packed(texts((8, 4, 6), 8, seed=1), padding=2)
+    length = target[0].shape[1]
+    assert length == source[0].shape[1] == 20
+    encoded, whole = run(network, source, target)
+    real = target[1] != 0
+    for borders in [(0, 20), (0, 1, 20), (0, 7, 8, 19, 20), (0, 15, 20)]:
+        for spare in (0, 4):
+            cache, parts = network.empty_cache(1, length + spare, source[0].shape[1]), []
+            for start, stop in zip(borders, borders[1:], strict=False):
+                inputs = (x[:, start:stop] for x in target)
+                given = (encoded, source[1]) if start == 0 else (None, source[1] if start == 7 else None)
+                hidden, cache = network.decode(*inputs, *given, cache=cache)
+                parts.append(hidden)
+            np.testing.assert_allclose(jnp.concatenate(parts, axis=1)[real], whole[real], atol=2e-5)
+            assert int(cache["index"]) == length
+            np.testing.assert_array_equal(cache["segment_ids"][:, :length], target[1])
+            np.testing.assert_array_equal(cache["encoded_segment_ids"], source[1])
+
+
+def test_misuse_of_the_cache(checkpoint):
+    network = load(checkpoint).module
+    source, target = texts((5,), 5), texts((3,), 3)
+    encoded = network.encode(*source)
+    with pytest.raises(ValueError, match="needs `encoded`"):
+        network.decode(*target)
+    with pytest.raises(ValueError, match="encoded_segment_ids"):
+        network.decode(*target, encoded)
+    with pytest.raises(ValueError, match="first decode"):
+        network.decode(*target, cache=network.empty_cache(1, 4, 5))
+    with pytest.raises(ValueError, match="made for 6 encoded tokens, but there are 5"):
+        network.decode(*target, encoded, source[1], cache=network.empty_cache(1, 4, 6))
+    with pytest.raises(ValueError, match="3 more tokens do not fit into a cache of 2 places, 0 of"):
+        network.decode(*target, encoded, source[1], cache=network.empty_cache(1, 2, 5))
+    _, cache = network.decode(*target, encoded, source[1], cache=network.empty_cache(1, 5, 5))
+    with pytest.raises(ValueError, match="3 more tokens do not fit into a cache of 5 places, 3 of"):
+        network.decode(*target, cache=cache)
+
+    decode = nnx.jit(lambda network, target, cache: network.decode(*target, cache=cache)[0])
+    assert np.isnan(decode(network, target, cache)).all()
+    assert np.isnan(decode(network, target, network.empty_cache(1, 5, 5))).all()
+    assert not np.isnan(decode(network, texts((2,), 2), cache)).any()
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_type", ["t5", "mt5", "bart"])
+@pytest.mark.parametrize("suffix", [LM, "Model"])
+def test_round_trip(make_checkpoint, tmp_path, model_type, suffix, dtype):
+    folder = make_checkpoint(model_type, suffix, dtype=dtype)
+    if model_type == "mt5" and suffix == LM:
+        folder = untied(folder, tmp_path / "untied")
+    if suffix == LM:
+        loaded, head, report = load_both(folder)
+        save_pretrained(tmp_path, loaded.module, loaded.config, report=report, head=head, head_kind="lm")
+    else:
+        loaded = load(folder)
+        save_pretrained(tmp_path, loaded.module, loaded.config, report=loaded.report)
+    with TensorFiles(folder) as source, TensorFiles(tmp_path) as written:
+        assert set(source.names) == set(written.names)
+        for name in source.names:
+            assert source.dtype(name) == written.dtype(name), name
+            assert source.read(name).tobytes() == written.read(name).tobytes(), name
+    assert read_config(tmp_path).architectures == read_config(folder).architectures
+    name = type(loaded.config).__name__.replace("Config", suffix)
+    theirs = [run_torch(open_torch(path, name), SOURCE, TARGET)[0] for path in (folder, tmp_path)]
+    assert torch.equal(*theirs)
+
+
+def test_copies_of_the_word_embeddings(checkpoint, tmp_path):
+    """Older files hold the table several times. Copies are left out; a table that differs would be lost."""
+    prefix = "model." if read_config(checkpoint).model_type == "bart" else ""
+    names = [f"{prefix}{side}.embed_tokens.weight" for side in ("encoder", "decoder")]
+
+    def copied(tensors):
+        shared = tensors[f"{prefix}shared.weight"]
+        return tensors | {name: shared.copy() for name in names} | {"lm_head.weight": shared.copy()}
+
+    folder = edited(checkpoint, tmp_path / "equal", copied)
+    loaded, head, report = load_both(folder)
+    assert set(report.unused) == {*names, "lm_head.weight"} and head.table is None
+    for name in names:
+
+        def different(tensors, name=name):
+            changed = copied(tensors)
+            changed[name][-1, -1] += 1
+            return changed
+
+        with pytest.raises(ValueError, match=f"{name} differs from {prefix}shared.weight"):
+            load(edited(checkpoint, tmp_path / "different", different))
+
+
+def test_weights_that_do_not_belong_to_the_config(make_checkpoint, t5, bart, tmp_path):
+    with pytest.raises(ValueError, match=r"missing.*wi_0"):
+        load(edited(t5, tmp_path / "gated", feed_forward_proj="gated-gelu", is_gated_act=True, dense_act_fn="gelu"))
+    with pytest.raises(ValueError, match=r"no place for tensor decoder\.block\.2\."):
+        load(edited(t5, tmp_path / "shallow", num_decoder_layers=2))
+    with pytest.raises(ValueError, match=r"no place for tensor model\.encoder\.layers\.1\."):
+        load(edited(bart, tmp_path / "shallower", encoder_layers=1))
+    with pytest.raises(ValueError, match=r"embed_positions\.weight has shape \[42, 32\]"):
+        load(edited(bart, tmp_path / "long", max_position_embeddings=50))
+
+
+def test_bart_without_final_logits_bias(bart, tmp_path):
+    folder = edited(bart, tmp_path, lambda tensors: {n: t for n, t in tensors.items() if n != "final_logits_bias"})
+    _, head, report = load_both(folder)
+    assert report.initialised == ("bias",) and not np.asarray(head.bias[...]).any()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field", "value"),
+    [
+        ("t5", "feed_forward_proj", "gated-selu"),
+        ("t5", "relative_attention_num_buckets", 3),
+        ("t5", "relative_attention_max_distance", 5),
+        ("t5", "is_decoder", True),
+        ("t5", "is_encoder_decoder", False),
+        ("t5", "tie_encoder_decoder", True),
+        ("bart", "encoder_layerdrop", 0.1),
+        ("bart", "decoder_layerdrop", 0.1),
+        ("bart", "tie_word_embeddings", False),
+        ("bart", "normalize_before", True),
+        ("bart", "static_position_embeddings", True),
+        ("bart", "activation_function", "selu"),
+        ("bart", "decoder_attention_heads", 3),
+        ("bart", "is_decoder", True),
+    ],
+)
+def test_refused(t5, bart, model_type, field, value):
+    settings = json.loads(((t5 if model_type == "t5" else bart) / "config.json").read_text())
+    for derived in ("dense_act_fn", "is_gated_act"):
+        settings.pop(derived, None)
+    config = transformers.AutoConfig.for_model(**(settings | {field: value}))
+    with pytest.raises(ValueError, match=f"{field}|selu"):
+        build_backbone(config, rngs=nnx.Rngs(0))
+
+
+def test_too_long_for_bart(bart):
+    network = load(bart).module
+    assert network.max_length == 40
+    with pytest.raises(ValueError, match="41 tokens is longer than the 40 positions"):
+        network.encode(*texts((41,), 41))
+    encoded = network.encode(*texts((5,), 5))
+    with pytest.raises(ValueError, match="41 tokens is longer than the 40 positions"):
+        network.decode(*texts((41,), 41), encoded, texts((5,), 5)[1])
+    late = np.array([[40]], np.int32)
+    assert np.isnan(nnx.jit(lambda network: network.encode(late * 0, late * 0 + 1, late))(network)).all()
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_train_last_is_of_the_decoder(checkpoint):
+    expected = run(load(checkpoint).module, SOURCE, TARGET)
+    network = load(checkpoint, stack=StackOptions(train_last=1, remat="full")).module
+    encoder, decoder = network.encoder.layers, network.decoder.layers
+    assert encoder.first_trained == encoder.num_layers == 2
+    assert [(b.first, b.count) for b in decoder.blocks] == [(0, 2), (2, 1)] and decoder.first_trained == 2
+    for theirs, ours in zip(expected, run(network, SOURCE, TARGET), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("t5", dict(initializer_factor=1.5, d_kv=16, d_ff=96)),
+        ("t5", dict(feed_forward_proj="gated-gelu", d_kv=16, d_ff=96)),
+        ("bart", dict(init_std=0.07, pad_token_id=4)),
+    ],
+)
+def test_initialisation_is_that_of_transformers(make_checkpoint, model_type, options):
+    config = read_config(make_checkpoint(model_type, LM, **options))
+    model = getattr(transformers, type(config).__name__.replace("Config", LM))(config)
+    theirs = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    head = build_head(config, "lm", config.vocab_size, rngs=nnx.Rngs(1))
+    tensors = export_tensors(build_backbone(config, rngs=nnx.Rngs(0)), config, head=head, head_kind="lm")
+    assert set(tensors) == {n for n in theirs if "embed_tokens" not in n and n != "lm_head.weight"}
+    for name, ours in tensors.items():
+        assert ours.shape == theirs[name].shape
+        # a standard deviation of n draws is off by 1 / sqrt(2 n) of itself; five of these, on both sides
+        assert np.isclose(ours.std(), theirs[name].std(), rtol=5 * ours.size**-0.5), name
+        assert np.isclose(ours.mean(), theirs[name].mean(), atol=8 * max(ours.std(), 1e-7) * ours.size**-0.5), name
+    if model_type == "bart":
+        assert not tensors["model.shared.weight"][4].any()
+
+
+def test_axes(checkpoint):
+    """Sharding: the matrices of attention over heads, those of the MLP over its width, the table over the vocabulary."""
+    axes = {site.rule_path: site.axes for site in sites_of(load(checkpoint).module)}
+    assert axes["word_embeddings.table"] == ("vocab", "embed")
+    for name in ("decoder.layers.{layer}.cross_attention", "encoder.layers.{layer}.attention"):
+        assert axes[f"{name}.key.kernel"] == axes[f"{name}.query.kernel"] == ("layers", "embed", "heads")
+        assert axes[f"{name}.output.kernel"] == ("layers", "heads", "embed")
+    wide = [path for path, names in axes.items() if "mlp" in names and path.endswith("kernel")]
+    assert len(wide) == 4

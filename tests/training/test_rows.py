@@ -1,0 +1,159 @@
+"""Runs whose batches are full rows (`data.batch_rows`): exact when they go on, the same on any number of devices."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from helpers import assert_close, examples
+from tiny_runs import changed, final_parameters, rows, tiny_run
+
+from instructrec_jax import assemble, train
+from instructrec_jax.config import Config
+from instructrec_jax.data.loader import Batch
+from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.distributed.mesh import data_shards, make_mesh
+from instructrec_jax.files import read_json, write_jsonl
+from instructrec_jax.training.checkpoint import Checkpoints
+from instructrec_jax.training.interrupt import Interrupt
+
+STEPS = 5
+STOP = 3
+
+
+def row_run(kind: str, checkpoint: Path, folder: Path, **changes: Any) -> Config:
+    """Ragged examples in rows of 64 tokens, less than two batches an epoch, so that every stop is inside of one."""
+    config = tiny_run(
+        kind,
+        checkpoint,
+        folder,
+        steps=STEPS,
+        evaluation__every=0,
+        data__validation=[],
+        data__test=[],
+        data__batch_size=None,
+        data__batch_rows=8,
+        data__max_length=64,
+    )
+    records = [example.to_record() for example in examples(kind, 40)]
+    write_jsonl(Path(config.data.train[0].path), records)
+    return changed(config, **changes)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """As if SIGTERM arrived while the loop was at its next step."""
+    seen = iter(range(steps))
+    requested = property(lambda self: None if next(seen, None) is not None else "SIGTERM")
+    monkeypatch.setattr(Interrupt, "requested", requested, raising=False)
+    monkeypatch.setattr(Interrupt, "__init__", lambda self: setattr(self, "_before", {}))
+
+
+def training_data(config: Config, row_multiple: int = 1) -> assemble.TrainingData:
+    task = assemble.open_task(config, Path(config.backbone.path))
+    return assemble.training_data(config, task, row_multiple)
+
+
+def batches(config: Config, start: int, stop: int) -> list[Batch]:
+    return list(training_data(config).batches(start, stop, None))
+
+
+@pytest.fixture(scope="module")
+def on_eight(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = row_run("classification", checkpoint, tmp_path_factory.mktemp("rows"))
+    train.train(config)
+    return config
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_stopped_run_ends_like_one_that_was_not(
+    devices: int, on_eight: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices]))
+    whole = changed(on_eight, run_dir=str(tmp_path / "whole"), checkpoint__every=STEPS)
+    stopped = changed(whole, run_dir=str(tmp_path / "stopped"))
+    if devices == 8:
+        whole = on_eight
+    else:
+        train.train(whole)
+    with monkeypatch.context() as patched:
+        stop_after(patched, STOP)
+        train.train(stopped)
+    assert 0 < Checkpoints(Path(stopped.run_dir)).steps()[-1] < STEPS
+    train.train(stopped)
+    assert rows(stopped.run_dir) == rows(whole.run_dir)
+    assert_close(final_parameters(stopped.run_dir, STEPS), final_parameters(whole.run_dir, STEPS), atol=0)
+    for mine, theirs in zip(rows(whole.run_dir), rows(on_eight.run_dir), strict=True):
+        assert mine.pop("kind") == theirs.pop("kind") and mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_it_goes_on_with_another_number_of_devices(
+    on_eight: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same batches: tokens of the steps are equal, losses to rounding."""
+    config = changed(on_eight, run_dir=str(tmp_path / "run"))
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:2]))
+        stop_after(patched, STOP)
+        train.train(config)
+    train.train(config)
+    for mine, theirs in zip(rows(config.run_dir), rows(on_eight.run_dir), strict=True):
+        assert mine.pop("kind") == theirs.pop("kind") and mine == pytest.approx(theirs, rel=1e-4)
+        assert mine["tokens"] == theirs["tokens"]
+
+
+def test_a_run_tells_how_full_its_rows_are(on_eight: Config) -> None:
+    facts = read_json(Path(on_eight.run_dir) / "summary.json")["facts"]
+    data = training_data(on_eight)
+    lengths = [len(e.text.tokens) for e in data.encoded]
+    count = round(data.epoch_steps * 8)
+    share = sum(lengths) / (count * 64)
+    assert 0.5 < share <= 1 and count == -(-sum(lengths) // 64) and data.epoch_steps < 2
+    assert facts["examples"] == (
+        f"40 with {sum(lengths):,} tokens in {count} rows of 64, {share:.1%} of them real; "
+        f"an epoch is {count / 8:.1f} steps"
+    )
+    assert facts["steps"] == "5 x 8 rows of 64 tokens"
+    assert {batch.shape for batch in batches(on_eight, 0, 6)} == {(8, 64)}
+
+
+def test_examples_dropped_for_their_length_are_in_no_row(on_eight: Config) -> None:
+    config = changed(on_eight, data__max_length=32, data__truncate="drop")
+    data = training_data(config)
+    left = [e for e in training_data(on_eight).encoded if len(e.text.tokens) <= 32]
+    assert len(data.encoded) == len(left) < 40
+    count = round(data.epoch_steps * 8)
+    assert sum(batch.tokens for batch in batches(changed(config, data__batch_rows=count), 0, 1)) == data.tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("classification", {"data__batch_size": 8}, r"data\.batch_size.*data\.batch_rows.*they are 8 and 8"),
+        ("classification", {"data__batch_rows": None}, r"data\.batch_size.*data\.batch_rows.*neither is set"),
+        ("classification", {"data__batch_rows": 0}, r"data\.batch_rows must be at least 1"),
+        (
+            "classification",
+            {"data__batch_rows": 24, "accumulation": 2},
+            r"data\.batch_rows is 24, but must be a multiple of 16: 8 data-parallel devices x accumulation 2",
+        ),
+        ("retrieval", {}, r"the task retrieval compares.*data\.batch_size instead of data\.batch_rows"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(
+    kind: str, changes: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = row_run(kind, checkpoint, tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        train.train(config)
+    assert not Path(config.run_dir).exists()
+    assert data_shards(make_mesh(config.mesh)) == 8
+
+
+def test_a_stream_has_no_rows(checkpoint: Path, tmp_path: Path) -> None:
+    config = row_run("classification", checkpoint, tmp_path)
+    folder = tmp_path / "stream"
+    folder.mkdir()
+    Path(config.data.train[0].path).rename(folder / "train.jsonl")
+    source = SourceConfig(path=str(folder), kind="datasets", streaming=True)
+    with pytest.raises(ValueError, match=r"data\.batch_rows packs whole epochs.*stream.*data\.batch_size"):
+        training_data(changed(config, data__train=[source]))
