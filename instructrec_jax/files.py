@@ -33,7 +33,7 @@ def write_text(path: str | Path, text: str) -> Path:
         content = text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"{path}: the text cannot be written as UTF-8 ({error}).") from None
-    with _replacing(Path(path)) as file:
+    with replacing(Path(path)) as file:
         file.write(content)
     return Path(path)
 
@@ -51,7 +51,7 @@ def read_json(path: str | Path) -> Any:
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object a line as a whole file, consuming `rows` once; returns how many."""
     count = 0
-    with _replacing(Path(path)) as file:
+    with replacing(Path(path)) as file:
         for row in rows:
             file.write(_line(row, path))
             count += 1
@@ -107,7 +107,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the place of `path` when the block ends well, and vanishes otherwise."""
     # A dot file with its own name per writer; not `tempfile`, whose files only their owner may read.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

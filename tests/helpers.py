@@ -17,6 +17,7 @@ from instructrec_jax.distributed.mesh import MeshConfig, data_shards, make_mesh
 from instructrec_jax.recommendation.catalogue import Catalogue
 from instructrec_jax.tasks import (
     ClassificationConfig,
+    LanguageModelConfig,
     MaskedLMConfig,
     MultilabelConfig,
     RegressionConfig,
@@ -45,6 +46,7 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
             "regression": float(len(words)),
             "token_classification": tuple("subject" if w in SUBJECTS else "other" for w in text.split()),
             "masked_lm": None,
+            "language_model": " ".join([*words[: len(words) // 2 : -1], subject]),
             "retrieval": f"item-{SUBJECTS.index(subject)}",
         }[kind]
         history = (f"item-{(SUBJECTS.index(subject) + 1) % 5}",) if kind == "retrieval" and number % 3 == 0 else ()
@@ -66,6 +68,7 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
         "regression": RegressionConfig,
         "token_classification": lambda: TokenClassificationConfig(labels=["other", "subject"]),
         "masked_lm": MaskedLMConfig,
+        "language_model": lambda: LanguageModelConfig(template="plain", **settings),
     }[kind]()
 
 
@@ -92,7 +95,7 @@ class Setup:
             backbone=BackboneConfig(str(checkpoint), freeze=freeze or [], train_last=train_last, dtype="float32"),
             lora=lora or LoraConfig(),
             task=task_config(kind, folder / "catalogue", **settings),
-            data=DataConfig(batch_size=32, max_length=64),
+            data=DataConfig(batch_size=32, max_length=128 if kind == "language_model" else 64),
             optimizer=optimizer or OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant"),
         )
         devices = jax.devices()[: int(np.prod(mesh))]
@@ -101,7 +104,7 @@ class Setup:
         self.model = assemble.load_model(self.config, self.task, checkpoint, self.mesh)
         self.encoded = self.task.encode(examples(kind))
         self.row_multiple = data_shards(self.mesh) * accumulation
-        self.buckets = assemble.buckets(self.config)
+        self.buckets, self.target_buckets = assemble.buckets(self.config), assemble.target_buckets(self.task)
         factors = None if layer_decay == 1 else learning_rate_factors(self.model.network, layer_decay)
         tx = make_optimizer(self.config.optimizer, self.config.steps, factors)
         buffers = {}
@@ -131,7 +134,7 @@ class Setup:
         return self.task.gather(self.encoded, np.random.default_rng(0))
 
     def batch(self) -> Any:
-        return pack(self.parts(), self.buckets, self.row_multiple).arrays
+        return pack(self.parts(), self.buckets, self.row_multiple, target_buckets=self.target_buckets).arrays
 
 
 def run_steps(setup: Setup, batches: list[Any]) -> tuple[list[float], Any]:

@@ -61,7 +61,7 @@ class Network:
     folder: Path
     rules: TokenRules
 
-    def decoder(self, mesh: tuple[int, int, int] = (1, 1, 1), **settings: Any) -> tuple[Decoder, Any]:
+    def decoder(self, mesh: tuple[int, int, int] = (1, 1, 1)) -> tuple[Decoder, Any]:
         """A Decoder and the parameters, on some of the eight devices."""
         on = make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))])
         loaded = load_backbone(self.folder, rngs=nnx.Rngs(0))
@@ -78,7 +78,6 @@ class Network:
         made = Decoder(
             graphdef,
             on,
-            GenerationConfig(**settings),
             self.rules,
             max_length=backbone.max_length,
             encoder_decoder=self.kind in ENCODER_DECODERS,
@@ -86,8 +85,8 @@ class Network:
         return made, params
 
     def answers(self, prompts: list[np.ndarray], *, mesh: tuple[int, int, int] = (1, 1, 1), **settings: Any) -> Any:
-        decoder, params = self.decoder(mesh, **settings)
-        found = dict(decoder.answer(params, prompts))
+        decoder, params = self.decoder(mesh)
+        found = dict(decoder.answer(params, prompts, GenerationConfig(**settings)))
         return [found[number] for number in range(len(prompts))]
 
     def expected(self, prompts: list[np.ndarray], **settings: Any) -> list[Answer]:

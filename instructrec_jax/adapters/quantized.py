@@ -63,12 +63,8 @@ def decode(kind: str, codes: jax.Array, scales: jax.Array, size: int) -> jax.Arr
     if kind == "int8":
         return codes.astype(jnp.float32) * scales
     nibbles = jnp.stack([codes & 15, codes >> 4], axis=1).reshape(-1, *codes.shape[1:])[:size]
-    # a tree of selects: elementwise, so it fuses on every device and follows the sharding, as a gather does not
-    values: list[Any] = list(NF4)
-    for bit in range(4):
-        on = (nibbles >> bit) & 1 == 1
-        values = [jnp.where(on, high, low) for low, high in zip(values[::2], values[1::2], strict=True)]
-    return values[0] * jnp.repeat(scales, NF4_BLOCK, axis=0)[:size]
+    values = jnp.take(jnp.asarray(NF4), nibbles, mode="clip")
+    return values * jnp.repeat(scales, NF4_BLOCK, axis=0)[:size]
 
 
 class Quantized(nnx.Module):

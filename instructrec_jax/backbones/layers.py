@@ -438,6 +438,7 @@ class Stack(nnx.Module):
                     continue
                 x, entries = layer(x, context, keys, {name: c[repeat] for name, c in caches[block.name].items()})
                 # only the new entries are written: the loop's carry is updated in place
+                entries = {name: _after(x, e) for name, e in entries.items()}
                 written = {name: _write(caches[block.name][name], e, repeat, index) for name, e in entries.items()}
                 caches = caches | {block.name: caches[block.name] | written}
             return (x, caches), None
@@ -446,6 +447,15 @@ class Stack(nnx.Module):
             body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         repeats = jnp.arange(group[0].count)
         return jax.lax.scan(body, (x, caches), (repeats, [state for _, state in split]))[0]
+
+
+def _after(x: jax.Array, entries: jax.Array) -> jax.Array:
+    """The entries, but not known before a layer's output x is: they are written when the layer has read its cache.
+
+    XLA would not see that order otherwise, and on CPU copied the whole cache in every layer to keep what is read.
+    """
+    some = x[:, :1, :1].reshape(len(x), *[1] * (entries.ndim - 1)).astype(entries.dtype)
+    return jax.lax.clamp(entries, jnp.broadcast_to(some, entries.shape), entries)
 
 
 def _write(cache: jax.Array, entries: jax.Array, layer: jax.Array, index: jax.Array | int) -> jax.Array:

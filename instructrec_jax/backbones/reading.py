@@ -25,6 +25,7 @@ from instructrec_jax.backbones.tensors import (
     Site,
     TensorFiles,
     abstract_module,
+    empty,
     file_shape,
     find_name,
     read_slice,
@@ -307,15 +308,15 @@ def _read(site: Site, rule: Rule, names: list[str], files: TensorFiles, sharding
             return read_slice(files, names[0], rule.transform, shape, index)
         chosen = names[index[0]]
         first = read_slice(files, chosen[0], rule.transform, shape, index[1:])
-        out = np.empty((len(chosen), *first.shape), np.float32)
+        out = empty((len(chosen), *first.shape), np.float32)
         out[0] = first
         for i, name in enumerate(chosen[1:], 1):  # one layer at a time: the host holds the result and one slice
             out[i] = read_slice(files, name, rule.transform, shape, index[1:])
         return out
 
-    if shardings is None:
-        return jnp.asarray(read((slice(None),) * len(site.shape)))
-    sharding = shardings(site.path, site.shape, site.axes)
+    sharding: Any = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if shardings is not None:
+        sharding = shardings(site.path, site.shape, site.axes)
     where = sharding.addressable_devices_indices_map(site.shape)
     # One slice at a time on the host, which is why this is not `jax.make_array_from_callback`.
     arrays, at, value = [], "", np.empty(0)

@@ -238,8 +238,6 @@ class EncoderDecoder(nnx.Module):
         missing or not of the cache's length; inside jit, what has no value yet makes NaN of the hidden states instead.
         """
         check_positions(positions, self.max_length)
-        if (encoded is None) != (encoded_segment_ids is None):
-            raise ValueError("decode() takes `encoded` and `encoded_segment_ids` together.")
         if encoded is not None and encoded_segment_ids is None:
             raise ValueError("decode() needs the `encoded_segment_ids` that belong to `encoded`.")
         index: jax.Array | int = 0

@@ -1,6 +1,7 @@
 """Safetensors files and how their tensors become parameters: names, layouts, slices."""
 
 import json
+import mmap
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,6 +34,17 @@ class _Stored:
     offset: int
     dtype: str
     shape: tuple[int, ...]
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A host array on its way to a device.
+
+    Its memory goes back to the system when it is freed; malloc would keep much of it. It does not begin at a multiple
+    of 64 bytes: JAX on CPU would take such an array over instead of copying it, and could not reuse its memory when
+    the parameter is donated.
+    """
+    size = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
+    return np.ndarray(shape, dtype, buffer=mmap.mmap(-1, 16 + size), offset=16)
 
 
 class TensorFiles:
@@ -99,7 +111,7 @@ class TensorFiles:
             )
         whole = (slice(None),) * (len(stored.shape) - len(index))
         bounds = [s.indices(size)[:2] for s, size in zip((*index, *whole), stored.shape, strict=True)]
-        out = np.empty([stop - start for start, stop in bounds], FILE_DTYPES[stored.dtype])
+        out = empty(tuple(stop - start for start, stop in bounds), FILE_DTYPES[stored.dtype])
         _read_into(out, stored.file, stored.offset, stored.shape, bounds)
         return out
 
@@ -109,7 +121,7 @@ class TensorFiles:
         if shape != self.shape(other):
             return False
         step = max(1, (1 << 20) // int(np.prod(shape[1:], dtype=int)))
-        parts = ((slice(start, start + step),) for start in range(0, shape[0], step))
+        parts = (slice(start, start + step) for start in range(0, shape[0], step))
         return all(np.array_equal(self.read(name, (part,)), self.read(other, (part,))) for part in parts)
 
 

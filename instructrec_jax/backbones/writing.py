@@ -3,19 +3,29 @@
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.reading import LoadReport
-from instructrec_jax.backbones.tensors import DTYPE_NAMES, FILE_DTYPES, find_name, rule_names, sites_of, to_file
+from instructrec_jax.backbones.tensors import (
+    DTYPE_NAMES,
+    FILE_DTYPES,
+    empty,
+    file_shape,
+    find_name,
+    rule_names,
+    sites_of,
+    to_file,
+)
+from instructrec_jax.files import replacing, write_json
 
 
 def save_pretrained(
@@ -27,12 +37,12 @@ def save_pretrained(
     head: nnx.Module | None = None,
     head_kind: str | None = None,
     dtype: str | None = None,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = 2_000_000_000,
 ) -> None:
-    """Writes config.json and safetensors that `transformers` opens.
+    """Writes config.json and safetensors that `transformers` opens, with one tensor at a time on the host.
 
     Args:
-        folder: made if need be.
+        folder: made if need be; safetensors of an older model in it are removed.
         backbone, head: modules with their present values; `head_kind` is "sequence" | "token" | "mlm" | "lm".
         config: the HuggingFace config (not changed).
         report: of the load; each tensor is then written under the name and in the dtype it was read with,
@@ -44,7 +54,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = export_tensors(backbone, config, report=report, head=head, head_kind=head_kind, dtype=dtype)
+    tensors = _plan(backbone, config, report=report, head=head, head_kind=head_kind, dtype=dtype)
     _write_shards(folder, tensors, max_shard_bytes)
     config = copy.deepcopy(config)
     family = find_family(config.model_type)
@@ -53,8 +63,8 @@ def save_pretrained(
         kind = family.heads[head_kind]
         name = kind.architecture or family.base_class.removesuffix("Model") + kind.suffix
     config.architectures = [name]
-    dtypes = {str(t.dtype) for t in tensors.values()}
-    config.dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    kinds = {tensor.kind for tensor in tensors}
+    config.dtype = DTYPE_NAMES[kinds.pop()] if len(kinds) == 1 else "float32"
     config.save_pretrained(folder)
 
 
@@ -68,21 +78,69 @@ def export_tensors(
     dtype: str | None = None,
 ) -> dict[str, np.ndarray]:
     """HuggingFace name → tensor in its layout and the file's dtype; arguments as in `save_pretrained`."""
+    tensors = _plan(backbone, config, report=report, head=head, head_kind=head_kind, dtype=dtype)
+    return {tensor.name: tensor.fetch() for tensor in tensors}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor to write: a parameter, or one layer of a stacked parameter."""
+
+    name: str
+    kind: str  # one of FILE_DTYPES
+    shape: tuple[int, ...]  # in the file
+    transform: str
+    value: Any  # array
+    layer: int | None  # index along the value's first axis
+
+    @property
+    def nbytes(self) -> int:
+        return FILE_DTYPES[self.kind].itemsize * int(np.prod(self.shape, dtype=int))
+
+    def fetch(self) -> np.ndarray:
+        one = to_file(self.transform, np.asarray(self._part(), np.float32))
+        if self.kind == "F32" and one.flags.c_contiguous:
+            return one
+        out = empty(one.shape, FILE_DTYPES[self.kind])
+        with np.errstate(over="ignore"):
+            out[...] = one
+        if not np.isfinite(out).all() and np.isfinite(one).all():
+            raise ValueError(
+                f"A value of {self.name} does not fit {DTYPE_NAMES[self.kind]}, the dtype of the file "
+                "it came from. Write it with dtype='float32' or 'bfloat16'."
+            )
+        return out
+
+    def _part(self) -> Any:
+        """A copy, because a jax array keeps the host's copy of itself for as long as it lives."""
+        return jnp.copy(self.value) if self.layer is None else self.value[self.layer]
+
+
+def _plan(
+    backbone: nnx.Module,
+    config: Any,
+    *,
+    report: LoadReport | None,
+    head: nnx.Module | None,
+    head_kind: str | None,
+    dtype: str | None,
+) -> list[_Tensor]:
     family = find_family(config.model_type)
     if (head is None) != (head_kind is None):
         raise ValueError("Give `head` and `head_kind` together.")
     source = dict(report.used) if report else {}
     prefixed = head is not None or any(name.startswith(family.prefix) for name in source)
     bare = {name.removeprefix(family.prefix): kind for name, kind in source.items()}
-    tensors = dict(_export(backbone, family.mapping, family.prefix if prefixed else "", bare, dtype))
+    tensors = _plan_module(backbone, family.mapping, family.prefix if prefixed else "", bare, dtype)
     if head is not None and head_kind is not None:
-        tensors.update(_export(head, family.heads[head_kind].mapping, "", bare, dtype))
+        tensors += _plan_module(head, family.heads[head_kind].mapping, "", bare, dtype)
+    assert len({tensor.name for tensor in tensors}) == len(tensors), "two parameters of a family have one name"
     return tensors
 
 
-def _export(
+def _plan_module(
     module: nnx.Module, rules: tuple[Rule, ...], prefix: str, source: Mapping[str, str], dtype: str | None
-) -> Iterator[tuple[str, np.ndarray]]:
+) -> list[_Tensor]:
     by_path = {rule.path: rule for rule in rules}
     values = {".".join(map(str, keys)): v[...] for keys, v in nnx.to_flat_state(nnx.state(module))}
     wanted = {name: kind for kind, name in DTYPE_NAMES.items()}
@@ -90,41 +148,56 @@ def _export(
         raise ValueError(f"dtype {dtype!r} cannot be written; choose one of {', '.join(wanted)}.")
     kinds = list(source.values()) or ["F32"]
     common = max(sorted(set(kinds)), key=kinds.count)  # for what is new
+    tensors = []
     for site in sites_of(module):
         rule = by_path[site.rule_path]
-        value = np.asarray(jax.device_get(values[site.path]), np.float32)
+        shape = file_shape(rule.transform, site.shape if site.layers is None else site.shape[1:])
         for i, layer in enumerate(site.layers or (None,)):
             canonical, old_names = rule_names(rule, layer)
             name = find_name(canonical, old_names, "", source) or canonical
             kind = wanted[dtype] if dtype else source.get(name, common)
-            one = to_file(rule.transform, value if layer is None else value[i])
-            with np.errstate(over="ignore"):
-                cast = np.ascontiguousarray(one.astype(FILE_DTYPES[kind]))
-            if not np.isfinite(cast.astype(np.float32)).all() and np.isfinite(one).all():
-                raise ValueError(
-                    f"A value of {prefix + name} does not fit {DTYPE_NAMES[kind]}, the dtype of the file "
-                    "it came from. Write it with dtype='float32' or 'bfloat16'."
-                )
-            yield prefix + name, cast
+            index = None if layer is None else i
+            tensors.append(_Tensor(prefix + name, kind, shape, rule.transform, values[site.path], index))
+    return tensors
 
 
-def _write_shards(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> None:
-    shards: list[dict[str, np.ndarray]] = [{}]
+def _write_shards(folder: Path, tensors: list[_Tensor], max_shard_bytes: int) -> None:
+    shards: list[list[_Tensor]] = [[]]
     size = 0
-    for name, tensor in tensors.items():
+    for tensor in tensors:
         if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-            shards.append({})
+            shards.append([])
             size = 0
-        shards[-1][name] = tensor
+        shards[-1].append(tensor)
         size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    index: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        index.update(dict.fromkeys(shard, file))
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    content = {"metadata": {"total_size": total}, "weight_map": index}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    count = len(shards)
+    files = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    files = files if count > 1 else ["model.safetensors"]
+    for file, shard in zip(files, shards, strict=True):
+        _write_file(folder / file, shard)
+    index = folder / "model.safetensors.index.json"
+    for old in {*folder.glob("model*.safetensors"), index} - {folder / file for file in files}:
+        old.unlink(missing_ok=True)  # a reader would take it for a part of this model
+    if count > 1:
+        total = sum(tensor.nbytes for tensor in tensors)
+        place = {tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": place})
+
+
+def _write_file(path: Path, tensors: list[_Tensor]) -> None:
+    """A safetensors file: the length of a JSON header in 8 bytes, the header, the tensors one after the other.
+
+    By hand, because `safetensors.numpy.save_file` wants all tensors in memory, and copies them there once more.
+    """
+    tensors = sorted(tensors, key=lambda t: -FILE_DTYPES[t.kind].itemsize)  # so that each one is aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.nbytes
+        header[tensor.name] = {"dtype": tensor.kind, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            file.write(tensor.fetch().reshape(-1).view(np.uint8).data)

@@ -251,20 +251,19 @@ TRIMS: tuple[Callable[[str], str], ...] = (
 
 
 def _by_tokenizer(turns: Sequence[Message], tokenizer: Any, eos: str | None) -> Pieces:
-    chat_template = tokenizer.get_chat_template()
     text = _rendered(turns, tokenizer)
-    if re.search(r"\{%-?\s*generation\s*-?%\}", chat_template):
-        spans = _marked_spans(turns, tokenizer)
-    else:
-        spans = _found_spans(turns, tokenizer, text)
-    # What ends a turn: the special token that follows it, unless the template's marks include it.
+    has_marks = re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template()) is not None
+    spans = _marked_spans(turns, tokenizer) if has_marks else _found_spans(turns, tokenizer, text)
+    # What ends a turn: the special token that follows it, unless the template's marks include one behind the words.
     ends = special_tokens(tokenizer) - ({tokenizer.bos_token} - {tokenizer.eos_token})
     special = "|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True))
     ended, follows = re.compile(rf"(?:{special})\s*$"), re.compile(rf"\s*(?:{special})")
+    contents = tuple(turn.content.rstrip() for turn in turns if turn.role == "assistant")
     pieces: Pieces = []
     place = 0
     for number, (start, stop) in enumerate(spans):
-        is_ended = bool(special) and bool(ended.search(text[start:stop]))
+        is_ended = has_marks and bool(special) and bool(ended.search(text[start:stop]))
+        is_ended = is_ended and not text[start:stop].rstrip().endswith(contents)
         if special and not is_ended and (end := follows.match(text, stop)):
             stop, is_ended = end.end(), True
         pieces += [(text[place:start], False), (text[start:stop], True)]
@@ -350,11 +349,19 @@ def _found_spans(turns: Sequence[Message], tokenizer: Any, text: str) -> list[tu
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text's tokens, int32 [length], which of them the assistant says, bool [length], and how many are BOS."""
+    """A tokenised text.
+
+    Attributes:
+      ids: int32 [length].
+      said: bool [length], the assistant's.
+      opening: how many tokens at the beginning are BOS.
+      torn: how many of the assistant's pieces begin inside a token that is not the assistant's.
+    """
 
     ids: np.ndarray
     said: np.ndarray
     opening: int
+    torn: int
 
 
 def check_fast(tokenizer: Any) -> None:
@@ -385,18 +392,18 @@ def tokenise_pieces(texts: Sequence[Pieces], tokenizer: Any) -> list[Tokens]:
         for pieces, text, ids, offsets in zip(
             block, whole, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
-            said = _said(pieces, text, np.array(offsets, np.int64).reshape(-1, 2))
+            said, torn = _said(pieces, text, np.array(offsets, np.int64).reshape(-1, 2))
             written_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
             if ids[: len(opening)] == opening:
-                result.append(Tokens(np.array(ids, np.int32), said, len(opening) or int(written_bos)))
+                result.append(Tokens(np.array(ids, np.int32), said, len(opening) or int(written_bos), torn))
             else:
                 said = np.concatenate([np.zeros(len(opening), bool), said])
-                result.append(Tokens(np.array(opening + ids, np.int32), said, len(opening)))
+                result.append(Tokens(np.array(opening + ids, np.int32), said, len(opening), torn))
     return result
 
 
-def _said(pieces: Pieces, text: str, offsets: np.ndarray) -> np.ndarray:
-    """bool [tokens]: those of the assistant's pieces. offsets int [tokens, 2]: begin and end of each."""
+def _said(pieces: Pieces, text: str, offsets: np.ndarray) -> tuple[np.ndarray, int]:
+    """bool [tokens]: those of the assistant's pieces; and `Tokens.torn`. offsets int [tokens, 2]: begin and end."""
     ends = np.cumsum([len(piece) for piece, _ in pieces])
     begins = offsets[:, 0].copy()
     across = np.searchsorted(ends, begins, "right") != np.searchsorted(ends, offsets[:, 1], "left")
@@ -404,4 +411,6 @@ def _said(pieces: Pieces, text: str, offsets: np.ndarray) -> np.ndarray:
         piece = text[begins[index] : offsets[index, 1]]
         begins[index] += len(piece) - len(piece.lstrip()) if piece.strip() else 0
     belongs = np.minimum(np.searchsorted(ends, begins, "right"), len(pieces) - 1)
-    return np.array([said for _, said in pieces], bool)[belongs]
+    assistant = np.array([said for _, said in pieces], bool)
+    into_next = (offsets[:, 1] > ends[belongs]) & ~assistant[belongs] & np.append(assistant[1:], False)[belongs]
+    return assistant[belongs], len(np.unique(belongs[into_next]))

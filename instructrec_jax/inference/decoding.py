@@ -6,7 +6,7 @@ are split over its data axes. Which token comes next is decided by a `Sampling` 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,39 +36,50 @@ class Answer:
     finish: str
 
 
-class Decoder:
-    """Answers prompts of tokens with a network on a mesh.
+@dataclass(frozen=True)
+class Programs:
+    """What is compiled for one way of choosing tokens.
 
     `prefill(params, prompts, room)` makes a state: the cache, the tokens chosen so far (the first already), and what
     the search needs. `decode(params, state, until)` goes on, on the device, until `until` tokens are chosen or all rows
     are done, and uses up the state it is given. So one program streams token by token, looks for stop texts every few
     tokens, or writes whole answers.
+    """
+
+    search: Any
+    prefill: Callable[[Any, dict[str, jax.Array], int], State]
+    decode: Callable[[Any, State, np.int32], State]
+
+
+class Decoder:
+    """Answers prompts of tokens with a network on a mesh.
 
     Args:
       graphdef: of a `tasks.base.Model` with a language-model head.
       max_length: tokens that prompt and answer may have together (an encoder–decoder: each of them).
     """
 
-    def __init__(
-        self,
-        graphdef: Any,
-        mesh: Mesh,
-        config: GenerationConfig,
-        rules: TokenRules,
-        *,
-        max_length: int,
-        encoder_decoder: bool,
-    ):
-        self.config, self.rules, self.mesh = config, rules, mesh
+    def __init__(self, graphdef: Any, mesh: Mesh, rules: TokenRules, *, max_length: int, encoder_decoder: bool):
+        self.graphdef, self.mesh, self.rules = graphdef, mesh, rules
         self.max_length, self.encoder_decoder = max_length, encoder_decoder
-        self.search: Any = (BeamSearch if config.beams > 1 else Sampling)(config, rules)
-        self.prefill = jax.jit(partial(self._prefill, graphdef), static_argnames="room")
-        self.decode = jax.jit(partial(self._decode, graphdef), donate_argnums=1)
+        self._programs: dict[GenerationConfig, Programs] = {}
+
+    def programs(self, config: GenerationConfig) -> Programs:
+        """The programs of a config; those that differ in length, seed, stop texts or batch size alone share them."""
+        key = replace(config, max_new_tokens=1, seed=0, stop=(), batch_size=1)
+        if key not in self._programs:
+            search = (BeamSearch if config.beams > 1 else Sampling)(key, self.rules)
+            self._programs[key] = Programs(
+                search,
+                jax.jit(partial(self._prefill, search), static_argnames="room"),
+                jax.jit(partial(self._decode, search), donate_argnums=1),
+            )
+        return self._programs[key]
 
     # ---------------------------------------------------------------- on the device
 
-    def _prefill(self, graphdef: Any, params: Any, prompts: dict[str, jax.Array], room: int) -> State:
-        model: Any = nnx.merge(graphdef, params)
+    def _prefill(self, search: Any, params: Any, prompts: dict[str, jax.Array], room: int) -> State:
+        model: Any = nnx.merge(self.graphdef, params)
         tokens, lengths = prompts["tokens"], prompts["lengths"]
         rows, length = tokens.shape
         valid = jnp.arange(length) < lengths[:, None]
@@ -90,12 +101,12 @@ class Decoder:
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
             state["position"] = lengths
         logits = model.head(model.backbone, last)
-        if self.config.repetition_penalty != 1:
+        if search.config.repetition_penalty != 1:
             state["seen"] = seen_tokens(tokens, valid, logits.shape[-1])
-        return self._constrain(self.search.advance(self.search.begin(state | {"cache": cache}, room), logits))
+        return self._constrain(search.advance(search.begin(state | {"cache": cache}, room), logits))
 
-    def _decode(self, graphdef: Any, params: Any, state: State, until: jax.Array) -> State:
-        model: Any = nnx.merge(graphdef, params)
+    def _decode(self, search: Any, params: Any, state: State, until: jax.Array) -> State:
+        model: Any = nnx.merge(self.graphdef, params)
         until = jnp.minimum(until, state["limit"])
 
         def unfinished(state: State) -> jax.Array:
@@ -110,7 +121,7 @@ class Decoder:
             else:
                 hidden, cache = model.backbone(tokens, ones, positions, ones * 0, cache=state["cache"])
             logits = model.head(model.backbone, hidden[:, 0])
-            return self._constrain(self.search.advance(state | {"cache": cache}, logits))
+            return self._constrain(search.advance(state | {"cache": cache}, logits))
 
         return self._constrain(jax.lax.while_loop(unfinished, step, state))
 
@@ -129,9 +140,9 @@ class Decoder:
 
     # ---------------------------------------------------------------- on the host
 
-    def check(self, prompts: Sequence[np.ndarray], names: Sequence[str]) -> None:
+    def check(self, prompts: Sequence[np.ndarray], names: Sequence[str], config: GenerationConfig) -> None:
         """Raises ValueError for a prompt without tokens, and for one that leaves no room for the answer."""
-        new, most = self.config.max_new_tokens, self.max_length
+        new, most = config.max_new_tokens, self.max_length
         for prompt, name in zip(prompts, names, strict=True):
             if len(prompt) == 0:
                 raise ValueError(f"{name} has no tokens: there is nothing to answer.")
@@ -144,23 +155,27 @@ class Decoder:
                     f"{most:,} {share}: shorten the prompt, or lower max_new_tokens."
                 )
 
-    def batches(self, prompts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
+    def batches(
+        self, prompts: Sequence[np.ndarray], config: GenerationConfig
+    ) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
         """Prompts of about the same length, `batch_size` at a time: (their numbers, the arguments of prefill)."""
         lengths = np.array([len(prompt) for prompt in prompts])
         # the next power of two will do: T5 has no longest text
         buckets = length_buckets(min(self.max_length, 2 ** int(lengths.max()).bit_length()))
         bucket_of = np.searchsorted(buckets, lengths)
-        size = min(self.config.batch_size, len(prompts))
+        rows = min(config.batch_size, len(prompts))
         for bucket in np.unique(bucket_of):
             members = np.flatnonzero(bucket_of == bucket)
-            for first in range(0, len(members), size):
-                chosen = members[first : first + size]
-                yield chosen, self.lay_out([prompts[i] for i in chosen], chosen, size, int(buckets[bucket]))
+            for first in range(0, len(members), rows):
+                chosen = members[first : first + rows]
+                yield chosen, self._lay_out([prompts[i] for i in chosen], chosen, rows, int(buckets[bucket]), config)
 
-    def lay_out(self, prompts: list[np.ndarray], numbers: np.ndarray, rows: int, length: int) -> dict[str, jax.Array]:
+    def _lay_out(
+        self, prompts: list[np.ndarray], numbers: np.ndarray, rows: int, length: int, config: GenerationConfig
+    ) -> dict[str, jax.Array]:
         """The arguments of prefill; rows that are left over repeat the first prompt and are done from the start."""
-        tokens = np.full((rows, length), self.rules.pad, np.int32)
         filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
+        tokens = np.full((rows, length), self.rules.pad, np.int32)
         for row, prompt in enumerate(filled):
             tokens[row, : len(prompt)] = prompt
         arrays = {
@@ -170,31 +185,33 @@ class Decoder:
             "done": np.arange(rows) >= len(prompts),
         }
         laid = {name: jax.device_put(x, self._sharding(x.shape, ("batch", None))) for name, x in arrays.items()}
-        scalars = {"limit": np.int32(self.config.max_new_tokens), "seed": np.uint32(self.config.seed)}
+        scalars = {"limit": np.int32(config.max_new_tokens), "seed": np.uint32(config.seed)}
         return laid | {name: jax.device_put(x, replicated(self.mesh)) for name, x in scalars.items()}
 
     def answer(
         self,
         params: Any,
         prompts: Sequence[np.ndarray],
+        config: GenerationConfig,
         *,
         every: int | None = None,
         stops: Callable[[int, list[int]], bool] | None = None,
     ) -> Iterator[tuple[int, Answer]]:
-        """Answers prompts (int32 [tokens] each), batch by batch: (number of the prompt, answer).
+        """Answers prompts (int32 [tokens] each, see `check`), batch by batch: (number of the prompt, answer).
 
         Args:
           every: tokens between two looks at the answers; None: only at the end.
-          stops: stops(number, tokens so far) -> whether this answer shall end here; called every `every` tokens.
+          stops: stops(number, tokens so far) -> whether this answer shall end here; called at every look.
         """
-        limit = self.config.max_new_tokens
+        programs = self.programs(config)
+        limit = config.max_new_tokens
         room = -(-limit // ROOM) * ROOM
-        for numbers, arguments in self.batches(prompts):
-            state = self.prefill(params, arguments, room)
+        for numbers, arguments in self.batches(prompts, config):
+            state = programs.prefill(params, arguments, room)
             stopped: set[int] = set()
             count = 1
             while True:
-                tokens, lengths, done = (np.asarray(x) for x in (*self.search.answers(state), state["done"]))
+                tokens, lengths, done = (np.asarray(x) for x in (*programs.search.answers(state), state["done"]))
                 if stops is not None:
                     for row, number in enumerate(numbers):
                         if row not in stopped and stops(int(number), tokens[row, : lengths[row]].tolist()):
@@ -206,7 +223,7 @@ class Decoder:
                 if done.all() or count >= limit:
                     break
                 count = min(limit, limit if every is None else count + every)
-                state = self.decode(params, state, np.int32(count))
+                state = programs.decode(params, state, np.int32(count))
             for row, number in enumerate(numbers):
                 found = tokens[row, : lengths[row]].tolist()
                 finish = "eos" if found[-1] in self.rules.eos else "length"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -113,15 +113,14 @@ class LanguageModelTask(Task):
         ]
         special = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")
         mixed = sum(any(special.search(turn.content) for turn in conversation(e)) for e in examples)
-        if mixed:
-            name = "texts with a special token's name in their words"
-            self.context.counts[name] = self.context.counts.get(name, 0) + mixed
+        self._count("texts with a special token's name in their words", mixed)
         encode = self._encode_pairs if self.is_pair else self._encode_texts
         return [e for e in encode(examples, names, pieces) if e is not None]
 
     def _encode_texts(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded | None]:
         encoded: list[Encoded | None] = []
         for example, name, tokens in zip(examples, names, tokenise_pieces(pieces, self.tokenizer), strict=True):
+            self._count("answers that begin inside a token of the prompt, which is not learnt", tokens.torn)
             kept = self._shorten(tokens, name)
             if kept is None:
                 continue
@@ -142,7 +141,7 @@ class LanguageModelTask(Task):
         if too_long(len(tokens.ids), name, self.context) == "drop":
             return None
         kept = cut([1] * tokens.opening + [0] * (len(tokens.ids) - tokens.opening), name, self.context)
-        return Tokens(tokens.ids[kept], tokens.said[kept], tokens.opening)
+        return replace(tokens, ids=tokens.ids[kept], said=tokens.said[kept])
 
     def _encode_pairs(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded | None]:
         sources = tokenise([self._prompt(example) for example in examples], names, self.context)
@@ -162,15 +161,18 @@ class LanguageModelTask(Task):
 
     def _is_dropped(self, length: int, name: str) -> bool:
         """What `truncate` says of a too long answer. Left and right cut its end: its beginning is what is learnt."""
-        truncate, counts = self.context.truncate, self.context.counts
+        truncate = self.context.truncate
         if truncate == "error":
             raise ValueError(
                 f"the answer of {name} has {length} tokens, but task.max_target_length is {self._longest_target}. "
                 "Raise it, or say what to do with long answers: --data.truncate left, right (both cut the end) or drop."
             )
-        label = f"answers {'dropped' if truncate == 'drop' else 'cut'}"
-        counts[label] = counts.get(label, 0) + 1
+        self._count(f"answers {'dropped' if truncate == 'drop' else 'cut'}", 1)
         return truncate == "drop"
+
+    def _count(self, what: str, number: int) -> None:
+        if number:
+            self.context.counts[what] = self.context.counts.get(what, 0) + number
 
     def _prompt(self, example: Example) -> str:
         return prompt(example, self.template, self.tokenizer, self.context.kind)

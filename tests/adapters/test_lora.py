@@ -498,14 +498,18 @@ def test_dropout_of_a_packed_row_equals_separate_rows():
     backbone = build_backbone(config, rngs=nnx.Rngs(0))
     add_lora(backbone, config, LoraConfig(rank=4, dropout=0.5), nnx.Rngs(1))
     trained(backbone)
-    lengths = (5, 3, 4)
+    lengths = (5, 3, 5)
     segments = np.repeat([1, 2, 3], lengths)[None].astype(np.int32)
     positions = np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32)
     tokens = TOKENS.reshape(-1)[None, : sum(lengths)]
 
-    def run(tokens: Any, segments: Any, positions: Any, numbers: Any) -> Any:
+    def run(*inputs: Any) -> Any:
+        graphdef, state = nnx.split(backbone)
+        return jax.jit(lambda state, *inputs: with_dropout(nnx.merge(graphdef, state), *inputs))(state, *inputs)
+
+    def with_dropout(network: Any, tokens: Any, segments: Any, positions: Any, numbers: Any) -> Any:
         keys = dropout_keys(jnp.uint32(3), numbers, positions)
-        return backbone(tokens, segments, positions, np.zeros_like(tokens), dropout=keys)
+        return network(tokens, segments, positions, jnp.zeros_like(tokens), dropout=keys)
 
     packed = run(tokens, segments, positions, segments)
     for number in (1, 2, 3):
@@ -514,6 +518,21 @@ def test_dropout_of_a_packed_row_equals_separate_rows():
         np.testing.assert_allclose(alone[0], packed[0, here], atol=1e-5, rtol=0)
     backbone.layers.block0.attention.query.lora.dropout = 0.0
     assert np.abs(run(tokens, segments, positions, segments) - packed).max() > 1e-2
+
+
+def test_dropout_in_an_encoder_decoder_whose_texts_differ_in_length():
+    """The keys and values of cross attention belong to the encoded tokens: their dropout has the source's keys."""
+    config = CONFIGS["t5"]()
+    backbone = build_backbone(config, rngs=nnx.Rngs(0))
+    add_lora(backbone, config, LoraConfig(rank=4, dropout=0.5, targets=["EncDecAttention.k"]), nnx.Rngs(1))
+    trained(backbone)
+    short = (TOKENS[:, :4], ONES[:, :4], POSITIONS[:, :4])
+    encoded = backbone.encode(TOKENS, ONES, POSITIONS)
+    source = dropout_keys(jnp.uint32(3), ONES, POSITIONS)
+    target = dropout_keys(jnp.uint32(4), ONES[:, :4], POSITIONS[:, :4])
+    keys = DropoutKeys(target.tokens, encoded=source) if HAS_ENCODED else target
+    dropped = backbone.decode(*short, encoded, ONES, dropout=keys)
+    assert np.isfinite(dropped).all() and dropped.shape == (ROWS, 4, 32)
 
 
 # ---------------------------------------------------------------- stacks, shapes, devices
@@ -538,7 +557,7 @@ def test_an_abstract_network_gets_the_same_structure_in_both_ways():
 
 
 def test_eight_devices_equal_one():
-    config = CONFIGS["modernbert"]()
+    config = CONFIGS["gpt2"]()
     backbone = build_backbone(config, rngs=nnx.Rngs(0))
     quantize_backbone(backbone, "nf4")
     add_lora(backbone, config, LoraConfig(rank=4, dropout=0.1), nnx.Rngs(1))
@@ -552,7 +571,8 @@ def test_eight_devices_equal_one():
     def gradients(params: Any) -> Any:
         def loss(lora: Any) -> Any:
             network = nnx.merge(graphdef, joined(lora, params))
-            return jnp.sum(network(TOKENS, ONES, POSITIONS, 0 * TOKENS, dropout=keys) ** 2)
+            # not the sum of squares: behind the last norm it is nearly constant, and its gradients are rounding
+            return jnp.sum(jnp.sin(network(TOKENS, ONES, POSITIONS, 0 * TOKENS, dropout=keys)))
 
         return jax.value_and_grad(loss)(only_lora(params))
 
@@ -563,7 +583,7 @@ def test_eight_devices_equal_one():
     one, eight = jax.jit(gradients)(params), jax.jit(gradients)(spread)
     np.testing.assert_allclose(one[0], eight[0], rtol=1e-5)
     for path, gradient in one[1].items():
-        np.testing.assert_allclose(gradient, eight[1][path], atol=1e-4 * np.abs(gradient).max(), rtol=0, err_msg=path)
+        np.testing.assert_allclose(gradient, eight[1][path], atol=1e-5 * np.abs(gradient).max(), rtol=0, err_msg=path)
 
 
 def only_lora(params: Any) -> dict[str, Any]:

@@ -283,3 +283,15 @@ def test_recommendation_columns():
     assert convert(row, task="own", separator="|").task == "own"
     assert convert({**row, "history": ""}, separator="|").history == ()
     assert bad({**row, "id": 1.5}, separator="|").field == "id"
+
+
+def test_a_text_of_origin_is_named_after_its_column():
+    mapped = FieldMapper(FieldsConfig(origin="template"))
+    assert mapped({"instruction": "a", "output": "b", "template": "t3"}).origin == {"template": "t3"}
+    assert mapped({"instruction": "a", "output": "b", "template": {"x": "y"}}).origin == {"x": "y"}
+
+
+def test_nested_instances_are_read_by_dotted_paths():
+    fields = FieldsConfig(input="instances.0.input", output="instances.0.output")
+    row = {"instruction": "a", "instances": [{"input": "", "output": "b"}]}
+    assert FieldMapper(fields)(row) == Example(instruction="a", output="b")

@@ -1,8 +1,8 @@
 from collections.abc import Callable
 from functools import cache
 
-import tiny_networks
 import pytest
+import tiny_networks
 
 
 @pytest.fixture(scope="session")

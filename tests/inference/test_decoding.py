@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_networks import ENCODER_DECODERS, Network, prompts
 
+from instructrec_jax.inference.config import GenerationConfig
 from instructrec_jax.inference.decoding import Decoder
 
 KINDS = ["llama", "gpt2", "t5", "bart"]
@@ -76,27 +77,37 @@ def test_one_prompt_on_eight_devices(network: Make) -> None:
     assert net.answers(asked, mesh=(8, 1, 1), max_new_tokens=5) == net.answers(asked, max_new_tokens=5)
 
 
-def compiles(decoder: Decoder) -> tuple[int, int]:
-    return decoder.prefill._cache_size(), decoder.decode._cache_size()  # type: ignore[attr-defined]
+def compiles(decoder: Decoder, config: GenerationConfig) -> tuple[int, int]:
+    programs: Any = decoder.programs(config)
+    return programs.prefill._cache_size(), programs.decode._cache_size()
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 @pytest.mark.parametrize("beams", [1, 2])
 def test_one_compile_a_shape(network: Make, mesh: tuple[int, int, int], beams: int) -> None:
-    """Any number of prompts of any length in two buckets, answered whole, in steps of 1 and of 5."""
-    decoder, params = network("llama").decoder(mesh, max_new_tokens=12, batch_size=4, beams=beams)
+    """Prompts of any length in two buckets, answers of any length, answered whole, in steps of 1 and of 5."""
+    decoder, params = network("llama").decoder(mesh)
     asked = [*prompts(9), *(np.full(n, 7, np.int32) for n in (33, 40, 50, 35, 36))]
-    answers = [sorted(decoder.answer(params, asked, every=every), key=lambda a: a[0]) for every in (None, 1, 5)]
-    assert compiles(decoder) == (2, 2)
+    config = GenerationConfig(max_new_tokens=12, batch_size=4, beams=beams)
+    answers = [dict(decoder.answer(params, asked, config, every=every)) for every in (None, 1, 5)]
     assert answers[0] == answers[1] == answers[2]
+    list(decoder.answer(params, asked, replace(config, max_new_tokens=9, seed=3)))
+    assert compiles(decoder, config) == (2, 2)
 
 
 def test_rows_end_when_they_are_stopped(network: Make) -> None:
     """A stopped answer keeps the tokens up to that look at it; the others go on as if it were not there."""
     net, asked = network("llama", 3), prompts(5, 3)
     whole = net.answers(asked, max_new_tokens=12)
-    decoder, params = net.decoder(max_new_tokens=12)
-    stopped = dict(decoder.answer(params, asked, every=3, stops=lambda number, tokens: number == 0 and len(tokens) > 2))
+    decoder, params = net.decoder()
+    stops = decoder.answer(
+        params,
+        asked,
+        GenerationConfig(max_new_tokens=12),
+        every=3,
+        stops=lambda number, tokens: number == 0 and len(tokens) > 2,
+    )
+    stopped = dict(stops)
     assert len(whole[0].tokens) > 4
     assert (stopped[0].tokens, stopped[0].finish) == (whole[0].tokens[:4], "stop")
     assert [stopped[n] for n in range(1, 5)] == whole[1:]
@@ -104,15 +115,16 @@ def test_rows_end_when_they_are_stopped(network: Make) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_that_do_not_fit_are_named(network: Make, kind: str) -> None:
-    decoder, _ = network(kind).decoder(max_new_tokens=30)
-    decoder.check([np.ones(34, np.int32)], ["a"])
+    decoder, _ = network(kind).decoder()
+    config = GenerationConfig(max_new_tokens=30)
+    decoder.check([np.ones(34, np.int32)], ["a"], config)
     with pytest.raises(ValueError, match="b has no tokens"):
-        decoder.check([np.ones(3, np.int32), np.ones(0, np.int32)], ["a", "b"])
+        decoder.check([np.ones(3, np.int32), np.ones(0, np.int32)], ["a", "b"], config)
     if kind == "t5":  # no longest text
         return
     size = 65 if kind in ENCODER_DECODERS else 35
     with pytest.raises(ValueError, match=f"b has {size} tokens and max_new_tokens is 30, .* at most 64"):
-        decoder.check([np.ones(3, np.int32), np.ones(size, np.int32)], ["a", "b"])
+        decoder.check([np.ones(3, np.int32), np.ones(size, np.int32)], ["a", "b"], config)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bart"])

@@ -73,7 +73,7 @@ def test_equals_the_formulas(order: int, size: int) -> None:
     vocab = 60
     data, others = texts(order, size, vocab - 2), texts(order + 100, 4, vocab)  # two tokens never occur
     model, written = KneserNey(data, order, vocab), Written(data, order, vocab)
-    if size == 40:
+    if size == 40 and order > 1:
         assert any(d != FALLBACK for d in written.discount.values())
     for text, found in zip(others, model.log_probabilities(others), strict=True):
         padded = [START] * (order - 1) + text.tolist()

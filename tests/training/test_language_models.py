@@ -1,0 +1,99 @@
+"""Language models on the sharded step: the same loss and gradients however texts and targets are packed or split."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from helpers import Setup, assert_close, run_steps
+
+from instructrec_jax.data.loader import Parts, lay_out, lengths_of, pack
+from instructrec_jax.data.packing import unpacked
+from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.step import batch_dropout_keys
+
+# See test_step.py: Adam divides by |gradient|, so plain comparisons of parameters need a large epsilon.
+SMOOTH = OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant", epsilon=1e-3, clip_norm=1.0)
+PAIRS = ("t5", "bart")
+
+
+def plain_layout(parts: Parts, rows: int = 1) -> dict[str, np.ndarray]:
+    """One text (and target) a row."""
+    lengths, targets = lengths_of(parts.texts)
+    target_length = None if targets is None else int(targets.max())
+    return lay_out(parts, unpacked(lengths, int(lengths.max()), rows, target_length))
+
+
+def loss_and_gradients(setup: Setup, batch: dict[str, np.ndarray], seed: int | None = 7) -> tuple[float, Any]:
+    """Mean loss and its gradients; seed of the dropout, or None for none."""
+
+    @jax.jit
+    @jax.value_and_grad
+    def mean_loss(params: Any, batch: Any) -> jax.Array:
+        keys = None if seed is None else batch_dropout_keys(jnp.uint32(seed), batch)
+        model = nnx.merge(setup.model.graphdef, params)
+        total, weight = setup.task.loss(model, batch, dropout=keys, buffers={}, parts=1)
+        return total / weight
+
+    loss, gradients = mean_loss(setup.model.params, batch)
+    return float(loss), jax.device_get(gradients)
+
+
+@pytest.mark.parametrize("network", ["gpt2", "llama", "t5", "bart"])
+def test_packed_loss_and_gradients_equal_unpacked(
+    network: str, language_models: dict[str, Path], tmp_path: Path
+) -> None:
+    setup = Setup("language_model", language_models[network], tmp_path)
+    batch = setup.batch()
+    assert (batch["segment_ids"].max(1) > 1).mean() > 0.5  # several texts to most rows
+    assert ("target_tokens" in batch) == (network in PAIRS)
+    loss, gradients = loss_and_gradients(setup, batch)
+    plain_loss, plain_gradients = loss_and_gradients(setup, plain_layout(setup.parts()))
+    assert loss == pytest.approx(plain_loss, abs=1e-5)
+    assert_close(gradients, plain_gradients, atol=1e-5)
+    assert optax.tree.norm(gradients) > 0.1
+    assert abs(loss_and_gradients(setup, batch, seed=None)[0] - loss) > 1e-4  # so dropout is on
+
+
+@pytest.fixture(scope="module")
+def references(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Two steps on one device in one part, for each network, made when first asked for."""
+    made: dict[str, tuple[list[float], Any]] = {}
+
+    def of(network: str) -> tuple[list[float], Any]:
+        if network not in made:
+            folder = tmp_path_factory.mktemp(network)
+            setup = Setup("language_model", language_models[network], folder, optimizer=SMOOTH)
+            made[network] = run_steps(setup, [eight_rows(setup)] * 2)
+        return made[network]
+
+    return of
+
+
+def eight_rows(setup: Setup) -> dict[str, np.ndarray]:
+    return pack(setup.parts(), setup.buckets, 8, target_buckets=setup.target_buckets).arrays
+
+
+@pytest.mark.parametrize("network", ["gpt2", "t5"])
+def test_accumulation_equals_one_batch(
+    network: str, language_models: dict[str, Path], tmp_path: Path, references: Any
+) -> None:
+    """Also without packing: parts of other texts and other numbers of supervised tokens."""
+    setup = Setup("language_model", language_models[network], tmp_path, optimizer=SMOOTH, accumulation=4)
+    losses, params = run_steps(setup, [eight_rows(setup), plain_layout(setup.parts(), 4)])
+    np.testing.assert_allclose(losses, references(network)[0], atol=1e-5)
+    assert_close(params, references(network)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["llama", "t5"])
+def test_eight_devices_equal_one(
+    network: str, language_models: dict[str, Path], tmp_path: Path, references: Any
+) -> None:
+    setup = Setup("language_model", language_models[network], tmp_path, optimizer=SMOOTH, mesh=(2, 2, 2))
+    losses, params = run_steps(setup, [eight_rows(setup)] * 2)
+    np.testing.assert_allclose(losses, references(network)[0], atol=1e-5)
+    assert_close(params, references(network)[1], atol=1e-5)
