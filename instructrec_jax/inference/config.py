@@ -91,7 +91,7 @@ RECOMMENDED = (
 )
 
 
-def generation_fields(folder: Path, config: Any) -> dict[str, Any]:
+def generation_fields(folder: Path) -> dict[str, Any]:
     """Fields of generation_config.json; of config.json where a checkpoint (an older one) has no such file."""
     if (folder / "generation_config.json").is_file():
         return dict(read_json(folder / "generation_config.json"))
@@ -110,7 +110,7 @@ def token_rules(folder: Path, config: Any, tokenizer: Any, kind: str, ends: Sequ
       ValueError: generation_config.json asks for something that is not implemented, or an encoder–decoder does not
         say how its answers start.
     """
-    fields = generation_fields(folder, config)
+    fields = generation_fields(folder)
     for name in REFUSED:
         if fields.get(name) not in NEUTRAL:
             raise ValueError(
@@ -149,11 +149,11 @@ def token_rules(folder: Path, config: Any, tokenizer: Any, kind: str, ends: Sequ
     )
 
 
-def recommendations(folder: Path, config: Any) -> dict[str, Any]:
+def recommendations(folder: Path) -> dict[str, Any]:
     """What the checkpoint's authors recommend in generation_config.json, where it differs from plain greedy search."""
     if not (folder / "generation_config.json").is_file():
         return {}
-    fields = generation_fields(folder, config)
+    fields = generation_fields(folder)
     found = {name: fields[name] for name in RECOMMENDED if name in fields and fields[name] not in NEUTRAL}
     if not found.get("do_sample"):  # temperature and its like mean nothing without it
         found = {n: v for n, v in found.items() if n not in RECOMMENDED[:8]}

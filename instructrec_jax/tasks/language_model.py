@@ -54,14 +54,10 @@ class LanguageModelConfig(TaskConfig):
     """Write answers."""
 
     train_on: TrainOn = "completions"  # the assistant's words and what ends them, or every token (decoders only)
-    template: TemplateName = (
-        "auto"  # how a conversation is written; auto: as the tokenizer says, else alpaca (decoders) or plain
-    )
+    template: TemplateName = "auto"  # auto: the tokenizer's own; if it has none, alpaca, for encoder–decoders plain
     label_smoothing: float = 0.0  # share of the target that is spread over all tokens (training only)
     z_loss: float = 0.0  # weight of logsumexp(logits) squared in the training loss; 1e-4 keeps large models stable
-    max_target_length: int | None = (
-        None  # encoder–decoders: tokens an answer may have, EOS included; null: data.max_length
-    )
+    max_target_length: int | None = None  # encoder–decoders: tokens an answer may have, EOS too; null: max_length
 
     def build(self, context: TaskContext) -> "LanguageModelTask":
         return LanguageModelTask(self, context)
@@ -120,7 +116,8 @@ class LanguageModelTask(Task):
     def _encode_texts(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded | None]:
         encoded: list[Encoded | None] = []
         for example, name, tokens in zip(examples, names, tokenise_pieces(pieces, self.tokenizer), strict=True):
-            self._count("answers that begin inside a token of the prompt, which is not learnt", tokens.torn)
+            if self.config.train_on == "completions":
+                self._count("answers that begin inside a token of the prompt, which is not learnt", tokens.torn)
             kept = self._shorten(tokens, name)
             if kept is None:
                 continue

@@ -1,5 +1,6 @@
 """Decoders beyond plain parity (which `test_parity.py` checks): caches, packing, dropout, rope, refusals, files."""
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -171,16 +172,10 @@ def test_the_cache_has_the_dtype_of_the_activations():
 
 @pytest.mark.parametrize("model_type", ["gpt2", "mistral", "gemma3_text"])
 def test_packed_rows_equal_unpacked_ones_under_dropout(model_type):
-    config = CONFIGS[model_type]
-    rates = ("attn_pdrop", "resid_pdrop", "embd_pdrop") if model_type == "gpt2" else ("attention_dropout",)
-    saved = {name: getattr(config, name) for name in rates}
-    try:
-        for name in rates:
-            setattr(config, name, 0.3)
-        module = build(config)
-    finally:
-        for name, value in saved.items():
-            setattr(config, name, value)
+    config = copy.deepcopy(CONFIGS[model_type])
+    for name in ("attn_pdrop", "resid_pdrop", "embd_pdrop") if model_type == "gpt2" else ("attention_dropout",):
+        setattr(config, name, 0.3)
+    module = build(config)
     batch = texts([7, 5])
     real = batch["segment_ids"] != 0
     numbers = np.array([[3], [8]]) * real

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from helpers import Setup, examples
 
-from instructrec_jax.data.example import Example
+from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.loader import Parts, Text, pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import MaskedLMConfig
@@ -91,6 +91,9 @@ def test_answers_are_part_of_the_text(context: TaskContext) -> None:
     task = build(context)
     whole, alone = task.encode([Example(instruction="a film", output="war"), Example(instruction="a film war")])
     np.testing.assert_array_equal(whole.text.tokens, alone.text.tokens)
+    turns = (Message("user", "a film"), Message("assistant", "war"))
+    talk, written = task.encode([Example(instruction="", messages=turns), Example(instruction="user: a film war")])
+    np.testing.assert_array_equal(talk.text.tokens, written.text.tokens)
 
 
 def test_errors(context: TaskContext, tokenizer: Any) -> None:

@@ -15,6 +15,7 @@ from instructrec_jax.data.loader import Batch
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import data_shards, make_mesh
 from instructrec_jax.files import read_json, write_jsonl
+from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.interrupt import Interrupt
 
@@ -115,6 +116,29 @@ def test_a_run_tells_how_full_its_rows_are(on_eight: Config) -> None:
     )
     assert facts["steps"] == "5 x 8 rows of 64 tokens"
     assert {batch.shape for batch in batches(on_eight, 0, 6)} == {(8, 64)}
+
+
+@pytest.mark.parametrize("network", ["llama", "t5"])
+def test_rows_of_a_language_model(network: str, language_models: dict[str, Path], tmp_path: Path) -> None:
+    """An encoder–decoder's rows come in pairs; the targets have a length of their own."""
+    config = row_run("classification", language_models[network], tmp_path, data__max_length=128)
+    records = [example.to_record() for example in examples("language_model", 36)]
+    write_jsonl(Path(config.data.train[0].path), records)
+    target_length = 64 if network == "t5" else None
+    config = changed(config, task=LanguageModelConfig(template="plain", max_target_length=target_length))
+    data = training_data(config)
+    texts = [e.text for e in data.encoded]
+    total = sum(len(text.tokens) + (0 if text.target is None else len(text.target)) for text in texts)
+    room = "128 + 64" if target_length else "128"
+    count = round(data.epoch_steps * 8)
+    share = total / (count * (128 + (target_length or 0)))
+    assert data.step_size == f"8 rows of {room} tokens" and data.tokens == total
+    assert data.packing == f" in {count} rows of {room}, {share:.1%} of them real"
+    for batch in batches(config, 0, 5):
+        assert batch.shape == ((8, 128, 64) if target_length else (8, 128))
+        assert ("target_tokens" in batch.arrays) == (network == "t5")
+        assert batch.arrays["supervised"].any(1).all()
+    assert sum(batch.tokens for batch in batches(changed(config, data__batch_rows=1), 0, count)) == total
 
 
 def test_examples_dropped_for_their_length_are_in_no_row(on_eight: Config) -> None:

@@ -1,0 +1,171 @@
+"""Measurements that print their formulas: `python scripts/benchmark.py COMMAND [--option value ...]`.
+
+Each command is one function with the defaults of its options in `COMMANDS`. What is compared is compared in one run.
+"""
+
+import argparse
+import functools
+import gc
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from transformers import BertConfig
+
+from instructrec_jax.adapters import losses
+from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.backbones.reading import build_backbone, load_backbone
+from instructrec_jax.backbones.writing import save_pretrained
+from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding
+
+MB = 1e6
+
+
+def seconds(function: Callable[[], Any], repeats: int) -> float:
+    """The median time of a call, after one that compiles."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+# ---------------------------------------------------------------- loss
+
+
+def plain_loss(hidden: jax.Array, table: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
+    logits = jnp.einsum("rlh,vh->rlv", hidden, table, preferred_element_type=jnp.float32)
+    return jnp.sum(losses.cross_entropy(logits, labels) * weights)
+
+
+def loss(rows: int, length: int, width: int, vocab: int, small: int, repeats: int) -> None:
+    """Loss and gradients over a vocabulary: all logits at once, and in chunks."""
+    kinds = {"plain": plain_loss, "chunked": losses.linear_cross_entropy}
+
+    def shapes(length: int, vocab: int) -> list[jax.ShapeDtypeStruct]:
+        place = (rows, length)
+        sizes: list[tuple[tuple[int, ...], Any]] = [((*place, width), jnp.float32), ((vocab, width), jnp.float32)]
+        return [jax.ShapeDtypeStruct(*x) for x in [*sizes, (place, jnp.int32), (place, jnp.float32)]]
+
+    print(
+        f"memory = temporaries of value_and_grad by hidden and table, by XLA's memory analysis ({jax.default_backend()})"
+    )
+    print(f"  {rows} x {length} tokens, hidden size {width}, vocabulary {vocab}, float32")
+    print(f"  all logits = 4 bytes x rows x length x vocab = {4 * rows * length * vocab / MB:,.0f} MB")
+    for name, function in kinds.items():
+        step = jax.jit(jax.value_and_grad(function, (0, 1)))
+        memory = step.lower(*shapes(length, vocab)).compile().memory_analysis()
+        print(f"  {name:8} {memory.temp_size_in_bytes / MB:10,.0f} MB")
+
+    rng = np.random.default_rng(0)
+    hidden, table = (jnp.asarray(rng.normal(size=s.shape), jnp.float32) for s in shapes(small, vocab)[:2])
+    labels = jnp.asarray(rng.integers(0, vocab, (rows, small)), jnp.int32)
+    print(f"time = median of {repeats} calls, {rows} x {small} tokens; a share of the places has a weight")
+    for share in (1.0, 0.15):
+        weights = jnp.asarray(rng.random((rows, small)) < share, jnp.float32)
+        for name, function in kinds.items():
+            step = jax.jit(jax.value_and_grad(function, (0, 1)))
+            took = seconds(functools.partial(step, hidden, table, labels, weights), repeats)
+            print(f"  {share:4.0%} {name:8} {took * 1e3:10,.1f} ms")
+
+
+# ---------------------------------------------------------------- loading and writing
+
+
+def resident(what: str) -> int:
+    """Bytes of this process in memory: "VmRSS" now, "VmHWM" at most since `reset_peak` (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(what)).split()[1]) * 1024
+
+
+def reset_peak() -> None:
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def make_checkpoint(folder: str, layers: int, width: int, vocab: int, dtype: str, shard_mb: int) -> None:
+    """A random BERT."""
+    heads = dict(num_attention_heads=8, max_position_embeddings=128)
+    config = BertConfig(
+        vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, intermediate_size=4 * width, **heads
+    )
+    backbone = build_backbone(config, rngs=nnx.Rngs(0))
+    save_pretrained(folder, backbone, config, dtype=dtype, max_shard_bytes=shard_mb * 1_000_000)
+
+
+def loading(layers: int, width: int, vocab: int, dtype: str, devices: int, shard_mb: int) -> None:
+    """Host memory of reading a checkpoint onto the devices of a CPU, sharded, and of writing it again."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    mesh = make_mesh(MeshConfig(fsdp=devices))
+
+    def load(folder: str) -> nnx.Module:
+        return load_backbone(
+            folder, rngs=nnx.Rngs(0), shardings=lambda _, shape, axes: parameter_sharding(mesh, shape, axes)
+        ).module
+
+    with tempfile.TemporaryDirectory() as root:
+        tiny, large, out = (f"{root}/{name}" for name in ("tiny", "large", "out"))
+        for folder, sizes in ((tiny, (2, 32, 64)), (large, (layers, width, vocab))):  # in a process that is gone after
+            arguments = (folder, *sizes, dtype, shard_mb)
+            process = multiprocessing.get_context("spawn").Process(target=make_checkpoint, args=arguments)
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise SystemExit("the checkpoint could not be made")
+        files = list(Path(large).glob("*.safetensors"))
+        print(f"{len(files)} files, {sum(f.stat().st_size for f in files) / MB:,.0f} MB in {dtype}; {devices} devices")
+
+        load(tiny)  # the code itself is loaded
+        reset_peak()
+        before, start = resident("VmRSS"), time.perf_counter()
+        module = load(large)
+        took, peak = time.perf_counter() - start, resident("VmHWM")
+        shards = [[s.data.nbytes for s in x.addressable_shards] for x in jax.tree.leaves(nnx.state(module))]
+        total, largest = sum(map(sum, shards)), max(map(max, shards))
+        extra = peak - before - total
+        print(f"reading {took:.1f} s; largest slice = a device's part of a (stacked) parameter: {largest / MB:,.1f} MB")
+        print(f"  peak resident - resident before - parameters ({total / MB:,.1f} MB) = {extra / MB:,.1f} MB")
+        print(f"  = {extra / largest:.2f} largest slices")
+
+        config = read_config(Path(large))
+        save_pretrained(out, module, config, dtype=dtype, max_shard_bytes=shard_mb * 1_000_000)  # compiles
+        reset_peak()
+        before, start = resident("VmRSS"), time.perf_counter()
+        save_pretrained(out, module, config, dtype=dtype, max_shard_bytes=shard_mb * 1_000_000)
+        took, peak = time.perf_counter() - start, resident("VmHWM")
+        largest = 4 * vocab * width
+        print(f"writing {took:.1f} s; largest tensor in float32 = {largest / MB:,.1f} MB")
+        print(f"  peak resident - resident before = {(peak - before) / MB:,.1f} MB")
+        print(f"  = {(peak - before) / largest:.2f} largest tensors")
+
+
+COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
+    "loss": (loss, dict(rows=4, length=2048, width=1024, vocab=32_000, small=64, repeats=5)),
+    "loading": (loading, dict(layers=24, width=512, vocab=30_000, dtype="float32", devices=1, shard_mb=100)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (function, defaults) in COMMANDS.items():
+        command = commands.add_parser(name, help=function.__doc__)
+        for option, default in defaults.items():
+            flag = "--" + option.replace("_", "-")
+            command.add_argument(flag, type=type(default), default=default, help=f"default: {default}")
+    options = vars(parser.parse_args())
+    COMMANDS[options.pop("command")][0](**options)
+
+
+if __name__ == "__main__":
+    main()
