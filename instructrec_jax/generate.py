@@ -86,9 +86,7 @@ class LanguageModel:
         self.params = in_dtype(model.params, assemble.compute_dtype(settings))
         kind = task.context.kind
         rules = token_rules(folder, read_config(folder), self.tokenizer, kind, task.ends)
-        self.decoder = Decoder(
-            model.graphdef, mesh, rules, max_length=limit, encoder_decoder=kind == "encoder_decoder"
-        )
+        self.decoder = Decoder(model.graphdef, mesh, rules, max_length=limit, encoder_decoder=kind == "encoder_decoder")
         self.recommended = recommendations(folder)
 
     def tokenise(self, prompt: str | Example, name: str, *, raw: bool) -> Any:

@@ -50,32 +50,28 @@ def plain_loss(hidden: jax.Array, table: jax.Array, labels: jax.Array, weights: 
 def loss(rows: int, length: int, width: int, vocab: int, small: int, repeats: int) -> None:
     """Loss and gradients over a vocabulary: all logits at once, and in chunks."""
     kinds = {"plain": plain_loss, "chunked": losses.linear_cross_entropy}
-
-    def shapes(length: int, vocab: int) -> list[jax.ShapeDtypeStruct]:
-        place = (rows, length)
-        sizes: list[tuple[tuple[int, ...], Any]] = [((*place, width), jnp.float32), ((vocab, width), jnp.float32)]
-        return [jax.ShapeDtypeStruct(*x) for x in [*sizes, (place, jnp.int32), (place, jnp.float32)]]
-
-    print(
-        f"memory = temporaries of value_and_grad by hidden and table, by XLA's memory analysis ({jax.default_backend()})"
-    )
-    print(f"  {rows} x {length} tokens, hidden size {width}, vocabulary {vocab}, float32")
-    print(f"  all logits = 4 bytes x rows x length x vocab = {4 * rows * length * vocab / MB:,.0f} MB")
-    for name, function in kinds.items():
-        step = jax.jit(jax.value_and_grad(function, (0, 1)))
-        memory = step.lower(*shapes(length, vocab)).compile().memory_analysis()
+    steps = {name: jax.jit(jax.value_and_grad(function, (0, 1))) for name, function in kinds.items()}
+    place = (rows, length)
+    shapes = ((*place, width), (vocab, width), place, place)
+    types = (jnp.float32, jnp.float32, jnp.int32, jnp.float32)
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, types, strict=True)]
+    print(f"{rows} x {length} tokens, hidden size {width}, vocabulary {vocab}, float32, {jax.default_backend()}")
+    print(f"all logits = 4 bytes x rows x length x vocab = {4 * rows * length * vocab / MB:,.0f} MB")
+    print("memory = temporaries of value_and_grad by hidden and table (XLA's memory analysis)")
+    for name, step in steps.items():
+        memory: Any = step.lower(*arguments).compile().memory_analysis()
         print(f"  {name:8} {memory.temp_size_in_bytes / MB:10,.0f} MB")
 
+    length, width, vocab = length // small, width // small, vocab // small
     rng = np.random.default_rng(0)
-    hidden, table = (jnp.asarray(rng.normal(size=s.shape), jnp.float32) for s in shapes(small, vocab)[:2])
-    labels = jnp.asarray(rng.integers(0, vocab, (rows, small)), jnp.int32)
-    print(f"time = median of {repeats} calls, {rows} x {small} tokens; a share of the places has a weight")
+    hidden, table = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((rows, length, width), (vocab, width)))
+    labels = jnp.asarray(rng.integers(0, vocab, (rows, length)), jnp.int32)
+    print(f"time = median of {repeats} calls at {rows} x {length} tokens, hidden size {width}, vocabulary {vocab}")
     for share in (1.0, 0.15):
-        weights = jnp.asarray(rng.random((rows, small)) < share, jnp.float32)
-        for name, function in kinds.items():
-            step = jax.jit(jax.value_and_grad(function, (0, 1)))
+        weights = jnp.asarray(rng.random((rows, length)) < share, jnp.float32)
+        for name, step in steps.items():
             took = seconds(functools.partial(step, hidden, table, labels, weights), repeats)
-            print(f"  {share:4.0%} {name:8} {took * 1e3:10,.1f} ms")
+            print(f"  {share:4.0%} of the places with weight  {name:8} {took * 1e3:10,.1f} ms")
 
 
 # ---------------------------------------------------------------- loading and writing
@@ -94,12 +90,16 @@ def reset_peak() -> None:
 
 def make_checkpoint(folder: str, layers: int, width: int, vocab: int, dtype: str, shard_mb: int) -> None:
     """A random BERT."""
-    heads = dict(num_attention_heads=8, max_position_embeddings=128)
-    config = BertConfig(
-        vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, intermediate_size=4 * width, **heads
-    )
+    sizes: dict[str, Any] = dict(hidden_size=width, intermediate_size=4 * width, num_attention_heads=8)
+    config = BertConfig(vocab_size=vocab, num_hidden_layers=layers, max_position_embeddings=128, **sizes)
     backbone = build_backbone(config, rngs=nnx.Rngs(0))
     save_pretrained(folder, backbone, config, dtype=dtype, max_shard_bytes=shard_mb * 1_000_000)
+
+
+def in_another_process(function: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
+    """Calls a function of this file several times; the memory it took is gone afterwards."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.starmap(function, calls)
 
 
 def loading(layers: int, width: int, vocab: int, dtype: str, devices: int, shard_mb: int) -> None:
@@ -115,13 +115,8 @@ def loading(layers: int, width: int, vocab: int, dtype: str, devices: int, shard
 
     with tempfile.TemporaryDirectory() as root:
         tiny, large, out = (f"{root}/{name}" for name in ("tiny", "large", "out"))
-        for folder, sizes in ((tiny, (2, 32, 64)), (large, (layers, width, vocab))):  # in a process that is gone after
-            arguments = (folder, *sizes, dtype, shard_mb)
-            process = multiprocessing.get_context("spawn").Process(target=make_checkpoint, args=arguments)
-            process.start()
-            process.join()
-            if process.exitcode:
-                raise SystemExit("the checkpoint could not be made")
+        sizes = ((tiny, 2, 32, 64), (large, layers, width, vocab))
+        in_another_process(make_checkpoint, [(*size, dtype, shard_mb) for size in sizes])
         files = list(Path(large).glob("*.safetensors"))
         print(f"{len(files)} files, {sum(f.stat().st_size for f in files) / MB:,.0f} MB in {dtype}; {devices} devices")
 
@@ -150,7 +145,7 @@ def loading(layers: int, width: int, vocab: int, dtype: str, devices: int, shard
 
 
 COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
-    "loss": (loss, dict(rows=4, length=2048, width=1024, vocab=32_000, small=64, repeats=5)),
+    "loss": (loss, dict(rows=4, length=2048, width=1024, vocab=32_000, small=4, repeats=5)),
     "loading": (loading, dict(layers=24, width=512, vocab=30_000, dtype="float32", devices=1, shard_mb=100)),
 }
 

@@ -1,4 +1,4 @@
-"""Eight virtual devices for every test, and one tiny checkpoint with a real tokenizer."""
+"""Eight virtual devices for every test, and tiny checkpoints with a real tokenizer."""
 
 import os
 
@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import pytest
+import torch
+import transformers
 from flax import nnx
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
@@ -20,6 +22,37 @@ from instructrec_jax.backbones.writing import save_pretrained
 
 WORDS = "the a film book good bad dull bright about love war space crime music old new long short very not".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+# Every kind of place that dropout can have; positions from a table, rotary, and by buckets of distance.
+LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2LMHeadModel", dict(n_embd=32, n_layer=2, n_head=4, n_positions=128)),
+    "llama": (
+        "LlamaForCausalLM",
+        dict(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            attention_dropout=0.1,
+        ),
+    ),
+    "t5": ("T5ForConditionalGeneration", dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)),
+    "bart": (
+        "BartForConditionalGeneration",
+        dict(
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            max_position_embeddings=128,
+            attention_dropout=0.1,
+        ),
+    ),
+}
 
 
 def tiny_config(vocab_size: int, **changes: Any) -> BertConfig:
@@ -66,6 +99,28 @@ def checkpoint(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Temp
     save_pretrained(folder, build_backbone(config, rngs=nnx.Rngs(1)), config)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def language_models(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random language models, with dropout, in HuggingFace layout: model_type -> folder."""
+    end = tokenizer.sep_token_id
+    folders = {}
+    for kind, (name, sizes) in LANGUAGE_MODELS.items():
+        cls = getattr(transformers, name)
+        pairs = name.endswith("ConditionalGeneration")
+        ids = dict(vocab_size=len(tokenizer), eos_token_id=end, pad_token_id=0, bos_token_id=2)
+        settings = ids | sizes | (dict(decoder_start_token_id=0, forced_eos_token_id=None) if pairs else {})
+        torch.manual_seed(0)
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        cls(cls.config_class(**settings)).save_pretrained(folders[kind])
+        core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        single = "$A [SEP]" if pairs else "$A"
+        core.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("[SEP]", end)])
+        PreTrainedTokenizerFast(
+            tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]"
+        ).save_pretrained(folders[kind])
+    return folders
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Tiny random networks of every kind, in transformers and here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ CLASSES = {
     "bart": transformers.BartForConditionalGeneration,
 }
 ENCODER_DECODERS = ("t5", "bart")
+DECODERS: dict[Any, Decoder] = {}
 
 
 @dataclass
@@ -60,33 +61,30 @@ class Network:
     theirs: Any
     folder: Path
     rules: TokenRules
+    _params: dict[Any, Any] = field(default_factory=dict)
 
     def decoder(self, mesh: tuple[int, int, int] = (1, 1, 1)) -> tuple[Decoder, Any]:
-        """A Decoder and the parameters, on some of the eight devices."""
+        """A Decoder, which networks of a kind share, and the parameters, on some of the eight devices."""
         on = make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))])
-        loaded = load_backbone(self.folder, rngs=nnx.Rngs(0))
-        head, _ = load_head(
-            self.folder,
-            "lm",
-            lambda key: build_head(loaded.config, "lm", VOCAB, rngs=nnx.Rngs(params=key)),
-            rngs=nnx.Rngs(0),
-        )
-        model = Model(loaded.module, head)
-        graphdef, state = nnx.split(model)
-        params = jax.device_put(nnx.to_pure_dict(state), parameter_shardings(on, model))
-        backbone: Any = loaded.module
-        made = Decoder(
-            graphdef,
-            on,
-            self.rules,
-            max_length=backbone.max_length,
-            encoder_decoder=self.kind in ENCODER_DECODERS,
-        )
-        return made, params
+        if mesh not in self._params:
+            loaded = load_backbone(self.folder, rngs=nnx.Rngs(0))
 
-    def answers(self, prompts: list[np.ndarray], *, mesh: tuple[int, int, int] = (1, 1, 1), **settings: Any) -> Any:
+            def build(key: jax.Array) -> nnx.Module:
+                return build_head(loaded.config, "lm", VOCAB, rngs=nnx.Rngs(params=key))
+
+            model = Model(loaded.module, load_head(self.folder, "lm", build, rngs=nnx.Rngs(0))[0])
+            graphdef, state = nnx.split(model)
+            self._params[mesh] = jax.device_put(nnx.to_pure_dict(state), parameter_shardings(on, model))
+            key, pair, limit = (self.kind, mesh, self.rules), self.kind in ENCODER_DECODERS, model.backbone.max_length
+            if key not in DECODERS:
+                DECODERS[key] = Decoder(graphdef, on, self.rules, max_length=limit, encoder_decoder=pair)
+        return DECODERS[self.kind, mesh, self.rules], self._params[mesh]
+
+    def answers(
+        self, prompts: list[np.ndarray], *, mesh: tuple[int, int, int] = (1, 1, 1), batch_size: int = 4, **settings: Any
+    ) -> list[Answer]:
         decoder, params = self.decoder(mesh)
-        found = dict(decoder.answer(params, prompts, GenerationConfig(**settings)))
+        found = dict(decoder.answer(params, prompts, GenerationConfig(batch_size=batch_size, **settings)))
         return [found[number] for number in range(len(prompts))]
 
     def expected(self, prompts: list[np.ndarray], **settings: Any) -> list[Answer]:

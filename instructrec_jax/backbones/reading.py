@@ -167,7 +167,8 @@ def load_head(
 
     Returns the head and a report; where the checkpoint has no such head, every parameter is in
     `report.initialised`.
-    Raises ValueError when only a part of the head is there, or when its shape (number of labels) differs.
+    Raises ValueError when only a part of the head is there, when its shape (number of labels) differs, or when a
+    language model lacks its output matrix.
     """
     folder = find_folder(path_or_hub_id)
     config = read_config(folder)
@@ -181,6 +182,12 @@ def load_head(
         wanted = [path for site in sites_of(abstract_module(build)) for path in [site.path]]
         present = {rule.path for rule in rules if find_name(rule.name, rule.old_names, "", files.names)}
         _check_tied(files, family, rules, wanted)
+        if kind == "lm" and declared_head(config) == kind and "table" in wanted and "table" not in present:
+            name = next(rule.name for rule in rules if rule.path == "table")
+            raise ValueError(
+                f"{folder}: {name} is missing. If the output layer is the word embeddings, set tie_word_embeddings to "
+                "true in config.json; a newly initialised one would have to learn all words again."
+            )
         if not present & set(wanted):
             return _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
         return _fill(build, files, rules, "", rngs.params(), shardings, lambda path: False)

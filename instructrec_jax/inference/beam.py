@@ -22,11 +22,11 @@ def _pick(array: jax.Array, index: jax.Array) -> jax.Array:
 class BeamSearch:
     """Rows of the network are [prompts, beams], flattened."""
 
-    def __init__(self, config: GenerationConfig, rules: TokenRules):
-        self.config, self.rules = config, rules
+    def __init__(self, structure: GenerationConfig, rules: TokenRules):
+        self.structure, self.rules = structure, rules
 
     def begin(self, state: State, room: int) -> State:
-        prompts, beams = len(state["done"]), self.config.beams
+        prompts, beams = len(state["done"]), self.structure.beams
         tokens = jnp.full((prompts, beams, room), self.rules.pad, jnp.int32)
         # all beams are equal at first: only the first one may be continued, or all would stay equal
         scores = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, NEVER), (prompts, beams))
@@ -50,9 +50,9 @@ class BeamSearch:
         """Continues the best `beams` answers of every prompt by a token, and finishes those that end."""
         prompts, beams, room = state["tokens"].shape
         step, vocab = state["count"], logits.shape[-1]
-        length = (step + 1).astype(jnp.float32)  # tokens of an answer that the chosen one ends
+        weight = (step + 1).astype(jnp.float32) ** state["length_penalty"]  # of an answer that the chosen token ends
         logits = logits if len(logits) == prompts * beams else jnp.repeat(logits, beams, axis=0)
-        log_probs = adjust(jax.nn.log_softmax(logits), state, self.config, self.rules, state.get("seen"))
+        log_probs = adjust(jax.nn.log_softmax(logits), state, self.rules)
         totals = (log_probs.reshape(prompts, beams, vocab) + state["scores"][..., None]).reshape(prompts, -1)
 
         # so many that `beams` go on even where every beam has all ends of an answer among its best
@@ -69,7 +69,7 @@ class BeamSearch:
 
         # the answers that end: only those among the best `beams` candidates count
         ending = ends & (jnp.arange(candidates) < beams)
-        new_scores = totals / length**self.config.length_penalty + (state["done"][:, None] | ~ending) * NEVER
+        new_scores = totals / weight + (state["done"][:, None] | ~ending) * NEVER
         finished_scores, best = jax.lax.top_k(jnp.concatenate([state["finished_scores"], new_scores], 1), beams)
 
         def merge(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -78,7 +78,7 @@ class BeamSearch:
         lengths = jnp.full(ending.shape, step + 1, jnp.int32)
         finished = merge(state["finished"], ending)
         worst = jnp.where(finished, finished_scores.min(-1, keepdims=True), NEVER)
-        improvable = scores[:, :1] / length**self.config.length_penalty > worst
+        improvable = scores[:, :1] / weight > worst
 
         rows = (jnp.arange(prompts)[:, None] * beams + parent).reshape(-1)
         kept = {"cache": self._reorder(state["cache"], rows)}

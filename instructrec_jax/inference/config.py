@@ -49,6 +49,28 @@ class GenerationConfig:
         if self.beams == 1 and self.length_penalty != 1:
             raise ValueError("length_penalty belongs to beam search: set beams to 2 or more.")
 
+    def scalars(self) -> dict[str, float]:
+        """The numbers that compiled programs take as arguments."""
+        return {name: getattr(self, name) for name in SCALARS}
+
+    def structure(self) -> "GenerationConfig":
+        """What compiled programs depend on: a config that is equal where they are."""
+
+        def used(name: str, without: float) -> float:
+            return without if getattr(self, name) == without else 0.5
+
+        return GenerationConfig(
+            temperature=used("temperature", 0.0),
+            top_k=self.top_k,
+            top_p=used("top_p", 1.0),
+            min_p=used("min_p", 0.0),
+            repetition_penalty=used("repetition_penalty", 1.0),
+            beams=self.beams,
+        )
+
+
+SCALARS = ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty")
+
 
 @dataclass(frozen=True)
 class TokenRules:
@@ -82,7 +104,7 @@ REFUSED = (
     "encoder_no_repeat_ngram_size",
     "encoder_repetition_penalty",
 )
-NEUTRAL = (None, False, 0, 0.0, 1, 1.0, [], {})
+NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, 1, 1.0, [], {})
 # Recommendations of a checkpoint's authors, which the user's own settings stand for here.
 RECOMMENDED = (
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),

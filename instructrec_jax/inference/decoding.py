@@ -6,7 +6,7 @@ are split over its data axes. Which token comes next is decided by a `Sampling` 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -65,16 +65,16 @@ class Decoder:
         self._programs: dict[GenerationConfig, Programs] = {}
 
     def programs(self, config: GenerationConfig) -> Programs:
-        """The programs of a config; those that differ in length, seed, stop texts or batch size alone share them."""
-        key = replace(config, max_new_tokens=1, seed=0, stop=(), batch_size=1)
-        if key not in self._programs:
-            search = (BeamSearch if config.beams > 1 else Sampling)(key, self.rules)
-            self._programs[key] = Programs(
+        """The programs of a config, made once for all configs of this structure."""
+        structure = config.structure()
+        if structure not in self._programs:
+            search = (BeamSearch if config.beams > 1 else Sampling)(structure, self.rules)
+            self._programs[structure] = Programs(
                 search,
                 jax.jit(partial(self._prefill, search), static_argnames="room"),
                 jax.jit(partial(self._decode, search), donate_argnums=1),
             )
-        return self._programs[key]
+        return self._programs[structure]
 
     # ---------------------------------------------------------------- on the device
 
@@ -84,9 +84,9 @@ class Decoder:
         rows, length = tokens.shape
         valid = jnp.arange(length) < lengths[:, None]
         segment_ids, positions = valid.astype(jnp.int32), jnp.where(valid, jnp.arange(length), 0)
-        state = {name: prompts[name] for name in ("numbers", "done", "limit", "seed")}
+        state = {name: x for name, x in prompts.items() if name not in ("tokens", "lengths")}
         state |= {"count": jnp.zeros((), jnp.int32)}
-        if self.encoder_decoder:
+        if self.rules.start is not None:
             encoded = model.backbone.encode(tokens, segment_ids, positions)
             cache = model.backbone.empty_cache(rows, room, length)
             tokens, valid = jnp.full((rows, 1), self.rules.start, jnp.int32), jnp.ones((rows, 1), bool)
@@ -101,7 +101,7 @@ class Decoder:
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
             state["position"] = lengths
         logits = model.head(model.backbone, last)
-        if search.config.repetition_penalty != 1:
+        if search.structure.repetition_penalty != 1:
             state["seen"] = seen_tokens(tokens, valid, logits.shape[-1])
         return self._constrain(search.advance(search.begin(state | {"cache": cache}, room), logits))
 
@@ -185,7 +185,8 @@ class Decoder:
             "done": np.arange(rows) >= len(prompts),
         }
         laid = {name: jax.device_put(x, self._sharding(x.shape, ("batch", None))) for name, x in arrays.items()}
-        scalars = {"limit": np.int32(config.max_new_tokens), "seed": np.uint32(config.seed)}
+        scalars: dict[str, Any] = {name: np.float32(value) for name, value in config.scalars().items()}
+        scalars |= {"limit": np.int32(config.max_new_tokens), "seed": np.uint32(config.seed)}
         return laid | {name: jax.device_put(x, replicated(self.mesh)) for name, x in scalars.items()}
 
     def answer(

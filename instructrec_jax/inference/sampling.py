@@ -4,6 +4,7 @@ Every function takes scores float32 [rows, vocab] (logits or log-probabilities) 
 `transformers` of the same name, in whose order `adjust` and `warp` apply them.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 from instructrec_jax.inference.config import GenerationConfig, TokenRules
 
 State = dict[str, Any]
+Scalar = float | jax.Array
 
 
-def penalize_repetition(scores: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
+def penalize_repetition(scores: jax.Array, seen: jax.Array, penalty: Scalar) -> jax.Array:
     """Makes tokens that occurred less likely (Keskar et al., 2019, "CTRL"). seen: bool [rows, vocab]."""
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
@@ -25,7 +27,7 @@ def keep_top_k(scores: jax.Array, k: int) -> jax.Array:
     return jnp.where(scores < smallest, -jnp.inf, scores)
 
 
-def keep_top_p(scores: jax.Array, p: float) -> jax.Array:
+def keep_top_p(scores: jax.Array, p: Scalar) -> jax.Array:
     """-inf for all but the fewest tokens whose probability is at least p together (Holtzman et al., 2020)."""
     order = jnp.argsort(scores, axis=-1, stable=True)  # the likeliest last
     cumulative = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1), axis=-1)
@@ -34,24 +36,22 @@ def keep_top_p(scores: jax.Array, p: float) -> jax.Array:
     return jnp.where(jnp.zeros_like(remove).at[rows, order].set(remove), -jnp.inf, scores)
 
 
-def keep_min_p(scores: jax.Array, p: float) -> jax.Array:
+def keep_min_p(scores: jax.Array, p: Scalar) -> jax.Array:
     """-inf for tokens less than p times as likely as the likeliest (Nguyen et al., 2024)."""
     probabilities = jax.nn.softmax(scores, axis=-1)
     return jnp.where(probabilities < p * probabilities.max(-1, keepdims=True), -jnp.inf, scores)
 
 
-def adjust(
-    scores: jax.Array, state: State, config: GenerationConfig, rules: TokenRules, seen: jax.Array | None
-) -> jax.Array:
+def adjust(scores: jax.Array, state: State, rules: TokenRules) -> jax.Array:
     """What holds for greedy, drawn and beam-searched answers alike.
 
     Args:
-      state: its "count" is the number of tokens chosen so far, its "limit" that of the whole answer.
-      seen: bool [rows, vocab], tokens that occurred; None without a repetition penalty.
+      state: "count" tokens were chosen so far, of "limit"; "seen" bool [rows, vocab] tells which occurred, where there
+        is a repetition penalty.
     """
     tokens = jnp.arange(scores.shape[-1])
-    if seen is not None:
-        scores = penalize_repetition(scores, seen, config.repetition_penalty)
+    if "seen" in state:
+        scores = penalize_repetition(scores, state["seen"], state["repetition_penalty"])
 
     def force(scores: jax.Array, chosen: tuple[int, ...], when: jax.Array) -> jax.Array:
         only = jnp.where(jnp.isin(tokens, jnp.array(chosen)), 0.0, -jnp.inf)
@@ -71,14 +71,19 @@ def adjust(
     return scores
 
 
-def warp(scores: jax.Array, config: GenerationConfig) -> jax.Array:
-    """Logits of the distribution that is drawn from; temperature must be above 0."""
-    scores = scores / config.temperature
-    if config.top_k is not None:
-        scores = keep_top_k(scores, config.top_k)
-    if config.top_p < 1:
-        scores = keep_top_p(scores, config.top_p)
-    return keep_min_p(scores, config.min_p) if config.min_p > 0 else scores
+def warp(scores: jax.Array, structure: GenerationConfig, scalars: Mapping[str, Scalar]) -> jax.Array:
+    """Logits of the distribution that is drawn from.
+
+    Args:
+      structure: which of the steps there are; the temperature is not 0.
+      scalars: their numbers.
+    """
+    scores = scores / scalars["temperature"]
+    if structure.top_k is not None:
+        scores = keep_top_k(scores, structure.top_k)
+    if structure.top_p < 1:
+        scores = keep_top_p(scores, scalars["top_p"])
+    return keep_min_p(scores, scalars["min_p"]) if structure.min_p > 0 else scores
 
 
 def draw(scores: jax.Array, seed: jax.Array, numbers: jax.Array, step: jax.Array) -> jax.Array:
@@ -103,8 +108,8 @@ def seen_tokens(tokens: jax.Array, valid: jax.Array, vocab_size: int) -> jax.Arr
 class Sampling:
     """Greedy search and drawing: each row of the network is one answer."""
 
-    def __init__(self, config: GenerationConfig, rules: TokenRules):
-        self.config, self.rules = config, rules
+    def __init__(self, structure: GenerationConfig, rules: TokenRules):
+        self.structure, self.rules = structure, rules
 
     def begin(self, state: State, room: int) -> State:
         rows = len(state["done"])
@@ -113,9 +118,9 @@ class Sampling:
 
     def advance(self, state: State, logits: jax.Array) -> State:
         """Chooses the next token of every row that is not done."""
-        scores = adjust(logits, state, self.config, self.rules, state.get("seen"))
-        if self.config.temperature > 0:
-            scores = warp(scores, self.config)
+        scores = adjust(logits, state, self.rules)
+        if self.structure.temperature > 0:
+            scores = warp(scores, self.structure, state)
             chosen = draw(scores, state["seed"], state["numbers"], state["count"])
         else:
             chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)

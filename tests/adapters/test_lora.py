@@ -19,7 +19,7 @@ from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.adapters.lora import Lora, LoraConfig, add_lora, is_lora, merge_lora, places
 from instructrec_jax.adapters.peft import read_peft, write_peft
 from instructrec_jax.adapters.quantized import quantize_backbone
-from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.folder import FAMILIES, find_family
 from instructrec_jax.backbones.layers import StackOptions, dropout_keys
 from instructrec_jax.backbones.reading import build_backbone, load_backbone, load_head
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
@@ -52,6 +52,21 @@ CONFIGS: dict[str, Any] = {
     ),
     "llama": lambda: transformers.LlamaConfig(**LLAMA),
     "qwen2": lambda: transformers.Qwen2Config(**LLAMA, tie_word_embeddings=True),
+    "bart": lambda: transformers.BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=40,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+    ),
     "t5": lambda: transformers.T5Config(
         vocab_size=VOCABULARY,
         d_model=32,
@@ -169,6 +184,7 @@ FORMATS = [
     ("llama", "sequence", ["q_proj", "v_proj"]),
     ("qwen2", "lm", ["mlp.down_proj"]),
     ("t5", "seq2seq", ["all-linear"]),
+    ("bart", "seq2seq", ["all-linear"]),
     ("t5", "seq2seq", ["decoder.*EncDecAttention.[kv]"]),
 ]
 
@@ -399,6 +415,39 @@ def test_targets_mean_what_peft_has_them_mean(targets, expected):
     assert {f"bert.{name}" for name in names} == theirs
 
 
+SMALL = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_key_value_heads=2, head_dim=8
+)
+SIZES: dict[str, Any] = {
+    "distilbert": dict(dim=32, n_layers=2, n_heads=4, hidden_dim=48),
+    "bart": dict(
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+    ),
+    "modernbert": {key: value for key, value in SMALL.items() if "key" not in key and "dim" not in key},
+    "gpt2": dict(n_embd=32, n_layer=2, n_head=4),
+    **{name: dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4) for name in ("t5", "mt5")},
+}
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_all_linear_means_every_linear_module_of_every_family(model_type):
+    """So the table of a family misses none, and HuggingFace's names are right."""
+    config = transformers.AutoConfig.for_model(model_type, **SIZES.get(model_type, SMALL), vocab_size=VOCABULARY)
+    config.pad_token_id = 0
+    backbone = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(0)))
+    names = add_lora(backbone, config, LoraConfig(rank=2), nnx.Rngs(0))
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(config)
+    linear = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
+    assert sorted(names) == sorted(name for name, module in model.named_modules() if isinstance(module, linear))
+
+
 def test_targets_that_mean_nothing_or_half_a_stack_are_named():
     config = CONFIGS["bert"]()
 
@@ -520,19 +569,33 @@ def test_dropout_of_a_packed_row_equals_separate_rows():
     assert np.abs(run(tokens, segments, positions, segments) - packed).max() > 1e-2
 
 
-def test_dropout_in_an_encoder_decoder_whose_texts_differ_in_length():
-    """The keys and values of cross attention belong to the encoded tokens: their dropout has the source's keys."""
+def test_dropout_of_packed_sources_and_targets_equals_separate_rows():
+    """In cross attention the updates of key and value read the encoded tokens, which are not as many."""
     config = CONFIGS["t5"]()
     backbone = build_backbone(config, rngs=nnx.Rngs(0))
-    add_lora(backbone, config, LoraConfig(rank=4, dropout=0.5, targets=["EncDecAttention.k"]), nnx.Rngs(1))
+    add_lora(backbone, config, LoraConfig(rank=4, dropout=0.5, targets=["EncDecAttention.k", "q"]), nnx.Rngs(1))
     trained(backbone)
-    short = (TOKENS[:, :4], ONES[:, :4], POSITIONS[:, :4])
-    encoded = backbone.encode(TOKENS, ONES, POSITIONS)
-    source = dropout_keys(jnp.uint32(3), ONES, POSITIONS)
-    target = dropout_keys(jnp.uint32(4), ONES[:, :4], POSITIONS[:, :4])
-    keys = DropoutKeys(target.tokens, encoded=source) if HAS_ENCODED else target
-    dropped = backbone.decode(*short, encoded, ONES, dropout=keys)
-    assert np.isfinite(dropped).all() and dropped.shape == (ROWS, 4, 32)
+
+    def layout(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        segments = np.repeat([1, 2], lengths)[None].astype(np.int32)
+        positions = np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32)
+        return TOKENS.reshape(-1)[None, : sum(lengths)], segments, positions
+
+    @jax.jit
+    def run(source: Any, target: Any, numbers: Any, target_numbers: Any) -> Any:
+        keys = dropout_keys(jnp.uint32(3), numbers, source[2])
+        target_keys = dropout_keys(jnp.uint32(4), target_numbers, target[2])
+        encoded = backbone.encode(*source, dropout=keys)
+        return backbone.decode(*target, encoded, source[1], dropout=target_keys)
+
+    source, target = layout((6, 3)), layout((2, 4))
+    packed = run(source, target, source[1], target[1])
+    for number in (1, 2):
+        here, there = source[1][0] == number, target[1][0] == number
+        alone = [tuple(x[:, m] for x in text) for text, m in ((source, here), (target, there))]
+        numbers = [text[1] for text in alone]
+        single = [(text[0], np.ones_like(text[1]), text[2]) for text in alone]
+        np.testing.assert_allclose(run(*single, *numbers)[0], packed[0, there], atol=1e-5, rtol=0)
 
 
 # ---------------------------------------------------------------- stacks, shapes, devices

@@ -386,6 +386,15 @@ def test_a_second_copy_of_a_tied_table(make_checkpoint, tmp_path, model_type, pr
         lm_head(edited(folder, tmp_path / "other", copy(1.5)))
 
 
+def test_a_language_model_without_its_output_matrix(make_checkpoint, tmp_path):
+    folder = make_checkpoint("qwen2", "ForCausalLM")
+    lacking = edited(folder, tmp_path, lambda weights: {n: t for n, t in weights.items() if n != "lm_head.weight"})
+    with pytest.raises(ValueError, match="lm_head.weight is missing.*tie_word_embeddings"):
+        lm_head(lacking)
+    bare = make_checkpoint("qwen2")  # promises no head: a new one is what is asked for
+    assert lm_head(bare)[1].initialised == ("table",)
+
+
 @every_family
 def test_transformers_opens_what_we_write(tmp_path, model_type):
     """Fresh networks with each kind of head, in several files: the right class, no tensor missing or left over."""

@@ -13,6 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from instructrec_jax.adapters.heads import build_head
+from instructrec_jax.adapters.lora import Lora, LoraConfig, add_lora
 from instructrec_jax.backbones import attention as attention_module
 from instructrec_jax.backbones import layers as layers_module
 from instructrec_jax.backbones.encoder import relative_buckets
@@ -229,15 +230,35 @@ def keys_of(source, target, numbers=None):
     return keys(3, source), keys(4, target)
 
 
-@pytest.mark.parametrize("drop", [False, True])
-def test_packed_pairs_equal_unpacked_ones(checkpoint, drop):
-    """Hidden states and gradients: a target sees its own source only; distances and dropout are those it has alone."""
-    network = load(checkpoint).module
-    short = texts((9, 1, 5, 12), 12), texts((3, 6, 1, 8), 8, seed=1)
+@pytest.fixture(scope="module", params=["t5", "bart"])
+def small(request, make_checkpoint):
+    """One layer a side, with dropout everywhere."""
+    if request.param == "bart":
+        sizes = dict(encoder_layers=1, decoder_layers=1, attention_dropout=0.25, activation_dropout=0.375)
+    else:
+        sizes = dict(num_layers=1, num_decoder_layers=1, feed_forward_proj="gated-gelu", dropout_rate=0.25)
+    return make_checkpoint(request.param, LM, **sizes)
+
+
+def test_packed_pairs_equal_unpacked_ones(small):
+    """Hidden states and gradients: a target sees its own source only; distances and dropout are those it has alone.
+
+    LoRA's dropout too, whose keys are those of the tokens a linear layer reads: source tokens in cross-attention.
+    """
+    loaded = load(small)
+    network = loaded.module
     # sources and targets of a pair lie at different places of their rows
-    together = tuple(packed(arrays, padding) for arrays, padding in zip(short, (2, 5), strict=True))
+    alone = texts((9, 1, 5, 12), 12), texts((3, 6, 1, 8), 8, seed=1)
+    row = tuple(packed(arrays, padding) for arrays, padding in zip(alone, (2, 5), strict=True))
+    for theirs, ours, (_, segment_ids, _) in zip(run(network, *alone), run(network, *row), alone, strict=True):
+        real = segment_ids != 0
+        np.testing.assert_allclose(ours[0, : real.sum()], np.asarray(theirs)[real], atol=2e-5)
+
+    add_lora(network, loaded.config, LoraConfig(rank=2, alpha=2, dropout=0.5), nnx.Rngs(0))
+    for path, module in nnx.iter_modules(network):
+        if isinstance(module, Lora):
+            module.b[...] = 0.1 * jax.random.normal(jax.random.key(len(path)), module.b.shape)
     weights = np.random.default_rng(2).normal(size=(4, 8, 32)).astype(np.float32)
-    weights[short[1][1] == 0] = 0
 
     @nnx.jit
     def gradients(network, arrays, keys, weights):
@@ -247,103 +268,53 @@ def test_packed_pairs_equal_unpacked_ones(checkpoint, drop):
 
         return nnx.value_and_grad(loss, has_aux=True)(network)
 
-    no_keys = (None, None)
-    (_, alone), alone_gradients = gradients(network, short, keys_of(*short) if drop else no_keys, weights)
-    real = short[1][1] != 0
+    real = alone[1][1] != 0
+    (_, theirs), their_gradients = gradients(network, alone, keys_of(*alone), weights * real[..., None])
     flat = np.pad(weights[real], ((0, 5), (0, 0)))[None]
-    (_, one_row), row_gradients = gradients(network, together, keys_of(*together, 1) if drop else no_keys, flat)
-    for theirs, ours, arrays in zip(alone, one_row, short, strict=True):
-        expected = np.asarray(theirs)[arrays[1] != 0]
-        np.testing.assert_allclose(ours[0, : len(expected)], expected, atol=2e-5)
-    for theirs, ours in zip(jax.tree.leaves(alone_gradients), jax.tree.leaves(row_gradients), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-4 * max(1.0, float(np.abs(theirs).max())))
-    if drop:
-        plain = run(network, *short)
-        assert all(largest(a, b, arrays[1]) > 0.1 for a, b, arrays in zip(alone, plain, short, strict=True))
+    (_, ours), our_gradients = gradients(network, row, keys_of(*row, 1), flat)
+    for one, other, (_, segment_ids, _), plain in zip(theirs, ours, alone, run(network, *alone), strict=True):
+        real = segment_ids != 0
+        np.testing.assert_allclose(other[0, : real.sum()], np.asarray(one)[real], atol=2e-5)
+        assert largest(one, plain, segment_ids) > 0.1
+    for one, other in zip(jax.tree.leaves(their_gradients), jax.tree.leaves(our_gradients), strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-5 * max(1.0, float(np.abs(one).max())))
 
 
-@pytest.mark.parametrize(
-    ("model_type", "rates"),
-    [
-        ("t5", dict(dropout_rate=0.25)),
-        ("t5", dict(dropout_rate=0.25, feed_forward_proj="gated-gelu")),
-        ("bart", dict(dropout=0.125, attention_dropout=0.25, activation_dropout=0.5)),
-    ],
-)
-def test_dropout_is_where_transformers_has_it(make_checkpoint, model_type, rates, monkeypatch):
-    """The same (shape, rate) of dropped values on both sides; each of ours has its own bits."""
-    folder = make_checkpoint(model_type, LM, **rates)
-    model = open_torch(folder, type(read_config(folder)).__name__.replace("Config", LM)).train()
-    source, target = texts((5, 5), 5), texts((3, 3), 3)
+def test_dropout_is_where_transformers_has_it(small, monkeypatch):
+    """The same (shape, rate) of dropped values on both sides; each of ours has its own bits, each linear layer keys."""
+    model = open_torch(small, type(read_config(small)).__name__.replace("Config", LM)).train()
+    source, target = texts((5,), 5), texts((3,), 3)
     theirs = []
 
     def torch_dropout(x, p=0.5, training=True, inplace=False):
-        if p > 0:
-            theirs.append((tuple(x.shape), p))
+        theirs.append((tuple(x.shape), p))
         return x
 
     monkeypatch.setattr(torch.nn.functional, "dropout", torch_dropout)
     run_torch(model, source, target)
 
-    ours, bits = [], []
-    keep_mask = layers_module.keep_mask
+    ours, bits, linears = [], [], []
+    keep_mask, call = layers_module.keep_mask, Linear.__call__
 
-    def recorded(x, rate):
+    def recorded_mask(x, rate):
         ours.append((x.shape, rate))
         bits.append(np.asarray(x)[0, 0].tobytes()[:12])
         return keep_mask(x, rate)
 
-    monkeypatch.setattr(layers_module, "keep_mask", recorded)
-    monkeypatch.setattr(attention_module, "keep_mask", recorded)
-    network = load(folder).module
+    def recorded_call(self, x, keys=None):
+        linears.append(keys is not None and keys.tokens.shape == x.shape[:2])
+        return call(self, x, keys)
+
+    monkeypatch.setattr(layers_module, "keep_mask", recorded_mask)
+    monkeypatch.setattr(attention_module, "keep_mask", recorded_mask)
+    monkeypatch.setattr(Linear, "__call__", recorded_call)
+    network = load(small).module
     keys = keys_of(source, target)
     with jax.disable_jit():
         network.decode(*target, network.encode(*source, dropout=keys[0]), source[1], dropout=keys[1])
-    assert sorted(ours) == sorted(theirs) and len(ours) > 20
+    assert sorted(ours) == sorted(theirs) and len(ours) in (12, 14)
     assert len(set(bits)) == len(bits)
-
-
-def test_every_linear_gets_keys_of_its_own_tokens(checkpoint, monkeypatch):
-    """LoRA's dropout needs them; keys and values of cross-attention are made of source tokens."""
-    seen = []
-    call = Linear.__call__
-
-    def recorded(self, x, keys=None):
-        seen.append(keys is not None and keys.tokens.shape == x.shape[:2])
-        return call(self, x, keys)
-
-    monkeypatch.setattr(Linear, "__call__", recorded)
-    network = load(checkpoint).module
-    keys = keys_of(SOURCE, TARGET)
-    with jax.disable_jit():
-        network.decode(*TARGET, network.encode(*SOURCE, dropout=keys[0]), SOURCE[1], dropout=keys[1])
-    assert len(seen) == 2 * 6 + 3 * 10 and all(seen)
-
-
-def test_keys_of_encoded_tokens_do_not_hang_on_the_packing(t5):
-    network = load(t5).module
-    cross = nnx.merge(*nnx.split(network.decoder.layers.block0.cross_attention))
-    seen = []
-
-    def keys_in(source, target, keys):
-        encoded = jnp.zeros((*source[0].shape, 32))
-        original = type(cross).encoded_keys
-
-        def recorded(self, context, keys):
-            seen.append(original(self, context, keys).tokens)
-            return original(self, context, keys)
-
-        with pytest.MonkeyPatch.context() as patch, jax.disable_jit():
-            patch.setattr(type(cross), "encoded_keys", recorded)
-            network.decode(*target, encoded, source[1], dropout=keys)
-        return np.asarray(seen[-1])
-
-    short = texts((9, 1, 5, 12), 12), texts((3, 6, 1, 8), 8, seed=1)
-    alone = keys_in(*short, keys_of(*short)[1])[short[0][1] != 0]
-    together = tuple(map(packed, short))
-    row = keys_in(*together, keys_of(*together, 1)[1])[0, : len(alone)]
-    np.testing.assert_array_equal(row, alone)
-    assert len(set(alone.tolist())) == len(alone)
+    assert all(linears) and len(linears) in (4 + 2 + 8 + 2, 4 + 3 + 8 + 3)
 
 
 def test_positions_of():
@@ -412,30 +383,30 @@ def test_greedy_generation_equals_transformers(make_checkpoint, tmp_path, model_
     assert len(np.unique(actual)) > 4
 
 
-def test_parts_through_the_cache_equal_the_whole(checkpoint):
+def test_parts_through_the_cache_equal_the_whole(small):
     """Several tokens a call; packed pairs; a part as long as the cache, which is as long as the encoded text."""
-    network = load(checkpoint).module
+    network = load(small).module
     source, target = packed(texts((9, 3, 5), 9), padding=3), packed(texts((8, 4, 6), 8, seed=1), padding=2)
     length = target[0].shape[1]
     assert length == source[0].shape[1] == 20
     encoded, whole = run(network, source, target)
     real = target[1] != 0
-    for borders in [(0, 20), (0, 1, 20), (0, 7, 8, 19, 20), (0, 15, 20)]:
-        for spare in (0, 4):
-            cache, parts = network.empty_cache(1, length + spare, source[0].shape[1]), []
-            for start, stop in zip(borders, borders[1:], strict=False):
-                inputs = (x[:, start:stop] for x in target)
-                given = (encoded, source[1]) if start == 0 else (None, source[1] if start == 7 else None)
-                hidden, cache = network.decode(*inputs, *given, cache=cache)
-                parts.append(hidden)
-            np.testing.assert_allclose(jnp.concatenate(parts, axis=1)[real], whole[real], atol=2e-5)
-            assert int(cache["index"]) == length
-            np.testing.assert_array_equal(cache["segment_ids"][:, :length], target[1])
-            np.testing.assert_array_equal(cache["encoded_segment_ids"], source[1])
+    decode = nnx.jit(lambda network, inputs, given, cache: network.decode(*inputs, *given, cache=cache))
+    for borders, spare in [((0, 20), 0), ((0, 7, 8, 15, 20), 0), ((0, 7, 20), 4)]:
+        cache, parts = network.empty_cache(1, length + spare, source[0].shape[1]), []
+        for start, stop in zip(borders, borders[1:], strict=False):
+            inputs = [x[:, start:stop] for x in target]
+            given = (encoded, source[1]) if start == 0 else (None, source[1] if start == 8 else None)
+            hidden, cache = decode(network, inputs, given, cache)
+            parts.append(hidden)
+        np.testing.assert_allclose(jnp.concatenate(parts, axis=1)[real], whole[real], atol=2e-5)
+        assert int(cache["index"]) == length
+        np.testing.assert_array_equal(cache["segment_ids"][:, :length], target[1])
+        np.testing.assert_array_equal(cache["encoded_segment_ids"], source[1])
 
 
-def test_misuse_of_the_cache(checkpoint):
-    network = load(checkpoint).module
+def test_misuse_of_the_cache(small):
+    network = load(small).module
     source, target = texts((5,), 5), texts((3,), 3)
     encoded = network.encode(*source)
     with pytest.raises(ValueError, match="needs `encoded`"):

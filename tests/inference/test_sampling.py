@@ -90,7 +90,7 @@ def test_all_together_in_order(kind: str, stable_sort: None) -> None:
         theirs.MinPLogitsWarper(0.05),
     ):
         expected = processor(None, expected)
-    compare(sampling.warp(jnp.array(x), config), expected)
+    compare(sampling.warp(jnp.array(x), config.structure(), config.scalars()), expected)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
@@ -110,7 +110,7 @@ def test_forced_and_suppressed_tokens(count: int) -> None:
     ):
         expected = processor(tokens, expected)
     state = {"count": jnp.int32(count), "limit": jnp.int32(5)}
-    ours = sampling.adjust(jnp.array(x), state, GenerationConfig(), rules, None)
+    ours = sampling.adjust(jnp.array(x), state, rules)
     np.testing.assert_array_equal(ours, expected.numpy())
 
 
