@@ -10,7 +10,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from instructrec_jax import assemble
+from instructrec_jax import assemble, assemble_data
 from instructrec_jax.config import DEFAULT, Config, main_guard, parse
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import baseline_contenders, contend, segments
@@ -39,7 +39,7 @@ def evaluate(
     task = assemble.open_task(config, folder)
     mesh = make_mesh(config.mesh)
     sources = config.data.test if split == "test" else config.data.validation
-    cases = assemble.evaluation_data(config, task, sources)
+    cases = assemble_data.evaluation_data(config, task, sources)
     if not cases:
         other = "validation" if split == "test" else "test"
         raise ValueError(
@@ -50,11 +50,11 @@ def evaluate(
         name, model = "tuned", assemble.restored_model(config, task, path, mesh, step)
     else:
         name, model = "untuned", assemble.load_model(config, task, folder, mesh)
-    predict = predictor(task, model.graphdef, mesh, assemble.buckets(config))(model.params)
+    predict = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
     groups = segments(cases, config.evaluation.segment_by)
     contenders = [contend(name, task, predict, groups)]
     if baselines and config.data.train:
-        train_set = assemble.evaluation_data(config, task, config.data.train)
+        train_set = assemble_data.evaluation_data(config, task, config.data.train)
         contenders += baseline_contenders(task, train_set, groups)
     show_results(out, contenders, [], metric=config.evaluation.metric or task.metric, tuned=name)
     print(f"\nwritten: {out}")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from instructrec_jax import assemble
+from instructrec_jax import assemble, assemble_data
 from instructrec_jax.assemble import Assembly
 from instructrec_jax.config import Config, load, main_guard, parse, to_dict, to_yaml
 from instructrec_jax.data.loader import to_devices
@@ -77,16 +77,16 @@ def train(config: Config) -> Path:
     folder = assemble.backbone_folder(config.backbone.path)
     task = assemble.open_task(config, folder)
     mesh = make_mesh(config.mesh)
-    data = assemble.training_data(config, task, row_multiple=config.accumulation * data_shards(mesh))
+    data = assemble_data.training_data(config, task, row_multiple=config.accumulation * data_shards(mesh))
     skipped: list[SkippedRow] = []
-    validation = assemble.evaluation_data(config, task, config.data.validation, skipped)
+    validation = assemble_data.evaluation_data(config, task, config.data.validation, skipped)
     validation = validation[: config.evaluation.max_examples]
-    test = assemble.evaluation_data(config, task, config.data.test, skipped) or validation
+    test = assemble_data.evaluation_data(config, task, config.data.test, skipped) or validation
     segments(test, config.evaluation.segment_by)  # a key that the cases lack should not come to light at the end
 
     # ------------------------------------------------------------------ model and state
     model = assemble.load_model(config, task, folder, mesh)
-    predict_with = predictor(task, model.graphdef, mesh, assemble.buckets(config))
+    predict_with = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))
     decay = config.optimizer.layer_decay
     factors = learning_rate_factors(model.network, decay) if decay < 1 else None
     optimizer = make_optimizer(config.optimizer, config.steps, factors)
@@ -300,7 +300,7 @@ def out_of_patience(config: Config, progress: dict[str, Any]) -> bool:
 
 
 def summarise(
-    config: Config, task: Task, model: Assembly, state: TrainState, mesh: Mesh, data: assemble.TrainingData
+    config: Config, task: Task, model: Assembly, state: TrainState, mesh: Mesh, data: assemble_data.TrainingData
 ) -> dict[str, str]:
     """What a person wants to know before a run, label -> text."""
 

@@ -20,10 +20,14 @@ from flax import nnx
 from transformers import BertConfig
 
 from instructrec_jax.adapters import losses
+from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.backbones.folder import read_config
-from instructrec_jax.backbones.reading import build_backbone, load_backbone
+from instructrec_jax.backbones.reading import build_backbone, load_backbone, load_head
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding
+from instructrec_jax.inference.config import GenerationConfig, TokenRules
+from instructrec_jax.inference.decoding import Decoder
+from instructrec_jax.tasks.base import Model
 
 MB = 1e6
 
@@ -144,9 +148,70 @@ def loading(layers: int, width: int, vocab: int, dtype: str, devices: int, shard
         print(f"  = {(peak - before) / largest:.2f} largest tensors")
 
 
+# ---------------------------------------------------------------- generation
+
+
+def generation(
+    width: int, layers: int, heads: int, vocab: int, rows: int, prompt: int, new: int, threads: int, rounds: int
+) -> None:
+    """Greedy answers of a random Llama on a CPU: ours and transformers.generate, one after the other in each round."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    jax.config.update("jax_platforms", "cpu")
+    torch.set_num_threads(threads)
+    sizes: dict[str, Any] = dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers)
+    groups: dict[str, Any] = dict(num_attention_heads=heads, num_key_value_heads=heads // 2)
+    ids: dict[str, Any] = dict(vocab_size=vocab, eos_token_id=None, pad_token_id=0)  # no answer ends early
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(LlamaConfig(max_position_embeddings=prompt + new, **sizes, **groups, **ids)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        loaded = load_backbone(folder, rngs=nnx.Rngs(0))
+        build = functools.partial(build_head, loaded.config, "lm", vocab)
+        head, _ = load_head(folder, "lm", lambda key: build(rngs=nnx.Rngs(params=key)), rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(Model(loaded.module, head))
+    params = nnx.to_pure_dict(state)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    decoder = Decoder(graphdef, mesh, TokenRules(), max_length=prompt + new, encoder_decoder=False)
+    asked = np.random.default_rng(0).integers(1, vocab, (rows, prompt)).astype(np.int32)
+
+    def ours(new: int) -> list[list[int]]:
+        config = GenerationConfig(max_new_tokens=new, batch_size=rows)
+        answers = dict(decoder.answer(params, list(asked), config))
+        return [answers[row].tokens for row in range(rows)]
+
+    def others(new: int) -> list[list[int]]:
+        tokens = torch.tensor(asked).long()
+        out = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=new)
+        return out[:, prompt:].tolist()
+
+    print(f"{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.0f} M parameters, float32, {threads} threads of torch")
+    same = ours(new) == others(new)  # also compiles
+    print(f"{rows} prompts of {prompt} tokens, {new} new ones each, greedy; the same tokens: {'yes' if same else 'NO'}")
+    ours(1)
+    times: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, function in (("ours", ours), ("transformers", others)):
+            for count in (1, new):
+                start = time.perf_counter()
+                function(count)
+                times.setdefault(f"{name} {count}", []).append(time.perf_counter() - start)
+    median = {name: float(np.median(each)) for name, each in times.items()}
+    print(f"tokens/s = {rows} x {new} / median time of the whole answers, of {rounds} rounds")
+    print(f"ms a step = (median time of {new} tokens - median time of 1) / {new - 1}")
+    for name in ("ours", "transformers"):
+        whole, first = median[f"{name} {new}"], median[f"{name} 1"]
+        print(f"  {name:12} {rows * new / whole:8,.0f} tokens/s {(whole - first) / (new - 1) * 1e3:8,.1f} ms a step")
+
+
 COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "loss": (loss, dict(rows=4, length=2048, width=1024, vocab=32_000, small=4, repeats=5)),
     "loading": (loading, dict(layers=24, width=512, vocab=30_000, dtype="float32", devices=1, shard_mb=100)),
+    "generation": (
+        generation,
+        dict(width=512, layers=8, heads=8, vocab=32_000, rows=8, prompt=64, new=64, threads=2, rounds=5),
+    ),
 }
 
 

@@ -3,11 +3,12 @@
     python scripts/check_parity.py --model FOLDER
 
 Both sides run in fp32 on CPU on ragged batches (padding, token types, a single token, the longest length the
-network takes) and on one packed row. Prints the largest absolute difference of the hidden states, the
-pooler's output and the logits of the task head where the checkpoint has one; for a language-model head also
-that of each token's loss, and compares greedily generated texts token for token (ours from a cache, all prompts
-at once). Checks that each tensor read goes HuggingFace → JAX → HuggingFace byte-equal in the file's dtype; lists
-the tensors that are not used. Exits 1 above the tolerance or on any mismatch. Needs torch (the `test` extra).
+network takes) and on one packed row. Prints the largest absolute difference of the hidden states, the pooler's
+output and the logits of the task head where the checkpoint has one; for a language-model head also that of each
+token's loss, and compares greedily generated texts token for token (ours from a cache, all prompts at once). An
+encoder–decoder reads pairs of a text and a target. Checks that each tensor read goes HuggingFace → JAX →
+HuggingFace byte-equal in the file's dtype; lists the tensors that are not used. Exits 1 above the tolerance or
+on any mismatch. Needs torch (the `test` extra).
 """
 
 import argparse
@@ -66,7 +67,9 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
         print(f"config.json promises a {kind!r} head but the weights have none: only the network is compared")
         kind, head, head_report = None, None, reading.LoadReport()
     report = loaded.report + head_report
-    torch_model = TORCH_CLASSES[kind].from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    pairs = loaded.family.kind == "encoder_decoder"
+    torch_class = transformers.AutoModelForSeq2SeqLM if pairs and kind == "lm" else TORCH_CLASSES[kind]
+    torch_model = torch_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     print(f"{folder}: {loaded.config.model_type}, head: {kind or 'none'}; {report}; pooling: {loaded.pooling}")
 
     results: list[bool] = []
@@ -79,11 +82,12 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
         expected = run_torch(torch_model, kind, batch, loaded)
         actual = run_ours(loaded, head, kind, batch)
         for name in expected:
-            real = batch["segment_ids"] != 0 if expected[name].ndim == 3 else np.ones(len(expected[name]), bool)
+            ids = batch[f"{side_of(name, batch)}segment_ids"]
+            real = ids != 0 if expected[name].ndim == 3 else np.ones(len(expected[name]), bool)
             say(f"{what}: {name}", float(np.abs(expected[name][real] - actual[name][real]).max()))
         if what == RAGGED:
             one_row = run_ours(loaded, None, None, pack(batch))["hidden"][0]
-            many_rows = actual["hidden"][batch["segment_ids"] != 0]
+            many_rows = actual["hidden"][batch[f"{side_of('hidden', batch)}segment_ids"] != 0]
             say(
                 f"{what}, packed into one row: hidden",
                 float(np.abs(one_row[: len(many_rows)] - many_rows).max()),
@@ -112,16 +116,27 @@ def load_head(folder: Path, kind: str | None, loaded: Any) -> tuple[Any, reading
 
 
 def batches(loaded: Any, kind: str | None, rng: np.random.Generator) -> list[tuple[str, dict[str, np.ndarray]]]:
-    longest = min(loaded.module.max_length, LONGEST_LM if kind == "lm" else LONGEST)
-    ragged = [min(n, longest) for n in (23, 1, 9, 16, 2)]
+    pairs = loaded.family.kind == "encoder_decoder"
+    longest = min(loaded.module.max_length, LONGEST_LM if pairs or kind == "lm" else LONGEST)
+
+    def make(lengths: list[int]) -> dict[str, np.ndarray]:
+        batch = make_batch(loaded, rng, lengths)
+        target = make_batch(loaded, rng, lengths[::-1]) if pairs else {}
+        return batch | {f"target_{name}": value for name, value in target.items()}
+
     return [
-        (RAGGED, make_batch(loaded, rng, ragged)),
-        ("single token", make_batch(loaded, rng, [1])),
+        (RAGGED, make([min(n, longest) for n in (23, 1, 9, 16, 2)])),
+        ("single token", make([1])),
         (
             f"{'longest length' if longest == loaded.module.max_length else 'long input'} ({longest})",
-            make_batch(loaded, rng, [longest, max(1, longest // 3)]),
+            make([longest, max(1, longest // 3)]),
         ),
     ]
+
+
+def side_of(name: str, batch: dict[str, np.ndarray]) -> str:
+    """'target_' if the output `name` belongs to the target texts, else ''."""
+    return "target_" if "target_tokens" in batch and name != "encoded" else ""
 
 
 def make_batch(loaded: Any, rng: np.random.Generator, lengths: list[int]) -> dict[str, np.ndarray]:
@@ -148,8 +163,9 @@ def padding_id(config: Any) -> int:
 
 def next_tokens(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The token after each one (zero for the last), and 1.0 where there is one: int32 and float32 [rows, length]."""
-    labels = np.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))
-    return labels, np.pad(batch["segment_ids"][:, 1:] != 0, ((0, 0), (0, 1))).astype(np.float32)
+    side = side_of("labels", batch)
+    labels = np.pad(batch[f"{side}tokens"][:, 1:], ((0, 0), (0, 1)))
+    return labels, np.pad(batch[f"{side}segment_ids"][:, 1:] != 0, ((0, 0), (0, 1))).astype(np.float32)
 
 
 def run_torch(model: Any, kind: str | None, batch: dict[str, np.ndarray], loaded: Any) -> dict[str, np.ndarray]:
@@ -157,18 +173,23 @@ def run_torch(model: Any, kind: str | None, batch: dict[str, np.ndarray], loaded
     inputs = {"input_ids": batch["tokens"], "attention_mask": batch["segment_ids"]}
     if getattr(loaded.config, "type_vocab_size", 0) > 0:
         inputs["token_type_ids"] = batch["token_types"]
+    pairs = "target_tokens" in batch
+    if pairs:
+        inputs |= {"decoder_input_ids": batch["target_tokens"], "decoder_attention_mask": batch["target_segment_ids"]}
     if kind == "sequence":
         model.config.pad_token_id = padding_id(loaded.config)  # decoders find a text's last token by it
-    base = getattr(model, model.base_model_prefix, model)
+    base = model if pairs else getattr(model, model.base_model_prefix, model)
     with torch.no_grad():
         tensors = {name: torch.tensor(value, dtype=torch.long) for name, value in inputs.items()}
         out = base(**tensors)
-        result = {"hidden": out.last_hidden_state.numpy()}
+        result = {"encoded": out.encoder_last_hidden_state.numpy()} if pairs else {}
+        if "last_hidden_state" in out:
+            result["hidden"] = out.last_hidden_state.numpy()
         pooled = getattr(out, "pooler_output", None)
         if pooled is not None and not any(p.startswith("pooler.") for p in loaded.report.initialised):
             result["pooler"] = pooled.numpy()
-        if base is not model:
-            result["logits"] = model(**tensors).logits.numpy()
+        if base is not model or "logits" in out:
+            result["logits"] = (out if base is model else model(**tensors)).logits.numpy()
     if kind == "lm":
         labels, weights = next_tokens(batch)
         logits = torch.tensor(result["logits"]).transpose(1, 2)
@@ -179,8 +200,15 @@ def run_torch(model: Any, kind: str | None, batch: dict[str, np.ndarray], loaded
 
 @nnx.jit(static_argnames="kind")
 def _forward(module: Any, head: Any, kind: str | None, batch: Any) -> dict[str, jax.Array]:
-    hidden = module(batch["tokens"], batch["segment_ids"], batch["positions"], batch["token_types"])
-    result = {"hidden": hidden}
+    names = ("tokens", "segment_ids", "positions")
+    inputs = [batch[name] for name in names]
+    if "target_tokens" in batch:
+        encoded = module.encode(*inputs)
+        hidden = module.decode(*(batch[f"target_{name}"] for name in names), encoded, batch["segment_ids"])
+        result = {"hidden": hidden, "encoded": encoded}
+    else:
+        hidden = module(*inputs, batch["token_types"])
+        result = {"hidden": hidden}
     if getattr(module, "pooler", None) is not None:
         result["pooler"] = module.pool(hidden[:, 0])
     if kind == "sequence":
@@ -208,13 +236,18 @@ def compare_generation(model: Any, loaded: Any, head: Any, rng: np.random.Genera
     lengths = [min(n, max(1, loaded.module.max_length - GENERATED)) for n in (11, 1, 5, 8, 2)]
     steps = min(GENERATED, loaded.module.max_length - max(lengths))
     batch = make_batch(loaded, rng, lengths)
-    actual = np.asarray(_generate(loaded.module, head, batch, np.array(lengths, np.int32), steps))
+    start = start_id(loaded.config)
+    actual = np.asarray(_generate(loaded.module, head, batch, np.array(lengths, np.int32), start, steps))
     options = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False, "eos_token_id": None}
+    if loaded.family.kind == "encoder_decoder":  # without what the checkpoint's own settings would add, such as beams
+        model.generation_config = transformers.GenerationConfig(decoder_start_token_id=start)
+        # transformers 5.24 makes a T5's cache for as many layers as the encoder has
+        options["use_cache"] = getattr(loaded.config, "num_decoder_layers", 0) <= loaded.config.num_hidden_layers
     expected = np.stack(
         [
             model.generate(
                 torch.tensor(tokens[None, :n]).long(), pad_token_id=padding_id(loaded.config), **options
-            ).numpy()[0, n:]
+            ).numpy()[0, -steps:]
             for tokens, n in zip(batch["tokens"], lengths, strict=True)
         ]
     )
@@ -224,28 +257,46 @@ def compare_generation(model: Any, loaded: Any, head: Any, rng: np.random.Genera
     return good
 
 
-@nnx.jit(static_argnames="steps")
-def _generate(module: Any, head: Any, batch: Any, lengths: jax.Array, steps: int) -> jax.Array:
-    """int32 [rows, steps]: the most likely next tokens, one after the other."""
+def start_id(config: Any) -> int:
+    """What an encoder–decoder's answer begins with."""
+    start = getattr(config, "decoder_start_token_id", None)
+    return padding_id(config) if start is None else start
+
+
+@nnx.jit(static_argnames=("start", "steps"))
+def _generate(module: Any, head: Any, batch: Any, lengths: jax.Array, start: int, steps: int) -> jax.Array:
+    """int32 [rows, steps]: the most likely next tokens, one after the other; `start` is for encoder–decoders."""
     rows, length = batch["tokens"].shape
-    inputs = (batch["tokens"], batch["segment_ids"], batch["positions"], batch["token_types"])
-    hidden, cache = module(*inputs, cache=module.empty_cache(rows, length + steps))
-    first = head(module, hidden[np.arange(rows), lengths - 1]).argmax(-1)
+    inputs = (batch["tokens"], batch["segment_ids"], batch["positions"])
     one = np.ones((rows, 1), np.int32)
+    pairs = hasattr(module, "decode")
+    if pairs:
+        encoded, cache = module.encode(*inputs), module.empty_cache(rows, 1 + steps, length)
+        hidden, cache = module.decode(one * start, one, one * 0, encoded, batch["segment_ids"], cache=cache)
+        last, lengths = hidden[:, 0], np.ones(rows, np.int32)
+    else:
+        hidden, cache = module(*inputs, batch["token_types"], cache=module.empty_cache(rows, length + steps))
+        last = hidden[np.arange(rows), lengths - 1]
+    first = head(module, last).argmax(-1)
 
     def step(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
         token, cache = carry
-        hidden, cache = module(token[:, None], one, (lengths + number)[:, None], one * 0, cache=cache)
+        new = (token[:, None], one, (lengths + number)[:, None])
+        hidden, cache = module.decode(*new, cache=cache) if pairs else module(*new, one * 0, cache=cache)
         return (head(module, hidden[:, 0]).argmax(-1), cache), token
 
     return jax.lax.scan(step, (first, cache), np.arange(steps))[1].T
 
 
 def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All examples of a batch in one row, one after the other, and three tokens of padding."""
-    real = batch["segment_ids"] != 0
-    numbered = batch | {"segment_ids": np.cumsum(np.ones(real.shape, np.int32), axis=0, dtype=np.int32)}
-    return {name: np.concatenate([value[real], np.zeros(3, np.int32)])[None] for name, value in numbered.items()}
+    """All examples of a batch in one row, one after the other, and three tokens of padding; targets in the same way."""
+    result = {}
+    for name, value in batch.items():
+        real = batch["target_segment_ids" if name.startswith("target_") else "segment_ids"] != 0
+        if name.endswith("segment_ids"):
+            value = np.cumsum(np.ones(real.shape, np.int32), axis=0, dtype=np.int32)
+        result[name] = np.concatenate([value[real], np.zeros(3, np.int32)])[None]
+    return result
 
 
 def compare_tensors(

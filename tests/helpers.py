@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from instructrec_jax import assemble
+from instructrec_jax import assemble, assemble_data
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.config import BackboneConfig
 from instructrec_jax.config import Config
@@ -104,7 +104,7 @@ class Setup:
         self.model = assemble.load_model(self.config, self.task, checkpoint, self.mesh)
         self.encoded = self.task.encode(examples(kind))
         self.row_multiple = data_shards(self.mesh) * accumulation
-        self.buckets, self.target_buckets = assemble.buckets(self.config), assemble.target_buckets(self.task)
+        self.buckets, self.target_buckets = assemble_data.buckets(self.config), assemble_data.target_buckets(self.task)
         factors = None if layer_decay == 1 else learning_rate_factors(self.model.network, layer_decay)
         tx = make_optimizer(self.config.optimizer, self.config.steps, factors)
         buffers = {}

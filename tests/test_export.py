@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from tiny_runs import tiny_run, write_settings
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from instructrec_jax import assemble, export
+from instructrec_jax import assemble, assemble_data, export
 from instructrec_jax.config import Config
 from instructrec_jax.data.loader import Parts, Text, lay_out
 from instructrec_jax.data.packing import unpacked
@@ -92,8 +92,8 @@ def test_transformers_gives_the_same_answers(finished: Config, tmp_path: Path) -
 
     config, task, mesh = assemble.open_run(run)
     model = assemble.restored_model(config, task, run, mesh)
-    encoded = assemble.evaluation_data(config, task, config.data.test)
-    ours = predictor(task, model.graphdef, mesh, assemble.buckets(config))(model.params)([e.text for e in encoded])
+    encoded = assemble_data.evaluation_data(config, task, config.data.test)
+    ours = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)([e.text for e in encoded])
     np.testing.assert_allclose(np.stack(ours), logits, atol=1e-4)
     assert theirs.config.problem_type == "single_label_classification"
     answers = [theirs.config.id2label[int(i)] for i in logits.argmax(-1)]

@@ -13,7 +13,7 @@ from flax import nnx
 from helpers import SUBJECTS, assert_close
 from tiny_runs import changed, final_parameters, rows, tiny_run
 
-from instructrec_jax import assemble, train
+from instructrec_jax import assemble, assemble_data, train
 from instructrec_jax.adapters.losses import squared_error
 from instructrec_jax.config import Config, main_guard
 from instructrec_jax.data.loader import Parts, Text, pack, to_devices
@@ -101,7 +101,7 @@ def test_a_run_explains_itself(finished: Config, capsys: pytest.CaptureFixture[s
 
 def encoded_training(config: Config) -> list[Any]:
     task = assemble.open_task(config, Path(config.backbone.path))
-    return assemble.evaluation_data(config, task, config.data.train)
+    return assemble_data.evaluation_data(config, task, config.data.train)
 
 
 def test_a_frozen_backbone_is_restored_too(checkpoint: Path, tmp_path: Path) -> None:

@@ -105,12 +105,10 @@ REFUSED = (
     "encoder_repetition_penalty",
 )
 NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, 1, 1.0, [], {})
-# Recommendations of a checkpoint's authors, which the user's own settings stand for here.
-RECOMMENDED = (
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty", "early_stopping"),
-    *("min_length", "min_new_tokens"),
-)
+# Recommendations of a checkpoint's authors, instead of which the user's own settings hold.
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+SEARCHING = ("num_beams", "length_penalty", "early_stopping")
+ANYWAY = ("repetition_penalty", "no_repeat_ngram_size", "min_length", "min_new_tokens")
 
 
 def generation_fields(folder: Path) -> dict[str, Any]:
@@ -175,10 +173,7 @@ def recommendations(folder: Path) -> dict[str, Any]:
     """What the checkpoint's authors recommend in generation_config.json, where it differs from plain greedy search."""
     if not (folder / "generation_config.json").is_file():
         return {}
-    fields = generation_fields(folder)
-    found = {name: fields[name] for name in RECOMMENDED if name in fields and fields[name] not in NEUTRAL}
-    if not found.get("do_sample"):  # temperature and its like mean nothing without it
-        found = {n: v for n, v in found.items() if n not in RECOMMENDED[:8]}
-    if "num_beams" not in found:
-        found = {n: v for n, v in found.items() if n not in ("length_penalty", "early_stopping")}
-    return found
+    fields = {n: v for n, v in generation_fields(folder).items() if v is True or v not in NEUTRAL}
+    names = ("do_sample", *DRAWING) if "do_sample" in fields else ()  # its numbers mean nothing without it
+    names += SEARCHING if "num_beams" in fields else ()
+    return {name: fields[name] for name in (*names, *ANYWAY) if name in fields}

@@ -14,7 +14,7 @@ check_parity = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check_parity)
 
 SEQUENCE, TOKEN, MLM = "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
-LM, GPT2_LM = "ForCausalLM", "LMHeadModel"
+LM, GPT2_LM, SEQ2SEQ = "ForCausalLM", "LMHeadModel", "ForConditionalGeneration"
 LINEAR_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
@@ -101,6 +101,10 @@ LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
         ("gpt2", GPT2_LM, dict(scale_attn_weights=False, tie_word_embeddings=False, shard="20KB", dtype=torch.float16)),
         ("gpt2", SEQUENCE, dict(n_head=1, dtype=torch.bfloat16)),
         ("gpt2", TOKEN, dict(n_layer=1, reorder_and_upcast_attn=True)),
+        ("t5", SEQ2SEQ, dict(feed_forward_proj="gated-silu", shard="20KB")),
+        ("mt5", SEQ2SEQ, dict(num_layers=4, dtype=torch.bfloat16)),
+        ("bart", SEQ2SEQ, dict(scale_embedding=True, dtype=torch.float16)),
+        ("bart", "Model", dict(encoder_layers=1)),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

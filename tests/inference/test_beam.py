@@ -21,14 +21,13 @@ def test_beams_equal_transformers(network: Make, kind: str) -> None:
     assert len(lengths) > 2 and differs, "the answers are those of greedy search: the test shows little"
 
 
-@pytest.mark.parametrize("kind", ["llama", "bart"])
-def test_beams_with_a_repetition_penalty_equal_transformers(network: Make, kind: str) -> None:
-    net, asked = network(kind, 3), prompts(5, 4)
+def test_beams_with_a_repetition_penalty_equal_transformers(network: Make) -> None:
+    net, asked = network("bart", 3), prompts(4, 4)
     settings = {"max_new_tokens": 10, "repetition_penalty": 1.6}
     found = net.answers(asked, beams=3, **settings)
     assert found == net.expected(asked, num_beams=3, early_stopping=False, **settings)
 
 
 def test_an_answer_of_one_token(network: Make) -> None:
-    net, asked = network("llama"), prompts(3)
-    assert net.answers(asked, max_new_tokens=1, beams=4) == net.expected(asked, max_new_tokens=1, num_beams=4)
+    net, asked = network("llama"), prompts(4)
+    assert net.answers(asked, max_new_tokens=1, beams=3) == net.expected(asked, max_new_tokens=1, num_beams=3)

@@ -27,9 +27,8 @@ def test_greedy_equals_transformers_with_ragged_prompts(network: Make, kind: str
     assert len(lengths) > 2, "no answer ended before the others: the test shows little"
 
 
-@pytest.mark.parametrize("kind", ["llama", "bart"])
-def test_repetition_penalty_equals_transformers(network: Make, kind: str) -> None:
-    net, asked = network(kind, 3), prompts(5, 3)
+def test_repetition_penalty_equals_transformers(network: Make) -> None:
+    net, asked = network("llama", 3), prompts(4, 3)
     found = net.answers(asked, max_new_tokens=16, repetition_penalty=1.8)
     assert found == net.expected(asked, max_new_tokens=16, repetition_penalty=1.8)
     assert found != net.answers(asked, max_new_tokens=16)
@@ -50,19 +49,28 @@ def test_forced_and_suppressed_tokens_equal_transformers(network: Make) -> None:
     assert changed.answers(asked, max_new_tokens=10) == expected
 
 
-SAMPLED: dict[str, Any] = dict(max_new_tokens=12, temperature=1.3, top_k=30, top_p=0.95, seed=5)
+SAMPLED: dict[str, Any] = dict(max_new_tokens=12, temperature=1.3, seed=5)
 
 
 def test_draws_do_not_depend_on_batch_order_or_padding(network: Make) -> None:
     net, asked = network("llama", 3), prompts(7, 1)
     alone = net.answers(asked, batch_size=1, **SAMPLED)
-    assert net.answers(asked, **SAMPLED) == alone
+    assert alone == net.answers(asked, **SAMPLED)
     longer = [np.arange(4, 39).astype(np.int32), *asked]  # a longer bucket, and batches that are not full
     assert net.answers(longer, **SAMPLED)[1:] != alone  # other numbers, other draws
     longer = [*longer[1:], longer[0]]
     assert net.answers(longer, **SAMPLED)[:7] == alone
     assert net.answers(asked, **(SAMPLED | {"seed": 6})) != alone
     assert len({tuple(a.tokens) for a in net.answers([asked[0]] * 6, **SAMPLED)}) > 1  # each prompt has its own draws
+
+
+def test_top_p_and_min_p_reach_the_draws(network: Make) -> None:
+    net, asked = network("llama", 3), prompts(4, 1)
+    loose, greedy = SAMPLED | {"top_k": 39, "top_p": 0.99, "min_p": 1e-4}, net.answers(asked, max_new_tokens=12)
+    assert net.answers(asked, **loose) != greedy
+    assert net.answers(asked, **loose | {"top_p": 1e-6}) == greedy
+    assert net.answers(asked, **loose | {"min_p": 1.0}) == greedy
+    assert net.answers(asked, **loose | {"temperature": 1e-4}) == greedy
 
 
 BEAMS = {"max_new_tokens": 12, "beams": 3}
@@ -72,9 +80,7 @@ BEAMS = {"max_new_tokens": 12, "beams": 3}
     ("kind", "mesh", "settings"),
     [
         ("llama", (8, 1, 1), SAMPLED),
-        ("llama", (2, 2, 2), SAMPLED),
         ("llama", (2, 2, 2), BEAMS),
-        ("t5", (1, 8, 1), BEAMS),
         ("t5", (2, 2, 2), SAMPLED),
     ],
 )
@@ -142,9 +148,7 @@ def test_prompts_that_do_not_fit_are_named(network: Make, kind: str) -> None:
         decoder.check([np.ones(3, np.int32), np.ones(size, np.int32)], ["a", "b"], config)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bart"])
-def test_the_last_position_of_the_network_is_used(network: Make, kind: str) -> None:
-    net = network(kind, 3)
-    asked = [np.arange(4, 24).astype(np.int32), np.arange(4, 8).astype(np.int32)]
-    new = 64 if kind in ENCODER_DECODERS else 44
-    assert net.answers(asked, max_new_tokens=new) == net.expected(asked, max_new_tokens=new)
+def test_the_last_position_of_the_network_is_used(network: Make) -> None:
+    net = network("gpt2", 3)
+    asked = [np.arange(4, 36).astype(np.int32), np.arange(4, 8).astype(np.int32)]
+    assert net.answers(asked, max_new_tokens=32) == net.expected(asked, max_new_tokens=32)

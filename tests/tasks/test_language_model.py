@@ -11,7 +11,7 @@ import transformers
 from byte_tokenizer import byte_tokenizer
 from flax import nnx
 
-from instructrec_jax import assemble
+from instructrec_jax import assemble, assemble_data
 from instructrec_jax.backbones.config import BackboneConfig
 from instructrec_jax.config import Config
 from instructrec_jax.data.config import DataConfig
@@ -280,8 +280,8 @@ class Run:
         self.task = assemble.open_task(config, folder)
         self.model = assemble.load_model(config, self.task, folder, self.mesh)
         self.encoded = self.task.encode(examples())
-        self.buckets = assemble.buckets(config)
-        self.target_buckets = assemble.target_buckets(self.task)
+        self.buckets = assemble_data.buckets(config)
+        self.target_buckets = assemble_data.target_buckets(self.task)
 
     def loss(self) -> tuple[float, float]:
         parts = self.task.gather(self.encoded, np.random.default_rng(0))

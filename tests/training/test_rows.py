@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_close, examples
 from tiny_runs import changed, final_parameters, rows, tiny_run
 
-from instructrec_jax import assemble, train
+from instructrec_jax import assemble, assemble_data, train
 from instructrec_jax.config import Config
 from instructrec_jax.data.loader import Batch
 from instructrec_jax.data.sources import SourceConfig
@@ -50,9 +50,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Interrupt, "__init__", lambda self: setattr(self, "_before", {}))
 
 
-def training_data(config: Config, row_multiple: int = 1) -> assemble.TrainingData:
+def training_data(config: Config, row_multiple: int = 1) -> assemble_data.TrainingData:
     task = assemble.open_task(config, Path(config.backbone.path))
-    return assemble.training_data(config, task, row_multiple)
+    return assemble_data.training_data(config, task, row_multiple)
 
 
 def batches(config: Config, start: int, stop: int) -> list[Batch]:

@@ -1,0 +1,183 @@
+"""From settings to the data that the verbs work with: opened, checked, tokenised once, cut into batches."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from instructrec_jax.config import Config
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Batch, Loader, Parts, RowLoader, StreamLoader, lengths_of
+from instructrec_jax.data.mixture import Mixture
+from instructrec_jax.data.packing import length_buckets
+from instructrec_jax.data.skipped import SkippedRow, summarize_skipped
+from instructrec_jax.data.sources import ListSource, SourceConfig, open_sources
+from instructrec_jax.data.stream import StreamSource
+from instructrec_jax.tasks.base import Encoded, Task
+
+
+def labels_of(config: Config) -> list[str] | None:
+    return getattr(config.task, "labels", None)
+
+
+@dataclass
+class TrainingData:
+    """What is trained on.
+
+    Attributes:
+      encoded: all examples, tokenised once (empty for a stream).
+      tokens: in all of their texts (and targets).
+      fingerprint: changes when the examples change.
+      batches: (start, stop, position of a stream) -> batches of these steps.
+      opened: the source, which knows the rows it skipped.
+      step_size: what a step works on, for people to read.
+      epoch_steps: steps in an epoch (0 for a stream).
+      packing: how an epoch lies in rows, for people to read (empty where each batch is packed by itself).
+    """
+
+    encoded: list[Encoded]
+    tokens: int
+    fingerprint: str
+    batches: Callable[[int, int, Any], Iterator[Batch]]
+    opened: Any
+    step_size: str
+    epoch_steps: float = 0.0
+    packing: str = ""
+
+    @property
+    def skipped(self) -> list[SkippedRow]:
+        return self.opened.skipped
+
+    def describe(self) -> str:
+        if not self.encoded:
+            return "a stream of unknown size"
+        examples = f"{len(self.encoded):,} with {self.tokens:,} tokens{self.packing}"
+        return f"{examples}; an epoch is {self.epoch_steps:,.1f} steps"
+
+
+def training_data(config: Config, task: Task, row_multiple: int) -> TrainingData:
+    """Opens, checks and tokenises data.train."""
+    if not config.data.train:
+        raise ValueError("data.train lists no sources: name at least one file or data set to train on.")
+    check_batch(config, task, row_multiple)
+    opened = open_sources(
+        config.data.train,
+        labels=labels_of(config),
+        on_bad_example=config.data.on_bad_example,
+        temperature=config.data.temperature,
+        seed=config.seed,
+    )
+    processes = (jax.process_index(), jax.process_count())
+    size, rows = config.data.batch_size, config.data.batch_rows
+    shape = (size or 0, buckets(config), row_multiple, config.seed, *processes, target_buckets(task))
+    if isinstance(opened, StreamSource):
+
+        def gather_stream(examples: list[Example], rng: np.random.Generator) -> Parts:
+            return task.gather(encode(task, examples), rng)
+
+        if rows is not None:
+            raise ValueError(
+                "data.batch_rows packs whole epochs, but data.train is a stream, whose examples are not known in "
+                "advance: set data.batch_size instead, or streaming: false."
+            )
+        stream = StreamLoader(opened, gather_stream, *shape)
+        return TrainingData([], 0, opened.name, stream.batches, opened, f"{size} examples")
+    per_source = [encode(task, [source[i] for i in range(len(source))]) for source in opened.sources]
+    encoded = [e for part in per_source for e in part]
+    mixture = opened
+    if len(encoded) < len(opened):  # some were dropped for their length: mix what is left
+        left = [
+            ListSource([e.example for e in part], source.name, source.task)
+            for part, source in zip(per_source, opened.sources, strict=True)
+        ]
+        weights = [source.weight for source in config.data.train if source.weight is not None] or None
+        mixture = Mixture(left, weights=weights, temperature=config.data.temperature, seed=config.seed)
+
+    def gather(indices: np.ndarray, rng: np.random.Generator) -> Parts:
+        return task.gather([encoded[i] for i in indices], rng)
+
+    lengths, target_lengths = lengths_of([e.text for e in encoded])
+    tokens = int(lengths.sum()) + (0 if target_lengths is None else int(target_lengths.sum()))
+    if rows is None:
+        loader: Loader | RowLoader = Loader(mixture.order, gather, *shape)
+        step_size, epoch_steps, packing = f"{size} examples", len(encoded) / (size or 1), ""
+    else:
+        length, target_length = config.data.max_length, task.max_target_length if target_lengths is not None else None
+        row_shape = (rows, length, config.seed, *processes, target_lengths, target_length)
+        loader = RowLoader(mixture.order, gather, lengths, *row_shape)
+        room = f"{length:,}" + (f" + {target_length:,}" if target_length else "")
+        step_size, epoch_steps = f"{rows} rows of {room} tokens", len(loader.epoch(0)) / rows
+        packing = f" in {len(loader.epoch(0)):,} rows of {room}, {loader.real_share():.1%} of them real"
+    return TrainingData(
+        encoded,
+        tokens,
+        mixture.fingerprint,
+        lambda start, stop, _: loader.batches(start, stop),
+        opened,
+        step_size,
+        epoch_steps,
+        packing,
+    )
+
+
+def check_batch(config: Config, task: Task, row_multiple: int) -> None:
+    """Refuses a batch that is not given as either examples or rows, and rows where they cannot be."""
+    size, rows = config.data.batch_size, config.data.batch_rows
+    if (size is None) == (rows is None):
+        problem = "neither is set" if size is None else f"they are {size} and {rows}"
+        raise ValueError(
+            "the size of a batch is either data.batch_size (examples) or data.batch_rows (packed rows of "
+            f"data.max_length tokens), but {problem}: set one of them, and leave the other out or null."
+        )
+    if rows is None:
+        return
+    if task.couples_examples:
+        kind = config.task.get_choice_name(type(config.task))
+        raise ValueError(
+            f"the task {kind} compares the examples of a batch with each other, so the size of its batch is a number "
+            "of examples: set data.batch_size instead of data.batch_rows."
+        )
+    if rows % row_multiple:
+        shards = row_multiple // config.accumulation
+        raise ValueError(
+            f"data.batch_rows is {rows}, but must be a multiple of {row_multiple}: {shards} data-parallel devices x "
+            f"accumulation {config.accumulation}."
+        )
+
+
+def evaluation_data(
+    config: Config, task: Task, sources: Sequence[SourceConfig], skipped: list[SkippedRow] | None = None
+) -> list[Encoded]:
+    """All examples of some sources, in order, encoded; empty when there are no sources.
+
+    Rows that `on_bad_example: skip` leaves out are added to `skipped`, or told on stderr where there is no list.
+    """
+    if not sources:
+        return []
+    opened = open_sources(sources, labels=labels_of(config), on_bad_example=config.data.on_bad_example)
+    if isinstance(opened, StreamSource):
+        raise ValueError("a stream cannot be evaluated on: set streaming: false for validation and test sources.")
+    if skipped is not None:
+        skipped += opened.skipped
+    elif opened.skipped:
+        print(summarize_skipped(opened.skipped), file=sys.stderr)
+    return encode(task, [opened[i] for i in range(len(opened))])
+
+
+def encode(task: Task, examples: Sequence[Example]) -> list[Encoded]:
+    encoded = task.encode(examples)
+    if not encoded:
+        raise ValueError("no example is left: data.truncate is drop, and every text is longer than data.max_length.")
+    return encoded
+
+
+def buckets(config: Config) -> tuple[int, ...]:
+    return length_buckets(config.data.max_length)
+
+
+def target_buckets(task: Task) -> tuple[int, ...]:
+    """Row lengths for the targets of texts; none for a task without targets."""
+    return length_buckets(task.max_target_length) if task.max_target_length else ()

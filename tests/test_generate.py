@@ -1,0 +1,213 @@
+"""The verb: prompts in, answers out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from byte_tokenizer import byte_tokenizer
+
+from instructrec_jax.backbones.config import BackboneConfig
+from instructrec_jax.config import Config, to_yaml
+from instructrec_jax.data.config import DataConfig
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.export import export
+from instructrec_jax.files import read_jsonl
+from instructrec_jax.generate import LanguageModel, generate, in_dtype, main
+from instructrec_jax.inference.config import GenerationConfig
+from instructrec_jax.tasks import LanguageModelConfig
+from instructrec_jax.train import train
+from instructrec_jax.training.optimizer import OptimizerConfig
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama that writes bytes, many of them no characters."""
+    path, tokenizer = tmp_path_factory.mktemp("llama"), byte_tokenizer(bos=True)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=400,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    network = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.4 if parameter.ndim == 2 else 0.1))
+    network.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LanguageModel:
+    return LanguageModel(folder)
+
+
+NEW = GenerationConfig(max_new_tokens=24)
+
+
+def expected(folder: Path, prompt: str, **settings: Any) -> str:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokens = tokenizer(prompt, return_tensors="pt")
+    out = network.generate(**tokens, do_sample=False, max_new_tokens=24, **settings)
+    return tokenizer.decode(out[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_raw_prompts_are_continued_as_by_transformers(folder: Path, model: LanguageModel) -> None:
+    prompts = ["the yes", "Hello, 你好", "a"]
+    assert [a.text for a in model.generate(prompts, NEW, raw=True)] == [expected(folder, p) for p in prompts]
+
+
+def test_prompts_are_written_as_in_training(folder: Path, model: LanguageModel) -> None:
+    example = Example(instruction="Say yes", input="now", output="yes")
+    (encoded,) = model.task.encode([example])
+    begins = int(np.flatnonzero(encoded.target[1])[0]) + 1
+    np.testing.assert_array_equal(model.tokenise(example, "x", raw=False), encoded.text.tokens[:begins])
+    text = model.tokenizer.decode(encoded.text.tokens[1:begins])
+    assert text.startswith("Below is an instruction") and text.endswith("### Response:")
+    assert model.generate([example], NEW)[0].text == expected(folder, text)
+
+
+def test_streamed_pieces_are_the_answer(model: LanguageModel) -> None:
+    shown: list[str] = []
+    for prompt in ("the yes", "Hello"):
+        shown.clear()
+        (answer,) = model.generate([prompt], NEW, raw=True, show=shown.append)
+        assert "".join(shown) == answer.text == model.generate([prompt], NEW, raw=True)[0].text
+        assert len(shown) > 3
+
+
+def test_stop_texts_end_an_answer_and_are_not_in_it(model: LanguageModel) -> None:
+    (whole,) = model.generate(["the yes"], NEW, raw=True)
+    stop = whole.text[7:9]
+    config = GenerationConfig(max_new_tokens=24, stop=("never there", stop))
+    shown: list[str] = []
+    for show in (None, shown.append):
+        (answer,) = model.generate(["the yes"], config, raw=True, show=show)
+        assert (answer.text, answer.finish) == (whole.text[: whole.text.index(stop)], "stop")
+    assert "".join(shown) == answer.text
+
+
+def test_a_special_token_can_stop(model: LanguageModel) -> None:
+    """It never becomes text, so it is looked for among the tokens."""
+    config = GenerationConfig(max_new_tokens=300, temperature=2.0, seed=1)
+    (whole,) = model.generate(["a"], config, raw=True)
+    ends = {t: GenerationConfig(max_new_tokens=300, temperature=2.0, seed=1, stop=(t,)) for t in ("<|im_end|>", "<s>")}
+    answers = [model.generate(["a"], c, raw=True)[0] for c in ends.values()]
+    stopped = [answer for answer in answers if answer.finish == "stop"]
+    assert stopped and all(whole.text.startswith(answer.text) and answer.text != whole.text for answer in stopped)
+
+
+def test_bfloat16_kernels_change_nothing(folder: Path) -> None:
+    settings = Config(task=LanguageModel(folder).task.config)
+    settings.backbone.dtype = "bfloat16"
+    model = LanguageModel(folder, settings)
+    assert {str(x.dtype) for x in _leaves(model.params)} == {"bfloat16", "float32"}
+    answers = model.generate(["the yes", "a"], NEW, raw=True)
+    whole = in_dtype(model.params, "float32")  # the same numbers, cast at every use
+    model.params = whole
+    assert model.generate(["the yes", "a"], NEW, raw=True) == answers
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return [x for v in tree.values() for x in (_leaves(v) if isinstance(v, dict) else [v])]
+
+
+def test_records_keep_their_order_and_fields(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        {"prompt": "the yes " * 12, "note": 1},
+        {"instruction": "Say", "input": "yes", "output": "no", "id": "b"},
+        {"messages": [{"role": "user", "content": "yes?"}]},
+        {"prompt": "a"},
+    ]
+    file, out = tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    main([str(folder), "--input", str(file), "--out", str(out), "--max_new_tokens", "8", "--batch_size", "3"])
+    written = read_jsonl(out)
+    assert [{k: v for k, v in w.items() if k not in ("generated", "finish")} for w in written] == records
+    some = GenerationConfig(max_new_tokens=8)
+    assert written[3]["generated"] == generate(folder, ["a"], some)[0].text
+    assert {w["finish"] for w in written} <= {"eos", "length"}
+    with pytest.raises(ValueError, match="exists already"):
+        main([str(folder), "--input", str(file), "--out", str(out)])
+    capsys.readouterr()
+    main([str(folder), "--input", str(file), "--max_new_tokens", "8"])
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == written
+
+
+def test_one_prompt_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [str(folder), "--prompt", "the yes", "--raw", "--max_new_tokens", "24"]
+    for stream in ("--stream", "--no-stream"):
+        main([*args, stream])
+        assert capsys.readouterr().out == expected(folder, "the yes") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "in.jsonl.*2.*malformed"),
+        ('{"prompt": " "}', "in.jsonl.*2.*'prompt'"),
+        ('{"instruction": ""}', "in.jsonl.*2.*instruction"),
+        ('{"instruktion": "a"}', "in.jsonl.*2.*instruktion"),
+        (json.dumps({"prompt": "a" * 500}), "in.jsonl.*2.* 400"),
+    ],
+)
+def test_bad_records_are_named(folder: Path, tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps({"prompt": "a"}) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        main([str(folder), "--input", str(file), "--max_new_tokens", "8"])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--prompt", "a", "--max_new_tokens", "0"], "max_new_tokens should be at least 1"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "a", "--raw", "--max_new_tokens", "399"], "has 2 tokens and max_new_tokens is 399, .* most 400"),
+        (["--prompt", "a", "--temprature", "1"], "Did you mean 'temperature'"),
+        (["--prompt", "a", "--stream", "--beams", "2"], "without beams"),
+        (["--prompt", "a", "--task.template", "tokenizer"], "chat template"),
+    ],
+)
+def test_bad_arguments_are_named(folder: Path, args: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main([str(folder), *args])
+
+
+def test_a_run_answers_as_its_export(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text(json.dumps({"instruction": "Say yes", "output": "yes yes yes"}) + "\n")
+    config = Config(
+        run_dir=str(tmp_path / "run"),
+        steps=2,
+        backbone=BackboneConfig(path=str(folder), dtype="float32"),
+        task=LanguageModelConfig(template="plain"),
+        data=DataConfig(train=[SourceConfig(path=str(tmp_path / "data.jsonl"))], batch_size=1, max_length=32),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup=0.0),
+    )
+    train(config)
+    run, prompt = Path(config.run_dir), "Say yes"
+    export(run, tmp_path / "exported", format="hf")
+    (answer,) = generate(run, [prompt], NEW)
+    assert answer.text == expected(tmp_path / "exported", prompt + "\n") != expected(folder, prompt + "\n")
+
+
+def test_encoders_and_other_tasks_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="decoder"):
+        main([str(checkpoint), "--prompt", "a"])
+    (tmp_path / "config.yaml").write_text(to_yaml(Config()))
+    with pytest.raises(ValueError, match="another task"):
+        main([str(tmp_path), "--prompt", "a"])
