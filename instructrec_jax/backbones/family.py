@@ -128,8 +128,8 @@ class Family:
             -> hidden [rows, target length, hidden], or (hidden, cache)
 
     where a target token sees the earlier ones of its segment, and the encoded tokens with the same segment number.
-    Its `network.empty_cache(rows, capacity, encoded_length)` also keeps each layer's keys and values of `encoded`: the
-    first call fills them; later calls pass `encoded=None`.
+    Its `network.empty_cache(rows, capacity, encoded_length)` also keeps each layer's keys and values of `encoded`, and
+    "encoded_segment_ids": the first call fills them; later calls pass neither, or `encoded=None`.
     """
 
     build: Callable[..., nnx.Module]

@@ -407,8 +407,8 @@ class Stack(nnx.Module):
         """Runs the layers; returns x, or (x, cache) if there is a cache.
 
         With a cache a layer sees its own part of it, name -> [rows, places, ...], and returns the entries of the
-        tokens it was called with, name -> [rows, tokens, ...]; they are written from place `index` on. Entries as long
-        as the cache itself replace it.
+        tokens it was called with, name -> [rows, tokens, ...]; they are written from place `index` on. Entries with
+        as many places as their own cache (a whole encoded text, say) replace it; those a layer leaves out stay.
         """
         for group in self.groups:
             x, updated = self._run(group, x, context, dropout, cache, index)

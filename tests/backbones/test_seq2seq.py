@@ -21,7 +21,7 @@ from instructrec_jax.backbones.folder import declared_head, read_config
 from instructrec_jax.backbones.layers import Linear, StackOptions, dropout_keys
 from instructrec_jax.backbones.reading import build_backbone, load_backbone, load_head
 from instructrec_jax.backbones.seq2seq import positions_of
-from instructrec_jax.backbones.tensors import TensorFiles, sites_of
+from instructrec_jax.backbones.tensors import TensorFiles, read_slice, sites_of
 from instructrec_jax.backbones.writing import export_tensors, save_pretrained
 
 LM = "ForConditionalGeneration"
@@ -484,6 +484,13 @@ def test_weights_that_do_not_belong_to_the_config(make_checkpoint, t5, bart, tmp
         load(edited(bart, tmp_path / "shallower", encoder_layers=1))
     with pytest.raises(ValueError, match=r"embed_positions\.weight has shape \[42, 32\]"):
         load(edited(bart, tmp_path / "long", max_position_embeddings=50))
+
+
+def test_slices_of_final_logits_bias(bart):
+    """The file has a row [1, vocab]; each device reads its own part."""
+    with TensorFiles(bart) as files:
+        part = read_slice(files, "final_logits_bias", "row", (61,), (slice(7, 19),))
+        np.testing.assert_array_equal(part, files.read("final_logits_bias")[0, 7:19])
 
 
 def test_bart_without_final_logits_bias(bart, tmp_path):
