@@ -7,6 +7,8 @@
     run_dir = ir.tune(config)                              # what `python -m instructrec_jax.train` does
     ir.score(run_dir, config, Path("results"))             # ... evaluate
     ir.export_run(run_dir, Path("exported"), format="hf")  # ... export
+    model = ir.LanguageModel(run_dir)                      # ... generate: opened once
+    model.generate(["Name a river."], ir.GenerationConfig(max_new_tokens=50))
     ir.prepare_data(ir.MovieLensConfig(source="ml-latest-small", out="data/movielens"))  # ... prepare
 
 Names are imported when first asked for, so that `import instructrec_jax` is quick.
@@ -18,6 +20,8 @@ from typing import Any
 _HOMES = {
     "Config": "config:Config",
     "Example": "data.example:Example",
+    "GenerationConfig": "inference.config:GenerationConfig",
+    "LanguageModel": "generate:LanguageModel",
     "MovieLensConfig": "recommendation.prepare_data:MovieLensConfig",
     "RecBoleConfig": "recommendation.prepare_data:RecBoleConfig",
     "export_run": "export:export",

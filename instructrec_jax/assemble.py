@@ -98,7 +98,10 @@ def open_task(config: Config, folder: Path) -> Task:
         kind=find_family(network.model_type).kind,
         decoder_start_token_id=getattr(network, "decoder_start_token_id", None),
     )
-    return config.task.build(context)
+    task = config.task.build(context)
+    if task.max_target_length is not None and task.max_target_length > limit:
+        raise ValueError(f"task.max_target_length is {task.max_target_length}, but the backbone writes at most {limit}.")
+    return task
 
 
 def compute_dtype(config: Config) -> Any:
