@@ -99,8 +99,9 @@ def open_task(config: Config, folder: Path) -> Task:
         decoder_start_token_id=getattr(network, "decoder_start_token_id", None),
     )
     task = config.task.build(context)
-    if task.max_target_length is not None and task.max_target_length > limit:
-        raise ValueError(f"task.max_target_length is {task.max_target_length}, but the backbone writes at most {limit}.")
+    longest = task.max_target_length
+    if longest is not None and longest > limit:
+        raise ValueError(f"task.max_target_length is {longest}, but the network writes at most {limit} tokens.")
     return task
 
 

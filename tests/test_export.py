@@ -43,7 +43,7 @@ def run_of_step_1(kind: str, checkpoint: Path, folder: Path, **changes: Any) -> 
     config = tiny_run(kind, checkpoint, folder, **changes)
     run = Path(config.run_dir)
     task, mesh = assemble.open_task(config, checkpoint), make_mesh(config.mesh)
-    assemble.keep_declarations(checkpoint, run / "backbone", task)
+    assemble.keep_declarations(checkpoint, run / "backbone", task, needs_weights=False)
     write_settings(config, run / "config.yaml")
     rng = np.random.default_rng(0)
     model = assemble.load_model(config, task, checkpoint, mesh)
@@ -153,7 +153,8 @@ def test_a_broken_run_is_named(checkpoint: Path, tmp_path: Path) -> None:
     write_settings(config, run / "config.yaml")
     with pytest.raises(ValueError, match="config.json"):
         export.export(run, tmp_path / "out", format="orbax")
-    assemble.keep_declarations(checkpoint, run / "backbone", assemble.open_task(config, checkpoint))
+    task = assemble.open_task(config, checkpoint)
+    assemble.keep_declarations(checkpoint, run / "backbone", task, needs_weights=False)
     with pytest.raises(ValueError, match="no complete checkpoint"):
         export.export(run, tmp_path / "out", format="orbax")
     assert not (run / "checkpoints").exists() and not [p for p in tmp_path.iterdir() if "out" in p.name]

@@ -148,5 +148,5 @@ def test_an_example_without_an_answer_is_named(language_models: dict[str, Path],
 
 def test_an_answer_longer_than_the_network_writes_is_refused(language_models: dict[str, Path], tmp_path: Path) -> None:
     config = language_run(language_models["bart"], tmp_path, task=LanguageModelConfig(max_target_length=129))
-    with pytest.raises(ValueError, match="task.max_target_length is 129, but the backbone writes at most 128"):
+    with pytest.raises(ValueError, match="task.max_target_length is 129, but the network writes at most 128"):
         train(config)

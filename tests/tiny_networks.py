@@ -17,6 +17,7 @@ from instructrec_jax.inference.config import GenerationConfig, TokenRules
 from instructrec_jax.inference.decoding import Answer, Decoder
 from instructrec_jax.tasks.base import Model
 
+torch.set_num_threads(1)  # its threads would wait for each other on a busy machine
 VOCAB, EOS, PAD, START = 40, (2, 5, 9), 0, 3  # several ends, so that some answers end early
 IDS = dict(vocab_size=VOCAB, eos_token_id=list(EOS), pad_token_id=PAD, bos_token_id=1)
 SIZES = {

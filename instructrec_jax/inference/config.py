@@ -174,6 +174,6 @@ def recommendations(folder: Path) -> dict[str, Any]:
     if not (folder / "generation_config.json").is_file():
         return {}
     fields = {n: v for n, v in generation_fields(folder).items() if v is True or v not in NEUTRAL}
-    names = ("do_sample", *DRAWING) if "do_sample" in fields else ()  # its numbers mean nothing without it
-    names += SEARCHING if "num_beams" in fields else ()
-    return {name: fields[name] for name in (*names, *ANYWAY) if name in fields}
+    drawing = ("do_sample", *DRAWING) if "do_sample" in fields else ()  # its numbers mean nothing without it
+    searching = SEARCHING if "num_beams" in fields else ()
+    return {name: fields[name] for name in (*drawing, *searching, *ANYWAY) if name in fields}

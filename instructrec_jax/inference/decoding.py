@@ -85,7 +85,7 @@ class Decoder:
         valid = jnp.arange(length) < lengths[:, None]
         segment_ids, positions = valid.astype(jnp.int32), jnp.where(valid, jnp.arange(length), 0)
         state = {name: x for name, x in prompts.items() if name not in ("tokens", "lengths")}
-        state |= {"count": jnp.zeros((), jnp.int32)}
+        state |= {"count": jnp.zeros((), jnp.int32), "broken": jnp.zeros_like(prompts["done"])}
         if self.rules.start is not None:
             encoded = model.backbone.encode(tokens, segment_ids, positions)
             cache = model.backbone.empty_cache(rows, room, length)
@@ -103,7 +103,8 @@ class Decoder:
         logits = model.head(model.backbone, last)
         if search.structure.repetition_penalty != 1:
             state["seen"] = seen_tokens(tokens, valid, logits.shape[-1])
-        return self._constrain(search.advance(search.begin(state | {"cache": cache}, room), logits))
+        state = search.begin(state | {"cache": cache}, room)
+        return self._constrain(search.advance(_watch(state, logits), logits))
 
     def _decode(self, search: Any, params: Any, state: State, until: jax.Array) -> State:
         model: Any = nnx.merge(self.graphdef, params)
@@ -121,7 +122,7 @@ class Decoder:
             else:
                 hidden, cache = model.backbone(tokens, ones, positions, ones * 0, cache=state["cache"])
             logits = model.head(model.backbone, hidden[:, 0])
-            return self._constrain(search.advance(state | {"cache": cache}, logits))
+            return self._constrain(search.advance(_watch(state | {"cache": cache}, logits), logits))
 
         return self._constrain(jax.lax.while_loop(unfinished, step, state))
 
@@ -221,6 +222,11 @@ class Decoder:
                     if (ended != done).any():
                         state["done"] = jax.device_put(ended, state["done"].sharding)
                     done = ended
+                if np.asarray(state["broken"]).any():
+                    raise FloatingPointError(
+                        "the network computed NaN instead of scores of tokens: its weights hold NaN or infinity, or "
+                        "backbone.dtype is too narrow for them (float32 is the widest)."
+                    )
                 if done.all() or count >= limit:
                     break
                 count = min(limit, limit if every is None else count + every)
@@ -229,3 +235,9 @@ class Decoder:
                 found = tokens[row, : lengths[row]].tolist()
                 finish = "eos" if found[-1] in self.rules.eos else "length"
                 yield int(number), Answer(found, "stop" if row in stopped else finish)
+
+
+def _watch(state: State, logits: jax.Array) -> State:
+    """Notes prompts whose scores are NaN: argmax would hand out some token all the same."""
+    broken = jnp.isnan(logits).reshape(len(state["done"]), -1).any(-1) & ~state["done"]
+    return state | {"broken": state["broken"] | broken}

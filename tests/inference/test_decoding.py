@@ -96,6 +96,21 @@ def test_one_prompt_on_eight_devices(network: Make) -> None:
     assert net.answers(asked, mesh=(8, 1, 1), max_new_tokens=5) == net.answers(asked, max_new_tokens=5)
 
 
+def test_nan_is_an_error(network: Make) -> None:
+    """Not a token like any other: here from the sixth token on."""
+    decoder, params = network("gpt2").decoder()
+    table = params["backbone"]["position_embeddings"]["table"]
+    damaged = params["backbone"] | {"position_embeddings": {"table": table.at[8].set(np.nan)}}
+    for new, prompt in ((5, 4), (6, 4), (1, 9)):
+        config = GenerationConfig(max_new_tokens=new)
+        answers = decoder.answer(params | {"backbone": damaged}, [np.full(prompt, 7, np.int32)], config)
+        if new == 5:
+            list(answers)
+            continue
+        with pytest.raises(FloatingPointError, match="NaN"):
+            list(answers)
+
+
 def compiles(decoder: Decoder, config: GenerationConfig) -> tuple[int, int]:
     programs: Any = decoder.programs(config)
     return programs.prefill._cache_size(), programs.decode._cache_size()
