@@ -21,7 +21,7 @@ class Meter:
     bar: ProgressBar
     schedule: optax.Schedule
     max_nonfinite: int
-    _pending: tuple[int, dict[str, jax.Array], int, int, float] | None = None
+    _pending: tuple[int, dict[str, jax.Array], int, int] | None = None
     _tokens: int = 0
     _started: float = field(default_factory=time.perf_counter)
     _window_started: float = field(default_factory=time.perf_counter)
@@ -35,9 +35,8 @@ class Meter:
 
     def close_window(self, step: int, sums: dict[str, jax.Array], total_tokens: int) -> None:
         """Ends the window at `step`; `sums` may still be in the making on the device."""
-        now = time.perf_counter()
-        self._pending = (step, sums, total_tokens, self._tokens, now - self._window_started)
-        self._tokens, self._window_started = 0, now
+        self._pending = (step, sums, total_tokens, self._tokens)
+        self._tokens = 0
 
     def flush(self) -> None:
         """Writes the line of the last closed window, if it is not written yet.
@@ -47,9 +46,11 @@ class Meter:
         """
         if self._pending is None:
             return
-        step, on_device, total_tokens, tokens, seconds = self._pending
+        step, on_device, total_tokens, tokens = self._pending
         self._pending = None
         sums: dict[str, Any] = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        now = time.perf_counter()  # steps are only dispatched ahead of the device: the window ends with its last number
+        seconds, self._window_started = now - self._window_started, now
         loss = sums["loss"] / sums["weight"] if sums["weight"] else float("nan")
         values = {
             "loss": loss,

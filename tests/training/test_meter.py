@@ -1,0 +1,39 @@
+"""The speed in the log counts the time until the window's last number is there, not until its steps are dispatched."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from instructrec_jax.training import meter
+from instructrec_jax.training.meter import Meter
+
+
+def test_a_window_ends_when_its_numbers_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    logged: list[dict[str, float]] = []
+
+    def fetch(sums: Any) -> Any:
+        clock.now += 5.0  # the device works off what was dispatched
+        return sums
+
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(meter, "jax", SimpleNamespace(device_get=fetch))
+    tracker: Any = SimpleNamespace(log=lambda kind, step, values: logged.append(values))
+    bar: Any = SimpleNamespace(update=lambda *_: None)
+    under_test = Meter(tracker, bar, lambda step: 0.1, max_nonfinite=5, _started=0.0, _window_started=0.0)
+    names = ("loss", "weight", "grad_norm", "steps", "skipped", "skipped_in_a_row")
+    sums = dict.fromkeys(names, 1.0) | {"skipped": 0.0, "skipped_in_a_row": 0.0}
+    for step in (1, 2):
+        under_test.count(1000)
+        under_test.close_window(step, sums, 1000 * step)
+        clock.now += 1.0  # the next step is dispatched
+        under_test.flush()
+        under_test.pause(0.0)
+    assert [row["tokens_per_second"] for row in logged] == [pytest.approx(1000 / 6), pytest.approx(1000 / 6)]
+    clock.now += 10.0
+    under_test.pause(10.0)
+    under_test.count(1000)
+    under_test.close_window(3, sums, 3000)
+    under_test.flush()
+    assert logged[-1]["tokens_per_second"] == pytest.approx(1000 / 5)
