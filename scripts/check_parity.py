@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
@@ -264,7 +265,7 @@ def start_id(config: Any) -> int:
 
 
 @nnx.jit(static_argnames=("start", "steps"))
-def _generate(module: Any, head: Any, batch: Any, lengths: jax.Array, start: int, steps: int) -> jax.Array:
+def _generate(module: Any, head: Any, batch: Any, lengths: Any, start: int, steps: int) -> jax.Array:
     """int32 [rows, steps]: the most likely next tokens, one after the other; `start` is for encoder–decoders."""
     rows, length = batch["tokens"].shape
     inputs = (batch["tokens"], batch["segment_ids"], batch["positions"])
@@ -285,7 +286,7 @@ def _generate(module: Any, head: Any, batch: Any, lengths: jax.Array, start: int
         hidden, cache = module.decode(*new, cache=cache) if pairs else module(*new, one * 0, cache=cache)
         return (head(module, hidden[:, 0]).argmax(-1), cache), token
 
-    return jax.lax.scan(step, (first, cache), np.arange(steps))[1].T
+    return jax.lax.scan(step, (first, cache), jnp.arange(steps))[1].T
 
 
 def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

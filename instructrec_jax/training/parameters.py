@@ -54,9 +54,14 @@ def _matching(pattern: str, paths: Sequence[str]) -> list[str]:
 def _tail(model: nnx.Module) -> list[str]:
     """The paths of the last stack's trained blocks, and of the norm and pooler behind them."""
     name, stack = stacks(model)[-1]
-    owner = name.rpartition("/")[0]
-    blocks = [f"{name}/{block.name}/" for block in stack.blocks if block.first >= stack.first_trained]
-    return [*blocks, f"{owner}/final_norm/", f"{owner}/pooler/"]
+    blocks = [f"{name}/{block.name}" for block in stack.blocks if block.first >= stack.first_trained]
+    return [f"{path}/" for path in [*blocks, *behind(name)]]
+
+
+def behind(stack: str) -> tuple[str, str]:
+    """The paths of the norm and the pooler that follow a stack of layers."""
+    owner = stack.rpartition("/")[0]
+    return f"{owner}/final_norm", f"{owner}/pooler"
 
 
 def stacks(model: nnx.Module) -> list[tuple[str, Stack]]:
@@ -84,7 +89,9 @@ def learning_rate_factors(model: nnx.Module, layer_decay: float) -> dict[str, fl
             block = next(b for b in numbered[name].blocks if path.startswith(f"{name}/{b.name}/"))
             depth = 1 + first[name] + np.array(block.layers)
         else:
-            after = path.startswith("head/") or any(part in ("final_norm", "pooler") for part in path.split("/"))
-            depth = total + 1 if after else 0
+            # what follows a stack lies above its last layer, also above an encoder's
+            owner = next((n for n in numbered if path.rpartition("/")[0] in behind(n)), "")
+            above = total if path.startswith("head/") else first[owner] + numbered[owner].num_layers if owner else -1
+            depth = above + 1
         factors[path] = layer_decay ** (total + 1 - depth)
     return factors

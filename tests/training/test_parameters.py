@@ -120,3 +120,20 @@ def test_frozen_weights_are_not_in_the_checkpoint_and_must_stay(checkpoint: Path
     weights.write_bytes(content)
     with pytest.raises(ValueError, match="or they changed"):
         assemble.restored_model(changed(config, backbone__path=str(moved)), task, Path(config.run_dir), mesh)
+
+
+def test_a_decoder_lies_above_its_encoder(language_models: dict[str, Path], tmp_path: Path) -> None:
+    setup = Setup("language_model", language_models["t5"], tmp_path, train_last=1)
+    factors = learning_rate_factors(setup.model.network, 0.5)
+    depths = {path: np.round(5 + np.log2(factor)).tolist() for path, factor in factors.items()}
+    assert depths["backbone/word_embeddings/table"] == 0
+    assert depths["backbone/encoder/layers/block0/attention/query/kernel"] == [1, 2]
+    assert depths["backbone/encoder/final_norm/scale"] == 3
+    assert depths["backbone/decoder/layers/block0/attention/query/kernel"] == [3]
+    assert depths["backbone/decoder/layers/block1/attention/query/kernel"] == [4]
+    assert depths["backbone/decoder/final_norm/scale"] == 5
+    trained = paths(setup.state.params)
+    assert {path.rpartition("/layers/")[0] or path for path in trained} == {
+        "backbone/decoder",
+        "backbone/decoder/final_norm/scale",
+    }
