@@ -3,9 +3,9 @@
     python scripts/prepare_instructions.py FILE ... --out data/instructions
 
 FILEs are JSON or JSON lines, plain or .gz, with rows in the form of Alpaca (instruction, input, output), of
-Self-Instruct (instruction, instances), of prompt and completion (with the name of the template), or of ShareGPT
-(conversations, and chosen). Public ones: the demonstration sets in `data/` of hiyouga/LLaMA-Factory on GitHub,
-`seed_tasks.jsonl` of tatsu-lab/stanford_alpaca, and in yizhongw/self-instruct the file
+Self-Instruct (instruction, instances), of prompt and completion (made by a template: the row names it, else the file),
+or of ShareGPT (conversations, and chosen). Public ones: the demonstration sets in `data/` of hiyouga/LLaMA-Factory on
+GitHub, `seed_tasks.jsonl` of tatsu-lab/stanford_alpaca, and in yizhongw/self-instruct the file
 `human_eval/user_oriented_instructions.jsonl` and the T0 sample below `data/finetuning/t0_train_50k`.
 
 Several templates may ask about one text, so rows are one instance when they share three in ten of the runs of eight
@@ -72,8 +72,8 @@ def read(file: Path) -> Iterator[Example]:
 
 def read_row(row: dict[str, Any], name: str, id: str) -> Iterator[Example]:
     if "prompt" in row:
-        task = "_".join(row["template"].split("_")[:2]) if "template" in row else name
-        origin = {"template": row["template"]} if "template" in row else {}
+        template = row.get("template", name)
+        task, origin = "_".join(template.split("_")[:2]), {"template": template}
         pairs = [(row["prompt"].strip(), None, row["completion"].strip())]
     elif "instances" in row:
         task, origin = name, {}
