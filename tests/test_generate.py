@@ -23,6 +23,8 @@ from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.train import train
 from instructrec_jax.training.optimizer import OptimizerConfig
 
+torch.set_num_threads(1)  # its threads would wait for each other on a busy machine
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
