@@ -95,3 +95,26 @@ def test_eight_devices_equal_one(
     losses, params = run_steps(setup, [eight_rows(setup)] * 2)
     np.testing.assert_allclose(losses, references(network)[0], atol=1e-5)
     assert_close(params, references(network)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"), [("llama", "classification"), ("llama", "retrieval"), ("t5", "retrieval")]
+)
+def test_other_tasks_run_on_language_models(
+    network: str, kind: str, language_models: dict[str, Path], tmp_path: Path
+) -> None:
+    setup = Setup(kind, language_models[network], tmp_path)
+    batch = setup.batch()
+    assert (batch["segment_ids"].max(1) > 1).any()
+
+    @jax.jit
+    def loss(params: Any, batch: Any) -> jax.Array:
+        total, weight = setup.task.loss(
+            nnx.merge(setup.model.graphdef, params), batch, dropout=None, buffers=setup.state.buffers, parts=1
+        )
+        return total / weight
+
+    packed, plain = (loss(setup.model.params, each) for each in (batch, plain_layout(setup.parts())))
+    np.testing.assert_allclose(packed, plain, atol=1e-5)
+    losses, _ = run_steps(setup, [batch] * 5)
+    assert losses[-1] < losses[0]
