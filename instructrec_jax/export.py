@@ -1,4 +1,4 @@
-"""Take a tuned model out of its run directory: `python -m instructrec_jax.export RUN --format orbax|hf|peft --out FOLDER`.
+"""Take a tuned model out of its run directory: `python -m instructrec_jax.export RUN --out FOLDER [--format hf]`.
 
 orbax   FOLDER/params, a plain orbax checkpoint of the parameters alone, and FOLDER/metadata.json. Opens without
         this package: `orbax.checkpoint.StandardCheckpointer().restore(FOLDER.absolute() / "params")`.

@@ -15,7 +15,7 @@ class BackboneConfig:
 
     path: str = ""  # HuggingFace folder or hub id; "films" is the small one that comes with this package
     random_init: bool = False  # take only the architecture from the folder and draw new weights
-    freeze: list[str] = field(default_factory=list)  # not trained: paths with one of these (regular expressions)
+    freeze: list[str] = field(default_factory=list)  # not trained: paths with one of these (regexes)
     train_last: int | None = None  # train only the last so many layers, what follows them, and the head; null: all
     quantize: Quantize = "none"  # how the weights of linear layers are kept, with lora: int8 or nf4 save memory
     dtype: DType = "auto"  # of activations; auto: bfloat16 on accelerators

@@ -18,7 +18,7 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-3  # peak learning rate
     head_learning_rate: float | None = None  # peak learning rate of the head; null: the same
-    layer_decay: float = 1.0  # learning rate of a layer as a share of that of the one above it; 1: all alike
+    layer_decay: float = 1.0  # learning rate of a layer as a share of that of the one above; 1: all alike
     weight_decay: float = 0.01  # decoupled: each step subtracts learning_rate * weight_decay * parameter
     decay_exclude: list[str] = field(  # parameters whose path matches one of these (regular expressions) don't decay
         default_factory=lambda: ["bias$", "scale$", "norm", "temperature$"]
