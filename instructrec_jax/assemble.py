@@ -145,7 +145,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly
     shardings = parameter_shardings(mesh, model)
     graphdef, state = nnx.split(model)
     params = jax.device_put(nnx.to_pure_dict(state), shardings)
-    return Assembly(graphdef, params, shardings, source, frozen_by(config, model))
+    return Assembly(graphdef, params, shardings, source, frozen_by(config, task, model))
 
 
 def abstract_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly:
@@ -168,7 +168,7 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Asse
     graphdef, state = nnx.split(model)
     source = Source(None, model, hf_config, pooling, LoadReport(), nnx.Rngs(config.seed), compute_dtype(config))
     shardings = parameter_shardings(mesh, model)
-    return Assembly(graphdef, nnx.to_pure_dict(state), shardings, source, frozen_by(config, model))
+    return Assembly(graphdef, nnx.to_pure_dict(state), shardings, source, frozen_by(config, task, model))
 
 
 def adapted(model: Any, config: Config, source: Source) -> Any:
@@ -190,10 +190,9 @@ def adapted(model: Any, config: Config, source: Source) -> Any:
     return model
 
 
-def frozen_by(config: Config, model: nnx.Module) -> Callable[[str], bool]:
-    return frozen_parameters(
-        model, freeze=config.backbone.freeze, train_last=config.backbone.train_last, lora=config.lora.on
-    )
+def frozen_by(config: Config, task: Task, model: nnx.Module) -> Callable[[str], bool]:
+    freeze = [*config.backbone.freeze, *task.freeze]
+    return frozen_parameters(model, freeze=freeze, train_last=config.backbone.train_last, lora=config.lora.on)
 
 
 def fitting_mesh(config: MeshConfig) -> MeshConfig:

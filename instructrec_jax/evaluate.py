@@ -2,20 +2,23 @@
 
     evaluate RUN                          the run's best checkpoint on its own data.test (or --split validation)
     evaluate HF_FOLDER --config_path X    a HuggingFace folder as it is, on the task and data of X
+    evaluate RUN --beside RUN2 RUN3       other runs, on the same cases
 
 Any setting can be overridden as in train: `--data.test '[{path: other.jsonl}]'`.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from instructrec_jax import assemble, assemble_data
 from instructrec_jax.config import DEFAULT, Config, main_guard, parse
 from instructrec_jax.distributed.mesh import make_mesh
-from instructrec_jax.evaluation.evaluator import baseline_contenders, contend, segments
+from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, contend, segments
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.evaluation.results import show_results
+from instructrec_jax.tasks.base import Encoded
 
 
 def evaluate(
@@ -26,6 +29,7 @@ def evaluate(
     split: str = "test",
     step: int | None = None,
     baselines: bool = True,
+    beside: Sequence[Path] = (),
 ) -> None:
     """Scores a run directory or a HuggingFace folder; writes evaluation.json and predictions.jsonl into `out`.
 
@@ -33,6 +37,7 @@ def evaluate(
       split: "test" or "validation", which of the configuration's sources.
       step: which checkpoint of a run; None: the best.
       baselines: also score simple methods on the same cases (they need data.train).
+      beside: other runs, whose best checkpoints are scored on the same cases, each as its own task reads them.
     """
     is_run = (path / "config.yaml").is_file()
     folder = path / "backbone" if is_run else assemble.backbone_folder(str(path))
@@ -52,12 +57,23 @@ def evaluate(
         name, model = "untuned", assemble.load_model(config, task, folder, mesh)
     predict = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
     groups = segments(cases, config.evaluation.segment_by)
-    contenders = [contend(name, task, predict, groups)]
+    contenders = [contend(name, task, predict, groups), *(other_run(run, groups) for run in beside)]
     if baselines and config.data.train:
         train_set = assemble_data.evaluation_data(config, task, config.data.train)
         contenders += baseline_contenders(task, train_set, groups)
     show_results(out, contenders, [], metric=config.evaluation.metric or task.metric, tuned=name)
     print(f"\nwritten: {out}")
+
+
+def other_run(run: Path, groups: dict[str, list[Encoded]]) -> Contender:
+    """Another run on the same cases."""
+    config, task, mesh = assemble.open_run(run)
+    model = assemble.restored_model(config, task, run, mesh)
+    predict = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
+    same = {name: task.encode([e.example for e in cases]) for name, cases in groups.items()}
+    if [len(cases) for cases in same.values()] != [len(cases) for cases in groups.values()]:
+        raise ValueError(f"{run} drops some of the cases for their length, so it cannot be compared on them.")
+    return contend(run.name, task, predict, same)
 
 
 def main(args: list[str]) -> None:
@@ -71,6 +87,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="which sources to score on")
     parser.add_argument("--step", type=int, help="which checkpoint of a run; default: the best")
     parser.add_argument("--out", type=Path, help="where the results go; default: RUN/evaluation or ./evaluation")
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], help="other runs to score on the same cases")
     parser.add_argument("--no_baselines", action="store_true", help="leave out the simple methods")
     options, rest = parser.parse_known_args(args)
     is_run = (options.path / "config.yaml").is_file()
@@ -78,7 +95,15 @@ def main(args: list[str]) -> None:
     if is_run and not any(arg.startswith("--mesh") for arg in rest):
         config = replace(config, mesh=assemble.fitting_mesh(config.mesh))
     out = options.out or (options.path / "evaluation" if is_run else Path("evaluation"))
-    evaluate(options.path, config, out, split=options.split, step=options.step, baselines=not options.no_baselines)
+    evaluate(
+        options.path,
+        config,
+        out,
+        split=options.split,
+        step=options.step,
+        baselines=not options.no_baselines,
+        beside=options.beside,
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 logger = logging.getLogger(__name__)
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -154,16 +156,19 @@ def _line(row: Mapping[str, Any], path: str | Path) -> bytes:
 
 def _dump(value: Any, path: str | Path, indent: int | None = None) -> str:
     try:
-        plain = _plain(value)
-        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=indent)
+        try:
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+        except (TypeError, ValueError):  # most values are plain, and looking through each costs more than writing it
+            value = _plain(value)
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the value to write has no place in JSON ({error}).") from None
     # Half of a surrogate pair has no UTF-8 form, but does have an escaped one.
-    return text if _is_unicode(text) else json.dumps(plain, allow_nan=False, indent=indent)
+    return text if _is_unicode(text) else json.dumps(value, allow_nan=False, indent=indent)
 
 
 def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return _HALF_PAIR.search(text) is None
 
 
 def _plain(value: Any) -> Any:

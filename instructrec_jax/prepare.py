@@ -2,7 +2,14 @@
 
     python -m instructrec_jax.prepare movielens --source FOLDER --out FOLDER [--k_core 5] [--min_rating 4] ...
     python -m instructrec_jax.prepare recbole   --source FOLDER --out FOLDER ...
+    python -m instructrec_jax.prepare sasrec    --source FILE --items FILE --out FOLDER ...
+    python -m instructrec_jax.prepare p5        --source FOLDER --out FOLDER ...
+    python -m instructrec_jax.prepare sequences --source FOLDER --out FOLDER [--sequence_limit 20] ...
+    python -m instructrec_jax.prepare amazon    --source FOLDER --out FOLDER [--on_bad_line skip] ...
+    python -m instructrec_jax.prepare goodbooks --source FOLDER --out FOLDER ...
+    python -m instructrec_jax.prepare table     --source FILE --items FILE --out FOLDER [--user_column who] ...
 
+All take `--split leave_one_out | ratio | global_time [--validation 0.1] [--test 0.1]`.
 `python -m instructrec_jax.prepare movielens --help` explains every setting.
 """
 
@@ -10,9 +17,8 @@ from typing import Any
 
 from instructrec_jax.config import main_guard, parse
 from instructrec_jax.data.example import suggest
-from instructrec_jax.recommendation.prepare_data import MovieLensConfig, RecBoleConfig, prepare
-
-READERS = {"movielens": MovieLensConfig, "recbole": RecBoleConfig}
+from instructrec_jax.recommendation.prepare_data import prepare
+from instructrec_jax.recommendation.sources import SOURCES
 
 
 def main(args: list[str]) -> dict[str, Any]:
@@ -24,10 +30,10 @@ def main(args: list[str]) -> dict[str, Any]:
     if reader in ("-h", "--help"):
         print(__doc__)
         raise SystemExit(0)
-    if reader not in READERS:
-        hint = suggest(reader, READERS)
-        raise ValueError(f"unknown source {reader!r}: the first word is one of {', '.join(READERS)}.{hint}")
-    config = parse(READERS[reader], rest, default=None)
+    if reader not in SOURCES:
+        hint = suggest(reader, SOURCES)
+        raise ValueError(f"unknown source {reader!r}: the first word is one of {', '.join(SOURCES)}.{hint}")
+    config = parse(SOURCES[reader], rest, default=None)
     card = prepare(config)
     print(describe(card, config.out))
     return card
@@ -43,6 +49,7 @@ def describe(card: dict[str, Any], out: str) -> str:
             ("below_min_rating", "below the minimum rating"),
             ("repeats", "repeats of a user's own item"),
             ("outside_k_core", f"outside the {card['settings']['k_core']}-core"),
+            ("beyond_sequence_limit", f"before a user's last {card['settings']['sequence_limit']}"),
         )
         if card[key]
     ]
@@ -53,11 +60,19 @@ def describe(card: dict[str, Any], out: str) -> str:
         f"  interactions  {card['interactions']:>12,}   of {card['interactions_read']:,} read",
         f"  density       {card['density']:>12.3%}",
         f"  examples      {examples['train']:>12,} train, {examples['validation']:,} validation, "
-        f"{examples['test']:,} test (leave-one-out)",
+        f"{examples['test']:,} test ({card['settings']['split'].replace('_', '-')})",
         f"  left out      {'; '.join(left_out) or 'nothing'}",
     ]
     if card["users_only_in_train"]:
-        lines.append(f"  note: {card['users_only_in_train']:,} users have fewer than 3 items and stay in train")
+        lines.append(f"  note: {card['users_only_in_train']:,} users have nothing held out and stay in train")
+    if card["new_users"]:
+        lines.append(f"  note: {card['new_users']:,} users have nothing in train: they begin without a history")
+    if card["new_items"]:
+        lines.append(f"  note: {card['new_items']:,} items occur in validation or test but not in train")
+    if "test_from" in card:
+        lines.append(
+            f"  note: validation begins at time {card['validation_from']:.0f}, test at {card['test_from']:.0f}"
+        )
     if not card["has_timestamps"]:
         lines.append("  note: the source has no timestamps; the order of its lines is taken as the order in time")
     return "\n".join(lines)

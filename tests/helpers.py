@@ -22,6 +22,7 @@ from instructrec_jax.tasks import (
     MultilabelConfig,
     RegressionConfig,
     RetrievalConfig,
+    SequenceConfig,
     TokenClassificationConfig,
 )
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -48,19 +49,28 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
             "masked_lm": None,
             "language_model": " ".join([*words[: len(words) // 2 : -1], subject]),
             "retrieval": f"item-{SUBJECTS.index(subject)}",
+            "sequence": f"item-{SUBJECTS.index(subject)}",
         }[kind]
-        history = (f"item-{(SUBJECTS.index(subject) + 1) % 5}",) if kind == "retrieval" and number % 3 == 0 else ()
+        history: tuple[str, ...] = ()
+        if kind == "retrieval" and number % 3 == 0:
+            history = (f"item-{(SUBJECTS.index(subject) + 1) % 5}",)
+        if kind == "sequence":
+            history = tuple(f"item-{i}" for i in 5 + rng.permutation(7)[: number % 8])
+            text = f"a film about {subject}"  # few instructions, as there are few wordings
         made.append(Example(instruction=text, output=output, history=history, id=f"e{number}", task=kind))
     return made
 
 
 def task_config(kind: str, folder: Path, **settings: Any) -> Any:
     """The config of a task; `folder` receives a small catalogue if it needs one."""
-    if kind == "retrieval":
+    if kind in ("retrieval", "sequence"):
         items = list(range(12))
         texts = [f"a film about {SUBJECTS[i % 5]} " + "very " * i for i in items]
         folder.mkdir(exist_ok=True)
         Catalogue([f"item-{i}" for i in items], [f"title {i}" for i in items], texts).save(folder)
+        if kind == "sequence":
+            small = {"hidden_size": 16, "history_limit": 8, "dropout": 0.1}
+            return SequenceConfig(catalogue=str(folder), **(small | settings))
         return RetrievalConfig(catalogue=str(folder), **settings)
     return {
         "classification": lambda: ClassificationConfig(labels=SUBJECTS),
@@ -108,7 +118,11 @@ class Setup:
         factors = None if layer_decay == 1 else learning_rate_factors(self.model.network, layer_decay)
         tx = make_optimizer(self.config.optimizer, self.config.steps, factors)
         buffers = {}
-        if getattr(self.config.task, "softmax", "") == "full":
+        if kind == "sequence":
+            rng = np.random.default_rng(0)
+            sizes = {"item_texts": 12, "instruction_texts": len(self.task.instructions)}  # type: ignore[attr-defined]
+            buffers = {name: rng.normal(size=(size, 32)).astype(np.float32) for name, size in sizes.items()}
+        elif getattr(self.config.task, "softmax", "") == "full":
             rng = np.random.default_rng(0)
             vectors = rng.normal(size=(12, 32)).astype(np.float32)
             buffers = {"item_vectors": vectors / np.linalg.norm(vectors, axis=1, keepdims=True)}

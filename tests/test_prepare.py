@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -98,8 +99,8 @@ def test_existing_output(source, tmp_path):
 
 
 def test_a_failure_leaves_nothing_behind(source, tmp_path):
-    with pytest.raises(ValueError, match="unknown wording 'song'"):
-        run(source, tmp_path / "out", "--wording", "song")  # found out while the files are being written
+    with pytest.raises(ValueError, match="unknown noun 'song'"):
+        run(source, tmp_path / "out", "--noun", "song")
     assert os.listdir(tmp_path) == ["ml-tiny"]
 
 
@@ -117,12 +118,15 @@ def test_bad_lines(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["movilens"], 'first word is one of movielens, recbole. Did you mean "movielens"?'),
+        (["movilens"], 'first word is one of movielens, recbole, sasrec, .*Did you mean "movielens"?'),
         (["movielens", "--k_coer", "3"], "no setting 'k_coer'. Did you mean 'k_core'"),
         (["movielens", "--source", "x"], "`out`"),
         (["movielens", "--source", "x", "--out", "y"], "no MovieLens folder"),
         (["movielens", "--source", "x", "--out", "y", "--k_core", "five"], "k_core"),
         (["movielens", "--source", "x", "--out", "y", "--on_bad_line", "ignore"], "error or skip"),
+        (["movielens", "--source", "x", "--out", "y", "--split", "loo"], "unknown split 'loo'"),
+        (["sequences", "--source", "x", "--out", "y", "--test", "2", "--split", "ratio"], "shares"),
+        (["table", "--source", "x", "--out", "y", "--user_colum", "who"], "Did you mean 'user_column'"),
         (
             ["movielens", "--source", "x", "--out", "y", "--title_column", "name"],
             "no setting 'title_column'",
@@ -143,11 +147,122 @@ def test_recbole_end_to_end(tmp_path, capsys):
     names = [f"B{number}\tThing {number}" for number in range(6)]
     (folder / "shop.item").write_text("item_id:token\ttitle:token\n" + "\n".join(names) + "\n")
     card = main(["recbole", "--source", str(folder), "--out", str(tmp_path / "out"), "--k_core", "4"])
-    assert card["repeats"] == 6 and card["interactions"] == 24 and card["settings"]["wording"] == "item"
+    assert card["repeats"] == 6 and card["interactions"] == 24 and card["settings"]["noun"] == "item"
     assert "no timestamps" in capsys.readouterr().out
     first = load_examples(tmp_path / "out", "test")[0]
     assert first.output == "B3" and first.history == ("B0", "B1", "B2")
     assert "Thing 0; Thing 1; Thing 2" in first.instruction and "B3" not in first.instruction
+
+
+def write_every_source(folder):
+    """The same six users and items (each user took four in a row of six) in every format: reader → arguments."""
+    histories = {f"u{u}": [(u + step) % 6 for step in range(4)] for u in range(6)}
+    events = [(user, item, 100 * int(user[1]) + n) for user, items in histories.items() for n, item in enumerate(items)]
+    titles = "".join(f"{n}\tThing {n}\n" for n in range(6))
+    files = {
+        "sasrec/log.txt": "".join(f"{user} {item}\n" for user, item, _ in events),
+        "sasrec/items.txt": titles,
+        "p5/sequential_data.txt": "".join(f"{user} {' '.join(map(str, i))}\n" for user, i in histories.items()),
+        "p5/items.txt": titles,
+        "sequences/sequences.tsv": "".join(f"{user}\t{' '.join(map(str, i))}\n" for user, i in histories.items()),
+        "sequences/items.tsv": "item\ttitle\n" + titles,
+        "amazon/Things.jsonl": "".join(
+            json.dumps({"user_id": user, "parent_asin": str(item), "rating": 5, "timestamp": when}) + "\n"
+            for user, item, when in events
+        ),
+        "amazon/meta_Things.jsonl": "".join(
+            json.dumps({"parent_asin": str(n), "title": f"Thing {n}"}) + "\n" for n in range(6)
+        ),
+        "goodbooks/books.csv": "book_id,goodreads_book_id,title,authors,original_publication_year,language_code,"
+        "average_rating\n" + "".join(f"{n},{n},Thing {n},,,,\n" for n in range(6)),
+        "goodbooks/ratings.csv": "user_id,book_id,rating\n" + "".join(f"{u},{i},5\n" for u, i, _ in events),
+        "table/log.csv": "who,item,ts\n" + "".join(f"{u},{i},{when}\n" for u, i, when in events),
+        "table/things.csv": "id,title\n" + "".join(f"{n},Thing {n}\n" for n in range(6)),
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    arguments = {name.split("/")[0]: ["--source", str(folder / name.split("/")[0])] for name in files}
+    table = folder / "table"
+    return arguments | {
+        "table": ["--source", str(table / "log.csv"), "--items", str(table / "things.csv"), "--user_column", "who"]
+    }
+
+
+def test_every_source_prepares_alike(tmp_path):
+    prepared = {}
+    for reader, arguments in write_every_source(tmp_path).items():
+        out = tmp_path / "out" / reader
+        card = main([reader, *arguments, "--out", str(out), "--k_core", "4"])
+        assert (card["users"], card["items"], card["interactions"]) == (6, 6, 24)
+        assert str(tmp_path) not in (out / "card.json").read_text()
+        prepared[reader] = [(out / "splits" / f"{name}.jsonl").read_text() for name in SPLITS]
+        assert load_examples(out, "test")[0].output == "3"
+    assert len(prepared) == 6
+    assert all(splits == prepared["sasrec"] for splits in prepared.values())
+
+
+def test_ratio_split_has_several_cases_per_user(source, tmp_path, capsys):
+    card = run(source, tmp_path / "out", "--split", "ratio", "--validation", "0.25", "--test", "0.4")
+    films = Catalogue.load(tmp_path / "out")
+    splits = Splits.load(tmp_path / "out", films)
+    cases = load_examples(tmp_path / "out", "test")
+    assert {len(items) for items in splits.test} <= {2, 3} and len(cases) == card["test_interactions"]
+    for number, user in enumerate(splits.user_ids):
+        whole = [films.ids[n] for name in SPLITS for n in getattr(splits, name)[number]]
+        mine = [case for case in cases if case.origin["user"] == user]
+        held = len(splits.test[number])
+        assert [case.output for case in mine] == whole[-held:]
+        assert [list(case.history) for case in mine] == [whole[: len(whole) - held + n] for n in range(held)]
+        for case in load_examples(tmp_path / "out", "train"):
+            assert case.origin["user"] != user or {case.output, *case.history} <= set(
+                whole[: len(splits.train[number])]
+            )
+    assert "test (ratio)" in capsys.readouterr().out
+
+
+def test_global_time_never_trains_on_what_came_later(tmp_path, capsys):
+    arguments = write_every_source(tmp_path)["table"]  # user u comes at 100 u: the last users are new in test
+    card = main(
+        [
+            "table",
+            *arguments,
+            "--out",
+            str(tmp_path / "out"),
+            "--k_core",
+            "0",
+            "--split",
+            "global_time",
+            "--test",
+            "0.3",
+        ]
+    )
+    assert (card["train_interactions"], card["validation_interactions"], card["test_interactions"]) == (15, 2, 7)
+    assert (card["validation_from"], card["test_from"]) == (303, 401)
+    assert card["new_users"] == 2 and card["new_items"] == 0
+    cases = load_examples(tmp_path / "out", "test")
+    assert [case.origin["user"] for case in cases] == ["u4"] * 3 + ["u5"] * 3  # u5's first choice is no case
+    printed = capsys.readouterr().out
+    assert "2 users have nothing in train: they begin without a history" in printed
+    assert "validation begins at time 303, test at 401" in printed
+
+
+@pytest.mark.parametrize("columns", ["maker,colour", "[maker, colour]"])
+def test_columns_are_listed_with_commas(tmp_path, columns):
+    arguments = write_every_source(tmp_path)["table"]
+    rows = "".join(f"{n},Thing {n},M{n},red\n" for n in range(6))
+    (tmp_path / "table" / "things.csv").write_text("id,title,maker,colour\n" + rows)
+    main(["table", *arguments, "--out", str(tmp_path / "out"), "--k_core", "4", "--text_columns", columns])
+    assert Catalogue.load(tmp_path / "out").texts[0] == "Thing 0. Maker: M0. Colour: red."
+
+
+def test_sequence_limit_keeps_the_latest(tmp_path, capsys):
+    arguments = write_every_source(tmp_path)["sequences"]
+    card = main(["sequences", *arguments, "--out", str(tmp_path / "out"), "--k_core", "4", "--sequence_limit", "3"])
+    assert card["beyond_sequence_limit"] == 6 and card["interactions"] == 18 and card["items"] == 6
+    splits = Splits.load(tmp_path / "out", Catalogue.load(tmp_path / "out"))
+    assert [splits.train[0].tolist(), splits.validation[0].tolist(), splits.test[0].tolist()] == [[1], [2], [3]]
+    assert "6 before a user's last 3" in capsys.readouterr().out
 
 
 def test_real_movielens(tmp_path):

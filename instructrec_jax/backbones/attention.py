@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from instructrec_jax.backbones.layers import DropoutKeys, attention_dropout_bits, keep_mask
 
+BRANCH = 1 << 16  # segment n · BRANCH + b is branch b of segment n · BRANCH: it also sees that one's tokens
+
 
 def attention(
     q: jax.Array,
@@ -29,8 +31,8 @@ def attention(
         q: [rows, queries, heads, head_dim], any float dtype.
         k, v: [rows, keys, key_heads, head_dim]; each key head serves heads / key_heads query heads that follow one
             another (grouped-query attention, Ainslie et al., 2023).
-        segment_ids: int32 [rows, queries]; a token sees the tokens of its own segment only; 0 is padding,
-            which sees nothing and is seen by nothing (its output is zero).
+        segment_ids: int32 [rows, queries]; a token sees the tokens of its own segment only (and of the one it
+            branches off, see `BRANCH`); 0 is padding, which sees nothing and is seen by nothing (its output is zero).
         positions: int32 [rows, queries], position inside the segment; used by `window`, `causal` and dropout.
         key_segment_ids, key_positions: int32 [rows, keys], of the keys where they are not the queries' own tokens
             (a cache, another text). With another text `causal` and `window` have no meaning.
@@ -82,7 +84,8 @@ def _mask(
     causal: bool,
 ) -> jax.Array:
     """bool [rows, queries, keys]: which key a query sees."""
-    mask = (segment_ids[:, :, None] == key_segment_ids[:, None, :]) & (key_segment_ids != 0)[:, None, :]
+    queries, keys, trunk = segment_ids[:, :, None], key_segment_ids[:, None, :], segment_ids // BRANCH * BRANCH
+    mask = ((queries == keys) | (trunk[:, :, None] == keys)) & (keys != 0)
     distance = positions[:, :, None] - key_positions[:, None, :]
     if window is not None:
         mask &= jnp.abs(distance) <= window

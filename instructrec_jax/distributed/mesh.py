@@ -17,6 +17,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
+    "items": ("data", "fsdp", "tensor"),
 }
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from instructrec_jax.data.loader import Parts, Text, lay_out, lengths_of, to_devices
 from instructrec_jax.data.packing import fit, round_up
-from instructrec_jax.distributed.mesh import data_shards
+from instructrec_jax.distributed.mesh import data_shards, replicated
 from instructrec_jax.tasks.base import Predict, Task
 from instructrec_jax.training.step import make_predict_step
 
@@ -32,7 +32,10 @@ def make_predict(
     token are those of the target's tokens.
     """
 
-    def predict(texts: Sequence[Text], **arrays: list[np.ndarray]) -> list[np.ndarray]:
+    def predict(
+        texts: Sequence[Text], *, given: dict[str, np.ndarray] | None = None, **arrays: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        everywhere = jax.device_put(given or {}, replicated(mesh))
         lengths, target_lengths = lengths_of(texts)
         answered = lengths if target_lengths is None else target_lengths
         bucket_of = np.searchsorted(buckets, lengths)
@@ -60,7 +63,8 @@ def make_predict(
                 )
                 per_token_arrays = {name: [values[i] for i in chosen] for name, values in arrays.items()}
                 parts = Parts([texts[i] for i in chosen], per_token=per_token_arrays)
-                output = np.asarray(predict_step(params, to_devices(lay_out(parts, plan), mesh)))
+                batch = to_devices(lay_out(parts, plan), mesh) | everywhere
+                output = np.asarray(predict_step(params, batch))
                 starts = plan.start if plan.target_start is None else plan.target_start
                 for index, r, s, at in zip(chosen, plan.row, plan.segment, starts, strict=True):
                     results[index] = output[r, at : at + answered[index]] if per_token else output[r, s - 1]
@@ -79,9 +83,11 @@ def remember(predict: Predict) -> Predict:
     """The same function, which runs each `Text` object through the model once."""
     known: dict[int, tuple[Text, np.ndarray]] = {}
 
-    def remembered(texts: Sequence[Text], **arrays: list[np.ndarray]) -> list[np.ndarray]:
-        if arrays:
-            return predict(texts, **arrays)
+    def remembered(
+        texts: Sequence[Text], *, given: dict[str, np.ndarray] | None = None, **arrays: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        if arrays or given:
+            return predict(texts, given=given, **arrays)
         new = list({id(text): text for text in texts if id(text) not in known}.values())
         if new:
             known.update({id(text): (text, output) for text, output in zip(new, predict(new), strict=True)})

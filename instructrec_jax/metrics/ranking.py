@@ -1,10 +1,10 @@
-"""Ranking metrics for one relevant item per case: HR@k, NDCG@k, MRR@k, and paired bootstrap intervals.
+"""Ranking metrics for one or several relevant items per case: HR@k, Recall@k, NDCG@k, MRR@k, and bootstrap intervals.
 
-Ties are never broken by the order of an array. A case is kept as (`better`, `tied`): how many other items
-score higher than the target and how many score the same. The target's rank under random tie-breaking is then
-uniform on better + 1 .. better + tied + 1, and every metric here is the exact expectation over that: a model
-that scores all items alike gets what guessing gets, not a perfect or a zero score. `Ranks.pessimistic()`
-counts every tie against the target instead.
+Ties are never broken by the order of an array. A wanted item is kept as (`better`, `tied`): how many other items
+score higher than it and how many score the same. Its rank under random tie-breaking is then uniform on
+better + 1 .. better + tied + 1, and every metric here is the exact expectation over that: a model that scores all
+items alike gets what guessing gets, not a perfect or a zero score. `Ranks.pessimistic()` counts every tie against
+the wanted items instead.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,51 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the target of each case stands. Both arrays are int64 [cases]."""
+    """Where the wanted items stand, one or several a case. All arrays are int64 [wanted items]."""
 
     better: np.ndarray
-    """items scored strictly higher than the target"""
+    """items scored strictly higher"""
     tied: np.ndarray
-    """other items scored exactly like the target"""
+    """other items scored exactly alike"""
+    case: np.ndarray | None = None
+    """the case that each wanted item belongs to, 0 .. cases - 1, ascending; None: one item a case"""
 
     def __len__(self) -> int:
-        return len(self.better)
+        """Number of cases."""
+        if self.case is None:
+            return len(self.better)
+        return int(self.case[-1]) + 1 if len(self.case) else 0
 
     def expected(self) -> np.ndarray:
-        """Expected 1-based rank, float64 [cases]."""
+        """Expected 1-based rank of each wanted item, float64 [wanted items]."""
         return self.better + self.tied / 2 + 1
 
     def pessimistic(self) -> "Ranks":
-        """The same cases with every tie counted against the target."""
-        return Ranks(self.better + self.tied, np.zeros_like(self.tied))
+        """The same cases with every tie counted against the wanted items (not against each other)."""
+        alike = self._wanted_alike()
+        return Ranks(self.better + self.tied + 1 - alike, alike - 1, self.case)
+
+    def counts(self) -> np.ndarray:
+        """Wanted items of each case, int64 [cases]."""
+        if self.case is None:
+            return np.ones(len(self.better), np.int64)
+        return np.bincount(self.case, minlength=len(self))
+
+    def best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each case's highest wanted item: items better, items scored alike (with itself), wanted ones of these."""
+        if self.case is None:
+            return self.better, self.tied + 1, np.ones_like(self.better)
+        order = np.lexsort((self.better, self.case))
+        first = order[np.searchsorted(self.case[order], np.arange(len(self)))]
+        return self.better[first], self.tied[first] + 1, self._wanted_alike()[first]
+
+    def _wanted_alike(self) -> np.ndarray:
+        """How many wanted items of the same case have the same score, itself included: those with as many better."""
+        if self.case is None:
+            return np.ones_like(self.better)
+        keys = np.stack([self.case, self.better])
+        _, inverse, counts = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
+        return counts[inverse.reshape(-1)]
 
 
 def ranks_from(ranks: ArrayLike) -> Ranks:
@@ -49,7 +77,12 @@ def concatenate(parts: Sequence[Ranks]) -> Ranks:
     """Ranks of several blocks of cases as one."""
     if not parts:
         return ranks_from([])
-    return Ranks(np.concatenate([p.better for p in parts]), np.concatenate([p.tied for p in parts]))
+    case = None
+    if any(p.case is not None for p in parts):
+        firsts = np.cumsum([0, *(len(p) for p in parts[:-1])])
+        owners = (np.arange(len(p)) if p.case is None else p.case for p in parts)
+        case = np.concatenate([owner + first for owner, first in zip(owners, firsts, strict=True)])
+    return Ranks(np.concatenate([p.better for p in parts]), np.concatenate([p.tied for p in parts]), case)
 
 
 def target_ranks(scores: ArrayLike, targets: ArrayLike, seen: Sequence[ArrayLike] | None = None) -> Ranks:
@@ -87,13 +120,17 @@ def target_ranks(scores: ArrayLike, targets: ArrayLike, seen: Sequence[ArrayLike
     return Ranks(higher.sum(axis=1, dtype=np.int64), equal.sum(axis=1, dtype=np.int64) - 1)
 
 
-def _expectation(ranks: Ranks | ArrayLike, gains: np.ndarray) -> np.ndarray:
-    """Mean of gains[r - 1] over the tied ranks of each case; gains beyond the array are 0."""
-    where = ranks if isinstance(ranks, Ranks) else ranks_from(ranks)
+def _ranks(ranks: Ranks | ArrayLike) -> Ranks:
+    return ranks if isinstance(ranks, Ranks) else ranks_from(ranks)
+
+
+def _expectation(ranks: Ranks, gains: np.ndarray) -> np.ndarray:
+    """Sum over the wanted items of each case of the mean of gains[r - 1] over its tied ranks; gains end with 0."""
     cumulative = np.concatenate([[0.0], np.cumsum(gains)])
-    first = np.minimum(where.better, len(gains))
-    last = np.minimum(where.better + where.tied + 1, len(gains))
-    return (cumulative[last] - cumulative[first]) / (where.tied + 1)
+    first = np.minimum(ranks.better, len(gains))
+    last = np.minimum(ranks.better + ranks.tied + 1, len(gains))
+    means = (cumulative[last] - cumulative[first]) / (ranks.tied + 1)
+    return means if ranks.case is None else np.bincount(ranks.case, means, len(ranks))
 
 
 def _positions(k: int) -> np.ndarray:
@@ -103,26 +140,44 @@ def _positions(k: int) -> np.ndarray:
 
 
 def hit_rate(ranks: Ranks | ArrayLike, k: int) -> np.ndarray:
-    """HR@k of each case, float64 [cases]: 1 if the target is among the first k (= recall with one target)."""
-    return _expectation(ranks, np.ones_like(_positions(k)))
+    """HR@k of each case, float64 [cases]: 1 if a wanted item is among the first k (= recall with one wanted item)."""
+    better, alike, wanted = _ranks(ranks).best()
+    inside = np.clip(_positions(k)[-1] - better, 0, alike)
+    # None of the wanted ones is among the `inside` first of `alike` items in random order: draws without replacement.
+    missed = np.ones(len(better))
+    for n in range(int(wanted.max(initial=0))):
+        left = np.maximum(alike - inside - n, 0) / np.maximum(alike - n, 1)
+        missed *= np.where(n < wanted, left, 1)
+    return 1 - missed
+
+
+def recall(ranks: Ranks | ArrayLike, k: int) -> np.ndarray:
+    """Recall@k of each case, float64 [cases]: the share of its wanted items that are among the first k."""
+    where = _ranks(ranks)
+    return _expectation(where, np.ones_like(_positions(k))) / where.counts()
 
 
 def ndcg(ranks: Ranks | ArrayLike, k: int) -> np.ndarray:
-    """NDCG@k of each case, float64 [cases]: 1 / log2(rank + 1) up to rank k, else 0.
-
-    With one relevant item the ideal gain is 1 (Järvelin & Kekäläinen 2002).
+    """NDCG@k of each case, float64 [cases]: the sum of 1 / log2(rank + 1) over wanted items of rank <= k, divided by
+    what it would be if they stood first (Järvelin & Kekäläinen 2002); with one wanted item that is 1.
     """
-    return _expectation(ranks, 1 / np.log2(_positions(k) + 1))
+    where = _ranks(ranks)
+    gains = 1 / np.log2(_positions(k) + 1)
+    return _expectation(where, gains) / np.cumsum(gains)[np.minimum(where.counts(), k) - 1]
 
 
 def mrr(ranks: Ranks | ArrayLike, k: int) -> np.ndarray:
-    """MRR@k of each case, float64 [cases]: 1 / rank up to rank k, else 0."""
-    return _expectation(ranks, 1 / _positions(k))
+    """MRR@k of each case, float64 [cases]: 1 / rank of its highest wanted item up to rank k, else 0."""
+    where = _ranks(ranks)
+    if where.case is None:
+        return _expectation(where, 1 / _positions(k))
+    hits = [np.zeros(len(where)), *(hit_rate(where, r) for r in range(1, k + 1))]
+    return np.sum(np.diff(hits, axis=0) / _positions(k)[:, None], axis=0)
 
 
 def ranking_metrics(ranks: Ranks | ArrayLike, cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Means over cases as {"HR@1": ..., "NDCG@1": ..., "MRR@1": ..., ...}; zero cases are an error."""
-    where = ranks if isinstance(ranks, Ranks) else ranks_from(ranks)
+    where = _ranks(ranks)
     if not len(where):
         raise ValueError("no cases to average ranking metrics over.")
     named = {"HR": hit_rate, "NDCG": ndcg, "MRR": mrr}
@@ -142,12 +197,16 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, n: int = 10_000) -> tup
     if n < 1:
         raise ValueError(f"n, the number of resamples, must be at least 1, got {n}.")
     rng = np.random.default_rng(seed)
-    rows = max(1, 4_000_000 // len(sample))  # resample in blocks: [n, cases] at once would not fit
-    means = [
-        sample[rng.integers(0, len(sample), size=(min(rows, n - start), len(sample)))].mean(axis=1)
-        for start in range(0, n, rows)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    distinct, counts = np.unique(sample, return_counts=True)
+    if len(distinct) <= 1000:  # few values, as ranks give: how often each is drawn is multinomial, and cheap to draw
+        means = rng.multinomial(len(sample), counts / len(sample), size=n) @ distinct / len(sample)
+    else:
+        rows = max(1, 4_000_000 // len(sample))  # resample in blocks: [n, cases] at once would not fit
+        blocks = (min(rows, n - start) for start in range(0, n, rows))
+        means = np.concatenate(
+            [sample[rng.integers(0, len(sample), (block, len(sample)))].mean(axis=1) for block in blocks]
+        )
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(sample.mean()), float(low), float(high)
 
 

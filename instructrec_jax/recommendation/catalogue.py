@@ -234,7 +234,7 @@ def save_prepared(
     *,
     source: str,
     settings: Mapping[str, Any],
-    notes: Mapping[str, int] | None = None,
+    notes: Mapping[str, int | float] | None = None,
 ) -> dict[str, Any]:
     """Write the whole layout into FOLDER, which exists and is empty; returns the card.
 

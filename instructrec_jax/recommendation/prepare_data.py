@@ -2,20 +2,30 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.recommendation.catalogue import SPLITS, Catalogue, Interactions, save_prepared
-from instructrec_jax.recommendation.instructions import history_examples
-from instructrec_jax.recommendation.readers import BadLines, read_movielens, read_recbole
-from instructrec_jax.recommendation.splits import at_least, first_per_item, k_core, leave_one_out
+from instructrec_jax.data.example import Example
+from instructrec_jax.recommendation.catalogue import SPLITS, Catalogue, Interactions, Splits, save_prepared
+from instructrec_jax.recommendation.grammar import GrammarConfig, check_grammar, generate_examples
+from instructrec_jax.recommendation.readers import BadLines
+from instructrec_jax.recommendation.splits import (
+    at_least,
+    check_split,
+    cut_times,
+    first_per_item,
+    k_core,
+    most_recent,
+    split,
+    unseen,
+)
 
 
 @dataclass(kw_only=True)
-class PrepareConfig:
-    """How raw interactions become a catalogue, leave-one-out splits and instruction examples."""
+class PrepareConfig(GrammarConfig):
+    """How raw interactions become a catalogue, splits and instruction examples. `sources.py` has one per format."""
 
     source: str
     """folder with the raw data"""
@@ -27,45 +37,24 @@ class PrepareConfig:
     """keep users and items with at least this many interactions (0: all)"""
     min_rating: float | None = None
     """drop ratings below this; by default every rating is an interaction"""
-    titles_in_prompt: int = 10
-    """how many of the last titles an instruction names"""
-    history_limit: int = 50
-    """how many past items a training example keeps; validation and test keep all, to mask seen items"""
-    examples_per_user: int | None = 50
-    """training examples per user, drawn at random from all positions (null: every position)"""
-    wording: str = "item"
-    """which instruction templates: film or item"""
+    sequence_limit: int | None = None
+    """keep only this many of each user's interactions, the most recent (null: all); counted after the k-core"""
+    split: str = "leave_one_out"
+    """leave_one_out: each user's last item is test, the one before it validation; ratio: the last shares of each user's
+    items are; global_time: everything from a moment on is, whoever it is of"""
+    validation: float = 0.1
+    """for ratio and global_time: share of the interactions that validate"""
+    test: float = 0.1
+    """for ratio and global_time: share of the interactions that test"""
     on_bad_line: str = "error"
     """error: stop at the first line that cannot be used; skip: leave such lines out, count and list them"""
-    seed: int = 0
-    """draws templates and training positions"""
-
-
-@dataclass(kw_only=True)
-class MovieLensConfig(PrepareConfig):
-    """Read a MovieLens folder: ml-latest-small, ml-25m (csv), ml-1m, ml-10m (dat) or ml-100k."""
-
-    wording: str = "film"
-    """which instruction templates: film or item"""
 
     def read(self, bad: BadLines) -> tuple[Catalogue, Interactions]:
-        return read_movielens(self.source, bad)
+        """The raw data of `source`; lines that cannot be used go to `bad`."""
+        raise NotImplementedError
 
 
-@dataclass(kw_only=True)
-class RecBoleConfig(PrepareConfig):
-    """Read a folder of RecBole atomic files: NAME.inter and NAME.item."""
-
-    title_column: str | None = None
-    """column of the item file that names an item; by default title, name, *_title or *_name"""
-    text_columns: list[str] | None = None
-    """columns that join the title in an item's text; by default genres, categories and brand"""
-
-    def read(self, bad: BadLines) -> tuple[Catalogue, Interactions]:
-        return read_recbole(self.source, bad, title_column=self.title_column, text_columns=self.text_columns)
-
-
-def prepare(config: MovieLensConfig | RecBoleConfig) -> dict[str, Any]:
+def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Read, filter, split, write instructions; returns the card of the folder written.
 
     The folder appears whole or not at all. Bad settings, unusable data and an existing `out` are ValueErrors.
@@ -74,6 +63,8 @@ def prepare(config: MovieLensConfig | RecBoleConfig) -> dict[str, Any]:
     _check_target(out, config.overwrite)
     if config.on_bad_line not in ("error", "skip"):
         raise ValueError(f"on_bad_line must be error or skip, got {config.on_bad_line!r}.")
+    check_split(config.split, config.validation, config.test)
+    check_grammar(config)
 
     # --- read ---
     bad = BadLines(skip=config.on_bad_line == "skip")
@@ -82,47 +73,63 @@ def prepare(config: MovieLensConfig | RecBoleConfig) -> dict[str, Any]:
     # --- filter ---
     rated = at_least(raw, config.min_rating)
     first = first_per_item(rated)
-    catalogue, interactions = k_core(catalogue, first, config.k_core)
+    catalogue, core = k_core(catalogue, first, config.k_core)
+    interactions = most_recent(core, config.sequence_limit)
 
     # --- split ---
-    splits = leave_one_out(interactions)
+    splits = split(interactions, config.split, config.validation, config.test)
     if not any(map(len, splits.test)):
-        raise ValueError(f"no user in {config.source} has the three interactions that leave-one-out needs.")
+        raise ValueError(f"no user in {config.source} has the three interactions that the split {config.split} needs.")
 
     # --- write ---
-    notes = {
+    notes: dict[str, int | float] = {
         "interactions_read": len(raw),
         "bad_lines": len(bad.skipped),
         "below_min_rating": len(raw) - len(rated),
         "repeats": len(rated) - len(first),
-        "outside_k_core": len(first) - len(interactions),
-        "users_only_in_train": sum(not len(items) for items in splits.test),
+        "outside_k_core": len(first) - len(core),
+        "beyond_sequence_limit": len(core) - len(interactions),
+        **{f"{name}_interactions": sum(map(len, getattr(splits, name))) for name in SPLITS},
+        "users_only_in_train": sum(not len(v) + len(t) for v, t in zip(splits.validation, splits.test, strict=True)),
+        **unseen(splits),
         "has_timestamps": int(raw.timestamp is not None),
     }
-    settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "overwrite")}
-    examples = {
-        split: history_examples(
-            catalogue,
-            splits,
-            split,
-            wording=config.wording,
-            titles_in_prompt=config.titles_in_prompt,
-            history_limit=config.history_limit,
-            examples_per_user=config.examples_per_user,
-            seed=config.seed,
-        )
-        for split in SPLITS
-    }
+    if config.split == "global_time":
+        cuts = cut_times(interactions, config.validation, config.test)
+        notes |= dict(zip(("validation_from", "test_from"), cuts, strict=True))
 
     def write(folder: Path) -> dict[str, Any]:
         if bad.skipped:
-            (folder / "bad_lines.txt").write_text("\n".join(bad.skipped) + "\n", encoding="utf-8")
-        source = Path(config.source).absolute().name
-        return save_prepared(
-            folder, catalogue, interactions, splits, examples, source=source, settings=settings, notes=notes
+            text = "\n".join(bad.skipped) + "\n"
+            (folder / "bad_lines.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+        card = save_prepared(
+            folder,
+            catalogue,
+            interactions,
+            splits,
+            {name: examples_of(config, catalogue, splits, name) for name in SPLITS},
+            source=Path(config.source).absolute().name,
+            settings=_settings(config),
+            notes=notes,
         )
+        # Frozen candidate files (FOLDER/candidates/) are written here, once `folder` holds all they are drawn from.
+        return card
 
     return whole_or_nothing(out, write)
+
+
+def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, name: str) -> Iterator[Example]:
+    """The instruction examples of one split: the one place where settings become examples."""
+    return generate_examples(catalogue, splits, name, config)
+
+
+def _settings(config: PrepareConfig) -> dict[str, Any]:
+    """The settings that shape the data, without the places where files lie on this machine."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "overwrite")}
+    for name in ("items", "templates"):
+        if settings.get(name):
+            settings[name] = Path(settings[name]).name
+    return settings
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

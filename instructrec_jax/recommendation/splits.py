@@ -1,4 +1,4 @@
-"""From raw interactions to training sequences: one per user and item, k-core, leave-one-out."""
+"""From raw interactions to training sequences: one per user and item, k-core, limits, and what is held out."""
 
 import numpy as np
 
@@ -56,6 +56,41 @@ def k_core(catalogue: Catalogue, interactions: Interactions, k: int) -> tuple[Ca
     return catalogue.take(item_numbers), renumbered
 
 
+def most_recent(interactions: Interactions, limit: int | None) -> Interactions:
+    """Each user's last `limit` interactions (None: all), sorted by user and time."""
+    if limit is None:
+        return interactions
+    if limit < 1:
+        raise ValueError(f"sequence_limit must be at least 1, got {limit}; null keeps whole sequences.")
+    ordered = interactions.by_user()
+    ends = np.cumsum(np.bincount(ordered.user, minlength=len(ordered.user_ids)))
+    return ordered.take(np.flatnonzero(ends[ordered.user] - np.arange(len(ordered)) <= limit))
+
+
+# --- train, validation and test ---
+
+
+def check_split(how: str, validation: float, test: float) -> None:
+    """A ValueError unless `split` can be called so."""
+    if how not in ("leave_one_out", "ratio", "global_time"):
+        raise ValueError(f"unknown split {how!r}; there is leave_one_out, ratio and global_time.")
+    if how != "leave_one_out" and not (0 <= validation and 0 < test and validation + test < 1):
+        raise ValueError(
+            f"validation {validation} and test {test} must be shares of the interactions: test above 0, and both "
+            "together below 1, so that something is left to train on."
+        )
+
+
+def split(interactions: Interactions, how: str, validation: float, test: float) -> Splits:
+    """The splits by name: leave_one_out, ratio or global_time. The shares matter to the last two only."""
+    check_split(how, validation, test)
+    if how == "leave_one_out":
+        return leave_one_out(interactions)
+    if how == "ratio":
+        return by_ratio(interactions, validation, test)
+    return by_global_time(interactions, *cut_times(interactions, validation, test))
+
+
 def leave_one_out(interactions: Interactions) -> Splits:
     """Last interaction of each user = test, last but one = validation, the rest = train.
 
@@ -63,11 +98,85 @@ def leave_one_out(interactions: Interactions) -> Splits:
     """
     ordered = interactions.by_user()
     counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
+    held = (counts >= 3).astype(int)
+    return _cut(ordered, counts - 2 * held, held)
+
+
+def by_ratio(interactions: Interactions, validation: float, test: float) -> Splits:
+    """The last share of each user's interactions = test, the share before it = validation, the rest = train.
+
+    Shares are rounded down, but a user with three interactions or more has at least one in train, in test and,
+    where its share is not 0, in validation. A user with fewer stays whole in train.
+    """
+    ordered = interactions.by_user()
+    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
+    enough = counts >= 3
+    least = int(validation > 0)
+    tests = np.where(enough, np.clip(_share(counts, test), 1, np.maximum(counts - 1 - least, 1)), 0)
+    validations = np.where(enough, np.clip(_share(counts, validation), least, np.maximum(counts - 1 - tests, least)), 0)
+    return _cut(ordered, counts - validations - tests, validations)
+
+
+def cut_times(interactions: Interactions, validation: float, test: float) -> tuple[float, float]:
+    """The times that validation and test begin at, so that they get these shares of all interactions.
+
+    What happened at the very same time stays together, on the later side of the cut.
+    """
+    if interactions.timestamp is None:
+        raise ValueError("split global_time needs timestamps, and this source has none: use leave_one_out or ratio.")
+    times = np.sort(interactions.timestamp)
+    tests, validations = (int(_share(np.array(len(times)), share)) for share in (test, validation))
+    tests = max(1, tests)
+    first, second = float(times[-tests - validations]), float(times[-tests])
+    if first == times[0]:
+        raise ValueError(
+            f"split global_time leaves nothing to train on: too many interactions have the time {first:.0f}. "
+            "Use smaller shares, or leave_one_out or ratio."
+        )
+    return first, second
+
+
+def by_global_time(interactions: Interactions, validation_from: float, test_from: float) -> Splits:
+    """Before `validation_from` = train, from `test_from` on = test, between = validation.
+
+    So nothing in train is later than anything that is held out, whoever it is of. Users and items that occur only
+    after a cut stay in the held-out parts; `unseen` counts them.
+    """
+    ordered = interactions.by_user()
+    assert ordered.timestamp is not None
+    users = len(ordered.user_ids)
+    early = ordered.timestamp < validation_from
+    between = ~early & (ordered.timestamp < test_from)
+    return _cut(
+        ordered, np.bincount(ordered.user[early], minlength=users), np.bincount(ordered.user[between], minlength=users)
+    )
+
+
+def unseen(splits: Splits) -> dict[str, int]:
+    """How many users and items occur in validation or test but not in train."""
+    held = np.concatenate([*splits.validation, *splits.test])
+    return {
+        "new_users": sum(
+            not len(train) and len(validation) + len(test) > 0
+            for train, validation, test in zip(splits.train, splits.validation, splits.test, strict=True)
+        ),
+        "new_items": len(np.setdiff1d(held, np.concatenate(splits.train))),
+    }
+
+
+def _share(counts: np.ndarray, share: float) -> np.ndarray:
+    """floor(counts · share), where 0.29 · 100 is 29."""
+    return np.floor(np.round(counts * share, 9)).astype(int)
+
+
+def _cut(ordered: Interactions, train: np.ndarray, validation: np.ndarray) -> Splits:
+    """Splits of sequences sorted by user and time: the first `train` of each user, the next `validation`, the rest."""
+    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
     sequences = np.split(ordered.item, np.cumsum(counts)[:-1])
-    held = [2 if len(items) >= 3 else 0 for items in sequences]
+    ends = list(zip(train.tolist(), (train + validation).tolist(), strict=True))
     return Splits(
         ordered.user_ids,
-        train=[items[: len(items) - h] for items, h in zip(sequences, held, strict=True)],
-        validation=[items[-2:-1] if h else items[:0] for items, h in zip(sequences, held, strict=True)],
-        test=[items[-1:] if h else items[:0] for items, h in zip(sequences, held, strict=True)],
+        train=[items[:a] for items, (a, _) in zip(sequences, ends, strict=True)],
+        validation=[items[a:b] for items, (a, b) in zip(sequences, ends, strict=True)],
+        test=[items[b:] for items, (_, b) in zip(sequences, ends, strict=True)],
     )

@@ -4,6 +4,7 @@ from instructrec_jax.tasks.classification import ClassificationConfig, Multilabe
 from instructrec_jax.tasks.language_model import LanguageModelConfig
 from instructrec_jax.tasks.masked_lm import MaskedLMConfig
 from instructrec_jax.tasks.retrieval import RetrievalConfig
+from instructrec_jax.tasks.sequence import SequenceConfig
 from instructrec_jax.tasks.token_classification import TokenClassificationConfig
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "MultilabelConfig",
     "RegressionConfig",
     "RetrievalConfig",
+    "SequenceConfig",
     "TokenClassificationConfig",
 ]

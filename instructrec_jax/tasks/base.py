@@ -26,10 +26,15 @@ Arrays = dict[str, jax.Array]
 class Predict(Protocol):
     """Runs a model over texts: `predict(texts, name=[one int array a token of each text], ...)`.
 
+    Args:
+      given: further arrays that the task's `predict` finds in each batch as they are, such as the items' vectors.
+
     Returns one array a text, in the order of the texts: [...] or, for a task that answers per token, [length, ...].
     """
 
-    def __call__(self, texts: Sequence[Text], **per_token: list[np.ndarray]) -> list[np.ndarray]: ...
+    def __call__(
+        self, texts: Sequence[Text], *, given: dict[str, np.ndarray] | None = None, **per_token: list[np.ndarray]
+    ) -> list[np.ndarray]: ...
 
 
 class TaskConfig(draccus.ChoiceRegistry):
@@ -113,6 +118,7 @@ class Task:
     greater_is_better = True
 
     needs_pooler = False  # whether the backbone's own pooler (BERT's) is part of the model
+    freeze: Sequence[str] = ()  # regular expressions of parameters that the task leaves as they are
 
     def model(self, source: Source) -> nnx.Module:
         """The network: the task's head on the backbone of a checkpoint (there may be none)."""

@@ -1,7 +1,7 @@
 """Dual-encoder retrieval: an instruction and the items of a catalogue become vectors; the closest items answer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -14,73 +14,50 @@ from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import Parts
 from instructrec_jax.data.packing import max_segments
-from instructrec_jax.data.prompts import render
-from instructrec_jax.metrics import ranking
-from instructrec_jax.recommendation import baselines
-from instructrec_jax.recommendation.catalogue import Catalogue, Splits, has_splits
-from instructrec_jax.tasks.base import (
-    Arrays,
-    Encoded,
-    Model,
-    Predict,
-    Scores,
-    Task,
-    TaskConfig,
-    TaskContext,
-    microbatches,
-    tokenise,
-)
+from instructrec_jax.recommendation.catalogue import has_splits
+from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, microbatches
+from instructrec_jax.tasks.ranking import Pooling, RankingConfig, RankingTask
 
 ROW_ARRAYS = ("tokens", "token_types", "segment_ids", "positions", "text_numbers")
-BLOCK = 512  # cases scored at a time: [BLOCK, items] is the largest array of an evaluation
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Softmax = Literal["in_batch", "sampled", "full"]
-Pooling = Literal["cls", "mean", "max", "mean_sqrt_len"]
 
 
 @TaskConfig.register_subclass("retrieval")
 @dataclass
-class RetrievalConfig(TaskConfig):
+class RetrievalConfig(RankingConfig):
     """Find the item of a catalogue that answers an instruction."""
 
-    catalogue: str = "data/films"  # folder with items.parquet (columns id, title, text)
     softmax: Softmax = "in_batch"  # candidates that a positive competes with
     negatives: int = 64  # for sampled: further items drawn for each batch, shared by its examples
+    log_q: bool = False  # for in_batch and sampled: correct scores for how often popular items are candidates
     refresh_every: int = 100  # for full: steps between recomputations of all item vectors
     projection: int | None = None  # width of the vectors; null: the backbone's, without a projection
     pooling: Pooling | None = None  # null: what the checkpoint declares
     temperature: float = 0.05  # initial temperature of the softmax; it is trained
-    cutoffs: list[int] = field(default_factory=lambda: [10])  # k of HR@k, NDCG@k and MRR@k
-    candidates: int = 0  # also rank each target among this many uniformly drawn unseen items; 0: do not
 
     def build(self, context: TaskContext) -> "RetrievalTask":
         return RetrievalTask(self, context)
 
 
-@dataclass(frozen=True)
-class Target:
-    """The wanted item and the items already seen, as numbers in the catalogue."""
-
-    item: int
-    seen: np.ndarray
-
-
-class RetrievalTask(Task):
+class RetrievalTask(RankingTask):
     couples_examples = True
 
     def __init__(self, config: RetrievalConfig, context: TaskContext):
-        self.config, self.context = config, context
-        self.metric = f"NDCG@{max(config.cutoffs)}"
-        self.catalogue = Catalogue.load(config.catalogue)
-        names = [f"the text of item {item!r}" for item in self.catalogue.ids]
-        texts = tokenise(self.catalogue.texts, names, context)
-        if None in texts:
-            raise ValueError("items cannot be dropped for their length: set data.truncate to left or right.")
-        self.item_texts: list[Text] = [text for text in texts if text is not None]
+        super().__init__(config, context)
         self.refresh_every = config.refresh_every if config.softmax == "full" else 0
+        self.most_wanted = 1  # items of one example, as far as examples were encoded
+        if config.log_q and config.softmax == "full":
+            raise ValueError("task.log_q corrects a sample of candidates; task.softmax full has all: set one of them.")
+        if config.log_q and not has_splits(config.catalogue):
+            raise ValueError(
+                f"task.log_q needs to know how popular items are, but {config.catalogue} has no splits/train.jsonl: "
+                "make the folder with `python -m instructrec_jax.prepare`, or leave log_q out."
+            )
+        _ = self.item_texts  # an item's text that is too long is an error now, not after the first epoch
 
     def model(self, source: Source) -> nnx.Module:
         head = RetrievalHead(
@@ -96,22 +73,14 @@ class RetrievalTask(Task):
     # -------------------------------------------------------------- host
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        names = [f"the instruction of example {example.id or number!r}" for number, example in enumerate(examples)]
-        texts = tokenise([render(example) for example in examples], names, self.context)
-        encoded = []
-        for example, text, name in zip(examples, texts, names, strict=True):
-            if not isinstance(example.output, str):
-                raise ValueError(f"{name}: its output should be an item id, but is {example.output!r}.")
-            if text is not None:
-                try:
-                    item, *seen = self.catalogue.numbers([example.output, *example.history])
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from error
-                encoded.append(Encoded(text, Target(int(item), np.array(seen, np.int32)), example))
+        encoded = super().encode(examples)
+        self.most_wanted = max([self.most_wanted, *(len(e.target.items) for e in encoded)])
         return encoded
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
-        wanted, target = np.unique([e.target.item for e in encoded], return_inverse=True)
+        """An example that wants several items learns one of them a visit, and never takes the others as negatives."""
+        chosen = [e.target.items[0] if len(e.target.items) == 1 else rng.choice(e.target.items) for e in encoded]
+        wanted, target = np.unique(chosen, return_inverse=True)
         items = wanted
         if self.config.softmax == "sampled":
             others = np.setdiff1d(np.arange(len(self.catalogue)), wanted, assume_unique=True)
@@ -122,15 +91,37 @@ class RetrievalTask(Task):
         missing = len(self.catalogue)  # a number that no item has
         candidates = np.full(room, missing, np.int32)
         candidates[: len(items)] = items
-        allowed = np.stack([~np.isin(candidates, [*e.target.seen, missing]) for e in encoded])
+        allowed = np.stack([~np.isin(candidates, [*e.target.history, *e.target.items, missing]) for e in encoded])
         allowed[np.arange(len(encoded)), target] = True
         number_of_item = np.zeros(room, np.int64)
         number_of_item[: len(items)] = len(encoded) + np.arange(len(items))
+        arrays = {"target": target.astype(np.int32), "allowed": allowed, "candidates": candidates}
+        if self.config.log_q:
+            arrays["log_q"] = np.zeros(room, np.float32)
+            arrays["log_q"][: len(items)] = np.log(self._expected_counts(len(encoded), len(wanted))[items])
+        if self.config.softmax == "full" and self.most_wanted > 1:
+            arrays["also_wanted"] = np.full((len(encoded), self.most_wanted), missing, np.int32)
+            for row, (e, item) in enumerate(zip(encoded, chosen, strict=True)):
+                others = e.target.items[e.target.items != item]
+                arrays["also_wanted"][row, : len(others)] = others
         return Parts(
             texts=[e.text for e in encoded] + [self.item_texts[item] for item in items],
-            per_example={"target": target.astype(np.int32), "allowed": allowed, "candidates": candidates},
+            per_example=arrays,
             slots={"query_slots": np.arange(len(encoded)), "candidate_slots": number_of_item},
         )
+
+    def _expected_counts(self, examples: int, wanted: int) -> np.ndarray:
+        """float64 [items]: how often an item is expected among a batch's candidates, where each stands once.
+
+        Args:
+          examples: of the batch.
+          wanted: distinct items that they want.
+        """
+        counts = 1 - (1 - self.popularity) ** examples
+        if self.config.softmax == "sampled":
+            others = len(self.catalogue) - wanted
+            counts += (1 - counts) * min(1, self.config.negatives / max(others, 1))
+        return counts
 
     # -------------------------------------------------------------- device
 
@@ -151,6 +142,12 @@ class RetrievalTask(Task):
         texts go through the backbone part by part and again in the backward pass, so that only the vectors of the
         whole batch are held at once (cached representations; Gao et al., 2021, "Scaling Deep Contrastive Learning
         Batch Size under Memory Limited Setup").
+
+        With log_q, s_i − log q_i takes the place of the score s_i of each candidate i, the wanted one included, so that
+        the softmax over the candidates estimates the one over the catalogue (Bengio & Senécal, 2008; Yi et al., 2019,
+        equation 3). q_i is the expected number of times that i is a candidate: 1 − (1 − p_i)^B for a batch of B
+        examples whose wanted items are drawn by popularity p (training interactions plus one), equal ones counted
+        once; "sampled" adds (1 − that) · negatives / (items − distinct wanted ones).
         """
         rows = {name: batch[name] for name in ROW_ARRAYS}
         if parts == 1:
@@ -174,8 +171,14 @@ class RetrievalTask(Task):
             table = buffers["item_vectors"].at[batch["candidates"]].set(live, mode="drop")
             logits = scale * queries @ table.T
             target = batch["candidates"][batch["target"]]
+            if "also_wanted" in batch:
+                rows_of = jnp.arange(len(queries))[:, None]
+                logits = logits.at[rows_of, batch["also_wanted"]].set(-1e9, mode="drop")
         else:
-            logits = jnp.where(batch["allowed"], scale * queries @ live.T, -1e9)
+            logits = scale * queries @ live.T
+            if "log_q" in batch:
+                logits = logits - batch["log_q"]
+            logits = jnp.where(batch["allowed"], logits, -1e9)
             target = batch["target"]
         losses = cross_entropy(logits, target)
         return losses.sum(), jnp.float32(len(losses))
@@ -183,96 +186,7 @@ class RetrievalTask(Task):
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
         return {"item_vectors": np.stack(predict(self.item_texts))}
 
-    # -------------------------------------------------------------- evaluation
-
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+    def score_items(self, predict: Predict, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
         items = np.stack(predict(self.item_texts))
         queries = np.stack(predict([e.text for e in encoded]))
-        return self.score_with(lambda block: queries[block] @ items.T, encoded)
-
-    def score_with(self, score_block: Any, encoded: Sequence[Encoded]) -> Scores:
-        """Ranks the wanted items by scores from any method, over the full catalogue, seen items masked.
-
-        Args:
-          score_block: slice of cases -> float [cases, items].
-        """
-        full, sampled, predictions = [], [], []
-        rng = np.random.default_rng(self.context.seed)
-        top = max(self.config.cutoffs)
-        for start in range(0, len(encoded), BLOCK):
-            block = slice(start, start + BLOCK)
-            scores = np.asarray(score_block(block))
-            targets = np.array([e.target.item for e in encoded[block]])
-            # A repeated choice is a fair target: it competes although it was seen.
-            seen = [e.target.seen[e.target.seen != e.target.item] for e in encoded[block]]
-            full.append(ranking.target_ranks(scores, targets, seen))
-            if self.config.candidates:
-                sampled.append(self._sampled_ranks(scores, targets, seen, rng))
-            predictions += self._answers(scores, seen, encoded[block], top)
-        ranks = ranking.concatenate(full)
-        metrics = {
-            name: value
-            for name, value in ranking.ranking_metrics(ranks, self.config.cutoffs).items()
-            # At 1 all three are the same.
-            if name == self.metric or not name.endswith("@1") or not name.startswith(("NDCG", "MRR"))
-        }
-        if sampled:
-            extra = ranking.ranking_metrics(ranking.concatenate(sampled), self.config.cutoffs)
-            metrics |= {f"{name} (1+{self.config.candidates})": value for name, value in extra.items()}
-        cases = {f"NDCG@{k}": ranking.ndcg(ranks, k) for k in self.config.cutoffs}
-        return Scores(metrics, cases, predictions)
-
-    def _sampled_ranks(self, scores: np.ndarray, targets: np.ndarray, seen: list, rng: Any) -> ranking.Ranks:
-        chosen = np.empty((len(targets), 1 + self.config.candidates), np.int64)
-        for case, target in enumerate(targets):
-            unseen = np.setdiff1d(np.arange(scores.shape[1]), [*seen[case], target])
-            if len(unseen) < self.config.candidates:
-                raise ValueError(
-                    f"task.candidates is {self.config.candidates}, but only {len(unseen)} unseen items are left."
-                )
-            chosen[case] = [target, *rng.choice(unseen, self.config.candidates, replace=False)]
-        picked = np.take_along_axis(scores, chosen, axis=1)
-        return ranking.target_ranks(picked, np.zeros(len(targets), np.int64))
-
-    def _answers(self, scores: np.ndarray, seen: list, encoded: Sequence[Encoded], top: int) -> list[dict[str, Any]]:
-        masked = scores.astype(np.float32)
-        for case, items in enumerate(seen):
-            masked[case, items] = -np.inf
-        order = np.argsort(-masked, axis=1, kind="stable")[:, :top]
-        return [
-            {
-                "id": e.example.id,
-                "instruction": e.example.instruction,
-                "wanted": self.catalogue.name(e.target.item),
-                "answers": [
-                    {
-                        "item": self.catalogue.ids[i],
-                        "text": self.catalogue.name(i),
-                        "score": float(masked[case, i]),
-                    }
-                    for i in order[case]
-                    if np.isfinite(masked[case, i])
-                ],
-                "origin": dict(e.example.origin),
-            }
-            for case, e in enumerate(encoded)
-        ]
-
-    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        """BM25 on the words; popularity, Markov-1 and coKNN where the folder has training sequences."""
-        methods: list[baselines.Baseline] = [baselines.BM25(self.catalogue.texts)]
-        sequences: list[np.ndarray] = []
-        if has_splits(self.config.catalogue):
-            sequences = Splits.load(self.config.catalogue, self.catalogue).train
-            methods = [baselines.Popularity(), baselines.Markov(), baselines.CoOccurrence(), *methods]
-        return {method.name: self._baseline(method, sequences, test) for method in methods}
-
-    def _baseline(self, method: Any, sequences: list[np.ndarray], test: Sequence[Encoded]) -> Scores:
-        method.fit(sequences, len(self.catalogue))
-        histories, words = [e.target.seen for e in test], [render(e.example) for e in test]
-        return self.score_with(lambda block: method.score(histories[block], words[block]), test)
-
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        records = self.score(predict, chosen).predictions
-        return [record | {"answers": record["answers"][:5]} for record in records]
+        return lambda block: queries[block] @ items.T

@@ -2,14 +2,9 @@ import gzip
 
 import pytest
 
-from instructrec_jax.recommendation.readers import (
-    GENRES_100K,
-    BadLines,
-    item_text,
-    read_movielens,
-    read_recbole,
-    split_title,
-)
+from instructrec_jax.recommendation.readers import BadLines, read_movielens, read_recbole
+from instructrec_jax.recommendation.readers.items import item_text, split_title
+from instructrec_jax.recommendation.readers.movielens import GENRES_100K
 
 
 @pytest.mark.parametrize(
@@ -119,6 +114,10 @@ def test_unknown_layout_lists_what_was_looked_for(tmp_path):
         (MOVIES, RATINGS + "3,7,good,1\n", "ratings.csv.gz:5: rating 'good'"),
         (MOVIES, RATINGS + "3,7,nan,1\n", "ratings.csv.gz:5: .*not finite"),
         (MOVIES, RATINGS + ",7,4,1\n", "ratings.csv.gz:5: empty user id"),
+        (MOVIES, RATINGS + "a\0b,7,4,1\n", "ratings.csv.gz:5: user .* holds a NUL"),
+        (MOVIES, RATINGS + "3,7,,1\n", "ratings.csv.gz:5: rating '' or timestamp '1' is not a number"),
+        (MOVIES, RATINGS.replace("rating,timestamp", "rating,rating"), "no column 'timestamp'"),
+        (MOVIES, RATINGS.replace("userId,movieId,rating", "userId,movieId,movieId"), "no column 'rating'"),
         (MOVIES, RATINGS + "3,7,4\n", "ratings.csv.gz:5: expected 4 fields, found 3"),
         (MOVIES, RATINGS.splitlines()[0] + "\n", "no usable interaction"),
         ("movieId,title,genres\n", RATINGS, "no usable item"),
@@ -134,6 +133,15 @@ def test_bytes_that_are_not_utf8_name_their_line(tmp_path):
     (tmp_path / "movies.csv").write_bytes(MOVIES.encode("latin-1"))
     with pytest.raises(ValueError, match="movies.csv:2: not utf-8"):
         read_movielens(tmp_path)
+
+
+def test_half_a_gzip_is_named(tmp_path):
+    csv_folder(tmp_path)
+    whole = (tmp_path / "ratings.csv.gz").read_bytes()
+    for damaged in (whole[:-12], b"not gzip at all", whole[:20] + bytes(20)):
+        (tmp_path / "ratings.csv.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="ratings.csv.gz is not a whole gzip file"):
+            read_movielens(tmp_path)
 
 
 def test_skipping_counts_and_lists(tmp_path):

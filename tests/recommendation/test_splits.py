@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
 
-from instructrec_jax.recommendation.catalogue import Catalogue, Interactions
-from instructrec_jax.recommendation.splits import at_least, first_per_item, k_core, leave_one_out
+from instructrec_jax.recommendation.catalogue import SPLITS, Catalogue, Interactions
+from instructrec_jax.recommendation.splits import (
+    at_least,
+    cut_times,
+    first_per_item,
+    k_core,
+    leave_one_out,
+    most_recent,
+    split,
+    unseen,
+)
 
 
 def catalogue(count):
@@ -91,3 +100,107 @@ def test_without_timestamps_the_order_of_lines_counts():
         [2],
         [0],
     )
+
+
+def random_log(seed, users=30, count=300, times=1000):
+    rng = np.random.default_rng(seed)
+    rows = [
+        (int(u), number, int(t), 1)
+        for number, (u, t) in enumerate(
+            zip(rng.integers(users, size=count), rng.integers(times, size=count), strict=True)
+        )
+    ]
+    return rows, interactions(rows, users)
+
+
+def test_most_recent_against_sorting():
+    rows, raw = random_log(0)
+    for limit in (1, 5, 1000):
+        kept = most_recent(raw, limit)
+        expected = []
+        for user in range(30):
+            expected += [item for _, item in sorted((t, i) for u, i, t, _ in rows if u == user)[-limit:]]
+        assert kept.item.tolist() == expected
+    assert most_recent(raw, None) is raw
+    with pytest.raises(ValueError, match="sequence_limit must be at least 1"):
+        most_recent(raw, 0)
+
+
+def test_ratio_by_hand():
+    lengths = [1, 2, 3, 4, 9, 10, 20, 25]
+    rows = [(user, n, n, 1) for user, length in enumerate(lengths) for n in range(length)]
+    splits = split(interactions(rows, len(lengths)), "ratio", 0.1, 0.2)
+    sizes = [tuple(len(getattr(splits, name)[user]) for name in SPLITS) for user in range(len(lengths))]
+    #                 too few    at least one each
+    assert sizes == [(1, 0, 0), (2, 0, 0), (1, 1, 1), (2, 1, 1), (7, 1, 1), (7, 1, 2), (14, 2, 4), (18, 2, 5)]
+    for user, length in enumerate(lengths):
+        assert np.concatenate([getattr(splits, name)[user] for name in SPLITS]).tolist() == list(range(length))
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "length", "sizes"),
+    [
+        (0.0, 0.5, 10, (5, 0, 5)),
+        (0.0, 0.01, 3, (2, 0, 1)),
+        (0.05, 0.9, 3, (1, 1, 1)),  # something is left to train on
+        (0.9, 0.05, 3, (1, 1, 1)),
+        (0.0, 0.99, 3, (1, 0, 2)),
+        (0.1, 0.29, 100, (61, 10, 29)),  # 0.29 · 100 is 28.999999999999996
+    ],
+)
+def test_ratio_at_the_edges(validation, test, length, sizes):
+    splits = split(interactions([(0, n, n, 1) for n in range(length)], 1), "ratio", validation, test)
+    assert tuple(len(getattr(splits, name)[0]) for name in SPLITS) == sizes
+
+
+@pytest.mark.parametrize("times", [1000, 12])  # 12: many at the same time
+@pytest.mark.parametrize("validation", [0.0, 0.15])
+def test_global_time_against_sorting(times, validation):
+    rows, raw = random_log(1, times=times)
+    splits = split(raw, "global_time", validation, 0.2)
+    ordered = sorted(t for _, _, t, _ in rows)
+    first, second = ordered[300 - 60 - round(300 * validation)], ordered[300 - 60]
+    assert cut_times(raw, validation, 0.2) == (first, second)
+    for user in range(30):
+        mine = [(t, i) for u, i, t, _ in sorted(rows, key=lambda row: (row[2], row[1])) if u == user]
+        assert splits.train[user].tolist() == [i for t, i in mine if t < first]
+        assert splits.validation[user].tolist() == [i for t, i in mine if first <= t < second]
+        assert splits.test[user].tolist() == [i for t, i in mine if t >= second]
+    when = {item: t for _, item, t, _ in rows}
+    latest = [
+        max((when[i] for items in getattr(splits, name) for i in items), default=first - 1) for name in SPLITS[:2]
+    ]
+    assert latest[0] < min(when[i] for items in splits.test for i in items) and latest[0] < latest[1] + (
+        validation == 0
+    )
+
+
+def test_unseen_counts_users_and_items():
+    rows = [(0, 0, 1, 1), (0, 1, 2, 1), (1, 0, 3, 1), (2, 2, 8, 1), (2, 0, 9, 1), (1, 3, 9, 1)]
+    splits = split(interactions(rows, 3), "global_time", 0.0, 0.5)
+    assert [x.tolist() for x in splits.train] == [[0, 1], [0], []]
+    assert [x.tolist() for x in splits.test] == [[], [3], [2, 0]]
+    assert unseen(splits) == {"new_users": 1, "new_items": 2}
+
+
+@pytest.mark.parametrize(
+    ("how", "validation", "test", "message"),
+    [
+        ("random", 0.1, 0.1, "unknown split 'random'; there is leave_one_out, ratio and global_time"),
+        ("ratio", 0.5, 0.5, "shares"),
+        ("ratio", 0.1, 0.0, "test above 0"),
+        ("global_time", -0.1, 0.2, "shares"),
+        ("global_time", float("nan"), 0.2, "shares"),
+    ],
+)
+def test_wrong_shares(how, validation, test, message):
+    with pytest.raises(ValueError, match=message):
+        split(random_log(2)[1], how, validation, test)
+
+
+def test_global_time_needs_times_that_differ():
+    with pytest.raises(ValueError, match="nothing to train on: too many interactions have the time 7"):
+        split(interactions([(0, n, 7, 1) for n in range(9)], 1), "global_time", 0.1, 0.1)
+    without = Interactions(["u"], np.zeros(4, np.int32), np.arange(4, dtype=np.int32))
+    with pytest.raises(ValueError, match="needs timestamps"):
+        split(without, "global_time", 0.1, 0.1)

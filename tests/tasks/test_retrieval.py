@@ -57,7 +57,7 @@ def test_loss_equals_brute_force(softmax: Any, checkpoint: Path, tmp_path: Path)
     predict = predictor(task, graphdef, setup.mesh, setup.buckets)(setup.model.params)
     queries = predict([e.text for e in setup.encoded])
     items = np.stack(predict(task.item_texts))  # type: ignore[attr-defined]
-    wanted = {e.target.item for e in setup.encoded}
+    wanted = {e.target.items[0] for e in setup.encoded}
     if softmax == "in_batch":
         candidates = wanted
     elif softmax == "sampled":
@@ -69,10 +69,10 @@ def test_loss_equals_brute_force(softmax: Any, checkpoint: Path, tmp_path: Path)
         items = np.stack([items[i] if i in wanted else buffers["item_vectors"][i] for i in range(ITEMS)])
     expected, masked = [], 0
     for e, query in zip(setup.encoded, queries, strict=True):
-        seen = set() if softmax == "full" else set(e.target.seen.tolist()) - {e.target.item}
+        seen = set() if softmax == "full" else set(e.target.seen.tolist()) - {e.target.items[0]}
         masked += len(seen & candidates)
         chosen = np.stack([items[i] for i in sorted(candidates - seen)])
-        expected.append(softmax_loss(10.0, query, chosen, items[e.target.item]))
+        expected.append(softmax_loss(10.0, query, chosen, items[e.target.items[0]]))
     assert softmax == "full" or masked > 3  # the case under test occurs
     assert float(weight) == len(setup.encoded)
     assert float(total) == pytest.approx(sum(expected), rel=1e-5)
@@ -82,7 +82,7 @@ def test_equal_targets_share_one_candidate(context: TaskContext, tmp_path: Path)
     task = build(context, tmp_path)
     encoded = task.encode(examples("retrieval"))
     parts = task.gather(encoded, np.random.default_rng(0))
-    wanted = sorted({e.target.item for e in encoded})
+    wanted = sorted({e.target.items[0] for e in encoded})
     assert len(parts.texts) == len(encoded) + len(wanted)
     candidates = parts.per_example["candidates"]
     assert candidates[: len(wanted)].tolist() == wanted and (candidates[len(wanted) :] == ITEMS).all()
@@ -145,7 +145,7 @@ def rank(task: Any, e: Any, among: set[int]) -> int:
     """1 + the number of other items with a higher score, by a loop."""
     query = random_predict([e.text])[0].astype(np.float64)
     scores = [float(v.astype(np.float64) @ query) for v in random_predict(task.item_texts)]
-    return 1 + sum(scores[i] > scores[e.target.item] for i in among - {e.target.item})
+    return 1 + sum(scores[i] > scores[e.target.items[0]] for i in among - {e.target.items[0]})
 
 
 def cases() -> list[Example]:
@@ -162,7 +162,7 @@ def test_score_equals_brute_force(context: TaskContext, tmp_path: Path) -> None:
     task = build(context, tmp_path, cutoffs=[1, 3, 5], candidates=10)
     encoded = task.encode(cases())
     scores = task.score(random_predict, encoded)
-    unseen = [set(range(ITEMS)) - (set(e.target.seen.tolist()) - {e.target.item}) for e in encoded]
+    unseen = [set(range(ITEMS)) - (set(e.target.seen.tolist()) - {e.target.items[0]}) for e in encoded]
     ranks = np.array([rank(task, e, among) for e, among in zip(encoded, unseen, strict=True)])
     assert (ranks > 5).any() and (ranks == 1).any()
     for k in (1, 3, 5):
@@ -197,10 +197,10 @@ def test_predictions_are_in_the_order_of_the_scores(context: TaskContext, tmp_pa
     vectors = random_predict(task.item_texts)
     for e, record in zip(encoded, task.score(random_predict, encoded).predictions, strict=True):
         query = random_predict([e.text])[0]
-        allowed = [i for i in range(ITEMS) if i not in e.target.seen or i == e.target.item]
+        allowed = [i for i in range(ITEMS) if i not in e.target.seen or i == e.target.items[0]]
         best = sorted(allowed, key=lambda i: -float(vectors[i] @ query))[:4]
         assert [answer["item"] for answer in record["answers"]] == [f"item-{i}" for i in best]
-        assert record["id"] == e.example.id and record["wanted"] == f"title {e.target.item}"
+        assert record["id"] == e.example.id and record["wanted"] == f"title {e.target.items[0]}"
         for answer, item in zip(record["answers"], best, strict=True):
             assert answer["score"] == pytest.approx(float(vectors[item] @ query), abs=1e-5)
 
@@ -245,9 +245,9 @@ def test_baselines_with_and_without_splits(context: TaskContext, tmp_path: Path)
     assert set(rows) == {"popularity", "Markov-1", "coKNN", "BM25"}
     counts = np.bincount(np.concatenate(sequences), minlength=ITEMS)
     for case, e in enumerate(test):  # popularity by hand: the mean gain over the places that ties may give
-        others = [i for i in range(ITEMS) if i != e.target.item and i not in e.target.seen]
-        better = sum(counts[i] > counts[e.target.item] for i in others)
-        tied = sum(counts[i] == counts[e.target.item] for i in others)
+        others = [i for i in range(ITEMS) if i != e.target.items[0] and i not in e.target.seen]
+        better = sum(counts[i] > counts[e.target.items[0]] for i in others)
+        tied = sum(counts[i] == counts[e.target.items[0]] for i in others)
         places = np.arange(better + 1, better + tied + 2)
         gain = np.where(places <= 10, 1 / np.log2(places + 1), 0).mean()
         assert rows["popularity"].cases["NDCG@10"][case] == pytest.approx(gain)

@@ -16,7 +16,7 @@ from instructrec_jax.data.packing import Plan, fit, unpacked
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.step import batch_dropout_keys
 
-KINDS = ("classification", "multilabel", "regression", "token_classification", "masked_lm", "retrieval")
+KINDS = ("classification", "multilabel", "regression", "token_classification", "masked_lm", "retrieval", "sequence")
 # Adam divides by |gradient|, so where a gradient is all rounding its update is too; plain comparisons of parameters
 # after steps therefore use this epsilon. Losses and gradients themselves are compared to 1e-5.
 SMOOTH = OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant", epsilon=1e-3, clip_norm=1.0)
@@ -83,11 +83,11 @@ def test_parameters_are_really_split(checkpoint: Path, tmp_path: Path) -> None:
     assert moment.sharding == kernel.sharding
 
 
-@pytest.mark.parametrize("softmax", ["sampled", "full"])
-def test_retrieval_softmaxes_accumulate(softmax: str, checkpoint: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"softmax": softmax, "negatives": 5}
-    whole = reference("retrieval", checkpoint, tmp_path, **settings)
-    setup = Setup("retrieval", checkpoint, tmp_path, optimizer=SMOOTH, accumulation=2, mesh=(2, 1, 1), **settings)
+@pytest.mark.parametrize(("kind", "softmax"), [("retrieval", "sampled"), ("retrieval", "full"), ("sequence", "sampled")])
+def test_ranking_softmaxes_accumulate(kind: str, softmax: str, checkpoint: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"softmax": softmax, "negatives": 6}
+    whole = reference(kind, checkpoint, tmp_path, **settings)
+    setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, accumulation=2, mesh=(2, 1, 1), **settings)
     losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
     np.testing.assert_allclose(losses, whole[0], atol=1e-5)
     assert_close(params, whole[1], atol=1e-5)

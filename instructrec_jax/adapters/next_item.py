@@ -1,0 +1,142 @@
+"""The sequence head: a small causal transformer over item vectors, with the instruction's vector as their prefix.
+
+SASRec (Kang & McAuley, 2018) where item vectors are free parameters; with vectors of the items' texts it also scores
+items that nobody has chosen yet (UniSRec; Hou et al., 2022).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from instructrec_jax.backbones.decoder import run_layers
+from instructrec_jax.backbones.gpt2 import GPT2Spec, Layer
+from instructrec_jax.backbones.layers import (
+    WHOLE_STACK,
+    DropoutKeys,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Stack,
+    dropout,
+    normal,
+)
+
+
+@dataclass(frozen=True)
+class NextItemSpec:
+    num_items: int
+    text_size: int  # width of the texts' vectors; 0: items are known by their numbers alone
+    ids: bool  # whether each item also has a vector of its own
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    max_length: int  # places of a sequence, the instruction's included
+    dropout: float
+
+
+class NextItemHead(nnx.Module):
+    """Sequences of places: first the instruction, then the items of a history, oldest first.
+
+    An item's vector is W t + e with its text's vector t and its own e, each where the spec has it. The same vectors
+    come in and are scored against: score of item i = q · vector_i / sqrt(hidden_size) + bias_i.
+    """
+
+    def __init__(self, spec: NextItemSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        if not (spec.text_size or spec.ids):
+            raise ValueError("items need a vector: of their text, of their own (ids), or both.")
+        if spec.hidden_size % spec.num_heads:
+            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+        width = spec.hidden_size
+
+        def from_text(scale: float) -> Linear:
+            init = normal(scale * spec.text_size**-0.5)
+            return Linear(
+                spec.text_size, width, axes=("embed", None), init=init, use_bias=False, dtype=dtype, rngs=rngs
+            )
+
+        self.item_projection = from_text(0.5) if spec.text_size else None
+        self.instruction_projection = from_text(0.02) if spec.text_size else None
+        # Beside texts, what an item has of its own begins near zero: it is a residual.
+        own = normal(0.02 if spec.text_size else 0.1)
+        self.items = Embedding(spec.num_items, width, init=own, dtype=dtype, rngs=rngs) if spec.ids else None
+        self.bias = nnx.Param(jnp.zeros((spec.num_items,), jnp.float32), axes=("vocab",)) if spec.ids else None
+        self.positions = Embedding(
+            spec.max_length, width, init=normal(0.02), axes=(None, "embed"), dtype=dtype, rngs=rngs
+        )
+        layer = GPT2Spec(
+            vocab_size=0,
+            hidden_size=width,
+            attention_scales=((width // spec.num_heads) ** -0.5,) * spec.num_layers,
+            num_heads=spec.num_heads,
+            mlp_size=4 * width,
+            activation="gelu",
+            eps=1e-6,
+            max_length=spec.max_length,
+            embedding_dropout=spec.dropout,
+            attention_dropout=0.0,
+            residual_dropout=spec.dropout,
+            initializer_range=width**-0.5,
+        )
+        self.layers = Stack(
+            layer.attention_scales,
+            lambda scale, rngs: Layer(scale, layer, dtype, rngs),
+            options=WHOLE_STACK,
+            rngs=rngs,
+        )
+        self.final_norm = LayerNorm(width, eps=1e-6, dtype=dtype)
+        self.spec = spec
+        self.dtype = dtype
+
+    def item_vectors(self, texts: jax.Array, numbers: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
+        """Vectors of the items `numbers` (None: of all of them) and their biases.
+
+        Args:
+          texts: float [items, text_size], of all items.
+          numbers: int32 [...]. One beyond the spec's num_items is an item known by its text alone: it has neither a
+            vector of its own nor a bias.
+
+        Returns: ([..., hidden_size], float32 [...] or None).
+        """
+        vectors: Any = 0
+        if self.item_projection is not None:
+            vectors = self.item_projection(texts if numbers is None else texts[numbers])
+        if self.items is None or self.bias is None:
+            return vectors, None
+        if numbers is None:
+            return vectors + self.items.table[...].astype(self.dtype), self.bias[...]
+        known = numbers < self.spec.num_items
+        inside = jnp.minimum(numbers, self.spec.num_items - 1)
+        own = jnp.where(known[..., None], self.items(inside), 0)
+        return vectors + own, jnp.where(known, self.bias[...][inside], 0)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        item_texts: jax.Array,
+        instruction_texts: jax.Array,
+        keys: DropoutKeys | None = None,
+    ) -> jax.Array:
+        """What is scored against the next item's vector, at every place: [rows, length, hidden_size].
+
+        Args:
+          tokens: int32 [rows, length]; at position 0 of a segment the number of an instruction, then those of items.
+          item_texts: float [items, text_size].
+          instruction_texts: float [instructions, text_size]; where there are none, sequences begin without words.
+        """
+        first = positions == 0
+        x, _ = self.item_vectors(item_texts, jnp.where(first, 0, tokens))
+        if self.instruction_projection is not None and len(instruction_texts):
+            prefix = self.instruction_projection(instruction_texts[jnp.where(first, tokens, 0)])
+        else:
+            prefix = jnp.zeros_like(x)
+        x = jnp.where(first[..., None], prefix, x) + self.positions(positions)
+        x = dropout(x, self.spec.dropout, None if keys is None else keys.fold(0))
+        x, _ = run_layers(self.layers, x, segment_ids, positions, {}, self.spec.max_length, keys, None)
+        return self.final_norm(x) * self.spec.hidden_size**-0.5
+
+

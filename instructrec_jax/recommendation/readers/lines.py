@@ -1,0 +1,176 @@
+"""Files line by line: what is done with bad lines, and the raw access that every reader shares.
+
+A row is (line number from 1, content). Any file may be gzipped (`.gz`). A file that is broken as a whole (not
+UTF-8, half a gzip) is a ValueError at once; a line that is broken goes to `BadLines`.
+"""
+
+import ast
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Row = tuple[int, list[str]]
+Record = tuple[int, dict[str, Any]]
+
+
+@dataclass
+class BadLines:
+    """What to do with lines that cannot be used: stop at the first, or leave them out and keep a list."""
+
+    skip: bool = False
+    skipped: list[str] = field(default_factory=list)
+
+    def __call__(self, path: Path, line: int, why: str) -> None:
+        if not self.skip:
+            raise ValueError(
+                f"{path}:{line}: {why}. Repair the file, or leave such lines out with `--on_bad_line skip`."
+            )
+        self.skipped.append(f"{path.name}:{line}: {why}")
+
+
+# --- which file ---
+
+
+def with_gz(path: Path) -> Path | None:
+    """The file or its gzipped form, if one is there."""
+    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
+
+
+def first_of(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of these files (or its gzipped form) that a folder holds."""
+    return next((path for name in names if (path := with_gz(folder / name))), None)
+
+
+def only(folder: Path, endings: Sequence[str], what: str, without: Iterable[Path | None] = ()) -> Path:
+    """The one file of a folder that ends so (before .gz), hidden ones and `without` aside."""
+    found = [
+        p
+        for p in (sorted(folder.glob("*")) if folder.is_dir() else [])
+        if p.is_file() and p not in without and not p.name.startswith(".")
+        if p.name.removesuffix(".gz").endswith(tuple(endings))
+    ]
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        listed = " or ".join("*" + ending for ending in endings)
+        raise ValueError(f"{folder} must hold exactly one {listed} file (or .gz) {what}; found {names}.")
+    return found[0]
+
+
+# --- lines ---
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            yield from file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is not a whole gzip file ({error}). Download or compress it anew.") from None
+
+
+def encoding_of(path: Path) -> str:
+    """utf-8, or latin-1 if the file is not valid UTF-8 (ml-1m and ml-100k are latin-1, ml-10m UTF-8)."""
+    try:
+        for line in _raw_lines(path):
+            line.decode("utf-8")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8"
+
+
+def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+    """Lines with their line ends, without a byte-order mark."""
+    for number, line in enumerate(_raw_lines(path), 1):
+        try:
+            text = line.decode(encoding)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not {encoding} ({error}). Convert the file to UTF-8.") from None
+        yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+# --- rows ---
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    reader = csv.reader(text_lines(path), strict=True)  # strict: a quote left open is an error, not a long field
+    try:
+        for fields in reader:
+            if fields:
+                yield reader.line_num, fields
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: not CSV ({error}).") from None
+
+
+def split_rows(path: Path, separator: str | None, encoding: str = "utf-8", most: int = -1) -> Iterator[Row]:
+    """Rows without quoting, split at a separator (None: any white space), at `most` times."""
+    for number, line in enumerate(text_lines(path, encoding), 1):
+        if text := line.rstrip("\r\n"):
+            yield number, text.split(separator, most)
+
+
+def sized(rows: Iterable[Row], path: Path, count: int, bad: BadLines) -> Iterator[Row]:
+    """The rows of `count` fields."""
+    for number, fields in rows:
+        if len(fields) == count:
+            yield number, fields
+        else:
+            bad(path, number, f"expected {count} fields, found {len(fields)}")
+
+
+def pick(rows: Iterator[Row], path: Path, names: Sequence[str], bad: BadLines) -> Iterator[Row]:
+    """The named columns of rows under a header row."""
+    _, header = next(rows, (0, []))
+    if missing := [name for name in names if name not in header]:
+        raise ValueError(f"{path} has no column {missing[0]!r}; its header is {','.join(header)!r}.")
+    if twice := [name for name in names if header.count(name) > 1]:
+        raise ValueError(f"{path} has the column {twice[0]!r} more than once: rename one of them.")
+    columns = [header.index(name) for name in names]
+    for number, fields in sized(rows, path, len(header), bad):
+        yield number, [fields[column] for column in columns]
+
+
+# --- records ---
+
+
+def as_id(value: Any) -> str:
+    """An id as text; "" where there is none. Tables of numbers with gaps hold 7 as 7.0."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+
+
+def json_records(path: Path, bad: BadLines, *, python_dicts: bool = False) -> Iterator[Record]:
+    """One JSON object a line.
+
+    python_dicts: also take lines that are Python literals, as the Amazon dumps up to 2014 have them. They are
+    parsed as literals (`ast.literal_eval`), never run.
+    """
+    for number, line in enumerate(text_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            value = _literal(line) if python_dicts else None
+            if value is None:
+                bad(path, number, f"not JSON ({error})")
+                continue
+        if isinstance(value, dict):
+            yield number, value
+        else:
+            bad(path, number, f"expected a JSON object, found {line.strip()[:40]!r}")
+
+
+def _literal(line: str) -> Any:
+    if not line.lstrip().startswith("{"):
+        return None
+    try:
+        return ast.literal_eval(line.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None

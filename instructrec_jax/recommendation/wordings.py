@@ -1,0 +1,235 @@
+"""The words of generated instructions: template files and vocabulary, read and checked.
+
+The project's own files lie in `templates/`; each of them, and any file a user adds, is a YAML mapping with `cells` (the
+templates, by form, preference and intention: the head of matching.yaml explains them) or sections of words.yaml.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import yaml
+
+from instructrec_jax.data.example import suggest
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
+FOLDER = Path(__file__).parent / "templates"
+LANGUAGES = ("en", "zh")
+PREFERENCES = ("none", "implicit", "explicit")
+INTENTIONS = ("none", "vague", "specific")
+WORDINGS = ("train", "held_out")
+# Form -> the slots each of its templates has beside those of preference and intention.
+FORMS: Mapping[str, frozenset[str]] = {
+    "matching": frozenset(),
+    "pointwise": frozenset({"candidate"}),
+    "pairwise": frozenset({"first", "second"}),
+    "reranking": frozenset({"candidates"}),
+    "request": frozenset({"candidate"}),
+    "preference": frozenset(),
+    "relatedness": frozenset({"candidate"}),
+    "tags": frozenset({"tags"}),
+}
+_CONTENT = frozenset({"history", "preference", "intention"}).union(*FORMS.values())
+# A section of words.yaml -> the keys of its entries that must, and that may, be there.
+_SECTIONS: Mapping[str, tuple[set[str], set[str]]] = {
+    "nouns": ({"en", "zh"}, {"genre_nouns"}),
+    "facts": (set(), {"kind", "en", "zh", "words"}),
+    "kinds": ({"as", "zh"}, {"one", "many"}),
+    "phrases": ({"en", "zh"}, set()),
+    "contexts": ({"name", "en", "zh"}, {"suits"}),
+    "answers": ({"en", "zh"}, set()),
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """One wording of one cell of the grammar, in every language. `intention` may be "any": vague or specific."""
+
+    name: str
+    form: str
+    preference: str
+    intention: str
+    wording: str
+    texts: Mapping[str, str]
+    """language -> text with {slots}"""
+
+    def serves(self, form: str, preference: str, intention: str) -> bool:
+        same = self.intention == intention or (self.intention == "any" and intention in ("vague", "specific"))
+        return self.form == form and self.preference == preference and same
+
+
+@dataclass
+class Wordings:
+    """Everything the generators say, with the names as in words.yaml."""
+
+    templates: list[Template] = field(default_factory=list)
+    nouns: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, Any] = field(default_factory=dict)
+    phrases: dict[str, Any] = field(default_factory=dict)
+    contexts: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
+    stop_words: set[str] = field(default_factory=set)
+    stop_kinds: set[str] = field(default_factory=set)
+
+    def noun(self, name: str) -> dict[str, Any]:
+        if name not in self.nouns:
+            raise ValueError(
+                f"unknown noun {name!r}; there is {', '.join(self.nouns)}. Choose one of these, or add it under "
+                f"`nouns` in a file named by `templates`.{suggest(name, self.nouns)}"
+            )
+        return self.nouns[name]
+
+
+def load_wordings(extra: str | Path | None = None) -> Wordings:
+    """The project's own words, and those of a file or folder of YAML files of a user's.
+
+    Raises:
+      ValueError: a file that is no such YAML, an unknown key or slot, a missing slot or language, a template's name
+        that occurs twice; it names the file and the template.
+    """
+    paths = sorted(FOLDER.glob("*.yaml"))
+    if extra is not None:
+        own = Path(extra)
+        found = sorted(p for p in own.iterdir() if p.suffix in (".yaml", ".yml")) if own.is_dir() else [own]
+        if not found or not found[0].is_file():
+            raise ValueError(f"templates: {own} is neither a YAML file nor a folder with YAML files.")
+        paths += found
+    wordings = Wordings()
+    cells: list[tuple[Path, Any]] = []
+    for path in paths:
+        cells += [(path, cell) for cell in _read(path, wordings)]
+    where: dict[str, Path] = {}
+    for path, cell in cells:  # after all words are known: nouns bring slots
+        for template in _cell(path, cell, wordings):
+            if template.name in where:
+                raise ValueError(f"{path}: template {template.name!r} is also in {where[template.name]}: rename one.")
+            where[template.name] = path
+            wordings.templates.append(template)
+    return wordings
+
+
+def slots(text: str) -> list[str]:
+    """The names in braces, in order."""
+    return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+
+
+def _read(path: Path, wordings: Wordings) -> list[Any]:
+    """Adds a file's words to `wordings`; returns its cells."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML in UTF-8: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `cells` (templates) or sections such as `nouns`; found no mapping.")
+    known = ["cells", *_SECTIONS, "stop_words", "stop_kinds"]
+    for section, entries in content.items():
+        _known(section, known, str(path))
+        if section == "stop_words":
+            wordings.stop_words |= set(_text(entries, f"{path}: stop_words").lower().split())
+        elif section == "stop_kinds":
+            wordings.stop_kinds |= set(_list(entries, f"{path}: stop_kinds"))
+        elif section == "contexts":
+            for entry in _list(entries, f"{path}: contexts"):
+                _entry(path, section, str(entry.get("name") if isinstance(entry, dict) else entry), entry)
+                wordings.contexts[entry["name"]] = entry
+        elif section != "cells":
+            if not isinstance(entries, dict):
+                raise ValueError(f"{path}: {section} must map names to entries, found {entries!r}.")
+            for name, entry in entries.items():
+                _entry(path, section, str(name), entry)
+            getattr(wordings, section).update(entries)
+    return _list(content.get("cells") or [], f"{path}: cells")
+
+
+def _entry(path: Path, section: str, name: str, entry: Any) -> None:
+    place = f"{path}: {section}: {name}"
+    must, may = _SECTIONS[section]
+    if not isinstance(entry, dict):
+        raise ValueError(f"{place}: expected the keys {', '.join(sorted(must | may))}, found {entry!r}.")
+    for key in entry:
+        _known(key, sorted(must | may), place)
+    if missing := must - set(entry):
+        raise ValueError(f"{place}: {', '.join(sorted(missing))} is missing.")
+    if section == "facts" and not entry.get("kind"):
+        for language in LANGUAGES:
+            if slots(_text(entry.get(language), f"{place}: {language}")) != ["value"]:
+                raise ValueError(f"{place}: {language} must hold the slot {{value}} once.")
+    if section == "nouns":
+        needed = {"en": "a_noun noun nouns do did doing", "zh": "noun measure do genre open close"}
+        for language, keys in needed.items():
+            if not isinstance(entry[language], dict) or set(entry[language]) != set(keys.split()):
+                raise ValueError(f"{place}: {language} must have the keys {', '.join(keys.split())}.")
+
+
+def _cell(path: Path, cell: Any, wordings: Wordings) -> Iterator[Template]:
+    if not isinstance(cell, dict):
+        raise ValueError(f"{path}: a cell must be a mapping, found {cell!r}.")
+    for key in cell:
+        _known(key, ["form", "preference", "intention", "templates"], f"{path}: a cell")
+    choices = {"form": list(FORMS), "preference": PREFERENCES, "intention": (*INTENTIONS, "any")}
+    place = f"{path}: cell {' '.join(str(cell.get(key)) for key in choices)}"
+    for key, allowed in choices.items():
+        if cell.get(key) not in allowed:
+            raise ValueError(f"{place}: {key} must be one of {', '.join(allowed)}.")
+    form, preference, intention = (cell[key] for key in choices)
+    needed = set(FORMS[form])
+    needed |= {"implicit": {"history"}, "explicit": {"preference"}}.get(preference, set())
+    needed |= {"intention"} if intention != "none" else set()
+    for entry in _list(cell.get("templates"), f"{place}: templates"):
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise ValueError(f"{place}: a template without `name`: {entry!r}.")
+        name = f"{path}: template {entry['name']!r}"
+        for key in entry:
+            _known(key, ["name", "wording", *LANGUAGES], name)
+        if entry.get("wording", "train") not in WORDINGS:
+            raise ValueError(f"{name}: wording must be train or held_out, found {entry['wording']!r}.")
+        for language in LANGUAGES:
+            if language not in entry:
+                raise ValueError(f"{name}: the language {language} is missing: add `{language}: ...`.")
+            words = {slot for noun in wordings.nouns.values() for slot in noun[language]} - {"open", "close", "genre"}
+            _check_slots(_text(entry[language], f"{name}: {language}"), needed, words, f"{name}: {language}")
+        texts = {language: entry[language] for language in LANGUAGES}
+        yield Template(entry["name"], form, preference, intention, entry.get("wording", "train"), texts)
+
+
+def _check_slots(text: str, needed: set[str], words: set[str], place: str) -> None:
+    try:
+        found = slots(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{place}: broken braces ({error}): a slot is {{name}}, a brace itself {{{{ or }}}}."
+        ) from None
+    for slot in found:
+        if slot not in _CONTENT | words:
+            _known(slot, sorted(needed | words), f"{place}: slot", "unknown slot")
+        if slot in _CONTENT - needed:
+            raise ValueError(
+                f"{place}: the slot {{{slot}}} has no place in this cell, whose slots are {sorted(needed)}."
+            )
+    for slot in sorted(needed):
+        if found.count(slot) != 1:
+            raise ValueError(f"{place}: the slot {{{slot}}} must stand in it once, found {found.count(slot)} times.")
+    if re.search(r"\{[^{}]*[:!.\[]", text):
+        raise ValueError(f"{place}: a slot is a plain name in braces: {text!r}.")
+
+
+def _known(name: Any, known: list[str], place: str, what: str = "unknown key") -> None:
+    if name not in known:
+        hint = suggest(str(name), known)
+        raise ValueError(f"{place}: {what} {name!r}; there is {', '.join(known)}.{hint}")
+
+
+def _list(value: Any, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{place} must be a list, found {value!r}.")
+    return value
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place} must be a text, found {value!r}.")
+    return value
