@@ -3,14 +3,17 @@
     evaluate RUN                          the run's best checkpoint on its own data.test (or --split validation)
     evaluate HF_FOLDER --config_path X    a HuggingFace folder as it is, on the task and data of X
     evaluate RUN --beside RUN2 RUN3       other runs, on the same cases
+    evaluate RUN --hybrid RUN2 coKNN      weighted sums with other rankers; the weights are tuned on data.validation
 
 Any setting can be overridden as in train: `--data.test '[{path: other.jsonl}]'`.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from instructrec_jax import assemble, assemble_data
 from instructrec_jax.config import DEFAULT, Config, main_guard, parse
@@ -18,7 +21,9 @@ from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, contend, segments
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.evaluation.results import show_results
-from instructrec_jax.tasks.base import Encoded
+from instructrec_jax.recommendation.two_stage import hybrid, mask, tune_weight
+from instructrec_jax.tasks.base import Encoded, Predict, Task
+from instructrec_jax.tasks.ranking import RankingTask
 
 
 def evaluate(
@@ -30,6 +35,7 @@ def evaluate(
     step: int | None = None,
     baselines: bool = True,
     beside: Sequence[Path] = (),
+    hybrids: Sequence[str] = (),
 ) -> None:
     """Scores a run directory or a HuggingFace folder; writes evaluation.json and predictions.jsonl into `out`.
 
@@ -38,6 +44,7 @@ def evaluate(
       step: which checkpoint of a run; None: the best.
       baselines: also score simple methods on the same cases (they need data.train).
       beside: other runs, whose best checkpoints are scored on the same cases, each as its own task reads them.
+      hybrids: runs, or names of simple methods, each of which is mixed with this model into one more row.
     """
     is_run = (path / "config.yaml").is_file()
     folder = path / "backbone" if is_run else assemble.backbone_folder(str(path))
@@ -57,7 +64,15 @@ def evaluate(
         name, model = "untuned", assemble.load_model(config, task, folder, mesh)
     predict = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
     groups = segments(cases, config.evaluation.segment_by)
-    contenders = [contend(name, task, predict, groups), *(other_run(run, groups) for run in beside)]
+    contenders = [contend(name, task, predict, groups)]
+    for run in beside:
+        contenders.append(contend(run.name, *open_run_on(run, groups)))
+    if hybrids:
+        validation = assemble_data.evaluation_data(config, task, config.data.validation)
+        if not validation:
+            raise ValueError("a hybrid's weight is tuned on validation cases, but data.validation lists no sources.")
+        validation = validation[: config.evaluation.max_examples]
+        contenders += [hybrid_contender(other, task, predict, validation, groups) for other in hybrids]
     if baselines and config.data.train:
         train_set = assemble_data.evaluation_data(config, task, config.data.train)
         contenders += baseline_contenders(task, train_set, groups)
@@ -65,15 +80,48 @@ def evaluate(
     print(f"\nwritten: {out}")
 
 
-def other_run(run: Path, groups: dict[str, list[Encoded]]) -> Contender:
-    """Another run on the same cases."""
+Groups = dict[str, list[Encoded]]
+ScoreBlock = Callable[[slice], np.ndarray]
+
+
+def open_run_on(run: Path, groups: Groups) -> tuple[Task, Predict, Groups]:
+    """Another run's task and model, and the same cases as its task reads them."""
     config, task, mesh = assemble.open_run(run)
     model = assemble.restored_model(config, task, run, mesh)
     predict = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
     same = {name: task.encode([e.example for e in cases]) for name, cases in groups.items()}
     if [len(cases) for cases in same.values()] != [len(cases) for cases in groups.values()]:
         raise ValueError(f"{run} drops some of the cases for their length, so it cannot be compared on them.")
-    return contend(run.name, task, predict, same)
+    return task, predict, same
+
+
+def hybrid_contender(other: str, task: Task, predict: Predict, validation: list[Encoded], groups: Groups) -> Contender:
+    """The model mixed with another ranker: a run directory, or one of the simple methods by its name."""
+    if not isinstance(task, RankingTask):
+        raise ValueError("--hybrid mixes rankings, but this run does not rank a catalogue.")
+    every = {"validation": validation} | {f"test {name}": cases for name, cases in groups.items()}
+    scored: dict[str, ScoreBlock] = {}
+    if Path(other).is_dir():
+        second, others_predict, same = open_run_on(Path(other), every)
+        if not isinstance(second, RankingTask) or second.catalogue.ids != task.catalogue.ids:
+            raise ValueError(f"{other} does not rank the items of {task.config.catalogue}, so there is no hybrid.")
+        scored = {name: second.score_items(others_predict, cases) for name, cases in same.items()}
+    else:
+        scored = {name: task.simple_scores(other, cases) for name, cases in every.items()}
+
+    def pair(name: str) -> tuple[ScoreBlock, ScoreBlock]:
+        first, seen = task.score_items(predict, every[name]), [e.target.seen for e in every[name]]
+        return lambda block: mask(first(block), seen[block]), scored[name]
+
+    weight = tune_weight(*pair("validation"), [e.target.items for e in validation])
+    scores = {}
+    for name, cases in groups.items():
+        first, second_scores = pair(f"test {name}")
+        scores[name] = task.score_with(
+            lambda block, a=first, b=second_scores: hybrid(a(block), b(block), weight),  # type: ignore[misc]
+            cases,
+        )
+    return Contender(f"hybrid with {Path(other).name} (weight {weight:.2f})", scores)
 
 
 def main(args: list[str]) -> None:
@@ -88,6 +136,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--step", type=int, help="which checkpoint of a run; default: the best")
     parser.add_argument("--out", type=Path, help="where the results go; default: RUN/evaluation or ./evaluation")
     parser.add_argument("--beside", type=Path, nargs="+", default=[], help="other runs to score on the same cases")
+    parser.add_argument("--hybrid", nargs="+", default=[], help="runs or simple methods (coKNN ...) to mix with")
     parser.add_argument("--no_baselines", action="store_true", help="leave out the simple methods")
     options, rest = parser.parse_known_args(args)
     is_run = (options.path / "config.yaml").is_file()
@@ -103,6 +152,7 @@ def main(args: list[str]) -> None:
         step=options.step,
         baselines=not options.no_baselines,
         beside=options.beside,
+        hybrids=options.hybrid,
     )
 
 

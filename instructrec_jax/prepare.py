@@ -8,8 +8,9 @@
     python -m instructrec_jax.prepare amazon    --source FOLDER --out FOLDER [--on_bad_line skip] ...
     python -m instructrec_jax.prepare goodbooks --source FOLDER --out FOLDER ...
     python -m instructrec_jax.prepare table     --source FILE --items FILE --out FOLDER [--user_column who] ...
+    python -m instructrec_jax.prepare tags      --source tags.csv --catalogue FOLDER --out FOLDER ...
 
-All take `--split leave_one_out | ratio | global_time [--validation 0.1] [--test 0.1]`.
+All but tags take `--split leave_one_out | ratio | global_time [--validation 0.1] [--test 0.1]`.
 `python -m instructrec_jax.prepare movielens --help` explains every setting.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 from instructrec_jax.config import main_guard, parse
 from instructrec_jax.data.example import suggest
 from instructrec_jax.recommendation.prepare_data import prepare
+from instructrec_jax.recommendation.prepare_tags import TagsConfig, prepare_tags
 from instructrec_jax.recommendation.sources import SOURCES
 
 
@@ -30,9 +32,14 @@ def main(args: list[str]) -> dict[str, Any]:
     if reader in ("-h", "--help"):
         print(__doc__)
         raise SystemExit(0)
+    if reader == "tags":
+        tags = parse(TagsConfig, rest, default=None)
+        card = prepare_tags(tags)
+        print(describe_tags(card, tags.out))
+        return card
     if reader not in SOURCES:
-        hint = suggest(reader, SOURCES)
-        raise ValueError(f"unknown source {reader!r}: the first word is one of {', '.join(SOURCES)}.{hint}")
+        hint = suggest(reader, [*SOURCES, "tags"])
+        raise ValueError(f"unknown source {reader!r}: the first word is one of {', '.join(SOURCES)}, tags.{hint}")
     config = parse(SOURCES[reader], rest, default=None)
     card = prepare(config)
     print(describe(card, config.out))
@@ -75,6 +82,19 @@ def describe(card: dict[str, Any], out: str) -> str:
         )
     if not card["has_timestamps"]:
         lines.append("  note: the source has no timestamps; the order of its lines is taken as the order in time")
+    return "\n".join(lines)
+
+
+def describe_tags(card: dict[str, Any], out: str) -> str:
+    """The same of tags made into requests."""
+    examples = card["examples"]
+    lines = [
+        f"{card['source']} → {out}",
+        f"  applications  {card['tag_applications']:>12,}   of {card['users_with_tags']:,} users, left out of splits/",
+        f"  items         {card['items']:>12,}",
+        f"  requests      {examples['train']:>12,} train, {examples['validation']:,} validation, "
+        f"{examples['test']:,} test",
+    ]
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding
 from instructrec_jax.inference.config import GenerationConfig, TokenRules
 from instructrec_jax.inference.decoding import Decoder
+from instructrec_jax.recommendation.topk import ItemIndex
 from instructrec_jax.tasks.base import Model
 
 MB = 1e6
@@ -205,6 +206,64 @@ def generation(
         print(f"  {name:12} {rows * new / whole:8,.0f} tokens/s {(whole - first) / (new - 1) * 1e3:8,.1f} ms a step")
 
 
+# ---------------------------------------------------------------- retrieval
+
+
+def numpy_search(vectors: np.ndarray, queries: np.ndarray, k: int, block: int) -> np.ndarray:
+    """Blocked product, argpartition, merge: item numbers [q, k], best first."""
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    items = np.full((len(queries), k), -1)
+    for start in range(0, len(vectors), block):
+        scores = queries @ vectors[start : start + block].T
+        inside = np.argpartition(scores, -min(k, scores.shape[1]), axis=1)[:, -k:]
+        together = np.concatenate([best, np.take_along_axis(scores, inside, 1)], axis=1)
+        numbers = np.concatenate([items, start + inside], axis=1)
+        order = np.argsort(-together, axis=1, kind="stable")[:, :k]
+        best, items = np.take_along_axis(together, order, 1), np.take_along_axis(numbers, order, 1)
+    return items
+
+
+def retrieval(items: int, width: int, queries: int, k: int, rounds: int) -> None:
+    """The k best of many items by inner product: ours, NumPy and faiss (where installed), in turn in each round."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((items, width), np.float32)
+    asked = rng.standard_normal((queries, width), np.float32)
+    print(f"{items:,} items x {width} float32 = {vectors.nbytes / MB:,.0f} MB, {queries} queries, k = {k}")
+    reset_peak()
+    before = resident("VmRSS")
+    index = ItemIndex(vectors)
+    found = {"ours": index.search(asked, k)[0]}  # also compiles
+    print(f"ours, memory = peak resident - resident before (vectors) = {(resident('VmHWM') - before) / MB:,.0f} MB")
+    searches: dict[str, Callable[[], np.ndarray]] = {
+        "ours": lambda: index.search(asked, k)[0],
+        "NumPy": lambda: numpy_search(vectors, asked, k, block=16_384),
+    }
+    try:
+        import faiss
+    except ImportError:
+        print("faiss is left out: `pip install faiss-cpu` to compare with it")
+    else:
+        flat = faiss.IndexFlatIP(width)
+        flat.add(vectors)
+        searches["faiss"] = lambda: flat.search(asked, k)[1]
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in searches}
+    for _ in range(rounds):
+        for name, search in searches.items():
+            start = time.perf_counter(), time.process_time()
+            found[name] = search()
+            times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    print(f"queries/s = {queries} / median time, of {rounds} rounds (the longest and the shortest beside it)")
+    print("CPU s = median time of all threads together; of a busy machine, this says more")
+    for name, each in times.items():
+        wall, work = np.median(each, axis=0)
+        slow, fast = (queries / pick(each)[0] for pick in (max, min))
+        same = np.mean(found[name] == found["ours"])
+        print(
+            f"  {name:6} {queries / wall:8,.1f} queries/s ({slow:,.1f} to {fast:,.1f}), {work:.2f} CPU s; "
+            f"{same:.3%} of its answers are ours"
+        )
+
+
 COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "loss": (loss, dict(rows=4, length=2048, width=1024, vocab=32_000, small=4, repeats=5)),
     "loading": (loading, dict(layers=24, width=512, vocab=30_000, dtype="float32", devices=1, shard_mb=100)),
@@ -212,6 +271,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
         generation,
         dict(width=512, layers=8, heads=8, vocab=32_000, rows=8, prompt=64, new=64, threads=2, rounds=5),
     ),
+    "retrieval": (retrieval, dict(items=1_000_000, width=384, queries=256, k=10, rounds=3)),
 }
 
 

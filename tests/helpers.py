@@ -18,9 +18,11 @@ from instructrec_jax.recommendation.catalogue import Catalogue
 from instructrec_jax.tasks import (
     ClassificationConfig,
     LanguageModelConfig,
+    LanguageModelRankingConfig,
     MaskedLMConfig,
     MultilabelConfig,
     RegressionConfig,
+    RerankerConfig,
     RetrievalConfig,
     SequenceConfig,
     TokenClassificationConfig,
@@ -49,10 +51,12 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
             "masked_lm": None,
             "language_model": " ".join([*words[: len(words) // 2 : -1], subject]),
             "retrieval": f"item-{SUBJECTS.index(subject)}",
+            "reranker": f"item-{SUBJECTS.index(subject)}",
+            "language_model_ranking": f"item-{SUBJECTS.index(subject)}",
             "sequence": f"item-{SUBJECTS.index(subject)}",
         }[kind]
         history: tuple[str, ...] = ()
-        if kind == "retrieval" and number % 3 == 0:
+        if kind in ("retrieval", "reranker", "language_model_ranking") and number % 3 == 0:
             history = (f"item-{(SUBJECTS.index(subject) + 1) % 5}",)
         if kind == "sequence":
             history = tuple(f"item-{i}" for i in 5 + rng.permutation(7)[: number % 8])
@@ -63,7 +67,7 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
 
 def task_config(kind: str, folder: Path, **settings: Any) -> Any:
     """The config of a task; `folder` receives a small catalogue if it needs one."""
-    if kind in ("retrieval", "sequence"):
+    if kind in ("retrieval", "sequence", "reranker", "language_model_ranking"):
         items = list(range(12))
         texts = [f"a film about {SUBJECTS[i % 5]} " + "very " * i for i in items]
         folder.mkdir(exist_ok=True)
@@ -71,6 +75,12 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
         if kind == "sequence":
             small = {"hidden_size": 16, "history_limit": 8, "dropout": 0.1}
             return SequenceConfig(catalogue=str(folder), **(small | settings))
+        if kind == "reranker":
+            small = {"protocols": ["uni9"], "item_length": 16}
+            return RerankerConfig(catalogue=str(folder), **(small | settings))
+        if kind == "language_model_ranking":
+            small = {"protocols": ["uni5"], "template": "plain"}
+            return LanguageModelRankingConfig(catalogue=str(folder), **(small | settings))
         return RetrievalConfig(catalogue=str(folder), **settings)
     return {
         "classification": lambda: ClassificationConfig(labels=SUBJECTS),
@@ -105,7 +115,7 @@ class Setup:
             backbone=BackboneConfig(str(checkpoint), freeze=freeze or [], train_last=train_last, dtype="float32"),
             lora=lora or LoraConfig(),
             task=task_config(kind, folder / "catalogue", **settings),
-            data=DataConfig(batch_size=32, max_length=128 if kind == "language_model" else 64),
+            data=DataConfig(batch_size=32, max_length=128 if kind.startswith("language_model") else 64),
             optimizer=optimizer or OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant"),
         )
         devices = jax.devices()[: int(np.prod(mesh))]

@@ -283,3 +283,15 @@ def test_real_movielens(tmp_path):
         quality[baseline.name] = ndcg(ranks, 10)
     assert 0.01 < quality["popularity"].mean() < 0.04
     assert paired_bootstrap(quality["coKNN"], quality["popularity"])[1] > 0
+
+
+def test_candidates_are_frozen_where_asked_for(source, tmp_path):
+    card = run(source, tmp_path / "out", "--candidates", "[uni2, hard1]")
+    assert card["settings"]["candidates"] == ["uni2", "hard1"]
+    folder = tmp_path / "out" / "candidates"
+    assert {path.name: len(path.read_text().splitlines()) for path in folder.iterdir()} == {
+        f"{protocol}.{split}.jsonl": 5 for protocol in ("uni2", "hard1") for split in ("validation", "test")
+    }
+    with pytest.raises(ValueError, match="candidates cannot be drawn for 'full'"):
+        run(source, tmp_path / "other", "--candidates", "[full]")
+    assert not (tmp_path / "other").exists()

@@ -138,5 +138,3 @@ class NextItemHead(nnx.Module):
         x = dropout(x, self.spec.dropout, None if keys is None else keys.fold(0))
         x, _ = run_layers(self.layers, x, segment_ids, positions, {}, self.spec.max_length, keys, None)
         return self.final_norm(x) * self.spec.hidden_size**-0.5
-
-

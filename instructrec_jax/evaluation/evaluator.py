@@ -1,13 +1,15 @@
 """One table: the model before and after tuning beside simple baselines, on the same cases."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from instructrec_jax.evaluation.predictor import remember
 from instructrec_jax.evaluation.report import lower_is_better
-from instructrec_jax.metrics.ranking import paired_bootstrap
+from instructrec_jax.metrics.ranking import bootstrap_interval, paired_bootstrap
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
 
 
@@ -82,7 +84,8 @@ def table(contenders: Sequence[Contender], *, tuned: str, protocol: str, metric:
             mine, theirs = scores.cases.get(metric), other.scores[segment].cases.get(metric)
             if mine is None or theirs is None:
                 continue
-            mean, low, high = paired_bootstrap(mine, theirs)
+            both = ~np.isnan(mine) & ~np.isnan(theirs)  # a case without candidates has no value
+            mean, low, high = paired_bootstrap(mine[both], theirs[both])
             differences.append(
                 {
                     "name": f"{tuned} − {other.name}",
@@ -94,13 +97,61 @@ def table(contenders: Sequence[Contender], *, tuned: str, protocol: str, metric:
             )
     shown = by_name.get(tuned, contenders[0])
     reports = [f"{segment}\n{scores.report}".strip() for segment, scores in shown.scores.items() if scores.report]
+    main = [label(m, s) for s, scores in shown.scores.items() for m in scores.main or scores.metrics]
     return {
         "protocol": protocol,
-        "metrics": list(values(shown)),
-        "rows": [{"name": c.name, "values": values(c)} for c in contenders],
+        "metrics": main,
+        "all_metrics": list(values(shown)),
+        "rows": [
+            {
+                "name": c.name,
+                "values": values(c),
+                "intervals": {
+                    label(metric, s): list(interval[1:])
+                    for s, scores in c.scores.items()
+                    if (interval := _interval(scores.cases.get(metric))) is not None
+                },
+                "protocol": "; ".join(dict.fromkeys(scores.protocol for scores in c.scores.values())),
+            }
+            for c in contenders
+        ],
         "differences": differences,
+        "segments": [
+            row for segment in shown.scores for row in _segment_rows(contenders, shown, segment, metric, label)
+        ],
         "report": "\n\n".join(reports),
     }
+
+
+def _interval(values: np.ndarray | None, n: int = 10_000) -> tuple[float, float, float] | None:
+    """(mean, low, high), or None where there is nothing to average."""
+    there = None if values is None else values[~np.isnan(values)]
+    return None if there is None or not len(there) else bootstrap_interval(there, n=n)
+
+
+def _segment_rows(
+    contenders: Sequence[Contender], shown: Contender, segment: str, metric: str, label: Callable[[str, str], str]
+) -> list[dict[str, Any]]:
+    """The metric on parts of the cases: the shown contender with its interval, the others' means beside it."""
+    rows = []
+    for name, inside in shown.scores[segment].segments.items():
+        per_case = {c.name: c.scores[segment].cases.get(metric) for c in contenders}
+        parts = {who: values[inside] for who, values in per_case.items() if values is not None}
+        interval = _interval(parts.get(shown.name), n=2000)
+        if interval is None:
+            continue
+        rows.append(
+            {
+                "name": label(name, segment),
+                "cases": len(inside),
+                "metric": metric,
+                "low": interval[1],
+                "high": interval[2],
+                "shown": shown.name,
+                "values": {who: float(np.nanmean(v)) for who, v in parts.items() if not np.isnan(v).all()},
+            }
+        )
+    return rows
 
 
 def greater_is_better(task: Task, metric: str) -> bool:

@@ -23,9 +23,10 @@ from instructrec_jax.training.tracking import TIMING_FIELDS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer"}
+LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "gini"}
 COLOURS = ("#1f5fbf", "#c8501e", "#2b8a57", "#8a4fb0", "#a87900")
 LINES_PER_PLOT = len(COLOURS)
+SEGMENTS_AS_TEXT = 24
 POINTS_PER_LINE = 1000
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -87,20 +88,25 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
     """The comparison as aligned plain text, the best of each column marked with *.
 
     evaluation: {"protocol": how it was measured, "metrics": [names in order],
-    "rows": [{"name": who, "values": {metric: number}}],
-    "differences": [{"name", "metric", "mean", "low", "high"}]: paired differences with 95% intervals}.
+    "rows": [{"name": who, "values": {metric: number}, "intervals": {metric: [low, high]}}], 95% intervals;
+    "differences": [{"name", "metric", "mean", "low", "high"}]: paired differences with 95% intervals,
+    "segments": [{"name", "cases", "metric", "values": {who: number}, "shown": who, "low", "high"}]: parts of the cases
+    and the interval of one of the rows}.
     A value that is missing or null is shown as –.
     """
     metrics, rows = list(evaluation.get("metrics") or []), list(evaluation.get("rows") or [])
     best = {metric: _best(rows, metric) for metric in metrics}
-    table = [["", *(f"{_clean(metric)} " for metric in metrics)]]
+    intervals = _with_intervals(rows)
+    table: list[list[str]] = [[""]]
+    for metric in metrics:
+        table[0] += [f"{_clean(metric)} ", *(["95% interval"] if metric in intervals else [])]
     for row in rows:
-        cells = []
+        table.append([_clean(row["name"])])
         for metric in metrics:
             value = _value(row, metric)
             # Marked or not, the decimal points of a column stay below each other.
-            cells.append(_digits(value) + ("*" if value is not None and value == best[metric] else " "))
-        table.append([_clean(row["name"]), *cells])
+            table[-1].append(_digits(value) + ("*" if value is not None and value == best[metric] else " "))
+            table[-1] += [_interval_of(row, metric)] if metric in intervals else []
     lines = _aligned(table)
     if protocol := _clean(evaluation.get("protocol") or ""):
         lines = [*textwrap.wrap(protocol, 100), "", *lines]
@@ -118,6 +124,20 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
             for d in differences
         ]
         lines += ["", "Paired differences with 95% intervals", *_aligned(table, left=(0, 1, 4))]
+    if segments := evaluation.get("segments"):
+        head = ["", "cases", _clean(f"{segments[0]['metric']} of {segments[0]['shown']}"), "95% interval"]
+        table = [
+            [
+                _clean(part["name"]),
+                f"{part['cases']:,}",
+                _digits(_value(part, part["shown"])),
+                f"[{_digits(part['low'])}, {_digits(part['high'])}]",
+            ]
+            for part in segments[:SEGMENTS_AS_TEXT]
+        ]
+        lines += ["", "Parts of the cases", *_aligned([head, *table])]
+        if more := len(segments) - len(table):
+            lines.append(f"and {more} more in the report")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -179,11 +199,21 @@ def _signed(value: Any) -> str:
     return text if text.startswith(("-", "–")) else f"+{text}"
 
 
+def _with_intervals(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The metrics that rows have intervals of."""
+    return {metric for row in rows for metric in row.get("intervals") or {}}
+
+
+def _interval_of(row: Mapping[str, Any], metric: str) -> str:
+    low, high = (row.get("intervals") or {}).get(metric) or (None, None)
+    return "–" if low is None else f"{_digits(low)} to {_digits(high)}"
+
+
 def lower_is_better(metric: str) -> bool:
     """Whether a metric counts mistakes; its name may have a prefix ('test/mse') or a part of the cases ('loss (qa)',
     'loss, qa') beside it."""
     name = re.split(r", | \(", metric.lower())[0]
-    return re.split("[-_/]", name)[-1] in LOWER_IS_BETTER
+    return re.split("[-_/]", name.partition("@")[0])[-1] in LOWER_IS_BETTER
 
 
 def _best(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
@@ -243,8 +273,25 @@ def _results(evaluation: Mapping[str, Any]) -> str:
     metrics, rows = evaluation.get("metrics") or [], evaluation.get("rows") or []
     if not metrics or not rows:
         return _missing("No evaluation yet: this folder has no evaluation.json with results in it.")
+    parts = [
+        f"<p>{_html(protocol)}</p>" if (protocol := evaluation.get("protocol")) else "",
+        _comparison(rows, metrics, _with_intervals(rows)),
+        _differences(evaluation.get("differences") or []),
+        _segments(evaluation.get("segments") or []),
+    ]
+    everything = evaluation.get("all_metrics") or []
+    if len(everything) > len(metrics):
+        parts.append(f"<details><summary>All metrics</summary>{_comparison(rows, everything, set())}</details>")
+    if report := evaluation.get("report"):
+        parts.append(f"<details><summary>Full evaluation report</summary><pre>{_html(report)}</pre></details>")
+    return "\n".join(part for part in parts if part)
+
+
+def _comparison(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], intervals: set[str]) -> str:
+    """The rows as a table, the best of each column marked; with the intervals of some metrics beside them."""
     best = {metric: _best(rows, metric) for metric in metrics}
-    head = "".join(f'<th scope="col">{_html(metric)}</th>' for metric in metrics)
+    names = [name for metric in metrics for name in (metric, *(["95% interval"] if metric in intervals else []))]
+    head = "".join(f'<th scope="col">{_html(name)}</th>' for name in names)
     lines = []
     for row in rows:
         cells = ""
@@ -252,17 +299,36 @@ def _results(evaluation: Mapping[str, Any]) -> str:
             value = _value(row, metric)
             mark = ' class="best"' if value is not None and value == best[metric] else ""
             cells += f"<td{mark}>{_digits(value)}</td>"
+            cells += f"<td>{_interval_of(row, metric)}</td>" if metric in intervals else ""
         lines.append(f'<tr><th scope="row">{_html(row["name"])}</th>{cells}</tr>')
-    parts = [
-        f"<p>{_html(protocol)}</p>" if (protocol := evaluation.get("protocol")) else "",
-        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>',
-        f"<tbody>{''.join(lines)}</tbody></table></div>",
-        '<p class="note">★ best in its column</p>' if set(best.values()) - {None} else "",
-        _differences(evaluation.get("differences") or []),
-    ]
-    if report := evaluation.get("report"):
-        parts.append(f"<details><summary>Full evaluation report</summary><pre>{_html(report)}</pre></details>")
-    return "\n".join(part for part in parts if part)
+    note = '<p class="note">★ best in its column</p>' if set(best.values()) - {None} else ""
+    return (
+        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>\n{note}"
+    )
+
+
+def _segments(segments: Sequence[Mapping[str, Any]]) -> str:
+    """Parts of the cases: one row each, one column a contender."""
+    if not segments:
+        return ""
+    metric, shown = segments[0]["metric"], segments[0]["shown"]
+    others = list(dict.fromkeys(who for part in segments for who in part["values"] if who != shown))
+    head = "".join(f'<th scope="col">{_html(name)}</th>' for name in ("cases", shown, "95% interval", *others))
+    lines = []
+    for part in segments:
+        best = max((value for who in (shown, *others) if (value := _value(part, who)) is not None), default=None)
+        values = {who: _value(part, who) for who in (shown, *others)}
+        cells = [
+            f"<td{' class=best' if value is not None and value == best else ''}>{_digits(value)}</td>"
+            for value in values.values()
+        ]
+        cells.insert(1, f"<td>{_digits(part['low'])} to {_digits(part['high'])}</td>")
+        lines.append(f'<tr><th scope="row">{_html(part["name"])}</th><td>{part["cases"]:,}</td>{"".join(cells)}</tr>')
+    return f"""<h3>{_html(metric)} on parts of the cases</h3>
+<div class="scroll"><table class="segments"><thead><tr><th></th>{head}</tr></thead>
+<tbody>{"".join(lines)}</tbody></table></div>
+<p class="note">★ best of its row. Parts overlap: each case is in several.</p>"""
 
 
 def _differences(differences: Sequence[Mapping[str, Any]]) -> str:
@@ -478,6 +544,8 @@ th, td { padding: 8px 12px; text-align: right; border-bottom: 1px solid var(--li
 thead th { font-size: 14px; font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line); }
 tbody th { text-align: left; font-weight: 500; white-space: normal; min-width: 9em; padding-left: 0; }
 .differences tbody th { min-width: 15em; }
+.segments tbody th { min-width: 18em; }
+.segments th, .segments td { padding-top: 4px; padding-bottom: 4px; }
 .word { text-align: left; }
 .best { font-weight: 700; color: var(--accent); background: var(--tint); }
 .best::before { content: "★ "; }

@@ -24,10 +24,11 @@ def show_results(
     """
     shown = next(c for c in contenders if c.name == tuned)
     counts = {segment: len(next(iter(s.cases.values()), s.predictions)) for segment, s in shown.scores.items()}
-    protocol = "; ".join(f"{count:,} cases" + (f" {name}" if name else "") for name, count in counts.items())
+    said = [f"{count:,} cases" + (f" {name}" if name else "") for name, count in counts.items()]
+    protocol = "; ".join([*said, *dict.fromkeys(s.protocol for s in shown.scores.values() if s.protocol)])
     result = table(contenders, tuned=tuned, protocol=protocol, metric=metric)
     write_json(folder / "evaluation.json", result)
-    rows = [{"segment": s, **record} for s, scores in shown.scores.items() for record in scores.predictions]
+    rows = ({"segment": s, **record} for s, scores in shown.scores.items() for record in scores.predictions)
     write_jsonl(folder / "predictions.jsonl", rows)
     write_json(folder / "examples.json", examples)
     print("\n" + format_table(result))

@@ -198,7 +198,7 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, n: int = 10_000) -> tup
         raise ValueError(f"n, the number of resamples, must be at least 1, got {n}.")
     rng = np.random.default_rng(seed)
     distinct, counts = np.unique(sample, return_counts=True)
-    if len(distinct) <= 1000:  # few values, as ranks give: how often each is drawn is multinomial, and cheap to draw
+    if 10 * len(distinct) <= len(sample):  # as ranks give: how often each value is drawn is multinomial, and cheap
         means = rng.multinomial(len(sample), counts / len(sample), size=n) @ distinct / len(sample)
     else:
         rows = max(1, 4_000_000 // len(sample))  # resample in blocks: [n, cases] at once would not fit

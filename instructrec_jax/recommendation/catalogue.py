@@ -4,6 +4,7 @@
     FOLDER/interactions.parquet                     user, item, timestamp?, rating?: by user, oldest first
     FOLDER/splits/{train,validation,test}.jsonl     {"user": ..., "items": [ids, oldest first]}
     FOLDER/instructions/{...}.jsonl                 `Example` records of the same three splits
+    FOLDER/candidates/{protocol}.{split}.jsonl      {"user", "item", "candidates"}: see `candidates`, where asked for
     FOLDER/card.json                                source, counts, settings, content hash
 
 In memory items are numbered 0 .. len(catalogue) - 1 in the order of items.parquet; ids are for files and

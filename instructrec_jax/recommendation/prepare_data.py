@@ -3,11 +3,12 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from instructrec_jax.data.example import Example
+from instructrec_jax.recommendation.candidates import check_drawn, write_candidates
 from instructrec_jax.recommendation.catalogue import SPLITS, Catalogue, Interactions, Splits, save_prepared
 from instructrec_jax.recommendation.grammar import GrammarConfig, check_grammar, generate_examples
 from instructrec_jax.recommendation.readers import BadLines
@@ -46,6 +47,8 @@ class PrepareConfig(GrammarConfig):
     """for ratio and global_time: share of the interactions that validate"""
     test: float = 0.1
     """for ratio and global_time: share of the interactions that test"""
+    candidates: list[str] = field(default_factory=list)
+    """protocols of the evaluator whose candidates are drawn now and kept in candidates/: uni9, uni99, pop99, hard9"""
     on_bad_line: str = "error"
     """error: stop at the first line that cannot be used; skip: leave such lines out, count and list them"""
 
@@ -60,11 +63,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     The folder appears whole or not at all. Bad settings, unusable data and an existing `out` are ValueErrors.
     """
     out = Path(config.out).absolute()
-    _check_target(out, config.overwrite)
+    check_target(out, config.overwrite)
     if config.on_bad_line not in ("error", "skip"):
         raise ValueError(f"on_bad_line must be error or skip, got {config.on_bad_line!r}.")
     check_split(config.split, config.validation, config.test)
     check_grammar(config)
+    check_drawn(config.candidates)
 
     # --- read ---
     bad = BadLines(skip=config.on_bad_line == "skip")
@@ -112,7 +116,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             settings=_settings(config),
             notes=notes,
         )
-        # Frozen candidate files (FOLDER/candidates/) are written here, once `folder` holds all they are drawn from.
+        write_candidates(folder, catalogue, splits, config.candidates, config.seed)
         return card
 
     return whole_or_nothing(out, write)
@@ -132,7 +136,8 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
     return settings
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
+def check_target(out: Path, overwrite: bool) -> None:
+    """Refuses to write over what `prepare` did not write, or was not told to replace."""
     if not out.exists():
         return
     if not overwrite:

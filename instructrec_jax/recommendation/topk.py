@@ -11,6 +11,7 @@ Of equal scores, the lower item number comes first at each stage, so the answer 
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,11 +73,13 @@ class ItemIndex:
         """Spreads [items, ...] over the devices, filled up at its end to `rows`; a process reads its parts alone."""
         shape = (rows, *array.shape[1:])
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(rows)
             found = np.ascontiguousarray(array[start:stop], dtype)
-            missing = stop - start - len(found)
-            return np.pad(found, [(0, missing), *[(0, 0)] * (array.ndim - 1)], constant_values=fill) if missing else found
+            if len(found) == stop - start:
+                return found
+            missing = [(0, stop - start - len(found)), *[(0, 0)] * (array.ndim - 1)]
+            return np.pad(found, missing, constant_values=fill)
 
         axes = ("items", *[None] * (array.ndim - 1))
         return jax.make_array_from_callback(shape, parameter_sharding(self.mesh, shape, axes), part)

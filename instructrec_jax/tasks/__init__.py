@@ -2,7 +2,9 @@
 
 from instructrec_jax.tasks.classification import ClassificationConfig, MultilabelConfig, RegressionConfig
 from instructrec_jax.tasks.language_model import LanguageModelConfig
+from instructrec_jax.tasks.language_model_ranking import LanguageModelRankingConfig
 from instructrec_jax.tasks.masked_lm import MaskedLMConfig
+from instructrec_jax.tasks.reranker import RerankerConfig
 from instructrec_jax.tasks.retrieval import RetrievalConfig
 from instructrec_jax.tasks.sequence import SequenceConfig
 from instructrec_jax.tasks.token_classification import TokenClassificationConfig
@@ -10,9 +12,11 @@ from instructrec_jax.tasks.token_classification import TokenClassificationConfig
 __all__ = [
     "ClassificationConfig",
     "LanguageModelConfig",
+    "LanguageModelRankingConfig",
     "MaskedLMConfig",
     "MultilabelConfig",
     "RegressionConfig",
+    "RerankerConfig",
     "RetrievalConfig",
     "SequenceConfig",
     "TokenClassificationConfig",

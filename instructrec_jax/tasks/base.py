@@ -5,7 +5,7 @@
 A task is one file that defines a config (a choice of `TaskConfig`) and a subclass of `Task`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -101,12 +101,18 @@ class Scores:
       cases: metric name -> float [cases], where a metric is a mean over cases (for paired intervals).
       predictions: one JSON-able record a case.
       report: longer text, such as a per-class table.
+      main: the metrics that a table shows; none: all of them.
+      segments: name -> numbers of the cases that belong to it.
+      protocol: how it was measured, in words.
     """
 
     metrics: dict[str, float]
     cases: dict[str, np.ndarray] = field(default_factory=dict)
-    predictions: list[dict[str, Any]] = field(default_factory=list)
+    predictions: Sequence[dict[str, Any]] = ()
     report: str = ""
+    main: Sequence[str] = ()
+    segments: Mapping[str, np.ndarray] = field(default_factory=dict)
+    protocol: str = ""
 
 
 class Task:

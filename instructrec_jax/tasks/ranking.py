@@ -10,12 +10,21 @@ import numpy as np
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Text
 from instructrec_jax.data.prompts import render
-from instructrec_jax.metrics import ranking
-from instructrec_jax.recommendation import baselines
+from instructrec_jax.recommendation.baselines import BM25, BPR, Baseline, CoOccurrence, Markov, Popularity, Random
+from instructrec_jax.recommendation.candidates import Asked, Candidates, candidates_for, check_protocol
 from instructrec_jax.recommendation.catalogue import Catalogue, Splits, has_splits
+from instructrec_jax.recommendation.evaluator import (
+    BLOCK,
+    Cases,
+    Ranking,
+    evaluate,
+    evaluate_candidates,
+    main_metric,
+    position_report,
+)
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task, TaskConfig, TaskContext, tokenise
 
-BLOCK = 512  # cases scored at a time: [BLOCK, items] is the largest array of an evaluation
+SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Pooling = Literal["cls", "mean", "max", "mean_sqrt_len"]
@@ -27,9 +36,11 @@ class RankingConfig(TaskConfig):
     """Rank the items of a catalogue."""
 
     catalogue: str = "data/films"  # folder with items.parquet (columns id, title, text)
-    protocols: list[str] = field(default_factory=lambda: ["full"])  # what the wanted items are ranked among
+    protocols: list[str] = field(default_factory=lambda: ["full"])  # full, uni9, uni99, pop99, hard9, listed, FILE
     cutoffs: list[int] = field(default_factory=lambda: [1, 3, 5, 10, 20])  # k of HR@k and NDCG@k
     ties: Ties = "average"  # equal scores: the mean over all orders, or against the wanted item
+    mask_seen: bool = True  # items of the history do not compete, unless they are wanted
+    orders: int = 0  # for rerankers: report how answers move over so many orders of the candidates; 0: do not
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,24 @@ class RankingTask(Task):
 
     retrieves = True  # whether `score_items` can rank the whole catalogue cheaply
     # Strategies that rank given candidates alone set it to False and fill in `score_candidates`.
+    reads_history = False  # whether the network sees the history's items; else it knows what the instruction says
+    new_items = 0  # so many of the catalogue's last items joined it after training: known by their texts alone
 
     def __init__(self, config: RankingConfig, context: TaskContext):
         self.config: Any = config
         self.context = context
         self.catalogue = Catalogue.load(config.catalogue)
-        self.metric = f"NDCG@{10 if 10 in config.cutoffs else max(config.cutoffs)}"
+        self._known: dict[tuple[int, ...], tuple[Sequence[Encoded], Cases, list[Candidates]]] = {}
+        if not config.protocols:
+            raise ValueError("task.protocols is empty: name at least one, such as full or uni99.")
+        for protocol in config.protocols:
+            check_protocol(protocol)
+        if not self.retrieves and "full" in config.protocols:
+            raise ValueError(
+                "task.protocols names full, but this task scores given candidates only: name uni9, uni99, pop99, "
+                "hard9, listed or a file with candidates."
+            )
+        self.metric = main_metric(config.cutoffs, config.protocols[0], len(self.catalogue))
 
     @cached_property
     def item_texts(self) -> list[Text]:
@@ -123,72 +146,151 @@ class RankingTask(Task):
     # -------------------------------------------------------------- evaluation
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
-        return self.score_with(self.score_items(predict, encoded), encoded)
+        """Metrics under all protocols: see `recommendation.evaluator`."""
+        if self.retrieves:
+            return self.score_with(self.score_items(predict, encoded), encoded)
+        cases, candidates = self._asked(encoded)
+
+        def score(items: np.ndarray) -> np.ndarray:
+            return self.score_candidates(predict, encoded, items)
+
+        settings = {"cutoffs": self.config.cutoffs, "ties": self.config.ties}
+        found = evaluate_candidates(cases, candidates, score, **settings)
+        report = ""
+        if self.config.orders:
+            wanted = np.array([items[0] for items in cases.wanted])
+            report = str(position_report(score, wanted, candidates[0].items, orders=self.config.orders))
+        return self._scores(found, encoded, cases, report)
 
     def score_with(self, score_block: Callable[[slice], np.ndarray], encoded: Sequence[Encoded]) -> Scores:
-        """Ranks the wanted items by scores from any method, over the full catalogue, seen items masked.
+        """The same for scores from any method.
 
         Args:
           score_block: slice of cases -> float [cases, items].
         """
-        full, predictions = [], []
-        top = 20
-        for start in range(0, len(encoded), BLOCK):
-            block = slice(start, start + BLOCK)
-            scores = np.asarray(score_block(block))
-            targets = np.array([e.target.items[0] for e in encoded[block]])
-            seen = [e.target.seen for e in encoded[block]]
-            full.append(ranking.target_ranks(scores, targets, seen))
-            predictions += self._answers(scores, seen, encoded[block], top)
-        ranks = ranking.concatenate(full)
-        metrics = {
-            name: value
-            for name, value in ranking.ranking_metrics(ranks, self.config.cutoffs).items()
-            # At 1 all three are the same.
-            if name == self.metric or not name.endswith("@1") or not name.startswith(("NDCG", "MRR"))
-        }
-        cases = {f"NDCG@{k}": ranking.ndcg(ranks, k) for k in self.config.cutoffs}
-        return Scores(metrics, cases, predictions)
+        cases, candidates = self._asked(encoded)
+        found = evaluate(
+            cases,
+            candidates,
+            score_block,
+            full=self.retrieves and "full" in self.config.protocols,
+            cutoffs=self.config.cutoffs,
+            ties=self.config.ties,
+            mask_seen=self.config.mask_seen,
+        )
+        return self._scores(found, encoded, cases)
 
-    def _answers(self, scores: np.ndarray, seen: list, encoded: Sequence[Encoded], top: int) -> list[dict[str, Any]]:
-        masked = scores.astype(np.float32)
-        for case, items in enumerate(seen):
-            masked[case, items] = -np.inf
-        order = np.argsort(-masked, axis=1, kind="stable")[:, :top]
+    def _scores(self, found: Ranking, encoded: Sequence[Encoded], cases: Cases, report: str = "") -> Scores:
+        predictions = _Predictions(self.catalogue, encoded, found)
+        return Scores(found.metrics, found.cases, predictions, report, found.main, cases.segments, found.protocol)
+
+    def _asked(self, encoded: Sequence[Encoded]) -> tuple[Cases, list[Candidates]]:
+        """What the evaluator is asked, made once for the same cases."""
+        key = tuple(map(id, encoded))
+        if key not in self._known:
+            examples = [e.example for e in encoded]
+            wanted, histories = [e.target.items for e in encoded], [e.target.history for e in encoded]
+            popularity = None
+            if self.splits is not None:
+                popularity = np.bincount(np.concatenate(self.splits.train), minlength=len(self.catalogue)).astype(float)
+            labels = {
+                name: [example.origin[name] for example in examples]
+                for name in SEGMENTS
+                if all(name in example.origin for example in examples)
+            }
+            cases = Cases(wanted, histories, len(self.catalogue), popularity, labels)
+            users = [example.origin.get("user", "") for example in examples]
+            chosen = self._chosen
+            nothing = np.empty(0, np.int32)
+            asked = Asked(
+                users,
+                wanted,
+                [
+                    np.concatenate([history, chosen.get(user, nothing)])
+                    for history, user in zip(histories, users, strict=True)
+                ],
+                [example.origin.get("split", "") for example in examples],
+            )
+            candidates = [
+                candidates_for(
+                    protocol,
+                    asked,
+                    self.catalogue,
+                    folder=self.config.catalogue,
+                    popularity=np.ones(len(self.catalogue)) if popularity is None else popularity,
+                    listed=[example.candidates for example in examples],
+                )
+                for protocol in self.config.protocols
+                if protocol != "full"
+            ]
+            self._known[key] = (encoded, cases, candidates)  # with the examples, so that their ids stay theirs
+        return self._known[key][1:]
+
+    @cached_property
+    def _chosen(self) -> dict[str, np.ndarray]:
+        """User id -> all items of the user, in any split."""
+        if self.splits is None:
+            return {}
+        parts = zip(self.splits.train, self.splits.validation, self.splits.test, strict=True)
+        return {user: np.concatenate(each) for user, each in zip(self.splits.user_ids, parts, strict=True)}
+
+    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+        """Random order, BM25 on the words; and where the folder has training sequences, what learns from them."""
+        return {name: self.score_with(self.simple_scores(name, test), test) for name in self._simple_methods}
+
+    def simple_scores(self, name: str, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
+        """Scores of one of the baselines, by its name: a function as `score_items` gives it."""
+        if name not in self._simple_methods:
+            raise ValueError(f"there is no simple method {name!r} here, but {', '.join(self._simple_methods)}.")
+        method = self._simple_methods[name]
+        histories, words = [e.target.history for e in encoded], [render(e.example) for e in encoded]
+        return lambda block: method.score(histories[block], words[block])
+
+    @cached_property
+    def _simple_methods(self) -> dict[str, Baseline]:
+        methods: list[Baseline] = [Random()]
+        sequences: list[np.ndarray] = []
+        if self.splits is not None:
+            sequences = self.splits.train
+            methods += [Popularity(), Markov(), CoOccurrence(), BPR()]
+        methods.append(BM25(self.catalogue.texts))
+        return {method.name: method.fit(sequences, len(self.catalogue)) for method in methods}
+
+    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+        chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
+        name, index = self.catalogue.name, self.catalogue.index
         return [
             {
                 "id": e.example.id,
                 "instruction": e.example.instruction,
-                "wanted": self.catalogue.name(e.target.items[0]),
+                "wanted": name(e.target.items[0]),
                 "answers": [
-                    {
-                        "item": self.catalogue.ids[i],
-                        "text": self.catalogue.name(i),
-                        "score": float(masked[case, i]),
-                    }
-                    for i in order[case]
-                    if np.isfinite(masked[case, i])
+                    {"item": item, "text": name(index[item]), "score": score}
+                    for item, score in list(zip(record["items"], record["scores"], strict=True))[:5]
                 ],
-                "origin": dict(e.example.origin),
             }
-            for case, e in enumerate(encoded)
+            for e, record in zip(chosen, self.score(predict, chosen).predictions, strict=True)
         ]
 
-    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        """BM25 on the words; popularity, Markov-1 and coKNN where the folder has training sequences."""
-        methods: list[baselines.Baseline] = [baselines.BM25(self.catalogue.texts)]
-        sequences: list[np.ndarray] = []
-        if has_splits(self.config.catalogue):
-            sequences = Splits.load(self.config.catalogue, self.catalogue).train
-            methods = [baselines.Popularity(), baselines.Markov(), baselines.CoOccurrence(), *methods]
-        return {method.name: self._baseline(method, sequences, test) for method in methods}
 
-    def _baseline(self, method: Any, sequences: list[np.ndarray], test: Sequence[Encoded]) -> Scores:
-        method.fit(sequences, len(self.catalogue))
-        histories, words = [e.target.history for e in test], [render(e.example) for e in test]
-        return self.score_with(lambda block: method.score(histories[block], words[block]), test)
+class _Predictions(Sequence[dict[str, Any]]):
+    """One record a case, made when it is asked for: a million of them would fill the memory."""
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        records = self.score(predict, chosen).predictions
-        return [record | {"answers": record["answers"][:5]} for record in records]
+    def __init__(self, catalogue: Catalogue, encoded: Sequence[Encoded], found: Ranking):
+        self.catalogue, self.encoded, self.found = catalogue, encoded, found
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, case: Any) -> Any:
+        if isinstance(case, slice):
+            return [self[i] for i in range(*case.indices(len(self)))]
+        e, items = self.encoded[case], self.found.items[case]
+        there = items >= 0
+        return {
+            "id": e.example.id,
+            "user": e.example.origin.get("user", ""),
+            "wanted": [self.catalogue.ids[i] for i in e.target.items],
+            "items": [self.catalogue.ids[i] for i in items[there]],
+            "scores": self.found.scores[case][there].tolist(),
+        }

@@ -46,7 +46,7 @@ class SequenceConfig(RankingConfig):
     num_layers: int = 2
     num_heads: int = 2
     dropout: float = 0.2
-    history_limit: int = 50  # the last so many items of a history are looked at
+    history_limit: int = 50  # items of a history that are looked at: the last; in training, any so many in a row
     supervise: Supervise = "all"  # learn to name every item of a history, or the wanted one alone
     softmax: NextItemSoftmax = "full"  # candidates that a wanted item competes with: the catalogue, or a sample of it
     negatives: int = 1024  # for sampled: items drawn by popularity for each batch, shared by its places
@@ -60,6 +60,7 @@ class SequenceTask(RankingTask):
     """An example's text is [number of its instruction, items of its history]; its labels are the items that follow."""
 
     refresh_every = ONCE
+    reads_history = True
 
     def __init__(self, config: SequenceConfig, context: TaskContext):
         super().__init__(config, context)
@@ -83,7 +84,7 @@ class SequenceTask(RankingTask):
     def model(self, source: Source) -> nnx.Module:
         self.pooling = self.config.pooling or source.pooling.mode
         spec = NextItemSpec(
-            num_items=len(self.catalogue),
+            num_items=len(self.catalogue) - self.new_items,
             text_size=source.config.hidden_size if self.config.text else 0,
             ids=self.config.ids,
             hidden_size=self.config.hidden_size,
@@ -118,12 +119,18 @@ class SequenceTask(RankingTask):
         return encoded
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
-        labels, supervised = [], []
+        texts, labels, supervised = [], [], []
         for e in encoded:
-            labels.append(np.append(e.text.tokens[1:], rng.choice(e.target.items)).astype(np.int32))
-            supervised.append(np.full(len(e.text.tokens), self.config.supervise == "all", np.int32))
+            items, places = np.append(e.target.history, rng.choice(e.target.items)), len(e.text.tokens)
+            start = len(items) - places
+            if self.config.supervise == "all" and start:  # of a long history another window at each visit
+                start = rng.integers(start + 1)
+            window = items[start : start + places].astype(np.int32)
+            texts.append(Text(np.append(e.text.tokens[:1], window[:-1])))
+            labels.append(window)
+            supervised.append(np.full(places, self.config.supervise == "all", np.int32))
             supervised[-1][-1] = 1
-        parts = Parts([e.text for e in encoded], per_token={"labels": labels, "supervised": supervised})
+        parts = Parts(texts, per_token={"labels": labels, "supervised": supervised})
         if self.config.softmax == "sampled":
             drawn = rng.choice(len(self.catalogue), self.config.negatives, p=self.popularity)
             parts.per_example = {
@@ -210,7 +217,8 @@ class SequenceTask(RankingTask):
             self._text_vectors = np.zeros((len(self.catalogue), 0), np.float32)
             if self.config.text:
                 vectors = np.stack(predict(self.item_texts))
-                self._text_vectors = (vectors - vectors.mean(0)) / vectors.std()
+                known = vectors[: len(vectors) - self.new_items]  # as in training
+                self._text_vectors = (vectors - known.mean(0)) / known.std()
         return self._text_vectors
 
     def _instruction_vectors(self, predict: Predict, texts: Sequence[Text]) -> np.ndarray:
@@ -231,7 +239,9 @@ class SequenceTask(RankingTask):
         asked, place = np.unique([e.text.tokens[0] for e in encoded], return_inverse=True)
         words = [self.instruction_texts[number] for number in asked] if self.config.text else []
         texts |= {"instruction_texts": self._instruction_vectors(predict, words)}
-        sequences = [Text(np.append(p, e.text.tokens[1:]).astype(np.int32)) for p, e in zip(place, encoded, strict=True)]
+        sequences = [
+            Text(np.append(p, e.text.tokens[1:]).astype(np.int32)) for p, e in zip(place, encoded, strict=True)
+        ]
         return items, np.stack(predict(sequences, given=texts))
 
     @cached_property

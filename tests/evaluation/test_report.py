@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from instructrec_jax.evaluation.report import format_examples, format_table, write_report
+from instructrec_jax.evaluation.report import format_examples, format_table, lower_is_better, write_report
 from instructrec_jax.files import append_jsonl, write_json, write_text
 
 EVIL = "</pre></td><script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>\"' & \x1b[2J\x00"
@@ -231,3 +231,36 @@ def test_examples_as_text():
 def test_text_for_the_terminal_cannot_steer_it():
     output = format_table(evaluation(EVIL, EVIL, EVIL)) + format_examples(examples(EVIL))
     assert "\x1b" not in output and "\x00" not in output
+
+
+def with_parts(name="after tuning"):
+    """An evaluation with intervals, more metrics than are shown, and parts of the cases."""
+    result = evaluation(name)
+    result["rows"][1]["intervals"] = {"NDCG@10": [0.3, 0.39]}
+    result["all_metrics"] = [*result["metrics"], "Gini@10"]
+    for row, gini in zip(result["rows"], (0.9, 0.2, 0.5), strict=True):
+        row["values"]["Gini@10"] = gini
+    part = {"cases": 1234, "metric": "NDCG@10", "low": 0.1, "high": 0.25, "shown": name}
+    result["segments"] = [
+        part | {"name": f"{name} part {n}", "values": {name: 0.2, "popularity": 0.4}} for n in range(30)
+    ]
+    return result
+
+
+def test_intervals_parts_and_further_metrics(tmp_path):
+    lines = format_table(with_parts()).splitlines()
+    assert "95% interval" in lines[2] and "0.3000 to 0.3900" in next(x for x in lines if x.startswith("after tuning"))
+    assert "–" in next(x for x in lines if x.startswith("popularity"))
+    assert lines.index("Parts of the cases") + 2 == next(n for n, x in enumerate(lines) if "after tuning part 0" in x)
+    assert "1,234" in lines[-2] and "[0.1000, 0.2500]" in lines[-2] and lines[-1] == "and 6 more in the report"
+
+    fill(tmp_path)
+    write_json(tmp_path / "evaluation.json", with_parts(EVIL))
+    page = page_of(tmp_path)
+    assert "NDCG@10 on parts of the cases" in page.text and page.text.count("1,234") == 30
+    assert "0.3000 to 0.3900" in page.text and "All metricsNDCG@10mseGini@10" in page.text
+    assert not [element for element, _ in page.elements if element in ("script",)]
+
+
+def test_gini_is_better_when_lower():
+    assert lower_is_better("Gini@10") and not lower_is_better("coverage@10") and not lower_is_better("uni9 HR@1")

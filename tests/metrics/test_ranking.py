@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from instructrec_jax.metrics.ranking import (
+    Ranks,
     bootstrap_interval,
     concatenate,
     hit_rate,
@@ -13,6 +14,7 @@ from instructrec_jax.metrics.ranking import (
     paired_bootstrap,
     ranking_metrics,
     ranks_from,
+    recall,
     target_ranks,
 )
 
@@ -110,3 +112,33 @@ def test_bootstrap_in_blocks_and_bad_values():
         paired_bootstrap([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="case 1 is not finite"):
         bootstrap_interval([1.0, np.nan])
+
+
+def test_several_wanted_items():
+    scores = np.array([3.0, 1, 2, 2, 2, 0])
+    wanted = [2, 3, 5]  # two of the three that share places 2 to 4, and the last
+    better = np.array([(scores > scores[i]).sum() for i in wanted])
+    tied = np.array([(scores == scores[i]).sum() - 1 for i in wanted])
+    ranks = Ranks(better, tied, np.zeros(3, np.int64))
+    orders = [["2", "3", "-"], ["2", "-", "3"], ["-", "2", "3"]]  # of the places 2 to 4
+    first = [2 + min(order.index("2"), order.index("3")) for order in orders]
+    assert hit_rate(ranks, 2)[0] == pytest.approx(2 / 3) and hit_rate(ranks, 3)[0] == pytest.approx(1)
+    assert mrr(ranks, 6)[0] == pytest.approx(np.mean([1 / place for place in first]))
+    assert recall(ranks, 3)[0] == pytest.approx(4 / 3 / 3)
+    gains = 1 / np.log2(np.arange(6) + 2)
+    assert ndcg(ranks, 6)[0] == pytest.approx((2 * gains[1:4].mean() + gains[5]) / gains[:3].sum())
+    # Against them: the one that is not wanted takes place 2.
+    worst = ranks.pessimistic()
+    assert hit_rate(worst, 2)[0] == 0 and mrr(worst, 6)[0] == pytest.approx(1 / 3)
+    both = concatenate([ranks, ranks_from([1]), worst])
+    np.testing.assert_allclose(hit_rate(both, 2), [2 / 3, 1, 0])
+    assert len(both) == 3 and both.counts().tolist() == [3, 1, 3]
+
+
+def test_the_bootstrap_of_few_distinct_values_is_the_same_bootstrap():
+    rng = np.random.default_rng(0)
+    sample = ndcg(rng.integers(1, 40, 3000), 10)
+    resampled = sample[rng.integers(0, 3000, (4000, 3000))].mean(axis=1)
+    mean, low, high = bootstrap_interval(sample)
+    assert mean == pytest.approx(sample.mean())
+    np.testing.assert_allclose([low, high], np.quantile(resampled, [0.025, 0.975]), atol=4e-4)

@@ -3,13 +3,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from instructrec_jax.recommendation.baselines import (
     BM25,
+    BPR,
     CoOccurrence,
     Markov,
     Popularity,
     Random,
+    _adagrad,
     score_in_blocks,
     words,
 )
@@ -76,6 +79,98 @@ def test_co_occurrence_orders_unlinked_items_by_popularity():
     assert scores[1].argmax() == 2
 
 
+def objective(model, users, factors, triples):
+    """The sum over triples (user, wanted, other) of the docstring's formula, in plain float64."""
+    total = 0.0
+    for u, i, j in triples:
+        margin = users[u] @ factors[i] - users[u] @ factors[j]
+        squares = users[u, :-1] @ users[u, :-1] + factors[i] @ factors[i] + factors[j] @ factors[j]
+        total += math.log1p(math.exp(-margin)) + model.regularisation / 2 * squares
+    return total
+
+
+def test_bpr_gradients_against_differences():
+    rng = np.random.default_rng(0)
+    users, factors = rng.normal(size=(3, 5)), rng.normal(size=(6, 5))
+    users[:, -1] = 1
+    triples = np.array([(0, 1, 2), (0, 1, 3), (1, 5, 0), (2, 2, 1)])
+    model = BPR(size=4, regularisation=0.3)
+    user, wanted, other = triples.T
+    of_users, of_items = model._gradients(users, factors, user, wanted, other)
+    found = np.zeros_like(users), np.zeros_like(factors)
+    np.add.at(found[0], user, of_users)
+    np.add.at(found[1], np.concatenate([wanted, other]), of_items)
+    for table, gradient in zip((users, factors), found, strict=True):
+        for place in np.ndindex(table.shape):
+            if table is users and place[1] == 4:
+                assert gradient[place] == 0  # the constant that the bias is multiplied with
+                continue
+            values = []
+            for change in (1e-6, -1e-6):
+                table[place] += change
+                values.append(objective(model, users, factors, triples))
+                table[place] -= change
+            np.testing.assert_allclose(gradient[place], (values[0] - values[1]) / 2e-6, atol=1e-6)
+
+
+def test_bpr_folds_in_the_best_user(sequences, histories):
+    model = BPR(size=4, epochs=5, regularisation=0.05).fit(sequences, ITEMS)
+    others = [int(np.flatnonzero((model.q == q).all(1))[0]) for q in model.compared]
+    for history in histories[1:]:
+
+        def mean_objective(p, history=history):
+            scores = model.q.astype(np.float64) @ p + model.bias
+            margins = scores[history][:, None] - scores[others]
+            return np.log1p(np.exp(-margins)).mean() + 0.05 / 2 * p @ p
+
+        best = optimize.minimize(mean_objective, np.zeros(4), tol=1e-10).x
+        np.testing.assert_allclose(model.fold_in(history), best, atol=2e-3)
+    np.testing.assert_allclose(model.score(histories)[0], model.bias)
+    p = model.fold_in(histories[2])
+    np.testing.assert_allclose(model.score(histories)[2], model.q @ p + model.bias, rtol=1e-6)
+
+
+def test_bpr_learns_tastes():
+    """Two kinds of users who never share an item: half a history tells which other items to put first."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.permutation(6)[:5] + 6 * (user % 2) for user in range(60)]
+    scores = BPR(size=4, epochs=30, learning_rate=0.1).fit(sequences, 12).score([[0, 1, 2], [8, 7, 6], [11, 9]])
+    assert set(scores[0].argsort()[::-1][:6]) == set(range(6))
+    assert set(scores[1].argsort()[::-1][:6]) == set(scores[2].argsort()[::-1][:6]) == set(range(6, 12))
+
+
+def test_bpr_depends_on_the_seed_alone(sequences, histories):
+    def scores(seed):
+        return BPR(size=4, epochs=2, batch=16, seed=seed).fit(sequences, ITEMS).score(histories)
+
+    np.testing.assert_array_equal(scores(1), scores(1))
+    assert not np.array_equal(scores(1), scores(2))
+
+
+def test_bpr_adds_up_the_gradients_of_a_row():
+    table, squares = np.zeros((3, 2)), np.zeros((3, 2))
+    for _ in range(2):
+        _adagrad(table, squares, np.array([2, 0, 2]), np.array([[1.0, 2], [3, 4], [5, 6]]), 0.1)
+    np.testing.assert_allclose(squares, 2 * np.array([[9, 16], [0, 0], [36, 64]]))
+    np.testing.assert_allclose(table[[0, 2]], -0.1 * (1 + 1 / math.sqrt(2)), rtol=1e-6)
+    assert not table[1].any()
+
+
+def test_bpr_never_takes_a_chosen_item_for_another(monkeypatch):
+    """User 0 chose all items but one, user 1 all: she has no pairs."""
+    taken = []
+    original = BPR._gradients
+
+    def spy(self, users, factors, user, wanted, other):
+        taken.extend(zip(user.tolist(), other.tolist(), strict=True))
+        return original(self, users, factors, user, wanted, other)
+
+    monkeypatch.setattr(BPR, "_gradients", spy)
+    model = BPR(size=2, epochs=20).fit([[0, 1, 2], [0, 1, 2, 3], []], 4)
+    assert set(taken) == {(0, 3)} and np.isfinite(model.score([[0, 3], []])).all()
+    assert np.isfinite(BPR(size=2, epochs=1).fit([], 4).score([[1]])).all()
+
+
 def test_bm25_against_formula():
     texts = ["Alien (1979). Horror, Sci-Fi.", "Aliens (1986). Action, Sci-Fi.", "Sci-Fi sci-fi night", "Heat"]
     query = "sci-fi horror horror tonight"
@@ -114,7 +209,7 @@ def test_words():
 def test_blocks_give_what_one_call_gives(sequences, histories):
     instructions = [f"item number {case}" for case in range(len(histories))]
     texts = [f"item {number}" for number in range(ITEMS)]
-    for baseline in (Random(3), Popularity(), Markov(), CoOccurrence(), BM25(texts)):
+    for baseline in (Random(3), Popularity(), Markov(), CoOccurrence(), BPR(size=8, epochs=1), BM25(texts)):
         baseline.fit(sequences, ITEMS)
         whole = baseline.score(histories, instructions)
         blocks = list(score_in_blocks(baseline, histories, instructions, block=2))

@@ -124,6 +124,20 @@ def test_histories_are_cut_to_the_limit_from_the_left_and_counted(context: TaskC
     assert context.counts == {"items of histories beyond task.history_limit": 1}
 
 
+def test_training_sees_every_window_of_a_long_history(context: TaskContext, tmp_path: Path) -> None:
+    task = build(context, tmp_path, history_limit=2)
+    history = tuple(f"item-{i}" for i in (4, 5, 6, 7))
+    encoded = task.encode([Example(instruction="a film", history=history, output="item-1")])
+    seen = set()
+    for seed in range(40):
+        parts = task.gather(encoded, np.random.default_rng(seed))
+        seen.add((*parts.texts[0].tokens.tolist(), *parts.per_token["labels"][0].tolist()))
+    assert seen == {(0, 4, 5, 4, 5, 6), (0, 5, 6, 5, 6, 7), (0, 6, 7, 6, 7, 1)}
+    last = build(context, tmp_path, history_limit=2, supervise="last")
+    parts = last.gather(last.encode([e.example for e in encoded]), np.random.default_rng(0))
+    assert parts.texts[0].tokens.tolist() == [0, 6, 7] and parts.per_token["supervised"][0].tolist() == [0, 0, 1]
+
+
 def test_negatives_are_drawn_by_popularity_and_corrected_for_it(context: TaskContext, tmp_path: Path) -> None:
     task = build(context, tmp_path, softmax="sampled", negatives=4000)
     sequences = [np.array([0, 1, 0, 0], np.int32), np.array([1], np.int32)]

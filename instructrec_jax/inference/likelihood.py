@@ -1,0 +1,171 @@
+"""How likely a language model finds given answers to a prompt, which it reads once for all of them.
+
+A decoder reads what the texts of a request have in common into its KV cache. In a second call it reads what differs,
+all answers side by side in one row: each is a branch (`backbones.attention.BRANCH`) that sees the cache and itself. An
+encoder–decoder encodes the prompt once, and its decoder reads the answers as such branches. Requests are packed into
+rows and run through a `Predict` like any other texts, so their shapes are few and the mesh is used as ever.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructrec_jax.adapters.losses import token_losses
+from instructrec_jax.backbones.attention import BRANCH
+from instructrec_jax.data.loader import Text
+
+MOST_TOKENS = 1024  # answers with more tokens together are scored in several rows, each of which reads the prompt
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One answer.
+
+    Attributes:
+      tokens: int32 [n], what the network reads behind the prefix.
+      labels: int32 [n], the token that comes next at each of these places.
+      counts: bool [n], where that token's likelihood is asked for.
+      place: position of the first of `tokens` in its text.
+    """
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    counts: np.ndarray
+    place: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the network reads once (a decoder: the shared tokens; an encoder–decoder: its source), and the answers."""
+
+    prefix: Text
+    branches: list[Branch]
+
+
+def share_prefix(texts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Request:
+    """The request to a decoder for some of the tokens of whole texts.
+
+    The prefix is what all texts have in common, less what is needed to predict the first token that counts. Texts are
+    compared token by token, so a token across the border of prompt and answer is where the tokenizer puts it.
+
+    Args:
+      texts: (tokens int32 [length], whether each one's likelihood is asked for, bool [length]), at least one.
+
+    Raises:
+      ValueError: a text where no token counts, or the first one does, which nothing predicts.
+    """
+    for _, counts in texts:
+        if not counts.any() or counts[0]:
+            raise ValueError("a text needs a token that counts, and at least one token before the first of these.")
+    shared = min(int(np.argmax(counts)) - 1 for _, counts in texts)
+    first = texts[0][0]
+    for tokens, _ in texts[1:]:
+        shared = min(shared, len(tokens))
+        shared = int(np.argmin(np.append(tokens[:shared] == first[:shared], False)))
+    branches = [
+        Branch(tokens[shared:-1], tokens[shared + 1 :], counts[shared + 1 :], shared) for tokens, counts in texts
+    ]
+    return Request(Text(first[:shared]), branches)
+
+
+def encode_once(source: Text, answers: Sequence[tuple[np.ndarray, np.ndarray]], start: int) -> Request:
+    """The request to an encoder–decoder.
+
+    Args:
+      source: what the encoder reads.
+      answers: (tokens int32 [length] without the start token, whether each one counts).
+      start: the token that an answer begins with.
+    """
+    branches = [Branch(np.append(start, tokens[:-1]).astype(np.int32), tokens, counts, 0) for tokens, counts in answers]
+    return Request(Text(source.tokens, source.types), branches)
+
+
+# ---------------------------------------------------------------- on the device
+
+
+def branch_log_probs(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    """Log-probability of each label, float32 [rows, target length]; 0 where it does not count.
+
+    Args:
+      model: a `tasks.base.Model` with a language-model head.
+      batch: of texts with targets, as `log_likelihoods` lays them out: beside the usual arrays int32 [rows, target
+        length] `labels`, `counts`, `branches` (1, 2, ... within a text) and `places` (positions).
+    """
+    backbone = model.backbone
+    prefix, positions = batch["segment_ids"] * BRANCH, batch["positions"]
+    targets, places = batch["target_tokens"], batch["places"]
+    branches = batch["target_segment_ids"] * BRANCH + batch["branches"]
+    if hasattr(backbone, "decode"):
+        encoded = backbone.encode(batch["tokens"], prefix, positions)
+        hidden = backbone.decode(targets, branches, places, encoded, prefix)
+    else:
+        rows, length = prefix.shape
+        cache = backbone.empty_cache(rows, length + targets.shape[1])
+        _, cache = backbone(batch["tokens"], prefix, positions, batch["token_types"], cache=cache)
+        hidden, _ = backbone(targets, branches, places, jnp.zeros_like(targets), cache=cache)
+    table, bias = model.head.output(backbone)
+    options = {"bias": bias, "scale": model.head.spec.scale, "soft_cap": model.head.spec.soft_cap}
+    loss, _ = token_losses(hidden, table, batch["labels"], batch["counts"].astype(jnp.float32), **options)
+    return -loss
+
+
+# ---------------------------------------------------------------- on the host
+
+
+def log_likelihoods(predict: Any, requests: Sequence[Request]) -> list[np.ndarray]:
+    """Of each request float64 [answers, 2]: Σ log p(token | what is before it) over the tokens that count; how many.
+
+    Args:
+      predict: `tasks.base.Predict` of a model whose predictions are `branch_log_probs`.
+    """
+    texts: list[Text] = []
+    arrays: dict[str, list[np.ndarray]] = {"labels": [], "counts": [], "branches": [], "places": []}
+    owners: list[tuple[int, list[int]]] = []  # of each text: the request, and which of its answers
+    for number, request in enumerate(requests):
+        for group in _groups([len(branch.tokens) for branch in request.branches]):
+            branches = [request.branches[index] for index in group]
+            sizes = [len(branch.tokens) for branch in branches]
+            texts.append(
+                Text(request.prefix.tokens, request.prefix.types, np.concatenate([b.tokens for b in branches]))
+            )
+            arrays["labels"].append(np.concatenate([b.labels for b in branches]))
+            arrays["counts"].append(np.concatenate([b.counts for b in branches]).astype(np.int32))
+            arrays["branches"].append(np.repeat(1 + np.arange(len(branches), dtype=np.int32), sizes))
+            arrays["places"].append(np.concatenate([b.place + np.arange(len(b.tokens)) for b in branches]))
+            owners.append((number, group))
+    found = [np.zeros((len(request.branches), 2)) for request in requests]
+    if not texts:
+        return found
+    for (number, group), values, branch, counts in zip(
+        owners, predict(texts, **arrays), arrays["branches"], arrays["counts"], strict=True
+    ):
+        found[number][group, 0] = np.bincount(branch - 1, values.astype(np.float64))
+        found[number][group, 1] = np.bincount(branch - 1, counts)
+    return found
+
+
+def _groups(sizes: Sequence[int]) -> list[list[int]]:
+    """Numbers of answers, in order, cut so that each group has at most `MOST_TOKENS` tokens (or one answer)."""
+    groups: list[list[int]] = []
+    room = 0
+    for number, size in enumerate(sizes):
+        if not groups or size > room:
+            groups.append([])
+            room = MOST_TOKENS
+        groups[-1].append(number)
+        room -= size
+    return groups
+
+
+def normalised(found: np.ndarray, alpha: float) -> np.ndarray:
+    """Length-normalised log-likelihoods, Σ log p / tokens ** alpha (as beam search does; Wu et al., 2016).
+
+    Args:
+      found: float64 [..., 2] of `log_likelihoods`.
+      alpha: 0: the log-likelihood itself; 1: the mean of a token.
+    """
+    return found[..., 0] / found[..., 1] ** alpha

@@ -1,0 +1,557 @@
+"""Recommend items of a catalogue with a tuned run: `python -m instructrec_jax.recommend RUN`.
+
+    recommend RUN --history "Alien; The Thing" --instruction "something scary in space"
+    recommend RUN --user 42 --k 5 --where genre=Horror --where "year>1990" --exclude "Event Horizon"
+    recommend RUN --input requests.jsonl --out answers.jsonl      many at once; .csv does as well
+    recommend RUN --history Alien --rerank RUN2 --retrieve 100    RUN2 ranks the 100 best of RUN anew
+    recommend RUN --instruction "..." --items new_items.jsonl     items that RUN never saw, by their texts
+
+The evidence behind each item says how much its score falls when an item of the history, or a word of the instruction,
+is left out. `id:...` names an item by its id wherever a title can stand.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instructrec_jax import assemble, assemble_data
+from instructrec_jax.config import Config, main_guard, parse
+from instructrec_jax.data.example import Example, check_example
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.files import read_json
+from instructrec_jax.recommendation.asking import wording_of
+from instructrec_jax.recommendation.catalogue import Splits, has_splits
+from instructrec_jax.recommendation.evidence import Part, contributions, line, strongest, without_word, words_of
+from instructrec_jax.recommendation.filters import matching
+from instructrec_jax.recommendation.item_vectors import item_vectors
+from instructrec_jax.recommendation.new_items import with_new_items
+from instructrec_jax.recommendation.requests import (
+    Answer,
+    Recommendation,
+    Request,
+    check_out,
+    read_requests,
+    split_titles,
+    write_answers,
+)
+from instructrec_jax.recommendation.titles import Ask, Titles, resolve
+from instructrec_jax.recommendation.two_stage import retrieve
+from instructrec_jax.tasks.base import Encoded, Predict
+from instructrec_jax.tasks.ranking import RankingConfig, RankingTask
+from instructrec_jax.training.checkpoint import Checkpoints
+
+REQUESTS = 64  # that are scored at a time
+MOST_CANDIDATES = 1000  # that a run is asked to score which cannot rank a whole catalogue cheaply
+MOST_PARTS = 50  # items of a history that evidence looks at: the last
+
+
+# ---------------------------------------------------------------- a run
+
+
+class Ranker:
+    """A run directory whose task ranks a catalogue, opened to score items.
+
+    Args:
+      settings: those of the run, changed; None: as they are.
+      items: file with further items (see `new_items`).
+    """
+
+    def __init__(
+        self, run: Path, settings: Config | None = None, *, step: int | None = None, items: Path | None = None
+    ):
+        if not (run / "config.yaml").is_file():
+            raise ValueError(f"{run} is not a run directory: it has no config.yaml.")
+        config = settings or run_settings(run, [])
+        if not isinstance(config.task, RankingConfig):
+            kind = config.task.get_choice_name(type(config.task))
+            raise ValueError(
+                f"{run} was trained for the task {kind}, which ranks no catalogue, so it cannot recommend."
+            )
+        self.folder = config.task.catalogue
+        self.task = self._open_task(config, run / "backbone", items)
+        mesh = make_mesh(config.mesh)
+        model = assemble.restored_model(config, self.task, run, mesh, step)
+        predict = predictor(self.task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
+        self.predict = with_known_items(predict, self.task, run / "item_vectors", weights_of(run, config, step))
+        self.catalogue = self.task.catalogue
+        self.wording = wording_of(self.folder)
+
+    def _open_task(self, config: Config, backbone: Path, items: Path | None) -> RankingTask:
+        task: Any = assemble.open_task(config, backbone)
+        if items is None:
+            return task
+        old = task.catalogue
+        with tempfile.TemporaryDirectory() as joined:  # a task reads its catalogue from a folder
+            with_new_items(old, items).save(joined)
+            if has_splits(self.folder):
+                shutil.copytree(Path(self.folder) / "splits", Path(joined) / "splits")
+            config = replace(config, task=replace(config.task, catalogue=joined))
+            task = assemble.open_task(replace(config, data=replace(config.data, prepare=None)), backbone)
+        task.new_items = len(task.catalogue) - len(old)
+        return task
+
+    @property
+    def tells_history(self) -> bool:
+        """Whether the history has to stand in the instruction's words."""
+        return not self.task.reads_history or self.wording.always_told
+
+    def encode(self, example: Example, name: str) -> Encoded:
+        found = self.task.encode([example])
+        if not found:
+            raise ValueError(f"{name} is longer than data.max_length, and data.truncate is drop.")
+        return found[0]
+
+    def score(self, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
+        return self.task.score_candidates(self.predict, encoded, candidates)
+
+
+def run_settings(run: Path, overrides: list[str]) -> Config:
+    """The settings of a run directory, with some of them changed; its mesh fits this machine."""
+    config: Config = parse(Config, overrides, default=run / "config.yaml")
+    if any(arg.startswith("--mesh") for arg in overrides):
+        return config
+    return replace(config, mesh=assemble.fitting_mesh(config.mesh))
+
+
+def weights_of(run: Path, config: Config, step: int | None) -> dict[str, Any]:
+    """What tells a run's weights from any others: plain JSON for the name of a file with vectors."""
+    checkpoints = Checkpoints(run)
+    chosen = checkpoints.best_step() if step is None else step
+    checkpoints.close()
+    folder = run / "checkpoints" / str(chosen)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    frozen = run / "backbone" / "weights.json"
+    return {
+        "checkpoint": [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+        "frozen": read_json(frozen)["fingerprint"] if frozen.is_file() else None,
+        "dtype": str(np.dtype(assemble.compute_dtype(config))),
+        "pooling": getattr(config.task, "pooling", None),
+    }
+
+
+def with_known_items(predict: Predict, task: RankingTask, folder: Path, weights: dict[str, Any]) -> Predict:
+    """The same, but vectors of the items' texts are computed once and kept in `folder`."""
+    known: list[np.ndarray] = []
+
+    def remembered(texts: Any, *, given: Any = None, **arrays: Any) -> Any:
+        if texts is not task.__dict__.get("item_texts") or given or arrays:
+            return predict(texts, given=given, **arrays)
+        if not known:
+            known.append(item_vectors(predict, texts, weights | {"items": task.catalogue.fingerprint()}, folder))
+        return known[0]
+
+    return remembered
+
+
+# ---------------------------------------------------------------- recommendations
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A request with its words looked up: item numbers, and the examples that the models read."""
+
+    request: Request
+    answer: Answer
+    history: list[int]
+    allowed: np.ndarray
+    """bool [items]"""
+    k: int
+
+
+class Recommender:
+    """A run (and perhaps a second one that ranks anew what the first finds), opened to answer requests.
+
+    Args:
+      run: run directory of a retrieval, sequence, reranker or language_model_ranking task.
+      rerank: run directory of the second stage, on the same catalogue.
+      retrieve: how many items the first stage hands to the second.
+      items: file with items that the runs never saw (see `recommendation.new_items`).
+      settings: of the first run, changed; None: as they are.
+      step: which checkpoint of the first run; None: the best.
+
+    Raises:
+      ValueError: a folder that is no run, another task, catalogues that differ, a broken file of items.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        rerank: str | Path | None = None,
+        retrieve: int = 100,
+        items: str | Path | None = None,
+        settings: Config | None = None,
+        step: int | None = None,
+    ):
+        new = None if items is None else Path(items)
+        self.first = Ranker(Path(run), settings, step=step, items=new)
+        self.second = None if rerank is None else Ranker(Path(rerank), items=new)
+        self.catalogue = self.first.catalogue
+        self.retrieve = retrieve
+        self.titles = Titles(self.catalogue)
+        if retrieve < 1:
+            raise ValueError(f"--retrieve must be at least 1, but is {retrieve}.")
+        if self.second is not None and self.second.catalogue.ids != self.catalogue.ids:
+            raise ValueError(f"{rerank} ranks another catalogue than {run}: train both on the same prepared folder.")
+
+    @cached_property
+    def users(self) -> dict[str, np.ndarray]:
+        """User id -> items of all splits, oldest first."""
+        if not has_splits(self.first.folder):
+            return {}
+        splits = Splits.load(self.first.folder, self.catalogue)
+        parts = zip(splits.train, splits.validation, splits.test, strict=True)
+        return {user: np.concatenate(each) for user, each in zip(splits.user_ids, parts, strict=True)}
+
+    def recommend(
+        self,
+        requests: Sequence[Request],
+        k: int = 10,
+        *,
+        include_seen: bool = False,
+        skip_unknown: bool = False,
+        evidence: bool = True,
+        ask: Ask | None = None,
+    ) -> list[Answer]:
+        """Answers in the order of the requests; what is wrong with one is its `error`, and the others go on.
+
+        Args:
+          k: how many items each request gets, unless it says so itself.
+          include_seen: also recommend items of the history.
+          skip_unknown: leave out titles that are not in the catalogue, with a note.
+          evidence: find out what moved each recommended item: another score for each word and item of the history.
+          ask: asks a person about ambiguous titles; None: they are errors.
+        """
+        answers = []
+        for start in range(0, len(requests), REQUESTS):
+            understood: list[Understood] = []
+            for request in requests[start : start + REQUESTS]:
+                answer = Answer(id=request.id, user=request.user)
+                answers.append(answer)
+                try:
+                    options = {"include_seen": include_seen, "skip_unknown": skip_unknown, "ask": ask}
+                    understood.append(self._understand(request, answer, request.k or k, **options))
+                except ValueError as error:
+                    answer.error = str(error)
+            self._answer(understood, evidence)
+        return answers
+
+    def _understand(
+        self, request: Request, answer: Answer, k: int, *, include_seen: bool, skip_unknown: bool, ask: Ask | None
+    ) -> Understood:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, but is {k}.")
+        if self.second is not None and k > self.retrieve:
+            raise ValueError(f"k is {k}, but the first stage retrieves {self.retrieve} items: raise --retrieve.")
+
+        def numbers(texts: Sequence[str]) -> list[int]:
+            found, notes = resolve(self.titles, split_titles(self.titles, texts), skip_unknown=skip_unknown, ask=ask)
+            answer.notes += notes
+            return found
+
+        history = [*self._history_of(request.user), *numbers(request.history)]
+        if not history and not request.instruction.strip():
+            left = " (all titles of the history were left out)" if request.history else ""
+            raise ValueError(f"there is nothing to go by{left}: give a user, a history or an instruction.")
+        answer.history = [self.catalogue.name(item) for item in history]
+        allowed = matching(self.catalogue, request.where)
+        allowed[numbers(request.exclude)] = False
+        if not include_seen:
+            allowed[history] = False
+        left = int(allowed.sum())
+        if not left:
+            raise ValueError("no item is left to recommend: ask for less with the conditions, or include seen items.")
+        if left < k:
+            answer.notes.append(f"only {left} items are left, fewer than the {k} asked for.")
+        return Understood(request, answer, history, allowed, min(k, left))
+
+    def _history_of(self, user: str | None) -> list[int]:
+        if user is None:
+            return []
+        if user in self.users:
+            return [int(item) for item in self.users[user]]
+        if not self.users:
+            raise ValueError(f"{self.first.folder} holds no users (splits/): give titles as the history instead.")
+        near = get_close_matches(user, self.users, 3, 0.5)
+        hint = f" The nearest ids: {', '.join(near)}." if near else f" An id looks like {next(iter(self.users))!r}."
+        raise ValueError(f"there is no user {user!r} among {len(self.users):,}.{hint}")
+
+    # -------------------------------------------------------------- scores
+
+    def _answer(self, understood: list[Understood], evidence: bool) -> None:
+        """Fills in the answers of a few requests."""
+        last = self.second or self.first
+        encoded: list[tuple[Encoded, Encoded]] = []
+        asked: list[Understood] = []
+        for each in understood:
+            try:
+                whole = [self._encode(r, each, each.history, each.request.instruction) for r in (self.first, last)]
+            except ValueError as error:
+                each.answer.error = str(error)
+                continue
+            each.answer.prompt = whole[1].example.instruction
+            encoded.append((whole[0], whole[1]))
+            asked.append(each)
+        found = self._rank([e[0] for e in encoded], [e[1] for e in encoded], asked)
+        kept = [(each, e[1], items) for each, e, items in zip(asked, encoded, found, strict=True) if len(items[0])]
+        moved = self._evidence(last, kept) if evidence else [[()] * len(items[0]) for _, _, items in kept]
+        for (each, _, (items, scores)), reasons in zip(kept, moved, strict=True):
+            each.answer.recommendations = [
+                Recommendation(self.catalogue.ids[item], self.catalogue.name(item), float(score), rank, reason)
+                for rank, (item, score, reason) in enumerate(zip(items, scores, reasons, strict=True), 1)
+            ]
+
+    def _encode(self, ranker: Ranker, each: Understood, history: Sequence[int], wish: str) -> Encoded:
+        told = history[-ranker.wording.titles :] if ranker.tells_history else []
+        return self._encode_told(ranker, each, history, told, wish)
+
+    def _encode_told(
+        self, ranker: Ranker, each: Understood, history: Sequence[int], told: Sequence[int], wish: str
+    ) -> Encoded:
+        name = "the request" if each.request.id is None else f"request {each.request.id!r}"
+        prompt = ranker.wording.prompt(self.catalogue, told, wish.strip())
+        # Tasks encode examples that have an answer; what is scored does not look at it, so any item will do.
+        placeholder = self.catalogue.ids[0]
+        ids = tuple(self.catalogue.ids[item] for item in history)
+        example = check_example(Example(instruction=prompt, output=placeholder, history=ids, id=str(each.request.id)))
+        return ranker.encode(example, name)
+
+    def _rank(
+        self, first: list[Encoded], last: list[Encoded], asked: list[Understood]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each request its best items and their scores, best first; an error of one alone is its answer's."""
+        if not asked:
+            return []
+        if not self.first.task.retrieves:
+            return [self._rank_few(e, each) for e, each in zip(first, asked, strict=True)]
+        scores = self.first.task.score_items(self.first.predict, first)(slice(0, len(first)))
+        masked = np.where(np.stack([each.allowed for each in asked]), scores, -np.inf)
+        most = self.retrieve if self.second is not None else max(each.k for each in asked)
+        items = retrieve(masked, most)
+        values = np.take_along_axis(masked, items, 1)
+        if self.second is not None:
+            again = np.asarray(self.second.score(last, items), np.float64)
+            values = np.where(np.isneginf(values), -np.inf, again)
+            if np.isnan(values).any():
+                raise ValueError("the second run gives scores that are NaN: a model that diverged has no ranking.")
+            order = np.argsort(-values, axis=1, kind="stable")
+            items, values = np.take_along_axis(items, order, 1), np.take_along_axis(values, order, 1)
+        return [(items[row, : each.k], values[row, : each.k]) for row, each in enumerate(asked)]
+
+    def _rank_few(self, encoded: Encoded, each: Understood) -> tuple[np.ndarray, np.ndarray]:
+        """The same for one request to a run that scores an item at a time."""
+        items = np.flatnonzero(each.allowed)
+        nothing = np.empty(0, np.int64), np.empty(0)
+        if self.second is not None or len(items) > MOST_CANDIDATES:
+            each.answer.error = (
+                f"this run reads each item anew for every request, so it ranks up to {MOST_CANDIDATES:,}, but "
+                f"{len(items):,} are left. Retrieve with another run, and give this one as --rerank; or narrow the "
+                "choice with --where."
+            )
+            return nothing
+        try:
+            scores = np.asarray(self.first.score([encoded], items[None]), np.float64)
+        except ValueError as error:
+            each.answer.error = str(error)
+            return nothing
+        best = retrieve(scores, each.k)[0]
+        return items[best], scores[0, best]
+
+    # -------------------------------------------------------------- evidence
+
+    def _evidence(
+        self, ranker: Ranker, kept: Sequence[tuple[Understood, Encoded, tuple[np.ndarray, np.ndarray]]]
+    ) -> list[list[Any]]:
+        """Of each request and recommended item, what moved it (see `recommendation.evidence`)."""
+        if not kept:
+            return []
+        size = max(len(items) for _, _, (items, _) in kept)
+        # rows of one length: the last item again
+        items = np.stack([found[np.minimum(np.arange(size), len(found) - 1)] for _, _, (found, _) in kept])
+        parts, variants = [], []
+        for each, _, _ in kept:
+            made = list(self._variants(ranker, each))
+            parts.append([part for part, _ in made])
+            variants.append([variant for _, variant in made])
+        values = contributions(ranker.score, [whole for _, whole, _ in kept], variants, items)
+        return [
+            [strongest(own, moved[:, place]) for place in range(len(found))]
+            for own, moved, (_, _, (found, _)) in zip(parts, values, kept, strict=True)
+        ]
+
+    def _variants(self, ranker: Ranker, each: Understood) -> Iterable[tuple[Part, Encoded]]:
+        """The request without each item of its history, and without each word of its instruction."""
+        history, wish = each.history, each.request.instruction
+        told = history[-ranker.wording.titles :] if ranker.tells_history else []
+        looked_at = (history if ranker.task.reads_history else told)[-MOST_PARTS:]
+        for item in dict.fromkeys(looked_at):
+            rest = [[other for other in items if other != item] for items in (history, told)]
+            yield Part("history", self.catalogue.name(item)), self._encode_told(ranker, each, rest[0], rest[1], wish)
+        for word in words_of(wish):
+            yield Part("word", word), self._encode_told(ranker, each, history, told, without_word(wish, word))
+
+
+def recommend(run: str | Path, requests: Sequence[Request], k: int = 10, **options: Any) -> list[Answer]:
+    """Answers requests with a run directory; see `Recommender`, which opens it only once, for the options."""
+    opening = {
+        name: options.pop(name) for name in ("rerank", "retrieve", "items", "settings", "step") if name in options
+    }
+    return Recommender(run, **opening).recommend(requests, k, **options)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def table(answer: Answer) -> str:
+    """What a person reads of an answer."""
+    lines = [f"prompt: {answer.prompt}", *(f"note: {note}" for note in answer.notes), ""]
+    header = ("", "title", "score", "evidence")
+    rows = [(str(r.rank), r.title, f"{r.score:.4f}", line(r.evidence)) for r in answer.recommendations]
+    widths = [max(width(row[column]) for row in (header, *rows)) for column in range(3)]
+    for row in (header, *rows):
+        rank, title, score = (" " * (w - width(cell)) for cell, w in zip(row, widths, strict=False))
+        lines.append(f"{rank}{row[0]}  {row[1]}{title}  {score}{row[2]}  {row[3]}".rstrip())
+    return "\n".join(lines)
+
+
+def width(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
+
+
+def ask_person(question: str, choices: Sequence[str]) -> int | None:
+    """Asks on the terminal; None: none of the choices."""
+    print(f"{question}:", file=sys.stderr)
+    for number, choice in enumerate(choices, 1):
+        print(f"  {number}  {choice}", file=sys.stderr)
+    print("  0  none of these", file=sys.stderr)
+    while True:
+        print("number: ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline()
+        if not answer:
+            return None
+        if answer.strip().isdecimal() and int(answer) <= len(choices):
+            return int(answer) - 1 if int(answer) else None
+
+
+def main(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m instructrec_jax.recommend",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Settings of train can follow: --mesh.tensor 2, --task.catalogue FOLDER. Exit code 1: a request of --input "
+        "failed; 2: nothing could be done.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, help="run directory of a task that ranks a catalogue")
+    who = parser.add_argument_group("one request")
+    who.add_argument("--user", metavar="ID", help="a user of the prepared folder, with all that is known of them")
+    who.add_argument(
+        "--history", action="append", default=[], metavar="TITLES", help='oldest first: "Alien; The Thing"'
+    )
+    who.add_argument("--instruction", default="", metavar="TEXT", help="what is wanted, in your own words")
+    who.add_argument("--exclude", action="append", default=[], metavar="TITLE", help="not this one (repeatable)")
+    who.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help='only items with this fact: genre=Horror, director!=..., "year>1990" (repeatable: all of them hold)',
+    )
+    many = parser.add_argument_group("many requests")
+    many.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="JSONL or CSV of requests: user, history, instruction, exclude, where, k, id, as above",
+    )
+    many.add_argument("--out", type=Path, metavar="FILE", help=".jsonl or .csv to write; default: JSONL on stdout")
+    how = parser.add_argument_group("what comes back")
+    how.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
+    how.add_argument("--format", choices=("table", "json"), default="table", help="for one request (default: table)")
+    how.add_argument("--include_seen", action="store_true", help="items of the history may be recommended again")
+    how.add_argument(
+        "--on_unknown",
+        choices=("error", "skip"),
+        default="error",
+        help="titles that are not in the catalogue: refuse them (default), or leave them out with a note",
+    )
+    how.add_argument("--no_evidence", action="store_true", help="do not find out what moved each item: much faster")
+    models = parser.add_argument_group("models and items")
+    models.add_argument("--rerank", type=Path, metavar="RUN2", help="a run that ranks anew what RUN finds")
+    models.add_argument("--retrieve", type=int, default=100, metavar="N", help="items for --rerank (default: 100)")
+    models.add_argument("--items", type=Path, metavar="FILE", help="new items: title, and perhaps id, text, facts")
+    models.add_argument("--step", type=int, help="which checkpoint of RUN; default: the best")
+    options, rest = parser.parse_known_args(args)
+    one = {name: getattr(options, name) for name in ("user", "history", "instruction", "exclude", "where")}
+    if options.input is not None and any(one.values()):
+        given = ", ".join(f"--{name}" for name, value in one.items() if value)
+        raise ValueError(f"requests come from --input, so {given} has no place beside it: put it into the file.")
+    if options.out is not None:
+        if options.input is None:
+            raise ValueError("--out is for the answers to --input; for one request, use --format json > FILE.")
+        check_out(options.out)
+    requests = [Request(**one)] if options.input is None else read_requests(options.input)
+    settings = run_settings(options.run, rest) if rest and (options.run / "config.yaml").is_file() else None
+    model = Recommender(
+        options.run,
+        rerank=options.rerank,
+        retrieve=options.retrieve,
+        items=options.items,
+        settings=settings,
+        step=options.step,
+    )
+    on_terminal = options.input is None and sys.stdin.isatty() and sys.stderr.isatty()
+    answered = iter(
+        model.recommend(
+            [request for request in requests if isinstance(request, Request)],
+            options.k,
+            include_seen=options.include_seen,
+            skip_unknown=options.on_unknown == "skip",
+            evidence=not options.no_evidence,
+            ask=ask_person if on_terminal else None,
+        )
+    )
+    answers = [request if isinstance(request, Answer) else next(answered) for request in requests]
+    for ranker in filter(None, (model.first, model.second)):
+        for what, count in ranker.task.context.counts.items():
+            print(f"note: {what}: {count:,}", file=sys.stderr)
+    if options.input is None:
+        show_one(answers[0], options.format)
+        return
+    if options.out is not None:
+        write_answers(options.out, answers)
+    else:
+        for answer in answers:
+            print(json.dumps(answer.to_record(), ensure_ascii=False))
+    failed = sum(answer.error is not None for answer in answers)
+    where = f" written: {options.out}" if options.out is not None else ""
+    print(f"{len(answers) - failed:,} requests answered, {failed:,} failed.{where}", file=sys.stderr)
+    if failed:
+        sys.exit(1)
+
+
+def show_one(answer: Answer, form: str) -> None:
+    if answer.error is not None:
+        raise ValueError(answer.error)
+    if form == "json":
+        print(json.dumps(answer.to_record(), ensure_ascii=False, indent=2))
+    else:
+        print(table(answer))
+
+
+if __name__ == "__main__":
+    main_guard(main)
