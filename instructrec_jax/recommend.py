@@ -12,6 +12,7 @@ is left out. `id:...` names an item by its id wherever a title can stand.
 
 import argparse
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -51,6 +52,8 @@ from instructrec_jax.recommendation.two_stage import retrieve
 from instructrec_jax.tasks.base import Encoded, Predict
 from instructrec_jax.tasks.ranking import RankingConfig, RankingTask
 from instructrec_jax.training.checkpoint import Checkpoints
+
+logger = logging.getLogger(__name__)
 
 REQUESTS = 64  # that are scored at a time
 MOST_CANDIDATES = 1000  # that a run is asked to score which cannot rank a whole catalogue cheaply
@@ -92,13 +95,16 @@ class Ranker:
         task: Any = assemble.open_task(config, backbone)
         if items is None:
             return task
+        if not getattr(config.task, "text", True):
+            raise ValueError("this run knows items by their numbers alone (task.text false), so none can join them.")
         old = task.catalogue
         with tempfile.TemporaryDirectory() as joined:  # a task reads its catalogue from a folder
             with_new_items(old, items).save(joined)
             if has_splits(self.folder):
                 shutil.copytree(Path(self.folder) / "splits", Path(joined) / "splits")
-            config = replace(config, task=replace(config.task, catalogue=joined))
-            task = assemble.open_task(replace(config, data=replace(config.data, prepare=None)), backbone)
+            settings: Any = replace(task.config, catalogue=joined)
+            data = replace(config.data, prepare=None)
+            task = assemble.open_task(replace(config, task=settings, data=data), backbone)
         task.new_items = len(task.catalogue) - len(old)
         return task
 
@@ -112,6 +118,14 @@ class Ranker:
         if not found:
             raise ValueError(f"{name} is longer than data.max_length, and data.truncate is drop.")
         return found[0]
+
+    def unread(self, text: str) -> list[str]:
+        """Words that are nothing but unknown tokens to the model, which cannot tell one from another."""
+        tokenizer, words = self.task.context.tokenizer, words_of(text)
+        if tokenizer.unk_token_id is None or not words:
+            return []
+        found = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
+        return [word for word, ids in zip(words, found, strict=True) if set(ids) <= {tokenizer.unk_token_id}]
 
     def score(self, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
         return self.task.score_candidates(self.predict, encoded, candidates)
@@ -137,6 +151,7 @@ def weights_of(run: Path, config: Config, step: int | None) -> dict[str, Any]:
         "checkpoint": [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
         "frozen": read_json(frozen)["fingerprint"] if frozen.is_file() else None,
         "dtype": str(np.dtype(assemble.compute_dtype(config))),
+        "quantize": config.backbone.quantize,
         "pooling": getattr(config.task, "pooling", None),
     }
 
@@ -146,10 +161,15 @@ def with_known_items(predict: Predict, task: RankingTask, folder: Path, weights:
     known: list[np.ndarray] = []
 
     def remembered(texts: Any, *, given: Any = None, **arrays: Any) -> Any:
-        if texts is not task.__dict__.get("item_texts") or given or arrays:
+        own: Any = vars(task).get("item_texts")  # made when a task first asks for them
+        if given or arrays or texts is not own:
             return predict(texts, given=given, **arrays)
         if not known:
-            known.append(item_vectors(predict, texts, weights | {"items": task.catalogue.fingerprint()}, folder))
+            try:
+                known.append(item_vectors(predict, texts, weights | {"items": task.catalogue.fingerprint()}, folder))
+            except OSError as error:  # someone else's run, say
+                logger.warning("the item vectors are not kept for the next time: %s", error)
+                known.append(np.stack(predict(texts)))
         return known[0]
 
     return remembered
@@ -241,8 +261,9 @@ class Recommender:
                 answer = Answer(id=request.id, user=request.user)
                 answers.append(answer)
                 try:
-                    options = {"include_seen": include_seen, "skip_unknown": skip_unknown, "ask": ask}
-                    understood.append(self._understand(request, answer, request.k or k, **options))
+                    options: dict[str, Any] = {"include_seen": include_seen, "skip_unknown": skip_unknown, "ask": ask}
+                    wanted = k if request.k is None else request.k
+                    understood.append(self._understand(request, answer, wanted, **options))
                 except ValueError as error:
                     answer.error = str(error)
             self._answer(understood, evidence)
@@ -256,21 +277,25 @@ class Recommender:
         if self.second is not None and k > self.retrieve:
             raise ValueError(f"k is {k}, but the first stage retrieves {self.retrieve} items: raise --retrieve.")
 
-        def numbers(texts: Sequence[str]) -> list[int]:
-            found, notes = resolve(self.titles, split_titles(self.titles, texts), skip_unknown=skip_unknown, ask=ask)
-            answer.notes += notes
+        def numbers(name: str, texts: Sequence[str]) -> list[int]:
+            listed = split_titles(self.titles, texts)
+            try:
+                found, notes = resolve(self.titles, listed, skip_unknown=skip_unknown, ask=ask)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            answer.notes += [f"{name}: {note}" for note in notes]
             return found
 
-        history = [*self._history_of(request.user), *numbers(request.history)]
+        history = [*self._history_of(request.user), *numbers("history", request.history)]
         if not history and not request.instruction.strip():
-            left = " (all titles of the history were left out)" if request.history else ""
-            raise ValueError(f"there is nothing to go by{left}: give a user, a history or an instruction.")
+            why = " (all titles of the history were left out)" if request.history else ""
+            raise ValueError(f"there is nothing to go by{why}: give a user, a history or an instruction.")
         answer.history = [self.catalogue.name(item) for item in history]
         allowed = matching(self.catalogue, request.where)
-        allowed[numbers(request.exclude)] = False
+        allowed[numbers("exclude", request.exclude)] = False
         if not include_seen:
             allowed[history] = False
-        left = int(allowed.sum())
+        left = int(np.count_nonzero(allowed))
         if not left:
             raise ValueError("no item is left to recommend: ask for less with the conditions, or include seen items.")
         if left < k:
@@ -302,6 +327,8 @@ class Recommender:
                 each.answer.error = str(error)
                 continue
             each.answer.prompt = whole[1].example.instruction
+            if unread := last.unread(each.request.instruction):
+                each.answer.notes.append(f"the model's tokenizer has no tokens for {', '.join(unread)}.")
             encoded.append((whole[0], whole[1]))
             asked.append(each)
         found = self._rank([e[0] for e in encoded], [e[1] for e in encoded], asked)
@@ -452,8 +479,8 @@ def main(args: list[str]) -> None:
         prog="python -m instructrec_jax.recommend",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Settings of train can follow: --mesh.tensor 2, --task.catalogue FOLDER. Exit code 1: a request of --input "
-        "failed; 2: nothing could be done.",
+        epilog="Settings of train can follow: --mesh.tensor 2, --task.catalogue FOLDER.\n"
+        "Exit code 1: a request of --input failed; 2: nothing could be done.",
         allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, help="run directory of a task that ranks a catalogue")

@@ -160,7 +160,8 @@ def train(config: Config) -> Path:
                 began = time.perf_counter()
                 scores = task.score(predict_with(merge_params(state.params, state.frozen)), validation)
                 value = chosen_metric(scores.metrics, metric)
-                tracker.log("evaluation", step, scores.metrics)
+                shown = scores.main or scores.metrics
+                tracker.log("evaluation", step, {name: scores.metrics[name] for name in (*shown, metric)})
                 note_progress(progress, step, value, greater)
                 bar.print(f"step {step}: {metric} {value:.4f}" + (" (best so far)" * (progress["best_step"] == step)))
                 meter.pause(time.perf_counter() - began)

@@ -75,7 +75,7 @@ def wording_of(folder: str | Path) -> Wording:
         kept = {"history": "{history}", "intention": "{intention}"}
         return templates[name][language].format_map(nouns[language] | kept)
 
-    texts = {language: tuple(say(n, language) for n in (PLAIN, HISTORY, BOTH)) for language in ("en", "zh")}
+    texts = {lang: (say(PLAIN, lang), say(HISTORY, lang), say(BOTH, lang)) for lang in ("en", "zh")}
     marks = {"en": ("", "; ", ""), "zh": (nouns["zh"]["open"], "", nouns["zh"]["close"])}
     told = "preferences" in settings and "none" not in settings["preferences"]
-    return Wording(texts, marks, settings.get("titles_in_prompt", 10), years=True, always_told=told)  # type: ignore[arg-type]
+    return Wording(texts, marks, settings.get("titles_in_prompt", 10), years=True, always_told=told)

@@ -24,7 +24,9 @@ def with_new_items(catalogue: Catalogue, file: str | Path) -> Catalogue:
     rows = open_rows(str(file))
     ids, titles, texts = list(catalogue.ids), list(catalogue.titles), list(catalogue.texts)
     facts = {name: list(column) for name, column in catalogue.facts.items()}
-    kinds = {name: next((type(x) for x in column if x is not None), None) for name, column in facts.items()}
+    kinds: dict[str, Any] = {
+        name: next((type(x) for x in column if x is not None), None) for name, column in facts.items()
+    }
     known = set(ids)
     for index in range(len(rows)):
         where = rows.where(index)
@@ -69,7 +71,7 @@ def _title(record: Mapping[str, Any], where: str) -> tuple[str, int | None]:
         raise ValueError(f"{where}: year should be a whole number, but is {given!r}.") from None
 
 
-def _fact(name: str, value: Any, kind: type | None, where: str) -> Any:
+def _fact(name: str, value: Any, kind: Any, where: str) -> Any:
     """The value in the type of the catalogue's column; CSV gives texts."""
     if value is None or kind is None:
         return None
@@ -82,7 +84,8 @@ def _fact(name: str, value: Any, kind: type | None, where: str) -> Any:
             pass
     if kind is str and isinstance(value, int | float):
         return str(value)
-    if kind is float and isinstance(value, int) or isinstance(value, kind):
-        if kind is not list or all(isinstance(part, str) for part in value):
-            return value
+    if isinstance(value, kind) and (kind is not list or all(isinstance(part, str) for part in value)):
+        return value
+    if kind is float and isinstance(value, int):
+        return float(value)
     raise ValueError(f"{where}: {name} should be {kind.__name__}, as in the catalogue, but is {value!r}.")

@@ -109,7 +109,8 @@ class Answer:
         if self.error is not None:
             return record | {"error": self.error}
         recommendations = [r.to_record() for r in self.recommendations]
-        return record | {"prompt": self.prompt, "recommendations": recommendations, "notes": self.notes}
+        said = {"prompt": self.prompt, "history": self.history}
+        return record | said | {"recommendations": recommendations, "notes": self.notes}
 
 
 def split_titles(titles: Titles, texts: Sequence[str]) -> list[str]:
@@ -125,7 +126,7 @@ def split_titles(titles: Titles, texts: Sequence[str]) -> list[str]:
 def read_requests(file: str | Path) -> list[Request | Answer]:
     """The requests of a JSONL, JSON, CSV, TSV or Parquet file; a record that is none is an answer with an `error`.
 
-    Without an `id`, a request's is the number of its record, from 1.
+    Without an `id`, a request's is the number of its record, from 1; a record that cannot be read has none.
 
     Raises ValueError for a file that cannot be read, and for a table with columns that no request has.
     """
@@ -133,10 +134,10 @@ def read_requests(file: str | Path) -> list[Request | Answer]:
     found: list[Request | Answer] = []
     is_table = Path(str(file).removesuffix(".gz")).suffix in (".csv", ".tsv", ".parquet")
     for index in range(len(rows)):
-        name: Any = index + 1
+        name: Any = None
         try:
             record = rows.row(index)
-            name = record["id"] if record.get("id") not in (None, "") else name
+            name = record["id"] if record.get("id") not in (None, "") else index + 1
             if is_table:
                 _check_columns(record, file)
                 record = {key: _cells(value) if key == "where" else value for key, value in record.items()}

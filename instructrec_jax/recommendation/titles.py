@@ -26,7 +26,7 @@ from instructrec_jax.recommendation.readers.items import plain, split_title
 CLOSE = 0.88  # 2 · equal characters / all characters, from which on a title is taken for a misspelt one
 NEARLY = 0.05  # titles whose closeness differs by less are equally good
 SHORTEST = 6  # characters of the shorter title, below which one letter makes another title: Heat, Heart
-RESEMBLING = 0.5  # closeness from which on a title is worth suggesting
+RESEMBLING = 0.6  # closeness from which on a title is worth suggesting
 LOOKED_AT = 50  # titles that are compared letter by letter, those with most pairs of letters in common
 SUGGESTED = 3
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
-from instructrec_jax.data.prompts import Pieces, question, tokenise_pieces, written
+from instructrec_jax.data.prompts import Pieces, TemplateName, question, tokenise_pieces, written
 from instructrec_jax.inference.likelihood import (
     Request,
     branch_log_probs,
@@ -29,7 +29,7 @@ from instructrec_jax.inference.likelihood import (
     share_prefix,
 )
 from instructrec_jax.tasks.base import Arrays, Encoded, Predict, Scores, TaskConfig, TaskContext, tokenise
-from instructrec_jax.tasks.language_model import LanguageModelConfig, LanguageModelTask
+from instructrec_jax.tasks.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
 from instructrec_jax.tasks.ranking import Target
 from instructrec_jax.tasks.reranker import RerankingConfig, RerankingTask
 
@@ -59,9 +59,15 @@ class LanguageModelRankingConfig(RerankingConfig, LanguageModelConfig):
     form: Form = "likelihood"  # of names; choice: the same with the candidates listed; yes_no of each; pairwise: of two
     alpha: float = 1.0  # log-likelihoods of names are divided by their number of tokens to this power; 0: not at all
     end_token: bool = True  # whether what ends the answer counts among a name's tokens
-    yes: str = "yes"  # the two answers of yes_no
-    no: str = "no"
+    yes: str = "yes"  # the answer of yes_no for a right candidate: one or several words
+    no: str = "no"  # the answer of yes_no for a wrong candidate
     question: str | None = None  # what follows the instruction in the other forms; null: a sentence of this project
+    # LanguageModelConfig's, again: --help finds comments along one line of ancestors only.
+    train_on: TrainOn = "completions"  # the names and what ends them, or every token (decoders only)
+    template: TemplateName = "auto"  # auto: the tokenizer's own; if it has none, alpaca, for encoder–decoders plain
+    label_smoothing: float = 0.0  # share of the target that is spread over all tokens (training only)
+    z_loss: float = 0.0  # weight of logsumexp(logits) squared in the training loss; 1e-4 keeps large models stable
+    max_target_length: int | None = None  # encoder–decoders: tokens an answer may have, EOS too; null: max_length
 
     def build(self, context: TaskContext) -> "LanguageModelRankingTask":
         return LanguageModelRankingTask(self, context)

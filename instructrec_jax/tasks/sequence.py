@@ -7,7 +7,6 @@ transformer, by a softmax over the catalogue.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import jax
@@ -25,7 +24,6 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
-from instructrec_jax.recommendation.catalogue import Splits, has_splits
 from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, microbatches, tokenise
 from instructrec_jax.tasks.ranking import Pooling, RankingConfig, RankingTask
 
@@ -43,9 +41,9 @@ class SequenceConfig(RankingConfig):
     text: bool = True  # items and instructions are known by their words, through the backbone
     ids: bool = True  # each item also has a vector of its own (items nobody chose yet have none)
     hidden_size: int = 64  # width of the sequence's network
-    num_layers: int = 2
-    num_heads: int = 2
-    dropout: float = 0.2
+    num_layers: int = 2  # of it
+    num_heads: int = 2  # of its attention
+    dropout: float = 0.2  # of its embeddings and layers
     history_limit: int = 50  # items of a history that are looked at: the last; in training, any so many in a row
     supervise: Supervise = "all"  # learn to name every item of a history, or the wanted one alone
     softmax: NextItemSoftmax = "full"  # candidates that a wanted item competes with: the catalogue, or a sample of it
@@ -243,12 +241,3 @@ class SequenceTask(RankingTask):
             Text(np.append(p, e.text.tokens[1:]).astype(np.int32)) for p, e in zip(place, encoded, strict=True)
         ]
         return items, np.stack(predict(sequences, given=texts))
-
-    @cached_property
-    def popularity(self) -> np.ndarray:
-        """float64 [items]: probabilities that negatives are drawn with, from the training interactions (plus one)."""
-        if not has_splits(self.config.catalogue):
-            return np.full(len(self.catalogue), 1 / len(self.catalogue))
-        train = np.concatenate(Splits.load(self.config.catalogue, self.catalogue).train)
-        counts = 1 + np.bincount(train, minlength=len(self.catalogue))
-        return counts / counts.sum()

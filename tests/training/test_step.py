@@ -83,7 +83,9 @@ def test_parameters_are_really_split(checkpoint: Path, tmp_path: Path) -> None:
     assert moment.sharding == kernel.sharding
 
 
-@pytest.mark.parametrize(("kind", "softmax"), [("retrieval", "sampled"), ("retrieval", "full"), ("sequence", "sampled")])
+@pytest.mark.parametrize(
+    ("kind", "softmax"), [("retrieval", "sampled"), ("retrieval", "full"), ("sequence", "sampled")]
+)
 def test_ranking_softmaxes_accumulate(kind: str, softmax: str, checkpoint: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"softmax": softmax, "negatives": 6}
     whole = reference(kind, checkpoint, tmp_path, **settings)
