@@ -347,12 +347,12 @@ class Recommender:
     def _encode_told(
         self, ranker: Ranker, each: Understood, history: Sequence[int], told: Sequence[int], wish: str
     ) -> Encoded:
-        name = "the request" if each.request.id is None else f"request {each.request.id!r}"
+        name = "request" if each.request.id is None else f"request {each.request.id}"
         prompt = ranker.wording.prompt(self.catalogue, told, wish.strip())
         # Tasks encode examples that have an answer; what is scored does not look at it, so any item will do.
         placeholder = self.catalogue.ids[0]
         ids = tuple(self.catalogue.ids[item] for item in history)
-        example = check_example(Example(instruction=prompt, output=placeholder, history=ids, id=str(each.request.id)))
+        example = check_example(Example(instruction=prompt, output=placeholder, history=ids, id=name))
         return ranker.encode(example, name)
 
     def _rank(

@@ -1,15 +1,20 @@
 """What the verb evaluate prints is what the run said, and what its predictions say when they are counted by hand."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from tiny_runs import write_settings
+from helpers import task_config
+from tiny_runs import tiny_run, write_settings
 
 from instructrec_jax import evaluate
 from instructrec_jax.config import Config
 from instructrec_jax.files import read_json, read_jsonl
+from instructrec_jax.recommendation.catalogue import Catalogue, Splits
+from instructrec_jax.train import train
 
 
 def numbers(folder: str | Path, name: str) -> dict[str, float]:
@@ -78,3 +83,62 @@ def test_other_devices_than_the_run_had(finished: Config, tmp_path: Path) -> Non
     settings.write_text(settings.read_text().replace("fsdp: 1", "fsdp: 128"))
     evaluate.main([str(of_a_pod), "--no_baselines"])
     assert numbers(of_a_pod / "evaluation", "tuned") == pytest.approx(numbers(finished.run_dir, "after tuning"))
+
+
+# ------------------------------------------------------------------ other rankers, and hybrids with them
+
+
+@pytest.fixture(scope="module")
+def rankers(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Config]:
+    """Finished runs of a dual encoder and of a sequence head over the same catalogue and cases."""
+    folder = tmp_path_factory.mktemp("rankers")
+    dual = tiny_run("retrieval", checkpoint, folder, task__protocols=["full", "uni5"])
+    task = task_config("sequence", folder / "catalogue", protocols=["full", "uni5"])
+    sequence = replace(dual, run_dir=str(folder / "sequence"), task=task)
+    catalogue = Catalogue.load(folder / "catalogue")
+    sequences, nothing = [np.arange(start, start + 5) % 12 for start in range(9)], [np.empty(0, np.int32)] * 9
+    Splits([f"u{n}" for n in range(9)], sequences, nothing, nothing).save(folder / "catalogue", catalogue)
+    train(dual)
+    train(sequence)
+    return dual, sequence
+
+
+def test_other_runs_and_hybrids_share_the_table(rankers: tuple[Config, Config], tmp_path: Path) -> None:
+    dual, sequence = rankers
+    arguments = ["--beside", sequence.run_dir, "--hybrid", sequence.run_dir, "coKNN"]
+    evaluate.main([dual.run_dir, "--out", str(tmp_path), *arguments])
+    rows = {row["name"]: row["values"] for row in read_json(tmp_path / "evaluation.json")["rows"]}
+    assert rows["sequence"] == pytest.approx(numbers(sequence.run_dir, "after tuning"))
+    assert rows["tuned"] == pytest.approx(numbers(dual.run_dir, "after tuning"))
+    mixed = {name: values for name, values in rows.items() if name.startswith("hybrid with")}
+    assert [name.split(" (")[0] for name in mixed] == ["hybrid with sequence", "hybrid with coKNN"]
+    assert all(set(values) == set(rows["tuned"]) for values in mixed.values())
+    others = {"hybrid with sequence": rows["sequence"], "hybrid with coKNN": rows["coKNN"]}
+    for name, values in mixed.items():  # all of the weight on one side gives that side's row
+        weight = float(name.split("weight ")[1].rstrip(")"))
+        if weight in (0, 1):
+            alone = rows["tuned"] if weight == 0 else others[name.split(" (")[0]]
+            assert values["NDCG@10"] == pytest.approx(alone["NDCG@10"])
+
+
+def test_the_weight_of_a_hybrid_is_tuned_on_validation_alone(rankers: tuple[Config, Config], tmp_path: Path) -> None:
+    dual, sequence = rankers
+
+    def weight(out: str, *arguments: str) -> str:
+        evaluate.main([dual.run_dir, "--no_baselines", "--hybrid", "popularity", "--out", out, *arguments])
+        rows = read_json(Path(out) / "evaluation.json")["rows"]
+        return next(row["name"] for row in rows if row["name"].startswith("hybrid"))
+
+    as_it_is = weight(str(tmp_path / "a"))
+    other_test = [{"path": dual.data.train[0].path}]
+    assert weight(str(tmp_path / "b"), "--data.test", str(other_test)) == as_it_is
+    with pytest.raises(ValueError, match="data.validation lists no sources"):
+        weight(str(tmp_path / "c"), "--data.validation", "[]")
+
+
+def test_hybrids_that_cannot_be(rankers: tuple[Config, Config], finished: Config, tmp_path: Path) -> None:
+    dual, _ = rankers
+    with pytest.raises(ValueError, match="no simple method 'coknn'"):
+        evaluate.main([dual.run_dir, "--hybrid", "coknn", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="does not rank a catalogue"):
+        evaluate.main([finished.run_dir, "--hybrid", "coKNN", "--out", str(tmp_path)])

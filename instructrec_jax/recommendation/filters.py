@@ -56,7 +56,7 @@ def _matching(catalogue: Catalogue, condition: str) -> np.ndarray:
     equal = np.array([wanted in _texts(x) for x in column], bool)
     if not equal.any():
         values = {text for x in present for text in (x if isinstance(x, list) else [str(x)]) if text is not None}
-        known = {text.casefold(): text for text in map(str, values)}
+        known = {text.casefold(): text for text in sorted(map(str, values))}
         near = difflib.get_close_matches(wanted, known, 1)
         hint = f' Did you mean "{known[near[0]]}"?' if near else ""
         if not near and 0 < len(values) <= MOST_LISTED:

@@ -27,13 +27,13 @@ class Predict(Protocol):
     """Runs a model over texts: `predict(texts, name=[one int array a token of each text], ...)`.
 
     Args:
-      given: further arrays that the task's `predict` finds in each batch as they are, such as the items' vectors.
+      given: further arrays by name that the task's `predict` finds in each batch as they are: the items' vectors, say.
 
     Returns one array a text, in the order of the texts: [...] or, for a task that answers per token, [length, ...].
     """
 
     def __call__(
-        self, texts: Sequence[Text], *, given: dict[str, np.ndarray] | None = None, **per_token: list[np.ndarray]
+        self, texts: Sequence[Text], *, given: Any = None, **per_token: list[np.ndarray]
     ) -> list[np.ndarray]: ...
 
 

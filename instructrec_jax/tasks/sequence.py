@@ -112,8 +112,8 @@ class SequenceTask(RankingTask):
             if cut := len(target.history) - len(history):
                 name = "items of histories beyond task.history_limit"
                 self.context.counts[name] = self.context.counts.get(name, 0) + cut
-            tokens = np.array([self.instructions.get(text, 0), *history], np.int32)
-            encoded.append(Encoded(Text(tokens), target, example))
+            places = np.array([self.instructions.get(text, 0), *history], np.int32)
+            encoded.append(Encoded(Text(places), target, example))
         return encoded
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
@@ -122,7 +122,7 @@ class SequenceTask(RankingTask):
             items, places = np.append(e.target.history, rng.choice(e.target.items)), len(e.text.tokens)
             start = len(items) - places
             if self.config.supervise == "all" and start:  # of a long history another window at each visit
-                start = rng.integers(start + 1)
+                start = int(rng.integers(start + 1))
             window = items[start : start + places].astype(np.int32)
             texts.append(Text(np.append(e.text.tokens[:1], window[:-1])))
             labels.append(window)

@@ -1,0 +1,443 @@
+"""The verb on tiny runs of every task that ranks: what comes back is what the task's own scores say."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from flax import nnx
+from helpers import SUBJECTS
+from tiny_runs import tiny_run, write_settings
+
+from instructrec_jax import assemble, assemble_data, recommend
+from instructrec_jax.backbones.config import BackboneConfig
+from instructrec_jax.backbones.reading import build_backbone
+from instructrec_jax.backbones.writing import save_pretrained
+from instructrec_jax.config import Config, to_dict
+from instructrec_jax.data.config import DataConfig
+from instructrec_jax.data.example import Example
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.files import read_jsonl, write_json, write_jsonl
+from instructrec_jax.recommend import Ranker, Recommender, Request, main, weights_of, width, with_known_items
+from instructrec_jax.recommendation import evidence
+from instructrec_jax.recommendation.asking import wording_of
+from instructrec_jax.recommendation.catalogue import Catalogue, Splits
+from instructrec_jax.tasks import LanguageModelRankingConfig, RerankerConfig, RetrievalConfig, SequenceConfig
+from instructrec_jax.training.checkpoint import Checkpoints
+from instructrec_jax.training.state import split_params
+
+TITLES = ["The Love", "War", "Space", "Crime", "Music", "Old Love", "New War", "太空 🚀", "War", "Dull", "Good", "Long"]
+YEARS = [1990, 1991, 1992, None, 1994, 1995, 1996, 1997, 1998, 1999, 2000, 2001]
+ITEMS = len(TITLES)
+WHOLE = dict(protocols=["full"])
+
+
+@pytest.fixture(scope="module")
+def network(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT that reads longer texts than the one of other tests."""
+    folder = tmp_path_factory.mktemp("network")
+    config = tiny_config(len(tokenizer), max_position_embeddings=192)
+    save_pretrained(folder, build_backbone(config, rngs=nnx.Rngs(1)), config)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalogue")
+    texts = [f"a film about {SUBJECTS[i % 5]} " + "very " * i for i in range(ITEMS)]
+    genres = [[SUBJECTS[i % 5], "film"] for i in range(ITEMS)]
+    items = Catalogue([f"i{i}" for i in range(ITEMS)], TITLES, texts, {"year": YEARS, "genres": genres})
+    items.save(folder)
+    parts = [[np.array(x, np.int32) for x in each] for each in ([[0, 1], [2]], [[4], []], [[3], [5]])]
+    Splits(["ann", "bob"], *parts).save(folder, items)
+    return folder
+
+
+def make_run(run: Path, task: Any, network: Path) -> Path:
+    """A run directory as training leaves it, with parameters as they were drawn."""
+    backbone = BackboneConfig(str(network), dtype="float32")
+    config = Config(run_dir=str(run), backbone=backbone, task=task, data=DataConfig(max_length=192, batch_size=8))
+    built = assemble.open_task(config, network)
+    mesh = assemble.make_mesh(config.mesh)
+    model = assemble.load_model(config, built, network, mesh)
+    trained, frozen = split_params(model.params, model.is_frozen)
+    assemble.keep_declarations(network, run / "backbone", built, needs_weights=bool(frozen))
+    checkpoints = Checkpoints(run, config.checkpoint)
+    checkpoints.save(1, {"params": trained}, {"best_step": None}, to_dict(config), None)
+    checkpoints.close()
+    write_settings(config, run / "config.yaml")
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(
+    catalogue: Path, network: Path, language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    folder, where = tmp_path_factory.mktemp("runs"), {"catalogue": str(catalogue)}
+    small = {"hidden_size": 16, "history_limit": 4, "dropout": 0.0}
+    tasks = {
+        "retrieval": RetrievalConfig(**where),
+        "sequence": SequenceConfig(**where, **small),
+        "reranker": RerankerConfig(**where, protocols=["uni9"]),
+        "language_model_ranking": LanguageModelRankingConfig(**where, protocols=["uni5"], template="plain"),
+    }
+    networks = {"language_model_ranking": language_models["llama"]}
+    return {kind: make_run(folder / kind, task, networks.get(kind, network)) for kind, task in tasks.items()}
+
+
+@pytest.fixture(scope="module")
+def model(runs: dict[str, Path]) -> Recommender:
+    return Recommender(runs["retrieval"])
+
+
+def scores_of(run: Path, examples: list[Example]) -> np.ndarray:
+    """float [examples, items]: what the run's task says when it is asked as in an evaluation."""
+    config, task, mesh = assemble.open_run(run)
+    assembly = assemble.restored_model(config, task, run, mesh)
+    predict = predictor(task, assembly.graphdef, mesh, assemble_data.buckets(config))(assembly.params)
+    every = np.broadcast_to(np.arange(ITEMS, dtype=np.int32), (len(examples), ITEMS))
+    return np.asarray(task.score_candidates(predict, task.encode(examples), every))  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- every task
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "sequence", "reranker", "language_model_ranking"])
+def test_recommendations_are_the_tasks_own_ranking(kind: str, runs: dict[str, Path], monkeypatch: Any) -> None:
+    monkeypatch.setattr(evidence, "KEPT", 99)
+    model = Recommender(runs[kind])
+    request = Request(history=["Old Love; Space"], instruction="a good film about war")
+    (answer,) = model.recommend([request], k=4)
+    assert answer.error is None
+    if kind == "sequence":
+        assert answer.prompt == "a good film about war"
+    else:
+        assert answer.prompt.startswith("Already chosen: Old Love (1995); Space (1992). Wanted: a good film about war.")
+    example = Example(instruction=answer.prompt, output="i9", history=("i5", "i2"))
+
+    # --- the ranking ---
+    scores = scores_of(runs[kind], [example])[0]
+    allowed = [item for item in np.argsort(-scores, kind="stable") if item not in (5, 2)]
+    assert [r.item for r in answer.recommendations] == [f"i{item}" for item in allowed[:4]]
+    np.testing.assert_allclose([r.score for r in answer.recommendations], scores[allowed[:4]], atol=1e-5)
+    assert [r.rank for r in answer.recommendations] == [1, 2, 3, 4]
+
+    # --- the evidence: the same request written out without a word, without an item ---
+    without_word = replace(example, instruction=answer.prompt.replace("good ", ""))
+    told = answer.prompt.replace("Old Love (1995); ", "")
+    without_item = replace(example, instruction=told, history=("i2",))
+    left_out = scores_of(runs[kind], [without_word, without_item])
+    for recommendation in answer.recommendations:
+        item = int(recommendation.item[1:])
+        found = {e.part.text: e.contribution for e in recommendation.evidence}
+        assert set(found) == {"Old Love (1995)", "Space (1992)", "a", "good", "film", "about", "war"}
+        assert found["good"] == pytest.approx(scores[item] - left_out[0, item], abs=2e-5)
+        assert found["Old Love (1995)"] == pytest.approx(scores[item] - left_out[1, item], abs=2e-5)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_two_stages(runs: dict[str, Path]) -> None:
+    model = Recommender(runs["retrieval"], rerank=runs["reranker"], retrieve=5)
+    (answer,) = model.recommend([Request(instruction="a good film", history=["Long"])], k=3)
+    example = Example(instruction=answer.prompt, output="i0", history=("i11",))
+    first, second = (scores_of(runs[kind], [example])[0] for kind in ("retrieval", "reranker"))
+    first[11] = -np.inf
+    kept = np.argsort(-first, kind="stable")[:5]
+    best = kept[np.argsort(-second[kept], kind="stable")][:3]
+    assert [r.item for r in answer.recommendations] == [f"i{item}" for item in best]
+    np.testing.assert_allclose([r.score for r in answer.recommendations], second[best], atol=1e-5)
+    (few,) = model.recommend([Request(instruction="a good film", where=["year<1992"])], k=3)
+    assert {r.item for r in few.recommendations} == {"i0", "i1"} and "only 2 items are left" in few.notes[0]
+    (more,) = model.recommend([Request(instruction="a good film")], k=6)
+    assert "raise --retrieve" in str(more.error)
+
+
+# ---------------------------------------------------------------- requests
+
+
+def items(answer: Any) -> list[str]:
+    assert answer.error is None, answer.error
+    return [r.item for r in answer.recommendations]
+
+
+def test_users_bring_what_they_chose_in_all_splits(model: Recommender) -> None:
+    (ann, bob, both) = model.recommend(
+        [Request(user="ann"), Request(user="bob"), Request(user="bob", history=["太空 🚀"])], k=20, evidence=False
+    )
+    assert ann.history == ["The Love (1990)", "War (1991)", "Music (1994)", "Crime"]
+    assert not {"i0", "i1", "i3", "i4"} & set(items(ann)) and len(items(ann)) == ITEMS - 4
+    assert bob.history == ["Space (1992)", "Old Love (1995)"]
+    assert bob.prompt == "I have recently chosen Space (1992); Old Love (1995). What should I choose next?"
+    assert both.history[-1] == "太空 🚀 (1997)"
+    (seen,) = model.recommend([Request(user="ann")], k=20, include_seen=True, evidence=False)
+    assert len(items(seen)) == ITEMS
+
+
+def test_conditions_and_exclusions(model: Recommender) -> None:
+    requests = [
+        Request(instruction="a film", where=["year>1991", "genre=WAR"]),
+        Request(instruction="a film", where=["year>1991", "genre=war"], exclude=["War (1998)"]),
+    ]
+    both, one = model.recommend(requests, k=5, evidence=False)
+    assert set(items(both)) == {"i6", "i11"} and both.notes == ["only 2 items are left, fewer than the 5 asked for."]
+    assert set(items(one)) == {"i6", "i11"}
+    (none,) = model.recommend([Request(instruction="a film", where=["year>2001"])])
+    assert none.error == "no item is left to recommend: ask for less with the conditions, or include seen items."
+
+
+def test_a_chinese_wish_gets_chinese_words_and_unread_words_are_told(model: Recommender) -> None:
+    (answer,) = model.recommend([Request(history=["Space"], instruction="我想看恐怖片")], k=1)
+    assert answer.prompt.startswith("选过的：“Space (1992)”。想要的：我想看恐怖片。")
+    assert answer.notes == ["the model's tokenizer has no tokens for 我, 想, 看, 恐, 怖, 片."]
+
+
+def test_braces_in_titles_and_wishes_are_only_braces(model: Recommender) -> None:
+    (answer,) = model.recommend([Request(history=["Space"], instruction="{history} {intention} {x}")], k=1)
+    assert "Wanted: {history} {intention} {x}." in answer.prompt
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(), "nothing to go by"),
+        (Request(instruction="  "), "nothing to go by"),
+        (Request(history=[" ; "]), "nothing to go by"),
+        (Request(user="ana"), "no user 'ana' among 2. The nearest ids: ann"),
+        (Request(history=["War"]), r"history: \"War\" is ambiguous: War \(1991\) \[id:i1\]; War \(1998\) \[id:i8\]"),
+        (Request(history=["Zzzz"]), '"Zzzz" is not in the catalogue'),
+        (Request(history=["Space"], exclude=["Zzzz"]), 'exclude: "Zzzz" is not in the catalogue'),
+        (Request(history=["Space"], where=["yaer>1"]), "no fact 'yaer'"),
+        (Request(history=["Space"], k=0), "k must be at least 1"),
+        (Request(instruction="a\x00b"), "NUL"),
+        (Request(instruction="a \ud83d b"), "surrogate"),
+        (Request(instruction="very " * 200), "data.max_length is 192"),
+    ],
+)
+def test_a_bad_request_is_its_own_error(model: Recommender, request_: Request, message: str) -> None:
+    bad, good = model.recommend([request_, Request(instruction="a film")], k=2, evidence=False)
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(bad.error)
+    assert len(items(good)) == 2
+
+
+def test_unknown_titles_can_be_skipped(model: Recommender) -> None:
+    one, none = model.recommend(
+        [Request(history=["Zzzz; Space"]), Request(history=["Zzzz"])], k=1, skip_unknown=True, evidence=False
+    )
+    assert one.history == ["Space (1992)"] and one.notes == ['history: "Zzzz" is not in the catalogue and is left out.']
+    assert "all titles of the history were left out" in str(none.error)
+
+
+def test_many_requests_get_what_each_gets_alone(model: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommend, "REQUESTS", 2)
+    requests = [Request(instruction=f"a {word} film", history=["Space"] * (n % 2)) for n, word in enumerate(SUBJECTS)]
+    requests.insert(2, Request(user="nobody"))
+    together = model.recommend(requests, k=3)
+    assert [answer.error is None for answer in together] == [True, True, False, True, True, True]
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = model.recommend([request], k=3)
+        assert [r.item for r in alone.recommendations] == [r.item for r in answer.recommendations]
+        for one, other in zip(alone.recommendations, answer.recommendations, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+            assert {e.part for e in one.evidence} == {e.part for e in other.evidence}
+
+
+# ---------------------------------------------------------------- items and vectors
+
+
+def test_item_vectors_are_kept_until_the_run_changes(runs: dict[str, Path], catalogue: Path, network: Path) -> None:
+    run = make_run(runs["retrieval"].parent / "kept", RetrievalConfig(catalogue=str(catalogue)), network)
+    request = Request(instruction="a film about space")
+    (before,) = Recommender(run).recommend([request], k=3)
+    (kept,) = (run / "item_vectors").glob("*.npy")
+    first = Ranker(run)
+    first.task.item_texts  # noqa: B018 - what is remembered are these very texts
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("computed again")
+
+    config = recommend.run_settings(run, [])
+    again = with_known_items(refuse, first.task, run / "item_vectors", weights_of(run, config, None))
+    assert len(again(first.task.item_texts)) == ITEMS
+    (after,) = Recommender(run).recommend([request], k=3)
+    assert items(before) == items(after) and list((run / "item_vectors").glob("*.npy")) == [kept]
+    (run / "checkpoints" / "1" / "touched").touch()
+    Recommender(run).recommend([request], k=3)
+    assert len(list((run / "item_vectors").glob("*.npy"))) == 2
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "sequence", "reranker", "language_model_ranking"])
+def test_new_items_join_by_their_text(kind: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    """The old items' scores stay; one whose text is an old one's scores as that one does, where there is only text."""
+    file = tmp_path / "new.jsonl"
+    text = "a film about war very "
+    write_jsonl(
+        file, [{"title": "War (1991)", "text": text, "id": "twin"}, {"title": "Bright (2020)", "genres": ["x"]}]
+    )
+    model, old = Recommender(runs[kind], items=file), Recommender(runs[kind])
+    request = Request(instruction="a good film", history=["Space"])
+    (answer,), (before,) = (m.recommend([request], k=20, evidence=False) for m in (model, old))
+    scores = {r.item: r.score for r in answer.recommendations}
+    assert len(scores) == ITEMS + 2 - 1 and "new-2" in scores
+    for r in before.recommendations:
+        assert scores[r.item] == pytest.approx(r.score, abs=1e-5)
+    if kind != "sequence":  # there the old one also has a vector of its own
+        assert scores["twin"] == pytest.approx(scores["i1"], abs=1e-5)
+    (chosen,) = model.recommend(
+        [Request(history=["Bright"], where=["genre=x"], instruction="new")], include_seen=True, k=1
+    )
+    assert items(chosen) == ["new-2"]
+    assert model.catalogue.texts[-1] == "Bright (2020). Genres: x."
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "x"}, "line 1: an item needs a title"),
+        ({"title": "x", "id": "i3"}, "line 1: the id 'i3' is taken"),
+        ({"title": "x", "gnres": "y"}, "unknown column 'gnres'; .*Did you mean \"genres\""),
+        ({"title": "x", "year": "soon"}, "year should be a whole number, but is 'soon'"),
+        ({"title": "x", "genres": 3}, "genres should be list"),
+    ],
+)
+def test_broken_new_items_name_their_line(record: Any, message: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "new.jsonl", [record])
+    with pytest.raises(ValueError, match=message):
+        Recommender(runs["retrieval"], items=tmp_path / "new.jsonl")
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_table_and_json(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--instruction", "a good film", "--history", "Space", "--where", "title!=x", "--k", "3"]
+    with pytest.raises(ValueError, match="no fact 'title'"):
+        main([str(runs["retrieval"]), *asked])
+    del asked[4:6]
+    main([str(runs["retrieval"]), *asked])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("prompt: Already chosen: Space (1992). Wanted: a good film.")
+    assert shown[2].split() == ["title", "score", "evidence"] and len(shown) == 6
+    main([str(runs["retrieval"]), *asked, "--format", "json"])
+    record = json.loads(capsys.readouterr().out)
+    assert list(record) == ["id", "prompt", "history", "recommendations", "notes"]
+    ends = set()
+    for line, entry in zip(shown[3:], record["recommendations"], strict=True):
+        score = f"{entry['score']:.4f}"
+        assert line.startswith(f"{entry['rank']}  {entry['title']} ") and score in line
+        ends.add(width(line.partition(score)[0] + score))
+        assert set(entry["evidence"][0]) == {"kind", "text", "contribution"}
+    assert len(ends) == 1
+
+
+def test_files_in_and_out(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        '{"id": "a", "history": ["Space", "Crime"], "k": 2}',
+        '{"id": 7, "user": "ann"',
+        '{"instruction": "太空 🚀"}',
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join([*rows, '{"id": "x", "histori": "Space"}']), encoding="utf-8")
+    common = [str(runs["retrieval"]), "--input", str(tmp_path / "in.jsonl"), "--no_evidence", "--k", "3"]
+    with pytest.raises(SystemExit) as exit_:
+        main([*common, "--out", str(tmp_path / "out.jsonl")])
+    assert exit_.value.code == 1
+    assert "2 requests answered, 2 failed" in capsys.readouterr().err
+    a, broken, numbered, unknown = read_jsonl(tmp_path / "out.jsonl")
+    assert a["id"] == "a" and len(a["recommendations"]) == 2
+    assert broken["id"] is None and "in.jsonl, line 2: no valid JSON" in broken["error"]
+    assert numbered["id"] == 3 and len(numbered["recommendations"]) == 3
+    assert unknown["id"] == "x" and 'Did you mean "history"' in unknown["error"]
+    with pytest.raises(ValueError, match="exists already"):
+        main([*common, "--out", str(tmp_path / "out.jsonl")])
+
+    table = 'id,user,history,where,k\n1,ann,,,2\n2,,"Space; Old Love","genre=war; year>1991",\n'
+    (tmp_path / "in.csv").write_text(table, encoding="utf-8")
+    main([str(runs["retrieval"]), "--input", str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv")])
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [(row["id"], row["rank"]) for row in written] == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
+    assert {row["item"] for row in written[2:]} == {"i6", "i11"} and written[0]["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("id,title\n1,Space\n", "unknown column 'title'"),
+        ("id,usr\n1,ann\n", 'Did you mean "user"'),
+        ("id,k\n1,2\n", "has the columns id, k; a request needs one of user, history, instruction"),
+    ],
+)
+def test_a_table_without_requests_is_refused(table: str, message: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text(table, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        main([str(runs["retrieval"]), "--input", str(tmp_path / "in.csv")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "x.jsonl", "--user", "ann"], "--user has no place beside it"),
+        (["--out", "x.jsonl", "--user", "ann"], "--out is for the answers to --input"),
+        (["--input", "in.jsonl", "--out", "x.txt"], "written as .jsonl .* or .csv"),
+        (["--input", "nowhere.jsonl"], "no such file"),
+        (["--histroy", "x"], "histroy"),
+        ([], "nothing to go by"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments: list[str], message: str, runs: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=message):
+        main([str(runs["retrieval"]), *arguments])
+
+
+def test_other_folders_are_refused(network: Path, tmp_path: Path, runs: dict[str, Path], catalogue: Path) -> None:
+    with pytest.raises(ValueError, match="is not a run directory"):
+        main([str(tmp_path), "--instruction", "x"])
+    run = tmp_path / "classifier"
+    run.mkdir()
+    write_settings(tiny_run("classification", network, tmp_path), run / "config.yaml")
+    with pytest.raises(ValueError, match="the task classification, which ranks no catalogue"):
+        main([str(run), "--instruction", "x"])
+    other = tmp_path / "other"
+    other.mkdir()
+    Catalogue.load(catalogue).take(range(ITEMS - 1)).save(other)
+    second = make_run(tmp_path / "second", RerankerConfig(catalogue=str(other), protocols=["uni9"]), network)
+    with pytest.raises(ValueError, match="ranks another catalogue"):
+        Recommender(runs["retrieval"], rerank=second)
+
+
+def test_a_person_is_asked_on_a_terminal(runs: dict[str, Path], monkeypatch: Any, capsys: Any) -> None:
+    class Terminal:
+        def __init__(self, lines: list[str]):
+            self.lines = lines
+
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self) -> str:
+            return self.lines.pop(0)
+
+    monkeypatch.setattr("sys.stdin", Terminal(["9\n", "what?\n", "2\n"]))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    main([str(runs["retrieval"]), "--history", "War", "--k", "1", "--format", "json", "--no_evidence"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["history"] == ["War (1998)"]
+    assert '"War" could be:\n  1  War (1991) [id:i1]\n  2  War (1998) [id:i8]\n  0  none of these' in err
+
+
+def test_the_wording_follows_the_prepared_folder(tmp_path: Path, catalogue: Path) -> None:
+    items = Catalogue.load(catalogue)
+    settings = {"noun": "film", "preferences": ["implicit"], "titles_in_prompt": 3}
+    write_json(tmp_path / "card.json", {"settings": settings})
+    wording = wording_of(tmp_path)
+    assert wording.titles == 3 and wording.always_told
+    assert wording.prompt(items, [2], "") == "I have recently watched Space (1992). What should I watch next?"
+    assert wording.prompt(items, [], "") == "Which film comes next for this person?"
+    assert wording.prompt(items, [], "a thriller") == "a thriller"
+    assert "Wanted: any war film? Which" in wording.prompt(items, [2], "any war film?")
+    write_json(tmp_path / "card.json", {"settings": settings | {"preferences": ["none"]}})
+    assert not wording_of(tmp_path).always_told
