@@ -12,32 +12,23 @@ is left out. `id:...` names an item by its id wherever a title can stand.
 
 import argparse
 import json
-import logging
-import shutil
 import sys
-import tempfile
-import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from instructrec_jax import assemble, assemble_data
-from instructrec_jax.config import Config, main_guard, parse
+from instructrec_jax.assemble_ranker import Ranker, run_settings
+from instructrec_jax.config import Config, main_guard
 from instructrec_jax.data.example import Example, check_example
-from instructrec_jax.distributed.mesh import make_mesh
-from instructrec_jax.evaluation.predictor import predictor
-from instructrec_jax.files import read_json
-from instructrec_jax.recommendation.asking import wording_of
 from instructrec_jax.recommendation.catalogue import Splits, has_splits
-from instructrec_jax.recommendation.evidence import Part, contributions, line, strongest, without_word, words_of
+from instructrec_jax.recommendation.evidence import Part, contributions, strongest, without_word, words_of
 from instructrec_jax.recommendation.filters import matching
-from instructrec_jax.recommendation.item_vectors import item_vectors
-from instructrec_jax.recommendation.new_items import with_new_items
 from instructrec_jax.recommendation.requests import (
     Answer,
     Recommendation,
@@ -47,132 +38,14 @@ from instructrec_jax.recommendation.requests import (
     split_titles,
     write_answers,
 )
+from instructrec_jax.recommendation.terminal import ask_person, table
 from instructrec_jax.recommendation.titles import Ask, Titles, resolve
 from instructrec_jax.recommendation.two_stage import retrieve
-from instructrec_jax.tasks.base import Encoded, Predict
-from instructrec_jax.tasks.ranking import RankingConfig, RankingTask
-from instructrec_jax.training.checkpoint import Checkpoints
-
-logger = logging.getLogger(__name__)
+from instructrec_jax.tasks.base import Encoded
 
 REQUESTS = 64  # that are scored at a time
 MOST_CANDIDATES = 1000  # that a run is asked to score which cannot rank a whole catalogue cheaply
 MOST_PARTS = 50  # items of a history that evidence looks at: the last
-
-
-# ---------------------------------------------------------------- a run
-
-
-class Ranker:
-    """A run directory whose task ranks a catalogue, opened to score items.
-
-    Args:
-      settings: those of the run, changed; None: as they are.
-      items: file with further items (see `new_items`).
-    """
-
-    def __init__(
-        self, run: Path, settings: Config | None = None, *, step: int | None = None, items: Path | None = None
-    ):
-        if not (run / "config.yaml").is_file():
-            raise ValueError(f"{run} is not a run directory: it has no config.yaml.")
-        config = settings or run_settings(run, [])
-        if not isinstance(config.task, RankingConfig):
-            kind = config.task.get_choice_name(type(config.task))
-            raise ValueError(
-                f"{run} was trained for the task {kind}, which ranks no catalogue, so it cannot recommend."
-            )
-        self.folder = config.task.catalogue
-        self.task = self._open_task(config, run / "backbone", items)
-        mesh = make_mesh(config.mesh)
-        model = assemble.restored_model(config, self.task, run, mesh, step)
-        predict = predictor(self.task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
-        self.predict = with_known_items(predict, self.task, run / "item_vectors", weights_of(run, config, step))
-        self.catalogue = self.task.catalogue
-        self.wording = wording_of(self.folder)
-
-    def _open_task(self, config: Config, backbone: Path, items: Path | None) -> RankingTask:
-        task: Any = assemble.open_task(config, backbone)
-        if items is None:
-            return task
-        if not getattr(config.task, "text", True):
-            raise ValueError("this run knows items by their numbers alone (task.text false), so none can join them.")
-        old = task.catalogue
-        with tempfile.TemporaryDirectory() as joined:  # a task reads its catalogue from a folder
-            with_new_items(old, items).save(joined)
-            if has_splits(self.folder):
-                shutil.copytree(Path(self.folder) / "splits", Path(joined) / "splits")
-            settings: Any = replace(task.config, catalogue=joined)
-            data = replace(config.data, prepare=None)
-            task = assemble.open_task(replace(config, task=settings, data=data), backbone)
-        task.new_items = len(task.catalogue) - len(old)
-        return task
-
-    @property
-    def tells_history(self) -> bool:
-        """Whether the history has to stand in the instruction's words."""
-        return not self.task.reads_history or self.wording.always_told
-
-    def encode(self, example: Example, name: str) -> Encoded:
-        found = self.task.encode([example])
-        if not found:
-            raise ValueError(f"{name} is longer than data.max_length, and data.truncate is drop.")
-        return found[0]
-
-    def unread(self, text: str) -> list[str]:
-        """Words that are nothing but unknown tokens to the model, which cannot tell one from another."""
-        tokenizer, words = self.task.context.tokenizer, words_of(text)
-        if tokenizer.unk_token_id is None or not words:
-            return []
-        found = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
-        return [word for word, ids in zip(words, found, strict=True) if set(ids) <= {tokenizer.unk_token_id}]
-
-    def score(self, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
-        return self.task.score_candidates(self.predict, encoded, candidates)
-
-
-def run_settings(run: Path, overrides: list[str]) -> Config:
-    """The settings of a run directory, with some of them changed; its mesh fits this machine."""
-    config: Config = parse(Config, overrides, default=run / "config.yaml")
-    if any(arg.startswith("--mesh") for arg in overrides):
-        return config
-    return replace(config, mesh=assemble.fitting_mesh(config.mesh))
-
-
-def weights_of(run: Path, config: Config, step: int | None) -> dict[str, Any]:
-    """What tells a run's weights from any others: plain JSON for the name of a file with vectors."""
-    checkpoints = Checkpoints(run)
-    chosen = checkpoints.best_step() if step is None else step
-    checkpoints.close()
-    folder = run / "checkpoints" / str(chosen)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    frozen = run / "backbone" / "weights.json"
-    return {
-        "checkpoint": [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
-        "frozen": read_json(frozen)["fingerprint"] if frozen.is_file() else None,
-        "dtype": str(np.dtype(assemble.compute_dtype(config))),
-        "quantize": config.backbone.quantize,
-        "pooling": getattr(config.task, "pooling", None),
-    }
-
-
-def with_known_items(predict: Predict, task: RankingTask, folder: Path, weights: dict[str, Any]) -> Predict:
-    """The same, but vectors of the items' texts are computed once and kept in `folder`."""
-    known: list[np.ndarray] = []
-
-    def remembered(texts: Any, *, given: Any = None, **arrays: Any) -> Any:
-        own: Any = vars(task).get("item_texts")  # made when a task first asks for them
-        if given or arrays or texts is not own:
-            return predict(texts, given=given, **arrays)
-        if not known:
-            try:
-                known.append(item_vectors(predict, texts, weights | {"items": task.catalogue.fingerprint()}, folder))
-            except OSError as error:  # someone else's run, say
-                logger.warning("the item vectors are not kept for the next time: %s", error)
-                known.append(np.stack(predict(texts)))
-        return known[0]
-
-    return remembered
 
 
 # ---------------------------------------------------------------- recommendations
@@ -180,11 +53,12 @@ def with_known_items(predict: Predict, task: RankingTask, folder: Path, weights:
 
 @dataclass(frozen=True)
 class Understood:
-    """A request with its words looked up: item numbers, and the examples that the models read."""
+    """A request with its words looked up."""
 
     request: Request
     answer: Answer
     history: list[int]
+    """item numbers, oldest first"""
     allowed: np.ndarray
     """bool [items]"""
     k: int
@@ -255,7 +129,8 @@ class Recommender:
           ask: asks a person about ambiguous titles; None: they are errors.
         """
         answers = []
-        for start in range(0, len(requests), REQUESTS):
+        blocks = range(0, len(requests), REQUESTS)
+        for start in tqdm(blocks, disable=None if len(blocks) > 1 else True):
             understood: list[Understood] = []
             for request in requests[start : start + REQUESTS]:
                 answer = Answer(id=request.id, user=request.user)
@@ -322,14 +197,15 @@ class Recommender:
         asked: list[Understood] = []
         for each in understood:
             try:
-                whole = [self._encode(r, each, each.history, each.request.instruction) for r in (self.first, last)]
+                first = self._whole(self.first, each)
+                final = first if self.second is None else self._whole(self.second, each)
             except ValueError as error:
                 each.answer.error = str(error)
                 continue
-            each.answer.prompt = whole[1].example.instruction
+            each.answer.prompt = final.example.instruction
             if unread := last.unread(each.request.instruction):
                 each.answer.notes.append(f"the model's tokenizer has no tokens for {', '.join(unread)}.")
-            encoded.append((whole[0], whole[1]))
+            encoded.append((first, final))
             asked.append(each)
         found = self._rank([e[0] for e in encoded], [e[1] for e in encoded], asked)
         kept = [(each, e[1], items) for each, e, items in zip(asked, encoded, found, strict=True) if len(items[0])]
@@ -340,20 +216,23 @@ class Recommender:
                 for rank, (item, score, reason) in enumerate(zip(items, scores, reasons, strict=True), 1)
             ]
 
-    def _encode(self, ranker: Ranker, each: Understood, history: Sequence[int], wish: str) -> Encoded:
-        told = history[-ranker.wording.titles :] if ranker.tells_history else []
-        return self._encode_told(ranker, each, history, told, wish)
+    def _whole(self, ranker: Ranker, each: Understood) -> Encoded:
+        told = each.history[-ranker.wording.titles :] if ranker.tells_history else []
+        encoded, cut = self._encode(ranker, each, each.history, told, each.request.instruction)
+        each.answer.notes += cut
+        return encoded
 
-    def _encode_told(
+    def _encode(
         self, ranker: Ranker, each: Understood, history: Sequence[int], told: Sequence[int], wish: str
-    ) -> Encoded:
+    ) -> tuple[Encoded, list[str]]:
+        """A request in words with a history (item numbers) of which some items are told in the words."""
         name = "request" if each.request.id is None else f"request {each.request.id}"
         prompt = ranker.wording.prompt(self.catalogue, told, wish.strip())
         # Tasks encode examples that have an answer; what is scored does not look at it, so any item will do.
         placeholder = self.catalogue.ids[0]
         ids = tuple(self.catalogue.ids[item] for item in history)
         example = check_example(Example(instruction=prompt, output=placeholder, history=ids, id=name))
-        return ranker.encode(example, name)
+        return ranker.encode(example)
 
     def _rank(
         self, first: list[Encoded], last: list[Encoded], asked: list[Understood]
@@ -409,7 +288,11 @@ class Recommender:
         items = np.stack([found[np.minimum(np.arange(size), len(found) - 1)] for _, _, (found, _) in kept])
         parts, variants = [], []
         for each, _, _ in kept:
-            made = list(self._variants(ranker, each))
+            try:
+                made = list(self._variants(ranker, each))
+            except ValueError as error:
+                each.answer.notes.append(f"there is no evidence: {error}")
+                made = []
             parts.append([part for part, _ in made])
             variants.append([variant for _, variant in made])
         values = contributions(ranker.score, [whole for _, whole, _ in kept], variants, items)
@@ -425,53 +308,19 @@ class Recommender:
         looked_at = (history if ranker.task.reads_history else told)[-MOST_PARTS:]
         for item in dict.fromkeys(looked_at):
             rest = [[other for other in items if other != item] for items in (history, told)]
-            yield Part("history", self.catalogue.name(item)), self._encode_told(ranker, each, rest[0], rest[1], wish)
+            yield Part("history", self.catalogue.name(item)), self._encode(ranker, each, rest[0], rest[1], wish)[0]
         for word in words_of(wish):
-            yield Part("word", word), self._encode_told(ranker, each, history, told, without_word(wish, word))
+            yield Part("word", word), self._encode(ranker, each, history, told, without_word(wish, word))[0]
 
 
 def recommend(run: str | Path, requests: Sequence[Request], k: int = 10, **options: Any) -> list[Answer]:
     """Answers requests with a run directory; see `Recommender`, which opens it only once, for the options."""
-    opening = {
-        name: options.pop(name) for name in ("rerank", "retrieve", "items", "settings", "step") if name in options
-    }
+    names = {"rerank", "retrieve", "items", "settings", "step"} & set(options)
+    opening = {name: options.pop(name) for name in names}
     return Recommender(run, **opening).recommend(requests, k, **options)
 
 
 # ---------------------------------------------------------------- the command line
-
-
-def table(answer: Answer) -> str:
-    """What a person reads of an answer."""
-    lines = [f"prompt: {answer.prompt}", *(f"note: {note}" for note in answer.notes), ""]
-    header = ("", "title", "score", "evidence")
-    rows = [(str(r.rank), r.title, f"{r.score:.4f}", line(r.evidence)) for r in answer.recommendations]
-    widths = [max(width(row[column]) for row in (header, *rows)) for column in range(3)]
-    for row in (header, *rows):
-        rank, title, score = (" " * (w - width(cell)) for cell, w in zip(row, widths, strict=False))
-        lines.append(f"{rank}{row[0]}  {row[1]}{title}  {score}{row[2]}  {row[3]}".rstrip())
-    return "\n".join(lines)
-
-
-def width(text: str) -> int:
-    """Columns that a text takes on a terminal."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
-
-
-def ask_person(question: str, choices: Sequence[str]) -> int | None:
-    """Asks on the terminal; None: none of the choices."""
-    print(f"{question}:", file=sys.stderr)
-    for number, choice in enumerate(choices, 1):
-        print(f"  {number}  {choice}", file=sys.stderr)
-    print("  0  none of these", file=sys.stderr)
-    while True:
-        print("number: ", end="", file=sys.stderr, flush=True)
-        answer = sys.stdin.readline()
-        if not answer:
-            return None
-        if answer.strip().isdecimal() and int(answer) <= len(choices):
-            return int(answer) - 1 if int(answer) else None
 
 
 def main(args: list[str]) -> None:
@@ -553,9 +402,6 @@ def main(args: list[str]) -> None:
         )
     )
     answers = [request if isinstance(request, Answer) else next(answered) for request in requests]
-    for ranker in filter(None, (model.first, model.second)):
-        for what, count in ranker.task.context.counts.items():
-            print(f"note: {what}: {count:,}", file=sys.stderr)
     if options.input is None:
         show_one(answers[0], options.format)
         return

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import tiny_config
 from flax import nnx
 from helpers import SUBJECTS
 from tiny_runs import tiny_run, write_settings
+from transformers import BertConfig
 
 from instructrec_jax import assemble, assemble_data, recommend
+from instructrec_jax.assemble_ranker import Ranker, run_settings, weights_of, with_known_items
 from instructrec_jax.backbones.config import BackboneConfig
 from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.backbones.writing import save_pretrained
@@ -22,10 +23,11 @@ from instructrec_jax.data.config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_jsonl, write_json, write_jsonl
-from instructrec_jax.recommend import Ranker, Recommender, Request, main, weights_of, width, with_known_items
+from instructrec_jax.recommend import Recommender, Request, main
 from instructrec_jax.recommendation import evidence
 from instructrec_jax.recommendation.asking import wording_of
 from instructrec_jax.recommendation.catalogue import Catalogue, Splits
+from instructrec_jax.recommendation.terminal import width
 from instructrec_jax.tasks import LanguageModelRankingConfig, RerankerConfig, RetrievalConfig, SequenceConfig
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.state import split_params
@@ -40,7 +42,14 @@ WHOLE = dict(protocols=["full"])
 def network(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT that reads longer texts than the one of other tests."""
     folder = tmp_path_factory.mktemp("network")
-    config = tiny_config(len(tokenizer), max_position_embeddings=192)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        intermediate_size=64,
+        max_position_embeddings=192,
+    )
     save_pretrained(folder, build_backbone(config, rngs=nnx.Rngs(1)), config)
     tokenizer.save_pretrained(folder)
     return folder
@@ -190,6 +199,14 @@ def test_conditions_and_exclusions(model: Recommender) -> None:
     assert none.error == "no item is left to recommend: ask for less with the conditions, or include seen items."
 
 
+def test_what_is_cut_is_told_once(runs: dict[str, Path]) -> None:
+    """The sequence task looks at the last four items."""
+    history = ["Space; Crime; Music; Old Love; New War; Dull"]
+    (answer,) = Recommender(runs["sequence"]).recommend([Request(history=history)], k=2)
+    assert answer.notes == ["items of histories beyond task.history_limit: 2."]
+    assert answer.prompt == "Which item comes next for this person?"
+
+
 def test_a_chinese_wish_gets_chinese_words_and_unread_words_are_told(model: Recommender) -> None:
     (answer,) = model.recommend([Request(history=["Space"], instruction="我想看恐怖片")], k=1)
     assert answer.prompt.startswith("选过的：“Space (1992)”。想要的：我想看恐怖片。")
@@ -261,7 +278,7 @@ def test_item_vectors_are_kept_until_the_run_changes(runs: dict[str, Path], cata
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("computed again")
 
-    config = recommend.run_settings(run, [])
+    config = run_settings(run, [])
     again = with_known_items(refuse, first.task, run / "item_vectors", weights_of(run, config, None))
     assert len(again(first.task.item_texts)) == ITEMS
     (after,) = Recommender(run).recommend([request], k=3)

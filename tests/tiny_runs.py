@@ -38,8 +38,11 @@ def write_examples(path: Path, kind: str, count: int, seed: int) -> Path:
             "regression": float(len(" ".join(words))),
             "masked_lm": None,
             "retrieval": f"item-{SUBJECTS.index(subject)}",
+            "sequence": f"item-{SUBJECTS.index(subject)}",
         }[kind]
-        made.append(Example(instruction=" ".join([*words, subject]), output=output, id=f"{path.stem}-{number}"))
+        history = tuple(f"item-{i}" for i in 5 + rng.permutation(7)[:3]) if kind == "sequence" else ()
+        text = " ".join([*words, subject])
+        made.append(Example(instruction=text, output=output, history=history, id=f"{path.stem}-{number}"))
     write_jsonl(path, [{"output": None} | example.to_record() for example in made])
     return path
 

@@ -8,7 +8,7 @@ not on the block it is scored in, so large sets are scored block by block with `
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -79,15 +79,22 @@ class CoOccurrence:
     """Item-to-item kNN on sequences.
 
     Within a training sequence, an item b that follows a at distance g <= window adds 1/g to the link a → b
-    and `backwards` times that to b → a. A link into b is divided by the square root of b's popularity. The
-    score of an item is the sum of the links into it from the last `depth` items of the history, the n-th
+    and `backwards` times that to b → a. A link into b is divided by the square root of b's popularity, or with
+    `divide_by` "source" (its name is then coKNN-source) of a's, so that popular items stay ahead of rare ones.
+    The score of an item is the sum of the links into it from the last `depth` items of the history, the n-th
     before the last weighted by decay^n. Items that nothing in the history links to come after, by popularity.
     """
 
-    name = "coKNN"
-
-    def __init__(self, window: int = 10, depth: int = 20, decay: float = 0.8, backwards: float = 0.5) -> None:
-        self.window, self.depth, self.decay, self.backwards = window, depth, decay, backwards
+    def __init__(
+        self,
+        window: int = 10,
+        depth: int = 20,
+        decay: float = 0.8,
+        backwards: float = 0.5,
+        divide_by: Literal["target", "source"] = "target",
+    ) -> None:
+        self.window, self.depth, self.decay, self.backwards, self.divide_by = window, depth, decay, backwards, divide_by
+        self.name = "coKNN" if divide_by == "target" else "coKNN-source"
 
     def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
         items, owners = _flatten(sequences, num_items)
@@ -96,7 +103,8 @@ class CoOccurrence:
             links = links + _pairs(items, owners, gap, num_items) / gap
         links = links + self.backwards * links.T
         popularity = _popularity(items, num_items)
-        self.links = (links @ sparse.diags_array(1 / np.sqrt(np.maximum(popularity, 1)))).tocsr()
+        damping = sparse.diags_array(1 / np.sqrt(np.maximum(popularity, 1)))
+        self.links = (links @ damping if self.divide_by == "target" else damping @ links).tocsr()
         self.fallback = 1e-9 * popularity / (popularity.max(initial=0) + 1)  # far below any link
         return self
 

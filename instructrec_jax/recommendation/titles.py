@@ -29,6 +29,7 @@ SHORTEST = 6  # characters of the shorter title, below which one letter makes an
 RESEMBLING = 0.6  # closeness from which on a title is worth suggesting
 LOOKED_AT = 50  # titles that are compared letter by letter, those with most pairs of letters in common
 SUGGESTED = 3
+LISTED = 9  # of several items that a title may mean
 
 _ARTICLES = {"the", "a", "an"}
 _ROMAN = {"ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x"}
@@ -147,12 +148,14 @@ def resolve(
     items, notes, problems = [], [], []
     for words in asked:
         match = titles.find(words)
-        choices = match.items or list(match.suggestions)
+        choices = (match.items or list(match.suggestions))[:LISTED]
         if len(match.items) != 1 and choices and ask is not None:
             question = f'"{words}" could be' if match.items else f'"{words}" is not in the catalogue. Did you mean'
             chosen = ask(question, [describe(titles.catalogue, item) for item in choices])
             match = Match([] if chosen is None else [choices[chosen]], suggestions=match.suggestions)
-        listed = "; ".join(describe(titles.catalogue, item) for item in match.items or match.suggestions)
+        listed = "; ".join(describe(titles.catalogue, item) for item in (match.items or match.suggestions)[:LISTED])
+        if len(match.items) > LISTED:
+            listed += f" and {len(match.items) - LISTED} more"
         if len(match.items) == 1:
             items += match.items
             if match.close:

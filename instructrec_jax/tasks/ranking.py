@@ -252,7 +252,7 @@ class RankingTask(Task):
         sequences: list[np.ndarray] = []
         if self.splits is not None:
             sequences = self.splits.train
-            methods += [Popularity(), Markov(), CoOccurrence(), BPR()]
+            methods += [Popularity(), Markov(), CoOccurrence(), CoOccurrence(divide_by="source"), BPR()]
         methods.append(BM25(self.catalogue.texts))
         return {method.name: method.fit(sequences, len(self.catalogue)) for method in methods}
 

@@ -164,12 +164,13 @@ class SequenceTask(RankingTask):
         return jnp.sum(jax.lax.map(part_loss, (microbatches(rows, parts), keys))), weight
 
     def _total_loss(self, model: Any, batch: Arrays, dropout: DropoutKeys | None, buffers: Arrays) -> jax.Array:
-        places = (batch[name] for name in PLACES)
-        queries = model.head(*places, buffers["item_texts"], buffers["instruction_texts"], dropout)
+        nothing = jnp.zeros((len(self.catalogue), 0))
+        items, instructions = (buffers.get(name, nothing) for name in ("item_texts", "instruction_texts"))
+        queries = model.head(*(batch[name] for name in PLACES), items, instructions, dropout)
         weights, labels = batch["supervised"].astype(jnp.float32), batch["labels"]
         if self.config.softmax == "sampled":
-            return jnp.sum(weights * self._sampled(model, batch, queries, buffers["item_texts"]))
-        table, bias = model.head.item_vectors(buffers["item_texts"])
+            return jnp.sum(weights * self._sampled(model, batch, queries, items))
+        table, bias = model.head.item_vectors(items)
         return linear_cross_entropy(queries, table, labels, weights, bias=bias)
 
     def _sampled(self, model: Any, batch: Arrays, queries: jax.Array, texts: jax.Array) -> jax.Array:
@@ -204,6 +205,8 @@ class SequenceTask(RankingTask):
     # -------------------------------------------------------------- vectors
 
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
+        if not self.config.text:
+            return {}
         return {
             "item_texts": self.text_vectors(predict),
             "instruction_texts": self._instruction_vectors(predict, self.instruction_texts),

@@ -55,8 +55,8 @@ def test_markov_against_loops(sequences, histories):
         assert [int(s) for s in scores[case]] == [w[0] for w in wanted]
 
 
-@pytest.mark.parametrize(("window", "depth"), [(10, 20), (3, 4)])
-def test_co_occurrence_against_loops(sequences, histories, window, depth):
+@pytest.mark.parametrize(("window", "depth", "divide_by"), [(10, 20, "target"), (3, 4, "target"), (10, 20, "source")])
+def test_co_occurrence_against_loops(sequences, histories, window, depth, divide_by):
     popularity = popularity_of(sequences)
     links = np.zeros((ITEMS, ITEMS))
     for s in sequences:
@@ -68,8 +68,10 @@ def test_co_occurrence_against_loops(sequences, histories, window, depth):
     for case, history in enumerate(histories):
         for back, item in enumerate(reversed(history[-depth:].tolist())):
             for other in range(ITEMS):
-                expected[case, other] += 0.8**back * links[item, other] / math.sqrt(popularity[other])
-    scores = CoOccurrence(window=window, depth=depth).fit(sequences, ITEMS).score(histories)
+                divisor = math.sqrt(popularity[other if divide_by == "target" else item])
+                expected[case, other] += 0.8**back * links[item, other] / max(divisor, 1)
+    method = CoOccurrence(window=window, depth=depth, divide_by=divide_by)
+    scores = method.fit(sequences, ITEMS).score(histories)
     np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-8)
 
 

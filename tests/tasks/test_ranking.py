@@ -215,7 +215,7 @@ def test_a_reranker_scores_candidates_alone(context: TaskContext, tmp_path: Path
     assert "100.0% of the cases" in task.score(lambda texts, **_: [], test).report
     # Baselines are ranked among the same candidates.
     rows = task.baselines([], test)
-    assert list(rows) == ["random", "popularity", "Markov-1", "coKNN", "BPR-MF", "BM25"]
+    assert list(rows) == ["random", "popularity", "Markov-1", "coKNN", "coKNN-source", "BPR-MF", "BM25"]
     for row in rows.values():
         assert row.metrics.keys() == scores.metrics.keys() and row.protocol == scores.protocol
     counts = np.bincount(np.concatenate(SEQUENCES), minlength=ITEMS)

@@ -246,7 +246,7 @@ def test_baselines_with_and_without_splits(context: TaskContext, tmp_path: Path)
     task = build(context, tmp_path)
     test = task.encode(cases())
     rows = task.baselines([], test)
-    assert set(rows) == {"random", "popularity", "Markov-1", "coKNN", "BPR-MF", "BM25"}
+    assert set(rows) == {"random", "popularity", "Markov-1", "coKNN", "coKNN-source", "BPR-MF", "BM25"}
     counts = np.bincount(np.concatenate(sequences), minlength=ITEMS)
     for case, e in enumerate(test):  # popularity by hand: the mean gain over the places that ties may give
         others = [i for i in range(ITEMS) if i != e.target.items[0] and i not in e.target.seen]

@@ -1,5 +1,6 @@
 """The sequence task against brute force in float64."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import Setup, examples, task_config
+from tiny_runs import final_parameters, tiny_run
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.recommendation.catalogue import Splits
 from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.train import train
 
 ITEMS = 12
 
@@ -162,3 +165,15 @@ def test_negatives_are_drawn_by_popularity_and_corrected_for_it(context: TaskCon
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str, context: TaskContext, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
         build(context, tmp_path, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"text": False}, {"ids": False}])
+def test_a_run_goes_on_from_its_checkpoint(settings: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
+    """With every kind of item vector: what was remembered of texts is in the checkpoint, or made anew."""
+    changes = {f"task__{name}": value for name, value in settings.items()}
+    config = tiny_run("sequence", checkpoint, tmp_path, evaluation__every=3, checkpoint__every=3, **changes)
+    train(config)
+    whole = final_parameters(config.run_dir, 6)
+    shutil.rmtree(Path(config.run_dir) / "checkpoints" / "6")
+    train(config)
+    jax.tree.map(np.testing.assert_array_equal, final_parameters(config.run_dir, 6), whole)

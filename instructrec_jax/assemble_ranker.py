@@ -1,0 +1,143 @@
+"""From a run directory to something that scores the items of a catalogue for anybody's request."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instructrec_jax import assemble, assemble_data
+from instructrec_jax.config import Config, parse
+from instructrec_jax.data.example import Example
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.files import read_json
+from instructrec_jax.recommendation.asking import wording_of
+from instructrec_jax.recommendation.catalogue import has_splits
+from instructrec_jax.recommendation.evidence import words_of
+from instructrec_jax.recommendation.item_vectors import item_vectors
+from instructrec_jax.recommendation.new_items import with_new_items
+from instructrec_jax.tasks.base import Encoded, Predict
+from instructrec_jax.tasks.ranking import RankingConfig, RankingTask
+from instructrec_jax.training.checkpoint import Checkpoints
+
+logger = logging.getLogger(__name__)
+
+
+class Ranker:
+    """A run directory whose task ranks a catalogue, opened to score items.
+
+    Args:
+      settings: those of the run, changed; None: as they are.
+      items: file with further items (see `new_items`).
+    """
+
+    def __init__(
+        self, run: Path, settings: Config | None = None, *, step: int | None = None, items: Path | None = None
+    ):
+        if not (run / "config.yaml").is_file():
+            raise ValueError(f"{run} is not a run directory: it has no config.yaml.")
+        config = settings or run_settings(run, [])
+        if not isinstance(config.task, RankingConfig):
+            kind = config.task.get_choice_name(type(config.task))
+            raise ValueError(
+                f"{run} was trained for the task {kind}, which ranks no catalogue, so it cannot recommend."
+            )
+        self.folder = config.task.catalogue
+        self.task = self._open_task(config, run / "backbone", items)
+        mesh = make_mesh(config.mesh)
+        model = assemble.restored_model(config, self.task, run, mesh, step)
+        predict = predictor(self.task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
+        self.predict = with_known_items(predict, self.task, run / "item_vectors", weights_of(run, config, step))
+        self.catalogue = self.task.catalogue
+        self.wording = wording_of(self.folder)
+
+    def _open_task(self, config: Config, backbone: Path, items: Path | None) -> RankingTask:
+        task: Any = assemble.open_task(config, backbone)
+        if items is None:
+            return task
+        if not getattr(config.task, "text", True):
+            raise ValueError("this run knows items by their numbers alone (task.text false), so none can join them.")
+        old = task.catalogue
+        with tempfile.TemporaryDirectory() as joined:  # a task reads its catalogue from a folder
+            with_new_items(old, items).save(joined)
+            if has_splits(self.folder):
+                shutil.copytree(Path(self.folder) / "splits", Path(joined) / "splits")
+            settings: Any = replace(task.config, catalogue=joined)
+            data = replace(config.data, prepare=None)
+            task = assemble.open_task(replace(config, task=settings, data=data), backbone)
+        task.new_items = len(task.catalogue) - len(old)
+        return task
+
+    @property
+    def tells_history(self) -> bool:
+        """Whether the history has to stand in the instruction's words."""
+        return not self.task.reads_history or self.wording.always_told
+
+    def encode(self, example: Example) -> tuple[Encoded, list[str]]:
+        """The example as the task reads it, and what of it had to be cut."""
+        before = dict(self.task.context.counts)
+        found = self.task.encode([example])
+        if not found:
+            raise ValueError(f"{example.id} is longer than data.max_length, and data.truncate is drop.")
+        counts = {what: n - before.get(what, 0) for what, n in self.task.context.counts.items()}
+        return found[0], [f"{what}: {n}." for what, n in counts.items() if n]
+
+    def unread(self, text: str) -> list[str]:
+        """Words that are nothing but unknown tokens to the model, which cannot tell one from another."""
+        tokenizer, words = self.task.context.tokenizer, words_of(text)
+        if tokenizer.unk_token_id is None or not words:
+            return []
+        found = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
+        return [word for word, ids in zip(words, found, strict=True) if set(ids) <= {tokenizer.unk_token_id}]
+
+    def score(self, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
+        return self.task.score_candidates(self.predict, encoded, candidates)
+
+
+def run_settings(run: Path, overrides: list[str]) -> Config:
+    """The settings of a run directory, with some of them changed; its mesh fits this machine."""
+    config: Config = parse(Config, overrides, default=run / "config.yaml")
+    if any(arg.startswith("--mesh") for arg in overrides):
+        return config
+    return replace(config, mesh=assemble.fitting_mesh(config.mesh))
+
+
+def weights_of(run: Path, config: Config, step: int | None) -> dict[str, Any]:
+    """What tells a run's weights from any others: plain JSON for the name of a file with vectors."""
+    checkpoints = Checkpoints(run)
+    chosen = checkpoints.best_step() if step is None else step
+    checkpoints.close()
+    folder = run / "checkpoints" / str(chosen)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    frozen = run / "backbone" / "weights.json"
+    return {
+        "checkpoint": [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+        "frozen": read_json(frozen)["fingerprint"] if frozen.is_file() else None,
+        "dtype": str(np.dtype(assemble.compute_dtype(config))),
+        "quantize": config.backbone.quantize,
+        "pooling": getattr(config.task, "pooling", None),
+    }
+
+
+def with_known_items(predict: Predict, task: RankingTask, folder: Path, weights: dict[str, Any]) -> Predict:
+    """The same, but vectors of the items' texts are computed once and kept in `folder`."""
+    known: list[np.ndarray] = []
+
+    def remembered(texts: Any, *, given: Any = None, **arrays: Any) -> Any:
+        own: Any = vars(task).get("item_texts")  # made when a task first asks for them
+        if given or arrays or texts is not own:
+            return predict(texts, given=given, **arrays)
+        if not known:
+            try:
+                known.append(item_vectors(predict, texts, weights | {"items": task.catalogue.fingerprint()}, folder))
+            except OSError as error:  # someone else's run, say
+                logger.warning("the item vectors are not kept for the next time: %s", error)
+                known.append(np.stack(predict(texts)))
+        return known[0]
+
+    return remembered
