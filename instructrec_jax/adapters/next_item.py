@@ -40,8 +40,9 @@ class NextItemSpec:
 class NextItemHead(nnx.Module):
     """Sequences of places: first the instruction, then the items of a history, oldest first.
 
-    An item's vector is W t + e with its text's vector t and its own e, each where the spec has it. The same vectors
-    come in and are scored against: score of item i = q · vector_i / sqrt(hidden_size) + bias_i.
+    An item's vector is W t / sqrt(hidden_size) + e with its text's vector t and its own e, each where the spec has it.
+    The same vectors come in, times sqrt(hidden_size), and are scored against: score of item i = q · vector_i + bias_i.
+    So e is small beside what comes in, and the steps of Adam move it as fast as scores need (Vaswani et al., 2017).
     """
 
     def __init__(self, spec: NextItemSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
@@ -60,7 +61,7 @@ class NextItemHead(nnx.Module):
         self.item_projection = from_text(0.5) if spec.text_size else None
         self.instruction_projection = from_text(0.02) if spec.text_size else None
         # Beside texts, what an item has of its own begins near zero: it is a residual.
-        own = normal(0.02 if spec.text_size else 0.1)
+        own = normal(0.002 if spec.text_size else 0.02)
         self.items = Embedding(spec.num_items, width, init=own, dtype=dtype, rngs=rngs) if spec.ids else None
         self.bias = nnx.Param(jnp.zeros((spec.num_items,), jnp.float32), axes=("vocab",)) if spec.ids else None
         self.positions = Embedding(
@@ -102,7 +103,7 @@ class NextItemHead(nnx.Module):
         """
         vectors: Any = 0
         if self.item_projection is not None:
-            vectors = self.item_projection(texts if numbers is None else texts[numbers])
+            vectors = self.item_projection(texts if numbers is None else texts[numbers]) * self.spec.hidden_size**-0.5
         if self.items is None or self.bias is None:
             return vectors, None
         if numbers is None:
@@ -134,7 +135,7 @@ class NextItemHead(nnx.Module):
             prefix = self.instruction_projection(instruction_texts[jnp.where(first, tokens, 0)])
         else:
             prefix = jnp.zeros_like(x)
-        x = jnp.where(first[..., None], prefix, x) + self.positions(positions)
+        x = jnp.where(first[..., None], prefix, x * self.spec.hidden_size**0.5) + self.positions(positions)
         x = dropout(x, self.spec.dropout, None if keys is None else keys.fold(0))
         x, _ = run_layers(self.layers, x, segment_ids, positions, {}, self.spec.max_length, keys, None)
-        return self.final_norm(x) * self.spec.hidden_size**-0.5
+        return self.final_norm(x)

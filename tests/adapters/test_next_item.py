@@ -37,7 +37,7 @@ def numpy_queries(head: NextItemHead, first: np.ndarray, items: list[int], texts
         x[0] = first @ f["instruction_projection/kernel"]
         x[1:] += texts[items].astype(np.float64) @ f["item_projection/kernel"]
     if head.items is not None:
-        x[1:] += f["items/table"][items]
+        x[1:] += np.sqrt(WIDTH) * f["items/table"][items]
     x = x + f["positions/table"][: len(x)]
     block = "layers/block0/"
     for layer in range(2):
@@ -54,7 +54,7 @@ def numpy_queries(head: NextItemHead, first: np.ndarray, items: list[int], texts
         y = norm(x, p["mlp_norm/scale"], p["mlp_norm/bias"]) @ p["mlp_in/kernel"] + p["mlp_in/bias"]
         y = 0.5 * y * (1 + erf(y / np.sqrt(2)))
         x = x + y @ p["mlp_out/kernel"] + p["mlp_out/bias"]
-    return norm(x, f["final_norm/scale"], f["final_norm/bias"]) / np.sqrt(WIDTH)
+    return norm(x, f["final_norm/scale"], f["final_norm/bias"])
 
 
 @pytest.mark.parametrize(("text", "ids"), [(True, True), (True, False), (False, True)])
@@ -81,7 +81,7 @@ def test_an_item_beyond_the_known_ones_is_its_text_alone() -> None:
     head = make()
     texts = vectors(ITEMS + 1)
     (vector, bias), (known, known_bias) = (head.item_vectors(texts, jnp.array([n])) for n in (ITEMS, 4))
-    kernel = np.asarray(head.item_projection.kernel[...])
+    kernel = np.asarray(head.item_projection.kernel[...]) / np.sqrt(WIDTH)
     np.testing.assert_allclose(vector[0], texts[ITEMS] @ kernel, atol=1e-6)
     assert float(bias[0]) == 0
     np.testing.assert_allclose(known[0], texts[4] @ kernel + np.asarray(head.items.table[...])[4], atol=1e-6)
