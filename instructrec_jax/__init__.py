@@ -10,6 +10,8 @@
     model = ir.LanguageModel(run_dir)                      # ... generate: opened once
     model.generate(["Name a river."], ir.GenerationConfig(max_new_tokens=50))
     ir.prepare_data(ir.MovieLensConfig(source="ml-latest-small", out="data/movielens"))  # ... prepare
+    films = ir.Recommender("runs/films")                   # ... recommend: opened once
+    films.recommend([ir.RecommendationRequest(instruction="something scary in space")], k=5)
 
 Names are imported when first asked for, so that `import instructrec_jax` is quick.
 """
@@ -24,6 +26,8 @@ _HOMES = {
     "LanguageModel": "generate:LanguageModel",
     "MovieLensConfig": "recommendation.sources:MovieLensConfig",
     "RecBoleConfig": "recommendation.sources:RecBoleConfig",
+    "RecommendationRequest": "recommendation.requests:Request",
+    "Recommender": "recommend:Recommender",
     "export_run": "export:export",
     "load_config": "config:load",
     "prepare_data": "recommendation.prepare_data:prepare",
