@@ -1,7 +1,6 @@
 """What a HuggingFace folder declares: its config, its family, its task head, its pooling."""
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from transformers import AutoConfig
 
 from instructrec_jax.backbones import bart, bert, distilbert, gemma, gpt2, llama, modernbert, mpnet, roberta, t5
 from instructrec_jax.backbones.family import Family
+from instructrec_jax.backbones.tensors import TensorFiles, has_tensors
+from instructrec_jax.files import read_json
 
 FAMILIES: dict[str, Family] = {
     "bart": bart.FAMILY,
@@ -93,8 +94,6 @@ def read_config(path_or_hub_id: str | os.PathLike[str]) -> Any:
 
 def _is_tied(folder: Path, family: Family, declared: bool) -> bool:
     """Whether the files tie a T5's output table to the word embeddings; without files, whether config.json does."""
-    from instructrec_jax.backbones.tensors import TensorFiles, has_tensors  # they read config files with this module
-
     if not has_tensors(folder):
         return declared
     table = next(rule.name for rule in family.mapping if rule.path == "word_embeddings.table")
@@ -171,13 +170,6 @@ def _pooling_mode(config: Mapping[str, Any], folder: Path) -> str:
             f"of {', '.join(POOLING_MODES.values())}."
         )
     return modes[0]
-
-
-def read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"Cannot read {file}: {error}.") from error
 
 
 def weights_fingerprint(folder: Path) -> str:

@@ -15,8 +15,8 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from instructrec_jax.backbones.family import Rule
-from instructrec_jax.backbones.folder import read_json
 from instructrec_jax.backbones.layers import Axes, Stack
+from instructrec_jax.files import read_json
 
 FILE_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.backbones.folder import read_json
+from instructrec_jax.files import read_json
 
 
 @dataclass(frozen=True)
