@@ -81,7 +81,7 @@ def _fact(name: str, value: Any, kind: Any, where: str) -> Any:
         try:
             return kind(value)
         except ValueError:
-            pass
+            pass  # the error at the end names the fact and the place
     if kind is str and isinstance(value, int | float):
         return str(value)
     if isinstance(value, kind) and (kind is not list or all(isinstance(part, str) for part in value)):

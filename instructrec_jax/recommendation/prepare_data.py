@@ -54,7 +54,7 @@ class PrepareConfig(GrammarConfig):
 
     def read(self, bad: BadLines) -> tuple[Catalogue, Interactions]:
         """The raw data of `source`; lines that cannot be used go to `bad`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no read(): choose one of the formats in sources.py.")
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 A task is one file that defines a config (a choice of `TaskConfig`) and a subclass of `Task`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -173,6 +173,31 @@ class Task:
 def microbatches(batch: Arrays, parts: int) -> Arrays:
     """[rows, ...] -> [parts, rows / parts, ...]. Rows are dealt out in turn, so each device keeps its own."""
     return {name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+
+
+def in_parts(
+    function: Callable[[Any, Arrays, DropoutKeys | None], jax.Array],
+    model: Any,
+    rows: Arrays,
+    dropout: DropoutKeys | None,
+    parts: int,
+) -> jax.Array:
+    """function(model, rows, dropout) -> [rows, ...], worked out in so many parts of the rows.
+
+    For losses that couple the examples of a batch: each part runs again in the backward pass, so that only these
+    results are held of the whole batch.
+    """
+    if parts == 1:
+        return function(model, rows, dropout)
+    graphdef, params = nnx.split(model)
+
+    @jax.checkpoint
+    def one(part: tuple[Arrays, DropoutKeys | None]) -> jax.Array:
+        return function(nnx.merge(graphdef, params), *part)
+
+    keys = None if dropout is None else microbatches({"tokens": dropout.tokens}, parts)["tokens"]
+    found = jax.lax.map(one, (microbatches(rows, parts), None if keys is None else DropoutKeys(keys)))
+    return jnp.moveaxis(found, 0, 1).reshape(-1, *found.shape[2:])
 
 
 def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -> list[Text | None]:

@@ -22,7 +22,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast, render
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, microbatches
+from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, in_parts
 from instructrec_jax.tasks.ranking import RankingConfig, RankingTask
 from instructrec_jax.tasks.retrieval import ROW_ARRAYS
 
@@ -267,18 +267,7 @@ class RerankerTask(RerankingTask):
             each = binary_cross_entropy(scores[..., None], batch["targets"][..., None])
             return jnp.sum(each * batch["weights"]), jnp.sum(batch["weights"])
         rows = {name: batch[name] for name in ROW_ARRAYS}
-        if parts == 1:
-            scores = self._scores_of(model, rows, dropout)
-        else:
-            graphdef, params = nnx.split(model)
-
-            @jax.checkpoint
-            def part_scores(part: tuple[Arrays, DropoutKeys | None]) -> jax.Array:
-                return self._scores_of(nnx.merge(graphdef, params), *part)
-
-            keys = None if dropout is None else microbatches({"tokens": dropout.tokens}, parts)["tokens"]
-            split = (microbatches(rows, parts), None if keys is None else DropoutKeys(keys))
-            scores = jnp.moveaxis(jax.lax.map(part_scores, split), 0, 1)
+        scores = in_parts(self._scores_of, model, rows, dropout, parts)
         logits = jnp.where(batch["present"], scores.reshape(-1)[batch["slots"]], -jnp.inf)
         return jnp.sum(jax.nn.logsumexp(logits, -1) - logits[:, 0]), jnp.float32(len(logits))
 

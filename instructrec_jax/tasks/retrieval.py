@@ -17,7 +17,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.recommendation.catalogue import has_splits
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, microbatches
+from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, in_parts
 from instructrec_jax.tasks.ranking import Pooling, RankingConfig, RankingTask
 
 ROW_ARRAYS = ("tokens", "token_types", "segment_ids", "positions", "text_numbers")
@@ -150,18 +150,7 @@ class RetrievalTask(RankingTask):
         once; "sampled" adds (1 − that) · negatives / (items − distinct wanted ones).
         """
         rows = {name: batch[name] for name in ROW_ARRAYS}
-        if parts == 1:
-            vectors = self._vectors(model, rows, dropout)
-        else:
-            graphdef, params = nnx.split(model)
-
-            @jax.checkpoint
-            def part_vectors(part: tuple[Arrays, DropoutKeys | None]) -> jax.Array:
-                return self._vectors(nnx.merge(graphdef, params), *part)
-
-            keys = None if dropout is None else microbatches({"tokens": dropout.tokens}, parts)["tokens"]
-            split = (microbatches(rows, parts), None if keys is None else DropoutKeys(keys))
-            vectors = jnp.moveaxis(jax.lax.map(part_vectors, split), 0, 1)
+        vectors = in_parts(self._vectors, model, rows, dropout, parts)
         vectors = vectors.reshape(-1, vectors.shape[-1])
         queries, live = vectors[batch["query_slots"]], vectors[batch["candidate_slots"]]
         scale = model.head.scale()

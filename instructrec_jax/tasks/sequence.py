@@ -24,7 +24,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, microbatches, tokenise
+from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, in_parts, tokenise
 from instructrec_jax.tasks.ranking import Pooling, RankingConfig, RankingTask
 
 Supervise = Literal["all", "last"]
@@ -147,41 +147,30 @@ class SequenceTask(RankingTask):
         Sampled: the sum over the catalogue is estimated by the wanted item and the drawn ones, exp(s − log(n q)) each,
         with n draws from the probabilities q (Jean et al., 2015, equation 8; the logQ correction).
         """
-        weight = jnp.sum(batch["supervised"].astype(jnp.float32))
-        if parts == 1:
-            return self._total_loss(model, batch, dropout, buffers), weight
-        # Only a sample gets here with parts: its negatives are the whole batch's, whatever the rows are split into.
-        shared = {name: batch[name] for name in ("negatives", "log_expected")}
-        rows = {name: batch[name] for name in (*PLACES, "labels", "supervised")}
-        graphdef, params = nnx.split(model)
-
-        @jax.checkpoint
-        def part_loss(part: tuple[Arrays, jax.Array | None]) -> jax.Array:
-            keys = None if part[1] is None else DropoutKeys(part[1])
-            return self._total_loss(nnx.merge(graphdef, params), part[0] | shared, keys, buffers)
-
-        keys = None if dropout is None else microbatches({"keys": dropout.tokens}, parts)["keys"]
-        return jnp.sum(jax.lax.map(part_loss, (microbatches(rows, parts), keys))), weight
-
-    def _total_loss(self, model: Any, batch: Arrays, dropout: DropoutKeys | None, buffers: Arrays) -> jax.Array:
         nothing = jnp.zeros((len(self.catalogue), 0))
         items, instructions = (buffers.get(name, nothing) for name in ("item_texts", "instruction_texts"))
-        queries = model.head(*(batch[name] for name in PLACES), items, instructions, dropout)
-        weights, labels = batch["supervised"].astype(jnp.float32), batch["labels"]
-        if self.config.softmax == "sampled":
-            return jnp.sum(weights * self._sampled(model, batch, queries, items))
-        table, bias = model.head.item_vectors(items)
-        return linear_cross_entropy(queries, table, labels, weights, bias=bias)
+        weights = batch["supervised"].astype(jnp.float32)
 
-    def _sampled(self, model: Any, batch: Arrays, queries: jax.Array, texts: jax.Array) -> jax.Array:
-        labels, negatives = batch["labels"], batch["negatives"]
-        vectors, bias = model.head.item_vectors(texts, labels)
-        wanted = jnp.sum(queries * vectors, -1, dtype=jnp.float32) + (0 if bias is None else bias)
-        vectors, bias = model.head.item_vectors(texts, negatives)
-        others = jnp.einsum("rld,nd->rln", queries, vectors, preferred_element_type=jnp.float32)
-        others = others + (0 if bias is None else bias) - batch["log_expected"]
-        others = jnp.where(labels[..., None] == negatives, -jnp.inf, others)
-        return jax.nn.logsumexp(jnp.concatenate([wanted[..., None], others], -1), -1) - wanted
+        def queries(model: Any, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
+            return model.head(*(rows[name] for name in PLACES), items, instructions, keys)
+
+        if self.config.softmax == "full":
+            table, bias = model.head.item_vectors(items)
+            total = linear_cross_entropy(queries(model, batch, dropout), table, batch["labels"], weights, bias=bias)
+            return total, jnp.sum(weights)
+
+        def losses(model: Any, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
+            wanted, bias = model.head.item_vectors(items, rows["labels"])
+            others, others_bias = model.head.item_vectors(items, batch["negatives"])
+            asked = queries(model, rows, keys)
+            score = jnp.sum(asked * wanted, -1, dtype=jnp.float32) + (0 if bias is None else bias)
+            against = jnp.einsum("rld,nd->rln", asked, others, preferred_element_type=jnp.float32)
+            against = against + (0 if others_bias is None else others_bias) - batch["log_expected"]
+            against = jnp.where(rows["labels"][..., None] == batch["negatives"], -jnp.inf, against)
+            return jax.nn.logsumexp(jnp.concatenate([score[..., None], against], -1), -1) - score
+
+        rows = {name: batch[name] for name in (*PLACES, "labels")}
+        return jnp.sum(weights * in_parts(losses, model, rows, dropout, parts)), jnp.sum(weights)
 
     def predict(self, model: Any, batch: Arrays) -> jax.Array:
         """float32 [rows, segments, ...] of what the batch holds.
