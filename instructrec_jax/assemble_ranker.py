@@ -3,12 +3,14 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from instructrec_jax import assemble, assemble_data
 from instructrec_jax.config import Config, parse
@@ -21,8 +23,10 @@ from instructrec_jax.recommendation.catalogue import has_splits
 from instructrec_jax.recommendation.evidence import words_of
 from instructrec_jax.recommendation.item_vectors import item_vectors
 from instructrec_jax.recommendation.new_items import with_new_items
-from instructrec_jax.tasks.base import Encoded, Predict
-from instructrec_jax.tasks.ranking import RankingConfig, RankingTask
+from instructrec_jax.recommendation.topk import ItemIndex
+from instructrec_jax.recommendation.two_stage import hybrid, mask, retrieve
+from instructrec_jax.tasks.base import Encoded, Predict, Task
+from instructrec_jax.tasks.ranking import RankingConfig, RankingTask, products
 from instructrec_jax.training.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -34,7 +38,12 @@ class Ranker:
     Args:
       settings: those of the run, changed; None: as they are.
       items: file with further items (see `new_items`).
+
+    Attributes:
+      hybrid: another scorer (encoded -> float [cases, items]) and its weight in the scores, see `mix_with`.
     """
+
+    hybrid: tuple[Callable[[Sequence[Encoded]], np.ndarray], float] | None = None
 
     def __init__(
         self, run: Path, settings: Config | None = None, *, step: int | None = None, items: Path | None = None
@@ -49,10 +58,8 @@ class Ranker:
             )
         self.folder = config.task.catalogue
         self.task = self._open_task(config, run / "backbone", items)
-        mesh = make_mesh(config.mesh)
-        model = assemble.restored_model(config, self.task, run, mesh, step)
-        predict = predictor(self.task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
-        self.predict = with_known_items(predict, self.task, run / "item_vectors", weights_of(run, config, step))
+        self.mesh = make_mesh(config.mesh)
+        self.predict = predict_of_run(run, config, self.task, self.mesh, step)
         self.catalogue = self.task.catalogue
         self.wording = wording_of(self.folder)
 
@@ -95,8 +102,68 @@ class Ranker:
         found = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
         return [word for word, ids in zip(words, found, strict=True) if set(ids) <= {tokenizer.unk_token_id}]
 
+    def mix_with(self, other: str, weight: float, items: Path | None = None) -> None:
+        """From now on scores are a hybrid with another run, or with a simple method by its name (coKNN ...).
+
+        Args:
+          weight: of the other, as `evaluate --hybrid` found it on validation.
+          items: as of this one.
+        """
+        if not 0 <= weight <= 1:
+            raise ValueError(f"the weight of {other} lies between 0 and 1, but is {weight}.")
+        if not self.task.retrieves:
+            raise ValueError("a hybrid mixes scores of the whole catalogue, which this run does not give.")
+        if Path(other).is_dir():
+            second = Ranker(Path(other), items=items)
+            if second.catalogue.ids != self.catalogue.ids or not second.task.retrieves:
+                raise ValueError(f"{other} does not rank the items of {self.folder}, so there is no hybrid.")
+            self.hybrid = lambda encoded: second._every([second.encode(e.example)[0] for e in encoded]), weight
+        else:
+            self.task.simple_scores(other, [])  # an unknown name is an error now
+            self.hybrid = lambda encoded: self.task.simple_scores(other, encoded)(slice(0, len(encoded))), weight
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """float32 [items, size]"""
+        return self.task.item_vectors(self.predict)
+
+    @cached_property
+    def index(self) -> ItemIndex:
+        return ItemIndex(self.vectors, mesh=self.mesh)
+
+    def _every(self, encoded: Sequence[Encoded], seen: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """Scores of the whole catalogue, float [cases, items]; −inf for what is `seen`."""
+        if self.task.has_vectors:
+            own = self.task.query_vectors(self.predict, encoded) @ self.vectors.T
+        else:
+            own = self.task.score_items(self.predict, encoded)(slice(0, len(encoded)))
+        own = mask(own, seen)
+        return own if self.hybrid is None else hybrid(own, self.hybrid[0](encoded), self.hybrid[1])
+
     def score(self, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
+        """Scores of given items, float [cases, k] for item numbers int [cases, k]."""
+        if self.hybrid is not None:
+            return np.take_along_axis(self._every(encoded), candidates, axis=1)
+        if self.task.has_vectors:
+            return products(self.task.query_vectors(self.predict, encoded), self.vectors, candidates)
         return self.task.score_candidates(self.predict, encoded, candidates)
+
+    def best(self, encoded: Sequence[Encoded], k: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of the allowed items, best first, and their scores: int and float64 [cases, k].
+
+        Args:
+          allowed: bool [cases, items]. Where fewer than k are, the rest has the score −inf.
+        """
+        if self.hybrid is None and self.task.has_vectors:
+            hidden = [np.flatnonzero(~row) for row in allowed]
+            queries = self.task.query_vectors(self.predict, encoded)
+            items, scores = self.index.search(queries, min(k, len(self.catalogue)), exclude=hidden)
+            return np.maximum(items, 0), scores.astype(np.float64)
+        # A hybrid is standardised over what competes, as `evaluate` does it: without the history's own items.
+        seen = [e.target.history[~row[e.target.history]] for e, row in zip(encoded, allowed, strict=True)]
+        scores = np.where(allowed, self._every(encoded, seen), -np.inf)
+        items = retrieve(scores, k)
+        return items, np.take_along_axis(scores, items, 1)
 
 
 def run_settings(run: Path, overrides: list[str]) -> Config:
@@ -105,6 +172,15 @@ def run_settings(run: Path, overrides: list[str]) -> Config:
     if any(arg.startswith("--mesh") for arg in overrides):
         return config
     return replace(config, mesh=assemble.fitting_mesh(config.mesh))
+
+
+def predict_of_run(run: Path, config: Config, task: Task, mesh: Mesh, step: int | None = None) -> Predict:
+    """The predictor of a run's checkpoint (None: the best); of a ranking task it computes its items' vectors once."""
+    model = assemble.restored_model(config, task, run, mesh, step)
+    predict = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
+    if not isinstance(task, RankingTask):
+        return predict
+    return with_known_items(predict, task, run / "item_vectors", weights_of(run, config, step))
 
 
 def weights_of(run: Path, config: Config, step: int | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     evaluate HF_FOLDER --config_path X    a HuggingFace folder as it is, on the task and data of X
     evaluate RUN --beside RUN2 RUN3       other runs, on the same cases
     evaluate RUN --hybrid RUN2 coKNN      weighted sums with other rankers; the weights are tuned on data.validation
+    evaluate RUN --rerank RUN2            two stages: RUN2 ranks the --retrieve best of RUN anew, alone and mixed
 
 Any setting can be overridden as in train: `--data.test '[{path: other.jsonl}]'`.
 """
@@ -12,16 +13,18 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from instructrec_jax import assemble, assemble_data
+from instructrec_jax.assemble_ranker import predict_of_run
 from instructrec_jax.config import DEFAULT, Config, main_guard, parse
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, contend, segments
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.evaluation.results import show_results
-from instructrec_jax.recommendation.two_stage import hybrid, mask, tune_weight
+from instructrec_jax.recommendation.two_stage import BLOCK, hybrid, mask, retrieve, tune_weight, two_stage
 from instructrec_jax.tasks.base import Encoded, Predict, Task
 from instructrec_jax.tasks.ranking import RankingTask
 
@@ -36,6 +39,8 @@ def evaluate(
     baselines: bool = True,
     beside: Sequence[Path] = (),
     hybrids: Sequence[str] = (),
+    rerankers: Sequence[Path] = (),
+    retrieved: int = 100,
 ) -> None:
     """Scores a run directory or a HuggingFace folder; writes evaluation.json and predictions.jsonl into `out`.
 
@@ -45,6 +50,7 @@ def evaluate(
       baselines: also score simple methods on the same cases (they need data.train).
       beside: other runs, whose best checkpoints are scored on the same cases, each as its own task reads them.
       hybrids: runs, or names of simple methods, each of which is mixed with this model into one more row.
+      rerankers: runs that rank anew the `retrieved` best items of this model, each one more row.
     """
     is_run = (path / "config.yaml").is_file()
     folder = path / "backbone" if is_run else assemble.backbone_folder(str(path))
@@ -59,20 +65,21 @@ def evaluate(
             f"Set --data.{split}, or --split {other}."
         )
     if is_run:
-        name, model = "tuned", assemble.restored_model(config, task, path, mesh, step)
+        name, predict = "tuned", predict_of_run(path, config, task, mesh, step)
     else:
-        name, model = "untuned", assemble.load_model(config, task, folder, mesh)
-    predict = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
+        model = assemble.load_model(config, task, folder, mesh)
+        name, predict = "untuned", predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
     groups = segments(cases, config.evaluation.segment_by)
     contenders = [contend(name, task, predict, groups)]
     for run in beside:
         contenders.append(contend(run.name, *open_run_on(run, groups)))
-    if hybrids:
+    if hybrids or rerankers:
         validation = assemble_data.evaluation_data(config, task, config.data.validation)
         if not validation:
-            raise ValueError("a hybrid's weight is tuned on validation cases, but data.validation lists no sources.")
+            raise ValueError("weights are tuned on validation cases, but data.validation lists no sources.")
         validation = validation[: config.evaluation.max_examples]
         contenders += [hybrid_contender(other, task, predict, validation, groups) for other in hybrids]
+        contenders += [two_stage_contender(run, retrieved, task, predict, validation, groups) for run in rerankers]
     if baselines and config.data.train:
         train_set = assemble_data.evaluation_data(config, task, config.data.train)
         contenders += baseline_contenders(task, train_set, groups)
@@ -87,8 +94,7 @@ ScoreBlock = Callable[[slice], np.ndarray]
 def open_run_on(run: Path, groups: Groups) -> tuple[Task, Predict, Groups]:
     """Another run's task and model, and the same cases as its task reads them."""
     config, task, mesh = assemble.open_run(run)
-    model = assemble.restored_model(config, task, run, mesh)
-    predict = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
+    predict = predict_of_run(run, config, task, mesh)
     same = {name: task.encode([e.example for e in cases]) for name, cases in groups.items()}
     if [len(cases) for cases in same.values()] != [len(cases) for cases in groups.values()]:
         raise ValueError(f"{run} drops some of the cases for their length, so it cannot be compared on them.")
@@ -124,6 +130,48 @@ def hybrid_contender(other: str, task: Task, predict: Predict, validation: list[
     return Contender(f"hybrid with {Path(other).name} (weight {weight:.2f})", scores)
 
 
+def two_stage_contender(
+    run: Path, k: int, task: Task, predict: Predict, validation: list[Encoded], groups: Groups
+) -> Contender:
+    """The model retrieves k items, another run ranks them anew: by a mix of both scores, tuned on validation."""
+    if not isinstance(task, RankingTask) or not task.retrieves:
+        raise ValueError("--rerank has a run rank anew what this one retrieves, but this one ranks no whole catalogue.")
+    every = {"validation": validation} | {f"test {name}": cases for name, cases in groups.items()}
+    second, second_predict, same = open_run_on(run, every)
+    if not isinstance(second, RankingTask) or second.catalogue.ids != task.catalogue.ids:
+        raise ValueError(f"{run} does not rank the items of {task.config.catalogue}: train both on the same folder.")
+
+    def stages(name: str) -> tuple[ScoreBlock, Callable[[slice, np.ndarray], np.ndarray]]:
+        first, seen = task.score_items(predict, every[name]), [e.target.seen for e in every[name]]
+        return (
+            lambda block: mask(first(block), seen[block]),
+            lambda block, items: second.score_candidates(second_predict, same[name][block], items),
+        )
+
+    first, rerank = stages("validation")
+    found = []
+    for start in range(0, len(validation), BLOCK):  # never are all cases' scores held
+        block = slice(start, start + BLOCK)
+        scores = first(block)
+        best = retrieve(scores, k)
+        found.append((best, np.take_along_axis(scores, best, 1), rerank(block, best)))
+    items, own, others = (np.concatenate(each) for each in zip(*found, strict=True))
+    wanted = [
+        [int(np.append(np.flatnonzero(row == item), -1)[0]) for item in e.target.items]
+        for row, e in zip(items, validation, strict=True)
+    ]
+    weight = tune_weight(lambda block: own[block], lambda block: others[block], wanted)
+    results = {}
+    for name, cases in groups.items():
+        first, rerank = stages(f"test {name}")
+
+        def score_block(block: slice, first: Any = first, rerank: Any = rerank) -> np.ndarray:
+            return two_stage(first(block), lambda items: rerank(block, items), k=k, weight=weight)
+
+        results[name] = task.score_with(score_block, cases)
+    return Contender(f"{k} best, reranked by {run.name} (weight {weight:.2f})", results)
+
+
 def main(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m instructrec_jax.evaluate",
@@ -137,6 +185,10 @@ def main(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="where the results go; default: RUN/evaluation or ./evaluation")
     parser.add_argument("--beside", type=Path, nargs="+", default=[], help="other runs to score on the same cases")
     parser.add_argument("--hybrid", nargs="+", default=[], help="runs or simple methods (coKNN ...) to mix with")
+    parser.add_argument(
+        "--rerank", type=Path, nargs="+", default=[], help="runs that rank anew what this one retrieves"
+    )
+    parser.add_argument("--retrieve", type=int, default=100, help="how many items for --rerank (default: 100)")
     parser.add_argument("--no_baselines", action="store_true", help="leave out the simple methods")
     options, rest = parser.parse_known_args(args)
     is_run = (options.path / "config.yaml").is_file()
@@ -153,6 +205,8 @@ def main(args: list[str]) -> None:
         baselines=not options.no_baselines,
         beside=options.beside,
         hybrids=options.hybrid,
+        rerankers=options.rerank,
+        retrieved=options.retrieve,
     )
 
 

@@ -4,6 +4,7 @@
     recommend RUN --user 42 --k 5 --where genre=Horror --where "year>1990" --exclude "Event Horizon"
     recommend RUN --input requests.jsonl --out answers.jsonl      many at once; .csv does as well
     recommend RUN --history Alien --rerank RUN2 --retrieve 100    RUN2 ranks the 100 best of RUN anew
+    recommend RUN --user 42 --hybrid coKNN=0.15                   other scores mixed in, by their weight
     recommend RUN --instruction "..." --items new_items.jsonl     items that RUN never saw, by their texts
 
 The evidence behind each item says how much its score falls when an item of the history, or a word of the instruction,
@@ -71,6 +72,8 @@ class Recommender:
       run: run directory of a retrieval, sequence, reranker or language_model_ranking task.
       rerank: run directory of the second stage, on the same catalogue.
       retrieve: how many items the first stage hands to the second.
+      hybrid: another ranker that is mixed into the first one's scores, and its weight from 0 to 1: a run directory, or
+        a simple method by its name (coKNN, popularity ...). `evaluate --hybrid` finds the weight.
       items: file with items that the runs never saw (see `recommendation.new_items`).
       settings: of the first run, changed; None: as they are.
       step: which checkpoint of the first run; None: the best.
@@ -85,6 +88,7 @@ class Recommender:
         *,
         rerank: str | Path | None = None,
         retrieve: int = 100,
+        hybrid: tuple[str, float] | None = None,
         items: str | Path | None = None,
         settings: Config | None = None,
         step: int | None = None,
@@ -92,6 +96,8 @@ class Recommender:
         new = None if items is None else Path(items)
         self.first = Ranker(Path(run), settings, step=step, items=new)
         self.second = None if rerank is None else Ranker(Path(rerank), items=new)
+        if hybrid is not None:
+            self.first.mix_with(*hybrid, items=new)
         self.catalogue = self.first.catalogue
         self.retrieve = retrieve
         self.titles = Titles(self.catalogue)
@@ -242,11 +248,8 @@ class Recommender:
             return []
         if not self.first.task.retrieves:
             return [self._rank_few(e, each) for e, each in zip(first, asked, strict=True)]
-        scores = self.first.task.score_items(self.first.predict, first)(slice(0, len(first)))
-        masked = np.where(np.stack([each.allowed for each in asked]), scores, -np.inf)
         most = self.retrieve if self.second is not None else max(each.k for each in asked)
-        items = retrieve(masked, most)
-        values = np.take_along_axis(masked, items, 1)
+        items, values = self.first.best(first, most, np.stack([each.allowed for each in asked]))
         if self.second is not None:
             again = np.asarray(self.second.score(last, items), np.float64)
             values = np.where(np.isneginf(values), -np.inf, again)
@@ -315,7 +318,7 @@ class Recommender:
 
 def recommend(run: str | Path, requests: Sequence[Request], k: int = 10, **options: Any) -> list[Answer]:
     """Answers requests with a run directory; see `Recommender`, which opens it only once, for the options."""
-    names = {"rerank", "retrieve", "items", "settings", "step"} & set(options)
+    names = {"rerank", "retrieve", "hybrid", "items", "settings", "step"} & set(options)
     opening = {name: options.pop(name) for name in names}
     return Recommender(run, **opening).recommend(requests, k, **options)
 
@@ -369,6 +372,9 @@ def main(args: list[str]) -> None:
     models = parser.add_argument_group("models and items")
     models.add_argument("--rerank", type=Path, metavar="RUN2", help="a run that ranks anew what RUN finds")
     models.add_argument("--retrieve", type=int, default=100, metavar="N", help="items for --rerank (default: 100)")
+    models.add_argument(
+        "--hybrid", metavar="OTHER=W", help="mix in a run or a simple method by its weight, such as coKNN=0.15"
+    )
     models.add_argument("--items", type=Path, metavar="FILE", help="new items: title, and perhaps id, text, facts")
     models.add_argument("--step", type=int, help="which checkpoint of RUN; default: the best")
     options, rest = parser.parse_known_args(args)
@@ -386,6 +392,7 @@ def main(args: list[str]) -> None:
         options.run,
         rerank=options.rerank,
         retrieve=options.retrieve,
+        hybrid=None if options.hybrid is None else parse_hybrid(options.hybrid),
         items=options.items,
         settings=settings,
         step=options.step,
@@ -415,6 +422,15 @@ def main(args: list[str]) -> None:
     print(f"{len(answers) - failed:,} requests answered, {failed:,} failed.{where}", file=sys.stderr)
     if failed:
         sys.exit(1)
+
+
+def parse_hybrid(text: str) -> tuple[str, float]:
+    """("coKNN", 0.15) of "coKNN=0.15"."""
+    other, _, weight = text.rpartition("=")
+    try:
+        return other, float(weight)
+    except ValueError:
+        raise ValueError(f"--hybrid is OTHER=WEIGHT, such as coKNN=0.15, but is {text!r}.") from None
 
 
 def show_one(answer: Answer, form: str) -> None:

@@ -142,3 +142,44 @@ def test_hybrids_that_cannot_be(rankers: tuple[Config, Config], finished: Config
         evaluate.main([dual.run_dir, "--hybrid", "coknn", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="does not rank a catalogue"):
         evaluate.main([finished.run_dir, "--hybrid", "coKNN", "--out", str(tmp_path)])
+
+
+# ------------------------------------------------------------------ two stages
+
+
+def test_a_second_run_ranks_anew_what_the_first_retrieves(rankers: tuple[Config, Config], tmp_path: Path) -> None:
+    """With the whole catalogue retrieved and all weight on the second run, its own ranking comes out."""
+    dual, sequence = rankers
+    evaluate.main([dual.run_dir, "--out", str(tmp_path), "--no_baselines", "--rerank", sequence.run_dir])
+    rows = {row["name"]: row["values"] for row in read_json(tmp_path / "evaluation.json")["rows"]}
+    (name,) = (name for name in rows if "reranked by sequence" in name)
+    weight = float(name.split("weight ")[1].rstrip(")"))
+    ends = {0.0: rows["tuned"], 1.0: numbers(sequence.run_dir, "after tuning")}
+    assert set(rows[name]) == set(rows["tuned"])
+    if weight in ends:
+        assert rows[name]["NDCG@10"] == pytest.approx(ends[weight]["NDCG@10"])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+def test_what_is_not_retrieved_stays_behind(
+    weight: float, rankers: tuple[Config, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dual, sequence = rankers
+    monkeypatch.setattr(evaluate, "tune_weight", lambda *_, **__: weight)
+    evaluate.main(
+        [dual.run_dir, "--out", str(tmp_path), "--no_baselines", "--rerank", sequence.run_dir, "--retrieve", "3"]
+    )
+    rows = {row["name"]: row["values"] for row in read_json(tmp_path / "evaluation.json")["rows"]}
+    two, first = rows[f"3 best, reranked by sequence (weight {weight:.2f})"], rows["tuned"]
+    assert two["HR@3"] == pytest.approx(first["HR@3"])  # the same three
+    assert two["HR@5"] == pytest.approx(first["HR@5"]) and two["HR@10"] == pytest.approx(first["HR@10"])  # in order
+    if weight == 0:
+        assert two["NDCG@10"] == pytest.approx(first["NDCG@10"])
+
+
+def test_two_stages_that_cannot_be(rankers: tuple[Config, Config], finished: Config, tmp_path: Path) -> None:
+    dual, sequence = rankers
+    with pytest.raises(ValueError, match="ranks no whole catalogue"):
+        evaluate.main([finished.run_dir, "--rerank", dual.run_dir, "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="must be at least 1"):
+        evaluate.main([dual.run_dir, "--rerank", sequence.run_dir, "--retrieve", "0", "--out", str(tmp_path)])

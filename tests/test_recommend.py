@@ -28,6 +28,7 @@ from instructrec_jax.recommendation import evidence
 from instructrec_jax.recommendation.asking import wording_of
 from instructrec_jax.recommendation.catalogue import Catalogue, Splits
 from instructrec_jax.recommendation.terminal import width
+from instructrec_jax.recommendation.two_stage import hybrid, mask
 from instructrec_jax.tasks import LanguageModelRankingConfig, RerankerConfig, RetrievalConfig, SequenceConfig
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.state import split_params
@@ -164,6 +165,41 @@ def test_two_stages(runs: dict[str, Path]) -> None:
     assert {r.item for r in few.recommendations} == {"i0", "i1"} and "only 2 items are left" in few.notes[0]
     (more,) = model.recommend([Request(instruction="a good film")], k=6)
     assert "raise --retrieve" in str(more.error)
+
+
+@pytest.mark.parametrize("other", ["coKNN", "sequence"])
+def test_a_hybrid_is_what_evaluate_mixes(other: str, runs: dict[str, Path]) -> None:
+    model = Recommender(runs["retrieval"], hybrid=(str(runs.get(other, other)), 0.3))
+    (answer,) = model.recommend([Request(instruction="a good film", history=["Long; Space"])], k=4)
+    assert answer.error is None
+    example = Example(instruction=answer.prompt, output="i0", history=("i11", "i2"))
+    first = mask(scores_of(runs["retrieval"], [example]), [[11, 2]])
+    if other == "coKNN":
+        task = model.first.task
+        second = task.simple_scores("coKNN", task.encode([example]))(slice(0, 1))
+    else:
+        second = scores_of(runs["sequence"], [example])
+    scores = hybrid(first, second, 0.3)[0]
+    best = np.argsort(-scores, kind="stable")[:4]
+    assert [r.item for r in answer.recommendations] == [f"i{item}" for item in best]
+    np.testing.assert_allclose([r.score for r in answer.recommendations], scores[best], atol=1e-5)
+    assert all(np.isfinite(e.contribution) for r in answer.recommendations for e in r.evidence)
+    (all_of_them,) = model.recommend([Request(history=["Long"])], k=20, include_seen=True)
+    assert len(all_of_them.recommendations) == ITEMS and "i11" in {r.item for r in all_of_them.recommendations}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("coKNN", "is OTHER=WEIGHT"),
+        ("coKNN=much", "is OTHER=WEIGHT"),
+        ("coKNN=1.5", "between 0 and 1"),
+        ("cooKNN=0.5", "no simple method 'cooKNN'"),
+    ],
+)
+def test_hybrids_that_cannot_be(text: str, message: str, runs: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=message):
+        recommend.main([str(runs["retrieval"]), "--instruction", "a film", "--hybrid", text])
 
 
 # ---------------------------------------------------------------- requests

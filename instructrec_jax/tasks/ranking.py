@@ -64,8 +64,8 @@ class Target:
 class RankingTask(Task):
     """Base of the tasks that score items: subclasses score the whole catalogue, or candidates alone."""
 
-    retrieves = True  # whether `score_items` can rank the whole catalogue cheaply
-    # Strategies that rank given candidates alone set it to False and fill in `score_candidates`.
+    has_vectors = True  # whether scores are products of vectors; others fill in `score_candidates`
+    retrieves = True  # whether the whole catalogue can be ranked; else given candidates alone
     reads_history = False  # whether the network sees the history's items; else it knows what the instruction says
     new_items = 0  # so many of the catalogue's last items joined it after training: known by their texts alone
 
@@ -132,16 +132,22 @@ class RankingTask(Task):
 
     # -------------------------------------------------------------- scores
 
+    def item_vectors(self, predict: Predict) -> np.ndarray:
+        """float32 [items, size]."""
+        raise NotImplementedError
+
+    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
+        """float32 [cases, size]: their products with the items' vectors are the scores, higher is better."""
+        raise NotImplementedError
+
     def score_items(self, predict: Predict, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
         """A function: block of the cases -> float32 [cases, items], higher is better."""
-        raise TypeError(f"{type(self).__name__} has no score_items().")
+        items, queries = self.item_vectors(predict), self.query_vectors(predict, encoded)
+        return lambda block: queries[block] @ items.T
 
     def score_candidates(self, predict: Predict, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
         """Scores of given items, float32 [cases, k] for item numbers int [cases, k], higher is better."""
-        score_block = self.score_items(predict, encoded)
-        blocks = [slice(start, start + BLOCK) for start in range(0, len(encoded), BLOCK)]
-        found = [np.take_along_axis(score_block(block), candidates[block], axis=1) for block in blocks]
-        return np.concatenate([np.empty((0, candidates.shape[1]), np.float32), *found])
+        return products(self.query_vectors(predict, encoded), self.item_vectors(predict), candidates)
 
     # -------------------------------------------------------------- evaluation
 
@@ -271,6 +277,15 @@ class RankingTask(Task):
             }
             for e, record in zip(chosen, self.score(predict, chosen).predictions, strict=True)
         ]
+
+
+def products(queries: np.ndarray, items: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """float32 [cases, k]: each query [cases, size] with its own candidates, item numbers int [cases, k]."""
+    found = np.empty(candidates.shape, np.float32)
+    for start in range(0, len(queries), BLOCK):
+        block = slice(start, start + BLOCK)
+        found[block] = np.einsum("cd,ckd->ck", queries[block], items[candidates[block]])
+    return found
 
 
 class _Predictions(Sequence[dict[str, Any]]):

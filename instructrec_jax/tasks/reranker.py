@@ -46,7 +46,7 @@ class RerankingConfig(RankingConfig):
 class RerankingTask(RankingTask):
     """Base of the tasks that score an item at a time: subclasses fill in `score_candidates`."""
 
-    retrieves = False
+    has_vectors = False
 
     def __init__(self, config: RerankingConfig, context: TaskContext):
         # A small catalogue can be scored as a whole, as one list of candidates.

@@ -1,6 +1,6 @@
 """Dual-encoder retrieval: an instruction and the items of a catalogue become vectors; the closest items answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -173,9 +173,10 @@ class RetrievalTask(RankingTask):
         return losses.sum(), jnp.float32(len(losses))
 
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
-        return {"item_vectors": np.stack(predict(self.item_texts))}
+        return {"item_vectors": self.item_vectors(predict)}
 
-    def score_items(self, predict: Predict, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
-        items = np.stack(predict(self.item_texts))
-        queries = np.stack(predict([e.text for e in encoded]))
-        return lambda block: queries[block] @ items.T
+    def item_vectors(self, predict: Predict) -> np.ndarray:
+        return np.stack(predict(self.item_texts))
+
+    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
+        return np.stack(predict([e.text for e in encoded]))

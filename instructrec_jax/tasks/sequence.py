@@ -5,7 +5,7 @@ buffers (`refresh`), and stays as it is (tune it before, as a dual encoder). Wha
 transformer, by a softmax over the catalogue.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -217,19 +217,18 @@ class SequenceTask(RankingTask):
         vectors = np.stack(predict(texts))
         return vectors * np.float32(vectors.shape[1] ** 0.5)
 
-    def score_items(self, predict: Predict, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
-        items, queries = self.vectors(predict, encoded)
-        return lambda block: queries[block] @ items.T
-
-    def vectors(self, predict: Predict, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [items, size] and [cases, size], whose products are the scores."""
-        texts = {"item_texts": self.text_vectors(predict)}
+    def item_vectors(self, predict: Predict) -> np.ndarray:
         numbers = [Text(np.array([item], np.int32)) for item in range(len(self.catalogue))]
-        items = np.stack(predict(numbers, given=texts))
+        return np.stack(predict(numbers, given={"item_texts": self.text_vectors(predict)}))
+
+    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
         asked, place = np.unique([e.text.tokens[0] for e in encoded], return_inverse=True)
         words = [self.instruction_texts[number] for number in asked] if self.config.text else []
-        texts |= {"instruction_texts": self._instruction_vectors(predict, words)}
+        texts = {
+            "item_texts": self.text_vectors(predict),
+            "instruction_texts": self._instruction_vectors(predict, words),
+        }
         sequences = [
             Text(np.append(p, e.text.tokens[1:]).astype(np.int32)) for p, e in zip(place, encoded, strict=True)
         ]
-        return items, np.stack(predict(sequences, given=texts))
+        return np.stack(predict(sequences, given=texts))
