@@ -21,6 +21,7 @@ from instructrec_jax.data.example import suggest
 from instructrec_jax.recommendation.prepare_data import prepare
 from instructrec_jax.recommendation.prepare_tags import TagsConfig, prepare_tags
 from instructrec_jax.recommendation.sources import SOURCES
+from instructrec_jax.recommendation.teacher import Teacher
 
 
 def main(args: list[str]) -> dict[str, Any]:
@@ -41,9 +42,16 @@ def main(args: list[str]) -> dict[str, Any]:
         hint = suggest(reader, [*SOURCES, "tags"])
         raise ValueError(f"unknown source {reader!r}: the first word is one of {', '.join(SOURCES)}, tags.{hint}")
     config = parse(SOURCES[reader], rest, default=None)
-    card = prepare(config)
+    card = prepare(config, None if config.teacher is None else open_teacher(config.teacher))
     print(describe(card, config.out))
     return card
+
+
+def open_teacher(path: str) -> Teacher:
+    from instructrec_jax.generate import LanguageModel  # networks take seconds to import, and few ask for a teacher
+
+    model = LanguageModel(path)
+    return lambda prompts: [answer.text for answer in model.generate(prompts, progress=True)]
 
 
 def describe(card: dict[str, Any], out: str) -> str:
@@ -76,6 +84,8 @@ def describe(card: dict[str, Any], out: str) -> str:
         lines.append(f"  note: {card['new_users']:,} users have nothing in train: they begin without a history")
     if card["new_items"]:
         lines.append(f"  note: {card['new_items']:,} items occur in validation or test but not in train")
+    if "reworded_by_teacher" in card:
+        lines.append(f"  note: {card['reworded_by_teacher']:,} training examples have the teacher's words")
     if "test_from" in card:
         lines.append(
             f"  note: validation begins at time {card['validation_from']:.0f}, test at {card['test_from']:.0f}"

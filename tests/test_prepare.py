@@ -295,3 +295,22 @@ def test_candidates_are_frozen_where_asked_for(source, tmp_path):
     with pytest.raises(ValueError, match="candidates cannot be drawn for 'full'"):
         run(source, tmp_path / "other", "--candidates", "[full]")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*requests stay as the rules made them")
+def test_a_teacher_says_the_wishes_of_training_examples(source, tmp_path, language_models):
+    """What a random network says is noise, but it stands where a request stood, and nowhere else."""
+    grammar = ("--preferences", "[none]", "--intentions", "[vague]", "--forms", "[matching]")
+    plain, taught = tmp_path / "plain", tmp_path / "taught"
+    run(source, plain, *grammar)
+    card = run(source, taught, *grammar, "--teacher", str(language_models["llama"]))
+    before, after = ([e for e in load_examples(out, "train")] for out in (plain, taught))
+    assert len(before) == len(after) and card["reworded_by_teacher"] > 0
+    reworded = [pair for pair in zip(before, after, strict=True) if pair[0].instruction != pair[1].instruction]
+    assert len(reworded) == card["reworded_by_teacher"]
+    for old, new in reworded:
+        request = old.origin["intention_text"]
+        assert new.instruction == old.instruction.replace(request, new.origin["intention_text"], 1)
+        assert new.output == old.output and new.origin["teacher"] == language_models["llama"].name
+    assert load_examples(plain, "test") == load_examples(taught, "test")
+    assert card["settings"]["teacher"] == language_models["llama"].name

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from instructrec_jax.recommendation.splits import (
     split,
     unseen,
 )
+from instructrec_jax.recommendation.teacher import Teacher, rewrite_with_teacher
 
 
 @dataclass(kw_only=True)
@@ -49,6 +50,9 @@ class PrepareConfig(GrammarConfig):
     """for ratio and global_time: share of the interactions that test"""
     candidates: list[str] = field(default_factory=list)
     """protocols of the evaluator whose candidates are drawn now and kept in candidates/: uni9, uni99, pop99, hard9"""
+    teacher: str | None = None
+    """run directory or HuggingFace folder of a language model that says the wishes of training examples in its own
+    words; validation and test keep the rules' words"""
     on_bad_line: str = "error"
     """error: stop at the first line that cannot be used; skip: leave such lines out, count and list them"""
 
@@ -57,9 +61,10 @@ class PrepareConfig(GrammarConfig):
         raise TypeError(f"{type(self).__name__} has no read(): choose one of the formats in sources.py.")
 
 
-def prepare(config: PrepareConfig) -> dict[str, Any]:
+def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, Any]:
     """Read, filter, split, write instructions; returns the card of the folder written.
 
+    `teacher` is the language model that `config.teacher` names, opened.
     The folder appears whole or not at all. Bad settings, unusable data and an existing `out` are ValueErrors.
     """
     out = Path(config.out).absolute()
@@ -102,6 +107,14 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         cuts = cut_times(interactions, config.validation, config.test)
         notes |= dict(zip(("validation_from", "test_from"), cuts, strict=True))
 
+    def examples(name: str) -> Iterable[Example]:
+        made = examples_of(config, catalogue, splits, name)
+        if teacher is None or name != "train":
+            return made
+        reworded, counts = rewrite_with_teacher(list(made), teacher, catalogue, Path(str(config.teacher)).name)
+        notes["reworded_by_teacher"] = counts["rewritten"]
+        return reworded
+
     def write(folder: Path) -> dict[str, Any]:
         if bad.skipped:
             text = "\n".join(bad.skipped) + "\n"
@@ -111,7 +124,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             catalogue,
             interactions,
             splits,
-            {name: examples_of(config, catalogue, splits, name) for name in SPLITS},
+            {name: examples(name) for name in SPLITS},
             source=Path(config.source).absolute().name,
             settings=_settings(config),
             notes=notes,
@@ -130,7 +143,7 @@ def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, nam
 def _settings(config: PrepareConfig) -> dict[str, Any]:
     """The settings that shape the data, without the places where files lie on this machine."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "overwrite")}
-    for name in ("items", "templates"):
+    for name in ("items", "templates", "teacher"):
         if settings.get(name):
             settings[name] = Path(settings[name]).name
     return settings

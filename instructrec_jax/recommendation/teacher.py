@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from instructrec_jax.data.example import Example
@@ -15,8 +15,12 @@ PROMPTS = {
 }
 
 
+Teacher = Callable[[Sequence[str]], Sequence[str]]
+"""prompts -> the answer to each"""
+
+
 def rewrite_with_teacher(
-    examples: Iterable[Example], generate: Callable[[str], str], catalogue: Catalogue, name: str = "teacher"
+    examples: Sequence[Example], teacher: Teacher, catalogue: Catalogue, name: str = "teacher"
 ) -> tuple[list[Example], Counter[str]]:
     """The examples with their requests (`origin.intention_text`) as a teacher puts them; others stay as they are.
 
@@ -24,13 +28,21 @@ def rewrite_with_teacher(
     these cases. `origin.teacher` is the teacher's name where its words are used, else "not used: ...".
 
     Args:
-      generate: prompt -> text, e.g. `lambda text: model.generate([text])[0].text`; asked once per request.
+      teacher: asked once, for every distinct request.
       name: what the teacher is called in `origin`.
 
     Returns:
       the examples in their order, and counts of: rewritten, empty, title, no request.
     """
-    answers: dict[str, str] = {}
+    prompts = [
+        PROMPTS[example.origin["language"]].format(request=example.origin["intention_text"])
+        for example in examples
+        if example.origin.get("intention_text")
+    ]
+    distinct = list(dict.fromkeys(prompts))
+    said = [" ".join(answer.split()).rstrip(".。") for answer in teacher(distinct)] if distinct else []
+    answers = dict(zip(distinct, said, strict=True))
+    ordered = iter(prompts)
     counts: Counter[str] = Counter()
     result = []
     for example in examples:
@@ -39,10 +51,7 @@ def rewrite_with_teacher(
             counts["no request"] += 1
             result.append(example)
             continue
-        prompt = PROMPTS[example.origin["language"]].format(request=request)
-        if prompt not in answers:
-            answers[prompt] = " ".join(generate(prompt).split()).rstrip(".。")
-        answer = answers[prompt]
+        answer = answers[next(ordered)]
         fault = "" if answer else "empty"
         if answer and names_title(answer, catalogue.titles[catalogue.index[example.origin["target"]]]):
             fault = "title"

@@ -19,9 +19,9 @@ def example(request, target, form="matching"):
 def test_requests_in_the_teachers_words():
     asked = []
 
-    def generate(prompt):
-        asked.append(prompt)
-        return " something\nwith a laugh. "
+    def generate(prompts):
+        asked.extend(prompts)
+        return [" something\nwith a laugh. "] * len(prompts)
 
     plain = Example(instruction="I have watched Alien. What next?", output="a", origin={"language": "en"})
     examples = [example("a comedy", "a"), plain, example("a comedy", "b", "request")]
@@ -41,7 +41,9 @@ def test_an_answer_that_is_empty_or_names_the_target_is_not_used():
     answers = {"a comedy": "", "a drama": "the one called MOON race", "a western": "a western that I give a thumbs up"}
     examples = [example("a comedy", "a"), example("a drama", "a"), example("a drama", "b"), example("a western", "b")]
     with pytest.warns(UserWarning, match=r"3 of 4 requests stay .* empty \(1\) or named the wanted item \(2\)"):
-        rewritten, counts = rewrite_with_teacher(examples, lambda p: answers[p.split(": ")[-1]], FILMS)
+        rewritten, counts = rewrite_with_teacher(
+            examples, lambda prompts: [answers[p.split(": ")[-1]] for p in prompts], FILMS
+        )
     assert [e.instruction == old.instruction for e, old in zip(rewritten, examples, strict=True)] == [
         True,
         True,
