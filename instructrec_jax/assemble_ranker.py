@@ -18,11 +18,11 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_json
-from instructrec_jax.recommendation.asking import wording_of
+from instructrec_jax.recommendation.answering.asking import wording_of
+from instructrec_jax.recommendation.answering.evidence import words_of
+from instructrec_jax.recommendation.answering.new_items import with_new_items
 from instructrec_jax.recommendation.catalogue import has_splits
-from instructrec_jax.recommendation.evidence import words_of
 from instructrec_jax.recommendation.item_vectors import item_vectors
-from instructrec_jax.recommendation.new_items import with_new_items
 from instructrec_jax.recommendation.topk import ItemIndex
 from instructrec_jax.recommendation.two_stage import hybrid, mask, retrieve
 from instructrec_jax.tasks.base import Encoded, Predict, Task

@@ -18,10 +18,10 @@ from typing import Any
 
 from instructrec_jax.config import main_guard, parse
 from instructrec_jax.data.example import suggest
-from instructrec_jax.recommendation.prepare_data import prepare
-from instructrec_jax.recommendation.prepare_tags import TagsConfig, prepare_tags
-from instructrec_jax.recommendation.sources import SOURCES
-from instructrec_jax.recommendation.teacher import Teacher
+from instructrec_jax.recommendation.preparing.prepare_data import prepare
+from instructrec_jax.recommendation.preparing.prepare_tags import TagsConfig, prepare_tags
+from instructrec_jax.recommendation.preparing.sources import SOURCES
+from instructrec_jax.recommendation.wording.teacher import Teacher
 
 
 def main(args: list[str]) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_jsonl, write_json, write_jsonl
 from instructrec_jax.recommend import Recommender, Request, main
-from instructrec_jax.recommendation import evidence
-from instructrec_jax.recommendation.asking import wording_of
+from instructrec_jax.recommendation.answering import evidence
+from instructrec_jax.recommendation.answering.asking import wording_of
+from instructrec_jax.recommendation.answering.terminal import width
 from instructrec_jax.recommendation.catalogue import Catalogue, Splits
-from instructrec_jax.recommendation.terminal import width
 from instructrec_jax.recommendation.two_stage import hybrid, mask
 from instructrec_jax.tasks import LanguageModelRankingConfig, RerankerConfig, RetrievalConfig, SequenceConfig
 from instructrec_jax.training.checkpoint import Checkpoints

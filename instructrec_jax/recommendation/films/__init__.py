@@ -21,7 +21,7 @@ import numpy as np
 from instructrec_jax.data.example import Example
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.recommendation.catalogue import Catalogue, Interactions, Splits, save_prepared
-from instructrec_jax.recommendation.prepare_data import whole_or_nothing
+from instructrec_jax.recommendation.preparing.prepare_data import whole_or_nothing
 
 HERE = Path(__file__).parent
 BACKBONE = HERE / "backbone"
