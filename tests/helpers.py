@@ -101,18 +101,21 @@ class Setup:
         checkpoint: Path,
         folder: Path,
         *,
-        mesh: tuple[int, int, int] = (1, 1, 1),
+        mesh: tuple[int, ...] = (1, 1, 1),
         accumulation: int = 1,
         optimizer: OptimizerConfig | None = None,
         freeze: list[str] | None = None,
         train_last: int | None = None,
         lora: LoraConfig | None = None,
         layer_decay: float = 1.0,
+        remat: Any = "none",
         **settings: Any,
     ):
         self.config = Config(
             steps=10,
-            backbone=BackboneConfig(str(checkpoint), freeze=freeze or [], train_last=train_last, dtype="float32"),
+            backbone=BackboneConfig(
+                str(checkpoint), freeze=freeze or [], train_last=train_last, dtype="float32", remat=remat
+            ),
             lora=lora or LoraConfig(),
             task=task_config(kind, folder / "catalogue", **settings),
             data=DataConfig(batch_size=32, max_length=128 if kind.startswith("language_model") else 64),

@@ -19,7 +19,7 @@ import optax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
 
-from instructrec_jax.distributed.mesh import RULES
+from instructrec_jax.distributed.mesh import mesh_axes
 
 CHUNK_BYTES = 2**28  # the most that one chunk's fp32 logits take on a device
 CHUNK_TOKENS = 1024  # a chunk has about as many on a device, or more, where they fit
@@ -170,21 +170,27 @@ _weighted_sum.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _by_rows(function: Callable[..., Any], outputs: Any, hidden: jax.Array, table: Any, bias: Any, *rest: Any) -> Any:
-    """function(hidden, table, bias, labels, weights, axes=), by each device of the mesh with the rows that it has.
+    """function(hidden, table, bias, labels, weights, axes=), by each device of the mesh with the places that it has.
 
     Left to itself, the compiler would add up the table's gradient over the devices in every chunk. Tensor parallelism
     is left to it.
 
     Args:
         outputs: nested like the function's result: True for an array with rows, False for one that the function makes
-            equal everywhere (a sum over `axes`, the mesh axes that split the rows).
+            equal everywhere (a sum over `axes`, the mesh axes that split rows and length).
     """
     mesh = jax.typeof(hidden).sharding.mesh
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    axes = tuple(axis for axis in RULES["batch"] if kinds.get(axis) == AxisType.Auto and mesh.shape[axis] > 1)
-    if not axes or hidden.shape[0] % int(np.prod([mesh.shape[axis] for axis in axes])):
+
+    def split_over(name: str, size: int) -> tuple[str, ...]:
+        axes = tuple(axis for axis in mesh_axes(name) if kinds.get(axis) == AxisType.Auto and mesh.shape[axis] > 1)
+        return axes if size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0 else ()
+
+    over_rows, over_length = split_over("batch", hidden.shape[0]), split_over("length", hidden.shape[1])
+    axes = over_rows + over_length
+    if not axes:
         return function(hidden, table, bias, *rest, axes=())
-    rows, whole = PartitionSpec(axes), PartitionSpec()
+    rows, whole = PartitionSpec(over_rows or None, over_length or None), PartitionSpec()
     split = jax.shard_map(
         functools.partial(function, axes=axes),
         mesh=mesh,

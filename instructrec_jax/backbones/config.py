@@ -6,7 +6,7 @@ from typing import Literal
 # Named, because --help shows a setting's comment only where its type is a plain name.
 DType = Literal["auto", "float32", "bfloat16"]
 Quantize = Literal["none", "int8", "nf4"]
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "attention", "dots", "offload", "full"]
 
 
 @dataclass
@@ -19,4 +19,4 @@ class BackboneConfig:
     train_last: int | None = None  # train only the last so many layers, what follows them, and the head; null: all
     quantize: Quantize = "none"  # how the weights of linear layers are kept, with lora: int8 or nf4 save memory
     dtype: DType = "auto"  # of activations; auto: bfloat16 on accelerators
-    remat: Remat = "none"  # what the backward pass computes again to save memory
+    remat: Remat = "none"  # what the backward pass computes again; offload: as dots, and what is kept waits on the host

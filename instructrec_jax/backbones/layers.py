@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from instructrec_jax.distributed.mesh import constrain
+
 Axes = tuple[str | None, ...]
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -310,10 +312,17 @@ def plan_blocks(kinds: Sequence[Hashable], start: int = 0, stop: int | None = No
     return tuple(g for g in groups if g)
 
 
+def _all_but_attention(_: Any, *inputs: Any, **__: Any) -> bool:
+    """Only inside of attention are heads a dimension of their own: [rows, heads, length, ...]."""
+    return all(getattr(x, "ndim", 0) < 4 for x in inputs)
+
+
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": _all_but_attention,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -322,8 +331,9 @@ class StackOptions:
     """How the layers of a network are stored and run.
 
     Attributes:
-        remat: "none" keeps every activation for the backward pass, "full" recomputes each layer from its input,
-            "dots" keeps the outputs of the matrix products only.
+        remat: what the backward pass computes again. "none": nothing, every activation is kept; "attention": what
+            lies inside of attention (scores, probabilities); "dots": all but the outputs of the matrix products;
+            "offload": the same, and these wait in the host's memory; "full": each layer from its input.
         train_last: the last so many layers are stored apart from the others, so that these can be frozen: they then
             have no gradients and no moments. None: all are stored together.
     """
@@ -410,6 +420,7 @@ class Stack(nnx.Module):
         tokens it was called with, name -> [rows, tokens, ...]; they are written from place `index` on. Entries with
         as many places as their own cache (a whole encoded text, say) replace it; those a layer leaves out stay.
         """
+        x = constrain(x, "batch", "length", None)
         for group in self.groups:
             x, updated = self._run(group, x, context, dropout, cache, index)
             cache = None if cache is None else cache | updated
@@ -434,7 +445,7 @@ class Stack(nnx.Module):
                 keys = None if dropout is None else dropout.fold(layer_number + 1)
                 layer = nnx.merge(graphdef, state)
                 if not caches:
-                    x = layer(x, context, keys)
+                    x = constrain(layer(x, context, keys), "batch", "length", None)
                     continue
                 x, entries = layer(x, context, keys, {name: c[repeat] for name, c in caches[block.name].items()})
                 # only the new entries are written: the loop's carry is updated in place

@@ -1,62 +1,147 @@
 """The device mesh, and the one table that says how arrays lie on it."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 
-# Logical axis -> mesh axes. A parameter names its logical axes where it is made (`nnx.Param(..., axes=...)`).
+# Logical axis -> mesh axes. A parameter names its logical axes where it is made (`nnx.Param(..., axes=...)`), an
+# activation where it is constrained (`constrain`). `mesh.rules` of the settings change the table for a program.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "length": ("context",),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
-    "items": ("data", "fsdp", "tensor"),
+    "items": ("data", "fsdp", "context", "tensor"),
 }
+_rules = dict(RULES)
+
+# Named, because --help shows a setting's comment only where its type is a plain name.
+Size = int | Literal["auto"]
 
 
 @dataclass
 class MeshConfig:
     """How the devices are arranged."""
 
-    data: int | None = None  # devices that hold whole copies of the parameters; null takes all that are left
-    fsdp: int = 1  # devices over which parameters and optimizer are split, each working on its own rows
-    tensor: int = 1  # devices over which single matrix products are split
+    data: Size = "auto"  # devices that hold whole copies of the parameters; auto (of one axis): all that are left
+    fsdp: Size = 1  # devices over which parameters and optimizer are split, each working on its own rows
+    tensor: Size = 1  # devices over which single matrix products are split
+    context: Size = 1  # devices over which the length of rows is split
+    dcn_data: int = 1  # slices, or nodes, over which data is split besides: so many times the devices of one
+    dcn_fsdp: int = 1  # slices, or nodes, over which fsdp is split besides
+    rules: dict[str, list[str]] = field(default_factory=dict)  # logical axis: mesh axes, changes of the sharding rules
 
 
-def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """Arranges the devices as a mesh with the axes data, fsdp and tensor.
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Arranges the devices as a mesh with the axes data, fsdp, context and tensor, and puts the rules in force.
 
-    Raises ValueError when the sizes do not multiply to the number of devices.
+    With several slices (or nodes) the outer part of data and fsdp lies across them, so that all other collectives stay
+    on the fast links inside one.
+
+    Raises ValueError when the sizes do not multiply to the number of devices, and for rules of unknown axes.
     """
-    devices = devices or jax.devices()
-    inner = config.fsdp * config.tensor
-    if min(config.fsdp, config.tensor) < 1 or (config.data is not None and config.data < 1):
+    devices = jax.devices() if devices is None else list(devices)
+    _set_rules(config.rules)
+    sizes = _infer(config, len(devices))
+    slices = (config.dcn_data, config.dcn_fsdp, 1, 1)
+    if np.prod(slices) == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(_across_slices(sizes, slices, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _infer(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """Sizes of the axes within a slice, in the order of AXES."""
+    given = {axis: getattr(config, axis) for axis in AXES}
+    slices = config.dcn_data * config.dcn_fsdp
+    numbers = [size for size in given.values() if size != "auto"]
+    if min([*numbers, config.dcn_data, config.dcn_fsdp]) < 1:
         raise ValueError(f"mesh sizes must be at least 1, but got {config}.")
-    if config.data is None and len(devices) % inner:
+    product = int(np.prod(numbers)) * slices
+    named = {f"mesh.{axis}": size for axis, size in given.items() if size != "auto"}
+    named |= {f"mesh.{axis}": getattr(config, axis) for axis in ("dcn_data", "dcn_fsdp") if slices > 1}
+    shown = " x ".join(f"{name} ({size})" for name, size in named.items())
+    unknown = [axis for axis, size in given.items() if size == "auto"]
+    if len(unknown) > 1:
+        raise ValueError(f"mesh.{unknown[0]} and mesh.{unknown[1]} are both auto: only one size can be inferred.")
+    if unknown:
+        if devices % product:
+            raise ValueError(
+                f"{shown} = {product} does not divide the {devices} devices. Choose sizes whose product divides "
+                f"{devices}."
+            )
+        given[unknown[0]] = devices // product
+    elif product != devices:
         raise ValueError(
-            f"mesh.fsdp ({config.fsdp}) x mesh.tensor ({config.tensor}) = {inner} does not divide "
-            f"the {len(devices)} devices. Choose sizes whose product divides {len(devices)}."
+            f"{shown} = {product}, but there are {devices} devices. Set mesh.data to auto to use all that are left."
         )
-    data = len(devices) // inner if config.data is None else config.data
-    if data * inner != len(devices):
+    return tuple(int(size) for size in given.values())
+
+
+def _across_slices(sizes: tuple[int, ...], slices: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    """Devices as an array of shape sizes * slices, the slices outermost in each axis."""
+    count = int(np.prod(slices))
+    by_slice = {getattr(device, "slice_index", None) for device in devices}
+    by_process = {device.process_index for device in devices}
+    if count in (len(by_slice), len(by_process)):
+        return mesh_utils.create_hybrid_device_mesh(
+            sizes, slices, devices, process_is_granule=len(by_slice) != count, allow_split_physical_axes=True
+        )
+    if max(len(by_slice), len(by_process)) > 1:
         raise ValueError(
-            f"mesh.data ({data}) x mesh.fsdp ({config.fsdp}) x mesh.tensor ({config.tensor}) = {data * inner}, "
-            f"but there are {len(devices)} devices. Set mesh.data to null to use all that are left."
+            f"mesh.dcn_data x mesh.dcn_fsdp = {count}, but the devices lie in {len(by_slice)} slices and "
+            f"{len(by_process)} processes: set their product to one of these."
         )
-    shape = (data, config.fsdp, config.tensor)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # Devices of one process pretend to be several slices: neighbours stand for one.
+    outer_first = np.array(devices).reshape(*slices, *sizes)
+    order = [axis for pair in zip(range(4), range(4, 8), strict=True) for axis in pair]
+    return outer_first.transpose(order).reshape([a * b for a, b in zip(slices, sizes, strict=True)])
+
+
+# ---------------------------------------------------------------- the rules
+
+
+def _set_rules(changes: dict[str, list[str]]) -> None:
+    for name, axes in changes.items():
+        if name not in RULES:
+            raise ValueError(f"mesh.rules has no logical axis {name!r}, but {', '.join(RULES)}.")
+        if unknown := [axis for axis in axes if axis not in AXES]:
+            raise ValueError(f"mesh.rules.{name}: there is no mesh axis {unknown[0]!r}, but {', '.join(AXES)}.")
+        if len(set(axes)) < len(axes):
+            raise ValueError(f"mesh.rules.{name} names a mesh axis twice: {axes}.")
+    _rules.clear()
+    _rules.update(RULES | {name: tuple(axes) for name, axes in changes.items()})
+
+
+def mesh_axes(name: str | None) -> tuple[str, ...]:
+    """The mesh axes of a logical axis under the rules in force; none for None."""
+    return () if name is None else _rules.get(name, ())
+
+
+def _spec(sizes: Any, shape: tuple[int, ...], axes: Sequence[str | None]) -> list[tuple[str, ...] | None]:
+    """Per dimension the mesh axes that split it: those of its rule that the dimension divides and that are free."""
+    spec: list[tuple[str, ...] | None] = []
+    taken: set[str] = set()
+    for size, axis in zip(shape, axes, strict=True):
+        split = tuple(a for a in mesh_axes(axis) if sizes[a] > 1 and a not in taken)
+        fits = bool(split) and size % int(np.prod([sizes[a] for a in split])) == 0
+        spec.append(split if fits else None)
+        taken |= set(split if fits else ())
+    return spec
 
 
 def data_shards(mesh: Mesh) -> int:
     """Number of parts into which the rows of a batch are split."""
-    return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+    return int(np.prod([mesh.shape[axis] for axis in mesh_axes("batch")]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -65,17 +150,54 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh, leading: int) -> NamedSharding:
     """Splits the leading dimension over the data-parallel devices; whole on each where it does not divide."""
-    divides = leading % data_shards(mesh) == 0
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]) if divides else PartitionSpec())
+    return activation_sharding(mesh, (leading,), ("batch",))
+
+
+def activation_sharding(mesh: Mesh, shape: tuple[int, ...], axes: Sequence[str | None]) -> NamedSharding:
+    """Where an activation lies, by its logical axes; a dimension that its mesh axes do not divide stays whole."""
+    return NamedSharding(mesh, PartitionSpec(*_spec(mesh.shape, shape, axes)))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, laid out by its logical axes on the mesh that the step runs on; as it is where there is none.
+
+    Tells the compiler where an activation lies, so that it moves parameters to it and never the other way round.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    automatic = [a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    if mesh.empty or len(automatic) < len(mesh.axis_names):  # inside a shard_map arrays are the devices' own
+        return x
+    spec = _spec(mesh.shape, x.shape, axes)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if any(spec) else x
 
 
 def parameter_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
-    """Where a parameter lies, by its logical axes. A dimension that its mesh axes do not divide stays whole."""
-    spec = []
-    for size, axis in zip(shape, axes, strict=True):
-        mesh_axes = RULES.get(axis or "", ())
-        split = int(np.prod([mesh.shape[a] for a in mesh_axes]))
-        spec.append(mesh_axes if split > 1 and size % split == 0 else None)
+    """Where a parameter lies, by its logical axes.
+
+    A dimension that its mesh axes do not divide (a vocabulary of 50,257, say) passes them on to another dimension of
+    the parameter that they do divide. A vector may be whole on each device instead.
+
+    Raises ValueError, naming the dimensions, for a matrix that would be whole on devices which are to split it.
+    """
+    spec = _spec(mesh.shape, shape, axes)
+    for place, axis in enumerate(axes):
+        taken = {a for split in spec for a in split or ()}
+        left = tuple(a for a in mesh_axes(axis) if mesh.shape[a] > 1 and a not in taken)
+        if spec[place] is not None or not left:
+            continue
+        for other in range(len(shape)):
+            both = (*(spec[other] or ()), *left)
+            if axes[other] not in (None, "layers") and shape[other] % int(np.prod([mesh.shape[a] for a in both])) == 0:
+                spec[other] = both
+                break
+        else:
+            named = [f"{name} {size:,}" for name, size in zip(axes, shape, strict=True) if name not in (None, "layers")]
+            if len(named) > 1:
+                sizes = " x ".join(f"mesh.{a} {mesh.shape[a]}" for a in left)
+                raise ValueError(
+                    f"a parameter with the dimensions {', '.join(named)} cannot be split over {sizes}, which divides "
+                    "none of them: choose a size that does."
+                )
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from instructrec_jax.data.packing import length_buckets
-from instructrec_jax.distributed.mesh import parameter_sharding, replicated
+from instructrec_jax.distributed.mesh import activation_sharding, replicated
 from instructrec_jax.inference.beam import BeamSearch
 from instructrec_jax.inference.config import GenerationConfig, TokenRules
 from instructrec_jax.inference.sampling import Sampling, State, seen_tokens
@@ -137,7 +137,7 @@ class Decoder:
         return jax.tree_util.tree_map_with_path(pin, state)
 
     def _sharding(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
-        return parameter_sharding(self.mesh, shape, axes[: len(shape)])
+        return activation_sharding(self.mesh, shape, axes[: len(shape)])
 
     # ---------------------------------------------------------------- on the host
 

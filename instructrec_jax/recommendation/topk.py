@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from numpy.typing import ArrayLike
 
-from instructrec_jax.distributed.mesh import RULES, MeshConfig, make_mesh, parameter_sharding, replicated
+from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, mesh_axes, parameter_sharding, replicated
 
 BLOCK = 16_384  # items scored at a time on a device
 QUERIES = 256  # queries scored at a time: scores take 4 x BLOCK x QUERIES bytes, 17 MB
@@ -61,7 +61,7 @@ class ItemIndex:
                 raise ValueError(
                     f"the vector of item {start + bad[0]} is not finite. Look for an empty text or a diverged model."
                 )
-        devices = int(np.prod([self.mesh.shape[axis] for axis in RULES["items"]]))
+        devices = int(np.prod([self.mesh.shape[axis] for axis in mesh_axes("items")]))
         rows = -(-self.items // devices)
         if rows < BLOCK:
             rows = -(-rows // LARGEST_GROUP) * LARGEST_GROUP
@@ -145,7 +145,7 @@ def _search(
     vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array, *, mesh: Mesh, k: int
 ) -> tuple[jax.Array, jax.Array]:
     """(item numbers int32 [q, k], scores float32 [q, k]) over the items of all devices."""
-    axes = RULES["items"]
+    axes = mesh_axes("items")
 
     def on_device(vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array) -> tuple:
         first = lax.axis_index(axes) * len(vectors)

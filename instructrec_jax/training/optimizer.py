@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 Schedule = Literal["cosine", "linear", "constant"]
+Moments = Literal["float32", "bfloat16"]
 
 
 @dataclass
@@ -26,6 +27,7 @@ class OptimizerConfig:
     beta1: float = 0.9  # decay of the gradient's running mean
     beta2: float = 0.999  # decay of the gradient's running square
     epsilon: float = 1e-8  # added to the root of the running square
+    moments: Moments = "float32"  # how the running means are kept; bfloat16 takes half the memory
     clip_norm: float | None = 1.0  # gradients are scaled down to this global norm; null: never
     schedule: Schedule = "cosine"  # what follows the warm-up
     warmup: float = 0.1  # share of the steps over which the learning rate rises from 0
@@ -53,6 +55,37 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     # The first update should move: the ramp starts at peak / warmup.
     ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     return optax.join_schedules([ramp, after], [warmup])
+
+
+def with_bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same with both moments kept as bfloat16, by stochastic rounding (Zamirai et al., 2020).
+
+    To the nearest, bfloat16 would swallow what one step adds to a running square: with beta2 0.999 less than 1/256.
+    """
+
+    def widened(state: Any) -> Any:
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32), (state.mu, state.nu))
+        return state._replace(mu=wide[0], nu=wide[1])
+
+    def narrowed(state: Any) -> Any:
+        leaves, form = jax.tree.flatten((state.mu, state.nu))
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.count), len(leaves))
+        mu, nu = jax.tree.unflatten(form, [to_bfloat16(x, key) for x, key in zip(leaves, keys, strict=True)])
+        return state._replace(mu=mu, nu=nu)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, wide = adam.update(updates, widened(state), params)
+        return updates, narrowed(wide)
+
+    return optax.GradientTransformation(lambda params: narrowed(adam.init(params)), update)
+
+
+def to_bfloat16(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 -> bfloat16, up or down at random, so that the expected value is x itself."""
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    raised = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
+    cut = jax.lax.bitcast_convert_type((raised >> 16).astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), cut, x.astype(jnp.bfloat16))
 
 
 def make_optimizer(
@@ -92,9 +125,10 @@ def make_optimizer(
 
         return jax.tree_util.tree_map_with_path(scaled, updates)
 
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     return optax.chain(
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        adam if config.moments == "float32" else with_bfloat16_moments(adam),
         optax.add_decayed_weights(config.weight_decay, mask=decays),
         optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
         optax.identity() if head_factor == 1.0 and not factors else optax.stateless(scale),

@@ -55,7 +55,8 @@ def make_train_step(
     def total_loss(params: Tree, state: TrainState, batch: Arrays, seed: jax.Array, parts: int) -> Any:
         model = nnx.merge(graphdef, merge_params(params, state.frozen))
         keys = batch_dropout_keys(seed, batch)
-        total, weight = task.loss(model, batch, dropout=keys, buffers=state.buffers, parts=parts)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain`
+            total, weight = task.loss(model, batch, dropout=keys, buffers=state.buffers, parts=parts)
         return total, weight
 
     def gradients(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:

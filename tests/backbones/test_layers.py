@@ -7,7 +7,16 @@ from flax import nnx
 from transformers.activations import ACT2FN
 
 from instructrec_jax.backbones import layers
-from instructrec_jax.backbones.layers import Linear, Stack, StackOptions, dropout, dropout_keys, normal, plan_blocks
+from instructrec_jax.backbones.layers import (
+    REMAT_POLICIES,
+    Linear,
+    Stack,
+    StackOptions,
+    dropout,
+    dropout_keys,
+    normal,
+    plan_blocks,
+)
 
 
 def keys_for(rows: int, length: int, seed: int = 3) -> layers.DropoutKeys:
@@ -178,7 +187,7 @@ def test_plan_finds_the_repeating_pattern(kinds, expected):
     assert sorted(i for group in groups for b in group for i in b.layers) == list(range(len(kinds)))
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("remat", list(REMAT_POLICIES))
 def test_stack_is_its_layers_one_after_the_other(remat):
     kinds = ["first", "local", "local", "global", "local", "local", "global", "local"]
     stack = Stack(kinds, Affine, options=StackOptions(remat), rngs=nnx.Rngs(5))
@@ -211,5 +220,5 @@ def test_stack_layers_start_different_and_keep_their_axes():
 
 
 def test_unknown_remat_is_named():
-    with pytest.raises(ValueError, match="'half'.*none, full, dots"):
+    with pytest.raises(ValueError, match="'half'.*none, attention, dots, offload, full"):
         Stack(["x"], Affine, options=StackOptions("half"), rngs=nnx.Rngs(0))

@@ -9,7 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 from instructrec_jax.distributed.mesh import (
     MeshConfig,
+    _across_slices,
     batch_sharding,
+    constrain,
     data_shards,
     make_mesh,
     parameter_sharding,
@@ -21,15 +23,18 @@ from instructrec_jax.distributed.mesh import (
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (8, 1, 1)),
-        (MeshConfig(fsdp=4), (2, 4, 1)),
-        (MeshConfig(tensor=8), (1, 1, 8)),
-        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 2)),
+        (MeshConfig(), (8, 1, 1, 1)),
+        (MeshConfig(fsdp=4), (2, 4, 1, 1)),
+        (MeshConfig(tensor=8), (1, 1, 1, 8)),
+        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 1, 2)),
+        (MeshConfig(data=2, fsdp="auto", context=2), (2, 2, 2, 1)),
+        (MeshConfig(dcn_data=2, fsdp=2), (4, 2, 1, 1)),
+        (MeshConfig(data=1, fsdp="auto", dcn_fsdp=4), (1, 8, 1, 1)),
     ],
 )
-def test_sizes_are_inferred(config: MeshConfig, shape: tuple[int, int, int]) -> None:
+def test_sizes_are_inferred(config: MeshConfig, shape: tuple[int, ...]) -> None:
     mesh = make_mesh(config)
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.axis_names == ("data", "fsdp", "context", "tensor")
     assert mesh.devices.shape == shape
     assert set(mesh.devices.flat) == set(jax.devices())
     assert data_shards(mesh) == shape[0] * shape[1]
@@ -37,7 +42,7 @@ def test_sizes_are_inferred(config: MeshConfig, shape: tuple[int, int, int]) -> 
 
 def test_some_of_the_devices() -> None:
     mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:4])
-    assert mesh.devices.shape == (2, 2, 1) and set(mesh.devices.flat) == set(jax.devices()[:4])
+    assert mesh.devices.shape == (2, 2, 1, 1) and set(mesh.devices.flat) == set(jax.devices()[:4])
 
 
 @pytest.mark.parametrize(
@@ -45,10 +50,15 @@ def test_some_of_the_devices() -> None:
     [
         (MeshConfig(fsdp=3), [r"mesh\.fsdp \(3\)", r"mesh\.tensor \(1\)", "8 devices"]),
         (MeshConfig(tensor=16), [r"mesh\.tensor \(16\)", "8 devices"]),
-        (MeshConfig(data=3, fsdp=2), [r"mesh\.data \(3\)", r"mesh\.fsdp \(2\)", "= 6", "8 devices", "null"]),
+        (MeshConfig(data=3, fsdp=2), [r"mesh\.data \(3\)", r"mesh\.fsdp \(2\)", "= 6", "8 devices", "auto"]),
         (MeshConfig(data=0), ["data=0"]),
         (MeshConfig(fsdp=-1), ["fsdp=-1"]),
         (MeshConfig(tensor=0), ["tensor=0"]),
+        (MeshConfig(fsdp="auto"), ["mesh.data and mesh.fsdp are both auto"]),
+        (MeshConfig(dcn_data=3), [r"mesh\.dcn_data \(3\)", "8 devices"]),
+        (MeshConfig(rules={"vocabulary": ["tensor"]}), ["no logical axis 'vocabulary'"]),
+        (MeshConfig(rules={"vocab": ["tenser"]}), ["no mesh axis 'tenser'"]),
+        (MeshConfig(rules={"vocab": ["fsdp", "fsdp"]}), ["twice"]),
     ],
 )
 def test_an_error_names_the_dimension(config: MeshConfig, words: list[str]) -> None:
@@ -67,9 +77,11 @@ def test_an_error_names_the_dimension(config: MeshConfig, words: list[str]) -> N
         ((3, 32, 64), ("layers", "embed", "heads"), P(None, "fsdp", "tensor")),
         ((32, 5), ("embed", None), P("fsdp", None)),
         ((), (), P()),
-        # 2 does not divide 101 or 33: these dimensions stay whole, the others do not.
-        ((101, 32), ("vocab", "embed"), P(None, "fsdp")),
-        ((33, 64), ("embed", "mlp"), P(None, "tensor")),
+        # 2 does not divide 101 or 33: their axes go to the other dimension; a vector stays whole.
+        ((101, 32), ("vocab", "embed"), P(None, ("fsdp", "tensor"))),
+        ((33, 64), ("embed", "mlp"), P(None, ("tensor", "fsdp"))),
+        ((33,), ("mlp",), P(None)),
+        ((3, 101, 32), ("layers", "vocab", "embed"), P(None, None, ("fsdp", "tensor"))),
     ],
 )
 def test_a_parameter_lies_by_its_axes(shape: tuple[int, ...], axes: tuple[str | None, ...], spec: P) -> None:
@@ -78,8 +90,64 @@ def test_a_parameter_lies_by_its_axes(shape: tuple[int, ...], axes: tuple[str | 
     expected = jax.NamedSharding(mesh, spec)
     assert sharding.is_equivalent_to(expected, len(shape))
     array = jax.device_put(np.arange(np.prod(shape, dtype=int)).reshape(shape), sharding)
-    split = [2 if part is not None else 1 for part in spec] + [1] * (len(shape) - len(spec))
+    split = [1 if part is None else 2 ** len([part] if isinstance(part, str) else part) for part in spec] + [1] * (
+        len(shape) - len(spec)
+    )
     assert array.addressable_shards[0].data.shape == tuple(n // s for n, s in zip(shape, split, strict=True))
+
+
+def test_a_matrix_that_nothing_divides_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"embed 33, mlp 35 cannot be split over mesh.fsdp 2"):
+        parameter_sharding(make_mesh(MeshConfig(fsdp=2, tensor=2)), (33, 35), ("embed", "mlp"))
+
+
+def test_rules_of_the_settings_hold_until_the_next_mesh() -> None:
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2, rules={"vocab": [], "embed": ["tensor"], "batch": ["data"]}))
+    expected = jax.NamedSharding(mesh, P(None, "tensor"))
+    assert parameter_sharding(mesh, (32, 64), ("vocab", "embed")).is_equivalent_to(expected, 2)
+    assert data_shards(mesh) == 1
+    assert data_shards(make_mesh(MeshConfig(fsdp=4, tensor=2))) == 4
+
+
+def test_slices_are_the_outer_part_of_their_axis() -> None:
+    """Neighbouring devices, which stand for one slice, share everything but the outermost part of fsdp."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, dcn_fsdp=2))
+    numbers = np.vectorize(lambda device: device.id)(mesh.devices)[:, :, 0, 0]
+    np.testing.assert_array_equal(numbers, [[0, 1, 4, 5], [2, 3, 6, 7]])
+
+
+class _Device:
+    """What the arrangement asks of a device of several slices."""
+
+    platform, device_kind, process_index = "gpu", "fake", 0
+
+    def __init__(self, number: int) -> None:
+        self.id, self.slice_index = number, number // 4
+
+
+def test_real_slices_are_told_apart_by_their_number() -> None:
+    devices = [_Device(n) for n in (0, 4, 1, 5, 2, 6, 3, 7)]
+    found = _across_slices((2, 2, 1, 1), (2, 1, 1, 1), devices)
+    np.testing.assert_array_equal(
+        [[d.slice_index for d in row] for row in found[:, :, 0, 0]], [[0] * 2] * 2 + [[1] * 2] * 2
+    )
+    with pytest.raises(ValueError, match="= 4, but the devices lie in 2 slices"):
+        _across_slices((2, 1, 1, 1), (4, 1, 1, 1), devices)
+
+
+def test_a_constrained_activation_lies_by_its_axes() -> None:
+    mesh = make_mesh(MeshConfig(data=2, tensor=2, context=2))
+
+    def f(x: jax.Array) -> jax.Array:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return constrain(x * 2, "batch", "length", "mlp")
+
+    found = jax.jit(f)(jax.device_put(jnp.zeros((4, 6, 8)), replicated(mesh)))
+    assert found.sharding.is_equivalent_to(jax.NamedSharding(mesh, P("data", "context", "tensor")), 3)
+    odd = jax.jit(f)(jax.device_put(jnp.zeros((4, 5, 8)), replicated(mesh)))
+    assert odd.sharding.is_equivalent_to(jax.NamedSharding(mesh, P("data", None, "tensor")), 3)
+    x = jnp.zeros((4, 6, 8))
+    assert constrain(x, "batch", "length", "mlp") is x  # no mesh
 
 
 def test_axes_must_match_the_shape() -> None:

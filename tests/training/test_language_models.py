@@ -87,11 +87,12 @@ def test_accumulation_equals_one_batch(
     assert_close(params, references(network)[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (2, 1, 1, 4), (1, 2, 2, 2)], ids=str)
 @pytest.mark.parametrize("network", ["llama", "t5"])
 def test_eight_devices_equal_one(
-    network: str, language_models: dict[str, Path], tmp_path: Path, references: Any
+    network: str, mesh: tuple[int, ...], language_models: dict[str, Path], tmp_path: Path, references: Any
 ) -> None:
-    setup = Setup("language_model", language_models[network], tmp_path, optimizer=SMOOTH, mesh=(2, 2, 2))
+    setup = Setup("language_model", language_models[network], tmp_path, optimizer=SMOOTH, mesh=mesh)
     losses, params = run_steps(setup, [eight_rows(setup)] * 2)
     np.testing.assert_allclose(losses, references(network)[0], atol=1e-5)
     assert_close(params, references(network)[1], atol=1e-5)
@@ -118,3 +119,22 @@ def test_other_tasks_run_on_language_models(
     np.testing.assert_allclose(packed, plain, atol=1e-5)
     losses, _ = run_steps(setup, [batch] * 5)
     assert losses[-1] < losses[0]
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_each_remat_policy_keeps_less(language_models: dict[str, Path], tmp_path: Path) -> None:
+    """Bytes of temporaries of the compiled gradient, and the same gradient."""
+
+    def compiled(remat: Any) -> tuple[int, Any]:
+        setup = Setup("language_model", language_models["llama"], tmp_path, optimizer=SMOOTH, remat=remat)
+        batch = eight_rows(setup)
+        program = setup.step.lower(setup.state, batch).compile()  # type: ignore[attr-defined]
+        return program.memory_analysis().temp_size_in_bytes, run_steps(setup, [batch])[1]
+
+    found = {remat: compiled(remat) for remat in ("none", "attention", "dots", "full")}
+    sizes = [found[remat][0] for remat in ("none", "attention", "dots", "full")]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[1], sizes
+    for remat in ("attention", "dots", "full"):
+        assert_close(found[remat][1], found["none"][1], atol=1e-6)

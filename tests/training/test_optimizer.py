@@ -4,10 +4,17 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructrec_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer, path_name
+from instructrec_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate_schedule,
+    make_optimizer,
+    path_name,
+    to_bfloat16,
+)
 
 
 def expected_rate(config: OptimizerConfig, steps: int, update: int) -> float:
@@ -147,3 +154,32 @@ def test_decay_exclude_is_a_setting() -> None:
 def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"optimizer\.{name} .* but is {value}"):
         make_optimizer(OptimizerConfig(**{name: value}), 10)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- moments in bfloat16
+
+
+def test_stochastic_rounding_is_right_on_average() -> None:
+    x = np.float32([1.0, 1.001, -3.3333, 1e-30, 6.1e4, 0.0])
+    draws = np.stack([np.asarray(to_bfloat16(jnp.asarray(x), jax.random.key(n)), np.float64) for n in range(4000)])
+    step = np.float64(np.spacing(np.abs(x))) * 2**16  # between neighbours in bfloat16
+    assert (np.abs(draws - x) < step).all()
+    assert (np.abs(draws.mean(0) - x) <= 4 * step / 2 / 4000**0.5).all()
+    assert (draws[:, 0] == 1).all() and (draws[:, 5] == 0).all()
+    assert np.isnan(float(to_bfloat16(jnp.float32(np.nan), jax.random.key(0))))
+    assert float(to_bfloat16(jnp.float32(np.inf), jax.random.key(0))) == np.inf
+
+
+def test_a_running_square_falls_also_in_bfloat16() -> None:
+    """After one large gradient; to the nearest, 0.999 of it would be the same number again."""
+    params = {"backbone": {"kernel": np.zeros((64, 64), np.float32)}}
+    config = OptimizerConfig(schedule="constant", warmup=0.0, clip_norm=None, moments="bfloat16")
+    optimizer = make_optimizer(config, 10)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for number in range(300):
+        gradient = np.full((64, 64), 30.0 if number == 0 else 0.0, np.float32)
+        _, state = update({"backbone": {"kernel": gradient}}, state, params)
+    adam = next(s for s in state if hasattr(s, "nu"))
+    mu, nu = adam.mu["backbone"]["kernel"], adam.nu["backbone"]["kernel"]
+    assert mu.dtype == nu.dtype == jnp.bfloat16
+    assert float(nu.astype(jnp.float32).mean()) == pytest.approx(0.9 * 0.999**299, rel=2e-3)

@@ -62,10 +62,13 @@ def test_accumulation_equals_one_batch(kind: str, checkpoint: Path, tmp_path: Pa
         ("retrieval", (1, 8, 1)),
         ("classification", (1, 1, 8)),
         ("classification", (1, 4, 2)),
+        ("classification", (2, 1, 1, 4)),  # the last: context
+        ("retrieval", (1, 2, 2, 2)),
+        ("sequence", (1, 1, 1, 8)),
     ],
 )
 def test_eight_devices_equal_one(
-    kind: str, mesh: tuple[int, int, int], checkpoint: Path, tmp_path: Path, references: dict[str, Any]
+    kind: str, mesh: tuple[int, ...], checkpoint: Path, tmp_path: Path, references: dict[str, Any]
 ) -> None:
     setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, mesh=mesh)
     losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
