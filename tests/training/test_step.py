@@ -228,3 +228,11 @@ def test_targets_have_dropout_keys_of_their_own() -> None:
     assert not set(every.tolist()) & set(
         np.concatenate([t for _, t in of_texts(unpacked(lengths, 32, 1, 32), seed + 1)])
     )
+
+
+def test_the_old_state_gives_its_memory_to_the_new_one(checkpoint: Path, tmp_path: Path) -> None:
+    """By the aliasing of the compiled program: every byte of parameters and moments."""
+    setup = Setup("classification", checkpoint, tmp_path, mesh=(2, 2, 2))
+    program = setup.step.lower(setup.state, setup.batch()).compile()  # type: ignore[attr-defined]
+    own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(setup.state))
+    assert program.memory_analysis().alias_size_in_bytes >= own

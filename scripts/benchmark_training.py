@@ -1,0 +1,330 @@
+"""Training steps beside PyTorch's, one system at a time: `python scripts/benchmark_training.py WORKLOAD --data FILE`.
+
+    encoder          classification by a MiniLM-like encoder: ragged texts, 32 a step; theirs padded to the longest
+    encoder_fixed    the same on 32 x 128 tokens without padding
+    decoder          Llama (hidden 512, 8 layers, heads 8/4, vocabulary 32,000) on 4 x 512 tokens without padding
+    decoder_ragged   the same on ragged texts: ours packs rows of 512, theirs pads to the longest of a batch
+
+FILE holds instructions (any format that data.train reads, alpaca's for instance). Each system lives in a process of its
+own and works only while the other waits; a round is a few steps of each. Both start from the same weights, and the
+first loss of both is printed: it must agree on equal batches.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROWS = {"encoder": 32, "encoder_fixed": 32, "decoder": 4, "decoder_ragged": 4}
+LENGTH = {"encoder": 128, "encoder_fixed": 128, "decoder": 512, "decoder_ragged": 512}
+LABELS = 10
+
+
+@dataclass
+class Work:
+    """What both systems are given."""
+
+    workload: str
+    folder: str  # HuggingFace checkpoint
+    data: str  # instructions
+    threads: int
+    steps: int  # that are different; then they begin again
+
+    @property
+    def is_encoder(self) -> bool:
+        return self.workload.startswith("encoder")
+
+    @property
+    def ragged(self) -> bool:
+        return self.workload in ("encoder", "decoder_ragged")
+
+
+# ---------------------------------------------------------------- ours
+
+
+def our_config(work: Work) -> Any:
+    from instructrec_jax.backbones.config import BackboneConfig
+    from instructrec_jax.config import Config
+    from instructrec_jax.data.config import DataConfig
+    from instructrec_jax.data.sources import SourceConfig
+    from instructrec_jax.tasks import ClassificationConfig, LanguageModelConfig
+    from instructrec_jax.training.optimizer import OptimizerConfig
+
+    labels = [f"label {number}" for number in range(LABELS)]
+    task: Any = ClassificationConfig(labels=labels) if work.is_encoder else LanguageModelConfig(template="plain")
+    by_rows = work.workload == "decoder_ragged"
+    return Config(
+        backbone=BackboneConfig(work.folder, dtype="float32"),
+        task=task,
+        data=DataConfig(
+            train=[SourceConfig(path=work.data)],
+            batch_size=None if by_rows else ROWS[work.workload],
+            batch_rows=ROWS[work.workload] if by_rows else None,
+            max_length=LENGTH[work.workload],
+            truncate="right",
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-5, schedule="constant", warmup=0.0),
+    )
+
+
+def open_ours(work: Work) -> Iterator[tuple[float, int]]:
+    """One training step at a time, with packing and transfer: (loss, real tokens)."""
+    import jax
+
+    from instructrec_jax import assemble, assemble_data
+    from instructrec_jax.data.loader import Parts, Text, pack, to_devices
+    from instructrec_jax.distributed.mesh import make_mesh
+    from instructrec_jax.training.optimizer import make_optimizer
+    from instructrec_jax.training.state import create_state, state_shardings
+    from instructrec_jax.training.step import make_train_step
+
+    config = our_config(work)
+    folder = Path(work.folder)
+    task, mesh = assemble.open_task(config, folder), make_mesh(config.mesh)
+    model = assemble.load_model(config, task, folder, mesh)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state = create_state(model.params, optimizer, 0, is_frozen=model.is_frozen)
+    shardings = state_shardings(state, model.shardings, mesh)
+    state = jax.device_put(state, shardings)
+    step = make_train_step(task, model.graphdef, optimizer, mesh=mesh, shardings=shardings)
+    rng = np.random.default_rng(0)
+
+    def fixed(number: int) -> Any:
+        tokens = fixed_tokens(work, number)
+        texts = [Text(row) for row in tokens]
+        if work.is_encoder:
+            targets = rng.integers(0, LABELS, len(texts)).astype(np.int32)
+            parts = Parts(texts, per_text={"targets": targets, "weights": np.ones(len(texts), np.float32)})
+        else:
+            labels = [np.append(row[1:], 0).astype(np.int32) for row in tokens]
+            supervised = [np.append(np.ones(len(row) - 1), 0).astype(np.int32) for row in tokens]
+            parts = Parts(texts, per_token={"labels": labels, "supervised": supervised})
+        return pack(parts, assemble_data.buckets(config), 1)
+
+    batches = assemble_data.training_data(config, task, row_multiple=1).batches(0, 10**6, None) if work.ragged else None
+    previous = {name: 0.0 for name in ("loss", "weight")}
+    number = 0
+    while True:
+        batch = fixed(number % work.steps) if batches is None else next(batches)
+        state, sums = step(state, to_devices(batch.arrays, mesh))
+        now = {name: float(sums[name]) for name in previous}
+        yield (now["loss"] - previous["loss"]) / max(now["weight"] - previous["weight"], 1e-9), batch.tokens
+        previous, number = now, number + 1
+
+
+# ---------------------------------------------------------------- PyTorch
+
+
+def open_torch(work: Work) -> Iterator[tuple[float, int]]:
+    """The same by transformers and torch.optim.AdamW."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    torch.set_num_threads(work.threads)
+    torch.manual_seed(0)
+    if work.is_encoder:
+        model = AutoModelForSequenceClassification.from_pretrained(work.folder, num_labels=LABELS)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(work.folder)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01)
+    rng = np.random.default_rng(0)
+    batches = ragged_tokens(work) if work.ragged else None
+    number = 0
+    while True:
+        texts = fixed_tokens(work, number % work.steps) if batches is None else batches[number % len(batches)]
+        longest = max(map(len, texts))
+        tokens, mask = torch.zeros(len(texts), longest, dtype=torch.long), torch.zeros(len(texts), longest)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)], mask[row, : len(text)] = torch.tensor(np.asarray(text)).long(), 1
+        if work.is_encoder:
+            labels = torch.tensor(rng.integers(0, LABELS, len(texts)))
+        else:
+            labels = torch.where(mask > 0, tokens, -100)
+        loss = model(input_ids=tokens, attention_mask=mask.long(), labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        yield float(loss.detach()), int(mask.sum())
+        number += 1
+
+
+# ---------------------------------------------------------------- the same texts for both
+
+
+def fixed_tokens(work: Work, number: int) -> np.ndarray:
+    """int32 [rows, length] of the step's number."""
+    shape = ROWS[work.workload], LENGTH[work.workload]
+    return np.random.default_rng(number).integers(1000, 30_000, shape).astype(np.int32)
+
+
+def ragged_tokens(work: Work) -> list[list[np.ndarray]]:
+    """Batches of the texts in the order of our epochs, each of as many texts as ours have on average."""
+    from instructrec_jax import assemble, assemble_data
+
+    config = our_config(work)
+    task = assemble.open_task(config, Path(work.folder))
+    data = assemble_data.training_data(config, task, row_multiple=1)
+    texts = [e.text.tokens for e in data.encoded]
+    size = ROWS[work.workload] if work.is_encoder else max(1, round(len(texts) / data.epoch_steps))
+    order = np.random.default_rng(0).permutation(len(texts))
+    return [[texts[i] for i in order[start : start + size]] for start in range(0, len(texts) - size + 1, size)]
+
+
+# ---------------------------------------------------------------- processes
+
+
+def matmul_speed(system: str, threads: int) -> float:
+    """FLOP/s of 4096 x 1024 x 4096 in float32, the best of 5."""
+    sizes = (4096, 1024), (1024, 4096)
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=size).astype(np.float32) for size in sizes)
+    if system == "ours":
+        import jax
+
+        x, y, product = jax.numpy.asarray(a), jax.numpy.asarray(b), jax.jit(lambda x, y: x @ y)
+
+        def run() -> None:
+            product(x, y).block_until_ready()
+
+    else:
+        import torch
+
+        torch.set_num_threads(threads)
+        left, right = torch.tensor(a), torch.tensor(b)
+
+        def run() -> None:
+            left @ right
+
+    run()
+    best = np.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 4096 * 1024 * 4096 / best
+
+
+def serve(pipe: Any, system: str, work: Work) -> None:
+    """Answers "matmul" and ("round", steps) until "stop"."""
+    began = time.perf_counter()
+    if system == "ours":
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
+        import instructrec_jax.train  # noqa: F401 - timed
+    else:
+        import torch  # noqa: F401 - timed
+        import transformers  # noqa: F401
+    imported = time.perf_counter() - began
+    steps = {"ours": open_ours, "PyTorch": open_torch}[system](work)
+    first_loss, _ = next(steps)
+    first_step = time.perf_counter() - began - imported
+    pipe.send((imported, first_step, first_loss))
+    while (request := pipe.recv()) != "stop":
+        if request == "matmul":
+            pipe.send(matmul_speed(system, work.threads))
+            continue
+        began, tokens = time.perf_counter(), 0
+        for _ in range(request):
+            tokens += next(steps)[1]
+        pipe.send((time.perf_counter() - began, tokens))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    pipe.send(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024)
+
+
+def make_llama(folder: str, tokenizer: str) -> None:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = dict(hidden_size=512, num_hidden_layers=8, intermediate_size=1536, vocab_size=32_000)
+    groups: dict[str, Any] = dict(num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512)
+    LlamaForCausalLM(LlamaConfig(**sizes, **groups)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+
+
+def flops(work: Work) -> float:
+    """Of a token in a full row, forward and backward: 6 x parameters of products + 12 x layers x hidden x keys."""
+    config = json.loads((Path(work.folder) / "config.json").read_text())
+    hidden, layers, inner = (config[n] for n in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+    if work.is_encoder:
+        return 6 * layers * (4 * hidden**2 + 2 * hidden * inner) + 12 * layers * hidden * LENGTH[work.workload]
+    share = config["num_key_value_heads"] / config["num_attention_heads"]
+    matrices = layers * (hidden**2 * (2 + 2 * share) + 3 * hidden * inner) + hidden * config["vocab_size"]
+    return 6 * matrices + 12 * layers * hidden * LENGTH[work.workload] / 2
+
+
+def labelled(data: str, folder: str) -> str:
+    """The instructions alone, with labels drawn by their number, as a file."""
+    from instructrec_jax.data.sources import SourceConfig, open_sources
+
+    source = open_sources([SourceConfig(path=data)])
+    path = Path(folder) / "labelled.jsonl"
+    lines = [{"instruction": source[n].instruction, "output": f"label {n % LABELS}"} for n in range(len(source))]
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workload", choices=list(ROWS))
+    parser.add_argument("--data", default="", help="file with instructions, for the ragged workloads")
+    parser.add_argument("--model", required=True, help="folder of all-MiniLM-L6-v2; the decoder takes its tokenizer")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=0, help="in a round; default: an epoch of the data, or 3")
+    options = parser.parse_args()
+    if options.workload in ("encoder", "decoder_ragged") and not options.data:
+        parser.error("--data is needed for ragged texts")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.model
+        if options.workload.startswith("decoder"):
+            folder = f"{temporary}/llama"
+            make_llama(folder, options.model)
+        data = labelled(options.data, temporary) if options.workload == "encoder" else options.data
+        compare(Work(options.workload, folder, data, options.threads, 3), options.rounds, options.steps or 3)
+
+
+def compare(work: Work, rounds: int, steps: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, {}
+    for system in ("ours", "PyTorch"):
+        pipes[system], other_end = context.Pipe()
+        processes[system] = context.Process(target=serve, args=(other_end, system, work), daemon=True)
+        processes[system].start()
+        imported, first, loss = pipes[system].recv()
+        print(f"{system:8} import {imported:5.1f} s, set-up and first step {first:5.1f} s, first loss {loss:.4f}")
+    ask = {system: lambda request, p=pipe: (p.send(request), p.recv())[1] for system, pipe in pipes.items()}
+    speed = {system: ask[system]("matmul") for system in ask}
+    for system in ask:
+        ask[system](steps)  # the shapes of ragged texts are compiled now
+    found: dict[str, list[tuple[float, int]]] = {system: [] for system in ask}
+    for _ in range(rounds):
+        for system in ask:
+            found[system].append(ask[system](steps))
+    rate = {system: np.array([tokens / took for took, tokens in each]) for system, each in found.items()}
+    print(
+        f"{work.workload}: tokens/s = real tokens / time, of {rounds} rounds of {steps} steps; matmul = the fastest of"
+    )
+    print("4096 x 1024 x 4096 in this run; share = tokens/s x FLOP of a token in a full row / matmul")
+    for system, values in rate.items():
+        tokens = np.median(values)
+        share = f"{tokens * flops(work) / speed[system]:.0%} of the matmul" if not work.ragged else ""
+        memory = ask[system]("stop") / 1e9
+        print(f"  {system:8} {tokens:8,.0f} tokens/s  {share}  peak memory {memory:.1f} GB")
+        processes[system].join()
+    ratios = rate["ours"] / rate["PyTorch"]
+    print(f"  ours / PyTorch: median {np.median(ratios):.2f}, rounds {' '.join(f'{r:.2f}' for r in ratios)}")
+
+
+if __name__ == "__main__":
+    main()
