@@ -171,6 +171,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if any(spec) else x
 
 
+def is_split(name: str) -> bool:
+    """Whether the mesh that the step runs on splits a logical axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and any(mesh.shape[axis] > 1 for axis in mesh_axes(name))
+
+
 def parameter_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
     """Where a parameter lies, by its logical axes.
 

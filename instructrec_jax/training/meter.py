@@ -1,8 +1,10 @@
 """Turns the sums that the step keeps on the device into lines of the log, without waiting for the device."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -10,24 +12,45 @@ import optax
 from instructrec_jax.training.tracking import ProgressBar, Tracker
 
 
+Part = Literal["input", "checkpoint", "logging"]
+PARTS: tuple[Part, ...] = ("input", "checkpoint", "logging")
+
+
 @dataclass
 class Meter:
     """Counts tokens and time between two lines of the log.
 
     A line's numbers are fetched only once the next step is under way (`flush`), so the device never idles for them.
+    What of the time went into waiting for a batch, saving and logging is `timed`; the rest is the steps themselves.
+
+    Args:
+      flops: a window's tokens and steps -> model FLOP of all devices; None: not known.
+      peak: FLOP/s of all devices at best; None: not known, then no MFU is logged.
     """
 
     tracker: Tracker
     bar: ProgressBar
     schedule: optax.Schedule
     max_nonfinite: int
+    flops: Callable[[int, int], float] | None = None
+    peak: float | None = None
     _pending: tuple[int, dict[str, jax.Array], int, int] | None = None
     _tokens: int = 0
+    _parts: dict[Part, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.perf_counter)
     _window_started: float = field(default_factory=time.perf_counter)
 
     def count(self, tokens: int) -> None:
         self._tokens += tokens
+
+    @contextmanager
+    def timed(self, part: Part) -> Iterator[None]:
+        """Counts the time of the block as spent on `part`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - began
 
     def pause(self, seconds: float) -> None:
         """Takes time that was not spent on training out of the present window."""
@@ -51,6 +74,7 @@ class Meter:
         sums: dict[str, Any] = {name: float(value) for name, value in jax.device_get(on_device).items()}
         now = time.perf_counter()  # steps are only dispatched ahead of the device: the window ends with its last number
         seconds, self._window_started = now - self._window_started, now
+        parts, self._parts = {part: self._parts.get(part, 0.0) for part in PARTS}, {}
         loss = sums["loss"] / sums["weight"] if sums["weight"] else float("nan")
         values = {
             "loss": loss,
@@ -60,8 +84,13 @@ class Meter:
             "tokens": total_tokens,
             "tokens_per_second": tokens / seconds,
             "seconds": time.perf_counter() - self._started,
+            **{f"{part}_share": spent / seconds for part, spent in parts.items()},
+            "step_share": max(0.0, 1 - sum(parts.values()) / seconds),
         }
-        self.tracker.log("train", step, values)
+        if self.flops is not None and self.peak is not None:
+            values["mfu"] = self.flops(tokens, int(sums["steps"])) / seconds / self.peak
+        with self.timed("logging"):
+            self.tracker.log("train", step, values)
         self.bar.update(step, loss, tokens / seconds)
         if sums["skipped_in_a_row"] >= self.max_nonfinite:
             raise FloatingPointError(

@@ -17,7 +17,10 @@ from tqdm import tqdm
 
 from instructrec_jax.files import append_jsonl, read_jsonl, write_jsonl, write_text
 
-TIMING_FIELDS = ("seconds", "tokens_per_second")
+TIMING_FIELDS = (
+    *("seconds", "tokens_per_second", "mfu"),
+    *("input_share", "checkpoint_share", "logging_share", "step_share"),
+)
 """The only fields of metrics.jsonl that may differ between two runs of the same settings."""
 
 

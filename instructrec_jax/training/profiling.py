@@ -1,0 +1,67 @@
+"""A trace of a few training steps, to look at in TensorBoard (profile plugin) or Perfetto."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import jax
+
+
+@dataclass
+class ProfileConfig:
+    """What of a run is traced."""
+
+    steps: str | None = None  # such as 10..13: a trace of these steps goes to RUN/profile; null: none
+
+
+def traced_steps(config: ProfileConfig) -> range:
+    """The steps to trace, counted from 1 as in the log.
+
+    Raises ValueError where the setting is no range of steps.
+    """
+    if config.steps is None:
+        return range(0)
+    found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", config.steps.strip())
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise ValueError(f"profile.steps is a range of steps such as 10..13, but is {config.steps!r}.")
+    return range(first, last + 1)
+
+
+class Profiler:
+    """Traces the steps that `config` names into RUN/profile: `begin(step)` before each step, `end(step, result)` after.
+
+    The trace ends when the last step's result is there, so it holds what the devices did.
+    """
+
+    def __init__(self, run_dir: Path, config: ProfileConfig):
+        self.steps = traced_steps(config)
+        self.folder = run_dir / "profile"
+        self.running = False
+
+    def begin(self, step: int) -> None:
+        if not self.running and step in self.steps:
+            jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
+            self.running = True
+
+    def end(self, step: int, result: object) -> None:
+        if self.running and step == self.steps[-1]:
+            jax.block_until_ready(result)
+            self._stop()
+            print(f"trace of steps {self.steps[0]}..{step}: {self.folder} (TensorBoard, Perfetto)", file=sys.stderr)
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self.running = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.running:
+            self._stop()
