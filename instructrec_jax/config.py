@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import draccus
+import jax
 import yaml
 from draccus.wrappers import docstring
 
@@ -16,6 +17,7 @@ import instructrec_jax.tasks as tasks
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.config import BackboneConfig
 from instructrec_jax.data.config import DataConfig
+from instructrec_jax.distributed import launch
 from instructrec_jax.distributed.mesh import MeshConfig
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.tasks.base import TaskConfig
@@ -195,10 +197,29 @@ def _check_nulls(config: Any, prefix: str = "") -> None:
                 _check_nulls(below, name + ".")
 
 
-def main_guard(main: Any) -> None:
-    """Runs a verb: an error that a user can mend is one paragraph on stderr, not a traceback."""
+def main_guard(main: Any, *, processes: bool = False) -> None:
+    """Runs a verb: an error that a user can mend is one paragraph on stderr, not a traceback.
+
+    Args:
+      processes: the verb works in several processes at once, and joins them where the environment says so.
+    """
     try:
+        if processes:
+            launch.initialize()
+        else:
+            launch.refuse_others(Path(sys.argv[0]).stem)
         main(sys.argv[1:])
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if jax.distributed.is_initialized():
+            launch.end(error)
+        _end_alone(error)
+
+
+def _end_alone(error: BaseException) -> None:
+    try:
+        raise error
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,7 +11,6 @@ import optax
 
 from instructrec_jax.training.tracking import ProgressBar, Tracker
 
-
 Part = Literal["input", "checkpoint", "logging"]
 PARTS: tuple[Part, ...] = ("input", "checkpoint", "logging")
 
