@@ -26,7 +26,7 @@ RULES: dict[str, tuple[str, ...]] = {
 _rules = dict(RULES)
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
-Size = int | Literal["auto"]
+Size = int | Literal["auto"] | None  # null means auto
 
 
 @dataclass
@@ -61,7 +61,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 def _infer(config: MeshConfig, devices: int) -> tuple[int, ...]:
     """Sizes of the axes within a slice, in the order of AXES."""
-    given = {axis: getattr(config, axis) for axis in AXES}
+    given = {axis: "auto" if getattr(config, axis) is None else getattr(config, axis) for axis in AXES}
     slices = config.dcn_data * config.dcn_fsdp
     numbers = [size for size in given.values() if size != "auto"]
     if min([*numbers, config.dcn_data, config.dcn_fsdp]) < 1:

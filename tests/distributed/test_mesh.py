@@ -28,6 +28,7 @@ from instructrec_jax.distributed.mesh import (
         (MeshConfig(tensor=8), (1, 1, 1, 8)),
         (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 1, 2)),
         (MeshConfig(data=2, fsdp="auto", context=2), (2, 2, 2, 1)),
+        (MeshConfig(data=None, fsdp=2), (4, 2, 1, 1)),
         (MeshConfig(dcn_data=2, fsdp=2), (4, 2, 1, 1)),
         (MeshConfig(data=1, fsdp="auto", dcn_fsdp=4), (1, 8, 1, 1)),
     ],
