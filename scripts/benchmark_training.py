@@ -42,6 +42,15 @@ class Work:
         return self.workload.startswith("encoder")
 
     @property
+    def length(self) -> int:
+        """Of a row."""
+        return min(LENGTH[self.workload], self.config["max_position_embeddings"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return json.loads((Path(self.folder) / "config.json").read_text())
+
+    @property
     def ragged(self) -> bool:
         return self.workload in ("encoder", "decoder_ragged")
 
@@ -72,7 +81,7 @@ def our_config(work: Work) -> Any:
             train=[SourceConfig(path=work.data)],
             batch_size=None if by_rows else ROWS[work.workload],
             batch_rows=ROWS[work.workload] if by_rows else None,
-            max_length=LENGTH[work.workload],
+            max_length=work.length,
             truncate="right",
         ),
         optimizer=OptimizerConfig(learning_rate=2e-5, schedule="constant", warmup=0.0),
@@ -124,6 +133,22 @@ def open_ours(work: Work) -> Iterator[tuple[float, int]]:
         previous, number = now, number + 1
 
 
+def input_speed(work: Work) -> float:
+    """Examples/s that are shuffled, packed and laid out, with nothing else to do; tokenised they are once, before."""
+    from instructrec_jax import assemble, assemble_data
+
+    config = our_config(work)
+    task = assemble.open_task(config, Path(work.folder))
+    data = assemble_data.training_data(config, task, row_multiple=1)
+    steps = 200
+    batches = data.batches(0, steps, None)
+    next(batches)
+    began = time.perf_counter()
+    for _ in batches:
+        pass
+    return (steps - 1) * len(data.encoded) / data.epoch_steps / (time.perf_counter() - began)
+
+
 # ---------------------------------------------------------------- PyTorch
 
 
@@ -167,8 +192,8 @@ def open_torch(work: Work) -> Iterator[tuple[float, int]]:
 
 def fixed_tokens(work: Work, number: int) -> np.ndarray:
     """int32 [rows, length] of the step's number."""
-    shape = ROWS[work.workload], LENGTH[work.workload]
-    return np.random.default_rng(number).integers(1000, 30_000, shape).astype(np.int32)
+    vocab, shape = work.config["vocab_size"], (ROWS[work.workload], work.length)
+    return np.random.default_rng(number).integers(vocab // 30, vocab, shape).astype(np.int32)
 
 
 def ragged_tokens(work: Work) -> list[list[np.ndarray]]:
@@ -219,7 +244,7 @@ def matmul_speed(system: str, threads: int) -> float:
 
 
 def serve(pipe: Any, system: str, work: Work) -> None:
-    """Answers "matmul" and ("round", steps) until "stop"."""
+    """Answers "matmul", "input" and a number of steps until "stop"."""
     began = time.perf_counter()
     if system == "ours":
         import jax
@@ -235,8 +260,8 @@ def serve(pipe: Any, system: str, work: Work) -> None:
     first_step = time.perf_counter() - began - imported
     pipe.send((imported, first_step, first_loss))
     while (request := pipe.recv()) != "stop":
-        if request == "matmul":
-            pipe.send(matmul_speed(system, work.threads))
+        if request in ("matmul", "input"):
+            pipe.send(matmul_speed(system, work.threads) if request == "matmul" else input_speed(work))
             continue
         began, tokens = time.perf_counter(), 0
         for _ in range(request):
@@ -259,13 +284,13 @@ def make_llama(folder: str, tokenizer: str) -> None:
 
 def flops(work: Work) -> float:
     """Of a token in a full row, forward and backward: 6 x parameters of products + 12 x layers x hidden x keys."""
-    config = json.loads((Path(work.folder) / "config.json").read_text())
+    config = work.config
     hidden, layers, inner = (config[n] for n in ("hidden_size", "num_hidden_layers", "intermediate_size"))
     if work.is_encoder:
-        return 6 * layers * (4 * hidden**2 + 2 * hidden * inner) + 12 * layers * hidden * LENGTH[work.workload]
+        return 6 * layers * (4 * hidden**2 + 2 * hidden * inner) + 12 * layers * hidden * work.length
     share = config["num_key_value_heads"] / config["num_attention_heads"]
     matrices = layers * (hidden**2 * (2 + 2 * share) + 3 * hidden * inner) + hidden * config["vocab_size"]
-    return 6 * matrices + 12 * layers * hidden * LENGTH[work.workload] / 2
+    return 6 * matrices + 12 * layers * hidden * work.length / 2
 
 
 def labelled(data: str, folder: str) -> str:
@@ -306,6 +331,7 @@ def compare(work: Work, rounds: int, steps: int) -> None:
         pipes[system], other_end = context.Pipe()
         processes[system] = context.Process(target=serve, args=(other_end, system, work), daemon=True)
         processes[system].start()
+        other_end.close()  # so that the end of the process is the end of the pipe
         imported, first, loss = pipes[system].recv()
         print(f"{system:8} import {imported:5.1f} s, set-up and first step {first:5.1f} s, first loss {loss:.4f}")
     ask = {system: lambda request, p=pipe: (p.send(request), p.recv())[1] for system, pipe in pipes.items()}
@@ -321,6 +347,8 @@ def compare(work: Work, rounds: int, steps: int) -> None:
         f"{work.workload}: tokens/s = real tokens / time, of {rounds} rounds of {steps} steps; matmul = the fastest of"
     )
     print("4096 x 1024 x 4096 in this run; share = tokens/s x FLOP of a token in a full row / matmul")
+    if work.ragged:
+        print(f"our input pipeline alone: {ask['ours']('input'):,.0f} examples/s")
     for system, values in rate.items():
         tokens = np.median(values)
         share = f"{tokens * flops(work) / speed[system]:.0%} of the matmul" if not work.ragged else ""
