@@ -1,8 +1,12 @@
 """The one door to attention: kernels for an accelerator are chosen behind it."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from instructrec_jax.backbones import attention_kernels as kernels
 from instructrec_jax.backbones.layers import DropoutKeys, attention_dropout_bits, keep_mask
 
 BRANCH = 1 << 16  # segment n · BRANCH + b is branch b of segment n · BRANCH: it also sees that one's tokens
@@ -44,32 +48,75 @@ def attention(
         scale: factor on the scores; head_dim ** -0.5 by default.
 
     Returns: [rows, queries, heads, head_dim] in v's dtype.
+
+    A kernel is chosen by the devices and the arguments (`attention_kernels.choose`); all give the same to rounding.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    own = all(x is None or x is y for x, y in ((key_segment_ids, segment_ids), (key_positions, positions)))
+    drops = dropout_keys is not None and dropout_rate > 0.0
+    kernel = kernels.choose(q, own=own, bias=bias, dropout=drops, soft_cap=soft_cap)
+    if kernel == "splash":
+        return kernels.splash_attention(
+            q, k, v, segment_ids, causal=causal, window=window, soft_cap=soft_cap, scale=scale
+        )
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     key_positions = positions if key_positions is None else key_positions
+    if kernel == "cudnn":
+        mask = _mask(segment_ids, positions, key_segment_ids, key_positions, window, causal)[:, None]
+        return kernels.cudnn_attention(q, k, v, mask, bias=bias, scale=scale)
+    settings: dict[str, Any] = dict(window=window, causal=causal, soft_cap=soft_cap, scale=scale)
+    run = functools.partial(_plain, dropout_rate=dropout_rate if drops else 0.0, **settings)
+    queries: dict[str, Any] = {
+        "q": q,
+        "segment_ids": segment_ids,
+        "positions": positions,
+        "keys": dropout_keys.tokens if drops and dropout_keys is not None else None,
+        "bias": None if bias is None else bias.transpose(0, 2, 1, 3),
+    }
+    rest: dict[str, Any] = {"k": k, "v": v, "key_segment_ids": key_segment_ids, "key_positions": key_positions}
+    return kernels.by_query_blocks(run, queries, rest) if kernel == "blocked" else run(**queries, **rest)
+
+
+def _plain(
+    *,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    key_segment_ids: jax.Array,
+    key_positions: jax.Array,
+    bias: jax.Array | None,
+    keys: jax.Array | None,
+    window: int | None,
+    causal: bool,
+    soft_cap: float | None,
+    dropout_rate: float,
+    scale: float,
+) -> jax.Array:
+    """All scores at once. `bias` is [rows or 1, queries, heads or 1, keys]; `keys`: uint32 [rows, queries]."""
     mask = _mask(segment_ids, positions, key_segment_ids, key_positions, window, causal)[:, None]
     rows, queries, heads, head_dim = q.shape
-    keys, key_heads = k.shape[1:3]
+    key_count, key_heads = k.shape[1:3]
 
     # heads before length: the batched products and their gradients run faster on CPU than in the given layout
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * scale, k, v))
     q = q.reshape(rows, key_heads, heads // key_heads * queries, head_dim)  # the queries of a group, side by side
     scores = jnp.einsum("bhld,bhmd->bhlm", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(rows, heads, queries, keys)
+    scores = scores.reshape(rows, heads, queries, key_count)
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32)
+        scores = scores + bias.transpose(0, 2, 1, 3).astype(jnp.float32)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(scores - largest), 0.0)  # rows of padding: all zero, no 0/0
     total = weights.sum(-1, keepdims=True)
-    if dropout_keys is not None and dropout_rate > 0.0:
-        bits = attention_dropout_bits(dropout_keys, heads, key_positions)
+    if keys is not None:
+        bits = attention_dropout_bits(DropoutKeys(keys), heads, key_positions)
         weights = jnp.where(keep_mask(bits, dropout_rate), weights / (1.0 - dropout_rate), 0.0)
     # dividing after the product touches head_dim numbers a query instead of one a key
-    weights = weights.astype(v.dtype).reshape(rows, key_heads, -1, keys)
+    weights = weights.astype(v.dtype).reshape(rows, key_heads, -1, key_count)
     out = jnp.einsum("bhlm,bhmd->bhld", weights, v, preferred_element_type=jnp.float32)
     out = out.reshape(rows, heads, queries, head_dim) / jnp.where(total == 0.0, 1.0, total)
     return out.transpose(0, 2, 1, 3).astype(v.dtype)

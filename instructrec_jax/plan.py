@@ -1,0 +1,65 @@
+"""Plan a training run on devices that are not here: `python -m instructrec_jax.plan --topology v5p:4x4x4`.
+
+    plan --topology v5e:4x4 --config_path X       the training step of X, compiled for 16 chips
+    plan --topology v5p:4x4x4 --slices 2 ...      two such slices (--mesh.dcn_data 2)
+    plan --topology cpu:8                         virtual CPU devices
+    plan --topology v5p:4x4x4 --backbone.path llama2-7b --task.type language_model ...    an architecture by its name
+    plan --topology ... --search                  tries mesh sizes and remat, and ranks what fits
+
+Nothing is loaded: parameters and data are shapes. Memory is what the compiler reserves; collectives and bytes are those
+of the compiled program with its loops multiplied out; FLOPs come from the model's formula (`planning/flops.py`).
+"""
+
+import argparse
+import os
+import re
+import sys
+
+# Before jax looks for devices: those planned for need not be there, and a CPU has to stand in for some.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_virtual = re.search(r"cpu:(\d+)", " ".join(sys.argv))
+if _virtual and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_virtual[1]}"
+
+from instructrec_jax.config import DEFAULT, Config, main_guard, parse  # noqa: E402
+from instructrec_jax.planning.report import Plan, make_plan, show  # noqa: E402
+from instructrec_jax.planning.search import search  # noqa: E402
+from instructrec_jax.planning.step import planning_folder  # noqa: E402
+
+
+def plan(config: Config, topology: str, slices: int = 1) -> Plan:
+    """Compiles the training step of `config` for a topology and says what it takes; see `planning.report.Plan`.
+
+    Raises ValueError for a topology that does not exist, or settings that training would refuse.
+    """
+    with planning_folder(config.backbone.path) as (folder, _):
+        return make_plan(config, folder, topology, slices)
+
+
+def main(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m instructrec_jax.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Any setting of train can follow: --config_path FILE, --mesh.fsdp 16, --backbone.remat full ...",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--topology", required=True, help="chip and how many each way: v5e:4x4, v5p:4x4x4; cpu:8")
+    parser.add_argument("--slices", type=int, default=1, help="how many of them (default: 1)")
+    parser.add_argument("--search", action="store_true", help="try mesh sizes, remat and accumulation; rank what fits")
+    options, rest = parser.parse_known_args(args)
+    named = [arg.split("=")[0] for arg in rest]
+    if "--backbone.path" in named and "--config_path" not in named and "--task.type" not in named:
+        rest = ["--task.type", "language_model", *rest]
+    config = parse(Config, rest, default=None if {"--backbone.path", "--config_path"} & set(named) else DEFAULT)
+    with planning_folder(config.backbone.path) as (folder, stands_in):
+        if stands_in:
+            print("no tokenizer there: one that stands in is used, which changes no shape", file=sys.stderr)
+        if options.search:
+            search(config, folder, options.topology, options.slices)
+        else:
+            print(show(make_plan(config, folder, options.topology, options.slices)))
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,81 @@
+"""What accelerator chips can do at best, and topologies of them that need not be there."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Of one chip: FLOP/s of bfloat16 products, HBM bytes and bytes/s, and bytes/s of its links to other chips."""
+
+    flops: float
+    hbm: float
+    hbm_speed: float
+    link_speed: float  # all links of a chip together, one direction
+    dcn_speed: float  # a chip's share of its host's network, between slices
+
+
+# Google Cloud's pages of each TPU version ("System architecture"): peak compute, HBM, HBM bandwidth, inter-chip
+# interconnect (given there for both directions: half of it here). Hosts have 100 to 200 Gbit/s for four to eight chips.
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1228e9, 150e9, 6.25e9),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 100e9, 3.1e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 300e9, 6.25e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 200e9, 6.25e9),
+}
+# What devices call themselves -> the chip.
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+}
+
+
+def chip_of(device: Any) -> Chip | None:
+    """The chip of a device; None for one that the table lacks (a CPU, say)."""
+    return CHIPS.get(KINDS.get(device.device_kind, ""))
+
+
+def topology_devices(topology: str, slices: int) -> Sequence[Any]:
+    """Devices of `v5p:4x4x4` (chip: chips in each direction), for so many slices; or of `cpu:8`.
+
+    They can be compiled for, and nothing else. TPUs need libtpu; virtual CPU devices need room in XLA_FLAGS.
+
+    Raises ValueError for what there is not, with the remedy.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
+    if found is None or found[1] not in (*CHIPS, "cpu"):
+        raise ValueError(
+            f"--topology is a chip and how many lie in each direction, such as v5e:4x4 or v5p:4x4x4, or cpu:8; "
+            f"not {topology!r}. Chips: {', '.join(CHIPS)}."
+        )
+    import jax
+
+    if slices < 1:
+        raise ValueError(f"--slices must be at least 1, but is {slices}.")
+    if found[1] == "cpu":
+        count = int(found[2]) * slices if found[2].isdigit() else 0
+        if not 1 <= count <= len(jax.devices("cpu")):
+            raise ValueError(
+                f"{topology} with {slices} slice(s) asks for {count} virtual devices, but there are "
+                f"{len(jax.devices('cpu'))}: set XLA_FLAGS=--xla_force_host_platform_device_count={max(count, 1)}."
+            )
+        return jax.devices("cpu")[:count]
+    from jax.experimental import topologies
+
+    # There is no TPU to ask, and none that two programs could want at once.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"} | dict(os.environ)
+    try:
+        more = {"num_slices": slices} if slices > 1 else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
+    except Exception as error:  # jax and libtpu raise many kinds
+        text = str(error).partition("\n")[0]
+        if "libtpu" in text or "tpu" in text.lower() and "backend" in text:
+            text += ' The compiler for TPUs is in the extra: pip install "instructrec_jax[plan]".'
+        raise ValueError(f"there is no topology {topology}: {text}") from error

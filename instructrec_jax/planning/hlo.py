@@ -1,0 +1,234 @@
+"""What a compiled program moves: collectives and memory traffic in the text of its HLO, loops multiplied out."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "s4": 1, "u4": 1}
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+SILENT = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+
+
+@dataclass
+class Instruction:
+    name: str
+    shape: str
+    kind: str
+    rest: str  # operands and attributes
+    root: bool
+
+    @property
+    def operands(self) -> list[str]:
+        depth = 1
+        for end, letter in enumerate(self.rest):
+            depth += {"(": 1, ")": -1}.get(letter, 0)
+            if not depth:
+                return re.findall(r"%([\w.\-]+)", self.rest[:end])
+        return []
+
+    def attribute(self, name: str) -> str | None:
+        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.rest)
+        return found[1] if found else None
+
+
+@dataclass
+class Program:
+    """Computations by their names, each with its instructions; `entry` is where it begins."""
+
+    computations: dict[str, list[Instruction]] = field(default_factory=dict)
+    entry: str = ""
+
+
+def parse(text: str) -> Program:
+    program, current = Program(), ""
+    for line in text.splitlines():
+        if found := _COMPUTATION.match(line):
+            current = found[1]
+            program.computations[current] = []
+            if line.startswith("ENTRY"):
+                program.entry = current
+        elif current and (found := _INSTRUCTION.match(line)):
+            root = line.lstrip().startswith("ROOT")
+            program.computations[current].append(Instruction(found[1], found[2], found[3], found[4], root))
+    if not program.entry:
+        raise ValueError("this is no text of a compiled program: it has no ENTRY computation.")
+    return program
+
+
+def shape_bytes(shape: str, *, in_main_memory: bool = False) -> list[int]:
+    """Bytes of each array in a shape's text (several in a tuple); perhaps of those alone that lie in HBM.
+
+    A layout with S(1), say, is of an array in a memory on the chip.
+    """
+    sizes = []
+    for kind, dims, layout in _SHAPE.findall(shape):
+        if kind in BYTES and not (in_main_memory and "S(" in layout):
+            count = 1
+            for size in dims.split(",") if dims else []:
+                count *= int(size)
+            sizes.append(count * BYTES[kind])
+    return sizes
+
+
+def trips(instruction: Instruction, program: Program) -> int:
+    """How often the body of a while loop runs: what the compiler knows, else the bound in its condition."""
+    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest):
+        return int(found[1])
+    condition = program.computations.get(instruction.attribute("condition") or "", [])
+    bounds = [int(m[1]) for i in condition if i.kind == "constant" and (m := re.match(r"(\d+)\)", i.rest))]
+    return max(bounds, default=1)
+
+
+def executed(program: Program) -> Iterator[tuple[Instruction, str, int]]:
+    """(instruction, its computation, how often it runs), without what lies inside of fusions."""
+
+    def walk(name: str, times: int) -> Iterator[tuple[Instruction, str, int]]:
+        for instruction in program.computations.get(name, []):
+            yield instruction, name, times
+            if instruction.kind == "while":
+                yield from walk(instruction.attribute("body") or "", times * trips(instruction, program))
+            elif instruction.kind == "conditional":
+                branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+                names = re.findall(r"%([\w.\-]+)", branches[1]) if branches else []
+                names += [n for n in map(instruction.attribute, ("true_computation", "false_computation")) if n]
+                if names:  # one of them runs
+                    yield from walk(max(names, key=lambda n: len(program.computations.get(n, []))), times)
+            elif instruction.kind in ("call", "async-start"):
+                yield from walk(instruction.attribute("to_apply") or instruction.attribute("calls") or "", times)
+            elif instruction.kind == "fusion" and _holds_collective(program, instruction):
+                yield from walk(instruction.attribute("calls") or "", times)
+
+    yield from walk(program.entry, 1)
+
+
+def _holds_collective(program: Program, fusion: Instruction) -> bool:
+    """TPUs run some collectives inside of fusions, beside the products that hide them."""
+    inside = program.computations.get(fusion.attribute("calls") or "", [])
+    return any(i.kind.removesuffix("-start") in KINDS for i in inside)
+
+
+@dataclass
+class Traffic:
+    """Of one run: kind of collective -> how many, bytes of their (whole) arrays, bytes that leave a device."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+    between_slices: Counter[str] = field(default_factory=Counter)  # of `sent`
+
+
+def collectives(program: Program, per_slice: int | None = None) -> Traffic:
+    """All collectives, loops multiplied out.
+
+    A device sends (n − 1) / n of the whole array for an all-gather, reduce-scatter or all-to-all among n devices, twice
+    that for an all-reduce, and the array for a permutation.
+
+    Args:
+      per_slice: devices of a slice, numbered one slice after another; None: there is one.
+    """
+    found = Traffic()
+    for instruction, times in _distinct(program):
+        kind = instruction.kind.removesuffix("-start")
+        sizes, group = shape_bytes(instruction.shape), first_group(instruction.rest)
+        n = len(group)
+        if not sizes or n == 1:
+            continue
+        whole = max(sizes) if instruction.kind.endswith("-start") else sum(sizes)
+        if kind == "reduce-scatter" and not instruction.kind.endswith("-start"):
+            whole *= n
+        share = (n - 1) / n * (2 if kind == "all-reduce" else 1) if kind != "collective-permute" else 1
+        found.counts[kind] += times
+        found.sizes[kind] += times * whole
+        found.sent[kind] += int(times * whole * share)
+        if per_slice is not None and len({device // per_slice for device in group}) > 1:
+            found.between_slices[kind] += int(times * whole * share)
+    return found
+
+
+def _distinct(program: Program) -> Iterator[tuple[Instruction, int]]:
+    """Collectives and how often each runs. One that TPUs do piece by piece, inside of fusions that share its channel,
+    is one: it runs as often as the fusion that begins it, which runs least."""
+    pieces: dict[str, tuple[Instruction, int]] = {}
+    for instruction, where, times in executed(program):
+        if instruction.kind.removesuffix("-start") not in KINDS:
+            continue
+        channel = re.search(r"channel_id=(\d+)", instruction.rest)
+        key = channel[1] if channel and "async_collective" in where else f"{where} {instruction.name}"
+        if key not in pieces or times < pieces[key][1]:
+            pieces[key] = instruction, times
+    yield from pieces.values()
+
+
+def first_group(attributes: str) -> list[int]:
+    """The devices of the first of the groups that exchange something; of a permutation its first pair."""
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        sizes = [int(size) for size in found[3].split(",")]
+        numbers = np.arange(int(np.prod(sizes))).reshape(sizes)
+        if found[4]:
+            numbers = numbers.transpose([int(axis) for axis in found[4].split(",")])
+        return numbers.reshape(int(found[1]), int(found[2]))[0].tolist()
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        numbers = np.arange(int(np.prod(list(axes.values())))).reshape(list(axes.values()))
+        among = re.findall(r"'(\w+)'", found[2])
+        return numbers[tuple(slice(None) if name in among else 0 for name in axes)].ravel().tolist()
+    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}", attributes):
+        return [int(number) for number in found[1].split(",")]
+    return [0, 1]
+
+
+def memory_traffic(program: Program) -> int:
+    """Bytes that instructions read and write, loops multiplied out: what HBM moves where nothing stays in a cache.
+
+    Of an array of which a fusion looks at a slice only (a layer's parameters in the stack of all), the slice counts.
+    """
+    total = 0
+    shapes = {name: {i.name: i.shape for i in body} for name, body in program.computations.items()}
+    fused = {i.attribute("calls") for body in program.computations.values() for i in body if i.kind == "fusion"}
+    for instruction, where, times in executed(program):
+        if where in fused or instruction.kind in SILENT or instruction.kind.endswith("-done"):
+            continue
+        operands = [_hbm(shapes[where].get(name, "")) for name in instruction.operands]
+        result = _hbm(instruction.shape)
+        if instruction.kind == "dynamic-slice":
+            operands = [result]
+        elif instruction.kind == "dynamic-update-slice":
+            operands, result = [operands[1] if len(operands) > 1 else 0], operands[1] if len(operands) > 1 else 0
+        elif instruction.kind == "fusion":
+            operands, result = _fused(program, instruction, operands, result)
+        total += times * (result + sum(operands))
+    return total
+
+
+def _fused(program: Program, fusion: Instruction, operands: list[int], result: int) -> tuple[list[int], int]:
+    body = program.computations.get(fusion.attribute("calls") or "", [])
+    users: dict[str, list[Instruction]] = defaultdict(list)
+    for instruction in body:
+        for name in instruction.operands:
+            users[name].append(instruction)
+    sizes = {i.name: sum(shape_bytes(i.shape)) for i in body}
+    for parameter in (i for i in body if i.kind == "parameter"):
+        number = int(re.match(r"\d+", parameter.rest)[0])  # type: ignore[index]
+        used = users[parameter.name]
+        if number >= len(operands) or not used:
+            continue
+        if all(u.kind == "dynamic-slice" and u.operands[0] == parameter.name for u in used):
+            operands[number] = min(operands[number], sum(sizes[u.name] for u in used))
+        elif all(u.kind == "dynamic-update-slice" and u.operands[0] == parameter.name for u in used):
+            operands[number] = 0
+    root = next((i for i in body if i.root), None)
+    if root is not None and root.kind == "dynamic-update-slice":
+        result = min(result, sizes.get(root.operands[1], result))
+    return operands, result
+
+
+def _hbm(shape: str) -> int:
+    return sum(shape_bytes(shape, in_main_memory=True))

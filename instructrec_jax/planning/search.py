@@ -1,0 +1,54 @@
+"""Tries settings that change where and how a step runs, not what it computes, and ranks those that fit."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.config import Config
+from instructrec_jax.planning.chips import topology_devices
+from instructrec_jax.planning.report import Plan, make_plan, one_line
+
+MOST = 24  # compiles, of which each takes seconds to minutes
+
+
+def choices(config: Config, chips: int, slices: int) -> Iterator[tuple[str, Config]]:
+    """(what it is, settings): fsdp over all chips, half of it with tensor or data, each with less and more remat."""
+    meshes: list[dict[str, Any]] = [{"data": 1, "fsdp": chips}]
+    meshes += [{"data": 1, "fsdp": chips // t, "tensor": t} for t in (2, 4, 8) if chips % t == 0 and chips > t]
+    meshes += [{"data": d, "fsdp": chips // d} for d in (2, 4, chips) if chips % d == 0 and d <= chips]
+    for accumulation in (config.accumulation, 2 * config.accumulation):
+        for remat in ("none", "dots", "full"):
+            for sizes in meshes:
+                mesh = replace(config.mesh, **{"tensor": 1, "context": 1, "dcn_data": slices, "dcn_fsdp": 1} | sizes)
+                name = f"remat {remat}, accumulation {accumulation}"
+                backbone = replace(config.backbone, remat=remat)  # type: ignore[arg-type]
+                yield name, replace(config, mesh=mesh, backbone=backbone, accumulation=accumulation)
+
+
+def search(config: Config, folder: Path, topology: str, slices: int) -> list[Plan]:
+    """Compiles up to MOST choices; prints each as it is known, then those that fit by their roofline time."""
+    chips = len(topology_devices(topology, slices)) // slices
+    found: list[tuple[Plan, str]] = []
+    for number, (name, chosen) in enumerate(choices(config, chips, slices)):
+        if number == MOST:
+            break
+        try:
+            plan = make_plan(chosen, folder, topology, slices)
+        except ValueError as error:  # rows that the mesh does not divide, say
+            print(f"  left out: {name}, {chosen.mesh}: {error}", file=sys.stderr)
+            continue
+        found.append((plan, name))
+        print(f"  {one_line(plan)}  {name}{'' if plan.fits else '  (does not fit)'}", file=sys.stderr)
+    fitting = sorted((each for each in found if each[0].fits), key=lambda each: each[0].step_seconds)
+    if not fitting:
+        smallest = min((plan.peak for plan, _ in found), default=0)
+        raise ValueError(
+            f"none of {len(found)} choices fits; the smallest takes {smallest / 1e9:.1f} GB of a chip. Take a larger "
+            "topology, fewer rows, or lora."
+        )
+    print(f"{len(fitting)} of {len(found)} fit, the fastest first:")
+    for plan, name in fitting:
+        print(f"  {one_line(plan)}  {name}")
+    return [plan for plan, _ in fitting]

@@ -1,0 +1,154 @@
+"""The other ways to compute attention, against the plain one (which test_attention.py holds against brute force)."""
+
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructrec_jax.backbones import attention_kernels as kernels
+from instructrec_jax.backbones.attention import attention
+from instructrec_jax.backbones.layers import dropout_keys
+from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+
+ROWS, LENGTH, HEADS, KEY_HEADS, DIM = 2, 256, 4, 2, 16
+
+
+def packed(length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
+    """Segments of ragged lengths, one row with padding at its end."""
+    segments, positions = np.zeros((ROWS, length), np.int32), np.zeros((ROWS, length), np.int32)
+    for row, lengths in enumerate(([length // 2 + 3, length // 4, 7], [length - 9, 9])):
+        start = 0
+        for number, n in enumerate(lengths, 1):
+            segments[row, start : start + n], positions[row, start : start + n] = number, np.arange(n)
+            start += n
+    return segments, positions
+
+
+def inputs(length: int = LENGTH) -> list[jax.Array]:
+    rng = np.random.default_rng(0)
+    shapes = [(ROWS, length, heads, DIM) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def with_gradients(function: Any, *arguments: jax.Array) -> Any:
+    """The result, and the gradients of a sum that weighs each number of it differently."""
+    weights = jnp.sin(jnp.arange(ROWS * arguments[0].shape[1] * HEADS * DIM)).reshape(arguments[0].shape)
+    everything = tuple(range(len(arguments)))
+    run = jax.jit(lambda *a: (function(*a), jax.grad(lambda *b: jnp.sum(function(*b) * weights), everything)(*a)))
+    return run(*arguments)
+
+
+def assert_same(found: Any, expected: Any, atol: float = 2e-5) -> None:
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"causal": True},
+    {"causal": True, "window": 20},
+    {"window": 20},
+    {"causal": True, "soft_cap": 5.0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_splash_attention_is_the_plain_one(options: dict[str, Any]) -> None:
+    """The TPU's kernel, interpreted."""
+    segments, positions = packed()
+    expected = with_gradients(
+        lambda *x: attention(*x, segment_ids=segments, positions=positions, scale=0.3, **options), *inputs()
+    )
+    settings = {"causal": False, "window": None, "soft_cap": None, "scale": 0.3} | options
+    found = with_gradients(
+        lambda *x: kernels.splash_attention(*x, jnp.asarray(segments), interpret=True, **settings), *inputs()
+    )
+    assert_same(found, expected)
+
+
+def test_splash_attention_on_eight_devices() -> None:
+    """Each device runs the kernel on its rows and heads."""
+    segments, positions = packed()
+    expected = attention(*inputs(), segment_ids=segments, positions=positions, causal=True)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=2, context=1), jax.devices()[:4])
+
+    def run(*x: jax.Array) -> jax.Array:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            settings: dict[str, Any] = {"causal": True, "window": None, "soft_cap": None, "scale": DIM**-0.5}
+            return kernels.splash_attention(*x, jnp.asarray(segments), interpret=True, **settings)
+
+    spread = jax.device_put(inputs(), jax.NamedSharding(mesh, jax.P("data", None, "tensor")))
+    assert_same(jax.jit(run)(*spread), expected)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"bias": True}, {"causal": True, "dropout": True}], ids=str)
+def test_blocks_of_queries_are_the_plain_one(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the block does not divide the length."""
+    segments, positions = packed()
+    options = dict(options)
+    arguments = inputs()
+    if options.pop("bias", False):
+        rng = np.random.default_rng(1)
+        arguments.append(jnp.asarray(rng.normal(size=(1, HEADS, LENGTH, LENGTH)), jnp.float32))
+    if options.pop("dropout", False):
+        keys = dropout_keys(jnp.uint32(3), jnp.asarray(segments), jnp.asarray(positions))
+        options |= {"dropout_rate": 0.3, "dropout_keys": keys}
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        return attention(q, k, v, segment_ids=segments, positions=positions, bias=bias, **options)
+
+    expected = with_gradients(run, *arguments)
+    monkeypatch.setattr(kernels, "LONG", 1)
+    monkeypatch.setattr(kernels, "QUERY_BLOCK", 100)
+    assert_same(with_gradients(run, *arguments), expected)
+
+
+def test_blocks_take_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporaries of the compiled gradient at 4,096 tokens: whole scores would be 4 x 2 x 4 x 4,096² = 537 MB."""
+    length = 4096
+    segments, positions = packed(length)
+
+    def temporaries() -> int:
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return jnp.sum(attention(q, k, v, segment_ids=segments, positions=positions, causal=True))
+
+        program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*inputs(length)).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    blocked = temporaries()
+    monkeypatch.setattr(kernels, "LONG", 10**9)
+    assert blocked < 0.4 * temporaries()
+
+
+def test_what_a_kernel_has_no_room_for_is_announced_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    q = inputs()[0]
+    nothing: dict[str, Any] = {"own": True, "bias": None, "dropout": False, "soft_cap": None}
+    assert kernels.choose(q, **nothing) == "plain"  # this is a CPU
+    assert kernels.choose(inputs(2048)[0], **nothing) == "blocked"
+    monkeypatch.setattr(kernels, "_announced", set())
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+    assert kernels.choose(q, **nothing) == "splash"
+    assert kernels.choose(q, **nothing | {"own": False}) == "plain"  # a cache: nothing to announce
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert kernels.choose(q, **nothing | {"dropout": True}) == "plain"
+            assert kernels.choose(q[:, :200], **nothing) == "plain"
+            assert kernels.choose(q, **nothing | {"bias": q}) == "plain"
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 3 and "dropout" in told[0] and "200 tokens" in told[1] and "bias" in told[2]
+    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+    assert kernels.choose(q.astype(jnp.bfloat16), **nothing) == "cudnn"
+    assert kernels.choose(q, **nothing) == "plain"  # float32
+    assert kernels.choose(q.astype(jnp.bfloat16), **nothing | {"soft_cap": 5.0}) == "plain"
+
+
+def test_the_ambient_mesh_says_which_devices() -> None:
+    mesh = make_mesh(MeshConfig(data=8))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        assert kernels.platform() == "cpu"
+    assert kernels.platform() == jax.default_backend()
