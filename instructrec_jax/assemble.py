@@ -21,6 +21,7 @@ from instructrec_jax.backbones.folder import find_family, find_folder, read_conf
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
 from instructrec_jax.config import Config, load
+from instructrec_jax.distributed.launch import is_first, once, place
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.recommendation import films
@@ -64,8 +65,7 @@ def open_task(config: Config, folder: Path) -> Task:
     """The task, with the tokenizer of `folder`; embedded data is written first where it is asked for."""
     if config.data.prepare == "films":
         target = Path(config.task.catalogue)  # type: ignore[attr-defined]
-        if not target.exists():
-            films.prepare(target)
+        once(lambda: None if target.exists() else films.prepare(target))
     # Only the folder is read, never the network, and never code from a hub.
     network = read_config(folder)
     limit = input_limit(network)
@@ -144,7 +144,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly
     model = adapted(task.model(source), config, source)
     shardings = parameter_shardings(mesh, model)
     graphdef, state = nnx.split(model)
-    params = jax.device_put(nnx.to_pure_dict(state), shardings)
+    params = place(nnx.to_pure_dict(state), shardings)
     return Assembly(graphdef, params, shardings, source, frozen_by(config, task, model))
 
 
@@ -252,6 +252,8 @@ def keep_declarations(folder: Path, target: Path, task: Task, *, needs_weights: 
     Args:
       needs_weights: note where the weights lie, since the run's checkpoints will lack some of them.
     """
+    if not is_first():
+        return
     target.mkdir(parents=True, exist_ok=True)
     read_config(folder).save_pretrained(target)
     task.context.tokenizer.save_pretrained(target)

@@ -1,11 +1,9 @@
 """From settings to the data that the verbs work with: opened, checked, tokenised once, cut into batches."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from instructrec_jax.config import Config
@@ -16,6 +14,7 @@ from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped
 from instructrec_jax.data.sources import ListSource, SourceConfig, open_sources
 from instructrec_jax.data.stream import StreamSource
+from instructrec_jax.distributed.launch import say
 from instructrec_jax.tasks.base import Encoded, Task
 
 
@@ -58,8 +57,12 @@ class TrainingData:
         return f"{examples}; an epoch is {self.epoch_steps:,.1f} steps"
 
 
-def training_data(config: Config, task: Task, row_multiple: int) -> TrainingData:
-    """Opens, checks and tokenises data.train."""
+def training_data(config: Config, task: Task, row_multiple: int, processes: tuple[int, int] = (0, 1)) -> TrainingData:
+    """Opens, checks and tokenises data.train.
+
+    Args:
+      processes: the part of each batch that this process lays out, and the number of parts.
+    """
     if not config.data.train:
         raise ValueError("data.train lists no sources: name at least one file or data set to train on.")
     check_batch(config, task, row_multiple)
@@ -70,7 +73,6 @@ def training_data(config: Config, task: Task, row_multiple: int) -> TrainingData
         temperature=config.data.temperature,
         seed=config.seed,
     )
-    processes = (jax.process_index(), jax.process_count())
     size, rows = config.data.batch_size, config.data.batch_rows
     shape = (size or 0, buckets(config), row_multiple, config.seed, *processes, target_buckets(task))
     if isinstance(opened, StreamSource):
@@ -163,7 +165,7 @@ def evaluation_data(
     if skipped is not None:
         skipped += opened.skipped
     elif opened.skipped:
-        print(summarize_skipped(opened.skipped), file=sys.stderr)
+        say(summarize_skipped(opened.skipped))
     return encode(task, [opened[i] for i in range(len(opened))])
 
 

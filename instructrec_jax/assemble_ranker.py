@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -201,13 +202,15 @@ def weights_of(run: Path, config: Config, step: int | None) -> dict[str, Any]:
 
 
 def with_known_items(predict: Predict, task: RankingTask, folder: Path, weights: dict[str, Any]) -> Predict:
-    """The same, but vectors of the items' texts are computed once and kept in `folder`."""
+    """The same, but vectors of the items' texts are computed once and kept in `folder` (by a process that is alone)."""
     known: list[np.ndarray] = []
 
     def remembered(texts: Any, *, given: Any = None, **arrays: Any) -> Any:
         own: Any = vars(task).get("item_texts")  # made when a task first asks for them
         if given or arrays or texts is not own:
             return predict(texts, given=given, **arrays)
+        if not known and jax.process_count() > 1:  # whether a file is there, they may see differently
+            known.append(np.stack(predict(texts)))
         if not known:
             try:
                 known.append(item_vectors(predict, texts, weights | {"items": task.catalogue.fingerprint()}, folder))

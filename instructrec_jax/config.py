@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import draccus
-import jax
 import yaml
 from draccus.wrappers import docstring
 
@@ -208,18 +207,8 @@ def main_guard(main: Any, *, processes: bool = False) -> None:
             launch.initialize()
         else:
             launch.refuse_others(Path(sys.argv[0]).stem)
-        main(sys.argv[1:])
-    except SystemExit:
-        raise
-    except BaseException as error:
-        if jax.distributed.is_initialized():
-            launch.end(error)
-        _end_alone(error)
-
-
-def _end_alone(error: BaseException) -> None:
-    try:
-        raise error
+        with launch.guard():
+            main(sys.argv[1:])
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -10,6 +10,7 @@ Any setting can be overridden as in train: `--data.test '[{path: other.jsonl}]'`
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from instructrec_jax import assemble, assemble_data
 from instructrec_jax.assemble_ranker import predict_of_run
 from instructrec_jax.config import DEFAULT, Config, main_guard, parse
+from instructrec_jax.distributed.launch import say
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, contend, segments
 from instructrec_jax.evaluation.predictor import predictor
@@ -84,7 +86,7 @@ def evaluate(
         train_set = assemble_data.evaluation_data(config, task, config.data.train)
         contenders += baseline_contenders(task, train_set, groups)
     show_results(out, contenders, [], metric=config.evaluation.metric or task.metric, tuned=name)
-    print(f"\nwritten: {out}")
+    say(f"\nwritten: {out}", sys.stdout)
 
 
 Groups = dict[str, list[Encoded]]
@@ -211,4 +213,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(main, processes=True)

@@ -1,10 +1,10 @@
 """Tune a pretrained network on instructions: `python -m instructrec_jax.train [--config_path X.yaml] [--a.b value]`.
 
-Without arguments it trains the embedded film recommender. `train` is the whole run, top to bottom.
+Without arguments it trains the embedded film recommender. `train` is the whole run, top to bottom. Several processes
+(see `distributed/launch.py`) all go through it together; the first of them writes and speaks for all.
 """
 
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from instructrec_jax import assemble, assemble_data
 from instructrec_jax.assemble import Assembly
 from instructrec_jax.config import Config, load, main_guard, parse, to_dict, to_yaml
-from instructrec_jax.data.loader import to_devices
+from instructrec_jax.data.loader import process_share, to_devices
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped, write_skipped
+from instructrec_jax.distributed.launch import check_shared, guard, once, place, say
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
 from instructrec_jax.evaluation.evaluator import (
     Contender,
@@ -77,7 +78,8 @@ def train(config: Config) -> Path:
     folder = assemble.backbone_folder(config.backbone.path)
     task = assemble.open_task(config, folder)
     mesh = make_mesh(config.mesh)
-    data = assemble_data.training_data(config, task, row_multiple=config.accumulation * data_shards(mesh))
+    row_multiple = config.accumulation * data_shards(mesh)
+    data = assemble_data.training_data(config, task, row_multiple, process_share(mesh))
     skipped: list[SkippedRow] = []
     validation = assemble_data.evaluation_data(config, task, config.data.validation, skipped)
     validation = validation[: config.evaluation.max_examples]
@@ -98,7 +100,7 @@ def train(config: Config) -> Path:
         buffers=task.refresh(predict_with(model.params)) if task.refresh_every else {},
     )
     shardings = state_shardings(state, model.shardings, mesh)
-    state = jax.device_put(state, shardings)
+    state = place(state, shardings)
     train_step = make_train_step(
         task, model.graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=config.accumulation
     )
@@ -120,11 +122,11 @@ def train(config: Config) -> Path:
             assemble.weights_folder(config, run_dir)
         saved = checkpoints.restore(step, abstract(without_frozen(state), without_frozen(shardings)))
         state = replace(saved, frozen=state.frozen)
-        print(f"going on from the checkpoint of step {step}", file=sys.stderr)
+        say(f"going on from the checkpoint of step {step}")
     assemble.keep_declarations(folder, run_dir / "backbone", task, needs_weights=bool(state.frozen))
     summary = summarise(config, task, model, state, mesh, data)
-    write_json(run_dir / "summary.json", {"title": run_dir.name, "facts": summary})
-    print("\n".join(f"{name:>14}  {value}" for name, value in summary.items()), file=sys.stderr)
+    once(lambda: write_json(run_dir / "summary.json", {"title": run_dir.name, "facts": summary}))
+    say("\n".join(f"{name:>14}  {value}" for name, value in summary.items()))
 
     # ------------------------------------------------------------------ train
     tracker = Tracker(run_dir, config.tracking, step, to_dict(config))
@@ -134,18 +136,18 @@ def train(config: Config) -> Path:
     shapes: set[tuple[int, ...]] = set()
     value = None
 
-    with Interrupt() as interrupt, closing(checkpoints), bar, tracker:
+    with Interrupt() as interrupt, closing(checkpoints), bar, tracker, guard(passing=(ValueError, FloatingPointError)):
         batches = data.batches(step, config.steps, progress["stream"])
-        while step < config.steps and not interrupt.requested and not out_of_patience(config, progress):
+        while step < config.steps and not interrupt.after(step) and not out_of_patience(config, progress):
             if task.refresh_every and step % task.refresh_every == 0:
                 buffers = task.refresh(predict_with(merge_params(state.params, state.frozen)))
-                state = replace(state, buffers=jax.device_put(buffers, shardings.buffers))
+                state = replace(state, buffers=place(buffers, shardings.buffers))
             batch = next(batches)
             if batch.shape not in shapes:
                 shapes.add(batch.shape)
                 room = " + ".join(f"{length:,}" for length in batch.shape[1:])
                 bar.print(f"compiling the step for {batch.shape[0]} rows of {room} tokens")
-            state, sums = train_step(state, to_devices(batch.arrays, mesh))
+            state, sums = train_step(state, to_devices(batch.arrays, mesh, batch.totals))
             step += 1
             progress |= {"tokens": progress["tokens"] + batch.tokens, "stream": batch.position}
             meter.count(batch.tokens)
@@ -153,7 +155,7 @@ def train(config: Config) -> Path:
             bar.update(step)
             if step % config.tracking.log_every == 0 or step == config.steps:
                 meter.close_window(step, sums, progress["tokens"])
-                state = replace(state, window=jax.device_put(empty_window(), replicated(mesh)))
+                state = replace(state, window=place(empty_window(), replicated(mesh)))
             value = None
             if validation and config.evaluation.every and step % config.evaluation.every == 0:
                 meter.flush()
@@ -171,14 +173,13 @@ def train(config: Config) -> Path:
         meter.flush()
         checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
     skipped = [*data.skipped, *skipped]
-    write_skipped(run_dir, skipped)
+    once(lambda: write_skipped(run_dir, skipped))
     if skipped:
-        print(summarize_skipped(skipped), file=sys.stderr)
+        say(summarize_skipped(skipped))
     if interrupt.requested:
-        print(
+        say(
             f"{interrupt.requested}: saved step {step} of {config.steps} in {run_dir}. "
-            "Start again with the same command to go on.",
-            file=sys.stderr,
+            "Start again with the same command to go on."
         )
         return run_dir
 
@@ -186,7 +187,7 @@ def train(config: Config) -> Path:
     del state
     if test:
         compare(config, task, run_dir, test, data.encoded, predict_with, folder, mesh)
-    print(f"\nreport: {write_report(run_dir)}")
+    once(lambda: print(f"\nreport: {write_report(run_dir)}"))
     return run_dir
 
 
@@ -259,13 +260,19 @@ def check_run_dir(config: Config) -> Path:
 
 def start_run_dir(config: Config, run_dir: Path) -> None:
     """Makes the run directory, without what an earlier run left if it is to be overwritten."""
-    if config.overwrite:
-        for path in (run_dir / name for name in LEFT_BY_RUNS):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    write_text(run_dir / "config.yaml", to_yaml(replace(config, overwrite=False)))
+    settings = to_yaml(replace(config, overwrite=False))
+
+    def start() -> None:
+        if config.overwrite:
+            for path in (run_dir / name for name in LEFT_BY_RUNS):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        write_text(run_dir / "config.yaml", settings)
+
+    once(start)
+    check_shared(run_dir / "config.yaml", settings)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -310,9 +317,10 @@ def summarise(
 
     devices = mesh.devices.flatten()
     size = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in mesh.axis_names)
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     trained, frozen = count(state.params), count(state.frozen)
     facts = {
-        "devices": f"{len(devices)} x {devices[0].device_kind}, mesh {size}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}{processes}, mesh {size}",
         "backbone": f"{config.backbone.path} ({model.source.config.model_type}), {model.source.report}",
         "parameters": f"{trained:,} trained, {frozen:,} frozen",
         "examples": data.describe(),
@@ -328,4 +336,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(main, processes=True)

@@ -15,8 +15,8 @@ where the target of a text has the row and segment number of its text.
 """
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grain
@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.packing import Plan, fit_epoch, plan_batch
-from instructrec_jax.distributed.mesh import batch_sharding
+from instructrec_jax.distributed.mesh import batch_sharding, data_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Batch:
     arrays: dict[str, np.ndarray]
     tokens: int  # without padding, targets included, over all processes
     shape: tuple[int, ...]  # (rows, length) or (rows, length, target_length), over all processes
+    totals: dict[str, int]  # of each array, its leading dimension over all processes
     position: Any = None  # of a stream, after this batch
 
 
@@ -77,12 +78,19 @@ def lengths_of(texts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray | None]:
     return lengths, np.array(targets) if targets else None
 
 
-def lay_out(parts: Parts, plan: Plan, process_index: int = 0, process_count: int = 1) -> dict[str, np.ndarray]:
-    """Lays texts out as planned. Each process gets an equal share of every array's leading dimension."""
+def lay_out(
+    parts: Parts, plan: Plan, process_index: int = 0, process_count: int = 1, multiple: int = 1
+) -> dict[str, np.ndarray]:
+    """Lays texts out as planned. Each process gets an equal share of every array's leading dimension.
+
+    An array that the rows' devices cannot split, because its length is no `multiple`, is whole in each process.
+    """
     if (lengths_of(parts.texts)[1] is None) != (plan.target_length is None):
         raise ValueError("texts with targets need a plan with target rows, and texts without targets one without.")
 
     def mine(array: np.ndarray) -> np.ndarray:
+        if len(array) % process_count or len(array) % multiple:
+            return array
         share = len(array) // process_count
         return array[process_index * share : (process_index + 1) * share]
 
@@ -183,12 +191,14 @@ def pack(
 ) -> Batch:
     lengths, target_lengths = lengths_of(parts.texts)
     plan = plan_batch(lengths, buckets, row_multiple, target_lengths, target_buckets)
-    return planned_batch(parts, plan, process_index, process_count)
+    return planned_batch(parts, plan, process_index, process_count, row_multiple)
 
 
-def planned_batch(parts: Parts, plan: Plan, process_index: int, process_count: int) -> Batch:
+def planned_batch(parts: Parts, plan: Plan, process_index: int, process_count: int, multiple: int = 1) -> Batch:
     tokens = sum(int(lengths.sum()) for lengths in lengths_of(parts.texts) if lengths is not None)
-    return Batch(lay_out(parts, plan, process_index, process_count), tokens, plan.shape)
+    arrays = lay_out(parts, plan, process_index, process_count, multiple)
+    others = {name: len(each) for name, each in (parts.per_example | parts.slots).items()}
+    return Batch(arrays, tokens, plan.shape, dict.fromkeys(arrays, plan.rows) | others)
 
 
 @dataclass(frozen=True)
@@ -357,15 +367,37 @@ class StreamLoader:
             parts = self.gather(chosen, np.random.default_rng([self.seed, step]))
             where = self.process_index, self.process_count
             batch = pack(parts, self.buckets, self.row_multiple, *where, self.target_buckets)
-            yield Batch(batch.arrays, batch.tokens, batch.shape, self.stream.get_state())
+            yield replace(batch, position=self.stream.get_state())
 
 
-def to_devices(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts each process's share of the rows onto its devices."""
-    count = jax.process_count()
+def process_share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of a batch's rows this process works on, and how many such parts there are.
+
+    Processes that split the length or single products between them work on the same rows. Where the devices of the
+    processes are interleaved, each gets all rows, of which its devices take theirs.
+    """
+    shards = data_shards(mesh)
+    held: dict[int, set[int]] = {}
+    where: Mapping[Any, Any] = batch_sharding(mesh, shards).devices_indices_map((shards,))
+    for device, (index,) in where.items():
+        held.setdefault(device.process_index, set()).update(range(*index.indices(shards)))
+    mine = held[jax.process_index()]
+    size, first = len(mine), min(mine)
+    blocks = all(len(rows) == size and min(rows) % size == 0 and max(rows) < min(rows) + size for rows in held.values())
+    return (first // size, shards // size) if blocks else (0, 1)
+
+
+def to_devices(arrays: dict[str, np.ndarray], mesh: Mesh, totals: dict[str, int] | None = None) -> dict[str, jax.Array]:
+    """Puts the rows onto their devices.
+
+    Args:
+      arrays: of this process, see `process_share`; or whole ones, the same in every process.
+      totals: the leading dimensions over all processes; None: the arrays are whole.
+    """
+    lengths = {name: len(array) for name, array in arrays.items()} if totals is None else totals
     return {
         name: jax.make_array_from_process_local_data(
-            batch_sharding(mesh, len(array) * count), array, (len(array) * count, *array.shape[1:])
+            batch_sharding(mesh, lengths[name]), array, (lengths[name], *array.shape[1:])
         )
         for name, array in arrays.items()
     }

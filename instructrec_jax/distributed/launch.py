@@ -4,8 +4,12 @@ Every process runs the same code on the same settings. What is computed is compu
 said is written and said by the first. They share one file system.
 """
 
+import atexit
 import logging
 import os
+import re
+import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -39,8 +43,8 @@ RANKS = {  # who starts processes -> names for their number, their count, and th
 def settings_from(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """Arguments for `jax.distributed.initialize`, or None where this process is alone.
 
-    In this order: COORDINATOR_ADDRESS (host:port of the first process) with PROCESS_ID and NUM_PROCESSES, which Open MPI
-    and SLURM may give in their own names; Open MPI and SLURM by themselves; a TPU machine, which knows its neighbours.
+    In this order: COORDINATOR_ADDRESS (host:port of the first process) with PROCESS_ID and NUM_PROCESSES, which Open
+    MPI and SLURM may give in their own names; Open MPI and SLURM by themselves; a TPU machine, which knows its pod.
 
     Raises ValueError, naming what is missing, where only a part of this is set.
     """
@@ -113,14 +117,15 @@ def initialize() -> None:
     settings = settings_from(os.environ)
     if settings is None:
         return
-    # Outlives the defaults of a busy first step, and ends a run with a lost machine within a minute.
-    patience = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": SHUTDOWN_SECONDS}
+    _leave_last_words()
     try:
-        jax.distributed.initialize(**settings, **patience)
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS, **settings
+        )
     except RuntimeError as error:
         raise ConnectionError(
-            f"the processes of this run did not find each other ({error}). Start all of them within five minutes, each "
-            f"with its own number, and let the first be reached at {settings.get('coordinator_address', 'its address')}."
+            f"the processes of this run did not find each other ({error}). Start all of them within five minutes, "
+            f"each with its own number; the first must be reached at {settings.get('coordinator_address', 'its host')}."
         ) from error
     if not is_first():
         logging.getLogger("instructrec_jax").setLevel(logging.ERROR)  # the first one warns for all
@@ -128,11 +133,10 @@ def initialize() -> None:
 
 def refuse_others(verb: str) -> None:
     """Raises ValueError where the environment starts several processes of a verb that works in one."""
-    counts = [os.environ.get(name) for name in (COUNT, *(count for _, count, _ in RANKS.values()))]
-    if several := [int(count) for count in counts if count and count.isdecimal() and int(count) > 1]:
+    if settings_from(os.environ) is not None and not _on_a_tpu_machine(os.environ):
         raise ValueError(
-            f"{verb} runs in one process, on the devices of one machine, but the environment starts {several[0]}: "
-            f"start it once, without {COUNT}, srun -n or mpirun."
+            f"{verb} runs in one process, on the devices of one machine, but the environment starts several of them: "
+            f"start it once, without {COUNT}, srun or mpirun."
         )
 
 
@@ -185,9 +189,9 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def fetch(array: jax.Array) -> np.ndarray:
+def fetch(array: Any) -> np.ndarray:
     """The whole of an array, in every process."""
-    if array.is_fully_addressable or array.is_fully_replicated:
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
@@ -207,33 +211,76 @@ def check_shared(path: Path, text: str) -> None:
 # ---------------------------------------------------------------- how they end
 
 
-@contextmanager
-def together() -> Iterator[None]:
-    """Ends this process at once where the work inside cannot go on in all processes.
+# Speaks when its standard input ends without a word. Signals for the whole group are not meant for it.
+_WATCHER = """
+import signal, sys
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+if not sys.stdin.read():
+    print(sys.argv[1], file=sys.stderr)
+"""
+AGAIN = "Start all processes again with the same command: training goes on from the last checkpoint."
+_watchers: list[subprocess.Popen] = []
 
-    What waits for the others on the way out (a checkpoint being written, above all) would wait for a dead one. Errors
-    that all processes meet alike, a wrong setting or a loss that is not finite, pass.
+
+def _leave_last_words() -> None:
+    """Lets another process say what to do should this one end without a word, by SIGKILL or by jax's own hand.
+
+    When a process dies, falls silent or never comes, jax ends the others in the middle of whatever they do (`abort`).
+    """
+    text = (
+        f"error: process {os.environ.get(NUMBER, '')} (pid {os.getpid()} on {socket.gethostname()}) did not end by "
+        "itself. Where jax says above that it lost its distributed service or another task, another process died, lost "
+        "its machine or was never started, and the output of that one says more. Where nothing is said, this one was "
+        f"killed (short of memory, perhaps). {AGAIN}"
+    )
+    command = [sys.executable, "-S", "-c", _WATCHER, text]
+    _watchers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+    atexit.register(_dismiss)
+
+
+def _dismiss() -> None:
+    while _watchers:
+        _watchers.pop().communicate("this end is in order")
+
+
+@contextmanager
+def guard(passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Ends this process at once where the work inside cannot go on in all processes; alone it does nothing.
+
+    On the way out of an ordinary error much would wait for the other processes (a checkpoint that is being written, and
+    the interpreter's end itself), and so for a dead one.
+
+    Args:
+      passing: errors that all processes meet alike, which are left to whoever handles them.
     """
     try:
         yield
-    except (ValueError, FloatingPointError):
-        raise
-    except Exception as error:
-        if not jax.distributed.is_initialized():
+    except BaseException as error:
+        alike = isinstance(error, (SystemExit, *passing)) and not is_loss_of_another(error)
+        if alike or not jax.distributed.is_initialized():
             raise
         end(error)
+
+
+def is_loss_of_another(error: BaseException) -> bool:
+    """Whether an error says that another process is gone; jax has several classes for it, ValueError among them."""
+    text = str(error)
+    return jax.distributed.is_initialized() and (
+        re.search("gloo|nccl|coordination.?service|barrier|heartbeat", text, re.IGNORECASE) is not None
+        or (isinstance(error, jax.errors.JaxRuntimeError) and text.startswith(("UNAVAILABLE", "ABORTED", "CANCELLED")))
+    )
 
 
 def end(error: BaseException) -> NoReturn:
     """Says what happened, and leaves without waiting for the other processes, who notice it."""
     where = f"process {jax.process_index()} of {jax.process_count()}"
     code = 1
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if is_loss_of_another(error):
         first_line = str(error).partition("\n")[0]
         print(
             f"error: {where} stops, because it lost another one ({first_line}). Most likely that process was killed, "
-            "ran out of memory or lost its machine: its own output says more. Start all processes again with the same "
-            "command: training goes on from the last checkpoint.",
+            f"ran out of memory or lost its machine: its own output says more. {AGAIN}",
             file=sys.stderr,
         )
     elif isinstance(error, ValueError | OSError | FloatingPointError):
@@ -245,6 +292,7 @@ def end(error: BaseException) -> NoReturn:
     else:
         print(f"error: {where} failed:", file=sys.stderr)
         traceback.print_exception(error)
+    _dismiss()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

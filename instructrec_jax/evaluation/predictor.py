@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from instructrec_jax.data.loader import Parts, Text, lay_out, lengths_of, to_devices
 from instructrec_jax.data.packing import fit, round_up
+from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import data_shards, replicated
 from instructrec_jax.tasks.base import Predict, Task
 from instructrec_jax.training.step import make_predict_step
@@ -29,13 +30,13 @@ def make_predict(
 
     Texts are packed into rows of the smallest bucket that holds them; each bucket has one batch shape. Where texts have
     targets, the rows of a bucket's targets are as long as the longest of them needs (a power of two), and answers per
-    token are those of the target's tokens.
+    token are those of the target's tokens. Several processes run all texts together, and each gets all answers.
     """
 
     def predict(
         texts: Sequence[Text], *, given: dict[str, np.ndarray] | None = None, **arrays: list[np.ndarray]
     ) -> list[np.ndarray]:
-        everywhere = jax.device_put(given or {}, replicated(mesh))
+        everywhere = place(given or {}, replicated(mesh))
         lengths, target_lengths = lengths_of(texts)
         answered = lengths if target_lengths is None else target_lengths
         bucket_of = np.searchsorted(buckets, lengths)
@@ -64,7 +65,7 @@ def make_predict(
                 per_token_arrays = {name: [values[i] for i in chosen] for name, values in arrays.items()}
                 parts = Parts([texts[i] for i in chosen], per_token=per_token_arrays)
                 batch = to_devices(lay_out(parts, plan), mesh) | everywhere
-                output = np.asarray(predict_step(params, batch))
+                output = fetch(predict_step(params, batch))
                 starts = plan.start if plan.target_start is None else plan.target_start
                 for index, r, s, at in zip(chosen, plan.row, plan.segment, starts, strict=True):
                     results[index] = output[r, at : at + answered[index]] if per_token else output[r, s - 1]

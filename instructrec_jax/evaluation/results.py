@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from instructrec_jax.distributed.launch import is_first
 from instructrec_jax.evaluation.evaluator import Contender, table
 from instructrec_jax.evaluation.report import format_examples, format_table
 from instructrec_jax.files import write_json, write_jsonl
@@ -27,6 +28,8 @@ def show_results(
     said = [f"{count:,} cases" + (f" {name}" if name else "") for name, count in counts.items()]
     protocol = "; ".join([*said, *dict.fromkeys(s.protocol for s in shown.scores.values() if s.protocol)])
     result = table(contenders, tuned=tuned, protocol=protocol, metric=metric)
+    if not is_first():
+        return
     write_json(folder / "evaluation.json", result)
     rows = ({"segment": s, **record} for s, scores in shown.scores.items() for record in scores.predictions)
     write_jsonl(folder / "predictions.jsonl", rows)

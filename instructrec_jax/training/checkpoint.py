@@ -10,6 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from instructrec_jax.distributed.launch import is_loss_of_another
+
 
 @dataclass
 class CheckpointConfig:
@@ -72,6 +74,8 @@ class Checkpoints:
                 force=True,
             )
         except (OSError, ValueError) as error:  # tensorstore's error for a full disk is a ValueError
+            if is_loss_of_another(error):
+                raise
             raise self._disk_error(error) from error
 
     def restore(self, step: int, like: Any) -> Any:
@@ -88,6 +92,8 @@ class Checkpoints:
         try:
             return self.manager.restore(step, args=ocp.args.Composite(state=item))["state"]
         except (ValueError, KeyError, TypeError) as error:
+            if is_loss_of_another(error):
+                raise
             raise ValueError(
                 f"the checkpoint {self.folder / str(step)} does not fit this configuration's model: {error}\n"
                 "Use the configuration that wrote it (config.yaml in the run directory), or another run_dir. If its "
@@ -111,6 +117,8 @@ class Checkpoints:
             self.manager.wait_until_finished()
             self.manager.close()
         except (OSError, ValueError) as error:  # tensorstore's error for a full disk is a ValueError
+            if is_loss_of_another(error):
+                raise
             raise self._disk_error(error) from error
 
     def _disk_error(self, error: Exception) -> OSError:

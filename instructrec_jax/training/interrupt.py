@@ -4,22 +4,42 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import jax
+from jax.experimental import multihost_utils
+
+
+def _are_several() -> bool:
+    return jax.process_count() > 1
+
 
 class Interrupt:
-    """While entered, the first SIGTERM or SIGINT only sets `requested`; a second one acts as usual."""
+    """While entered, the first SIGTERM or SIGINT only sets `requested`; a second one acts as usual.
+
+    With several processes one signal to one of them stops all, after the same step: jax's coordination service passes
+    it on and agrees on the step in the background. It hears SIGTERM by itself, from the moment they are joined.
+    """
 
     def __init__(self) -> None:
         self.requested: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGINT,) if _are_several() else (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._note)
         return self
 
+    def after(self, step: int) -> bool:
+        """Whether to stop after this step. Every process asks once after every step."""
+        if _are_several() and multihost_utils.reached_preemption_sync_point(step):
+            self.requested = signal.SIGTERM.name
+        return self.requested is not None
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
         self._restore()
+        if _are_several():
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            self.requested = signal.Signals(number).name
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -29,3 +49,5 @@ class Interrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        if _are_several():  # from now on nobody asks `after` any more
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

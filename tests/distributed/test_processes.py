@@ -1,0 +1,299 @@
+"""Several real processes are one program: as one process computes it, however they die, and restarted as others."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import assert_close
+from tiny_runs import changed, final_parameters, rows, tiny_run, verb, write_settings
+
+import instructrec_jax
+from instructrec_jax import evaluate, train
+from instructrec_jax.config import Config
+from instructrec_jax.data.loader import process_share
+from instructrec_jax.distributed import launch
+from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.files import read_json
+from instructrec_jax.training.checkpoint import Checkpoints
+
+STEPS, PATIENCE = 24, 180  # seconds until a process that still runs is killed
+TOLERANCE = 1e-5  # sums over devices are added in another order; losses are about 2, parameters about 0.1
+# `python -m instructrec_jax.train`, in which a process is taken for dead sooner
+IMPATIENT = [
+    *(sys.executable, "-c"),
+    "from instructrec_jax import config, train; from instructrec_jax.distributed import launch; "
+    "launch.HEARTBEAT_SECONDS = 15; config.main_guard(train.main, processes=True)",
+]
+MESSAGE = "Start all processes again with the same command"
+
+
+class Processes:
+    """The same command in so many processes on this machine, with some virtual devices each."""
+
+    def __init__(self, command: list[str], count: int, devices: int, folder: Path, **environment: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.logs = [folder / f"{len(list(folder.iterdir()))}-{number}.log" for number in range(count)]
+        self.all: list[subprocess.Popen] = []
+        for number, log in enumerate(self.logs):
+            names = {"COORDINATOR_ADDRESS": address, "PROCESS_ID": str(number), "NUM_PROCESSES": str(count)}
+            cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
+            own = {name: value.format(number=number, count=count) for name, value in environment.items()} or names
+            with log.open("w") as file:
+                self.all.append(
+                    subprocess.Popen(
+                        command,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        cwd=Path(instructrec_jax.__file__).parents[1],
+                        env=os.environ | cache | {"XLA_FLAGS": flags} | own,
+                    )
+                )
+
+    def said(self, number: int) -> str:
+        """What a process printed, without gloo's greetings."""
+        return "\n".join(x for x in self.logs[number].read_text().splitlines() if not x.startswith("[Gloo]"))
+
+    def wait_for(self, condition: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition() and time.monotonic() < deadline:
+            assert all(process.poll() is None for process in self.all), self.said(0) + self.said(1)
+            time.sleep(0.01)
+        assert condition(), self.said(0) + self.said(1)
+
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
+        """Exit statuses; those of processes that hang are −SIGKILL."""
+        deadline = time.monotonic() + seconds
+        for process in self.all:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        return [process.returncode for process in self.all]
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for process in self.all:
+            process.kill()
+            process.wait()
+
+
+def lines(run_dir: Path, count: int) -> Callable[[], bool]:
+    metrics = run_dir / "metrics.jsonl"
+    return lambda: metrics.exists() and len(metrics.read_bytes().splitlines()) >= count
+
+
+def assert_same_lines(run_dir: Path, expected: Path) -> None:
+    """The same steps on the same batches (their tokens are equal), with the same numbers but for rounding."""
+    mine, theirs = rows(run_dir), rows(expected)
+    assert [row.keys() for row in mine] == [row.keys() for row in theirs]
+    for row, other in zip(mine, theirs, strict=True):
+        exact = ("kind", "step", "tokens", "skipped_updates", "learning_rate")
+        assert [row.get(name) for name in exact] == [other.get(name) for name in exact]
+        for name in row.keys() - set(exact):
+            assert row[name] == pytest.approx(other[name], abs=TOLERANCE), (row, other)
+
+
+def numbers(tree: Any) -> list[float]:
+    if isinstance(tree, dict):
+        return [n for name in sorted(tree) for n in numbers(tree[name])]
+    if isinstance(tree, list):
+        return [n for entry in tree for n in numbers(entry)]
+    return [float(tree)] if isinstance(tree, int | float) else []
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run in one process, on data that divides by nothing: 7 examples a batch, 8 and 12 cases to evaluate.
+
+    With dropout, evaluations, best checkpoints and remembered item vectors, none of them in step with the others.
+    """
+    config = tiny_run(
+        "retrieval",
+        checkpoint,
+        tmp_path_factory.mktemp("alone"),
+        steps=STEPS,
+        data__batch_size=7,
+        task__softmax="full",
+        task__refresh_every=3,
+        evaluation__every=7,
+        checkpoint__every=4,
+        tracking__log_every=3,
+    )
+    train.train(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def killed(alone: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Config, list[str], Path]]:
+    """The same run in four processes, one of which was killed in the middle.
+
+    Where they exchange numbers the others notice it at once; where they wait, when its heartbeat is missed.
+    """
+    folder = tmp_path_factory.mktemp("killed")
+    config = changed(alone, run_dir=str(folder / "run"))
+    command = verb("train", "--config_path", write_settings(config, folder / "settings.yaml"))
+    with Processes([*IMPATIENT, *command[3:]], 4, 1, folder / "logs") as four:
+        four.wait_for(lines(Path(config.run_dir), 5))
+        four.all[2].send_signal(signal.SIGKILL)
+        statuses = four.wait(60)
+        assert statuses.pop(2) == -signal.SIGKILL
+        assert not {0, -signal.SIGKILL} & set(statuses), [four.said(number) for number in range(4)]
+        for number in range(4):
+            deadline = time.monotonic() + 5  # the last words of a process come after its end
+            while MESSAGE not in four.said(number):
+                assert time.monotonic() < deadline, four.said(number)
+    yield config, command, folder
+
+
+def test_killed_and_started_again_with_other_numbers_of_processes(
+    alone: Config, killed: tuple[Config, list[str], Path]
+) -> None:
+    """Four processes, one killed; two, one told to stop; two to the end: lines and weights of an undisturbed run."""
+    config, command, folder = killed
+    run_dir = Path(config.run_dir)
+    before = len(rows(run_dir))
+    with Processes(command, 2, 2, folder / "logs") as two:
+        two.wait_for(lambda: "going on from the checkpoint of step" in two.said(0) and lines(run_dir, before + 1)())
+        two.all[1].send_signal(signal.SIGTERM)
+        assert two.wait() == [0, 0], two.said(0) + two.said(1)
+        step = Checkpoints(run_dir).steps()[-1]
+        assert f"SIGTERM: saved step {step} of {STEPS} in {run_dir}" in two.said(0)
+        assert "saved step" not in two.said(1)
+    assert 0 < step < STEPS and not (run_dir / "report.html").exists()
+
+    with Processes(command, 2, 2, folder / "logs") as two:
+        assert two.wait() == [0, 0], two.said(0) + two.said(1)
+        assert f"going on from the checkpoint of step {step}" in two.said(0)
+        assert "4 x cpu in 2 processes" in two.said(0)
+        assert two.said(1) == ""  # the first process speaks for all
+    assert_same_lines(run_dir, Path(alone.run_dir))
+    assert_close(final_parameters(run_dir, STEPS), final_parameters(alone.run_dir, STEPS), atol=TOLERANCE)
+    for name in ("evaluation.json", "examples.json"):
+        mine, theirs = read_json(run_dir / name), read_json(Path(alone.run_dir) / name)
+        np.testing.assert_allclose(numbers(mine), numbers(theirs), atol=TOLERANCE)
+    assert {path.name for path in run_dir.iterdir()} == {path.name for path in Path(alone.run_dir).iterdir()}
+    assert all(path.name.isdigit() for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_evaluate_and_models_split_across_processes(alone: Config, tmp_path: Path) -> None:
+    """Four processes, two of which share each matrix product and the same rows, read what one process wrote."""
+    run = Path(alone.run_dir)
+    evaluate.evaluate(run, alone, tmp_path / "one")
+    command = verb("evaluate", run, "--out", tmp_path / "four", "--mesh.data", 2, "--mesh.tensor", 2)
+    with Processes(command, 4, 1, tmp_path / "logs") as four:
+        assert four.wait() == [0] * 4, four.said(0)
+        assert "written" in four.said(0) and four.said(3) == ""
+    mine, theirs = (read_json(tmp_path / name / "evaluation.json") for name in ("four", "one"))
+    assert len(numbers(mine)) > 40
+    np.testing.assert_allclose(numbers(mine), numbers(theirs), atol=TOLERANCE)
+
+
+WHO = "from instructrec_jax.distributed import launch; import jax; launch.initialize(); print(jax.process_index())"
+
+
+@pytest.mark.parametrize("launcher", ["SLURM", "Open MPI", "Open MPI 5"])
+def test_launchers_tell_processes_apart(launcher: str, tmp_path: Path) -> None:
+    """As jax itself reads these environments: two processes find each other, and know their numbers."""
+    job = str(os.getpid())  # it picks the port
+    names = {
+        "SLURM": {
+            **{"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "{count}"},
+            **{"SLURM_PROCID": "{number}", "SLURM_LOCALID": "{number}"},
+        },
+        "Open MPI": {
+            **{"OMPI_MCA_orte_hnp_uri": f"{int(job) * 4096}.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "{count}"},
+            **{"OMPI_COMM_WORLD_RANK": "{number}", "OMPI_COMM_WORLD_LOCAL_RANK": "{number}"},
+        },
+        "Open MPI 5": {
+            **{"COORDINATOR_ADDRESS": f"127.0.0.1:{20000 + int(job) % 20000}", "OMPI_COMM_WORLD_SIZE": "{count}"},
+            **{"OMPI_COMM_WORLD_RANK": "{number}", "OMPI_COMM_WORLD_LOCAL_RANK": "{number}"},
+        },
+    }[launcher]
+    with Processes([sys.executable, "-c", WHO], 2, 1, tmp_path / "logs", **names) as two:
+        assert two.wait(60) == [0, 0], two.said(0) + two.said(1)
+        assert [two.said(number) for number in range(2)] == ["0", "1"]
+
+
+SLURM = dict(zip(launch.SLURM, ("7", "node[1-2]", "4", "3", "1"), strict=True))
+BY_HAND = {"COORDINATOR_ADDRESS": "node1:8476", "PROCESS_ID": "1", "NUM_PROCESSES": "2"}
+
+
+def test_a_process_without_launcher_is_alone() -> None:
+    assert launch.settings_from({}) is None
+    assert launch.settings_from(BY_HAND | {"PROCESS_ID": "0", "NUM_PROCESSES": "1"}) is None
+    assert launch.settings_from(SLURM | {"SLURM_NTASKS": "1"}) is None
+    assert launch.settings_from({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}) is None  # sbatch's own shell, without srun
+    assert launch.settings_from(SLURM) == {}
+    given = launch.settings_from(BY_HAND | SLURM)  # what is said by name comes first
+    assert given is not None and (given["process_id"], given["num_processes"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"COORDINATOR_ADDRESS": "node1:8476"}, "PROCESS_ID and NUM_PROCESSES is not"),
+        ({"COORDINATOR_ADDRESS": "node1:8476", "NUM_PROCESSES": "2"}, "but PROCESS_ID is not"),
+        ({"PROCESS_ID": "0", "NUM_PROCESSES": "2"}, "but COORDINATOR_ADDRESS is not"),
+        (BY_HAND | {"PROCESS_ID": "2"}, "PROCESS_ID is 2, but should be below NUM_PROCESSES"),
+        (BY_HAND | {"PROCESS_ID": "one"}, "PROCESS_ID should be a number"),
+        (BY_HAND | {"COORDINATOR_ADDRESS": "node1"}, "COORDINATOR_ADDRESS should be host:port"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "mpirun -x COORDINATOR_ADDRESS"),
+    ],
+)
+def test_half_an_environment_is_an_error(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        launch.settings_from(environment)
+
+
+def test_a_verb_of_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in BY_HAND.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="export runs in one process"):
+        launch.refuse_others("export")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shares"),
+    [
+        ({"data": 8}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ({"data": 2, "tensor": 4}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ({"data": 1, "context": 8}, [(0, 1)] * 4),
+    ],
+)
+def test_each_process_has_its_own_rows(
+    sizes: dict[str, Any], shares: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four processes with two devices each; those that split a product or a length share their rows."""
+    mesh = make_mesh(MeshConfig(**sizes))
+
+    class Device:
+        def __init__(self, number: int):
+            self.process_index = number // 2
+
+    class Rows:
+        def devices_indices_map(self, shape: tuple[int, ...]) -> Any:
+            where = launch.jax.sharding.NamedSharding(mesh, launch.jax.sharding.PartitionSpec(("data", "fsdp")))
+            return {Device(device.id): index for device, index in where.devices_indices_map(shape).items()}
+
+    monkeypatch.setattr("instructrec_jax.data.loader.batch_sharding", lambda mesh, leading: Rows())
+    found = []
+    for number in range(4):
+        monkeypatch.setattr("instructrec_jax.data.loader.jax.process_index", lambda number=number: number)
+        found.append(process_share(mesh))
+    assert found == shares
