@@ -22,6 +22,7 @@ from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.tasks.base import TaskConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.profiling import ProfileConfig
 from instructrec_jax.training.tracking import TrackingConfig
 
 DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run, behind a verb without --config_path
@@ -45,6 +46,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 class ConfigError(ValueError):

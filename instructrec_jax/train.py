@@ -35,12 +35,15 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.results import show_results
 from instructrec_jax.files import write_json, write_text
+from instructrec_jax.planning.chips import peak_flops
+from instructrec_jax.planning.flops import step_flops
 from instructrec_jax.tasks.base import Encoded, Predict, Task
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.interrupt import Interrupt
 from instructrec_jax.training.meter import Meter
 from instructrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from instructrec_jax.training.parameters import learning_rate_factors
+from instructrec_jax.training.profiling import Profiler, traced_steps
 from instructrec_jax.training.state import (
     TrainState,
     Tree,
@@ -54,7 +57,7 @@ from instructrec_jax.training.step import make_train_step
 from instructrec_jax.training.tracking import Tracker, progress_bar
 
 # Settings that may differ when a run goes on: they do not change what it computes.
-FREE_ON_RESUME = ("run_dir", "overwrite", "mesh", "checkpoint", "tracking")
+FREE_ON_RESUME = ("run_dir", "overwrite", "mesh", "checkpoint", "tracking", "profile")
 AT_LEAST = {
     **{name: 1 for name in ("steps", "accumulation", "data.batch_size", "data.batch_rows", "tracking.log_every")},
     **{name: 1 for name in ("checkpoint.every", "checkpoint.keep_last", "optimizer.max_nonfinite")},
@@ -65,7 +68,7 @@ AT_LEAST = {
 LEFT_BY_RUNS = (
     *("config.yaml", "summary.json", "metrics.jsonl", "skipped.jsonl", "report.html", "wandb_id.txt"),
     *("evaluation.json", "predictions.jsonl", "examples.json"),
-    *("backbone", "checkpoints", "tensorboard", "wandb", "evaluation"),
+    *("backbone", "checkpoints", "tensorboard", "wandb", "evaluation", "profile"),
 )
 
 
@@ -132,23 +135,30 @@ def train(config: Config) -> Path:
     tracker = Tracker(run_dir, config.tracking, step, to_dict(config))
     bar = progress_bar(config.steps, step)
     schedule = learning_rate_schedule(config.optimizer, config.steps)
-    meter = Meter(tracker, bar, schedule, config.optimizer.max_nonfinite)
+    meter = Meter(
+        tracker, bar, schedule, config.optimizer.max_nonfinite, *speed_at_best(model, state, task, data, mesh)
+    )
+    profiler = Profiler(run_dir, config.profile)
     shapes: set[tuple[int, ...]] = set()
     value = None
 
-    with Interrupt() as interrupt, closing(checkpoints), bar, tracker, guard(passing=(ValueError, FloatingPointError)):
+    passing = (ValueError, FloatingPointError)
+    with Interrupt() as interrupt, closing(checkpoints), bar, tracker, profiler, guard(passing):
         batches = data.batches(step, config.steps, progress["stream"])
         while step < config.steps and not interrupt.after(step) and not out_of_patience(config, progress):
             if task.refresh_every and step % task.refresh_every == 0:
                 buffers = task.refresh(predict_with(merge_params(state.params, state.frozen)))
                 state = replace(state, buffers=place(buffers, shardings.buffers))
-            batch = next(batches)
+            with meter.timed("input"):
+                batch = next(batches)
             if batch.shape not in shapes:
                 shapes.add(batch.shape)
                 room = " + ".join(f"{length:,}" for length in batch.shape[1:])
                 bar.print(f"compiling the step for {batch.shape[0]} rows of {room} tokens")
+            profiler.begin(step + 1)
             state, sums = train_step(state, to_devices(batch.arrays, mesh, batch.totals))
             step += 1
+            profiler.end(step, sums)
             progress |= {"tokens": progress["tokens"] + batch.tokens, "stream": batch.position}
             meter.count(batch.tokens)
             meter.flush()
@@ -169,7 +179,8 @@ def train(config: Config) -> Path:
                 meter.pause(time.perf_counter() - began)
             if step % config.checkpoint.every == 0 or progress["best_step"] == step:
                 meter.flush()  # every line up to a checkpoint is on disk before the checkpoint is
-                checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
+                with meter.timed("checkpoint"):
+                    checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
         meter.flush()
         checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
     skipped = [*data.skipped, *skipped]
@@ -227,6 +238,7 @@ def check_settings(config: Config) -> None:
             raise ValueError(f"{name} must be at least {least}, but is {settings[name]}.")
     if config.evaluation.patience and not (config.evaluation.every and config.data.validation):
         raise ValueError("evaluation.patience needs evaluations: set data.validation, and evaluation.every above 0.")
+    traced_steps(config.profile)
 
 
 def check_run_dir(config: Config) -> Path:
@@ -307,6 +319,24 @@ def out_of_patience(config: Config, progress: dict[str, Any]) -> bool:
     return config.evaluation.patience is not None and progress["stale"] >= config.evaluation.patience
 
 
+def speed_at_best(
+    model: Assembly, state: TrainState, task: Task, data: assemble_data.TrainingData, mesh: Mesh
+) -> tuple[Callable[[int], float], float | None]:
+    """(FLOP of the model for so many tokens, FLOP/s of all devices at best or None), for the MFU.
+
+    Attention is counted as if all texts were of the average length, which is a little too low.
+    """
+    peak = peak_flops(mesh.devices.flat[0])
+    params, causal = merge_params(state.params, state.frozen), task.context.kind == "decoder"
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    length = data.tokens // max(len(data.encoded), 1)
+
+    def flops(tokens: int) -> float:
+        return step_flops(shapes, model.is_frozen, model.source.config, tokens, length, causal=causal)
+
+    return flops, None if peak is None else peak * mesh.devices.size
+
+
 def summarise(
     config: Config, task: Task, model: Assembly, state: TrainState, mesh: Mesh, data: assemble_data.TrainingData
 ) -> dict[str, str]:
@@ -316,7 +346,7 @@ def summarise(
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
     devices = mesh.devices.flatten()
-    size = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in mesh.axis_names)
+    size = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "of one"
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     trained, frozen = count(state.params), count(state.frozen)
     facts = {

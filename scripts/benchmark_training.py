@@ -297,7 +297,7 @@ def labelled(data: str, folder: str) -> str:
     """The instructions alone, with labels drawn by their number, as a file."""
     from instructrec_jax.data.sources import SourceConfig, open_sources
 
-    source = open_sources([SourceConfig(path=data)])
+    source: Any = open_sources([SourceConfig(path=data)])
     path = Path(folder) / "labelled.jsonl"
     lines = [{"instruction": source[n].instruction, "output": f"label {n % LABELS}"} for n in range(len(source))]
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")

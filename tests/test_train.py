@@ -24,6 +24,7 @@ from instructrec_jax.tasks.base import Model, Task
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.interrupt import Interrupt
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
+from instructrec_jax.training.profiling import ProfileConfig
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
 
@@ -85,7 +86,7 @@ def test_bad_rows_are_counted_and_kept(checkpoint: Path, tmp_path: Path, capsys:
 def test_a_run_explains_itself(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path(finished.run_dir)
     facts = read_json(run / "summary.json")["facts"]
-    assert facts["devices"] == "8 x cpu, mesh data 8 x fsdp 1 x tensor 1"
+    assert facts["devices"] == "8 x cpu, mesh data 8"
     parameters = sum(leaf.size for leaf in jax.tree.leaves(final_parameters(run, 6)))
     assert facts["parameters"] == f"{parameters:,} trained, 0 frozen"
     assert facts["steps"] == "6 x 8 examples" and facts["examples"].endswith("an epoch is 3.0 steps")
@@ -241,3 +242,26 @@ def test_few_examples_are_enough(finished: Config, tmp_path: Path) -> None:
     facts = read_json(Path(config.run_dir) / "summary.json")["facts"]
     assert facts["examples"].startswith("1 with") and facts["examples"].endswith("an epoch is 0.1 steps")
     assert (Path(config.run_dir) / "report.html").stat().st_size > 1000
+
+
+# ------------------------------------------------------------------ profiling
+
+
+def test_the_steps_asked_for_are_traced(checkpoint: Path, tmp_path: Path) -> None:
+    config = tiny_run("classification", checkpoint, tmp_path, steps=4, data__validation=[], data__test=[])
+    train.train(changed(config, profile=ProfileConfig("2..3")))
+    run = Path(config.run_dir)
+    traces = [path.name for path in (run / "profile").rglob("*") if path.is_file()]
+    assert any(name.endswith(".xplane.pb") for name in traces) and any("perfetto" in name for name in traces)
+    lines = [row for row in read_jsonl(run / "metrics.jsonl") if row["kind"] == "train"]
+    parts = ("input_share", "checkpoint_share", "logging_share", "step_share")
+    assert all(sum(row[part] for part in parts) == pytest.approx(1) for row in lines if row["step_share"] > 0)
+    assert all("mfu" not in row for row in lines)  # nobody knows the peak of this CPU
+
+
+@pytest.mark.parametrize("steps", ["", "3..2", "0..2", "a", "1-3"])
+def test_steps_to_trace_that_are_none(steps: str, checkpoint: Path, tmp_path: Path) -> None:
+    config = tiny_run("classification", checkpoint, tmp_path)
+    with pytest.raises(ValueError, match="profile.steps is a range of steps"):
+        train.train(changed(config, profile=ProfileConfig(steps)))
+    assert not Path(config.run_dir).exists()

@@ -63,7 +63,7 @@ def _infer(config: MeshConfig, devices: int) -> tuple[int, ...]:
     """Sizes of the axes within a slice, in the order of AXES."""
     given = {axis: "auto" if getattr(config, axis) is None else getattr(config, axis) for axis in AXES}
     slices = config.dcn_data * config.dcn_fsdp
-    numbers = [size for size in given.values() if size != "auto"]
+    numbers = [size for size in given.values() if isinstance(size, int)]
     if min([*numbers, config.dcn_data, config.dcn_fsdp]) < 1:
         raise ValueError(f"mesh sizes must be at least 1, but got {config}.")
     product = int(np.prod(numbers)) * slices

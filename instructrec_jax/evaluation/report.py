@@ -437,6 +437,8 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> str:
         plots.append(_plot(title, {name: _curve(evaluations, name) for name in group}))
     plots.append(_plot("Learning rate", {"learning rate": _curve(train, "learning_rate")}))
     plots.append(_plot("Real tokens per second", {"tokens/s": _curve(train, "tokens_per_second")}, from_zero=True))
+    waits = {part: _curve(train, f"{part}_share") for part in ("input", "checkpoint", "logging")}
+    plots.append(_plot("Share of the time not spent on steps", waits, from_zero=True))
     content = f'<div class="plots">{"".join(plots)}</div>'
     if lost := sum(row.get("loss", 0) is None for row in train):
         sentence = f"The loss was not a finite number in {lost:,} of {len(train):,} logged steps."

@@ -42,6 +42,17 @@ def chip_of(device: Any) -> Chip | None:
     return CHIPS.get(KINDS.get(device.device_kind, ""))
 
 
+# NVIDIA's data sheets: FLOP/s of dense bfloat16 products, by the beginning of what devices call themselves.
+GPU_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12, "NVIDIA L4": 121e12}
+
+
+def peak_flops(device: Any) -> float | None:
+    """FLOP/s of bfloat16 products at best; None for a device that the tables lack."""
+    chip = chip_of(device)
+    named = [flops for name, flops in GPU_FLOPS.items() if device.device_kind.startswith(name)]
+    return chip.flops if chip is not None else next(iter(named), None)
+
+
 def topology_devices(topology: str, slices: int) -> Sequence[Any]:
     """Devices of `v5p:4x4x4` (chip: chips in each direction), for so many slices; or of `cpu:8`.
 

@@ -23,15 +23,15 @@ class Meter:
     What of the time went into waiting for a batch, saving and logging is `timed`; the rest is the steps themselves.
 
     Args:
-      flops: a window's tokens and steps -> model FLOP of all devices; None: not known.
-      peak: FLOP/s of all devices at best; None: not known, then no MFU is logged.
+      flops: a window's tokens -> model FLOP, see `planning.flops`.
+      peak: FLOP/s of all devices at best; where it is known, MFU = FLOP / seconds / peak is logged.
     """
 
     tracker: Tracker
     bar: ProgressBar
     schedule: optax.Schedule
     max_nonfinite: int
-    flops: Callable[[int, int], float] | None = None
+    flops: Callable[[int], float] | None = None
     peak: float | None = None
     _pending: tuple[int, dict[str, jax.Array], int, int] | None = None
     _tokens: int = 0
@@ -87,10 +87,10 @@ class Meter:
             "step_share": max(0.0, 1 - sum(parts.values()) / seconds),
         }
         if self.flops is not None and self.peak is not None:
-            values["mfu"] = self.flops(tokens, int(sums["steps"])) / seconds / self.peak
+            values["mfu"] = self.flops(tokens) / seconds / self.peak
         with self.timed("logging"):
             self.tracker.log("train", step, values)
-        self.bar.update(step, loss, tokens / seconds)
+        self.bar.update(step, loss, tokens / seconds, values.get("mfu"))
         if sums["skipped_in_a_row"] >= self.max_nonfinite:
             raise FloatingPointError(
                 f"the last {sums['skipped_in_a_row']:.0f} updates up to step {step} were not finite (NaN or infinity) "

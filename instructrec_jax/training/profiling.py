@@ -1,13 +1,14 @@
 """A trace of a few training steps, to look at in TensorBoard (profile plugin) or Perfetto."""
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import jax
+
+from instructrec_jax.distributed.launch import say
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Profiler:
         if self.running and step == self.steps[-1]:
             jax.block_until_ready(result)
             self._stop()
-            print(f"trace of steps {self.steps[0]}..{step}: {self.folder} (TensorBoard, Perfetto)", file=sys.stderr)
+            say(f"trace of steps {self.steps[0]}..{step}: {self.folder} (TensorBoard, Perfetto)")
 
     def _stop(self) -> None:
         jax.profiler.stop_trace()

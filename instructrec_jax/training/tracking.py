@@ -140,8 +140,10 @@ class ProgressBar:
                 bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps{postfix}, {remaining} left",
             )
 
-    def update(self, step: int, loss: float | None = None, tokens_per_second: float | None = None) -> None:
-        """`step` updates are done. tokens_per_second counts real tokens, not padding.
+    def update(
+        self, step: int, loss: float | None = None, tokens_per_second: float | None = None, mfu: float | None = None
+    ) -> None:
+        """`step` updates are done. tokens_per_second counts real tokens, not padding; mfu is a share of 1.
 
         Without `loss` only the bar moves and nothing is printed elsewhere, so this may be called every step.
         """
@@ -150,6 +152,8 @@ class ProgressBar:
         numbers = [] if loss is None else [f"loss {float(loss):.4f}"]
         if tokens_per_second is not None:
             numbers.append(f"{float(tokens_per_second):,.0f} tokens/s")
+        if mfu is not None:
+            numbers.append(f"MFU {float(mfu):.0%}")
         if self._bar is not None:
             if numbers:
                 self._bar.set_postfix_str(", ".join(numbers), refresh=False)

@@ -37,3 +37,36 @@ def test_a_window_ends_when_its_numbers_arrive(monkeypatch: pytest.MonkeyPatch) 
     under_test.close_window(3, sums, 3000)
     under_test.flush()
     assert logged[-1]["tokens_per_second"] == pytest.approx(1000 / 5)
+
+
+def test_the_time_is_broken_down_and_mfu_follows_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    logged: list[dict[str, float]] = []
+    shown: list[Any] = []
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(meter, "jax", SimpleNamespace(device_get=lambda sums: sums))
+    tracker: Any = SimpleNamespace(log=lambda kind, step, values: logged.append(values))
+    bar: Any = SimpleNamespace(update=lambda *values: shown.append(values))
+    under_test = Meter(
+        tracker,
+        bar,
+        lambda step: 0.1,
+        5,
+        flops=lambda tokens: 6e6 * tokens,
+        peak=1e9,
+        _started=0.0,
+        _window_started=0.0,
+    )
+    names = ("loss", "weight", "grad_norm", "steps", "skipped", "skipped_in_a_row")
+    sums = dict.fromkeys(names, 1.0) | {"skipped": 0.0, "skipped_in_a_row": 0.0}
+    with under_test.timed("input"):
+        clock.now += 2.0
+    with under_test.timed("checkpoint"):
+        clock.now += 1.0
+    clock.now += 7.0
+    under_test.count(1000)
+    under_test.close_window(1, sums, 1000)
+    under_test.flush()
+    shares = {name: logged[0][f"{name}_share"] for name in ("input", "checkpoint", "logging", "step")}
+    assert shares == pytest.approx({"input": 0.2, "checkpoint": 0.1, "logging": 0.0, "step": 0.7})
+    assert logged[0]["mfu"] == pytest.approx(6e6 * 1000 / 10 / 1e9) == shown[0][3]
