@@ -36,6 +36,7 @@ class Work:
     data: str  # instructions
     threads: int
     steps: int  # that are different; then they begin again
+    on_gpu: bool = False  # products in bfloat16, parameters in float32
 
     @property
     def is_encoder(self) -> bool:
@@ -75,7 +76,7 @@ def our_config(work: Work) -> Any:
     task: Any = ClassificationConfig(labels=labels) if work.is_encoder else LanguageModelConfig(template="plain")
     by_rows = work.workload == "decoder_ragged"
     return Config(
-        backbone=BackboneConfig(work.folder, dtype="float32"),
+        backbone=BackboneConfig(work.folder, dtype="bfloat16" if work.on_gpu else "float32"),
         task=task,
         data=DataConfig(
             train=[SourceConfig(path=work.data)],
@@ -163,7 +164,8 @@ def open_torch(work: Work) -> Iterator[tuple[float, int]]:
         model = AutoModelForSequenceClassification.from_pretrained(work.folder, num_labels=LABELS)
     else:
         model = AutoModelForCausalLM.from_pretrained(work.folder)
-    model.train()
+    device = "cuda" if work.on_gpu else "cpu"
+    model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01)
     rng = np.random.default_rng(0)
     batches = ragged_tokens(work) if work.ragged else None
@@ -178,7 +180,9 @@ def open_torch(work: Work) -> Iterator[tuple[float, int]]:
             labels = torch.tensor(rng.integers(0, LABELS, len(texts)))
         else:
             labels = torch.where(mask > 0, tokens, -100)
-        loss = model(input_ids=tokens, attention_mask=mask.long(), labels=labels).loss
+        with torch.autocast(device, torch.bfloat16, enabled=work.on_gpu):
+            inputs = {"input_ids": tokens, "attention_mask": mask.long(), "labels": labels}
+            loss = model(**{name: x.to(device) for name, x in inputs.items()}).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -271,12 +275,12 @@ def serve(pipe: Any, system: str, work: Work) -> None:
     pipe.send(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024)
 
 
-def make_llama(folder: str, tokenizer: str) -> None:
+def make_llama(folder: str, tokenizer: str, layers: int = 8) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes: dict[str, Any] = dict(hidden_size=512, num_hidden_layers=8, intermediate_size=1536, vocab_size=32_000)
+    sizes: dict[str, Any] = dict(hidden_size=512, num_hidden_layers=layers, intermediate_size=1536, vocab_size=32_000)
     groups: dict[str, Any] = dict(num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512)
     LlamaForCausalLM(LlamaConfig(**sizes, **groups)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
