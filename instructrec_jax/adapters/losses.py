@@ -244,7 +244,7 @@ class _Chunks:
         return jnp.take_along_axis(whole, back, axis=1)
 
 
-def _chunk_size(rows: int, length: int, vocab: int, chunk: int | None) -> int:
+def chunk_size(rows: int, length: int, vocab: int, chunk: int | None) -> int:
     """Places of a row that make a chunk: of equal size, and as few chunks as the bounds allow."""
     if chunk is None:
         # an eighth of the row, so that places without weight are left out, but enough for a matrix product to pay
@@ -289,7 +289,7 @@ def _rows_sum_and_gradients(
     axes: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     (rows, length, width), vocab = hidden.shape, len(table)
-    chunks = _Chunks.of(weights, _chunk_size(rows, length, vocab, options.chunk), axes)
+    chunks = _Chunks.of(weights, chunk_size(rows, length, vocab, options.chunk), axes)
     smoothing, cap = options.label_smoothing, options.soft_cap
 
     def step(number: jax.Array, carry: Any) -> Any:
@@ -338,7 +338,7 @@ def _token_losses(
     options: _Options, hidden: Any, table: Any, bias: Any, labels: Any, weights: Any, *, axes: Any
 ) -> tuple[jax.Array, jax.Array]:
     rows, length, _ = hidden.shape
-    chunks = _Chunks.of(weights, _chunk_size(rows, length, len(table), options.chunk), axes)
+    chunks = _Chunks.of(weights, chunk_size(rows, length, len(table), options.chunk), axes)
 
     def step(number: jax.Array, carry: Any) -> Any:
         x, label, weight = chunks.take(number, hidden, labels, weights)

@@ -7,11 +7,29 @@ FLOP for each layer, query, key that it sees and feature of a head; three times 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a step works on, padding and all, since it costs as much.
+
+    Attributes:
+      tokens, length: of all rows together, and of one.
+      causal: whether a token sees only those before it: half of them.
+      target_tokens, target_length: of the answers that an encoder–decoder's decoder reads; 0 where there is none.
+    """
+
+    tokens: int
+    length: int
+    causal: bool
+    target_tokens: int = 0
+    target_length: int = 0
 
 
 def leaves(params: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -22,58 +40,51 @@ def leaves(params: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def merged(first: Tree, second: Tree) -> Tree:
-    """Two trees of parameters as one."""
-    together = dict(first)
-    for name, value in second.items():
-        together[name] = merged(together[name], value) if name in together else value
-    return together
+def product_flops(params: Tree, is_frozen: Callable[[str], bool], texts: Texts, *, tied: bool) -> float:
+    """Of all products of tokens with parameters, forward and backward.
 
-
-def product_parameters(params: Tree, is_frozen: Callable[[str], bool], *, tied: bool) -> tuple[int, int]:
-    """Parameters that tokens are multiplied with: (trained, frozen).
-
-    Matrices are what has two dimensions beside that of the layers. Tables that rows are taken from are none, but where
-    the network's words are also its output (`tied`), their table is one.
+    Tables that rows are taken from cost nothing, but where the network's words are also its output (`tied`), their
+    table is a matrix like others.
     """
-    counts = [0, 0]
+    total = 0.0
     for path, value in leaves(params):
         dims = len(value.shape) - ("/block" in path)  # stacked layers have one more
         looked_up = path.startswith("backbone/") and path.endswith("/table")
         if dims >= 2 and (not looked_up or (tied and path == "backbone/word_embeddings/table")):
-            counts[is_frozen(path)] += int(np.prod(value.shape))
-    return counts[0], counts[1]
+            total += (4.0 if is_frozen(path) else 6.0) * int(np.prod(value.shape)) * _tokens_through(path, texts)
+    return total
 
 
-def attention_flops(config: Any, tokens: int, length: int, *, causal: bool) -> float:
-    """Of all layers, forward and backward, for `tokens` queries in texts of `length` tokens.
+def _tokens_through(path: str, texts: Texts) -> int:
+    """How many tokens meet a parameter: in an encoder–decoder those of the text, or those of the answer."""
+    of_text = ("backbone/encoder/", "cross_attention/key/", "cross_attention/value/")
+    return texts.target_tokens if texts.target_tokens and not any(part in path for part in of_text) else texts.tokens
+
+
+def attention_flops(config: Any, texts: Texts) -> float:
+    """Of the scores and sums of all layers, forward and backward.
 
     Args:
       config: HuggingFace's, of the network.
-      causal: half of the keys are seen.
     """
     text = getattr(config, "get_text_config", lambda: config)()
-    layers = int(getattr(text, "num_hidden_layers", None) or getattr(text, "num_layers", None) or 0)
-    heads = int(getattr(text, "num_attention_heads", None) or getattr(text, "num_heads", None) or 1)
-    width = getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or text.hidden_size // heads
-    return 12.0 * layers * heads * width * tokens * length * (0.5 if causal else 1.0)
+
+    def first(*names: str) -> int:
+        return next((int(value) for name in names if (value := getattr(text, name, None))), 0)
+
+    heads = first("num_attention_heads", "num_heads", "encoder_attention_heads", "n_head") or 1
+    width = first("head_dim", "d_kv") or first("hidden_size", "d_model", "n_embd") // heads
+    layers = first("encoder_layers", "num_hidden_layers", "num_layers", "n_layer")
+    seen = layers * texts.tokens * texts.length * (0.5 if texts.causal else 1.0)
+    if texts.target_tokens:  # the decoder looks at the answer so far, and at the text
+        decoder_layers = first("num_decoder_layers", "decoder_layers") or layers
+        seen += decoder_layers * texts.target_tokens * (0.5 * texts.target_length + texts.length)
+    return 12.0 * heads * width * seen
 
 
-def step_flops(
-    params: Tree, is_frozen: Callable[[str], bool], config: Any, tokens: int, length: int, *, causal: bool
-) -> float:
-    """Model FLOP of one step over `tokens` tokens (what remat computes again is not counted).
-
-    Args:
-      params: nested dicts of arrays or shapes, with 'backbone' and 'head'.
-      is_frozen: says of a parameter's path whether it is left as it is.
-      config: HuggingFace's, of the network.
-      length: of a text; where several share a row, that of the row is an upper bound.
-    """
-    has_table = any(path.startswith("head/") and path.endswith("table") for path, _ in leaves(params))
-    predicts_words = "head" in params and any("table" in path or "bias" in path for path, _ in leaves(params["head"]))
-    tied = (
-        getattr(config, "tie_word_embeddings", False) and not has_table and (predicts_words or not params.get("head"))
-    )
-    trained, frozen = product_parameters(params, is_frozen, tied=tied)
-    return (6.0 * trained + 4.0 * frozen) * tokens + attention_flops(config, tokens, length, causal=causal)
+def words_are_output(params: Tree, config: Any) -> bool:
+    """Whether the table of words is multiplied with too: a language model's whose head has no table of its own."""
+    if not getattr(config, "tie_word_embeddings", False):
+        return False
+    head = [path for path, _ in leaves(params.get("head", {}))]
+    return not any(path.endswith("table") for path in head) and all(path.endswith("bias") for path in head)
