@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -16,15 +17,17 @@ class Chip:
     hbm_speed: float
     link_speed: float  # all links of a chip together, one direction
     dcn_speed: float  # a chip's share of its host's network, between slices
+    clock: float | None = None  # cycles/s, which gives the compiler's own estimates a time
 
 
-# Google Cloud's pages of each TPU version ("System architecture"): peak compute, HBM, HBM bandwidth, inter-chip
-# interconnect (given there for both directions: half of it here). Hosts have 100 to 200 Gbit/s for four to eight chips.
+# Google Cloud's page of each version, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "System architecture": peak
+# compute, HBM, HBM bandwidth, inter-chip interconnect (given for both directions: half of it here), data center network.
+# The clock follows from the peak and the matrix units named there: 128 x 128 products each, 8 units (v4, v5p) or 4 (v5e).
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 150e9, 6.25e9),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 100e9, 3.1e9),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 300e9, 6.25e9),
-    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 200e9, 6.25e9),
+    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, 6.25e9, 1.05e9),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 3.1e9, 1.5e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 6.25e9, 1.75e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 400e9, 12.5e9),
 }
 # What devices call themselves -> the chip.
 KINDS = {
@@ -78,6 +81,8 @@ def topology_devices(topology: str, slices: int) -> Sequence[Any]:
                 f"{len(jax.devices('cpu'))}: set XLA_FLAGS=--xla_force_host_platform_device_count={max(count, 1)}."
             )
         return jax.devices("cpu")[:count]
+    if find_spec("libtpu") is None:
+        raise ValueError('planning for TPUs needs their compiler: pip install "instructrec_jax[plan]" (libtpu).')
     from jax.experimental import topologies
 
     # There is no TPU to ask, and none that two programs could want at once.
@@ -86,7 +91,4 @@ def topology_devices(topology: str, slices: int) -> Sequence[Any]:
         more = {"num_slices": slices} if slices > 1 else {}
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
     except Exception as error:  # jax and libtpu raise many kinds
-        text = str(error).partition("\n")[0]
-        if "libtpu" in text or "tpu" in text.lower() and "backend" in text:
-            text += ' The compiler for TPUs is in the extra: pip install "instructrec_jax[plan]".'
-        raise ValueError(f"there is no topology {topology}: {text}") from error
+        raise ValueError(f"there is no topology {topology}: {str(error).partition(chr(10))[0]}") from error

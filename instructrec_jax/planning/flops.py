@@ -82,9 +82,6 @@ def attention_flops(config: Any, texts: Texts) -> float:
     return 12.0 * heads * width * seen
 
 
-def words_are_output(params: Tree, config: Any) -> bool:
-    """Whether the table of words is multiplied with too: a language model's whose head has no table of its own."""
-    if not getattr(config, "tie_word_embeddings", False):
-        return False
-    head = [path for path, _ in leaves(params.get("head", {}))]
-    return not any(path.endswith("table") for path in head) and all(path.endswith("bias") for path in head)
+def has_output_table(params: Tree) -> bool:
+    """Whether a language model's head has a table of its own, and does not use that of the network's words."""
+    return any(path.endswith("table") for path, _ in leaves(params.get("head", {})))

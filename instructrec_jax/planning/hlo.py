@@ -41,14 +41,21 @@ class Instruction:
 
 @dataclass
 class Program:
-    """Computations by their names, each with its instructions; `entry` is where it begins."""
+    """Computations by their names, each with its instructions.
+
+    Attributes:
+      entry: where it begins.
+      unbounded: how often a loop runs whose bound the program itself computes.
+    """
 
     computations: dict[str, list[Instruction]] = field(default_factory=dict)
     entry: str = ""
+    unbounded: int = 1
 
 
-def parse(text: str) -> Program:
-    program, current = Program(), ""
+def parse(text: str, unbounded: int = 1) -> Program:
+    """Reads what `compiled.as_text()` gives. Raises ValueError where there is no program in it."""
+    program, current = Program(unbounded=unbounded), ""
     for line in text.splitlines():
         if found := _COMPUTATION.match(line):
             current = found[1]
@@ -84,7 +91,7 @@ def trips(instruction: Instruction, program: Program) -> int:
         return int(found[1])
     condition = program.computations.get(instruction.attribute("condition") or "", [])
     bounds = [int(m[1]) for i in condition if i.kind == "constant" and (m := re.match(r"(\d+)\)", i.rest))]
-    return max(bounds, default=1)
+    return max(bounds, default=program.unbounded)
 
 
 def executed(program: Program) -> Iterator[tuple[Instruction, str, int]]:
@@ -113,6 +120,15 @@ def _holds_collective(program: Program, fusion: Instruction) -> bool:
     """TPUs run some collectives inside of fusions, beside the products that hide them."""
     inside = program.computations.get(fusion.attribute("calls") or "", [])
     return any(i.kind.removesuffix("-start") in KINDS for i in inside)
+
+
+def estimated_cycles(program: Program) -> int:
+    """Cycles that the compiler for TPUs expects, loops multiplied out; 0 where it says nothing.
+
+    Hand-written kernels (splash attention) and what waits for other devices have none.
+    """
+    found = ((re.search(r'"estimated_cycles":"(\d+)"', i.rest), times) for i, _, times in executed(program))
+    return sum(int(cycles[1]) * times for cycles, times in found if cycles)
 
 
 @dataclass

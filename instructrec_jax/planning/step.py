@@ -1,6 +1,5 @@
 """The real training step, compiled for devices that need not be there, of shapes alone."""
 
-import json
 import shutil
 import tempfile
 import time
@@ -17,12 +16,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from instructrec_jax import assemble, assemble_data
+from instructrec_jax.adapters.losses import chunk_size
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.config import Config
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.distributed.mesh import batch_sharding, data_shards
+from instructrec_jax.planning.flops import Texts, has_output_table
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.language_model import LanguageModelTask
+from instructrec_jax.tasks.masked_lm import MaskedLMTask
 from instructrec_jax.training.checkpoint import abstract
 from instructrec_jax.training.optimizer import make_optimizer
 from instructrec_jax.training.parameters import learning_rate_factors
@@ -41,9 +43,10 @@ class CompiledStep:
       state, shardings: the abstract state, and where it lies.
       is_frozen: of a parameter's path.
       network: HuggingFace's config.
-      tokens, length: tokens of a batch, and the length of its rows.
-      causal: whether the network looks back alone.
-      notes: what stands in for what is not there.
+      texts: of a batch.
+      tied: the table of words is the output's too.
+      loss_chunks: parts in which the loss of a language model is worked through, all of which count at most.
+      seconds: that compiling took.
     """
 
     compiled: Any
@@ -51,9 +54,9 @@ class CompiledStep:
     shardings: TrainState
     is_frozen: Any
     network: Any
-    tokens: int
-    length: int
-    causal: bool
+    texts: Texts
+    tied: bool
+    loss_chunks: int
     seconds: float
 
 
@@ -102,7 +105,7 @@ def compile_step(config: Config, folder: Path, mesh: Mesh) -> CompiledStep:
     decay = config.optimizer.layer_decay
     factors = learning_rate_factors(model.network, decay) if decay < 1 else None
     optimizer = make_optimizer(config.optimizer, config.steps, factors)
-    batch, tokens = abstract_batch(config, task, mesh)
+    batch = abstract_batch(config, task, mesh)
     state = jax.eval_shape(lambda params: create_state(params, optimizer, 0, is_frozen=model.is_frozen), model.params)
     state = replace(state, buffers=abstract_buffers(config, task, model))
     shardings = state_shardings(state, model.shardings, mesh)
@@ -110,22 +113,33 @@ def compile_step(config: Config, folder: Path, mesh: Mesh) -> CompiledStep:
         task, model.graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=config.accumulation
     )
     compiled = step.lower(abstract(state, shardings), batch).compile()  # type: ignore[attr-defined]
-    causal = task.context.kind == "decoder"
+    network, predicts_words = read_config(folder), isinstance(task, LanguageModelTask | MaskedLMTask)
+    chunks = 1
+    if predicts_words:
+        rows, length = batch.get("target_tokens", batch["tokens"]).shape
+        rows //= config.accumulation * data_shards(mesh)
+        chunks = -(-length // chunk_size(max(rows, 1), length, network.vocab_size, None))
     return CompiledStep(
         compiled,
         state,
         shardings,
         model.is_frozen,
-        read_config(folder),
-        tokens,
-        batch["tokens"].shape[1],
-        causal,
+        network,
+        texts_of(batch, causal=task.context.kind == "decoder"),
+        predicts_words and not has_output_table(model.params),
+        chunks,
         time.perf_counter() - began,
     )
 
 
-def abstract_batch(config: Config, task: Task, mesh: Mesh) -> tuple[dict[str, jax.ShapeDtypeStruct], int]:
-    """(a batch of shapes, its tokens): full rows for language models, else the first batch of data.train.
+def texts_of(batch: dict[str, jax.ShapeDtypeStruct], *, causal: bool) -> Texts:
+    (rows, length), target = batch["tokens"].shape, batch.get("target_tokens")
+    answers = (0, 0) if target is None else (int(np.prod(target.shape)), target.shape[1])
+    return Texts(rows * length, length, causal, *answers)
+
+
+def abstract_batch(config: Config, task: Task, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of shapes: full rows for language models, else the first batch of data.train.
 
     A batch that is so many examples has as many rows: what is longest at most.
     """
@@ -141,27 +155,21 @@ def abstract_batch(config: Config, task: Task, mesh: Mesh) -> tuple[dict[str, ja
             sizes |= {name: answer for name in ("target_tokens", "target_segment_ids", "target_positions")}
         sizes |= {"labels": answer, "supervised": answer, "text_numbers": (rows, max_segments(length))}
         arrays = {name: np.broadcast_to(np.int32(0), size) for name, size in sizes.items()}
-        tokens = rows * (length + (target or 0))
     else:
-        batch = next(assemble_data.training_data(config, task, row_multiple=multiple).batches(0, 1, None))
-        arrays, tokens = batch.arrays, batch.tokens
+        arrays = next(assemble_data.training_data(config, task, row_multiple=multiple).batches(0, 1, None)).arrays
     return {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch_sharding(mesh, len(array)))
         for name, array in arrays.items()
-    }, tokens
+    }
 
 
 def abstract_buffers(config: Config, task: Any, model: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """What `refresh` would make, in shapes: it runs the network on all items, which there is no device for."""
     if not task.refresh_every:
         return {}
-    width = read_width(model)
+    width = model.source.config.hidden_size
     if hasattr(task, "instruction_texts"):
         sizes = {"item_texts": len(task.catalogue), "instruction_texts": max(1, len(task.instructions))}
         return {name: jax.ShapeDtypeStruct((size, width), np.float32) for name, size in sizes.items()}
     projection = getattr(config.task, "projection", None)
     return {"item_vectors": jax.ShapeDtypeStruct((len(task.catalogue), projection or width), np.float32)}
-
-
-def read_width(model: Any) -> int:
-    return json.loads(model.source.config.to_json_string())["hidden_size"]

@@ -231,7 +231,7 @@ def test_no_array_of_all_logits() -> None:
 
 def test_the_default_chunk_keeps_logits_within_the_bound() -> None:
     for rows, length, vocab in [(4, 2048, 32_000), (1, 8192, 128_256), (64, 512, 30_522), (2, 7, 50), (4096, 3, 10**6)]:
-        size = losses._chunk_size(rows, length, vocab, None)
+        size = losses.chunk_size(rows, length, vocab, None)
         assert 1 <= size <= length
         assert size == 1 or 4 * rows * size * vocab <= losses.CHUNK_BYTES
 
