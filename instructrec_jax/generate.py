@@ -10,6 +10,7 @@ likeliest token is taken each time.
 import argparse
 import dataclasses
 import json
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ from instructrec_jax.files import write_jsonl
 from instructrec_jax.inference.config import GenerationConfig, recommendations, token_rules
 from instructrec_jax.inference.decoding import Answer, Decoder
 from instructrec_jax.inference.text import TextStream, cut_at_stop
+from instructrec_jax.recommendation.catalogue import Catalogue
+from instructrec_jax.recommendation.evaluator import answer_errors
 from instructrec_jax.tasks.language_model import LanguageModelConfig, LanguageModelTask
 from instructrec_jax.training.state import Tree
 
@@ -259,6 +262,9 @@ def main(args: list[str]) -> None:
     source.add_argument("--prompt", help="what to answer")
     source.add_argument("--input", type=Path, help='file of records with "prompt", or instruction, input, messages')
     parser.add_argument("--out", type=Path, help='where the records go, with "generated" and "finish"; default: stdout')
+    parser.add_argument(
+        "--catalogue", type=Path, help="prepared folder: tells how many answers name no item, one twice, or a seen one"
+    )
     parser.add_argument("--raw", action="store_true", help="take prompts as they are, without a template")
     parser.add_argument("--step", type=int, help="which checkpoint of a run; default: the best")
     parser.add_argument(
@@ -271,10 +277,11 @@ def main(args: list[str]) -> None:
     names = {entry.name for entry in dataclasses.fields(GenerationConfig)}
     values = {name: getattr(options, name) for name in names} | {"stop": tuple(options.stop)}
     config = GenerationConfig(**values)
-    own = names | {"prompt", "input", "out", "raw", "step", "stream"}
+    own = names | {"prompt", "input", "out", "catalogue", "raw", "step", "stream"}
     settings = read_settings(options.path, rest, own)
     if options.out is not None and options.out.exists():
         raise ValueError(f"{options.out} exists already: choose another --out.")
+    catalogue = None if options.catalogue is None else Catalogue.load(options.catalogue)
     if options.prompt is not None:
         records, prompts, where = [{"prompt": options.prompt}], [options.prompt], ["the prompt"]
     else:
@@ -298,6 +305,10 @@ def main(args: list[str]) -> None:
         record | {"generated": answer.text, "finish": answer.finish}
         for record, answer in zip(records, answers, strict=True)
     ]
+    if catalogue is not None:
+        shares = answer_shares(catalogue, written)
+        told = ", ".join(f"{what} {share:.1%}" for what, share in shares.items())
+        print(f"of the items named in {len(written):,} answers: {told}", file=sys.stderr)
     if options.out is not None:
         write_jsonl(options.out, written)
         print(f"written: {options.out}", file=sys.stderr)
@@ -306,6 +317,18 @@ def main(args: list[str]) -> None:
             print(json.dumps(record, ensure_ascii=False))
     elif not streams:
         print(answers[0].text)
+
+
+def answer_shares(catalogue: Catalogue, written: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Shares of the items that answers name (by title or id; several on lines, or between semicolons) that are invalid,
+    duplicate or already seen (in a record's `history` of ids); see `recommendation.evaluator.answer_errors`."""
+    names: dict[str, list[int]] = {}
+    for number, (item, title) in enumerate(zip(catalogue.ids, catalogue.titles, strict=True)):
+        names.setdefault(title, []).append(number)
+        names.setdefault(item, []).append(number)
+    listed = [[part for part in re.split(r"[\n;]", record["generated"]) if part.strip()] for record in written]
+    histories = [catalogue.numbers(record.get("history", ())) for record in written]
+    return answer_errors(listed, names, histories)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.export import export
 from instructrec_jax.files import read_jsonl
-from instructrec_jax.generate import LanguageModel, generate, in_dtype, main
+from instructrec_jax.generate import LanguageModel, answer_shares, generate, in_dtype, main
 from instructrec_jax.inference.config import GenerationConfig
+from instructrec_jax.recommendation.catalogue import Catalogue
 from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.train import train
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -213,3 +214,22 @@ def test_encoders_and_other_tasks_are_refused(checkpoint: Path, tmp_path: Path) 
     (tmp_path / "config.yaml").write_text(to_yaml(Config()))
     with pytest.raises(ValueError, match="another task"):
         main([str(tmp_path), "--prompt", "a"])
+
+
+# ---------------------------------------------------------------- answers that name items
+
+
+def test_answers_are_held_against_a_catalogue(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalogue = Catalogue(["a", "b", "c"], ["Alien", "Up", "Moon"], ["Alien", "Up", "Moon"])
+    written = [
+        {"generated": "Alien; up\nSolaris", "history": ["a"]},
+        {"generated": "Moon;c;", "history": []},
+        {"generated": ""},
+    ]
+    expected = {"invalid": 1 / 5, "duplicate": 1 / 5, "already seen": 1 / 5}
+    assert answer_shares(catalogue, written) == pytest.approx(expected)
+    catalogue.save(tmp_path / "items")
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps({"prompt": "Which film?", "history": ["a"]}))
+    main([str(folder), "--input", str(file), "--max_new_tokens", "8", "--catalogue", str(tmp_path / "items")])
+    assert "of the items named in 1 answers: invalid 100.0%" in capsys.readouterr().err  # noise names nothing
