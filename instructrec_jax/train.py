@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from instructrec_jax import assemble, assemble_data
 from instructrec_jax.assemble import Assembly
 from instructrec_jax.config import Config, load, main_guard, parse, to_dict, to_yaml
-from instructrec_jax.data.loader import process_share, to_devices
+from instructrec_jax.data.loader import lengths_of, process_share, to_devices
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped, write_skipped
 from instructrec_jax.distributed.launch import check_shared, guard, once, place, say
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
@@ -36,8 +36,10 @@ from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.results import show_results
 from instructrec_jax.files import write_json, write_text
 from instructrec_jax.planning.chips import peak_flops
-from instructrec_jax.planning.flops import step_flops
+from instructrec_jax.planning.flops import Texts, attention_flops, has_output_table, product_flops
 from instructrec_jax.tasks.base import Encoded, Predict, Task
+from instructrec_jax.tasks.language_model import LanguageModelTask
+from instructrec_jax.tasks.masked_lm import MaskedLMTask
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.interrupt import Interrupt
 from instructrec_jax.training.meter import Meter
@@ -324,15 +326,22 @@ def speed_at_best(
 ) -> tuple[Callable[[int], float], float | None]:
     """(FLOP of the model for so many tokens, FLOP/s of all devices at best or None), for the MFU.
 
-    Attention is counted as if all texts were of the average length, which is a little too low.
+    All texts count as if they (and their answers, in an encoder–decoder) were of the average length, which is a little too
+    low for attention.
     """
     peak = peak_flops(mesh.devices.flat[0])
-    params, causal = merge_params(state.params, state.frozen), task.context.kind == "decoder"
+    params = merge_params(state.params, state.frozen)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    length = data.tokens // max(len(data.encoded), 1)
+    tied = isinstance(task, LanguageModelTask | MaskedLMTask) and not has_output_table(shapes)
+    causal = task.context.kind == "decoder"
+    lengths, targets = lengths_of([e.text for e in data.encoded])
+    length, target_length = (int(each.mean()) if each is not None and len(each) else 0 for each in (lengths, targets))
+    share = length / max(length + target_length, 1)  # of a batch's tokens, that are not of answers
 
     def flops(tokens: int) -> float:
-        return step_flops(shapes, model.is_frozen, model.source.config, tokens, length, causal=causal)
+        of_texts = round(tokens * share)
+        texts = Texts(of_texts, length, causal, tokens - of_texts, target_length)
+        return product_flops(shapes, model.is_frozen, texts, tied=tied) + attention_flops(model.source.config, texts)
 
     return flops, None if peak is None else peak * mesh.devices.size
 
