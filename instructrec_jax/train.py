@@ -326,8 +326,8 @@ def speed_at_best(
 ) -> tuple[Callable[[int], float], float | None]:
     """(FLOP of the model for so many tokens, FLOP/s of all devices at best or None), for the MFU.
 
-    All texts count as if they (and their answers, in an encoder–decoder) were of the average length, which is a little too
-    low for attention.
+    All texts count as if they (and their answers, in an encoder–decoder) were of the average length, which is a little
+    too low for attention.
     """
     peak = peak_flops(mesh.devices.flat[0])
     params = merge_params(state.params, state.frozen)

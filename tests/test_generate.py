@@ -228,6 +228,7 @@ def test_answers_are_held_against_a_catalogue(folder: Path, tmp_path: Path, caps
     ]
     expected = {"invalid": 1 / 5, "duplicate": 1 / 5, "already seen": 1 / 5}
     assert answer_shares(catalogue, written) == pytest.approx(expected)
+    (tmp_path / "items").mkdir()
     catalogue.save(tmp_path / "items")
     file = tmp_path / "in.jsonl"
     file.write_text(json.dumps({"prompt": "Which film?", "history": ["a"]}))
