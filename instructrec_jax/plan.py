@@ -5,6 +5,7 @@
     plan --topology cpu:8                         virtual CPU devices
     plan --topology v5p:4x4x4 --backbone.path llama2-7b --task.type language_model ...    an architecture by its name
     plan --topology ... --search                  tries mesh sizes and remat, and ranks what fits
+    plan --topology ... --items 100000000         and the index of so many items, spread over the chips
 
 Nothing is loaded: parameters and data are shapes. Memory is what the compiler reserves; collectives and bytes are those
 of the compiled program with its loops multiplied out; FLOPs come from the model's formula (`planning/flops.py`).
@@ -21,10 +22,14 @@ _virtual = re.search(r"cpu:(\d+)", " ".join(sys.argv))
 if _virtual and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_virtual[1]}"
 
+from instructrec_jax.backbones.folder import read_config  # noqa: E402
 from instructrec_jax.config import DEFAULT, Config, main_guard, parse  # noqa: E402
+from instructrec_jax.distributed.mesh import make_mesh  # noqa: E402
+from instructrec_jax.planning.chips import topology_devices  # noqa: E402
+from instructrec_jax.planning.index import plan_index, show_index  # noqa: E402
 from instructrec_jax.planning.report import Plan, make_plan, show  # noqa: E402
 from instructrec_jax.planning.search import search  # noqa: E402
-from instructrec_jax.planning.step import planning_folder  # noqa: E402
+from instructrec_jax.planning.step import ARCHITECTURES, planning_folder  # noqa: E402
 
 
 def plan(config: Config, topology: str, slices: int = 1) -> Plan:
@@ -41,12 +46,14 @@ def main(args: list[str]) -> None:
         prog="python -m instructrec_jax.plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Any setting of train can follow: --config_path FILE, --mesh.fsdp 16, --backbone.remat full ...",
+        epilog="Any setting of train can follow: --config_path FILE, --mesh.fsdp 16, --backbone.remat full ... "
+        f"Architectures that need no folder: {', '.join(sorted(file.stem for file in ARCHITECTURES.glob('*.json')))}.",
         allow_abbrev=False,
     )
     parser.add_argument("--topology", required=True, help="chip and how many each way: v5e:4x4, v5p:4x4x4; cpu:8")
     parser.add_argument("--slices", type=int, default=1, help="how many of them (default: 1)")
     parser.add_argument("--search", action="store_true", help="try mesh sizes, remat and accumulation; rank what fits")
+    parser.add_argument("--items", type=int, help="plan the index of a catalogue of so many items too")
     options, rest = parser.parse_known_args(args)
     named = [arg.split("=")[0] for arg in rest]
     if "--backbone.path" in named and "--config_path" not in named and "--task.type" not in named:
@@ -59,6 +66,10 @@ def main(args: list[str]) -> None:
             search(config, folder, options.topology, options.slices)
         else:
             print(show(make_plan(config, folder, options.topology, options.slices)))
+        if options.items is not None:
+            mesh = make_mesh(config.mesh, topology_devices(options.topology, options.slices))
+            width = getattr(config.task, "projection", None) or read_config(folder).hidden_size
+            print(f"\n{show_index(plan_index(options.items, width, mesh))}")
 
 
 if __name__ == "__main__":

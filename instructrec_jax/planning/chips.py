@@ -21,8 +21,8 @@ class Chip:
 
 
 # Google Cloud's page of each version, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "System architecture": peak
-# compute, HBM, HBM bandwidth, inter-chip interconnect (given for both directions: half of it here), data center network.
-# The clock follows from the peak and the matrix units named there: 128 x 128 products each, 8 units (v4, v5p) or 4 (v5e).
+# compute, HBM, its bandwidth, inter-chip interconnect (given for both directions: half of it here), their network.
+# The clock follows from the peak and the matrix units there: 128 x 128 products each, 8 units (v4, v5p) or 4 (v5e).
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, 6.25e9, 1.05e9),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 3.1e9, 1.5e9),
@@ -85,8 +85,9 @@ def topology_devices(topology: str, slices: int) -> Sequence[Any]:
         raise ValueError('planning for TPUs needs their compiler: pip install "instructrec_jax[plan]" (libtpu).')
     from jax.experimental import topologies
 
-    # There is no TPU to ask, and none that two programs could want at once.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"} | dict(os.environ)
+    # There is no TPU to ask, no other host, and nothing that two programs could want at once.
+    absent = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ |= absent | dict(os.environ)
     try:
         more = {"num_slices": slices} if slices > 1 else {}
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices

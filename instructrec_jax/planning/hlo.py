@@ -1,7 +1,7 @@
 """What a compiled program moves: collectives and memory traffic in the text of its HLO, loops multiplied out."""
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -151,6 +151,12 @@ def collectives(program: Program, per_slice: int | None = None) -> Traffic:
       per_slice: devices of a slice, numbered one slice after another; None: there is one.
     """
     found = Traffic()
+    for instruction, _, times in executed(program):
+        if instruction.kind == "send" and "megascale" in instruction.rest:  # how TPUs reach other slices: by the hosts
+            size = times * max(shape_bytes(instruction.shape))
+            found.counts["between slices"] += times
+            for bytes_of in (found.sizes, found.sent, found.between_slices):
+                bytes_of["between slices"] += size
     for instruction, times in _distinct(program):
         kind = instruction.kind.removesuffix("-start")
         sizes, group = shape_bytes(instruction.shape), first_group(instruction.rest)
@@ -170,14 +176,18 @@ def collectives(program: Program, per_slice: int | None = None) -> Traffic:
 
 
 def _distinct(program: Program) -> Iterator[tuple[Instruction, int]]:
-    """Collectives and how often each runs. One that TPUs do piece by piece, inside of fusions that share its channel,
-    is one: it runs as often as the fusion that begins it, which runs least."""
+    """Collectives and how often each runs.
+
+    One that TPUs begin, carry on and end inside of several fusions, beside the products that hide it, stands in each
+    of them with the same channel; it runs as often as the fusion that begins it, which runs least.
+    """
+    fused = {i.attribute("calls") for body in program.computations.values() for i in body if i.kind == "fusion"}
     pieces: dict[str, tuple[Instruction, int]] = {}
     for instruction, where, times in executed(program):
         if instruction.kind.removesuffix("-start") not in KINDS:
             continue
         channel = re.search(r"channel_id=(\d+)", instruction.rest)
-        key = channel[1] if channel and "async_collective" in where else f"{where} {instruction.name}"
+        key = f"channel {channel[1]}" if channel and where in fused else f"{where} {instruction.name}"
         if key not in pieces or times < pieces[key][1]:
             pieces[key] = instruction, times
     yield from pieces.values()
@@ -225,25 +235,50 @@ def memory_traffic(program: Program) -> int:
 
 
 def _fused(program: Program, fusion: Instruction, operands: list[int], result: int) -> tuple[list[int], int]:
-    body = program.computations.get(fusion.attribute("calls") or "", [])
-    users: dict[str, list[Instruction]] = defaultdict(list)
-    for instruction in body:
-        for name in instruction.operands:
-            users[name].append(instruction)
-    sizes = {i.name: sum(shape_bytes(i.shape)) for i in body}
-    for parameter in (i for i in body if i.kind == "parameter"):
-        number = int(re.match(r"\d+", parameter.rest)[0])  # type: ignore[index]
-        used = users[parameter.name]
-        if number >= len(operands) or not used:
-            continue
-        if all(u.kind == "dynamic-slice" and u.operands[0] == parameter.name for u in used):
-            operands[number] = min(operands[number], sum(sizes[u.name] for u in used))
-        elif all(u.kind == "dynamic-update-slice" and u.operands[0] == parameter.name for u in used):
-            operands[number] = 0
-    root = next((i for i in body if i.root), None)
-    if root is not None and root.kind == "dynamic-update-slice":
-        result = min(result, sizes.get(root.operands[1], result))
+    """Bytes that a fusion reads of each operand, and writes: of a stack of layers, the slices looked at or set."""
+    name = fusion.attribute("calls") or ""
+    body = {i.name: i for i in program.computations.get(name, [])}
+    for number, whole in enumerate(operands):
+        looked_at = _looked_at(program, name, number) if whole else None
+        operands[number] = whole if looked_at is None else min(whole, looked_at)
+
+    def written(instruction: Instruction) -> int:
+        if instruction.kind == "bitcast" and instruction.operands[0] in body:
+            return min(written(body[instruction.operands[0]]), _hbm(instruction.shape))
+        if instruction.kind == "dynamic-update-slice" and instruction.operands[1] in body:
+            return min(sum(shape_bytes(body[instruction.operands[1]].shape)), _hbm(instruction.shape))
+        return _hbm(instruction.shape)
+
+    root = next((i for i in body.values() if i.root), None)
+    if root is not None:
+        outputs = [body[part] for part in root.operands if part in body] if root.kind == "tuple" else [root]
+        result = min(result, sum(map(written, outputs)))
     return operands, result
+
+
+def _looked_at(program: Program, computation: str, number: int) -> int | None:
+    """Bytes that a fused computation reads of one of its parameters, where it takes slices of it alone; else None."""
+    body = program.computations.get(computation, [])
+    parameter = next((i for i in body if i.kind == "parameter" and i.rest.startswith(f"{number})")), None)
+
+    def seen(name: str) -> int | None:
+        total = 0
+        for user in (i for i in body if name in i.operands):
+            part: int | None = None
+            if user.kind == "bitcast":
+                part = seen(user.name)
+            elif user.kind == "dynamic-slice" and user.operands[0] == name:
+                part = sum(shape_bytes(user.shape))
+            elif user.kind == "dynamic-update-slice" and user.operands[0] == name:
+                part = 0  # what an update replaces is not read
+            elif user.kind == "fusion":
+                part = _looked_at(program, user.attribute("calls") or "", user.operands.index(name))
+            if part is None:
+                return None
+            total += part
+        return total
+
+    return None if parameter is None else seen(parameter.name)
 
 
 def _hbm(shape: str) -> int:

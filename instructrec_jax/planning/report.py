@@ -12,10 +12,14 @@ from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.planning import flops, hlo
 from instructrec_jax.planning.chips import Chip, chip_of, topology_devices
 from instructrec_jax.planning.step import CompiledStep, compile_step
+from instructrec_jax.training.state import merge_params
 
 GB = 1e9
-# Forward passes in the backward one: what is computed again is no model FLOP, but takes its time.
-RECOMPUTED = {"none": 0.0, "attention": 0.0, "dots": 0.0, "offload": 0.0, "full": 1.0}
+# Forward passes in the backward one, of (products with parameters, attention): what is computed again is no model FLOP,
+# but takes its time.
+RECOMPUTED = {"none": (0, 0), "attention": (0, 1), "dots": (0, 1), "offload": (0, 1), "full": (1, 1)}
+# Products of queries, keys and values that splash attention takes: 2 forward, 4 for keys and values, 3 for queries.
+KERNEL_PRODUCTS, MODEL_PRODUCTS = 9, 6
 NEXT_REMAT = {"none": "attention", "attention": "dots", "dots": "full", "offload": "full"}
 
 
@@ -33,6 +37,8 @@ class Plan:
       collectives: of the program, loops multiplied out; `between_slices` are the bytes sent from slice to slice.
       seconds: of compute, HBM, links, and network between slices, each by itself at the chip's best; empty for a chip
         that the table lacks.
+      compiler_seconds: what the compiler for TPUs expects of its own code, and attention's kernels at the chip's best;
+        waiting for other chips is left out. None where it says nothing.
     """
 
     topology: str
@@ -52,6 +58,7 @@ class Plan:
     collectives: hlo.Traffic
     between_slices: int
     seconds: dict[str, float]
+    compiler_seconds: float | None
     advice: list[str]
 
     @property
@@ -62,6 +69,11 @@ class Plan:
     def step_seconds(self) -> float:
         """Of the slowest of them: what a step takes if all the others hide behind it."""
         return max(self.seconds.values(), default=float("nan"))
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The smaller, the better: the sum of all times, since not everything hides; without them the memory."""
+        return sum(self.seconds.values()), self.peak
 
     @property
     def mfu(self) -> float:
@@ -85,12 +97,18 @@ def make_plan(config: Config, folder: Path, topology: str, slices: int) -> Plan:
 def measure(step: CompiledStep, config: Config, topology: str, mesh: Any, slices: int) -> Plan:
     chips, chip = mesh.devices.size, chip_of(mesh.devices.flat[0])
     memory = step.compiled.memory_analysis()
-    program = hlo.parse(step.compiled.as_text())
+    text = step.compiled.as_text()
+    program = hlo.parse(text, unbounded=step.loss_chunks)
     moved = hlo.collectives(program, per_slice=chips // slices)
-    tree = flops.merged(step.state.params, step.state.frozen)
-    model = flops.step_flops(tree, step.is_frozen, step.network, step.tokens, step.length, causal=step.causal) / chips
-    hardware = model * (1 + RECOMPUTED[config.backbone.remat] / 3)
-    traffic = hlo.memory_traffic(program)
+    tree = merge_params(step.state.params, step.state.frozen)
+    products = flops.product_flops(tree, step.is_frozen, step.texts, tied=step.tied) / chips
+    attention = flops.attention_flops(step.network, step.texts) / chips
+    again, attention_again = RECOMPUTED[config.backbone.remat]
+    kernel = "splash_mha" in text
+    once = KERNEL_PRODUCTS if kernel else MODEL_PRODUCTS
+    attention_done = attention * (once + 2 * attention_again) / MODEL_PRODUCTS
+    hardware = products * (1 + again / 3) + attention_done
+    traffic, cycles = hlo.memory_traffic(program), hlo.estimated_cycles(program)
 
     def held(part: str) -> int:
         return sum(
@@ -110,24 +128,28 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: Any, slices
             "HBM": traffic / chip.hbm_speed,
             "links": (sum(moved.sent.values()) - crossing) / chip.link_speed,
         } | ({"slices": crossing / chip.dcn_speed} if slices > 1 else {})
+    expected = None
+    if chip is not None and chip.clock and cycles:
+        expected = cycles / chip.clock + (attention_done / chip.flops if kernel else 0)
     found = Plan(
         topology=topology if slices == 1 else f"{slices} x {topology}",
         chips=chips,
         chip=chip,
         mesh=dict(mesh.shape),
-        tokens=step.tokens,
+        tokens=step.texts.tokens + step.texts.target_tokens,
         compile_seconds=step.seconds,
         parameters=held("params") + held("frozen"),
         optimizer=held("optimizer"),
         buffers=held("buffers"),
         temporaries=memory.temp_size_in_bytes,
         peak=peak,
-        model_flops=model,
+        model_flops=products + attention,
         hardware_flops=hardware,
         traffic=traffic,
         collectives=moved,
         between_slices=crossing,
         seconds=seconds,
+        compiler_seconds=expected,
         advice=[],
     )
     if not found.fits:
@@ -169,7 +191,8 @@ def show(plan: Plan) -> str:
         f"  peak              {plan.peak / GB:10.2f}{capacity}{'' if plan.fits else '   DOES NOT FIT'}",
         "",
         "A step, of a chip",
-        f"  model TFLOP       {plan.model_flops / 1e12:10.2f}",
+        f"  model TFLOP       {plan.model_flops / 1e12:10.2f}   (6 a parameter and token, 12 x heads x their width "
+        "a layer, query and key)",
         f"  with remat        {plan.hardware_flops / 1e12:10.2f}",
         f"  HBM traffic, GB   {plan.traffic / GB:10.2f}",
     ]
@@ -188,6 +211,8 @@ def show(plan: Plan) -> str:
             f"  MFU               {plan.mfu:10.0%}   = model FLOP / roofline / {plan.chip.flops / 1e12:.0f} TFLOP/s"  # type: ignore[union-attr]
             f"; {plan.tokens / plan.step_seconds:,.0f} tokens/s",
         ]
+    if plan.compiler_seconds:
+        lines.append(f"  compiler's estimate{plan.compiler_seconds:9.3f} s, waiting for other chips left out")
     if plan.advice:
         lines += ["", "To make it fit, one of:", *(f"  {line}" for line in plan.advice)]
     return "\n".join(lines)

@@ -28,7 +28,7 @@ def choices(config: Config, chips: int, slices: int) -> Iterator[tuple[str, Conf
 
 
 def search(config: Config, folder: Path, topology: str, slices: int) -> list[Plan]:
-    """Compiles up to MOST choices; prints each as it is known, then those that fit by their roofline time."""
+    """Compiles up to MOST choices; prints each as it is known, then those that fit, the fastest first (`Plan.rank`)."""
     chips = len(topology_devices(topology, slices)) // slices
     found: list[tuple[Plan, str]] = []
     for number, (name, chosen) in enumerate(choices(config, chips, slices)):
@@ -41,7 +41,7 @@ def search(config: Config, folder: Path, topology: str, slices: int) -> list[Pla
             continue
         found.append((plan, name))
         print(f"  {one_line(plan)}  {name}{'' if plan.fits else '  (does not fit)'}", file=sys.stderr)
-    fitting = sorted((each for each in found if each[0].fits), key=lambda each: each[0].step_seconds)
+    fitting = sorted((each for each in found if each[0].fits), key=lambda each: each[0].rank)
     if not fitting:
         smallest = min((plan.peak for plan, _ in found), default=0)
         raise ValueError(

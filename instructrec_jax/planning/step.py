@@ -60,10 +60,6 @@ class CompiledStep:
     seconds: float
 
 
-def named_architectures() -> list[str]:
-    return sorted(path.stem for path in ARCHITECTURES.glob("*.json"))
-
-
 @contextmanager
 def planning_folder(path: str) -> Iterator[tuple[Path, bool]]:
     """(folder with a config and a tokenizer, whether the tokenizer stands in) for `backbone.path`.

@@ -62,9 +62,7 @@ class ItemIndex:
                     f"the vector of item {start + bad[0]} is not finite. Look for an empty text or a diverged model."
                 )
         devices = int(np.prod([self.mesh.shape[axis] for axis in mesh_axes("items")]))
-        rows = -(-self.items // devices)
-        if rows < BLOCK:
-            rows = -(-rows // LARGEST_GROUP) * LARGEST_GROUP
+        rows = rows_of_device(self.items, devices)
         self._vectors = self._place(array, self.dtype, rows * devices, 0)
         # Adding +0 turns a -0 into 0 here, so that a score is never -0, which top_k would sort below 0.
         self._bias = self._place(offsets + 0.0, np.dtype(np.float32), rows * devices, -np.inf)
@@ -119,7 +117,7 @@ class ItemIndex:
             padded[: len(block)] = block
             hidden = self._hidden(exclude[start : start + QUERIES] if exclude is not None else [], size, start)
             arguments = jax.device_put((padded, hidden), replicated(self.mesh))
-            found = jax.device_get(_search(self._vectors, self._bias, *arguments, mesh=self.mesh, k=k))
+            found = jax.device_get(search_items(self._vectors, self._bias, *arguments, mesh=self.mesh, k=k))
             items[start : start + QUERIES], scores[start : start + QUERIES] = (x[: len(block)] for x in found)
         if len(bad := np.flatnonzero((np.isnan(scores) | (scores == np.inf)).any(axis=1))):
             raise ValueError(f"scores of query {bad[0]} are beyond float32. Normalise the vectors.")
@@ -140,8 +138,14 @@ class ItemIndex:
         return hidden
 
 
+def rows_of_device(items: int, devices: int) -> int:
+    """How many places for items a device has: less than a block of them is filled up to whole groups."""
+    rows = -(-items // devices)
+    return rows if rows >= BLOCK else -(-rows // LARGEST_GROUP) * LARGEST_GROUP
+
+
 @functools.partial(jax.jit, static_argnames=("mesh", "k"))
-def _search(
+def search_items(
     vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array, *, mesh: Mesh, k: int
 ) -> tuple[jax.Array, jax.Array]:
     """(item numbers int32 [q, k], scores float32 [q, k]) over the items of all devices."""

@@ -50,7 +50,7 @@ def mesh(request):
 def test_equals_brute_force(mesh, items, k, monkeypatch):
     monkeypatch.setattr(topk, "BLOCK", 128)  # several blocks on each device, the last one overlapping
     monkeypatch.setattr(topk, "QUERIES", 8)
-    topk._search.clear_cache()  # it was traced with another BLOCK, which is no argument
+    topk.search_items.clear_cache()  # it was traced with another BLOCK, which is no argument
     rng = np.random.default_rng(items + k)
     vectors, queries = whole_numbers(rng, items, 5), whole_numbers(rng, 13, 5)
     bias = whole_numbers(rng, items)
@@ -61,7 +61,7 @@ def test_equals_brute_force(mesh, items, k, monkeypatch):
     check(index.search(queries, k, exclude=exclude), brute_force(plain + bias, k, exclude))
     ragged = [row[: number % 4] for number, row in enumerate(exclude)]
     check(index.search(queries, k, exclude=ragged), brute_force(plain + bias, k, ragged))
-    topk._search.clear_cache()
+    topk.search_items.clear_cache()
 
 
 def test_equal_vectors_come_in_the_order_of_their_numbers(mesh):
@@ -123,7 +123,7 @@ def test_scores_of_all_queries_and_items_never_exist():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     shapes = [(items, 4), (items,), (topk.QUERIES, 4), (topk.QUERIES, 8)]
     arguments = [jax.ShapeDtypeStruct(s, jnp.int32 if n == 3 else jnp.float32) for n, s in enumerate(shapes)]
-    memory = topk._search.lower(*arguments, mesh=mesh, k=k).compile().memory_analysis()
+    memory = topk.search_items.lower(*arguments, mesh=mesh, k=k).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * items * topk.QUERIES
 
 

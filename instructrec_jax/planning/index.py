@@ -1,0 +1,64 @@
+"""The index of a large catalogue over the chips of a mesh, compiled for shapes alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from instructrec_jax.distributed.mesh import parameter_sharding, replicated
+from instructrec_jax.planning import hlo
+from instructrec_jax.planning.chips import chip_of
+from instructrec_jax.recommendation.topk import QUERIES, rows_of_device, search_items
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """Of one chip: bytes of item vectors, bytes while searching, and seconds of a search at the best of its HBM.
+
+    A search is of `topk.QUERIES` queries over all items, which are read once.
+    """
+
+    items: int
+    vectors: int
+    peak: int
+    seconds: float | None
+    collectives: hlo.Traffic
+
+
+def plan_index(items: int, width: int, mesh: Mesh, k: int = 100) -> IndexPlan:
+    """Compiles the search for the k best of so many items, float32 vectors of `width` numbers.
+
+    Raises ValueError for fewer items than chips.
+    """
+    chips = mesh.devices.size
+    if items < chips * k:
+        raise ValueError(f"--items is {items}, too few to be spread over {chips} chips: at least {chips * k}.")
+    rows = rows_of_device(items, chips) * chips
+
+    def on_mesh(shape: tuple[int, ...]) -> Any:
+        sharding = parameter_sharding(mesh, shape, ("items", *[None] * (len(shape) - 1)))
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+    queries = jax.ShapeDtypeStruct((QUERIES, width), jnp.float32, sharding=replicated(mesh))
+    nothing_hidden = jax.ShapeDtypeStruct((QUERIES, 0), jnp.int32, sharding=replicated(mesh))
+    arguments = (on_mesh((rows, width)), on_mesh((rows,)), queries, nothing_hidden)
+    compiled: Any = search_items.lower(*arguments, mesh=mesh, k=k).compile()
+    memory, chip = compiled.memory_analysis(), chip_of(mesh.devices.flat[0])
+    vectors = rows // chips * width * 4
+    return IndexPlan(
+        items,
+        vectors,
+        memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes,
+        vectors / chip.hbm_speed if chip else None,
+        hlo.collectives(hlo.parse(compiled.as_text())),
+    )
+
+
+def show_index(plan: IndexPlan) -> str:
+    seconds = f", {plan.seconds * 1e3:.1f} ms to read them" if plan.seconds else ""
+    return (
+        f"Index of {plan.items:,} items, of a chip: {plan.vectors / 1e9:.2f} GB of vectors{seconds}; "
+        f"{plan.peak / 1e9:.2f} GB while {QUERIES} queries are searched"
+    )
