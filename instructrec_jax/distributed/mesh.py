@@ -181,7 +181,7 @@ def parameter_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | Non
     """Where a parameter lies, by its logical axes.
 
     A dimension that its mesh axes do not divide (a vocabulary of 50,257, say) passes them on to another dimension of
-    the parameter that they do divide. A vector may be whole on each device instead.
+    the parameter that they do divide. A vector may be whole on each device instead, and one of size 1 always is.
 
     Raises ValueError, naming the dimensions, for a matrix that would be whole on devices which are to split it.
     """
@@ -189,7 +189,7 @@ def parameter_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | Non
     for place, axis in enumerate(axes):
         taken = {a for split in spec for a in split or ()}
         left = tuple(a for a in mesh_axes(axis) if mesh.shape[a] > 1 and a not in taken)
-        if spec[place] is not None or not left:
+        if spec[place] is not None or not left or shape[place] == 1:
             continue
         for other in range(len(shape)):
             both = (*(spec[other] or ()), *left)
