@@ -283,7 +283,9 @@ def make_llama(folder: str, tokenizer: str, layers: int = 8) -> None:
     sizes: dict[str, Any] = dict(hidden_size=512, num_hidden_layers=layers, intermediate_size=1536, vocab_size=32_000)
     groups: dict[str, Any] = dict(num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512)
     LlamaForCausalLM(LlamaConfig(**sizes, **groups)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    words.eos_token = words.sep_token  # an answer has to end
+    words.save_pretrained(folder)
 
 
 def flops(work: Work) -> float:
