@@ -136,10 +136,10 @@ def train(config: Config) -> Path:
     # ------------------------------------------------------------------ train
     tracker = Tracker(run_dir, config.tracking, step, to_dict(config))
     bar = progress_bar(config.steps, step)
-    schedule = learning_rate_schedule(config.optimizer, config.steps)
-    meter = Meter(
-        tracker, bar, schedule, config.optimizer.max_nonfinite, *speed_at_best(model, state, task, data, mesh)
-    )
+    # Known beforehand: asked for in the loop, each would wait for the steps that are under way.
+    rates = np.asarray(jax.vmap(learning_rate_schedule(config.optimizer, config.steps))(np.arange(config.steps)))
+    flops, peak = speed_at_best(model, state, task, data, mesh)
+    meter = Meter(tracker, bar, rates.item, config.optimizer.max_nonfinite, flops, peak)
     profiler = Profiler(run_dir, config.profile)
     shapes: set[tuple[int, ...]] = set()
     value = None

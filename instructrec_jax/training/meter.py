@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
-import optax
 
 from instructrec_jax.training.tracking import ProgressBar, Tracker
 
@@ -23,13 +22,14 @@ class Meter:
     What of the time went into waiting for a batch, saving and logging is `timed`; the rest is the steps themselves.
 
     Args:
+      learning_rate: of an update, by its number from 0.
       flops: a window's tokens -> model FLOP, see `planning.flops`.
       peak: FLOP/s of all devices at best; where it is known, MFU = FLOP / seconds / peak is logged.
     """
 
     tracker: Tracker
     bar: ProgressBar
-    schedule: optax.Schedule
+    learning_rate: Callable[[int], float]
     max_nonfinite: int
     flops: Callable[[int], float] | None = None
     peak: float | None = None
@@ -78,7 +78,7 @@ class Meter:
         values = {
             "loss": loss,
             "grad_norm": sums["grad_norm"] / max(sums["steps"], 1),
-            "learning_rate": self.schedule(step - 1 - int(sums["skipped"])),
+            "learning_rate": self.learning_rate(max(0, step - 1 - int(sums["skipped"]))),
             "skipped_updates": int(sums["skipped"]),
             "tokens": total_tokens,
             "tokens_per_second": tokens / seconds,
