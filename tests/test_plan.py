@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from instructrec_jax import assemble, plan
 from instructrec_jax.config import Config, parse
-from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh import batch_sharding, make_mesh
 from instructrec_jax.planning import chips
 from instructrec_jax.planning import search as planning_search
 from instructrec_jax.planning.index import plan_index
 from instructrec_jax.planning.search import choices
 from instructrec_jax.planning.step import planning_folder
+from instructrec_jax.training.checkpoint import abstract
+from instructrec_jax.training.step import make_predict_step
 
 HIDDEN, LAYERS, MLP, VOCAB, LENGTH = 128, 2, 256, 512, 128
 SIZES = dict(
@@ -148,3 +151,20 @@ def test_a_tpu_topology(folder: str, tmp_path: Path) -> None:
     assert set(found.seconds) == {"compute", "HBM", "links"} and 0 < found.mfu <= 1
     assert found.hardware_flops > found.model_flops  # layers are computed again
     assert found.compiler_seconds is not None and found.compiler_seconds > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the compiler for TPUs is not installed")
+def test_predictions_for_several_tpus_compile(folder: str) -> None:
+    """With attention's kernel, also where the rows do not divide over the chips."""
+    config = config_of(folder, "--mesh.fsdp", "4", "--backbone.dtype", "bfloat16")
+    mesh = make_mesh(config.mesh, list(chips.topology_devices("v5e:2x2", 1)))
+    names = ("tokens", "token_types", "segment_ids", "positions", "labels", "supervised")
+    with planning_folder(folder) as (files, _):
+        task = assemble.open_task(config, files)
+        model = assemble.abstract_model(config, task, files, mesh)
+    step = make_predict_step(task, model.graphdef, mesh)
+    for rows in (4, 3):
+        shape = jax.ShapeDtypeStruct((rows, LENGTH), np.int32, sharding=batch_sharding(mesh, rows))
+        params = abstract(model.params, model.shardings)
+        compiled = step.lower(params, dict.fromkeys(names, shape)).compile()  # type: ignore[attr-defined]
+        assert "splash" in compiled.as_text()

@@ -4,8 +4,8 @@ Each takes [rows, length, heads, head_dim] and gives what `attention.plain` does
 memory. `choose` says which one applies, and announces once where the fast one cannot be used.
 """
 
-import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +53,9 @@ def choose(q: jax.Array, *, own: bool, bias: Any, dropout: bool, soft_cap: float
     kernel = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(device)
     if kernel is None or not own:
         return plain
+    no_mesh = jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1
     reasons = {
+        "devices that it is not told of (decoding)": kernel == "splash" and no_mesh,
         "dropout of the probabilities (attention_dropout in config.json)": dropout,
         "a bias on the scores": kernel == "splash" and bias is not None,
         f"rows of {length} tokens, which {LANES} does not divide": kernel == "splash" and length % LANES > 0,
@@ -88,62 +90,42 @@ def splash_attention(
 
     Inside a segment tokens lie one after another, so causal and window by place in the row are those by position.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = {} if mesh.empty else dict(mesh.shape)
-
-    def over(name: str, *dims: int) -> tuple[str, ...] | None:
-        axes = tuple(axis for axis in mesh_axes(name) if sizes.get(axis, 1) > 1)
-        split = 1
-        for axis in axes:
-            split *= sizes[axis]
-        return axes if axes and all(dim % split == 0 for dim in dims) else None
-
-    rows, heads = over("batch", q.shape[0]), over("heads", q.shape[2], k.shape[2])
-    run = functools.partial(
-        _splash_here, causal=causal, window=window, soft_cap=soft_cap, scale=scale, interpret=interpret
-    )
-    if not (rows or heads):
-        return run(q, k, v, segment_ids)
-    whole = PartitionSpec(rows, None, heads, None)
-    split = jax.shard_map(
-        run, mesh=mesh, in_specs=(whole, whole, whole, PartitionSpec(rows, None)), out_specs=whole, check_vma=False
-    )
-    return split(q, k, v, segment_ids)
-
-
-def _splash_here(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
-    *,
-    causal: bool,
-    window: int | None,
-    soft_cap: float | None,
-    scale: float,
-    interpret: bool,
-) -> jax.Array:
-    length, heads = q.shape[1:3]
-    shape = (length, length)
+    length = q.shape[1]
     if window is not None:
-        mask: Any = splash.LocalMask(shape, (window, 0 if causal else window), 0)
+        mask: Any = splash.LocalMask((length, length), (window, 0 if causal else window), 0)
     else:
-        mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
+        mask = splash.CausalMask((length, length)) if causal else splash.FullMask((length, length))
     block = max(size for size in (LANES, 2 * LANES, SPLASH_BLOCK) if length % size == 0)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
     sizes: dict[str, Any] = dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), block)
-    kernel = splash.make_splash_mha(
-        mask=splash.MultiHeadMask([mask] * heads),
-        head_shards=1,
-        q_seq_shards=1,
-        block_sizes=splash.BlockSizes(**sizes),
-        attn_logits_soft_cap=soft_cap,
-        interpret=interpret,
-    )
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in ((q * scale).astype(q.dtype), k, v))
-    out = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))(q, k, v, segment_ids)
-    # the kernel lets padding see padding
-    return jnp.where((segment_ids > 0)[:, :, None, None], out.transpose(0, 2, 1, 3), 0).astype(v.dtype)
+
+    def here(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        kernel = splash.make_splash_mha(
+            mask=splash.MultiHeadMask([mask] * q.shape[2]),
+            head_shards=1,
+            q_seq_shards=1,
+            block_sizes=splash.BlockSizes(**sizes),
+            attn_logits_soft_cap=soft_cap,
+            interpret=interpret,
+        )
+        q, k, v = (x.transpose(0, 2, 1, 3) for x in ((q * scale).astype(q.dtype), k, v))
+        out = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))(q, k, v, segment_ids)
+        # the kernel lets padding see padding
+        return jnp.where((segment_ids > 0)[:, :, None, None], out.transpose(0, 2, 1, 3), 0).astype(v.dtype)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return here(q, k, v, segment_ids)
+
+    def over(name: str, *dims: int) -> tuple[str, ...] | None:
+        axes = tuple(axis for axis in mesh_axes(name) if mesh.shape[axis] > 1)
+        return axes if axes and all(dim % math.prod(mesh.shape[a] for a in axes) == 0 for dim in dims) else None
+
+    # What does not divide is whole on each device; the compiler itself cannot split a kernel.
+    rows, heads = over("batch", q.shape[0]), over("heads", q.shape[2], k.shape[2])
+    whole, ids = PartitionSpec(rows, None, heads, None), PartitionSpec(rows, None)
+    split = jax.shard_map(here, mesh=mesh, in_specs=(whole, whole, whole, ids), out_specs=whole, check_vma=False)
+    return split(q, k, v, segment_ids)
 
 
 # ---------------------------------------------------------------- GPU

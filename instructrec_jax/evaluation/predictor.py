@@ -76,7 +76,7 @@ def make_predict(
 
 def predictor(task: Task, graphdef: Any, mesh: Mesh, buckets: Sequence[int]) -> Callable[[Any], Predict]:
     """parameters -> the function that runs texts through the model."""
-    step = make_predict_step(task, graphdef)
+    step = make_predict_step(task, graphdef, mesh)
     return lambda params: make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token)
 
 

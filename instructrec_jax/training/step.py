@@ -107,11 +107,12 @@ def make_train_step(
     )
 
 
-def make_predict_step(task: Task, graphdef: Any) -> Callable[[Tree, Arrays], jax.Array]:
+def make_predict_step(task: Task, graphdef: Any, mesh: Mesh) -> Callable[[Tree, Arrays], jax.Array]:
     """Compiles (params, batch) -> the task's predictions for each text (or token) of the batch."""
 
     @jax.jit
     def predict_step(params: Tree, batch: Arrays) -> jax.Array:
-        return task.predict(nnx.merge(graphdef, params), batch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain`
+            return task.predict(nnx.merge(graphdef, params), batch)
 
     return predict_step

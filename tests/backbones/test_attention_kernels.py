@@ -69,19 +69,21 @@ def test_splash_attention_is_the_plain_one(options: dict[str, Any]) -> None:
     assert_same(found, expected)
 
 
-def test_splash_attention_on_eight_devices() -> None:
-    """Each device runs the kernel on its rows and heads."""
+@pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 2}, {"data": 4}, {"data": 1, "tensor": 4}], ids=str)
+def test_splash_attention_on_four_devices(sizes: dict[str, int]) -> None:
+    """Each device runs the kernel on its rows and heads; two rows on four, or two key heads, stay whole."""
     segments, positions = packed()
     expected = attention(*inputs(), segment_ids=segments, positions=positions, causal=True)
-    mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=2, context=1), jax.devices()[:4])
+    mesh = make_mesh(MeshConfig(**sizes), jax.devices()[:4])
 
     def run(*x: jax.Array) -> jax.Array:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             settings: dict[str, Any] = {"causal": True, "window": None, "soft_cap": None, "scale": DIM**-0.5}
             return kernels.splash_attention(*x, jnp.asarray(segments), interpret=True, **settings)
 
-    spread = jax.device_put(inputs(), jax.NamedSharding(mesh, jax.P("data", None, "tensor")))
+    spread = jax.device_put(inputs(), jax.NamedSharding(mesh, jax.P()))
     assert_same(jax.jit(run)(*spread), expected)
+    assert "shard_map" in str(jax.make_jaxpr(run)(*spread))  # a kernel outside of one cannot be compiled for several
 
 
 @pytest.mark.parametrize("options", [*OPTIONS, {"bias": True}, {"causal": True, "dropout": True}], ids=str)
@@ -132,6 +134,7 @@ def test_what_a_kernel_has_no_room_for_is_announced_once(
     assert kernels.choose(inputs(2048)[0], **nothing) == "blocked"
     monkeypatch.setattr(kernels, "_announced", set())
     monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert kernels.choose(q, **nothing) == "splash"
     assert kernels.choose(q, **nothing | {"own": False}) == "plain"  # a cache: nothing to announce
     with caplog.at_level(logging.WARNING):
@@ -139,8 +142,12 @@ def test_what_a_kernel_has_no_room_for_is_announced_once(
             assert kernels.choose(q, **nothing | {"dropout": True}) == "plain"
             assert kernels.choose(q[:, :200], **nothing) == "plain"
             assert kernels.choose(q, **nothing | {"bias": q}) == "plain"
+        monkeypatch.setattr(jax, "device_count", lambda: 8)
+        assert kernels.choose(q, **nothing) == "plain"  # and no mesh around it
+        with jax.sharding.use_abstract_mesh(make_mesh(MeshConfig()).abstract_mesh):
+            assert kernels.choose(q, **nothing) == "splash"
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 3 and "dropout" in told[0] and "200 tokens" in told[1] and "bias" in told[2]
+    assert len(told) == 4 and "dropout" in told[0] and "200 tokens" in told[1] and "bias" in told[2]
     monkeypatch.setattr(kernels, "platform", lambda: "gpu")
     assert kernels.choose(q.astype(jnp.bfloat16), **nothing) == "cudnn"
     assert kernels.choose(q, **nothing) == "plain"  # float32
