@@ -22,6 +22,7 @@ class Chip:
 
 # Google Cloud's page of each version, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "System architecture": peak
 # compute, HBM, its bandwidth, inter-chip interconnect (given for both directions: half of it here), their network.
+# Of v4 and v6e, the links and the network are from memory, not read there.
 # The clock follows from the peak and the matrix units there: 128 x 128 products each, 8 units (v4, v5p) or 4 (v5e).
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, 6.25e9, 1.05e9),
