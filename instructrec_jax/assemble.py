@@ -97,6 +97,7 @@ def open_task(config: Config, folder: Path) -> Task:
         lower_case,
         kind=find_family(network.model_type).kind,
         decoder_start_token_id=getattr(network, "decoder_start_token_id", None),
+        folder=folder,
     )
     task = config.task.build(context)
     longest = task.max_target_length

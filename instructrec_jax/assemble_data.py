@@ -1,7 +1,7 @@
 """From settings to the data that the verbs work with: opened, checked, tokenised once, cut into batches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,16 @@ from instructrec_jax.tasks.base import Encoded, Task
 
 def labels_of(config: Config) -> list[str] | None:
     return getattr(config.task, "labels", None)
+
+
+def learnt(config: Config) -> Config:
+    """The settings, with what the task takes from data.train where it is not set: label names, say."""
+    if config.task.complete or not config.data.train:
+        return config
+    opened = open_sources(config.data.train, on_bad_example=config.data.on_bad_example)
+    if isinstance(opened, StreamSource):
+        raise ValueError("task.labels cannot be taken from a stream, which is not read to its end: list them.")
+    return replace(config, task=config.task.learn([opened[i] for i in range(len(opened))]))
 
 
 @dataclass
@@ -90,7 +100,8 @@ def training_data(config: Config, task: Task, row_multiple: int, processes: tupl
     per_source = [encode(task, [source[i] for i in range(len(source))]) for source in opened.sources]
     encoded = [e for part in per_source for e in part]
     mixture = opened
-    if len(encoded) < len(opened):  # some were dropped for their length: mix what is left
+    if [len(part) for part in per_source] != [len(source) for source in opened.sources]:
+        # some were dropped for their length, or became several: mix what there is
         left = [
             ListSource([e.example for e in part], source.name, source.task)
             for part, source in zip(per_source, opened.sources, strict=True)

@@ -219,4 +219,4 @@ def with_known_items(predict: Predict, task: RankingTask, folder: Path, weights:
                 known.append(np.stack(predict(texts)))
         return known[0]
 
-    return remembered
+    return replace(predict, run=remembered)

@@ -55,6 +55,7 @@ def evaluate(
       rerankers: runs that rank anew the `retrieved` best items of this model, each one more row.
     """
     is_run = (path / "config.yaml").is_file()
+    config = assemble_data.learnt(config)
     folder = path / "backbone" if is_run else assemble.backbone_folder(str(path))
     task = assemble.open_task(config, folder)
     mesh = make_mesh(config.mesh)

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 from draccus.wrappers import docstring
-from tqdm import tqdm
 
 from instructrec_jax import assemble
 from instructrec_jax.backbones.folder import read_config
@@ -31,23 +30,12 @@ from instructrec_jax.data.files import open_rows
 from instructrec_jax.data.prompts import tokenise_pieces
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.files import write_jsonl
-from instructrec_jax.inference.config import GenerationConfig, recommendations, token_rules
-from instructrec_jax.inference.decoding import Answer, Decoder
-from instructrec_jax.inference.text import TextStream, cut_at_stop
+from instructrec_jax.inference.config import GenerationConfig, recommendations
+from instructrec_jax.inference.writer import Generated, open_writer
 from instructrec_jax.recommendation.catalogue import Catalogue
 from instructrec_jax.recommendation.evaluator import answer_errors
 from instructrec_jax.tasks.language_model import LanguageModelConfig, LanguageModelTask
 from instructrec_jax.training.state import Tree
-
-LOOK_EVERY = 8  # tokens between two searches for stop texts
-
-
-@dataclasses.dataclass(frozen=True)
-class Generated:
-    """An answer: its text, and why it ended: "eos", "stop" (before a stop text) or "length" (max_new_tokens)."""
-
-    text: str
-    finish: str
 
 
 class LanguageModel:
@@ -87,9 +75,7 @@ class LanguageModel:
             if any(path.startswith("table") for path in model.source.report.initialised):
                 raise ValueError(f"{folder} has no language-model head: what it would write is noise.")
         self.params = in_dtype(model.params, assemble.compute_dtype(settings))
-        kind = task.context.kind
-        rules = token_rules(folder, read_config(folder), self.tokenizer, kind, task.ends)
-        self.decoder = Decoder(model.graphdef, mesh, rules, max_length=limit, encoder_decoder=kind == "encoder_decoder")
+        self.writer = open_writer(task, model.graphdef, mesh)
         self.recommended = recommendations(folder)
 
     def tokenise(self, prompt: str | Example, name: str, *, raw: bool) -> Any:
@@ -99,7 +85,7 @@ class LanguageModel:
             return self.task.prompts([replace(example, id=name)])[0]
         if not isinstance(prompt, str):
             raise ValueError(f'{name}: a prompt that is taken as it is must be a text: {{"prompt": "..."}}.')
-        if self.decoder.encoder_decoder:
+        if self.writer.decoder.encoder_decoder:
             return self.tokenizer([prompt], return_tensors="np")["input_ids"][0]
         return tokenise_pieces([[(prompt, False)]], self.tokenizer)[0].ids
 
@@ -126,43 +112,13 @@ class LanguageModel:
         """
         config = config or GenerationConfig()
         names = names or [f"prompt {number + 1}" for number in range(len(prompts))]
-        if not prompts:
-            return []
         if show is not None and (len(prompts) > 1 or config.beams > 1):
             raise ValueError("an answer can be shown while it is written for a single prompt, and without beams.")
         for prompt, name in zip(prompts, names, strict=True):
             if isinstance(prompt, str) and not prompt.strip():
                 raise ValueError(f"{name} is empty: there is nothing to answer.")
         tokens = [self.tokenise(prompt, name, raw=raw) for prompt, name in zip(prompts, names, strict=True)]
-        self.decoder.check(tokens, names, config)
-        # a stop text that is a special token never becomes text
-        stop_ids = {self.tokenizer.get_vocab()[s] for s in config.stop if s in self.tokenizer.all_special_tokens}
-
-        def text(ids: list[int]) -> str:
-            ends = stop_ids | set(self.decoder.rules.eos)
-            stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-            return self.tokenizer.decode(ids[:stop], skip_special_tokens=True)
-
-        stream = TextStream(text, config.stop)
-
-        def look(number: int, ids: list[int]) -> bool:
-            if show is not None and (piece := stream.update(ids)):
-                show(piece)
-            return bool(stop_ids & set(ids)) or (bool(config.stop) and cut_at_stop(text(ids), config.stop)[1])
-
-        watched = bool(config.stop) or show is not None
-        answers = self.decoder.answer(
-            self.params,
-            tokens,
-            config,
-            every=1 if show is not None else LOOK_EVERY if watched else None,
-            stops=look if watched else None,
-        )
-        found: dict[int, Answer] = dict(tqdm(answers, total=len(prompts), disable=None if progress else True))
-        if show is not None:
-            show(stream.update(found[0].tokens, final=True))
-        ordered = [found[number] for number in range(len(prompts))]
-        return [Generated(cut_at_stop(text(answer.tokens), config.stop)[0], answer.finish) for answer in ordered]
+        return self.writer.write(self.params, tokens, names, config, show=show, progress=progress)
 
 
 def generate(

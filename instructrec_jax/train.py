@@ -77,6 +77,7 @@ LEFT_BY_RUNS = (
 def train(config: Config) -> Path:
     """Runs, or goes on with, the training that `config` describes; returns the run directory."""
     check_settings(config)
+    config = assemble_data.learnt(config)
     run_dir = check_run_dir(config)
 
     # ------------------------------------------------------------------ task and data

@@ -12,6 +12,8 @@ from instructrec_jax.data.loader import Parts, Text, lay_out, lengths_of, to_dev
 from instructrec_jax.data.packing import fit, round_up
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import data_shards, replicated
+from instructrec_jax.inference.config import GenerationConfig
+from instructrec_jax.inference.writer import open_writer
 from instructrec_jax.tasks.base import Predict, Task
 from instructrec_jax.training.step import make_predict_step
 
@@ -25,7 +27,7 @@ def make_predict(
     mesh: Mesh,
     buckets: Sequence[int],
     per_token: bool,
-) -> Predict:
+) -> Callable[..., list[np.ndarray]]:
     """The function that a task scores with: texts -> one array a text, in the order of the texts.
 
     Texts are packed into rows of the smallest bucket that holds them; each bucket has one batch shape. Where texts have
@@ -75,13 +77,28 @@ def make_predict(
 
 
 def predictor(task: Task, graphdef: Any, mesh: Mesh, buckets: Sequence[int]) -> Callable[[Any], Predict]:
-    """parameters -> the function that runs texts through the model."""
+    """parameters -> the model that a task scores with."""
     step = make_predict_step(task, graphdef, mesh)
-    return lambda params: make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token)
+    parts = {name: predictor(part, graphdef, mesh, buckets) for name, part in task.parts.items()}
+    writer = open_writer(task, graphdef, mesh) if task.writes else None
+
+    def with_params(params: Any) -> Predict:
+        run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token)
+        predict = Predict(run, parts={name: part(params) for name, part in parts.items()})
+        if writer is None:
+            return predict
+
+        def write(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[str]:
+            names = [f"prompt {number + 1}" for number in range(len(prompts))]
+            return [answer.text for answer in writer.write(params, prompts, names, config)]
+
+        return replace(predict, write=write)
+
+    return with_params
 
 
 def remember(predict: Predict) -> Predict:
-    """The same function, which runs each `Text` object through the model once."""
+    """The same model, which runs each `Text` object once."""
     known: dict[int, tuple[Text, np.ndarray]] = {}
 
     def remembered(
@@ -94,4 +111,4 @@ def remember(predict: Predict) -> Predict:
             known.update({id(text): (text, output) for text, output in zip(new, predict(new), strict=True)})
         return [known[id(text)][1] for text in texts]
 
-    return remembered
+    return replace(predict, run=remembered, parts={name: remember(part) for name, part in predict.parts.items()})

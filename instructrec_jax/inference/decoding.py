@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from instructrec_jax.data.packing import length_buckets
+from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import activation_sharding, replicated
 from instructrec_jax.inference.beam import BeamSearch
 from instructrec_jax.inference.config import GenerationConfig, TokenRules
@@ -57,10 +58,20 @@ class Decoder:
     Args:
       graphdef: of a `tasks.base.Model` with a language-model head.
       max_length: tokens that prompt and answer may have together (an encoder–decoder: each of them).
+      view: the network -> the part of it with `backbone` and `head`, where it is more than these.
     """
 
-    def __init__(self, graphdef: Any, mesh: Mesh, rules: TokenRules, *, max_length: int, encoder_decoder: bool):
-        self.graphdef, self.mesh, self.rules = graphdef, mesh, rules
+    def __init__(
+        self,
+        graphdef: Any,
+        mesh: Mesh,
+        rules: TokenRules,
+        *,
+        max_length: int,
+        encoder_decoder: bool,
+        view: Callable[[Any], Any] = lambda model: model,
+    ):
+        self.graphdef, self.mesh, self.rules, self.view = graphdef, mesh, rules, view
         self.max_length, self.encoder_decoder = max_length, encoder_decoder
         self._programs: dict[GenerationConfig, Programs] = {}
 
@@ -79,7 +90,7 @@ class Decoder:
     # ---------------------------------------------------------------- on the device
 
     def _prefill(self, search: Any, params: Any, prompts: dict[str, jax.Array], room: int) -> State:
-        model: Any = nnx.merge(self.graphdef, params)
+        model = self.view(nnx.merge(self.graphdef, params))
         tokens, lengths = prompts["tokens"], prompts["lengths"]
         rows, length = tokens.shape
         valid = jnp.arange(length) < lengths[:, None]
@@ -107,7 +118,7 @@ class Decoder:
         return self._constrain(search.advance(_watch(state, logits), logits))
 
     def _decode(self, search: Any, params: Any, state: State, until: jax.Array) -> State:
-        model: Any = nnx.merge(self.graphdef, params)
+        model = self.view(nnx.merge(self.graphdef, params))
         until = jnp.minimum(until, state["limit"])
 
         def unfinished(state: State) -> jax.Array:
@@ -185,10 +196,10 @@ class Decoder:
             "numbers": np.resize(numbers, rows).astype(np.int32),
             "done": np.arange(rows) >= len(prompts),
         }
-        laid = {name: jax.device_put(x, self._sharding(x.shape, ("batch", None))) for name, x in arrays.items()}
+        laid = {name: place(x, self._sharding(x.shape, ("batch", None))) for name, x in arrays.items()}
         scalars: dict[str, Any] = {name: np.float32(value) for name, value in config.scalars().items()}
         scalars |= {"limit": np.int32(config.max_new_tokens), "seed": np.uint32(config.seed)}
-        return laid | {name: jax.device_put(x, replicated(self.mesh)) for name, x in scalars.items()}
+        return laid | {name: place(x, replicated(self.mesh)) for name, x in scalars.items()}
 
     def answer(
         self,
@@ -213,16 +224,16 @@ class Decoder:
             stopped: set[int] = set()
             count = 1
             while True:
-                tokens, lengths, done = (np.asarray(x) for x in (*programs.search.answers(state), state["done"]))
+                tokens, lengths, done = (fetch(x) for x in (*programs.search.answers(state), state["done"]))
                 if stops is not None:
                     for row, number in enumerate(numbers):
                         if row not in stopped and stops(int(number), tokens[row, : lengths[row]].tolist()):
                             stopped.add(row)
                     ended = done | np.isin(np.arange(len(done)), list(stopped))
                     if (ended != done).any():
-                        state["done"] = jax.device_put(ended, state["done"].sharding)
+                        state["done"] = place(ended, state["done"].sharding)
                     done = ended
-                if np.asarray(state["broken"]).any():
+                if fetch(state["broken"]).any():
                     raise FloatingPointError(
                         "the network computed NaN instead of scores of tokens: its weights hold NaN or infinity, or "
                         "backbone.dtype is too narrow for them (float32 is the widest)."

@@ -7,7 +7,8 @@ A task is one file that defines a config (a choice of `TaskConfig`) and a subcla
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
 import draccus
 import jax
@@ -19,22 +20,39 @@ from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.inference.config import GenerationConfig
 
 Arrays = dict[str, jax.Array]
 
 
-class Predict(Protocol):
-    """Runs a model over texts: `predict(texts, name=[one int array a token of each text], ...)`.
+def _no_words(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[str]:
+    raise TypeError("this task does not write: see `Task.writes`.")
 
-    Args:
-      given: further arrays by name that the task's `predict` finds in each batch as they are: the items' vectors, say.
 
-    Returns one array a text, in the order of the texts: [...] or, for a task that answers per token, [length, ...].
+@dataclass(frozen=True)
+class Predict:
+    """A model with its parameters, as a task scores with it.
+
+    Attributes:
+      run: see `__call__`.
+      write: (prompts, int32 [tokens] each, settings) -> the texts that answer them; of a task that `writes`.
+      parts: the same model by the `predict` of each of the task's `parts`.
     """
 
-    def __call__(
-        self, texts: Sequence[Text], *, given: Any = None, **per_token: list[np.ndarray]
-    ) -> list[np.ndarray]: ...
+    run: Callable[..., list[np.ndarray]]
+    write: Callable[[Sequence[np.ndarray], GenerationConfig], list[str]] = _no_words
+    parts: Mapping[str, "Predict"] = field(default_factory=dict)
+
+    def __call__(self, texts: Sequence[Text], *, given: Any = None, **per_token: list[np.ndarray]) -> list[np.ndarray]:
+        """Runs the model over texts: `predict(texts, name=[one int array a token of each text], ...)`.
+
+        Args:
+          given: further arrays by name that the task's `predict` finds in each batch as they are: the items' vectors,
+            say.
+
+        Returns one array a text, in the order of the texts: [...] or, for a task that answers per token, [length, ...].
+        """
+        return self.run(texts, given=given, **per_token)
 
 
 class TaskConfig(draccus.ChoiceRegistry):
@@ -42,6 +60,14 @@ class TaskConfig(draccus.ChoiceRegistry):
 
     def build(self, context: "TaskContext") -> "Task":
         raise TypeError(f"{type(self).__name__} is not a task: choose --task.type.")
+
+    @property
+    def complete(self) -> bool:
+        """Whether all settings are there; else `learn` takes those that lack from the training examples."""
+        return True
+
+    def learn(self, examples: Sequence[Example]) -> "TaskConfig":
+        return self
 
 
 @dataclass
@@ -56,6 +82,7 @@ class TaskContext:
     counts: dict[str, int] = field(default_factory=dict)  # what was cut or dropped, for the summary
     kind: str = "encoder"  # of the network: see `backbones.family.Family`
     decoder_start_token_id: int | None = None  # what an encoder–decoder's target begins with
+    folder: Path | None = None  # the backbone's: config.json, tokenizer, generation_config.json
 
 
 class Model(nnx.Module):
@@ -131,7 +158,10 @@ class Task:
         raise TypeError(f"{type(self).__name__} has no model().")
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Tokenises examples and checks their targets; an error names the example."""
+        """Tokenises examples and checks their targets; an error names the example.
+
+        An example may become several (a long context in windows) or none (too long, and to be dropped).
+        """
         raise TypeError(f"{type(self).__name__} has no encode().")
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
@@ -149,11 +179,21 @@ class Task:
         raise TypeError(f"{type(self).__name__} has no predict().")
 
     per_token = False  # whether `predict` answers for every token instead of every text
+    writes = False  # whether `score` needs the answers that the model writes
     max_target_length: int | None = None  # tokens that a text's target may have; None: its texts have no targets
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         """Metrics over examples."""
         raise TypeError(f"{type(self).__name__} has no score().")
+
+    @property
+    def parts(self) -> Mapping[str, "Task"]:
+        """Further ways to predict with the same model, by name: `Predict.parts` has each of them."""
+        return {}
+
+    def view(self, model: Any) -> Any:
+        """What of a model its own methods work with: one of several heads, say."""
+        return model
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """Simple methods on the same cases, by name."""

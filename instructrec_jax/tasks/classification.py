@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -37,12 +37,25 @@ from instructrec_jax.tasks.base import (
 )
 
 
+@dataclass
+class LabelsConfig(TaskConfig):
+    """Settings of a task with named labels."""
+
+    labels: list[str] = field(default_factory=list)  # names in the order of the head's outputs; []: those of data.train
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.labels)
+
+    def learn(self, examples: Sequence[Example]) -> TaskConfig:
+        outputs = [e.output if isinstance(e.output, tuple) else (e.output,) for e in examples]
+        return replace(self, labels=sorted({str(label) for each in outputs for label in each if label is not None}))
+
+
 @TaskConfig.register_subclass("classification")
 @dataclass
-class ClassificationConfig(TaskConfig):
+class ClassificationConfig(LabelsConfig):
     """Choose one label for a text."""
-
-    labels: list[str] = field(default_factory=list)  # all label names, in the order of the head's outputs
 
     def build(self, context: TaskContext) -> "ClassificationTask":
         return ClassificationTask(self.labels, context)
@@ -50,10 +63,9 @@ class ClassificationConfig(TaskConfig):
 
 @TaskConfig.register_subclass("multilabel")
 @dataclass
-class MultilabelConfig(TaskConfig):
+class MultilabelConfig(LabelsConfig):
     """Choose any number of labels for a text."""
 
-    labels: list[str] = field(default_factory=list)  # all label names, in the order of the head's outputs
     threshold: float = 0.5  # a label is predicted from this probability on
 
     def build(self, context: TaskContext) -> "MultilabelTask":

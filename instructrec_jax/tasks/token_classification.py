@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,15 +17,13 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
 from instructrec_jax.metrics.classification import classification_metrics, classification_report
 from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext
-from instructrec_jax.tasks.classification import check_labels
+from instructrec_jax.tasks.classification import LabelsConfig, check_labels
 
 
 @TaskConfig.register_subclass("token_classification")
 @dataclass
-class TokenClassificationConfig(TaskConfig):
+class TokenClassificationConfig(LabelsConfig):
     """Label every word of a text. The words of `input` (else `instruction`) are separated by spaces."""
-
-    labels: list[str] = field(default_factory=list)  # all label names, in the order of the head's outputs
 
     def build(self, context: TaskContext) -> "TokenClassificationTask":
         return TokenClassificationTask(self.labels, context)

@@ -56,7 +56,7 @@ def make_train_step(
         model = nnx.merge(graphdef, merge_params(params, state.frozen))
         keys = batch_dropout_keys(seed, batch)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain`
-            total, weight = task.loss(model, batch, dropout=keys, buffers=state.buffers, parts=parts)
+            total, weight = task.loss(task.view(model), batch, dropout=keys, buffers=state.buffers, parts=parts)
         return total, weight
 
     def gradients(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:
@@ -113,6 +113,6 @@ def make_predict_step(task: Task, graphdef: Any, mesh: Mesh) -> Callable[[Tree, 
     @jax.jit
     def predict_step(params: Tree, batch: Arrays) -> jax.Array:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain`
-            return task.predict(nnx.merge(graphdef, params), batch)
+            return task.predict(task.view(nnx.merge(graphdef, params)), batch)
 
     return predict_step

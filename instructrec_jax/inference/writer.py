@@ -1,0 +1,95 @@
+"""From prompts of tokens to answers of text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.inference.config import GenerationConfig, token_rules
+from instructrec_jax.inference.decoding import Answer, Decoder
+from instructrec_jax.inference.text import TextStream, cut_at_stop
+
+LOOK_EVERY = 8  # tokens between two searches for stop texts
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer: its text, and why it ended: "eos", "stop" (before a stop text) or "length" (max_new_tokens)."""
+
+    text: str
+    finish: str
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A decoder, and the tokenizer that reads its tokens."""
+
+    decoder: Decoder
+    tokenizer: Any
+
+    def write(
+        self,
+        params: Any,
+        prompts: Sequence[Any],
+        names: Sequence[str],
+        config: GenerationConfig,
+        *,
+        show: Callable[[str], None] | None = None,
+        progress: bool = False,
+    ) -> list[Generated]:
+        """Answers prompts (int32 [tokens] each), in their order.
+
+        Args:
+          names: what to call each prompt in an error.
+          show: called with the answer to a single prompt, piece by piece: whole characters, no stop texts.
+
+        Raises:
+          ValueError: before anything runs, for a prompt that is empty, or too long beside `max_new_tokens`.
+        """
+        if not prompts:
+            return []
+        self.decoder.check(prompts, names, config)
+        # a stop text that is a special token never becomes text
+        stop_ids = {self.tokenizer.get_vocab()[s] for s in config.stop if s in self.tokenizer.all_special_tokens}
+
+        def text(ids: list[int]) -> str:
+            ends = stop_ids | set(self.decoder.rules.eos)
+            stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+            return self.tokenizer.decode(ids[:stop], skip_special_tokens=True)
+
+        stream = TextStream(text, config.stop)
+
+        def look(number: int, ids: list[int]) -> bool:
+            if show is not None and (piece := stream.update(ids)):
+                show(piece)
+            return bool(stop_ids & set(ids)) or (bool(config.stop) and cut_at_stop(text(ids), config.stop)[1])
+
+        watched = bool(config.stop) or show is not None
+        answers = self.decoder.answer(
+            params,
+            prompts,
+            config,
+            every=1 if show is not None else LOOK_EVERY if watched else None,
+            stops=look if watched else None,
+        )
+        found: dict[int, Answer] = dict(tqdm(answers, total=len(prompts), disable=None if progress else True))
+        if show is not None:
+            show(stream.update(found[0].tokens, final=True))
+        ordered = [found[number] for number in range(len(prompts))]
+        return [Generated(cut_at_stop(text(answer.tokens), config.stop)[0], answer.finish) for answer in ordered]
+
+
+def open_writer(task: Any, graphdef: Any, mesh: Mesh) -> Writer:
+    """The writer of a language-model task (`tasks.language_model`): prompt and answer share what the network reads."""
+    context = task.context
+    network = read_config(context.folder)
+    rules = token_rules(context.folder, network, context.tokenizer, context.kind, task.ends)
+    is_pair = context.kind == "encoder_decoder"
+    limit = input_limit(network)
+    return Writer(
+        Decoder(graphdef, mesh, rules, max_length=limit, encoder_decoder=is_pair, view=task.view), context.tokenizer
+    )
