@@ -18,7 +18,7 @@ from instructrec_jax.evaluation.evaluator import (
     table,
 )
 from instructrec_jax.metrics.ranking import paired_bootstrap
-from instructrec_jax.tasks.base import Encoded, Scores, Task
+from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
 
 
 def encoded(count: int = 6) -> list[Encoded]:
@@ -67,7 +67,7 @@ def test_a_contender_runs_each_text_once_and_scores_each_segment() -> None:
 
     cases = encoded()
     groups = {**segments(cases, "wording"), "all": cases}
-    contender = contend("after tuning", Stub(), predict, groups)
+    contender = contend("after tuning", Stub(), Predict(predict), groups)
     assert sorted(calls) == list(range(6))
     means = {segment: scores.metrics["gain"] for segment, scores in contender.scores.items()}
     assert means == {"new": 1.5, "known": 3.0, "all": 2.5}

@@ -13,6 +13,7 @@ from instructrec_jax.data.loader import Text
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation import predictor as module
 from instructrec_jax.evaluation.predictor import make_predict, predictor, remember
+from instructrec_jax.tasks.base import Predict
 
 
 @pytest.mark.parametrize("kind", ["classification", "token_classification"])
@@ -74,7 +75,7 @@ def test_remember_runs_each_text_once() -> None:
         return [text.tokens * 10 for text in texts]
 
     texts = [Text(np.array([n], np.int32)) for n in range(5)]
-    once = remember(predict)
+    once = remember(Predict(predict))
     first = once([texts[3], texts[1], texts[3]])
     second = once([texts[1], texts[0], texts[3]])
     assert calls == [[3, 1], [0]]
@@ -84,13 +85,16 @@ def test_remember_runs_each_text_once() -> None:
 
 def test_remember_keeps_no_answer_of_a_text_that_is_gone() -> None:
     """A new text may get the address of one that was thrown away."""
-    once = remember(lambda texts, **_: [text.tokens * 10 for text in texts])
+    once = remember(Predict(lambda texts, **_: [text.tokens * 10 for text in texts]))
     for number in range(200):
         assert int(once([Text(np.array([number], np.int32))])[0][0]) == 10 * number
 
 
 def test_remember_does_not_remember_calls_with_arrays() -> None:
-    once = remember(lambda texts, **arrays: [text.tokens + arrays["plus"][n] for n, text in enumerate(texts)])
+    def predict(texts: Sequence[Text], **arrays: Any) -> list[np.ndarray]:
+        return [text.tokens + arrays["plus"][n] for n, text in enumerate(texts)]
+
+    once = remember(Predict(predict))
     text = Text(np.array([1], np.int32))
     assert [int(once([text], plus=[np.array([n])])[0][0]) for n in (1, 2)] == [2, 3]
 
