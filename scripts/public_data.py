@@ -1,0 +1,266 @@
+"""Turns public data sets into train.jsonl, validation.jsonl and test.jsonl of this project's records.
+
+    python scripts/public_data.py banking77   --source banking_data                --out data/banking77
+    python scripts/public_data.py phrasebank  --source sentences_50agree.jsonl     --out data/phrasebank
+    python scripts/public_data.py scitldr     --source SciTLDR-A                   --out data/scitldr
+    python scripts/public_data.py xquad       --source xquad                       --out data/xquad
+    python scripts/public_data.py tatoeba     --source cmn.tsv                     --out data/tatoeba
+    python scripts/public_data.py t0          --source data_per_template/sentiment.jsonl --out data/t0_sentiment
+    python scripts/public_data.py sgd         --source dstc8                       --out data/sgd
+
+Files may be gzipped. Where the sets are: Banking77, PolyAI-LDN/task-specific-datasets on GitHub (`banking_data`);
+Financial PhraseBank, Malo et al. 2014 (rows with text and label); SciTLDR, allenai/scitldr; XQuAD, google-deepmind/xquad
+(`xquad.LANGUAGE.json`); Tatoeba pairs, manythings.org (tab separated: en, zh, attribution, with a header); T0 templates,
+yizhongw/self-instruct, `data/finetuning/t0_train_50k` (rows with template, prompt and completion,
+those of one data set in the same order under each of its templates); Schema-Guided Dialogue,
+google-research-datasets/dstc8-schema-guided-dialogue (one dialogue a line: turns with speaker and utterance).
+
+Official splits are kept; where there is none, whole groups (articles, source sentences, instances) are drawn by --seed.
+"""
+
+import argparse
+import csv
+import gzip
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.data.example import Example, Message
+from instructrec_jax.data.mixture import permutation
+from instructrec_jax.files import write_jsonl
+
+Splits = dict[str, list[Example]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=READERS)
+    parser.add_argument("--source", type=Path, required=True, help="the file or folder of the data set")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the three files")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits that the set itself does not have")
+    options = parser.parse_args()
+    try:
+        splits = READERS[options.name](options.source, options.seed)
+    except (OSError, ValueError, KeyError) as error:
+        raise SystemExit(f"public_data: {options.source}: {type(error).__name__}: {error}") from None
+    for name, examples in splits.items():
+        rows = write_jsonl(options.out / f"{name}.jsonl", (example.to_record() for example in examples))
+        print(f"{name}: {rows:,} examples")
+
+
+# ---------------------------------------------------------------- files
+
+
+def text_of(path: Path) -> str:
+    raw = path.read_bytes()
+    return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+
+
+def file_in(folder: Path, stem: str) -> Path:
+    """The file of a folder that is called `stem`, whatever its endings."""
+    found = sorted(path for path in folder.iterdir() if path.name.startswith(f"{stem}."))
+    if len(found) != 1:
+        raise ValueError(f"expected one file {stem}.*, found {[path.name for path in found]}.")
+    return found[0]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    text = text_of(path)
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind in ("csv", "tsv"):
+        quoting: Any = csv.QUOTE_MINIMAL if kind == "csv" else csv.QUOTE_NONE
+        return list(csv.DictReader(io.StringIO(text), delimiter="," if kind == "csv" else "\t", quoting=quoting))
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def cut(groups: Sequence[Hashable], shares: tuple[float, float], seed: int) -> dict[Hashable, str]:
+    """group -> train, validation or test; `shares` of the groups go to the last two."""
+    known = list(dict.fromkeys(groups))
+    validation, test = (round(share * len(known)) for share in shares)
+    names = ["test"] * test + ["validation"] * validation + ["train"] * (len(known) - test - validation)
+    return {known[i]: name for i, name in zip(permutation(len(known), seed), names, strict=True)}
+
+
+def dealt(examples: Sequence[Example], groups: Sequence[Hashable], shares: tuple[float, float], seed: int) -> Splits:
+    split_of = cut(groups, shares, seed)
+    splits: Splits = {"train": [], "validation": [], "test": []}
+    for example, group in zip(examples, groups, strict=True):
+        splits[split_of[group]].append(example)
+    return splits
+
+
+def stratified(examples: Sequence[Example], shares: tuple[float, float], seed: int) -> Splits:
+    """The same shares of each label."""
+    splits: Splits = {"train": [], "validation": [], "test": []}
+    for label in sorted({str(e.output) for e in examples}):
+        members = [e for e in examples if e.output == label]
+        for name, chosen in dealt(members, list(range(len(members))), shares, seed).items():
+            splits[name] += chosen
+    return splits
+
+
+# ---------------------------------------------------------------- one function a data set
+
+
+def banking77(source: Path, seed: int) -> Splits:
+    """Requests to a bank and their intent; a tenth of the official training rows of each intent is for validation."""
+
+    def read(stem: str) -> list[Example]:
+        rows = rows_of(file_in(source, stem))
+        return [
+            Example(instruction=row["text"].strip(), output=row["category"], task="intent", id=f"{stem}-{number}")
+            for number, row in enumerate(rows)
+        ]
+
+    return stratified(read("train"), (0.1, 0.0), seed) | {"test": read("test")}
+
+
+def phrasebank(source: Path, seed: int) -> Splits:
+    """Sentences of financial news and their sentiment; equal sentences stay together."""
+    rows = {row["text"].strip(): row["label"] for row in rows_of(source)}
+    examples = [
+        Example(instruction=text, output=label, task="sentiment", id=f"phrasebank-{number}")
+        for number, (text, label) in enumerate(rows.items())
+    ]
+    return stratified(examples, (0.1, 0.1), seed)
+
+
+def scitldr(source: Path, seed: int) -> Splits:
+    """Abstracts, a sentence a line, and their summaries of one sentence (several, where there are)."""
+    splits: Splits = {}
+    for name, stem in (("train", "train"), ("validation", "dev"), ("test", "test")):
+        splits[name] = [
+            Example(
+                instruction="Summarise this abstract in one sentence.",
+                input="\n".join(sentence.strip() for sentence in row["source"] if sentence.strip()),
+                output=tuple(target.strip() for target in row["target"] if target.strip()),
+                task="summarization",
+                id=row["paper_id"],
+            )
+            for row in rows_of(file_in(source, stem))
+        ]
+    return splits
+
+
+def xquad(source: Path, seed: int) -> Splits:
+    """Questions on paragraphs; articles are split, English is for training, all languages for the test."""
+    languages = sorted(path.name.split(".")[1] for path in source.iterdir() if path.name.startswith("xquad."))
+    read = {language: list(xquad_rows(source, language)) for language in languages}
+    numbers = [int(e.origin["article"]) for e in read["en"]]
+    split_of = cut(sorted(set(numbers)), (0.1, 0.2), seed)
+    splits: Splits = {"train": [], "validation": [], "test": []}
+    for language, examples in read.items():
+        for e in examples:
+            name = split_of[int(e.origin["article"])]
+            if language == "en" or name == "test":
+                splits[name].append(e)
+    return splits
+
+
+def xquad_rows(source: Path, language: str) -> Iterator[Example]:
+    articles = json.loads(text_of(file_in(source, f"xquad.{language}")))["data"]
+    for number, article in enumerate(articles):
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                answer = question["answers"][0]
+                origin = {"language": language, "article": str(number), "answer_start": str(answer["answer_start"])}
+                yield Example(
+                    instruction=question["question"],
+                    input=paragraph["context"],
+                    output=answer["text"],
+                    task="question_answering",
+                    id=f"{language}-{question['id']}",
+                    origin=origin,
+                )
+
+
+def tatoeba(source: Path, seed: int) -> Splits:
+    """English sentences and their Chinese translations: in training a pair a row, in the test all of a sentence's."""
+    by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows_of(source):
+        by_source[row["en"].strip()].append(row)
+
+    def example(sentence: str, number: int, output: Any, attribution: str) -> Example:
+        return Example(
+            instruction="Translate into Chinese.",
+            input=sentence,
+            output=output,
+            task="translation",
+            id=f"tatoeba-{number}",
+            origin={"attribution": attribution},
+        )
+
+    split_of = cut(list(by_source), (0.03, 0.05), seed)
+    splits: Splits = {"train": [], "validation": [], "test": []}
+    for number, (sentence, rows) in enumerate(by_source.items()):
+        name = split_of[sentence]
+        if name == "train":
+            splits[name] += [example(sentence, number, row["zh"].strip(), row["attribution"]) for row in rows]
+        else:
+            every = tuple(dict.fromkeys(row["zh"].strip() for row in rows))
+            splits[name].append(example(sentence, number, every, "; ".join(row["attribution"] for row in rows)))
+    return splits
+
+
+def t0(source: Path, seed: int, most_answers: int = 10) -> Splits:
+    """Prompts made by templates, where an answer is one of a template's few; instances are split.
+
+    The n-th row of a template is about the n-th instance of its data set. Templates with one answer, or more than ten,
+    are left out.
+    """
+    by_template: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows_of(source):
+        by_template[row["template"]].append(row)
+    examples, instances = [], []
+    for template, rows in by_template.items():
+        answers = Counter(row["completion"].strip() for row in rows)
+        if not 2 <= len(answers) <= most_answers:
+            continue
+        data = "_".join(template.split("_")[:2])
+        for number, row in enumerate(rows):
+            instances.append((data, number))
+            examples.append(
+                Example(
+                    instruction=row["prompt"].strip(),
+                    output=row["completion"].strip(),
+                    candidates=tuple(sorted(answers)),
+                    task=data,
+                    id=f"{template}-{number}",
+                    origin={"template": template, "instance": f"{data}-{number}"},
+                )
+            )
+    return dealt(examples, instances, (0.1, 0.2), seed)
+
+
+def sgd(source: Path, seed: int, turns: int = 5) -> Splits:
+    """Every reply of the system to the last turns of its dialogue."""
+    splits: Splits = {}
+    roles = {"USER": "user", "SYSTEM": "assistant"}
+    for name, stem in (("train", "train"), ("validation", "dev"), ("test", "test")):
+        splits[name] = []
+        for row in rows_of(file_in(source, stem)):
+            messages = [Message(roles[turn["speaker"]], turn["utterance"].strip()) for turn in row["turns"]]
+            for place, message in enumerate(messages):
+                before = messages[max(0, place - turns) : place]
+                if message.role == "assistant" and before:
+                    splits[name].append(
+                        Example(
+                            instruction="",
+                            messages=(*before, message),
+                            task="dialogue",
+                            id=f"{row['dialogue_id']}-{place}",
+                        )
+                    )
+    return splits
+
+
+READERS: dict[str, Callable[[Path, int], Splits]] = {
+    reader.__name__: reader for reader in (banking77, phrasebank, scitldr, xquad, tatoeba, t0, sgd)
+}
+
+
+if __name__ == "__main__":
+    main()
