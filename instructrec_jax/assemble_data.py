@@ -81,6 +81,7 @@ def training_data(config: Config, task: Task, row_multiple: int, processes: tupl
         labels=labels_of(config),
         on_bad_example=config.data.on_bad_example,
         temperature=config.data.temperature,
+        size_cap=config.data.size_cap,
         seed=config.seed,
     )
     size, rows = config.data.batch_size, config.data.batch_rows
@@ -107,7 +108,13 @@ def training_data(config: Config, task: Task, row_multiple: int, processes: tupl
             for part, source in zip(per_source, opened.sources, strict=True)
         ]
         weights = [source.weight for source in config.data.train if source.weight is not None] or None
-        mixture = Mixture(left, weights=weights, temperature=config.data.temperature, seed=config.seed)
+        mixture = Mixture(
+            left,
+            weights=weights,
+            temperature=config.data.temperature,
+            size_cap=config.data.size_cap,
+            seed=config.seed,
+        )
 
     def gather(indices: np.ndarray, rng: np.random.Generator) -> Parts:
         return task.gather([encoded[i] for i in indices], rng)

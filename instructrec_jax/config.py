@@ -98,11 +98,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return draccus.encode(config)
 
 
-def setting_names(config_class: type, prefix: str = "", *, lists: bool = False) -> list[str]:
+def setting_names(
+    config_class: type, prefix: str = "", *, lists: bool = False, inside: tuple[type, ...] = ()
+) -> list[str]:
     """All dotted names of a config class, branches included.
 
     Args:
       lists: also the names inside the entries of lists (`data.train.path`), which only a file can give one by one.
+      inside: classes that the names are in already; those that hold themselves again (tasks of tasks) end there.
     """
     names = []
     for entry in dataclasses.fields(config_class):
@@ -115,8 +118,9 @@ def setting_names(config_class: type, prefix: str = "", *, lists: bool = False) 
         elif lists and typing.get_origin(kind) is list:
             choices = list(typing.get_args(kind))
         for choice in choices:
-            if dataclasses.is_dataclass(choice):
-                names += setting_names(typing.cast(type, choice), f"{prefix}{entry.name}.", lists=lists)
+            if dataclasses.is_dataclass(choice) and choice not in inside:
+                within = (*inside, typing.cast(type, choice))
+                names += setting_names(within[-1], f"{prefix}{entry.name}.", lists=lists, inside=within)
     return names
 
 

@@ -30,15 +30,19 @@ from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.config import main_guard, to_dict
 from instructrec_jax.data.chat_template import chat_template
 from instructrec_jax.files import write_json
+from instructrec_jax.tasks.multitask import MultitaskTask
 
 
-def export(run: Path, out: Path, *, format: str, step: int | None = None, dtype: str | None = None) -> None:
+def export(
+    run: Path, out: Path, *, format: str, step: int | None = None, dtype: str | None = None, part: str | None = None
+) -> None:
     """Writes a run's best checkpoint (or the one of `step`) into the new folder `out`.
 
     Args:
       format: "orbax", "hf" or "peft".
       dtype: of the written parameters: "float32", "float16" or "bfloat16"; None keeps float32 (orbax) or the dtype
         of the checkpoint that was tuned (hf). LoRA matrices are always float32.
+      part: of a run with several tasks, the one whose head is written (not orbax, which writes them all).
 
     Raises:
       ValueError: `out` exists, or `run` is not a run directory with a checkpoint.
@@ -46,7 +50,12 @@ def export(run: Path, out: Path, *, format: str, step: int | None = None, dtype:
     if out.exists():
         raise ValueError(f"{out} exists already: choose another --out.")
     config, task, mesh = assemble.open_run(run)
+    if isinstance(task, MultitaskTask) and format != "orbax" and part not in task.parts:
+        raise ValueError(f"{run} learnt several tasks ({', '.join(task.parts)}): say whose head to write, with --part.")
+    if part is not None and part not in task.parts:
+        raise ValueError(f"{run} learnt one task, so leave out --part {part}.")
     model = assemble.restored_model(config, task, run, mesh, step)
+    task = task if part is None else task.parts[part]
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -56,7 +65,7 @@ def export(run: Path, out: Path, *, format: str, step: int | None = None, dtype:
         elif format == "hf":
             write_hf(partial, model, run, task, dtype)
         else:
-            write_adapter(partial, model, run)
+            write_adapter(partial, model, run, task)
         partial.rename(out)
     except SafetensorError as error:  # not an OSError, even where the disk is full
         raise OSError(f"{out} could not be written: {error}. Nothing is left of it; free some space.") from error
@@ -76,7 +85,7 @@ def write_orbax(folder: Path, model: Assembly, settings: dict[str, Any], dtype: 
 
 
 def write_hf(folder: Path, model: Assembly, run: Path, task: Any, dtype: str | None) -> None:
-    network: Any = merge_lora(model.network)
+    network: Any = task.view(merge_lora(model.network))
     kind = head_kind(network.head)
     config = model.source.config
     if kind in ("sequence", "token"):
@@ -109,8 +118,8 @@ def write_language_model_files(folder: Path, config: Any, task: Any) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def write_adapter(folder: Path, model: Assembly, run: Path) -> None:
-    source, network = model.source, model.network
+def write_adapter(folder: Path, model: Assembly, run: Path, task: Any) -> None:
+    source, network = model.source, task.view(model.network)
     if source.lora is None:
         raise ValueError(f"{run} was trained without LoRA, so there is no adapter: use --format hf.")
     kind = head_kind(network.head)
@@ -138,8 +147,9 @@ def main(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist yet")
     parser.add_argument("--step", type=int, help="which checkpoint; default: the best")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="dtype of the written parameters")
+    parser.add_argument("--part", metavar="TASK", help="of several tasks, the one whose head is written")
     options = parser.parse_args(args)
-    export(options.run, options.out, format=options.format, step=options.step, dtype=options.dtype)
+    export(options.run, options.out, format=options.format, step=options.step, dtype=options.dtype, part=options.part)
     print(f"written: {options.out}")
 
 

@@ -9,10 +9,10 @@
     python scripts/public_data.py sgd         --source dstc8                       --out data/sgd
 
 Files may be gzipped. Where the sets are: Banking77, PolyAI-LDN/task-specific-datasets on GitHub (`banking_data`);
-Financial PhraseBank, Malo et al. 2014 (rows with text and label); SciTLDR, allenai/scitldr; XQuAD, google-deepmind/xquad
-(`xquad.LANGUAGE.json`); Tatoeba pairs, manythings.org (tab separated: en, zh, attribution, with a header); T0 templates,
-yizhongw/self-instruct, `data/finetuning/t0_train_50k` (rows with template, prompt and completion,
-those of one data set in the same order under each of its templates); Schema-Guided Dialogue,
+Financial PhraseBank, Malo et al. 2014 (rows with text and label); SciTLDR, allenai/scitldr; XQuAD,
+google-deepmind/xquad (`xquad.LANGUAGE.json`); Tatoeba pairs, manythings.org (tab separated, with the header en, zh,
+attribution); T0 templates, yizhongw/self-instruct, `data/finetuning/t0_train_50k` (rows with template, prompt and
+completion, those of one data set in the same order under each of its templates); Schema-Guided Dialogue,
 google-research-datasets/dstc8-schema-guided-dialogue (one dialogue a line: turns with speaker and utterance).
 
 Official splits are kept; where there is none, whole groups (articles, source sentences, instances) are drawn by --seed.

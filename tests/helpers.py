@@ -21,22 +21,27 @@ from instructrec_jax.tasks import (
     LanguageModelRankingConfig,
     MaskedLMConfig,
     MultilabelConfig,
+    MultitaskConfig,
     RegressionConfig,
     RerankerConfig,
     RetrievalConfig,
     SequenceConfig,
     TokenClassificationConfig,
 )
+from instructrec_jax.tasks.multitask import PartConfig
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
 from instructrec_jax.training.parameters import learning_rate_factors
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
 
 SUBJECTS = "love war space crime music".split()
+MIXED = {"classification": 1.0, "token_classification": 0.5, "regression": 0.1}  # tasks of "multitask", weights
 
 
 def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
-    """Ragged examples (1 to 20 words) with targets for a kind of task."""
+    """Ragged examples (1 to 20 words) with targets for a kind of task; those of `MIXED` in turn for "multitask"."""
+    if kind == "multitask":
+        return [examples(list(MIXED)[number % 3], count, seed)[number] for number in range(count)]
     rng = np.random.default_rng(seed)
     made = []
     for number in range(count):
@@ -82,6 +87,8 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
             small = {"protocols": ["uni5"], "template": "plain"}
             return LanguageModelRankingConfig(catalogue=str(folder), **(small | settings))
         return RetrievalConfig(catalogue=str(folder), **settings)
+    if kind == "multitask":
+        return MultitaskConfig([PartConfig(name, task_config(name, folder), weight) for name, weight in MIXED.items()])
     return {
         "classification": lambda: ClassificationConfig(labels=SUBJECTS),
         "multilabel": lambda: MultilabelConfig(labels=SUBJECTS),

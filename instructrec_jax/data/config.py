@@ -20,6 +20,7 @@ class DataConfig:
     test: list[SourceConfig] = field(default_factory=list)  # evaluated before and after tuning
     prepare: Prepared | None = None  # embedded data to write into task.catalogue first, if it is not there
     temperature: float = 1.0  # tasks are mixed in proportion to size ** (1 / temperature)
+    size_cap: int | None = None  # a task's size counts at most so much in the mixture; null: no cap
     batch_size: int | None = None  # examples a step, over all devices; give this or batch_rows
     batch_rows: int | None = None  # instead: packed rows of max_length tokens a step, over all devices
     max_length: int = 128  # tokens a text, special tokens included

@@ -81,20 +81,21 @@ def table(contenders: Sequence[Contender], *, tuned: str, protocol: str, metric:
         if tuned not in by_name or other.name == tuned:
             continue
         for segment, scores in by_name[tuned].scores.items():
-            mine, theirs = scores.cases.get(metric), other.scores[segment].cases.get(metric)
-            if mine is None or theirs is None:
-                continue
-            both = ~np.isnan(mine) & ~np.isnan(theirs)  # a case without candidates has no value
-            mean, low, high = paired_bootstrap(mine[both], theirs[both])
-            differences.append(
-                {
-                    "name": f"{tuned} − {other.name}",
-                    "metric": label(metric, segment),
-                    "mean": mean,
-                    "low": low,
-                    "high": high,
-                }
-            )
+            for compared in dict.fromkeys([metric, *scores.compared]):
+                mine, theirs = scores.cases.get(compared), other.scores[segment].cases.get(compared)
+                if mine is None or theirs is None:
+                    continue
+                both = ~np.isnan(mine) & ~np.isnan(theirs)  # a case without candidates has no value
+                mean, low, high = paired_bootstrap(mine[both], theirs[both])
+                differences.append(
+                    {
+                        "name": f"{tuned} − {other.name}",
+                        "metric": label(compared, segment),
+                        "mean": mean,
+                        "low": low,
+                        "high": high,
+                    }
+                )
     shown = by_name.get(tuned, contenders[0])
     reports = [f"{segment}\n{scores.report}".strip() for segment, scores in shown.scores.items() if scores.report]
     main = [label(m, s) for s, scores in shown.scores.items() for m in scores.main or scores.metrics]
@@ -120,6 +121,7 @@ def table(contenders: Sequence[Contender], *, tuned: str, protocol: str, metric:
             row for segment in shown.scores for row in _segment_rows(contenders, shown, segment, metric, label)
         ],
         "report": "\n\n".join(reports),
+        "charts": {label(name, s): data for s, scores in shown.scores.items() for name, data in scores.charts.items()},
     }
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from instructrec_jax.evaluation.charts import chart
 from instructrec_jax.files import read_json, read_jsonl, write_text
 from instructrec_jax.training.tracking import TIMING_FIELDS
 
@@ -282,6 +283,9 @@ def _results(evaluation: Mapping[str, Any]) -> str:
     everything = evaluation.get("all_metrics") or []
     if len(everything) > len(metrics):
         parts.append(f"<details><summary>All metrics</summary>{_comparison(rows, everything, set())}</details>")
+    charts = "".join(chart(name, data) for name, data in (evaluation.get("charts") or {}).items())
+    if charts:
+        parts.append(f'<div class="plots">{charts}</div>')
     if report := evaluation.get("report"):
         parts.append(f"<details><summary>Full evaluation report</summary><pre>{_html(report)}</pre></details>")
     return "\n".join(part for part in parts if part)

@@ -40,6 +40,21 @@ def classification_report(
     return table, sk.classification_report(targets, predictions, digits=4, **shared)
 
 
+def confusion_matrix(targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """int [labels, labels]: how many cases of the label of a row were predicted as that of a column."""
+    return sk.confusion_matrix(targets, predictions, labels=list(labels))
+
+
+def common_mistakes(counts: np.ndarray, labels: Sequence[str], most: int = 10) -> str:
+    """The largest numbers beside the diagonal of a confusion matrix, a line each."""
+    wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    largest = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = [(int(place) // len(labels), int(place) % len(labels)) for place in largest]
+    lines = [f"{wrong[row, column]:>6} {labels[row]} taken for {labels[column]}" for row, column in pairs]
+    lines = [line for line, pair in zip(lines, pairs, strict=True) if wrong[pair]]
+    return "\n".join(["Most frequent mistakes", *lines]) if lines else ""
+
+
 def multilabel_metrics(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]) -> dict[str, float]:
     """{"subset_accuracy", "macro_f1", "micro_f1", "sample_f1"} of multi-label predictions.
 

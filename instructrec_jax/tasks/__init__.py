@@ -4,6 +4,7 @@ from instructrec_jax.tasks.classification import ClassificationConfig, Multilabe
 from instructrec_jax.tasks.language_model import LanguageModelConfig
 from instructrec_jax.tasks.language_model_ranking import LanguageModelRankingConfig
 from instructrec_jax.tasks.masked_lm import MaskedLMConfig
+from instructrec_jax.tasks.multitask import MultitaskConfig
 from instructrec_jax.tasks.reranker import RerankerConfig
 from instructrec_jax.tasks.retrieval import RetrievalConfig
 from instructrec_jax.tasks.sequence import SequenceConfig
@@ -15,6 +16,7 @@ __all__ = [
     "LanguageModelRankingConfig",
     "MaskedLMConfig",
     "MultilabelConfig",
+    "MultitaskConfig",
     "RegressionConfig",
     "RerankerConfig",
     "RetrievalConfig",

@@ -131,6 +131,8 @@ class Scores:
       main: the metrics that a table shows; none: all of them.
       segments: name -> numbers of the cases that belong to it.
       protocol: how it was measured, in words.
+      charts: what the report draws: "confusion" {"labels", "counts"}, "calibration" {"bins"}.
+      compared: metrics with paired differences to other methods, beside the one that the run is chosen by.
     """
 
     metrics: dict[str, float]
@@ -140,6 +142,8 @@ class Scores:
     main: Sequence[str] = ()
     segments: Mapping[str, np.ndarray] = field(default_factory=dict)
     protocol: str = ""
+    charts: Mapping[str, Any] = field(default_factory=dict)
+    compared: Sequence[str] = ()
 
 
 class Task:

@@ -17,9 +17,12 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
+from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
 from instructrec_jax.metrics.classification import (
     classification_metrics,
     classification_report,
+    common_mistakes,
+    confusion_matrix,
     multilabel_metrics,
     multilabel_report,
 )
@@ -174,11 +177,23 @@ class ClassificationTask(_SequenceTask):
         wanted = [self.labels[i] for i in truth]
         _, report = classification_report(wanted, names, self.labels)
         predictions = [
-            {"id": e.example.id, "reference": w, "prediction": n, "score": float(c)}
+            {"id": e.example.id, "input": render(e.example), "reference": w, "prediction": n, "score": float(c)}
             for e, w, n, c in zip(encoded, wanted, names, confidence, strict=True)
         ]
-        cases = {"accuracy": (guess == truth).astype(float)}
-        return Scores(classification_metrics(wanted, names, self.labels), cases, predictions, report)
+        right = guess == truth
+        metrics = classification_metrics(wanted, names, self.labels)
+        metrics["ece"] = expected_calibration_error(confidence, right)
+        counts = confusion_matrix(wanted, names, self.labels)
+        return Scores(
+            metrics,
+            {"accuracy": right.astype(float)},
+            predictions,
+            f"{report}\n{common_mistakes(counts, self.labels)}".strip(),
+            charts={
+                "confusion": {"labels": self.labels, "counts": counts.tolist()},
+                "calibration": {"bins": reliability(confidence, right)},
+            },
+        )
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The most frequent label, and logistic regression on TF-IDF of words (scikit-learn's defaults)."""
@@ -229,6 +244,7 @@ class MultilabelTask(_SequenceTask):
         predictions = [
             {
                 "id": e.example.id,
+                "input": render(e.example),
                 "reference": [self.labels[i] for i in np.flatnonzero(t)],
                 "prediction": [self.labels[i] for i in np.flatnonzero(g)],
                 "score": float(p.max()),
@@ -264,7 +280,13 @@ class RegressionTask(_SequenceTask):
     def _scores(self, encoded: Sequence[Encoded], values: np.ndarray) -> Scores:
         truth = np.array([e.target for e in encoded])
         predictions = [
-            {"id": e.example.id, "reference": float(t), "prediction": float(v), "score": float(v)}
+            {
+                "id": e.example.id,
+                "input": render(e.example),
+                "reference": float(t),
+                "prediction": float(v),
+                "score": float((t - v) ** 2),
+            }
             for e, t, v in zip(encoded, truth, values, strict=True)
         ]
         return Scores(regression_metrics(truth, values), {"mse": (truth - values) ** 2}, predictions)

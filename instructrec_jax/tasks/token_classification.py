@@ -15,7 +15,8 @@ from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
-from instructrec_jax.metrics.classification import classification_metrics, classification_report
+from instructrec_jax.metrics.classification import classification_metrics, classification_report, confusion_matrix
+from instructrec_jax.metrics.tagging import marks_spans, span_metrics
 from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext
 from instructrec_jax.tasks.classification import LabelsConfig, check_labels
 
@@ -38,11 +39,11 @@ class Target:
 
 
 class TokenClassificationTask(Task):
-    metric = "macro_f1"
     per_token = True
 
     def __init__(self, labels: list[str], context: TaskContext):
         self.labels, self.numbers, self.context = labels, check_labels(labels), context
+        self.metric = "span_f1" if marks_spans(labels) else "macro_f1"
 
     def model(self, source: Source) -> nnx.Module:
         return Model(source.backbone, task_head(source, "token", labels=self.labels))
@@ -121,10 +122,17 @@ class TokenClassificationTask(Task):
                 "input": e.example.input or e.example.instruction,
                 "reference": w,
                 "prediction": f,
+                "score": float(accuracy),
             }
-            for e, w, f in zip(encoded, wanted, found, strict=True)
+            for e, w, f, accuracy in zip(encoded, wanted, found, cases["accuracy"], strict=True)
         ]
-        return Scores(classification_metrics(flat_wanted, flat_found, self.labels), cases, predictions, report)
+        metrics = classification_metrics(flat_wanted, flat_found, self.labels)
+        if marks_spans(self.labels):
+            spans, by_kind = span_metrics(wanted, found)
+            metrics, report = metrics | spans, f"{report}\nSpans\n{by_kind}"
+        counts = confusion_matrix(flat_wanted, flat_found, self.labels)
+        charts = {"confusion": {"labels": self.labels, "counts": counts.tolist()}}
+        return Scores(metrics, cases, predictions, report, charts=charts)
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The most frequent label of each word in training; of all words for a new one."""

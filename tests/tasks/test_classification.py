@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Text, pack
 from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.metrics.calibration import expected_calibration_error
 from instructrec_jax.tasks import ClassificationConfig, MultilabelConfig, RegressionConfig
 from instructrec_jax.tasks.base import TaskContext
 
@@ -180,6 +181,9 @@ def test_classification_scores_equal_scikit_learn(context: TaskContext) -> None:
     truth = [str(e.example.output) for e in encoded]
     outputs = np.stack(predict([e.text for e in encoded])).astype(np.float64)
     guess = [SUBJECTS[i] for i in outputs.argmax(1)]
+    shares = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+    error = scores.metrics.pop("ece")
+    assert error == pytest.approx(expected_calibration_error(shares.max(1), np.array(truth) == np.array(guess)))
     assert scores.metrics == pytest.approx(
         {
             "accuracy": sk.accuracy_score(truth, guess),
@@ -187,11 +191,16 @@ def test_classification_scores_equal_scikit_learn(context: TaskContext) -> None:
             "micro_f1": sk.f1_score(truth, guess, average="micro", labels=SUBJECTS),
         }
     )
-    assert scores.report == sk.classification_report(truth, guess, labels=SUBJECTS, digits=4)
+    assert scores.report.startswith(sk.classification_report(truth, guess, labels=SUBJECTS, digits=4))
+    counts = sk.confusion_matrix(truth, guess, labels=SUBJECTS)
+    assert scores.charts["confusion"] == {"labels": SUBJECTS, "counts": counts.tolist()}
+    wrong = np.where(np.eye(5, dtype=bool), 0, counts)
+    row, column = np.unravel_index(wrong.argmax(), wrong.shape)
+    assert f"{wrong.max():>6} {SUBJECTS[row]} taken for {SUBJECTS[column]}" in scores.report
     np.testing.assert_array_equal(scores.cases["accuracy"], np.array(truth) == np.array(guess))
-    shares = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
     for record, e, t, g, p in zip(scores.predictions, encoded, truth, guess, shares.max(1), strict=True):
-        assert record == {"id": e.example.id, "reference": t, "prediction": g, "score": pytest.approx(p)}
+        asked = {"id": e.example.id, "input": e.example.instruction}
+        assert record == asked | {"reference": t, "prediction": g, "score": pytest.approx(p)}
 
 
 def test_multilabel_scores_equal_scikit_learn(context: TaskContext) -> None:

@@ -16,7 +16,10 @@ from instructrec_jax.data.packing import Plan, fit, unpacked
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.step import batch_dropout_keys
 
-KINDS = ("classification", "multilabel", "regression", "token_classification", "masked_lm", "retrieval", "sequence")
+KINDS = (
+    *("classification", "multilabel", "regression", "token_classification", "masked_lm", "retrieval", "sequence"),
+    "multitask",
+)
 # Adam divides by |gradient|, so where a gradient is all rounding its update is too; plain comparisons of parameters
 # after steps therefore use this epsilon. Losses and gradients themselves are compared to 1e-5.
 SMOOTH = OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant", epsilon=1e-3, clip_norm=1.0)

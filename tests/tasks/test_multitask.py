@@ -1,0 +1,176 @@
+"""Several tasks on one backbone: the same numbers as each of them alone with the same parameters."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import MIXED, SUBJECTS, Setup, examples, task_config
+from tiny_runs import rows, tiny_run
+
+from instructrec_jax import assemble
+from instructrec_jax.config import Config, load, to_yaml
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import pack
+from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.evaluate import main as evaluate
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.export import main as export
+from instructrec_jax.files import read_json, read_jsonl, write_jsonl
+from instructrec_jax.tasks import ClassificationConfig, LanguageModelConfig, MultitaskConfig, RegressionConfig
+from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.multitask import PartConfig
+from instructrec_jax.train import train
+
+
+def test_loss_and_scores_are_those_of_each_task_alone(checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("multitask", checkpoint, tmp_path)
+    params = setup.model.params
+    batch = pack(setup.parts(), setup.buckets, 1).arrays
+    together = float_sums(setup.task, setup.model.graphdef, params, batch)
+    predict = predictor(setup.task, setup.model.graphdef, setup.mesh, setup.buckets)(params)
+    scores = setup.task.score(predict, setup.encoded)
+    total = weight = 0.0
+    for name, share in MIXED.items():
+        alone = Setup(name, checkpoint, tmp_path)
+        own = params | {"head": params["head"][name]}
+        if not alone.task.needs_pooler:
+            own = own | {"backbone": {k: v for k, v in own["backbone"].items() if k != "pooler"}}
+        encoded = alone.task.encode([e for e in examples("multitask") if e.task == name])
+        parts = alone.task.gather(encoded, np.random.default_rng(0))
+        found = float_sums(alone.task, alone.model.graphdef, own, pack(parts, setup.buckets, 1).arrays)
+        total, weight = total + share * found[0], weight + share * found[1]
+        its = alone.task.score(predictor(alone.task, alone.model.graphdef, setup.mesh, setup.buckets)(own), encoded)
+        for metric, value in its.metrics.items():
+            assert scores.metrics[f"{metric} ({name})"] == pytest.approx(value, abs=1e-5)
+    np.testing.assert_allclose(together, (total, weight), rtol=1e-5)
+    wanted = [scores.metrics[f"macro_f1 ({name})"] for name in ("classification", "token_classification")]
+    assert scores.metrics["average"] == pytest.approx((sum(wanted) - scores.metrics["mse (regression)"]) / 3)
+    assert {record["task"] for record in scores.predictions} == set(MIXED) and len(scores.predictions) == 32
+
+
+def float_sums(task: Any, graphdef: Any, params: Any, batch: Any) -> tuple[float, float]:
+    @jax.jit
+    def loss(params: Any) -> Any:
+        return task.loss(nnx.merge(graphdef, params), batch, dropout=None, buffers={}, parts=1)
+
+    total, weight = loss(params)
+    return float(total), float(weight)
+
+
+def test_a_batch_without_examples_of_a_task(checkpoint: Path, tmp_path: Path) -> None:
+    """It has the same arrays, and that task no part in the loss."""
+    setup = Setup("multitask", checkpoint, tmp_path)
+    some = [e for e in setup.encoded if e.example.task == "classification"]
+    batch = pack(setup.task.gather(some, np.random.default_rng(0)), setup.buckets, 1).arrays
+    assert set(batch) == set(pack(setup.parts(), setup.buckets, 1).arrays)
+    total, weight = float_sums(setup.task, setup.model.graphdef, setup.model.params, batch)
+    assert weight == len(some) and np.isfinite(total)
+
+
+def mixed_run(checkpoint: Path, folder: Path, **changes: Any) -> Config:
+    """Classification (labels to be learnt from the data) and regression, a source each."""
+    config = tiny_run("classification", checkpoint, folder, **changes)
+    sources: dict[str, list[SourceConfig]] = {}
+    for split in ("train", "validation", "test"):
+        subjects = read_jsonl(folder / f"{split}.jsonl")
+        write_jsonl(folder / f"{split}_sizes.jsonl", [r | {"output": len(r["instruction"]) / 10} for r in subjects])
+        sources[split] = [
+            SourceConfig(path=str(folder / f"{split}.jsonl"), task="subject"),
+            SourceConfig(path=str(folder / f"{split}_sizes.jsonl"), task="size"),
+        ]
+    tasks = [PartConfig("subject", ClassificationConfig(), 2.0), PartConfig("size", RegressionConfig())]
+    return replace(config, task=MultitaskConfig(tasks), data=replace(config.data, **sources))
+
+
+def test_a_run_from_train_to_export(checkpoint: Path, tmp_path: Path) -> None:
+    config = mixed_run(checkpoint, tmp_path)
+    run = train(config)
+    learnt: Any = load(run / "config.yaml").task
+    assert learnt.tasks[0].task.labels == sorted(SUBJECTS) and learnt.tasks[0].weight == 2.0
+    result = read_json(run / "evaluation.json")
+    assert {"average", "macro_f1 (subject)", "mse (size)"} <= set(result["metrics"])
+    compared = {(d["name"], d["metric"]) for d in result["differences"]}
+    assert ("after tuning − mean", "mse (size)") in compared
+    written = read_jsonl(run / "predictions.jsonl")
+    assert [r["task"] for r in written] == ["subject"] * 12 + ["size"] * 12
+    evaluate([str(run), "--out", str(tmp_path / "again"), "--no_baselines"])
+    again = read_json(tmp_path / "again" / "evaluation.json")["rows"][0]["values"]
+    assert again == next(r["values"] for r in result["rows"] if r["name"] == "after tuning")
+    with pytest.raises(ValueError, match="several tasks .*subject, size"):
+        export([str(run), "--format", "hf", "--out", str(tmp_path / "none")])
+    export([str(run), "--format", "hf", "--part", "subject", "--out", str(tmp_path / "hf")])
+    alone = replace(config, task=learnt.tasks[0].task)
+    task = assemble.open_task(alone, tmp_path / "hf")
+    setup_mesh = assemble.open_run(run)[2]
+    model = assemble.load_model(alone, task, tmp_path / "hf", setup_mesh)
+    cases = task.encode([Example.from_record(r) for r in read_jsonl(tmp_path / "test.jsonl")])
+    scores = task.score(predictor(task, model.graphdef, setup_mesh, (32,))(model.params), cases)
+    assert [p["prediction"] for p in scores.predictions] == [r["prediction"] for r in written[:12]]
+
+
+def test_resume_is_exact(checkpoint: Path, tmp_path: Path) -> None:
+    whole = train(mixed_run(checkpoint, tmp_path / "a", data__temperature=2.0, data__size_cap=20))
+    (tmp_path / "b").mkdir()
+    config = mixed_run(checkpoint, tmp_path / "b", data__temperature=2.0, data__size_cap=20)
+    import instructrec_jax.train as module
+
+    class Stopped(Exception):
+        pass
+
+    made = module.make_train_step
+
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        step, left = made(*args, **kwargs), [4]
+
+        def run(*inputs: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Stopped
+            return step(*inputs)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(module, "make_train_step", stopping)
+        train(config)
+    assert [r for r in rows(train(config))] == rows(whole)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ([PartConfig("a", ClassificationConfig(labels=["x", "y"]))], "at least two tasks with different names"),
+        ([PartConfig("a", RegressionConfig()), PartConfig("a", RegressionConfig())], "with different names"),
+        ([PartConfig("a", RegressionConfig(), 0.0), PartConfig("b", RegressionConfig())], "weight of task 'a'"),
+    ],
+)
+def test_settings_that_are_no_tasks(tasks: Any, words: str, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=words):
+        MultitaskConfig(tasks).build(TaskContext(tokenizer, 64))
+
+
+def test_what_cannot_be_mixed(tokenizer: Any, tmp_path: Path) -> None:
+    ranking = PartConfig("films", task_config("retrieval", tmp_path / "catalogue"))
+    with pytest.raises(ValueError, match="task 'films' is of type retrieval.*a run of its own"):
+        MultitaskConfig([ranking, PartConfig("b", RegressionConfig())]).build(TaskContext(tokenizer, 64))
+    writing = PartConfig("answer", LanguageModelConfig(template="plain"))
+    context = TaskContext(tokenizer, 64, kind="encoder_decoder", decoder_start_token_id=0)
+    context.tokenizer.eos_token = tokenizer.eos_token or "[SEP]"
+    with pytest.raises(ValueError, match="task 'b' reads the encoder"):
+        MultitaskConfig([writing, PartConfig("b", RegressionConfig())]).build(context)
+
+
+def test_an_example_of_no_task_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("multitask", checkpoint, tmp_path)
+    with pytest.raises(ValueError, match="example 'x7' is of task 'summary', but task.tasks has classification"):
+        setup.task.encode([Example(instruction="a film", output="love", task="summary", id="x7")])
+
+
+def test_settings_survive_yaml(tmp_path: Path) -> None:
+    config = Config(task=MultitaskConfig([PartConfig("a", ClassificationConfig(labels=["x", "y"]), 2.0)]))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load(tmp_path / "config.yaml") == config
