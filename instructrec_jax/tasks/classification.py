@@ -188,7 +188,7 @@ class ClassificationTask(_SequenceTask):
             metrics,
             {"accuracy": right.astype(float)},
             predictions,
-            f"{report}\n{common_mistakes(counts, self.labels)}".strip(),
+            f"{report}\n{common_mistakes(counts, self.labels)}".rstrip(),
             charts={
                 "confusion": {"labels": self.labels, "counts": counts.tolist()},
                 "calibration": {"bins": reliability(confidence, right)},
