@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from instructrec_jax.config import Config
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.hold_out import SEEN, UNSEEN, check_hold_out, is_held_out
 from instructrec_jax.data.loader import Batch, Loader, Parts, RowLoader, StreamLoader, lengths_of
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped
-from instructrec_jax.data.sources import ListSource, SourceConfig, open_sources
+from instructrec_jax.data.sources import ListSource, open_sources
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.distributed.launch import say
+from instructrec_jax.evaluation.evaluator import segments
 from instructrec_jax.tasks.base import Encoded, Task
+
+Split = Literal["train", "validation", "test"]
 
 
 def labels_of(config: Config) -> list[str] | None:
@@ -86,7 +90,10 @@ def training_data(config: Config, task: Task, row_multiple: int, processes: tupl
     )
     size, rows = config.data.batch_size, config.data.batch_rows
     shape = (size or 0, buckets(config), row_multiple, config.seed, *processes, target_buckets(task))
+    hold_out = config.data.hold_out
     if isinstance(opened, StreamSource):
+        if hold_out:
+            raise ValueError("data.hold_out cannot look ahead in a stream: set streaming: false, or filter it before.")
 
         def gather_stream(examples: list[Example], rng: np.random.Generator) -> Parts:
             return task.gather(encode(task, examples), rng)
@@ -98,16 +105,25 @@ def training_data(config: Config, task: Task, row_multiple: int, processes: tupl
             )
         stream = StreamLoader(opened, gather_stream, *shape)
         return TrainingData([], 0, opened.name, stream.batches, opened, f"{size} examples")
-    per_source = [encode(task, [source[i] for i in range(len(source))]) for source in opened.sources]
+    per_source = []
+    for source in opened.sources:
+        examples = [source[i] for i in range(len(source))]
+        kept = [e for e in examples if not is_held_out(e, hold_out)]
+        if len(kept) < len(examples):
+            count(task, "training examples held out", len(examples) - len(kept))
+        per_source.append(encode(task, kept) if kept else [])
     encoded = [e for part in per_source for e in part]
+    if not encoded:
+        raise ValueError("data.hold_out leaves nothing of data.train: hold out less.")
     mixture = opened
     if [len(part) for part in per_source] != [len(source) for source in opened.sources]:
-        # some were dropped for their length, or became several: mix what there is
-        left = [
-            ListSource([e.example for e in part], source.name, source.task)
-            for part, source in zip(per_source, opened.sources, strict=True)
+        # some were dropped for their length, held out, or became several: mix what there is
+        there = [
+            (ListSource([e.example for e in part], source.name, source.task), setting.weight)
+            for part, source, setting in zip(per_source, opened.sources, config.data.train, strict=True)
+            if part
         ]
-        weights = [source.weight for source in config.data.train if source.weight is not None] or None
+        left, weights = [source for source, _ in there], [weight for _, weight in there if weight is not None] or None
         mixture = Mixture(
             left,
             weights=weights,
@@ -168,13 +184,13 @@ def check_batch(config: Config, task: Task, row_multiple: int) -> None:
         )
 
 
-def evaluation_data(
-    config: Config, task: Task, sources: Sequence[SourceConfig], skipped: list[SkippedRow] | None = None
-) -> list[Encoded]:
-    """All examples of some sources, in order, encoded; empty when there are no sources.
+def evaluation_data(config: Config, task: Task, split: Split, skipped: list[SkippedRow] | None = None) -> list[Encoded]:
+    """All examples of data.train, data.validation or data.test, in order, encoded; empty when it lists no sources.
 
-    Rows that `on_bad_example: skip` leaves out are added to `skipped`, or told on stderr where there is no list.
+    What is held out is there only in the test. Rows that `on_bad_example: skip` leaves out are added to `skipped`, or
+    told on stderr where there is no list.
     """
+    sources = getattr(config.data, split)
     if not sources:
         return []
     opened = open_sources(sources, labels=labels_of(config), on_bad_example=config.data.on_bad_example)
@@ -184,7 +200,31 @@ def evaluation_data(
         skipped += opened.skipped
     elif opened.skipped:
         say(summarize_skipped(opened.skipped))
-    return encode(task, [opened[i] for i in range(len(opened))])
+    examples = [opened[i] for i in range(len(opened))]
+    if split == "test":
+        check_hold_out(examples, config.data.hold_out, "data.test")
+        return encode(task, examples)
+    kept = [e for e in examples if not is_held_out(e, config.data.hold_out)]
+    if not kept:
+        raise ValueError(f"data.hold_out leaves nothing of data.{split}: hold out less.")
+    return encode(task, kept)
+
+
+def case_groups(config: Config, cases: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+    """The test cases by what is reported apart: seen and unseen where something is held out, else `segment_by`."""
+    hold_out = config.data.hold_out
+    if not hold_out:
+        return segments(cases, config.evaluation.segment_by)
+    if config.evaluation.segment_by is not None:
+        raise ValueError("data.hold_out tells seen from unseen cases: leave out evaluation.segment_by beside it.")
+    groups: dict[str, list[Encoded]] = {SEEN: [], UNSEEN: []}
+    for e in cases:
+        groups[UNSEEN if is_held_out(e.example, hold_out) else SEEN].append(e)
+    return {name: own for name, own in groups.items() if own}
+
+
+def count(task: Task, what: str, number: int) -> None:
+    task.context.counts[what] = task.context.counts.get(what, 0) + number
 
 
 def encode(task: Task, examples: Sequence[Example]) -> list[Encoded]:

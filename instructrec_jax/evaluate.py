@@ -4,6 +4,7 @@
     evaluate HF_FOLDER --config_path X    a HuggingFace folder as it is, on the task and data of X
     evaluate RUN --beside RUN2 RUN3       other runs, on the same cases
     evaluate RUN --hybrid RUN2 coKNN      weighted sums with other rankers; the weights are tuned on data.validation
+    evaluate RUN --wordings FILE          the same cases asked with each line of FILE: mean, spread and worst
     evaluate RUN --rerank RUN2            two stages: RUN2 ranks the --retrieve best of RUN anew, alone and mixed
 
 Any setting can be overridden as in train: `--data.test '[{path: other.jsonl}]'`.
@@ -21,11 +22,13 @@ import numpy as np
 from instructrec_jax import assemble, assemble_data
 from instructrec_jax.assemble_ranker import predict_of_run
 from instructrec_jax.config import DEFAULT, Config, main_guard, parse
-from instructrec_jax.distributed.launch import say
+from instructrec_jax.distributed.launch import once, say
 from instructrec_jax.distributed.mesh import make_mesh
-from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, contend, segments
+from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, contend, greater_is_better
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.evaluation.results import show_results
+from instructrec_jax.evaluation.wordings import format_sensitivity, read_wordings, reworded, sensitivity
+from instructrec_jax.files import write_json
 from instructrec_jax.recommendation.two_stage import BLOCK, hybrid, mask, retrieve, tune_weight, two_stage
 from instructrec_jax.tasks.base import Encoded, Predict, Task
 from instructrec_jax.tasks.ranking import RankingTask
@@ -36,13 +39,14 @@ def evaluate(
     config: Config,
     out: Path,
     *,
-    split: str = "test",
+    split: assemble_data.Split = "test",
     step: int | None = None,
     baselines: bool = True,
     beside: Sequence[Path] = (),
     hybrids: Sequence[str] = (),
     rerankers: Sequence[Path] = (),
     retrieved: int = 100,
+    wordings: Sequence[str] = (),
 ) -> None:
     """Scores a run directory or a HuggingFace folder; writes evaluation.json and predictions.jsonl into `out`.
 
@@ -53,14 +57,14 @@ def evaluate(
       beside: other runs, whose best checkpoints are scored on the same cases, each as its own task reads them.
       hybrids: runs, or names of simple methods, each of which is mixed with this model into one more row.
       rerankers: runs that rank anew the `retrieved` best items of this model, each one more row.
+      wordings: instructions to ask the same cases with, each one more row; see `evaluation.wordings`.
     """
     is_run = (path / "config.yaml").is_file()
     config = assemble_data.learnt(config)
     folder = path / "backbone" if is_run else assemble.backbone_folder(str(path))
     task = assemble.open_task(config, folder)
     mesh = make_mesh(config.mesh)
-    sources = config.data.test if split == "test" else config.data.validation
-    cases = assemble_data.evaluation_data(config, task, sources)
+    cases = assemble_data.evaluation_data(config, task, split)
     if not cases:
         other = "validation" if split == "test" else "test"
         raise ValueError(
@@ -72,21 +76,28 @@ def evaluate(
     else:
         model = assemble.load_model(config, task, folder, mesh)
         name, predict = "untuned", predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
-    groups = segments(cases, config.evaluation.segment_by)
+    groups = assemble_data.case_groups(config, cases)
     contenders = [contend(name, task, predict, groups)]
     for run in beside:
         contenders.append(contend(run.name, *open_run_on(run, groups)))
     if hybrids or rerankers:
-        validation = assemble_data.evaluation_data(config, task, config.data.validation)
+        validation = assemble_data.evaluation_data(config, task, "validation")
         if not validation:
             raise ValueError("weights are tuned on validation cases, but data.validation lists no sources.")
         validation = validation[: config.evaluation.max_examples]
         contenders += [hybrid_contender(other, task, predict, validation, groups) for other in hybrids]
         contenders += [two_stage_contender(run, retrieved, task, predict, validation, groups) for run in rerankers]
+    asked = [contend(f"“{wording}”", task, predict, in_words(task, groups, wording)) for wording in wordings]
+    contenders += asked
     if baselines and config.data.train:
-        train_set = assemble_data.evaluation_data(config, task, config.data.train)
+        train_set = assemble_data.evaluation_data(config, task, "train")
         contenders += baseline_contenders(task, train_set, groups)
-    show_results(out, contenders, [], metric=config.evaluation.metric or task.metric, tuned=name)
+    metric = config.evaluation.metric or task.metric
+    show_results(out, contenders, [], metric=metric, tuned=name)
+    if asked:
+        found = sensitivity(asked, metric, greater=greater_is_better(task, metric))
+        once(lambda: write_json(out / "wordings.json", found))
+        say("\n" + format_sensitivity(found), sys.stdout)
     say(f"\nwritten: {out}", sys.stdout)
 
 
@@ -102,6 +113,14 @@ def open_run_on(run: Path, groups: Groups) -> tuple[Task, Predict, Groups]:
     if [len(cases) for cases in same.values()] != [len(cases) for cases in groups.values()]:
         raise ValueError(f"{run} drops some of the cases for their length, so it cannot be compared on them.")
     return task, predict, same
+
+
+def in_words(task: Task, groups: Groups, wording: str) -> Groups:
+    """The same cases with another instruction."""
+    asked = {name: task.encode(reworded([e.example for e in cases], wording)) for name, cases in groups.items()}
+    if [len(cases) for cases in asked.values()] != [len(cases) for cases in groups.values()]:
+        raise ValueError(f"with the wording {wording!r} some cases are too long: raise data.max_length.")
+    return asked
 
 
 def hybrid_contender(other: str, task: Task, predict: Predict, validation: list[Encoded], groups: Groups) -> Contender:
@@ -192,6 +211,7 @@ def main(args: list[str]) -> None:
         "--rerank", type=Path, nargs="+", default=[], help="runs that rank anew what this one retrieves"
     )
     parser.add_argument("--retrieve", type=int, default=100, help="how many items for --rerank (default: 100)")
+    parser.add_argument("--wordings", type=Path, help="file of instructions, a line each, to ask the same cases with")
     parser.add_argument("--no_baselines", action="store_true", help="leave out the simple methods")
     options, rest = parser.parse_known_args(args)
     is_run = (options.path / "config.yaml").is_file()
@@ -210,6 +230,7 @@ def main(args: list[str]) -> None:
         hybrids=options.hybrid,
         rerankers=options.rerank,
         retrieved=options.retrieve,
+        wordings=read_wordings(options.wordings) if options.wordings else (),
     )
 
 

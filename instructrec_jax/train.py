@@ -29,7 +29,6 @@ from instructrec_jax.evaluation.evaluator import (
     better,
     contend,
     greater_is_better,
-    segments,
 )
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.evaluation.report import write_report
@@ -87,10 +86,10 @@ def train(config: Config) -> Path:
     row_multiple = config.accumulation * data_shards(mesh)
     data = assemble_data.training_data(config, task, row_multiple, process_share(mesh))
     skipped: list[SkippedRow] = []
-    validation = assemble_data.evaluation_data(config, task, config.data.validation, skipped)
+    validation = assemble_data.evaluation_data(config, task, "validation", skipped)
     validation = validation[: config.evaluation.max_examples]
-    test = assemble_data.evaluation_data(config, task, config.data.test, skipped) or validation
-    segments(test, config.evaluation.segment_by)  # a key that the cases lack should not come to light at the end
+    test = assemble_data.evaluation_data(config, task, "test", skipped) or validation
+    assemble_data.case_groups(config, test)  # a key that the cases lack should not come to light at the end
 
     # ------------------------------------------------------------------ model and state
     model = assemble.load_model(config, task, folder, mesh)
@@ -216,7 +215,7 @@ def compare(
     mesh: Mesh,
 ) -> None:
     """The table that training ends with: the model before and after, and simple methods, on the same cases."""
-    groups = segments(test, config.evaluation.segment_by)
+    groups = assemble_data.case_groups(config, test)
     tuned = assemble.restored_model(config, task, run_dir, mesh)
     after = predict_with(tuned.params)
     contenders: list[Contender] = [

@@ -92,7 +92,7 @@ def test_transformers_gives_the_same_answers(finished: Config, tmp_path: Path) -
 
     config, task, mesh = assemble.open_run(run)
     model = assemble.restored_model(config, task, run, mesh)
-    encoded = assemble_data.evaluation_data(config, task, config.data.test)
+    encoded = assemble_data.evaluation_data(config, task, "test")
     ours = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)([e.text for e in encoded])
     np.testing.assert_allclose(np.stack(ours), logits, atol=1e-4)
     assert theirs.config.problem_type == "single_label_classification"

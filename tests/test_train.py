@@ -102,7 +102,7 @@ def test_a_run_explains_itself(finished: Config, capsys: pytest.CaptureFixture[s
 
 def encoded_training(config: Config) -> list[Any]:
     task = assemble.open_task(config, Path(config.backbone.path))
-    return assemble_data.evaluation_data(config, task, config.data.train)
+    return assemble_data.evaluation_data(config, task, "train")
 
 
 def test_a_frozen_backbone_is_restored_too(checkpoint: Path, tmp_path: Path) -> None:

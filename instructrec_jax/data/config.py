@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from instructrec_jax.data.hold_out import HoldOutConfig
 from instructrec_jax.data.skipped import OnBadExample
 from instructrec_jax.data.sources import SourceConfig
 
@@ -26,3 +27,4 @@ class DataConfig:
     max_length: int = 128  # tokens a text, special tokens included
     truncate: Truncate = "error"  # what happens to longer texts (it is counted)
     on_bad_example: OnBadExample = "error"  # stop at a bad record, or count it and go on
+    hold_out: HoldOutConfig = field(default_factory=HoldOutConfig)
