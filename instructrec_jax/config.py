@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import sys
 import typing
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,8 @@ def main_guard(main: Any, *, processes: bool = False) -> None:
     Args:
       processes: the verb works in several processes at once, and joins them where the environment says so.
     """
+    # what a metric or a library has to say, without the line of code that says it
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         if processes:
             launch.initialize()

@@ -1,6 +1,9 @@
-"""Makes a HuggingFace folder for a small Llama-style network to be trained from nothing: tokenizer and config.
+"""Makes a HuggingFace folder for a small network to be trained from nothing: tokenizer and config.
 
     python scripts/new_language_model.py data/instructions/train.jsonl --out models/small
+    python scripts/new_language_model.py data/tatoeba/train.jsonl --out models/pairs --encoder_decoder
+
+It is a decoder in the style of Llama, or an encoder–decoder in that of T5 (with as many layers on either side).
 
 The tokenizer is a byte-level BPE (Sennrich et al., 2016; bytes as in GPT-2) learnt from the texts of the given
 examples, with the markers of ChatML. There are no weights: train it with backbone.random_init: true.
@@ -10,8 +13,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, T5Config
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.files import read_jsonl
@@ -30,6 +33,7 @@ def main() -> None:
     parser.add_argument("--num_kv_heads", type=int, default=2)
     parser.add_argument("--mlp_size", type=int, default=1024)
     parser.add_argument("--max_length", type=int, default=2048)
+    parser.add_argument("--encoder_decoder", action="store_true")
     arguments = parser.parse_args()
 
     core = Tokenizer(models.BPE())
@@ -41,6 +45,9 @@ def main() -> None:
     )
     core.train_from_iterator(texts(arguments.files), trainer)
     end, _, turn_end, padding = SPECIAL
+    if arguments.encoder_decoder:
+        ids = [(turn_end, core.token_to_id(turn_end))]
+        core.post_processor = processors.TemplateProcessing(single=f"$A {turn_end}", special_tokens=ids)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=end,
@@ -49,20 +56,36 @@ def main() -> None:
         model_max_length=arguments.max_length,
     )
     tokenizer.save_pretrained(arguments.out)
-    LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=arguments.hidden_size,
-        num_hidden_layers=arguments.num_layers,
-        num_attention_heads=arguments.num_heads,
-        num_key_value_heads=arguments.num_kv_heads,
-        intermediate_size=arguments.mlp_size,
-        max_position_embeddings=arguments.max_length,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        architectures=["LlamaForCausalLM"],
-    ).save_pretrained(arguments.out)
+    ids = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    config: PreTrainedConfig
+    if arguments.encoder_decoder:
+        config = T5Config(
+            vocab_size=len(tokenizer),
+            d_model=arguments.hidden_size,
+            d_kv=arguments.hidden_size // arguments.num_heads,
+            d_ff=arguments.mlp_size,
+            num_layers=arguments.num_layers,
+            num_heads=arguments.num_heads,
+            feed_forward_proj="gated-gelu",
+            decoder_start_token_id=tokenizer.pad_token_id,
+            architectures=["T5ForConditionalGeneration"],
+            **ids,
+        )
+    else:
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=arguments.hidden_size,
+            num_hidden_layers=arguments.num_layers,
+            num_attention_heads=arguments.num_heads,
+            num_key_value_heads=arguments.num_kv_heads,
+            intermediate_size=arguments.mlp_size,
+            max_position_embeddings=arguments.max_length,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            architectures=["LlamaForCausalLM"],
+            **ids,
+        )
+    config.save_pretrained(arguments.out)
     print(f"written: {arguments.out}, {len(tokenizer):,} tokens")
 
 
@@ -70,7 +93,8 @@ def texts(files: list[Path]) -> Iterator[str]:
     for file in files:
         for row in read_jsonl(file):
             example = Example.from_record(row)
-            yield from [example.instruction, example.input or "", str(example.output or "")]
+            outputs = example.output if isinstance(example.output, tuple) else (example.output,)
+            yield from [example.instruction, example.input or "", *(str(output) for output in outputs if output)]
             yield from (message.content for message in example.messages)
 
 

@@ -22,6 +22,8 @@ def classification_metrics(
     outside them is an error. Micro F1 of single-label data equals accuracy.
     """
     used = _check_single(targets, predictions, labels)
+    true, guessed = set(targets), set(predictions)
+    _warn_empty([x for x in used if x not in guessed], [x for x in used if x not in true])
     shared = {"labels": used, "zero_division": 0}
     return {
         "accuracy": float(sk.accuracy_score(targets, predictions)),
@@ -62,6 +64,9 @@ def multilabel_metrics(targets: ArrayLike, predictions: ArrayLike, labels: Seque
     set; sample F1 is averaged over cases, a case with no true and no predicted label counting as 1.
     """
     truth, guess = _check_multi(targets, predictions, labels)
+    never_predicted = np.flatnonzero(truth.any(axis=0) & ~guess.any(axis=0)).tolist()
+    never_true = np.flatnonzero(guess.any(axis=0) & ~truth.any(axis=0)).tolist()
+    _warn_empty([labels[column] for column in never_predicted], [labels[column] for column in never_true])
     columns = np.flatnonzero((truth | guess).any(axis=0))
     macro = sk.f1_score(truth[:, columns], guess[:, columns], average="macro", zero_division=0) if len(columns) else 1.0
     return {
@@ -87,9 +92,7 @@ def _check_single(targets: Sequence[str], predictions: Sequence[str], labels: Se
     true, guessed = set(targets), set(predictions)
     if labels is not None and (unknown := sorted((true | guessed) - set(labels))):
         raise ValueError(f"unknown label {unknown[0]!r}; the labels are {', '.join(map(repr, labels))}.")
-    used = [x for x in labels if x in true | guessed] if labels is not None else sorted(true | guessed)
-    _warn_empty([x for x in used if x not in guessed], [x for x in used if x not in true])
-    return used
+    return [x for x in labels if x in true | guessed] if labels is not None else sorted(true | guessed)
 
 
 def _check_multi(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -102,15 +105,11 @@ def _check_multi(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[st
     for name, array in (("targets", truth), ("predictions", guess)):
         if not np.isin(array, (0, 1)).all():
             raise ValueError(f"multi-label {name} must hold only 0 and 1: threshold the scores first.")
-    truth, guess = truth.astype(bool), guess.astype(bool)
-    never_predicted = np.flatnonzero(truth.any(axis=0) & ~guess.any(axis=0)).tolist()
-    never_true = np.flatnonzero(guess.any(axis=0) & ~truth.any(axis=0)).tolist()
-    _warn_empty([labels[column] for column in never_predicted], [labels[column] for column in never_true])
-    return truth, guess
+    return truth.astype(bool), guess.astype(bool)
 
 
 def _warn_empty(never_predicted: Sequence[str], never_true: Sequence[str]) -> None:
     for what, names in (("predicted", never_predicted), ("in the targets", never_true)):
         if names:
             shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-            warnings.warn(f"{len(names)} label(s) never {what}, F1 counted as 0: {shown}", stacklevel=4)
+            warnings.warn(f"{len(names)} label(s) never {what}, F1 counted as 0: {shown}", stacklevel=3)
