@@ -12,6 +12,7 @@ examples, with the markers of ChatML. There are no weights: train it with backbo
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, T5Config
@@ -46,8 +47,8 @@ def main() -> None:
     core.train_from_iterator(texts(arguments.files), trainer)
     end, _, turn_end, padding = SPECIAL
     if arguments.encoder_decoder:
-        ids = [(turn_end, core.token_to_id(turn_end))]
-        core.post_processor = processors.TemplateProcessing(single=f"$A {turn_end}", special_tokens=ids)
+        end_of_turn = [(turn_end, core.token_to_id(turn_end))]
+        core.post_processor = processors.TemplateProcessing(single=f"$A {turn_end}", special_tokens=end_of_turn)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=end,
@@ -56,7 +57,7 @@ def main() -> None:
         model_max_length=arguments.max_length,
     )
     tokenizer.save_pretrained(arguments.out)
-    ids = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    ids: dict[str, Any] = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     config: PreTrainedConfig
     if arguments.encoder_decoder:
         config = T5Config(
