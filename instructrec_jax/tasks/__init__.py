@@ -8,6 +8,7 @@ from instructrec_jax.tasks.multitask import MultitaskConfig
 from instructrec_jax.tasks.reranker import RerankerConfig
 from instructrec_jax.tasks.retrieval import RetrievalConfig
 from instructrec_jax.tasks.sequence import SequenceConfig
+from instructrec_jax.tasks.similarity import SimilarityConfig
 from instructrec_jax.tasks.token_classification import TokenClassificationConfig
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "RerankerConfig",
     "RetrievalConfig",
     "SequenceConfig",
+    "SimilarityConfig",
     "TokenClassificationConfig",
 ]

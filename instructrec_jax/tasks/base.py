@@ -253,6 +253,8 @@ def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -
     Raises:
       ValueError: a text without tokens, or one longer than `max_length` under `truncate: error`.
     """
+    if not texts:  # the tokenizer fails on none
+        return []
     texts = [text.lower() for text in texts] if context.lower_case else list(texts)
     encoded = context.tokenizer(
         texts, add_special_tokens=True, truncation=False, return_special_tokens_mask=True, verbose=False

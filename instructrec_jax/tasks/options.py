@@ -1,0 +1,206 @@
+"""Choosing one of several texts: listed candidates, the words for labels, or answers drawn beside the right one.
+
+Shared by the tasks that choose by similarity and by likelihood.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.mixture import permutation
+from instructrec_jax.data.prompts import answer, render
+from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
+from instructrec_jax.metrics.classification import (
+    classification_metrics,
+    classification_report,
+    common_mistakes,
+    confusion_matrix,
+)
+from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig
+
+RECALLS = (1, 2, 5)
+
+
+@dataclass
+class OptionsConfig(TaskConfig):
+    """Settings of a task that chooses a text."""
+
+    labels: list[str] = field(default_factory=list)  # candidates of every example; []: each example's own
+    verbalisers: dict[str, str] = field(default_factory=dict)  # what is said for a label; others: name, _ as space
+    negatives: int = 0  # answers of other examples drawn, by seed, as candidates for examples that list none
+
+    def words(self, name: str) -> str:
+        """What is said for a candidate: a text of an example's own is said as it is."""
+        return self.verbalisers.get(name, name.replace("_", " ")) if self.labels else name
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.labels or self.negatives)
+
+    def learn(self, examples: Sequence[Example]) -> "OptionsConfig":
+        """Labels, where no example lists candidates."""
+        if any(e.candidates for e in examples):
+            return self
+        return replace(self, labels=sorted({said for e in examples if (said := answer(e)) is not None}))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is chosen from.
+
+    Attributes:
+      names: of the candidates: labels, or the texts themselves.
+      texts: what is said for each.
+      right: which one is the answer.
+      own: whether training is to tell the answer from these candidates (and not from the other answers of a batch).
+    """
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    right: int
+    own: bool
+
+
+def check_options(config: OptionsConfig) -> None:
+    if config.negatives < 0:
+        raise ValueError(f"task.negatives should not be negative, but is {config.negatives}.")
+    if config.labels and config.negatives:
+        raise ValueError("task.labels are the candidates of every example, so task.negatives draws none: set one.")
+    if len(set(config.labels)) != len(config.labels) or len(config.labels) == 1:
+        raise ValueError(f"task.labels should be at least two different names, but are {config.labels}.")
+    if unknown := sorted(set(config.verbalisers) - set(config.labels)):
+        raise ValueError(f"task.verbalisers says {unknown[0]!r}, which is none of task.labels {config.labels}.")
+    said = [config.words(label) for label in config.labels]
+    if len(set(said)) != len(said):
+        raise ValueError(f"the same is said for two labels, {said}: change task.verbalisers.")
+
+
+def with_candidates(examples: Sequence[Example], config: OptionsConfig, seed: int) -> list[Example]:
+    """The examples with candidates of their own, for those that need some: the right one and `negatives` drawn ones.
+
+    They are drawn among the different answers of these examples, and shuffled. They stay with the example, so that
+    whoever encodes it again (another run, on the same cases) has the same ones.
+    """
+    if not config.negatives:
+        return list(examples)
+    pool = sorted({said for e in examples if (said := answer(e)) is not None})
+    made = []
+    for number, example in enumerate(examples):
+        said = answer(example)
+        if example.candidates or said is None:
+            made.append(example)
+            continue
+        if len(pool) <= config.negatives:
+            raise ValueError(
+                f"task.negatives is {config.negatives}, but these {len(examples)} examples have only {len(pool)} "
+                "different answers: draw fewer."
+            )
+        rng = np.random.default_rng([seed, number])
+        drawn = rng.choice(len(pool), config.negatives + 1, replace=False)
+        others = [pool[i] for i in drawn if pool[i] != said][: config.negatives]
+        listed = [said, *others]
+        made.append(replace(example, candidates=tuple(listed[i] for i in permutation(len(listed), seed, number))))
+    return made
+
+
+def options_of(example: Example, name: str, config: OptionsConfig) -> Options:
+    """Raises ValueError for an example without candidates, or whose answer is none of them."""
+    said = answer(example)
+    names = tuple(dict.fromkeys(config.labels or example.candidates))
+    if len(names) < 2:
+        raise ValueError(
+            f"{name} has {len(names)} candidates: list them in its field candidates, name task.labels, or draw some "
+            "with task.negatives."
+        )
+    if said not in names:
+        listed = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+        raise ValueError(f"{name}: its answer {said!r} is none of the candidates {listed}.")
+    return Options(
+        names,
+        tuple(config.words(name) for name in names),
+        names.index(said),
+        own=bool(config.labels or not config.negatives),
+    )
+
+
+# ---------------------------------------------------------------- scores
+
+
+def option_scores(
+    encoded: Sequence[Encoded],
+    options: Sequence[Options],
+    logits: Sequence[np.ndarray],
+    labels: Sequence[str],
+    protocol: str,
+) -> Scores:
+    """Scores of choices.
+
+    Args:
+      logits: float [candidates] of each example; among equal ones the first counts as better. Their softmax is the
+        confidence.
+      labels: where all examples choose among the same.
+    """
+    ranks, confidence, records = [], [], []
+    for e, option, values in zip(encoded, options, logits, strict=True):
+        values = np.asarray(values, np.float64)
+        order = np.argsort(-values, kind="stable")
+        shares = np.exp(values - values.max())
+        shares /= shares.sum()
+        ranks.append(1 + int(np.flatnonzero(order == option.right)[0]))
+        confidence.append(float(shares[order[0]]))
+        records.append(
+            {
+                "id": e.example.id,
+                "input": render(e.example),
+                "reference": option.names[option.right],
+                "prediction": option.names[order[0]],
+                "score": confidence[-1],
+                "candidates": {name: float(v) for name, v in zip(option.names, values, strict=True)},
+            }
+        )
+    rank, sizes = np.array(ranks), np.array([len(option.names) for option in options])
+    right = rank == 1
+    cases = {"accuracy": right.astype(float), "mrr": 1 / rank}
+    cases |= {f"recall@{k}": (rank <= k).astype(float) for k in RECALLS if k < sizes.min()}
+    metrics = {name: float(values.mean()) for name, values in cases.items()}
+    metrics["ece"] = expected_calibration_error(confidence, right)
+    charts: dict[str, object] = {"calibration": {"bins": reliability(confidence, right)}}
+    report = ""
+    if labels:
+        wanted, found = [r["reference"] for r in records], [r["prediction"] for r in records]
+        metrics |= {"macro_f1": classification_metrics(wanted, found, labels)["macro_f1"]}
+        counts = confusion_matrix(wanted, found, labels)
+        charts["confusion"] = {"labels": list(labels), "counts": counts.tolist()}
+        report = f"{classification_report(wanted, found, labels)[1]}\n{common_mistakes(counts, labels)}".rstrip()
+    among = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
+    return Scores(metrics, cases, records, report, protocol=f"among {among} candidates, {protocol}", charts=charts)
+
+
+def option_baselines(
+    train: Sequence[Encoded], test: Sequence[Encoded], options: Mapping[int, Options], labels: Sequence[str]
+) -> dict[str, Scores]:
+    """Chance (what guessing gives on average), and the cosine of TF-IDF vectors of question and candidate.
+
+    Args:
+      options: of each example, by `id(encoded)`.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    own = [options[id(e)] for e in test]
+    vectorizer = TfidfVectorizer().fit(
+        [render(e.example) for e in train] + [options[id(e)].texts[options[id(e)].right] for e in train]
+    )
+    texts = list(dict.fromkeys(text for option in own for text in option.texts))
+    place = {text: number for number, text in enumerate(texts)}
+    queries, candidates = vectorizer.transform([render(e.example) for e in test]), vectorizer.transform(texts)
+    logits = [
+        (candidates[[place[text] for text in option.texts]] @ queries[row].T).toarray()[:, 0]
+        for row, option in enumerate(own)
+    ]
+    sizes = np.array([len(option.names) for option in own])
+    chance = {"accuracy": 1 / sizes, "mrr": np.array([np.mean(1 / np.arange(1, n + 1)) for n in sizes])}
+    chance |= {f"recall@{k}": k / sizes for k in RECALLS if k < sizes.min()}
+    random = Scores({name: float(values.mean()) for name, values in chance.items()}, chance)
+    return {"chance": random, "TF-IDF cosine": option_scores(test, own, logits, labels, "TF-IDF")}
