@@ -26,6 +26,7 @@ from instructrec_jax.tasks import (
     RerankerConfig,
     RetrievalConfig,
     SequenceConfig,
+    SimilarityConfig,
     TokenClassificationConfig,
 )
 from instructrec_jax.tasks.multitask import PartConfig
@@ -50,6 +51,7 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
         text = " ".join([*words, subject])
         output: Any = {
             "classification": subject,
+            "similarity": subject,
             "multilabel": tuple(sorted({subject, str(rng.choice(SUBJECTS))})),
             "regression": float(len(words)),
             "token_classification": tuple("subject" if w in SUBJECTS else "other" for w in text.split()),
@@ -91,6 +93,7 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
         return MultitaskConfig([PartConfig(name, task_config(name, folder), weight) for name, weight in MIXED.items()])
     return {
         "classification": lambda: ClassificationConfig(labels=SUBJECTS),
+        "similarity": lambda: SimilarityConfig(**({"labels": SUBJECTS} | settings)),
         "multilabel": lambda: MultilabelConfig(labels=SUBJECTS),
         "regression": RegressionConfig,
         "token_classification": lambda: TokenClassificationConfig(labels=["other", "subject"]),

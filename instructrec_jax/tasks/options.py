@@ -20,7 +20,7 @@ from instructrec_jax.metrics.classification import (
 )
 from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig
 
-RECALLS = (1, 2, 5)
+RECALLS = (2, 5)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from instructrec_jax.training.step import batch_dropout_keys
 
 KINDS = (
     *("classification", "multilabel", "regression", "token_classification", "masked_lm", "retrieval", "sequence"),
-    "multitask",
+    *("multitask", "similarity"),
 )
 # Adam divides by |gradient|, so where a gradient is all rounding its update is too; plain comparisons of parameters
 # after steps therefore use this epsilon. Losses and gradients themselves are compared to 1e-5.
