@@ -1,27 +1,35 @@
 """One file a task family; importing the package registers them all as choices of `--task.type`."""
 
 from instructrec_jax.tasks.classification import ClassificationConfig, MultilabelConfig, RegressionConfig
+from instructrec_jax.tasks.dialogue import DialogueConfig
 from instructrec_jax.tasks.language_model import LanguageModelConfig
 from instructrec_jax.tasks.language_model_ranking import LanguageModelRankingConfig
 from instructrec_jax.tasks.masked_lm import MaskedLMConfig
 from instructrec_jax.tasks.multitask import MultitaskConfig
+from instructrec_jax.tasks.question_answering import QuestionAnsweringConfig
 from instructrec_jax.tasks.reranker import RerankerConfig
 from instructrec_jax.tasks.retrieval import RetrievalConfig
 from instructrec_jax.tasks.sequence import SequenceConfig
 from instructrec_jax.tasks.similarity import SimilarityConfig
+from instructrec_jax.tasks.summarization import SummarizationConfig
 from instructrec_jax.tasks.token_classification import TokenClassificationConfig
+from instructrec_jax.tasks.translation import TranslationConfig
 
 __all__ = [
     "ClassificationConfig",
+    "DialogueConfig",
     "LanguageModelConfig",
     "LanguageModelRankingConfig",
     "MaskedLMConfig",
     "MultilabelConfig",
     "MultitaskConfig",
+    "QuestionAnsweringConfig",
     "RegressionConfig",
     "RerankerConfig",
     "RetrievalConfig",
     "SequenceConfig",
     "SimilarityConfig",
+    "SummarizationConfig",
     "TokenClassificationConfig",
+    "TranslationConfig",
 ]
