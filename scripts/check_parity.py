@@ -37,6 +37,7 @@ RAGGED = "ragged batch"
 TORCH_CLASSES = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,
+    "span": transformers.AutoModelForQuestionAnswering,
     "mlm": transformers.AutoModelForMaskedLM,
     "lm": transformers.AutoModelForCausalLM,
     None: transformers.AutoModel,
@@ -190,7 +191,9 @@ def run_torch(model: Any, kind: str | None, batch: dict[str, np.ndarray], loaded
         if pooled is not None and not any(p.startswith("pooler.") for p in loaded.report.initialised):
             result["pooler"] = pooled.numpy()
         if base is not model or "logits" in out:
-            result["logits"] = (out if base is model else model(**tensors)).logits.numpy()
+            whole = out if base is model else model(**tensors)
+            ends = [whole.start_logits, whole.end_logits] if kind == "span" else None
+            result["logits"] = (whole.logits if ends is None else torch.stack(ends, -1)).numpy()
     if kind == "lm":
         labels, weights = next_tokens(batch)
         logits = torch.tensor(result["logits"]).transpose(1, 2)
@@ -214,7 +217,7 @@ def _forward(module: Any, head: Any, kind: str | None, batch: Any) -> dict[str, 
         result["pooler"] = module.pool(hidden[:, 0])
     if kind == "sequence":
         result["logits"] = head(module, hidden, batch["segment_ids"], 1)[:, 0]
-    elif kind == "token":
+    elif kind in ("token", "span"):
         result["logits"] = head(hidden)
     elif kind in ("mlm", "lm"):
         result["logits"] = head(module, hidden)

@@ -43,13 +43,13 @@ def task_head(source: Source, kind: str, labels: list[str] | None = None) -> Any
     """A SequenceHead, TokenHead or MaskedLMHead in the family's shape.
 
     Args:
-      kind: "sequence", "token" or "mlm".
-      labels: one name an output (None for "mlm").
+      kind: "sequence", "token", "span" or "mlm".
+      labels: one name an output (None for "span" and "mlm").
 
     Raises:
       ValueError: the checkpoint's head has the same labels in another order.
     """
-    outputs = source.config.vocab_size if labels is None else len(labels)
+    outputs = 2 if kind == "span" else source.config.vocab_size if labels is None else len(labels)
 
     def build(key: jax.Array) -> nnx.Module:
         return build_head(source.config, kind, outputs, dtype=source.dtype, rngs=nnx.Rngs(params=key))

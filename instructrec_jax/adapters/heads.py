@@ -71,7 +71,7 @@ def build_head(config: Any, kind: str, num_outputs: int, *, dtype: Any = jnp.flo
 
     Args:
         config: the HuggingFace config of the backbone.
-        kind: "sequence" | "token" | "mlm" | "lm".
+        kind: "sequence" | "token" | "span" | "mlm" | "lm".
         num_outputs: labels, numbers to regress, or the size of the vocabulary.
         dtype: of the activations.
     """
@@ -163,6 +163,10 @@ class TokenHead(_Classifier):
         return self.output(self.transform(hidden, dropout)).astype(jnp.float32)
 
 
+class SpanHead(TokenHead):
+    """Two logits at every position: how well an answer begins, and ends, there."""
+
+
 class MaskedLMHead(_Transform):
     """Logits over the vocabulary, by the backbone's word embedding table (not a copy of it) and a bias."""
 
@@ -218,7 +222,13 @@ class LMHead(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-HEADS: dict[str, Any] = {"sequence": SequenceHead, "token": TokenHead, "mlm": MaskedLMHead, "lm": LMHead}
+HEADS: dict[str, Any] = {
+    "sequence": SequenceHead,
+    "token": TokenHead,
+    "span": SpanHead,
+    "mlm": MaskedLMHead,
+    "lm": LMHead,
+}
 
 
 def head_kind(head: Any) -> str | None:

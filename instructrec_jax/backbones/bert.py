@@ -89,7 +89,12 @@ def mlm_head(config: Any) -> HeadSpec:
     )
 
 
+def span_head(config: Any) -> HeadSpec:
+    return HeadSpec(initializer_range=config.initializer_range)
+
+
 CLASSIFIER = linear("classifier", "output")
+SPAN = Head("ForQuestionAnswering", span_head, linear("qa_outputs", "output"))
 
 FAMILY = Family(
     build=build,
@@ -98,6 +103,7 @@ FAMILY = Family(
     heads={
         "sequence": Head("ForSequenceClassification", sequence_head, CLASSIFIER),
         "token": Head("ForTokenClassification", token_head, CLASSIFIER),
+        "span": SPAN,
         "mlm": Head(
             "ForMaskedLM",
             mlm_head,

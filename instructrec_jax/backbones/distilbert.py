@@ -61,6 +61,10 @@ def token_head(config: Any) -> HeadSpec:
     return HeadSpec(dropout=config.dropout, initializer_range=config.initializer_range)
 
 
+def span_head(config: Any) -> HeadSpec:
+    return HeadSpec(dropout=config.qa_dropout, initializer_range=config.initializer_range)
+
+
 def mlm_head(config: Any) -> HeadSpec:
     return HeadSpec(
         dense=True,
@@ -83,6 +87,7 @@ FAMILY = Family(
             (*linear("pre_classifier", "dense"), *linear("classifier", "output")),
         ),
         "token": Head("ForTokenClassification", token_head, CLASSIFIER),
+        "span": Head("ForQuestionAnswering", span_head, linear("qa_outputs", "output")),
         "mlm": Head(
             "ForMaskedLM",
             mlm_head,

@@ -105,7 +105,7 @@ class Family:
             below.
         prefix: of the tensor names inside a task checkpoint, e.g. "bert.".
         mapping: the backbone's table, names without the prefix.
-        heads: by kind: "sequence", "token", "mlm", "lm"; their tables hold complete names.
+        heads: by kind: "sequence", "token", "span", "mlm", "lm"; their tables hold complete names.
         pooling: how a sentence becomes one vector when the checkpoint doesn't say.
         base_class: HuggingFace's class name of the bare network.
         kind: "encoder", "decoder" or "encoder_decoder".

@@ -294,6 +294,7 @@ FAMILY = Family(
     heads={
         "sequence": Head("ForSequenceClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))),
         "token": Head("ForTokenClassification", classifier_head, (*TRANSFORM, *linear("classifier", "output"))),
+        "span": Head("ForQuestionAnswering", classifier_head, (*TRANSFORM, *linear("classifier", "output"))),
         "mlm": Head(
             "ForMaskedLM",
             mlm_head,

@@ -4,7 +4,7 @@ from typing import Any
 
 from flax import nnx
 
-from instructrec_jax.backbones.bert import CLASSIFIER, refuse_variants
+from instructrec_jax.backbones.bert import CLASSIFIER, SPAN, refuse_variants
 from instructrec_jax.backbones.encoder import NUM_BUCKETS, Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, embedding, linear, norm
 from instructrec_jax.backbones.layers import StackOptions
@@ -81,6 +81,7 @@ FAMILY = Family(
     heads={
         "sequence": Head("ForSequenceClassification", sequence_head, ROBERTA_HEADS["sequence"].mapping),
         "token": Head("ForTokenClassification", token_head, CLASSIFIER),
+        "span": SPAN,
         "mlm": ROBERTA_HEADS["mlm"],
     },
     base_class="MPNetModel",

@@ -162,7 +162,7 @@ def load_head(
     """Builds a task head and fills it with the checkpoint's own, when it has one of this kind.
 
     Args:
-        kind: "sequence" | "token" | "mlm" | "lm".
+        kind: "sequence" | "token" | "span" | "mlm" | "lm".
         build: build(key) -> head module (`adapters.heads`), key a jax random key.
 
     Returns the head and a report; where the checkpoint has no such head, every parameter is in

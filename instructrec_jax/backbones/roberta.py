@@ -7,6 +7,7 @@ from flax import nnx
 from instructrec_jax.backbones.bert import (
     CLASSIFIER,
     MAPPING,
+    SPAN,
     classifier_dropout,
     refuse_variants,
     token_head,
@@ -71,6 +72,7 @@ HEADS = {
         (*linear("classifier.dense", "dense"), *linear("classifier.out_proj", "output")),
     ),
     "token": Head("ForTokenClassification", token_head, CLASSIFIER),
+    "span": SPAN,
     "mlm": Head(
         "ForMaskedLM",
         mlm_head,

@@ -43,7 +43,7 @@ def save_pretrained(
 
     Args:
         folder: made if need be; safetensors of an older model in it are removed.
-        backbone, head: modules with their present values; `head_kind` is "sequence" | "token" | "mlm" | "lm".
+        backbone, head: modules with their present values; `head_kind` is "sequence" | "token" | "span" | "mlm" | "lm".
         config: the HuggingFace config (not changed).
         report: of the load; each tensor is then written under the name and in the dtype it was read with,
             byte-equal if untouched.

@@ -11,6 +11,7 @@ from instructrec_jax.tasks.reranker import RerankerConfig
 from instructrec_jax.tasks.retrieval import RetrievalConfig
 from instructrec_jax.tasks.sequence import SequenceConfig
 from instructrec_jax.tasks.similarity import SimilarityConfig
+from instructrec_jax.tasks.span import SpanConfig
 from instructrec_jax.tasks.summarization import SummarizationConfig
 from instructrec_jax.tasks.token_classification import TokenClassificationConfig
 from instructrec_jax.tasks.translation import TranslationConfig
@@ -29,6 +30,7 @@ __all__ = [
     "RetrievalConfig",
     "SequenceConfig",
     "SimilarityConfig",
+    "SpanConfig",
     "SummarizationConfig",
     "TokenClassificationConfig",
     "TranslationConfig",

@@ -14,6 +14,7 @@ check_parity = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check_parity)
 
 SEQUENCE, TOKEN, MLM = "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
+SPAN = "ForQuestionAnswering"
 LM, GPT2_LM, SEQ2SEQ = "ForCausalLM", "LMHeadModel", "ForConditionalGeneration"
 LINEAR_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
@@ -43,11 +44,13 @@ LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
         ),
         ("bert", "ForPreTraining", dict(dtype=torch.float16, num_hidden_layers=3)),
         ("bert", "Model", dict(shard="20KB", num_attention_heads=1)),
-        (
-            "bert",
-            "ForQuestionAnswering",
-            dict(),
-        ),  # a head that is not ours: the backbone is compared all the same
+        ("bert", SPAN, dict(num_labels=2)),
+        # a head that is not ours: the backbone is compared all the same
+        ("bert", "ForNextSentencePrediction", dict()),
+        ("roberta", SPAN, dict(num_labels=2)),
+        ("distilbert", SPAN, dict(num_labels=2)),
+        ("mpnet", SPAN, dict(num_labels=2)),
+        ("modernbert", SPAN, dict(num_labels=2)),
         ("roberta", SEQUENCE, dict(pad_token_id=3, layer_norm_eps=1e-6, dtype=torch.bfloat16)),
         ("roberta", MLM, dict(hidden_act="relu", type_vocab_size=1)),
         ("xlm-roberta", "Model", dict(hidden_act="gelu_pytorch_tanh")),
