@@ -6,6 +6,7 @@ from instructrec_jax.tasks.language_model import LanguageModelConfig
 from instructrec_jax.tasks.language_model_ranking import LanguageModelRankingConfig
 from instructrec_jax.tasks.masked_lm import MaskedLMConfig
 from instructrec_jax.tasks.multitask import MultitaskConfig
+from instructrec_jax.tasks.position_translation import PositionTranslationConfig
 from instructrec_jax.tasks.question_answering import QuestionAnsweringConfig
 from instructrec_jax.tasks.reranker import RerankerConfig
 from instructrec_jax.tasks.retrieval import RetrievalConfig
@@ -24,6 +25,7 @@ __all__ = [
     "MaskedLMConfig",
     "MultilabelConfig",
     "MultitaskConfig",
+    "PositionTranslationConfig",
     "QuestionAnsweringConfig",
     "RegressionConfig",
     "RerankerConfig",
