@@ -203,7 +203,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--instruction", default="", help="what stood before the texts in training, if anything")
     parser.add_argument("--batch", type=int, default=64, help="records labelled at a time, at most")
     parser.add_argument("--on_bad_record", choices=("error", "skip"), default="error", help="skip: count and go on")
-    options = parser.parse_args(_negative_numbers(args))
+    options = parser.parse_args(args)
 
     band = Band(*options.band, options.hysteresis, options.least)
     window, late = duration(options.window), duration(options.late)
@@ -251,17 +251,6 @@ def main(args: list[str]) -> None:
     if classifier.cut:
         notes.append(f"{classifier.cut:,} texts were longer than the run's data.max_length, and cut.")
     print("\n".join(note for note in [*notes, skipped.summary()] if note), file=sys.stderr)
-
-
-def _negative_numbers(args: list[str]) -> list[str]:
-    """argparse takes -.4 and -1e-1 for options; -0.4 it takes for the number that it is."""
-    found = []
-    for arg in args:
-        try:
-            found.append(repr(float(arg)) if arg.startswith("-") else arg)
-        except ValueError:
-            found.append(arg)
-    return found
 
 
 def _values(text: str) -> dict[str, float]:

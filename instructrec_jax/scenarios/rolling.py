@@ -57,8 +57,8 @@ class Band:
     least: int = 3
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise ValueError(f"--band: the lower end, {self.low}, has to lie below the upper end, {self.high}.")
+        if not -np.inf < self.low < self.high < np.inf:
+            raise ValueError(f"--band: the lower end, {self.low}, has to lie below the upper end, {self.high}: two numbers.")
         if not 0 <= self.hysteresis <= self.high - self.low:
             width = self.high - self.low
             raise ValueError(f"--hysteresis is {self.hysteresis}, but lies between 0 and the band's width, {width:g}.")
@@ -120,6 +120,7 @@ class Watch:
         window, direction = list(entity.window), 1 if entity.side == "above" else -1
         contributions = left_out(values, weights)
         strongest = np.argsort(-direction * contributions, kind="stable")[:EVIDENCE]
+        strongest = strongest[direction * contributions[strongest] > 0]
         uncertainty: dict[str, float] = {"entropy": float(np.mean([each.entropy for each in window]))}
         if len(opinion.values) > 1:
             by_member = rolling_score(np.stack([each.values for each in window], 1), weights)
