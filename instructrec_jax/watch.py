@@ -203,7 +203,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--instruction", default="", help="what stood before the texts in training, if anything")
     parser.add_argument("--batch", type=int, default=64, help="records labelled at a time, at most")
     parser.add_argument("--on_bad_record", choices=("error", "skip"), default="error", help="skip: count and go on")
-    options = parser.parse_args(args)
+    options = parser.parse_intermixed_args(args)
 
     band = Band(*options.band, options.hysteresis, options.least)
     window, late = duration(options.window), duration(options.late)
