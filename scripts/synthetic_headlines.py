@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--events", type=Path, help="JSON file of the planted events")
     parser.add_argument("--flat", action="store_true", help="plant no events")
     parser.add_argument("--days", type=float, default=60)
-    parser.add_argument("--per_day", type=float, default=3, help="headlines a company and day, on average")
+    parser.add_argument("--per_day", type=float, default=6, help="headlines a company and day, on average")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     events = [] if arguments.flat else EVENTS

@@ -118,9 +118,9 @@ class Watch:
         self, opinion: Opinion, entity: _Entity, values: np.ndarray, weights: np.ndarray, score: float
     ) -> dict[str, Any]:
         window, direction = list(entity.window), 1 if entity.side == "above" else -1
-        contributions = left_out(values, weights)
-        strongest = np.argsort(-direction * contributions, kind="stable")[:EVIDENCE]
-        strongest = strongest[direction * contributions[strongest] > 0]
+        added = contributions(values, weights, (self.band.low + self.band.high) / 2)
+        strongest = np.argsort(-direction * added, kind="stable")[:EVIDENCE]
+        strongest = strongest[direction * added[strongest] > 0]
         uncertainty: dict[str, float] = {"entropy": float(np.mean([each.entropy for each in window]))}
         if len(opinion.values) > 1:
             by_member = rolling_score(np.stack([each.values for each in window], 1), weights)
@@ -138,7 +138,7 @@ class Watch:
             "band": [self.band.low, self.band.high],
             "records": len(window),
             "since": window[0].time.isoformat(),
-            "moved_by": [window[i].told | {"contribution": float(contributions[i])} for i in strongest],
+            "moved_by": [window[i].told | {"contribution": float(added[i])} for i in strongest],
             "uncertainty": uncertainty,
         }
 
@@ -157,11 +157,6 @@ def rolling_score(values: np.ndarray, weights: np.ndarray) -> Any:
     return float(scores) if scores.ndim == 0 else scores
 
 
-def left_out(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """How much of the score is due to each record: the score minus the score without it, float64 [records].
-
-    A record that is alone has the whole score.
-    """
-    rest = weights.sum() - weights
-    without = ((values * weights).sum() - values * weights) / np.where(rest > 0, rest, 1)
-    return rolling_score(values, weights) - np.where(rest > 0, without, 0)
+def contributions(values: np.ndarray, weights: np.ndarray, middle: float) -> np.ndarray:
+    """What each record adds to the score's distance from `middle`, float64 [records]: they sum to score − middle."""
+    return (values - middle) * weights / max(weights.sum(), np.finfo(float).tiny)
