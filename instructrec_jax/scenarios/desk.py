@@ -22,12 +22,12 @@ class Action:
     """What to do for an intent.
 
     Attributes:
-      reply: a template with slots in braces.
+      reply: the template in pieces: a text, and the slot after it or None.
       requires: slot -> the question that asks for it.
     """
 
     name: str
-    reply: str
+    reply: Sequence[tuple[str, str | None]]
     requires: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -115,19 +115,20 @@ def _action(tree: Any, place: str, slots: Sequence[str]) -> Action:
             known = ", ".join(slots) or "none"
             raise ValueError(f"{place}: requires the unknown slot {slot!r}; known are {known}.{suggest(slot, slots)}")
     try:
-        used = [part for _, part, *_ in string.Formatter().parse(tree["reply"]) if part is not None]
-        tree["reply"].format(**dict.fromkeys(requires, ""))
-    except (ValueError, IndexError, KeyError, AttributeError) as error:
-        used = [] if isinstance(error, ValueError) else used
-        if not [slot for slot in used if slot not in requires]:
-            raise ValueError(f"{place}: the reply is no template ({error}); write {{{{ and }}}} for braces.") from None
-    for slot in used:
+        pieces = list(string.Formatter().parse(tree["reply"]))
+    except ValueError as error:
+        raise ValueError(f"{place}: the reply is no template ({error}); write {{{{ and }}}} for braces.") from None
+    for _, slot, spec, conversion in pieces:
+        if slot is None:
+            continue
+        if spec or conversion:
+            raise ValueError(f"{place}: only the name of a slot can stand in the reply's braces, as in {{{slot}}}.")
         if slot not in requires:
             raise ValueError(
                 f"{place}: the reply names the slot {slot!r}, which may be missing: add it to requires, with the "
                 f"question to ask for it. It has {', '.join(requires) or 'none'}.{suggest(slot, list(requires))}"
             )
-    return Action(tree["action"], tree["reply"], requires)
+    return Action(tree["action"], [(text, slot) for text, slot, *_ in pieces], requires)
 
 
 def respond(actions: Actions, intent: str | None, slots: Mapping[str, str]) -> dict[str, Any]:
@@ -136,7 +137,8 @@ def respond(actions: Actions, intent: str | None, slots: Mapping[str, str]) -> d
     missing = [slot for slot in action.requires if slot not in slots]
     if missing:
         return {"action": ASK, "reply": action.requires[missing[0]], "missing": missing}
-    return {"action": action.name, "reply": action.reply.format(**slots)}
+    reply = "".join(text + ("" if slot is None else slots[slot]) for text, slot in action.reply)
+    return {"action": action.name, "reply": reply}
 
 
 # ---------------------------------------------------------------- slots
