@@ -67,7 +67,9 @@ class Desk:
         if threshold is None and tuned.is_file():
             kept = read_json(tuned)
             if score not in (None, kept["score"]):
-                raise ValueError(f"{tuned} was tuned for {kept['score']}, not for {score}: tune anew, or leave --score.")
+                raise ValueError(
+                    f"{tuned} was tuned for {kept['score']}, not for {score}: tune anew, or leave --score."
+                )
             self.score, self.threshold = kept["score"], kept["threshold"]
 
     def answer(self, requests: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

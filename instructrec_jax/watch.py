@@ -113,7 +113,7 @@ def opinions(classifier: Classifier, values: np.ndarray, weight: Weight, block: 
     found = []
     for place, each in enumerate(block):
         mean = means[place]
-        told = {
+        told: dict[str, Any] = {
             "where": each.where,
             "time": each.time.isoformat(),
             "text": each.text,
@@ -205,7 +205,8 @@ def main(args: list[str]) -> None:
     parser.add_argument("--on_bad_record", choices=("error", "skip"), default="error", help="skip: count and go on")
     options = parser.parse_intermixed_args(args)
 
-    band = Band(*options.band, options.hysteresis, options.least)
+    low, high = options.band
+    band = Band(low, high, options.hysteresis, options.least)
     window, late = duration(options.window), duration(options.late)
     values = None if options.values is None else _values(options.values)
     if options.batch < 1:

@@ -43,9 +43,9 @@ def encode_one(task: Task, text: str, output: Any, *, where: str, instruction: s
     Raises BadExample for a text that is blank, or too long for the run.
     """
     check_text(text, "text")
-    words = {"instruction": instruction, "input": text} if instruction else {"instruction": text}
+    asked, read = (instruction, text) if instruction else (text, None)
     try:
-        found = task.encode([Example(**words, output=output, id=where)])
+        found = task.encode([Example(instruction=asked, input=read, output=output, id=where)])
     except ValueError as error:
         raise BadExample("text", "unusable text", str(error), where) from None
     if not found:

@@ -70,7 +70,9 @@ def read_actions(file: Path, labels: Sequence[str], tagged: Sequence[str] = ()) 
         raise ValueError(f"{file}: intents should be names of intents, each with an action and a reply.")
     for name in intents:
         if name not in labels:
-            raise ValueError(f"{file}: {name!r} is none of the run's {len(labels)} intents.{suggest(str(name), labels)}")
+            raise ValueError(
+                f"{file}: {name!r} is none of the run's {len(labels)} intents.{suggest(str(name), labels)}"
+            )
     return Actions(
         _action(top["hand_over"], f"{file}, hand_over", []),
         {name: _action(tree, f"{file}, intents.{name}", known) for name, tree in intents.items()},
@@ -110,10 +112,10 @@ def _action(tree: Any, place: str, slots: Sequence[str]) -> Action:
         if not isinstance(tree.get(name), str) or not tree[name].strip():
             raise ValueError(f"{place}: {name} should be a text, but is {tree.get(name)!r}.")
     requires = _texts(tree, "requires", place)
-    for slot in requires:
-        if slot not in slots:
+    for name in requires:
+        if name not in slots:
             known = ", ".join(slots) or "none"
-            raise ValueError(f"{place}: requires the unknown slot {slot!r}; known are {known}.{suggest(slot, slots)}")
+            raise ValueError(f"{place}: requires the unknown slot {name!r}; known are {known}.{suggest(name, slots)}")
     try:
         pieces = list(string.Formatter().parse(tree["reply"]))
     except ValueError as error:
@@ -154,7 +156,9 @@ def tagged_slots(labels: Sequence[str]) -> list[str]:
     """The slots that a tagging run's labels mark (B-date, I-date -> date). ValueError where they mark none."""
     kinds = sorted({label[2:] for label in labels if label[:2] == "B-" and len(label) > 2})
     if not kinds:
-        raise ValueError(f"--slots: the run's labels {list(labels)} mark no slots: they should be B-date, I-date, O ...")
+        raise ValueError(
+            f"--slots: the run's labels {list(labels)} mark no slots: they should be B-date, I-date, O ..."
+        )
     return kinds
 
 

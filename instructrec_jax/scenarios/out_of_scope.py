@@ -16,7 +16,7 @@ from instructrec_jax.files import replacing, write_json
 from instructrec_jax.metrics.uncertainty import negative_energy, probabilities
 
 ScoreName = Literal["max_probability", "negative_energy"]
-SCORES = ("max_probability", "negative_energy")
+SCORES: tuple[ScoreName, ...] = ("max_probability", "negative_energy")
 COLOURS = {"max_probability": "#2b6cb0", "negative_energy": "#c05621"}
 
 

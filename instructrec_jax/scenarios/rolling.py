@@ -58,7 +58,9 @@ class Band:
 
     def __post_init__(self) -> None:
         if not -np.inf < self.low < self.high < np.inf:
-            raise ValueError(f"--band: the lower end, {self.low}, has to lie below the upper end, {self.high}: two numbers.")
+            raise ValueError(
+                f"--band: the lower end, {self.low}, has to lie below the upper end, {self.high}: two numbers."
+            )
         if not 0 <= self.hysteresis <= self.high - self.low:
             width = self.high - self.low
             raise ValueError(f"--hysteresis is {self.hysteresis}, but lies between 0 and the band's width, {width:g}.")

@@ -50,9 +50,7 @@ def test_a_draw_is_the_forward_pass_of_a_training_step(setup: Setup, predict: Pr
     assert abs(mean_loss(plain) - expected) > 2e-4
 
 
-def test_draws_hang_on_seed_and_number_alone(
-    setup: Setup, predict: Predict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_draws_hang_on_seed_and_number_alone(setup: Setup, predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [e.text for e in setup.encoded]
     first = np.stack(predict.draw(texts, 5))
     np.testing.assert_array_equal(first, np.stack(predict.draw(texts, 5)))

@@ -99,7 +99,9 @@ def brute_force(opinions: list[Opinion], window: timedelta, band: Band) -> list[
     found: list[tuple[float, str | None]] = []
     sides: dict[str, str | None] = {}
     for number, now in enumerate(opinions):
-        inside = [o for o in opinions[: number + 1] if o.entity == now.entity and now.time - window < o.time <= now.time]
+        inside = [
+            o for o in opinions[: number + 1] if o.entity == now.entity and now.time - window < o.time <= now.time
+        ]
         score = sum(o.weight * o.value for o in inside) / sum(o.weight for o in inside)
         before = sides.get(now.entity) if len(inside) > 1 else None
         side = before
@@ -191,7 +193,12 @@ def test_contributions_add_up_to_the_score() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0.4, -0.4), "lower end"), ((-0.4, float("nan")), "lower end"), ((-1, 1, 3.0), "width"), ((-1, 1, 0, 0), "least")],
+    [
+        ((0.4, -0.4), "lower end"),
+        ((-0.4, float("nan")), "lower end"),
+        ((-1, 1, 3.0), "width"),
+        ((-1, 1, 0, 0), "least"),
+    ],
 )
 def test_bands_that_are_none(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -292,7 +299,9 @@ def test_an_ensemble_takes_labels_by_name(run: Path, checkpoint: Path, tmp_path:
     shutil.copytree(run, turned)
     text = (turned / "config.yaml").read_text()
     assert "- negative\n" in text
-    listed = text.replace("- negative\n", "- x\n").replace("- positive\n", "- negative\n").replace("- x\n", "- positive\n")
+    listed = (
+        text.replace("- negative\n", "- x\n").replace("- positive\n", "- negative\n").replace("- x\n", "- positive\n")
+    )
     (turned / "config.yaml").write_text(listed)  # the same network calls good what was bad
     both = Classifier([run, turned])
     members = both.members_of([both.encode("the film good", "here")])
