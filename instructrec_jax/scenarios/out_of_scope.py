@@ -106,7 +106,7 @@ def write_threshold(
     Args:
       inside, outside: logits, float [requests, labels].
     """
-    curves = {name: roc(scope_score(name, inside), scope_score(name, outside)) for name in SCORES}
+    curves: dict[str, Any] = {name: roc(scope_score(name, inside), scope_score(name, outside)) for name in SCORES}
     chosen: dict[str, Any] = {"score": score, **choose(curves[score], rate)}
     chosen |= {
         "wanted_false_positive_rate": rate,
