@@ -26,7 +26,7 @@ from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.scenarios.classifier import Classifier, open_tagger
 from instructrec_jax.scenarios.desk import Actions, matched, read_actions, respond, tagged, tagged_slots
 from instructrec_jax.scenarios.out_of_scope import SCORES, ScoreName, scope_score, write_threshold
-from instructrec_jax.scenarios.records import blocks, read_records, value_of
+from instructrec_jax.scenarios.records import blocks, read_records, stdin, value_of
 
 BATCH = 64  # requests that are labelled at a time
 Requests = Iterator[tuple[str, str]]  # (where, text)
@@ -137,7 +137,7 @@ def read_requests(source: str, field: str | None = None) -> Requests:
     Raises BadExample for a record without a text. Blank lines are passed over.
     """
     if source == "-" or source.endswith(".txt"):
-        data = sys.stdin.buffer if source == "-" else open(source, "rb")
+        data = stdin() if source == "-" else open(source, "rb")
         with data:
             for number, line in enumerate(data, 1):
                 where = f"{'stdin' if source == '-' else source}, line {number}"

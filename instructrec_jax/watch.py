@@ -76,22 +76,23 @@ class Feed:
             try:
                 if isinstance(record, BadExample):
                     raise record
-                ready = self.order.take(self._read(number, where, record), self.fields["time"])
+                reading, zoned = self._read(number, where, record)
+                ready = self.order.take(reading, self.fields["time"])
             except BadExample as error:
                 self.skipped.add(error, where)
                 continue
+            self.unzoned += not zoned
             yield from ready
         yield from self.order.rest()
 
-    def _read(self, number: int, where: str, record: Mapping[str, Any]) -> Reading:
+    def _read(self, number: int, where: str, record: Mapping[str, Any]) -> tuple[Reading, bool]:
         found = {name: value_of(record, field, f"--{name}_field") for name, field in self.fields.items()}
         entity = name_of(found["entity"], self.fields["entity"])
         time, zoned = time_of(found["time"], self.fields["time"], self.zone)
         if not isinstance(found["text"], str):
             raise BadExample(self.fields["text"], "wrong type", f"expected a text, found {found['text']!r:.60}.")
         encoded = self.classifier.encode(found["text"], where)
-        self.unzoned += not zoned
-        return Reading(number, where, entity, time, found["text"], encoded)
+        return Reading(number, where, entity, time, found["text"], encoded), zoned
 
 
 def label_values(labels: list[str], given: Mapping[str, float] | None) -> np.ndarray:

@@ -30,7 +30,7 @@ def read_records(source: str) -> Iterator[tuple[str, dict[str, Any] | BadExample
     A record that cannot be read comes as the `BadExample` that says why. Blank lines of stdin are passed over.
     """
     if source == "-":
-        yield from _lines(sys.stdin.buffer)
+        yield from _lines(stdin())
         return
     rows = open_rows(source)
     for index in range(len(rows)):
@@ -40,6 +40,17 @@ def read_records(source: str) -> Iterator[tuple[str, dict[str, Any] | BadExample
         except BadExample as error:
             error.where = where
             yield where, error
+
+
+def stdin() -> BinaryIO:
+    """Standard input with a buffer of its own, for a thread that may still wait for a line when the program ends.
+
+    Python closes the buffer of sys.stdin then, and aborts if somebody reads it.
+    """
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except OSError:  # not a file: a test's
+        return sys.stdin.buffer
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[str, dict[str, Any] | BadExample]]:
