@@ -143,7 +143,7 @@ def test_actions_files_with_mistakes(old: str, new: str, message: str, actions: 
 
 def test_the_example_of_configs_is_whole() -> None:
     """For the intents that it names; that Banking77 has them is a matter of its own data."""
-    file = ROOT / "configs" / "customer_service_actions.yaml"
+    file = ROOT / "configs" / "customer_service" / "actions.yaml"
     import yaml
 
     intents = list(yaml.safe_load(file.read_text(encoding="utf-8"))["intents"])
