@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instructrec_jax.data.loader import Parts, Text, lay_out, lengths_of, to_devices
-from instructrec_jax.data.packing import fit, round_up
+from instructrec_jax.data.packing import fit
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import data_shards, replicated
 from instructrec_jax.inference.config import GenerationConfig
@@ -21,7 +21,7 @@ TOKENS_PER_BATCH = 4096  # on each data-parallel device
 
 
 def make_predict(
-    predict_step: Callable[[Any, dict[str, jax.Array]], jax.Array],
+    predict_step: Callable[..., jax.Array],
     params: Any,
     *,
     mesh: Mesh,
@@ -30,13 +30,18 @@ def make_predict(
 ) -> Callable[..., list[np.ndarray]]:
     """The function that a task scores with: texts -> one array a text, in the order of the texts.
 
-    Texts are packed into rows of the smallest bucket that holds them; each bucket has one batch shape. Where texts have
+    Texts are packed into rows of the smallest bucket that holds them; each bucket has one batch shape (where there are
+    few rows, a power of two of them, so that calls with a few texts each share their shapes). Where texts have
     targets, the rows of a bucket's targets are as long as the longest of them needs (a power of two), and answers per
     token are those of the target's tokens. Several processes run all texts together, and each gets all answers.
     """
 
     def predict(
-        texts: Sequence[Text], *, given: dict[str, np.ndarray] | None = None, **arrays: list[np.ndarray]
+        texts: Sequence[Text],
+        *,
+        given: dict[str, np.ndarray] | None = None,
+        dropout: tuple[np.uint32, np.ndarray] | None = None,
+        **arrays: list[np.ndarray],
     ) -> list[np.ndarray]:
         everywhere = place(given or {}, replicated(mesh))
         lengths, target_lengths = lengths_of(texts)
@@ -52,7 +57,7 @@ def make_predict(
             whole = fit(lengths[members], length, targets, target_length)
             shards = data_shards(mesh)
             most = max(1, TOKENS_PER_BATCH // (length + (target_length or 0))) * shards
-            size = min(most, round_up(whole.rows, shards))
+            size = min(most, shards << (-(-whole.rows // shards) - 1).bit_length())
             for first in range(0, whole.rows, size):
                 inside = (whole.row >= first) & (whole.row < first + size)
                 chosen = members[inside]
@@ -66,8 +71,11 @@ def make_predict(
                 )
                 per_token_arrays = {name: [values[i] for i in chosen] for name, values in arrays.items()}
                 parts = Parts([texts[i] for i in chosen], per_token=per_token_arrays)
+                seed: tuple[np.uint32, ...] = ()
+                if dropout is not None:
+                    seed, parts.per_text = (dropout[0],), {"text_numbers": dropout[1][chosen]}
                 batch = to_devices(lay_out(parts, plan), mesh) | everywhere
-                output = fetch(predict_step(params, batch))
+                output = fetch(predict_step(params, batch, *seed))
                 starts = plan.start if plan.target_start is None else plan.target_start
                 for index, r, s, at in zip(chosen, plan.row, plan.segment, starts, strict=True):
                     results[index] = output[r, at : at + answered[index]] if per_token else output[r, s - 1]

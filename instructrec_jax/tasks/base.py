@@ -54,6 +54,17 @@ class Predict:
         """
         return self.run(texts, given=given, **per_token)
 
+    def draw(self, texts: Sequence[Text], seed: int, numbers: Sequence[int] | None = None) -> list[np.ndarray]:
+        """The same with dropout on, as in training: one draw of Monte Carlo dropout (Gal & Ghahramani, 2016).
+
+        Args:
+          seed: uint32. The same seed gives the same draw.
+          numbers: of the texts, which their dropout bits hang on: not on what shares a row or a call with a text.
+            None: 0, 1, ...
+        """
+        chosen = np.arange(len(texts)) if numbers is None else np.asarray(numbers)
+        return self.run(texts, dropout=(np.uint32(seed), chosen.astype(np.int32)))
+
 
 class TaskConfig(draccus.ChoiceRegistry):
     """What to learn; `--task.type` chooses."""
@@ -181,6 +192,10 @@ class Task:
     def predict(self, model: Any, batch: Arrays) -> jax.Array:
         """[rows, segments, ...] or [rows, length, ...]: see `per_token`."""
         raise TypeError(f"{type(self).__name__} has no predict().")
+
+    def draw(self, model: Any, batch: Arrays, dropout: DropoutKeys) -> jax.Array:
+        """What `predict` gives, with dropout: see `Predict.draw`."""
+        raise TypeError(f"{type(self).__name__} has no draw().")
 
     per_token = False  # whether `predict` answers for every token instead of every text
     writes = False  # whether `score` needs the answers that the model writes

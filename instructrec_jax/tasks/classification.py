@@ -138,6 +138,9 @@ class _SequenceTask(Task):
         """float32 [rows, segments, outputs]."""
         return self._outputs(model, batch, None).astype(jnp.float32)
 
+    def draw(self, model: Any, batch: Arrays, dropout: DropoutKeys) -> jax.Array:
+        return self._outputs(model, batch, dropout).astype(jnp.float32)
+
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
         return [

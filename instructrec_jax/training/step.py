@@ -107,12 +107,18 @@ def make_train_step(
     )
 
 
-def make_predict_step(task: Task, graphdef: Any, mesh: Mesh) -> Callable[[Tree, Arrays], jax.Array]:
-    """Compiles (params, batch) -> the task's predictions for each text (or token) of the batch."""
+def make_predict_step(task: Task, graphdef: Any, mesh: Mesh) -> Callable[..., jax.Array]:
+    """Compiles (params, batch) -> the task's predictions for each text (or token) of the batch.
+
+    With a third argument, a seed (uint32), dropout is on, with the bits that a training step of this seed has.
+    """
 
     @jax.jit
-    def predict_step(params: Tree, batch: Arrays) -> jax.Array:
+    def predict_step(params: Tree, batch: Arrays, seed: jax.Array | None = None) -> jax.Array:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain`
-            return task.predict(task.view(nnx.merge(graphdef, params)), batch)
+            model = task.view(nnx.merge(graphdef, params))
+            if seed is None:
+                return task.predict(model, batch)
+            return task.draw(model, batch, batch_dropout_keys(seed, batch))
 
     return predict_step

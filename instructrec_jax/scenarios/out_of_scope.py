@@ -1,0 +1,121 @@
+"""Requests that a classifier was not made for: a score, its ROC, a threshold.
+
+A request is in scope when its score is at or above the threshold. As is usual in the field, "in scope" is the positive
+class: the true-positive rate is the share of requests in scope that are taken, the false-positive rate the share of
+requests out of scope that are taken all the same.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from instructrec_jax.files import replacing, write_json
+from instructrec_jax.metrics.uncertainty import negative_energy, probabilities
+
+ScoreName = Literal["max_probability", "negative_energy"]
+SCORES: tuple[ScoreName, ...] = ("max_probability", "negative_energy")
+COLOURS = {"max_probability": "#2b6cb0", "negative_energy": "#c05621"}
+
+
+def scope_score(name: ScoreName, logits: np.ndarray) -> np.ndarray:
+    """float64 [...], higher for what is in scope, of logits [..., labels].
+
+    "max_probability": of softmax (Hendrycks & Gimpel, 2017); "negative_energy": logsumexp (Liu et al., 2020).
+    """
+    return probabilities(logits).max(-1) if name == "max_probability" else negative_energy(logits)
+
+
+def roc(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
+    """The ROC of scores in scope and out of scope, float [n] each, by scikit-learn, as plain JSON.
+
+    "fpr_at_95_tpr": the false-positive rate of the highest threshold that takes 95% of what is in scope.
+    """
+    truth = np.repeat([1, 0], [len(inside), len(outside)])
+    scores = np.concatenate([inside, outside])
+    fpr, tpr, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+    return {
+        "auroc": float(roc_auc_score(truth, scores)),
+        "fpr_at_95_tpr": float(fpr[np.argmax(tpr >= 0.95)]),
+        "fpr": fpr.tolist(),
+        "tpr": tpr.tolist(),
+        "thresholds": [*map(float, thresholds)],  # the first is infinite: nothing is taken
+    }
+
+
+def choose(curve: Mapping[str, Any], rate: float) -> dict[str, float]:
+    """The lowest threshold whose false-positive rate is `rate` at most: {"threshold", "fpr", "tpr"}.
+
+    It lies half way between two scores that were seen, so that rounding moves none of them over it.
+
+    Raises ValueError where only a threshold that takes nothing is low enough.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"--false_positive_rate is {rate}, but lies between 0 and 1.")
+    fpr, tpr, thresholds = (np.asarray(curve[name]) for name in ("fpr", "tpr", "thresholds"))
+    best = int(np.flatnonzero(fpr <= rate)[-1])
+    if tpr[best] == 0:
+        raise ValueError(
+            f"no threshold takes any request in scope and {rate:.1%} at most of those out of scope: allow a higher "
+            "--false_positive_rate, or try the other --score."
+        )
+    below = thresholds[best + 1] if best + 1 < len(thresholds) else thresholds[best]
+    threshold = (thresholds[best] + below) / 2
+    return {"threshold": float(threshold), "fpr": float(fpr[best]), "tpr": float(tpr[best])}
+
+
+def draw_roc(file: Path, curves: Mapping[str, Mapping[str, Any]], chosen: Mapping[str, Any]) -> None:
+    """A PNG of the curves, with the chosen point."""
+    from matplotlib.figure import Figure  # it takes half a second to import
+
+    figure = Figure(figsize=(5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#bbb", linewidth=1, linestyle=":")
+    for name, curve in curves.items():
+        label = f"{name.replace('_', ' ')}: AUROC {curve['auroc']:.3f}, FPR@95TPR {curve['fpr_at_95_tpr']:.3f}"
+        axes.step(curve["fpr"], curve["tpr"], where="post", color=COLOURS[name], linewidth=1.6, label=label)
+    axes.plot(chosen["fpr"], chosen["tpr"], "o", color=COLOURS[chosen["score"]], markersize=7, clip_on=False)
+    note = f"threshold {chosen['threshold']:.3f}\ntakes {chosen['tpr']:.1%} in scope, {chosen['fpr']:.1%} out of it"
+    left = chosen["fpr"] < 0.5
+    axes.annotate(
+        note,
+        (chosen["fpr"], chosen["tpr"]),
+        xytext=(14 if left else -14, -34),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        fontsize=9,
+        color="#333",
+    )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("out of scope, but taken (false-positive rate)", color="#555")
+    axes.set_ylabel("in scope, and taken (true-positive rate)", color="#555")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    with replacing(file) as stream:
+        figure.savefig(stream, format="png", dpi=150)
+
+
+def write_threshold(
+    folder: Path, inside: np.ndarray, outside: np.ndarray, score: ScoreName, rate: float
+) -> dict[str, Any]:
+    """Chooses a threshold, and writes threshold.json, roc.json and roc.png; returns what threshold.json says.
+
+    Args:
+      inside, outside: logits, float [requests, labels].
+    """
+    curves: dict[str, Any] = {name: roc(scope_score(name, inside), scope_score(name, outside)) for name in SCORES}
+    chosen: dict[str, Any] = {"score": score, **choose(curves[score], rate)}
+    chosen |= {
+        "wanted_false_positive_rate": rate,
+        "auroc": curves[score]["auroc"],
+        "fpr_at_95_tpr": curves[score]["fpr_at_95_tpr"],
+        "in_scope": len(inside),
+        "out_of_scope": len(outside),
+    }
+    write_json(folder / "threshold.json", chosen)
+    write_json(folder / "roc.json", curves)
+    draw_roc(folder / "roc.png", curves, chosen)
+    return chosen
