@@ -1,5 +1,6 @@
 """One file a task family; importing the package registers them all as choices of `--task.type`."""
 
+from instructrec_jax.tasks.choice import ChoiceConfig
 from instructrec_jax.tasks.classification import ClassificationConfig, MultilabelConfig, RegressionConfig
 from instructrec_jax.tasks.dialogue import DialogueConfig
 from instructrec_jax.tasks.language_model import LanguageModelConfig
@@ -18,6 +19,7 @@ from instructrec_jax.tasks.token_classification import TokenClassificationConfig
 from instructrec_jax.tasks.translation import TranslationConfig
 
 __all__ = [
+    "ChoiceConfig",
     "ClassificationConfig",
     "DialogueConfig",
     "LanguageModelConfig",

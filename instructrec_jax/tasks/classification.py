@@ -196,6 +196,7 @@ class ClassificationTask(_SequenceTask):
                 "confusion": {"labels": self.labels, "counts": counts.tolist()},
                 "calibration": {"bins": reliability(confidence, right)},
             },
+            compared=["accuracy"],
         )
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:

@@ -132,7 +132,7 @@ class TokenClassificationTask(Task):
             metrics, report = metrics | spans, f"{report}\nSpans\n{by_kind}"
         counts = confusion_matrix(flat_wanted, flat_found, self.labels)
         charts = {"confusion": {"labels": self.labels, "counts": counts.tolist()}}
-        return Scores(metrics, cases, predictions, report, charts=charts)
+        return Scores(metrics, cases, predictions, report, charts=charts, compared=["accuracy"])
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The most frequent label of each word in training; of all words for a new one."""
