@@ -5,6 +5,7 @@
     evaluate RUN --beside RUN2 RUN3       other runs, on the same cases
     evaluate RUN --hybrid RUN2 coKNN      weighted sums with other rankers; the weights are tuned on data.validation
     evaluate RUN --wordings FILE          the same cases asked with each line of FILE: mean, spread and worst
+    evaluate RUN --lm_eval TASK           tasks of EleutherAI's lm-eval instead (see harness.py)
     evaluate RUN --rerank RUN2            two stages: RUN2 ranks the --retrieve best of RUN anew, alone and mixed
 
 Any setting can be overridden as in train: `--data.test '[{path: other.jsonl}]'`.
@@ -14,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,19 @@ def two_stage_contender(
     return Contender(f"{k} best, reranked by {run.name} (weight {weight:.2f})", results)
 
 
+def run_lm_eval(options: argparse.Namespace, rest: list[str]) -> None:
+    """Other people's tests; the package is an extra, and so imported only here."""
+    if find_spec("lm_eval") is None:
+        raise ValueError('--lm_eval needs the package lm-eval: pip install "instructrec_jax[lm-eval]".')
+    from instructrec_jax.generate import read_settings
+    from instructrec_jax.harness import run_harness
+
+    settings = read_settings(options.path, rest, {"lm_eval", "lm_eval_tasks", "limit", "step", "out"})
+    out = options.out or Path("evaluation")
+    places = {"folder": options.lm_eval_tasks, "limit": options.limit, "step": options.step}
+    run_harness(options.path, settings, out, options.lm_eval, **places)
+
+
 def main(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m instructrec_jax.evaluate",
@@ -212,9 +227,19 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--retrieve", type=int, default=100, help="how many items for --rerank (default: 100)")
     parser.add_argument("--wordings", type=Path, help="file of instructions, a line each, to ask the same cases with")
+    parser.add_argument(
+        "--lm_eval", nargs="+", default=[], metavar="TASK", help="tasks of EleutherAI's lm-eval instead"
+    )
+    parser.add_argument(
+        "--lm_eval_tasks", type=Path, metavar="FOLDER", help="where further tasks of lm-eval lie (YAML)"
+    )
+    parser.add_argument("--limit", type=int, help="examples of each task of lm-eval; default: all")
     parser.add_argument("--no_baselines", action="store_true", help="leave out the simple methods")
     options, rest = parser.parse_known_args(args)
     is_run = (options.path / "config.yaml").is_file()
+    if options.lm_eval:
+        run_lm_eval(options, rest)
+        return
     config = parse(Config, rest, default=options.path / "config.yaml" if is_run else DEFAULT)
     if is_run and not any(arg.startswith("--mesh") for arg in rest):
         config = replace(config, mesh=assemble.fitting_mesh(config.mesh))

@@ -24,11 +24,7 @@ CASES = [
     Example(instruction="which", output="very long book", candidates=("very long book", "bad"), id="b"),
     Example(
         instruction="",
-        messages=(
-            Message("user", "new or old"),
-            Message("assistant", "old"),
-            Message("user", "good"),
-        ),
+        messages=(Message("system", "new or old"), Message("user", "good")),
         output="not good",
         candidates=("bright", "not good", "dull", "about love"),
         id="c",
