@@ -76,7 +76,8 @@ class Harness(TemplateLM):
         self.model, self.tokenizer = model, model.tokenizer
         self.is_pair = model.writer.decoder.encoder_decoder
         self.backend = "seq2seq" if self.is_pair else "causal"
-        self.limit = input_limit(read_config(model.task.context.folder))
+        folder: Any = model.task.context.folder
+        self.limit = input_limit(read_config(folder))
         self.cut = 0
 
     @property
@@ -106,7 +107,7 @@ class Harness(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """(Σ log p of the continuation, whether each of its tokens is the likeliest) of each (_, context, continuation)."""
+        """Of each (_, context, continuation): Σ log p of the continuation, and whether its tokens are the likeliest."""
         texts, labels, supervised = [], [], []
         for _, context, continuation in requests:
             if len(continuation) > self.limit:
