@@ -60,7 +60,11 @@ def main() -> int:
 
 def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
     """Runs every comparison, prints a line for each, and says whether all of them hold."""
-    jax.config.update("jax_default_matmul_precision", "highest")
+    with jax.default_matmul_precision("highest"):
+        return compare(model, tolerance, seed)
+
+
+def compare(model: str, tolerance: float, seed: int) -> bool:
     folder = find_folder(model)
     loaded = reading.load_backbone(folder, rngs=nnx.Rngs(0))
     kind = declared_head(loaded.config)

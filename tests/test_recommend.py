@@ -30,6 +30,7 @@ from instructrec_jax.recommendation.answering.terminal import width
 from instructrec_jax.recommendation.catalogue import Catalogue, Splits
 from instructrec_jax.recommendation.two_stage import hybrid, mask
 from instructrec_jax.tasks import LanguageModelRankingConfig, RerankerConfig, RetrievalConfig, SequenceConfig
+from instructrec_jax.tasks.base import Predict
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.state import split_params
 
@@ -315,7 +316,7 @@ def test_item_vectors_are_kept_until_the_run_changes(runs: dict[str, Path], cata
         raise AssertionError("computed again")
 
     config = run_settings(run, [])
-    again = with_known_items(refuse, first.task, run / "item_vectors", weights_of(run, config, None))
+    again = with_known_items(Predict(refuse), first.task, run / "item_vectors", weights_of(run, config, None))
     assert len(again(first.task.item_texts)) == ITEMS
     (after,) = Recommender(run).recommend([request], k=3)
     assert items(before) == items(after) and list((run / "item_vectors").glob("*.npy")) == [kept]

@@ -100,5 +100,5 @@ def test_token_head_answers_at_every_position():
 
 
 def test_unknown_head_is_named():
-    with pytest.raises(ValueError, match="no 'nsp' head; it has: sequence, token, mlm"):
+    with pytest.raises(ValueError, match="no 'nsp' head; it has: sequence, token, span, mlm"):
         build_head(BertConfig(**SMALL), "nsp", 2, rngs=nnx.Rngs(0))

@@ -63,7 +63,7 @@ class Processes:
 
     def said(self, number: int) -> str:
         """What a process printed, without gloo's greetings."""
-        return "\n".join(x for x in self.logs[number].read_text().splitlines() if not x.startswith("[Gloo]"))
+        return "\n".join(x for x in self.logs[number].read_text().splitlines() if "peer ranks" not in x)
 
     def wait_for(self, condition: Callable[[], Any]) -> None:
         deadline = time.monotonic() + PATIENCE
