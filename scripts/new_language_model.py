@@ -3,7 +3,7 @@
     python scripts/new_language_model.py data/instructions/train.jsonl --out models/small
     python scripts/new_language_model.py data/tatoeba/train.jsonl --out models/pairs --encoder_decoder
 
-It is a decoder in the style of Llama, or an encoder–decoder in that of T5 (with as many layers on either side).
+It is a decoder in the style of Llama, or an encoder–decoder in that of BART (with as many layers on either side).
 
 The tokenizer is a byte-level BPE (Sennrich et al., 2016; bytes as in GPT-2) learnt from the texts of the given
 examples, with the markers of ChatML. There are no weights: train it with backbone.random_init: true.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, T5Config
+from transformers import BartConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.files import read_jsonl
@@ -60,17 +60,21 @@ def main() -> None:
     ids: dict[str, Any] = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     config: PreTrainedConfig
     if arguments.encoder_decoder:
-        make: Any = T5Config  # its stub lacks fields that every config takes
-        config = make(
+        config = BartConfig(
             vocab_size=len(tokenizer),
             d_model=arguments.hidden_size,
-            d_kv=arguments.hidden_size // arguments.num_heads,
-            d_ff=arguments.mlp_size,
-            num_layers=arguments.num_layers,
-            num_heads=arguments.num_heads,
-            feed_forward_proj="gated-gelu",
+            encoder_layers=arguments.num_layers,
+            decoder_layers=arguments.num_layers,
+            encoder_attention_heads=arguments.num_heads,
+            decoder_attention_heads=arguments.num_heads,
+            encoder_ffn_dim=arguments.mlp_size,
+            decoder_ffn_dim=arguments.mlp_size,
+            max_position_embeddings=arguments.max_length,
+            scale_embedding=True,
+            bos_token_id=tokenizer.bos_token_id,
             decoder_start_token_id=tokenizer.pad_token_id,
-            architectures=["T5ForConditionalGeneration"],
+            forced_eos_token_id=None,
+            architectures=["BartForConditionalGeneration"],
             **ids,
         )
     else:
