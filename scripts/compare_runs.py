@@ -46,7 +46,7 @@ def group(runs: list[Path]) -> tuple[list[str], np.ndarray]:
         if ids and [row["id"] for row in rows] != ids:
             raise SystemExit(f"{run} was tested on other cases than {runs[0]}.")
         ids = [row["id"] for row in rows]
-        values.append([ndcg(row["wanted"], row["items"]) for row in rows])
+        values.append([ndcg(row["reference"], row["prediction"]) for row in rows])
     return ids, np.array(values)
 
 

@@ -20,10 +20,12 @@ from instructrec_jax.data.prompts import (
     Pieces,
     TemplateName,
     Tokens,
+    answer,
     check_fast,
     conversation,
     find_template,
     prompt,
+    render,
     special_tokens,
     tokenise_pieces,
     written,
@@ -312,7 +314,14 @@ def _scores(encoded: Sequence[Encoded], loss: Sequence[np.ndarray], hits: Sequen
     for name in names if len(names) > 1 else []:
         result |= metrics(tasks == name, f" ({name or 'no task'})")
     predictions = [
-        {"id": e.example.id, "task": e.example.task, "loss": float(total / count), "tokens": int(count)}
+        {
+            "id": e.example.id,
+            "task": e.example.task,
+            "input": render(e.example),
+            "reference": answer(e.example),
+            "score": -float(total / count),  # mean log-probability of the reference's tokens
+            "tokens": int(count),
+        }
         for e, total, count in zip(encoded, totals, tokens, strict=True)
     ]
     return Scores(result, {"loss": totals / tokens.mean()}, predictions)

@@ -115,4 +115,14 @@ class MaskedLMTask(Task):
         loss, accuracy = found.mean(0)
         per_text = np.array([o[h, 0].mean() for o, h in zip(outputs, hidden, strict=True)])
         metrics = {"loss": float(loss), "perplexity": float(np.exp(loss)), "accuracy": float(accuracy)}
-        return Scores(metrics, {"loss": per_text})
+        tokenizer = self.context.tokenizer
+        predictions = [
+            {
+                "id": e.example.id,
+                "input": tokenizer.decode(text.tokens),
+                "reference": tokenizer.convert_ids_to_tokens(e.text.tokens[h]),
+                "score": -float(each),  # mean log-probability of the reference's tokens
+            }
+            for e, text, h, each in zip(encoded, parts.texts, hidden, per_text, strict=True)
+        ]
+        return Scores(metrics, {"loss": per_text}, predictions)

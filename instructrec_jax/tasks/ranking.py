@@ -187,7 +187,7 @@ class RankingTask(Task):
         return self._scores(found, encoded, cases)
 
     def _scores(self, found: Ranking, encoded: Sequence[Encoded], cases: Cases, report: str = "") -> Scores:
-        predictions = _Predictions(self.catalogue, encoded, found)
+        predictions = _Predictions(self.catalogue, encoded, found, found.cases[self.metric])
         return Scores(found.metrics, found.cases, predictions, report, found.main, cases.segments, found.protocol)
 
     def _asked(self, encoded: Sequence[Encoded]) -> tuple[Cases, list[Candidates]]:
@@ -272,7 +272,7 @@ class RankingTask(Task):
                 "wanted": name(e.target.items[0]),
                 "answers": [
                     {"item": item, "text": name(index[item]), "score": score}
-                    for item, score in list(zip(record["items"], record["scores"], strict=True))[:5]
+                    for item, score in list(zip(record["prediction"], record["scores"], strict=True))[:5]
                 ],
             }
             for e, record in zip(chosen, self.score(predict, chosen).predictions, strict=True)
@@ -291,8 +291,8 @@ def products(queries: np.ndarray, items: np.ndarray, candidates: np.ndarray) -> 
 class _Predictions(Sequence[dict[str, Any]]):
     """One record a case, made when it is asked for: a million of them would fill the memory."""
 
-    def __init__(self, catalogue: Catalogue, encoded: Sequence[Encoded], found: Ranking):
-        self.catalogue, self.encoded, self.found = catalogue, encoded, found
+    def __init__(self, catalogue: Catalogue, encoded: Sequence[Encoded], found: Ranking, judged: np.ndarray):
+        self.catalogue, self.encoded, self.found, self.judged = catalogue, encoded, found, judged
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -305,7 +305,9 @@ class _Predictions(Sequence[dict[str, Any]]):
         return {
             "id": e.example.id,
             "user": e.example.origin.get("user", ""),
-            "wanted": [self.catalogue.ids[i] for i in e.target.items],
-            "items": [self.catalogue.ids[i] for i in items[there]],
+            "input": render(e.example),
+            "prediction": [self.catalogue.ids[i] for i in items[there]],
             "scores": self.found.scores[case][there].tolist(),
+            "reference": [self.catalogue.ids[i] for i in e.target.items],
+            "score": float(self.judged[case]),  # the metric that the run is chosen by
         }

@@ -17,6 +17,7 @@ from instructrec_jax.config import Config
 from instructrec_jax.data.config import DataConfig
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.loader import pack
+from instructrec_jax.data.prompts import answer, render
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation.evaluator import greater_is_better
 from instructrec_jax.evaluation.predictor import predictor
@@ -349,7 +350,8 @@ def test_scores_equal_pytorch(run: Run) -> None:
     np.testing.assert_allclose(scores.cases["loss"] / scores.cases["loss"].sum(), sums / sums.sum(), rtol=1e-4)
     for record, example, each in zip(scores.predictions, examples(), losses, strict=True):
         assert (record["id"], record["task"], record["tokens"]) == (example.id, example.task, len(each))
-        assert record["loss"] == pytest.approx(each.mean(), rel=1e-4)
+        assert record["score"] == pytest.approx(-each.mean(), rel=1e-4)
+        assert (record["input"], record["reference"]) == (render(example), answer(example))
     alone = run.task.score(predict, run.encoded[::2])
     assert set(alone.metrics) == {"loss", "perplexity", "token accuracy"}  # of one task
 

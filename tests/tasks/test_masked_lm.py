@@ -140,6 +140,12 @@ def test_loss_and_scores_equal_numpy(checkpoint: Path, tmp_path: Path) -> None:
     assert scores.metrics["accuracy"] == pytest.approx((z.argmax(-1) == batch["labels"])[hidden].mean())
     assert len(scores.cases["loss"]) == len(setup.encoded) and task.metric in scores.metrics
     assert scores.metrics == task.score(predict, setup.encoded).metrics  # the same tokens each time
+    for record, case, e in zip(scores.predictions, scores.cases["loss"], setup.encoded, strict=True):
+        assert (record["id"], record["score"]) == (e.example.id, pytest.approx(-case))
+    to_words = task.context.tokenizer.convert_ids_to_tokens
+    for record, labels, supervised in zip(scores.predictions, *parts.per_token.values(), strict=True):
+        assert record["reference"] == to_words(labels[supervised > 0])
+    assert any("[MASK]" in record["input"] for record in scores.predictions)
     assert not task.greater_is_better
 
 

@@ -14,6 +14,7 @@ from helpers import Setup, examples, task_config
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
+from instructrec_jax.data.prompts import render
 from instructrec_jax.evaluation.evaluator import Contender, table
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.recommendation.candidates import write_candidates
@@ -206,11 +207,12 @@ def test_a_reranker_scores_candidates_alone(context: TaskContext, tmp_path: Path
     np.testing.assert_allclose(scores.cases["listed HR@3"], [0, 1, 1, 1])
     assert scores.report.startswith("position report over 3 orders")
     assert "0.0% of the cases" in scores.report
-    for record, e in zip(scores.predictions, test, strict=True):
-        assert record["user"] == e.example.origin["user"] and record["wanted"] == [e.example.output]
-        assert len(record["items"]) == 5 and record["scores"] == sorted(record["scores"], reverse=True)
+    for record, e, case in zip(scores.predictions, test, scores.cases[task.metric], strict=True):
+        assert record["user"] == e.example.origin["user"] and record["reference"] == [e.example.output]
+        assert len(record["prediction"]) == 5 and record["scores"] == sorted(record["scores"], reverse=True)
+        assert record["input"] == render(e.example) and record["score"] == case
         own = {1, *SEQUENCES["abcd".index(record["user"])].tolist()}
-        assert not own & {int(item[5:]) for item in record["items"]}
+        assert not own & {int(item[5:]) for item in record["prediction"]}
     task.front = 100
     assert "100.0% of the cases" in task.score(lambda texts, **_: [], test).report
     # Baselines are ranked among the same candidates.

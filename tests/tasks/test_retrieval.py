@@ -191,7 +191,7 @@ def test_seen_items_are_masked(context: TaskContext, tmp_path: Path) -> None:
     assert rank(task, open_case, set(range(ITEMS))) > 1
     scores = task.score(random_predict, [open_case, masked])
     assert scores.cases["NDCG@10"][0] < 1 and scores.cases["NDCG@10"][1] == 1
-    assert scores.predictions[1]["items"] == ["item-0"]
+    assert scores.predictions[1]["prediction"] == ["item-0"]
 
 
 def test_predictions_are_in_the_order_of_the_scores(context: TaskContext, tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_predictions_are_in_the_order_of_the_scores(context: TaskContext, tmp_pa
         query = random_predict([e.text])[0]
         allowed = [i for i in range(ITEMS) if i not in e.target.seen or i == e.target.items[0]]
         best = sorted(allowed, key=lambda i: -float(vectors[i] @ query))
-        assert record["items"] == [f"item-{i}" for i in best]
-        assert record["id"] == e.example.id and record["wanted"] == [f"item-{e.target.items[0]}"]
+        assert record["prediction"] == [f"item-{i}" for i in best]
+        assert record["id"] == e.example.id and record["reference"] == [f"item-{e.target.items[0]}"]
         np.testing.assert_allclose(record["scores"], vectors[best] @ query, atol=1e-5)
 
 
@@ -261,7 +261,7 @@ def test_baselines_with_and_without_splits(context: TaskContext, tmp_path: Path)
 def test_bm25_reads_the_instruction(context: TaskContext, tmp_path: Path) -> None:
     task = build(context, tmp_path)
     test = task.encode([Example(instruction="crime", output="item-3"), Example(instruction="space", output="item-2")])
-    answers = [record["items"] for record in task.baselines([], test)["BM25"].predictions]
+    answers = [record["prediction"] for record in task.baselines([], test)["BM25"].predictions]
     for subject, found in zip(("crime", "space"), answers, strict=True):
         assert {int(item[5:]) % 5 for item in found[:2]} == {SUBJECTS.index(subject)}
 
