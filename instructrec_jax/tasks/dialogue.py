@@ -1,15 +1,18 @@
-"""Dialogue: write the next utterance. All turns of the assistant are learnt, each after what was said before it."""
+"""Dialogue: write the next utterance. All turns of the assistant are learnt, each after what was said before it.
+
+Where it is scored, a decoder writes the last turn of a conversation, an encoder–decoder each of them.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.prompts import render
+from instructrec_jax.data.prompts import question, render
 from instructrec_jax.metrics.text import bleu, distinct, sentence_chrf
-from instructrec_jax.tasks.base import TaskConfig, TaskContext
+from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext
 from instructrec_jax.tasks.nearest import nearest_answers
 from instructrec_jax.tasks.writing import Judgement, WritingConfig, WritingTask, references
 
@@ -24,6 +27,10 @@ class DialogueConfig(WritingConfig):
 
 
 class DialogueTask(WritingTask):
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """An encoder–decoder's decoder writes one turn: a conversation is as many cases as the assistant has turns."""
+        return super().encode([turn for e in examples for turn in turns(e)] if self.is_pair else examples)
+
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
         wanted = [references(e) for e in examples]
         score, signature = bleu(answers, wanted)
@@ -46,3 +53,13 @@ class DialogueTask(WritingTask):
                 asked, said, [render(e) for e in examples]
             ),
         }
+
+
+def turns(example: Example) -> list[Example]:
+    """The conversation up to each turn of the assistant, and the example itself, last."""
+    said = [n for n, message in enumerate(question(example).messages) if message.role == "assistant"]
+    name = f"{example.id}, " if example.id else ""
+    earlier = [
+        replace(example, messages=example.messages[: n + 1], output=None, id=f"{name}turn {n + 1}") for n in said
+    ]
+    return [*earlier, example]

@@ -153,6 +153,25 @@ def test_all_turns_are_learnt_and_the_last_is_written(language_models: dict[str,
     assert rows["reply to the most similar dialogue"]["sentence chrF"] > rows["most frequent reply"]["sentence chrF"]
 
 
+def test_an_encoder_decoder_writes_each_turn_of_the_assistant(language_models: dict[str, Path], tmp_path: Path) -> None:
+    said = [Message("user", "a film"), Message("assistant", "old war"), Message("user", "new")]
+    chats = [
+        Example(instruction="be short", id="ends", messages=(*said, Message("assistant", "war space"))),
+        Example(instruction="be short", id="output", messages=tuple(said), output="love"),
+    ]
+    config = settings(DialogueConfig, language_models["t5"], tmp_path, chats)
+    task: Any = assemble.open_task(config, language_models["t5"])
+    encoded = task.encode(chats)
+    assert [e.example.id for e in encoded] == ["ends, turn 2", "ends", "output, turn 2", "output"]
+
+    def words(tokens: Any) -> str:
+        return task.tokenizer.decode(tokens, skip_special_tokens=True).replace(" ##", "")
+
+    assert [words(e.target[0]) for e in encoded] == ["old war", "war space", "old war", "love"]
+    asked = [words(e.text.tokens) for e in encoded]
+    assert asked[0] == asked[2] and asked[1] == asked[3] and "old war" in asked[1] and "old war" not in asked[0]
+
+
 def test_prompts_that_are_too_long_keep_their_end(language_models: dict[str, Path], tmp_path: Path) -> None:
     long = [replace(e, input="very " * 40 + "war") for e in FILMS]
     config = settings(QuestionAnsweringConfig, language_models["llama"], tmp_path, long, data__max_length=24)
