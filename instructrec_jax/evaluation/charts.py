@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,9 @@ def _image(name: str, size: tuple[float, float], draw: Callable[["Axes"], None])
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.hashsalt": name, "font.size": 10}):
+    # Text stays text: the browser has the glyphs of every language, which the fonts here need not have.
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 10}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes)

@@ -1,10 +1,9 @@
 """Classification metrics: thin doors to scikit-learn, single-label and multi-label.
 
 Macro averages run over the labels that occur in the targets or the predictions (scikit-learn's own rule); a
-label without a true or a predicted case scores 0, and is named in a warning rather than dropped in silence.
+label without a true or a predicted case scores 0, and the report names it.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +21,6 @@ def classification_metrics(
     outside them is an error. Micro F1 of single-label data equals accuracy.
     """
     used = _check_single(targets, predictions, labels)
-    true, guessed = set(targets), set(predictions)
-    _warn_empty([x for x in used if x not in guessed], [x for x in used if x not in true])
     shared = {"labels": used, "zero_division": 0}
     return {
         "accuracy": float(sk.accuracy_score(targets, predictions)),
@@ -39,7 +36,9 @@ def classification_report(
     used = _check_single(targets, predictions, labels)
     shared = {"labels": used, "zero_division": 0}
     table = sk.classification_report(targets, predictions, output_dict=True, **shared)
-    return table, sk.classification_report(targets, predictions, digits=4, **shared)
+    text = sk.classification_report(targets, predictions, digits=4, **shared)
+    true, guessed = set(targets), set(predictions)
+    return table, text + _name_empty([x for x in used if x not in guessed], [x for x in used if x not in true])
 
 
 def confusion_matrix(targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> np.ndarray:
@@ -64,9 +63,6 @@ def multilabel_metrics(targets: ArrayLike, predictions: ArrayLike, labels: Seque
     set; sample F1 is averaged over cases, a case with no true and no predicted label counting as 1.
     """
     truth, guess = _check_multi(targets, predictions, labels)
-    never_predicted = np.flatnonzero(truth.any(axis=0) & ~guess.any(axis=0)).tolist()
-    never_true = np.flatnonzero(guess.any(axis=0) & ~truth.any(axis=0)).tolist()
-    _warn_empty([labels[column] for column in never_predicted], [labels[column] for column in never_true])
     columns = np.flatnonzero((truth | guess).any(axis=0))
     macro = sk.f1_score(truth[:, columns], guess[:, columns], average="macro", zero_division=0) if len(columns) else 1.0
     return {
@@ -82,7 +78,10 @@ def multilabel_report(targets: ArrayLike, predictions: ArrayLike, labels: Sequen
     truth, guess = _check_multi(targets, predictions, labels)
     shared = {"labels": list(range(len(labels))), "target_names": list(labels), "zero_division": 0}
     table = sk.classification_report(truth, guess, output_dict=True, **shared)
-    return table, sk.classification_report(truth, guess, digits=4, **shared)
+    text = sk.classification_report(truth, guess, digits=4, **shared)
+    never_predicted = np.flatnonzero(truth.any(axis=0) & ~guess.any(axis=0)).tolist()
+    never_true = np.flatnonzero(guess.any(axis=0) & ~truth.any(axis=0)).tolist()
+    return table, text + _name_empty([labels[n] for n in never_predicted], [labels[n] for n in never_true])
 
 
 def _check_single(targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str] | None) -> list[str]:
@@ -108,8 +107,11 @@ def _check_multi(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[st
     return truth.astype(bool), guess.astype(bool)
 
 
-def _warn_empty(never_predicted: Sequence[str], never_true: Sequence[str]) -> None:
+def _name_empty(never_predicted: Sequence[str], never_true: Sequence[str]) -> str:
+    """A line for either kind of label whose F1 counts as 0, if there is any."""
+    lines = []
     for what, names in (("predicted", never_predicted), ("in the targets", never_true)):
         if names:
-            shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-            warnings.warn(f"{len(names)} label(s) never {what}, F1 counted as 0: {shown}", stacklevel=3)
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            lines.append(f"never {what}, F1 counted as 0: {shown} ({len(names)} in all)\n")
+    return "".join(lines)

@@ -192,6 +192,7 @@ class ClassificationTask(_SequenceTask):
             {"accuracy": right.astype(float)},
             predictions,
             f"{report}\n{common_mistakes(counts, self.labels)}".rstrip(),
+            main=["accuracy", "macro_f1", "ece"],  # micro F1 of single labels is the accuracy
             charts={
                 "confusion": {"labels": self.labels, "counts": counts.tolist()},
                 "calibration": {"bins": reliability(confidence, right)},

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import warnings
 
 from instructrec_jax.evaluation.charts import chart
 
@@ -14,7 +15,10 @@ def svg(image: str) -> str:
 
 def test_pictures_are_drawn_and_the_same_each_time() -> None:
     data = {"labels": ["a$b", "<i>", "长"], "counts": [[3, 0, 1], [0, 0, 0], [0, 2, 5]]}
-    image = chart("confusion, unseen", data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = chart("confusion, unseen", data)
+    assert "长" in svg(image) and "&lt;i&gt;" in svg(image) and "<i>" not in svg(image)
     assert image == chart("confusion, unseen", data) and 'alt="confusion, unseen"' in image and "<svg" in svg(image)
     many = {
         "labels": [f"label {n}" for n in range(90)],

@@ -30,9 +30,10 @@ def test_single_label_against_counting():
     assert table["good"]["support"] == truth.count("good") and all(label in text for label in LABELS)
 
 
-def test_constant_predictions_are_defined_and_loud():
-    with pytest.warns(UserWarning, match="never predicted.*'bad'"):
-        found = classification_metrics(["bad", "good", "good"], ["good"] * 3, LABELS)
+def test_constant_predictions_are_defined_and_named():
+    found = classification_metrics(["bad", "good", "good"], ["good"] * 3, LABELS)
+    _, report = classification_report(["bad", "good", "good"], ["good"] * 3, LABELS)
+    assert "never predicted, F1 counted as 0: bad (1 in all)" in report and "in the targets" not in report
     assert found["macro_f1"] == pytest.approx(0.8 / 2)  # "fair" does not occur: it is no part of the mean
     assert found["accuracy"] == pytest.approx(2 / 3)
 
@@ -65,8 +66,10 @@ def test_multilabel_edge_cases():
         warnings.simplefilter("error")
         empty = multilabel_metrics(np.zeros((2, 3)), np.zeros((2, 3)), LABELS)
     assert set(empty.values()) == {1.0}
-    with pytest.warns(UserWarning, match="never predicted"):
-        assert multilabel_metrics([[1, 0, 0]], [[0, 0, 0]], LABELS)["micro_f1"] == 0
+    assert multilabel_metrics([[1, 0, 0]], [[0, 1, 0]], LABELS)["micro_f1"] == 0
+    _, report = multilabel_report([[1, 0, 0]], [[0, 1, 0]], LABELS)
+    assert f"never predicted, F1 counted as 0: {LABELS[0]} (1 in all)" in report
+    assert f"never in the targets, F1 counted as 0: {LABELS[1]} (1 in all)" in report
     with pytest.raises(ValueError, match="threshold"):
         multilabel_metrics([[1, 0, 0]], [[0.5, 0, 0]], LABELS)
     with pytest.raises(ValueError, match="3 labels"):

@@ -54,7 +54,7 @@ def test_likelihoods_are_those_of_each_answer_alone(kind: str, alpha: float, lan
         answers = [replace(case, output=text, candidates=()) for text in case.candidates]
         alone = plain.score(predict_plain, plain.encode(answers)).predictions
         expected = {
-            text: -row["loss"] * row["tokens"] / row["tokens"] ** alpha
+            text: row["score"] * row["tokens"] / row["tokens"] ** alpha
             for text, row in zip(case.candidates, alone, strict=True)
         }
         assert record["candidates"] == pytest.approx(expected, abs=1e-4)
