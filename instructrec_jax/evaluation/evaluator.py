@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from instructrec_jax.evaluation.predictor import remember
-from instructrec_jax.evaluation.report import lower_is_better
+from instructrec_jax.evaluation.tables import lower_is_better
 from instructrec_jax.metrics.ranking import bootstrap_interval, paired_bootstrap
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
 

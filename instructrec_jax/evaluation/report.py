@@ -1,34 +1,31 @@
-"""The report of a run: report.html, one file that needs no network and no JavaScript; and its tables as text.
+"""The report of a run: report.html, one file that needs no network and no JavaScript.
 
 Everything shown comes from files in the run directory; a file that is not there is named where its section
 would be. Every text is escaped, and the page forbids itself scripts and any request.
 """
 
-import base64
-import io
-import math
-import re
-import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from instructrec_jax.evaluation.charts import chart
+from instructrec_jax.evaluation.charts import LINES_PER_PLOT, chart, line_plot
+from instructrec_jax.evaluation.tables import (
+    best_of,
+    clean,
+    digits,
+    finite,
+    interval_of,
+    lower_is_better,
+    signed,
+    value_of,
+    verdict,
+    with_intervals,
+)
 from instructrec_jax.files import read_json, read_jsonl, write_text
 from instructrec_jax.training.tracking import TIMING_FIELDS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "gini"}
-COLOURS = ("#1f5fbf", "#c8501e", "#2b8a57", "#8a4fb0", "#a87900")
-LINES_PER_PLOT = len(COLOURS)
-SEGMENTS_AS_TEXT = 24
-POINTS_PER_LINE = 1000
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -36,8 +33,8 @@ def write_report(run_dir: str | Path) -> Path:
     """Write report.html into a run directory from what lies there; returns its path.
 
     Read, each if present: summary.json {"title", "facts": {label: value}}; evaluation.json (see
-    `format_table`) with "report", a longer text; metrics.jsonl (see `Tracker`); examples.json (see
-    `format_examples`); skipped.jsonl, rows with a "reason"; config.yaml. A file that is there but broken is a
+    `tables.format_table`) with "report", a longer text; metrics.jsonl (see `Tracker`); examples.json (see
+    `tables.format_examples`); skipped.jsonl, rows with a "reason"; config.yaml. A file that is there but broken is a
     ValueError that names it.
     """
     run_dir = Path(run_dir)
@@ -85,167 +82,12 @@ def write_report(run_dir: str | Path) -> Path:
     return write_text(run_dir / "report.html", page)
 
 
-def format_table(evaluation: Mapping[str, Any]) -> str:
-    """The comparison as aligned plain text, the best of each column marked with *.
-
-    evaluation: {"protocol": how it was measured, "metrics": [names in order],
-    "rows": [{"name": who, "values": {metric: number}, "intervals": {metric: [low, high]}}], 95% intervals;
-    "differences": [{"name", "metric", "mean", "low", "high"}]: paired differences with 95% intervals,
-    "segments": [{"name", "cases", "metric", "values": {who: number}, "shown": who, "low", "high"}]: parts of the cases
-    and the interval of one of the rows}.
-    A value that is missing or null is shown as –.
-    """
-    metrics, rows = list(evaluation.get("metrics") or []), list(evaluation.get("rows") or [])
-    best = {metric: _best(rows, metric) for metric in metrics}
-    intervals = _with_intervals(rows)
-    table: list[list[str]] = [[""]]
-    for metric in metrics:
-        table[0] += [f"{_clean(metric)} ", *(["95% interval"] if metric in intervals else [])]
-    for row in rows:
-        table.append([_clean(row["name"])])
-        for metric in metrics:
-            value = _value(row, metric)
-            # Marked or not, the decimal points of a column stay below each other.
-            table[-1].append(_digits(value) + ("*" if value is not None and value == best[metric] else " "))
-            table[-1] += [_interval_of(row, metric)] if metric in intervals else []
-    lines = _aligned(table)
-    if protocol := _clean(evaluation.get("protocol") or ""):
-        lines = [*textwrap.wrap(protocol, 100), "", *lines]
-    if set(best.values()) - {None}:
-        lines.append("* best in its column")
-    if differences := evaluation.get("differences"):
-        table = [
-            [
-                _clean(d["name"]),
-                _clean(d["metric"]),
-                _signed(d["mean"]),
-                f"[{_signed(d['low'])}, {_signed(d['high'])}]",
-                _verdict(d),
-            ]
-            for d in differences
-        ]
-        lines += ["", "Paired differences with 95% intervals", *_aligned(table, left=(0, 1, 4))]
-    if segments := evaluation.get("segments"):
-        head = ["", "cases", _clean(f"{segments[0]['metric']} of {segments[0]['shown']}"), "95% interval"]
-        table = [
-            [
-                _clean(part["name"]),
-                f"{part['cases']:,}",
-                _digits(_value(part, part["shown"])),
-                f"[{_digits(part['low'])}, {_digits(part['high'])}]",
-            ]
-            for part in segments[:SEGMENTS_AS_TEXT]
-        ]
-        lines += ["", "Parts of the cases", *_aligned([head, *table])]
-        if more := len(segments) - len(table):
-            lines.append(f"and {more} more in the report")
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
-    """Instructions and their answers as plain text, best answer first, the wanted one marked with *.
-
-    examples: [{"instruction": text, "wanted": text or null, "answers": [{"text", "score"}]}].
-    """
-    blocks = []
-    for example in examples:
-        lines = [_wrapped(f"“{example['instruction']}”", "", " ")]
-        wanted = example.get("wanted")
-        for number, answer in enumerate(example.get("answers") or [], 1):
-            mark = "*" if wanted is not None and answer["text"] == wanted else " "
-            score = _digits(answer.get("score"))
-            lines.append(_wrapped(str(answer["text"]), f"{mark}{number:>2}. {score:>8}  ", " " * 15))
-        if wanted is not None:
-            lines.append(_wrapped(str(wanted), "    wanted: ", " " * 12))
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
-
-
-# ---- values --------------------------------------------------------------------------------------------
-
-
 def _json(path: Path) -> Any:
     return read_json(path) if path.exists() else None
 
 
-def _clean(value: Any, keep: str = "") -> str:
-    """Text without what could steer a terminal or break a page: control characters, half surrogate pairs."""
-    return "".join(c if c.isprintable() or c in keep else " " if c.isspace() else "�" for c in str(value))
-
-
 def _html(value: Any) -> str:
-    return escape(_clean(value, keep="\n\t"))
-
-
-def _number(value: Any) -> float | None:
-    """The number, or None where there is none to show (missing, null, NaN)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _value(row: Mapping[str, Any], metric: str) -> float | None:
-    return _number((row.get("values") or {}).get(metric))
-
-
-def _digits(value: Any) -> str:
-    number = _number(value)
-    if number is None:
-        return "–"
-    return f"{number:,.4f}" if abs(number) < 100 else f"{number:,.1f}"
-
-
-def _signed(value: Any) -> str:
-    text = _digits(value)
-    return text if text.startswith(("-", "–")) else f"+{text}"
-
-
-def _with_intervals(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The metrics that rows have intervals of."""
-    return {metric for row in rows for metric in row.get("intervals") or {}}
-
-
-def _interval_of(row: Mapping[str, Any], metric: str) -> str:
-    low, high = (row.get("intervals") or {}).get(metric) or (None, None)
-    return "–" if low is None else f"{_digits(low)} to {_digits(high)}"
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric counts mistakes; its name may have a prefix ('test/mse') or a part of the cases ('loss (qa)',
-    'loss, qa') beside it."""
-    name = re.split(r", | \(", metric.lower())[0]
-    return re.split("[-_/]", name.partition("@")[0])[-1] in LOWER_IS_BETTER
-
-
-def _best(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
-    """The best value of a column, or None when there are not two different ones to compare."""
-    values = {value for row in rows if (value := _value(row, metric)) is not None}
-    if len(values) < 2:
-        return None
-    return min(values) if lower_is_better(metric) else max(values)
-
-
-def _verdict(difference: Mapping[str, Any]) -> str:
-    """What the interval says, in words."""
-    low, high = _number(difference.get("low")), _number(difference.get("high"))
-    if low is None or high is None:
-        return "no interval"
-    if low <= 0 <= high:
-        return "may be chance"
-    better = (high < 0) == lower_is_better(difference["metric"])
-    return "clearly better" if better else "clearly worse"
-
-
-def _aligned(table: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in table
-    ]
-
-
-def _wrapped(text: str, first: str, rest: str) -> str:
-    return textwrap.fill(_clean(text), 100, initial_indent=first, subsequent_indent=rest)
+    return escape(clean(value, keep="\n\t"))
 
 
 # ---- sections ------------------------------------------------------------------------------------------
@@ -257,7 +99,7 @@ def _headline(evaluation: Mapping[str, Any]) -> str:
     if not metrics:
         return ""
     metric = metrics[0]
-    scored = [(value, row["name"]) for row in rows if (value := _value(row, metric)) is not None]
+    scored = [(value, row["name"]) for row in rows if (value := value_of(row, metric)) is not None]
     scored.sort(key=lambda pair: pair[0], reverse=not lower_is_better(metric))
     if len(scored) < 2 or scored[0][0] == scored[1][0]:
         return ""
@@ -265,8 +107,8 @@ def _headline(evaluation: Mapping[str, Any]) -> str:
     ratio = first / second if second > 0 and not lower_is_better(metric) else 0
     times = f", {ratio:.1f} times the next" if ratio >= 1.05 else ", ahead of the next"
     return (
-        f"Best {_html(metric)}: <strong>{_html(name)}</strong> with <strong>{_digits(first)}</strong>{times} "
-        f"({_html(next_name)}, {_digits(second)})."
+        f"Best {_html(metric)}: <strong>{_html(name)}</strong> with <strong>{digits(first)}</strong>{times} "
+        f"({_html(next_name)}, {digits(second)})."
     )
 
 
@@ -276,7 +118,7 @@ def _results(evaluation: Mapping[str, Any]) -> str:
         return _missing("No evaluation yet: this folder has no evaluation.json with results in it.")
     parts = [
         f"<p>{_html(protocol)}</p>" if (protocol := evaluation.get("protocol")) else "",
-        _comparison(rows, metrics, _with_intervals(rows)),
+        _comparison(rows, metrics, with_intervals(rows)),
         _differences(evaluation.get("differences") or []),
         _segments(evaluation.get("segments") or []),
     ]
@@ -293,17 +135,17 @@ def _results(evaluation: Mapping[str, Any]) -> str:
 
 def _comparison(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], intervals: set[str]) -> str:
     """The rows as a table, the best of each column marked; with the intervals of some metrics beside them."""
-    best = {metric: _best(rows, metric) for metric in metrics}
+    best = {metric: best_of(rows, metric) for metric in metrics}
     names = [name for metric in metrics for name in (metric, *(["95% interval"] if metric in intervals else []))]
     head = "".join(f'<th scope="col">{_html(name)}</th>' for name in names)
     lines = []
     for row in rows:
         cells = ""
         for metric in metrics:
-            value = _value(row, metric)
+            value = value_of(row, metric)
             mark = ' class="best"' if value is not None and value == best[metric] else ""
-            cells += f"<td{mark}>{_digits(value)}</td>"
-            cells += f"<td>{_interval_of(row, metric)}</td>" if metric in intervals else ""
+            cells += f"<td{mark}>{digits(value)}</td>"
+            cells += f"<td>{interval_of(row, metric)}</td>" if metric in intervals else ""
         lines.append(f'<tr><th scope="row">{_html(row["name"])}</th>{cells}</tr>')
     note = '<p class="note">★ best in its column</p>' if set(best.values()) - {None} else ""
     return (
@@ -321,13 +163,13 @@ def _segments(segments: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f'<th scope="col">{_html(name)}</th>' for name in ("cases", shown, "95% interval", *others))
     lines = []
     for part in segments:
-        best = max((value for who in (shown, *others) if (value := _value(part, who)) is not None), default=None)
-        values = {who: _value(part, who) for who in (shown, *others)}
+        best = max((value for who in (shown, *others) if (value := value_of(part, who)) is not None), default=None)
+        values = {who: value_of(part, who) for who in (shown, *others)}
         cells = [
-            f"<td{' class=best' if value is not None and value == best else ''}>{_digits(value)}</td>"
+            f"<td{' class=best' if value is not None and value == best else ''}>{digits(value)}</td>"
             for value in values.values()
         ]
-        cells.insert(1, f"<td>{_digits(part['low'])} to {_digits(part['high'])}</td>")
+        cells.insert(1, f"<td>{digits(part['low'])} to {digits(part['high'])}</td>")
         lines.append(f'<tr><th scope="row">{_html(part["name"])}</th><td>{part["cases"]:,}</td>{"".join(cells)}</tr>')
     return f"""<h3>{_html(metric)} on parts of the cases</h3>
 <div class="scroll"><table class="segments"><thead><tr><th></th>{head}</tr></thead>
@@ -340,15 +182,15 @@ def _differences(differences: Sequence[Mapping[str, Any]]) -> str:
         return ""
     lines = []
     for d in differences:
-        low, high, mean = (_number(d.get(key)) for key in ("low", "high", "mean"))
+        low, high, mean = (finite(d.get(key)) for key in ("low", "high", "mean"))
         bar, interval = "", "–"
         if low is not None and high is not None and mean is not None:
-            interval = f"{_signed(low)} to {_signed(high)}"
+            interval = f"{signed(low)} to {signed(high)}"
             # Metrics differ in scale, so each has its own axis: zero and all its intervals.
             same = [e for e in differences if e["metric"] == d["metric"]]
             ends = [
                 0.0,
-                *(x for e in same for key in ("low", "high") if (x := _number(e.get(key))) is not None),
+                *(x for e in same for key in ("low", "high") if (x := finite(e.get(key))) is not None),
             ]
             percent = 96 / (max(ends) - min(ends) or 1.0)
             zero, start, stop, dot = (2 + (x - min(ends)) * percent for x in (0.0, low, high, mean))
@@ -357,12 +199,12 @@ def _differences(differences: Sequence[Mapping[str, Any]]) -> str:
                 f'<span class="span" style="left:{start:.1f}%;width:{stop - start:.1f}%"></span>'
                 f'<span class="dot" style="left:{dot:.1f}%"></span>'
             )
-        verdict = _verdict(d)
+        said = verdict(d)
         lines.append(
             f'<tr><th scope="row">{_html(d["name"])}</th><td class="word">{_html(d["metric"])}</td>'
-            f"<td>{_signed(d.get('mean'))}</td><td>{interval}</td>"
+            f"<td>{signed(d.get('mean'))}</td><td>{interval}</td>"
             f'<td class="interval"><div aria-hidden="true">{bar}</div></td>'
-            f'<td class="word {verdict.split()[-1]}">{verdict}</td></tr>'
+            f'<td class="word {said.split()[-1]}">{said}</td></tr>'
         )
     names = ("metric", "difference", "95% interval", "", "")
     head = "".join(f'<th scope="col"{" class=word" * (name == "metric")}>{name}</th>' for name in names)
@@ -400,7 +242,7 @@ def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
         items = []
         for answer in answers:
             hit = wanted is not None and answer["text"] == wanted
-            score = "" if _number(answer.get("score")) is None else f"<span>{_digits(answer['score'])}</span>"
+            score = "" if finite(answer.get("score")) is None else f"<span>{digits(answer['score'])}</span>"
             items.append(f"<li{' class=hit' if hit else ''}><div><b>{_html(answer['text'])}</b>{score}</div></li>")
         found = any(answer["text"] == wanted for answer in answers)
         note = "" if wanted is None else f'<p class="note">{"★ " if found else ""}wanted: {_html(wanted)}</p>'
@@ -419,7 +261,7 @@ def _missing(sentence: str) -> str:
     return f'<p class="missing">{sentence}</p>'
 
 
-# ---- plots ---------------------------------------------------------------------------------------------
+# ---- curves --------------------------------------------------------------------------------------------
 
 
 def _plots(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -435,14 +277,14 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> str:
     groups += [[name] for name in names if name not in shares and name != "loss"]
 
     loss = {"training": _curve(train, "loss"), "evaluation": _curve(evaluations, "loss")}
-    plots = [_plot("Loss", loss, smooth="training")]
+    plots = [line_plot("Loss", loss, smooth="training")]
     for group in groups:
         title = group[0] if len(group) == 1 else "Evaluation metrics"
-        plots.append(_plot(title, {name: _curve(evaluations, name) for name in group}))
-    plots.append(_plot("Learning rate", {"learning rate": _curve(train, "learning_rate")}))
-    plots.append(_plot("Real tokens per second", {"tokens/s": _curve(train, "tokens_per_second")}, from_zero=True))
+        plots.append(line_plot(title, {name: _curve(evaluations, name) for name in group}))
+    plots.append(line_plot("Learning rate", {"learning rate": _curve(train, "learning_rate")}))
+    plots.append(line_plot("Real tokens per second", {"tokens/s": _curve(train, "tokens_per_second")}, from_zero=True))
     waits = {part: _curve(train, f"{part}_share") for part in ("input", "checkpoint", "logging")}
-    plots.append(_plot("Share of the time not spent on steps", waits, from_zero=True))
+    plots.append(line_plot("Share of the time not spent on steps", waits, from_zero=True))
     content = f'<div class="plots">{"".join(plots)}</div>'
     if lost := sum(row.get("loss", 0) is None for row in train):
         sentence = f"The loss was not a finite number in {lost:,} of {len(train):,} logged steps."
@@ -451,76 +293,7 @@ def _plots(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(row["step"], value) for row in rows if (value := _number(row.get(name))) is not None]
-
-
-def _plot(
-    title: str, curves: Mapping[str, Sequence[tuple[int, float]]], smooth: str = "", from_zero: bool = False
-) -> str:
-    """A line plot over the steps as an <img> with the SVG inside it, or nothing when there are no points."""
-    curves = {name: points for name, points in curves.items() if points}
-    if not curves:
-        return ""
-    # matplotlib takes half a second to import, and `import instructrec_jax` should not wait for it.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    with rc_context({"svg.hashsalt": title, "font.size": 10, "axes.formatter.useoffset": False}):
-        figure = Figure(figsize=(5, 3), layout="constrained")
-        axes = figure.subplots()
-        for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
-            _draw(axes, name, points, colour, smooth=name == smooth)
-        axes.set_title(_label(title), loc="left", fontsize=11, fontweight="bold", color="#222")
-        axes.set_xlabel("step", color="#555")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#bbb")
-        axes.tick_params(colors="#555", length=3)
-        axes.grid(axis="y", color="#e8e8e8", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_formatter(_axis_label)
-        if from_zero:
-            axes.set_ylim(bottom=0)
-        if len(axes.get_legend_handles_labels()[0]) > 1:
-            axes.legend(frameon=False, fontsize=9)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    last = "; ".join(f"{name} {_digits(points[-1][1])} at step {points[-1][0]}" for name, points in curves.items())
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return f'<img alt="{_html(title)} by step: {_html(last)}" src="data:image/svg+xml;base64,{data}">'
-
-
-def _draw(axes: "Axes", name: str, points: Sequence[tuple[int, float]], colour: str, smooth: bool) -> None:
-    label = _label(name)
-    marker = "o" if len(points) <= 30 else ""
-    steps, values = zip(*points, strict=True)
-    window = len(points) // 20 if smooth else 1
-    if window > 1:
-        stride = -(-len(points) // POINTS_PER_LINE)
-        axes.plot(steps[::stride], values[::stride], color=colour, alpha=0.25, linewidth=0.8)
-        sums = np.cumsum([0.0, *values])
-        steps, values, marker = steps[window - 1 :], (sums[window:] - sums[:-window]) / window, ""
-        label += f" (mean of {window} log lines)"
-    stride = -(-len(steps) // POINTS_PER_LINE)
-    axes.plot(
-        steps[::stride],
-        values[::stride],
-        color=colour,
-        label=label,
-        marker=marker,
-        markersize=3.5,
-        linewidth=1.6,
-    )
-
-
-def _label(text: str) -> str:
-    """Text as matplotlib takes it: $ would begin mathematics, _ at the front would hide a legend entry."""
-    return _clean(text).replace("$", r"\$").replace("_", " ")
-
-
-def _axis_label(value: float, _: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return [(row["step"], value) for row in rows if (value := finite(row.get(name))) is not None]
 
 
 STYLE = """

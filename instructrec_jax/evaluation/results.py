@@ -6,7 +6,7 @@ from typing import Any
 
 from instructrec_jax.distributed.launch import is_first
 from instructrec_jax.evaluation.evaluator import Contender, table
-from instructrec_jax.evaluation.report import format_examples, format_table
+from instructrec_jax.evaluation.tables import format_examples, format_table
 from instructrec_jax.files import write_json, write_jsonl
 
 

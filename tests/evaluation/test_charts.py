@@ -19,7 +19,7 @@ def test_pictures_are_drawn_and_the_same_each_time() -> None:
         warnings.simplefilter("error")
         image = chart("confusion, unseen", data)
     assert "长" in svg(image) and "&lt;i&gt;" in svg(image) and "<i>" not in svg(image)
-    assert image == chart("confusion, unseen", data) and 'alt="confusion, unseen"' in image and "<svg" in svg(image)
+    assert image == chart("confusion, unseen", data) and 'alt="Confusion, unseen"' in image and "<svg" in svg(image)
     many = {
         "labels": [f"label {n}" for n in range(90)],
         "counts": [[int(a == b) for a in range(90)] for b in range(90)],

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from instructrec_jax.evaluation.report import format_examples, format_table, lower_is_better, write_report
+from instructrec_jax.evaluation.report import write_report
+from instructrec_jax.evaluation.tables import format_examples, format_table, lower_is_better
 from instructrec_jax.files import append_jsonl, write_json, write_text
 
 EVIL = "</pre></td><script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>\"' & \x1b[2J\x00"

@@ -1,0 +1,165 @@
+"""An evaluation's tables as text for a terminal, and how numbers and names are shown there and in the report."""
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "gini"}
+SEGMENTS_AS_TEXT = 24
+
+
+def format_table(evaluation: Mapping[str, Any]) -> str:
+    """The comparison as aligned plain text, the best of each column marked with *.
+
+    evaluation: {"protocol": how it was measured, "metrics": [names in order],
+    "rows": [{"name": who, "values": {metric: number}, "intervals": {metric: [low, high]}}], 95% intervals;
+    "differences": [{"name", "metric", "mean", "low", "high"}]: paired differences with 95% intervals,
+    "segments": [{"name", "cases", "metric", "values": {who: number}, "shown": who, "low", "high"}]: parts of the cases
+    and the interval of one of the rows}.
+    A value that is missing or null is shown as –.
+    """
+    metrics, rows = list(evaluation.get("metrics") or []), list(evaluation.get("rows") or [])
+    best = {metric: best_of(rows, metric) for metric in metrics}
+    intervals = with_intervals(rows)
+    table: list[list[str]] = [[""]]
+    for metric in metrics:
+        table[0] += [f"{clean(metric)} ", *(["95% interval"] if metric in intervals else [])]
+    for row in rows:
+        table.append([clean(row["name"])])
+        for metric in metrics:
+            value = value_of(row, metric)
+            # Marked or not, the decimal points of a column stay below each other.
+            table[-1].append(digits(value) + ("*" if value is not None and value == best[metric] else " "))
+            table[-1] += [interval_of(row, metric)] if metric in intervals else []
+    lines = _aligned(table)
+    if protocol := clean(evaluation.get("protocol") or ""):
+        lines = [*textwrap.wrap(protocol, 100), "", *lines]
+    if set(best.values()) - {None}:
+        lines.append("* best in its column")
+    if differences := evaluation.get("differences"):
+        table = [
+            [
+                clean(d["name"]),
+                clean(d["metric"]),
+                signed(d["mean"]),
+                f"[{signed(d['low'])}, {signed(d['high'])}]",
+                verdict(d),
+            ]
+            for d in differences
+        ]
+        lines += ["", "Paired differences with 95% intervals", *_aligned(table, left=(0, 1, 4))]
+    if segments := evaluation.get("segments"):
+        head = ["", "cases", clean(f"{segments[0]['metric']} of {segments[0]['shown']}"), "95% interval"]
+        table = [
+            [
+                clean(part["name"]),
+                f"{part['cases']:,}",
+                digits(value_of(part, part["shown"])),
+                f"[{digits(part['low'])}, {digits(part['high'])}]",
+            ]
+            for part in segments[:SEGMENTS_AS_TEXT]
+        ]
+        lines += ["", "Parts of the cases", *_aligned([head, *table])]
+        if more := len(segments) - len(table):
+            lines.append(f"and {more} more in the report")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
+    """Instructions and their answers as plain text, best answer first, the wanted one marked with *.
+
+    examples: [{"instruction": text, "wanted": text or null, "answers": [{"text", "score"}]}].
+    """
+    blocks = []
+    for example in examples:
+        lines = [_wrapped(f"“{example['instruction']}”", "", " ")]
+        wanted = example.get("wanted")
+        for number, answer in enumerate(example.get("answers") or [], 1):
+            mark = "*" if wanted is not None and answer["text"] == wanted else " "
+            score = digits(answer.get("score"))
+            lines.append(_wrapped(str(answer["text"]), f"{mark}{number:>2}. {score:>8}  ", " " * 15))
+        if wanted is not None:
+            lines.append(_wrapped(str(wanted), "    wanted: ", " " * 12))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+# ---- how things are shown -----------------------------------------------------------------------------
+
+
+def clean(value: Any, keep: str = "") -> str:
+    """Text without what could steer a terminal or break a page: control characters, half surrogate pairs."""
+    return "".join(c if c.isprintable() or c in keep else " " if c.isspace() else "�" for c in str(value))
+
+
+def finite(value: Any) -> float | None:
+    """The number, or None where there is none to show (missing, null, NaN)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def value_of(row: Mapping[str, Any], metric: str) -> float | None:
+    return finite((row.get("values") or {}).get(metric))
+
+
+def digits(value: Any) -> str:
+    number = finite(value)
+    if number is None:
+        return "–"
+    return f"{number:,.4f}" if abs(number) < 100 else f"{number:,.1f}"
+
+
+def signed(value: Any) -> str:
+    text = digits(value)
+    return text if text.startswith(("-", "–")) else f"+{text}"
+
+
+def with_intervals(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The metrics that rows have intervals of."""
+    return {metric for row in rows for metric in row.get("intervals") or {}}
+
+
+def interval_of(row: Mapping[str, Any], metric: str) -> str:
+    low, high = (row.get("intervals") or {}).get(metric) or (None, None)
+    return "–" if low is None else f"{digits(low)} to {digits(high)}"
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric counts mistakes; its name may have a prefix ('test/mse') or a part of the cases ('loss (qa)',
+    'loss, qa') beside it."""
+    name = re.split(r", | \(", metric.lower())[0]
+    return re.split("[-_/]", name.partition("@")[0])[-1] in LOWER_IS_BETTER
+
+
+def best_of(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+    """The best value of a column, or None when there are not two different ones to compare."""
+    values = {value for row in rows if (value := value_of(row, metric)) is not None}
+    if len(values) < 2:
+        return None
+    return min(values) if lower_is_better(metric) else max(values)
+
+
+def verdict(difference: Mapping[str, Any]) -> str:
+    """What the interval says, in words."""
+    low, high = finite(difference.get("low")), finite(difference.get("high"))
+    if low is None or high is None:
+        return "no interval"
+    if low <= 0 <= high:
+        return "may be chance"
+    better = (high < 0) == lower_is_better(difference["metric"])
+    return "clearly better" if better else "clearly worse"
+
+
+def _aligned(table: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in table
+    ]
+
+
+def _wrapped(text: str, first: str, rest: str) -> str:
+    return textwrap.fill(clean(text), 100, initial_indent=first, subsequent_indent=rest)
