@@ -1,4 +1,4 @@
-"""Records of JSONL, JSON, CSV, TSV and Parquet files, plain or gzipped, by number.
+"""Records of JSONL, JSON, CSV, TSV, Parquet and parallel text files, plain or gzipped, by number.
 
 `open_rows(path)` finds out where each record lies; `rows.row(i)` then reads that one. A damaged record raises
 `BadExample` when it is read; a file that cannot be read at all raises `ValueError` at once.
@@ -11,15 +11,17 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 
 from instructrec_jax.data.example import BadExample, show
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+R = TypeVar("R")
 _BOM = b"\xef\xbb\xbf"
 _NEWLINE = b"\n"
 
@@ -49,6 +51,17 @@ def open_rows(path: str, columns: set[str] | None = None) -> "ChainedRows":
       ValueError: nothing there, an unknown kind of file, or a file that is empty or damaged as a whole.
     """
     return ChainedRows([_open_file(file, columns) for file in find_files(path)])
+
+
+def open_parallel(path: str, targets: str) -> "ParallelRows":
+    """The lines of two text files: {"instruction": line n of one, "output": line n of the other}.
+
+    Raises:
+      ValueError: no such files, an empty one, or one with more lines than the other.
+    """
+    if not (Path(targets).expanduser().is_file() and Path(path).expanduser().is_file()):
+        raise ValueError(f"path {path} with targets {targets}: both must be text files.")
+    return ParallelRows(*(_reading(Path(name).expanduser(), TextRows) for name in (path, targets)))
 
 
 def find_files(path: str) -> list[Path]:
@@ -87,16 +100,21 @@ def _open_file(file: Path, columns: set[str] | None) -> Rows:
     if suffix not in SUFFIXES:
         message = f"file {file}: unknown kind {suffix or '(no suffix)'}; expected {', '.join(SUFFIXES)}"
         raise ValueError(f"{message}, each optionally followed by .gz.")
+    if suffix == ".parquet":
+        return _reading(file, partial(ParquetRows, columns=columns))
+    if suffix == ".json":
+        return _reading(file, JsonRows)
+    return _reading(file, partial(TextRows, separator={".csv": ",", ".tsv": "\t"}.get(suffix)))
+
+
+def _reading(file: Path, make: Callable[[Path, bytes | None], R]) -> R:
+    """make(file, what it holds unzipped if it is zipped), with errors that name the file."""
     memory = _unzip(file) if file.name.lower().endswith(".gz") else None
     try:
         size = file.stat().st_size if memory is None else len(memory)
         if size == 0:
             raise ValueError(f"file {file}: it is empty; remove it from the sources or fill it.")
-        if suffix == ".parquet":
-            return ParquetRows(file, memory, columns)
-        if suffix == ".json":
-            return JsonRows(file, memory)
-        return TextRows(file, memory, {".csv": ",", ".tsv": "\t"}.get(suffix))
+        return make(file, memory)
     except OSError as error:
         raise ValueError(f"file {file}: cannot be read ({error}).") from error
 
@@ -135,19 +153,19 @@ class ChainedRows:
 
 
 class TextRows:
-    """JSONL, CSV or TSV. Only the places of the records are kept; a zipped file is held in memory unzipped.
+    """JSONL, CSV, TSV or lines. Only the places of the records are kept; a zipped file is held in memory unzipped.
 
     CSV and TSV follow the rules of RFC 4180: the first record names the columns, a cell with separators,
     quotes or line breaks stands in double quotes. A quote that is never closed spoils its own line, not the
     rest.
 
     Args:
-      separator: between the cells of a line; None for JSONL.
+      separator: between the cells of a line; None for JSONL and for lines.
     """
 
     columns = None
 
-    def __init__(self, file: Path, memory: bytes | None, separator: str | None) -> None:
+    def __init__(self, file: Path, memory: bytes | None, separator: str | None = None) -> None:
         self.file, self.memory, self.separator = file, memory, separator
         self.handle: BinaryIO | None = None
         with io.BytesIO(memory) if memory is not None else open(file, "rb") as stream:
@@ -180,9 +198,12 @@ class TextRows:
     def where(self, index: int) -> str:
         return f"{self.file}, line {self.spans[index, 2]}"
 
-    def row(self, index: int) -> dict[str, Any]:
+    def text(self, index: int) -> str:
         start, end, line = (int(number) for number in self.spans[index])
-        text = self._text(start, end, line)
+        return self._text(start, end, line)
+
+    def row(self, index: int) -> dict[str, Any]:
+        text = self.text(index)
         if not text.strip():
             raise BadExample("", "malformed line", "the line is blank: remove it.")
         return _parse_json(text) if self.separator is None else self._parse_csv(text)
@@ -240,6 +261,33 @@ class TextRows:
             )
             raise BadExample("", "malformed line", detail)
         return dict(zip(self.header, cells, strict=True))
+
+
+class ParallelRows:
+    """Two texts, each line of one answering the same line of the other."""
+
+    columns = None
+
+    def __init__(self, sources: TextRows, targets: TextRows) -> None:
+        self.sources, self.targets = sources, targets
+        if len(sources) != len(targets):
+            raise ValueError(
+                f"files {sources.file} and {targets.file}: {len(sources):,} and {len(targets):,} lines, but each line "
+                "of one answers the same line of the other. Find where they part, or cut them anew."
+            )
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def row(self, index: int) -> dict[str, Any]:
+        found = {"instruction": self.sources.text(index).strip(), "output": self.targets.text(index).strip()}
+        for field, text in found.items():
+            if not text:
+                raise BadExample(field, "empty text", "the line is blank.")
+        return found
+
+    def where(self, index: int) -> str:
+        return f"{self.sources.where(index)} ({self.targets.where(index)})"
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.files import Rows, open_rows
+from instructrec_jax.data.files import Rows, open_parallel, open_rows
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, open_dataset, open_tfds
 from instructrec_jax.data.mixture import IndexableSource, Mixture
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
@@ -32,6 +32,7 @@ class SourceConfig:
 
     path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, or the name of a data set.
     kind: Kind = "file"  # file: jsonl, json, csv, tsv, parquet, or those with .gz; datasets: HuggingFace's.
+    targets: str = ""  # file only: path is a text whose lines this text answers, line by line (train.en, train.zh).
     name: str = ""  # What to call the source in reports; empty: its path.
     subset: str | None = None  # datasets only: which part of a collection, for example sst2 of glue.
     split: str = "train"  # datasets and tfds only: train, test, train[:1000] ...
@@ -185,6 +186,7 @@ def _open(
     if not config.path:
         raise ValueError("a source has no path: name a file, a folder or a data set.")
     idle = [("streaming", config.streaming and config.kind != "datasets")]
+    idle += [("targets", config.targets != "" and config.kind != "file")]
     idle += [("subset", config.subset is not None and config.kind != "datasets")]
     idle += [("split", config.split != "train" and config.kind == "file")]
     for setting, used in idle:
@@ -198,7 +200,12 @@ def _open(
 
     if config.kind == "file":
         plain = mapper()
-        return RowSource(open_rows(config.path, plain.columns()), plain, name, on_bad_example)
+        rows: Rows
+        if config.targets:
+            rows = open_parallel(config.path, config.targets)
+        else:
+            rows = open_rows(config.path, plain.columns())
+        return RowSource(rows, plain, name, on_bad_example)
     if config.kind == "tfds":
         data, features = open_tfds(config.path, config.split)
         return RowSource(TfdsRows(data, name), mapper(features), name, on_bad_example)

@@ -8,9 +8,8 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.metrics.answers import exact_match, f1
-from instructrec_jax.metrics.language import has_cjk
 from instructrec_jax.tasks.base import TaskConfig, TaskContext
-from instructrec_jax.tasks.writing import Judgement, WritingConfig, WritingTask, references
+from instructrec_jax.tasks.writing import Judgement, WritingConfig, WritingTask, by_language, references
 
 
 @TaskConfig.register_subclass("question_answering")
@@ -24,13 +23,6 @@ class QuestionAnsweringConfig(WritingConfig):
         return QuestionAnsweringTask(self, context)
 
 
-def by_language(examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Numbers of the examples of each language (`origin.language`, else whether they are written in Chinese)."""
-    names = [e.origin.get("language") or ("zh" if has_cjk(e.instruction) else "other") for e in examples]
-    groups = {name: np.flatnonzero([n == name for n in names]) for name in sorted(set(names))}
-    return groups if len(groups) > 1 else {}
-
-
 def judge_answers(examples: Sequence[Example], answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> Judgement:
     """Exact match and F1, each case with the reference that gives the most; also of each language.
 
@@ -42,7 +34,7 @@ def judge_answers(examples: Sequence[Example], answers: Sequence[str], wanted: S
         "exact_match": np.array([exact_match(text, each) for text, each in pairs]),
         "f1": np.array([f1(text, each) for text, each in pairs]),
     }
-    languages = by_language(examples)
+    languages = by_language(examples, [e.instruction for e in examples])
     metrics = {name: float(values.mean()) for name, values in cases.items()}
     metrics |= {f"f1 ({name})": float(cases["f1"][inside].mean()) for name, inside in languages.items()}
     return Judgement(metrics, cases, "f1", "answers normalised as in SQuAD", languages)

@@ -9,7 +9,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.metrics.text import bleu, chrf, sentence_chrf
 from instructrec_jax.tasks.base import TaskConfig, TaskContext
 from instructrec_jax.tasks.nearest import nearest_answers
-from instructrec_jax.tasks.writing import Judgement, WritingConfig, WritingTask, references
+from instructrec_jax.tasks.writing import Judgement, WritingConfig, WritingTask, by_language, references
 
 
 @TaskConfig.register_subclass("translation")
@@ -37,7 +37,15 @@ def nearest_translation(train: Sequence[Example]) -> Callable[[Sequence[Example]
 
 class TranslationTask(WritingTask):
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
-        return judge_translations(answers, [references(e) for e in examples])
+        """Where the references are in several languages, BLEU also of each, by its own tokenizer."""
+        wanted = [references(e) for e in examples]
+        found = judge_translations(answers, wanted)
+        for name, inside in by_language(examples, [first for first, *_ in wanted]).items():
+            score, signature = bleu([answers[i] for i in inside], [wanted[i] for i in inside])
+            found.metrics[f"BLEU ({name})"] = score
+            found.segments[name] = inside
+            found.protocol += f", BLEU ({name}) {signature}"
+        return found
 
     def rules(self, train: Sequence[Example]) -> dict[str, Callable[[Sequence[Example]], list[str]]]:
         return {"translation of the most similar source": nearest_translation(train)}

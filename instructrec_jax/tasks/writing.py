@@ -12,6 +12,7 @@ import numpy as np
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import answer, render, tokenise_pieces
 from instructrec_jax.inference.config import GenerationConfig
+from instructrec_jax.metrics.language import has_cjk
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskContext, cut, too_long
 from instructrec_jax.tasks.language_model import LanguageModelConfig, LanguageModelTask
 
@@ -49,6 +50,19 @@ def references(example: Example) -> list[str]:
         return list(example.output)
     said = answer(example)
     return [] if said is None else [said]
+
+
+def by_language(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Numbers of the examples of each language, where there are several.
+
+    It is `origin.language`, else whether the example's own of the `texts` is written in Chinese.
+    """
+    names = [
+        e.origin.get("language") or ("zh" if has_cjk(text) else "other")
+        for e, text in zip(examples, texts, strict=True)
+    ]
+    groups = {name: np.flatnonzero([n == name for n in names]) for name in sorted(set(names))}
+    return groups if len(groups) > 1 else {}
 
 
 def with_one_answer(example: Example) -> Example:

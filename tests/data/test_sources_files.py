@@ -13,6 +13,7 @@ import pytest
 
 from instructrec_jax.data.example import BadExample
 from instructrec_jax.data.files import open_rows
+from instructrec_jax.data.sources import SourceConfig, open_sources
 
 RECORDS = [
     {"instruction": "推荐一部电影 🎬", "output": "a"},
@@ -272,3 +273,29 @@ def test_nested_and_null_columns_of_parquet(tmp_path):
     assert rows(path) == records
     some = open_rows(str(path), {"a", "zzz"})
     assert some.row(1) == {"a": "b"} and list(some.columns) == ["a", "m", "x"]
+
+
+def test_parallel_texts(tmp_path):
+    write(tmp_path / "a.en", "Hi.\r\nOne\u2028line.\n\n")
+    (tmp_path / "a.zh.gz").write_bytes(gzip.compress("\ufeff嗨。\n一行🎬。\n".encode()))
+    source = SourceConfig(path=str(tmp_path / "a.en"), targets=str(tmp_path / "a.zh.gz"))
+    source.fields.instruction = "Translate: {instruction}"
+    opened = open_sources([source])
+    assert [(e.instruction, e.output) for e in (opened[0], opened[1])] == [
+        ("Translate: Hi.", "嗨。"),
+        ("Translate: One\u2028line.", "一行🎬。"),
+    ]
+
+    write(tmp_path / "b.zh", "嗨。\n")
+    source = SourceConfig(path=str(tmp_path / "a.en"), targets=str(tmp_path / "b.zh"))
+    with pytest.raises(ValueError, match=r"a\.en and .*b\.zh: 2 and 1 lines"):
+        open_sources([source])
+    write(tmp_path / "b.zh", " \n嗨。\n")
+    with pytest.raises(ValueError, match=r"a\.en, line 1 \(.*b\.zh, line 1\), field 'output': empty text"):
+        open_sources([source])
+    skipping = open_sources([source], on_bad_example="skip")
+    assert len(skipping) == 1 and [row.reason for row in skipping.skipped] == ["empty text"]
+    with pytest.raises(ValueError, match="both must be text files"):
+        open_sources([SourceConfig(path=str(tmp_path / "a.en"), targets=str(tmp_path))])
+    with pytest.raises(ValueError, match="kind datasets knows no targets"):
+        open_sources([SourceConfig(path="glue", kind="datasets", targets="b.zh")])

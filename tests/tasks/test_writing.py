@@ -125,6 +125,27 @@ def test_bleu_and_the_most_similar_source(language_models: dict[str, Path], tmp_
     assert rows[name]["chrF"] == pytest.approx(sacrebleu.corpus_chrf(found, streams).score)
 
 
+def test_bleu_of_each_language_by_its_own_tokenizer(language_models: dict[str, Path], tmp_path: Path) -> None:
+    task: Any = assemble.open_task(
+        settings(TranslationConfig, language_models["gpt2"], tmp_path), language_models["gpt2"]
+    )
+    wanted = [
+        "我们今天去看一部老电影。",
+        "Wir sehen heute einen alten Film.",
+        "他们不喜欢这部电影吗？",
+        "Der Film ist nicht gut.",
+    ]
+    said = ["我们去看一部电影。", "Wir sehen heute einen guten Film.", "他们喜欢这部电影吗？", "Es ist doch gut."]
+    found = task.judge([Example(instruction="translate", output=text) for text in wanted], said)
+    chinese = sacrebleu.corpus_bleu(said[::2], [wanted[::2]], tokenize="zh").score
+    german = sacrebleu.corpus_bleu(said[1::2], [wanted[1::2]], tokenize="13a").score
+    assert found.metrics["BLEU (zh)"] == pytest.approx(chinese)
+    assert found.metrics["BLEU (other)"] == pytest.approx(german)
+    assert "BLEU (other) nrefs:1|case:mixed|eff:no|tok:13a" in found.protocol
+    same = task.judge([Example(instruction="translate", output=text) for text in wanted[::2]], said[::2])
+    assert "BLEU (zh)" not in same.metrics
+
+
 def test_all_turns_are_learnt_and_the_last_is_written(language_models: dict[str, Path], tmp_path: Path) -> None:
     chats = [
         Example(
