@@ -16,8 +16,12 @@
 Names are imported when first asked for, so that `import instructrec_jax` is quick.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# transformers says at each start that it misses PyTorch, of which only its tokenizers and configurations are used here.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _HOMES = {
     "Config": "config:Config",

@@ -98,6 +98,7 @@ def open_task(config: Config, folder: Path) -> Task:
         kind=find_family(network.model_type).kind,
         decoder_start_token_id=getattr(network, "decoder_start_token_id", None),
         folder=folder,
+        held_out=tuple(config.data.hold_out.labels),
     )
     task = config.task.build(context)
     longest = task.max_target_length

@@ -59,6 +59,9 @@ def test_seen_and_unseen_side_by_side(checkpoint: Path, tmp_path: Path) -> None:
     for split, count in (("train", 24), ("validation", 8)):
         cases = assemble_data.evaluation_data(config, task, split)  # type: ignore[arg-type]
         assert [e.example.origin["template"] for e in cases] == ["old"] * count
+    assert task.context.held_out == ()
+    labels = replace(config, data=replace(config.data, hold_out=HoldOutConfig(labels=["war"])))
+    assert assemble.open_task(labels, checkpoint).context.held_out == ("war",)
     trained = assemble_data.training_data(config, task, 1)
     assert {e.example.origin["template"] for e in trained.encoded} == {"old"} and len(trained.encoded) == 24
     result = read_json(run / "evaluation.json")

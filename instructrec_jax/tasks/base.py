@@ -94,6 +94,7 @@ class TaskContext:
     kind: str = "encoder"  # of the network: see `backbones.family.Family`
     decoder_start_token_id: int | None = None  # what an encoder–decoder's target begins with
     folder: Path | None = None  # the backbone's: config.json, tokenizer, generation_config.json
+    held_out: Sequence[str] = ()  # labels that training must not see, not even as wrong answers
 
 
 class Model(nnx.Module):

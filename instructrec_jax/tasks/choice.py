@@ -72,7 +72,7 @@ class ChoiceTask(LikelihoodTask):
         names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
         options = [options_of(example, name, self.config) for example, name in zip(examples, names, strict=True)]
         learnt = [
-            replace(question(e), output=o.texts[o.right], id=e.id or str(number))
+            replace(question(e), output=o.said, id=e.id or str(number))
             for number, (e, o) in enumerate(zip(examples, options, strict=True))
         ]
         place = {id(example): number for number, example in enumerate(learnt)}

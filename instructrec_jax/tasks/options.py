@@ -62,6 +62,19 @@ class Options:
     right: int
     own: bool
 
+    @property
+    def said(self) -> str:
+        """The text of the answer."""
+        return self.texts[self.right]
+
+    def texts_but(self, left_out: Sequence[str]) -> tuple[str, ...]:
+        """The texts of all but some names; the answer's is always among them."""
+        return tuple(
+            text
+            for number, (name, text) in enumerate(zip(self.names, self.texts, strict=True))
+            if number == self.right or name not in left_out
+        )
+
 
 def check_options(config: OptionsConfig) -> None:
     if config.negatives < 0:
@@ -189,9 +202,7 @@ def option_baselines(
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     own = [options[id(e)] for e in test]
-    vectorizer = TfidfVectorizer().fit(
-        [render(e.example) for e in train] + [options[id(e)].texts[options[id(e)].right] for e in train]
-    )
+    vectorizer = TfidfVectorizer().fit([render(e.example) for e in train] + [options[id(e)].said for e in train])
     texts = list(dict.fromkeys(text for option in own for text in option.texts))
     place = {text: number for number, text in enumerate(texts)}
     queries, candidates = vectorizer.transform([render(e.example) for e in test]), vectorizer.transform(texts)

@@ -101,9 +101,10 @@ class SimilarityTask(Task):
         ]
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
-        """The questions, then each different candidate once."""
+        """The questions, then each different candidate once, but for held-out labels: told that they are wrong each
+        time, the network would learn never to choose them."""
         options: list[Options] = [e.target for e in encoded]
-        listed = [option.texts if option.own else (option.texts[option.right],) for option in options]
+        listed = [option.texts_but(self.context.held_out) if option.own else (option.said,) for option in options]
         texts = list(dict.fromkeys(text for each in listed for text in each))
         place = {text: number for number, text in enumerate(texts)}
         # unused places keep the arrays' shapes the same in every batch
@@ -113,7 +114,7 @@ class SimilarityTask(Task):
         allowed = np.zeros((len(encoded), room), bool)
         for row, (option, own) in enumerate(zip(options, listed, strict=True)):
             allowed[row, [place[text] for text in own] if option.own else slice(len(texts))] = True
-        target = np.array([place[option.texts[option.right]] for option in options], np.int32)
+        target = np.array([place[option.said] for option in options], np.int32)
         return Parts(
             [e.text for e in encoded] + [self._texts[text] for text in texts],
             per_example={"target": target, "allowed": allowed},

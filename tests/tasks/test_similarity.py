@@ -1,6 +1,7 @@
 """Choosing a text by similarity: losses, choices and metrics are those of NumPy on the vectors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def test_choices_equal_scikit_learn(context: TaskContext) -> None:
         assert record["input"] == e.example.instruction and record["candidates"] == pytest.approx(
             dict(zip(SUBJECTS, row, strict=True))
         )
+
+
+def test_held_out_labels_are_no_wrong_answers_in_training(context: TaskContext) -> None:
+    task = SimilarityConfig(labels=["war", "love", "space"]).build(replace(context, held_out=("love", "space")))
+    cases = [Example(instruction="a film", output=label) for label in ("war", "space", "war")]
+    parts = task.gather(task.encode(cases), np.random.default_rng(0))
+    words = [context.tokenizer.decode(t.tokens, skip_special_tokens=True) for t in parts.texts[3:]]
+    assert [word.replace(" ##", "") for word in words] == ["war", "space"]
+    assert parts.per_example["allowed"][:, :2].tolist() == [[True, False], [True, True], [True, False]]
+    assert parts.per_example["target"].tolist() == [0, 1, 0] and not parts.per_example["allowed"][:, 2:].any()
+    scores = task.score(Predict(hashed), task.encode(cases))  # tests choose among all of them
+    assert set(scores.predictions[0]["candidates"]) == {"war", "love", "space"}
 
 
 def test_drawn_candidates_are_frozen_and_never_equal_the_answer(context: TaskContext) -> None:
