@@ -17,7 +17,7 @@ from instructrec_jax.data.example import (
     suggest,
 )
 
-OutputType = Literal["auto", "text", "number", "list"]  # auto: as it stands in the file
+OutputType = Literal["auto", "text", "number", "list", "candidate"]  # auto: as it stands in the file
 
 
 @dataclass
@@ -37,16 +37,16 @@ class FieldsConfig:
     """
 
     instruction: str | None = "instruction"  # What to do: a column, a template "Translate: {text}", or "=a fixed text".
-    input: str | None = "input"  # What to do it to: likewise. Null, or an empty cell: no input.
+    input: str | None = "input"  # What to do it to: likewise (a list of words is joined). Null or empty: no input.
     output: str | None = "output"  # The right answer: likewise. Null when there is none (data to predict for).
-    output_type: OutputType = "auto"  # text: 318 becomes "318"; number: "3.5" becomes 3.5; list: see separator.
+    output_type: OutputType = "auto"  # text: 318 -> "318"; number: "3.5" -> 3.5; candidate: 0 and A mean the first.
     label_names: dict[int, str] = field(default_factory=dict)  # Names for class numbers: {0: negative, 1: positive}.
     messages: str | None = "messages"  # Column with a conversation: a list of {role, content} or of {from, value}.
     candidates: str | None = "candidates"  # Ids of the items to choose among: a list, or text (see separator).
     history: str | None = "history"  # Ids of the items already seen, oldest first: a list, or text (see separator).
     task: str | None = "task"  # Name of the task, unless the source itself sets one.
     id: str | None = "id"  # What to call the record in reports.
-    origin: str | None = "origin"  # Column with where an example came from: an object of texts, or one text.
+    origin: str | None = "origin"  # Column with where an example came from: a text, or an object (of lists the first).
     separator: str = ""  # Splits a text cell into the parts of a list, as in "12|55|9": useful in CSV files.
 
 
@@ -140,7 +140,7 @@ class FieldMapper:
                 raise ValueError(f"setting `fields.{name}`: {values[name]!r} must be the name of a column.")
         if not self.recipes["instruction"] and not self.recipes["messages"]:
             raise ValueError("settings `fields`: instruction and messages are both null; an example needs one of them.")
-        if fields.label_names and fields.output_type in ("number", "text"):
+        if fields.label_names and fields.output_type in ("number", "text", "candidate"):
             message = f"label_names make names of numbers, output_type: {fields.output_type} keeps them; drop one."
             raise ValueError(f"settings `fields`: {message}")
 
@@ -159,12 +159,15 @@ class FieldMapper:
 
         messages = _messages(value("messages"), self._is_named("messages"))
         instruction, output = value("instruction"), value("output")
+        candidates = self._ids("candidates", value("candidates"))
+        if self.fields.output_type == "candidate":
+            output = _candidate(output, candidates)
         example = Example(
             instruction=self._text("instruction", instruction, bool(messages)) or "",
             input=self._text("input", value("input"), True),
             output=None if output is None and (messages or not self.recipes["output"]) else self._output(output),
             messages=messages,
-            candidates=self._ids("candidates", value("candidates")),
+            candidates=candidates,
             history=self._ids("history", value("history")),
             task=self.task or self._text("task", value("task"), True) or "",
             id=_id_text(value("id"), "id") if value("id") is not None else "",
@@ -216,6 +219,8 @@ class FieldMapper:
             raise BadExample(place, "wrong type", f"expected text or a number, found {show(value)}.") from None
 
     def _text(self, name: str, value: Any, optional: bool) -> str | None:
+        if name == "input" and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+            value = " ".join(value)  # words, or sentences
         if optional and (value is None or isinstance(value, str) and not value.strip()):
             return None
         if value is None:
@@ -301,6 +306,21 @@ def _name_of(value: Any, names: Mapping[int, str], place: str) -> str:
     raise BadExample(place, "unknown label", detail)
 
 
+def _candidate(value: Any, candidates: Sequence[str]) -> str:
+    """Which of the candidates is meant by a number from 0, or by a letter from a or A."""
+    number = value
+    if isinstance(value, str) and value.strip().isdecimal():
+        number = int(value)
+    elif isinstance(value, str) and len(value.strip()) == 1 and value.strip().isascii():
+        number = ord(value.strip().lower()) - ord("a")
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(candidates):
+        return candidates[number]
+    detail = f"found {show(value)}, but there are {len(candidates)} candidates, counted from 0 or from A."
+    if number == -1:
+        detail += " -1 usually marks a withheld answer: choose another split, or set fields.output to null."
+    raise BadExample("output", "unknown label", detail)
+
+
 def _number(value: str) -> int | float | str:
     for kind in (int, float):
         try:
@@ -344,7 +364,7 @@ def _messages(value: Any, required: bool) -> tuple[Message, ...]:
 
 
 def _origin(value: Any, column: str) -> dict[str, str]:
-    """A text is named after the column that it stands in."""
+    """A text is named after the column that it stands in. Numbers become texts; of a list the first one counts."""
     if value is None:
         return {}
     if isinstance(value, str) and column != "origin":
@@ -352,4 +372,9 @@ def _origin(value: Any, column: str) -> dict[str, str]:
     if not isinstance(value, Mapping):
         hint = "set fields.origin to null if the column means something else."
         raise BadExample("origin", "wrong type", f"expected an object of texts, found {show(value)}; {hint}")
-    return {name: text for name, text in value.items() if text is not None}
+    first = {name: one[0] if isinstance(one, list | tuple) and one else one for name, one in value.items()}
+    return {
+        name: str(one) if isinstance(one, int) and not isinstance(one, bool) else one
+        for name, one in first.items()
+        if one is not None and one != []
+    }

@@ -84,7 +84,7 @@ def test_from_record_is_strict(record, field):
         ({"messages": (Message("robot", "hi"),)}, "messages[0].role", "unknown role"),
         ({"messages": (Message("user", "hi"), Message("system", "x"))}, "messages[1].role", None),
         ({"messages": (Message("user", ""),)}, "messages[0].content", "empty text"),
-        ({"origin": {"user": 3}}, "origin.user", "wrong type"),
+        ({"origin": {"user": 3.5}}, "origin.user", "wrong type"),
     ],
 )
 def test_what_an_example_promises(change, field, reason):
@@ -283,6 +283,32 @@ def test_recommendation_columns():
     assert convert(row, task="own", separator="|").task == "own"
     assert convert({**row, "history": ""}, separator="|").history == ()
     assert bad({**row, "id": 1.5}, separator="|").field == "id"
+
+
+def test_shapes_of_well_known_data_sets():
+    squad = FieldMapper(FieldsConfig(instruction="question", input="context", output="answers.text", origin="answers"))
+    row = {"question": "who", "context": "by Ada", "answers": {"text": ["Ada", "by Ada"], "answer_start": [3, 0]}}
+    asked = squad(row)
+    assert asked.output == ("Ada", "by Ada") and asked.origin == {"text": "Ada", "answer_start": "3"}
+    assert squad(row | {"answers": {"text": [], "answer_start": []}}).output == ()
+    names = {0: "O", 1: "B-PER"}
+    conll = FieldMapper(FieldsConfig(instruction="=Names?", input="tokens", output="ner_tags", label_names=names))
+    tagged = conll({"tokens": ["by", "Ada"], "ner_tags": [0, 1]})
+    assert (tagged.input, tagged.output) == ("by Ada", ("O", "B-PER"))
+
+
+@pytest.mark.parametrize(("said", "meant"), [("B", "b"), ("a", "a"), (1, "b"), ("2", "c"), (" C ", "c")])
+def test_an_answer_by_its_number_or_letter(said, meant):
+    mapper = FieldMapper(FieldsConfig(candidates="options", output="answer", output_type="candidate"))
+    assert mapper({"instruction": "x", "options": ["a", "b", "c"], "answer": said}).output == meant
+
+
+@pytest.mark.parametrize("said", ["D", 3, -1, "", None, True, "ab", "é", 1.5, ["A"]])
+def test_an_answer_that_is_no_candidate(said):
+    mapper = FieldMapper(FieldsConfig(candidates="options", output="answer", output_type="candidate"))
+    with pytest.raises(BadExample, match="there are 3 candidates") as caught:
+        mapper({"instruction": "x", "options": ["a", "b", "c"], "answer": said})
+    assert caught.value.field == "output"
 
 
 def test_a_text_of_origin_is_named_after_its_column():
