@@ -58,12 +58,14 @@ def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -
     """Settings from `--config_path FILE` and `--a.b value` overrides.
 
     Args:
-      default: the file that is read when the arguments name none.
+      default: the file that is read when the arguments name none. The embedded run's is not where they name another
+        task.type: its data and settings are of no use there.
 
     Raises:
       ConfigError: an unknown key (with the nearest known one), or a value of the wrong type.
     """
-    if default is not None and not any(arg.split("=")[0] == "--config_path" for arg in args):
+    named = {arg.split("=")[0] for arg in args}
+    if default is not None and "--config_path" not in named and not (default == DEFAULT and "--task.type" in named):
         args = ["--config_path", str(default), *args]
     known = set(setting_names(config_class))
     for arg in args:
@@ -81,7 +83,8 @@ def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -
             print(_help_on_lists(config_class))
         raise
     except (draccus.utils.ParsingError, yaml.YAMLError) as error:
-        raise ConfigError(str(error)) from error
+        other = ". They are of another type: change it in the file." if "are not valid for" in str(error) else ""
+        raise ConfigError(f"{error}{other}") from error
     _check_nulls(config)
     return config
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import jax
@@ -251,20 +252,24 @@ def check_run_dir(config: Config) -> Path:
         raise ValueError(f"run_dir {run_dir} is a file. Choose another run_dir.")
     if run_dir.exists() and any(run_dir.iterdir()) and not settings.is_file():
         raise ValueError(f"{run_dir} exists but is no run directory (no config.yaml). Choose another run_dir.")
-    if settings.is_file():
+    if settings.is_file() and not (config.overwrite and "\nrun_dir:" in settings.read_text(encoding="utf-8")):
         try:
             before, now = flatten(to_dict(load(settings))), flatten(to_dict(config))
         except ValueError as error:
             raise ValueError(
-                f"{run_dir} holds a config.yaml that is not of a run of this version ({error}). Choose another run_dir."
+                f"{run_dir} holds a config.yaml that is not of a run of this version ({error}). Choose another run_dir"
+                + (", or start anew with --overwrite true." if "\nrun_dir:" in settings.read_text() else ".")
             ) from error
+        other_task = before["task.type"] != now["task.type"]  # whose settings have other names
         changed = [
-            f"{key}: {before.get(key)} then, {now.get(key)} now"
+            f"{key}: {shorten(str(before.get(key)), 100)} then, {shorten(str(now.get(key)), 100)} now"
             for key in sorted(before | now)
-            if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_ON_RESUME
+            if before.get(key) != now.get(key)
+            and key.split(".")[0] not in FREE_ON_RESUME
+            and not (other_task and key.startswith("task.") and key != "task.type")
         ]
         trained = any(path.name.isdigit() for path in run_dir.glob("checkpoints/*"))
-        if changed and trained and not config.overwrite:
+        if changed and trained:
             raise ValueError(
                 f"{run_dir} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
                 "Choose another run_dir, or start anew with --overwrite true."

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from instructrec_jax.config import DEFAULT, Config, ConfigError, load, parse, setting_names, to_dict, to_yaml
-from instructrec_jax.tasks import ClassificationConfig, RetrievalConfig
+from instructrec_jax.tasks import ClassificationConfig, RetrievalConfig, SpanConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -32,6 +32,15 @@ def test_no_arguments_give_the_embedded_run() -> None:
 
 def test_without_a_default_file_the_dataclasses_speak() -> None:
     assert to_dict(parse(Config, [], default=None)) == to_dict(Config())
+
+
+def test_another_task_does_not_begin_with_the_embedded_run(tmp_path: Path) -> None:
+    config = parse(Config, ["--task.type", "span"])
+    assert isinstance(config.task, SpanConfig) and config.data == Config().data and config.backbone == Config().backbone
+    path = tmp_path / "a.yaml"
+    path.write_text("task: {type: span, stride: 32}\n")
+    with pytest.raises(ConfigError, match=r"`stride`.* not valid for ChoiceConfig\. They are of another type"):
+        parse(Config, ["--config_path", str(path), "--task.type", "choice"])
 
 
 def test_the_copy_to_start_from_is_the_default() -> None:

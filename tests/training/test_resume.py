@@ -170,6 +170,18 @@ def test_overwrite_starts_anew_and_deletes_only_what_runs_leave(finished: Config
     assert not load(run_dir / "config.yaml").overwrite
 
 
+def test_overwrite_begins_anew_over_a_run_of_another_version(finished: Config, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished.run_dir, run_dir)
+    settings = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(settings + "gone_since: 1\n")
+    again = changed(finished, run_dir=str(run_dir), steps=2)
+    with pytest.raises(ValueError, match="not of a run of this version.*gone_since.*--overwrite true"):
+        train.train(again)
+    train.train(changed(again, overwrite=True))
+    assert Checkpoints(run_dir).steps() == [2]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("files", [{"thesis.tex": "text"}, {"config.yaml": "port: 80", "thesis.tex": "text"}])
 def test_another_folder_is_refused_and_untouched(
