@@ -24,7 +24,7 @@ def show_results(
       tuned: the contender whose predictions are kept and that the others are compared with.
     """
     shown = next(c for c in contenders if c.name == tuned)
-    counts = {segment: len(next(iter(s.cases.values()), s.predictions)) for segment, s in shown.scores.items()}
+    counts = {segment: len(s.predictions) for segment, s in shown.scores.items()}
     said = [f"{count:,} cases" + (f" {name}" if name else "") for name, count in counts.items()]
     protocol = "; ".join([*said, *dict.fromkeys(s.protocol for s in shown.scores.values() if s.protocol)])
     result = table(contenders, tuned=tuned, protocol=protocol, metric=metric)

@@ -22,6 +22,8 @@ from instructrec_jax.tasks.summarization import sentences
 # Named, because --help shows a setting's comment only where its type is a plain name.
 OnMissingAnswer = Literal["error", "skip"]
 
+NO_ANSWER = "(no answer)"  # as examples are shown to people
+
 
 @TaskConfig.register_subclass("span")
 @dataclass
@@ -233,8 +235,8 @@ class SpanTask(Task):
         return [
             {
                 "instruction": record["input"],
-                "wanted": record["reference"][0],
-                "answers": [{"text": record["prediction"], "score": record["score"]}],
+                "wanted": record["reference"][0] or NO_ANSWER,
+                "answers": [{"text": record["prediction"] or NO_ANSWER, "score": record["score"]}],
             }
             for record in self.score(predict, [e for e in encoded if id(e.example) in chosen]).predictions
         ]

@@ -93,6 +93,7 @@ def test_a_run_from_train_to_export(checkpoint: Path, tmp_path: Path) -> None:
     assert learnt.tasks[0].task.labels == sorted(SUBJECTS) and learnt.tasks[0].weight == 2.0
     result = read_json(run / "evaluation.json")
     assert {"average", "macro_f1 (subject)", "mse (size)"} <= set(result["metrics"])
+    assert result["protocol"].startswith("24 cases")
     compared = {(d["name"], d["metric"]) for d in result["differences"]}
     assert ("after tuning − mean", "mse (size)") in compared
     written = read_jsonl(run / "predictions.jsonl")
