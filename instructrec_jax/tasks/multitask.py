@@ -201,7 +201,7 @@ class MultitaskTask(Task):
             [*average, *(named(n, m) for n, each in scores.items() for m in each.main or each.metrics)],
             protocol="; ".join(f"{n}: {each.protocol}" for n, each in scores.items() if each.protocol),
             charts={named(n, m): data for n, each in scores.items() for m, data in each.charts.items()},
-            compared=[named(n, task.metric) for n, task in own.items()],
+            compared=[named(n, m) for n, each in scores.items() for m in (own[n].metric, *each.compared)],
         )
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:

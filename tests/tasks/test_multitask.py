@@ -96,6 +96,7 @@ def test_a_run_from_train_to_export(checkpoint: Path, tmp_path: Path) -> None:
     assert result["protocol"].startswith("24 cases")
     compared = {(d["name"], d["metric"]) for d in result["differences"]}
     assert ("after tuning − mean", "mse (size)") in compared
+    assert ("after tuning − most frequent label", "accuracy (subject)") in compared  # macro F1 has no value a case
     written = read_jsonl(run / "predictions.jsonl")
     assert [r["task"] for r in written] == ["subject"] * 12 + ["size"] * 12
     evaluate([str(run), "--out", str(tmp_path / "again"), "--no_baselines"])
