@@ -3,6 +3,7 @@
 from instructrec_jax.tasks.choice import ChoiceConfig
 from instructrec_jax.tasks.classification import ClassificationConfig, MultilabelConfig, RegressionConfig
 from instructrec_jax.tasks.dialogue import DialogueConfig
+from instructrec_jax.tasks.extractive_summarization import ExtractiveSummarizationConfig
 from instructrec_jax.tasks.language_model import LanguageModelConfig
 from instructrec_jax.tasks.language_model_ranking import LanguageModelRankingConfig
 from instructrec_jax.tasks.masked_lm import MaskedLMConfig
@@ -22,6 +23,7 @@ __all__ = [
     "ChoiceConfig",
     "ClassificationConfig",
     "DialogueConfig",
+    "ExtractiveSummarizationConfig",
     "LanguageModelConfig",
     "LanguageModelRankingConfig",
     "MaskedLMConfig",

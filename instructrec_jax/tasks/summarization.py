@@ -34,7 +34,11 @@ def sentences(text: str) -> list[str]:
 
 def lead(text: str, count: int) -> str:
     """The first sentences of a text."""
-    return ("" if has_cjk(text) else " ").join(sentences(text)[:count])
+    return join(sentences(text)[:count])
+
+
+def join(parts: Sequence[str]) -> str:
+    return "".join(parts) if any(map(has_cjk, parts)) else " ".join(parts)
 
 
 def ask_length(example: Example) -> Example:
@@ -43,6 +47,16 @@ def ask_length(example: Example) -> Example:
     count = max(5, 5 * round(units(wanted) / 5))
     said = f"用大约{count}个字。" if has_cjk(example.instruction) else f"Use about {count} words."
     return replace(example, instruction=f"{example.instruction} {said}".strip())
+
+
+def judge_summaries(examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
+    wanted = [references(e) for e in examples]
+    cases = {name: np.array(values) for name, values in rouge(answers, wanted).items()}
+    metrics = {name: float(values.mean()) for name, values in cases.items()}
+    lengths = np.array([units(text) / max(1, units(each[0])) for text, each in zip(answers, wanted, strict=True)])
+    metrics["length ratio"] = float(lengths.mean())
+    protocol = "F-measure of the reference that gives the most; length ratio = words ÷ words of the first reference"
+    return Judgement(metrics, cases, "rougeL", protocol)
 
 
 class SummarizationTask(WritingTask):
@@ -57,13 +71,7 @@ class SummarizationTask(WritingTask):
         return with_one_answer(ask_length(example) if self.config.say_length else example)
 
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
-        wanted = [references(e) for e in examples]
-        cases = {name: np.array(values) for name, values in rouge(answers, wanted).items()}
-        metrics = {name: float(values.mean()) for name, values in cases.items()}
-        lengths = np.array([units(text) / max(1, units(each[0])) for text, each in zip(answers, wanted, strict=True)])
-        metrics["length ratio"] = float(lengths.mean())
-        protocol = "F-measure of the reference that gives the most; length ratio = words ÷ words of the first reference"
-        return Judgement(metrics, cases, "rougeL", protocol)
+        return judge_summaries(examples, answers)
 
     def rules(self, train: Sequence[Example]) -> dict[str, Callable[[Sequence[Example]], list[str]]]:
         def first(examples: Sequence[Example]) -> list[str]:
