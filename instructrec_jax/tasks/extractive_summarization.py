@@ -100,10 +100,9 @@ class ExtractiveSummarizationTask(Task):
         if self.context.lower_case:
             asked, parts = asked.lower(), [part.lower() for part in parts]
         texts = [[asked], list(parts)] if asked else [list(parts)]
-        tokens = self.context.tokenizer(  # a sentence counts as a word, so that tokens know theirs
-            *texts, is_split_into_words=True, return_token_type_ids=True, verbose=False
-        )
-        ids, types = (np.array(tokens[key], np.int32) for key in ("input_ids", "token_type_ids"))
+        # a sentence counts as a word, so that tokens know theirs
+        tokens = self.context.tokenizer(*texts, is_split_into_words=True, verbose=False)
+        ids, types = np.array(tokens["input_ids"], np.int32), tokens.get("token_type_ids")
         pairs = zip(tokens.sequence_ids(), tokens.word_ids(), strict=True)
         owners = np.array([word if part == len(texts) - 1 else -1 for part, word in pairs], np.int32)
         own, excess = np.flatnonzero(owners >= 0), len(ids) - self.context.max_length
@@ -114,7 +113,7 @@ class ExtractiveSummarizationTask(Task):
                 f"{name}: data.max_length ({self.context.max_length}) leaves no room for its text: raise it."
             )
         kept = np.delete(np.arange(len(ids)), own[len(own) - max(0, excess) :])
-        return Text(ids[kept], types[kept]), owners[kept]
+        return Text(ids[kept], None if types is None else np.array(types, np.int32)[kept]), owners[kept]
 
     def _best(self, parts: Sequence[str], wanted: list[str]) -> np.ndarray:
         chosen: list[int] = []
