@@ -292,6 +292,22 @@ def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -
     return result
 
 
+def owners(tokens: Any, parts: Sequence[str], joint: str = " ", sequence: int = 0) -> np.ndarray:
+    """int32 [tokens]: which of the parts of a text a token belongs to, -1 for a special token or another text's.
+
+    The parts are read as one text, as that is what the network knows: told of them one by one, tokenizers whose tokens
+    begin with a space (RoBERTa's, GPT-2's) would make others.
+
+    Args:
+      tokens: of a fast tokenizer, with return_offsets_mapping, of joint.join(parts) as text number `sequence`.
+    """
+    ends = np.cumsum([len(part) + len(joint) for part in parts]) - len(joint)
+    offsets = np.array(tokens["offset_mapping"], np.int64).reshape(-1, 2)
+    inside = np.array([number == sequence for number in tokens.sequence_ids()]) & (offsets[:, 1] > offsets[:, 0])
+    # by its last character: the first one may be the space before
+    return np.where(inside, np.searchsorted(ends, offsets[:, 1]), -1).astype(np.int32)
+
+
 def too_long(length: int, name: str, context: TaskContext) -> str:
     """What `truncate` says of a text of more than `max_length` tokens, left, right or drop, and counts it.
 

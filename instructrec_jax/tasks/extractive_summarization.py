@@ -16,8 +16,19 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
 from instructrec_jax.data.prompts import check_fast, render
 from instructrec_jax.metrics.text import rouge
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext, too_long
-from instructrec_jax.tasks.summarization import join, judge_summaries, lead, sentences
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    Model,
+    Predict,
+    Scores,
+    Task,
+    TaskConfig,
+    TaskContext,
+    owners,
+    too_long,
+)
+from instructrec_jax.tasks.summarization import join, joint, judge_summaries, lead, sentences
 from instructrec_jax.tasks.writing import references
 
 LABELS = ["left out", "summary"]
@@ -89,31 +100,29 @@ class ExtractiveSummarizationTask(Task):
             raise ValueError(f"{name} has no text to summarise: name it in fields.input.")
         if not references(example):
             raise ValueError(f"{name} has no summary: fill it in, or remove the row.")
-        text, owners = self._tokens(example.instruction, parts, name)
+        text, numbers = self._tokens(example.instruction, parts, name)
         if text is None:
             return None
-        there = parts[: int(owners.max()) + 1]  # those that were not cut off
-        return Encoded(text, Sentences(tuple(there), owners, self._best(there, references(example))), example)
+        there = parts[: int(numbers.max()) + 1]  # those that were not cut off
+        return Encoded(text, Sentences(tuple(there), numbers, self._best(there, references(example))), example)
 
     def _tokens(self, asked: str, parts: Sequence[str], name: str) -> tuple[Text | None, np.ndarray]:
         """The instruction and the sentences as one text, and the sentence of each token; no text: it is dropped."""
         if self.context.lower_case:
             asked, parts = asked.lower(), [part.lower() for part in parts]
-        texts = [[asked], list(parts)] if asked else [list(parts)]
-        # a sentence counts as a word, so that tokens know theirs
-        tokens = self.context.tokenizer(*texts, is_split_into_words=True, verbose=False)
+        texts = [asked, join(parts)] if asked else [join(parts)]
+        tokens = self.context.tokenizer(*texts, return_offsets_mapping=True, verbose=False)
         ids, types = np.array(tokens["input_ids"], np.int32), tokens.get("token_type_ids")
-        pairs = zip(tokens.sequence_ids(), tokens.word_ids(), strict=True)
-        owners = np.array([word if part == len(texts) - 1 else -1 for part, word in pairs], np.int32)
-        own, excess = np.flatnonzero(owners >= 0), len(ids) - self.context.max_length
+        numbers = owners(tokens, parts, joint(parts), len(texts) - 1)
+        own, excess = np.flatnonzero(numbers >= 0), len(ids) - self.context.max_length
         if excess > 0 and too_long(len(ids), name, self.context) == "drop":
-            return None, owners
+            return None, numbers
         if excess >= len(own):
             raise ValueError(
                 f"{name}: data.max_length ({self.context.max_length}) leaves no room for its text: raise it."
             )
         kept = np.delete(np.arange(len(ids)), own[len(own) - max(0, excess) :])
-        return Text(ids[kept], None if types is None else np.array(types, np.int32)[kept]), owners[kept]
+        return Text(ids[kept], None if types is None else np.array(types, np.int32)[kept]), numbers[kept]
 
     def _best(self, parts: Sequence[str], wanted: list[str]) -> np.ndarray:
         chosen: list[int] = []

@@ -38,7 +38,12 @@ def lead(text: str, count: int) -> str:
 
 
 def join(parts: Sequence[str]) -> str:
-    return "".join(parts) if any(map(has_cjk, parts)) else " ".join(parts)
+    return joint(parts).join(parts)
+
+
+def joint(parts: Sequence[str]) -> str:
+    """What stands between sentences: nothing where they are Chinese."""
+    return "" if any(map(has_cjk, parts)) else " "
 
 
 def ask_length(example: Example) -> Example:

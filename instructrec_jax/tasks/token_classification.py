@@ -17,7 +17,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
 from instructrec_jax.metrics.classification import classification_metrics, classification_report, confusion_matrix
 from instructrec_jax.metrics.tagging import marks_spans, span_metrics
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext
+from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext, owners
 from instructrec_jax.tasks.classification import LabelsConfig, check_labels
 
 
@@ -61,7 +61,7 @@ class TokenClassificationTask(Task):
             for tag in tags:
                 if tag not in self.numbers:
                     raise ValueError(f"{name}: its output {tag!r} is none of the labels {self.labels}.")
-            tokens = self.context.tokenizer(words, is_split_into_words=True, verbose=False)
+            tokens = self.context.tokenizer(" ".join(words), return_offsets_mapping=True, verbose=False)
             if len(tokens["input_ids"]) > self.context.max_length:
                 if self.context.truncate == "drop":
                     self.context.counts["texts dropped"] = self.context.counts.get("texts dropped", 0) + 1
@@ -70,13 +70,11 @@ class TokenClassificationTask(Task):
                     f"{name} has {len(tokens['input_ids'])} tokens, but data.max_length is {self.context.max_length}. "
                     "Raise it, split the text, or set data.truncate to drop (a labelled text is never cut)."
                 )
-            owners = tokens.word_ids()
-            first = np.array(
-                [w is not None and w != before for w, before in zip(owners, [None, *owners], strict=False)]
-            )
-            labels = np.array([0 if w is None else self.numbers[tags[w]] for w in owners], np.int32)
+            words_of = owners(tokens, words)
+            first = (words_of >= 0) & (np.diff(words_of, prepend=-1) != 0)
+            labels = np.array([0 if w < 0 else self.numbers[tags[w]] for w in words_of], np.int32)
             if first.sum() != len(words):
-                lost = next(w for i, w in enumerate(words) if i not in owners)
+                lost = next(w for i, w in enumerate(words) if i not in words_of)
                 raise ValueError(
                     f"{name}: the tokenizer makes no token of the word {lost!r}, so it cannot be labelled."
                 )

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from byte_tokenizer import byte_tokenizer
 from flax import nnx
 from helpers import Setup, examples
 from sklearn import metrics as sk
@@ -44,6 +45,18 @@ def test_labels_lie_on_the_first_token_of_each_word(task: Any, tokenizer: Any) -
     starts = 1 + np.cumsum([0, *map(len, pieces)])[:-1]
     assert np.flatnonzero(e.target.first).tolist() == starts.tolist()
     assert e.target.labels[starts].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_words_are_read_with_the_space_before_them(trim: bool) -> None:
+    """Tokens of RoBERTa and GPT-2 begin with a space; word by word, the tokenizer would make others."""
+    tokenizer = byte_tokenizer(bos=True, eos=True, trim_offsets=trim)
+    task = TokenClassificationConfig(labels=LABELS).build(TaskContext(tokenizer, 64))
+    (e,) = task.encode([Example(instruction="yes the an  🎬 yes", output=("subject", *["other"] * 3, "subject"))])
+    assert e.text.tokens.tolist() == tokenizer("yes the an 🎬 yes")["input_ids"]
+    found = tokenizer.convert_ids_to_tokens(e.text.tokens[e.target.first > 0])
+    assert found[:2] == ["yes", "Ġthe"] and len(found) == 5 and found[-1] == "Ġyes"
+    assert e.target.labels[e.target.first > 0].tolist() == [1, 0, 0, 0, 1]
 
 
 def test_words_are_those_of_the_input_where_there_is_one(task: Any) -> None:
