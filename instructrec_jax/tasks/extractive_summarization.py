@@ -29,7 +29,7 @@ from instructrec_jax.tasks.base import (
     too_long,
 )
 from instructrec_jax.tasks.summarization import join, joint, judge_summaries, lead, sentences
-from instructrec_jax.tasks.writing import references
+from instructrec_jax.tasks.writing import references, scores_of_texts, shown
 
 LABELS = ["left out", "summary"]
 
@@ -171,18 +171,8 @@ class ExtractiveSummarizationTask(Task):
         return self._scores(encoded, answers)
 
     def _scores(self, encoded: Sequence[Encoded], answers: Sequence[str]) -> Scores:
-        found = judge_summaries([e.example for e in encoded], answers)
-        records = [
-            {
-                "id": e.example.id,
-                "input": render(e.example),
-                "prediction": text,
-                "reference": references(e.example),
-                "score": float(score),
-            }
-            for e, text, score in zip(encoded, answers, found.cases[found.main], strict=True)
-        ]
-        return Scores(found.metrics, found.cases, records, protocol=found.protocol)
+        examples = [e.example for e in encoded]
+        return scores_of_texts(examples, [render(e) for e in examples], answers, judge_summaries(examples, answers))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """As many sentences from the beginning."""
@@ -191,11 +181,4 @@ class ExtractiveSummarizationTask(Task):
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        return [
-            {
-                "instruction": record["input"],
-                "wanted": record["reference"][0],
-                "answers": [{"text": record["prediction"], "score": record["score"]}],
-            }
-            for record in self.score(predict, chosen).predictions
-        ]
+        return shown(self.score(predict, chosen).predictions)

@@ -35,7 +35,7 @@ from instructrec_jax.tasks.base import (
     tokenise,
 )
 from instructrec_jax.tasks.translation import judge_translations, nearest_translation
-from instructrec_jax.tasks.writing import references
+from instructrec_jax.tasks.writing import references, scores_of_texts, shown
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Unit = Literal["character", "word"]
@@ -220,19 +220,9 @@ class PositionTranslationTask(Task):
                 yield self.labels[wanted], self.labels[tokens[place] if place < len(tokens) else NOTHING]
 
     def _scores(self, encoded: Sequence[Encoded], texts: list[str]) -> Scores:
-        wanted = [references(e.example) for e in encoded]
-        found = judge_translations(texts, wanted)
-        records = [
-            {
-                "id": e.example.id,
-                "input": e.example.input or e.example.instruction,
-                "prediction": text,
-                "reference": each,
-                "score": float(score),
-            }
-            for e, text, each, score in zip(encoded, texts, wanted, found.cases["sentence chrF"], strict=True)
-        ]
-        return Scores(found.metrics, found.cases, records, protocol=found.protocol)
+        examples = [e.example for e in encoded]
+        found = judge_translations(texts, [references(e) for e in examples])
+        return scores_of_texts(examples, [e.input or e.instruction for e in examples], texts, found)
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         nearest = nearest_translation([e.example for e in train])
@@ -240,14 +230,7 @@ class PositionTranslationTask(Task):
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        return [
-            {
-                "instruction": record["input"],
-                "wanted": record["reference"][0],
-                "answers": [{"text": record["prediction"], "score": record["score"]}],
-            }
-            for record in self.score(predict, chosen).predictions
-        ]
+        return shown(self.score(predict, chosen).predictions)
 
 
 def ctc_losses(

@@ -4,8 +4,9 @@ Each of them is a language model (`tasks.language_model`) with a `judge` of its 
 translation, dialogue.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,40 @@ def by_language(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, 
 def with_one_answer(example: Example) -> Example:
     """Of several acceptable answers the first, which is the one that is learnt."""
     return replace(example, output=example.output[0]) if isinstance(example.output, tuple) else example
+
+
+def scores_of_texts(
+    examples: Sequence[Example], asked: Sequence[str], answers: Sequence[str], found: Judgement
+) -> Scores:
+    """A judgement as scores, with a record of each case.
+
+    Args:
+      asked: what the answers answer, as people are shown it.
+    """
+    records = [
+        {"id": e.id, "input": text, "prediction": said, "reference": references(e), "score": float(score)}
+        for e, text, said, score in zip(examples, asked, answers, found.cases[found.main], strict=True)
+    ]
+    return Scores(
+        found.metrics,
+        found.cases,
+        records,
+        segments=found.segments,
+        protocol=found.protocol,
+        compared=[found.main],
+    )
+
+
+def shown(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Such records as `Task.showcase` gives them."""
+    return [
+        {
+            "instruction": record["input"],
+            "wanted": record["reference"][0],
+            "answers": [{"text": record["prediction"], "score": record["score"]}],
+        }
+        for record in records
+    ]
 
 
 class WritingTask(LanguageModelTask):
@@ -134,38 +169,15 @@ class WritingTask(LanguageModelTask):
 
     def _judged(self, encoded: Sequence[Encoded], answers: Sequence[str]) -> Scores:
         answers = [text.strip() for text in answers]
-        found = self.judge([e.example for e in encoded], answers)
-        records = [
-            {
-                "id": e.example.id,
-                "input": render(self.learnt(e.example)),
-                "prediction": text,
-                "reference": references(e.example),
-                "score": float(score),
-            }
-            for e, text, score in zip(encoded, answers, found.cases[found.main], strict=True)
-        ]
-        return Scores(
-            found.metrics,
-            found.cases,
-            records,
-            segments=found.segments,
-            protocol=found.protocol,
-            compared=[found.main],
-        )
+        examples = [e.example for e in encoded]
+        asked = [render(self.learnt(example)) for example in examples]
+        return scores_of_texts(examples, asked, answers, self.judge(examples, answers))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         examples = [e.example for e in test]
         rules = self.rules([e.example for e in train])
         return {name: self._judged(test, rule(examples)) for name, rule in rules.items()}
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, object]]:
+    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        return [
-            {
-                "instruction": record["input"],
-                "wanted": record["reference"][0],
-                "answers": [{"text": record["prediction"], "score": record["score"]}],
-            }
-            for record in self.score(predict, chosen).predictions
-        ]
+        return shown(self.score(predict, chosen).predictions)
