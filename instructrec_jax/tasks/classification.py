@@ -243,22 +243,49 @@ class MultilabelTask(_SequenceTask):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         logits = np.stack(predict([e.text for e in encoded])).astype(np.float64)
-        probabilities = 1 / (1 + np.exp(-logits))
+        return self._scores(encoded, 1 / (1 + np.exp(-logits)))
+
+    def _scores(self, encoded: Sequence[Encoded], probabilities: np.ndarray) -> Scores:
+        """probabilities: float64 [cases, labels]. Calibration is that of all decisions, a label of a case each."""
         truth = np.stack([e.target for e in encoded]).astype(int)
         guess = (probabilities >= self.threshold).astype(int)
+        named = (truth + guess).sum(-1)
+        f1 = np.where(named > 0, 2 * (truth * guess).sum(-1) / np.maximum(named, 1), 1.0)
         predictions = [
             {
                 "id": e.example.id,
                 "input": render(e.example),
                 "reference": [self.labels[i] for i in np.flatnonzero(t)],
                 "prediction": [self.labels[i] for i in np.flatnonzero(g)],
-                "score": float(p.max()),
+                "score": float(each),
             }
-            for e, t, g, p in zip(encoded, truth, guess, probabilities, strict=True)
+            for e, t, g, each in zip(encoded, truth, guess, f1, strict=True)
         ]
         _, report = multilabel_report(truth, guess, self.labels)
-        metrics = multilabel_metrics(truth, guess, self.labels)
-        return Scores(metrics, {"subset_accuracy": (truth == guess).all(-1).astype(float)}, predictions, report)
+        certainty, right = np.where(guess, probabilities, 1 - probabilities).ravel(), (truth == guess).ravel()
+        return Scores(
+            multilabel_metrics(truth, guess, self.labels) | {"ece": expected_calibration_error(certainty, right)},
+            {"sample_f1": f1, "subset_accuracy": (truth == guess).all(-1).astype(float)},
+            predictions,
+            report,
+            charts={"calibration": {"bins": reliability(certainty, right)}},
+            compared=["sample_f1"],
+        )
+
+    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+        """Logistic regression on TF-IDF of words, a label at a time (scikit-learn's defaults)."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+
+        words = TfidfVectorizer().fit([render(e.example) for e in train])
+        seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
+        found = np.empty((len(test), len(self.labels)))
+        for number, column in enumerate(np.stack([e.target for e in train]).T):
+            if column.min() == column.max():  # never, or always
+                found[:, number] = column[0]
+            else:
+                found[:, number] = LogisticRegression(max_iter=1000).fit(seen, column).predict_proba(asked)[:, 1]
+        return {"TF-IDF + logistic regression": self._scores(test, found)}
 
 
 class RegressionTask(_SequenceTask):

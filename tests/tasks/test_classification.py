@@ -13,6 +13,7 @@ from helpers import SUBJECTS, Setup, examples
 from scipy import stats
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
 from instructrec_jax.data.example import Example
@@ -214,7 +215,13 @@ def test_multilabel_scores_equal_scikit_learn(context: TaskContext) -> None:
     assert scores.metrics["micro_f1"] == pytest.approx(sk.f1_score(truth, guess, average="micro"))
     assert scores.metrics["macro_f1"] == pytest.approx(sk.f1_score(truth, guess, average="macro"))
     np.testing.assert_array_equal(scores.cases["subset_accuracy"], (truth == guess).all(1))
-    for record, t, g in zip(scores.predictions, truth, guess, strict=True):
+    each = [sk.f1_score([t], [g], average="samples", zero_division=1) for t, g in zip(truth, guess, strict=True)]
+    np.testing.assert_allclose(scores.cases["sample_f1"], each)
+    assert scores.metrics["sample_f1"] == pytest.approx(np.mean(each)) and scores.compared == ["sample_f1"]
+    certainty = np.abs(1 / (1 + np.exp(-outputs)) - 1 + guess)
+    assert scores.metrics["ece"] == expected_calibration_error(certainty.ravel(), (truth == guess).ravel())
+    for record, t, g, f1 in zip(scores.predictions, truth, guess, each, strict=True):
+        assert record["score"] == pytest.approx(f1)
         assert record["reference"] == [label for label, yes in zip(SUBJECTS, t, strict=True) if yes]
         assert record["prediction"] == [label for label, yes in zip(SUBJECTS, g, strict=True) if yes]
 
@@ -251,6 +258,15 @@ def test_baselines(context: TaskContext) -> None:
     pipeline.fit([e.instruction for e in train], outputs)
     guess = pipeline.predict([e.instruction for e in test])
     assert accuracy["TF-IDF + logistic regression"] == pytest.approx(np.mean(guess == [e.output for e in test]))
+
+    several = MultilabelConfig(labels=[*SUBJECTS, "never"]).build(context)
+    train, test = examples("multilabel", 60, seed=1), examples("multilabel", 30)
+    rows = several.baselines(several.encode(train), several.encode(test))
+    targets, truth = (np.array([[x in e.output for x in SUBJECTS] for e in some]) for some in (train, test))  # type: ignore[operator]
+    each = make_pipeline(TfidfVectorizer(), OneVsRestClassifier(LogisticRegression(max_iter=1000)))
+    guess = each.fit([e.instruction for e in train], targets).predict_proba([e.instruction for e in test]) >= 0.5
+    expected = sk.f1_score(truth, guess, average="micro")
+    assert rows["TF-IDF + logistic regression"].metrics["micro_f1"] == pytest.approx(expected)
 
     number = RegressionConfig().build(context)
     train, test = examples("regression", 60, seed=1), examples("regression", 30)
