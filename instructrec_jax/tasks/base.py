@@ -226,8 +226,20 @@ class Task:
         return {}
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        """A few examples with the model's answers, for a person to read."""
-        return []
+        """Five examples, drawn by seed, as `shown`; none where the task predicts nothing that one could read."""
+        parts: dict[int, list[Encoded]] = {}
+        for e in encoded:
+            parts.setdefault(id(e.example), []).append(e)
+        drawn = np.random.default_rng(self.context.seed).permutation(len(parts))[:5]
+        chosen = [e for number in drawn for e in list(parts.values())[number]]
+        records = self.score(predict, chosen).predictions
+        return [self.shown(record) for record in records if "prediction" in record]
+
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """One of `Scores.predictions` for a person: instruction, wanted, and answers (text and score), best first."""
+        wanted, said = (x if isinstance(x, list) else [x] for x in (record["reference"], record["prediction"]))
+        answer = {"text": ", ".join(map(str, said)), "score": record["score"]}
+        return {"instruction": record["input"], "wanted": ", ".join(map(str, wanted)), "answers": [answer]}
 
 
 def microbatches(batch: Arrays, parts: int) -> Arrays:

@@ -1,13 +1,13 @@
 """Choosing a text by its likelihood: multiple choice, response selection, and labels known by the words for them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.prompts import TemplateName, question, render
+from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalised
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext
 from instructrec_jax.tasks.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
@@ -19,6 +19,7 @@ from instructrec_jax.tasks.options import (
     option_baselines,
     option_scores,
     options_of,
+    shown_options,
     with_candidates,
 )
 
@@ -106,11 +107,5 @@ class ChoiceTask(LikelihoodTask):
         options = {id(e): e.target.options for e in [*train, *test]}
         return option_baselines(train, test, options, self.config.labels)
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        shown = []
-        for e, record in zip(chosen, self.score(predict, chosen).predictions, strict=True):
-            best = sorted(record["candidates"].items(), key=lambda pair: -pair[1])[:3]
-            answers = [{"text": name, "score": value} for name, value in best]
-            shown.append({"instruction": render(e.example), "wanted": record["reference"], "answers": answers})
-        return shown
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return shown_options(record)

@@ -141,17 +141,6 @@ class _SequenceTask(Task):
     def draw(self, model: Any, batch: Arrays, dropout: DropoutKeys) -> jax.Array:
         return self._outputs(model, batch, dropout).astype(jnp.float32)
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        return [
-            {
-                "instruction": render(e.example),
-                "wanted": str(e.example.output),
-                "answers": [{"text": str(record["prediction"]), "score": record["score"]}],
-            }
-            for e, record in zip(chosen, self.score(predict, chosen).predictions, strict=True)
-        ]
-
 
 class ClassificationTask(_SequenceTask):
     problem_type = "single_label_classification"

@@ -1,6 +1,6 @@
 """Summaries by an encoder: the sentences of a text that say the most of it, in their own words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from instructrec_jax.tasks.base import (
     too_long,
 )
 from instructrec_jax.tasks.summarization import join, joint, judge_summaries, lead, sentences
-from instructrec_jax.tasks.writing import references, scores_of_texts, shown
+from instructrec_jax.tasks.writing import references, scores_of_texts, shown_text
 
 LABELS = ["left out", "summary"]
 
@@ -179,6 +179,5 @@ class ExtractiveSummarizationTask(Task):
         count = self.config.sentences
         return {f"lead-{count}": self._scores(test, [lead(e.example.input or "", count) for e in test])}
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        return shown(self.score(predict, chosen).predictions)
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return shown_text(record)

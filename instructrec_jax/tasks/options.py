@@ -5,6 +5,7 @@ Shared by the tasks that choose by similarity and by likelihood.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -189,6 +190,13 @@ def option_scores(
         report = f"{classification_report(wanted, found, labels)[1]}\n{common_mistakes(counts, labels)}".rstrip()
     among = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
     return Scores(metrics, cases, records, report, protocol=f"among {among} candidates, {protocol}", charts=charts)
+
+
+def shown_options(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The three best candidates of a record, as `Task.shown` gives them."""
+    best = sorted(record["candidates"].items(), key=lambda pair: -pair[1])[:3]
+    answers = [{"text": name, "score": value} for name, value in best]
+    return {"instruction": record["input"], "wanted": record["reference"], "answers": answers}
 
 
 def option_baselines(

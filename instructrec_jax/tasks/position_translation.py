@@ -8,7 +8,7 @@ Non-Autoregressive Neural Machine Translation with Connectionist Temporal Classi
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from instructrec_jax.tasks.base import (
     tokenise,
 )
 from instructrec_jax.tasks.translation import judge_translations, nearest_translation
-from instructrec_jax.tasks.writing import references, scores_of_texts, shown
+from instructrec_jax.tasks.writing import references, scores_of_texts, shown_text
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Unit = Literal["character", "word"]
@@ -228,9 +228,8 @@ class PositionTranslationTask(Task):
         nearest = nearest_translation([e.example for e in train])
         return {"translation of the most similar source": self._scores(test, nearest([e.example for e in test]))}
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        return shown(self.score(predict, chosen).predictions)
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return shown_text(record)
 
 
 def ctc_losses(

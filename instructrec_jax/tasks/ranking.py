@@ -1,6 +1,6 @@
 """What all tasks share that rank the items of a catalogue: settings, targets, evaluation and baselines."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -262,21 +262,13 @@ class RankingTask(Task):
         methods.append(BM25(self.catalogue.texts))
         return {method.name: method.fit(sequences, len(self.catalogue)) for method in methods}
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        name, index = self.catalogue.name, self.catalogue.index
-        return [
-            {
-                "id": e.example.id,
-                "instruction": e.example.instruction,
-                "wanted": name(e.target.items[0]),
-                "answers": [
-                    {"item": item, "text": name(index[item]), "score": score}
-                    for item, score in list(zip(record["prediction"], record["scores"], strict=True))[:5]
-                ],
-            }
-            for e, record in zip(chosen, self.score(predict, chosen).predictions, strict=True)
-        ]
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        names = [self.catalogue.name(self.catalogue.index[item]) for item in record["prediction"][:5]]
+        return {
+            "instruction": record["input"],
+            "wanted": self.catalogue.name(self.catalogue.index[record["reference"][0]]),
+            "answers": [{"text": n, "score": s} for n, s in zip(names, record["scores"], strict=False)],
+        }
 
 
 def products(queries: np.ndarray, items: np.ndarray, candidates: np.ndarray) -> np.ndarray:

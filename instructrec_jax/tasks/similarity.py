@@ -1,6 +1,6 @@
 """Choosing a text by the similarity of vectors: response selection, and labels that are known by their words alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from instructrec_jax.tasks.options import (
     option_baselines,
     option_scores,
     options_of,
+    shown_options,
     with_candidates,
 )
 from instructrec_jax.tasks.ranking import Pooling
@@ -158,11 +159,5 @@ class SimilarityTask(Task):
         options = {id(e): e.target for e in [*train, *test]}
         return option_baselines(train, test, options, self.config.labels)
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        shown = []
-        for e, record in zip(chosen, self.score(predict, chosen).predictions, strict=True):
-            best = sorted(record["candidates"].items(), key=lambda pair: -pair[1])[:3]
-            answers = [{"text": name, "score": value} for name, value in best]
-            shown.append({"instruction": render(e.example), "wanted": record["reference"], "answers": answers})
-        return shown
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return shown_options(record)

@@ -1,6 +1,6 @@
 """Extractive question answering: where in the context the answer begins and ends, or that it is not there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from instructrec_jax.data.prompts import check_fast
 from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext
 from instructrec_jax.tasks.question_answering import judge_answers
 from instructrec_jax.tasks.summarization import sentences
+from instructrec_jax.tasks.writing import shown_text
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 OnMissingAnswer = Literal["error", "skip"]
@@ -229,17 +230,8 @@ class SpanTask(Task):
         asked = words(example.instruction)
         return max(sentences(example.input or ""), key=lambda s: len(asked & words(s)), default="")
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        ids = list({id(e.example): None for e in encoded})
-        chosen = {ids[i] for i in np.random.default_rng(self.context.seed).permutation(len(ids))[:5]}
-        return [
-            {
-                "instruction": record["input"],
-                "wanted": record["reference"][0] or NO_ANSWER,
-                "answers": [{"text": record["prediction"] or NO_ANSWER, "score": record["score"]}],
-            }
-            for record in self.score(predict, [e for e in encoded if id(e.example) in chosen]).predictions
-        ]
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return shown_text(record, empty=NO_ANSWER)
 
 
 def answers_of(example: Example) -> list[str]:

@@ -93,16 +93,10 @@ def scores_of_texts(
     )
 
 
-def shown(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Such records as `Task.showcase` gives them."""
-    return [
-        {
-            "instruction": record["input"],
-            "wanted": record["reference"][0],
-            "answers": [{"text": record["prediction"], "score": record["score"]}],
-        }
-        for record in records
-    ]
+def shown_text(record: Mapping[str, Any], empty: str = "") -> dict[str, Any]:
+    """Such a record as `Task.shown` gives it: the first of its references; `empty` for a text without words."""
+    answer = {"text": record["prediction"] or empty, "score": record["score"]}
+    return {"instruction": record["input"], "wanted": record["reference"][0] or empty, "answers": [answer]}
 
 
 class WritingTask(LanguageModelTask):
@@ -178,6 +172,5 @@ class WritingTask(LanguageModelTask):
         rules = self.rules([e.example for e in train])
         return {name: self._judged(test, rule(examples)) for name, rule in rules.items()}
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        chosen = [encoded[i] for i in np.random.default_rng(self.context.seed).permutation(len(encoded))[:5]]
-        return shown(self.score(predict, chosen).predictions)
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return shown_text(record)

@@ -286,5 +286,12 @@ def test_showcase(kind: str, context: TaskContext) -> None:
         "regression": RegressionConfig(),
     }[kind]
     task = config.build(context)
-    shown = task.showcase(random_outputs(1 if kind == "regression" else 5), task.encode(examples(kind)))
-    assert len(shown) == 5 and all({"instruction", "wanted", "answers"} <= set(record) for record in shown)
+    encoded = task.encode(examples(kind))
+    shown = task.showcase(random_outputs(1 if kind == "regression" else 5), encoded)
+    wanted = {e.example.instruction: e.example.output for e in encoded}
+    assert len({example["instruction"] for example in shown}) == 5
+    for example in shown:
+        output = wanted[example["instruction"]]
+        names = output if isinstance(output, tuple) else [str(output)]
+        assert sorted(example["wanted"].split(", ")) == sorted(names)
+        assert [set(a) for a in example["answers"]] == [{"text", "score"}]

@@ -181,6 +181,8 @@ def test_no_answer(pair_tokenizer: Any) -> None:
     assert scores(0.9).predictions[0]["prediction"] != "" and scores(0.9).metrics["f1"] == 0
     assert scores(1.1).predictions[0]["prediction"] == "" and scores(1.1).metrics["f1"] == 1
     assert len(scores(1.1).cases["f1"]) == 1
+    (shown,) = task.showcase(Predict(lambda texts, **_: [np.eye(len(t.tokens), 2) for t in texts]), windows)
+    assert shown["wanted"] == "(no answer)" and shown["instruction"] == case.instruction
 
 
 @pytest.mark.parametrize(
