@@ -17,8 +17,16 @@ Names are imported when first asked for, so that `import instructrec_jax` is qui
 """
 
 import os
+import sys
 from importlib import import_module
 from typing import Any
+
+from instructrec_jax.distributed.host_memory import keep_freed_memory
+
+if sys.argv[:1] == [
+    "-m"
+]:  # Python's word for `python -m instructrec_jax.VERB`: the process is ours, and jax comes later
+    keep_freed_memory()
 
 # transformers says at each start that it misses PyTorch, of which only its tokenizers and configurations are used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

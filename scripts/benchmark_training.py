@@ -253,6 +253,9 @@ def serve(pipe: Any, system: str, work: Work) -> None:
     if system == "ours":
         import jax
 
+        from instructrec_jax.distributed.host_memory import keep_freed_memory
+
+        keep_freed_memory()  # as each verb does
         jax.config.update("jax_platforms", "cpu")
         import instructrec_jax.train  # noqa: F401 - timed
     else:

@@ -1,0 +1,73 @@
+"""The verbs keep freed memory on machines without accelerators, and nobody else's process is touched."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instructrec_jax.distributed.host_memory import keep_freed_memory
+
+FAULTS = """
+import ctypes, resource, sys, threading
+
+sys.argv[0] = {argument!r}
+import instructrec_jax  # as `python -m` imports it
+
+sys.argv[0] = "verb"
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes, libc.memset.argtypes = (
+    ctypes.c_void_p, [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t],
+)
+
+def step():
+    buffer = libc.malloc(64 << 20)
+    libc.memset(buffer, 1, 64 << 20)
+    libc.free(buffer)
+
+def steps():
+    step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=steps)  # as jax's: they have arenas of their own
+thread.start()
+thread.join()
+"""
+
+
+def environment(**names: str) -> dict[str, str]:
+    kept = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_") and n != "GLIBC_TUNABLES"}
+    return kept | {"JAX_PLATFORMS": "cpu"} | names
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_a_verb_uses_its_pages_again() -> None:
+    def faults(argument: str, **names: str) -> int:
+        command = [sys.executable, "-c", FAULTS.format(argument=argument)]
+        return int(subprocess.run(command, env=environment(**names), capture_output=True, check=True).stdout)
+
+    pages = (64 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert faults("-m") < pages / 100
+    # a program of somebody else, and a verb whose user tunes malloc
+    assert min(faults("program.py"), faults("-m", MALLOC_TOP_PAD_="0")) > pages / 2
+
+
+@pytest.mark.parametrize(
+    ("names", "device"),
+    [
+        ({"JAX_PLATFORMS": "cuda,cpu"}, ""),
+        ({}, "nvidia0"),
+        ({}, "accel0"),
+        ({}, "vfio/0"),
+        ({"MALLOC_ARENA_MAX": "2"}, ""),
+    ],
+)
+def test_nothing_changes(tmp_path: Path, names: dict[str, str], device: str) -> None:
+    if device:
+        (tmp_path / device).parent.mkdir(exist_ok=True)
+        (tmp_path / device).touch()
+    assert not keep_freed_memory(names, tmp_path)
