@@ -22,6 +22,7 @@ from instructrec_jax.assemble import Assembly
 from instructrec_jax.config import Config, load, main_guard, parse, to_dict, to_yaml
 from instructrec_jax.data.loader import lengths_of, process_share, to_devices
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped, write_skipped
+from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import check_shared, guard, once, place, say
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
 from instructrec_jax.evaluation.evaluator import (
@@ -154,7 +155,7 @@ def train(config: Config) -> Path:
                 state = replace(state, buffers=place(buffers, shardings.buffers))
             with meter.timed("input"):
                 batch = next(batches)
-            if batch.shape not in shapes:
+            if new_shape := batch.shape not in shapes:
                 shapes.add(batch.shape)
                 room = " + ".join(f"{length:,}" for length in batch.shape[1:])
                 bar.print(f"compiling the step for {batch.shape[0]} rows of {room} tokens")
@@ -162,6 +163,9 @@ def train(config: Config) -> Path:
             state, sums = train_step(state, to_devices(batch.arrays, mesh, batch.totals))
             step += 1
             profiler.end(step, sums)
+            if new_shape:
+                jax.block_until_ready(sums)
+                release_freed_memory()  # what compiling took
             progress |= {"tokens": progress["tokens"] + batch.tokens, "stream": batch.position}
             meter.count(batch.tokens)
             meter.flush()
@@ -179,6 +183,7 @@ def train(config: Config) -> Path:
                 tracker.log("evaluation", step, {name: scores.metrics[name] for name in (*shown, metric)})
                 note_progress(progress, step, value, greater)
                 bar.print(f"step {step}: {metric} {value:.4f}" + (" (best so far)" * (progress["best_step"] == step)))
+                release_freed_memory()
                 meter.pause(time.perf_counter() - began)
             if step % config.checkpoint.every == 0 or progress["best_step"] == step:
                 meter.flush()  # every line up to a checkpoint is on disk before the checkpoint is

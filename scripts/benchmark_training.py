@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from instructrec_jax.distributed.host_memory import keep_freed_memory, release_freed_memory  # jax is not imported yet
+
 ROWS = {"encoder": 32, "encoder_fixed": 32, "decoder": 4, "decoder_ragged": 4}
 LENGTH = {"encoder": 128, "encoder_fixed": 128, "decoder": 512, "decoder_ragged": 512}
 LABELS = 10
@@ -253,8 +255,6 @@ def serve(pipe: Any, system: str, work: Work) -> None:
     if system == "ours":
         import jax
 
-        from instructrec_jax.distributed.host_memory import keep_freed_memory
-
         keep_freed_memory()  # as each verb does
         jax.config.update("jax_platforms", "cpu")
         import instructrec_jax.train  # noqa: F401 - timed
@@ -264,11 +264,13 @@ def serve(pipe: Any, system: str, work: Work) -> None:
     imported = time.perf_counter() - began
     steps = {"ours": open_ours, "PyTorch": open_torch}[system](work)
     first_loss, _ = next(steps)
+    release_freed_memory()  # as training does when a shape is new
     first_step = time.perf_counter() - began - imported
     pipe.send((imported, first_step, first_loss))
     while (request := pipe.recv()) != "stop":
         if request in ("matmul", "input"):
             pipe.send(matmul_speed(system, work.threads) if request == "matmul" else input_speed(work))
+            release_freed_memory()
             continue
         began, tokens = time.perf_counter(), 0
         for _ in range(request):

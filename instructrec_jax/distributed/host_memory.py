@@ -14,7 +14,8 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ, devices: Path
 
     XLA asks malloc for the buffers of each step anew. glibc maps large ones, and unmaps them after use, so that the
     kernel clears every page again in each step, which takes up to half of its time. One arena that maps nothing and
-    gives nothing back (mallopt(3)) has them ready; in exchange, the process holds on to the most it ever needed.
+    gives nothing back (mallopt(3)) has them ready. In exchange, what has just been freed stays with the process until
+    `release_freed_memory`.
 
     To be called before jax is imported, since each thread chooses an arena as it starts. Nothing changes where jax will
     find an accelerator, where malloc is not glibc's, or where the environment already tunes it.
@@ -26,3 +27,13 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ, devices: Path
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
+
+
+def release_freed_memory() -> None:
+    """Gives back what is free now, after something that needed memory of other sizes: a compilation, an evaluation.
+
+    Else the next step could find no hole that is large enough, and take as much again.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

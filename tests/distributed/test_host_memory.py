@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from instructrec_jax.distributed.host_memory import keep_freed_memory
+from instructrec_jax.distributed.host_memory import keep_freed_memory, release_freed_memory
 
 FAULTS = """
 import ctypes, resource, sys, threading
@@ -71,3 +71,18 @@ def test_nothing_changes(tmp_path: Path, names: dict[str, str], device: str) -> 
         (tmp_path / device).parent.mkdir(exist_ok=True)
         (tmp_path / device).touch()
     assert not keep_freed_memory(names, tmp_path)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_freed_memory_is_given_back() -> None:
+    """Also from below what is still in use."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    pieces = [bytearray(100_000) for _ in range(2_000)]  # too small to be maps of their own
+    kept = pieces[-1]
+    before = resident()
+    del pieces
+    release_freed_memory()
+    assert resident() < before - 150_000_000 and len(kept) == 100_000
