@@ -23,9 +23,8 @@ from typing import Any
 
 from instructrec_jax.distributed.host_memory import keep_freed_memory
 
-if sys.argv[:1] == [
-    "-m"
-]:  # Python's word for `python -m instructrec_jax.VERB`: the process is ours, and jax comes later
+# Python's sign for `python -m instructrec_jax.VERB`: the process is ours, and jax is yet to come.
+if sys.argv[:1] == ["-m"]:
     keep_freed_memory()
 
 # transformers says at each start that it misses PyTorch, of which only its tokenizers and configurations are used here.

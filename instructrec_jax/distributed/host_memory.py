@@ -2,7 +2,8 @@
 
 import ctypes
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
@@ -25,7 +26,7 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ, devices: Path
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms.split(",")[0] != "cpu" if platforms else any(any(devices.glob(name)) for name in ACCELERATORS):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_glibc("mallopt")
     return mallopt is not None and all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
 
 
@@ -34,6 +35,9 @@ def release_freed_memory() -> None:
 
     Else the next step could find no hole that is large enough, and take as much again.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
+    if trim := _of_glibc("malloc_trim"):
         trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
