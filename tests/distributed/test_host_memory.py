@@ -51,7 +51,7 @@ def test_a_verb_uses_its_pages_again() -> None:
         return int(subprocess.run(command, env=environment(**names), capture_output=True, check=True).stdout)
 
     assert faults("-m") < 10
-    # a program of somebody else, and a verb whose user tunes malloc; where the kernel gives huge pages unasked, they are 32
+    # a program of somebody else, and a verb whose user tunes malloc; huge pages, where they come unasked, are 32
     assert min(faults("program.py"), faults("-m", MALLOC_TOP_PAD_="0")) > 25
 
 
