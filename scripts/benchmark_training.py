@@ -253,9 +253,10 @@ def serve(pipe: Any, system: str, work: Work) -> None:
     """Answers "matmul", "input" and a number of steps until "stop"."""
     began = time.perf_counter()
     if system == "ours":
+        keep_freed_memory()  # as each verb does
+
         import jax
 
-        keep_freed_memory()  # as each verb does
         jax.config.update("jax_platforms", "cpu")
         import instructrec_jax.train  # noqa: F401 - timed
     else:

@@ -265,3 +265,15 @@ def test_steps_to_trace_that_are_none(steps: str, checkpoint: Path, tmp_path: Pa
     with pytest.raises(ValueError, match="profile.steps is a range of steps"):
         train.train(changed(config, profile=ProfileConfig(steps)))
     assert not Path(config.run_dir).exists()
+
+
+def test_freed_memory_goes_back_after_each_compilation_and_evaluation(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(train, "release_freed_memory", lambda: calls.append(None))
+    config = tiny_run("classification", checkpoint, tmp_path, steps=4, data__test=[])
+    train.train(config)
+    compiled = "".join(capsys.readouterr()).count("compiling the step")
+    evaluations = sum(row["kind"] == "evaluation" for row in rows(config.run_dir))
+    assert compiled >= 1 and evaluations == 2 and len(calls) == compiled + evaluations

@@ -23,8 +23,11 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ, devices: Path
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
         return False
-    platforms = environment.get("JAX_PLATFORMS", "")
-    if platforms.split(",")[0] != "cpu" if platforms else any(any(devices.glob(name)) for name in ACCELERATORS):
+    if platforms := environment.get("JAX_PLATFORMS"):
+        on_cpu = platforms.split(",")[0] == "cpu"
+    else:
+        on_cpu = not any(any(devices.glob(name)) for name in ACCELERATORS)
+    if not on_cpu:
         return False
     mallopt = _of_glibc("mallopt")
     return mallopt is not None and all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])

@@ -227,11 +227,12 @@ class Task:
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         """Five examples, drawn by seed, as `shown`; none where the task predicts nothing that one could read."""
-        parts: dict[int, list[Encoded]] = {}
+        by_example: dict[int, list[Encoded]] = {}
         for e in encoded:
-            parts.setdefault(id(e.example), []).append(e)
+            by_example.setdefault(id(e.example), []).append(e)
+        parts = list(by_example.values())
         drawn = np.random.default_rng(self.context.seed).permutation(len(parts))[:5]
-        chosen = [e for number in drawn for e in list(parts.values())[number]]
+        chosen = [e for number in drawn for e in parts[number]]
         records = self.score(predict, chosen).predictions
         return [self.shown(record) for record in records if "prediction" in record]
 

@@ -134,11 +134,11 @@ class RankingTask(Task):
 
     def item_vectors(self, predict: Predict) -> np.ndarray:
         """float32 [items, size]."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no item_vectors().")
 
     def query_vectors(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
         """float32 [cases, size]: their products with the items' vectors are the scores, higher is better."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no query_vectors().")
 
     def score_items(self, predict: Predict, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
         """A function: block of the cases -> float32 [cases, items], higher is better."""
