@@ -31,17 +31,17 @@ if sys.argv[:1] == ["-m"]:
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _HOMES = {
-    "Config": "config:Config",
+    "Config": "runs.config:Config",
     "Example": "data.example:Example",
-    "GenerationConfig": "inference.config:GenerationConfig",
+    "GenerationConfig": "inference.generation_config:GenerationConfig",
     "LanguageModel": "generate:LanguageModel",
-    "MovieLensConfig": "recommendation.preparing.sources:MovieLensConfig",
-    "RecBoleConfig": "recommendation.preparing.sources:RecBoleConfig",
-    "RecommendationRequest": "recommendation.answering.requests:Request",
+    "MovieLensConfig": "preparation.formats:MovieLensConfig",
+    "RecBoleConfig": "preparation.formats:RecBoleConfig",
+    "RecommendationRequest": "answering.requests:Request",
     "Recommender": "recommend:Recommender",
     "export_run": "export:export",
-    "load_config": "config:load",
-    "prepare_data": "recommendation.preparing.prepare_data:prepare",
+    "load_config": "runs.config:load",
+    "prepare_data": "preparation.prepare_data:prepare",
     "score": "evaluate:evaluate",
     "tune": "train:train",
 }

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from instructrec_jax.config import main_guard
+from instructrec_jax.answering.classifier import Classifier, open_tagger
+from instructrec_jax.answering.desk import Actions, matched, read_actions, respond, tagged, tagged_slots
+from instructrec_jax.answering.out_of_scope import SCORES, ScoreName, scope_score, write_threshold
+from instructrec_jax.answering.records import blocks, read_records, stdin, value_of
 from instructrec_jax.data.example import BadExample
 from instructrec_jax.files import read_json, write_jsonl
 from instructrec_jax.metrics.uncertainty import probabilities
-from instructrec_jax.scenarios.classifier import Classifier, open_tagger
-from instructrec_jax.scenarios.desk import Actions, matched, read_actions, respond, tagged, tagged_slots
-from instructrec_jax.scenarios.out_of_scope import SCORES, ScoreName, scope_score, write_threshold
-from instructrec_jax.scenarios.records import blocks, read_records, stdin, value_of
+from instructrec_jax.runs.config import main_guard
 
 BATCH = 64  # requests that are labelled at a time
 Requests = Iterator[tuple[str, str]]  # (where, text)

@@ -21,19 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from instructrec_jax import assemble, assemble_data
-from instructrec_jax.assemble_ranker import predict_of_run
-from instructrec_jax.config import DEFAULT, Config, main_guard, parse
+from instructrec_jax.answering.ranker import predict_of_run
 from instructrec_jax.distributed.launch import once, say
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, contend, greater_is_better
 from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.evaluation.prompt_variants import format_sensitivity, read_wordings, reworded, sensitivity
 from instructrec_jax.evaluation.results import show_results
-from instructrec_jax.evaluation.wordings import format_sensitivity, read_wordings, reworded, sensitivity
 from instructrec_jax.files import write_json
-from instructrec_jax.recommendation.two_stage import BLOCK, hybrid, mask, retrieve, tune_weight, two_stage
+from instructrec_jax.ranking.fusion import BLOCK, hybrid, mask, retrieve, tune_weight, two_stage
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs.config import DEFAULT, Config, main_guard, parse
 from instructrec_jax.tasks.base import Encoded, Predict, Task
-from instructrec_jax.tasks.ranking import RankingTask
+from instructrec_jax.tasks.ranking.ranking_task import RankingTask
 
 
 def evaluate(
@@ -59,7 +60,7 @@ def evaluate(
       beside: other runs, whose best checkpoints are scored on the same cases, each as its own task reads them.
       hybrids: runs, or names of simple methods, each of which is mixed with this model into one more row.
       rerankers: runs that rank anew the `retrieved` best items of this model, each one more row.
-      wordings: instructions to ask the same cases with, each one more row; see `evaluation.wordings`.
+      wordings: instructions to ask the same cases with, each one more row; see `evaluation.prompt_variants`.
     """
     is_run = (path / "config.yaml").is_file()
     config = assemble_data.learnt(config)
@@ -200,8 +201,8 @@ def run_lm_eval(options: argparse.Namespace, rest: list[str]) -> None:
     """Other people's tests; the package is an extra, and so imported only here."""
     if find_spec("lm_eval") is None:
         raise ValueError('--lm_eval needs the package lm-eval: pip install "instructrec_jax[lm-eval]".')
+    from instructrec_jax.answering.lm_eval import run_harness
     from instructrec_jax.generate import read_settings
-    from instructrec_jax.harness import run_harness
 
     settings = read_settings(options.path, rest, {"lm_eval", "lm_eval_tasks", "limit", "step", "out"})
     out = options.out or Path("evaluation")

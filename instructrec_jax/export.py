@@ -20,16 +20,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from transformers import GenerationConfig
 
-from instructrec_jax import assemble
 from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import merge_lora
 from instructrec_jax.adapters.peft import write_peft
-from instructrec_jax.assemble import Assembly
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.writing import save_pretrained
-from instructrec_jax.config import main_guard, to_dict
 from instructrec_jax.data.chat_template import chat_template
 from instructrec_jax.files import write_json
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs.assembly import Assembly
+from instructrec_jax.runs.config import main_guard, to_dict
 from instructrec_jax.tasks.multitask import MultitaskTask
 
 

@@ -21,20 +21,20 @@ from typing import Any
 import jax
 from draccus.wrappers import docstring
 
-from instructrec_jax import assemble
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
-from instructrec_jax.config import Config, load, main_guard, parse, setting_names, unknown_key
 from instructrec_jax.data.example import BadExample, Example
-from instructrec_jax.data.files import open_rows
 from instructrec_jax.data.prompts import tokenise_pieces
+from instructrec_jax.data.rows import open_rows
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.files import write_jsonl
-from instructrec_jax.inference.config import GenerationConfig, recommendations
+from instructrec_jax.inference.generation_config import GenerationConfig, recommendations
 from instructrec_jax.inference.writer import Generated, open_writer
-from instructrec_jax.recommendation.catalogue import Catalogue
-from instructrec_jax.recommendation.evaluator import answer_errors
-from instructrec_jax.tasks.language_model import LanguageModelConfig, LanguageModelTask
+from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.ranking.evaluation import answer_errors
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs.config import Config, load, main_guard, parse, setting_names, unknown_key
+from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
 from instructrec_jax.training.state import Tree
 
 
@@ -277,7 +277,7 @@ def main(args: list[str]) -> None:
 
 def answer_shares(catalogue: Catalogue, written: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Shares of the items that answers name (by title or id; several on lines, or between semicolons) that are invalid,
-    duplicate or already seen (in a record's `history` of ids); see `recommendation.evaluator.answer_errors`."""
+    duplicate or already seen (in a record's `history` of ids); see `ranking.evaluation.answer_errors`."""
     names: dict[str, list[int]] = {}
     for number, (item, title) in enumerate(zip(catalogue.ids, catalogue.titles, strict=True)):
         names.setdefault(title, []).append(number)

@@ -23,13 +23,13 @@ if _virtual and "xla_force_host_platform_device_count" not in os.environ.get("XL
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_virtual[1]}"
 
 from instructrec_jax.backbones.folder import read_config  # noqa: E402
-from instructrec_jax.config import DEFAULT, Config, main_guard, parse  # noqa: E402
+from instructrec_jax.distributed.chips import topology_devices  # noqa: E402
 from instructrec_jax.distributed.mesh import make_mesh  # noqa: E402
-from instructrec_jax.planning.chips import topology_devices  # noqa: E402
+from instructrec_jax.planning.compiled_step import ARCHITECTURES, planning_folder  # noqa: E402
 from instructrec_jax.planning.index import plan_index, show_index  # noqa: E402
-from instructrec_jax.planning.report import Plan, make_plan, show  # noqa: E402
+from instructrec_jax.planning.plan_report import Plan, make_plan, show  # noqa: E402
 from instructrec_jax.planning.search import search  # noqa: E402
-from instructrec_jax.planning.step import ARCHITECTURES, planning_folder  # noqa: E402
+from instructrec_jax.runs.config import DEFAULT, Config, main_guard, parse  # noqa: E402
 
 
 def plan(config: Config, topology: str, slices: int = 1) -> Plan:

@@ -16,12 +16,12 @@ All but tags take `--split leave_one_out | ratio | global_time [--validation 0.1
 
 from typing import Any
 
-from instructrec_jax.config import main_guard, parse
 from instructrec_jax.data.example import suggest
-from instructrec_jax.recommendation.preparing.prepare_data import prepare
-from instructrec_jax.recommendation.preparing.prepare_tags import TagsConfig, prepare_tags
-from instructrec_jax.recommendation.preparing.sources import SOURCES
-from instructrec_jax.recommendation.wording.teacher import Teacher
+from instructrec_jax.preparation.formats import SOURCES
+from instructrec_jax.preparation.prepare_data import prepare
+from instructrec_jax.preparation.prepare_tags import TagsConfig, prepare_tags
+from instructrec_jax.preparation.wording.teacher import Teacher
+from instructrec_jax.runs.config import main_guard, parse
 
 
 def main(args: list[str]) -> dict[str, Any]:

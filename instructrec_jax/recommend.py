@@ -24,12 +24,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from instructrec_jax.assemble_ranker import Ranker, run_settings
-from instructrec_jax.config import Config, main_guard
-from instructrec_jax.data.example import Example, check_example
-from instructrec_jax.recommendation.answering.evidence import Part, contributions, strongest, without_word, words_of
-from instructrec_jax.recommendation.answering.filters import matching
-from instructrec_jax.recommendation.answering.requests import (
+from instructrec_jax.answering.evidence import Part, contributions, strongest, without_word, words_of
+from instructrec_jax.answering.filters import matching
+from instructrec_jax.answering.ranker import Ranker, run_settings
+from instructrec_jax.answering.requests import (
     Answer,
     Recommendation,
     Request,
@@ -38,10 +36,12 @@ from instructrec_jax.recommendation.answering.requests import (
     split_titles,
     write_answers,
 )
-from instructrec_jax.recommendation.answering.terminal import ask_person, table
-from instructrec_jax.recommendation.answering.titles import Ask, Titles, resolve
-from instructrec_jax.recommendation.catalogue import Splits, has_splits
-from instructrec_jax.recommendation.two_stage import retrieve
+from instructrec_jax.answering.terminal import ask_person, table
+from instructrec_jax.answering.titles import Ask, Titles, resolve
+from instructrec_jax.data.example import Example, check_example
+from instructrec_jax.ranking.catalogue import Splits, has_splits
+from instructrec_jax.ranking.fusion import retrieve
+from instructrec_jax.runs.config import Config, main_guard
 from instructrec_jax.tasks.base import Encoded
 
 REQUESTS = 64  # that are scored at a time
@@ -74,7 +74,7 @@ class Recommender:
       retrieve: how many items the first stage hands to the second.
       hybrid: another ranker that is mixed into the first one's scores, and its weight from 0 to 1: a run directory, or
         a simple method by its name (coKNN, popularity ...). `evaluate --hybrid` finds the weight.
-      items: file with items that the runs never saw (see `recommendation.answering.new_items`).
+      items: file with items that the runs never saw (see `answering.new_items`).
       settings: of the first run, changed; None: as they are.
       step: which checkpoint of the first run; None: the best.
 
@@ -283,7 +283,7 @@ class Recommender:
     def _evidence(
         self, ranker: Ranker, kept: Sequence[tuple[Understood, Encoded, tuple[np.ndarray, np.ndarray]]]
     ) -> list[list[Any]]:
-        """Of each request and recommended item, what moved it (see `recommendation.answering.evidence`)."""
+        """Of each request and recommended item, what moved it (see `answering.evidence`)."""
         if not kept:
             return []
         size = max(len(items) for _, _, (items, _) in kept)

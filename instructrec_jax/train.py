@@ -17,11 +17,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from instructrec_jax import assemble, assemble_data
-from instructrec_jax.assemble import Assembly
-from instructrec_jax.config import Config, load, main_guard, parse, to_dict, to_yaml
 from instructrec_jax.data.loader import lengths_of, process_share, to_devices
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped, write_skipped
+from instructrec_jax.distributed.chips import peak_flops
 from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import check_shared, guard, once, place, say
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
@@ -36,12 +34,15 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.results import show_results
 from instructrec_jax.files import write_json, write_text
-from instructrec_jax.planning.chips import peak_flops
-from instructrec_jax.planning.flops import Texts, attention_flops, has_output_table, product_flops
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs.assembly import Assembly
+from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict, to_yaml
 from instructrec_jax.tasks.base import Encoded, Predict, Task
-from instructrec_jax.tasks.language_model import LanguageModelTask
-from instructrec_jax.tasks.masked_lm import MaskedLMTask
+from instructrec_jax.tasks.generation.language_model import LanguageModelTask
+from instructrec_jax.tasks.text.masked_lm import MaskedLMTask
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
+from instructrec_jax.training.flops import Texts, attention_flops, has_output_table, product_flops
 from instructrec_jax.training.interrupt import Interrupt
 from instructrec_jax.training.meter import Meter
 from instructrec_jax.training.optimizer import learning_rate_schedule, make_optimizer

@@ -21,12 +21,8 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from instructrec_jax.config import main_guard
-from instructrec_jax.data.example import BadExample, suggest
-from instructrec_jax.files import append_jsonl, write_text
-from instructrec_jax.metrics.uncertainty import entropy, mutual_information
-from instructrec_jax.scenarios.classifier import Classifier
-from instructrec_jax.scenarios.records import (
+from instructrec_jax.answering.classifier import Classifier
+from instructrec_jax.answering.records import (
     InOrder,
     Skipped,
     blocks,
@@ -36,7 +32,11 @@ from instructrec_jax.scenarios.records import (
     time_of,
     value_of,
 )
-from instructrec_jax.scenarios.rolling import Band, Opinion, Watch
+from instructrec_jax.answering.rolling import Band, Opinion, Watch
+from instructrec_jax.data.example import BadExample, suggest
+from instructrec_jax.files import append_jsonl, write_text
+from instructrec_jax.metrics.uncertainty import entropy, mutual_information
+from instructrec_jax.runs.config import main_guard
 from instructrec_jax.tasks.base import Encoded
 
 VALUES = {"positive": 1.0, "neutral": 0.0, "negative": -1.0}

@@ -25,9 +25,9 @@ from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import build_backbone, load_backbone, load_head
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding
-from instructrec_jax.inference.config import GenerationConfig, TokenRules
 from instructrec_jax.inference.decoding import Decoder
-from instructrec_jax.recommendation.topk import ItemIndex
+from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
+from instructrec_jax.ranking.index import ItemIndex
 from instructrec_jax.tasks.base import Model
 
 MB = 1e6

@@ -67,10 +67,10 @@ class Work:
 
 
 def our_config(work: Work) -> Any:
-    from instructrec_jax.backbones.config import BackboneConfig
-    from instructrec_jax.config import Config
-    from instructrec_jax.data.config import DataConfig
+    from instructrec_jax.backbones.backbone_config import BackboneConfig
+    from instructrec_jax.data.data_config import DataConfig
     from instructrec_jax.data.sources import SourceConfig
+    from instructrec_jax.runs.config import Config
     from instructrec_jax.tasks import ClassificationConfig, LanguageModelConfig
     from instructrec_jax.training.optimizer import OptimizerConfig
 
@@ -95,9 +95,10 @@ def open_ours(work: Work) -> Iterator[tuple[float, int]]:
     """One training step at a time, with packing and transfer: (loss, real tokens)."""
     import jax
 
-    from instructrec_jax import assemble, assemble_data
     from instructrec_jax.data.loader import Parts, Text, pack, to_devices
     from instructrec_jax.distributed.mesh import make_mesh
+    from instructrec_jax.runs import assembly as assemble
+    from instructrec_jax.runs import data as assemble_data
     from instructrec_jax.training.optimizer import make_optimizer
     from instructrec_jax.training.state import create_state, state_shardings
     from instructrec_jax.training.step import make_train_step
@@ -138,7 +139,8 @@ def open_ours(work: Work) -> Iterator[tuple[float, int]]:
 
 def input_speed(work: Work) -> float:
     """Examples/s that are shuffled, packed and laid out, with nothing else to do; tokenised they are once, before."""
-    from instructrec_jax import assemble, assemble_data
+    from instructrec_jax.runs import assembly as assemble
+    from instructrec_jax.runs import data as assemble_data
 
     config = our_config(work)
     task = assemble.open_task(config, Path(work.folder))
@@ -204,7 +206,8 @@ def fixed_tokens(work: Work, number: int) -> np.ndarray:
 
 def ragged_tokens(work: Work) -> list[list[np.ndarray]]:
     """Batches of the texts in the order of our epochs, each of as many texts as ours have on average."""
-    from instructrec_jax import assemble, assemble_data
+    from instructrec_jax.runs import assembly as assemble
+    from instructrec_jax.runs import data as assemble_data
 
     config = our_config(work)
     task = assemble.open_task(config, Path(work.folder))

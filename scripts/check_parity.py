@@ -26,7 +26,8 @@ from flax import nnx
 
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.adapters.losses import token_losses
-from instructrec_jax.backbones import reading, tensors, writing
+from instructrec_jax.backbones import reading, writing
+from instructrec_jax.backbones import tensor_names as tensors
 from instructrec_jax.backbones.folder import declared_head, find_folder, read_config
 
 TOLERANCE = 1e-4

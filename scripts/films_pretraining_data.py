@@ -9,7 +9,7 @@ wordings that training may use. Then
     python -m instructrec_jax.train --config_path configs/films_pretraining.yaml
     python -m instructrec_jax.export runs/films_pretraining_run --format hf --dtype float16 --out FOLDER
 
-makes the folder that ships as `instructrec_jax/recommendation/films/backbone` (less its retrieval head).
+makes the folder that ships as `instructrec_jax/preparation/films/backbone` (less its retrieval head).
 """
 
 import argparse
@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from instructrec_jax.files import write_jsonl
-from instructrec_jax.recommendation import films
-from instructrec_jax.recommendation.catalogue import Catalogue
+from instructrec_jax.preparation import films
+from instructrec_jax.ranking.catalogue import Catalogue
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

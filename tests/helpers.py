@@ -6,15 +6,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from instructrec_jax import assemble, assemble_data
 from instructrec_jax.adapters.lora import LoraConfig
-from instructrec_jax.backbones.config import BackboneConfig
-from instructrec_jax.config import Config
-from instructrec_jax.data.config import DataConfig
+from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.distributed.mesh import MeshConfig, data_shards, make_mesh
-from instructrec_jax.recommendation.catalogue import Catalogue
+from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import (
     ClassificationConfig,
     LanguageModelConfig,

@@ -11,9 +11,9 @@ from helpers import task_config
 from tiny_runs import tiny_run, write_settings
 
 from instructrec_jax import evaluate
-from instructrec_jax.config import Config
 from instructrec_jax.files import read_json, read_jsonl
-from instructrec_jax.recommendation.catalogue import Catalogue, Splits
+from instructrec_jax.ranking.catalogue import Catalogue, Splits
+from instructrec_jax.runs.config import Config
 from instructrec_jax.train import train
 
 

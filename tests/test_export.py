@@ -16,13 +16,15 @@ from safetensors.numpy import load_file
 from tiny_runs import tiny_run, write_settings
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from instructrec_jax import assemble, assemble_data, export
-from instructrec_jax.config import Config
+from instructrec_jax import export
 from instructrec_jax.data.loader import Parts, Text, lay_out
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_json, read_jsonl
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs.config import Config
 from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints
 
 OPEN_WITH_ORBAX = """

@@ -10,16 +10,16 @@ import torch
 import transformers
 from byte_tokenizer import byte_tokenizer
 
-from instructrec_jax.backbones.config import BackboneConfig
-from instructrec_jax.config import Config, to_yaml
-from instructrec_jax.data.config import DataConfig
+from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.export import export
 from instructrec_jax.files import read_jsonl
 from instructrec_jax.generate import LanguageModel, answer_shares, generate, in_dtype, main
-from instructrec_jax.inference.config import GenerationConfig
-from instructrec_jax.recommendation.catalogue import Catalogue
+from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.runs.config import Config, to_yaml
 from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.train import train
 from instructrec_jax.training.optimizer import OptimizerConfig

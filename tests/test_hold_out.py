@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from tiny_runs import tiny_run
 
-from instructrec_jax import assemble, assemble_data, evaluate
-from instructrec_jax.config import Config, load
+from instructrec_jax import evaluate
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.hold_out import HoldOutConfig, is_held_out
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs.config import Config, load
 from instructrec_jax.train import train
 
 

@@ -10,14 +10,14 @@ import torch
 import transformers
 from tiny_runs import changed, tiny_run
 
-from instructrec_jax import assemble
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.evaluate import evaluate
 from instructrec_jax.export import export
 from instructrec_jax.files import read_json, write_jsonl
 from instructrec_jax.generate import GenerationConfig, LanguageModel
-from instructrec_jax.tasks.language_model import LanguageModelConfig
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
 from instructrec_jax.train import train
 
 PROMPTS = ["the bad film love", "a book 书 🙂", "very long new old dull bright film war"]

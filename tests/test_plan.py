@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from instructrec_jax import assemble, plan
-from instructrec_jax.config import Config, parse
+from instructrec_jax import plan
+from instructrec_jax.distributed import chips
 from instructrec_jax.distributed.mesh import batch_sharding, make_mesh
-from instructrec_jax.planning import chips
 from instructrec_jax.planning import search as planning_search
+from instructrec_jax.planning.compiled_step import planning_folder
 from instructrec_jax.planning.index import plan_index
 from instructrec_jax.planning.search import choices
-from instructrec_jax.planning.step import planning_folder
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs.config import Config, parse
 from instructrec_jax.training.checkpoint import abstract
 from instructrec_jax.training.step import make_predict_step
 

@@ -7,8 +7,8 @@ import pytest
 
 from instructrec_jax.metrics.ranking import concatenate, ndcg, paired_bootstrap, target_ranks
 from instructrec_jax.prepare import main
-from instructrec_jax.recommendation.baselines import CoOccurrence, Popularity, score_in_blocks
-from instructrec_jax.recommendation.catalogue import (
+from instructrec_jax.ranking.baselines import CoOccurrence, Popularity, score_in_blocks
+from instructrec_jax.ranking.catalogue import (
     SPLITS,
     Catalogue,
     Interactions,

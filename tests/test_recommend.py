@@ -13,22 +13,24 @@ from helpers import SUBJECTS
 from tiny_runs import tiny_run, write_settings
 from transformers import BertConfig
 
-from instructrec_jax import assemble, assemble_data, recommend
-from instructrec_jax.assemble_ranker import Ranker, run_settings, weights_of, with_known_items
-from instructrec_jax.backbones.config import BackboneConfig
+from instructrec_jax import recommend
+from instructrec_jax.answering import evidence
+from instructrec_jax.answering.phrasing import wording_of
+from instructrec_jax.answering.ranker import Ranker, run_settings, weights_of, with_known_items
+from instructrec_jax.answering.terminal import width
+from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.backbones.writing import save_pretrained
-from instructrec_jax.config import Config, to_dict
-from instructrec_jax.data.config import DataConfig
+from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_jsonl, write_json, write_jsonl
+from instructrec_jax.ranking.catalogue import Catalogue, Splits
+from instructrec_jax.ranking.fusion import hybrid, mask
 from instructrec_jax.recommend import Recommender, Request, main
-from instructrec_jax.recommendation.answering import evidence
-from instructrec_jax.recommendation.answering.asking import wording_of
-from instructrec_jax.recommendation.answering.terminal import width
-from instructrec_jax.recommendation.catalogue import Catalogue, Splits
-from instructrec_jax.recommendation.two_stage import hybrid, mask
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.tasks import LanguageModelRankingConfig, RerankerConfig, RetrievalConfig, SequenceConfig
 from instructrec_jax.tasks.base import Predict
 from instructrec_jax.training.checkpoint import Checkpoints

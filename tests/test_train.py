@@ -13,13 +13,15 @@ from flax import nnx
 from helpers import SUBJECTS, assert_close
 from tiny_runs import changed, final_parameters, rows, tiny_run
 
-from instructrec_jax import assemble, assemble_data, train
+from instructrec_jax import train
 from instructrec_jax.adapters.losses import squared_error
-from instructrec_jax.config import Config, main_guard
 from instructrec_jax.data.loader import Parts, Text, pack, to_devices
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
 from instructrec_jax.files import read_json, read_jsonl, write_json, write_jsonl
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs.config import Config, main_guard
 from instructrec_jax.tasks.base import Model, Task
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.interrupt import Interrupt

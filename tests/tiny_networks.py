@@ -13,8 +13,8 @@ from flax import nnx
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.backbones.reading import load_backbone, load_head
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
-from instructrec_jax.inference.config import GenerationConfig, TokenRules
 from instructrec_jax.inference.decoding import Answer, Decoder
+from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.tasks.base import Model
 
 torch.set_num_threads(1)  # its threads would wait for each other on a busy machine

@@ -12,14 +12,14 @@ import numpy as np
 from helpers import SUBJECTS, task_config
 
 import instructrec_jax
-from instructrec_jax import assemble
-from instructrec_jax.backbones.config import BackboneConfig
-from instructrec_jax.config import Config, to_yaml
-from instructrec_jax.data.config import DataConfig
+from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs.config import Config, to_yaml
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.tracking import TIMING_FIELDS, TrackingConfig

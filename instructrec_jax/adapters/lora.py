@@ -15,7 +15,7 @@ from instructrec_jax.adapters.quantized import Quantized, dense_kernel, linears
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.layers import Axes, DropoutKeys, Linear, dropout
-from instructrec_jax.backbones.tensors import rule_names, sites_of
+from instructrec_jax.backbones.tensor_names import rule_names, sites_of
 
 LORA_SITE = 1 << 16  # dropout sites inside a layer; the layer's own are small numbers
 

@@ -18,7 +18,7 @@ from instructrec_jax.adapters.lora import LoraConfig, Place, places, set_lora
 from instructrec_jax.adapters.quantized import dense_kernel
 from instructrec_jax.backbones.family import Head, Rule
 from instructrec_jax.backbones.folder import find_family
-from instructrec_jax.backbones.tensors import file_shape, to_file
+from instructrec_jax.backbones.tensor_names import file_shape, to_file
 from instructrec_jax.files import read_json, write_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from instructrec_jax.backbones import bart, bert, distilbert, gemma, gpt2, llama, modernbert, mpnet, roberta, t5
 from instructrec_jax.backbones.family import Family
-from instructrec_jax.backbones.tensors import TensorFiles, has_tensors
+from instructrec_jax.backbones.tensor_names import TensorFiles, has_tensors
 from instructrec_jax.files import read_json
 
 FAMILIES: dict[str, Family] = {

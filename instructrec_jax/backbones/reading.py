@@ -21,7 +21,7 @@ from instructrec_jax.backbones.folder import (
     read_pooling,
 )
 from instructrec_jax.backbones.layers import WHOLE_STACK, Axes, StackOptions
-from instructrec_jax.backbones.tensors import (
+from instructrec_jax.backbones.tensor_names import (
     Site,
     TensorFiles,
     abstract_module,

@@ -15,7 +15,7 @@ from flax import nnx
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.reading import LoadReport
-from instructrec_jax.backbones.tensors import (
+from instructrec_jax.backbones.tensor_names import (
     DTYPE_NAMES,
     FILE_DTYPES,
     empty,

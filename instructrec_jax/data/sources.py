@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.files import Rows, open_parallel, open_rows
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, open_dataset, open_tfds
 from instructrec_jax.data.mixture import IndexableSource, Mixture
+from instructrec_jax.data.rows import Rows, open_parallel, open_rows
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
 from instructrec_jax.data.stream import StreamSource
 

@@ -12,7 +12,7 @@ from instructrec_jax.data.loader import Parts, Text, lay_out, lengths_of, to_dev
 from instructrec_jax.data.packing import fit
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import data_shards, replicated
-from instructrec_jax.inference.config import GenerationConfig
+from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import open_writer
 from instructrec_jax.tasks.base import Predict, Task
 from instructrec_jax.training.step import make_predict_step

@@ -8,7 +8,7 @@ best running answer, scored at its present length, is no better than the worst f
 import jax
 import jax.numpy as jnp
 
-from instructrec_jax.inference.config import GenerationConfig, TokenRules
+from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.inference.sampling import State, adjust
 
 NEVER = -1e9  # the score of what must not be chosen; finite, as in transformers, because it is added to scores

@@ -20,7 +20,7 @@ from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import activation_sharding, replicated
 from instructrec_jax.inference.beam import BeamSearch
-from instructrec_jax.inference.config import GenerationConfig, TokenRules
+from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.inference.sampling import Sampling, State, seen_tokens
 
 ROOM = 32

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from instructrec_jax.inference.config import GenerationConfig, TokenRules
+from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 
 State = dict[str, Any]
 Scalar = float | jax.Array

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
-from instructrec_jax.inference.config import GenerationConfig, token_rules
 from instructrec_jax.inference.decoding import Answer, Decoder
+from instructrec_jax.inference.generation_config import GenerationConfig, token_rules
 from instructrec_jax.inference.text import TextStream, cut_at_stop
 
 LOOK_EVERY = 8  # tokens between two searches for stop texts

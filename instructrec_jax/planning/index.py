@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from instructrec_jax.distributed.chips import chip_of
 from instructrec_jax.distributed.mesh import parameter_sharding, replicated
 from instructrec_jax.planning import hlo
-from instructrec_jax.planning.chips import chip_of
-from instructrec_jax.recommendation.topk import QUERIES, rows_of_device, search_items
+from instructrec_jax.ranking.index import QUERIES, rows_of_device, search_items
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.config import Config
-from instructrec_jax.planning.chips import topology_devices
-from instructrec_jax.planning.report import Plan, make_plan, one_line
+from instructrec_jax.distributed.chips import topology_devices
+from instructrec_jax.planning.plan_report import Plan, make_plan, one_line
+from instructrec_jax.runs.config import Config
 
 MOST = 24  # compiles, of which each takes seconds to minutes
 

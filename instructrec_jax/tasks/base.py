@@ -20,7 +20,7 @@ from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
-from instructrec_jax.inference.config import GenerationConfig
+from instructrec_jax.inference.generation_config import GenerationConfig
 
 Arrays = dict[str, jax.Array]
 

@@ -21,7 +21,7 @@ from instructrec_jax.backbones.folder import FAMILIES, declared_head, read_confi
 from instructrec_jax.backbones.layers import RMSNorm, StackOptions, dropout_keys
 from instructrec_jax.backbones.reading import build_backbone, load_backbone
 from instructrec_jax.backbones.rope import read_rope, rotate, rotation
-from instructrec_jax.backbones.tensors import TensorFiles, abstract_module, read_slice, sites_of, to_file
+from instructrec_jax.backbones.tensor_names import TensorFiles, abstract_module, read_slice, sites_of, to_file
 from instructrec_jax.backbones.writing import save_pretrained
 
 BASE = dict(vocab_size=61, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)

@@ -11,11 +11,12 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from instructrec_jax.adapters.heads import build_head
-from instructrec_jax.backbones import reading, tensors, writing
+from instructrec_jax.backbones import reading, writing
+from instructrec_jax.backbones import tensor_names as tensors
 from instructrec_jax.backbones.folder import PoolingSpec, declared_head, read_config, read_pooling
 from instructrec_jax.backbones.layers import dropout_keys
 from instructrec_jax.backbones.reading import load_backbone, load_head
-from instructrec_jax.backbones.tensors import TensorFiles
+from instructrec_jax.backbones.tensor_names import TensorFiles
 from instructrec_jax.backbones.writing import save_pretrained
 
 

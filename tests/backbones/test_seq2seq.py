@@ -21,7 +21,7 @@ from instructrec_jax.backbones.folder import declared_head, read_config
 from instructrec_jax.backbones.layers import Linear, StackOptions, dropout_keys
 from instructrec_jax.backbones.reading import build_backbone, load_backbone, load_head
 from instructrec_jax.backbones.seq2seq import positions_of
-from instructrec_jax.backbones.tensors import TensorFiles, read_slice, sites_of
+from instructrec_jax.backbones.tensor_names import TensorFiles, read_slice, sites_of
 from instructrec_jax.backbones.writing import export_tensors, save_pretrained
 
 LM = "ForConditionalGeneration"

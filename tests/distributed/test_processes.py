@@ -17,11 +17,11 @@ from tiny_runs import changed, final_parameters, rows, tiny_run, verb, write_set
 
 import instructrec_jax
 from instructrec_jax import evaluate, train
-from instructrec_jax.config import Config
 from instructrec_jax.data.loader import process_share
 from instructrec_jax.distributed import launch
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.files import read_json
+from instructrec_jax.runs.config import Config
 from instructrec_jax.training.checkpoint import Checkpoints
 
 STEPS, PATIENCE = 24, 180  # seconds until a process that still runs is killed

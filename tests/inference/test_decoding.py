@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_networks import ENCODER_DECODERS, Network, prompts
 
-from instructrec_jax.inference.config import GenerationConfig, TokenRules
 from instructrec_jax.inference.decoding import Decoder
+from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 
 KINDS = ["llama", "gpt2", "t5", "bart"]
 SEEDS = (0, 3)

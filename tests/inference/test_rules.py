@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from instructrec_jax.inference.config import TokenRules, recommendations, token_rules
+from instructrec_jax.inference.generation_config import TokenRules, recommendations, token_rules
 
 TOKENIZER = SimpleNamespace(eos_token_id=2, pad_token_id=None)
 

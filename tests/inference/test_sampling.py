@@ -10,7 +10,7 @@ import torch
 from transformers.generation import logits_process as theirs
 
 from instructrec_jax.inference import sampling
-from instructrec_jax.inference.config import GenerationConfig, TokenRules
+from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 
 VOCAB = 50
 

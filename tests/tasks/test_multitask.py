@@ -11,8 +11,6 @@ from flax import nnx
 from helpers import MIXED, SUBJECTS, Setup, examples, task_config
 from tiny_runs import rows, tiny_run
 
-from instructrec_jax import assemble
-from instructrec_jax.config import Config, load, to_yaml
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.data.sources import SourceConfig
@@ -20,6 +18,8 @@ from instructrec_jax.evaluate import main as evaluate
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.export import main as export
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs.config import Config, load, to_yaml
 from instructrec_jax.tasks import ClassificationConfig, LanguageModelConfig, MultitaskConfig, RegressionConfig
 from instructrec_jax.tasks.base import TaskContext
 from instructrec_jax.tasks.multitask import PartConfig

@@ -10,11 +10,11 @@ from flax import nnx
 from helpers import Setup, run_steps
 from tiny_runs import changed, tiny_run
 
-from instructrec_jax import assemble
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import load_backbone
 from instructrec_jax.files import read_json
+from instructrec_jax.runs import assembly as assemble
 from instructrec_jax.train import train
 from instructrec_jax.training.optimizer import OptimizerConfig, path_name
 from instructrec_jax.training.parameters import frozen_parameters, learning_rate_factors

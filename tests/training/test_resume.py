@@ -15,8 +15,8 @@ from helpers import Setup, assert_close
 from tiny_runs import changed, final_parameters, rows, start, tiny_run, verb, write_examples, write_settings
 
 from instructrec_jax import train
-from instructrec_jax.config import Config, load, main_guard
 from instructrec_jax.files import read_json, read_jsonl
+from instructrec_jax.runs.config import Config, load, main_guard
 from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstract
 
 STEPS = 40

@@ -9,12 +9,14 @@ import pytest
 from helpers import assert_close, examples
 from tiny_runs import changed, final_parameters, rows, tiny_run
 
-from instructrec_jax import assemble, assemble_data, train
-from instructrec_jax.config import Config
+from instructrec_jax import train
 from instructrec_jax.data.loader import Batch
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import data_shards, make_mesh
 from instructrec_jax.files import read_json, write_jsonl
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.interrupt import Interrupt

@@ -1,0 +1,181 @@
+"""Other people's tests: EleutherAI's lm-eval on a run directory or a HuggingFace folder with a language model.
+
+    python -m instructrec_jax.evaluate RUN --lm_eval arc_easy hellaswag --limit 100
+    python -m instructrec_jax.evaluate RUN --lm_eval my_task --lm_eval_tasks FOLDER     # my_task.yaml lies there
+
+Needs the extra lm-eval. Prompts are taken as lm-eval writes them, without this project's templates.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval import simple_evaluate
+from lm_eval.api.model import TemplateLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_table
+
+from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.data.loader import Text
+from instructrec_jax.data.packing import length_buckets
+from instructrec_jax.distributed.launch import say
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.files import write_text
+from instructrec_jax.generate import LanguageModel
+from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.runs.config import Config
+
+NEW_TOKENS = 256  # of an answer, where a task does not say: lm-eval's own default
+
+
+def run_harness(
+    path: Path,
+    settings: Config | None,
+    out: Path,
+    tasks: Sequence[str],
+    *,
+    folder: Path | None = None,
+    limit: int | None = None,
+    step: int | None = None,
+) -> dict[str, Any]:
+    """Runs tasks of lm-eval; writes its results to `out`/lm_eval.json and prints its table.
+
+    Args:
+      folder: of further tasks, a YAML file each.
+      limit: examples of each task; None: all.
+      step: which checkpoint of a run; None: the best.
+    """
+    manager = TaskManager(include_path=str(folder) if folder else None)
+    unknown = [name for name in tasks if name not in manager.all_tasks]
+    if unknown:
+        raise ValueError(f"lm-eval has no task {unknown[0]!r}: name one of its own, or one in --lm_eval_tasks.")
+    model = Harness(LanguageModel(path, settings, step=step))
+    found: Any = simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False)
+    kept = {name: found[name] for name in ("results", "groups", "configs", "n-samples") if name in found}
+    write_text(out / "lm_eval.json", json.dumps(kept, indent=2, default=str, ensure_ascii=False) + "\n")
+    print(make_table(found))
+    if model.cut:
+        say(f"{model.cut:,} prompts were longer than the network reads: their beginning was left out")
+    say(f"written: {out / 'lm_eval.json'}", sys.stdout)
+    return kept
+
+
+class Harness(TemplateLM):
+    """A language model as lm-eval asks it; how texts become tokens is that of lm-eval's own `hf` model.
+
+    Attributes:
+      cut: how many prompts lost their beginning.
+    """
+
+    def __init__(self, model: LanguageModel):
+        super().__init__()
+        self.model, self.tokenizer = model, model.tokenizer
+        self.is_pair = model.writer.decoder.encoder_decoder
+        self.backend = "seq2seq" if self.is_pair else "causal"
+        folder: Any = model.task.context.folder
+        self.limit = input_limit(read_config(folder))
+        self.cut = 0
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        special = self.is_pair if add_special_tokens is None else add_special_tokens
+        return list(self.tokenizer(string, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """Of each (_, context, continuation): Σ log p of the continuation, and whether its tokens are the likeliest."""
+        texts, labels, supervised = [], [], []
+        for _, context, continuation in requests:
+            if len(continuation) > self.limit:
+                raise ValueError(f"an answer has {len(continuation)} tokens, but the network reads {self.limit}.")
+            target = np.array(continuation, np.int32)
+            if self.is_pair:
+                start = self.model.task.context.decoder_start_token_id
+                source = self._fitting(context, self.limit)
+                texts.append(Text(source, target=np.array([start, *continuation[:-1]], np.int32)))
+                labels.append(target)
+                supervised.append(np.ones(len(target), np.int32))
+                continue
+            read = self._fitting(context, self.limit + 1 - len(target))
+            whole = np.append(read, target[:-1])
+            texts.append(Text(whole))
+            labels.append(np.append(whole[1:], target[-1]).astype(np.int32))
+            supervised.append((np.arange(len(whole)) >= len(read) - 1).astype(np.int32))
+        longest = max(len(text.tokens) for text in texts)
+        decoder, task = self.model.writer.decoder, self.model.task
+        buckets = length_buckets(min(self.limit, 2 ** int(longest).bit_length()))
+        predict = predictor(task, decoder.graphdef, decoder.mesh, buckets)(self.model.params)
+        found = predict(texts, labels=labels, supervised=supervised)
+        answers = [each[counts > 0] for each, counts in zip(found, supervised, strict=True)]
+        return [(-float(each[:, 0].astype(np.float64).sum()), bool(each[:, 1].all())) for each in answers]
+
+    def _fitting(self, tokens: Sequence[int], most: int) -> np.ndarray:
+        self.cut += len(tokens) > most
+        return np.array(tokens[-most:], np.int32)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Σ log p of whole texts, in windows that share no token but the one before each."""
+        if self.is_pair:
+            raise ValueError("an encoder–decoder gives no likelihood of a text by itself: choose other tasks.")
+        asked, owners = [], []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.limit, 1):
+                asked.append((None, *make_disjoint_window(window)))
+                owners.append(number)
+        found = [0.0] * len(requests)
+        for number, (value, _) in zip(owners, self._loglikelihood_tokens(asked) if asked else [], strict=True):
+            found[number] += value
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """The answer to each (prompt, {until, max_gen_toks, do_sample, temperature, ...})."""
+        answers = [""] * len(requests)
+        groups: dict[GenerationConfig, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(self._config(request.args[1]), []).append(number)
+        for config, numbers in groups.items():
+            room = self.limit if self.is_pair else self.limit - config.max_new_tokens
+            if room < 1:
+                raise ValueError(f"max_gen_toks {config.max_new_tokens} leaves no room for a prompt in {self.limit}.")
+            prompts = [self._fitting(self.tok_encode(requests[n].args[0]), room) for n in numbers]
+            names = [f"request {n}" for n in numbers]
+            written = self.model.writer.write(self.model.params, prompts, names, config, progress=not disable_tqdm)
+            for number, answer in zip(numbers, written, strict=True):
+                answers[number] = answer.text
+        return answers
+
+    def _config(self, asked: dict[str, Any]) -> GenerationConfig:
+        until = asked.get("until") or []
+        stop = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+        draws = bool(asked.get("do_sample", False))
+        return GenerationConfig(
+            max_new_tokens=int(asked.get("max_gen_toks", asked.get("max_new_tokens", NEW_TOKENS))),
+            temperature=float(asked.get("temperature", 1.0)) if draws else 0.0,
+            top_p=float(asked.get("top_p", 1.0)) if draws else 1.0,
+            stop=stop,
+        )

@@ -1,0 +1,91 @@
+"""Items that joined a catalogue after a run was trained: they are known by their texts alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.data.example import BadExample, suggest
+from instructrec_jax.data.rows import open_rows
+from instructrec_jax.preparation.readers.items import IN_TEXT, damage, item_text, label, split_title
+from instructrec_jax.ranking.catalogue import Catalogue
+
+OWN = ("id", "title", "text", "year")
+
+
+def with_new_items(catalogue: Catalogue, file: str | Path) -> Catalogue:
+    """The catalogue with the items of a file behind its own.
+
+    A record has `title` ("Moon (2009)", say) and, as it likes, `id` (else new-1, new-2, ...), `text` (else title and
+    kinds, as the readers write it) and the catalogue's facts; in CSV the names of a list stand between semicolons.
+
+    Raises ValueError that names file and line: no title, an id that is taken, an unknown column, a fact of the wrong
+    type.
+    """
+    rows = open_rows(str(file))
+    ids, titles, texts = list(catalogue.ids), list(catalogue.titles), list(catalogue.texts)
+    facts = {name: list(column) for name, column in catalogue.facts.items()}
+    kinds: dict[str, Any] = {
+        name: next((type(x) for x in column if x is not None), None) for name, column in facts.items()
+    }
+    known = set(ids)
+    for index in range(len(rows)):
+        where = rows.where(index)
+        try:
+            record = {name: value for name, value in rows.row(index).items() if value not in (None, "")}
+        except BadExample as error:
+            error.where = error.where or where
+            raise
+        for name in record:
+            if name not in OWN and name not in facts:
+                listed = ", ".join(dict.fromkeys([*OWN[:3], *facts]))
+                hint = suggest(str(name), [*OWN, *facts])
+                raise ValueError(f"{where}: unknown column {name!r}; an item has {listed}.{hint}")
+        title, year = _title(record, where)
+        item = str(record.get("id", f"new-{index + 1}"))
+        if item in known:
+            raise ValueError(f"{where}: the id {item!r} is taken: give the item another one.")
+        known.add(item)
+        own = {name: _fact(name, record.get(name), kind, where) for name, kind in kinds.items()}
+        if "year" in own:
+            year = own["year"] = own["year"] if own["year"] is not None else year
+        details = {label(name): own[name] for name in own if name.lower() in IN_TEXT}
+        text = str(record["text"]) if "text" in record else item_text(title, year, details)
+        if why := damage(item + title + text):
+            raise ValueError(f"{where}: the item holds {why}.")
+        ids.append(item)
+        titles.append(title)
+        texts.append(text)
+        for name, value in own.items():
+            facts[name].append(value)
+    return Catalogue(ids, titles, texts, facts)
+
+
+def _title(record: Mapping[str, Any], where: str) -> tuple[str, int | None]:
+    title, year = split_title(str(record.get("title", "")))
+    if not title.strip():
+        raise ValueError(f"{where}: an item needs a title.")
+    given = record.get("year", year)
+    try:
+        return title, None if given is None else int(given)
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: year should be a whole number, but is {given!r}.") from None
+
+
+def _fact(name: str, value: Any, kind: Any, where: str) -> Any:
+    """The value in the type of the catalogue's column; CSV gives texts."""
+    if value is None or kind is None:
+        return None
+    if kind is list and isinstance(value, str):
+        return [part.strip() for part in value.split(";") if part.strip()]
+    if kind in (int, float) and isinstance(value, str):
+        try:
+            return kind(value)
+        except ValueError:
+            pass  # the error at the end names the fact and the place
+    if kind is str and isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, kind) and (kind is not list or all(isinstance(part, str) for part in value)):
+        return value
+    if kind is float and isinstance(value, int):
+        return float(value)
+    raise ValueError(f"{where}: {name} should be {kind.__name__}, as in the catalogue, but is {value!r}.")

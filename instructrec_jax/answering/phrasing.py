@@ -1,0 +1,81 @@
+"""A request in words, as the instructions were that a run learnt from."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.preparation import films
+from instructrec_jax.preparation.wording.wordings import load_wordings
+from instructrec_jax.ranking.catalogue import Catalogue, load_card
+
+# Templates of the project whose sentences go with a wish that is a phrase as well as with one that is a sentence.
+PLAIN, HISTORY, BOTH = "matching-plain-next", "matching-recently", "matching-history-and-wish"
+_CHINESE = re.compile("[\u3400-\u9fff]")
+_ENDS = ".!?。！？…"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a prepared folder's instructions are worded.
+
+    Attributes:
+      texts: language -> templates for (nothing, a history, a history and a wish), with {history} and {intention}.
+      marks: language -> what stands before, between and after titles.
+      titles: how many of the last titles an instruction names.
+      years: whether titles come with their years.
+      always_told: whether instructions name the history even for a network that sees it as items.
+    """
+
+    texts: dict[str, tuple[str, str, str]]
+    marks: dict[str, tuple[str, str, str]]
+    titles: int
+    years: bool
+    always_told: bool
+
+    def prompt(self, catalogue: Catalogue, told: Sequence[int], wish: str) -> str:
+        """The instruction for a history (item numbers, oldest first; all of them are named) and a wish.
+
+        A wish alone is taken as it is. Chinese wishes are put into Chinese sentences.
+        """
+        language = "zh" if _CHINESE.search(wish) and "zh" in self.texts else "en"
+        nothing, history, both = self.texts[language]
+        names = [catalogue.name(item) if self.years else catalogue.titles[item] for item in told]
+        if not names:
+            return wish or nothing
+        before, between, after = self.marks[language]
+        listed = between.join(f"{before}{name}{after}" for name in names)
+        if not self.years:
+            listed = films.listing(names)
+        if wish and wish[-1] in _ENDS:
+            both = both.replace("{intention}.", "{intention}").replace("{intention}。", "{intention}")
+        # not str.format: titles and wishes may hold braces
+        parts = re.split(r"\{(history|intention)\}", both if wish else history)
+        return "".join({"history": listed, "intention": wish}[p] if n % 2 else p for n, p in enumerate(parts))
+
+
+def wording_of(folder: str | Path) -> Wording:
+    """The wording that a prepared folder's card tells of; without a card, the grammar's for items of any kind."""
+    card = load_card(folder) if (Path(folder) / "card.json").is_file() else {}
+    settings: dict[str, Any] = card.get("settings", {})
+    if "viewers" in settings:  # the embedded films, whose words are their own
+        said = films.wordings()
+        history, ask = said["histories"]["train"][0].replace("{titles}", "{history}"), said["next"]["train"][0]
+        texts = {"en": (ask, f"{history} {ask}", f"{history} {{intention}}")}
+        return Wording(texts, {"en": ("", ", ", "")}, films.TITLES_IN_PROMPT, years=False, always_told=True)
+    words = load_wordings()
+    noun = settings.get("noun", "item")
+    if noun not in words.nouns and settings.get("templates") and Path(settings["templates"]).exists():
+        words = load_wordings(settings["templates"])
+    nouns = words.nouns.get(noun, words.nouns["item"])
+    templates = {template.name: template.texts for template in words.templates}
+
+    def say(name: str, language: str) -> str:
+        kept = {"history": "{history}", "intention": "{intention}"}
+        return templates[name][language].format_map(nouns[language] | kept)
+
+    texts = {lang: (say(PLAIN, lang), say(HISTORY, lang), say(BOTH, lang)) for lang in ("en", "zh")}
+    marks = {"en": ("", "; ", ""), "zh": (nouns["zh"]["open"], "", nouns["zh"]["close"])}
+    told = "preferences" in settings and "none" not in settings["preferences"]
+    return Wording(texts, marks, settings.get("titles_in_prompt", 10), years=True, always_told=told)

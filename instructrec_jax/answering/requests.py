@@ -1,0 +1,199 @@
+"""What is asked of `recommend` and what it answers; files of both."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.answering.evidence import Evidence, line
+from instructrec_jax.answering.titles import Titles
+from instructrec_jax.data.example import BadExample, show, suggest
+from instructrec_jax.data.rows import open_rows
+from instructrec_jax.files import write_jsonl, write_text
+
+COLUMNS = ("id", "user", "rank", "item", "title", "score", "evidence", "prompt", "notes", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request. At least one of user, history and instruction is given.
+
+    Attributes:
+      user: id of a user of the prepared folder, whose items (of all splits) come first in the history.
+      history: titles or ids, oldest first; a single text may hold several between semicolons.
+      exclude: titles of items that shall not be recommended.
+      where: conditions on the catalogue's facts (see `filters`).
+      k: how many items; None: as many as the call says.
+      id: whatever identifies the request to its sender.
+    """
+
+    user: str | None = None
+    history: Sequence[str] = ()
+    instruction: str = ""
+    exclude: Sequence[str] = ()
+    where: Sequence[str] = ()
+    k: int | None = None
+    id: Any = None
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Request":
+        """A request from a record of a file. Raises ValueError for unknown fields and wrong types."""
+        known = list(cls.__dataclass_fields__)
+        for name in record:
+            if name not in known:
+                raise ValueError(
+                    f"unknown field {name!r}; a request has {', '.join(known)}.{suggest(str(name), known)}"
+                )
+        given = {name: value for name, value in record.items() if value not in (None, "", [])}
+        if isinstance(user := given.get("user"), int) and not isinstance(user, bool):
+            given["user"] = str(user)
+        for name in ("user", "instruction"):
+            if not isinstance(given.get(name, ""), str):
+                raise ValueError(f"{name} should be a text, but is {show(given[name])}.")
+        for name in ("history", "exclude", "where"):
+            value = given.get(name, [])
+            listed = [value] if isinstance(value, str) else value
+            if not isinstance(listed, list | tuple) or not all(isinstance(text, str) for text in listed):
+                raise ValueError(f"{name} should be a text or a list of texts, but is {show(value)}.")
+            given[name] = tuple(listed)
+        if "k" in given:
+            try:
+                number = float(given["k"])
+                if isinstance(given["k"], bool) or number != int(number):
+                    raise ValueError
+            except (TypeError, ValueError, OverflowError):
+                raise ValueError(f"k should be a whole number, but is {show(given['k'])}.") from None
+            given["k"] = int(number)
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item."""
+
+    item: str
+    title: str
+    """with its year where there is one"""
+    score: float
+    rank: int
+    evidence: Sequence[Evidence] = ()
+
+    def to_record(self) -> dict[str, Any]:
+        evidence = [{"kind": e.part.kind, "text": e.part.text, "contribution": e.contribution} for e in self.evidence]
+        return {"rank": self.rank, "item": self.item, "title": self.title, "score": self.score, "evidence": evidence}
+
+
+@dataclass
+class Answer:
+    """What a request got: recommendations, or an error.
+
+    Attributes:
+      prompt: the words that the model read.
+      history: names of the items that it knew of, oldest first.
+      notes: what a person should know about how the request was read.
+    """
+
+    id: Any = None
+    user: str | None = None
+    prompt: str = ""
+    history: list[str] = field(default_factory=list)
+    recommendations: list[Recommendation] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        record: dict[str, Any] = {"id": self.id} | ({} if self.user is None else {"user": self.user})
+        if self.error is not None:
+            return record | {"error": self.error}
+        recommendations = [r.to_record() for r in self.recommendations]
+        said = {"prompt": self.prompt, "history": self.history}
+        return record | said | {"recommendations": recommendations, "notes": self.notes}
+
+
+def split_titles(titles: Titles, texts: Sequence[str]) -> list[str]:
+    """The titles that stand between semicolons, unless the text as a whole is a title."""
+    found = []
+    for text in texts:
+        match = None if ";" not in text else titles.find(text)
+        whole = match is None or (match.items and not match.close)
+        found += [text.strip()] if whole else [part.strip() for part in text.split(";")]
+    return [text for text in found if text]
+
+
+def read_requests(file: str | Path) -> list[Request | Answer]:
+    """The requests of a JSONL, JSON, CSV, TSV or Parquet file; a record that is none is an answer with an `error`.
+
+    Without an `id`, a request's is the number of its record, from 1; a record that cannot be read has none.
+
+    Raises ValueError for a file that cannot be read, and for a table with columns that no request has.
+    """
+    rows = open_rows(str(file))
+    found: list[Request | Answer] = []
+    is_table = Path(str(file).removesuffix(".gz")).suffix in (".csv", ".tsv", ".parquet")
+    for index in range(len(rows)):
+        name: Any = None
+        try:
+            record = rows.row(index)
+            name = record["id"] if record.get("id") not in (None, "") else index + 1
+            if is_table:
+                _check_columns(record, file)
+                record = {key: _cells(value) if key == "where" else value for key, value in record.items()}
+            found.append(Request.from_record({**record, "id": name}))
+        except _BadTable:
+            raise
+        except BadExample as error:
+            found.append(Answer(id=name, error=f"{rows.where(index)}: {error.detail}"))
+        except ValueError as error:
+            found.append(Answer(id=name, error=f"{rows.where(index)}: {error}"))
+    return found
+
+
+class _BadTable(ValueError):
+    """A table that does not hold requests."""
+
+
+def _check_columns(record: Mapping[str, Any], file: str | Path) -> None:
+    known = list(Request.__dataclass_fields__)
+    needed = ("user", "history", "instruction")
+    for name in record:
+        if name not in known:
+            hint = suggest(str(name), known)
+            raise _BadTable(f"{file}: unknown column {name!r}; a request has {', '.join(known)}.{hint}")
+    if not set(needed) & set(record):
+        raise _BadTable(f"{file} has the columns {', '.join(record)}; a request needs one of {', '.join(needed)}.")
+
+
+def _cells(value: Any) -> Any:
+    return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+
+
+def check_out(file: Path) -> None:
+    """Refuses a file to write answers to that exists already, or is of another kind."""
+    if file.suffix not in (".jsonl", ".csv"):
+        raise ValueError(f"--out {file}: answers are written as .jsonl (a request a line) or .csv (an item a line).")
+    if file.exists():
+        raise ValueError(f"{file} exists already: choose another --out.")
+
+
+def write_answers(file: Path, answers: Sequence[Answer]) -> None:
+    """JSONL: a record for each request; CSV: a line for each item, and one for each request without items."""
+    if file.suffix == ".jsonl":
+        write_jsonl(file, (answer.to_record() for answer in answers))
+        return
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    table.writerows(row for answer in answers for row in _rows(answer))
+    write_text(file, text.getvalue())
+
+
+def _rows(answer: Answer) -> Iterator[list[Any]]:
+    name = answer.id if isinstance(answer.id, str | int | float) else json.dumps(answer.id, ensure_ascii=False)
+    around = [name, answer.user], [answer.prompt, " ".join(answer.notes), answer.error]
+    if not answer.recommendations:
+        yield [*around[0], *[None] * 5, *around[1]]
+    for r in answer.recommendations:
+        yield [*around[0], r.rank, r.item, r.title, r.score, line(r.evidence), *around[1]]

@@ -1,0 +1,41 @@
+"""Recommendations as a person reads them on a terminal, and questions back."""
+
+import sys
+import unicodedata
+from collections.abc import Sequence
+
+from instructrec_jax.answering.evidence import line
+from instructrec_jax.answering.requests import Answer
+
+
+def table(answer: Answer) -> str:
+    """What a person reads of an answer."""
+    lines = [f"prompt: {answer.prompt}", *(f"note: {note}" for note in answer.notes), ""]
+    header = ("", "title", "score", "evidence")
+    rows = [(str(r.rank), r.title, f"{r.score:.4f}", line(r.evidence)) for r in answer.recommendations]
+    widths = [max(width(row[column]) for row in (header, *rows)) for column in range(3)]
+    for row in (header, *rows):
+        rank, title, score = (" " * (w - width(cell)) for cell, w in zip(row, widths, strict=False))
+        lines.append(f"{rank}{row[0]}  {row[1]}{title}  {score}{row[2]}  {row[3]}".rstrip())
+    return "\n".join(lines)
+
+
+def width(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
+
+
+def ask_person(question: str, choices: Sequence[str]) -> int | None:
+    """Asks on the terminal; None: none of the choices."""
+    print(f"{question}:", file=sys.stderr)
+    for number, choice in enumerate(choices, 1):
+        print(f"  {number}  {choice}", file=sys.stderr)
+    print("  0  none of these", file=sys.stderr)
+    while True:
+        print("number: ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline()
+        if not answer:
+            return None
+        if answer.strip().isdecimal() and int(answer) <= len(choices):
+            return int(answer) - 1 if int(answer) else None

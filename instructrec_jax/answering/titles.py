@@ -1,0 +1,216 @@
+"""Items by the titles that people type: "matrix", "The Matrix (1999)", "Matrix, The", "id:603".
+
+Titles are compared in steps, each more forgiving than the one before it; the first step that finds anything decides:
+
+    exact    the title, with or without its year; upper and lower case are the same
+    words    without punctuation, accents and the year; "Matrix, The" is "The Matrix"
+    article  without a leading article
+    part     what stands before a colon, a dash or a bracket, or in a bracket: "Dr. Strangelove", "Se7en"
+    id       the item's id
+    close    spelt alike, with the same numbers in it: "Apocalypse Nwo" but never "Rocky II" for "Rocky III"
+
+A year in brackets always has to be the item's. Several items that one step finds are ambiguous; nobody guesses.
+"""
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cached_property
+
+from instructrec_jax.preparation.readers.items import plain, split_title
+from instructrec_jax.ranking.catalogue import Catalogue
+
+CLOSE = 0.88  # 2 · equal characters / all characters, from which on a title is taken for a misspelt one
+NEARLY = 0.05  # titles whose closeness differs by less are equally good
+SHORTEST = 6  # characters of the shorter title, below which one letter makes another title: Heat, Heart
+RESEMBLING = 0.6  # closeness from which on a title is worth suggesting
+LOOKED_AT = 50  # titles that are compared letter by letter, those with most pairs of letters in common
+SUGGESTED = 3
+LISTED = 9  # of several items that a title may mean
+
+_ARTICLES = {"the", "a", "an"}
+_ROMAN = {"ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x"}
+_PARTS = re.compile(r":\s|\s[-–—]\s|\s*[()]\s*")
+_LAST_YEAR = re.compile(r"^(.*\S)[\s,]+((?:18|19|20)\d\d)$")
+
+Ask = Callable[[str, Sequence[str]], int | None]
+"""Asks a person: (question, choices) -> number of the choice, or None for none of them."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a title may mean."""
+
+    items: list[int]
+    """item numbers: one, or several equally good ones, or none"""
+    close: bool = False
+    """whether it was not found as it stands, but spelt alike"""
+    suggestions: tuple[int, ...] = ()
+    """item numbers of the nearest titles, where there is no match"""
+
+
+class Titles:
+    """The titles of a catalogue, to be looked up."""
+
+    def __init__(self, catalogue: Catalogue):
+        self.catalogue = catalogue
+        years = catalogue.facts.get("year", [None] * len(catalogue))
+        split = [split_title(title) for title in catalogue.titles]
+        self._titles = [title or whole for (title, _), whole in zip(split, catalogue.titles, strict=True)]
+        self._years = [year if year is not None else own for year, (_, own) in zip(years, split, strict=True)]
+
+    def find(self, words: str) -> Match:
+        """The items that a title means, see the top of the file."""
+        words = plain(words).strip()
+        if words.startswith("id:"):
+            number = self.catalogue.index.get(words[3:].strip())
+            return Match([] if number is None else [number])
+        if hits := self._exact.get(fold(words)):
+            return Match(hits)
+        title, year = split_title(words)
+        found = self._steps(title, year)
+        if not found and year is None and (bare := _LAST_YEAR.match(words)):
+            found = self._steps(bare[1], int(bare[2]))
+        if not found and words in self.catalogue.index:
+            found = [self.catalogue.index[words]]
+        return Match(found) if found else self._close(title, year)
+
+    def _steps(self, title: str, year: int | None) -> list[int]:
+        for key, known in ((letters(title), self._words), (bare(title), self._bare), (bare(title), self._parts)):
+            hits = [item for item in known.get(key, []) if year is None or self._years[item] == year]
+            if hits and key:
+                return hits
+        return []
+
+    def _close(self, title: str, year: int | None) -> Match:
+        asked = bare(title)
+        common: Counter[int] = Counter()
+        for pair in _pairs(asked):
+            common.update(self._by_pair.get(pair, ()))
+        shared = {item: 2 * n / (len(_pairs(asked)) + len(_pairs(self._keys[item]))) for item, n in common.items()}
+        likely = sorted(shared, key=lambda item: (-shared[item], item))[:LOOKED_AT]
+        closeness = {item: SequenceMatcher(None, asked, self._keys[item], autojunk=False).ratio() for item in likely}
+        ranked = sorted(closeness, key=lambda item: (-closeness[item], item))
+        near = [item for item in ranked if closeness[item] >= CLOSE and self._could_be(asked, year, item)]
+        if near:
+            best = closeness[near[0]]
+            return Match([item for item in near if closeness[item] > best - NEARLY], close=True)
+        words = set(asked.split())
+        worth = {i: 1 + closeness[i] if words <= set(self._keys[i].split()) else closeness[i] for i in ranked}
+        resembling = [item for item in sorted(worth, key=lambda i: -worth[i]) if worth[item] >= RESEMBLING]
+        return Match([], suggestions=tuple(resembling[:SUGGESTED]))
+
+    def _could_be(self, asked: str, year: int | None, item: int) -> bool:
+        own = self._keys[item]
+        same_year = year is None or self._years[item] in (None, year)
+        return same_year and min(len(asked), len(own)) >= SHORTEST and _numbers(asked) == _numbers(own)
+
+    @cached_property
+    def _exact(self) -> dict[str, list[int]]:
+        names = [self.catalogue.name(item) for item in range(len(self.catalogue))]
+        return _index([{fold(title), fold(name)} for title, name in zip(self.catalogue.titles, names, strict=True)])
+
+    @cached_property
+    def _words(self) -> dict[str, list[int]]:
+        return _index([{letters(title)} for title in self._titles])
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        return [bare(title) for title in self._titles]
+
+    @cached_property
+    def _bare(self) -> dict[str, list[int]]:
+        return _index([{key} for key in self._keys])
+
+    @cached_property
+    def _parts(self) -> dict[str, list[int]]:
+        return _index([{bare(part.removeprefix("a.k.a. ")) for part in _PARTS.split(t)} - {""} for t in self._titles])
+
+    @cached_property
+    def _by_pair(self) -> dict[str, list[int]]:
+        return _index([_pairs(key) for key in self._keys])
+
+
+def resolve(
+    titles: Titles, asked: Iterable[str], *, skip_unknown: bool = False, ask: Ask | None = None
+) -> tuple[list[int], list[str]]:
+    """Item numbers of some titles, in their order, and notes on what was taken for what or left out.
+
+    Args:
+      skip_unknown: leave unknown titles out, with a note, instead of refusing them.
+      ask: asks a person about ambiguous and nearly right titles; None: nobody is there.
+
+    Raises ValueError that lists the ambiguous titles with their years and ids, and the unknown ones with the nearest.
+    """
+    items, notes, problems = [], [], []
+    for words in asked:
+        match = titles.find(words)
+        choices = (match.items or list(match.suggestions))[:LISTED]
+        if len(match.items) != 1 and choices and ask is not None:
+            question = f'"{words}" could be' if match.items else f'"{words}" is not in the catalogue. Did you mean'
+            chosen = ask(question, [describe(titles.catalogue, item) for item in choices])
+            match = Match([] if chosen is None else [choices[chosen]], suggestions=match.suggestions)
+        listed = "; ".join(describe(titles.catalogue, item) for item in (match.items or match.suggestions)[:LISTED])
+        if len(match.items) > LISTED:
+            listed += f" and {len(match.items) - LISTED} more"
+        if len(match.items) == 1:
+            items += match.items
+            if match.close:
+                notes.append(f'"{words}" is taken for {titles.catalogue.name(match.items[0])}.')
+        elif match.items:
+            problems.append(f'"{words}" is ambiguous: {listed}. Add the year in brackets, or give the id.')
+        elif skip_unknown:
+            notes.append(f'"{words}" is not in the catalogue and is left out.')
+        else:
+            hint = f" The nearest: {listed}." if listed else ""
+            problems.append(f'"{words}" is not in the catalogue.{hint}')
+    if problems:
+        unknown = any("not in the catalogue" in problem for problem in problems)
+        remedy = " Unknown titles are left out with --on_unknown skip." if unknown else ""
+        raise ValueError(" ".join(problems) + remedy)
+    return items, notes
+
+
+def describe(catalogue: Catalogue, item: int) -> str:
+    """Title, year and id: "The Thing (1982) [id:tt0084787]"."""
+    return f"{catalogue.name(item)} [id:{catalogue.ids[item]}]"
+
+
+def fold(text: str) -> str:
+    """Without differences of case, width and blanks."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def letters(title: str) -> str:
+    """Without punctuation and accents too; a title of nothing else stays as it is ("???")."""
+    folded = unicodedata.normalize("NFKD", fold(title).replace("&", " and "))
+    kept = "".join(c for c in folded if not "\u0300" <= c <= "\u036f")
+    kept = kept.replace("'", "").replace("\u2019", "")
+    words = "".join(" " if unicodedata.category(c)[0] in "PZ" else c for c in kept).split()
+    return unicodedata.normalize("NFC", " ".join(words)) or fold(title)
+
+
+def bare(title: str) -> str:
+    """Without a leading article too."""
+    first, _, rest = letters(title).partition(" ")
+    return rest if rest and first in _ARTICLES else letters(title)
+
+
+def _index(keys: Sequence[Iterable[str]]) -> dict[str, list[int]]:
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for item, each in enumerate(keys):
+        for key in each:
+            found[key].append(item)
+    return dict(found)
+
+
+def _pairs(text: str) -> set[str]:
+    padded = f" {text} "
+    return {padded[i : i + 2] for i in range(len(padded) - 1)}
+
+
+def _numbers(text: str) -> list[str]:
+    return [word for word in text.split() if word in _ROMAN or any(c.isdigit() for c in word)]

@@ -1,0 +1,172 @@
+"""The real training step, compiled for devices that need not be there, of shapes alone."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from instructrec_jax.adapters.losses import chunk_size
+from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.data.packing import max_segments
+from instructrec_jax.distributed.mesh import batch_sharding, data_shards
+from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs.config import Config
+from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.generation.language_model import LanguageModelTask
+from instructrec_jax.tasks.text.masked_lm import MaskedLMTask
+from instructrec_jax.training.checkpoint import abstract
+from instructrec_jax.training.flops import Texts, has_output_table
+from instructrec_jax.training.optimizer import make_optimizer
+from instructrec_jax.training.parameters import learning_rate_factors
+from instructrec_jax.training.state import TrainState, create_state, state_shardings
+from instructrec_jax.training.step import make_train_step
+
+ARCHITECTURES = Path(__file__).parent / "architectures"
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """A compiled step and what it was compiled for.
+
+    Attributes:
+      compiled: jax's, with `memory_analysis()` and `as_text()`.
+      state, shardings: the abstract state, and where it lies.
+      is_frozen: of a parameter's path.
+      network: HuggingFace's config.
+      texts: of a batch.
+      tied: the table of words is the output's too.
+      loss_chunks: parts in which the loss of a language model is worked through, all of which count at most.
+      seconds: that compiling took.
+    """
+
+    compiled: Any
+    state: TrainState
+    shardings: TrainState
+    is_frozen: Any
+    network: Any
+    texts: Texts
+    tied: bool
+    loss_chunks: int
+    seconds: float
+
+
+@contextmanager
+def planning_folder(path: str) -> Iterator[tuple[Path, bool]]:
+    """(folder with a config and a tokenizer, whether the tokenizer stands in) for `backbone.path`.
+
+    The path may name a folder, a hub id, one of the architectures that this package knows, or a folder that holds no
+    more than config.json.
+    """
+    known = ARCHITECTURES / f"{path}.json"
+    if known.is_file():
+        config = known
+    else:
+        folder = assemble.backbone_folder(path)
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+            yield folder, False
+            return
+        config = folder / "config.json"
+    with tempfile.TemporaryDirectory() as temporary:
+        shutil.copyfile(config, f"{temporary}/config.json")
+        words = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"))}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        special = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+        ends = dict(bos_token="[CLS]", eos_token="[SEP]")
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **ends).save_pretrained(temporary)
+        yield Path(temporary), True
+
+
+def compile_step(config: Config, folder: Path, mesh: Mesh) -> CompiledStep:
+    """Compiles the training step of `config` for the devices of `mesh`; parameters and data are shapes.
+
+    Raises ValueError for settings that do not fit together, as training would.
+    """
+    if config.backbone.dtype == "auto":
+        dtype: Any = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+        config = replace(config, backbone=replace(config.backbone, dtype=dtype))
+    began = time.perf_counter()
+    task = assemble.open_task(config, folder)
+    model = assemble.abstract_model(config, task, folder, mesh)
+    decay = config.optimizer.layer_decay
+    factors = learning_rate_factors(model.network, decay) if decay < 1 else None
+    optimizer = make_optimizer(config.optimizer, config.steps, factors)
+    batch = abstract_batch(config, task, mesh)
+    state = jax.eval_shape(lambda params: create_state(params, optimizer, 0, is_frozen=model.is_frozen), model.params)
+    state = replace(state, buffers=abstract_buffers(config, task, model))
+    shardings = state_shardings(state, model.shardings, mesh)
+    step = make_train_step(
+        task, model.graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=config.accumulation
+    )
+    compiled = step.lower(abstract(state, shardings), batch).compile()  # type: ignore[attr-defined]
+    network, predicts_words = read_config(folder), isinstance(task, LanguageModelTask | MaskedLMTask)
+    chunks = 1
+    if predicts_words:
+        rows, length = batch.get("target_tokens", batch["tokens"]).shape
+        rows //= config.accumulation * data_shards(mesh)
+        chunks = -(-length // chunk_size(max(rows, 1), length, network.vocab_size, None))
+    return CompiledStep(
+        compiled,
+        state,
+        shardings,
+        model.is_frozen,
+        network,
+        texts_of(batch, causal=task.context.kind == "decoder"),
+        predicts_words and not has_output_table(model.params),
+        chunks,
+        time.perf_counter() - began,
+    )
+
+
+def texts_of(batch: dict[str, jax.ShapeDtypeStruct], *, causal: bool) -> Texts:
+    (rows, length), target = batch["tokens"].shape, batch.get("target_tokens")
+    answers = (0, 0) if target is None else (int(np.prod(target.shape)), target.shape[1])
+    return Texts(rows * length, length, causal, *answers)
+
+
+def abstract_batch(config: Config, task: Task, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of shapes: full rows for language models, else the first batch of data.train.
+
+    A batch that is so many examples has as many rows: what is longest at most.
+    """
+    multiple = config.accumulation * data_shards(mesh)
+    if isinstance(task, LanguageModelTask):
+        assemble_data.check_batch(config, task, multiple)
+        rows = config.data.batch_rows or -(-int(config.data.batch_size or 1) // multiple) * multiple
+        length, target = config.data.max_length, task.max_target_length
+        sizes = {name: (rows, length) for name in ("tokens", "token_types", "segment_ids", "positions")}
+        answer = (rows, length)
+        if target is not None:
+            answer = (rows, target)
+            sizes |= {name: answer for name in ("target_tokens", "target_segment_ids", "target_positions")}
+        sizes |= {"labels": answer, "supervised": answer, "text_numbers": (rows, max_segments(length))}
+        arrays = {name: np.broadcast_to(np.int32(0), size) for name, size in sizes.items()}
+    else:
+        arrays = next(assemble_data.training_data(config, task, row_multiple=multiple).batches(0, 1, None)).arrays
+    return {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch_sharding(mesh, len(array)))
+        for name, array in arrays.items()
+    }
+
+
+def abstract_buffers(config: Config, task: Any, model: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `refresh` would make, in shapes: it runs the network on all items, which there is no device for."""
+    if not task.refresh_every:
+        return {}
+    width = model.source.config.hidden_size
+    if hasattr(task, "instruction_texts"):
+        sizes = {"item_texts": len(task.catalogue), "instruction_texts": max(1, len(task.instructions))}
+        return {name: jax.ShapeDtypeStruct((size, width), np.float32) for name, size in sizes.items()}
+    projection = getattr(config.task, "projection", None)
+    return {"item_vectors": jax.ShapeDtypeStruct((len(task.catalogue), projection or width), np.float32)}

@@ -1,0 +1,224 @@
+"""What a planned step takes of each chip, beside what the chip has."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from instructrec_jax.distributed.chips import Chip, chip_of, topology_devices
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.planning import hlo
+from instructrec_jax.planning.compiled_step import CompiledStep, compile_step
+from instructrec_jax.runs.config import Config
+from instructrec_jax.training import flops
+from instructrec_jax.training.state import merge_params
+
+GB = 1e9
+# Forward passes in the backward one, of (products with parameters, attention): what is computed again is no model FLOP,
+# but takes its time.
+RECOMPUTED = {"none": (0, 0), "attention": (0, 1), "dots": (0, 1), "offload": (0, 1), "full": (1, 1)}
+# Products of queries, keys and values that splash attention takes: 2 forward, 4 for keys and values, 3 for queries.
+KERNEL_PRODUCTS, MODEL_PRODUCTS = 9, 6
+NEXT_REMAT = {"none": "attention", "attention": "dots", "dots": "full", "offload": "full"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All sizes in bytes and FLOP, of one chip and one step, where nothing else is said.
+
+    Attributes:
+      mesh: sizes of its axes.
+      parameters, optimizer, buffers: of the state.
+      temporaries: what the program holds besides: activations, gradients, gathered parameters.
+      peak: state + batch + temporaries: what has to fit.
+      model_flops, hardware_flops: without and with what remat computes again.
+      traffic: bytes read and written in HBM.
+      collectives: of the program, loops multiplied out; `between_slices` are the bytes sent from slice to slice.
+      seconds: of compute, HBM, links, and network between slices, each by itself at the chip's best; empty for a chip
+        that the table lacks.
+      compiler_seconds: what the compiler for TPUs expects of its own code, and attention's kernels at the chip's best;
+        waiting for other chips is left out. None where it says nothing.
+    """
+
+    topology: str
+    chips: int
+    chip: Chip | None
+    mesh: dict[str, int]
+    tokens: int
+    compile_seconds: float
+    parameters: int
+    optimizer: int
+    buffers: int
+    temporaries: int
+    peak: int
+    model_flops: float
+    hardware_flops: float
+    traffic: int
+    collectives: hlo.Traffic
+    between_slices: int
+    seconds: dict[str, float]
+    compiler_seconds: float | None
+    advice: list[str]
+
+    @property
+    def fits(self) -> bool:
+        return self.chip is None or self.peak <= self.chip.hbm
+
+    @property
+    def step_seconds(self) -> float:
+        """Of the slowest of them: what a step takes if all the others hide behind it."""
+        return max(self.seconds.values(), default=float("nan"))
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The smaller, the better: the sum of all times, since not everything hides; without them the memory."""
+        return sum(self.seconds.values()), self.peak
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation: model FLOP / step_seconds / the chip's peak."""
+        return self.model_flops / self.step_seconds / self.chip.flops if self.chip else float("nan")
+
+
+def make_plan(config: Config, folder: Path, topology: str, slices: int) -> Plan:
+    """Compiles the step and measures it. Raises ValueError as `topology_devices` and `compile_step` do."""
+    devices = topology_devices(topology, slices)
+    if slices > 1 and config.mesh.dcn_data * config.mesh.dcn_fsdp != slices:
+        raise ValueError(
+            f"with --slices {slices}, mesh.dcn_data x mesh.dcn_fsdp has to be {slices}, but is "
+            f"{config.mesh.dcn_data} x {config.mesh.dcn_fsdp}: set --mesh.dcn_data {slices}."
+        )
+    mesh = make_mesh(config.mesh, list(devices))
+    step = compile_step(config, folder, mesh)
+    return measure(step, config, topology, mesh, slices)
+
+
+def measure(step: CompiledStep, config: Config, topology: str, mesh: Any, slices: int) -> Plan:
+    chips, chip = mesh.devices.size, chip_of(mesh.devices.flat[0])
+    memory = step.compiled.memory_analysis()
+    text = step.compiled.as_text()
+    program = hlo.parse(text, unbounded=step.loss_chunks)
+    moved = hlo.collectives(program, per_slice=chips // slices)
+    tree = merge_params(step.state.params, step.state.frozen)
+    products = flops.product_flops(tree, step.is_frozen, step.texts, tied=step.tied) / chips
+    attention = flops.attention_flops(step.network, step.texts) / chips
+    again, attention_again = RECOMPUTED[config.backbone.remat]
+    kernel = "splash_mha" in text
+    once = KERNEL_PRODUCTS if kernel else MODEL_PRODUCTS
+    attention_done = attention * (once + 2 * attention_again) / MODEL_PRODUCTS
+    hardware = products * (1 + again / 3) + attention_done
+    traffic, cycles = hlo.memory_traffic(program), hlo.estimated_cycles(program)
+
+    def held(part: str) -> int:
+        return sum(
+            int(np.prod(where.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+            for leaf, where in zip(
+                jax.tree.leaves(getattr(step.state, part)), jax.tree.leaves(getattr(step.shardings, part)), strict=True
+            )
+        )
+
+    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    peak = arguments + outputs - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    crossing = sum(moved.between_slices.values())
+    seconds = {}
+    if chip is not None:
+        seconds = {
+            "compute": hardware / chip.flops,
+            "HBM": traffic / chip.hbm_speed,
+            "links": (sum(moved.sent.values()) - crossing) / chip.link_speed,
+        } | ({"slices": crossing / chip.dcn_speed} if slices > 1 else {})
+    expected = None
+    if chip is not None and chip.clock and cycles:
+        expected = cycles / chip.clock + (attention_done / chip.flops if kernel else 0)
+    found = Plan(
+        topology=topology if slices == 1 else f"{slices} x {topology}",
+        chips=chips,
+        chip=chip,
+        mesh=dict(mesh.shape),
+        tokens=step.texts.tokens + step.texts.target_tokens,
+        compile_seconds=step.seconds,
+        parameters=held("params") + held("frozen"),
+        optimizer=held("optimizer"),
+        buffers=held("buffers"),
+        temporaries=memory.temp_size_in_bytes,
+        peak=peak,
+        model_flops=products + attention,
+        hardware_flops=hardware,
+        traffic=traffic,
+        collectives=moved,
+        between_slices=crossing,
+        seconds=seconds,
+        compiler_seconds=expected,
+        advice=[],
+    )
+    if not found.fits:
+        found.advice.extend(what_to_change(found, config))
+    return found
+
+
+def what_to_change(plan: Plan, config: Config) -> list[str]:
+    """Settings that make a step smaller, the most promising first."""
+    state, advice = plan.parameters + plan.optimizer, []
+    spare = plan.mesh["data"]
+    if state > plan.temporaries and spare > 1:
+        advice.append(f"--mesh.data 1 --mesh.fsdp {plan.mesh['fsdp'] * spare} (splits parameters and moments further)")
+    if config.backbone.remat in NEXT_REMAT and plan.temporaries > 0.2 * plan.peak:
+        advice.append(f"--backbone.remat {NEXT_REMAT[config.backbone.remat]} (keeps fewer activations)")
+    advice.append(f"--accumulation {2 * config.accumulation} (half of the activations at a time)")
+    if config.optimizer.moments == "float32":
+        advice.append("--optimizer.moments bfloat16 (half of the moments)")
+    if state > plan.peak / 2 and not config.lora.on:
+        advice.append("--lora.rank 16 (no moments and gradients of the network)")
+    if plan.mesh["fsdp"] * plan.mesh["tensor"] == plan.chips:
+        advice.append("a larger topology, or fewer rows in --data.batch_rows")
+    return advice
+
+
+def show(plan: Plan) -> str:
+    """The plan as lines to read."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    capacity = f" of {plan.chip.hbm / GB:.1f}" if plan.chip else ""
+    lines = [
+        f"{plan.topology}: {plan.chips} chips, mesh {mesh}; {plan.tokens:,} tokens a step; compiled in "
+        f"{plan.compile_seconds:.0f} s",
+        "",
+        "HBM of a chip, GB",
+        f"  parameters        {plan.parameters / GB:10.2f}",
+        f"  optimizer         {plan.optimizer / GB:10.2f}",
+        *([f"  buffers           {plan.buffers / GB:10.2f}"] if plan.buffers else []),
+        f"  temporaries       {plan.temporaries / GB:10.2f}   (activations, gradients, gathered parameters)",
+        f"  peak              {plan.peak / GB:10.2f}{capacity}{'' if plan.fits else '   DOES NOT FIT'}",
+        "",
+        "A step, of a chip",
+        f"  model TFLOP       {plan.model_flops / 1e12:10.2f}   (6 a parameter and token, 12 x heads x their width "
+        "a layer, query and key)",
+        f"  with remat        {plan.hardware_flops / 1e12:10.2f}",
+        f"  HBM traffic, GB   {plan.traffic / GB:10.2f}",
+    ]
+    for kind in plan.collectives.counts:
+        moved = plan.collectives
+        lines.append(
+            f"  {kind:18}{moved.sizes[kind] / GB:10.2f} GB in {moved.counts[kind]:,}, {moved.sent[kind] / GB:.2f} sent"
+        )
+    if plan.seconds:
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in plan.seconds.items())
+        lines += [
+            "",
+            f"Seconds, each at its best: {parts}",
+            f"  roofline          {plan.step_seconds:10.3f} s if the others hide behind the slowest, "
+            f"{sum(plan.seconds.values()):.3f} s if none does",
+            f"  MFU               {plan.mfu:10.0%}   = model FLOP / roofline / {plan.chip.flops / 1e12:.0f} TFLOP/s"  # type: ignore[union-attr]
+            f"; {plan.tokens / plan.step_seconds:,.0f} tokens/s",
+        ]
+    if plan.compiler_seconds:
+        lines.append(f"  compiler's estimate{plan.compiler_seconds:9.3f} s, waiting for other chips left out")
+    if plan.advice:
+        lines += ["", "To make it fit, one of:", *(f"  {line}" for line in plan.advice)]
+    return "\n".join(lines)
+
+
+def one_line(plan: Plan) -> str:
+    mesh = " ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one chip"
+    return f"{plan.peak / GB:8.1f} GB  {plan.step_seconds:8.3f} s  MFU {plan.mfu:4.0%}  {mesh}"

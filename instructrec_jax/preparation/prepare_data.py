@@ -1,0 +1,179 @@
+"""From a public data folder to the project's own layout, in one pass that reads top to bottom."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.preparation.readers import BadLines
+from instructrec_jax.preparation.splits import (
+    at_least,
+    check_split,
+    cut_times,
+    first_per_item,
+    k_core,
+    most_recent,
+    split,
+    unseen,
+)
+from instructrec_jax.preparation.wording.grammar import GrammarConfig, check_grammar, generate_examples
+from instructrec_jax.preparation.wording.teacher import Teacher, rewrite_with_teacher
+from instructrec_jax.ranking.candidates import check_drawn, write_candidates
+from instructrec_jax.ranking.catalogue import SPLITS, Catalogue, Interactions, Splits, save_prepared
+
+
+@dataclass(kw_only=True)
+class PrepareConfig(GrammarConfig):
+    """How raw interactions become a catalogue, splits and instruction examples. `sources.py` has one per format."""
+
+    source: str
+    """folder with the raw data"""
+    out: str
+    """folder to write; must not exist yet"""
+    overwrite: bool = False
+    """replace `out` if it holds prepared data"""
+    k_core: int = 5
+    """keep users and items with at least this many interactions (0: all)"""
+    min_rating: float | None = None
+    """drop ratings below this; by default every rating is an interaction"""
+    sequence_limit: int | None = None
+    """keep only this many of each user's interactions, the most recent (null: all); counted after the k-core"""
+    split: str = "leave_one_out"
+    """leave_one_out: each user's last item is test, the one before it validation; ratio: the last shares of each user's
+    items are; global_time: everything from a moment on is, whoever it is of"""
+    validation: float = 0.1
+    """for ratio and global_time: share of the interactions that validate"""
+    test: float = 0.1
+    """for ratio and global_time: share of the interactions that test"""
+    candidates: list[str] = field(default_factory=list)
+    """protocols of the evaluator whose candidates are drawn now and kept in candidates/: uni9, uni99, pop99, hard9"""
+    teacher: str | None = None
+    """run directory or HuggingFace folder of a language model that says the wishes of training examples in its own
+    words; validation and test keep the rules' words"""
+    on_bad_line: str = "error"
+    """error: stop at the first line that cannot be used; skip: leave such lines out, count and list them"""
+
+    def read(self, bad: BadLines) -> tuple[Catalogue, Interactions]:
+        """The raw data of `source`; lines that cannot be used go to `bad`."""
+        raise TypeError(f"{type(self).__name__} has no read(): choose one of the formats in sources.py.")
+
+
+def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, Any]:
+    """Read, filter, split, write instructions; returns the card of the folder written.
+
+    `teacher` is the language model that `config.teacher` names, opened.
+    The folder appears whole or not at all. Bad settings, unusable data and an existing `out` are ValueErrors.
+    """
+    out = Path(config.out).absolute()
+    check_target(out, config.overwrite)
+    if config.on_bad_line not in ("error", "skip"):
+        raise ValueError(f"on_bad_line must be error or skip, got {config.on_bad_line!r}.")
+    check_split(config.split, config.validation, config.test)
+    check_grammar(config)
+    check_drawn(config.candidates)
+
+    # --- read ---
+    bad = BadLines(skip=config.on_bad_line == "skip")
+    catalogue, raw = config.read(bad)
+
+    # --- filter ---
+    rated = at_least(raw, config.min_rating)
+    first = first_per_item(rated)
+    catalogue, core = k_core(catalogue, first, config.k_core)
+    interactions = most_recent(core, config.sequence_limit)
+
+    # --- split ---
+    splits = split(interactions, config.split, config.validation, config.test)
+    if not any(map(len, splits.test)):
+        raise ValueError(f"no user in {config.source} has the three interactions that the split {config.split} needs.")
+
+    # --- write ---
+    notes: dict[str, int | float] = {
+        "interactions_read": len(raw),
+        "bad_lines": len(bad.skipped),
+        "below_min_rating": len(raw) - len(rated),
+        "repeats": len(rated) - len(first),
+        "outside_k_core": len(first) - len(core),
+        "beyond_sequence_limit": len(core) - len(interactions),
+        **{f"{name}_interactions": sum(map(len, getattr(splits, name))) for name in SPLITS},
+        "users_only_in_train": sum(not len(v) + len(t) for v, t in zip(splits.validation, splits.test, strict=True)),
+        **unseen(splits),
+        "has_timestamps": int(raw.timestamp is not None),
+    }
+    if config.split == "global_time":
+        cuts = cut_times(interactions, config.validation, config.test)
+        notes |= dict(zip(("validation_from", "test_from"), cuts, strict=True))
+
+    def examples(name: str) -> Iterable[Example]:
+        made = examples_of(config, catalogue, splits, name)
+        if teacher is None or name != "train":
+            return made
+        reworded, counts = rewrite_with_teacher(list(made), teacher, catalogue, Path(str(config.teacher)).name)
+        notes["reworded_by_teacher"] = counts["rewritten"]
+        return reworded
+
+    def write(folder: Path) -> dict[str, Any]:
+        if bad.skipped:
+            text = "\n".join(bad.skipped) + "\n"
+            (folder / "bad_lines.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+        card = save_prepared(
+            folder,
+            catalogue,
+            interactions,
+            splits,
+            {name: examples(name) for name in SPLITS},
+            source=Path(config.source).absolute().name,
+            settings=_settings(config),
+            notes=notes,
+        )
+        write_candidates(folder, catalogue, splits, config.candidates, config.seed)
+        return card
+
+    return whole_or_nothing(out, write)
+
+
+def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, name: str) -> Iterator[Example]:
+    """The instruction examples of one split: the one place where settings become examples."""
+    return generate_examples(catalogue, splits, name, config)
+
+
+def _settings(config: PrepareConfig) -> dict[str, Any]:
+    """The settings that shape the data, without the places where files lie on this machine."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "overwrite")}
+    for name in ("items", "templates", "teacher"):
+        if settings.get(name):
+            settings[name] = Path(settings[name]).name
+    return settings
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Refuses to write over what `prepare` did not write, or was not told to replace."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{out} exists already. Choose another --out, or replace it with `--overwrite true`.")
+    if not (out / "card.json").is_file():
+        raise ValueError(f"{out} is not a folder of prepared data (no card.json): it will not be overwritten.")
+
+
+def whole_or_nothing(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Let `write` fill a folder beside `out`, then move it into place."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    partial.mkdir()
+    try:
+        card = write(partial)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    return card

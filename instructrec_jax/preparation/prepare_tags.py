@@ -1,0 +1,63 @@
+"""User tags of a prepared folder's items, as requests in a folder of their own."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instructrec_jax.preparation.prepare_data import check_target, whole_or_nothing
+from instructrec_jax.preparation.wording.tags import TagConfig, read_tags, tag_requests
+from instructrec_jax.ranking.catalogue import SPLITS, Catalogue, Interactions, Splits, save_prepared
+
+
+@dataclass(kw_only=True)
+class TagsConfig(TagConfig):
+    """Make requests of a MovieLens tags.csv for the items of a folder that `prepare` wrote."""
+
+    source: str
+    """tags.csv: userId, movieId, tag"""
+    catalogue: str
+    """prepared folder with the items and the interactions"""
+    out: str
+    """folder to write; must not exist yet"""
+    overwrite: bool = False
+    """replace `out` if it holds prepared data"""
+    personal: bool = False
+    """a request is one user's, whose other items are its history; false: of all users, without a history"""
+
+
+def prepare_tags(config: TagsConfig) -> dict[str, Any]:
+    """Writes the requests; returns the card of the folder.
+
+    The folder's `splits/` hold the whole sequences, all of them for training, of the users who have tagged nothing, so
+    that a ranker that learns from them has not seen what the users of the requests chose.
+    """
+    out = Path(config.out).absolute()
+    check_target(out, config.overwrite)
+    catalogue = Catalogue.load(config.catalogue)
+    interactions, splits = Interactions.load(config.catalogue, catalogue), Splits.load(config.catalogue, catalogue)
+    applications = read_tags(config.source)
+    parts = zip(splits.train, splits.validation, splits.test, strict=True)
+    whole = dict(zip(splits.user_ids, map(np.concatenate, parts), strict=True))
+    histories = {user: [catalogue.ids[item] for item in items] for user, items in whole.items()}
+    requests = tag_requests(catalogue, applications, config, histories if config.personal else None)
+    taggers = {user for user, _, _ in applications}
+    kept = [user for user in splits.user_ids if user not in taggers]
+    nothing = [np.empty(0, np.int32)] * len(kept)
+    left = Splits(kept, [whole[user] for user in kept], nothing, nothing)
+    settings = {k: v for k, v in asdict(config).items() if k not in ("source", "catalogue", "out", "overwrite")}
+
+    def write(folder: Path) -> dict[str, Any]:
+        return save_prepared(
+            folder,
+            catalogue,
+            interactions,
+            left,
+            {name: requests[name] for name in SPLITS},
+            source=Path(config.source).name,
+            settings=settings,
+            notes={"tag_applications": len(applications), "users_with_tags": len(splits.user_ids) - len(kept)},
+        )
+
+    return whole_or_nothing(out, write)

@@ -1,0 +1,99 @@
+"""RecBole's atomic files `NAME.inter` and `NAME.item`: tab-separated under a header of `name:type`."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.preparation.readers.interactions import gather
+from instructrec_jax.preparation.readers.items import (
+    IN_TEXT,
+    NO_GENRES,
+    Items,
+    find_title,
+    label,
+    require_columns,
+)
+from instructrec_jax.preparation.readers.lines import BadLines, Row, encoding_of, only, sized, split_rows
+from instructrec_jax.ranking.catalogue import Catalogue, Interactions
+
+KINDS = ("token", "token_seq", "float", "float_seq")
+
+
+def read_recbole(
+    folder: str | Path,
+    bad: BadLines | None = None,
+    *,
+    title_column: str | None = None,
+    text_columns: Sequence[str] | None = None,
+) -> tuple[Catalogue, Interactions]:
+    """Read RecBole atomic files: NAME.inter (user_id, item_id, rating?, timestamp?), NAME.item (title, ...).
+
+    title_column: default is the column called title, name, ..._title or ..._name, in this order.
+    text_columns: what joins the title in an item's text, default genres, categories and brand where there are
+    such columns. All columns but id and title become facts: float → number, genres and categories → list, the
+    rest text; None where empty.
+    """
+    folder, bad = Path(folder), bad or BadLines()
+    what = "to be read as RecBole atomic files (files already split into parts are not read: give the whole one)"
+    inter, item = only(folder, [".inter"], what), only(folder, [".item"], what)
+    catalogue = _items(item, bad, title_column, text_columns)
+
+    rows = split_rows(inter, "\t")
+    names = list(_header(inter, rows))
+    require_columns(("user_id", "item_id"), names, inter)
+    wanted = [names.index(name) if name in names else None for name in ("user_id", "item_id", "rating", "timestamp")]
+    picked = (
+        (number, [fields[column] if column is not None else None for column in wanted])
+        for number, fields in sized(rows, inter, len(names), bad)
+    )
+    return catalogue, gather(picked, inter, catalogue, bad, rated="rating" in names, timed="timestamp" in names)
+
+
+def _items(path: Path, bad: BadLines, title_column: str | None, text_columns: Sequence[str] | None) -> Catalogue:
+    rows = split_rows(path, "\t", encoding_of(path))
+    types = _header(path, rows)
+    names = list(types)
+    require_columns(["item_id", *(text_columns or ())], names, path)
+    title_column = find_title(names, path, title_column)
+    items = Items(path, bad, [name for name in names if name in IN_TEXT] if text_columns is None else text_columns)
+    year_column = next((name for name in ("release_year", "year") if name in types), "")
+    fact_names = [name for name in names if name not in ("item_id", title_column, year_column)]
+    for line, fields in sized(rows, path, len(names), bad):
+        row = dict(zip(names, fields, strict=True))
+        try:
+            facts = {name: _fact(row[name], types[name], name) for name in fact_names}
+        except ValueError as error:
+            bad(path, line, str(error))
+            continue
+        year = re.fullmatch(r"(\d{4})(\.0+)?", row.get(year_column, ""))
+        items.add(line, row["item_id"], row[title_column], facts, int(year[1]) if year else None)
+    return items.catalogue()
+
+
+def _fact(raw: str, kind: str, column: str) -> Any:
+    if kind == "token_seq" and label(column) in ("Genres", "Categories"):
+        parts = [] if raw in NO_GENRES else raw.split(",") if "," in raw else raw.split()
+        return [part.strip(" '\"[]") for part in parts]
+    if not raw:
+        return None
+    if kind == "float":
+        try:
+            number = float(raw)
+        except ValueError:
+            raise ValueError(f"{column} is {raw!r}, not a number") from None
+        return number if math.isfinite(number) else None
+    return raw  # other sequences are running text (descriptions, authors)
+
+
+def _header(path: Path, rows: Iterator[Row]) -> dict[str, str]:
+    """Column → type of a RecBole header such as `user_id:token<TAB>rating:float`."""
+    _, header = next(rows, (0, []))
+    types = {column.rpartition(":")[0]: column.rpartition(":")[2] for column in header}
+    if not header or len(types) != len(header) or not set(types.values()) <= set(KINDS):
+        raise ValueError(
+            f"{path}:1: expected a RecBole header of name:type with tabs between (types {', '.join(KINDS)}), "
+            f"each name once; found {' '.join(header)!r}."
+        )
+    return types

@@ -1,0 +1,255 @@
+"""Tables of any origin under a mapping of columns: CSV, TSV, Parquet or JSON lines (one object a line).
+
+CSV and TSV (also as .txt; no quoting there) need a header line. Every column of the item table that is neither id
+nor title becomes a fact: numbers where all entries are numbers, lists where the column holds several names (genres,
+categories, tags, authors: split at "|", else at ","), else text; None where empty.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from instructrec_jax.preparation.readers.interactions import gather
+from instructrec_jax.preparation.readers.items import IN_TEXT, SEVERAL, Items, find_title, require_columns
+from instructrec_jax.preparation.readers.lines import (
+    BadLines,
+    as_id,
+    csv_rows,
+    first_of,
+    json_records,
+    pick,
+    split_rows,
+)
+from instructrec_jax.ranking.catalogue import Catalogue, Interactions
+
+FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
+# What columns are usually called, in lower case without underscores; the first that is there counts.
+USUAL = {
+    "user": ("user", "userid", "uid", "reviewerid", "customerid"),
+    "item": ("item", "itemid", "iid", "asin", "parentasin", "productid", "movieid", "bookid"),
+    "id": ("id", "item", "itemid", "iid", "asin", "parentasin", "productid", "movieid", "bookid"),
+    "time": ("timestamp", "time", "ts", "unixreviewtime", "datetime", "date"),
+    "rating": ("rating", "overall", "stars", "score"),
+}
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?")  # not 007: that is a code
+
+
+def read_table(
+    source: str | Path,
+    bad: BadLines | None = None,
+    *,
+    items: str | Path | None = None,
+    user_column: str | None = None,
+    item_column: str | None = None,
+    time_column: str | None = None,
+    rating_column: str | None = None,
+    id_column: str | None = None,
+    title_column: str | None = None,
+    text_columns: Sequence[str] | None = None,
+) -> tuple[Catalogue, Interactions]:
+    """Read a table of interactions and one of items.
+
+    source: the table of interactions; or a folder with interactions.* in one of `FORMATS`.
+    items: the table of items; by default items.* in the same folder.
+    Columns left out are looked for under their usual names (`USUAL`). Times are numbers or ISO 8601 (without a
+    zone: UTC). text_columns: as in `read_recbole`.
+    """
+    source, bad = Path(source), bad or BadLines()
+    table = source if source.is_file() else _in_folder(source, "interactions")
+    beside = Path(items) if items is not None else first_of(table.parent, [f"items{ending}" for ending in FORMATS])
+    if beside is None:
+        raise ValueError(
+            f"{table} comes without a table of items. The backbone reads items as text: name a table of ids and "
+            "titles with `--items FILE`."
+        )
+    catalogue = read_items(
+        beside,
+        bad,
+        id_column=id_column,
+        title_column=title_column,
+        text_columns=text_columns,
+    )
+    names = columns_of(table, bad)
+    who, what = choose(names, table, "user", user_column), choose(names, table, "item", item_column)
+    rating, time = usual(names, table, "rating", rating_column), usual(names, table, "time", time_column)
+    wanted = [who, what, *([rating] if rating else []), *([time] if time else [])]
+
+    def rows() -> Iterator[tuple[int, tuple[str, str, Any, Any]]]:
+        for line, values in cells(table, wanted, bad):
+            when = seconds(values[-1]) if time else None
+            yield line, (as_id(values[0]), as_id(values[1]), values[2] if rating else None, when)
+
+    return catalogue, gather(rows(), table, catalogue, bad, rated=rating is not None, timed=time is not None)
+
+
+def read_items(
+    path: Path,
+    bad: BadLines,
+    *,
+    id_column: str | None = None,
+    title_column: str | None = None,
+    text_columns: Sequence[str] | None = None,
+) -> Catalogue:
+    """The catalogue of an item table with named columns."""
+    if not path.is_file():
+        raise ValueError(f"the table of items {path} does not exist.")
+    names = columns_of(path, bad, every_line=True)
+    identity = choose(names, path, "id", id_column)
+    title = find_title([name for name in names if name != identity], path, title_column)
+    require_columns(text_columns or (), names, path)
+    if text_columns is None:
+        text_columns = [name for name in names if name.lower() in IN_TEXT and name not in (identity, title)]
+    rows = list(cells(path, names, bad))
+    columns = {name: [values[place] for _, values in rows] for place, name in enumerate(names)}
+    facts = {name: tidy(column, name) for name, column in columns.items() if name not in (identity, title)}
+    year_column = next((name for name in ("year", "release_year", "publication_year") if name in facts), None)
+    years = facts.pop(year_column) if year_column else [None] * len(rows)
+    items = Items(path, bad, text_columns)
+    for place, (line, _) in enumerate(rows):
+        raw = columns[title][place]
+        year = years[place] if isinstance(years[place], int) else None
+        items.add(
+            line,
+            as_id(columns[identity][place]),
+            "" if raw is None else raw if isinstance(raw, str) else str(raw),
+            {name: column[place] for name, column in facts.items()},
+            year,
+        )
+    return items.catalogue()
+
+
+# --- columns ---
+
+
+def columns_of(path: Path, bad: BadLines, *, every_line: bool = False) -> list[str]:
+    """The column names of a table; those of JSON lines are the first object's keys, or those of every line's."""
+    kind = _format(path)
+    if kind == ".parquet":
+        return list(_parquet(path).schema_arrow.names)
+    if kind == ".jsonl":
+        names: dict[str, None] = {}
+        for _, record in json_records(path, BadLines(skip=True)):  # `cells` reports the bad ones
+            names |= dict.fromkeys(record)
+            if not every_line:
+                break
+        return list(names)
+    _, header = next(csv_rows(path) if kind == ".csv" else split_rows(path, "\t"), (0, []))
+    return header
+
+
+def usual(columns: Sequence[str], path: Path, kind: str, asked: str | None) -> str | None:
+    """The column asked for, or the first that has one of the usual names, or None."""
+    if asked is not None:
+        require_columns([asked], columns, path)
+        return asked
+    simple = {name.lower().replace("_", ""): name for name in reversed(columns)}
+    return next((simple[name] for name in USUAL[kind] if name in simple), None)
+
+
+def choose(columns: Sequence[str], path: Path, kind: str, asked: str | None) -> str:
+    """`usual`, where there must be one."""
+    found = usual(columns, path, kind, asked)
+    if found is None:
+        raise ValueError(
+            f"{path} has no column that is known to hold the {kind}: its columns are {', '.join(columns)}. "
+            f"Name it with `--{kind}_column`."
+        )
+    return found
+
+
+def cells(path: Path, names: Sequence[str], bad: BadLines) -> Iterator[tuple[int, Sequence[Any]]]:
+    """(line or row number from 1, values of the named columns); a value is None where it is missing."""
+    kind = _format(path)
+    if kind == ".parquet":
+        number = 0
+        for batch in _parquet(path).iter_batches(columns=list(dict.fromkeys(names))):
+            columns = [batch.column(name).to_pylist() for name in names]
+            for values in zip(*columns, strict=True):
+                number += 1
+                yield number, values
+    elif kind == ".jsonl":
+        for line, record in json_records(path, bad):
+            yield line, [record.get(name) for name in names]
+    else:
+        yield from pick(csv_rows(path) if kind == ".csv" else split_rows(path, "\t"), path, names, bad)
+
+
+def tidy(column: Sequence[Any], name: str) -> list[Any]:
+    """A column as facts: all numbers, all lists of texts, or all texts; None where empty ([] among lists)."""
+    column = [None if _missing(value) else value for value in column]
+    there = [value for value in column if value is not None]
+    if any(isinstance(value, list) for value in there) or name.lower() in SEVERAL:
+        separator = "|" if any(isinstance(value, str) and "|" in value for value in there) else ","
+        return [_names(value, separator) for value in column]
+    if there and all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
+        whole = all(float(value).is_integer() and abs(value) < 2**53 for value in there)
+        return [None if value is None else int(value) if whole else float(value) for value in column]
+    if there and all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in there):
+        whole = all("." not in value or float(value).is_integer() for value in there)
+        return [None if value is None else int(value.split(".")[0]) if whole else float(value) for value in column]
+    return [None if value is None else _text(value) for value in column]
+
+
+def seconds(value: Any) -> Any:
+    """A date or an ISO 8601 text as seconds since 1970; anything else as it is."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if isinstance(value, str) and ("-" in value[1:] or ":" in value):  # numbers in text stay for float()
+        try:
+            value = datetime.fromisoformat(value.strip())
+        except ValueError:
+            return value
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    return value
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _names(value: Any, separator: str) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [_text(entry) for entry in value if not _missing(entry)]
+    names = (part.strip(" '\"[]") for part in _text(value).split(separator))
+    return [name for name in names if name]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else str(value)
+
+
+# --- files ---
+
+
+def _format(path: Path) -> str:
+    ending = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if ending == ".txt":
+        return ".tsv"
+    if ending not in FORMATS:
+        raise ValueError(f"{path}: tables are read from {', '.join(FORMATS)} files (text also as .gz).")
+    return ending
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a Parquet file ({error}).") from None
+
+
+def _in_folder(folder: Path, name: str) -> Path:
+    found = first_of(folder, [name + ending for ending in FORMATS])
+    if not found:
+        endings = ", ".join(FORMATS)
+        raise ValueError(f"{folder} is neither a table nor a folder that holds {name} as {endings} (or .gz).")
+    return found

@@ -1,0 +1,182 @@
+"""From raw interactions to training sequences: one per user and item, k-core, limits, and what is held out."""
+
+import numpy as np
+
+from instructrec_jax.ranking.catalogue import Catalogue, Interactions, Splits
+
+
+def first_per_item(interactions: Interactions) -> Interactions:
+    """Each user's first interaction with each item, sorted by user and time.
+
+    A target that the user already had would be hidden by the seen-items mask, and a test target could sit in
+    the user's own training sequence.
+    """
+    ordered = interactions.by_user()
+    key = ordered.user.astype(np.int64) * (int(ordered.item.max(initial=0)) + 1) + ordered.item
+    _, first = np.unique(key, return_index=True)
+    return ordered.take(np.sort(first))
+
+
+def at_least(interactions: Interactions, min_rating: float | None) -> Interactions:
+    """The interactions rated `min_rating` or better; all of them if it is None."""
+    if min_rating is None:
+        return interactions
+    if interactions.rating is None:
+        raise ValueError(f"min_rating is {min_rating}, but this source has no ratings: leave it out.")
+    return interactions.take(interactions.rating >= min_rating)
+
+
+def k_core(catalogue: Catalogue, interactions: Interactions, k: int) -> tuple[Catalogue, Interactions]:
+    """The largest part in which every user and every item has at least k interactions.
+
+    Users and items below k are removed in turn until none is left to remove; what stays is renumbered, in the
+    old order. k = 0 keeps items that nobody chose. An empty result is an error.
+    """
+    if k < 0:
+        raise ValueError(f"k_core must be 0 or more, got {k}.")
+    keep = np.ones(len(interactions), bool)
+    while True:
+        users = np.bincount(interactions.user[keep], minlength=len(interactions.user_ids))
+        items = np.bincount(interactions.item[keep], minlength=len(catalogue))
+        still = keep & (users[interactions.user] >= k) & (items[interactions.item] >= k)
+        if (still == keep).all():
+            break
+        keep = still
+    if not keep.any():
+        raise ValueError(f"no interaction is left of {len(interactions)} after the {k}-core filter: lower k_core.")
+    user_numbers, item_numbers = np.flatnonzero(users >= max(k, 1)), np.flatnonzero(items >= k)
+    kept = interactions.take(keep)
+    renumbered = Interactions(
+        [interactions.user_ids[number] for number in user_numbers],
+        np.searchsorted(user_numbers, kept.user).astype(np.int32),
+        np.searchsorted(item_numbers, kept.item).astype(np.int32),
+        kept.timestamp,
+        kept.rating,
+    )
+    return catalogue.take(item_numbers), renumbered
+
+
+def most_recent(interactions: Interactions, limit: int | None) -> Interactions:
+    """Each user's last `limit` interactions (None: all), sorted by user and time."""
+    if limit is None:
+        return interactions
+    if limit < 1:
+        raise ValueError(f"sequence_limit must be at least 1, got {limit}; null keeps whole sequences.")
+    ordered = interactions.by_user()
+    ends = np.cumsum(np.bincount(ordered.user, minlength=len(ordered.user_ids)))
+    return ordered.take(np.flatnonzero(ends[ordered.user] - np.arange(len(ordered)) <= limit))
+
+
+# --- train, validation and test ---
+
+
+def check_split(how: str, validation: float, test: float) -> None:
+    """A ValueError unless `split` can be called so."""
+    if how not in ("leave_one_out", "ratio", "global_time"):
+        raise ValueError(f"unknown split {how!r}; there is leave_one_out, ratio and global_time.")
+    if how != "leave_one_out" and not (0 <= validation and 0 < test and validation + test < 1):
+        raise ValueError(
+            f"validation {validation} and test {test} must be shares of the interactions: test above 0, and both "
+            "together below 1, so that something is left to train on."
+        )
+
+
+def split(interactions: Interactions, how: str, validation: float, test: float) -> Splits:
+    """The splits by name: leave_one_out, ratio or global_time. The shares matter to the last two only."""
+    check_split(how, validation, test)
+    if how == "leave_one_out":
+        return leave_one_out(interactions)
+    if how == "ratio":
+        return by_ratio(interactions, validation, test)
+    return by_global_time(interactions, *cut_times(interactions, validation, test))
+
+
+def leave_one_out(interactions: Interactions) -> Splits:
+    """Last interaction of each user = test, last but one = validation, the rest = train.
+
+    A user with fewer than three interactions has no history left to predict from and stays whole in train.
+    """
+    ordered = interactions.by_user()
+    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
+    held = (counts >= 3).astype(int)
+    return _cut(ordered, counts - 2 * held, held)
+
+
+def by_ratio(interactions: Interactions, validation: float, test: float) -> Splits:
+    """The last share of each user's interactions = test, the share before it = validation, the rest = train.
+
+    Shares are rounded down, but a user with three interactions or more has at least one in train, in test and,
+    where its share is not 0, in validation. A user with fewer stays whole in train.
+    """
+    ordered = interactions.by_user()
+    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
+    enough = counts >= 3
+    least = int(validation > 0)
+    tests = np.where(enough, np.clip(_share(counts, test), 1, np.maximum(counts - 1 - least, 1)), 0)
+    validations = np.where(enough, np.clip(_share(counts, validation), least, np.maximum(counts - 1 - tests, least)), 0)
+    return _cut(ordered, counts - validations - tests, validations)
+
+
+def cut_times(interactions: Interactions, validation: float, test: float) -> tuple[float, float]:
+    """The times that validation and test begin at, so that they get these shares of all interactions.
+
+    What happened at the very same time stays together, on the later side of the cut.
+    """
+    if interactions.timestamp is None:
+        raise ValueError("split global_time needs timestamps, and this source has none: use leave_one_out or ratio.")
+    times = np.sort(interactions.timestamp)
+    tests, validations = (int(_share(np.array(len(times)), share)) for share in (test, validation))
+    tests = max(1, tests)
+    first, second = float(times[-tests - validations]), float(times[-tests])
+    if first == times[0]:
+        raise ValueError(
+            f"split global_time leaves nothing to train on: too many interactions have the time {first:.0f}. "
+            "Use smaller shares, or leave_one_out or ratio."
+        )
+    return first, second
+
+
+def by_global_time(interactions: Interactions, validation_from: float, test_from: float) -> Splits:
+    """Before `validation_from` = train, from `test_from` on = test, between = validation.
+
+    So nothing in train is later than anything that is held out, whoever it is of. Users and items that occur only
+    after a cut stay in the held-out parts; `unseen` counts them.
+    """
+    ordered = interactions.by_user()
+    assert ordered.timestamp is not None
+    users = len(ordered.user_ids)
+    early = ordered.timestamp < validation_from
+    between = ~early & (ordered.timestamp < test_from)
+    return _cut(
+        ordered, np.bincount(ordered.user[early], minlength=users), np.bincount(ordered.user[between], minlength=users)
+    )
+
+
+def unseen(splits: Splits) -> dict[str, int]:
+    """How many users and items occur in validation or test but not in train."""
+    held = np.concatenate([*splits.validation, *splits.test])
+    return {
+        "new_users": sum(
+            not len(train) and len(validation) + len(test) > 0
+            for train, validation, test in zip(splits.train, splits.validation, splits.test, strict=True)
+        ),
+        "new_items": len(np.setdiff1d(held, np.concatenate(splits.train))),
+    }
+
+
+def _share(counts: np.ndarray, share: float) -> np.ndarray:
+    """floor(counts · share), where 0.29 · 100 is 29."""
+    return np.floor(np.round(counts * share, 9)).astype(int)
+
+
+def _cut(ordered: Interactions, train: np.ndarray, validation: np.ndarray) -> Splits:
+    """Splits of sequences sorted by user and time: the first `train` of each user, the next `validation`, the rest."""
+    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
+    sequences = np.split(ordered.item, np.cumsum(counts)[:-1])
+    ends = list(zip(train.tolist(), (train + validation).tolist(), strict=True))
+    return Splits(
+        ordered.user_ids,
+        train=[items[:a] for items, (a, _) in zip(sequences, ends, strict=True)],
+        validation=[items[a:b] for items, (a, b) in zip(sequences, ends, strict=True)],
+        test=[items[b:] for items, (_, b) in zip(sequences, ends, strict=True)],
+    )

@@ -1,0 +1,400 @@
+"""What a wanted item is ranked among, when not the whole catalogue: candidates drawn by seed, or read from a file.
+
+    uni9, uni99    as many items, uniformly
+    pop99          as many, by their number of training interactions (without replacement)
+    hard9          the nearest by text: cosine of TF-IDF, ties at random
+    listed         the candidates that the examples themselves list
+    FILE, FILE:19  anybody's own: lines `user<TAB>ids` or JSON lines {"user", "candidates"}, .gz or not; the first 19
+
+Any number will do (uni49). Drawn candidates are never the user's own, in any split. A draw depends on the seed, the
+protocol, the user and the wanted items alone, not on which other cases are looked at. `prepare` writes draws down,
+one line for each held-out interaction: FOLDER/candidates/{protocol}.{split}.jsonl {"user", "item", "candidates"}.
+"""
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from instructrec_jax.files import write_jsonl
+from instructrec_jax.ranking.baselines import words
+from instructrec_jax.ranking.catalogue import Catalogue, Splits
+
+ROUNDS = 8  # of drawing and rejecting, before what is left is drawn from lists
+BLOCK = 256  # cases whose similarities to all items are held at once
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What each case's wanted items are ranked among, besides themselves."""
+
+    name: str
+    """of the protocol, before its metrics: "uni9 NDCG@3" """
+    items: np.ndarray
+    """int32 [cases, k]; −1: no item"""
+    said: str
+    """where they come from, in words"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The cases that candidates are for. One entry a case."""
+
+    users: Sequence[str]
+    """user ids, "" where there is none"""
+    wanted: Sequence[np.ndarray]
+    """item numbers"""
+    own: Sequence[np.ndarray]
+    """item numbers that are no candidates, the wanted ones or not: all that the user ever chose"""
+    splits: Sequence[str]
+    """the split each case is of, "" where that is unknown"""
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def take(self, numbers: np.ndarray) -> "Asked":
+        """Some of the cases."""
+        return Asked(
+            [self.users[i] for i in numbers],
+            [self.wanted[i] for i in numbers],
+            [self.own[i] for i in numbers],
+            [self.splits[i] for i in numbers],
+        )
+
+
+def check_protocol(protocol: str) -> None:
+    """A ValueError unless there is such a protocol."""
+    if protocol in ("full", "listed") or _drawn(protocol) or _own_file(protocol)[0].is_file():
+        return
+    raise ValueError(
+        f"unknown protocol {protocol!r}: there is full, listed, uni9, uni99, pop99, hard9 (any number will do), or the "
+        "path of a file with candidates."
+    )
+
+
+def check_drawn(protocols: Sequence[str]) -> None:
+    """A ValueError unless candidates can be drawn for all of them."""
+    for protocol in protocols:
+        if not _drawn(protocol):
+            raise ValueError(f"candidates cannot be drawn for {protocol!r}: there is uni9, uni99, pop99, hard9.")
+
+
+def candidates_for(
+    protocol: str,
+    asked: Asked,
+    catalogue: Catalogue,
+    *,
+    folder: str | Path,
+    popularity: ArrayLike,
+    listed: Sequence[Sequence[str]] = (),
+    seed: int = 0,
+) -> Candidates:
+    """The candidates of each case: from a file where there is one, otherwise drawn.
+
+    Args:
+      folder: of the prepared data, which may hold candidates/.
+      popularity: training interactions of each item [items].
+      listed: item ids that each example lists, for `listed`.
+
+    Raises ValueError for an unknown protocol, and where fewer candidates are left than it asks for.
+    """
+    check_protocol(protocol)
+    if protocol == "listed":
+        lists: list[np.ndarray | None] = [catalogue.numbers(ids) if len(ids) else None for ids in listed]
+        return Candidates(protocol, *_from_lists(protocol, lists, asked, None))
+    if not _drawn(protocol):
+        path, first = _own_file(protocol)
+        by_user = _read_own(path, catalogue)
+        name = name_and_size(protocol)[0]
+        items, said = _from_lists(name, [by_user.get(user) for user in asked.users], asked, first)
+        return Candidates(name, items, said)
+    items, missing = _frozen(Path(folder), protocol, asked, catalogue)
+    said = _in_words(protocol)
+    if frozen := len(asked) - len(missing):
+        said += f", frozen in candidates/{protocol}.*.jsonl" + (f" for {frozen:,} cases" if len(missing) else "")
+    if len(missing):
+        items[missing] = draw(protocol, asked.take(missing), catalogue, popularity, seed)
+        said += ("; the others" if frozen else ",") + f" drawn by seed {seed}"
+    return Candidates(protocol, items, said)
+
+
+def write_candidates(
+    folder: str | Path, catalogue: Catalogue, splits: Splits, protocols: Sequence[str], seed: int = 0
+) -> dict[str, int]:
+    """Freezes candidates for every validation and test interaction; returns the lines of each file, by its name."""
+    check_drawn(protocols)
+    popularity = np.zeros(len(catalogue))
+    for items in splits.train:
+        np.add.at(popularity, items, 1)
+    own = [np.concatenate(parts) for parts in zip(splits.train, splits.validation, splits.test, strict=True)]
+    written = {}
+    for split in ("validation", "test"):
+        held_out = getattr(splits, split)
+        cases = [(user, item) for user, items in enumerate(held_out) for item in items]
+        asked = Asked(
+            [splits.user_ids[user] for user, _ in cases],
+            [np.array([item]) for _, item in cases],
+            [own[user] for user, _ in cases],
+            [split] * len(cases),
+        )
+        for protocol in protocols:
+            drawn = draw(protocol, asked, catalogue, popularity, seed).tolist() if cases else []
+            name = f"{protocol}.{split}.jsonl"
+            rows = (
+                {"user": user, "item": catalogue.ids[item], "candidates": [catalogue.ids[i] for i in numbers]}
+                for user, (_, item), numbers in zip(asked.users, cases, drawn, strict=True)
+            )
+            written[name] = write_jsonl(Path(folder) / "candidates" / name, rows)
+    return written
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def draw(protocol: str, asked: Asked, catalogue: Catalogue, popularity: ArrayLike, seed: int = 0) -> np.ndarray:
+    """int32 [cases, k]: distinct items, none of them wanted or the user's own."""
+    kind, size = _drawn(protocol) or ("", 0)
+    num_items, keys = len(catalogue), _keys(protocol, asked, catalogue, seed)
+    forbidden = pairs([np.concatenate(both) for both in zip(asked.own, asked.wanted, strict=True)], num_items)
+    left = num_items - np.bincount(forbidden // num_items, minlength=len(asked))
+    if (left < size).any():
+        case = int(np.argmin(left))
+        raise ValueError(
+            f"protocol {protocol}: only {left[case]} of {num_items} items are left for user {asked.users[case]!r} who "
+            f"never chose them. Ask for fewer."
+        )
+    if kind == "hard":
+        return _nearest(asked, catalogue, forbidden, keys, size)
+    weights = np.ones(num_items) if kind == "uni" else np.asarray(popularity, np.float64)
+    if (possible := np.count_nonzero(weights)) < size:
+        raise ValueError(f"protocol {protocol}: only {possible} items have training interactions. Ask for fewer.")
+    return _by_weight(protocol, asked, weights, forbidden, keys, size)
+
+
+def _by_weight(
+    protocol: str, asked: Asked, weights: np.ndarray, forbidden: np.ndarray, keys: np.ndarray, size: int
+) -> np.ndarray:
+    """Draws one after another without replacement, by weight: what was drawn before or is forbidden is drawn again."""
+    num_items, width = len(weights), size + size // 4 + 4
+    edges = np.cumsum(weights) / weights.sum()
+    chosen = np.full((len(asked), size), -1, np.int64)
+    open_rows = np.arange(len(asked))
+    for number in range(ROUNDS):
+        drawn = np.searchsorted(edges, _uniform(keys[open_rows], number * width, width), side="right")
+        both = np.concatenate([chosen[open_rows], np.minimum(drawn, num_items - 1)], axis=1)
+        good = (both >= 0) & ~_contains(forbidden, open_rows[:, None] * num_items + both) & ~_repeated(both)
+        order = np.argsort(~good, axis=1, kind="stable")[:, :size]
+        chosen[open_rows] = np.where(np.take_along_axis(good, order, 1), np.take_along_axis(both, order, 1), -1)
+        open_rows = open_rows[chosen[open_rows, -1] < 0]
+        if not len(open_rows):
+            return chosen.astype(np.int32)
+    # Who chose nearly everything that weighs: the rest from a list, by the Gumbel trick (the same distribution).
+    for row in open_rows.tolist():
+        start, end = np.searchsorted(forbidden, [row * num_items, (row + 1) * num_items])
+        possible = weights > 0
+        possible[forbidden[start:end] - row * num_items] = False
+        kept = chosen[row][chosen[row] >= 0]
+        possible[kept] = False
+        rest, need = np.flatnonzero(possible), size - len(kept)
+        if len(rest) < need:
+            raise ValueError(
+                f"protocol {protocol}: only {len(rest) + len(kept)} items with training interactions are left for "
+                f"user {asked.users[row]!r} who never chose them. Ask for fewer."
+            )
+        order = np.log(weights[rest]) + np.random.default_rng(int(keys[row])).gumbel(size=len(rest))
+        chosen[row, len(kept) :] = rest[np.argsort(-order)[:need]]
+    return chosen.astype(np.int32)
+
+
+def _nearest(asked: Asked, catalogue: Catalogue, forbidden: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
+    """The items whose texts are most like the wanted item's (of several: like the sum of their vectors)."""
+    from scipy import sparse
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
+
+    num_items = len(catalogue)
+    vectors = TfidfVectorizer(analyzer=words, dtype=np.float32).fit_transform(catalogue.texts).tocsr()
+    counts = [len(items) for items in asked.wanted]
+    picks = (np.ones(sum(counts), np.float32), (np.repeat(np.arange(len(asked)), counts), np.concatenate(asked.wanted)))
+    queries = sparse.csr_array(picks, shape=(len(asked), num_items)) @ vectors
+    # Far less than any likeness, and other for each case: texts without a common word come in random order.
+    jitter = np.random.default_rng(0).permutation(num_items).astype(np.float32) * np.float32(1e-6 / num_items)
+    shifted = np.lib.stride_tricks.sliding_window_view(np.concatenate([jitter, jitter]), num_items)
+    found = np.empty((len(asked), size), np.int32)
+    for start in range(0, len(asked), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(asked)))
+        alike = (queries[rows] @ vectors.T).toarray() + shifted[(keys[rows] % np.uint64(num_items)).astype(np.int64)]
+        first, last = np.searchsorted(forbidden, [start * num_items, (rows[-1] + 1) * num_items])
+        inside = forbidden[first:last]
+        alike[inside // num_items - start, inside % num_items] = -1
+        top = np.argpartition(-alike, size - 1, axis=1)[:, :size]
+        order = np.argsort(-np.take_along_axis(alike, top, axis=1), axis=1)
+        found[rows] = np.take_along_axis(top, order, axis=1)
+    return found
+
+
+def pairs(items: Sequence[np.ndarray], num_items: int) -> np.ndarray:
+    """Sorted distinct case · num_items + item, int64: a set of (case, item) that can be searched at once."""
+    flat = np.concatenate([np.empty(0, np.int64), *items]).astype(np.int64)
+    return np.unique(np.repeat(np.arange(len(items)), [len(each) for each in items]) * num_items + flat)
+
+
+def _contains(sorted_pairs: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    if not len(sorted_pairs):
+        return np.zeros(asked.shape, bool)
+    place = np.minimum(np.searchsorted(sorted_pairs, asked), len(sorted_pairs) - 1)
+    return sorted_pairs[place] == asked
+
+
+def _repeated(rows: np.ndarray) -> np.ndarray:
+    """Which entries stand earlier in their row already."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    in_order = np.take_along_axis(rows, order, axis=1)
+    again = np.zeros(rows.shape, bool)
+    again[:, 1:] = in_order[:, 1:] == in_order[:, :-1]
+    result = np.empty_like(again)
+    np.put_along_axis(result, order, again, axis=1)
+    return result
+
+
+def _keys(protocol: str, asked: Asked, catalogue: Catalogue, seed: int) -> np.ndarray:
+    """uint64 [cases]: a hash of what a draw depends on."""
+
+    def key(user: str, wanted: np.ndarray) -> bytes:
+        content = json.dumps([seed, protocol, user, [catalogue.ids[i] for i in wanted]])
+        return hashlib.blake2b(content.encode(), digest_size=8).digest()
+
+    return np.frombuffer(b"".join(map(key, asked.users, asked.wanted)), np.uint64)
+
+
+def _uniform(keys: np.ndarray, first: int, count: int) -> np.ndarray:
+    """float64 [keys, count] in [0, 1): entries first .. of each key's stream of SplitMix64 (Steele et al., 2014)."""
+    x = keys[:, None] + np.arange(first + 1, first + count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
+
+# ---------------------------------------------------------------- files
+
+
+def _frozen(folder: Path, protocol: str, asked: Asked, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [cases, k] from the files of the cases' splits, and the numbers of the cases that they do not hold."""
+    size = (_drawn(protocol) or ("", 0))[1]
+    items, found = np.full((len(asked), size), -1, np.int32), np.zeros(len(asked), bool)
+    for split in sorted(set(asked.splits) - {""}):
+        path = folder / "candidates" / f"{protocol}.{split}.jsonl"
+        if not path.is_file():
+            continue
+        place = {
+            (user, catalogue.ids[wanted[0]]): case
+            for case, (user, wanted, its) in enumerate(zip(asked.users, asked.wanted, asked.splits, strict=True))
+            if its == split and len(wanted) == 1
+        }
+        for where, row in _rows(path):
+            case = place.get((str(row["user"]), str(row.get("item"))))
+            if case is None:
+                continue
+            items[case] = _numbers(catalogue, row["candidates"], where, size)
+            found[case] = True
+            if asked.wanted[case][0] in items[case]:
+                raise ValueError(f"{where}: the wanted item is among its own candidates.")
+    return items, np.flatnonzero(~found)
+
+
+def _read_own(path: Path, catalogue: Catalogue) -> dict[str, np.ndarray]:
+    """User id -> item numbers."""
+    if ".jsonl" in path.suffixes or ".json" in path.suffixes:
+        return {str(row["user"]): _numbers(catalogue, row["candidates"], where) for where, row in _rows(path)}
+    found = {}
+    for number, line in enumerate(_lines(path), 1):
+        user, tab, ids = line.rstrip("\n").partition("\t")
+        if not tab:
+            raise ValueError(f"{path}:{number}: expected a user, a tab, and item ids between blanks.")
+        found[user] = _numbers(catalogue, ids.split(), f"{path}:{number}")
+    return found
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping]]:
+    for number, line in enumerate(_lines(path), 1):
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+            yield where, {"user": row["user"], "candidates": row["candidates"], **row}
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f'{where}: expected a JSON object {{"user": ..., "candidates": [...]}}.') from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opened: Callable = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        yield from file
+
+
+def _numbers(catalogue: Catalogue, ids: Sequence, where: str, size: int | None = None) -> np.ndarray:
+    try:
+        numbers = catalogue.numbers(str(i) for i in ids)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if len(np.unique(numbers)) < len(numbers) or size not in (None, len(numbers)):
+        expected = "distinct candidates" if size is None else f"{size} distinct candidates"
+        raise ValueError(f"{where}: expected {expected}, got {len(numbers)} ({len(np.unique(numbers))} distinct).")
+    return numbers
+
+
+def _from_lists(
+    name: str, lists: Sequence[np.ndarray | None], asked: Asked, first: int | None
+) -> tuple[np.ndarray, str]:
+    """([cases, k], in words): the lists without wanted items, cut to their `first` entries if that is given."""
+    kept = [
+        None if items is None else items[~np.isin(items, wanted)][:first]
+        for items, wanted in zip(lists, asked.wanted, strict=True)
+    ]
+    lengths = [len(items) for items in kept if items is not None]
+    if not lengths:
+        raise ValueError(f"protocol {name}: none of the {len(asked)} cases has candidates there. Are the ids the same?")
+    found = np.full((len(asked), max(lengths)), -1, np.int32)
+    for row, items in zip(found, kept, strict=True):
+        if items is not None:
+            row[: len(items)] = items
+    few = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{max(lengths)}"
+    source = "that the examples list" if name == "listed" else "of the file"
+    only = "" if len(lengths) == len(asked) else f", for {len(lengths):,} of {len(asked):,} cases"
+    return found, f"{few} other candidates {source}{only}"
+
+
+# ---------------------------------------------------------------- names
+
+
+def _drawn(protocol: str) -> tuple[str, int] | None:
+    """uni9 -> (uni, 9)."""
+    match = re.fullmatch(r"(uni|pop|hard)([1-9]\d*)", protocol)
+    return (match[1], int(match[2])) if match else None
+
+
+def name_and_size(protocol: str) -> tuple[str, int | None]:
+    """What stands before a protocol's metrics, and how many candidates each case has, where that is known."""
+    if drawn := _drawn(protocol):
+        return protocol, drawn[1]
+    if protocol == "listed":
+        return protocol, None
+    path, first = _own_file(protocol)
+    name = path.name.removesuffix(".gz")
+    return f"{name}:{first}" if first else name, first
+
+
+def _own_file(protocol: str) -> tuple[Path, int | None]:
+    """(path, how many of each list): FILE or FILE:19."""
+    match = re.fullmatch(r"(.+):([1-9]\d*)", protocol)
+    return (Path(match[1]), int(match[2])) if match and not Path(protocol).is_file() else (Path(protocol), None)
+
+
+def _in_words(protocol: str) -> str:
+    kind, size = _drawn(protocol) or ("", 0)
+    how = {"uni": "drawn uniformly", "pop": "drawn by popularity", "hard": "nearest by text (TF-IDF)"}[kind]
+    return f"{size} items {how} that the user never chose"

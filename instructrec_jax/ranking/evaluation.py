@@ -1,0 +1,468 @@
+"""The one evaluator: scores of any method -> metrics, per-case values, ranked items, on identical cases.
+
+    cases = Cases(wanted, histories, num_items, ...)
+    evaluate(cases, candidate_sets, score_block, ...)             methods that score the whole catalogue, in one pass
+    evaluate_candidates(cases, candidate_sets, score, ...)        methods that score given candidates alone
+
+Metrics of the full catalogue have plain names ("NDCG@10"), those among candidates the protocol's before them
+("uni9 NDCG@3"). Several wanted items in one case: HR@k asks for any of them, Recall@k for the share of them, NDCG@k is
+divided by the best that can be.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from instructrec_jax.metrics import ranking
+from instructrec_jax.metrics.ranking import Ranks
+from instructrec_jax.ranking.candidates import Candidates, name_and_size, pairs
+
+BLOCK = 256  # cases scored at a time: [BLOCK, items] is the largest array of an evaluation
+TOP = 20  # items that are kept of each ranking
+COLD_SHARE = 0.25  # users (or wanted items) with the shortest histories (the fewest interactions) are called cold
+MAX_GROUPS = 60  # a label with more values than this is no segment
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What is asked, as item numbers. Lists have one entry a case."""
+
+    wanted: Sequence[np.ndarray]
+    """the relevant items, distinct, at least one"""
+    histories: Sequence[np.ndarray]
+    """the items chosen before, oldest first; a wanted item competes although it is among them"""
+    num_items: int
+    popularity: np.ndarray | None = None
+    """training interactions of each item [items], where they are known"""
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """further groupings of the cases: name -> value of each case"""
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    @cached_property
+    def owner(self) -> np.ndarray:
+        """The case of each wanted item, int64 [wanted items]."""
+        return np.repeat(np.arange(len(self)), [len(items) for items in self.wanted])
+
+    @cached_property
+    def flat(self) -> np.ndarray:
+        """All wanted items, int64 [wanted items]."""
+        return np.concatenate([np.empty(0, np.int64), *self.wanted]).astype(np.int64)
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """case · num_items + item of all items that do not compete, sorted."""
+        return np.setdiff1d(pairs(self.histories, self.num_items), self.owner * self.num_items + self.flat)
+
+    @cached_property
+    def segments(self) -> dict[str, np.ndarray]:
+        """Name -> numbers of its cases. Shares are taken among these cases; the names state the limits."""
+        groups: dict[str, np.ndarray] = {}
+        lengths = np.array([len(history) for history in self.histories])
+        limit = int(np.quantile(lengths, COLD_SHARE, method="lower"))
+        if lengths.max() > limit:
+            groups[f"cold users (history of {_up_to(limit)})"] = np.flatnonzero(lengths <= limit)
+            groups[f"other users (history of more than {limit})"] = np.flatnonzero(lengths > limit)
+        if self.popularity is not None:
+            chosen = np.bincount(self.owner, self.popularity[self.flat], len(self)) / np.bincount(self.owner)
+            limit = int(np.quantile(chosen, COLD_SHARE, method="lower"))
+            if chosen.max() > limit:
+                groups[f"cold items ({_up_to(limit)} training interactions)"] = np.flatnonzero(chosen <= limit)
+            if (chosen == 0).any():
+                groups["new items (no training interactions)"] = np.flatnonzero(chosen == 0)
+            # Items of the same popularity belong to the same tenth, so tenths may be uneven, and some empty.
+            edges = np.quantile(chosen, np.arange(1, 10) / 10)
+            tenth = np.searchsorted(edges, chosen, side="left")
+            for number in np.unique(tenth) if chosen.max() > chosen.min() else ():
+                inside = np.flatnonzero(tenth == number)
+                low, high = chosen[inside].min(), chosen[inside].max()
+                groups[f"popularity tenth {number + 1} ({low:.0f} to {high:.0f})"] = inside
+        for name, values in self.labels.items():
+            distinct, place = np.unique(values, return_inverse=True)
+            if 1 < len(distinct) <= MAX_GROUPS:
+                groups |= {f"{name} {value}": np.flatnonzero(place == i) for i, value in enumerate(distinct)}
+        return groups
+
+
+def _up_to(limit: int) -> str:
+    return f"at most {limit}" if limit else "0"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Result of an evaluation."""
+
+    metrics: dict[str, float]
+    main: list[str]
+    """the metrics to look at first"""
+    cases: dict[str, np.ndarray]
+    """metric -> float64 [cases], where it is a mean over cases; NaN for cases that have no candidates"""
+    items: np.ndarray
+    """int32 [cases, <= TOP], best first, equal scores in the order of item numbers; −1: no further items"""
+    scores: np.ndarray
+    """of these items, float [cases, <= TOP]"""
+    protocol: str
+    """how it was measured, in words"""
+
+
+def evaluate(
+    cases: Cases,
+    candidates: Sequence[Candidates],
+    score_block: Callable[[slice], np.ndarray],
+    *,
+    cutoffs: Sequence[int],
+    full: bool = True,
+    ties: str = "average",
+    mask_seen: bool = True,
+) -> Ranking:
+    """Ranks by scores of all items: over the catalogue, and among each set of candidates, in one pass.
+
+    Args:
+      score_block: slice of cases -> float [cases, items], higher is better; infinite scores are fine, NaN is an error.
+      full: whether to rank over the whole catalogue too.
+      ties: "average": the mean over all orders of equal scores; "against": wanted items come after their equals.
+      mask_seen: items of the history do not compete, unless they are wanted.
+    """
+    found: dict[str, list[Ranks]] = {each.name: [] for each in candidates}
+    everywhere: list[Ranks] = []
+    tops = []
+    for start in range(0, len(cases), BLOCK):
+        block = slice(start, min(start + BLOCK, len(cases)))
+        scores = np.array(score_block(block))  # a copy, to write into
+        _check(scores, (block.stop - start, cases.num_items), start)
+        first, last = np.searchsorted(cases.owner, [start, block.stop])
+        owner, wanted = cases.owner[first:last] - start, cases.flat[first:last]
+        reached = scores[owner, wanted]
+        for each in candidates:
+            chosen = each.items[block]
+            among = np.take_along_axis(scores, np.maximum(chosen, 0), axis=1)
+            found[each.name].append(_ranks_among(reached, owner, among, chosen >= 0))
+        masked = np.zeros(len(scores), np.int64)
+        if mask_seen:
+            first, last = np.searchsorted(cases.seen, [start * cases.num_items, block.stop * cases.num_items])
+            rows, columns = np.divmod(cases.seen[first:last] - start * cases.num_items, cases.num_items)
+            scores[rows, columns] = -np.inf
+            masked = np.bincount(rows, minlength=len(scores))
+        if full:
+            everywhere.append(_ranks_in(scores, reached, owner, masked))
+        tops.append(_top(scores, min(TOP, cases.num_items)))
+    result = _Result(cases, cutoffs, ties)
+    if full:
+        result.add_full(ranking.concatenate(everywhere), tops, mask_seen)
+    for each in candidates:
+        result.add(each, ranking.concatenate(found[each.name]))
+    return result.done(tops)
+
+
+def evaluate_candidates(
+    cases: Cases,
+    candidates: Sequence[Candidates],
+    score: Callable[[np.ndarray], np.ndarray],
+    *,
+    cutoffs: Sequence[int],
+    ties: str = "average",
+) -> Ranking:
+    """Ranks by scores of given items alone. The ranked items kept are those of the first set of candidates.
+
+    Args:
+      score: item numbers int32 [cases, k], shuffled -> float [cases, k]. A row that has fewer items than others is
+        filled up with a wanted one.
+    """
+    if not candidates:
+        raise ValueError("there are no candidates to score: name a protocol with candidates, such as uni9.")
+    result = _Result(cases, cutoffs, ties)
+    tops: list[tuple[np.ndarray, np.ndarray]] = []
+    rows = np.arange(len(cases))
+    place = np.arange(len(cases.owner)) - np.searchsorted(cases.owner, cases.owner)  # of each wanted item in its case
+    most = int(place.max(initial=0)) + 1
+    wanted = np.full((len(cases), most), -1, np.int32)
+    wanted[cases.owner, place] = cases.flat
+    for each in candidates:
+        listed = np.concatenate([wanted, each.items], axis=1)
+        # in an order that gives nothing away to a method that reads the whole list
+        order = np.argsort(np.random.default_rng(0).random(listed.shape), axis=1)
+        asked = np.take_along_axis(np.where(listed >= 0, listed, wanted[:, :1]), order, axis=1)
+        shuffled = np.array(score(asked))
+        _check(shuffled, listed.shape, 0)
+        scores = np.empty_like(shuffled)
+        np.put_along_axis(scores, order, shuffled, axis=1)
+        reached = scores[cases.owner, place]
+        result.add(each, _ranks_among(reached, cases.owner, scores[:, most:], each.items >= 0))
+        if not tops:
+            scores = np.where(listed >= 0, scores, -np.inf)
+            order = np.lexsort((listed, -scores), axis=1)[:, :TOP]
+            best = scores[rows[:, None], order]
+            tops = [(np.where(np.isneginf(best), -1, listed[rows[:, None], order]), best)]
+    return result.done(tops)
+
+
+def _check(scores: np.ndarray, shape: tuple[int, ...], start: int) -> None:
+    if scores.shape != shape:
+        raise ValueError(f"scores of this block should be {list(shape)}, but are {list(scores.shape)}.")
+    if np.isnan(scores).any():
+        case = start + int(np.argmax(np.isnan(scores).any(axis=1)))
+        raise ValueError(f"scores of case {case} hold NaN: a model that diverged has no ranking.")
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def _ranks_in(scores: np.ndarray, reached: np.ndarray, owner: np.ndarray, masked: np.ndarray) -> Ranks:
+    """Where the wanted items, with scores `reached`, stand in their rows; `masked` entries of a row are −∞."""
+    counts = np.bincount(owner, minlength=len(scores))
+    better, at_least = np.empty(len(owner), np.int64), np.empty(len(owner), np.int64)
+    alone = counts[owner] == 1
+    single = owner[alone]
+    if len(single) == len(scores):
+        better[alone] = np.count_nonzero(scores > reached[:, None], axis=1)
+        at_least[alone] = np.count_nonzero(scores >= reached[:, None], axis=1)
+    else:
+        for entry in np.flatnonzero(alone):
+            better[entry] = np.count_nonzero(scores[owner[entry]] > reached[entry])
+            at_least[entry] = np.count_nonzero(scores[owner[entry]] >= reached[entry])
+        for row in np.flatnonzero(counts > 1):
+            entries = slice(*np.searchsorted(owner, [row, row + 1]))
+            rising = np.sort(scores[row])
+            better[entries] = len(rising) - np.searchsorted(rising, reached[entries], side="right")
+            at_least[entries] = len(rising) - np.searchsorted(rising, reached[entries], side="left")
+    at_least -= np.where(np.isneginf(reached), masked[owner], 0)
+    return Ranks(better, at_least - better - 1, owner)
+
+
+def _ranks_among(reached: np.ndarray, owner: np.ndarray, others: np.ndarray, there: np.ndarray) -> Ranks:
+    """Where the wanted items stand among the other candidates of their row and each other.
+
+    Args:
+      others, there: [cases, k], the scores, and whether there is a candidate at all.
+    """
+    mine = reached[:, None]
+    better = np.count_nonzero((others[owner] > mine) & there[owner], axis=1)
+    tied = np.count_nonzero((others[owner] == mine) & there[owner], axis=1)
+    if len(owner) > len(others):
+        starts, ends = np.searchsorted(owner, owner), np.searchsorted(owner, owner, side="right")
+        for entry in np.flatnonzero(ends - starts > 1):
+            fellows = reached[starts[entry] : ends[entry]]
+            better[entry] += np.count_nonzero(fellows > reached[entry])
+            tied[entry] += np.count_nonzero(fellows == reached[entry]) - 1
+    return Ranks(better, tied, owner)
+
+
+def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Item numbers int32 and scores [cases, k] of each row's highest scores; equal ones in item order."""
+    edge = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k]
+    inside = scores >= edge[:, None]
+    counts = np.count_nonzero(inside, axis=1)
+    for row in np.flatnonzero(counts > k):  # more than k, for ties at the edge: the later ones go
+        alike = np.flatnonzero(scores[row] == edge[row])
+        inside[row, alike[k - counts[row] :]] = False
+    items = np.nonzero(inside)[1].reshape(len(scores), k)
+    values = np.take_along_axis(scores, items, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    items, values = np.take_along_axis(items, order, axis=1), np.take_along_axis(values, order, axis=1)
+    return np.where(np.isneginf(values), -1, items).astype(np.int32), values
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def main_cutoff(cutoffs: Sequence[int], size: int) -> int:
+    """The k to look at first, of a ranking of `size` items: 10, or else the largest that is less than `size`."""
+    fitting = [k for k in cutoffs if k < size]
+    if not fitting:
+        raise ValueError(f"task.cutoffs are {list(cutoffs)}, but there are only {size} items to rank: lower one.")
+    return 10 if 10 in fitting else max(fitting)
+
+
+def main_metric(cutoffs: Sequence[int], protocol: str, num_items: int) -> str:
+    """The name of the metric to look at first, under the first protocol; where the size of its lists is not known
+    beforehand, the hits at the smallest cut-off."""
+    if protocol == "full":
+        return f"NDCG@{main_cutoff(cutoffs, num_items)}"
+    name, size = name_and_size(protocol)
+    return f"{name} HR@{min(cutoffs)}" if size is None else f"{name} NDCG@{main_cutoff(cutoffs, size + 1)}"
+
+
+class _Result:
+    """Collects the metrics of one method."""
+
+    def __init__(self, cases: Cases, cutoffs: Sequence[int], ties: str):
+        if not len(cases):
+            raise ValueError("no cases to average ranking metrics over.")
+        if ties not in ("average", "against"):
+            raise ValueError(f"ties are average or against, not {ties!r}.")
+        if not cutoffs or min(cutoffs) < 1:
+            raise ValueError(f"task.cutoffs must be numbers from 1 on, got {list(cutoffs)}.")
+        self.cases_in, self.cutoffs, self.ties = cases, sorted(set(cutoffs)), ties
+        self.several = len(cases.owner) > len(cases)
+        self.metrics: dict[str, float] = {}
+        self.cases: dict[str, np.ndarray] = {}
+        self.main: list[str] = []
+        self.said: list[str] = []
+
+    def add_full(self, ranks: Ranks, tops: Sequence[tuple[np.ndarray, np.ndarray]], mask_seen: bool) -> None:
+        size = self.cases_in.num_items
+        k = main_cutoff(self.cutoffs, size)
+        self._add("", ranks, size, None)
+        first = np.concatenate([items[:, :k] for items, _ in tops])
+        beyond = beyond_accuracy(first, size, self.cases_in.popularity)
+        self.metrics |= {f"{name}@{k}": value for name, value in beyond.items()}
+        self.main += [f"NDCG@{k}", f"HR@{k}", f"MRR@{k}"]
+        seen = "seen items masked" if mask_seen else "seen items compete"
+        self.said.append(f"full: ranked over all {size:,} items, {seen}")
+
+    def add(self, candidates: Candidates, ranks: Ranks) -> None:
+        there = (candidates.items >= 0).sum(axis=1)
+        none = there == 0
+        size = int(there[~none].min()) + 1
+        prefix = f"{candidates.name} "
+        self._add(prefix, ranks, size, none)
+        last = main_cutoff(self.cutoffs, size)
+        shown = [f"HR@{self.cutoffs[0]}", *(f"NDCG@{k}" for k in self.cutoffs if 1 < k <= last)]
+        self.main += [prefix + name for name in shown if prefix + name in self.metrics]
+        self.said.append(f"{candidates.name}: {candidates.said}")
+
+    def _add(self, prefix: str, ranks: Ranks, size: int, none: np.ndarray | None) -> None:
+        where = ranks.pessimistic() if self.ties == "against" else ranks
+        if not self.several:
+            where = Ranks(where.better, where.tied)
+        last = main_cutoff(self.cutoffs, size)
+        for k in (k for k in self.cutoffs if k < size):
+            values = {f"HR@{k}": ranking.hit_rate(where, k)}
+            if self.several:
+                values[f"Recall@{k}"] = ranking.recall(where, k)
+            if k > 1 or k == last or self.several:  # with one wanted item NDCG@1 is HR@1
+                values[f"NDCG@{k}"] = ranking.ndcg(where, k)
+            if k == last:
+                values[f"MRR@{k}"] = ranking.mrr(where, k)
+            for name, each in values.items():
+                if none is not None and none.any():
+                    each = np.where(none, np.nan, each)
+                self.cases[prefix + name] = each
+                self.metrics[prefix + name] = float(np.nanmean(each))
+
+    def done(self, tops: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ranking:
+        ties = "equal scores averaged over their orders" if self.ties == "average" else "equal scores counted against"
+        items, scores = (np.concatenate(parts) for parts in zip(*tops, strict=True))
+        protocol = "; ".join([*self.said, ties])
+        return Ranking(self.metrics, self.main, self.cases, items, scores, protocol)
+
+
+def beyond_accuracy(recommended: np.ndarray, num_items: int, popularity: np.ndarray | None = None) -> dict[str, float]:
+    """What lists look like as a whole.
+
+    coverage: share of the catalogue that is in any list. Gini: of how often items are recommended, over the whole
+    catalogue (0: all alike; 1 − 1/items: always the same one). novelty: mean of −log2 p over what is recommended, with
+    p an item's share of the training interactions after adding one to each (Zhou et al., 2010, for shares of users).
+
+    Args:
+      recommended: item numbers [cases, k]; −1: none.
+      popularity: training interactions [items]; None leaves novelty out.
+    """
+    flat = recommended[recommended >= 0]
+    counts = np.sort(np.bincount(flat, minlength=num_items))
+    places = np.arange(1, num_items + 1)
+    result = {
+        "coverage": np.count_nonzero(counts) / num_items,
+        "Gini": float(2 * (places * counts).sum() / (num_items * max(counts.sum(), 1)) - (num_items + 1) / num_items),
+    }
+    if popularity is not None:
+        share = (popularity + 1) / (popularity.sum() + num_items)
+        result["novelty"] = float(-np.log2(share[flat]).mean())
+    return result
+
+
+# ---------------------------------------------------------------- rerankers and generated answers
+
+
+@dataclass(frozen=True)
+class PositionReport:
+    """How answers move when the same candidates are listed in other orders."""
+
+    top_changes: float
+    """share of cases whose best candidate is not the same in all orders"""
+    rank_by_position: np.ndarray
+    """mean rank of the wanted item where it is listed first, second ..., minus its mean over the other orders,
+    float64 [k]"""
+    hits_by_position: np.ndarray
+    """HR@1 where the wanted item is listed first, second ..., float64 [k]; NaN where it never was"""
+    orders: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"position report over {self.orders} orders of the candidates: the best candidate changes in "
+            f"{self.top_changes:.1%} of the cases",
+            "wanted item listed at   HR@1     rank, against its mean over the other orders",
+        ]
+        for place, (hit, shift) in enumerate(zip(self.hits_by_position, self.rank_by_position, strict=True), 1):
+            lines.append(f"{place:>21}   {hit:.4f}   {shift:+.3f}")
+        return "\n".join(lines)
+
+
+def position_report(
+    score: Callable[[np.ndarray], np.ndarray], wanted: np.ndarray, candidates: np.ndarray, *, orders: int, seed: int = 0
+) -> PositionReport:
+    """Scores the wanted item and its candidates in several random orders. Equal scores are averaged over.
+
+    Args:
+      score: item numbers int32 [cases, k], as listed -> float [cases, k].
+      wanted: int [cases].
+      candidates: int [cases, k - 1], without wanted ones.
+    """
+    if orders < 2:
+        raise ValueError(f"a position report compares at least two orders of the candidates, got {orders}.")
+    if (candidates < 0).any():
+        raise ValueError("a position report needs as many candidates in all cases.")
+    rng = np.random.default_rng(seed)
+    listed = np.concatenate([wanted[:, None], candidates], axis=1).astype(np.int32)
+    rows, size = np.arange(len(listed))[:, None], listed.shape[1]
+    ranks, hits, places, best = [], [], [], []
+    for _ in range(orders):
+        order = np.argsort(rng.random(listed.shape), axis=1)
+        scores = np.asarray(score(listed[rows, order]), np.float64)
+        _check(scores, listed.shape, 0)
+        place = np.argmin(order, axis=1)  # where the wanted item went
+        mine = scores[rows[:, 0], place][:, None]
+        where = Ranks((scores > mine).sum(axis=1), (scores == mine).sum(axis=1) - 1)
+        ranks.append(where.expected())
+        hits.append(ranking.hit_rate(where, 1))
+        places.append(place)
+        # Of equal ones the first in the unshuffled list, so that no tie counts as a change.
+        unshuffled = np.empty_like(scores)
+        unshuffled[rows, order] = scores
+        best.append(np.argmax(unshuffled, axis=1))
+    shift = (np.array(ranks) - np.mean(ranks, axis=0)) * orders / (orders - 1)  # against the other orders' mean
+    at, count = np.concatenate(places), np.bincount(np.concatenate(places), minlength=size)
+    with np.errstate(invalid="ignore"):
+        by_place = [np.bincount(at, np.concatenate(v), minlength=size) / count for v in (shift, np.array(hits))]
+    return PositionReport(float((np.array(best) != best[0]).any(axis=0).mean()), by_place[0], by_place[1], orders)
+
+
+def answer_errors(
+    answers: Sequence[Sequence[str]], names: Mapping[str, Sequence[int]], histories: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Shares of all answers that are invalid (name no item), duplicate (named before in the list), already seen.
+
+    Args:
+      answers: for each case, titles or ids as they were generated.
+      names: what items are called -> their numbers; blanks around names and upper case do not matter. A name that
+        several items share is already seen when all of them are.
+      histories: items seen, for each case.
+    """
+    known = {name.strip().casefold(): tuple(items) for name, items in names.items()}
+    counts = dict.fromkeys(("invalid", "duplicate", "already seen"), 0)
+    for listed, history in zip(answers, histories, strict=True):
+        seen, before = set(np.asarray(history).tolist()), set()
+        for answer in listed:
+            items = known.get(answer.strip().casefold())
+            what = answer.strip().casefold() if items is None else items
+            counts["invalid"] += items is None
+            counts["duplicate"] += what in before
+            counts["already seen"] += items is not None and seen.issuperset(items)
+            before.add(what)
+    total = sum(map(len, answers))
+    if not total:
+        raise ValueError("there are no answers to count errors in.")
+    return {name: count / total for name, count in counts.items()}

@@ -1,1 +1,0 @@
-"""Recommendation: catalogues and their readers, splits, instruction examples, baselines."""

@@ -1,0 +1,271 @@
+"""From settings to the pieces that the verbs work with: tokenizer, task, model."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from transformers import AutoTokenizer
+
+from instructrec_jax.adapters.checkpoint_heads import Source
+from instructrec_jax.adapters.heads import head_kind
+from instructrec_jax.adapters.lora import add_lora
+from instructrec_jax.adapters.peft import read_peft
+from instructrec_jax.adapters.quantized import quantize_backbone
+from instructrec_jax.backbones.folder import find_family, find_folder, read_config, read_pooling, weights_fingerprint
+from instructrec_jax.backbones.layers import StackOptions
+from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
+from instructrec_jax.runs.config import Config, load
+from instructrec_jax.distributed.launch import is_first, once, place
+from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding, parameter_shardings
+from instructrec_jax.files import read_json, write_json
+from instructrec_jax.preparation import films
+from instructrec_jax.tasks.base import Task, TaskContext
+from instructrec_jax.training.checkpoint import Checkpoints, abstract
+from instructrec_jax.training.parameters import frozen_parameters
+from instructrec_jax.training.state import Tree, merge_params, split_params
+
+
+@dataclass
+class Assembly:
+    """A model in pieces.
+
+    Attributes:
+      graphdef: the network's structure; `nnx.merge(graphdef, params)` is the network.
+      params: nested dicts of arrays (or of jax.ShapeDtypeStruct, for an abstract model) on the mesh.
+      shardings: nested like `params`.
+      source: what the model was made from.
+      is_frozen: says of a parameter's path whether it is left as it is.
+    """
+
+    graphdef: Any
+    params: Tree
+    shardings: Tree
+    source: Source
+    is_frozen: Callable[[str], bool]
+
+    @property
+    def network(self) -> Any:
+        return nnx.merge(self.graphdef, self.params)
+
+
+def backbone_folder(path: str) -> Path:
+    """The folder of `backbone.path`."""
+    if not path:
+        raise ValueError("backbone.path is not set: name a HuggingFace folder or hub id, or films.")
+    return films.BACKBONE if path == "films" else find_folder(path)
+
+
+def open_task(config: Config, folder: Path) -> Task:
+    """The task, with the tokenizer of `folder`; embedded data is written first where it is asked for."""
+    if config.data.prepare == "films":
+        target = Path(config.task.catalogue)  # type: ignore[attr-defined]
+        once(lambda: None if target.exists() else films.prepare(target))
+    # Only the folder is read, never the network, and never code from a hub.
+    network = read_config(folder)
+    limit = input_limit(network)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    except Exception as error:  # whatever the files hold: transformers raises many kinds
+        raise ValueError(
+            f"{folder} has no tokenizer that can be read ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
+            "It needs the tokenizer's files beside config.json, tokenizer.json above all."
+        ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(f"{folder} has no tokenizer files (such as tokenizer.json): put them beside config.json.")
+    if len(tokenizer) > network.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {folder} has {len(tokenizer):,} tokens, but the network knows only "
+            f"{network.vocab_size:,} (vocab_size in config.json): they do not belong together."
+        )
+    least = tokenizer.num_special_tokens_to_add() + 1
+    if config.data.max_length < least:
+        raise ValueError(f"data.max_length is {config.data.max_length}, but a text of one word has {least} tokens.")
+    if config.data.max_length > limit:
+        raise ValueError(f"data.max_length is {config.data.max_length}, but the backbone reads at most {limit} tokens.")
+    lower_case = read_pooling(folder).lower_case
+    context = TaskContext(
+        tokenizer,
+        config.data.max_length,
+        config.data.truncate,
+        config.seed,
+        lower_case,
+        kind=find_family(network.model_type).kind,
+        decoder_start_token_id=getattr(network, "decoder_start_token_id", None),
+        folder=folder,
+        held_out=tuple(config.data.hold_out.labels),
+    )
+    task = config.task.build(context)
+    longest = task.max_target_length
+    if longest is not None and longest > limit:
+        raise ValueError(f"task.max_target_length is {longest}, but the network writes at most {limit} tokens.")
+    return task
+
+
+def compute_dtype(config: Config) -> Any:
+    if config.backbone.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.backbone.dtype)
+
+
+def stack_options(config: Config) -> StackOptions:
+    return StackOptions(remat=config.backbone.remat, train_last=config.backbone.train_last)
+
+
+def load_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly:
+    """The backbone's pretrained parameters (or newly drawn ones) with the task's head, laid out on the mesh."""
+    rngs = nnx.Rngs(config.seed)
+
+    def sharding(path: str, shape: tuple[int, ...], axes: Any) -> jax.sharding.Sharding:
+        return parameter_sharding(mesh, shape, axes)
+
+    loaded = load_backbone(
+        folder,
+        dtype=compute_dtype(config),
+        stack=stack_options(config),
+        pooler=task.needs_pooler,
+        random_init=config.backbone.random_init,
+        rngs=rngs,
+        shardings=sharding,
+    )
+    source = Source(
+        path=None if config.backbone.random_init else str(folder),
+        backbone=loaded.module,
+        config=loaded.config,
+        pooling=loaded.pooling,
+        report=loaded.report,
+        rngs=rngs,
+        dtype=compute_dtype(config),
+        shardings=sharding,
+    )
+    model = adapted(task.model(source), config, source)
+    shardings = parameter_shardings(mesh, model)
+    graphdef, state = nnx.split(model)
+    params = place(nnx.to_pure_dict(state), shardings)
+    return Assembly(graphdef, params, shardings, source, frozen_by(config, task, model))
+
+
+def abstract_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly:
+    """The same with shapes for parameters: what a checkpoint is read onto."""
+    hf_config, pooling = read_config(folder), read_pooling(folder)
+
+    def build() -> nnx.Module:
+        rngs = nnx.Rngs(config.seed)
+        backbone = build_backbone(
+            hf_config,
+            dtype=compute_dtype(config),
+            stack=stack_options(config),
+            pooler=task.needs_pooler,
+            rngs=rngs,
+        )
+        source = Source(None, backbone, hf_config, pooling, LoadReport(), rngs, compute_dtype(config))
+        return adapted(task.model(source), config, source)
+
+    model = nnx.eval_shape(build)
+    graphdef, state = nnx.split(model)
+    source = Source(None, model, hf_config, pooling, LoadReport(), nnx.Rngs(config.seed), compute_dtype(config))
+    shardings = parameter_shardings(mesh, model)
+    return Assembly(graphdef, nnx.to_pure_dict(state), shardings, source, frozen_by(config, task, model))
+
+
+def adapted(model: Any, config: Config, source: Source) -> Any:
+    """The same network with its linear layers quantised and given LoRA matrices, where the settings say so."""
+    lora = config.lora
+    if config.backbone.quantize != "none":
+        if not lora.on:
+            raise ValueError("backbone.quantize freezes the backbone, so it needs lora: set lora.rank (8, say).")
+        quantize_backbone(model.backbone, config.backbone.quantize)
+    if lora.adapter is not None:
+        if lora.rank:
+            raise ValueError("lora.adapter brings its own rank: leave lora.rank at 0, or start a new LoRA without it.")
+        kind = head_kind(model.head)
+        classifier = (model.head, kind) if kind in ("sequence", "token") else ()
+        source.lora = read_peft(lora.adapter, model.backbone, source.config, *classifier)
+    elif lora.rank:
+        add_lora(model.backbone, source.config, lora, source.rngs)
+        source.lora = lora
+    return model
+
+
+def frozen_by(config: Config, task: Task, model: nnx.Module) -> Callable[[str], bool]:
+    freeze = [*config.backbone.freeze, *task.freeze]
+    return frozen_parameters(model, freeze=freeze, train_last=config.backbone.train_last, lora=config.lora.on)
+
+
+def fitting_mesh(config: MeshConfig) -> MeshConfig:
+    """The same where it fits this machine's devices, else one that splits the parameters over all of them."""
+    try:
+        make_mesh(config)
+    except ValueError:
+        return MeshConfig(fsdp=jax.device_count())
+    return config
+
+
+def open_run(run_dir: Path) -> tuple[Config, Task, Mesh]:
+    """Settings, task and mesh of a run directory."""
+    if not (run_dir / "config.yaml").is_file():
+        raise ValueError(f"{run_dir} is not a run directory: it has no config.yaml.")
+    config = load(run_dir / "config.yaml")
+    config = replace(config, mesh=fitting_mesh(config.mesh))
+    return config, open_task(config, run_dir / "backbone"), make_mesh(config.mesh)
+
+
+def restored_model(config: Config, task: Task, run_dir: Path, mesh: Mesh, step: int | None = None) -> Assembly:
+    """The model of a run directory as a checkpoint has it (None: the best one), read without the optimizer.
+
+    Frozen parameters come from where the run had them from.
+    """
+    model = abstract_model(config, task, run_dir / "backbone", mesh)
+    checkpoints = Checkpoints(run_dir)
+    chosen = checkpoints.best_step() if step is None else step
+    if chosen not in checkpoints.steps():
+        raise ValueError(f"{run_dir} has no checkpoint of step {chosen}; it has {checkpoints.steps()}.")
+    like = abstract(model.params, model.shardings)
+    trained, frozen = split_params(like, model.is_frozen)
+    params = checkpoints.restore(chosen, {"params": trained})["params"]
+    checkpoints.close()
+    if not frozen:
+        return replace(model, params=params)
+    base = load_model(config, task, weights_folder(config, run_dir), mesh)
+    return replace(base, params=merge_params(params, split_params(base.params, model.is_frozen)[1]))
+
+
+def weights_folder(config: Config, run_dir: Path) -> Path:
+    """Where the frozen parameters of a run lie; ValueError where they are gone or others than they were."""
+    kept = read_json(run_dir / "backbone" / "weights.json")
+    for folder in (Path(kept["folder"]), Path(config.backbone.path).expanduser()):
+        if folder.is_dir() and weights_fingerprint(folder) == kept["fingerprint"]:
+            return folder
+    raise ValueError(
+        f"the weights that the run in {run_dir} was trained on are no longer in {kept['folder']} (nor in "
+        f"{config.backbone.path}), or they changed. A run with frozen weights keeps only what it trained: put them "
+        "back, or set backbone.path in its config.yaml to where they are now."
+    )
+
+
+def keep_declarations(folder: Path, target: Path, task: Task, *, needs_weights: bool) -> None:
+    """Copies what a checkpoint declares (config, tokenizer, pooling) into a run directory, without its weights.
+
+    Args:
+      needs_weights: note where the weights lie, since the run's checkpoints will lack some of them.
+    """
+    if not is_first():
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    read_config(folder).save_pretrained(target)
+    task.context.tokenizer.save_pretrained(target)
+    if needs_weights:
+        fingerprint = weights_fingerprint(folder)
+        write_json(target / "weights.json", {"folder": str(folder.absolute()), "fingerprint": fingerprint})
+    patterns = ("generation_config.json", "modules.json", "sentence_*_config.json", "*_Pooling/config.json")
+    for old in [file for pattern in patterns for file in target.glob(pattern)]:
+        old.unlink()
+    for file in [file for pattern in patterns for file in folder.glob(pattern)]:
+        copy = target / file.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)

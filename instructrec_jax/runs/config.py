@@ -1,0 +1,229 @@
+"""One tree of settings for every verb: the rooms' own dataclasses, put together."""
+
+import dataclasses
+import difflib
+import sys
+import typing
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+from draccus.wrappers import docstring
+
+import instructrec_jax.tasks as tasks
+from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.data_config import DataConfig
+from instructrec_jax.distributed import launch
+from instructrec_jax.distributed.mesh import MeshConfig
+from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.tasks.base import TaskConfig
+from instructrec_jax.training.checkpoint import CheckpointConfig
+from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.profiling import ProfileConfig
+from instructrec_jax.training.tracking import TrackingConfig
+
+DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run, behind a verb without --config_path
+
+
+@dataclass
+class Config:
+    """Settings of a training run; also what evaluate and export read back from its run directory."""
+
+    run_dir: str = "runs/unnamed"  # everything the run leaves behind; an interrupted run goes on from here
+    overwrite: bool = False  # delete what an earlier run left in run_dir and start anew
+    seed: int = 0  # seed of everything random: new parameters, shuffling, dropout, negatives
+    steps: int = 1000  # batches to train on
+    accumulation: int = 1  # parts into which a batch is split to save memory; the result stays the same
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    task: TaskConfig = field(default_factory=tasks.RetrievalConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+
+
+class ConfigError(ValueError):
+    """A setting that is misspelt, missing or of the wrong type."""
+
+
+def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -> Any:
+    """Settings from `--config_path FILE` and `--a.b value` overrides.
+
+    Args:
+      default: the file that is read when the arguments name none. The embedded run's is not where they name another
+        task.type: its data and settings are of no use there.
+
+    Raises:
+      ConfigError: an unknown key (with the nearest known one), or a value of the wrong type.
+    """
+    named = {arg.split("=")[0] for arg in args}
+    if default is not None and "--config_path" not in named and not (default == DEFAULT and "--task.type" in named):
+        args = ["--config_path", str(default), *args]
+    known = set(setting_names(config_class))
+    for arg in args:
+        name = arg[2:].split("=")[0]
+        if arg.startswith("--") and name not in known | {"config_path", "help"} and not _is_number(arg):
+            raise ConfigError(unknown_key(name, known))
+    for arg, value in zip(args, [*args, ""][1:], strict=True):
+        if arg == "--config_path" or arg.startswith("--config_path="):
+            path = Path(value if arg == "--config_path" else arg.split("=", 1)[1])
+            _check_file(path, set(setting_names(config_class, lists=True)))
+    try:
+        config: Any = draccus.parse(config_class, args=args)
+    except SystemExit:
+        if {"-h", "--help"} & set(args):
+            print(_help_on_lists(config_class))
+        raise
+    except (draccus.utils.ParsingError, yaml.YAMLError) as error:
+        other = ". They are of another type: change it in the file." if "are not valid for" in str(error) else ""
+        raise ConfigError(f"{error}{other}") from error
+    _check_nulls(config)
+    return config
+
+
+def load(path: Path) -> Config:
+    """The settings in a run directory's config.yaml."""
+    return parse(Config, ["--config_path", str(path)])
+
+
+def to_yaml(config: Any) -> str:
+    return str(draccus.dump(config))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return draccus.encode(config)
+
+
+def setting_names(
+    config_class: type, prefix: str = "", *, lists: bool = False, inside: tuple[type, ...] = ()
+) -> list[str]:
+    """All dotted names of a config class, branches included.
+
+    Args:
+      lists: also the names inside the entries of lists (`data.train.path`), which only a file can give one by one.
+      inside: classes that the names are in already; those that hold themselves again (tasks of tasks) end there.
+    """
+    names = []
+    for entry in dataclasses.fields(config_class):
+        kind = typing.get_type_hints(config_class)[entry.name]
+        names.append(prefix + entry.name)
+        choices = [kind]
+        if isinstance(kind, type) and issubclass(kind, draccus.ChoiceRegistry):
+            choices = list(kind.get_known_choices().values())
+            names.append(f"{prefix}{entry.name}.type")
+        elif lists and typing.get_origin(kind) is list:
+            choices = list(typing.get_args(kind))
+        for choice in choices:
+            if dataclasses.is_dataclass(choice) and choice not in inside:
+                within = (*inside, typing.cast(type, choice))
+                names += setting_names(within[-1], f"{prefix}{entry.name}.", lists=lists, inside=within)
+    return names
+
+
+def _help_on_lists(config_class: type) -> str:
+    """What --help lacks: the settings inside the entries of lists, as `data.train` has them."""
+    owners: dict[Any, list[str]] = {}
+
+    def find(owner: Any, prefix: str) -> None:
+        for name, kind in typing.get_type_hints(owner).items():
+            inside = typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
+            if dataclasses.is_dataclass(inside):
+                owners.setdefault(inside, []).append(prefix + name)
+            elif dataclasses.is_dataclass(kind):
+                find(kind, f"{prefix}{name}.")
+
+    def describe(owner: Any, indent: str) -> list[str]:
+        lines = []
+        for entry in dataclasses.fields(owner):
+            kind = typing.get_type_hints(owner)[entry.name]
+            text = docstring.get_attribute_docstring(owner, entry.name).comment_inline
+            default = "" if entry.default is dataclasses.MISSING else f" (default: {entry.default!r})"
+            lines.append(f"{indent}{entry.name}: {text}{default}")
+            if dataclasses.is_dataclass(kind):
+                lines += describe(kind, indent + "  ")
+        return lines
+
+    find(config_class, "")
+    blocks = [
+        [f"\nEach entry of {', '.join(names)} (in a YAML file):", *describe(o, "  ")] for o, names in owners.items()
+    ]
+    return "\n".join(line for block in blocks for line in block)
+
+
+def unknown_key(name: str, known: set[str]) -> str:
+    last = {key.split(".")[-1]: key for key in sorted(known)}
+    near = difflib.get_close_matches(name, known, 1) or [
+        last[match] for match in difflib.get_close_matches(name.split(".")[-1], last, 1)
+    ]
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"there is no setting {name!r}.{hint} `--help` lists all of them."
+
+
+def _is_number(arg: str) -> bool:
+    return arg[1:2].isdigit()
+
+
+def _check_file(path: Path, known: set[str]) -> None:
+    """Names an unknown key of a YAML file with its nearest known one; draccus would only name its class."""
+    if not path.is_file():
+        raise ConfigError(f"the configuration file {path} does not exist.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} should hold settings as `name: value` lines.")
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if name not in known:
+                raise ConfigError(f"{path}: {unknown_key(name, known)}")
+            for below in value if isinstance(value, list) else [value]:
+                if isinstance(below, dict) and any(other.startswith(name + ".") for other in known):
+                    walk(below, name + ".")
+
+    walk(tree, "")
+
+
+def _check_nulls(config: Any, prefix: str = "") -> None:
+    """Names a setting that is null although its type has no null; draccus lets it through."""
+    hints = typing.get_type_hints(type(config))
+    for entry in dataclasses.fields(config):
+        name, value = prefix + entry.name, getattr(config, entry.name)
+        if value is None and type(None) not in typing.get_args(hints[entry.name]):
+            raise ConfigError(f"`{name}` needs a value, but is null.")
+        for below in value if isinstance(value, list) else [value]:
+            if dataclasses.is_dataclass(below):
+                _check_nulls(below, name + ".")
+
+
+def main_guard(main: Any, *, processes: bool = False) -> None:
+    """Runs a verb: an error that a user can mend is one paragraph on stderr, not a traceback.
+
+    Args:
+      processes: the verb works in several processes at once, and joins them where the environment says so.
+    """
+    # what a metric or a library has to say, without the line of code that says it
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        if processes:
+            launch.initialize()
+        else:
+            launch.refuse_others(Path(sys.argv[0]).stem)
+        with launch.guard():
+            main(sys.argv[1:])
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

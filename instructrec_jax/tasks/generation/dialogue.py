@@ -1,0 +1,65 @@
+"""Dialogue: write the next utterance. All turns of the assistant are learnt, each after what was said before it.
+
+Where it is scored, a decoder writes the last turn of a conversation, an encoder–decoder each of them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.prompts import question, render
+from instructrec_jax.metrics.text import bleu, distinct, sentence_chrf
+from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext
+from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
+from instructrec_jax.tasks.generation.written_answers import Judgement, WritingConfig, WritingTask, references
+
+
+@TaskConfig.register_subclass("dialogue")
+@dataclass
+class DialogueConfig(WritingConfig):
+    """Write the last turn of a conversation (`messages`); every turn of the assistant is learnt."""
+
+    def build(self, context: TaskContext) -> "DialogueTask":
+        return DialogueTask(self, context)
+
+
+class DialogueTask(WritingTask):
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """An encoder–decoder's decoder writes one turn: a conversation is as many cases as the assistant has turns."""
+        return super().encode([turn for e in examples for turn in turns(e)] if self.is_pair else examples)
+
+    def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
+        wanted = [references(e) for e in examples]
+        score, signature = bleu(answers, wanted)
+        cases = {"sentence chrF": np.array(sentence_chrf(answers, wanted))}
+        metrics = {
+            "BLEU": score,
+            "sentence chrF": float(cases["sentence chrF"].mean()),
+            "distinct-1": distinct(answers, 1),
+            "distinct-2": distinct(answers, 2),
+        }
+        return Judgement(metrics, cases, "sentence chrF", f"BLEU {signature}")
+
+    def rules(self, train: Sequence[Example]) -> dict[str, Callable[[Sequence[Example]], list[str]]]:
+        said = [references(e)[0] for e in train]
+        (most, _), *_ = Counter(said).most_common(1)
+        asked = [render(e) for e in train]
+        return {
+            "most frequent reply": lambda examples: [most] * len(examples),
+            "reply to the most similar dialogue": lambda examples: nearest_answers(
+                asked, said, [render(e) for e in examples]
+            ),
+        }
+
+
+def turns(example: Example) -> list[Example]:
+    """The conversation up to each turn of the assistant, and the example itself, last."""
+    said = [n for n, message in enumerate(question(example).messages) if message.role == "assistant"]
+    name = f"{example.id}, " if example.id else ""
+    earlier = [
+        replace(example, messages=example.messages[: n + 1], output=None, id=f"{name}turn {n + 1}") for n in said
+    ]
+    return [*earlier, example]

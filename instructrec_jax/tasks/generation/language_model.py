@@ -1,0 +1,327 @@
+"""Language modelling: write the answer to an instruction, token by token (supervised fine-tuning)."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.adapters import losses
+from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.prompts import (
+    Pieces,
+    TemplateName,
+    Tokens,
+    answer,
+    check_fast,
+    conversation,
+    find_template,
+    prompt,
+    render,
+    special_tokens,
+    tokenise_pieces,
+    written,
+)
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    Model,
+    Predict,
+    Scores,
+    Task,
+    TaskConfig,
+    TaskContext,
+    cut,
+    tokenise,
+    too_long,
+)
+from instructrec_jax.tasks.generation.ngram import KneserNey
+
+# Named, because --help shows a setting's comment only where its type is a plain name.
+TrainOn = Literal["completions", "all"]
+NGRAM_ORDER = 5
+
+
+@TaskConfig.register_subclass("language_model")
+@dataclass
+class LanguageModelConfig(TaskConfig):
+    """Write answers."""
+
+    train_on: TrainOn = "completions"  # the assistant's words and what ends them, or every token (decoders only)
+    template: TemplateName = "auto"  # auto: the tokenizer's own; if it has none, alpaca, for encoder–decoders plain
+    label_smoothing: float = 0.0  # share of the target that is spread over all tokens (training only)
+    z_loss: float = 0.0  # weight of logsumexp(logits) squared in the training loss; 1e-4 keeps large models stable
+    max_target_length: int | None = None  # encoder–decoders: tokens an answer may have, EOS too; null: max_length
+
+    def build(self, context: TaskContext) -> "LanguageModelTask":
+        return LanguageModelTask(self, context)
+
+
+class LanguageModelTask(Task):
+    """An example's target is (labels, supervised), int32 [length of the text, or of its target] each.
+
+    labels[i] is the token that comes next at place i; supervised[i] is 1 where it counts.
+    """
+
+    greater_is_better = False
+    per_token = True
+
+    def __init__(self, config: LanguageModelConfig, context: TaskContext):
+        self.config, self.context, self.tokenizer = config, context, context.tokenizer
+        self.is_pair = context.kind == "encoder_decoder"
+        if context.kind == "encoder":
+            raise ValueError("task.type language_model needs a decoder or an encoder–decoder; for encoders: masked_lm.")
+        if config.max_target_length is not None and not self.is_pair:
+            raise ValueError("task.max_target_length is for encoder–decoders; a decoder's texts have data.max_length.")
+        if config.max_target_length is not None and config.max_target_length < 1:
+            raise ValueError(f"task.max_target_length should be at least 1, but is {config.max_target_length}.")
+        if self.is_pair and config.train_on == "all":
+            raise ValueError("task.train_on: all is for decoders; an encoder–decoder's decoder writes answers only.")
+        if self.is_pair and context.decoder_start_token_id is None:
+            raise ValueError("the checkpoint's config.json has no decoder_start_token_id, which answers begin with.")
+        if self.is_pair and self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos_token, so nothing could end an answer. Set one in its files.")
+        if context.lower_case:
+            raise ValueError("the folder is a sentence encoder that lower-cases its texts, and no language model.")
+        check_fast(self.tokenizer)
+        self._longest_target = config.max_target_length or context.max_length
+        self.max_target_length = self._longest_target if self.is_pair else None
+        self.template = find_template(config.template, self.tokenizer, context.kind)
+        self._fitted: tuple[Any, dict[str, KneserNey]] = (None, {})
+
+    def model(self, source: Source) -> nnx.Module:
+        return Model(source.backbone, task_head(source, "lm"))
+
+    # ------------------------------------------------------------ texts
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
+        eos = self.tokenizer.eos_token if not self.is_pair else ""
+        pieces = [
+            _named(name, partial(written, e, self.template, self.tokenizer, eos=eos))
+            for e, name in zip(examples, names, strict=True)
+        ]
+        special = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")
+        mixed = sum(any(special.search(turn.content) for turn in conversation(e)) for e in examples)
+        self._count("texts with a special token's name in their words", mixed)
+        encode = self._encode_pairs if self.is_pair else self._encode_texts
+        return [e for e in encode(examples, names, pieces) if e is not None]
+
+    def _encode_texts(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded | None]:
+        encoded: list[Encoded | None] = []
+        for example, name, tokens in zip(examples, names, tokenise_pieces(pieces, self.tokenizer), strict=True):
+            if self.config.train_on == "completions":
+                self._count("answers that begin inside a token of the prompt, which is not learnt", tokens.torn)
+            kept = self._shorten(tokens, name)
+            if kept is None:
+                continue
+            supervised = np.zeros(len(kept.ids), np.int32)
+            supervised[:-1] = kept.said[1:] if self.config.train_on == "completions" else 1
+            if not supervised.any():
+                raise ValueError(
+                    f"{name} has no token to learn: its prompt fills data.max_length ({self.context.max_length}). "
+                    "Raise it, or set --data.truncate left or drop."
+                )
+            labels = np.append(kept.ids[1:], 0).astype(np.int32)
+            encoded.append(Encoded(Text(kept.ids), (labels, supervised), example))
+        return encoded
+
+    def _shorten(self, tokens: Tokens, name: str) -> Tokens | None:
+        if len(tokens.ids) <= self.context.max_length:
+            return tokens
+        if too_long(len(tokens.ids), name, self.context) == "drop":
+            return None
+        kept = cut([1] * tokens.opening + [0] * (len(tokens.ids) - tokens.opening), name, self.context)
+        return replace(tokens, ids=tokens.ids[kept], said=tokens.said[kept])
+
+    def _encode_pairs(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded | None]:
+        sources = tokenise([self._prompt(example) for example in examples], names, self.context)
+        answers = [conversation(example)[-1].content for example in examples]
+        encoded: list[Encoded | None] = []
+        most = self._longest_target
+        targets = self.tokenizer(text_target=answers, truncation=False, verbose=False)["input_ids"]
+        for example, name, text, ids in zip(examples, names, sources, targets, strict=True):
+            ids = ids if ids[-1:] == [self.tokenizer.eos_token_id] else [*ids, self.tokenizer.eos_token_id]
+            if text is None or len(ids) > most and self._is_dropped(len(ids), name):
+                continue
+            labels = np.array(ids[:most], np.int32)
+            target = np.array([self.context.decoder_start_token_id, *labels[:-1]], np.int32)
+            text = Text(text.tokens, text.types, target)
+            encoded.append(Encoded(text, (labels, np.ones_like(labels)), example))
+        return encoded
+
+    def _is_dropped(self, length: int, name: str) -> bool:
+        """What `truncate` says of a too long answer. Left and right cut its end: its beginning is what is learnt."""
+        truncate = self.context.truncate
+        if truncate == "error":
+            raise ValueError(
+                f"the answer of {name} has {length} tokens, but task.max_target_length is {self._longest_target}. "
+                "Raise it, or say what to do with long answers: --data.truncate left, right (both cut the end) or drop."
+            )
+        self._count(f"answers {'dropped' if truncate == 'drop' else 'cut'}", 1)
+        return truncate == "drop"
+
+    def _count(self, what: str, number: int) -> None:
+        if number:
+            self.context.counts[what] = self.context.counts.get(what, 0) + number
+
+    def _prompt(self, example: Example) -> str:
+        return prompt(example, self.template, self.tokenizer, self.context.kind)
+
+    def prompts(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        """What the network answers, as in training: int32 [tokens] each, of a decoder's prompt or an encoder's source.
+
+        Raises:
+          ValueError: one that is longer than `max_length` (nothing is cut here).
+        """
+        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
+        texts = [_named(name, partial(self._prompt, e)) for e, name in zip(examples, names, strict=True)]
+        if self.is_pair:
+            ids = [np.array(row, np.int32) for row in self.tokenizer(texts, verbose=False)["input_ids"]]
+        else:
+            ids = [tokens.ids for tokens in tokenise_pieces([[(text, False)] for text in texts], self.tokenizer)]
+        for name, row in zip(names, ids, strict=True):
+            if len(row) > self.context.max_length:
+                raise ValueError(
+                    f"the prompt of {name} has {len(row)} tokens, but data.max_length is {self.context.max_length}."
+                )
+        return ids
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end an answer: EOS, and the template's end of turn."""
+        eos = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        if self.is_pair:
+            return tuple(eos)
+        some = written(
+            Example(instruction="a", output="b"), self.template, self.tokenizer, eos=self.tokenizer.eos_token
+        )
+        (tokens,) = tokenise_pieces([some], self.tokenizer)
+        return tuple(dict.fromkeys([*eos, int(tokens.ids[-1])]))
+
+    # ------------------------------------------------------------ loss
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+        return Parts([e.text for e in encoded], per_token=_per_token(encoded))
+
+    def loss(
+        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
+    ) -> tuple[jax.Array, jax.Array]:
+        weights = batch["supervised"].astype(jnp.float32)
+        total = losses.linear_cross_entropy(
+            model.hidden(batch, dropout),
+            label_smoothing=self.config.label_smoothing,
+            z_loss=self.config.z_loss,
+            labels=batch["labels"],
+            weights=weights,
+            **_output_layer(model),
+        )
+        return total, jnp.sum(weights)
+
+    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+        """float32 [rows, length or target length, 2]: the loss of each supervised token, and whether it was guessed."""
+        weights = batch["supervised"].astype(jnp.float32)
+        loss, hit = losses.token_losses(
+            model.hidden(batch), labels=batch["labels"], weights=weights, **_output_layer(model)
+        )
+        return jnp.stack([loss, hit.astype(jnp.float32)], -1)
+
+    # ------------------------------------------------------------ scores
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+        """Over all supervised tokens, each given the true ones before it: see `_scores`."""
+        outputs = predict([e.text for e in encoded], **_per_token(encoded))
+        found = [o[e.target[1] > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
+        return _scores(encoded, [f[:, 0] for f in found], [f[:, 1] for f in found])
+
+    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+        """Frequencies of tokens, and of tokens after the last few, in the training texts (prompts and answers).
+
+        Each is scored on the model's own tokens, given the true ones before them. A token that the training texts
+        don't have gets its share of a uniform distribution over the tokenizer's vocabulary.
+        """
+        if self._fitted[0] is not train:
+            size = max(self.tokenizer.get_vocab().values()) + 1
+            texts = [_whole(e)[0] for e in train]
+            orders = {"unigram": 1, f"{NGRAM_ORDER}-gram": NGRAM_ORDER}
+            self._fitted = train, {name: KneserNey(texts, order, size) for name, order in orders.items()}
+        whole = [_whole(e) for e in test]
+        scores = {}
+        for name, model in self._fitted[1].items():
+            each = model.log_probabilities([tokens for tokens, _ in whole])
+            scores[name] = _scores(test, [-p[places] for p, (_, places) in zip(each, whole, strict=True)])
+        return scores
+
+
+def _named(name: str, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _output_layer(model: Any) -> dict[str, Any]:
+    table, bias = model.head.output(model.backbone)
+    return {"table": table, "bias": bias, "scale": model.head.spec.scale, "soft_cap": model.head.spec.soft_cap}
+
+
+def _per_token(encoded: Sequence[Encoded]) -> dict[str, list[np.ndarray]]:
+    return {"labels": [e.target[0] for e in encoded], "supervised": [e.target[1] for e in encoded]}
+
+
+def _whole(encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
+    """All tokens of an example, prompt and answer, and the places of the supervised ones."""
+    labels, supervised = encoded.target
+    places = np.flatnonzero(supervised)
+    if encoded.text.target is None:
+        return encoded.text.tokens, places + 1
+    return np.concatenate([encoded.text.tokens, labels]), places + len(encoded.text.tokens)
+
+
+def _scores(encoded: Sequence[Encoded], loss: Sequence[np.ndarray], hits: Sequence[np.ndarray] | None = None) -> Scores:
+    """Loss (nats a token), perplexity and token accuracy; loss and accuracy also of each task, where there are several.
+
+    Every token counts the same, so a case of the metric "loss" is an example's total, over the mean number of tokens
+    an example has: their mean is the metric. Paired intervals therefore are those of the examples' log-likelihoods.
+
+    Args:
+      loss, hits: float [supervised tokens] of each example.
+    """
+    tasks = np.array([e.example.task for e in encoded])
+    tokens = np.array([len(each) for each in loss])
+    totals = np.array([each.sum() for each in loss])
+    right = None if hits is None else np.array([each.sum() for each in hits])
+
+    def metrics(chosen: np.ndarray, label: str) -> dict[str, float]:
+        count = tokens[chosen].sum()
+        found = {f"loss{label}": float(totals[chosen].sum() / count)}
+        if not label:
+            found["perplexity"] = float(np.exp(found["loss"]))
+        if right is not None:
+            found[f"token accuracy{label}"] = float(right[chosen].sum() / count)
+        return found
+
+    result = metrics(np.ones(len(tasks), bool), "")
+    names = sorted(set(tasks.tolist()))
+    for name in names if len(names) > 1 else []:
+        result |= metrics(tasks == name, f" ({name or 'no task'})")
+    predictions = [
+        {
+            "id": e.example.id,
+            "task": e.example.task,
+            "input": render(e.example),
+            "reference": answer(e.example),
+            "score": -float(total / count),  # mean log-probability of the reference's tokens
+            "tokens": int(count),
+        }
+        for e, total, count in zip(encoded, totals, tokens, strict=True)
+    ]
+    return Scores(result, {"loss": totals / tokens.mean()}, predictions)

@@ -1,0 +1,282 @@
+"""Translation without a decoder: an encoder with a linear classifier over the target vocabulary at every position.
+
+`aligned` is the form in which this is often described: the i-th position predicts the i-th token of the translation, by
+cross-entropy. It has to guess the order of the words without knowing which ones it chose. `ctc` lengthens the source
+and lets positions say nothing, so that tokens need no fixed place (Libovický & Helcl, 2018, "End-to-End
+Non-Autoregressive Neural Machine Translation with Connectionist Temporal Classification").
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.adapters import losses
+from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.metrics.classification import classification_metrics, classification_report
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    Model,
+    Predict,
+    Scores,
+    Task,
+    TaskConfig,
+    TaskContext,
+    tokenise,
+)
+from instructrec_jax.tasks.generation.translation import judge_translations, nearest_translation
+from instructrec_jax.tasks.generation.written_answers import references, scores_of_texts, shown_text
+
+# Named, because --help shows a setting's comment only where its type is a plain name.
+Unit = Literal["character", "word"]
+Form = Literal["aligned", "ctc"]
+
+NOTHING, UNKNOWN = 0, 1  # outputs of the head before those of the vocabulary: end (or blank), and any other token
+SPECIAL = ("<nothing>", "<unknown>")
+REPORTED = 30  # tokens in the report
+NEVER = -1e30  # log-probability of what cannot be; infinity would make gradients NaN
+
+
+@TaskConfig.register_subclass("position_translation")
+@dataclass
+class PositionTranslationConfig(TaskConfig):
+    """Translate `input` (else the instruction) with a classifier over the target vocabulary at every position."""
+
+    form: Form = "aligned"  # aligned: cross-entropy of the i-th token at the i-th position; ctc: any places in order
+    unit: Unit = "character"  # what a token of the translation is
+    vocabulary: list[str] = field(default_factory=list)  # tokens that can be written; []: the most frequent of training
+    max_vocabulary: int = 8000  # how many are taken from the training data
+    length_ratio: float = 2.0  # positions for each token of the source
+
+    def build(self, context: TaskContext) -> "PositionTranslationTask":
+        return PositionTranslationTask(self, context)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.vocabulary)
+
+    def learn(self, examples: Sequence[Example]) -> "PositionTranslationConfig":
+        counts = Counter(token for e in examples for text in references(e) for token in split(text, self.unit))
+        known = sorted(counts, key=lambda token: (-counts[token], token))
+        return replace(self, vocabulary=known[: self.max_vocabulary])
+
+
+def split(text: str, unit: Unit) -> list[str]:
+    """The tokens of a translation. Characters include spaces, one for any white space."""
+    words = text.split()
+    return words if unit == "word" else list(" ".join(words))
+
+
+class PositionTranslationTask(Task):
+    """An example's target is int32 [tokens], numbers of the head's outputs."""
+
+    metric = "sentence chrF"
+    per_token = True
+
+    def __init__(self, config: PositionTranslationConfig, context: TaskContext):
+        self.config, self.context = config, context
+        if context.kind != "encoder":
+            raise ValueError("task.type position_translation needs an encoder; for language models: translation.")
+        if not math.isfinite(config.length_ratio) or config.length_ratio < 1:
+            raise ValueError(f"task.length_ratio should be at least 1, but is {config.length_ratio}.")
+        if not config.vocabulary or len(set(config.vocabulary)) != len(config.vocabulary):
+            raise ValueError("task.vocabulary should list different tokens, at least one.")
+        self.labels = [*SPECIAL, *config.vocabulary]
+        self.numbers = {token: number for number, token in enumerate(self.labels) if number > UNKNOWN}
+        self._longest = 8  # tokens of a translation, as far as examples were encoded
+
+    def model(self, source: Source) -> nnx.Module:
+        return Model(source.backbone, task_head(source, "token", labels=self.labels))
+
+    # ---------------------------------------------------------------- host
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
+        for example, name in zip(examples, names, strict=True):
+            if not references(example):
+                raise ValueError(f"{name} has no translation: fill it in, or remove the row.")
+        texts = tokenise([example.input or example.instruction for example in examples], names, self.context)
+        encoded = []
+        for example, text in zip(examples, texts, strict=True):
+            if text is None:
+                continue
+            tokens = split(references(example)[0], self.config.unit)
+            target = np.array([self.numbers.get(token, UNKNOWN) for token in tokens], np.int32)
+            self._longest = max(self._longest, -(-len(target) // 8) * 8)
+            longer = self._lengthened(text)
+            if not self._fits(target, len(longer.tokens)):
+                self._count("translations with more tokens than positions, of which the rest is not learnt")
+            encoded.append(Encoded(longer, target, example))
+        return encoded
+
+    def _lengthened(self, text: Text) -> Text:
+        """`length_ratio` positions a token: each repeated for ctc, masks behind the text for aligned.
+
+        It depends on the source alone, so that nothing of the translation is given away where it is not known.
+        """
+        size = len(text.tokens)
+        positions = min(math.ceil(size * self.config.length_ratio), self.context.max_length)
+        if self.config.form == "ctc":
+            places = np.arange(positions) * size // positions
+            return Text(text.tokens[places], None if text.types is None else text.types[places])
+        tokenizer = self.context.tokenizer
+        mask = next(
+            i for i in (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id) if i is not None
+        )
+        more = np.full(max(0, positions - size), mask, np.int32)
+        types = None if text.types is None else np.append(text.types, np.zeros_like(more))
+        return Text(np.append(text.tokens, more), types)
+
+    def _fits(self, target: np.ndarray, positions: int) -> bool:
+        if self.config.form == "aligned":
+            return len(target) <= positions
+        return len(target) + int((target[1:] == target[:-1]).sum()) <= positions  # equal ones need a blank between them
+
+    def _count(self, what: str) -> None:
+        self.context.counts[what] = self.context.counts.get(what, 0) + 1
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+        texts = [e.text for e in encoded]
+        if self.config.form == "aligned":
+            labels = []
+            for e in encoded:
+                each = np.full(len(e.text.tokens), NOTHING, np.int32)
+                kept = e.target[: len(each)]
+                each[: len(kept)] = kept
+                labels.append(each)
+            return Parts(texts, per_token={"labels": labels})
+        targets = np.zeros((len(encoded), self._longest), np.int32)
+        for row, e in enumerate(encoded):
+            targets[row, : len(e.target)] = e.target
+        fits = np.array([self._fits(e.target, len(e.text.tokens)) for e in encoded], np.float32)
+        sizes = np.array([len(e.target) for e in encoded], np.int32)
+        return Parts(texts, per_text={"targets": targets, "sizes": sizes, "weights": fits})
+
+    # ---------------------------------------------------------------- device
+
+    def loss(
+        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """aligned: a mean over positions; ctc: over tokens of the translations."""
+        hidden = model.head.transform(model.hidden(batch, dropout), dropout)
+        output = model.head.output
+        if self.config.form == "aligned":
+            weights = (batch["segment_ids"] > 0).astype(jnp.float32)
+            table = {"table": output.kernel[...].T, "bias": output.bias[...]}
+            return losses.linear_cross_entropy(hidden, labels=batch["labels"], weights=weights, **table), weights.sum()
+        log_probs = jax.nn.log_softmax(output(hidden).astype(jnp.float32), axis=-1)
+        each = ctc_losses(
+            log_probs, batch["segment_ids"], batch["positions"], batch["targets"], batch["sizes"], blank=NOTHING
+        )
+        return jnp.sum(each * batch["weights"]), jnp.sum(batch["sizes"] * batch["weights"])
+
+    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+        """int32 [rows, length]: the likeliest output at each position."""
+        return model.head(model.hidden(batch)).argmax(-1).astype(jnp.int32)
+
+    # ---------------------------------------------------------------- scores
+
+    def decode(self, outputs: np.ndarray) -> list[int]:
+        """The tokens that a text's outputs [positions] write: up to the first end; or, by CTC, each run once."""
+        if self.config.form == "aligned":
+            ends = np.flatnonzero(outputs == NOTHING)
+            return outputs[: ends[0] if len(ends) else None].tolist()
+        first = np.append(True, outputs[1:] != outputs[:-1])
+        return outputs[first & (outputs != NOTHING)].tolist()
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+        written = [self.decode(outputs) for outputs in predict([e.text for e in encoded])]
+        joint = "" if self.config.unit == "character" else " "
+        texts = [joint.join(self.labels[i] for i in tokens if i != UNKNOWN).strip() for tokens in written]
+        scores = self._scores(encoded, texts)
+        wanted, found = zip(*self._places(encoded, written), strict=True)
+        by_place = classification_metrics(wanted, found)
+        frequent = [token for token, _ in Counter(wanted).most_common(REPORTED)]
+        _, report = classification_report(
+            [t if t in frequent else "<other>" for t in wanted], [t if t in frequent else "<other>" for t in found]
+        )
+        places = {"token accuracy": by_place["accuracy"], "token macro_f1": by_place["macro_f1"]}
+        return replace(
+            scores,
+            metrics=scores.metrics | places,
+            report=f"Tokens by their place in the first reference, the {len(frequent)} most frequent\n{report}",
+            protocol=f"{self.config.form}, all positions at once; {scores.protocol}",
+        )
+
+    def _places(self, encoded: Sequence[Encoded], written: Sequence[list[int]]) -> Iterator[tuple[str, str]]:
+        """(token of the first reference, token written at its place) of all places."""
+        for e, tokens in zip(encoded, written, strict=True):
+            for place, wanted in enumerate(e.target.tolist()):
+                yield self.labels[wanted], self.labels[tokens[place] if place < len(tokens) else NOTHING]
+
+    def _scores(self, encoded: Sequence[Encoded], texts: list[str]) -> Scores:
+        examples = [e.example for e in encoded]
+        found = judge_translations(texts, [references(e) for e in examples])
+        return scores_of_texts(examples, [e.input or e.instruction for e in examples], texts, found)
+
+    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+        nearest = nearest_translation([e.example for e in train])
+        return {"translation of the most similar source": self._scores(test, nearest([e.example for e in test]))}
+
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return shown_text(record)
+
+
+def ctc_losses(
+    log_probs: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    targets: jax.Array,
+    sizes: jax.Array,
+    *,
+    blank: int,
+) -> jax.Array:
+    """−log p(target) of each text of packed rows, all ways to place its tokens added up (Graves et al., 2006).
+
+    One pass over the places of a row, which starts anew where a text begins.
+
+    Args:
+      log_probs: float32 [rows, length, outputs].
+      segment_ids, positions: int32 [rows, length], as in every batch.
+      targets: int32 [rows, segments, longest]; `sizes` int32 [rows, segments], how many of each count.
+
+    Returns: float32 [rows, segments]; 0 for a text that is not there, very large where the text is too short.
+    """
+    rows, length = segment_ids.shape
+    number = jnp.maximum(segment_ids - 1, 0)
+    here = jnp.take_along_axis(targets, number[..., None], axis=1)  # [rows, length, longest]
+    size = jnp.take_along_axis(sizes, number, axis=1)
+    states = 2 * targets.shape[-1] + 1  # blank, token, blank, token, ..., blank
+    label = jnp.full((rows, length, states), blank).at[..., 1::2].set(here)
+    emitted = jnp.take_along_axis(log_probs, label, axis=-1)
+    skips = jnp.zeros_like(label, bool).at[..., 3::2].set(here[..., 1:] != here[..., :-1])  # over the blank between
+    begins = (positions == 0) & (segment_ids > 0)
+    following = jnp.pad(segment_ids[:, 1:], ((0, 0), (0, 1)))
+    ends = (segment_ids > 0) & (following != segment_ids)
+
+    def step(before: jax.Array, place: Any) -> tuple[jax.Array, jax.Array]:
+        emitted, skips, begins, size = place
+        one = jnp.pad(before[:, :-1], ((0, 0), (1, 0)), constant_values=NEVER)
+        two = jnp.where(skips, jnp.pad(before[:, :-2], ((0, 0), (2, 0)), constant_values=NEVER), NEVER)
+        start = jnp.where(jnp.arange(states) < 2, 0.0, NEVER)
+        reached = jnp.where(begins[:, None], start, jnp.logaddexp(jnp.logaddexp(before, one), two))
+        after = jnp.maximum(reached + emitted, NEVER)
+        last = jnp.take_along_axis(after, 2 * size[:, None], axis=1)[:, 0]
+        token = jnp.take_along_axis(after, jnp.maximum(2 * size[:, None] - 1, 0), axis=1)[:, 0]
+        return after, jnp.where(size > 0, jnp.logaddexp(last, token), last)
+
+    by_place = [jnp.moveaxis(x, 1, 0) for x in (emitted, skips, begins, size)]
+    _, total = jax.lax.scan(step, jnp.full((rows, states), NEVER), tuple(by_place))
+    found = jnp.where(ends, -jnp.moveaxis(total, 0, 1), 0)  # [rows, length]
+    member = segment_ids[:, None] == 1 + jnp.arange(targets.shape[1])[None, :, None]
+    return jnp.sum(jnp.where(member, found[:, None], 0), axis=-1)

@@ -1,0 +1,55 @@
+"""Question answering by writing the answer: exact match and F1 as in SQuAD, in every language."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.metrics.answers import exact_match, f1
+from instructrec_jax.tasks.base import TaskConfig, TaskContext
+from instructrec_jax.tasks.generation.written_answers import (
+    Judgement,
+    WritingConfig,
+    WritingTask,
+    by_language,
+    references,
+)
+
+
+@TaskConfig.register_subclass("question_answering")
+@dataclass
+class QuestionAnsweringConfig(WritingConfig):
+    """Write the answer to a question, from a context (`input`) or from memory."""
+
+    max_new_tokens: int = 32  # tokens of a written answer, where it is scored
+
+    def build(self, context: TaskContext) -> "QuestionAnsweringTask":
+        return QuestionAnsweringTask(self, context)
+
+
+def judge_answers(examples: Sequence[Example], answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> Judgement:
+    """Exact match and F1, each case with the reference that gives the most; also of each language.
+
+    Args:
+      wanted: references of each case; "" stands for a question that has no answer.
+    """
+    pairs = list(zip(answers, wanted, strict=True))
+    cases = {
+        "exact_match": np.array([exact_match(text, each) for text, each in pairs]),
+        "f1": np.array([f1(text, each) for text, each in pairs]),
+    }
+    languages = by_language(examples, [e.instruction for e in examples])
+    metrics = {name: float(values.mean()) for name, values in cases.items()}
+    metrics |= {f"f1 ({name})": float(cases["f1"][inside].mean()) for name, inside in languages.items()}
+    return Judgement(metrics, cases, "f1", "answers normalised as in SQuAD", languages)
+
+
+class QuestionAnsweringTask(WritingTask):
+    def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
+        return judge_answers(examples, answers, [references(e) for e in examples])
+
+    def rules(self, train: Sequence[Example]) -> dict[str, Callable[[Sequence[Example]], list[str]]]:
+        (most, _), *_ = Counter(references(e)[0] for e in train).most_common(1)
+        return {"most frequent answer": lambda examples: [most] * len(examples)}

@@ -1,0 +1,57 @@
+"""Translation by a language model, decoder or encoder–decoder: BLEU and chrF."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.metrics.text import bleu, chrf, sentence_chrf
+from instructrec_jax.tasks.base import TaskConfig, TaskContext
+from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
+from instructrec_jax.tasks.generation.written_answers import (
+    Judgement,
+    WritingConfig,
+    WritingTask,
+    by_language,
+    references,
+)
+
+
+@TaskConfig.register_subclass("translation")
+@dataclass
+class TranslationConfig(WritingConfig):
+    """Write `input` in another language."""
+
+    def build(self, context: TaskContext) -> "TranslationTask":
+        return TranslationTask(self, context)
+
+
+def judge_translations(answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> Judgement:
+    """Corpus BLEU and chrF with sacrebleu's signatures; chrF of each case."""
+    (bleu_score, bleu_signature), (chrf_score, chrf_signature) = bleu(answers, wanted), chrf(answers, wanted)
+    cases = {"sentence chrF": np.array(sentence_chrf(answers, wanted))}
+    metrics = {"BLEU": bleu_score, "chrF": chrf_score, "sentence chrF": float(cases["sentence chrF"].mean())}
+    return Judgement(metrics, cases, "sentence chrF", f"BLEU {bleu_signature}, chrF {chrf_signature}")
+
+
+def nearest_translation(train: Sequence[Example]) -> Callable[[Sequence[Example]], list[str]]:
+    sources = [e.input or e.instruction for e in train]
+    known = [references(e)[0] for e in train]
+    return lambda examples: nearest_answers(sources, known, [e.input or e.instruction for e in examples])
+
+
+class TranslationTask(WritingTask):
+    def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
+        """Where the references are in several languages, BLEU also of each, by its own tokenizer."""
+        wanted = [references(e) for e in examples]
+        found = judge_translations(answers, wanted)
+        for name, inside in by_language(examples, [first for first, *_ in wanted]).items():
+            score, signature = bleu([answers[i] for i in inside], [wanted[i] for i in inside])
+            found.metrics[f"BLEU ({name})"] = score
+            found.segments[name] = inside
+            found.protocol += f", BLEU ({name}) {signature}"
+        return found
+
+    def rules(self, train: Sequence[Example]) -> dict[str, Callable[[Sequence[Example]], list[str]]]:
+        return {"translation of the most similar source": nearest_translation(train)}

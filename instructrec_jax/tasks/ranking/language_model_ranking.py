@@ -1,0 +1,322 @@
+"""Ranking with a language model: how likely it finds each candidate's name as the answer to the instruction.
+
+    likelihood   Σ log p(token of the name | instruction, tokens before) / tokens ** alpha
+    choice       the same, after the instruction lists the candidates
+    yes_no       log p(yes) − log p(no), asked of each candidate by itself
+    pairwise     wins in a tournament of all pairs, each asked in both orders
+
+It learns to answer what it will be asked: the wanted item's name, or yes and no, or the better one of a pair.
+"""
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.prompts import TemplateName, question
+from instructrec_jax.inference.likelihood import normalised
+from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext
+from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
+from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
+from instructrec_jax.tasks.ranking.ranking_task import Target
+from instructrec_jax.tasks.ranking.reranker import RerankingConfig, RerankingTask
+
+MOST_PAIRED = 20  # candidates of a tournament: every pair is asked about twice
+ANSWERS = 4096  # answers that are tokenised and scored at a time
+WRITTEN = ("pointwise", "request", "preference", "relatedness")  # the grammar's forms whose output is no item
+
+# Named, because --help shows a setting's comment only where its type is a plain name.
+Form = Literal["likelihood", "choice", "yes_no", "pairwise"]
+QUESTIONS = {
+    "choice": "Choose one of these:\n{candidates}",
+    "yes_no": "Is {candidate} the right choice? Answer {yes} or {no}.",
+    "pairwise": "Which one is the better choice: {first} or {second}?",
+}
+SLOTS = {
+    "choice": {"candidates"},
+    "yes_no": {"candidate", "yes", "no"},
+    "pairwise": {"first", "second"},
+}
+
+
+@TaskConfig.register_subclass("language_model_ranking")
+@dataclass
+class LanguageModelRankingConfig(RerankingConfig, LanguageModelConfig):
+    """Rank candidates by how likely a language model finds them as answers."""
+
+    form: Form = "likelihood"  # of names; choice: the same with the candidates listed; yes_no of each; pairwise: of two
+    alpha: float = 1.0  # log-likelihoods of names are divided by their number of tokens to this power; 0: not at all
+    end_token: bool = True  # whether what ends the answer counts among a name's tokens
+    yes: str = "yes"  # the answer of yes_no for a right candidate: one or several words
+    no: str = "no"  # the answer of yes_no for a wrong candidate
+    question: str | None = None  # what follows the instruction in the other forms; null: a sentence of this project
+    # LanguageModelConfig's, again: --help finds comments along one line of ancestors only.
+    train_on: TrainOn = "completions"  # the names and what ends them, or every token (decoders only)
+    template: TemplateName = "auto"  # auto: the tokenizer's own; if it has none, alpaca, for encoder–decoders plain
+    label_smoothing: float = 0.0  # share of the target that is spread over all tokens (training only)
+    z_loss: float = 0.0  # weight of logsumexp(logits) squared in the training loss; 1e-4 keeps large models stable
+    max_target_length: int | None = None  # encoder–decoders: tokens an answer may have, EOS too; null: max_length
+
+    def build(self, context: TaskContext) -> "LanguageModelRankingTask":
+        return LanguageModelRankingTask(self, context)
+
+
+@dataclass(frozen=True)
+class NamedTarget(Target):
+    """A target, and what is learnt of the example's text (see `LanguageModelTask`)."""
+
+    labels: np.ndarray
+    supervised: np.ndarray
+
+
+class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
+    """Trains as a language model does, on the names of wanted items; evaluates as a reranker does.
+
+    Prompt and name are tokenised as one text, as in training (see `data.prompts.tokenise_pieces`): where they end up in
+    one token, it belongs to the prompt and is not scored. Names are `Catalogue.name`, without blanks around them.
+    """
+
+    greater_is_better = True
+
+    def __init__(self, config: LanguageModelRankingConfig, context: TaskContext):
+        LanguageModelTask.__init__(self, config, context)
+        RerankingTask.__init__(self, config, context)
+        if context.truncate == "right" and not (self.is_pair and config.form == "likelihood"):
+            raise ValueError(
+                "data.truncate right would cut what is asked at the end of a text: set left, drop or error."
+            )
+        if not np.isfinite(config.alpha):
+            raise ValueError(f"task.alpha should be a finite number (1: the mean of a token), but is {config.alpha}.")
+        if config.form == "likelihood" and config.question is not None:
+            raise ValueError("task.question belongs to the forms choice, yes_no and pairwise: leave it out.")
+        if config.form != "likelihood":
+            self._check_question()
+        if config.form == "yes_no":
+            self._check_yes_no()
+        self.names = [self.catalogue.name(number).strip() for number in range(len(self.catalogue))]
+        ids = self.tokenizer(self.names, add_special_tokens=False, verbose=False)["input_ids"]
+        self._lengths = np.array([len(each) for each in ids])
+        self._longest: list[int] = np.argsort(-self._lengths, kind="stable").tolist()
+        most = self._lengths.max() + 1  # and what ends an answer
+        if self.is_pair and most > self._longest_target:
+            raise ValueError(
+                f"the name of item {self.catalogue.ids[self._longest[0]]!r} has {most} tokens with what ends it, but "
+                f"an answer may have {self._longest_target}: raise task.max_target_length."
+            )
+
+    def _check_question(self) -> None:
+        slots = SLOTS[self.config.form]
+        try:
+            found = {name for _, name, _, _ in string.Formatter().parse(self._question) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"task.question {self._question!r} cannot be read: {error}.") from error
+        needed = slots - {"yes", "no"}
+        if not needed <= found <= slots:
+            wanted = ", ".join("{" + slot + "}" for slot in sorted(slots))
+            raise ValueError(f"task.question {self._question!r} should have the slots {wanted}, and no others.")
+
+    def _check_yes_no(self) -> None:
+        first = []
+        for word in (self.config.yes, self.config.no):
+            if not word.strip():
+                raise ValueError("task.yes and task.no should be words.")
+            tokens, counts = self._answers(Example(instruction="Is it?"), [word])[0]
+            first.append(tokens[np.argmax(counts)])
+        if first[0] == first[1]:
+            raise ValueError(
+                f"task.yes {self.config.yes!r} and task.no {self.config.no!r} begin with the same token, so the model "
+                "cannot tell them apart where it begins to answer: choose other words."
+            )
+
+    @property
+    def _question(self) -> str:
+        return self.config.question or QUESTIONS[self.config.form]
+
+    # -------------------------------------------------------------- questions
+
+    def _ask(self, example: Example, **said: str) -> Example:
+        """The example without an answer, with the form's question below what it says."""
+        asked = question(example)
+        if not said:
+            return asked
+        if asked.messages:
+            raise ValueError(
+                f"example {example.id!r} is a conversation; task.form {self.config.form} asks of instructions: "
+                "use likelihood."
+            )
+        words = self._question.format(**said)
+        if asked.input:
+            return replace(asked, input=f"{asked.input}\n{words}")
+        return replace(asked, instruction=f"{asked.instruction}\n{words}")
+
+    def _choice(self, example: Example, items: Sequence[int]) -> Example:
+        listed = "\n".join(f"- {name}" for name in dict.fromkeys(self.names[item] for item in items))
+        return self._ask(example, candidates=listed)
+
+    def _yes_no(self, example: Example, item: int) -> Example:
+        return self._ask(example, candidate=self.names[item], yes=self.config.yes, no=self.config.no)
+
+    def _pair(self, example: Example, first: int, second: int) -> Example:
+        return self._ask(example, first=self.names[first], second=self.names[second])
+
+    # -------------------------------------------------------------- training
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Of each the text that is learnt, or one as long as it can get, where `gather` draws what is asked."""
+        targets, wanted, learnt = [], [], []
+        rng = np.random.default_rng(self.context.seed)
+        nothing = np.empty(0, np.int32)
+        for number, example in enumerate(examples):
+            name = f"example {example.id or number!r}"
+            if example.origin.get("form") in WRITTEN:  # to be learnt, not to be ranked
+                target, item, asked = Target(nothing, nothing), -1, example
+            else:
+                target = self.target(example, name)
+                item = int(rng.choice(target.items))
+                asked = self._longest_question(example, item)
+            targets.append(target)
+            wanted.append(item)
+            learnt.append(replace(asked, id=example.id or str(number)))
+        place = {id(example): number for number, example in enumerate(learnt)}
+        encoded = []
+        for e in LanguageModelTask.encode(self, learnt):
+            number = place[id(e.example)]
+            if wanted[number] < 0 or self._has_room(e, wanted[number]):
+                target = NamedTarget(targets[number].items, targets[number].history, *e.target)
+                encoded.append(Encoded(e.text, target, examples[number]))
+        return encoded
+
+    def _longest_question(self, example: Example, wanted: int) -> Example:
+        longest, config = self._longest, self.config
+        if config.form == "likelihood":
+            return replace(self._ask(example), output=self.names[wanted])
+        if config.form == "choice":
+            return replace(self._choice(example, longest[: 1 + config.negatives]), output=self.names[longest[0]])
+        if config.form == "yes_no":
+            words = sorted([config.yes, config.no], key=lambda word: len(self.tokenizer(word)["input_ids"]))
+            return replace(self._yes_no(example, longest[0]), output=words[-1])
+        return replace(self._pair(example, longest[0], longest[-1]), output=self.names[longest[0]])
+
+    def _has_room(self, e: Encoded, wanted: int) -> bool:
+        """Whether a decoder's text has room for the longest name instead of its own; False: the example is dropped."""
+        if self.is_pair or self.config.form != "likelihood":
+            return True
+        length = len(e.text.tokens) + int(self._lengths.max() - self._lengths[wanted])
+        if length <= self.context.max_length:
+            return True
+        if self.context.truncate == "error":
+            raise ValueError(
+                f"example {e.example.id!r} has {length} tokens with the longest name of the catalogue as its answer, "
+                f"but data.max_length is {self.context.max_length}. Raise it, or say what to do with long prompts: "
+                "--data.truncate left or drop."
+            )
+        self._count("prompts dropped" if self.context.truncate == "drop" else "prompts cut", 1)
+        return self.context.truncate == "left"
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+        """What is asked about drawn candidates is written anew for each batch; all else is learnt as it was encoded."""
+        learnt: list[tuple[Text, np.ndarray, np.ndarray]] = []
+        asked: list[Example] = []
+        for e in encoded:
+            if self.config.form == "likelihood" or not len(e.target.items):
+                learnt.append((e.text, e.target.labels, e.target.supervised))
+            else:
+                asked += self._draw(e, rng)
+        if asked:
+            learnt += [(e.text, *e.target) for e in LanguageModelTask.encode(self, asked)]
+        texts, labels, supervised = (list(column) for column in zip(*learnt, strict=True))
+        return Parts(texts, per_token={"labels": labels, "supervised": supervised})
+
+    def _draw(self, e: Encoded, rng: np.random.Generator) -> list[Example]:
+        wanted, wrong = int(rng.choice(e.target.items)), [int(item) for item in self.negatives(e, rng)]
+        if self.config.form == "choice":
+            listed = [int(item) for item in rng.permutation([wanted, *wrong])]
+            return [replace(self._choice(e.example, listed), output=self.names[wanted])]
+        if self.config.form == "yes_no":
+            right = replace(self._yes_no(e.example, wanted), output=self.config.yes)
+            return [right, *(replace(self._yes_no(e.example, item), output=self.config.no) for item in wrong)]
+        asked = []
+        for item in wrong:
+            pair = (wanted, item) if rng.random() < 0.5 else (item, wanted)
+            asked.append(replace(self._pair(e.example, *pair), output=self.names[wanted]))
+        return asked
+
+    # -------------------------------------------------------------- scores
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+        for number, e in enumerate(encoded):
+            if not len(e.target.items):
+                raise ValueError(
+                    f"example {e.example.id or number!r} is of the form {e.example.origin['form']}, whose answer is no "
+                    "item: it can be learnt, but not ranked. Leave it out of data.validation and data.test."
+                )
+        return super().score(predict, encoded)
+
+    def score_candidates(self, predict: Predict, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
+        found = np.zeros(candidates.shape, np.float32)
+        per_item = {"likelihood": 1, "choice": 1, "yes_no": 2, "pairwise": 2 * MOST_PAIRED}[self.config.form]
+        cases = max(1, ANSWERS // max(1, candidates.shape[1] * per_item))
+        for start in range(0, len(encoded), cases):
+            block = range(start, min(start + cases, len(encoded)))
+            # a list may name an item twice
+            listed = [list(dict.fromkeys(candidates[case].tolist())) for case in block]
+            scores = self._score_lists(predict, [encoded[case].example for case in block], listed)
+            for case, items, values in zip(block, listed, scores, strict=True):
+                place = {item: number for number, item in enumerate(items)}
+                found[case] = values[[place[item] for item in candidates[case].tolist()]]
+        return found
+
+    def _score_lists(
+        self, predict: Predict, examples: Sequence[Example], listed: Sequence[list[int]]
+    ) -> list[np.ndarray]:
+        """float64 [items] for the items of each example."""
+        form, names = self.config.form, self.names
+        pairs = list(zip(examples, listed, strict=True))
+        if form in ("likelihood", "choice"):
+            ask = (lambda e, items: self._ask(e)) if form == "likelihood" else self._choice
+            asked = [[(ask(e, items), [names[item] for item in items])] for e, items in pairs]
+            found = self.log_likelihoods(predict, asked, end=self.config.end_token)
+            return [normalised(values[0], self.config.alpha) for values in found]
+        if form == "yes_no":
+            words = [self.config.yes, self.config.no]
+            asked = [[(self._yes_no(e, item), words) for item in items] for e, items in pairs]
+            found = self.log_likelihoods(predict, asked, end=False)
+            return [np.array([each[0, 0] - each[1, 0] for each in values]) for values in found]
+        for items in listed:
+            if len(items) > MOST_PAIRED:
+                raise ValueError(
+                    f"task.form pairwise asks about every pair twice, for up to {MOST_PAIRED} candidates, but there "
+                    f"are {len(items)}: rank fewer (uni9, or two stages with a smaller k), or use likelihood or yes_no."
+                )
+        asked = [
+            [(self._pair(e, a, b), [names[a], names[b]]) for a in items for b in items if a != b] for e, items in pairs
+        ]
+        found = self.log_likelihoods(predict, asked, end=self.config.end_token)
+        return [
+            tournament(len(items), [normalised(each, self.config.alpha) for each in values])
+            for (_, items), values in zip(pairs, found, strict=True)
+        ]
+
+
+def tournament(size: int, scores: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 [size]: how each candidate fares against all others (Copeland, 1951).
+
+    The probability that a beats b is that of a softmax over the two scores, averaged over both orders in which they are
+    asked about, so that a preference for the first or the last named cancels. A win counts 1, a draw ½; among equal
+    numbers of wins the mean probability decides: half of it is added.
+
+    Args:
+      scores: of the ordered pairs (0, 1), (0, 2), ..., (1, 0), ...: float [2], of the first and the second one.
+    """
+    ahead = np.zeros((size, size))
+    pairs = [(a, b) for a in range(size) for b in range(size) if a != b]
+    for (a, b), (first, second) in zip(pairs, scores, strict=True):
+        chance = 0.5 * (1 + np.tanh((first - second) / 2))
+        ahead[a, b] += chance / 2
+        ahead[b, a] += (1 - chance) / 2
+    wins = (ahead > ahead.T) + 0.5 * (ahead == ahead.T) - 0.5 * np.eye(size)
+    return wins.sum(1) + ahead.sum(1) / max(1, size - 1) / 2

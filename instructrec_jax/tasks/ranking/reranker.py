@@ -1,0 +1,286 @@
+"""Cross-scorer: a network reads the instruction and one item's text together, and gives the pair a score.
+
+Dearer than a dual encoder, which reads each item once, but the words of both meet in every layer (Nogueira & Cho, 2019,
+"Passage Re-ranking with BERT"). So it ranks given candidates, or what another scorer retrieved.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tokenizers import Encoding
+
+from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.adapters.losses import binary_cross_entropy
+from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.packing import max_segments
+from instructrec_jax.data.prompts import check_fast, render
+from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, in_parts
+from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask
+from instructrec_jax.tasks.ranking.retrieval import ROW_ARRAYS
+
+MOST_ITEMS = 1000  # the largest catalogue that is ranked as a whole, an item at a time
+PAIRS = 4096  # texts that are made and scored at a time
+
+# Named, because --help shows a setting's comment only where its type is a plain name.
+RerankerLoss = Literal["pointwise", "listwise"]
+Draw = Literal["uniform", "popularity"]
+
+
+@dataclass
+class RerankingConfig(RankingConfig):
+    """Rank given candidates."""
+
+    protocols: list[str] = field(default_factory=lambda: ["uni99"])  # among what: uni9, pop99, hard9, listed, a file
+    negatives: int = 4  # wrong items that a training example is set against: of its candidates, or else drawn
+    draw: Draw = "uniform"  # how negatives are drawn among the items that the example has not seen
+
+
+class RerankingTask(RankingTask):
+    """Base of the tasks that score an item at a time: subclasses fill in `score_candidates`."""
+
+    has_vectors = False
+
+    def __init__(self, config: RerankingConfig, context: TaskContext):
+        # A small catalogue can be scored as a whole, as one list of candidates.
+        self.retrieves = "full" in config.protocols
+        super().__init__(config, context)
+        if self.retrieves and len(self.catalogue) > MOST_ITEMS:
+            raise ValueError(
+                f"task.protocols names full, but the catalogue has {len(self.catalogue):,} items, and this task reads "
+                f"each of them for every case: up to {MOST_ITEMS:,} it would. Name protocols with candidates (uni99, "
+                "pop99, hard9, listed), or retrieve with another run first and rerank what it finds (two stages)."
+            )
+        if config.negatives < 1:
+            raise ValueError(f"task.negatives must be at least 1, but is {config.negatives}.")
+
+    def score_items(self, predict: Predict, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
+        every = np.arange(len(self.catalogue), dtype=np.int32)
+
+        def score_block(block: slice) -> np.ndarray:
+            chosen = encoded[block]
+            return self.score_candidates(predict, chosen, np.broadcast_to(every, (len(chosen), len(every))))
+
+        return score_block
+
+    def negatives(self, e: Encoded, rng: np.random.Generator) -> np.ndarray:
+        """int [n]: up to `negatives` items that an example does not want, distinct, in random order.
+
+        Of its own candidates where it has some; else drawn among what it neither wants nor has seen.
+        """
+        count = self.config.negatives
+        if e.example.candidates:
+            own = np.setdiff1d(self.catalogue.numbers(e.example.candidates), e.target.items)
+            return rng.permutation(own)[:count]
+        excluded = np.union1d(e.target.items, e.target.history)
+        count = min(count, len(self.catalogue) - len(excluded))
+        if self.config.draw == "popularity":
+            chances = self.popularity.copy()
+            chances[excluded] = 0
+            return rng.choice(len(chances), count, replace=False, p=chances / chances.sum())
+        # the n-th item that is not excluded, without listing them all
+        drawn = rng.choice(len(self.catalogue) - len(excluded), count, replace=False)
+        return drawn + np.searchsorted(excluded - np.arange(len(excluded)), drawn, side="right")
+
+
+# ---------------------------------------------------------------- the cross-scorer
+
+
+@TaskConfig.register_subclass("reranker")
+@dataclass
+class RerankerConfig(RerankingConfig):
+    """Rank candidates by reading the instruction and each item's text together."""
+
+    loss: RerankerLoss = "pointwise"  # right or wrong, each pair by itself; or a softmax over an example's pairs
+    item_length: int | None = None  # tokens that an item's text may have, longer ones lose their end; null: any number
+
+    def build(self, context: TaskContext) -> "RerankerTask":
+        return RerankerTask(self, context)
+
+
+class RerankerTask(RerankingTask):
+    """The text of a pair is the tokenizer's own encoding of two texts: [CLS] instruction [SEP] item [SEP] in BERT.
+
+    Where the tokenizer puts nothing between two texts, its sep_token, or else a line break, stands there.
+    """
+
+    needs_pooler = True
+    labels = ["LABEL_0"]  # of the head's one output, as HuggingFace's cross-encoders call it
+
+    def __init__(self, config: RerankerConfig, context: TaskContext):
+        super().__init__(config, context)
+        self.couples_examples = config.loss == "listwise"  # an example's texts may lie in several parts of a batch
+        check_fast(context.tokenizer)
+        if config.item_length is not None and config.item_length < 1:
+            raise ValueError(f"task.item_length must be at least 1, but is {config.item_length}.")
+        longest = int(np.argmax([len(item) for item in self.items]))
+        around = len(self._join(self._pieces(["a"])[0], self.items[longest]).tokens) - 1
+        self.room = context.max_length - around
+        if self.room < 1:
+            raise ValueError(
+                f"the text of item {self.catalogue.ids[longest]!r} has {len(self.items[longest])} tokens, which leaves "
+                f"no room for an instruction in data.max_length ({context.max_length}): raise it, or cut the texts of "
+                "items with task.item_length."
+            )
+
+    def model(self, source: Source) -> nnx.Module:
+        return Model(source.backbone, task_head(source, "sequence", labels=self.labels))
+
+    # -------------------------------------------------------------- host
+
+    def _pieces(self, texts: Sequence[str]) -> list[Encoding]:
+        """Tokens without those that the tokenizer puts around a text."""
+        texts = [text.lower() for text in texts] if self.context.lower_case else list(texts)
+        pieces = self.context.tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False).encodings
+        assert pieces is not None  # of a fast tokenizer
+        return pieces
+
+    @cached_property
+    def items(self) -> list[Encoding]:
+        """The tokens of each item's text."""
+        pieces = self._pieces(self.catalogue.texts)
+        for item, piece in zip(self.catalogue.ids, pieces, strict=True):
+            if not len(piece):
+                raise ValueError(f"the text of item {item!r} has no tokens.")
+        if self.config.item_length is not None:
+            long = [piece for piece in pieces if len(piece) > self.config.item_length]
+            for piece in long:
+                piece.truncate(self.config.item_length)
+            if long:
+                self.context.counts["texts of items cut"] = len(long)
+        return pieces
+
+    @cached_property
+    def _between(self) -> Encoding | None:
+        """What stands between instruction and item, where the tokenizer itself puts nothing there."""
+        pair = self.context.tokenizer("a", "a").encodings[0].sequence_ids
+        first, second = pair.index(0), pair.index(1)
+        if None in pair[first:second]:
+            return None
+        for separator in (self.context.tokenizer.sep_token, "\n"):
+            if separator and len(piece := self._pieces([separator])[0]):
+                return piece
+        raise ValueError(
+            "the tokenizer puts nothing between two texts, has no sep_token and no token for a line break: instruction "
+            "and item would run together. Set sep_token in its files."
+        )
+
+    def _join(self, instruction: Encoding, item: Encoding) -> Text:
+        backend = self.context.tokenizer.backend_tokenizer
+        if self._between is None:
+            both = backend.post_process(instruction, item)
+        else:
+            both = backend.post_process(Encoding.merge([instruction, self._between, item], growing_offsets=False))
+        has_types = "token_type_ids" in self.context.tokenizer.model_input_names
+        return Text(np.array(both.ids, np.int32), np.array(both.type_ids, np.int32) if has_types else None)
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """The text of each is its instruction alone.
+
+        An instruction is too long where the longest item's text does not fit beside it; it is cut the same for all
+        items, so that they are compared on the same words.
+        """
+        context = self.context
+        encoded = []
+        for number, (example, piece) in enumerate(
+            zip(examples, self._pieces(list(map(render, examples))), strict=True)
+        ):
+            name = f"the instruction of example {example.id or number!r}"
+            target = self.target(example, name)
+            if not len(piece):
+                raise ValueError(f"{name} has no tokens.")
+            if len(piece) > self.room:
+                if context.truncate == "error":
+                    raise ValueError(
+                        f"{name} has {len(piece)} tokens, but beside the longest item's text there is room for "
+                        f"{self.room} in data.max_length ({context.max_length}). Raise it, cut the texts of items with "
+                        "task.item_length, or say what to do with long instructions: --data.truncate left, right or "
+                        "drop."
+                    )
+                label = f"instructions {'dropped' if context.truncate == 'drop' else 'cut'}"
+                context.counts[label] = context.counts.get(label, 0) + 1
+                if context.truncate == "drop":
+                    continue
+                self._cut(piece)
+            encoded.append(Encoded(Text(np.array(piece.ids, np.int32)), target, example))
+        return encoded
+
+    def _cut(self, piece: Encoding) -> None:
+        piece.truncate(self.room, direction="left" if self.context.truncate == "left" else "right")
+
+    def pairs(self, encoded: Sequence[Encoded], items: Sequence[np.ndarray]) -> list[Text]:
+        """The texts of some items (numbers) for each example, one after another."""
+        instructions = self._pieces([render(e.example) for e in encoded]) if encoded else []
+        for piece in instructions:
+            if len(piece) > self.room:
+                self._cut(piece)
+        return [
+            self._join(piece, self.items[item])
+            for piece, chosen in zip(instructions, items, strict=True)
+            for item in chosen.tolist()
+        ]
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+        """The wanted item (one of several, drawn) of each example, and its negatives."""
+        size = 1 + self.config.negatives
+        lists = [np.append(rng.choice(e.target.items), self.negatives(e, rng)) for e in encoded]
+        lengths = np.array([len(items) for items in lists])
+        texts = self.pairs(encoded, lists)
+        first = np.cumsum(lengths) - lengths
+        if self.config.loss == "pointwise":
+            targets = np.zeros(len(texts), np.float32)
+            targets[first] = 1
+            return Parts(texts, per_text={"targets": targets, "weights": np.ones(len(texts), np.float32)})
+        present = np.arange(size) < lengths[:, None]
+        numbers = np.where(present, first[:, None] + np.arange(size), first[:, None])
+        return Parts(texts, per_example={"present": present}, slots={"slots": numbers})
+
+    # -------------------------------------------------------------- device
+
+    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+        """float32 [rows, segments]: the score of each pair."""
+        return self._scores_of(model, batch, None)
+
+    def _scores_of(self, model: Any, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
+        hidden = model.hidden(batch, dropout)
+        segments = max_segments(hidden.shape[1])
+        return model.head(model.backbone, hidden, batch["segment_ids"], segments, dropout=dropout)[..., 0]
+
+    def loss(
+        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Pointwise: sigmoid cross-entropy of each pair, 1 for a wanted item. Listwise: softmax cross-entropy of the
+        wanted item among the example's own (ListNet's top-one loss with one relevant item; Cao et al., 2007).
+
+        A list's pairs may lie in several parts of an accumulated batch: the pairs then go through the network part by
+        part, and again in the backward pass, and their scores meet.
+        """
+        if self.config.loss == "pointwise":
+            scores = self._scores_of(model, batch, dropout)
+            each = binary_cross_entropy(scores[..., None], batch["targets"][..., None])
+            return jnp.sum(each * batch["weights"]), jnp.sum(batch["weights"])
+        rows = {name: batch[name] for name in ROW_ARRAYS}
+        scores = in_parts(self._scores_of, model, rows, dropout, parts)
+        logits = jnp.where(batch["present"], scores.reshape(-1)[batch["slots"]], -jnp.inf)
+        return jnp.sum(jax.nn.logsumexp(logits, -1) - logits[:, 0]), jnp.float32(len(logits))
+
+    # -------------------------------------------------------------- scores
+
+    def score_candidates(self, predict: Predict, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
+        found = [np.empty((0, candidates.shape[1]), np.float32)]
+        cases = max(1, PAIRS // max(1, candidates.shape[1]))
+        for start in range(0, len(encoded), cases):
+            block = slice(start, start + cases)
+            texts = self.pairs(encoded[block], list(candidates[block]))
+            # token types as an array of their own: of texts alone every one would be remembered until the end
+            types = [np.zeros(len(t.tokens), np.int32) if t.types is None else t.types for t in texts]
+            scores = predict([Text(t.tokens) for t in texts], token_types=types)
+            found.append(np.array(scores, np.float32).reshape(-1, candidates.shape[1]))
+        return np.concatenate(found)

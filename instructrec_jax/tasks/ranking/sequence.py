@@ -1,0 +1,234 @@
+"""Next-item recommendation: a history as a sequence of item vectors, with the instruction's vector as their prefix.
+
+The backbone reads words, once: the texts of the items and the distinct instructions become vectors in the state's
+buffers (`refresh`), and stays as it is (tune it before, as a dual encoder). What is trained is the head, a small causal
+transformer, by a softmax over the catalogue.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.adapters.checkpoint_heads import Source
+from instructrec_jax.adapters.dual_encoder import unit_length
+from instructrec_jax.adapters.heads import pool_segments
+from instructrec_jax.adapters.losses import linear_cross_entropy
+from instructrec_jax.adapters.next_item import NextItemHead, NextItemSpec
+from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.packing import max_segments
+from instructrec_jax.data.prompts import render
+from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, in_parts, tokenise
+from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask
+
+Supervise = Literal["all", "last"]
+NextItemSoftmax = Literal["full", "sampled"]
+PLACES = ("tokens", "segment_ids", "positions")
+ONCE = 2**31  # steps between refreshes: only at the beginning, since the backbone stays as it is
+
+
+@TaskConfig.register_subclass("sequence")
+@dataclass
+class SequenceConfig(RankingConfig):
+    """Find the next item of a history, seen as a sequence of item vectors behind the instruction's."""
+
+    text: bool = True  # items and instructions are known by their words, through the backbone
+    ids: bool = True  # each item also has a vector of its own (items nobody chose yet have none)
+    hidden_size: int = 64  # width of the sequence's network
+    num_layers: int = 2  # of it
+    num_heads: int = 2  # of its attention
+    dropout: float = 0.2  # of its embeddings and layers
+    history_limit: int = 50  # items of a history that are looked at: the last; in training, any so many in a row
+    supervise: Supervise = "all"  # learn to name every item of a history, or the wanted one alone
+    softmax: NextItemSoftmax = "full"  # candidates that a wanted item competes with: the catalogue, or a sample of it
+    negatives: int = 1024  # for sampled: items drawn by popularity for each batch, shared by its places
+    pooling: Pooling | None = None  # how the backbone's tokens become one vector; null: what the checkpoint declares
+
+    def build(self, context: TaskContext) -> "SequenceTask":
+        return SequenceTask(self, context)
+
+
+class SequenceTask(RankingTask):
+    """An example's text is [number of its instruction, items of its history]; its labels are the items that follow."""
+
+    refresh_every = ONCE
+    reads_history = True
+
+    def __init__(self, config: SequenceConfig, context: TaskContext):
+        super().__init__(config, context)
+        self.config: SequenceConfig = config
+        if config.history_limit < 1:
+            raise ValueError(f"task.history_limit must be at least 1, but is {config.history_limit}.")
+        if config.history_limit + 1 > context.max_length:
+            raise ValueError(
+                f"data.max_length is {context.max_length}, but a sequence has task.history_limit + 1 = "
+                f"{config.history_limit + 1} places: raise the one or lower the other."
+            )
+        if not (config.text or config.ids):
+            raise ValueError("task.text and task.ids are both false: items would have no vectors.")
+        self.couples_examples = config.softmax == "sampled"  # by the negatives that a batch shares
+        self.freeze = ["^backbone/"] if config.text else []
+        self.pooling: Any = config.pooling
+        self.instructions: dict[str, int] = {}
+        self.instruction_texts: list[Text] = []
+        self._text_vectors: np.ndarray | None = None
+
+    def model(self, source: Source) -> nnx.Module:
+        self.pooling = self.config.pooling or source.pooling.mode
+        spec = NextItemSpec(
+            num_items=len(self.catalogue) - self.new_items,
+            text_size=source.config.hidden_size if self.config.text else 0,
+            ids=self.config.ids,
+            hidden_size=self.config.hidden_size,
+            num_layers=self.config.num_layers,
+            num_heads=self.config.num_heads,
+            max_length=self.config.history_limit + 1,
+            dropout=self.config.dropout,
+        )
+        head = NextItemHead(spec, rngs=source.rngs, dtype=source.dtype)
+        return Model(source.backbone if self.config.text else None, head)
+
+    # -------------------------------------------------------------- host
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        words = [render(example) if self.config.text else "" for example in examples]
+        new = [text for text in dict.fromkeys(words) if text and text not in self.instructions]
+        names = [f"the instruction {text!r}" for text in new]
+        for text, tokens in zip(new, tokenise(new, names, self.context) if new else [], strict=True):
+            if tokens is None:
+                raise ValueError("instructions cannot be dropped for their length: set data.truncate to left or right.")
+            self.instructions[text] = len(self.instruction_texts)
+            self.instruction_texts.append(tokens)
+        encoded = []
+        for number, (example, text) in enumerate(zip(examples, words, strict=True)):
+            target = self.target(example, f"example {example.id or number!r}")
+            history = target.history[-self.config.history_limit :]
+            if cut := len(target.history) - len(history):
+                name = "items of histories beyond task.history_limit"
+                self.context.counts[name] = self.context.counts.get(name, 0) + cut
+            places = np.array([self.instructions.get(text, 0), *history], np.int32)
+            encoded.append(Encoded(Text(places), target, example))
+        return encoded
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+        texts, labels, supervised = [], [], []
+        for e in encoded:
+            items, places = np.append(e.target.history, rng.choice(e.target.items)), len(e.text.tokens)
+            start = len(items) - places
+            if self.config.supervise == "all" and start:  # of a long history another window at each visit
+                start = int(rng.integers(start + 1))
+            window = items[start : start + places].astype(np.int32)
+            texts.append(Text(np.append(e.text.tokens[:1], window[:-1])))
+            labels.append(window)
+            supervised.append(np.full(places, self.config.supervise == "all", np.int32))
+            supervised[-1][-1] = 1
+        parts = Parts(texts, per_token={"labels": labels, "supervised": supervised})
+        if self.config.softmax == "sampled":
+            drawn = rng.choice(len(self.catalogue), self.config.negatives, p=self.popularity)
+            parts.per_example = {
+                "negatives": drawn.astype(np.int32),
+                "log_expected": np.log(self.config.negatives * self.popularity[drawn]).astype(np.float32),
+            }
+        return parts
+
+    # -------------------------------------------------------------- device
+
+    def loss(
+        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Softmax cross-entropy of the next item, over the catalogue or over a sample of it.
+
+        Sampled: the sum over the catalogue is estimated by the wanted item and the drawn ones, exp(s − log(n q)) each,
+        with n draws from the probabilities q (Jean et al., 2015, equation 8; the logQ correction).
+        """
+        nothing = jnp.zeros((len(self.catalogue), 0))
+        items, instructions = (buffers.get(name, nothing) for name in ("item_texts", "instruction_texts"))
+        weights = batch["supervised"].astype(jnp.float32)
+
+        def queries(model: Any, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
+            return model.head(*(rows[name] for name in PLACES), items, instructions, keys)
+
+        if self.config.softmax == "full":
+            table, bias = model.head.item_vectors(items)
+            total = linear_cross_entropy(queries(model, batch, dropout), table, batch["labels"], weights, bias=bias)
+            return total, jnp.sum(weights)
+
+        def losses(model: Any, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
+            wanted, bias = model.head.item_vectors(items, rows["labels"])
+            others, others_bias = model.head.item_vectors(items, batch["negatives"])
+            asked = queries(model, rows, keys)
+            score = jnp.sum(asked * wanted, -1, dtype=jnp.float32) + (0 if bias is None else bias)
+            against = jnp.einsum("rld,nd->rln", asked, others, preferred_element_type=jnp.float32)
+            against = against + (0 if others_bias is None else others_bias) - batch["log_expected"]
+            against = jnp.where(rows["labels"][..., None] == batch["negatives"], -jnp.inf, against)
+            return jax.nn.logsumexp(jnp.concatenate([score[..., None], against], -1), -1) - score
+
+        rows = {name: batch[name] for name in (*PLACES, "labels")}
+        return jnp.sum(weights * in_parts(losses, model, rows, dropout, parts)), jnp.sum(weights)
+
+    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+        """float32 [rows, segments, ...] of what the batch holds.
+
+        Words: the backbone's unit vectors. Items (`item_texts` given): vector and bias. Histories (`instruction_texts`
+        given too): the query and 1, so that query · item is the score.
+        """
+        segments, most = batch["segment_ids"], max_segments(batch["tokens"].shape[1])
+        if "item_texts" not in batch:
+            return unit_length(pool_segments(model.hidden(batch), segments, self.pooling, most).astype(jnp.float32))
+        if "instruction_texts" not in batch:
+            vectors, bias = model.head.item_vectors(batch["item_texts"], batch["tokens"])
+            last = jnp.zeros(segments.shape) if bias is None else bias
+        else:
+            places = (batch[name] for name in PLACES)
+            vectors = model.head(*places, batch["item_texts"], batch["instruction_texts"])
+            last = jnp.ones(segments.shape)
+        both = jnp.concatenate([vectors.astype(jnp.float32), last[..., None]], -1)
+        return pool_segments(both, segments, "lasttoken", most)
+
+    # -------------------------------------------------------------- vectors
+
+    def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
+        if not self.config.text:
+            return {}
+        return {
+            "item_texts": self.text_vectors(predict),
+            "instruction_texts": self._instruction_vectors(predict, self.instruction_texts),
+        }
+
+    def text_vectors(self, predict: Predict) -> np.ndarray:
+        """float32 [items, text size], of mean 0 and standard deviation 1; each text goes through the backbone once."""
+        if self._text_vectors is None:
+            self._text_vectors = np.zeros((len(self.catalogue), 0), np.float32)
+            if self.config.text:
+                vectors = np.stack(predict(self.item_texts))
+                known = vectors[: len(vectors) - self.new_items]  # as in training
+                self._text_vectors = (vectors - known.mean(0)) / known.std()
+        return self._text_vectors
+
+    def _instruction_vectors(self, predict: Predict, texts: Sequence[Text]) -> np.ndarray:
+        if not texts or not self.config.text:
+            return np.zeros((0, 0), np.float32)
+        vectors = np.stack(predict(texts))
+        return vectors * np.float32(vectors.shape[1] ** 0.5)
+
+    def item_vectors(self, predict: Predict) -> np.ndarray:
+        numbers = [Text(np.array([item], np.int32)) for item in range(len(self.catalogue))]
+        return np.stack(predict(numbers, given={"item_texts": self.text_vectors(predict)}))
+
+    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
+        asked, place = np.unique([e.text.tokens[0] for e in encoded], return_inverse=True)
+        words = [self.instruction_texts[number] for number in asked] if self.config.text else []
+        texts = {
+            "item_texts": self.text_vectors(predict),
+            "instruction_texts": self._instruction_vectors(predict, words),
+        }
+        sequences = [
+            Text(np.append(p, e.text.tokens[1:]).astype(np.int32)) for p, e in zip(place, encoded, strict=True)
+        ]
+        return np.stack(predict(sequences, given=texts))

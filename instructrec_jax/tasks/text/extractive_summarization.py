@@ -1,0 +1,183 @@
+"""Summaries by an encoder: the sentences of a text that say the most of it, in their own words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.adapters.losses import cross_entropy
+from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.prompts import check_fast, render
+from instructrec_jax.metrics.text import rouge
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    Model,
+    Predict,
+    Scores,
+    Task,
+    TaskConfig,
+    TaskContext,
+    owners,
+    too_long,
+)
+from instructrec_jax.tasks.generation.summarization import join, joint, judge_summaries, lead, sentences
+from instructrec_jax.tasks.generation.written_answers import references, scores_of_texts, shown_text
+
+LABELS = ["left out", "summary"]
+
+
+@TaskConfig.register_subclass("extractive_summarization")
+@dataclass
+class ExtractiveSummarizationConfig(TaskConfig):
+    """Choose the sentences of `input` that make its summary."""
+
+    sentences: int = 1  # that a summary has
+
+    def build(self, context: TaskContext) -> "ExtractiveSummarizationTask":
+        return ExtractiveSummarizationTask(self, context)
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """The sentences of a text.
+
+    Attributes:
+      texts: as they stand in the text.
+      owners: int32 [tokens], the number of the sentence that a token belongs to; -1 for none.
+      wanted: bool [sentences], whether training should choose it.
+    """
+
+    texts: tuple[str, ...]
+    owners: np.ndarray
+    wanted: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int [sentences]: tokens of each."""
+        return np.bincount(self.owners[self.owners >= 0], minlength=len(self.texts))
+
+
+class ExtractiveSummarizationTask(Task):
+    """The network reads the whole text; each token says whether its sentence belongs to the summary.
+
+    A sentence's score is the mean over its tokens, and so is its loss. What to choose is found greedily, sentence by
+    sentence: the one that raises ROUGE-1 + ROUGE-2 the most (Nallapati et al., 2017; Liu & Lapata, 2019).
+    """
+
+    metric = "rougeL"
+    per_token = True
+
+    def __init__(self, config: ExtractiveSummarizationConfig, context: TaskContext):
+        self.config, self.context = config, context
+        if config.sentences < 1:
+            raise ValueError(f"task.sentences should be at least 1, but is {config.sentences}.")
+        if context.kind != "encoder":
+            raise ValueError("task.type extractive_summarization needs an encoder; for language models: summarization.")
+        if context.truncate == "left":
+            raise ValueError("task.type extractive_summarization keeps the beginning of a text: data.truncate right.")
+        check_fast(context.tokenizer)
+
+    def model(self, source: Source) -> nnx.Module:
+        return Model(source.backbone, task_head(source, "token", labels=LABELS))
+
+    # ---------------------------------------------------------------- host
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        found = [self._encode(e, f"example {e.id or number!r}") for number, e in enumerate(examples)]
+        return [e for e in found if e is not None]
+
+    def _encode(self, example: Example, name: str) -> Encoded | None:
+        parts = sentences(example.input or "")
+        if not parts:
+            raise ValueError(f"{name} has no text to summarise: name it in fields.input.")
+        if not references(example):
+            raise ValueError(f"{name} has no summary: fill it in, or remove the row.")
+        text, numbers = self._tokens(example.instruction, parts, name)
+        if text is None:
+            return None
+        there = parts[: int(numbers.max()) + 1]  # those that were not cut off
+        return Encoded(text, Sentences(tuple(there), numbers, self._best(there, references(example))), example)
+
+    def _tokens(self, asked: str, parts: Sequence[str], name: str) -> tuple[Text | None, np.ndarray]:
+        """The instruction and the sentences as one text, and the sentence of each token; no text: it is dropped."""
+        if self.context.lower_case:
+            asked, parts = asked.lower(), [part.lower() for part in parts]
+        texts = [asked, join(parts)] if asked else [join(parts)]
+        tokens = self.context.tokenizer(*texts, return_offsets_mapping=True, verbose=False)
+        ids, types = np.array(tokens["input_ids"], np.int32), tokens.get("token_type_ids")
+        numbers = owners(tokens, parts, joint(parts), len(texts) - 1)
+        own, excess = np.flatnonzero(numbers >= 0), len(ids) - self.context.max_length
+        if excess > 0 and too_long(len(ids), name, self.context) == "drop":
+            return None, numbers
+        if excess >= len(own):
+            raise ValueError(
+                f"{name}: data.max_length ({self.context.max_length}) leaves no room for its text: raise it."
+            )
+        kept = np.delete(np.arange(len(ids)), own[len(own) - max(0, excess) :])
+        return Text(ids[kept], None if types is None else np.array(types, np.int32)[kept]), numbers[kept]
+
+    def _best(self, parts: Sequence[str], wanted: list[str]) -> np.ndarray:
+        chosen: list[int] = []
+        best = 0.0
+        while len(chosen) < min(self.config.sentences, len(parts)):
+            options = [sorted([*chosen, n]) for n in range(len(parts)) if n not in chosen]
+            found = rouge([join([parts[n] for n in option]) for option in options], [wanted] * len(options))
+            gains = np.array(found["rouge1"]) + np.array(found["rouge2"])
+            if gains.max() <= best:
+                break
+            best, chosen = gains.max(), options[int(gains.argmax())]
+        return np.isin(np.arange(len(parts)), chosen)
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+        per_token: dict[str, list[np.ndarray]] = {"labels": [], "sizes": []}
+        for e in encoded:
+            owners, inside = e.target.owners, e.target.owners >= 0
+            per_token["labels"].append((inside & e.target.wanted[owners]).astype(np.int32))
+            per_token["sizes"].append(np.where(inside, e.target.sizes[owners], 0).astype(np.int32))
+        return Parts([e.text for e in encoded], per_token=per_token)
+
+    # ---------------------------------------------------------------- device
+
+    def loss(
+        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
+    ) -> tuple[jax.Array, jax.Array]:
+        logits = model.head(model.hidden(batch, dropout), dropout=dropout)
+        weights = jnp.where(batch["sizes"] > 0, 1 / jnp.maximum(batch["sizes"], 1), 0.0)  # of a sentence: 1
+        return jnp.sum(cross_entropy(logits, batch["labels"]) * weights), jnp.sum(weights)
+
+    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+        """float32 [rows, length, 2]."""
+        return model.head(model.hidden(batch)).astype(jnp.float32)
+
+    # ---------------------------------------------------------------- scores
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+        answers = []
+        for logits, e in zip(predict([e.text for e in encoded]), encoded, strict=True):
+            inside = e.target.owners >= 0
+            votes = np.float64(logits[inside, 1]) - np.float64(logits[inside, 0])
+            means = np.bincount(e.target.owners[inside], votes, len(e.target.texts)) / np.maximum(e.target.sizes, 1)
+            means[e.target.sizes == 0] = -np.inf  # of no tokens
+            best = np.sort(np.argsort(-means, kind="stable")[: self.config.sentences])
+            answers.append(join([e.target.texts[n] for n in best]))
+        return self._scores(encoded, answers)
+
+    def _scores(self, encoded: Sequence[Encoded], answers: Sequence[str]) -> Scores:
+        examples = [e.example for e in encoded]
+        return scores_of_texts(examples, [render(e) for e in examples], answers, judge_summaries(examples, answers))
+
+    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+        """As many sentences from the beginning."""
+        count = self.config.sentences
+        return {f"lead-{count}": self._scores(test, [lead(e.example.input or "", count) for e in test])}
+
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return shown_text(record)

@@ -1,0 +1,258 @@
+"""Extractive question answering: where in the context the answer begins and ends, or that it is not there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.packing import max_segments
+from instructrec_jax.data.prompts import check_fast
+from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext
+from instructrec_jax.tasks.generation.question_answering import judge_answers
+from instructrec_jax.tasks.generation.summarization import sentences
+from instructrec_jax.tasks.generation.written_answers import shown_text
+
+# Named, because --help shows a setting's comment only where its type is a plain name.
+OnMissingAnswer = Literal["error", "skip"]
+
+NO_ANSWER = "(no answer)"  # as examples are shown to people
+
+
+@TaskConfig.register_subclass("span")
+@dataclass
+class SpanConfig(TaskConfig):
+    """Find the answer to a question (the instruction) in a context (`input`)."""
+
+    stride: int = 64  # tokens that two windows of a long context share
+    max_answer_tokens: int = 30  # tokens that an answer has at most
+    no_answer: bool = False  # whether an example may have no output: the context does not answer it
+    no_answer_threshold: float = 0.0  # by how much "no answer" must score higher than the best answer
+    on_missing_answer: OnMissingAnswer = "error"  # an answer that the context does not hold: stop, or count and skip
+
+    def build(self, context: TaskContext) -> "SpanTask":
+        return SpanTask(self, context)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a context beside the question.
+
+    Attributes:
+      offsets: int32 [tokens, 2], where a token of the context begins and ends in it; -1 for all other tokens.
+      start, end: the tokens where the answer begins and ends, or 0 and 0: it is not in this window.
+    """
+
+    offsets: np.ndarray
+    start: int
+    end: int
+
+
+class SpanTask(Task):
+    """One `Encoded` a window. The loss is the mean of the cross-entropies of both ends over all tokens of the window.
+
+    Windows without the answer point at their first token, whose score as both ends is that of "no answer" (Devlin et
+    al., 2019, section 4.3).
+    """
+
+    metric = "f1"
+    per_token = True
+
+    def __init__(self, config: SpanConfig, context: TaskContext):
+        self.config, self.context, self.tokenizer = config, context, context.tokenizer
+        if context.kind != "encoder":
+            raise ValueError("task.type span needs an encoder; for language models: question_answering.")
+        check_fast(self.tokenizer)
+        if config.max_answer_tokens < 1 or config.stride < 0:
+            raise ValueError("task.max_answer_tokens should be at least 1, and task.stride not negative.")
+
+    def model(self, source: Source) -> nnx.Module:
+        return Model(source.backbone, task_head(source, "span"))
+
+    # ---------------------------------------------------------------- host
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        encoded = []
+        for number, example in enumerate(examples):
+            name = f"example {example.id or number!r}"
+            span = self._answer_span(example, name)
+            if span is not None:
+                encoded += self._windows(example, name, span)
+        return encoded
+
+    def _answer_span(self, example: Example, name: str) -> tuple[int, int] | None:
+        """Where the answer begins and ends in the context, (0, 0) for none; None: the example is skipped."""
+        if not example.input:
+            raise ValueError(f"{name} has no context: name it in fields.input.")
+        answers = answers_of(example)
+        if not answers:
+            if not self.config.no_answer:
+                raise ValueError(f"{name} has no answer: fill it in, or set task.no_answer true if this is meant.")
+            return 0, 0
+        said = example.origin.get("answer_start")
+        if said is not None and said.isdecimal() and example.input.startswith(answers[0], int(said)):
+            return int(said), int(said) + len(answers[0])
+        for text in answers:
+            if (place := example.input.find(text)) >= 0:
+                return place, place + len(text)
+        if self.config.on_missing_answer == "error":
+            raise ValueError(
+                f"{name}: its answer {answers[0]!r} is not in the context. Correct it, or set "
+                "task.on_missing_answer skip to leave such examples out (they are counted)."
+            )
+        label = "examples left out, whose answer is not in the context"
+        self.context.counts[label] = self.context.counts.get(label, 0) + 1
+        return None
+
+    def _windows(self, example: Example, name: str, span: tuple[int, int]) -> list[Encoded]:
+        question, context = example.instruction, example.input or ""
+        owner = np.arange(len(context))  # of each character that the tokenizer reads, the one in the context
+        if self.context.lower_case:
+            question, lowered = question.lower(), [c.lower() for c in context]  # some letters become two
+            owner = np.repeat(owner, [len(c) for c in lowered])
+            context = "".join(lowered)
+        room = self.context.max_length - len(self.tokenizer(question, "")["input_ids"])
+        if room < min(self.config.stride, self.config.max_answer_tokens) + 1:
+            raise ValueError(
+                f"{name}: its question leaves room for {max(0, room)} tokens of the context in data.max_length "
+                f"({self.context.max_length}): raise it, or lower task.stride ({self.config.stride})."
+            )
+        tokens = self.tokenizer(
+            question,
+            context,
+            truncation="only_second",
+            max_length=self.context.max_length,
+            stride=min(self.config.stride, room - 1),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        if not any(tokens.sequence_ids(0)):
+            raise ValueError(f"{name}: the tokenizer makes no tokens of its context.")
+        types = tokens.get("token_type_ids")
+        encoded = []
+        for number, ids in enumerate(tokens["input_ids"]):
+            inside = np.array([part == 1 for part in tokens.sequence_ids(number)])
+            offsets = np.array(tokens["offset_mapping"][number], np.int64).reshape(-1, 2)
+            inside &= offsets[:, 1] > offsets[:, 0]  # a token of no characters is nobody's
+            own = np.full(offsets.shape, -1, np.int32)
+            own[inside, 0] = owner[offsets[inside, 0]]
+            own[inside, 1] = owner[offsets[inside, 1] - 1] + 1
+            start, end = self._marks(own, inside, span)
+            text = Text(np.array(ids, np.int32), None if types is None else np.array(types[number], np.int32))
+            encoded.append(Encoded(text, Window(own, start, end), example))
+        return encoded
+
+    def _marks(self, offsets: np.ndarray, inside: np.ndarray, span: tuple[int, int]) -> tuple[int, int]:
+        """The tokens with the first and the last character of the answer; (0, 0) where one of them is missing."""
+        first = np.flatnonzero(inside & (offsets[:, 0] <= span[0]) & (offsets[:, 1] > span[0]))
+        last = np.flatnonzero(inside & (offsets[:, 0] < span[1]) & (offsets[:, 1] >= span[1]))
+        return (int(first[0]), int(last[0])) if span[1] > 0 and len(first) and len(last) else (0, 0)
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+        def mark(e: Encoded, place: int) -> np.ndarray:
+            return (np.arange(len(e.text.tokens)) == place).astype(np.int32)
+
+        per_token = {
+            "starts": [mark(e, e.target.start) for e in encoded],
+            "ends": [mark(e, e.target.end) for e in encoded],
+        }
+        return Parts([e.text for e in encoded], per_token=per_token)
+
+    # ---------------------------------------------------------------- device
+
+    def loss(
+        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
+    ) -> tuple[jax.Array, jax.Array]:
+        logits = model.head(model.hidden(batch, dropout), dropout=dropout)
+        segments = 1 + jnp.arange(max_segments(logits.shape[1]))
+        member = batch["segment_ids"][:, None] == segments[:, None]  # [rows, segments, length]
+        there = member.any(-1)
+        total = jnp.zeros(())
+        for number, marks in enumerate(("starts", "ends")):
+            values = logits[..., number]
+            log_z = jax.nn.logsumexp(jnp.where(member, values[:, None], -jnp.inf), axis=-1, where=member)
+            total += jnp.sum(jnp.where(there, log_z, 0)) - jnp.sum(values * batch[marks])
+        return total / 2, jnp.sum(there).astype(jnp.float32)
+
+    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+        """float32 [rows, length, 2]: logits of beginning and end."""
+        return model.head(model.hidden(batch)).astype(jnp.float32)
+
+    # ---------------------------------------------------------------- scores
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+        logits = predict([e.text for e in encoded])
+        examples: dict[int, Example] = {}
+        found: dict[int, list[tuple[float, str, float]]] = {}
+        for e, values in zip(encoded, logits, strict=True):
+            examples[id(e.example)] = e.example
+            best, text = best_span(values, e.target.offsets, e.example.input or "", self.config.max_answer_tokens)
+            nothing = float(values[0].astype(np.float64).sum())
+            found.setdefault(id(e.example), []).append((best, text, nothing))
+        answers, certainty = [], []
+        for windows in found.values():
+            best, text, _ = max(windows, key=lambda window: window[0])
+            nothing = min(window[2] for window in windows)
+            ahead = best - nothing
+            answers.append("" if self.config.no_answer and -ahead > self.config.no_answer_threshold else text)
+            certainty.append(ahead)
+        return self._scores(list(examples.values()), answers, certainty)
+
+    def _scores(self, examples: list[Example], answers: list[str], certainty: Sequence[float] | None = None) -> Scores:
+        wanted = [answers_of(example) or [""] for example in examples]
+        found = judge_answers(examples, answers, wanted)
+        records = [
+            {"id": e.id, "input": e.instruction, "prediction": text, "reference": refs, "score": float(score)}
+            for e, text, refs, score in zip(examples, answers, wanted, found.cases["f1"], strict=True)
+        ]
+        for record, ahead in zip(records, certainty or [], strict=False):
+            record["ahead_of_no_answer"] = ahead
+        return Scores(found.metrics, found.cases, records, segments=found.segments, protocol=found.protocol)
+
+    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+        """The sentence of the context that shares the most tokens with the question, as a whole."""
+        examples = list({id(e.example): e.example for e in test}.values())
+        answers = [self._closest_sentence(example) for example in examples]
+        return {"sentence closest to the question": self._scores(examples, answers)}
+
+    def _closest_sentence(self, example: Example) -> str:
+        def words(text: str) -> set[str]:
+            return set(self.tokenizer.tokenize(text.lower() if self.context.lower_case else text))
+
+        asked = words(example.instruction)
+        return max(sentences(example.input or ""), key=lambda s: len(asked & words(s)), default="")
+
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return shown_text(record, empty=NO_ANSWER)
+
+
+def answers_of(example: Example) -> list[str]:
+    """All acceptable answers; none: the context does not answer the question."""
+    output = example.output
+    return [] if output is None else list(output) if isinstance(output, tuple) else [str(output)]
+
+
+def best_span(logits: np.ndarray, offsets: np.ndarray, context: str, most: int) -> tuple[float, str]:
+    """The score of the best answer of a window, and its text as it stands in the context.
+
+    Args:
+      logits: float [tokens, 2].
+      offsets: see `Window`.
+      most: tokens of an answer.
+    """
+    places = np.flatnonzero(offsets[:, 0] >= 0)
+    starts, ends = logits[places].astype(np.float64).T
+    pairs = starts[:, None] + ends[None]
+    between = places[None] - places[:, None]
+    pairs[(between < 0) | (between >= most)] = -np.inf
+    first, last = np.unravel_index(int(pairs.argmax()), pairs.shape)
+    begin, end = offsets[places[first], 0], offsets[places[last], 1]
+    return float(pairs[first, last]), context[begin:end]

@@ -1,0 +1,148 @@
+"""Token classification: one label for every word of a text."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.adapters import losses
+from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.metrics.classification import classification_metrics, classification_report, confusion_matrix
+from instructrec_jax.metrics.tagging import marks_spans, span_metrics
+from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext, owners
+from instructrec_jax.tasks.text.classification import LabelsConfig, check_labels
+
+
+@TaskConfig.register_subclass("token_classification")
+@dataclass
+class TokenClassificationConfig(LabelsConfig):
+    """Label every word of a text. The words of `input` (else `instruction`) are separated by spaces."""
+
+    def build(self, context: TaskContext) -> "TokenClassificationTask":
+        return TokenClassificationTask(self.labels, context)
+
+
+@dataclass(frozen=True)
+class Target:
+    """int32 [tokens]: the label at the first token of each word, and whether a token is one."""
+
+    labels: np.ndarray
+    first: np.ndarray
+
+
+class TokenClassificationTask(Task):
+    per_token = True
+
+    def __init__(self, labels: list[str], context: TaskContext):
+        self.labels, self.numbers, self.context = labels, check_labels(labels), context
+        self.metric = "span_f1" if marks_spans(labels) else "macro_f1"
+
+    def model(self, source: Source) -> nnx.Module:
+        return Model(source.backbone, task_head(source, "token", labels=self.labels))
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        encoded = []
+        for number, example in enumerate(examples):
+            name = f"example {example.id or number!r}"
+            text = example.input or example.instruction
+            words = (text.lower() if self.context.lower_case else text).split()
+            tags = example.output
+            if not isinstance(tags, tuple) or len(tags) != len(words):
+                found = f"{len(tags)} labels" if isinstance(tags, tuple) else repr(tags)
+                raise ValueError(f"{name}: its {len(words)} words need as many labels, but its output is {found}.")
+            for tag in tags:
+                if tag not in self.numbers:
+                    raise ValueError(f"{name}: its output {tag!r} is none of the labels {self.labels}.")
+            tokens = self.context.tokenizer(" ".join(words), return_offsets_mapping=True, verbose=False)
+            if len(tokens["input_ids"]) > self.context.max_length:
+                if self.context.truncate == "drop":
+                    self.context.counts["texts dropped"] = self.context.counts.get("texts dropped", 0) + 1
+                    continue
+                raise ValueError(
+                    f"{name} has {len(tokens['input_ids'])} tokens, but data.max_length is {self.context.max_length}. "
+                    "Raise it, split the text, or set data.truncate to drop (a labelled text is never cut)."
+                )
+            words_of = owners(tokens, words)
+            first = (words_of >= 0) & (np.diff(words_of, prepend=-1) != 0)
+            labels = np.array([0 if w < 0 else self.numbers[tags[w]] for w in words_of], np.int32)
+            if first.sum() != len(words):
+                lost = next(w for i, w in enumerate(words) if i not in words_of)
+                raise ValueError(
+                    f"{name}: the tokenizer makes no token of the word {lost!r}, so it cannot be labelled."
+                )
+            ids = Text(np.asarray(tokens["input_ids"], np.int32))
+            encoded.append(Encoded(ids, Target(labels, first.astype(np.int32)), example))
+        return encoded
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+        per_token = {
+            "labels": [e.target.labels for e in encoded],
+            "supervised": [e.target.first for e in encoded],
+        }
+        return Parts([e.text for e in encoded], per_token=per_token)
+
+    def loss(
+        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
+    ) -> tuple[jax.Array, jax.Array]:
+        logits = model.head(model.hidden(batch, dropout), dropout=dropout)
+        weights = batch["supervised"].astype(jnp.float32)
+        return jnp.sum(losses.cross_entropy(logits, batch["labels"]) * weights), jnp.sum(weights)
+
+    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+        """float32 [rows, length, labels]."""
+        return model.head(model.hidden(batch)).astype(jnp.float32)
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+        guesses = [logits.argmax(-1) for logits in predict([e.text for e in encoded])]
+        return self._scores(encoded, [g[e.target.first > 0] for g, e in zip(guesses, encoded, strict=True)])
+
+    def _scores(self, encoded: Sequence[Encoded], guesses: list[np.ndarray]) -> Scores:
+        wanted = [[str(tag) for tag in e.example.output or ()] for e in encoded]  # type: ignore[union-attr]
+        found = [[self.labels[i] for i in guess] for guess in guesses]
+        flat_wanted, flat_found = [t for row in wanted for t in row], [t for row in found for t in row]
+        _, report = classification_report(flat_wanted, flat_found, self.labels)
+        cases = {
+            "accuracy": np.array(
+                [np.mean([a == b for a, b in zip(w, f, strict=True)]) for w, f in zip(wanted, found, strict=True)]
+            )
+        }
+        predictions = [
+            {
+                "id": e.example.id,
+                "input": e.example.input or e.example.instruction,
+                "reference": w,
+                "prediction": f,
+                "score": float(accuracy),
+            }
+            for e, w, f, accuracy in zip(encoded, wanted, found, cases["accuracy"], strict=True)
+        ]
+        metrics = classification_metrics(flat_wanted, flat_found, self.labels)
+        if marks_spans(self.labels):
+            spans, by_kind = span_metrics(wanted, found)
+            metrics, report = metrics | spans, f"{report}\nSpans\n{by_kind}"
+        counts = confusion_matrix(flat_wanted, flat_found, self.labels)
+        charts = {"confusion": {"labels": self.labels, "counts": counts.tolist()}}
+        return Scores(metrics, cases, predictions, report, charts=charts, compared=["accuracy"])
+
+    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+        """The most frequent label of each word in training; of all words for a new one."""
+        counts: dict[str, Counter[int]] = {}
+        for e in train:
+            words = (e.example.input or e.example.instruction).split()
+            for word, label in zip(words, e.target.labels[e.target.first > 0], strict=True):
+                counts.setdefault(word, Counter())[int(label)] += 1
+        overall = sum(counts.values(), Counter()).most_common(1)[0][0]
+        best = {word: count.most_common(1)[0][0] for word, count in counts.items()}
+        guesses = [
+            np.array([best.get(word, overall) for word in (e.example.input or e.example.instruction).split()])
+            for e in test
+        ]
+        return {"most frequent label of the word": self._scores(test, guesses)}

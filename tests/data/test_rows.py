@@ -1,0 +1,301 @@
+"""Files of every kind, whole and broken, against the standard library."""
+
+import csv
+import gzip
+import io
+import json
+import pickle
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from instructrec_jax.data.example import BadExample
+from instructrec_jax.data.rows import open_rows
+from instructrec_jax.data.sources import SourceConfig, open_sources
+
+RECORDS = [
+    {"instruction": "推荐一部电影 🎬", "output": "a"},
+    {"instruction": 'He said "no", twice', "output": "b\nc"},
+    {"instruction": "tab\there\u2028and\u0085there", "output": " d "},
+]
+
+
+def as_csv(records, separator=",", line_end="\r\n", quoting=csv.QUOTE_MINIMAL):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(records[0]), delimiter=separator, lineterminator=line_end, quoting=quoting)
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue().encode()
+
+
+def as_parquet(records):
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(records), stream)
+    return stream.getvalue()
+
+
+CONTENTS = {
+    ".jsonl": "\n".join(json.dumps(r, ensure_ascii=False) for r in RECORDS).encode(),
+    ".json": json.dumps(RECORDS).encode(),
+    ".csv": as_csv(RECORDS),
+    ".tsv": as_csv(RECORDS, "\t", "\n"),
+    ".parquet": as_parquet(RECORDS),
+}
+
+
+def rows(path):
+    opened = open_rows(str(path))
+    return [opened.row(i) for i in range(len(opened))]
+
+
+def outcome(path):
+    """Each row, or (place, reason) of what is wrong with it."""
+    opened, found = open_rows(str(path)), []
+    for i in range(len(opened)):
+        try:
+            found.append(opened.row(i))
+        except BadExample as error:
+            found.append((opened.where(i).split(", ")[-1], error.reason))
+    return found
+
+
+def write(path, data):
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", CONTENTS)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_every_kind_gives_the_same_records(tmp_path, suffix, zipped):
+    data = CONTENTS[suffix]
+    path = tmp_path / f"a folder 数据 🎬 [1]{suffix}{'.gz' if zipped else ''}"
+    path.write_bytes(gzip.compress(data) if zipped else data)
+    opened = open_rows(str(path))
+    assert [opened.row(i) for i in range(len(opened))] == RECORDS
+    assert opened.row(2) == RECORDS[2] and opened.row(0) == RECORDS[0]
+    copy = pickle.loads(pickle.dumps(opened))
+    assert copy.row(1) == RECORDS[1]
+    assert str(path) in opened.where(1)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
+def test_a_byte_order_mark_is_no_text(tmp_path, suffix):
+    assert rows(write(tmp_path / f"a{suffix}", b"\xef\xbb\xbf" + CONTENTS[suffix])) == RECORDS
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n \n"])
+def test_line_ends(tmp_path, end):
+    assert rows(write(tmp_path / "a.jsonl", '{"a": 1}\r\n{"a": 2}' + end)) == [{"a": 1}, {"a": 2}]
+    assert rows(write(tmp_path / "a.csv", "a,b\r\n1,2\n3,4" + end.strip(" "))) == [
+        {"a": "1", "b": "2"},
+        {"a": "3", "b": "4"},
+    ]
+
+
+def test_folders_and_patterns_in_order(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name, number in [("b.jsonl", 2), ("a.jsonl", 1), ("deep/c.jsonl", 3), (".hidden.jsonl", 9)]:
+        write(tmp_path / name, json.dumps({"n": number}))
+    write(tmp_path / "README.md", "hello")
+    assert rows(tmp_path) == [{"n": 1}, {"n": 2}]
+    assert rows(tmp_path / "?.jsonl") == [{"n": 1}, {"n": 2}]
+    assert rows(tmp_path / "**" / "*.jsonl") == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert open_rows(str(tmp_path)).where(1).endswith("b.jsonl, line 1")
+
+
+@pytest.mark.parametrize(
+    "name, data, message",
+    [
+        ("a.jsonl", b"", "a.jsonl: it is empty"),
+        ("a.jsonl", b"\n \n\n", "no records"),
+        ("a.jsonl", b"\xef\xbb\xbf", "no records"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), "it is empty"),
+        ("a.jsonl.gz", b"plain text", "cannot be unzipped"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}' * 99, mtime=0)[:-9], "cannot be unzipped"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "gzip, not UTF-8 text: name it .gz"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16, not UTF-8"),
+        ("a.csv", b"a,b\n", "no records"),
+        ("a.csv", b"\na,b\n1,2\n", "line 1: blank"),
+        ("a.csv", b"a,a\n1,2\n", "two columns are called 'a'"),
+        ("a.csv", b'"a,b\n1,2\n', "line 1.*names of the columns"),
+        ("a.csv", b"a,\xff\n1,2\n", "line 1.*0xff.*not UTF-8"),
+        ("a.json", b"[]", "no records"),
+        ("a.json", b'{"a": 1}', "expected one array"),
+        ("a.json", b'{"a": 1}\n{"a": 2}', "line 2.*jsonl"),
+        ("a.json", b"[" * 100_000, "no usable JSON"),
+        ("a.json", b'[{"a": "\xe9"}]', "line 1: byte 0xe9 is not UTF-8"),
+        ("a.parquet", b"PAR1 not really", "no readable Parquet"),
+        ("a.parquet", as_parquet(RECORDS)[:-20], "no readable Parquet"),
+        ("a.txt", b"hello", "unknown kind .txt"),
+        ("a", b"hello", "unknown kind"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, data, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        open_rows(str(write(tmp_path / name, data)))
+    assert name in str(caught.value)
+
+
+def test_an_empty_parquet_file(tmp_path):
+    pq.write_table(pa.table({"a": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no records"):
+        open_rows(str(tmp_path / "a.parquet"))
+
+
+def test_places_without_data(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        open_rows(str(tmp_path / "数据 🎬.jsonl"))
+    with pytest.raises(ValueError, match="no such file"):
+        open_rows(str(tmp_path / "*.jsonl"))
+    with pytest.raises(ValueError, match="it holds nothing"):
+        open_rows(str(tmp_path))
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(ValueError, match="it holds notes.md"):
+        open_rows(str(tmp_path))
+    (tmp_path / "state.json").touch()
+    (tmp_path / "dataset_info.json").touch()
+    with pytest.raises(ValueError, match="kind: datasets"):
+        open_rows(str(tmp_path))
+    with pytest.raises(ValueError, match="name a data file"):
+        open_rows("a\x00b")
+
+
+def test_broken_lines_of_jsonl(tmp_path):
+    good = b'{"a": 1}'
+    lines = [
+        good,
+        b"",
+        b"{",
+        b"[1]",
+        b"null",
+        b'{"a": "\xff"}',
+        b"[" * 100_000,
+        b'{"a": ' + b"9" * 5000 + b"}",
+    ]
+    lines += [b'{"a": "x\x00"}', b"\xef\xbb\xbf" + good, good + good, b"  " + good + b" "]
+    found = outcome(write(tmp_path / "a.jsonl", b"\n".join(lines)))
+    malformed = "malformed line"
+    assert found == [
+        {"a": 1},
+        ("line 2", malformed),
+        ("line 3", malformed),
+        ("line 4", "wrong type"),
+        ("line 5", "wrong type"),
+        ("line 6", "not UTF-8"),
+        ("line 7", malformed),
+        ("line 8", malformed),
+        ("line 9", malformed),
+        ("line 10", malformed),
+        ("line 11", malformed),
+        {"a": 1},
+    ]
+
+
+def test_broken_lines_of_csv(tmp_path):
+    text = (
+        b"a,b\n"
+        b"1,2\n"
+        b"1\n"  # line 3: too few
+        b"1,2,3\n"  # line 4: too many
+        b'"two\nlines",2\n'  # lines 5 and 6
+        b"\n"  # line 7: blank
+        b'1,"never closed\n'  # line 8
+        b"5,6\n"
+        b'"x"y,2\n'  # line 10: text behind a closed quote
+        b"\xff,2\n"  # line 11
+        b'"\xe7\x94\xb5\n\xff",2\n'  # lines 12 and 13
+        b"old\rmac,2\n"  # line 14
+        b"7,8\n"
+    )
+    bad = "malformed line"
+    assert outcome(write(tmp_path / "a.csv", text)) == [
+        {"a": "1", "b": "2"},
+        ("line 3", bad),
+        ("line 4", bad),
+        {"a": "two\nlines", "b": "2"},
+        ("line 7", bad),
+        ("line 8", bad),
+        {"a": "5", "b": "6"},
+        ("line 10", bad),
+        ("line 11", "not UTF-8"),
+        ("line 12", "not UTF-8"),
+        ("line 14", bad),
+        {"a": "7", "b": "8"},
+    ]
+    opened = open_rows(str(tmp_path / "a.csv"))
+    with pytest.raises(BadExample, match="0xff at place 1 of line 13"):
+        opened.row(9)
+    with pytest.raises(BadExample, match="1 cells, but 2 columns"):
+        opened.row(1)
+
+
+def test_long_lines(tmp_path):
+    text = "长" * 3_500_000  # 10 MB
+    limit = csv.field_size_limit()
+    assert rows(write(tmp_path / "a.jsonl", json.dumps({"a": text}, ensure_ascii=False) + '\n{"a": 1}'))[1] == {"a": 1}
+    assert rows(write(tmp_path / "a.csv", as_csv([{"a": text, "b": "x"}]))) == [{"a": text, "b": "x"}]
+    assert csv.field_size_limit() == limit
+
+
+def test_a_csv_with_the_index_column_of_pandas(tmp_path):
+    assert rows(write(tmp_path / "a.csv", ",a\n0,x\n")) == [{"": "0", "a": "x"}]
+
+
+def test_random_csv_against_the_standard_reader(tmp_path):
+    draw = random.Random(0)
+
+    def cell():
+        return "".join(draw.choice('a",\n\r电 ') for _ in range(draw.randrange(6)))
+
+    for _ in range(50):
+        records = [{"a": cell(), "b": cell(), "c": "."} for _ in range(draw.randrange(1, 8))]
+        # Where lines end in \n, the writer of Python 3.11 leaves a lone \r unquoted: quote everything.
+        style = draw.choice([("\r\n", csv.QUOTE_MINIMAL), ("\n", csv.QUOTE_ALL)])
+        path = write(tmp_path / "a.csv", as_csv(records, ",", *style))
+        with open(path, newline="", encoding="utf-8") as stream:
+            expected = list(csv.DictReader(stream))
+        assert rows(path) == expected == records
+
+
+def test_a_file_that_changes_under_us(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"a": 1}\n{"a": 2}\n')
+    opened = open_rows(str(path))
+    write(path, '{"a": 1}\n')
+    with pytest.raises(ValueError, match="changed"):
+        opened.row(1)
+
+
+def test_nested_and_null_columns_of_parquet(tmp_path):
+    records = [{"a": None, "m": [{"role": "user", "content": None}], "x": 1}, {"a": "b", "m": None, "x": 2}]
+    path = write(tmp_path / "a.parquet", as_parquet(records))
+    assert rows(path) == records
+    some = open_rows(str(path), {"a", "zzz"})
+    assert some.row(1) == {"a": "b"} and list(some.columns) == ["a", "m", "x"]
+
+
+def test_parallel_texts(tmp_path):
+    write(tmp_path / "a.en", "Hi.\r\nOne\u2028line.\n\n")
+    (tmp_path / "a.zh.gz").write_bytes(gzip.compress("\ufeff嗨。\n一行🎬。\n".encode()))
+    source = SourceConfig(path=str(tmp_path / "a.en"), targets=str(tmp_path / "a.zh.gz"))
+    source.fields.instruction = "Translate: {instruction}"
+    opened = open_sources([source])
+    assert [(e.instruction, e.output) for e in (opened[0], opened[1])] == [
+        ("Translate: Hi.", "嗨。"),
+        ("Translate: One\u2028line.", "一行🎬。"),
+    ]
+
+    write(tmp_path / "b.zh", "嗨。\n")
+    source = SourceConfig(path=str(tmp_path / "a.en"), targets=str(tmp_path / "b.zh"))
+    with pytest.raises(ValueError, match=r"a\.en and .*b\.zh: 2 and 1 lines"):
+        open_sources([source])
+    write(tmp_path / "b.zh", " \n嗨。\n")
+    with pytest.raises(ValueError, match=r"a\.en, line 1 \(.*b\.zh, line 1\), field 'output': empty text"):
+        open_sources([source])
+    skipping = open_sources([source], on_bad_example="skip")
+    assert len(skipping) == 1 and [row.reason for row in skipping.skipped] == ["empty text"]
+    with pytest.raises(ValueError, match="both must be text files"):
+        open_sources([SourceConfig(path=str(tmp_path / "a.en"), targets=str(tmp_path))])
+    with pytest.raises(ValueError, match="kind datasets knows no targets"):
+        open_sources([SourceConfig(path="glue", kind="datasets", targets="b.zh")])

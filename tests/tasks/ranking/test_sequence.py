@@ -1,0 +1,179 @@
+"""The sequence task against brute force in float64."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import Setup, examples, task_config
+from tiny_runs import final_parameters, tiny_run
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import pack
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.ranking.catalogue import Splits
+from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.train import train
+
+ITEMS = 12
+
+
+@pytest.fixture
+def context(tokenizer: Any) -> TaskContext:
+    return TaskContext(tokenizer, 64)
+
+
+def build(context: TaskContext, folder: Path, **settings: Any) -> Any:
+    return task_config("sequence", folder / "catalogue", **settings).build(context)
+
+
+def device_loss(setup: Setup) -> tuple[float, float]:
+    task, graphdef = setup.task, setup.model.graphdef
+    batch = pack(setup.parts(), setup.buckets, 1).arrays
+
+    @jax.jit
+    def loss(params: Any, batch: Any, buffers: Any) -> Any:
+        return task.loss(nnx.merge(graphdef, params), batch, dropout=None, buffers=buffers, parts=1)
+
+    total, weight = loss(setup.model.params, batch, jax.device_get(setup.state.buffers))
+    return float(total), float(weight)
+
+
+def scores_of_prefixes(setup: Setup, task: Any, e: Any, buffers: dict[str, np.ndarray]) -> np.ndarray:
+    """float64 [places, items]: each prefix of the sequence by itself, in a row of its own, scored against all items."""
+    head = setup.model.network.head
+    table, bias = (np.asarray(x, np.float64) for x in head.item_vectors(buffers["item_texts"]))
+    rows = []
+    for length in range(1, len(e.text.tokens) + 1):
+        tokens = e.text.tokens[None, :length]
+        places = (tokens, np.ones_like(tokens), np.arange(length, dtype=np.int32)[None])
+        queries = head(*places, buffers["item_texts"], buffers["instruction_texts"])
+        rows.append(table @ np.asarray(queries, np.float64)[0, -1] + bias)
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("supervise", ["all", "last"])
+@pytest.mark.parametrize("softmax", ["full", "sampled"])
+def test_loss_equals_brute_force(softmax: Any, supervise: Any, checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("sequence", checkpoint, tmp_path, softmax=softmax, supervise=supervise, negatives=6)
+    task: Any = setup.task
+    setup.encoded = setup.encoded[:9]
+    total, weight = device_loss(setup)
+    buffers = jax.device_get(setup.state.buffers)
+    drawn = setup.parts().per_example.get("negatives")
+    expected, places = 0.0, 0
+    for e in setup.encoded:
+        scores = scores_of_prefixes(setup, task, e, buffers)
+        labels = [*e.text.tokens[1:], e.target.items[0]]
+        for place in range(len(labels)) if supervise == "all" else [len(labels) - 1]:
+            wanted = scores[place, labels[place]]
+            if softmax == "full":
+                partition = np.exp(scores[place]).sum()
+            else:  # every item of the catalogue is drawn with the same probability: nobody chose anything yet
+                others = [np.exp(scores[place, n]) * ITEMS / 6 for n in drawn if n != labels[place]]
+                partition = np.exp(wanted) + sum(others)
+            expected += np.log(partition) - wanted
+            places += 1
+    assert weight == places
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluation_scores_equal_brute_force(checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("sequence", checkpoint, tmp_path)
+    task: Any = setup.task
+    predict = predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
+    chosen = setup.encoded[3:12]
+    found = task.score_items(predict, chosen)(slice(0, 9))
+    raw = np.stack(predict(task.item_texts))
+    np.testing.assert_allclose(np.linalg.norm(raw, axis=1), 1, atol=1e-5)
+    words = np.stack(predict(task.instruction_texts))
+    refreshed = task.refresh(predict)
+    np.testing.assert_allclose(refreshed["item_texts"], (raw - raw.mean(0)) / raw.std(), atol=1e-5)
+    np.testing.assert_allclose(refreshed["instruction_texts"], words * np.sqrt(words.shape[1]), atol=1e-5)
+    for row, e in zip(found, chosen, strict=True):
+        np.testing.assert_allclose(row, scores_of_prefixes(setup, task, e, refreshed)[-1], atol=1e-5)
+
+
+def test_without_text_there_is_no_backbone_and_no_word_counts(checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("sequence", checkpoint, tmp_path, text=False)
+    assert set(setup.model.params) == {"head"}
+    task: Any = setup.task
+    predict = predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
+    history = ("item-3", "item-8")
+    asked = [Example(instruction=words, history=history, output="item-1") for words in ("a film", "quiet music")]
+    first, second = task.score_items(predict, task.encode(asked))(slice(0, 2))
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    with_words: Any = Setup("sequence", checkpoint, tmp_path)
+    predict = predictor(with_words.task, with_words.model.graphdef, with_words.mesh, with_words.buckets)
+    encoded = with_words.task.encode(asked)
+    first, second = with_words.task.score_items(predict(with_words.model.params), encoded)(slice(0, 2))
+    assert np.abs(first - second).max() > 1e-4
+
+
+def test_the_backbone_is_frozen_and_kept_out_of_the_optimizer(checkpoint: Path, tmp_path: Path) -> None:
+    setup = Setup("sequence", checkpoint, tmp_path)
+    assert set(setup.state.params) == {"head"} and set(setup.state.frozen) == {"backbone"}
+
+
+def test_histories_are_cut_to_the_limit_from_the_left_and_counted(context: TaskContext, tmp_path: Path) -> None:
+    task = build(context, tmp_path, history_limit=2)
+    history = ("item-4", "item-5", "item-6")
+    (e,) = task.encode([Example(instruction="a film", history=history, output="item-1")])
+    assert e.text.tokens.tolist() == [0, 5, 6]
+    assert e.target.seen.tolist() == [4, 5, 6]
+    assert context.counts == {"items of histories beyond task.history_limit": 1}
+
+
+def test_training_sees_every_window_of_a_long_history(context: TaskContext, tmp_path: Path) -> None:
+    task = build(context, tmp_path, history_limit=2)
+    history = tuple(f"item-{i}" for i in (4, 5, 6, 7))
+    encoded = task.encode([Example(instruction="a film", history=history, output="item-1")])
+    seen = set()
+    for seed in range(40):
+        parts = task.gather(encoded, np.random.default_rng(seed))
+        seen.add((*parts.texts[0].tokens.tolist(), *parts.per_token["labels"][0].tolist()))
+    assert seen == {(0, 4, 5, 4, 5, 6), (0, 5, 6, 5, 6, 7), (0, 6, 7, 6, 7, 1)}
+    last = build(context, tmp_path, history_limit=2, supervise="last")
+    parts = last.gather(last.encode([e.example for e in encoded]), np.random.default_rng(0))
+    assert parts.texts[0].tokens.tolist() == [0, 6, 7] and parts.per_token["supervised"][0].tolist() == [0, 0, 1]
+
+
+def test_negatives_are_drawn_by_popularity_and_corrected_for_it(context: TaskContext, tmp_path: Path) -> None:
+    task = build(context, tmp_path, softmax="sampled", negatives=4000)
+    sequences = [np.array([0, 1, 0, 0], np.int32), np.array([1], np.int32)]
+    nothing = [np.empty(0, np.int32)] * 2
+    Splits(["a", "b"], sequences, nothing, nothing).save(tmp_path / "catalogue", task.catalogue)
+    parts = task.gather(task.encode(examples("sequence", 2)), np.random.default_rng(0))
+    chance = np.array([4, 3] + [1] * 10) / 17
+    share = np.bincount(parts.per_example["negatives"], minlength=ITEMS) / 4000
+    np.testing.assert_allclose(share, chance, atol=0.03)
+    expected = np.log(4000 * chance[parts.per_example["negatives"]])
+    np.testing.assert_allclose(parts.per_example["log_expected"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"history_limit": 64}, "data.max_length is 64, but a sequence has task.history_limit \\+ 1 = 65 places"),
+        ({"history_limit": 0}, "task.history_limit must be at least 1"),
+        ({"text": False, "ids": False}, "items would have no vectors"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], words: str, context: TaskContext, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        build(context, tmp_path, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"text": False}, {"ids": False}])
+def test_a_run_goes_on_from_its_checkpoint(settings: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
+    """With every kind of item vector: what was remembered of texts is in the checkpoint, or made anew."""
+    changes = {f"task__{name}": value for name, value in settings.items()}
+    config = tiny_run("sequence", checkpoint, tmp_path, evaluation__every=3, checkpoint__every=3, **changes)
+    train(config)
+    whole = final_parameters(config.run_dir, 6)
+    shutil.rmtree(Path(config.run_dir) / "checkpoints" / "6")
+    train(config)
+    jax.tree.map(np.testing.assert_array_equal, final_parameters(config.run_dir, 6), whole)

@@ -1,0 +1,295 @@
+"""The desk: intents, slots, actions and replies; the threshold and its ROC against brute force."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import SUBJECTS
+from sklearn.metrics import roc_auc_score
+from tiny_runs import changed, tiny_run
+
+from instructrec_jax import assist as verb
+from instructrec_jax.answering.desk import matched, read_actions, respond, tagged_slots
+from instructrec_jax.answering.out_of_scope import choose, roc, scope_score
+from instructrec_jax.assist import Desk, read_requests, tune_threshold
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.files import read_json, read_jsonl, write_jsonl
+from instructrec_jax.tasks import ClassificationConfig, TokenClassificationConfig
+from instructrec_jax.train import train
+
+ROOT = Path(__file__).parents[1]
+INTENTS = ["ask_love", "ask_space", "ask_war"]
+TAGS = ["B-subject", "I-subject", "O"]
+ACTIONS = """
+hand_over: {action: hand_over, reply: A colleague will answer.}
+slots:
+  order: '#?\\b(\\d{4})\\b'
+  day: 'monday|tuesday'
+intents:
+  ask_love:
+    action: find_order
+    reply: 'Order {order} comes on {day}. 你好 {{}}'
+    requires: {order: 'Which order?', day: 'Which day?'}
+  ask_space: {action: show, reply: 'Here it is.'}
+"""
+
+
+def made(folder: Path, checkpoint: Path, task: Any, examples: list[Example], steps: int) -> Path:
+    """A finished run on these examples."""
+    write_jsonl(folder / "data.jsonl", [example.to_record() for example in examples])
+    source = [SourceConfig(path=str(folder / "data.jsonl"))]
+    config = tiny_run("classification", checkpoint, folder / "unused", steps=steps, evaluation__every=steps)
+    config = changed(
+        config,
+        run_dir=str(folder / "run"),
+        task=task,
+        data__train=source,
+        data__validation=source,
+        data__test=source,
+        data__batch_size=16,
+        checkpoint__every=steps,
+    )
+    train(config)
+    return folder / "run"
+
+
+def text(rng: np.random.Generator, word: str) -> str:
+    return " ".join([*rng.choice("the a film book".split(), 2), word, str(rng.choice(["old", "new"]))])
+
+
+@pytest.fixture(scope="module")
+def run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels learnt from the data: the task names none."""
+    rng = np.random.default_rng(0)
+    chosen = [INTENTS[i] for i in rng.integers(0, 3, 96)]
+    examples = [Example(instruction=text(rng, intent[4:]), output=intent) for intent in chosen]
+    return made(tmp_path_factory.mktemp("intents"), checkpoint, ClassificationConfig(), examples, 50)
+
+
+@pytest.fixture(scope="module")
+def tagger(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(1)
+    words = [text(rng, str(rng.choice(SUBJECTS))).split() for _ in range(96)]
+    examples = [
+        Example(instruction=" ".join(each), output=tuple("B-subject" if w in SUBJECTS else "O" for w in each))
+        for each in words
+    ]
+    task = TokenClassificationConfig(labels=TAGS)
+    return made(tmp_path_factory.mktemp("tags"), checkpoint, task, examples, 50)
+
+
+@pytest.fixture
+def actions(tmp_path: Path) -> Path:
+    file = tmp_path / "actions.yaml"
+    file.write_text(ACTIONS, encoding="utf-8")
+    return file
+
+
+# ------------------------------------------------------------------ actions and slots
+
+
+def test_replies_questions_and_handing_over(actions: Path) -> None:
+    read = read_actions(actions, INTENTS)
+    assert respond(read, "ask_space", {}) == {"action": "show", "reply": "Here it is."}
+    asked = {"action": "ask", "reply": "Which day?", "missing": ["day"]}
+    assert respond(read, "ask_love", {"order": "4711"}) == asked
+    assert respond(read, "ask_love", {})["missing"] == ["order", "day"]
+    # what a customer wrote is never read as a template
+    both = respond(read, "ask_love", {"order": "{day} {0}", "day": "monday"})
+    assert both == {"action": "find_order", "reply": "Order {day} {0} comes on monday. 你好 {}"}
+    handed = {"action": "hand_over", "reply": "A colleague will answer."}
+    assert respond(read, "ask_war", {}) == respond(read, None, {}) == handed
+
+
+def test_slots_by_patterns(actions: Path) -> None:
+    patterns = read_actions(actions, INTENTS).slots
+    assert matched(patterns, "where is #4711?") == {"order": "4711"}
+    assert matched(patterns, "4711 or 0815, 4711 on monday") == {"order": "4711, 0815", "day": "monday"}
+    assert matched(patterns, "你好 🚀") == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("ask_space:", "ask_spaec:", "'ask_spaec' is none of the run's 3 intents.*ask_space"),
+        ("{order} ", "{ordr} ", "intents.ask_love.*'ordr', which may be missing.*order"),
+        (", day: 'Which day?'", "", "'day', which may be missing"),
+        ("day: 'Which day?'", "night: 'Which?'", "unknown slot 'night'"),
+        ("{order}", "{order.__class__}", "order.__class__"),
+        ("{order}", "{}", "the reply"),
+        ("{order}", "{order:d}", "only the name of a slot"),
+        ("{order}", "{order", "no template"),
+        ("(\\d{4})", "(\\d{4}", "slots.order.*no regular expression"),
+        ("(\\d{4})", "(\\d)(\\d)", "2 groups"),
+        ("action: show, ", "", "action should be a text"),
+        ("action: show", "acton: show", "unknown key 'acton'.*action"),
+        ("hand_over:", "#", "no hand_over"),
+        ("intents:", "intent:", "unknown key 'intent'"),
+        ("intents:", "intents: [", "not YAML"),
+    ],
+)
+def test_actions_files_with_mistakes(old: str, new: str, message: str, actions: Path) -> None:
+    assert old in ACTIONS
+    actions.write_text(ACTIONS.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as error:
+        read_actions(actions, INTENTS)
+    assert str(actions) in str(error.value)
+
+
+def test_the_example_of_configs_is_whole() -> None:
+    """For the intents that it names; that Banking77 has them is a matter of its own data."""
+    file = ROOT / "configs" / "customer_service" / "actions.yaml"
+    import yaml
+
+    intents = list(yaml.safe_load(file.read_text(encoding="utf-8"))["intents"])
+    read = read_actions(file, intents)
+    slots = matched(read.slots, "Please stop the transfer of €1,250.50 to Anna Berg, my card ends in 4711")
+    assert slots == {"amount": "€1,250.50", "name": "Anna Berg", "card": "4711"}
+    assert "4711" in respond(read, "lost_or_stolen_card", slots)["reply"]
+
+
+# ------------------------------------------------------------------ out of scope
+
+
+def test_the_threshold_is_the_lowest_that_keeps_the_rate() -> None:
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(1, 1, 80).round(1), rng.normal(-1, 1, 60).round(1)  # with ties
+    curve = roc(inside, outside)
+    truth = np.repeat([1, 0], [80, 60])
+    assert curve["auroc"] == pytest.approx(roc_auc_score(truth, np.concatenate([inside, outside])))
+    ties = (inside[:, None] > outside).mean() + 0.5 * (inside[:, None] == outside).mean()
+    assert curve["auroc"] == pytest.approx(ties)
+    seen = np.unique(np.concatenate([inside, outside]))
+    for rate in (0.0, 0.05, 0.3, 0.9):
+        chosen = choose(curve, rate)
+        allowed = [t for t in seen if (outside >= t).mean() <= rate]
+        assert chosen["tpr"] == (inside >= min(allowed)).mean() == (inside >= chosen["threshold"]).mean()
+        assert chosen["fpr"] == (outside >= min(allowed)).mean() == (outside >= chosen["threshold"]).mean()
+    taking = max(t for t in seen if (inside >= t).mean() >= 0.95)
+    assert curve["fpr_at_95_tpr"] == (outside >= taking).mean()
+
+
+def test_thresholds_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="no threshold takes any"):
+        choose(roc(np.array([0.0, 1.0]), np.array([2.0, 3.0])), 0.0)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        choose(roc(np.array([0.0]), np.array([2.0])), 1.5)
+
+
+def test_scores_of_scope() -> None:
+    logits = np.array([[2.0, 0.0], [9.0, 9.0]])
+    np.testing.assert_allclose(scope_score("max_probability", logits), [1 / (1 + np.exp(-2)), 0.5])
+    np.testing.assert_allclose(scope_score("negative_energy", logits), np.log(np.exp(logits).sum(-1)))
+
+
+# ------------------------------------------------------------------ the desk
+
+
+def test_a_request_is_answered(
+    run: Path, tagger: Path, actions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb.main([str(run), "--actions", str(actions), "the film love 4711 tuesday", "--threshold", "0"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {
+        "text": "the film love 4711 tuesday",
+        "intent": "ask_love",
+        "confidence": answer["scope_score"],
+        "out_of_scope": False,
+        "scope_score": answer["scope_score"],
+        "slots": {"order": "4711", "day": "tuesday"},
+        "action": "find_order",
+        "reply": "Order 4711 comes on tuesday. 你好 {}",
+    }
+    assert 1 / 3 < answer["confidence"] <= 1
+
+    asked = tmp_path / "asked.txt"
+    asked.write_text("the film love 4711\n\nthe book space old\nthe book war old\n", encoding="utf-8")
+    out = tmp_path / "answers.jsonl"
+    verb.main([str(run), "--actions", str(actions), "--input", str(asked), "--out", str(out)])
+    assert "no threshold is tuned" in capsys.readouterr().err
+    found = [(a["intent"], a["action"], a.get("missing")) for a in read_jsonl(out)]
+    assert found == [
+        ("ask_love", "ask", ["day"]),
+        ("ask_space", "show", None),
+        ("ask_war", "hand_over", None),
+    ]
+    with pytest.raises(ValueError, match="exists already"):
+        verb.main([str(run), "--actions", str(actions), "--input", str(asked), "--out", str(out)])
+
+
+def test_slots_of_a_tagging_run(run: Path, tagger: Path, actions: Path) -> None:
+    actions.write_text(ACTIONS.replace("Here it is.", "About {subject}.").replace("action: show", SUBJECT))
+    desk = Desk(run, actions, slots=tagger)
+    (answer, other) = desk.answer([("1", "the film space, old"), ("2", "the film the old")])
+    assert answer["slots"] == {"subject": "space"}  # without the comma
+    assert answer["reply"] == "About space." and other["slots"] == {}
+    with pytest.raises(ValueError, match="mark no slots"):
+        tagged_slots(["other", "subject"])
+    with pytest.raises(ValueError, match="a run of token_classification"):
+        Desk(run, actions, slots=run)
+
+
+SUBJECT = "requires: {subject: 'About what?'}, action: show"
+
+
+def test_a_tuned_threshold_is_kept_with_the_run(
+    run: Path, actions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(2)
+    inside, outside = tmp_path / "inside.jsonl", tmp_path / "outside.txt"
+    records = [{"instruction": text(rng, intent[4:])} for intent in INTENTS * 8]
+    write_jsonl(inside, records)
+    strange = [" ".join(rng.choice("very not dull long short bright".split(), 5)) for _ in range(20)]
+    outside.write_text("\n".join(strange))
+    files = ["--tune_threshold", str(inside), str(outside), "--false_positive_rate", "0.2"]
+    verb.main([str(run), *files, "--score", "negative_energy"])
+    told = json.loads(capsys.readouterr().out)
+    assert told == read_json(run / "assist" / "threshold.json")
+    assert (run / "assist" / "roc.png").read_bytes().startswith(b"\x89PNG")
+    curves = read_json(run / "assist" / "roc.json")
+    assert set(curves) == {"max_probability", "negative_energy"}
+    assert told["auroc"] == curves["negative_energy"]["auroc"] and told["fpr"] <= 0.2
+
+    desk = Desk(run, actions)
+    assert desk.score == "negative_energy" and desk.threshold == told["threshold"]
+    of_inside = desk.answer([("", record["instruction"]) for record in records])
+    of_outside = desk.answer([("", line) for line in strange])
+    assert np.mean([not a["out_of_scope"] for a in of_inside]) == pytest.approx(told["tpr"])
+    assert np.mean([not a["out_of_scope"] for a in of_outside]) == pytest.approx(told["fpr"])
+    truth = np.repeat([1, 0], [24, 20])
+    scores = [a["scope_score"] for a in [*of_inside, *of_outside]]
+    assert told["auroc"] == pytest.approx(roc_auc_score(truth, scores))
+    assert all(a["action"] == "hand_over" for a in of_outside if a["out_of_scope"])
+    # one request alone meets the same verdict
+    for number in range(3):
+        assert desk.answer([("", strange[number])])[0]["out_of_scope"] == of_outside[number]["out_of_scope"]
+
+    with pytest.raises(ValueError, match="was tuned for negative_energy"):
+        Desk(run, actions, score="max_probability")
+    assert Desk(run, actions, threshold=0.5).score == "max_probability"
+    with pytest.raises(ValueError, match="no requests out of scope"):
+        tune_threshold(run, read_requests(str(inside)), iter(()))
+
+
+def test_requests_that_cannot_be_read(
+    run: Path, actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "the film"}, {"question": "the film"}])
+    with pytest.raises(ValueError, match="a.jsonl, line 2, field 'text': missing field"):
+        list(read_requests(str(tmp_path / "a.jsonl")))
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="a.txt, line 1: not UTF-8"):
+        list(read_requests(str(tmp_path / "a.txt")))
+    with pytest.raises(ValueError, match="--actions is missing"):
+        verb.main([str(run), "the film"])
+    with pytest.raises(ValueError, match="either a request or --input"):
+        verb.main([str(run), "the film", "--actions", str(actions), "--input", "x.txt"])
+    with pytest.raises(ValueError, match="stdin, line 2.*max_length"):
+        lines = ("the film love\n" + "a film " * 40).encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+        verb.main([str(run), "--actions", str(actions)])
