@@ -23,7 +23,7 @@ import numpy as np
 
 from instructrec_jax.answering.ranker import predict_of_run
 from instructrec_jax.distributed.launch import once, say
-from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh import fitting_mesh, make_mesh
 from instructrec_jax.evaluation.evaluator import Contender, baseline_contenders, contend, greater_is_better
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.evaluation.prompt_variants import format_sensitivity, read_wordings, reworded, sensitivity
@@ -243,7 +243,7 @@ def main(args: list[str]) -> None:
         return
     config = parse(Config, rest, default=options.path / "config.yaml" if is_run else DEFAULT)
     if is_run and not any(arg.startswith("--mesh") for arg in rest):
-        config = replace(config, mesh=assemble.fitting_mesh(config.mesh))
+        config = replace(config, mesh=fitting_mesh(config.mesh))
     out = options.out or (options.path / "evaluation" if is_run else Path("evaluation"))
     evaluate(
         options.path,

@@ -26,7 +26,7 @@ from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.prompts import tokenise_pieces
 from instructrec_jax.data.rows import open_rows
-from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh import fitting_mesh, make_mesh
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig, recommendations
 from instructrec_jax.inference.writer import Generated, open_writer
@@ -57,7 +57,7 @@ class LanguageModel:
         is_run = (Path(path) / "config.yaml").is_file()
         if settings is None:
             settings = load(Path(path) / "config.yaml") if is_run else Config(task=LanguageModelConfig())
-            settings = replace(settings, mesh=assemble.fitting_mesh(settings.mesh))
+            settings = replace(settings, mesh=fitting_mesh(settings.mesh))
         folder = Path(path) / "backbone" if is_run else assemble.backbone_folder(str(path))
         if not isinstance(settings.task, LanguageModelConfig):
             raise ValueError(f"{path} was tuned for another task; only task.type language_model writes text.")
@@ -203,7 +203,7 @@ def read_settings(path: Path, rest: list[str], own: set[str]) -> Config | None:
         settings = parse(Config, rest if has_file else ["--task.type", "language_model", *rest], default=None)
     if any(arg.startswith("--mesh") for arg in rest):
         return settings
-    return replace(settings, mesh=assemble.fitting_mesh(settings.mesh))
+    return replace(settings, mesh=fitting_mesh(settings.mesh))
 
 
 def main(args: list[str]) -> None:

@@ -15,14 +15,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from instructrec_jax.data.loader import lengths_of, process_share, to_devices
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped, write_skipped
 from instructrec_jax.distributed.chips import peak_flops
 from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import check_shared, guard, once, place, say
-from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
+from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, make_mesh, replicated
 from instructrec_jax.evaluation.evaluator import (
     Contender,
     baseline_contenders,
@@ -219,7 +218,7 @@ def compare(
     train_set: list[Encoded],
     predict_with: Callable[[Tree], Predict],
     folder: Path,
-    mesh: Mesh,
+    mesh: DeviceMesh,
 ) -> None:
     """The table that training ends with: the model before and after, and simple methods, on the same cases."""
     groups = assemble_data.case_groups(config, test)
@@ -333,7 +332,7 @@ def out_of_patience(config: Config, progress: dict[str, Any]) -> bool:
 
 
 def speed_at_best(
-    model: Assembly, state: TrainState, task: Task, data: assemble_data.TrainingData, mesh: Mesh
+    model: Assembly, state: TrainState, task: Task, data: assemble_data.TrainingData, mesh: DeviceMesh
 ) -> tuple[Callable[[int], float], float | None]:
     """(FLOP of the model for so many tokens, FLOP/s of all devices at best or None), for the MFU.
 
@@ -358,7 +357,7 @@ def speed_at_best(
 
 
 def summarise(
-    config: Config, task: Task, model: Assembly, state: TrainState, mesh: Mesh, data: assemble_data.TrainingData
+    config: Config, task: Task, model: Assembly, state: TrainState, mesh: DeviceMesh, data: assemble_data.TrainingData
 ) -> dict[str, str]:
     """What a person wants to know before a run, label -> text."""
 

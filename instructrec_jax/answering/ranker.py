@@ -11,13 +11,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from instructrec_jax.answering.evidence import words_of
 from instructrec_jax.answering.new_items import with_new_items
 from instructrec_jax.answering.phrasing import wording_of
 from instructrec_jax.data.example import Example
-from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_json
 from instructrec_jax.ranking.catalogue import has_splits
@@ -173,10 +172,10 @@ def run_settings(run: Path, overrides: list[str]) -> Config:
     config: Config = parse(Config, overrides, default=run / "config.yaml")
     if any(arg.startswith("--mesh") for arg in overrides):
         return config
-    return replace(config, mesh=assemble.fitting_mesh(config.mesh))
+    return replace(config, mesh=fitting_mesh(config.mesh))
 
 
-def predict_of_run(run: Path, config: Config, task: Task, mesh: Mesh, step: int | None = None) -> Predict:
+def predict_of_run(run: Path, config: Config, task: Task, mesh: DeviceMesh, step: int | None = None) -> Predict:
     """The predictor of a run's checkpoint (None: the best); of a ranking task it computes its items' vectors once."""
     model = assemble.restored_model(config, task, run, mesh, step)
     predict = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)

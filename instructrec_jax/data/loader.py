@@ -22,11 +22,10 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.packing import Plan, fit_epoch, plan_batch
-from instructrec_jax.distributed.mesh import batch_sharding, data_shards
+from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding, data_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +369,7 @@ class StreamLoader:
             yield replace(batch, position=self.stream.get_state())
 
 
-def process_share(mesh: Mesh) -> tuple[int, int]:
+def process_share(mesh: DeviceMesh) -> tuple[int, int]:
     """Which part of a batch's rows this process works on, and how many such parts there are.
 
     Processes that split the length or single products between them work on the same rows. Where the devices of the
@@ -387,7 +386,9 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
     return (first // size, shards // size) if blocks else (0, 1)
 
 
-def to_devices(arrays: dict[str, np.ndarray], mesh: Mesh, totals: dict[str, int] | None = None) -> dict[str, jax.Array]:
+def to_devices(
+    arrays: dict[str, np.ndarray], mesh: DeviceMesh, totals: dict[str, int] | None = None
+) -> dict[str, jax.Array]:
     """Puts the rows onto their devices.
 
     Args:

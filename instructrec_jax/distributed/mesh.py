@@ -1,7 +1,10 @@
 """The device mesh, and the one table that says how arrays lie on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import jax
@@ -13,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "context", "tensor")
 
 # Logical axis -> mesh axes. A parameter names its logical axes where it is made (`nnx.Param(..., axes=...)`), an
-# activation where it is constrained (`constrain`). `mesh.rules` of the settings change the table for a program.
+# activation where it is constrained (`constrain`). `mesh.rules` of the settings change the table for one mesh.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": ("context",),
@@ -23,7 +26,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "items": ("data", "fsdp", "context", "tensor"),
 }
-_rules = dict(RULES)
+# The rules of the mesh whose program is being traced, for code inside networks that has no mesh at hand.
+_traced_rules: ContextVar[Mapping[str, tuple[str, ...]]] = ContextVar("traced_rules", default=RULES)
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Size = int | Literal["auto"] | None  # null means auto
@@ -42,8 +46,50 @@ class MeshConfig:
     rules: dict[str, list[str]] = field(default_factory=dict)  # logical axis: mesh axes, changes of the sharding rules
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Arranges the devices as a mesh with the axes data, fsdp, context and tensor, and puts the rules in force.
+@dataclass(frozen=True)
+class DeviceMesh:
+    """Devices arranged along the axes data, fsdp, context and tensor, with the rules of how arrays lie on them.
+
+    Hashable, so that it can be a static argument of `jax.jit`.
+
+    Attributes:
+      jax_mesh: the mesh as jax knows it.
+      table: the rules, (logical axis, mesh axes) of each.
+    """
+
+    jax_mesh: Mesh
+    table: tuple[tuple[str, tuple[str, ...]], ...] = tuple(RULES.items())
+
+    @cached_property
+    def rules(self) -> dict[str, tuple[str, ...]]:
+        return dict(self.table)
+
+    @property
+    def devices(self) -> np.ndarray:
+        return self.jax_mesh.devices
+
+    @property
+    def shape(self) -> Mapping[str, int]:
+        """Mesh axis -> number of devices along it."""
+        return self.jax_mesh.shape
+
+    def axes(self, name: str | None) -> tuple[str, ...]:
+        """The mesh axes of a logical axis; none for None."""
+        return () if name is None else self.rules.get(name, ())
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Inside, networks are traced for this mesh: `constrain`, `is_split` and `mesh_axes` follow its rules."""
+        before = _traced_rules.set(self.rules)
+        try:
+            with jax.sharding.use_abstract_mesh(self.jax_mesh.abstract_mesh):
+                yield
+        finally:
+            _traced_rules.reset(before)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> DeviceMesh:
+    """Arranges the devices as a mesh with the axes data, fsdp, context and tensor.
 
     With several slices (or nodes) the outer part of data and fsdp lies across them, so that all other collectives stay
     on the fast links inside one.
@@ -51,12 +97,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Raises ValueError when the sizes do not multiply to the number of devices, and for rules of unknown axes.
     """
     devices = jax.devices() if devices is None else list(devices)
-    _set_rules(config.rules)
+    table = tuple(_rules(config.rules).items())
     sizes = _infer(config, len(devices))
     slices = (config.dcn_data, config.dcn_fsdp, 1, 1)
+    kinds = (AxisType.Auto,) * len(AXES)
     if np.prod(slices) == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-    return Mesh(_across_slices(sizes, slices, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        return DeviceMesh(jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices), table)
+    return DeviceMesh(Mesh(_across_slices(sizes, slices, devices), AXES, axis_types=kinds), table)
+
+
+def fitting_mesh(config: MeshConfig) -> MeshConfig:
+    """The same settings where they fit this machine's devices, else parameters split over all of the devices."""
+    try:
+        _infer(config, jax.device_count())
+    except ValueError:
+        return MeshConfig(fsdp=jax.device_count(), rules=config.rules)
+    return config
 
 
 def _infer(config: MeshConfig, devices: int) -> tuple[int, ...]:
@@ -110,52 +166,57 @@ def _across_slices(sizes: tuple[int, ...], slices: tuple[int, ...], devices: lis
 # ---------------------------------------------------------------- the rules
 
 
-def _set_rules(changes: dict[str, list[str]]) -> None:
+def _rules(changes: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    """RULES with some of them changed."""
     for name, axes in changes.items():
         if name not in RULES:
-            raise ValueError(f"mesh.rules has no logical axis {name!r}, but {', '.join(RULES)}.")
+            raise ValueError(f"mesh.rules: unknown logical axis {name!r}; choose from {', '.join(RULES)}.")
         if unknown := [axis for axis in axes if axis not in AXES]:
-            raise ValueError(f"mesh.rules.{name}: there is no mesh axis {unknown[0]!r}, but {', '.join(AXES)}.")
+            raise ValueError(f"mesh.rules.{name}: unknown mesh axis {unknown[0]!r}; choose from {', '.join(AXES)}.")
         if len(set(axes)) < len(axes):
             raise ValueError(f"mesh.rules.{name} names a mesh axis twice: {axes}.")
-    _rules.clear()
-    _rules.update(RULES | {name: tuple(axes) for name, axes in changes.items()})
+    return RULES | {name: tuple(axes) for name, axes in changes.items()}
 
 
 def mesh_axes(name: str | None) -> tuple[str, ...]:
-    """The mesh axes of a logical axis under the rules in force; none for None."""
-    return () if name is None else _rules.get(name, ())
+    """The mesh axes of a logical axis for the program that is being traced (see `DeviceMesh.tracing`)."""
+    return () if name is None else _traced_rules.get().get(name, ())
 
 
-def _spec(sizes: Any, shape: tuple[int, ...], axes: Sequence[str | None]) -> list[tuple[str, ...] | None]:
+def _spec(
+    rules: Mapping[str, tuple[str, ...]],
+    sizes: Mapping[str, int],
+    shape: tuple[int, ...],
+    axes: Sequence[str | None],
+) -> list[tuple[str, ...] | None]:
     """Per dimension the mesh axes that split it: those of its rule that the dimension divides and that are free."""
     spec: list[tuple[str, ...] | None] = []
     taken: set[str] = set()
     for size, axis in zip(shape, axes, strict=True):
-        split = tuple(a for a in mesh_axes(axis) if sizes[a] > 1 and a not in taken)
+        split = tuple(a for a in rules.get(axis or "", ()) if sizes[a] > 1 and a not in taken)
         fits = bool(split) and size % int(np.prod([sizes[a] for a in split])) == 0
         spec.append(split if fits else None)
         taken |= set(split if fits else ())
     return spec
 
 
-def data_shards(mesh: Mesh) -> int:
+def data_shards(mesh: DeviceMesh) -> int:
     """Number of parts into which the rows of a batch are split."""
-    return int(np.prod([mesh.shape[axis] for axis in mesh_axes("batch")]))
+    return int(np.prod([mesh.shape[axis] for axis in mesh.axes("batch")]))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
+def replicated(mesh: DeviceMesh) -> NamedSharding:
+    return NamedSharding(mesh.jax_mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, leading: int) -> NamedSharding:
+def batch_sharding(mesh: DeviceMesh, leading: int) -> NamedSharding:
     """Splits the leading dimension over the data-parallel devices; whole on each where it does not divide."""
     return activation_sharding(mesh, (leading,), ("batch",))
 
 
-def activation_sharding(mesh: Mesh, shape: tuple[int, ...], axes: Sequence[str | None]) -> NamedSharding:
+def activation_sharding(mesh: DeviceMesh, shape: tuple[int, ...], axes: Sequence[str | None]) -> NamedSharding:
     """Where an activation lies, by its logical axes; a dimension that its mesh axes do not divide stays whole."""
-    return NamedSharding(mesh, PartitionSpec(*_spec(mesh.shape, shape, axes)))
+    return NamedSharding(mesh.jax_mesh, PartitionSpec(*_spec(mesh.rules, mesh.shape, shape, axes)))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -167,7 +228,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     automatic = [a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
     if mesh.empty or len(automatic) < len(mesh.axis_names):  # inside a shard_map arrays are the devices' own
         return x
-    spec = _spec(mesh.shape, x.shape, axes)
+    spec = _spec(_traced_rules.get(), mesh.shape, x.shape, axes)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if any(spec) else x
 
 
@@ -177,7 +238,7 @@ def is_split(name: str) -> bool:
     return not mesh.empty and any(mesh.shape[axis] > 1 for axis in mesh_axes(name))
 
 
-def parameter_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+def parameter_sharding(mesh: DeviceMesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
     """Where a parameter lies, by its logical axes.
 
     A dimension that its mesh axes do not divide (a vocabulary of 50,257, say) passes them on to another dimension of
@@ -185,10 +246,10 @@ def parameter_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | Non
 
     Raises ValueError, naming the dimensions, for a matrix that would be whole on devices which are to split it.
     """
-    spec = _spec(mesh.shape, shape, axes)
+    spec = _spec(mesh.rules, mesh.shape, shape, axes)
     for place, axis in enumerate(axes):
         taken = {a for split in spec for a in split or ()}
-        left = tuple(a for a in mesh_axes(axis) if mesh.shape[a] > 1 and a not in taken)
+        left = tuple(a for a in mesh.axes(axis) if mesh.shape[a] > 1 and a not in taken)
         if spec[place] is not None or not left or shape[place] == 1:
             continue
         for other in range(len(shape)):
@@ -204,10 +265,10 @@ def parameter_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | Non
                     f"a parameter with the dimensions {', '.join(named)} cannot be split over {sizes}, which divides "
                     "none of them: choose a size that does."
                 )
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return NamedSharding(mesh.jax_mesh, PartitionSpec(*spec))
 
 
-def parameter_shardings(mesh: Mesh, model: nnx.Module) -> dict[str, Any]:
+def parameter_shardings(mesh: DeviceMesh, model: nnx.Module) -> dict[str, Any]:
     """Shardings of a (possibly abstract) model's parameters, nested like `nnx.to_pure_dict(nnx.state(model))`."""
     tree: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(nnx.state(model)):

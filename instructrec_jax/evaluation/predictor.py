@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from instructrec_jax.data.loader import Parts, Text, lay_out, lengths_of, to_devices
 from instructrec_jax.data.packing import fit
 from instructrec_jax.distributed.launch import fetch, place
-from instructrec_jax.distributed.mesh import data_shards, replicated
+from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import open_writer
 from instructrec_jax.tasks.base import Predict, Task
@@ -24,7 +23,7 @@ def make_predict(
     predict_step: Callable[..., jax.Array],
     params: Any,
     *,
-    mesh: Mesh,
+    mesh: DeviceMesh,
     buckets: Sequence[int],
     per_token: bool,
 ) -> Callable[..., list[np.ndarray]]:
@@ -84,7 +83,7 @@ def make_predict(
     return predict
 
 
-def predictor(task: Task, graphdef: Any, mesh: Mesh, buckets: Sequence[int]) -> Callable[[Any], Predict]:
+def predictor(task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int]) -> Callable[[Any], Predict]:
     """parameters -> the model that a task scores with."""
     step = make_predict_step(task, graphdef, mesh)
     parts = {name: predictor(part, graphdef, mesh, buckets) for name, part in task.parts.items()}

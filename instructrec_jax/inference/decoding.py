@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.distributed.launch import fetch, place
-from instructrec_jax.distributed.mesh import activation_sharding, replicated
+from instructrec_jax.distributed.mesh import DeviceMesh, activation_sharding, replicated
 from instructrec_jax.inference.beam import BeamSearch
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.inference.sampling import Sampling, State, seen_tokens
@@ -64,7 +64,7 @@ class Decoder:
     def __init__(
         self,
         graphdef: Any,
-        mesh: Mesh,
+        mesh: DeviceMesh,
         rules: TokenRules,
         *,
         max_length: int,

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.inference.decoding import Answer, Decoder
 from instructrec_jax.inference.generation_config import GenerationConfig, token_rules
 from instructrec_jax.inference.text import TextStream, cut_at_stop
@@ -83,7 +83,7 @@ class Writer:
         return [Generated(cut_at_stop(text(answer.tokens), config.stop)[0], answer.finish) for answer in ordered]
 
 
-def open_writer(task: Any, graphdef: Any, mesh: Mesh) -> Writer:
+def open_writer(task: Any, graphdef: Any, mesh: DeviceMesh) -> Writer:
     """The writer of a language-model task (`tasks.language_model`): prompt and answer share what the network reads."""
     context = task.context
     network = read_config(context.folder)

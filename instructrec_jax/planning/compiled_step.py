@@ -11,14 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from instructrec_jax.adapters.losses import chunk_size
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.data.packing import max_segments
-from instructrec_jax.distributed.mesh import batch_sharding, data_shards
+from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding, data_shards
 from instructrec_jax.runs import assembly as assemble
 from instructrec_jax.runs import data as assemble_data
 from instructrec_jax.runs.config import Config
@@ -88,7 +87,7 @@ def planning_folder(path: str) -> Iterator[tuple[Path, bool]]:
         yield Path(temporary), True
 
 
-def compile_step(config: Config, folder: Path, mesh: Mesh) -> CompiledStep:
+def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep:
     """Compiles the training step of `config` for the devices of `mesh`; parameters and data are shapes.
 
     Raises ValueError for settings that do not fit together, as training would.
@@ -135,7 +134,7 @@ def texts_of(batch: dict[str, jax.ShapeDtypeStruct], *, causal: bool) -> Texts:
     return Texts(rows * length, length, causal, *answers)
 
 
-def abstract_batch(config: Config, task: Task, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of shapes: full rows for language models, else the first batch of data.train.
 
     A batch that is so many examples has as many rows: what is longest at most.

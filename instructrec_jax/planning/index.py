@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from instructrec_jax.distributed.chips import chip_of
-from instructrec_jax.distributed.mesh import parameter_sharding, replicated
+from instructrec_jax.distributed.mesh import DeviceMesh, parameter_sharding, replicated
 from instructrec_jax.planning import hlo
 from instructrec_jax.ranking.index import QUERIES, rows_of_device, search_items
 
@@ -27,7 +26,7 @@ class IndexPlan:
     collectives: hlo.Traffic
 
 
-def plan_index(items: int, width: int, mesh: Mesh, k: int = 100) -> IndexPlan:
+def plan_index(items: int, width: int, mesh: DeviceMesh, k: int = 100) -> IndexPlan:
     """Compiles the search for the k best of so many items, float32 vectors of `width` numbers.
 
     Raises ValueError for fewer items than chips.

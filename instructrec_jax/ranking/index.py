@@ -17,10 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from numpy.typing import ArrayLike
 
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, mesh_axes, parameter_sharding, replicated
+from instructrec_jax.distributed.mesh import (
+    DeviceMesh,
+    MeshConfig,
+    make_mesh,
+    parameter_sharding,
+    replicated,
+)
 
 BLOCK = 16_384  # items scored at a time on a device
 QUERIES = 256  # queries scored at a time: scores take 4 x BLOCK x QUERIES bytes, 17 MB
@@ -34,7 +40,7 @@ class ItemIndex:
     product may round differently in the last bit; ties between exact scores are decided as `search` says.
     """
 
-    def __init__(self, vectors: ArrayLike, *, bias: ArrayLike | None = None, mesh: Mesh | None = None) -> None:
+    def __init__(self, vectors: ArrayLike, *, bias: ArrayLike | None = None, mesh: DeviceMesh | None = None) -> None:
         """Places the vectors on the devices.
 
         Args:
@@ -61,7 +67,7 @@ class ItemIndex:
                 raise ValueError(
                     f"the vector of item {start + bad[0]} is not finite. Look for an empty text or a diverged model."
                 )
-        devices = int(np.prod([self.mesh.shape[axis] for axis in mesh_axes("items")]))
+        devices = int(np.prod([self.mesh.shape[axis] for axis in self.mesh.axes("items")]))
         rows = rows_of_device(self.items, devices)
         self._vectors = self._place(array, self.dtype, rows * devices, 0)
         # Adding +0 turns a -0 into 0 here, so that a score is never -0, which top_k would sort below 0.
@@ -146,10 +152,10 @@ def rows_of_device(items: int, devices: int) -> int:
 
 @functools.partial(jax.jit, static_argnames=("mesh", "k"))
 def search_items(
-    vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array, *, mesh: Mesh, k: int
+    vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array, *, mesh: DeviceMesh, k: int
 ) -> tuple[jax.Array, jax.Array]:
     """(item numbers int32 [q, k], scores float32 [q, k]) over the items of all devices."""
-    axes = mesh_axes("items")
+    axes = mesh.axes("items")
 
     def on_device(vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array) -> tuple:
         first = lax.axis_index(axes) * len(vectors)
@@ -161,7 +167,11 @@ def search_items(
 
     shared, split = PartitionSpec(), PartitionSpec(axes)
     search = jax.shard_map(
-        on_device, mesh=mesh, in_specs=(split, split, shared, shared), out_specs=(shared, shared), check_vma=False
+        on_device,
+        mesh=mesh.jax_mesh,
+        in_specs=(split, split, shared, shared),
+        out_specs=(shared, shared),
+        check_vma=False,
     )
     return search(vectors, bias, queries, hidden)
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 from transformers import AutoTokenizer
 
 from instructrec_jax.adapters.checkpoint_heads import Source
@@ -22,7 +21,7 @@ from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
 from instructrec_jax.runs.config import Config, load
 from instructrec_jax.distributed.launch import is_first, once, place
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding, parameter_shardings
+from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.preparation import films
 from instructrec_jax.tasks.base import Task, TaskContext
@@ -117,7 +116,7 @@ def stack_options(config: Config) -> StackOptions:
     return StackOptions(remat=config.backbone.remat, train_last=config.backbone.train_last)
 
 
-def load_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly:
+def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Assembly:
     """The backbone's pretrained parameters (or newly drawn ones) with the task's head, laid out on the mesh."""
     rngs = nnx.Rngs(config.seed)
 
@@ -150,7 +149,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly
     return Assembly(graphdef, params, shardings, source, frozen_by(config, task, model))
 
 
-def abstract_model(config: Config, task: Task, folder: Path, mesh: Mesh) -> Assembly:
+def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Assembly:
     """The same with shapes for parameters: what a checkpoint is read onto."""
     hf_config, pooling = read_config(folder), read_pooling(folder)
 
@@ -197,16 +196,7 @@ def frozen_by(config: Config, task: Task, model: nnx.Module) -> Callable[[str], 
     return frozen_parameters(model, freeze=freeze, train_last=config.backbone.train_last, lora=config.lora.on)
 
 
-def fitting_mesh(config: MeshConfig) -> MeshConfig:
-    """The same where it fits this machine's devices, else one that splits the parameters over all of them."""
-    try:
-        make_mesh(config)
-    except ValueError:
-        return MeshConfig(fsdp=jax.device_count())
-    return config
-
-
-def open_run(run_dir: Path) -> tuple[Config, Task, Mesh]:
+def open_run(run_dir: Path) -> tuple[Config, Task, DeviceMesh]:
     """Settings, task and mesh of a run directory."""
     if not (run_dir / "config.yaml").is_file():
         raise ValueError(f"{run_dir} is not a run directory: it has no config.yaml.")
@@ -215,7 +205,7 @@ def open_run(run_dir: Path) -> tuple[Config, Task, Mesh]:
     return config, open_task(config, run_dir / "backbone"), make_mesh(config.mesh)
 
 
-def restored_model(config: Config, task: Task, run_dir: Path, mesh: Mesh, step: int | None = None) -> Assembly:
+def restored_model(config: Config, task: Task, run_dir: Path, mesh: DeviceMesh, step: int | None = None) -> Assembly:
     """The model of a run directory as a checkpoint has it (None: the best one), read without the optimizer.
 
     Frozen parameters come from where the run had them from.

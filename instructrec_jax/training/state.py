@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from instructrec_jax.distributed.mesh import replicated
+from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.training.optimizer import path_name
 
 Tree = dict[str, Any]
@@ -104,7 +103,7 @@ def create_state(
     )
 
 
-def state_shardings(state: TrainState, params_shardings: Tree, mesh: Mesh) -> TrainState:
+def state_shardings(state: TrainState, params_shardings: Tree, mesh: DeviceMesh) -> TrainState:
     """Shardings of a (possibly abstract) state: moments lie where their parameters lie, the rest is everywhere."""
     flat, _ = jax.tree_util.tree_flatten_with_path(params_shardings)
     by_path = {path_name(path): sharding for path, sharding in flat}

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
 
 from instructrec_jax.backbones.layers import DropoutKeys, dropout_keys
-from instructrec_jax.distributed.mesh import replicated
+from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.tasks.base import Task, microbatches
 from instructrec_jax.training.state import TrainState, Tree, merge_params
 
@@ -42,7 +41,7 @@ def make_train_step(
     graphdef: Any,
     optimizer: optax.GradientTransformation,
     *,
-    mesh: Mesh,
+    mesh: DeviceMesh,
     shardings: TrainState,
     accumulation: int = 1,
 ) -> Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
@@ -55,7 +54,7 @@ def make_train_step(
     def total_loss(params: Tree, state: TrainState, batch: Arrays, seed: jax.Array, parts: int) -> Any:
         model = nnx.merge(graphdef, merge_params(params, state.frozen))
         keys = batch_dropout_keys(seed, batch)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain`
+        with mesh.tracing():
             total, weight = task.loss(task.view(model), batch, dropout=keys, buffers=state.buffers, parts=parts)
         return total, weight
 
@@ -107,7 +106,7 @@ def make_train_step(
     )
 
 
-def make_predict_step(task: Task, graphdef: Any, mesh: Mesh) -> Callable[..., jax.Array]:
+def make_predict_step(task: Task, graphdef: Any, mesh: DeviceMesh) -> Callable[..., jax.Array]:
     """Compiles (params, batch) -> the task's predictions for each text (or token) of the batch.
 
     With a third argument, a seed (uint32), dropout is on, with the bits that a training step of this seed has.
@@ -115,7 +114,7 @@ def make_predict_step(task: Task, graphdef: Any, mesh: Mesh) -> Callable[..., ja
 
     @jax.jit
     def predict_step(params: Tree, batch: Arrays, seed: jax.Array | None = None) -> jax.Array:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `constrain`
+        with mesh.tracing():
             model = task.view(nnx.merge(graphdef, params))
             if seed is None:
                 return task.predict(model, batch)

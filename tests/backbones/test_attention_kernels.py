@@ -77,11 +77,11 @@ def test_splash_attention_on_four_devices(sizes: dict[str, int]) -> None:
     mesh = make_mesh(MeshConfig(**sizes), jax.devices()[:4])
 
     def run(*x: jax.Array) -> jax.Array:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with mesh.tracing():
             settings: dict[str, Any] = {"causal": True, "window": None, "soft_cap": None, "scale": DIM**-0.5}
             return kernels.splash_attention(*x, jnp.asarray(segments), interpret=True, **settings)
 
-    spread = jax.device_put(inputs(), jax.NamedSharding(mesh, jax.P()))
+    spread = jax.device_put(inputs(), jax.NamedSharding(mesh.jax_mesh, jax.P()))
     assert_same(jax.jit(run)(*spread), expected)
     assert "shard_map" in str(jax.make_jaxpr(run)(*spread))  # a kernel outside of one cannot be compiled for several
 
@@ -144,7 +144,7 @@ def test_what_a_kernel_has_no_room_for_is_announced_once(
             assert kernels.choose(q, **nothing | {"bias": q}) == "plain"
         monkeypatch.setattr(jax, "device_count", lambda: 8)
         assert kernels.choose(q, **nothing) == "plain"  # and no mesh around it
-        with jax.sharding.use_abstract_mesh(make_mesh(MeshConfig()).abstract_mesh):
+        with make_mesh(MeshConfig()).tracing():
             assert kernels.choose(q, **nothing) == "splash"
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 4 and "dropout" in told[0] and "200 tokens" in told[1] and "bias" in told[2]
@@ -156,6 +156,6 @@ def test_what_a_kernel_has_no_room_for_is_announced_once(
 
 def test_the_ambient_mesh_says_which_devices() -> None:
     mesh = make_mesh(MeshConfig(data=8))
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with mesh.tracing():
         assert kernels.platform() == "cpu"
     assert kernels.platform() == jax.default_backend()

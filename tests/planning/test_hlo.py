@@ -36,7 +36,7 @@ def compiled(mesh: Mesh, *, unrolled: bool, trips: Any = LAYERS) -> str:
 
 @pytest.fixture(scope="module")
 def programs() -> tuple[hlo.Program, hlo.Program]:
-    mesh = make_mesh(MeshConfig(data=1, fsdp=8), jax.devices()[:8])
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8), jax.devices()[:8]).jax_mesh
     return hlo.parse(compiled(mesh, unrolled=False)), hlo.parse(compiled(mesh, unrolled=True))
 
 
