@@ -1,58 +1,94 @@
 """Instruction tuning of HuggingFace pretrained networks in JAX/Flax, with recommendation as instruction following.
 
-    from pathlib import Path
     import instructrec_jax as ir
 
-    config = ir.load_config(Path("configs/films.yaml"))
-    run_dir = ir.tune(config)                              # what `python -m instructrec_jax.train` does
-    ir.score(run_dir, config, Path("results"))             # ... evaluate
-    ir.export_run(run_dir, Path("exported"), format="hf")  # ... export
-    model = ir.LanguageModel(run_dir)                      # ... generate: opened once
+    config = ir.load_config("configs/films.yaml")
+    run_dir = ir.tune(config)                                    # what `python -m instructrec_jax.train` does
+    run = ir.Run.open(run_dir)                                   # opened once; every verb starts here
+    ir.evaluate_run(run, "results")                              # ... evaluate
+    ir.export_run(run_dir, "exported", format="hf")              # ... export
+    films = ir.Recommender(run_dir)                              # ... recommend
+    films.recommend([ir.Request(instruction="something scary in space")], k=5)
+    model = ir.LanguageModel("Qwen/Qwen3-0.6B")                  # ... generate
     model.generate(["Name a river."], ir.GenerationConfig(max_new_tokens=50))
     ir.prepare_data(ir.MovieLensConfig(source="ml-latest-small", out="data/movielens"))  # ... prepare
-    films = ir.Recommender("runs/films")                   # ... recommend: opened once
-    films.recommend([ir.RecommendationRequest(instruction="something scary in space")], k=5)
 
-Names are imported when first asked for, so that `import instructrec_jax` is quick.
+Names are imported when they are first used, so that `import instructrec_jax` is quick.
 """
 
 import os
-import sys
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from instructrec_jax.distributed.host_memory import keep_freed_memory
-
-# Python's sign for `python -m instructrec_jax.VERB`: the process is ours, and jax is yet to come.
-if sys.argv[:1] == ["-m"]:
-    keep_freed_memory()
+if TYPE_CHECKING:
+    from instructrec_jax.answering.classifier import Classifier
+    from instructrec_jax.answering.comparison import evaluate as evaluate_run
+    from instructrec_jax.answering.language_model import LanguageModel
+    from instructrec_jax.answering.recommender import Recommender
+    from instructrec_jax.answering.requests import Request
+    from instructrec_jax.data.example import Example
+    from instructrec_jax.export import export as export_run
+    from instructrec_jax.inference.generation_config import GenerationConfig
+    from instructrec_jax.preparation.formats import MovieLensConfig, RecBoleConfig, TableConfig
+    from instructrec_jax.preparation.prepare_data import prepare as prepare_data
+    from instructrec_jax.runs.config import Config
+    from instructrec_jax.runs.config import load as load_config
+    from instructrec_jax.runs.run import Run
+    from instructrec_jax.train import train as tune
 
 # transformers says at each start that it misses PyTorch, of which only its tokenizers and configurations are used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+__version__ = version("instructrec_jax")
+
+# The same names again, with where they come from.
 _HOMES = {
+    "Classifier": "answering.classifier:Classifier",
     "Config": "runs.config:Config",
     "Example": "data.example:Example",
     "GenerationConfig": "inference.generation_config:GenerationConfig",
-    "LanguageModel": "generate:LanguageModel",
+    "LanguageModel": "answering.language_model:LanguageModel",
     "MovieLensConfig": "preparation.formats:MovieLensConfig",
     "RecBoleConfig": "preparation.formats:RecBoleConfig",
-    "RecommendationRequest": "answering.requests:Request",
-    "Recommender": "recommend:Recommender",
+    "Recommender": "answering.recommender:Recommender",
+    "Request": "answering.requests:Request",
+    "Run": "runs.run:Run",
+    "TableConfig": "preparation.formats:TableConfig",
+    "evaluate_run": "answering.comparison:evaluate",
     "export_run": "export:export",
     "load_config": "runs.config:load",
     "prepare_data": "preparation.prepare_data:prepare",
-    "score": "evaluate:evaluate",
     "tune": "train:train",
 }
 
+__all__ = [
+    "Classifier",
+    "Config",
+    "Example",
+    "GenerationConfig",
+    "LanguageModel",
+    "MovieLensConfig",
+    "RecBoleConfig",
+    "Recommender",
+    "Request",
+    "Run",
+    "TableConfig",
+    "evaluate_run",
+    "export_run",
+    "load_config",
+    "prepare_data",
+    "tune",
+]
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'instructrec_jax' has no attribute {name!r}")
-    module, attribute = _HOMES[name].split(":")
-    return getattr(import_module(f"instructrec_jax.{module}"), attribute)
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'instructrec_jax' has no attribute {name!r}")
+        module, attribute = _HOMES[name].split(":")
+        return getattr(import_module(f"instructrec_jax.{module}"), attribute)
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOMES)
+    return sorted([*__all__, "__version__"])

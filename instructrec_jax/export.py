@@ -27,9 +27,9 @@ from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.chat_template import chat_template
 from instructrec_jax.files import write_json
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs.assembly import Assembly
 from instructrec_jax.runs.config import main_guard, to_dict
+from instructrec_jax.runs.model import SplitModel
+from instructrec_jax.runs.run import Run, is_run
 from instructrec_jax.tasks.multitask import MultitaskTask
 
 
@@ -49,19 +49,22 @@ def export(
     """
     if out.exists():
         raise ValueError(f"{out} exists already: choose another --out.")
-    config, task, mesh = assemble.open_run(run)
+    if not is_run(run):
+        raise ValueError(f"{run} is not a run directory: it has no config.yaml.")
+    opened = Run.open(run, step=step)
+    task: Any = opened.task
     if isinstance(task, MultitaskTask) and format != "orbax" and part not in task.parts:
         raise ValueError(f"{run} learnt several tasks ({', '.join(task.parts)}): say whose head to write, with --part.")
     if part is not None and part not in task.parts:
         raise ValueError(f"{run} learnt one task, so leave out --part {part}.")
-    model = assemble.restored_model(config, task, run, mesh, step)
+    model = opened.model
     task = task if part is None else task.parts[part]
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         if format == "orbax":
-            write_orbax(partial, model, to_dict(config), dtype)
+            write_orbax(partial, model, to_dict(opened.config), dtype)
         elif format == "hf":
             write_hf(partial, model, run, task, dtype)
         else:
@@ -73,7 +76,7 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_orbax(folder: Path, model: Assembly, settings: dict[str, Any], dtype: str | None) -> None:
+def write_orbax(folder: Path, model: SplitModel, settings: dict[str, Any], dtype: str | None) -> None:
     # NumPy arrays: orbax would note the devices of jax arrays, and then ask for the same ones when it reads.
     params = jax.tree.map(lambda x: np.asarray(x if dtype is None else x.astype(dtype)), model.params)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -84,7 +87,7 @@ def write_orbax(folder: Path, model: Assembly, settings: dict[str, Any], dtype: 
     write_json(folder / "metadata.json", {"settings": settings, "backbone": backbone, "parameters": shapes})
 
 
-def write_hf(folder: Path, model: Assembly, run: Path, task: Any, dtype: str | None) -> None:
+def write_hf(folder: Path, model: SplitModel, run: Path, task: Any, dtype: str | None) -> None:
     network: Any = task.view(merge_lora(model.network))
     kind = head_kind(network.head)
     config = model.source.config
@@ -118,7 +121,7 @@ def write_language_model_files(folder: Path, config: Any, task: Any) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def write_adapter(folder: Path, model: Assembly, run: Path, task: Any) -> None:
+def write_adapter(folder: Path, model: SplitModel, run: Path, task: Any) -> None:
     source, network = model.source, task.view(model.network)
     if source.lora is None:
         raise ValueError(f"{run} was trained without LoRA, so there is no adapter: use --format hf.")

@@ -8,32 +8,28 @@
     plan --topology ... --items 100000000         and the index of so many items, spread over the chips
 
 Nothing is loaded: parameters and data are shapes. Memory is what the compiler reserves; collectives and bytes are those
-of the compiled program with its loops multiplied out; FLOPs come from the model's formula (`planning/flops.py`).
+of the compiled program with its loops multiplied out; FLOPs come from the model's formula (`training/flops.py`).
 """
 
-import argparse
 import os
 import re
 import sys
 
-# Before jax looks for devices: those planned for need not be there, and a CPU has to stand in for some.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_virtual = re.search(r"cpu:(\d+)", " ".join(sys.argv))
-if _virtual and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_virtual[1]}"
+import jax
 
-from instructrec_jax.backbones.folder import read_config  # noqa: E402
-from instructrec_jax.distributed.chips import topology_devices  # noqa: E402
-from instructrec_jax.distributed.mesh import make_mesh  # noqa: E402
-from instructrec_jax.planning.compiled_step import ARCHITECTURES, planning_folder  # noqa: E402
-from instructrec_jax.planning.index import plan_index, show_index  # noqa: E402
-from instructrec_jax.planning.plan_report import Plan, make_plan, show  # noqa: E402
-from instructrec_jax.planning.search import search  # noqa: E402
-from instructrec_jax.runs.config import DEFAULT, Config, main_guard, parse  # noqa: E402
+from instructrec_jax.answering.arguments import SETTINGS, verb_parser
+from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.distributed.chips import topology_devices
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.planning.compiled_step import ARCHITECTURES, planning_folder
+from instructrec_jax.planning.index import plan_index, show_index
+from instructrec_jax.planning.plan_report import Plan, make_plan, show
+from instructrec_jax.planning.search import search
+from instructrec_jax.runs.config import DEFAULT, Config, main_guard, parse
 
 
 def plan(config: Config, topology: str, slices: int = 1) -> Plan:
-    """Compiles the training step of `config` for a topology and says what it takes; see `planning.report.Plan`.
+    """Compiles the training step of `config` for a topology and says what it takes; see `planning.plan_report.Plan`.
 
     Raises ValueError for a topology that does not exist, or settings that training would refuse.
     """
@@ -41,20 +37,27 @@ def plan(config: Config, topology: str, slices: int = 1) -> Plan:
         return make_plan(config, folder, topology, slices)
 
 
+def plan_on_cpu(topology: str) -> None:
+    """Has this machine's CPU compile, as the devices planned for need not be there; cpu:N makes it N devices.
+
+    Must run before jax looks for devices.
+    """
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+    virtual = re.fullmatch(r"cpu:(\d+)", topology)
+    if virtual and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", int(virtual[1]))
+
+
 def main(args: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m instructrec_jax.plan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Any setting of train can follow: --config_path FILE, --mesh.fsdp 16, --backbone.remat full ... "
-        f"Architectures that need no folder: {', '.join(sorted(file.stem for file in ARCHITECTURES.glob('*.json')))}.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--topology", required=True, help="chip and how many each way: v5e:4x4, v5p:4x4x4; cpu:8")
-    parser.add_argument("--slices", type=int, default=1, help="how many of them (default: 1)")
+    known = ", ".join(sorted(file.stem for file in ARCHITECTURES.glob("*.json")))
+    parser = verb_parser("plan", __doc__, f"{SETTINGS}\nArchitectures that need no folder: {known}.")
+    parser.add_argument("--topology", required=True, help="chip type and topology: v5e:4x4, v5p:4x4x4; cpu:8")
+    parser.add_argument("--slices", type=int, default=1, help="number of such slices (default: 1)")
     parser.add_argument("--search", action="store_true", help="try mesh sizes, remat and accumulation; rank what fits")
-    parser.add_argument("--items", type=int, help="plan the index of a catalogue of so many items too")
+    parser.add_argument("--items", type=int, help="also plan the index of a catalogue of this many items")
     options, rest = parser.parse_known_args(args)
+    plan_on_cpu(options.topology)
     named = [arg.split("=")[0] for arg in rest]
     if "--backbone.path" in named and "--config_path" not in named and "--task.type" not in named:
         rest = ["--task.type", "language_model", *rest]

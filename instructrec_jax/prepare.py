@@ -48,7 +48,9 @@ def main(args: list[str]) -> dict[str, Any]:
 
 
 def open_teacher(path: str) -> Teacher:
-    from instructrec_jax.generate import LanguageModel  # networks take seconds to import, and few ask for a teacher
+    from instructrec_jax.answering.language_model import (
+        LanguageModel,  # networks take seconds to import, and few ask for a teacher
+    )
 
     model = LanguageModel(path)
     return lambda prompts: [answer.text for answer in model.generate(prompts, progress=True)]

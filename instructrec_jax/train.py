@@ -6,7 +6,6 @@ Without arguments it trains the embedded film recommender. `train` is the whole 
 
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,47 +15,34 @@ from typing import Any
 import jax
 import numpy as np
 
-from instructrec_jax.data.loader import lengths_of, process_share, to_devices
-from instructrec_jax.data.skipped import SkippedRow, summarize_skipped, write_skipped
-from instructrec_jax.distributed.chips import peak_flops
+from instructrec_jax.answering.comparison import compare_before_and_after
+from instructrec_jax.data.loader import process_share, to_devices
+from instructrec_jax.data.skipped import summarize_skipped, write_skipped
 from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import check_shared, guard, once, place, say
-from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, make_mesh, replicated
-from instructrec_jax.evaluation.evaluator import (
-    Contender,
-    baseline_contenders,
-    better,
-    contend,
-    greater_is_better,
-)
-from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
+from instructrec_jax.evaluation.evaluator import better, greater_is_better
 from instructrec_jax.evaluation.report import write_report
-from instructrec_jax.evaluation.results import show_results
 from instructrec_jax.files import write_json, write_text
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs import data as assemble_data
-from instructrec_jax.runs.assembly import Assembly
 from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict, to_yaml
-from instructrec_jax.tasks.base import Encoded, Predict, Task
-from instructrec_jax.tasks.generation.language_model import LanguageModelTask
-from instructrec_jax.tasks.text.masked_lm import MaskedLMTask
+from instructrec_jax.runs.data import RunData
+from instructrec_jax.runs.model import (
+    backbone_folder,
+    keep_declarations,
+    load_model,
+    open_task,
+    prepare_data,
+    weights_folder,
+)
+from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.setup import TrainingSetup
+from instructrec_jax.runs.summary import flops_and_peak, summarize
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
-from instructrec_jax.training.flops import Texts, attention_flops, has_output_table, product_flops
 from instructrec_jax.training.interrupt import Interrupt
 from instructrec_jax.training.meter import Meter
-from instructrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from instructrec_jax.training.parameters import learning_rate_factors
+from instructrec_jax.training.optimizer import learning_rate_schedule
 from instructrec_jax.training.profiling import Profiler, traced_steps
-from instructrec_jax.training.state import (
-    TrainState,
-    Tree,
-    create_state,
-    empty_window,
-    merge_params,
-    state_shardings,
-    without_frozen,
-)
-from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.state import empty_window, merge_params, without_frozen
 from instructrec_jax.training.tracking import Tracker, progress_bar
 
 # Settings that may differ when a run goes on: they do not change what it computes.
@@ -78,39 +64,23 @@ LEFT_BY_RUNS = (
 def train(config: Config) -> Path:
     """Runs, or goes on with, the training that `config` describes; returns the run directory."""
     check_settings(config)
-    config = assemble_data.learnt(config)
+    prepare_data(config)
+    sources = RunData(config)
+    config = sources.config
     run_dir = check_run_dir(config)
 
     # ------------------------------------------------------------------ task and data
-    folder = assemble.backbone_folder(config.backbone.path)
-    task = assemble.open_task(config, folder)
+    folder = backbone_folder(config.backbone.path)
+    task = open_task(config, folder)
     mesh = make_mesh(config.mesh)
-    row_multiple = config.accumulation * data_shards(mesh)
-    data = assemble_data.training_data(config, task, row_multiple, process_share(mesh))
-    skipped: list[SkippedRow] = []
-    validation = assemble_data.evaluation_data(config, task, "validation", skipped)
-    validation = validation[: config.evaluation.max_examples]
-    test = assemble_data.evaluation_data(config, task, "test", skipped) or validation
-    assemble_data.case_groups(config, test)  # a key that the cases lack should not come to light at the end
+    data = sources.training(task, config.accumulation * data_shards(mesh), process_share(mesh))
+    validation = sources.cases(task, "validation")
+    test = sources.cases(task, "test") or validation
+    groups = sources.case_groups(test)  # a key that the cases lack should not come to light at the end
 
     # ------------------------------------------------------------------ model and state
-    model = assemble.load_model(config, task, folder, mesh)
-    predict_with = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))
-    decay = config.optimizer.layer_decay
-    factors = learning_rate_factors(model.network, decay) if decay < 1 else None
-    optimizer = make_optimizer(config.optimizer, config.steps, factors)
-    state = create_state(
-        model.params,
-        optimizer,
-        config.seed,
-        is_frozen=model.is_frozen,
-        buffers=task.refresh(predict_with(model.params)) if task.refresh_every else {},
-    )
-    shardings = state_shardings(state, model.shardings, mesh)
-    state = place(state, shardings)
-    train_step = make_train_step(
-        task, model.graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=config.accumulation
-    )
+    setup = TrainingSetup.load(config, task, folder, mesh)
+    state, shardings, predict_with = setup.state, setup.shardings, setup.predict_with
 
     # ------------------------------------------------------------------ run directory, and resume
     # Only now, so that a run that cannot begin or go on leaves no trace and deletes nothing.
@@ -126,12 +96,12 @@ def train(config: Config) -> Path:
         progress = checkpoints.progress(step)
         check_same_data(progress["data"], data.fingerprint, run_dir)
         if state.frozen:
-            assemble.weights_folder(config, run_dir)
+            weights_folder(config, run_dir)
         saved = checkpoints.restore(step, abstract(without_frozen(state), without_frozen(shardings)))
         state = replace(saved, frozen=state.frozen)
-        say(f"going on from the checkpoint of step {step}")
-    assemble.keep_declarations(folder, run_dir / "backbone", task, needs_weights=bool(state.frozen))
-    summary = summarise(config, task, model, state, mesh, data)
+        say(f"resuming from the checkpoint at step {step}")
+    keep_declarations(folder, run_dir / "backbone", task, needs_weights=bool(state.frozen))
+    summary = summarize(setup, data)
     once(lambda: write_json(run_dir / "summary.json", {"title": run_dir.name, "facts": summary}))
     say("\n".join(f"{name:>14}  {value}" for name, value in summary.items()))
 
@@ -140,8 +110,7 @@ def train(config: Config) -> Path:
     bar = progress_bar(config.steps, step)
     # Known beforehand: asked for in the loop, each would wait for the steps that are under way.
     rates = np.asarray(jax.vmap(learning_rate_schedule(config.optimizer, config.steps))(np.arange(config.steps)))
-    flops, peak = speed_at_best(model, state, task, data, mesh)
-    meter = Meter(tracker, bar, rates.item, config.optimizer.max_nonfinite, flops, peak)
+    meter = Meter(tracker, bar, rates.item, config.optimizer.max_nonfinite, *flops_and_peak(setup, data))
     profiler = Profiler(run_dir, config.profile)
     shapes: set[tuple[int, ...]] = set()
     value = None
@@ -160,7 +129,7 @@ def train(config: Config) -> Path:
                 room = " + ".join(f"{length:,}" for length in batch.shape[1:])
                 bar.print(f"compiling the step for {batch.shape[0]} rows of {room} tokens")
             profiler.begin(step + 1)
-            state, sums = train_step(state, to_devices(batch.arrays, mesh, batch.totals))
+            state, sums = setup.step(state, to_devices(batch.arrays, mesh, batch.totals))
             step += 1
             profiler.end(step, sums)
             if new_shape:
@@ -191,10 +160,9 @@ def train(config: Config) -> Path:
                     checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
         meter.flush()
         checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
-    skipped = [*data.skipped, *skipped]
-    once(lambda: write_skipped(run_dir, skipped))
-    if skipped:
-        say(summarize_skipped(skipped))
+    once(lambda: write_skipped(run_dir, sources.skipped))
+    if sources.skipped:
+        say(summarize_skipped(sources.skipped))
     if interrupt.requested:
         say(
             f"{interrupt.requested}: saved step {step} of {config.steps} in {run_dir}. "
@@ -202,40 +170,14 @@ def train(config: Config) -> Path:
         )
         return run_dir
 
-    # ------------------------------------------------------------------ before, after, and simple baselines
-    del state
+    # ------------------------------------------------------------------ before, after, and baselines
+    del state, setup
     if test:
-        compare(config, task, run_dir, test, data.encoded, predict_with, folder, mesh)
+        run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
+        before = predict_with(load_model(config, task, folder, mesh).params)
+        compare_before_and_after(run, before, data.encoded, groups)
     once(lambda: print(f"\nreport: {write_report(run_dir)}"))
     return run_dir
-
-
-def compare(
-    config: Config,
-    task: Task,
-    run_dir: Path,
-    test: list[Encoded],
-    train_set: list[Encoded],
-    predict_with: Callable[[Tree], Predict],
-    folder: Path,
-    mesh: DeviceMesh,
-) -> None:
-    """The table that training ends with: the model before and after, and simple methods, on the same cases."""
-    groups = assemble_data.case_groups(config, test)
-    tuned = assemble.restored_model(config, task, run_dir, mesh)
-    after = predict_with(tuned.params)
-    contenders: list[Contender] = [
-        contend(
-            "before tuning",
-            task,
-            predict_with(assemble.load_model(config, task, folder, mesh).params),
-            groups,
-        ),
-        contend("after tuning", task, after, groups),
-        *baseline_contenders(task, train_set, groups),
-    ]
-    examples = task.showcase(after, groups[list(groups)[-1]])
-    show_results(run_dir, contenders, examples, metric=config.evaluation.metric or task.metric)
 
 
 def check_settings(config: Config) -> None:
@@ -329,55 +271,6 @@ def note_progress(progress: dict[str, Any], step: int, value: float, greater: bo
 
 def out_of_patience(config: Config, progress: dict[str, Any]) -> bool:
     return config.evaluation.patience is not None and progress["stale"] >= config.evaluation.patience
-
-
-def speed_at_best(
-    model: Assembly, state: TrainState, task: Task, data: assemble_data.TrainingData, mesh: DeviceMesh
-) -> tuple[Callable[[int], float], float | None]:
-    """(FLOP of the model for so many tokens, FLOP/s of all devices at best or None), for the MFU.
-
-    All texts count as if they (and their answers, in an encoder–decoder) were of the average length, which is a little
-    too low for attention.
-    """
-    peak = peak_flops(mesh.devices.flat[0])
-    params = merge_params(state.params, state.frozen)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    tied = isinstance(task, LanguageModelTask | MaskedLMTask) and not has_output_table(shapes)
-    causal = task.context.kind == "decoder"
-    lengths, targets = lengths_of([e.text for e in data.encoded])
-    length, target_length = (int(each.mean()) if each is not None and len(each) else 0 for each in (lengths, targets))
-    share = length / max(length + target_length, 1)  # of a batch's tokens, that are not of answers
-
-    def flops(tokens: int) -> float:
-        of_texts = round(tokens * share)
-        texts = Texts(of_texts, length, causal, tokens - of_texts, target_length)
-        return product_flops(shapes, model.is_frozen, texts, tied=tied) + attention_flops(model.source.config, texts)
-
-    return flops, None if peak is None else peak * mesh.devices.size
-
-
-def summarise(
-    config: Config, task: Task, model: Assembly, state: TrainState, mesh: DeviceMesh, data: assemble_data.TrainingData
-) -> dict[str, str]:
-    """What a person wants to know before a run, label -> text."""
-
-    def count(tree: Tree) -> int:
-        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-    devices = mesh.devices.flatten()
-    size = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "of one"
-    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    trained, frozen = count(state.params), count(state.frozen)
-    facts = {
-        "devices": f"{len(devices)} x {devices[0].device_kind}{processes}, mesh {size}",
-        "backbone": f"{config.backbone.path} ({model.source.config.model_type}), {model.source.report}",
-        "parameters": f"{trained:,} trained, {frozen:,} frozen",
-        "examples": data.describe(),
-        "steps": f"{config.steps:,} x {data.step_size}",
-        "run directory": config.run_dir,
-    }
-    notes = model.source.notes + [f"{n:,} {what}" for what, n in task.context.counts.items()]
-    return facts | ({"note": "; ".join(notes)} if notes else {})
 
 
 def main(args: list[str]) -> None:

@@ -93,25 +93,18 @@ def our_config(work: Work) -> Any:
 
 def open_ours(work: Work) -> Iterator[tuple[float, int]]:
     """One training step at a time, with packing and transfer: (loss, real tokens)."""
-    import jax
 
     from instructrec_jax.data.loader import Parts, Text, pack, to_devices
     from instructrec_jax.distributed.mesh import make_mesh
-    from instructrec_jax.runs import assembly as assemble
-    from instructrec_jax.runs import data as assemble_data
-    from instructrec_jax.training.optimizer import make_optimizer
-    from instructrec_jax.training.state import create_state, state_shardings
-    from instructrec_jax.training.step import make_train_step
+    from instructrec_jax.runs import data as run_data
+    from instructrec_jax.runs import model as models
+    from instructrec_jax.runs.setup import TrainingSetup
 
     config = our_config(work)
     folder = Path(work.folder)
-    task, mesh = assemble.open_task(config, folder), make_mesh(config.mesh)
-    model = assemble.load_model(config, task, folder, mesh)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    state = create_state(model.params, optimizer, 0, is_frozen=model.is_frozen)
-    shardings = state_shardings(state, model.shardings, mesh)
-    state = jax.device_put(state, shardings)
-    step = make_train_step(task, model.graphdef, optimizer, mesh=mesh, shardings=shardings)
+    task, mesh = models.open_task(config, folder), make_mesh(config.mesh)
+    setup = TrainingSetup.load(config, task, folder, mesh)
+    state = setup.state
     rng = np.random.default_rng(0)
 
     def fixed(number: int) -> Any:
@@ -124,14 +117,14 @@ def open_ours(work: Work) -> Iterator[tuple[float, int]]:
             labels = [np.append(row[1:], 0).astype(np.int32) for row in tokens]
             supervised = [np.append(np.ones(len(row) - 1), 0).astype(np.int32) for row in tokens]
             parts = Parts(texts, per_token={"labels": labels, "supervised": supervised})
-        return pack(parts, assemble_data.buckets(config), 1)
+        return pack(parts, run_data.buckets(config), 1)
 
-    batches = assemble_data.training_data(config, task, row_multiple=1).batches(0, 10**6, None) if work.ragged else None
+    batches = run_data.RunData(config).training(task, 1).batches(0, 10**6, None) if work.ragged else None
     previous = {name: 0.0 for name in ("loss", "weight")}
     number = 0
     while True:
         batch = fixed(number % work.steps) if batches is None else next(batches)
-        state, sums = step(state, to_devices(batch.arrays, mesh))
+        state, sums = setup.step(state, to_devices(batch.arrays, mesh))
         now = {name: float(sums[name]) for name in previous}
         yield (now["loss"] - previous["loss"]) / max(now["weight"] - previous["weight"], 1e-9), batch.tokens
         previous, number = now, number + 1
@@ -139,12 +132,12 @@ def open_ours(work: Work) -> Iterator[tuple[float, int]]:
 
 def input_speed(work: Work) -> float:
     """Examples/s that are shuffled, packed and laid out, with nothing else to do; tokenised they are once, before."""
-    from instructrec_jax.runs import assembly as assemble
-    from instructrec_jax.runs import data as assemble_data
+    from instructrec_jax.runs import data as run_data
+    from instructrec_jax.runs import model as models
 
     config = our_config(work)
-    task = assemble.open_task(config, Path(work.folder))
-    data = assemble_data.training_data(config, task, row_multiple=1)
+    task = models.open_task(config, Path(work.folder))
+    data = run_data.RunData(config).training(task, 1)
     steps = 200
     batches = data.batches(0, steps, None)
     next(batches)
@@ -206,12 +199,12 @@ def fixed_tokens(work: Work, number: int) -> np.ndarray:
 
 def ragged_tokens(work: Work) -> list[list[np.ndarray]]:
     """Batches of the texts in the order of our epochs, each of as many texts as ours have on average."""
-    from instructrec_jax.runs import assembly as assemble
-    from instructrec_jax.runs import data as assemble_data
+    from instructrec_jax.runs import data as run_data
+    from instructrec_jax.runs import model as models
 
     config = our_config(work)
-    task = assemble.open_task(config, Path(work.folder))
-    data = assemble_data.training_data(config, task, row_multiple=1)
+    task = models.open_task(config, Path(work.folder))
+    data = run_data.RunData(config).training(task, 1)
     texts = [e.text.tokens for e in data.encoded]
     size = ROWS[work.workload] if work.is_encoder else max(1, round(len(texts) / data.epoch_steps))
     order = np.random.default_rng(0).permutation(len(texts))

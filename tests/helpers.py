@@ -13,9 +13,10 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.distributed.mesh import MeshConfig, data_shards, make_mesh
 from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs import data as run_data
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks import (
     ClassificationConfig,
     LanguageModelConfig,
@@ -31,10 +32,7 @@ from instructrec_jax.tasks import (
     TokenClassificationConfig,
 )
 from instructrec_jax.tasks.multitask import PartConfig
-from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
-from instructrec_jax.training.parameters import learning_rate_factors
-from instructrec_jax.training.state import create_state, state_shardings
-from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.optimizer import OptimizerConfig
 
 SUBJECTS = "love war space crime music".split()
 MIXED = {"classification": 1.0, "token_classification": 0.5, "regression": 0.1}  # tasks of "multitask", weights
@@ -124,6 +122,7 @@ class Setup:
     ):
         self.config = Config(
             steps=10,
+            accumulation=accumulation,
             backbone=BackboneConfig(
                 str(checkpoint), freeze=freeze or [], train_last=train_last, dtype="float32", remat=remat
             ),
@@ -134,14 +133,12 @@ class Setup:
         )
         devices = jax.devices()[: int(np.prod(mesh))]
         self.mesh = make_mesh(MeshConfig(*mesh), devices)
-        self.task = assemble.open_task(self.config, checkpoint)
-        self.model = assemble.load_model(self.config, self.task, checkpoint, self.mesh)
+        self.task = models.open_task(self.config, checkpoint)
         self.encoded = self.task.encode(examples(kind))
         self.row_multiple = data_shards(self.mesh) * accumulation
-        self.buckets, self.target_buckets = assemble_data.buckets(self.config), assemble_data.target_buckets(self.task)
-        factors = None if layer_decay == 1 else learning_rate_factors(self.model.network, layer_decay)
-        tx = make_optimizer(self.config.optimizer, self.config.steps, factors)
-        buffers = {}
+        self.buckets, self.target_buckets = run_data.buckets(self.config), run_data.target_buckets(self.task)
+        self.config.optimizer.layer_decay = layer_decay
+        buffers: dict[str, Any] = {}
         if kind == "sequence":
             rng = np.random.default_rng(0)
             sizes = {"item_texts": 12, "instruction_texts": len(self.task.instructions)}  # type: ignore[attr-defined]
@@ -150,23 +147,8 @@ class Setup:
             rng = np.random.default_rng(0)
             vectors = rng.normal(size=(12, 32)).astype(np.float32)
             buffers = {"item_vectors": vectors / np.linalg.norm(vectors, axis=1, keepdims=True)}
-        state = create_state(
-            self.model.params,
-            tx,
-            seed=0,
-            is_frozen=self.model.is_frozen,
-            buffers=buffers,
-        )
-        self.shardings = state_shardings(state, self.model.shardings, self.mesh)
-        self.state = jax.device_put(state, self.shardings)
-        self.step = make_train_step(
-            self.task,
-            self.model.graphdef,
-            tx,
-            mesh=self.mesh,
-            shardings=self.shardings,
-            accumulation=accumulation,
-        )
+        setup = TrainingSetup.load(self.config, self.task, checkpoint, self.mesh, buffers)
+        self.model, self.state, self.shardings, self.step = setup.model, setup.state, setup.shardings, setup.step
 
     def parts(self) -> Any:
         return self.task.gather(self.encoded, np.random.default_rng(0))

@@ -13,9 +13,16 @@ from sklearn.metrics import roc_auc_score
 from tiny_runs import changed, tiny_run
 
 from instructrec_jax import assist as verb
-from instructrec_jax.answering.desk import matched, read_actions, respond, tagged_slots
+from instructrec_jax.answering.desk import (
+    Desk,
+    matched,
+    read_actions,
+    read_requests,
+    respond,
+    tagged_slots,
+    tune_threshold,
+)
 from instructrec_jax.answering.out_of_scope import choose, roc, scope_score
-from instructrec_jax.assist import Desk, read_requests, tune_threshold
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl

@@ -22,9 +22,10 @@ from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_json, read_jsonl
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs import data as run_data
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.run import Run
 from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints
 
 OPEN_WITH_ORBAX = """
@@ -44,11 +45,11 @@ def run_of_step_1(kind: str, checkpoint: Path, folder: Path, **changes: Any) -> 
     """A run directory with one checkpoint of moved parameters, without the training; and these parameters."""
     config = tiny_run(kind, checkpoint, folder, **changes)
     run = Path(config.run_dir)
-    task, mesh = assemble.open_task(config, checkpoint), make_mesh(config.mesh)
-    assemble.keep_declarations(checkpoint, run / "backbone", task, needs_weights=False)
+    task, mesh = models.open_task(config, checkpoint), make_mesh(config.mesh)
+    models.keep_declarations(checkpoint, run / "backbone", task, needs_weights=False)
     write_settings(config, run / "config.yaml")
     rng = np.random.default_rng(0)
-    model = assemble.load_model(config, task, checkpoint, mesh)
+    model = models.load_model(config, task, checkpoint, mesh)
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), model.params)
     params = jax.device_put(params, model.shardings)
     checkpoints = Checkpoints(run, CheckpointConfig())
@@ -69,8 +70,9 @@ def test_plain_orbax_opens_it_on_one_device(finished: Config, tmp_path: Path) ->
     command = [sys.executable, "-c", OPEN_WITH_ORBAX, str(tmp_path / "as_is"), str(tmp_path / "half")]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path)
 
-    config, task, mesh = assemble.open_run(Path(finished.run_dir))
-    expected = flat(assemble.restored_model(config, task, Path(finished.run_dir), mesh, 6).params)
+    opened = Run.open(Path(finished.run_dir))
+    config, task, mesh = opened.config, opened.task, opened.mesh
+    expected = flat(models.restored_model(config, task, Path(finished.run_dir), mesh, 6).params)
     metadata = read_json(tmp_path / "as_is" / "metadata.json")
     for folder, dtype in (("as_is", np.float32), ("half", np.float16)):
         opened = np.load(tmp_path / f"{folder}.npz")
@@ -92,10 +94,11 @@ def test_transformers_gives_the_same_answers(finished: Config, tmp_path: Path) -
         inputs = tokenizer([r["instruction"] for r in records], padding=True, return_tensors="pt")
         logits = theirs(**inputs).logits.numpy()
 
-    config, task, mesh = assemble.open_run(run)
-    model = assemble.restored_model(config, task, run, mesh)
-    encoded = assemble_data.evaluation_data(config, task, "test")
-    ours = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)([e.text for e in encoded])
+    opened = Run.open(run)
+    config, task, mesh = opened.config, opened.task, opened.mesh
+    model = models.restored_model(config, task, run, mesh)
+    encoded = run_data.RunData(config).cases(task, "test")
+    ours = predictor(task, model.graphdef, mesh, run_data.buckets(config))(model.params)([e.text for e in encoded])
     np.testing.assert_allclose(np.stack(ours), logits, atol=1e-4)
     assert theirs.config.problem_type == "single_label_classification"
     answers = [theirs.config.id2label[int(i)] for i in logits.argmax(-1)]
@@ -155,8 +158,8 @@ def test_a_broken_run_is_named(checkpoint: Path, tmp_path: Path) -> None:
     write_settings(config, run / "config.yaml")
     with pytest.raises(ValueError, match="config.json"):
         export.export(run, tmp_path / "out", format="orbax")
-    task = assemble.open_task(config, checkpoint)
-    assemble.keep_declarations(checkpoint, run / "backbone", task, needs_weights=False)
+    task = models.open_task(config, checkpoint)
+    models.keep_declarations(checkpoint, run / "backbone", task, needs_weights=False)
     with pytest.raises(ValueError, match="no complete checkpoint"):
         export.export(run, tmp_path / "out", format="orbax")
     assert not (run / "checkpoints").exists() and not [p for p in tmp_path.iterdir() if "out" in p.name]

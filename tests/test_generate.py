@@ -10,13 +10,14 @@ import torch
 import transformers
 from byte_tokenizer import byte_tokenizer
 
+from instructrec_jax.answering.language_model import LanguageModel, answer_shares, in_dtype
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.export import export
 from instructrec_jax.files import read_jsonl
-from instructrec_jax.generate import LanguageModel, answer_shares, generate, in_dtype, main
+from instructrec_jax.generate import main
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.config import Config, to_yaml
@@ -142,7 +143,7 @@ def test_records_keep_their_order_and_fields(folder: Path, tmp_path: Path, capsy
     written = read_jsonl(out)
     assert [{k: v for k, v in w.items() if k not in ("generated", "finish")} for w in written] == records
     some = GenerationConfig(max_new_tokens=8)
-    assert written[3]["generated"] == generate(folder, ["a"], some)[0].text
+    assert written[3]["generated"] == LanguageModel(folder).generate(["a"], some)[0].text
     assert {w["finish"] for w in written} <= {"eos", "length"}
     with pytest.raises(ValueError, match="exists already"):
         main([str(folder), "--input", str(file), "--out", str(out)])
@@ -204,7 +205,7 @@ def test_a_run_answers_as_its_export(folder: Path, tmp_path: Path) -> None:
     train(config)
     run, prompt = Path(config.run_dir), "Say yes"
     export(run, tmp_path / "exported", format="hf")
-    (answer,) = generate(run, [prompt], NEW)
+    (answer,) = LanguageModel(run).generate([prompt], NEW)
     assert answer.text == expected(tmp_path / "exported", prompt + "\n") != expected(folder, prompt + "\n")
 
 

@@ -11,8 +11,8 @@ from instructrec_jax import evaluate
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.hold_out import HoldOutConfig, is_held_out
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs import data as run_data
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, load
 from instructrec_jax.train import train
 
@@ -57,14 +57,14 @@ def test_seen_and_unseen_side_by_side(checkpoint: Path, tmp_path: Path) -> None:
     run = train(config)
     assert load(run / "config.yaml").data.hold_out.templates == ["new"]
     assert "24 training examples held out" in read_json(run / "summary.json")["facts"]["note"]
-    task = assemble.open_task(config, checkpoint)
+    task = models.open_task(config, checkpoint)
     for split, count in (("train", 24), ("validation", 8)):
-        cases = assemble_data.evaluation_data(config, task, split)  # type: ignore[arg-type]
+        cases = run_data.RunData(config).cases(task, split)  # type: ignore[arg-type]
         assert [e.example.origin["template"] for e in cases] == ["old"] * count
     assert task.context.held_out == ()
     labels = replace(config, data=replace(config.data, hold_out=HoldOutConfig(labels=["war"])))
-    assert assemble.open_task(labels, checkpoint).context.held_out == ("war",)
-    trained = assemble_data.training_data(config, task, 1)
+    assert models.open_task(labels, checkpoint).context.held_out == ("war",)
+    trained = run_data.RunData(config).training(task, 1)
     assert {e.example.origin["template"] for e in trained.encoded} == {"old"} and len(trained.encoded) == 24
     result = read_json(run / "evaluation.json")
     names = {f"{metric}, {part}" for metric in ("accuracy", "macro_f1") for part in ("seen", "unseen")}

@@ -11,12 +11,14 @@ import transformers
 from tiny_runs import changed, tiny_run
 
 from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.answering.comparison import Beside, evaluate
+from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.evaluate import evaluate
 from instructrec_jax.export import export
 from instructrec_jax.files import read_json, write_jsonl
-from instructrec_jax.generate import GenerationConfig, LanguageModel
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.runs import model as models
+from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
 from instructrec_jax.train import train
 
@@ -44,8 +46,9 @@ def tuned(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFac
 
 
 def our_logits(run: Path, tokens: np.ndarray) -> np.ndarray:
-    config, task, mesh = assemble.open_run(run)
-    network = assemble.restored_model(config, task, run, mesh).network
+    opened = Run.open(run)
+    config, task, mesh = opened.config, opened.task, opened.mesh
+    network = models.restored_model(config, task, run, mesh).network
     ones = np.ones_like(tokens)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     return np.asarray(network.head(network.backbone, network.backbone(tokens, ones, positions, ones * 0)))
@@ -120,7 +123,7 @@ def test_a_quantised_run_goes_through_every_verb(
     config = language_run(language_models["llama"], tmp_path, steps=2, lora=lora, backbone__quantize=kind)
     train(config)
     run, out = Path(config.run_dir), tmp_path / "hf"
-    evaluate(run, config, tmp_path / "evaluation", baselines=False)
+    evaluate(Run.open(run), tmp_path / "evaluation", beside=Beside(baselines=False))
     export(run, out, format="hf")
     ours = LanguageModel(run).generate(PROMPTS, GenerationConfig(max_new_tokens=8))
     merged = LanguageModel(out).generate(PROMPTS, GenerationConfig(max_new_tokens=8))

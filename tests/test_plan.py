@@ -16,7 +16,7 @@ from instructrec_jax.planning import search as planning_search
 from instructrec_jax.planning.compiled_step import planning_folder
 from instructrec_jax.planning.index import plan_index
 from instructrec_jax.planning.search import choices
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, parse
 from instructrec_jax.training.checkpoint import abstract
 from instructrec_jax.training.step import make_predict_step
@@ -108,8 +108,8 @@ def test_without_the_compiler_for_tpus(folder: str, monkeypatch: pytest.MonkeyPa
 def test_seventy_billion_parameters_are_shapes() -> None:
     config = parse(Config, ["--task.type", "language_model", "--backbone.path", "llama3-70b"], default=None)
     with planning_folder("llama3-70b") as (folder, _):
-        task = assemble.open_task(config, folder)
-        model = assemble.abstract_model(config, task, folder, make_mesh(config.mesh, jax.devices()[:1]))
+        task = models.open_task(config, folder)
+        model = models.abstract_model(config, task, folder, make_mesh(config.mesh, jax.devices()[:1]))
     arrays = jax.tree.leaves(model.params)
     assert all(isinstance(array, jax.ShapeDtypeStruct) for array in arrays)
     assert 70e9 < sum(array.size for array in arrays) < 71e9
@@ -161,8 +161,8 @@ def test_predictions_for_several_tpus_compile(folder: str) -> None:
     mesh = make_mesh(config.mesh, list(chips.topology_devices("v5e:2x2", 1)))
     names = ("tokens", "token_types", "segment_ids", "positions", "labels", "supervised")
     with planning_folder(folder) as (files, _):
-        task = assemble.open_task(config, files)
-        model = assemble.abstract_model(config, task, files, mesh)
+        task = models.open_task(config, files)
+        model = models.abstract_model(config, task, files, mesh)
     step = make_predict_step(task, model.graphdef, mesh)
     for rows in (4, 3):
         shape = jax.ShapeDtypeStruct((rows, LENGTH), np.int32, sharding=batch_sharding(mesh, rows))

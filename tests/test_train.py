@@ -19,8 +19,8 @@ from instructrec_jax.data.loader import Parts, Text, pack, to_devices
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
 from instructrec_jax.files import read_json, read_jsonl, write_json, write_jsonl
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs import data as run_data
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, main_guard
 from instructrec_jax.tasks.base import Model, Task
 from instructrec_jax.training.checkpoint import Checkpoints
@@ -103,16 +103,16 @@ def test_a_run_explains_itself(finished: Config, capsys: pytest.CaptureFixture[s
 
 
 def encoded_training(config: Config) -> list[Any]:
-    task = assemble.open_task(config, Path(config.backbone.path))
-    return assemble_data.evaluation_data(config, task, "train")
+    task = models.open_task(config, Path(config.backbone.path))
+    return run_data.RunData(config).cases(task, "train")
 
 
 def test_a_frozen_backbone_is_restored_too(checkpoint: Path, tmp_path: Path) -> None:
     config = tiny_run("regression", checkpoint, tmp_path, steps=2, backbone__freeze=["^backbone/"])
     train.train(config)
     after = final_parameters(config.run_dir, 2)
-    task = assemble.open_task(config, checkpoint)
-    before = jax.device_get(assemble.load_model(config, task, checkpoint, make_mesh(MeshConfig())).params)
+    task = models.open_task(config, checkpoint)
+    before = jax.device_get(models.load_model(config, task, checkpoint, make_mesh(MeshConfig())).params)
     assert_close(after["backbone"], before["backbone"], atol=0)
     assert np.abs(after["head"]["output"]["kernel"] - before["head"]["output"]["kernel"]).max() > 0
     assert "0 frozen" not in read_json(Path(config.run_dir) / "summary.json")["facts"]["parameters"]

@@ -18,8 +18,9 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, to_yaml
+from instructrec_jax.runs.run import Run
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.tracking import TIMING_FIELDS, TrackingConfig
@@ -102,5 +103,6 @@ def rows(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def final_parameters(run_dir: str | Path, step: int) -> Any:
-    config, task, mesh = assemble.open_run(Path(run_dir))
-    return jax.device_get(assemble.restored_model(config, task, Path(run_dir), mesh, step).params)
+    opened = Run.open(Path(run_dir))
+    config, task, mesh = opened.config, opened.task, opened.mesh
+    return jax.device_get(models.restored_model(config, task, Path(run_dir), mesh, step).params)

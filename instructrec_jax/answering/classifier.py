@@ -1,40 +1,30 @@
 """Classification runs, opened to label texts and to say how sure they are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from instructrec_jax.answering.ranker import predict_of_run
 from instructrec_jax.data.example import BadExample, Example, check_text
 from instructrec_jax.metrics.uncertainty import probabilities
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.tasks.base import Encoded, Predict, Task
+from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks.base import Encoded, Task, TaskConfig
 from instructrec_jax.tasks.text.classification import ClassificationConfig
 from instructrec_jax.tasks.text.token_classification import TokenClassificationConfig
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A run directory: its task, and the model that it predicts with."""
-
-    task: Any
-    predict: Predict
-
-
-def open_tagger(run: Path) -> Opened:
+def open_tagger(path: Path) -> Run:
     """A run of the task token_classification."""
-    return _open(run, TokenClassificationConfig, "token_classification")
+    return open_run_of(path, TokenClassificationConfig)
 
 
-def _open(run: Path, kind: type, name: str) -> Opened:
-    config, task, mesh = assemble.open_run(run)
-    if not isinstance(config.task, kind):
-        found = config.task.get_choice_name(type(config.task))
-        raise ValueError(f"{run} was trained for the task {found}; what is needed here is a run of {name}.")
-    return Opened(task, predict_of_run(run, config, task, mesh))
+def open_run_of(path: Path, task: type[TaskConfig]) -> Run:
+    """Opens a run directory. Raises ValueError for a run of another task."""
+    run = Run.open(path)
+    if not isinstance(run.config.task, task):
+        raise ValueError(f"{path} was trained for the task {run.kind}, not for {task.get_choice_name(task)}.")
+    return run
 
 
 def encode_one(task: Task, text: str, output: Any, *, where: str, instruction: str = "") -> Encoded:
@@ -72,7 +62,7 @@ class Classifier:
     def __init__(self, runs: Sequence[Path], *, draws: int = 0, seed: int = 0, instruction: str = ""):
         if draws < 0 or draws == 1:
             raise ValueError(f"--draws is {draws}: uncertainty needs at least 2 draws; 0 takes none.")
-        self.runs = [_open(run, ClassificationConfig, "classification") for run in runs]
+        self.runs = [open_run_of(run, ClassificationConfig) for run in runs]
         self.labels: list[str] = list(self.runs[0].task.labels)
         for run, opened in zip(runs, self.runs, strict=True):
             if set(opened.task.labels) != set(self.labels):

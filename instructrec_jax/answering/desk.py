@@ -2,7 +2,7 @@
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from instructrec_jax.answering.classifier import Opened, encode_one
-from instructrec_jax.data.example import suggest
+from instructrec_jax.answering.classifier import Classifier, encode_one, open_tagger
+from instructrec_jax.answering.out_of_scope import ScoreName, scope_score, write_threshold
+from instructrec_jax.answering.records import blocks, read_records, stdin, value_of
+from instructrec_jax.data.example import BadExample, suggest
+from instructrec_jax.files import read_json
+from instructrec_jax.metrics.uncertainty import probabilities
+from instructrec_jax.runs.run import Run
 
+BATCH = 64  # requests that are labelled at a time
+Requests = Iterator[tuple[str, str]]  # (where, text)
 ASK = "ask"  # the action of a reply that asks for a slot
 EDGES = ".,;:!?\"'()[]。，；：！？「」“”"  # what is no part of a slot's value at its ends
 
@@ -162,7 +169,7 @@ def tagged_slots(labels: Sequence[str]) -> list[str]:
     return kinds
 
 
-def tagged(tagger: Opened, text: str, where: str) -> dict[str, str]:
+def tagged(tagger: Run, text: str, where: str) -> dict[str, str]:
     """Slot -> value by a token_classification run whose labels are BIO tags, spans as seqeval reads them."""
     from seqeval.metrics.sequence_labeling import get_entities
 
@@ -180,3 +187,136 @@ def tagged(tagger: Opened, text: str, where: str) -> dict[str, str]:
 def _joined(found: Mapping[str, Sequence[str | None]]) -> dict[str, str]:
     values = {name: list(dict.fromkeys(value for value in each if value)) for name, each in found.items()}
     return {name: ", ".join(each) for name, each in values.items() if each}
+
+
+# ---------------------------------------------------------------- an opened run that answers
+
+
+class Desk:
+    """A run with its actions, opened to answer requests.
+
+    Args:
+      run: run directory of a classification task whose labels are the intents.
+      actions: the actions file, see docs/customer_service.md.
+      slots: run directory of a token_classification task with BIO labels; its slots go before those of patterns.
+      threshold: of the score, below which a request is out of scope; None: the one that was tuned for the run, if any.
+      score: what is compared with `threshold`; None: as tuned, else "max_probability".
+      instruction: what stood before each request in training, if anything.
+
+    Raises:
+      ValueError: runs of other tasks, a broken actions file, a threshold of another score than was tuned.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        actions: str | Path,
+        *,
+        slots: str | Path | None = None,
+        threshold: float | None = None,
+        score: ScoreName | None = None,
+        instruction: str = "",
+    ):
+        self.classifier = Classifier([Path(run)], instruction=instruction)
+        self.tagger = None if slots is None else open_tagger(Path(slots))
+        found = [] if self.tagger is None else tagged_slots(self.tagger.task.labels)
+        self.actions: Actions = read_actions(Path(actions), self.classifier.labels, found)
+        tuned = Path(run) / "assist" / "threshold.json"
+        self.score: ScoreName = score or "max_probability"
+        self.threshold = threshold
+        if threshold is None and tuned.is_file():
+            kept = read_json(tuned)
+            if score not in (None, kept["score"]):
+                raise ValueError(
+                    f"{tuned} was tuned for {kept['score']}, not for {score}: tune anew, or leave --score."
+                )
+            self.score, self.threshold = kept["score"], kept["threshold"]
+
+    def answer(self, requests: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Answers (where, text) pairs: text, intent, confidence, out_of_scope, slots, action, reply (and missing).
+
+        "confidence" is the intent's probability; "scope_score" what the threshold is compared with. Raises BadExample,
+        naming where, for a text that the run cannot read.
+        """
+        logits = self.classifier.logits([self.classifier.encode(text, where) for where, text in requests])[0]
+        shares, scores = probabilities(logits), scope_score(self.score, logits)
+        answers = []
+        for (where, text), share, score in zip(requests, shares, scores, strict=True):
+            intent = self.classifier.labels[int(share.argmax())]
+            outside = self.threshold is not None and bool(score < self.threshold)
+            slots = matched(self.actions.slots, text)
+            if self.tagger is not None:
+                slots |= tagged(self.tagger, text, where)
+            answers.append(
+                {
+                    "text": text,
+                    "intent": intent,
+                    "confidence": float(share.max()),
+                    "out_of_scope": outside,
+                    "scope_score": float(score),
+                    "slots": slots,
+                    **respond(self.actions, None if outside else intent, slots),
+                }
+            )
+        return answers
+
+
+def tune_threshold(
+    run: str | Path,
+    inside: Requests,
+    outside: Requests,
+    *,
+    score: ScoreName = "max_probability",
+    rate: float = 0.05,
+    instruction: str = "",
+) -> dict[str, Any]:
+    """Chooses the threshold of a run: the lowest that takes `rate` at most of the requests out of scope.
+
+    Writes threshold.json, roc.json (of both scores) and roc.png into RUN/assist; returns what threshold.json says.
+    """
+    classifier = Classifier([Path(run)], instruction=instruction)
+
+    def logits(requests: Requests, name: str) -> np.ndarray:
+        found = []
+        for block in blocks(requests, BATCH):
+            found.append(classifier.logits([classifier.encode(text, where) for where, text in block])[0])
+        if not found:
+            raise ValueError(f"there are no requests {name}: a threshold needs some of both kinds.")
+        return np.concatenate(found)
+
+    both = logits(inside, "in scope"), logits(outside, "out of scope")
+    return write_threshold(Path(run) / "assist", *both, score, rate)
+
+
+def read_requests(source: str, field: str | None = None) -> Requests:
+    """(where, text) of a file or of stdin ("-"): one request a line of .txt and stdin, else a field of records.
+
+    Args:
+      field: None: "text", or "instruction" in records without it.
+
+    Raises BadExample for a record without a text. Blank lines are passed over.
+    """
+    if source == "-" or source.endswith(".txt"):
+        data = stdin() if source == "-" else open(source, "rb")
+        with data:
+            for number, line in enumerate(data, 1):
+                where = f"{'stdin' if source == '-' else source}, line {number}"
+                try:
+                    text = line.decode("utf-8-sig").strip()
+                except UnicodeDecodeError as error:
+                    raise BadExample("", "not UTF-8", f"{error}: save it as UTF-8.", where) from None
+                if text:
+                    yield where, text
+        return
+    for where, record in read_records(source):
+        if isinstance(record, BadExample):
+            raise record
+        name = field or ("instruction" if "text" not in record and "instruction" in record else "text")
+        try:
+            text = value_of(record, name, "--text_field")
+            if not isinstance(text, str):
+                raise BadExample(name, "wrong type", f"expected a text, found {text!r:.60}.")
+        except BadExample as error:
+            error.where = where
+            raise
+        yield where, text

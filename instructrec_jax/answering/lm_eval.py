@@ -18,6 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_table
 
+from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.loader import Text
@@ -25,35 +26,30 @@ from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.distributed.launch import say
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import write_text
-from instructrec_jax.generate import LanguageModel
 from instructrec_jax.inference.generation_config import GenerationConfig
-from instructrec_jax.runs.config import Config
 
 NEW_TOKENS = 256  # of an answer, where a task does not say: lm-eval's own default
 
 
 def run_harness(
-    path: Path,
-    settings: Config | None,
+    language_model: LanguageModel,
     out: Path,
     tasks: Sequence[str],
     *,
     folder: Path | None = None,
     limit: int | None = None,
-    step: int | None = None,
 ) -> dict[str, Any]:
     """Runs tasks of lm-eval; writes its results to `out`/lm_eval.json and prints its table.
 
     Args:
       folder: of further tasks, a YAML file each.
       limit: examples of each task; None: all.
-      step: which checkpoint of a run; None: the best.
     """
     manager = TaskManager(include_path=str(folder) if folder else None)
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise ValueError(f"lm-eval has no task {unknown[0]!r}: name one of its own, or one in --lm_eval_tasks.")
-    model = Harness(LanguageModel(path, settings, step=step))
+    model = Harness(language_model)
     found: Any = simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False)
     kept = {name: found[name] for name in ("results", "groups", "configs", "n-samples") if name in found}
     write_text(out / "lm_eval.json", json.dumps(kept, indent=2, default=str, ensure_ascii=False) + "\n")

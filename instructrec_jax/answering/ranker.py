@@ -1,99 +1,94 @@
-"""From a run directory to something that scores the items of a catalogue for anybody's request."""
+"""Rankers of a catalogue: opened runs and baselines that score items, alone or two of them as one ranking."""
 
-import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import jax
 import numpy as np
 
 from instructrec_jax.answering.evidence import words_of
 from instructrec_jax.answering.new_items import with_new_items
 from instructrec_jax.answering.phrasing import wording_of
 from instructrec_jax.data.example import Example
-from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh
-from instructrec_jax.evaluation.predictor import predictor
-from instructrec_jax.files import read_json
-from instructrec_jax.ranking.catalogue import has_splits
-from instructrec_jax.ranking.fusion import hybrid, mask, retrieve
+from instructrec_jax.distributed.launch import once
+from instructrec_jax.files import read_json, write_json
+from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.ranking.fusion import Fusion, hybrid, mask, moments, rerank_best, retrieve, tune_fusion
 from instructrec_jax.ranking.index import ItemIndex
-from instructrec_jax.ranking.item_vectors import item_vectors
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs import data as assemble_data
-from instructrec_jax.runs.config import Config, parse
-from instructrec_jax.tasks.base import Encoded, Predict, Task
+from instructrec_jax.runs.run import Run, is_run, run_settings
+from instructrec_jax.tasks.base import Encoded, Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask, products
-from instructrec_jax.training.checkpoint import Checkpoints
 
-logger = logging.getLogger(__name__)
+
+class Scorer(Protocol):
+    """What gives every item of a catalogue, or some of them, a score for each case."""
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]: ...
+
+    def scores(self, cases: Sequence[Encoded], items: np.ndarray | None = None) -> np.ndarray:
+        """float [cases, k] of item numbers int [cases, k], or [cases, items] of the whole catalogue (None)."""
+        ...
 
 
 class Ranker:
-    """A run directory whose task ranks a catalogue, opened to score items.
+    """An opened run whose task ranks a catalogue.
 
-    Args:
-      settings: those of the run, changed; None: as they are.
-      items: file with further items (see `new_items`).
-
-    Attributes:
-      hybrid: another scorer (encoded -> float [cases, items]) and its weight in the scores, see `mix_with`.
+    Raises ValueError for a run of another task.
     """
 
-    hybrid: tuple[Callable[[Sequence[Encoded]], np.ndarray], float] | None = None
-
-    def __init__(
-        self, run: Path, settings: Config | None = None, *, step: int | None = None, items: Path | None = None
-    ):
-        if not (run / "config.yaml").is_file():
-            raise ValueError(f"{run} is not a run directory: it has no config.yaml.")
-        config = settings or run_settings(run, [])
-        if not isinstance(config.task, RankingConfig):
-            kind = config.task.get_choice_name(type(config.task))
-            raise ValueError(
-                f"{run} was trained for the task {kind}, which ranks no catalogue, so it cannot recommend."
-            )
-        self.folder = config.task.catalogue
-        self.task = self._open_task(config, run / "backbone", items)
-        self.mesh = make_mesh(config.mesh)
-        self.predict = predict_of_run(run, config, self.task, self.mesh, step)
+    def __init__(self, run: Run):
+        if not isinstance(run.task, RankingTask):
+            raise ValueError(f"{run.path} was trained for the task {run.kind}, which ranks no catalogue.")
+        self.run, self.task = run, run.task
+        self.folder: str = self.task.config.catalogue
         self.catalogue = self.task.catalogue
         self.wording = wording_of(self.folder)
 
-    def _open_task(self, config: Config, backbone: Path, items: Path | None) -> RankingTask:
-        task: Any = assemble.open_task(config, backbone)
-        if items is None:
-            return task
+    @property
+    def predict(self) -> Predict:
+        return self.run.predict
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        *,
+        step: int | None = None,
+        items: str | Path | None = None,
+    ) -> "Ranker":
+        """Opens a run directory.
+
+        Args:
+          items: file with further items (see `new_items`).
+        """
+        if not is_run(path):
+            raise ValueError(f"{path} is not a run directory: it has no config.yaml.")
+        config = run_settings(path, overrides)
+        if items is None or not isinstance(config.task, RankingConfig):
+            return cls(Run.open(path, config, step=step))
         if not getattr(config.task, "text", True):
-            raise ValueError("this run knows items by their numbers alone (task.text false), so none can join them.")
-        old = task.catalogue
-        with tempfile.TemporaryDirectory() as joined:  # a task reads its catalogue from a folder
-            with_new_items(old, items).save(joined)
-            if has_splits(self.folder):
-                shutil.copytree(Path(self.folder) / "splits", Path(joined) / "splits")
-            settings: Any = replace(task.config, catalogue=joined)
-            data = replace(config.data, prepare=None)
-            task = assemble.open_task(replace(config, task=settings, data=data), backbone)
-        task.new_items = len(task.catalogue) - len(old)
-        return task
+            raise ValueError("task.text is false: this run knows items by their numbers alone, so none can join them.")
+        old = Catalogue.load(config.task.catalogue)
+        joined = with_new_items(old, items)
+        return cls(Run.open(path, config, step=step, joined=joined, new_items=len(joined) - len(old)))
 
     @property
     def tells_history(self) -> bool:
         """Whether the history has to stand in the instruction's words."""
         return not self.task.reads_history or self.wording.always_told
 
-    def encode(self, example: Example) -> tuple[Encoded, list[str]]:
-        """The example as the task reads it, and what of it had to be cut."""
-        before = dict(self.task.context.counts)
-        found = self.task.encode([example])
-        if not found:
-            raise ValueError(f"{example.id} is longer than data.max_length, and data.truncate is drop.")
-        counts = {what: n - before.get(what, 0) for what, n in self.task.context.counts.items()}
-        return found[0], [f"{what}: {n}." for what, n in counts.items() if n]
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """The examples as the task reads them. Raises ValueError where it drops one for its length."""
+        encoded = self.task.encode(examples)
+        if len(encoded) != len(examples):
+            raise ValueError(
+                f"{len(examples) - len(encoded)} of {len(examples)} cases are longer than data.max_length, and "
+                "data.truncate is drop: raise data.max_length, or set data.truncate to left or right."
+            )
+        return encoded
 
     def unread(self, text: str) -> list[str]:
         """Words that are nothing but unknown tokens to the model, which cannot tell one from another."""
@@ -103,26 +98,6 @@ class Ranker:
         found = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
         return [word for word, ids in zip(words, found, strict=True) if set(ids) <= {tokenizer.unk_token_id}]
 
-    def mix_with(self, other: str, weight: float, items: Path | None = None) -> None:
-        """From now on scores are a hybrid with another run, or with a simple method by its name (coKNN ...).
-
-        Args:
-          weight: of the other, as `evaluate --hybrid` found it on validation.
-          items: as of this one.
-        """
-        if not 0 <= weight <= 1:
-            raise ValueError(f"the weight of {other} lies between 0 and 1, but is {weight}.")
-        if not self.task.retrieves:
-            raise ValueError("a hybrid mixes scores of the whole catalogue, which this run does not give.")
-        if Path(other).is_dir():
-            second = Ranker(Path(other), items=items)
-            if second.catalogue.ids != self.catalogue.ids or not second.task.retrieves:
-                raise ValueError(f"{other} does not rank the items of {self.folder}, so there is no hybrid.")
-            self.hybrid = lambda encoded: second._every([second.encode(e.example)[0] for e in encoded]), weight
-        else:
-            self.task.simple_scores(other, [])  # an unknown name is an error now
-            self.hybrid = lambda encoded: self.task.simple_scores(other, encoded)(slice(0, len(encoded))), weight
-
     @cached_property
     def vectors(self) -> np.ndarray:
         """float32 [items, size]"""
@@ -130,93 +105,202 @@ class Ranker:
 
     @cached_property
     def index(self) -> ItemIndex:
-        return ItemIndex(self.vectors, mesh=self.mesh)
+        return ItemIndex(self.vectors, mesh=self.run.mesh)
 
-    def _every(self, encoded: Sequence[Encoded], seen: Sequence[np.ndarray] | None = None) -> np.ndarray:
-        """Scores of the whole catalogue, float [cases, items]; −inf for what is `seen`."""
+    def scores(self, cases: Sequence[Encoded], items: np.ndarray | None = None) -> np.ndarray:
+        """float [cases, k] of item numbers int [cases, k], or [cases, items] of the whole catalogue (None)."""
         if self.task.has_vectors:
-            own = self.task.query_vectors(self.predict, encoded) @ self.vectors.T
-        else:
-            own = self.task.score_items(self.predict, encoded)(slice(0, len(encoded)))
-        own = mask(own, seen)
-        return own if self.hybrid is None else hybrid(own, self.hybrid[0](encoded), self.hybrid[1])
+            queries = self.task.query_vectors(self.predict, cases)
+            return queries @ self.vectors.T if items is None else products(queries, self.vectors, items)
+        if items is None:
+            return self.task.score_items(self.predict, cases)(slice(0, len(cases)))
+        return self.task.score_candidates(self.predict, cases, items)
 
-    def score(self, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
-        """Scores of given items, float [cases, k] for item numbers int [cases, k]."""
-        if self.hybrid is not None:
-            return np.take_along_axis(self._every(encoded), candidates, axis=1)
+    def best(self, cases: Sequence[Encoded], allowed: np.ndarray, k: int) -> "Best":
+        """The k best of the allowed items, bool [cases, items]; of equal ones the lower number first."""
+        ones = np.ones((len(cases), 1))
         if self.task.has_vectors:
-            return products(self.task.query_vectors(self.predict, encoded), self.vectors, candidates)
-        return self.task.score_candidates(self.predict, encoded, candidates)
+            queries = self.task.query_vectors(self.predict, cases)
+            items, scores = self.index.search(queries, k, exclude=[np.flatnonzero(~row) for row in allowed])
+            return Best(np.maximum(items, 0), scores.astype(np.float64), (ones,))
+        every = np.where(allowed, self.scores(cases), -np.inf)
+        items = retrieve(every, k)
+        return Best(items, np.take_along_axis(every, items, 1), (ones,))
 
-    def best(self, encoded: Sequence[Encoded], k: int, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of the allowed items, best first, and their scores: int and float64 [cases, k].
+
+class BaselineRanker:
+    """One of the baselines of a run's task, by its name (coKNN, popularity ...)."""
+
+    def __init__(self, task: RankingTask, name: str):
+        self.task, self.name = task, name
+        task.simple_scores(name, [])  # an unknown name is an error now
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        return self.task.encode(examples)
+
+    def scores(self, cases: Sequence[Encoded], items: np.ndarray | None = None) -> np.ndarray:
+        every = self.task.simple_scores(self.name, cases)(slice(0, len(cases)))
+        return every if items is None else np.take_along_axis(every, items, axis=1)
+
+
+def open_second(first: Ranker, name: str | Path, *, reranks: bool, items: str | Path | None = None) -> Scorer:
+    """What is fused with `first`: a run directory on the same catalogue, or a baseline by its name.
+
+    Args:
+      reranks: it scores what `first` retrieves; else it must rank the whole catalogue.
+    """
+    if not first.task.retrieves:
+        raise ValueError(f"{first.run.path} does not rank its whole catalogue, so no second ranker can join it.")
+    if not Path(name).is_dir():
+        return BaselineRanker(first.task, str(name))
+    second = Ranker.open(name, items=items)
+    if second.catalogue.ids != first.catalogue.ids:
+        raise ValueError(f"{name} does not rank the items of {first.folder}: train both on the same prepared folder.")
+    if not (reranks or second.task.retrieves):
+        raise ValueError(f"{name} scores given items only, so it can rerank, but not join a hybrid: use --rerank.")
+    return second
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best items of some cases.
+
+    Attributes:
+      items: int64 [cases, k], best first.
+      scores: float64 [cases, k]; −inf where fewer than k items compete.
+      units: of each ranker's raw scores in `scores`, float64 [cases, 1] a ranker.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    units: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class FusedRanker:
+    """Two rankers as one: what `evaluate` measures, and what `recommend` answers with."""
+
+    first: Ranker
+    second: Scorer
+    fusion: Fusion
+
+    def scores(
+        self, first_cases: Sequence[Encoded], second_cases: Sequence[Encoded], hidden: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """float64 [cases, items]; −inf for the items of each case that are `hidden`.
 
         Args:
-          allowed: bool [cases, items]. Where fewer than k are, the rest has the score −inf.
+          first_cases, second_cases: the same cases as each of the two reads them.
         """
-        if self.hybrid is None and self.task.has_vectors:
-            hidden = [np.flatnonzero(~row) for row in allowed]
-            queries = self.task.query_vectors(self.predict, encoded)
-            items, scores = self.index.search(queries, min(k, len(self.catalogue)), exclude=hidden)
-            return np.maximum(items, 0), scores.astype(np.float64)
-        # A hybrid is standardised over what competes, as `evaluate` does it: without the history's own items.
-        seen = [e.target.history[~row[e.target.history]] for e, row in zip(encoded, allowed, strict=True)]
-        scores = np.where(allowed, self._every(encoded, seen), -np.inf)
-        items = retrieve(scores, k)
-        return items, np.take_along_axis(scores, items, 1)
+        own = mask(self.first.scores(first_cases), hidden)
+        return self.fusion.scores(own, lambda items: self.second.scores(second_cases, items))
+
+    def best(
+        self,
+        first_cases: Sequence[Encoded],
+        second_cases: Sequence[Encoded],
+        hidden: Sequence[np.ndarray],
+        allowed: np.ndarray,
+        k: int,
+    ) -> Best:
+        """The k best of the allowed items, in the order of `scores`.
+
+        Args:
+          allowed: bool [cases, items]; hidden items are never allowed.
+        """
+        weight, own = self.fusion.weight, mask(self.first.scores(first_cases), hidden)
+        if self.fusion.k is None:
+            others = mask(self.second.scores(second_cases), hidden)
+            scores = np.where(allowed, hybrid(own, others, weight), -np.inf)
+            items = retrieve(scores, k)
+            compared = own, others
+        else:
+            found: list[np.ndarray] = []
+
+            def rerank(items: np.ndarray) -> np.ndarray:
+                found.append(np.asarray(self.second.scores(second_cases, items), np.float64))
+                return found[0]
+
+            own = np.where(allowed, own, -np.inf)
+            candidates, mixed = rerank_best(own, rerank, k=self.fusion.k, weight=weight)
+            scores = np.full(own.shape, -np.inf)
+            np.put_along_axis(scores, candidates, mixed, axis=1)
+            scores[~np.isfinite(own)] = -np.inf
+            items = retrieve(scores, k)
+            compared = np.take_along_axis(own, candidates, 1), found[0]
+            if weight == 1:  # the second ranker's own scores
+                ones = np.ones((len(own), 1))
+                return Best(items, np.take_along_axis(scores, items, 1), (0 * ones, ones))
+        units = (1 - weight) / moments(compared[0])[1], weight / moments(compared[1])[1]
+        return Best(items, np.take_along_axis(scores, items, 1), units)
 
 
-def run_settings(run: Path, overrides: list[str]) -> Config:
-    """The settings of a run directory, with some of them changed; its mesh fits this machine."""
-    config: Config = parse(Config, overrides, default=run / "config.yaml")
-    if any(arg.startswith("--mesh") for arg in overrides):
-        return config
-    return replace(config, mesh=fitting_mesh(config.mesh))
+def tune(
+    first: Ranker, second: Scorer, name: str, validation: Sequence[Encoded], k: int | None, metric_cases: str
+) -> Fusion:
+    """The fusion of two rankers that is best on validation cases (see `ranking.fusion.tune_fusion`).
+
+    Args:
+      metric_cases: what the validation cases are called in an error where there are none.
+    """
+    if not validation:
+        raise ValueError(f"the weight of {name} is tuned on {metric_cases}, which lists no sources.")
+    others = second.encode([e.example for e in validation])
+
+    def own(block: slice) -> np.ndarray:
+        cases = validation[block]
+        return mask(first.scores(cases), [e.target.seen for e in cases])
+
+    return tune_fusion(
+        own,
+        lambda block, items: second.scores(others[block], items),
+        [e.target.items for e in validation],
+        name=name,
+        k=k,
+    )
 
 
-def predict_of_run(run: Path, config: Config, task: Task, mesh: DeviceMesh, step: int | None = None) -> Predict:
-    """The predictor of a run's checkpoint (None: the best); of a ranking task it computes its items' vectors once."""
-    model = assemble.restored_model(config, task, run, mesh, step)
-    predict = predictor(task, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
-    if not isinstance(task, RankingTask):
-        return predict
-    return with_known_items(predict, task, run / "item_vectors", weights_of(run, config, step))
+# ---------------------------------------------------------------- kept with the run
 
 
-def weights_of(run: Path, config: Config, step: int | None) -> dict[str, Any]:
-    """What tells a run's weights from any others: plain JSON for the name of a file with vectors."""
-    checkpoints = Checkpoints(run)
-    chosen = checkpoints.best_step() if step is None else step
-    checkpoints.close()
-    folder = run / "checkpoints" / str(chosen)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    frozen = run / "backbone" / "weights.json"
-    return {
-        "checkpoint": [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
-        "frozen": read_json(frozen)["fingerprint"] if frozen.is_file() else None,
-        "dtype": str(np.dtype(assemble.compute_dtype(config))),
-        "quantize": config.backbone.quantize,
-        "pooling": getattr(config.task, "pooling", None),
-    }
+def keep_fusion(first: Ranker, second: Scorer, fusion: Fusion, cases: int) -> None:
+    """Notes a tuned fusion in the run directory, so that `recommend` answers with what `evaluate` measured."""
+    if not first.run.trained:
+        return
+    file = first.run.path / "fusions.json"
+    entry = asdict(fusion) | {"validation_cases": cases, "checkpoints": _checkpoints(first, second)}
+
+    def write() -> None:
+        kept = read_json(file) if file.is_file() else {}
+        write_json(file, kept | {_key(fusion.name, fusion.k): entry})
+
+    once(write)
 
 
-def with_known_items(predict: Predict, task: RankingTask, folder: Path, weights: dict[str, Any]) -> Predict:
-    """The same, but vectors of the items' texts are computed once and kept in `folder` (by a process that is alone)."""
-    known: list[np.ndarray] = []
+def kept_fusion(first: Ranker, second: Scorer, name: str, *, reranks: bool) -> Fusion:
+    """The fusion that `evaluate` tuned for these two.
 
-    def remembered(texts: Any, *, given: Any = None, **arrays: Any) -> Any:
-        own: Any = vars(task).get("item_texts")  # made when a task first asks for them
-        if given or arrays or texts is not own:
-            return predict(texts, given=given, **arrays)
-        if not known and jax.process_count() > 1:  # whether a file is there, they may see differently
-            known.append(np.stack(predict(texts)))
-        if not known:
-            try:
-                known.append(item_vectors(predict, texts, weights | {"items": task.catalogue.fingerprint()}, folder))
-            except OSError as error:  # someone else's run, say
-                logger.warning("the item vectors are not kept for the next time: %s", error)
-                known.append(np.stack(predict(texts)))
-        return known[0]
+    Raises ValueError where none was tuned, or for other checkpoints than the ones at hand.
+    """
+    flag = "--rerank" if reranks else "--hybrid"
+    file = first.run.path / "fusions.json"
+    kept = read_json(file) if file.is_file() else {}
+    entry = kept.get(_key(name, 0 if reranks else None))
+    remedy = (
+        f"`evaluate {first.run.path} {flag} {name}` tunes it on data.validation and keeps it; or give a weight from 0 "
+        f"(first ranker alone) to 1 (second alone): {flag} {name}=1."
+    )
+    if entry is None:
+        raise ValueError(f"the weight of {name} beside {first.run.path} was never tuned: {remedy}")
+    if entry["checkpoints"] != _checkpoints(first, second):
+        raise ValueError(f"the weight of {name} was tuned for other checkpoints ({entry['checkpoints']}): {remedy}")
+    return Fusion(name, float(entry["weight"]), entry["k"])
 
-    return replace(predict, run=remembered)
+
+def _key(name: str, k: int | None) -> str:
+    who = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return f"{'hybrid' if k is None else 'rerank'}: {who}"
+
+
+def _checkpoints(first: Ranker, second: Scorer) -> list[int | None]:
+    return [ranker.run.checkpoint for ranker in (first, second) if isinstance(ranker, Ranker)]

@@ -19,11 +19,12 @@ COLUMNS = ("id", "user", "rank", "item", "title", "score", "evidence", "prompt",
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One request. At least one of user, history and instruction is given.
+    """One request. At least one of user, history, instruction and prompt is given.
 
     Attributes:
       user: id of a user of the prepared folder, whose items (of all splits) come first in the history.
       history: titles or ids, oldest first; a single text may hold several between semicolons.
+      prompt: instead of the instruction: the whole text that the model reads, as training and test examples have it.
       exclude: titles of items that shall not be recommended.
       where: conditions on the catalogue's facts (see `filters`).
       k: how many items; None: as many as the call says.
@@ -33,6 +34,7 @@ class Request:
     user: str | None = None
     history: Sequence[str] = ()
     instruction: str = ""
+    prompt: str = ""
     exclude: Sequence[str] = ()
     where: Sequence[str] = ()
     k: int | None = None
@@ -50,7 +52,7 @@ class Request:
         given = {name: value for name, value in record.items() if value not in (None, "", [])}
         if isinstance(user := given.get("user"), int) and not isinstance(user, bool):
             given["user"] = str(user)
-        for name in ("user", "instruction"):
+        for name in ("user", "instruction", "prompt"):
             if not isinstance(given.get(name, ""), str):
                 raise ValueError(f"{name} should be a text, but is {show(given[name])}.")
         for name in ("history", "exclude", "where"):
@@ -157,7 +159,7 @@ class _BadTable(ValueError):
 
 def _check_columns(record: Mapping[str, Any], file: str | Path) -> None:
     known = list(Request.__dataclass_fields__)
-    needed = ("user", "history", "instruction")
+    needed = ("user", "history", "instruction", "prompt")
     for name in record:
         if name not in known:
             hint = suggest(str(name), known)

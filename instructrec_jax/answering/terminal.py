@@ -3,6 +3,7 @@
 import sys
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 from instructrec_jax.answering.evidence import line
 from instructrec_jax.answering.requests import Answer
@@ -39,3 +40,16 @@ def ask_person(question: str, choices: Sequence[str]) -> int | None:
             return None
         if answer.strip().isdecimal() and int(answer) <= len(choices):
             return int(answer) - 1 if int(answer) else None
+
+
+def named_weight(option: str, text: str | None) -> tuple[str | None, float | None]:
+    """("coKNN", 0.15) of "coKNN=0.15"; ("coKNN", None) of "coKNN". Raises ValueError for a weight that is no number."""
+    if text is None or Path(text).is_dir():
+        return text, None
+    name, sign, weight = text.rpartition("=")
+    if not sign:
+        return text, None
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise ValueError(f"{option} is NAME or NAME=WEIGHT, such as coKNN=0.15, but is {text!r}.") from None

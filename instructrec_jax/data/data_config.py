@@ -12,6 +12,9 @@ Prepared = Literal["films"]
 Truncate = Literal["error", "left", "right", "drop"]
 
 
+DEFAULT_BATCH_SIZE = 32
+
+
 @dataclass
 class DataConfig:
     """Where examples come from, and the shape of a batch."""
@@ -22,9 +25,14 @@ class DataConfig:
     prepare: Prepared | None = None  # embedded data to write into task.catalogue first, if it is not there
     temperature: float = 1.0  # tasks are mixed in proportion to size ** (1 / temperature)
     size_cap: int | None = None  # a task's size counts at most so much in the mixture; null: no cap
-    batch_size: int | None = None  # examples a step, over all devices; give this or batch_rows
-    batch_rows: int | None = None  # instead: packed rows of max_length tokens a step, over all devices
+    batch_size: int | None = None  # examples per step, over all devices; null: 32, unless batch_rows is set
+    batch_rows: int | None = None  # instead of batch_size: packed rows of max_length tokens per step, over all devices
     max_length: int = 128  # tokens a text, special tokens included
     truncate: Truncate = "error"  # what happens to longer texts (it is counted)
     on_bad_example: OnBadExample = "error"  # stop at a bad record, or count it and go on
     hold_out: HoldOutConfig = field(default_factory=HoldOutConfig)
+
+    @property
+    def examples_per_step(self) -> int | None:
+        """`batch_size` or its default; None where a batch is `batch_rows` rows."""
+        return None if self.batch_rows is not None else self.batch_size or DEFAULT_BATCH_SIZE

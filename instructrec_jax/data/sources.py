@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 from tqdm import tqdm
 
 from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes
@@ -44,7 +43,7 @@ class SourceConfig:
 
 
 class RowSource:
-    """The usable rows of a file or data set, by number, checked once when it is opened.
+    """The usable rows of a file or data set, by number, each parsed once when the source is opened.
 
     Args:
       on_bad_example: `error` raises at the first bad rows, `skip` leaves them out and lists them in
@@ -57,19 +56,21 @@ class RowSource:
     def __init__(self, rows: Rows, mapper: FieldMapper, name: str, on_bad_example: OnBadExample = "error") -> None:
         self.rows, self.mapper, self.name, self.task = rows, mapper, name, mapper.task
         self.skipped: list[SkippedRow] = []
-        digest, usable = hashlib.sha256(), np.ones(len(rows), bool)
+        self.examples: list[Example] = []
+        digest = hashlib.sha256()
         hide = len(rows) < 50_000
         for index in tqdm(range(len(rows)), desc=f"checking {name}", unit="row", disable=hide, leave=False):
             try:
-                digest.update(fingerprint_bytes(self._read(index)))
+                example = self._read(index)
             except BadExample as error:
-                usable[index] = False
                 self.skipped.append(SkippedRow(error.where, error.field, error.reason, error.detail))
                 if on_bad_example == "error" and len(self.skipped) == 10:
                     break
+                continue
+            digest.update(fingerprint_bytes(example))
+            self.examples.append(example)
         self.fingerprint = digest.hexdigest()
-        self.kept = np.flatnonzero(usable)
-        if not len(self.kept):
+        if not self.examples:
             raise ValueError(f"source {name}: none of its {len(rows)} rows is usable.\n{listing(self.skipped)}")
         if self.skipped and on_bad_example == "error":
             raise ValueError(bad_rows(name, self.skipped))
@@ -83,10 +84,10 @@ class RowSource:
             raise
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> Example:
-        return self._read(int(self.kept[index]))
+        return self.examples[index]
 
 
 class ListSource:

@@ -18,8 +18,8 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ, devices: Path
     gives nothing back (mallopt(3)) has them ready. In exchange, what has just been freed stays with the process until
     `release_freed_memory`.
 
-    To be called before jax is imported, since each thread chooses an arena as it starts. Nothing changes where jax will
-    find an accelerator, where malloc is not glibc's, or where the environment already tunes it.
+    To be called before jax looks for devices, since each of its threads chooses an arena as it starts. Nothing changes
+    where jax will find an accelerator, where malloc is not glibc's, or where the environment already tunes it.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
         return False

@@ -18,18 +18,15 @@ from instructrec_jax.adapters.losses import chunk_size
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding, data_shards
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs import data as assemble_data
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.data import RunData, check_batch
+from instructrec_jax.runs.model import backbone_folder, open_task
+from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
-from instructrec_jax.tasks.text.masked_lm import MaskedLMTask
 from instructrec_jax.training.checkpoint import abstract
 from instructrec_jax.training.flops import Texts, has_output_table
-from instructrec_jax.training.optimizer import make_optimizer
-from instructrec_jax.training.parameters import learning_rate_factors
-from instructrec_jax.training.state import TrainState, create_state, state_shardings
-from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.state import TrainState
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
@@ -71,7 +68,7 @@ def planning_folder(path: str) -> Iterator[tuple[Path, bool]]:
     if known.is_file():
         config = known
     else:
-        folder = assemble.backbone_folder(path)
+        folder = backbone_folder(path)
         if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
             yield folder, False
             return
@@ -96,33 +93,25 @@ def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep
         dtype: Any = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
         config = replace(config, backbone=replace(config.backbone, dtype=dtype))
     began = time.perf_counter()
-    task = assemble.open_task(config, folder)
-    model = assemble.abstract_model(config, task, folder, mesh)
-    decay = config.optimizer.layer_decay
-    factors = learning_rate_factors(model.network, decay) if decay < 1 else None
-    optimizer = make_optimizer(config.optimizer, config.steps, factors)
+    task = open_task(config, folder)
+    setup = TrainingSetup.abstract(config, task, folder, mesh)
     batch = abstract_batch(config, task, mesh)
-    state = jax.eval_shape(lambda params: create_state(params, optimizer, 0, is_frozen=model.is_frozen), model.params)
-    state = replace(state, buffers=abstract_buffers(config, task, model))
-    shardings = state_shardings(state, model.shardings, mesh)
-    step = make_train_step(
-        task, model.graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=config.accumulation
-    )
-    compiled = step.lower(abstract(state, shardings), batch).compile()  # type: ignore[attr-defined]
-    network, predicts_words = read_config(folder), isinstance(task, LanguageModelTask | MaskedLMTask)
+    step: Any = setup.step
+    compiled = step.lower(abstract(setup.state, setup.shardings), batch).compile()
+    network = read_config(folder)
     chunks = 1
-    if predicts_words:
+    if task.predicts_words:
         rows, length = batch.get("target_tokens", batch["tokens"]).shape
         rows //= config.accumulation * data_shards(mesh)
         chunks = -(-length // chunk_size(max(rows, 1), length, network.vocab_size, None))
     return CompiledStep(
         compiled,
-        state,
-        shardings,
-        model.is_frozen,
+        setup.state,
+        setup.shardings,
+        setup.model.is_frozen,
         network,
         texts_of(batch, causal=task.context.kind == "decoder"),
-        predicts_words and not has_output_table(model.params),
+        task.predicts_words and not has_output_table(setup.model.params),
         chunks,
         time.perf_counter() - began,
     )
@@ -141,8 +130,8 @@ def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> dict[str, ja
     """
     multiple = config.accumulation * data_shards(mesh)
     if isinstance(task, LanguageModelTask):
-        assemble_data.check_batch(config, task, multiple)
-        rows = config.data.batch_rows or -(-int(config.data.batch_size or 1) // multiple) * multiple
+        check_batch(config, task, multiple)
+        rows = config.data.batch_rows or -(-int(config.data.examples_per_step or 1) // multiple) * multiple
         length, target = config.data.max_length, task.max_target_length
         sizes = {name: (rows, length) for name in ("tokens", "token_types", "segment_ids", "positions")}
         answer = (rows, length)
@@ -152,20 +141,8 @@ def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> dict[str, ja
         sizes |= {"labels": answer, "supervised": answer, "text_numbers": (rows, max_segments(length))}
         arrays = {name: np.broadcast_to(np.int32(0), size) for name, size in sizes.items()}
     else:
-        arrays = next(assemble_data.training_data(config, task, row_multiple=multiple).batches(0, 1, None)).arrays
+        arrays = next(RunData(config).training(task, multiple).batches(0, 1, None)).arrays
     return {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch_sharding(mesh, len(array)))
         for name, array in arrays.items()
     }
-
-
-def abstract_buffers(config: Config, task: Any, model: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `refresh` would make, in shapes: it runs the network on all items, which there is no device for."""
-    if not task.refresh_every:
-        return {}
-    width = model.source.config.hidden_size
-    if hasattr(task, "instruction_texts"):
-        sizes = {"item_texts": len(task.catalogue), "instruction_texts": max(1, len(task.instructions))}
-        return {name: jax.ShapeDtypeStruct((size, width), np.float32) for name, size in sizes.items()}
-    projection = getattr(config.task, "projection", None)
-    return {"item_vectors": jax.ShapeDtypeStruct((len(task.catalogue), projection or width), np.float32)}

@@ -1,18 +1,23 @@
-"""Two stages: one scorer retrieves k items, another ranks these anew, alone or mixed with the first (a hybrid).
+"""Two rankers' scores as one ranking: hybrids over the whole catalogue, and two stages (retrieve k, rerank these).
 
-    scores = two_stage(first, rerank, k=100)                  whole ranking: the k first, then all others
-    weight = tune_weight(first, second, wanted)               on validation cases only
-    scores = two_stage(first, rerank, k=100, weight=weight)
+    fusion = tune_fusion(first, second, positives, name="coKNN")          the weight, on validation cases only
+    fusion = tune_fusion(first, second, positives, name="RUN2", k=100)    two stages
+    scores = fusion.scores(first, second)                                 of the whole catalogue
 
-Everything here is NumPy on blocks of cases; what does not compete (seen items) has the score −inf.
+`evaluate` measures and `recommend` answers with `Fusion.scores`; the tuned fusion is kept with the run. Everything here
+is NumPy on blocks of cases; what does not compete (seen items) has the score −inf.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from instructrec_jax.metrics import ranking
+
+# Scores of the second ranker: of items int [cases, k], or of the whole catalogue where that is None.
+Second = Callable[[np.ndarray | None], ArrayLike]
 
 GRID = tuple(step / 20 for step in range(21))
 BLOCK = 512  # cases that are scored at a time
@@ -48,30 +53,36 @@ def retrieve(scores: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(numbers, order, 1)
 
 
-def standardise(scores: ArrayLike) -> np.ndarray:
+def standardize(scores: ArrayLike) -> np.ndarray:
     """z = (s − mean) / standard deviation of each case (row), over its finite scores; float64 [cases, n].
 
     −inf stays; a case whose scores are all equal gets zeros. Raises ValueError for NaN and +inf.
     """
     values = np.array(scores, np.float64)
+    mean, deviation = moments(values)
+    return np.where(np.isfinite(values), (values - mean) / deviation, -np.inf)
+
+
+def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each case's finite scores, float64 [cases, 1]; equal scores deviate by +inf."""
     if np.isnan(values).any() or np.isposinf(values).any():
         raise ValueError("scores to be mixed hold NaN or infinity: a model that diverged has no ranking.")
     finite = np.isfinite(values)
     count = np.maximum(finite.sum(1, keepdims=True), 1)
     mean = values.sum(1, keepdims=True, where=finite) / count
-    centred = np.where(finite, values - mean, 0)
-    deviation = np.sqrt((centred**2).sum(1, keepdims=True) / count)
+    centered = np.where(finite, values - mean, 0)
+    deviation = np.sqrt((centered**2).sum(1, keepdims=True) / count)
     # the mean is rounded, so equal scores may seem to deviate from it
     lowest, highest = values.min(1, where=finite, initial=np.inf), values.max(1, where=finite, initial=-np.inf)
     deviation[lowest >= highest] = np.inf
-    return np.where(finite, centred / deviation, -np.inf)
+    return mean, deviation
 
 
 def hybrid(first: ArrayLike, second: ArrayLike, weight: float) -> np.ndarray:
     """(1 − weight) · z₁ + weight · z₂, float64 [cases, n], of two scorers' scores of the same items.
 
-    z₁ and z₂ are each scorer's scores, standardised within the case over the items that both score (are not −inf); an
-    item that either of them masks is masked (see `standardise`). Items that tie for both scorers tie.
+    z₁ and z₂ are each scorer's scores, standardized within the case over the items that both score (are not −inf); an
+    item that either of them masks is masked (see `standardize`). Items that tie for both scorers tie.
     """
     return _mix(*_comparable(first, second), weight)
 
@@ -83,7 +94,7 @@ def _comparable(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.nda
         raise ValueError(f"a hybrid mixes scores of the same items, but they have the shapes {a.shape} and {b.shape}.")
     masked = np.isneginf(a) | np.isneginf(b)
     a[masked] = b[masked] = -np.inf
-    a, b = standardise(a), standardise(b)
+    a, b = standardize(a), standardize(b)
     a[masked] = b[masked] = 0
     return a, b, masked
 
@@ -148,9 +159,49 @@ def two_stage(
     Returns: scores of the whole ranking, see `merge`.
     """
     masked = mask(first, seen)
-    candidates = retrieve(masked, k)
-    retrieved, second = np.take_along_axis(masked, candidates, 1), np.asarray(rerank(candidates), np.float64)
-    return merge(masked, candidates, second if weight == 1 else hybrid(retrieved, second, weight))
+    return merge(masked, *rerank_best(masked, rerank, k=k, weight=weight))
+
+
+def rerank_best(
+    first: np.ndarray, rerank: Callable[[np.ndarray], ArrayLike], *, k: int, weight: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best items of each case by the first scores, int64 [cases, k], and the scores that rerank them, float64.
+
+    Args:
+      first: float64 [cases, items]; −inf does not compete.
+    """
+    candidates = retrieve(first, k)
+    second = np.asarray(rerank(candidates), np.float64)
+    if weight == 1:
+        return candidates, second
+    return candidates, hybrid(np.take_along_axis(first, candidates, 1), second, weight)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How a second ranker's scores join the first one's.
+
+    Attributes:
+      name: of the second ranker: a baseline's, or a run directory's path.
+      weight: of the second ranker's standardized scores, from 0 (first alone) to 1 (second alone).
+      k: two stages: the second ranker reranks the k best of the first. None: a hybrid of whole rankings.
+    """
+
+    name: str
+    weight: float
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"the weight of {self.name} must be between 0 and 1, but is {self.weight}.")
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"--retrieve must be at least 1, but is {self.k}.")
+
+    def scores(self, first: np.ndarray, second: Second) -> np.ndarray:
+        """float64 [cases, items]: scores of the whole ranking, −inf where `first` is."""
+        if self.k is None:
+            return hybrid(first, second(None), self.weight)
+        return two_stage(first, second, k=self.k, weight=self.weight)
 
 
 # ---------------------------------------------------------------- the weight
@@ -211,3 +262,35 @@ def tune_weight(
             totals[place] += ndcg_at(_mix(*pair, weight), wanted[cases], k).sum()
     # sums of the same gains in another order differ by rounding
     return float(grid[int(np.argmax(totals >= totals.max() * (1 - 1e-12)))])
+
+
+def tune_fusion(
+    first: Callable[[slice], np.ndarray],
+    second: Callable[[slice, np.ndarray | None], ArrayLike],
+    positives: Sequence[np.ndarray],
+    *,
+    name: str,
+    k: int | None = None,
+) -> Fusion:
+    """The fusion with the best mean NDCG@10 on validation cases; see `tune_weight`.
+
+    Args:
+      first: block of the cases -> float [block, items], −inf for what does not compete.
+      second: (block, items int [block, k] or None for all of them) -> their scores.
+      positives: of each case its positive items.
+      name, k: of the `Fusion`.
+    """
+    if k is None:
+        return Fusion(name, tune_weight(first, lambda block: second(block, None), positives))
+    found = []
+    for start in range(0, len(positives), BLOCK):  # never are all cases' scores held
+        block = slice(start, start + BLOCK)
+        scores = first(block)
+        best = retrieve(scores, k)
+        found.append((best, np.take_along_axis(scores, best, 1), np.asarray(second(block, best), np.float64)))
+    items, own, others = (np.concatenate(each) for each in zip(*found, strict=True))
+    places = [
+        [int(np.append(np.flatnonzero(row == item), -1)[0]) for item in wanted]
+        for row, wanted in zip(items, positives, strict=True)
+    ]
+    return Fusion(name, tune_weight(lambda block: own[block], lambda block: others[block], places), k)

@@ -18,6 +18,7 @@ from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.distributed import launch
+from instructrec_jax.distributed.host_memory import keep_freed_memory
 from instructrec_jax.distributed.mesh import MeshConfig
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.tasks.base import TaskConfig
@@ -89,8 +90,17 @@ def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -
     return config
 
 
-def load(path: Path) -> Config:
-    """The settings in a run directory's config.yaml."""
+def check_names(args: list[str], own: set[str]) -> None:
+    """Names an argument that is neither a setting nor one of a verb's own options, with the nearest of both."""
+    known = set(setting_names(Config))
+    for arg in args:
+        name = arg[2:].split("=")[0]
+        if arg.startswith("--") and name not in known | {"config_path"}:
+            raise ConfigError(unknown_key(name, known | own))
+
+
+def load(path: str | Path) -> Config:
+    """The settings of a YAML file, such as a run directory's config.yaml."""
     return parse(Config, ["--config_path", str(path)])
 
 
@@ -212,6 +222,7 @@ def main_guard(main: Any, *, processes: bool = False) -> None:
     Args:
       processes: the verb works in several processes at once, and joins them where the environment says so.
     """
+    keep_freed_memory()
     # what a metric or a library has to say, without the line of code that says it
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:

@@ -21,6 +21,7 @@ from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
 from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.ranking.catalogue import Catalogue
 
 Arrays = dict[str, jax.Array]
 
@@ -95,6 +96,8 @@ class TaskContext:
     decoder_start_token_id: int | None = None  # what an encoder–decoder's target begins with
     folder: Path | None = None  # the backbone's: config.json, tokenizer, generation_config.json
     held_out: Sequence[str] = ()  # labels that training must not see, not even as wrong answers
+    catalogue: Catalogue | None = None  # of a ranking task, with items that joined it; None: that of its folder
+    new_items: int = 0  # so many of the catalogue's last items joined it after training
 
 
 class Model(nnx.Module):
@@ -162,6 +165,7 @@ class Task:
     """One task family. Subclasses fill in the parts below; nothing else in the project asks for a task's type."""
 
     context: TaskContext
+    labels: list[str]  # of tasks that choose among labels
     couples_examples = False  # whether one example's loss depends on the others of the batch
     metric = "loss"  # what the best checkpoint and early stopping look at, unless the config says otherwise
     greater_is_better = True
@@ -198,6 +202,7 @@ class Task:
         """What `predict` gives, with dropout: see `Predict.draw`."""
         raise TypeError(f"{type(self).__name__} has no draw().")
 
+    predicts_words = False  # whether the loss is over the backbone's own vocabulary
     per_token = False  # whether `predict` answers for every token instead of every text
     writes = False  # whether `score` needs the answers that the model writes
     max_target_length: int | None = None  # tokens that a text's target may have; None: its texts have no targets
@@ -223,6 +228,10 @@ class Task:
 
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
         """New values of the state's buffers, from the parameters as they stand."""
+        return {}
+
+    def buffer_shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the float32 arrays that `refresh` gives, for a backbone of so many features."""
         return {}
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 pytest.importorskip("lm_eval")
 
+from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.answering.lm_eval import Harness
 from instructrec_jax.evaluate import main as evaluate
 from instructrec_jax.files import read_json, write_jsonl
-from instructrec_jax.generate import LanguageModel
 
 PAIRS = [("the old film", " is good"), ("", "a book about war"), ("new ", "old"), ("very " * 30, "long")]
 

@@ -22,6 +22,7 @@ from instructrec_jax.distributed import launch
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.files import read_json
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.run import Run
 from instructrec_jax.training.checkpoint import Checkpoints
 
 STEPS, PATIENCE = 24, 180  # seconds until a process that still runs is killed
@@ -193,7 +194,7 @@ def test_killed_and_started_again_with_other_numbers_of_processes(
 def test_evaluate_and_models_split_across_processes(alone: Config, tmp_path: Path) -> None:
     """Four processes, two of which share each matrix product and the same rows, read what one process wrote."""
     run = Path(alone.run_dir)
-    evaluate.evaluate(run, alone, tmp_path / "one")
+    evaluate.evaluate(Run.open(run, alone), tmp_path / "one")
     command = verb("evaluate", run, "--out", tmp_path / "four", "--mesh.data", 2, "--mesh.tensor", 2)
     with Processes(command, 4, 1, tmp_path / "logs") as four:
         assert four.wait() == [0] * 4, four.said(0)

@@ -10,7 +10,7 @@ from instructrec_jax.ranking.fusion import (
     merge,
     ndcg_at,
     retrieve,
-    standardise,
+    standardize,
     tune_weight,
     two_stage,
 )
@@ -87,8 +87,8 @@ def test_hybrid_by_its_definition_over_what_both_score() -> None:
 
 
 def test_equal_scores_say_nothing() -> None:
-    assert (standardise(np.full((2, 7), 0.1)) == 0).all()  # 0.1 is not the mean of seven of them, to rounding
-    assert np.isneginf(standardise(np.full((1, 3), -np.inf))).all()
+    assert (standardize(np.full((2, 7), 0.1)) == 0).all()  # 0.1 is not the mean of seven of them, to rounding
+    assert np.isneginf(standardize(np.full((1, 3), -np.inf))).all()
     np.testing.assert_allclose(hybrid([[1.0, 1, 1]], [[1.0, 2, 3]], 0.5)[0], np.array([-1, 0, 1]) * 1.5**0.5 / 2)
 
 

@@ -18,8 +18,9 @@ from instructrec_jax.evaluate import main as evaluate
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.export import main as export
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, load, to_yaml
+from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks import ClassificationConfig, LanguageModelConfig, MultitaskConfig, RegressionConfig
 from instructrec_jax.tasks.base import TaskContext
 from instructrec_jax.tasks.multitask import PartConfig
@@ -106,9 +107,9 @@ def test_a_run_from_train_to_export(checkpoint: Path, tmp_path: Path) -> None:
         export([str(run), "--format", "hf", "--out", str(tmp_path / "none")])
     export([str(run), "--format", "hf", "--part", "subject", "--out", str(tmp_path / "hf")])
     alone = replace(config, task=learnt.tasks[0].task)
-    task = assemble.open_task(alone, tmp_path / "hf")
-    setup_mesh = assemble.open_run(run)[2]
-    model = assemble.load_model(alone, task, tmp_path / "hf", setup_mesh)
+    task = models.open_task(alone, tmp_path / "hf")
+    setup_mesh = Run.open(run).mesh
+    model = models.load_model(alone, task, tmp_path / "hf", setup_mesh)
     cases = task.encode([Example.from_record(r) for r in read_jsonl(tmp_path / "test.jsonl")])
     scores = task.score(predictor(task, model.graphdef, setup_mesh, (32,))(model.params), cases)
     assert [p["prediction"] for p in scores.predictions] == [r["prediction"] for r in written[:12]]

@@ -9,7 +9,7 @@ import pytest
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.planning.compiled_step import planning_folder
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, parse
 from instructrec_jax.training import flops
 from instructrec_jax.training.flops import Texts
@@ -49,8 +49,8 @@ def counted(tmp_path: Path, sizes: dict, texts: Texts, *settings: str) -> tuple[
     config = parse(Config, given, default=None)
     with planning_folder(config.backbone.path) as (folder, stands_in):
         assert stands_in  # config.json is enough
-        task = assemble.open_task(config, folder)
-        model = assemble.abstract_model(config, task, folder, make_mesh(config.mesh, jax.devices()[:1]))
+        task = models.open_task(config, folder)
+        model = models.abstract_model(config, task, folder, make_mesh(config.mesh, jax.devices()[:1]))
         tied = not flops.has_output_table(model.params)
         return (
             flops.product_flops(model.params, model.is_frozen, texts, tied=tied),

@@ -14,7 +14,8 @@ from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import load_backbone
 from instructrec_jax.files import read_json
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import model as models
+from instructrec_jax.runs.run import Run
 from instructrec_jax.train import train
 from instructrec_jax.training.optimizer import OptimizerConfig, path_name
 from instructrec_jax.training.parameters import frozen_parameters, learning_rate_factors
@@ -105,21 +106,22 @@ def test_frozen_weights_are_not_in_the_checkpoint_and_must_stay(checkpoint: Path
     )
     assert not any("backbone" in name for name in names) and any("head" in name for name in names)
     assert read_json(Path(config.run_dir) / "backbone" / "weights.json")["folder"] == str(base)
-    _, task, mesh = assemble.open_run(Path(config.run_dir))
-    restored = assemble.restored_model(config, task, Path(config.run_dir), mesh)
-    expected = assemble.load_model(config, task, checkpoint, mesh)
+    opened = Run.open(Path(config.run_dir))
+    _, task, mesh = opened.config, opened.task, opened.mesh
+    restored = models.restored_model(config, task, Path(config.run_dir), mesh)
+    expected = models.load_model(config, task, checkpoint, mesh)
     jax.tree.map(np.testing.assert_array_equal, restored.params["backbone"], expected.params["backbone"])
 
     moved = base.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="no longer in .*base.*put them back, or set backbone.path"):
-        assemble.restored_model(config, task, Path(config.run_dir), mesh)
-    assert assemble.restored_model(changed(config, backbone__path=str(moved)), task, Path(config.run_dir), mesh)
+        models.restored_model(config, task, Path(config.run_dir), mesh)
+    assert models.restored_model(changed(config, backbone__path=str(moved)), task, Path(config.run_dir), mesh)
     weights = moved / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-4:] = b"\0\0\0\0"
     weights.write_bytes(content)
     with pytest.raises(ValueError, match="or they changed"):
-        assemble.restored_model(changed(config, backbone__path=str(moved)), task, Path(config.run_dir), mesh)
+        models.restored_model(changed(config, backbone__path=str(moved)), task, Path(config.run_dir), mesh)
 
 
 def test_a_decoder_lies_above_its_encoder(language_models: dict[str, Path], tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from instructrec_jax.data.loader import Batch
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import data_shards, make_mesh
 from instructrec_jax.files import read_json, write_jsonl
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs import data as run_data
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.training.checkpoint import Checkpoints
@@ -52,9 +52,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Interrupt, "__init__", lambda self: setattr(self, "_before", {}))
 
 
-def training_data(config: Config, row_multiple: int = 1) -> assemble_data.TrainingData:
-    task = assemble.open_task(config, Path(config.backbone.path))
-    return assemble_data.training_data(config, task, row_multiple)
+def training_data(config: Config, row_multiple: int = 1) -> run_data.TrainingData:
+    task = models.open_task(config, Path(config.backbone.path))
+    return run_data.RunData(config).training(task, row_multiple)
 
 
 def batches(config: Config, start: int, stop: int) -> list[Batch]:

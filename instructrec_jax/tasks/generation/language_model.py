@@ -72,6 +72,7 @@ class LanguageModelTask(Task):
     """
 
     greater_is_better = False
+    predicts_words = True
     per_token = True
 
     def __init__(self, config: LanguageModelConfig, context: TaskContext):

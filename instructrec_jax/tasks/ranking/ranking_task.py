@@ -67,12 +67,12 @@ class RankingTask(Task):
     has_vectors = True  # whether scores are products of vectors; others fill in `score_candidates`
     retrieves = True  # whether the whole catalogue can be ranked; else given candidates alone
     reads_history = False  # whether the network sees the history's items; else it knows what the instruction says
-    new_items = 0  # so many of the catalogue's last items joined it after training: known by their texts alone
 
     def __init__(self, config: RankingConfig, context: TaskContext):
         self.config: Any = config
         self.context = context
-        self.catalogue = Catalogue.load(config.catalogue)
+        self.catalogue = Catalogue.load(config.catalogue) if context.catalogue is None else context.catalogue
+        self.new_items = context.new_items  # of the catalogue's end: known by their texts alone
         self._known: dict[tuple[int, ...], tuple[Sequence[Encoded], Cases, list[Candidates]]] = {}
         if not config.protocols:
             raise ValueError("task.protocols is empty: name at least one, such as full or uni99.")

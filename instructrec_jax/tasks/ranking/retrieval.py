@@ -175,6 +175,9 @@ class RetrievalTask(RankingTask):
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
         return {"item_vectors": self.item_vectors(predict)}
 
+    def buffer_shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        return {"item_vectors": (len(self.catalogue), self.config.projection or hidden_size)}
+
     def item_vectors(self, predict: Predict) -> np.ndarray:
         return np.stack(predict(self.item_texts))
 

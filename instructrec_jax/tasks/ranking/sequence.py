@@ -201,6 +201,12 @@ class SequenceTask(RankingTask):
             "instruction_texts": self._instruction_vectors(predict, self.instruction_texts),
         }
 
+    def buffer_shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        if not self.config.text:
+            return {}
+        sizes = {"item_texts": len(self.catalogue), "instruction_texts": max(1, len(self.instructions))}
+        return {name: (size, hidden_size) for name, size in sizes.items()}
+
     def text_vectors(self, predict: Predict) -> np.ndarray:
         """float32 [items, text size], of mean 0 and standard deviation 1; each text goes through the backbone once."""
         if self._text_vectors is None:

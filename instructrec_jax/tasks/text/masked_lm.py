@@ -42,6 +42,7 @@ class MaskedLMConfig(TaskConfig):
 
 class MaskedLMTask(Task):
     greater_is_better = False
+    predicts_words = True
     per_token = True
 
     def __init__(self, config: MaskedLMConfig, context: TaskContext):

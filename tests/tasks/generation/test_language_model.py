@@ -19,8 +19,8 @@ from instructrec_jax.data.prompts import answer, render
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation.evaluator import greater_is_better
 from instructrec_jax.evaluation.predictor import predictor
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs import data as run_data
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.tasks.base import TaskContext
@@ -279,11 +279,11 @@ class Run:
             data=DataConfig(max_length=48),
         )
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        self.task = assemble.open_task(config, folder)
-        self.model = assemble.load_model(config, self.task, folder, self.mesh)
+        self.task = models.open_task(config, folder)
+        self.model = models.load_model(config, self.task, folder, self.mesh)
         self.encoded = self.task.encode(examples())
-        self.buckets = assemble_data.buckets(config)
-        self.target_buckets = assemble_data.target_buckets(self.task)
+        self.buckets = run_data.buckets(config)
+        self.target_buckets = run_data.target_buckets(self.task)
 
     def loss(self) -> tuple[float, float]:
         parts = self.task.gather(self.encoded, np.random.default_rng(0))

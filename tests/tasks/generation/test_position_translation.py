@@ -22,7 +22,7 @@ from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, load, to_yaml
 from instructrec_jax.tasks import PositionTranslationConfig
 from instructrec_jax.tasks.base import TaskContext
@@ -94,8 +94,8 @@ def test_ctc_is_pytorch_s_in_packed_rows() -> None:
 def test_loss_and_packing(form: Any, checkpoint: Path) -> None:
     config = Config(task=learnt(form=form), data=DataConfig(batch_size=8, max_length=64))
     config = changed(config, backbone__path=str(checkpoint), backbone__dtype="float32")
-    task: Any = assemble.open_task(config, checkpoint)
-    model = assemble.load_model(config, task, checkpoint, make_mesh(MeshConfig(), jax.devices()[:1]))
+    task: Any = models.open_task(config, checkpoint)
+    model = models.load_model(config, task, checkpoint, make_mesh(MeshConfig(), jax.devices()[:1]))
     encoded = task.encode(PAIRS)
     parts = task.gather(encoded, np.random.default_rng(0))
 

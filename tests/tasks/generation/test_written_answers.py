@@ -11,6 +11,7 @@ import sacrebleu
 from rouge_score import rouge_scorer
 from tiny_runs import changed
 
+from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example, Message
@@ -18,10 +19,9 @@ from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.evaluate import main as evaluate
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
-from instructrec_jax.generate import generate
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.answers import exact_match, f1
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import (
     DialogueConfig,
@@ -71,7 +71,7 @@ def test_squad_scores(language_models: dict[str, Path], tmp_path: Path) -> None:
     """A run on one device, and the same evaluation on eight."""
     run = train(settings(QuestionAnsweringConfig, language_models["llama"], tmp_path))
     written = read_jsonl(run / "predictions.jsonl")
-    said = generate(run, FILMS[8:], GenerationConfig(max_new_tokens=4))
+    said = LanguageModel(run).generate(FILMS[8:], GenerationConfig(max_new_tokens=4))
     assert [r["prediction"] for r in written] == [answer.text.strip() for answer in said]
     assert [r["reference"] for r in written] == [list(e.output) for e in FILMS[8:]]  # type: ignore[arg-type]
     assert [r["input"] for r in written] == [f"{e.instruction}\n{e.input}" for e in FILMS[8:]]
@@ -91,7 +91,7 @@ def test_squad_scores(language_models: dict[str, Path], tmp_path: Path) -> None:
 def test_rouge_scores_of_an_encoder_decoder(language_models: dict[str, Path], tmp_path: Path) -> None:
     run = train(settings(SummarizationConfig, language_models["t5"], tmp_path))
     written = read_jsonl(run / "predictions.jsonl")
-    said = generate(run, FILMS[8:], GenerationConfig(max_new_tokens=4))
+    said = LanguageModel(run).generate(FILMS[8:], GenerationConfig(max_new_tokens=4))
     assert [r["prediction"] for r in written] == [answer.text.strip() for answer in said]
     rows = {row["name"]: row["values"] for row in read_json(run / "evaluation.json")["rows"]}
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
@@ -126,7 +126,7 @@ def test_bleu_and_the_most_similar_source(language_models: dict[str, Path], tmp_
 
 
 def test_bleu_of_each_language_by_its_own_tokenizer(language_models: dict[str, Path], tmp_path: Path) -> None:
-    task: Any = assemble.open_task(
+    task: Any = models.open_task(
         settings(TranslationConfig, language_models["gpt2"], tmp_path), language_models["gpt2"]
     )
     wanted = [
@@ -161,7 +161,7 @@ def test_all_turns_are_learnt_and_the_last_is_written(language_models: dict[str,
         for n, w in enumerate(["war", "love", "music"] * 4)
     ]
     config = settings(DialogueConfig, language_models["llama"], tmp_path, chats)
-    task: Any = assemble.open_task(config, language_models["llama"])
+    task: Any = models.open_task(config, language_models["llama"])
     (e,) = task.encode(chats[:1])
     learnt = task.tokenizer.decode(e.text.tokens[1:][e.target[1][:-1] > 0])
     assert learnt.split() == task.tokenizer.tokenize("old war [SEP] war space [SEP]")
@@ -181,7 +181,7 @@ def test_an_encoder_decoder_writes_each_turn_of_the_assistant(language_models: d
         Example(instruction="be short", id="output", messages=tuple(said), output="love"),
     ]
     config = settings(DialogueConfig, language_models["t5"], tmp_path, chats)
-    task: Any = assemble.open_task(config, language_models["t5"])
+    task: Any = models.open_task(config, language_models["t5"])
     encoded = task.encode(chats)
     assert [e.example.id for e in encoded] == ["ends, turn 2", "ends", "output, turn 2", "output"]
 
@@ -199,10 +199,10 @@ def test_prompts_that_are_too_long_keep_their_end(language_models: dict[str, Pat
     with pytest.raises(ValueError, match=r"has \d+ tokens, but data.max_length is 24"):
         train(config)
     config = changed(config, data__truncate="left")
-    task: Any = assemble.open_task(config, language_models["llama"])
+    task: Any = models.open_task(config, language_models["llama"])
     (prompt,) = task.asked(task.encode(long[:1]))
     assert len(prompt) == 24 and task.tokenizer.decode(prompt).endswith("wa ##r")
-    task = assemble.open_task(changed(config, data__truncate="right"), language_models["t5"])
+    task = models.open_task(changed(config, data__truncate="right"), language_models["t5"])
     (source,) = task.asked(task.encode(long[:1]))
     assert len(source) == 24  # an encoder reads what training read
 
@@ -210,7 +210,7 @@ def test_prompts_that_are_too_long_keep_their_end(language_models: dict[str, Pat
 def test_lengths_are_asked_for(language_models: dict[str, Path], tmp_path: Path) -> None:
     config = settings(SummarizationConfig, language_models["llama"], tmp_path)
     config = replace(config, task=replace(config.task, say_length=True))  # type: ignore[type-var]
-    task: Any = assemble.open_task(config, language_models["llama"])
+    task: Any = models.open_task(config, language_models["llama"])
     case = Example(instruction="Sum up.", input="a film", output=("one two three four five six seven eight", "x"))
     assert task.learnt(case).instruction == "Sum up. Use about 10 words."
     assert (
@@ -240,7 +240,7 @@ def test_lead() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_an_example_without_an_answer_is_named(name: str, language_models: dict[str, Path], tmp_path: Path) -> None:
-    task: Any = assemble.open_task(settings(TASKS[name], language_models["llama"], tmp_path), language_models["llama"])
+    task: Any = models.open_task(settings(TASKS[name], language_models["llama"], tmp_path), language_models["llama"])
     for output in (None, ()):
         with pytest.raises(ValueError, match="example 'x7' has no answer"):
             task.encode([Example(instruction="a", input="b", output=output, id="x7")])

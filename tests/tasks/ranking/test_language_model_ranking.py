@@ -15,14 +15,14 @@ from flax import nnx
 from helpers import Setup, examples, task_config
 from tiny_runs import tiny_run
 
+from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.prompts import tokenise_pieces, written
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_json
-from instructrec_jax.generate import LanguageModel
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.tasks.base import TaskContext
 from instructrec_jax.tasks.ranking.language_model_ranking import tournament
@@ -367,5 +367,5 @@ def test_a_whole_run(folders: dict[str, Path], tmp_path: Path) -> None:
     task = task_config("language_model_ranking", tmp_path / "catalogue", form="yes_no", alpha=0.5)
     run = train(replace(config, task=task, steps=2))
     assert "uni5 NDCG" in str(read_json(run / "evaluation.json"))
-    assert assemble.open_run(run)[0].task == task
+    assert Run.open(run).config.task == task
     assert len(LanguageModel(run).generate(["a book"], GenerationConfig(max_new_tokens=2))) == 1

@@ -24,7 +24,8 @@ from instructrec_jax.evaluation.predictor import predictor, remember
 from instructrec_jax.export import export
 from instructrec_jax.files import read_json
 from instructrec_jax.ranking.catalogue import Splits
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import model as models
+from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import TaskContext
 from instructrec_jax.train import train
 
@@ -336,8 +337,9 @@ def test_a_whole_run_learns_and_exports_a_cross_encoder(pair_checkpoint: Path, t
     result = read_json(run / "evaluation.json")
     assert "after tuning" in str(result) and "uni9" in str(result)
     export(run, tmp_path / "out", format="hf")
-    settings, task, mesh = assemble.open_run(run)
-    model = assemble.restored_model(settings, task, run, mesh)
+    opened = Run.open(run)
+    settings, task, mesh = opened.config, opened.task, opened.mesh
+    model = models.restored_model(settings, task, run, mesh)
     predict = predictor(task, model.graphdef, mesh, (32, 48))(model.params)
     (e,) = task.encode([Example(instruction="a good film", output="item-1")])
     found = task.score_candidates(predict, [e], np.arange(3)[None])[0]  # type: ignore[attr-defined]

@@ -13,8 +13,8 @@ from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation.predictor import predictor
-from instructrec_jax.runs import assembly as assemble
-from instructrec_jax.runs import data as assemble_data
+from instructrec_jax.runs import data as run_data
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import ChoiceConfig, LanguageModelConfig
 
@@ -39,10 +39,10 @@ def opened(folder: Path, task: Any, devices: int = 1) -> tuple[Any, Any]:
         backbone__path=str(folder),
         backbone__dtype="float32",
     )
-    made: Any = assemble.open_task(config, folder)
+    made: Any = models.open_task(config, folder)
     mesh = make_mesh(MeshConfig(fsdp=devices), jax.devices()[:devices])
-    model = assemble.load_model(config, made, folder, mesh)
-    return made, predictor(made, model.graphdef, mesh, assemble_data.buckets(config))(model.params)
+    model = models.load_model(config, made, folder, mesh)
+    return made, predictor(made, model.graphdef, mesh, run_data.buckets(config))(model.params)
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])

@@ -19,7 +19,7 @@ from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import ExtractiveSummarizationConfig
 from instructrec_jax.tasks.base import Predict, TaskContext
@@ -151,8 +151,8 @@ def run_config(checkpoint: Path, folder: Path) -> Config:
 
 def test_loss_is_the_mean_over_sentences_of_the_mean_over_tokens(checkpoint: Path, tmp_path: Path) -> None:
     config = run_config(checkpoint, tmp_path)
-    task: Any = assemble.open_task(config, checkpoint)
-    model = assemble.load_model(config, task, checkpoint, make_mesh(config.mesh, jax.devices()[:1]))
+    task: Any = models.open_task(config, checkpoint)
+    model = models.load_model(config, task, checkpoint, make_mesh(config.mesh, jax.devices()[:1]))
     encoded = task.encode(texts(6))
     parts = task.gather(encoded, np.random.default_rng(0))
     batch = pack(parts, (64,), 1).arrays

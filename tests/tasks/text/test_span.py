@@ -22,7 +22,7 @@ from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.export import main as export
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
-from instructrec_jax.runs import assembly as assemble
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import SpanConfig
 from instructrec_jax.tasks.base import Predict, TaskContext
@@ -110,10 +110,10 @@ def test_the_answer_is_the_context_s_own_text_in_lower_case_too(pair_tokenizer: 
 def test_loss_is_pytorch_s_and_packing_changes_nothing(folder: Path, pair_tokenizer: Any) -> None:
     config = Config(task=SpanConfig(stride=8), data=DataConfig(batch_size=8, max_length=64))
     config = changed(config, backbone__path=str(folder), backbone__dtype="float32")
-    task: Any = assemble.open_task(config, folder)
+    task: Any = models.open_task(config, folder)
     from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 
-    model = assemble.load_model(config, task, folder, make_mesh(MeshConfig(), jax.devices()[:1]))
+    model = models.load_model(config, task, folder, make_mesh(MeshConfig(), jax.devices()[:1]))
     encoded = task.encode(cases(8))
     parts = task.gather(encoded, np.random.default_rng(0))
 

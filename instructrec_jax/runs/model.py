@@ -1,4 +1,4 @@
-"""From settings to the pieces that the verbs work with: tokenizer, task, model."""
+"""From settings to a task and its model: pretrained, abstract, or restored from a checkpoint."""
 
 import shutil
 from collections.abc import Callable
@@ -19,9 +19,10 @@ from instructrec_jax.adapters.quantized import quantize_backbone
 from instructrec_jax.backbones.folder import find_family, find_folder, read_config, read_pooling, weights_fingerprint
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
-from instructrec_jax.runs.config import Config, load
+from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.runs.config import Config
 from instructrec_jax.distributed.launch import is_first, once, place
-from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh, parameter_sharding, parameter_shardings
+from instructrec_jax.distributed.mesh import DeviceMesh, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.preparation import films
 from instructrec_jax.tasks.base import Task, TaskContext
@@ -31,8 +32,8 @@ from instructrec_jax.training.state import Tree, merge_params, split_params
 
 
 @dataclass
-class Assembly:
-    """A model in pieces.
+class SplitModel:
+    """A network split into its structure and its parameters.
 
     Attributes:
       graphdef: the network's structure; `nnx.merge(graphdef, params)` is the network.
@@ -60,11 +61,20 @@ def backbone_folder(path: str) -> Path:
     return films.BACKBONE if path == "films" else find_folder(path)
 
 
-def open_task(config: Config, folder: Path) -> Task:
-    """The task, with the tokenizer of `folder`; embedded data is written first where it is asked for."""
+def prepare_data(config: Config) -> None:
+    """Writes the embedded data set that `data.prepare` names, unless it is there already."""
     if config.data.prepare == "films":
         target = Path(config.task.catalogue)  # type: ignore[attr-defined]
         once(lambda: None if target.exists() else films.prepare(target))
+
+
+def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new_items: int = 0) -> Task:
+    """The task of `config`, with the tokenizer of `folder`.
+
+    Args:
+      joined: a ranking task's catalogue with items that joined it after training; None: the one that it trained on.
+      new_items: so many of the last items of `joined` are new.
+    """
     # Only the folder is read, never the network, and never code from a hub.
     network = read_config(folder)
     limit = input_limit(network)
@@ -98,6 +108,8 @@ def open_task(config: Config, folder: Path) -> Task:
         decoder_start_token_id=getattr(network, "decoder_start_token_id", None),
         folder=folder,
         held_out=tuple(config.data.hold_out.labels),
+        catalogue=joined,
+        new_items=new_items,
     )
     task = config.task.build(context)
     longest = task.max_target_length
@@ -116,7 +128,7 @@ def stack_options(config: Config) -> StackOptions:
     return StackOptions(remat=config.backbone.remat, train_last=config.backbone.train_last)
 
 
-def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Assembly:
+def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> SplitModel:
     """The backbone's pretrained parameters (or newly drawn ones) with the task's head, laid out on the mesh."""
     rngs = nnx.Rngs(config.seed)
 
@@ -146,11 +158,11 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> As
     shardings = parameter_shardings(mesh, model)
     graphdef, state = nnx.split(model)
     params = place(nnx.to_pure_dict(state), shardings)
-    return Assembly(graphdef, params, shardings, source, frozen_by(config, task, model))
+    return SplitModel(graphdef, params, shardings, source, frozen_by(config, task, model))
 
 
-def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Assembly:
-    """The same with shapes for parameters: what a checkpoint is read onto."""
+def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> SplitModel:
+    """The model with abstract parameters: the restore target of a checkpoint, and what is planned for."""
     hf_config, pooling = read_config(folder), read_pooling(folder)
 
     def build() -> nnx.Module:
@@ -169,7 +181,7 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -
     graphdef, state = nnx.split(model)
     source = Source(None, model, hf_config, pooling, LoadReport(), nnx.Rngs(config.seed), compute_dtype(config))
     shardings = parameter_shardings(mesh, model)
-    return Assembly(graphdef, nnx.to_pure_dict(state), shardings, source, frozen_by(config, task, model))
+    return SplitModel(graphdef, nnx.to_pure_dict(state), shardings, source, frozen_by(config, task, model))
 
 
 def adapted(model: Any, config: Config, source: Source) -> Any:
@@ -196,16 +208,7 @@ def frozen_by(config: Config, task: Task, model: nnx.Module) -> Callable[[str], 
     return frozen_parameters(model, freeze=freeze, train_last=config.backbone.train_last, lora=config.lora.on)
 
 
-def open_run(run_dir: Path) -> tuple[Config, Task, DeviceMesh]:
-    """Settings, task and mesh of a run directory."""
-    if not (run_dir / "config.yaml").is_file():
-        raise ValueError(f"{run_dir} is not a run directory: it has no config.yaml.")
-    config = load(run_dir / "config.yaml")
-    config = replace(config, mesh=fitting_mesh(config.mesh))
-    return config, open_task(config, run_dir / "backbone"), make_mesh(config.mesh)
-
-
-def restored_model(config: Config, task: Task, run_dir: Path, mesh: DeviceMesh, step: int | None = None) -> Assembly:
+def restored_model(config: Config, task: Task, run_dir: Path, mesh: DeviceMesh, step: int | None = None) -> SplitModel:
     """The model of a run directory as a checkpoint has it (None: the best one), read without the optimizer.
 
     Frozen parameters come from where the run had them from.

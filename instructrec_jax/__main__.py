@@ -1,0 +1,36 @@
+"""`python -m instructrec_jax VERB ...` and the command `instructrec VERB ...`; without a verb, what there is."""
+
+import ast
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+VERBS = ("train", "evaluate", "generate", "recommend", "prepare", "export", "plan", "assist", "watch")
+
+
+def listing() -> str:
+    """The verbs, each with the first line of what it does."""
+    lines = ["usage: instructrec VERB [options]      (the same as python -m instructrec_jax.VERB)", ""]
+    for verb in VERBS:
+        spec = find_spec(f"instructrec_jax.{verb}")
+        assert spec is not None and spec.origin is not None
+        doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+        lines.append(f"  {verb:10} {doc.splitlines()[0].partition(': `')[0].rstrip('.')}")
+    return "\n".join([*lines, "", "instructrec VERB --help explains the options of each."])
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(listing())
+        return
+    verb = sys.argv.pop(1)
+    if verb not in VERBS:
+        print(f"error: there is no verb {verb!r}.\n\n{listing()}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv[0] = verb
+    runpy.run_module(f"instructrec_jax.{verb}", run_name="__main__", alter_sys=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""One table of an opened run beside other runs, fusions, other prompts and baselines, on the same cases."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from instructrec_jax.answering.ranker import FusedRanker, Ranker, keep_fusion, open_second, tune
+from instructrec_jax.distributed.launch import once, say
+from instructrec_jax.evaluation.evaluator import (
+    Contender,
+    baseline_contenders,
+    contend,
+    greater_is_better,
+)
+from instructrec_jax.evaluation.prompt_variants import format_sensitivity, reworded, sensitivity
+from instructrec_jax.evaluation.results import show_results
+from instructrec_jax.files import write_json
+from instructrec_jax.runs.data import Split
+from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks.base import Encoded, Predict, Task
+
+Groups = dict[str, list[Encoded]]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is scored beside a run.
+
+    Attributes:
+      runs: other runs, whose best checkpoints are scored on the same cases, each as its own task reads them.
+      hybrids: runs or baselines whose scores are mixed with the run's, by a weight tuned on data.validation.
+      rerankers: runs that rerank the `retrieve` best items, by a weight tuned on data.validation.
+      prompts: instructions to ask the same cases with; see `evaluation.prompt_variants`.
+      baselines: also score baselines (they need data.train).
+    """
+
+    runs: Sequence[Path] = ()
+    hybrids: Sequence[str] = ()
+    rerankers: Sequence[Path] = ()
+    retrieve: int = 100
+    prompts: Sequence[str] = field(default_factory=tuple)
+    baselines: bool = True
+
+
+def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | None = None) -> list[Contender]:
+    """Scores a run on data.test or data.validation; writes evaluation.json and predictions.jsonl into `out`.
+
+    Returns the rows of the table, the run's own first.
+    """
+    beside = beside or Beside()
+    cases = run.data.cases(run.task, split)
+    if not cases:
+        other = "validation" if split == "test" else "test"
+        raise ValueError(
+            f"data.{split} lists no sources, so there is nothing to evaluate on. Set it, or --split {other}."
+        )
+    groups = run.data.case_groups(cases)
+    tuned = "tuned" if run.trained else "untuned"
+    rows = [contend(tuned, run.task, run.predict, groups)]
+    rows += [_other_run(path, groups) for path in beside.runs]
+    fusions = [(str(other), None) for other in beside.hybrids] + [(str(r), beside.retrieve) for r in beside.rerankers]
+    if fusions:
+        validation = run.data.cases(run.task, "validation")
+        rows += [_fused(Ranker(run), other, k, validation, groups) for other, k in fusions]
+    asked = [
+        contend(f"“{prompt}”", run.task, run.predict, _asked_as(run.task, groups, prompt)) for prompt in beside.prompts
+    ]
+    rows += asked
+    if beside.baselines and run.config.data.train:
+        rows += baseline_contenders(run.task, run.data.cases(run.task, "train"), groups)
+    metric = run.config.evaluation.metric or run.task.metric
+    show_results(out, rows, [], metric=metric, tuned=tuned)
+    if asked:
+        found = sensitivity(asked, metric, greater=greater_is_better(run.task, metric))
+        once(lambda: write_json(out / "wordings.json", found))
+        say("\n" + format_sensitivity(found), sys.stdout)
+    return rows
+
+
+def compare_before_and_after(run: Run, before: Predict, train: list[Encoded], groups: Groups) -> None:
+    """The table that training ends with: the model before and after, and baselines, on the same cases."""
+    rows = [
+        contend("before tuning", run.task, before, groups),
+        contend("after tuning", run.task, run.predict, groups),
+        *baseline_contenders(run.task, train, groups),
+    ]
+    examples = run.task.showcase(run.predict, groups[list(groups)[-1]])
+    show_results(run.path, rows, examples, metric=run.config.evaluation.metric or run.task.metric)
+
+
+def _other_run(path: Path, groups: Groups) -> Contender:
+    """Another run on the same cases, as its own task reads them."""
+    other = Run.open(path)
+    same = {name: other.task.encode([e.example for e in cases]) for name, cases in groups.items()}
+    if [len(cases) for cases in same.values()] != [len(cases) for cases in groups.values()]:
+        raise ValueError(f"{path} drops some of the cases for their length, so it cannot be compared on them.")
+    return contend(path.name, other.task, other.predict, same)
+
+
+def _asked_as(task: Task, groups: Groups, prompt: str) -> Groups:
+    """The same cases with another instruction."""
+    asked = {name: task.encode(reworded([e.example for e in cases], prompt)) for name, cases in groups.items()}
+    if [len(cases) for cases in asked.values()] != [len(cases) for cases in groups.values()]:
+        raise ValueError(f"with the prompt {prompt!r} some cases are longer than data.max_length: raise it.")
+    return asked
+
+
+def _fused(first: Ranker, name: str, k: int | None, validation: Sequence[Encoded], groups: Groups) -> Contender:
+    """A hybrid (k None) or two stages with another ranker; the tuned weight is kept with the run."""
+    second = open_second(first, name, reranks=k is not None)
+    fusion = tune(first, second, name, validation, k, "data.validation")
+    keep_fusion(first, second, fusion, len(validation))
+    fused = FusedRanker(first, second, fusion)
+    scores = {}
+    for group, cases in groups.items():
+        others = second.encode([e.example for e in cases])
+
+        def block_scores(block: slice, cases: Sequence[Encoded] = cases, others: Sequence[Encoded] = others):  # type: ignore[no-untyped-def]
+            return fused.scores(cases[block], others[block], [e.target.seen for e in cases[block]])
+
+        scores[group] = first.task.score_with(block_scores, cases)
+    how = f"hybrid with {Path(name).name}" if k is None else f"{k} best reranked by {Path(name).name}"
+    return Contender(f"{how} (weight {fusion.weight:.2f})", scores)

@@ -1,0 +1,366 @@
+"""A run (or two rankers as one) opened to answer requests for recommendations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from instructrec_jax.answering.evidence import (
+    Evidence,
+    Part,
+    contributions,
+    strongest,
+    without_word,
+    words_of,
+)
+from instructrec_jax.answering.filters import matching
+from instructrec_jax.answering.ranker import Best, FusedRanker, Ranker, Scorer, kept_fusion, open_second
+from instructrec_jax.answering.requests import Answer, Recommendation, Request, split_titles
+from instructrec_jax.answering.titles import Ask, Titles, resolve
+from instructrec_jax.data.example import Example, check_example
+from instructrec_jax.ranking.catalogue import Splits, has_splits
+from instructrec_jax.ranking.fusion import Fusion, retrieve
+from instructrec_jax.tasks.base import Encoded
+
+REQUESTS = 64  # that are scored at a time
+MOST_CANDIDATES = 1000  # that a run is asked to score which cannot rank a whole catalogue cheaply
+MOST_PARTS = 50  # items of a history that evidence looks at: the last
+
+
+@dataclass(frozen=True)
+class Understood:
+    """A request with its words looked up.
+
+    Attributes:
+      history: item numbers, oldest first.
+      allowed: bool [items].
+    """
+
+    request: Request
+    answer: Answer
+    history: list[int]
+    allowed: np.ndarray
+    k: int
+
+
+@dataclass(frozen=True)
+class _Options:
+    """See `Recommender.recommend`."""
+
+    include_seen: bool
+    skip_unknown: bool
+    evidence: bool
+    ask: Ask | None
+
+
+class Recommender:
+    """An opened run that answers requests.
+
+    Args:
+      run: run directory of a retrieval, sequence, reranker or language_model_ranking task.
+      rerank: a run directory, on the same catalogue, that reranks what the first one retrieves.
+      hybrid: instead: a run directory or baseline (coKNN, popularity ...) whose scores are mixed into the first one's.
+      weight: of the second ranker, from 0 to 1; None: what `evaluate --rerank` or `--hybrid` tuned, kept with the run.
+      retrieve: how many items are reranked; None: as many as the weight was tuned for, or 100.
+      items: file with items that the runs never saw (see `answering.new_items`).
+      overrides: settings of the first run, as on the command line.
+      step: which checkpoint of the first run; None: the best.
+
+    Raises:
+      ValueError: a folder that is no run, another task, catalogues that differ, a weight that was never tuned, a broken
+        file of items.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        rerank: str | Path | None = None,
+        hybrid: str | Path | None = None,
+        weight: float | None = None,
+        retrieve: int | None = None,
+        items: str | Path | None = None,
+        overrides: Sequence[str] = (),
+        step: int | None = None,
+    ):
+        self.first = Ranker.open(run, overrides, step=step, items=items)
+        self.second: Scorer | None = None
+        self.fused: FusedRanker | None = None
+        self.catalogue = self.first.catalogue
+        self.titles = Titles(self.catalogue)
+        if rerank is not None and hybrid is not None:
+            raise ValueError("--rerank and --hybrid cannot be combined: `evaluate` measures each of them alone.")
+        name = rerank if rerank is not None else hybrid
+        if name is None:
+            return
+        self.second = open_second(self.first, name, reranks=rerank is not None, items=items)
+        if weight is None:
+            fusion = kept_fusion(self.first, self.second, str(name), reranks=rerank is not None)
+            if retrieve not in (None, fusion.k):
+                raise ValueError(
+                    f"--retrieve is {retrieve}, but the weight of {name} was tuned for {fusion.k}: leave --retrieve "
+                    "out, tune it by `evaluate`, or give a weight."
+                )
+        else:
+            fusion = Fusion(str(name), weight, (100 if retrieve is None else retrieve) if rerank is not None else None)
+        self.fused = FusedRanker(self.first, self.second, fusion)
+
+    @property
+    def last(self) -> Ranker:
+        """The ranker that reads the request last: its prompt is shown."""
+        return self.second if isinstance(self.second, Ranker) else self.first
+
+    @cached_property
+    def users(self) -> dict[str, np.ndarray]:
+        """User id -> items of all splits, oldest first."""
+        if not has_splits(self.first.folder):
+            return {}
+        splits = Splits.load(self.first.folder, self.catalogue)
+        each = zip(splits.train, splits.validation, splits.test, strict=True)
+        return {user: np.concatenate(items) for user, items in zip(splits.user_ids, each, strict=True)}
+
+    def recommend(
+        self,
+        requests: Sequence[Request | Answer],
+        k: int = 10,
+        *,
+        include_seen: bool = False,
+        skip_unknown: bool = False,
+        evidence: bool = True,
+        ask: Ask | None = None,
+    ) -> list[Answer]:
+        """Answers in the order of the requests; what is wrong with one is its `error`, and the others are answered.
+
+        Args:
+          requests: an Answer among them, of a record that could not be read, is returned as it is.
+          k: how many items each request gets, unless it says so itself.
+          include_seen: also recommend items of the history.
+          skip_unknown: leave out titles that are not in the catalogue, with a note.
+          evidence: find out what moved each recommended item: another score for each word and item of the history.
+          ask: asks a person about ambiguous titles; None: they are errors.
+        """
+        options = _Options(include_seen, skip_unknown, evidence, ask)
+        answers = []
+        blocks = range(0, len(requests), REQUESTS)
+        for start in tqdm(blocks, disable=None if len(blocks) > 1 else True):
+            understood: list[Understood] = []
+            for request in requests[start : start + REQUESTS]:
+                if isinstance(request, Answer):
+                    answers.append(request)
+                    continue
+                answer = Answer(id=request.id, user=request.user)
+                answers.append(answer)
+                try:
+                    understood.append(self._understand(request, answer, k if request.k is None else request.k, options))
+                except ValueError as error:
+                    answer.error = str(error)
+            self._answer(understood, options)
+        return answers
+
+    def _understand(self, request: Request, answer: Answer, k: int, options: _Options) -> Understood:
+        most = None if self.fused is None else self.fused.fusion.k
+        if k < 1:
+            raise ValueError(f"k must be at least 1, but is {k}.")
+        if most is not None and k > most:
+            raise ValueError(f"k is {k}, but only the {most} best items are reranked: raise --retrieve.")
+
+        def numbers(name: str, texts: Sequence[str]) -> list[int]:
+            listed = split_titles(self.titles, texts)
+            try:
+                found, notes = resolve(self.titles, listed, skip_unknown=options.skip_unknown, ask=options.ask)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            answer.notes += [f"{name}: {note}" for note in notes]
+            return found
+
+        history = [*self._history_of(request.user), *numbers("history", request.history)]
+        if request.prompt and request.instruction:
+            raise ValueError("a request has either an instruction or a prompt, which is taken as it is.")
+        if not history and not (request.instruction.strip() or request.prompt.strip()):
+            why = " (all titles of the history were left out)" if request.history else ""
+            raise ValueError(f"the request is empty{why}: give a user, a history or an instruction.")
+        answer.history = [self.catalogue.name(item) for item in history]
+        allowed = matching(self.catalogue, request.where)
+        allowed[numbers("exclude", request.exclude)] = False
+        if not options.include_seen:
+            allowed[history] = False
+        left = int(np.count_nonzero(allowed))
+        if not left:
+            raise ValueError("no item is left to recommend: relax the conditions, or include seen items.")
+        if left < k:
+            answer.notes.append(f"only {left} items are left, fewer than the {k} asked for.")
+        return Understood(request, answer, history, allowed, min(k, left))
+
+    def _history_of(self, user: str | None) -> list[int]:
+        if user is None:
+            return []
+        if user in self.users:
+            return [int(item) for item in self.users[user]]
+        if not self.users:
+            raise ValueError(f"{self.first.folder} holds no users (splits/): give titles as the history instead.")
+        near = get_close_matches(user, self.users, 3, 0.5)
+        hint = f" The nearest ids: {', '.join(near)}." if near else f" An id looks like {next(iter(self.users))!r}."
+        raise ValueError(f"there is no user {user!r} among {len(self.users):,}.{hint}")
+
+    # -------------------------------------------------------------- scores
+
+    def _answer(self, understood: list[Understood], options: _Options) -> None:
+        """Fills in the answers of a few requests."""
+        asked: list[tuple[Understood, Encoded]] = []
+        for each in understood:
+            try:
+                example = self._example(self.first, each)
+                encoded, cut = self._encode(self.first, example)
+                each.answer.prompt = self._example(self.last, each).instruction
+            except ValueError as error:
+                each.answer.error = str(error)
+                continue
+            each.answer.notes += cut
+            if unread := self.last.unread(each.request.instruction):
+                each.answer.notes.append(f"the model's tokenizer has no tokens for {', '.join(unread)}.")
+            asked.append((each, encoded))
+        for group in self._groups(asked):
+            self._fill(group, options)
+
+    def _groups(self, asked: list[tuple[Understood, Encoded]]) -> list[list[tuple[Understood, Encoded]]]:
+        """What is ranked together: all requests, or each by itself where the run scores an item at a time."""
+        if self.first.task.retrieves:
+            return [asked] if asked else []
+        for each, _ in asked:
+            if (items := int(each.allowed.sum())) > MOST_CANDIDATES:
+                each.answer.error = (
+                    f"this run reads each item anew for every request, so it ranks up to {MOST_CANDIDATES:,}, but "
+                    f"{items:,} are left. Retrieve with another run, and give this one as --rerank; or narrow the "
+                    "choice with --where."
+                )
+        return [[pair] for pair in asked if pair[0].answer.error is None]
+
+    def _fill(self, asked: list[tuple[Understood, Encoded]], options: _Options) -> None:
+        try:
+            found = self._best(asked)
+        except ValueError as error:
+            if len(asked) > 1:
+                raise
+            asked[0][0].answer.error = str(error)
+            return
+        each_items = [found.items[row, : each.k] for row, (each, _) in enumerate(asked)]
+        moved = self._evidence(asked, each_items, found.units) if options.evidence else None
+        for row, (each, _) in enumerate(asked):
+            reasons: Sequence[Sequence[Evidence]] = [()] * each.k if moved is None else moved[row]
+            each.answer.recommendations = [
+                Recommendation(self.catalogue.ids[item], self.catalogue.name(item), float(score), rank, reason)
+                for rank, (item, score, reason) in enumerate(
+                    zip(each_items[row], found.scores[row], reasons, strict=False), 1
+                )
+            ]
+
+    def _best(self, asked: list[tuple[Understood, Encoded]]) -> Best:
+        cases = [encoded for _, encoded in asked]
+        allowed, k = np.stack([each.allowed for each, _ in asked]), max(each.k for each, _ in asked)
+        if self.fused is not None:
+            others = self._encode_all(self.second, [each for each, _ in asked])
+            seen = [np.unique([i for i in each.history if not each.allowed[i]]).astype(np.int64) for each, _ in asked]
+            return self.fused.best(cases, others, seen, allowed, k)
+        if self.first.task.retrieves:
+            return self.first.best(cases, allowed, k)
+        items = np.flatnonzero(allowed[0])[None]
+        scores = np.asarray(self.first.scores(cases, items), np.float64)
+        order = retrieve(scores, k)
+        best = np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)
+        return Best(*best, (np.ones((1, 1)),))
+
+    def _example(self, ranker: Ranker, each: Understood, left_out: "_LeftOut | None" = None) -> Example:
+        """A request, without a part of it, as an example in the words of `ranker`'s training data."""
+        item, word = (None, None) if left_out is None else (left_out.item, left_out.word)
+        history = [other for other in each.history if other != item]
+        told = each.history[-ranker.wording.titles :] if ranker.tells_history else []
+        told = [other for other in told if other != item]
+        request = each.request
+        wish, prompt = (
+            text if word is None else without_word(text, word) for text in (request.instruction, request.prompt)
+        )
+        text = prompt if request.prompt else ranker.wording.prompt(self.catalogue, told, wish.strip())
+        # Tasks encode examples that have a target; scores do not depend on it, so any item will do.
+        placeholder = self.catalogue.ids[0]
+        ids = tuple(self.catalogue.ids[number] for number in history)
+        name = "request" if request.id is None else f"request {request.id}"
+        return check_example(Example(instruction=text, output=placeholder, history=ids, id=name))
+
+    def _encode(self, ranker: Scorer, example: Example) -> tuple[Encoded, list[str]]:
+        """The example as a ranker reads it, and what of it had to be cut."""
+        counts = ranker.task.context.counts if isinstance(ranker, Ranker) else {}
+        before = dict(counts)
+        encoded = ranker.encode([example])[0]
+        return encoded, [
+            f"{what}: {n - before.get(what, 0)}." for what, n in counts.items() if n != before.get(what, 0)
+        ]
+
+    def _encode_all(self, scorer: Scorer | None, requests: Sequence[Understood]) -> list[Encoded]:
+        """Requests as the second ranker reads them."""
+        assert scorer is not None
+        worded = scorer if isinstance(scorer, Ranker) else self.first
+        return [self._encode(scorer, self._example(worded, each))[0] for each in requests]
+
+    # -------------------------------------------------------------- evidence
+
+    def _evidence(
+        self, asked: Sequence[tuple[Understood, Encoded]], items: Sequence[np.ndarray], units: Sequence[np.ndarray]
+    ) -> list[list[list[Evidence]]]:
+        """Of each request and recommended item, what moved its score (see `answering.evidence`).
+
+        A fused score is standardized; how is held fixed while parts are left out.
+        """
+        size = max(len(each) for each in items)
+        # rows of one length: the last item again
+        square = np.stack([each[np.minimum(np.arange(size), len(each) - 1)] for each in items])
+        scorers: list[Scorer] = [self.first] if self.second is None else [self.first, self.second]
+        used = [(scorer, unit) for scorer, unit in zip(scorers, units, strict=True) if np.any(unit)]
+        parts = [self._parts(each, [scorer for scorer, _ in used]) for each, _ in asked]
+        reads: list[list[list[Encoded]]] = []  # of each request and ranker: the whole, and without each part
+        for place, (each, _) in enumerate(asked):
+            try:
+                reads.append([self._without_each(scorer, each, parts[place]) for scorer, _ in used])
+            except ValueError as error:
+                each.answer.notes.append(f"there is no evidence: {error}")
+                parts[place] = []
+                reads.append([self._without_each(scorer, each, []) for scorer, _ in used])
+        totals = [np.zeros((len(own), square.shape[1])) for own in parts]
+        for number, (scorer, unit) in enumerate(used):
+            own = [each[number] for each in reads]
+            moved = contributions(scorer.scores, [each[0] for each in own], [each[1:] for each in own], square)
+            totals = [total + values * unit[row] for row, (total, values) in enumerate(zip(totals, moved, strict=True))]
+        return [
+            [strongest([part.part for part in own], total[:, place]) for place in range(len(each))]
+            for own, total, each in zip(parts, totals, items, strict=True)
+        ]
+
+    def _without_each(self, scorer: Scorer, each: Understood, parts: Sequence["_LeftOut"]) -> list[Encoded]:
+        """The request as a whole, and without each part, as a ranker reads it."""
+        worded = scorer if isinstance(scorer, Ranker) else self.first
+        left_out = [_LeftOut(Part("", "")), *parts]
+        return [self._encode(scorer, self._example(worded, each, part))[0] for part in left_out]
+
+    def _parts(self, each: Understood, scorers: Sequence[Scorer]) -> list["_LeftOut"]:
+        """Each item of the history that a ranker reads, and each word of the instruction."""
+        reads_all = any(not isinstance(s, Ranker) or s.task.reads_history for s in scorers)
+        told = [each.history[-s.wording.titles :] for s in scorers if isinstance(s, Ranker) and s.tells_history]
+        history = each.history if reads_all else max(told, key=len, default=[])
+        items = [
+            _LeftOut(Part("history", self.catalogue.name(item)), item=item)
+            for item in dict.fromkeys(history[-MOST_PARTS:])
+        ]
+        words = words_of(each.request.instruction or each.request.prompt)
+        return [*items, *(_LeftOut(Part("word", word), word=word) for word in words)]
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """A part of a request: an item of its history, or a word of its instruction."""
+
+    part: Part
+    item: int | None = None
+    word: str | None = None

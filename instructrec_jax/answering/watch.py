@@ -1,0 +1,166 @@
+"""A stream of records watched by opened classifiers: labels, rolling scores and alerts."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, Literal
+
+import numpy as np
+
+from instructrec_jax.answering.classifier import Classifier
+from instructrec_jax.answering.records import InOrder, Skipped, blocks, name_of, read_records, time_of, value_of
+from instructrec_jax.answering.rolling import Band, Opinion, Watch
+from instructrec_jax.data.example import BadExample, suggest
+from instructrec_jax.metrics.uncertainty import entropy, mutual_information
+from instructrec_jax.tasks.base import Encoded
+
+VALUES = {"positive": 1.0, "neutral": 0.0, "negative": -1.0}
+Weight = Literal["equal", "certainty"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A record of the stream, ready for the model."""
+
+    number: int
+    where: str
+    entity: str
+    time: datetime
+    text: str
+    encoded: list[Encoded]
+
+
+class Feed:
+    """Readings of a stream in the order of their time; a bad record is an error, or counted in `skipped`.
+
+    Args:
+      fields: names of the fields "text", "entity" and "time".
+      zone: of times that name none; `unzoned` counts them.
+      late: how much older than a record before it a record may be.
+    """
+
+    def __init__(
+        self, classifier: Classifier, fields: Mapping[str, str], zone: tzinfo, late: timedelta, skipped: Skipped
+    ):
+        self.classifier, self.fields, self.zone, self.skipped = classifier, fields, zone, skipped
+        self.order: InOrder[Reading] = InOrder(late)
+        self.unzoned = 0
+
+    def __call__(self, source: str) -> Iterator[Reading]:
+        for number, (where, record) in enumerate(read_records(source)):
+            try:
+                if isinstance(record, BadExample):
+                    raise record
+                reading, zoned = self._read(number, where, record)
+                ready = self.order.take(reading, self.fields["time"])
+            except BadExample as error:
+                self.skipped.add(error, where)
+                continue
+            self.unzoned += not zoned
+            yield from ready
+        yield from self.order.rest()
+
+    def _read(self, number: int, where: str, record: Mapping[str, Any]) -> tuple[Reading, bool]:
+        found = {name: value_of(record, field, f"--{name}_field") for name, field in self.fields.items()}
+        entity = name_of(found["entity"], self.fields["entity"])
+        time, zoned = time_of(found["time"], self.fields["time"], self.zone)
+        if not isinstance(found["text"], str):
+            raise BadExample(self.fields["text"], "wrong type", f"expected a text, found {found['text']!r:.60}.")
+        encoded = self.classifier.encode(found["text"], where)
+        return Reading(number, where, entity, time, found["text"], encoded), zoned
+
+
+def label_values(labels: list[str], given: Mapping[str, float] | None) -> np.ndarray:
+    """float64 [labels]: what each label counts in the score. Raises ValueError where one is missing or unknown."""
+    values = {label: VALUES[label.casefold()] for label in labels if label.casefold() in VALUES} | dict(given or {})
+    for label in values:
+        if label not in labels:
+            raise ValueError(f"--values: {label!r} is none of the run's labels {labels}.{suggest(label, labels)}")
+    if missing := [label for label in labels if label not in values]:
+        example = json.dumps({label: 0 for label in labels}, ensure_ascii=False)
+        raise ValueError(f"--values says nothing of {missing}: give each label a number, --values '{example}'.")
+    return np.array([values[label] for label in labels], float)
+
+
+def opinions(classifier: Classifier, values: np.ndarray, weight: Weight, block: list[Reading]) -> list[Opinion]:
+    """Labels a block of readings."""
+    members = classifier.members_of([each.encoded for each in block], [each.number for each in block])
+    means, unsure, informed = members.mean(0), entropy(members.mean(0)), mutual_information(members)
+    found = []
+    for place, each in enumerate(block):
+        mean = means[place]
+        told: dict[str, Any] = {
+            "where": each.where,
+            "time": each.time.isoformat(),
+            "text": each.text,
+            "label": classifier.labels[int(mean.argmax())],
+            "value": float(mean @ values),
+            "probabilities": dict(zip(classifier.labels, mean.tolist(), strict=True)),
+            "entropy": float(unsure[place]),
+        }
+        if classifier.members > 1:
+            told["mutual_information"] = float(informed[place])
+        certainty = max(0.0, 1 - float(unsure[place]) / np.log(len(values)))
+        found.append(
+            Opinion(
+                each.entity,
+                each.time,
+                members[:, place] @ values,
+                told["value"],
+                certainty if weight == "certainty" else 1.0,
+                told,
+                told["entropy"],
+                float(informed[place]),
+            )
+        )
+    return found
+
+
+def watch(
+    classifier: Classifier,
+    readings: Iterator[Reading],
+    window: timedelta,
+    band: Band,
+    *,
+    values: Mapping[str, float] | None = None,
+    weight: Weight = "equal",
+    batch: int = 64,
+    live: bool = False,
+) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Of each reading its record (label, probabilities, the entity's score after it), and the alert it raised or None.
+
+    Args:
+      readings: in the order of their time, see `Feed`.
+      values: label -> what it counts; None: positive 1, neutral 0, negative -1.
+      weight: of a record in the score: "equal", or "certainty", 1 − entropy / log(labels).
+      batch: records labelled at a time, at most.
+      live: label what has come in, without waiting for a full batch.
+
+    Raises:
+      ValueError: labels without a value, or a band that no score can leave.
+    """
+    numbers = label_values(classifier.labels, values)
+    if band.high >= numbers.max() and band.low <= numbers.min():
+        raise ValueError(
+            f"--band {band.low:g} {band.high:g}: scores lie between {numbers.min():g} and {numbers.max():g}, so none "
+            "ever leaves it."
+        )
+    watching = Watch(window, band)
+    for block in blocks(readings, batch, live=live):
+        for opinion in opinions(classifier, numbers, weight, block):
+            told, alert = watching.add(opinion)
+            yield {"entity": opinion.entity} | opinion.told | told, alert
+
+
+def read_values(text: str) -> dict[str, float]:
+    """The value of each label, from JSON. Raises ValueError for anything but finite numbers."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f'--values is not JSON ({error}): write --values \'{{"good": 1, "bad": -1}}\'.') from None
+    if not isinstance(values, dict) or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in values.values()
+    ):
+        raise ValueError(f"--values should be labels with numbers, but is {text}.")
+    return {label: float(value) for label, value in values.items()}
