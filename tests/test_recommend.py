@@ -239,7 +239,7 @@ def test_conditions_and_exclusions(model: Recommender) -> None:
     assert set(items(both)) == {"i6", "i11"} and both.notes == ["only 2 items are left, fewer than the 5 asked for."]
     assert set(items(one)) == {"i6", "i11"}
     (none,) = model.recommend([Request(instruction="a film", where=["year>2001"])])
-    assert none.error == "no item is left to recommend: ask for less with the conditions, or include seen items."
+    assert none.error == "no item is left to recommend: relax the conditions, or include seen items."
 
 
 def test_what_is_cut_is_told_once(runs: dict[str, Path]) -> None:
@@ -264,9 +264,9 @@ def test_braces_in_titles_and_wishes_are_only_braces(model: Recommender) -> None
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(), "nothing to go by"),
-        (Request(instruction="  "), "nothing to go by"),
-        (Request(history=[" ; "]), "nothing to go by"),
+        (Request(), "the request is empty"),
+        (Request(instruction="  "), "the request is empty"),
+        (Request(history=[" ; "]), "the request is empty"),
         (Request(user="ana"), "no user 'ana' among 2. The nearest ids: ann"),
         (Request(history=["War"]), r"history: \"War\" is ambiguous: War \(1991\) \[id:i1\]; War \(1998\) \[id:i8\]"),
         (Request(history=["Zzzz"]), '"Zzzz" is not in the catalogue'),

@@ -88,7 +88,7 @@ def test_bad_rows_are_counted_and_kept(checkpoint: Path, tmp_path: Path, capsys:
 def test_a_run_explains_itself(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path(finished.run_dir)
     facts = read_json(run / "summary.json")["facts"]
-    assert facts["devices"] == "8 x cpu, mesh data 8"
+    assert facts["devices"] == "8 × cpu, mesh data 8"
     parameters = sum(leaf.size for leaf in jax.tree.leaves(final_parameters(run, 6)))
     assert facts["parameters"] == f"{parameters:,} trained, 0 frozen"
     assert facts["steps"] == "6 x 8 examples" and facts["examples"].endswith("an epoch is 3.0 steps")
@@ -242,7 +242,7 @@ def test_few_examples_are_enough(finished: Config, tmp_path: Path) -> None:
     config = changed(finished, run_dir=str(tmp_path / "电影 🎬"), steps=1, data__train=one, data__test=one)
     train.train(changed(config, data__validation=[], evaluation__every=0))
     facts = read_json(Path(config.run_dir) / "summary.json")["facts"]
-    assert facts["examples"].startswith("1 with") and facts["examples"].endswith("an epoch is 0.1 steps")
+    assert facts["examples"].startswith("1 with") and facts["examples"].endswith("0.1 steps per epoch")
     assert (Path(config.run_dir) / "report.html").stat().st_size > 1000
 
 

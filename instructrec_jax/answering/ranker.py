@@ -67,7 +67,10 @@ class Ranker:
         if not is_run(path):
             raise ValueError(f"{path} is not a run directory: it has no config.yaml.")
         config = run_settings(path, overrides)
-        if items is None or not isinstance(config.task, RankingConfig):
+        if not isinstance(config.task, RankingConfig):
+            kind = config.task.get_choice_name(type(config.task))
+            raise ValueError(f"{path} was trained for the task {kind}, which ranks no catalogue.")
+        if items is None:
             return cls(Run.open(path, config, step=step))
         if not getattr(config.task, "text", True):
             raise ValueError("task.text is false: this run knows items by their numbers alone, so none can join them.")

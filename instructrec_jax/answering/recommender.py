@@ -109,11 +109,6 @@ class Recommender:
             fusion = Fusion(str(name), weight, (100 if retrieve is None else retrieve) if rerank is not None else None)
         self.fused = FusedRanker(self.first, self.second, fusion)
 
-    @property
-    def last(self) -> Ranker:
-        """The ranker that reads the request last: its prompt is shown."""
-        return self.second if isinstance(self.second, Ranker) else self.first
-
     @cached_property
     def users(self) -> dict[str, np.ndarray]:
         """User id -> items of all splits, oldest first."""
@@ -213,14 +208,14 @@ class Recommender:
         asked: list[tuple[Understood, Encoded]] = []
         for each in understood:
             try:
-                example = self._example(self.first, each)
+                example = self._example(each)
                 encoded, cut = self._encode(self.first, example)
-                each.answer.prompt = self._example(self.last, each).instruction
+                each.answer.prompt = example.instruction
             except ValueError as error:
                 each.answer.error = str(error)
                 continue
             each.answer.notes += cut
-            if unread := self.last.unread(each.request.instruction):
+            if unread := self._rankers[-1].unread(each.request.instruction):
                 each.answer.notes.append(f"the model's tokenizer has no tokens for {', '.join(unread)}.")
             asked.append((each, encoded))
         for group in self._groups(asked):
@@ -262,7 +257,7 @@ class Recommender:
         cases = [encoded for _, encoded in asked]
         allowed, k = np.stack([each.allowed for each, _ in asked]), max(each.k for each, _ in asked)
         if self.fused is not None:
-            others = self._encode_all(self.second, [each for each, _ in asked])
+            others = self.fused.second.encode([encoded.example for encoded in cases])
             seen = [np.unique([i for i in each.history if not each.allowed[i]]).astype(np.int64) for each, _ in asked]
             return self.fused.best(cases, others, seen, allowed, k)
         if self.first.task.retrieves:
@@ -273,17 +268,25 @@ class Recommender:
         best = np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)
         return Best(*best, (np.ones((1, 1)),))
 
-    def _example(self, ranker: Ranker, each: Understood, left_out: "_LeftOut | None" = None) -> Example:
-        """A request, without a part of it, as an example in the words of `ranker`'s training data."""
+    @property
+    def _rankers(self) -> list[Ranker]:
+        return [scorer for scorer in (self.first, self.second) if isinstance(scorer, Ranker)]
+
+    def _told(self, each: Understood) -> list[int]:
+        """The items of the history that the prompt names, as long as one of the rankers reads them there."""
+        tells = any(ranker.tells_history for ranker in self._rankers)
+        return each.history[-self.first.wording.titles :] if tells else []
+
+    def _example(self, each: Understood, left_out: "_LeftOut | None" = None) -> Example:
+        """A request, without a part of it, as an example in the words of the training data; all rankers read it."""
         item, word = (None, None) if left_out is None else (left_out.item, left_out.word)
         history = [other for other in each.history if other != item]
-        told = each.history[-ranker.wording.titles :] if ranker.tells_history else []
-        told = [other for other in told if other != item]
+        told = [other for other in self._told(each) if other != item]
         request = each.request
         wish, prompt = (
             text if word is None else without_word(text, word) for text in (request.instruction, request.prompt)
         )
-        text = prompt if request.prompt else ranker.wording.prompt(self.catalogue, told, wish.strip())
+        text = prompt if request.prompt else self.first.wording.prompt(self.catalogue, told, wish.strip())
         # Tasks encode examples that have a target; scores do not depend on it, so any item will do.
         placeholder = self.catalogue.ids[0]
         ids = tuple(self.catalogue.ids[number] for number in history)
@@ -298,12 +301,6 @@ class Recommender:
         return encoded, [
             f"{what}: {n - before.get(what, 0)}." for what, n in counts.items() if n != before.get(what, 0)
         ]
-
-    def _encode_all(self, scorer: Scorer | None, requests: Sequence[Understood]) -> list[Encoded]:
-        """Requests as the second ranker reads them."""
-        assert scorer is not None
-        worded = scorer if isinstance(scorer, Ranker) else self.first
-        return [self._encode(scorer, self._example(worded, each))[0] for each in requests]
 
     # -------------------------------------------------------------- evidence
 
@@ -340,15 +337,13 @@ class Recommender:
 
     def _without_each(self, scorer: Scorer, each: Understood, parts: Sequence["_LeftOut"]) -> list[Encoded]:
         """The request as a whole, and without each part, as a ranker reads it."""
-        worded = scorer if isinstance(scorer, Ranker) else self.first
         left_out = [_LeftOut(Part("", "")), *parts]
-        return [self._encode(scorer, self._example(worded, each, part))[0] for part in left_out]
+        return scorer.encode([self._example(each, part) for part in left_out])
 
     def _parts(self, each: Understood, scorers: Sequence[Scorer]) -> list["_LeftOut"]:
         """Each item of the history that a ranker reads, and each word of the instruction."""
         reads_all = any(not isinstance(s, Ranker) or s.task.reads_history for s in scorers)
-        told = [each.history[-s.wording.titles :] for s in scorers if isinstance(s, Ranker) and s.tells_history]
-        history = each.history if reads_all else max(told, key=len, default=[])
+        history = each.history if reads_all else self._told(each)
         items = [
             _LeftOut(Part("history", self.catalogue.name(item)), item=item)
             for item in dict.fromkeys(history[-MOST_PARTS:])
