@@ -8,7 +8,7 @@ import csv
 import glob
 import gzip
 import io
-import json
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,14 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 import numpy as np
 
 from instructrec_jax.data.example import BadExample, show
+from instructrec_jax.parsing import json_value, open_parquet, read_parquet
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 R = TypeVar("R")
 _BOM = b"\xef\xbb\xbf"
 _NEWLINE = b"\n"
+
+log = logging.getLogger(__name__)
 
 
 class Rows(Protocol):
@@ -104,7 +107,7 @@ def _open_file(file: Path, columns: set[str] | None) -> Rows:
         return _reading(file, partial(ParquetRows, columns=columns))
     if suffix == ".json":
         return _reading(file, JsonRows)
-    return _reading(file, partial(TextRows, separator={".csv": ",", ".tsv": "\t"}.get(suffix)))
+    return _reading(file, partial(TextRows, kind=suffix))
 
 
 def _reading(file: Path, make: Callable[[Path, bytes | None], R]) -> R:
@@ -155,18 +158,18 @@ class ChainedRows:
 class TextRows:
     """JSONL, CSV, TSV or lines. Only the places of the records are kept; a zipped file is held in memory unzipped.
 
-    CSV and TSV follow the rules of RFC 4180: the first record names the columns, a cell with separators,
-    quotes or line breaks stands in double quotes. A quote that is never closed spoils its own line, not the
-    rest.
+    The first record of CSV and TSV names the columns. CSV follows RFC 4180: a cell with commas, quotes or line breaks
+    stands in double quotes. A quote that is never closed spoils its own line, not the rest; how many records run over
+    several lines is logged. TSV has no quoting: a record is a line, and a quotation mark is text.
 
     Args:
-      separator: between the cells of a line; None for JSONL and for lines.
+      kind: ".jsonl", ".csv", ".tsv", or "" for a text whose lines `text` gives.
     """
 
     columns = None
 
-    def __init__(self, file: Path, memory: bytes | None, separator: str | None = None) -> None:
-        self.file, self.memory, self.separator = file, memory, separator
+    def __init__(self, file: Path, memory: bytes | None, kind: str = "") -> None:
+        self.file, self.memory, self.kind = file, memory, kind
         self.handle: BinaryIO | None = None
         with io.BytesIO(memory) if memory is not None else open(file, "rb") as stream:
             start = len(_BOM) if stream.read(len(_BOM)) == _BOM else 0
@@ -176,17 +179,19 @@ class TextRows:
                 hint = "name it .gz" if encoding == "gzip" else "save it as UTF-8"
                 raise ValueError(f"file {file}: holds {encoding}, not UTF-8 text: {hint}.")
             stream.seek(start)
-            find = _line_spans(stream, start) if separator is None else _csv_spans(stream, start, separator)
+            find = _csv_spans(stream, start) if kind == ".csv" else _line_spans(stream, start)
             spans = np.fromiter(find, np.dtype((np.int64, 3)))
         self.stat = None if memory is not None else _identity(os.stat(file))
         while len(spans) and not self._bytes(*spans[-1, :2]).strip():
             spans = spans[:-1]  # blank lines at the end
         self.header: list[str] = []
-        if separator is not None and len(spans):
+        if kind in (".csv", ".tsv") and len(spans):
             self.header = self._header(*spans[0])
             spans = spans[1:]
         if not len(spans):
             raise ValueError(f"file {file}: it holds no records; remove it from the sources or fill it.")
+        if kind == ".csv":
+            self._log_long(spans)
         self.spans = spans  # int64 [records, (first byte, byte after the last, first line counted from 1)]
 
     def __len__(self) -> int:
@@ -206,7 +211,19 @@ class TextRows:
         text = self.text(index)
         if not text.strip():
             raise BadExample("", "malformed line", "the line is blank: remove it.")
-        return _parse_json(text) if self.separator is None else self._parse_csv(text)
+        return self._parse_cells(text) if self.header else _parse_json(text)
+
+    def _log_long(self, spans: np.ndarray) -> None:
+        """Says how many records of a CSV run over several lines: they do, too, behind a quote that means nothing."""
+        last = spans[-1, 2] + self._bytes(*spans[-1, :2]).rstrip(b"\r\n").count(_NEWLINE) + 1
+        lines = np.diff(spans[:, 2], append=last)
+        if many := int((lines > 1).sum()):
+            first, longest = spans[np.argmax(lines > 1), 2], lines.max()
+            log.warning(
+                "file %s: %d of %d records run over several lines, the first at line %d, the longest over %d. If the "
+                "quotation marks there are text, double them and put the cell in quotes, or save the file as .tsv.",
+                *(self.file, many, len(spans), first, longest),
+            )
 
     def _bytes(self, start: int, end: int) -> bytes:
         if self.memory is not None:
@@ -240,10 +257,10 @@ class TextRows:
 
     def _header(self, start: int, end: int, line: int) -> list[str]:
         try:
-            names = _csv_cells(self._text(start, end, line), self.separator or "")
+            names = self._cells(self._text(start, end, line))
         except BadExample as error:
             raise ValueError(f"file {self.file}, line {line} (the names of the columns): {error.detail}") from None
-        if not names:
+        if not any(names):
             raise ValueError(f"file {self.file}, line {line}: blank; it must name the columns.")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -251,14 +268,17 @@ class TextRows:
             raise ValueError(f"file {self.file}, line {line}: two columns are called {twice[0]!r}; {found}")
         return names
 
-    def _parse_csv(self, text: str) -> dict[str, Any]:
-        cells = _csv_cells(text, self.separator or "")
+    def _cells(self, text: str) -> list[str]:
+        return _csv_cells(text) if self.kind == ".csv" else text.rstrip("\r\n").split("\t")
+
+    def _parse_cells(self, text: str) -> dict[str, Any]:
+        cells = self._cells(text)
         if len(cells) != len(self.header):
             columns = ", ".join(self.header)[:200]
-            detail = (
-                f"{len(cells)} cells, but {len(self.header)} columns ({columns}): a cell "
-                "that holds the separator or a line break must stand in double quotes, quotes in it doubled."
-            )
+            rule = "a cell that holds a comma or a line break must stand in double quotes, quotes in it doubled."
+            if self.kind == ".tsv":
+                rule = "a cell of a .tsv holds no tab and no line break, and is never quoted: use .csv for such texts."
+            detail = f"{len(cells)} cells, but {len(self.header)} columns ({columns}): {rule}"
             raise BadExample("", "malformed line", detail)
         return dict(zip(self.header, cells, strict=True))
 
@@ -300,7 +320,7 @@ def _line_spans(stream: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
         start += len(line)
 
 
-def _csv_spans(stream: BinaryIO, start: int, separator: str) -> Iterator[tuple[int, int, int]]:
+def _csv_spans(stream: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
     """Where the records begin and end, also those that break the rules."""
     line = 1
     with _long_cells():
@@ -308,7 +328,7 @@ def _csv_spans(stream: BinaryIO, start: int, separator: str) -> Iterator[tuple[i
             stream.seek(start)
             edges = [start]  # of the lines of this record
             try:
-                for _ in csv.reader(_characters(stream, edges), delimiter=separator, strict=True):
+                for _ in csv.reader(_characters(stream, edges), strict=True):
                     yield start, edges[-1], line
                     line += len(edges) - 1
                     start = edges[-1]
@@ -335,10 +355,10 @@ class _long_cells:
         csv.field_size_limit(self.limit)
 
 
-def _csv_cells(text: str, separator: str) -> list[str]:
+def _csv_cells(text: str) -> list[str]:
     try:
         with _long_cells():
-            records = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+            records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         detail = f"{error}: a cell in double quotes must be closed, and quotes inside it doubled."
         raise BadExample("", "malformed line", detail) from None
@@ -349,16 +369,12 @@ def _csv_cells(text: str, separator: str) -> list[str]:
 
 def _parse_json(text: str) -> dict[str, Any]:
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError):
-            around = text[max(0, error.pos - 20) : error.pos + 20]
-            problem = f"{error.msg} at character {error.pos + 1}, near {around!r}"
-        else:
-            problem = str(error)[:200]
-        detail = f"no valid JSON ({problem}): each line of a JSONL file is one complete JSON object."
+        return _object(json_value(text))
+    except BadExample:
+        raise
+    except ValueError as error:
+        detail = f"no valid JSON ({error}): each line of a JSONL file is one complete JSON object."
         raise BadExample("", "malformed line", detail) from None
-    return _object(record)
 
 
 def _object(record: Any) -> dict[str, Any]:
@@ -377,15 +393,13 @@ class JsonRows:
         data = memory if memory is not None else file.read_bytes()
         hint = "expected one array of objects, [{...}, {...}]; one object on each line makes a .jsonl file."
         try:
-            records = json.loads(data.decode("utf-8-sig"))
+            records = json_value(data.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             line = data[: error.start].count(b"\n") + 1
             byte = f"byte 0x{data[error.start]:02x}"
             raise ValueError(f"file {file}, line {line}: {byte} is not UTF-8; save the file as UTF-8.") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"file {file}, line {error.lineno}: no valid JSON ({error.msg}); {hint}") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"file {file}: no usable JSON ({str(error)[:200]}); {hint}") from None
+        except ValueError as error:
+            raise ValueError(f"file {file}: no usable JSON ({error}); {hint}") from None
         if not isinstance(records, list):
             raise ValueError(f"file {file}: found {show(records)}; {hint}")
         if not records:
@@ -406,19 +420,11 @@ class ParquetRows:
     """A Parquet file. The needed columns are held in memory in Arrow's compact form."""
 
     def __init__(self, file: Path, memory: bytes | None, columns: set[str] | None) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         self.file = file
-        try:
-            parquet = pq.ParquetFile(file if memory is None else pa.BufferReader(memory))
-            self.columns: list[str] = parquet.schema_arrow.names
-            wanted = [name for name in self.columns if columns is None or name in columns]
-            self.table = parquet.read(columns=wanted)
-        except pa.ArrowException as error:
-            raise ValueError(f"file {file}: no readable Parquet ({error}); write it again.") from error
-        if len(self.columns) != len(set(self.columns)):
-            raise ValueError(f"file {file}: two columns share a name ({', '.join(self.columns)}); rename one.")
+        parquet = open_parquet(file, memory)
+        self.columns: list[str] = parquet.schema_arrow.names
+        wanted = [name for name in self.columns if columns is None or name in columns]
+        self.table = read_parquet(file, wanted, memory)
         if not parquet.metadata.num_rows:
             raise ValueError(f"file {file}: it holds no records; remove it from the sources or fill it.")
         self.length = parquet.metadata.num_rows

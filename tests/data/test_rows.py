@@ -40,9 +40,15 @@ CONTENTS = {
     ".jsonl": "\n".join(json.dumps(r, ensure_ascii=False) for r in RECORDS).encode(),
     ".json": json.dumps(RECORDS).encode(),
     ".csv": as_csv(RECORDS),
-    ".tsv": as_csv(RECORDS, "\t", "\n"),
+    ".tsv": "instruction\toutput\n推荐一部电影 🎬\ta\n\"Go, he said\t\"no\" \"\"twice\"\"\r\n\"\u2028\u0085\t d \n".encode(),
     ".parquet": as_parquet(RECORDS),
 }
+IN_TSV = [
+    RECORDS[0],
+    {"instruction": '"Go, he said', "output": '"no" ""twice""'},
+    {"instruction": '"\u2028\u0085', "output": " d "},
+]
+EXPECTED = dict.fromkeys(CONTENTS, RECORDS) | {".tsv": IN_TSV}
 
 
 def rows(path):
@@ -69,20 +75,20 @@ def write(path, data):
 @pytest.mark.parametrize("suffix", CONTENTS)
 @pytest.mark.parametrize("zipped", [False, True])
 def test_every_kind_gives_the_same_records(tmp_path, suffix, zipped):
-    data = CONTENTS[suffix]
+    data, records = CONTENTS[suffix], EXPECTED[suffix]
     path = tmp_path / f"a folder 数据 🎬 [1]{suffix}{'.gz' if zipped else ''}"
     path.write_bytes(gzip.compress(data) if zipped else data)
     opened = open_rows(str(path))
-    assert [opened.row(i) for i in range(len(opened))] == RECORDS
-    assert opened.row(2) == RECORDS[2] and opened.row(0) == RECORDS[0]
+    assert [opened.row(i) for i in range(len(opened))] == records
+    assert opened.row(2) == records[2] and opened.row(0) == records[0]
     copy = pickle.loads(pickle.dumps(opened))
-    assert copy.row(1) == RECORDS[1]
+    assert copy.row(1) == records[1]
     assert str(path) in opened.where(1)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
 def test_a_byte_order_mark_is_no_text(tmp_path, suffix):
-    assert rows(write(tmp_path / f"a{suffix}", b"\xef\xbb\xbf" + CONTENTS[suffix])) == RECORDS
+    assert rows(write(tmp_path / f"a{suffix}", b"\xef\xbb\xbf" + CONTENTS[suffix])) == EXPECTED[suffix]
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n \n"])
@@ -229,6 +235,30 @@ def test_broken_lines_of_csv(tmp_path):
         opened.row(9)
     with pytest.raises(BadExample, match="1 cells, but 2 columns"):
         opened.row(1)
+
+
+def test_a_tsv_has_no_quoting(tmp_path):
+    text = 'text\tlabel\n"Go, said the dog\tpos\nthe cat sat\tneg\nhello to a mat"\tneg\ntwo\tand\ttwo\n\nlast\tpos\n'
+    found = outcome(write(tmp_path / "a.tsv", text))
+    assert [row["text"] for row in found if isinstance(row, dict)] == [
+        '"Go, said the dog', "the cat sat", 'hello to a mat"', "last",
+    ]  # fmt: skip
+    assert found[3:5] == [("line 5", "malformed line"), ("line 6", "malformed line")]
+
+
+def test_records_of_several_lines_are_counted(tmp_path, caplog):
+    write(tmp_path / "a.csv", b'text,label\none,a\n"Go, said,pos\nthe cat,neg\nhello",neg\n"two\nlines",b\n')
+    assert len(rows(tmp_path / "a.csv")) == 3
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "a.csv: 2 of 3 records" in said and "first at line 3" in said and "longest over 3" in said
+    caplog.clear()
+    assert len(rows(write(tmp_path / "b.csv", b'text,label\n"one, two",a\nb,c\n\n'))) == 2 and not caplog.records
+
+
+def test_a_key_that_occurs_twice_is_an_error(tmp_path):
+    assert outcome(write(tmp_path / "a.jsonl", '{"a": 1, "b": {"c": 1, "c": 2}}\n')) == [("line 1", "malformed line")]
+    with pytest.raises(ValueError, match="a.json: .*'c'"):
+        open_rows(str(write(tmp_path / "a.json", '[{"c": 1, "c": 2}]')))
 
 
 def test_long_lines(tmp_path):
