@@ -1,6 +1,8 @@
 """How the columns of a record become the fields of an `Example`."""
 
+import json
 import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from instructrec_jax.data.example import (
     show,
     suggest,
 )
+from instructrec_jax.data.labels import Labels, chosen, named
 
 OutputType = Literal["auto", "text", "number", "list", "candidate"]  # auto: as it stands in the file
 
@@ -34,12 +37,15 @@ class FieldsConfig:
     (instruction, input, output) and conversations (messages). A column that bears the name of its own field
     may be absent, except `instruction` and `output`, which a record without messages must have. Any other
     must be there.
+
+    Answers of output_type candidate are the candidates' own labels where those stand beside them (`choices.label`
+    beside `choices.text`); else numbers count from 0 and letters from A.
     """
 
     instruction: str | None = "instruction"  # What to do: a column, a template "Translate: {text}", or "=a fixed text".
     input: str | None = "input"  # What to do it to: likewise (a list of words is joined). Null or empty: no input.
     output: str | None = "output"  # The right answer: likewise. Null when there is none (data to predict for).
-    output_type: OutputType = "auto"  # text: 318 -> "318"; number: "3.5" -> 3.5; candidate: 0 and A mean the first.
+    output_type: OutputType = "auto"  # text: 318 -> "318"; number: "3.5" -> 3.5; candidate: 0, A or its label.
     label_names: dict[int, str] = field(default_factory=dict)  # Names for class numbers: {0: negative, 1: positive}.
     messages: str | None = "messages"  # Column with a conversation: a list of {role, content} or of {from, value}.
     candidates: str | None = "candidates"  # Ids of the items to choose among: a list, or text (see separator).
@@ -130,7 +136,8 @@ class FieldMapper:
         class_names: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.fields, self.task = fields, task
-        self.labels = None if labels is None else frozenset(labels)
+        self.labels = None if labels is None else Labels(labels)
+        self.answer_styles: Counter[str] = Counter()  # of output_type candidate, see `labels.chosen`
         self.class_names = {c: dict(enumerate(names)) for c, names in (class_names or {}).items()}
         values = {name: getattr(fields, name) for name in _MAPPED}
         self.recipes = {name: None if value is None else _parse(name, value) for name, value in values.items()}
@@ -147,7 +154,13 @@ class FieldMapper:
     def columns(self) -> set[str]:
         """The columns that the mapping may read; of a dotted path also its first part."""
         named = {column for recipe in self.recipes.values() if recipe for column in recipe.columns}
+        named |= {self._candidate_labels()} - {""}
         return named | {column.split(".")[0] for column in named}
+
+    def _candidate_labels(self) -> str:
+        """The column with what a record calls its candidates: `choices.label` beside `choices.text`; "" if none."""
+        column = (self.recipes["candidates"] and self.recipes["candidates"].column) or ""
+        return column.removesuffix("text") + "label" if column.endswith(".text") else ""
 
     def __call__(self, row: Mapping[str, Any], all_columns: Sequence[str] | None = None) -> Example:
         """`all_columns`: the names to list in an error when `row` holds only those that are needed."""
@@ -161,7 +174,8 @@ class FieldMapper:
         instruction, output = value("instruction"), value("output")
         candidates = self._ids("candidates", value("candidates"))
         if self.fields.output_type == "candidate":
-            output = _candidate(output, candidates)
+            called = look_up(row, self._candidate_labels())
+            output = chosen(output, candidates, None if called is _MISSING else called, self.answer_styles)
         example = Example(
             instruction=self._text("instruction", instruction, bool(messages)) or "",
             input=self._text("input", value("input"), True),
@@ -170,12 +184,12 @@ class FieldMapper:
             candidates=candidates,
             history=self._ids("history", value("history")),
             task=self.task or self._text("task", value("task"), True) or "",
-            id=_id_text(value("id"), "id") if value("id") is not None else "",
+            id=_record_id(value("id")),
             origin=_origin(value("origin"), self.fields.origin or ""),
         )
         check_example(example)
         if self.labels is not None:
-            check_labels(example, self.labels)
+            check_labels(example, self.labels.names)
         return example
 
     def _is_named(self, name: str) -> bool:
@@ -208,7 +222,7 @@ class FieldMapper:
     def _filling(self, name: str, column: str, value: Any) -> str:
         place = f"{name} (column {column})"
         if column in self.class_names:
-            return _name_of(value, self.class_names[column], place)
+            return named(value, self.class_names[column], place)
         if isinstance(value, str):
             return check_text(value, place)
         try:
@@ -230,7 +244,8 @@ class FieldMapper:
         except BadExample as error:
             recipe = self.recipes[name]
             if error.reason == "wrong type" and recipe is not None and recipe.column:
-                hint = f'to make text of it, set fields.{name} to "{{{recipe.column}}}".'
+                hint = f'to make text of it, set fields.{name} to "{{{recipe.column}}}"'
+                hint += f", to leave the column out, set fields.{name} to null." if optional else "."
                 raise BadExample(name, error.reason, f"{error.detail[:-1]}; {hint}") from None
             raise
 
@@ -244,14 +259,19 @@ class FieldMapper:
             if kind in ("text", "number"):
                 raise BadExample("output", "wrong type", f"expected one {kind}, found {show(value)}.")
             places = [f"output[{number}]" for number in range(len(value))]
-            return tuple(_name_of(v, names, p) if names else _id_text(v, p) for v, p in zip(value, places, strict=True))
+            return tuple(
+                named(v, names, p) if names else self._label(v) or _id_text(v, p)
+                for v, p in zip(value, places, strict=True)
+            )
         if kind == "list":
             raise BadExample("output", "wrong type", f"expected a list, found {show(value)}.")
         if value is None or isinstance(value, str) and not value.strip():
             detail = f"found {show(value)}: fill it in, remove the row, or set fields.output to null."
             raise BadExample("output", "empty text", detail)
         if names and kind == "auto":
-            return _name_of(value, names, "output")
+            return named(value, names, "output")
+        if kind in ("auto", "text") and (label := self._label(value)) is not None:
+            return label
         if kind == "text":
             return _id_text(value, "output")
         if kind == "number":
@@ -262,6 +282,10 @@ class FieldMapper:
         if not isinstance(value, str | int | float):
             raise BadExample("output", "wrong type", f"expected text, a number or a list, found {show(value)}.")
         return value
+
+    def _label(self, value: Any) -> str | None:
+        """The task's label that a value means, whatever it is to the file: a text, a number or a truth value."""
+        return None if self.labels is None else self.labels.find(value)
 
     def _split(self, name: str, value: str) -> list[str]:
         if not self.fields.separator:
@@ -292,35 +316,6 @@ def _missing(name: str, column: str, there: list[str]) -> BadExample:
     return BadExample(name, "missing column", detail)
 
 
-def _name_of(value: Any, names: Mapping[int, str], place: str) -> str:
-    number = value
-    if isinstance(value, float) and value.is_integer() or isinstance(value, str) and value.strip().isdecimal():
-        number = int(value)
-    if isinstance(number, bool | int) and int(number) in names:
-        return names[int(number)]
-    if isinstance(value, str) and value in names.values():
-        return value
-    detail = f"found {show(value)}; the labels are {', '.join(f'{k}: {v}' for k, v in list(names.items())[:20])}."
-    if number == -1:
-        detail += " -1 usually marks a withheld answer: choose another split, or set fields.output to null."
-    raise BadExample(place, "unknown label", detail)
-
-
-def _candidate(value: Any, candidates: Sequence[str]) -> str:
-    """Which of the candidates is meant by a number from 0, or by a letter from a or A."""
-    number = value
-    if isinstance(value, str) and value.strip().isdecimal():
-        number = int(value)
-    elif isinstance(value, str) and len(value.strip()) == 1 and value.strip().isascii():
-        number = ord(value.strip().lower()) - ord("a")
-    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(candidates):
-        return candidates[number]
-    detail = f"found {show(value)}, but there are {len(candidates)} candidates, counted from 0 or from A."
-    if number == -1:
-        detail += " -1 usually marks a withheld answer: choose another split, or set fields.output to null."
-    raise BadExample("output", "unknown label", detail)
-
-
 def _number(value: str) -> int | float | str:
     for kind in (int, float):
         try:
@@ -332,11 +327,26 @@ def _number(value: str) -> int | float | str:
 
 def _id_text(value: Any, place: str) -> str:
     """Item ids, labels and names may be whole numbers in the file; in an example they are texts."""
+    if isinstance(value, float) and value.is_integer():  # a column of whole numbers with gaps
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         raise BadExample(place, "wrong type", f"expected text or a whole number, found {show(value)}.")
     return check_text(value, place)
+
+
+def _record_id(value: Any) -> str:
+    """What a record is called, whatever the column holds, since it only names the record: "" where it is blank."""
+    if value is None or value != value or isinstance(value, str) and not value.strip():  # NaN is not itself
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    try:
+        return check_text(value if isinstance(value, str) else json.dumps(value, default=str), "id")
+    except BadExample as error:
+        hint = "To leave the column out, set fields.id to null."
+        raise BadExample("id", error.reason, f"{error.detail} {hint}") from None
 
 
 def _messages(value: Any, required: bool) -> tuple[Message, ...]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, open_dataset, open_tfds
+from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.mixture import IndexableSource, Mixture
 from instructrec_jax.data.rows import Rows, open_parallel, open_rows
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
@@ -74,6 +75,7 @@ class RowSource:
             raise ValueError(f"source {name}: none of its {len(rows)} rows is usable.\n{listing(self.skipped)}")
         if self.skipped and on_bad_example == "error":
             raise ValueError(bad_rows(name, self.skipped))
+        check_styles(mapper.answer_styles, name)
 
     def _read(self, index: int) -> Example:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper
+from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
 
@@ -102,7 +103,9 @@ class StreamSource:
 
     def _read(self, row: Mapping[str, Any], number: int) -> Example | None:
         try:
-            return self.mapper(row)
+            example = self.mapper(row)
+            check_styles(self.mapper.answer_styles, self.name)
+            return example
         except BadExample as error:
             where = f"{self.name}, row {number}"
             self._skipped[where] = SkippedRow(where, error.field, error.reason, error.detail)

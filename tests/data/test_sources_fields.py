@@ -9,6 +9,8 @@ import pytest
 
 from instructrec_jax.data.example import BadExample, Example, Message, check_example, fingerprint
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.labels import label_form
+from instructrec_jax.data.sources import SourceConfig, open_sources
 
 FULL = Example(
     instruction="推荐一部电影 🎬",
@@ -230,6 +232,37 @@ def test_names_of_labels():
     assert "withheld" in bad({"instruction": "a", "output": -1}, label_names=names).detail
 
 
+@pytest.mark.parametrize("form", [str, "{}.0".format, float, lambda number: f" {number}", lambda number: number])
+def test_numbers_of_labels_in_every_spelling(form):
+    names = {-1: "bad", 0: "so-so", 1: "good"}
+    row = {"instruction": "a"}
+    for number, name in names.items():
+        given = {**row, "output": form(number)}
+        assert convert(given, label_names=names).output == name
+        assert convert({**row, "output": [form(number)]}, label_names=names).output == (name,)
+        for labels in (["-1", "0", "1"], ["-1.0", "0.0", "1.0"]):
+            assert label_form(convert(given, labels=labels).output) == str(number)
+            assert convert(given, labels=labels).output in labels
+
+
+@pytest.mark.parametrize("value", [True, "True", "true", "TRUE", " true"])
+def test_truth_values_as_labels(value):
+    row = {"instruction": "a", "output": value}
+    assert convert(row, label_names={0: "no", 1: "yes"}).output == "yes"
+    assert convert(row, labels=["true", "false"]).output == "true"
+    assert convert(row, labels=["True", "False"], output_type="text").output == "True"
+    assert bad(row, labels=["yes", "no"]).field == "output"
+
+
+def test_labels_that_look_alike_are_not_taken_for_each_other():
+    row = {"instruction": "a"}
+    assert convert({**row, "output": "1.0"}, labels=["1", "1.0"]).output == "1.0"
+    assert bad({**row, "output": 1.5}, labels=["1", "2"]).reason == "unknown label"
+    assert bad({**row, "output": "007"}, labels=["7"]).reason == "unknown label"
+    assert bad({**row, "output": 1.0}, labels=["1", "1.0"]).field == "output"  # which of them?
+    assert convert({**row, "output": 7}).output == 7  # a number where there are no labels
+
+
 def test_class_columns_of_data_sets():
     classes = {"label": ["neg", "pos"], "tags": ["O", "B"]}
     row = {"text": "x", "label": 1, "tags": [0, 1]}
@@ -282,7 +315,22 @@ def test_recommendation_columns():
     )
     assert convert(row, task="own", separator="|").task == "own"
     assert convert({**row, "history": ""}, separator="|").history == ()
-    assert bad({**row, "id": 1.5}, separator="|").field == "id"
+    error = bad({**row, "id": "a\x00"}, separator="|")
+    assert error.field == "id" and "fields.id to null" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(None, ""), ("", ""), (" ", ""), (math.nan, ""), (3.0, "3"), (3, "3"), (1.5, "1.5"), ("a 1", "a 1"), (True, "true")]
+    + [({"$oid": "5f"}, '{"$oid": "5f"}'), ([1, 2], "[1, 2]")],
+)
+def test_an_id_only_names_the_record(value, name):
+    assert convert({"instruction": "a", "output": "b", "id": value}).id == name
+
+
+def test_ids_of_items_in_columns_with_gaps():
+    assert convert({"instruction": "a", "output": "b", "history": [3.0, "x", 4]}).history == ("3", "x", "4")
+    assert "fields.task to null" in bad({"instruction": "a", "output": "b", "task": 3}).detail
 
 
 def test_shapes_of_well_known_data_sets():
@@ -309,6 +357,41 @@ def test_an_answer_that_is_no_candidate(said):
     with pytest.raises(BadExample, match="there are 3 candidates") as caught:
         mapper({"instruction": "x", "options": ["a", "b", "c"], "answer": said})
     assert caught.value.field == "output"
+
+
+ARC = FieldsConfig(instruction="question", candidates="choices.text", output="answerKey", output_type="candidate")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said", "meant"),
+    [("ABCD", "B", "w"), ("1234", "3", "x"), ("1234", 3, "x"), ("1234", "1", "v"), ("0123", "1", "w"), ("ABCD", " D ", "y")],
+)
+def test_the_labels_beside_the_candidates_decide(labels, said, meant):
+    row = {"question": "q", "choices": {"text": list("vwxy"), "label": list(labels)}, "answerKey": said}
+    assert FieldMapper(ARC)(row).output == meant
+    assert {"choices", "choices.label"} <= FieldMapper(ARC).columns()
+
+
+@pytest.mark.parametrize(("labels", "said"), [("1234", "0"), ("ABCD", "2"), ("AABC", "A"), ("ABC", "A"), (None, "E")])
+def test_an_answer_that_the_labels_do_not_know(labels, said):
+    row = {"question": "q", "choices": {"text": list("vwxy"), "label": labels and list(labels)}, "answerKey": said}
+    with pytest.raises(BadExample) as caught:
+        FieldMapper(ARC)(row)
+    assert caught.value.reason == "unknown label"
+
+
+def test_letters_and_numbers_in_one_source_are_refused(tmp_path):
+    def opened(*answers):
+        path = tmp_path / "a.jsonl"
+        lines = [json.dumps({"question": "q", "options": ["a", "b", "c"], "answer": answer}) for answer in answers]
+        path.write_text("\n".join(lines))
+        fields = FieldsConfig(instruction="question", candidates="options", output="answer", output_type="candidate")
+        return open_sources([SourceConfig(path=str(path), fields=fields)], on_bad_example="skip")
+
+    with pytest.raises(ValueError, match=r"a\.jsonl: .* 2 .* 1 .*choices.label"):
+        opened("A", "B", "2")
+    assert [opened("A", "B", "c")[n].output for n in range(3)] == ["a", "b", "c"]
+    assert [opened("0", 1, "2")[n].output for n in range(3)] == ["a", "b", "c"]
 
 
 def test_a_text_of_origin_is_named_after_its_column():

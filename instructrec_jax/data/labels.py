@@ -1,0 +1,107 @@
+"""Labels as files and settings spell them, compared in one form: a CSV's "1.0" is JSON's 1 and the setting's 1."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from instructrec_jax.data.example import BadExample, show
+
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,15})(\.\d+)?")  # 007 and 1e3 are names
+
+
+def label_form(value: Any) -> str | None:
+    """What equal labels have in common; None for what can be no label.
+
+    "1" for 1, 1.0, "1.0" and " 1"; "true" for True, "True" and "TRUE"; any other text is its own form.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        text = value.strip()
+        if text.casefold() in ("true", "false"):
+            return text.casefold()
+        if not _NUMBER.fullmatch(text):
+            return value
+        value = float(text) if "." in text else int(text)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(value) if isinstance(value, int) else None
+
+
+class Labels:
+    """The labels that outputs may have."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        counts = Counter(label_form(name) for name in self.names)
+        self.by_form = {label_form(name): name for name in self.names if counts[label_form(name)] == 1}
+
+    def find(self, value: Any) -> str | None:
+        """The label that a value of a file means, or None."""
+        if isinstance(value, str) and value in self.names:
+            return value
+        return self.by_form.get(label_form(value)) if isinstance(value, str | int | float) else None
+
+
+def named(value: Any, names: Mapping[int, str], place: str) -> str:
+    """The name of a class number, however the file spells it; or the name itself. Raises BadExample for others."""
+    form = {"true": "1", "false": "0"}.get(str(label_form(value)), label_form(value))
+    number = int(form) if form is not None and re.fullmatch(r"-?\d+", form) else None
+    if number in names:
+        return names[number]
+    if (name := Labels(names.values()).find(value)) is not None:
+        return name
+    detail = f"found {show(value)}; the labels are {', '.join(f'{k}: {v}' for k, v in list(names.items())[:20])}."
+    raise BadExample(place, "unknown label", detail + withheld(number))
+
+
+def withheld(number: int | None) -> str:
+    """A hint where a class number is -1."""
+    hint = " -1 usually marks a withheld answer: choose another split, or set fields.output to null."
+    return hint if number == -1 else ""
+
+
+def chosen(value: Any, candidates: Sequence[str], called: Any, styles: Counter[str]) -> str:
+    """Which of the candidates an answer means.
+
+    Args:
+      called: what the record itself calls them (["A", "B", ...] or ["1", "2", ...]); None where it does not say: then
+        numbers count from 0, and letters from a or A.
+      styles: counts the letters and the numbers among answers to candidates that are not called anything. A source
+        with both is not to be trusted: its numbers may count from 1.
+
+    Raises:
+      BadExample: an answer that is none of them, or names that do not fit the candidates.
+    """
+    if called is not None:
+        forms = [label_form(name) for name in called] if isinstance(called, list | tuple) else []
+        if len(forms) != len(candidates) or len(set(forms)) != len(forms) or None in forms:
+            detail = f"{len(candidates)} candidates are called {show(called)}: each needs a name of its own."
+            raise BadExample("candidates", "unknown label", detail)
+        form = label_form(value.strip() if isinstance(value, str) else value)
+        if form in forms:
+            return candidates[forms.index(form)]
+        names = ", ".join(map(str, called))
+        raise BadExample("output", "unknown label", f"found {show(value)}, but the candidates are called {names}.")
+    form, number = label_form(value), None
+    if form is not None and not isinstance(value, bool) and re.fullmatch(r"-?\d+", form):
+        number, style = int(form), "numbers"
+    elif isinstance(value, str) and re.fullmatch("[a-zA-Z]", value.strip()):
+        number, style = ord(value.strip().lower()) - ord("a"), "letters"
+    if number is None or not 0 <= number < len(candidates):
+        detail = f"found {show(value)}, but there are {len(candidates)} candidates, counted from 0 or from A."
+        raise BadExample("output", "unknown label", detail + withheld(number))
+    styles[style] += 1
+    return candidates[number]
+
+
+def check_styles(styles: Counter[str], name: str) -> None:
+    """Refuses a source whose answers are letters here and numbers there."""
+    if len(styles) > 1:
+        raise ValueError(
+            f"source {name}: of its answers, {styles['letters']:,} are letters and {styles['numbers']:,} are numbers, "
+            "which may count from 0 or from 1. Write all of them as letters; or, where the records hold what the "
+            "candidates are called, as in choices.label beside choices.text, set fields.candidates to choices.text."
+        )
