@@ -220,14 +220,21 @@ def test_bands_that_are_none(arguments: Any, message: str) -> None:
         ("20240501", "2024-04-30T22:00:00+00:00"),
         (1714527000, "2024-05-01T01:30:00+00:00"),
         ("1714527000.5", "2024-05-01T01:30:00.500000+00:00"),
-        (0, "1970-01-01T00:00:00+00:00"),
+        (20240501, "2024-04-30T22:00:00+00:00"),  # a day, not 235 days after 1970
+        (20240501.0, "2024-04-30T22:00:00+00:00"),
+        (-1000000000, "1938-04-24T22:13:20+00:00"),
+        ("20240501T0930", "2024-05-01T07:30:00+00:00"),
     ],
 )
 def test_times(value: Any, expected: str) -> None:
     assert time_of(value, "time", ZoneInfo("Europe/Berlin"))[0].isoformat() == expected
 
 
-@pytest.mark.parametrize("value", ["yesterday", "2024-13-01", 1714527000000, True, float("nan"), [1], "0001-01-01"])
+NO_TIMES = ["yesterday", "2024-13-01", 1714527000000, True, float("nan"), [1], "0001-01-01", "1714527000000"]
+AMBIGUOUS = [0, 1, 2024, "2024", 202405, "202405", 20241301, 2024050109, 202405010930, "20240501093000", 1e30, "9" * 5000]
+
+
+@pytest.mark.parametrize("value", NO_TIMES + AMBIGUOUS)
 def test_times_that_are_none(value: Any) -> None:
     with pytest.raises(BadExample, match="'when'"):
         time_of(value, "when", UTC)
@@ -255,6 +262,21 @@ def test_late_records_are_sorted_within_the_watermark() -> None:
     with pytest.raises(BadExample, match="too late.*--late allows 2 days"):
         order.take(opinion("a", 6.9, 0), "time")
     assert [(o.time - START).days for o in [*order.take(opinion("a", 7, 0), "time"), *order.rest()]] == [7, 9]
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 64])
+def test_what_came_before_an_error_is_delivered(live: bool, size: int) -> None:
+    def feed() -> Iterator[int]:
+        yield from range(5)
+        raise ValueError("record 6")
+
+    got: list[int] = []
+    with pytest.raises(ValueError, match="record 6"):
+        for block in blocks(feed(), size, live=live):
+            assert 0 < len(block) <= size
+            got += block
+    assert got == [0, 1, 2, 3, 4]
 
 
 def test_live_blocks_hold_nothing_back() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from instructrec_jax.answering.classifier import Classifier, encode_one, open_tagger
 from instructrec_jax.answering.out_of_scope import ScoreName, scope_score, write_threshold
@@ -16,6 +15,7 @@ from instructrec_jax.answering.records import blocks, read_records, stdin, value
 from instructrec_jax.data.example import BadExample, suggest
 from instructrec_jax.files import read_json
 from instructrec_jax.metrics.uncertainty import probabilities
+from instructrec_jax.parsing import read_yaml
 from instructrec_jax.runs.run import Run
 
 BATCH = 64  # requests that are labelled at a time
@@ -63,11 +63,7 @@ def read_actions(file: Path, labels: Sequence[str], tagged: Sequence[str] = ()) 
       ValueError: naming the file and the place, for an unknown key, intent or slot, a pattern that is none, a template
         with a slot that may be missing.
     """
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not YAML: {error}") from error
-    top = _mapping(tree, f"{file}", ("hand_over", "intents", "slots"))
+    top = _mapping(read_yaml(file), f"{file}", ("hand_over", "intents", "slots"))
     patterns = {name: _pattern(text, f"{file}, slots.{name}") for name, text in _texts(top, "slots", file).items()}
     known = sorted({*patterns, *tagged})
     if "hand_over" not in top:

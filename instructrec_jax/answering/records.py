@@ -1,7 +1,6 @@
 """Records of a file or of a live stream, and the times in them."""
 
 import heapq
-import json
 import queue
 import re
 import sys
@@ -14,11 +13,14 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 from instructrec_jax.data.example import BadExample, check_number, check_text, show, suggest
 from instructrec_jax.data.rows import open_rows
+from instructrec_jax.parsing import json_lines
 
 T = TypeVar("T")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST = 100 * 366 * 86400
-LATEST = 1e10  # seconds since 1970 from here on (the year 2286) are milliseconds
+# Seconds since 1970 that are plausible: from March 1973 to February 2103, and as far back from 1970, but not beyond 1800.
+EARLIEST, LATEST, LONG_AGO = 1e8, 4.2e9, 5.3e9
+HOURS = 1.9e9  # seconds from here on (March 2030) may also be a day and an hour, 2024050109
 
 
 # ---------------------------------------------------------------- where records come from
@@ -54,64 +56,62 @@ def stdin() -> BinaryIO:
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[str, dict[str, Any] | BadExample]]:
-    for number, line in enumerate(stream, 1):
+    for number, record in json_lines(stream):
         where = f"stdin, line {number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            yield where, BadExample("", "malformed line", f"no JSON in UTF-8 ({str(error)[:200]}).", where)
-            continue
-        if isinstance(record, dict):
-            yield where, record
+        if isinstance(record, ValueError):
+            yield where, BadExample("", "malformed line", f"{record}.", where)
         else:
-            yield where, BadExample("", "wrong type", f"expected an object, found {show(record)}.", where)
+            yield where, record
 
 
 def blocks(items: Iterable[T], size: int, *, live: bool = False) -> Iterator[list[T]]:
-    """Up to `size` items at a time.
+    """Up to `size` items at a time. Where `items` fails, those that came before are a block, then the error is raised.
 
     Args:
       live: what has come in so far is a block: no item waits for a later one. A thread reads ahead, a few blocks at
         most.
     """
-    if not live:
-        block: list[T] = []
+    if live:
+        yield from _live_blocks(items, size)
+        return
+    block: list[T] = []
+    try:
         for item in items:
             block.append(item)
             if len(block) == size:
-                yield block
-                block = []
+                full, block = block, []
+                yield full
+    except Exception:
         if block:
             yield block
-        return
-    waiting: queue.Queue[Any] = queue.Queue(maxsize=4 * size)
-    end = object()
+        raise
+    if block:
+        yield block
+
+
+def _live_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    waiting: queue.Queue[tuple[list[T], BaseException | None, bool]] = queue.Queue(maxsize=4 * size)
 
     def read() -> None:
+        """Puts (items, error, whether that was all) into the queue, one item at a time."""
         try:
             for item in items:
-                waiting.put((item, None))
+                waiting.put(([item], None, False))
         except BaseException as error:  # whatever it is, it belongs to whoever takes the blocks
-            waiting.put((None, error))
-        waiting.put((end, None))
+            waiting.put(([], error, True))
+        waiting.put(([], None, True))
 
     threading.Thread(target=read, daemon=True).start()
-    going = True
-    while going:
-        got = [waiting.get()]
-        while len(got) < size and not waiting.empty():
-            got.append(waiting.get())
-        block = []
-        for item, error in got:
-            if error is not None:
-                raise error
-            going = going and item is not end
-            if going:
-                block.append(item)
+    error, over = None, False
+    while not over:
+        block: list[T] = []
+        while not over and len(block) < size and not (block and waiting.empty()):
+            came, error, over = waiting.get()
+            block += came
         if block:
             yield block
+    if error is not None:
+        raise error
 
 
 @dataclass
@@ -157,7 +157,9 @@ def value_of(record: Mapping[str, Any], name: str, option: str) -> Any:
 
 
 def name_of(value: Any, field: str) -> str:
-    """A text, or a whole number as text."""
+    """A text, or a whole number as text (3.0 where a column of numbers has gaps)."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return check_text(value, field).strip()
@@ -166,21 +168,42 @@ def name_of(value: Any, field: str) -> str:
 def time_of(value: Any, field: str, zone: tzinfo) -> tuple[datetime, bool]:
     """The time in UTC, and whether it named its own time zone (seconds since 1970 do).
 
+    A number is taken for seconds only between 1973 and 2103 (or as long before 1970), and for a date if it is one of
+    eight digits (20240501). Anything else, and what could be either, is refused: years, months, milliseconds.
+
     Args:
       value: ISO 8601 ("2024-05-01", "2024-05-01T09:30:00+08:00", "...Z"), or seconds since 1970, as a number or text.
       zone: of a time that names none.
+
+    Raises:
+      BadExample: what is no time, or could mean several.
     """
     if isinstance(value, str):
         text = value.strip()
-        if re.fullmatch(r"[+-]?\d+(\.\d+)?", text) and len(text) != 8:  # 20240501 is a date
-            value = float(text)
-        else:
+        if not re.fullmatch(r"[+-]?\d+(\.\d+)?", text):
             return _iso(text, field, zone)
-    seconds = check_number(value, field)
-    if not -LATEST / 2 < seconds < LATEST:
-        detail = f"found {show(value)}, too many seconds since 1970: milliseconds, perhaps? Divide them by 1000."
+        value = float(text) if "." in text else int(text[:30])
+    number = check_number(value, field)
+    digits = str(int(number)) if number == int(number) else ""
+    if len(digits) == 8 and _is_date(digits):
+        return _iso(digits, field, zone)
+    if not EARLIEST <= abs(number) < LATEST or number <= -LONG_AGO:
+        detail = "write ISO 8601 (2024-05-01T09:30:00+02:00) or seconds since 1970."
+        if 10 * LATEST <= abs(number) < 1000 * LATEST:
+            detail = "milliseconds, perhaps? Divide them by 1000, or " + detail
+        raise BadExample(field, "bad time", f"found {show(value)}, which is no plausible time: {detail}")
+    if number >= HOURS and _is_date(digits[:8]) and digits[8:] < "24":
+        detail = f"found {show(value)}: seconds since 1970, or the hour {digits[8:]} of {digits[:8]}? Write ISO 8601."
         raise BadExample(field, "bad time", detail)
-    return _plausible(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds), field), True
+    return _plausible(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=number), field), True
+
+
+def _is_date(digits: str) -> bool:
+    """Whether eight digits are a day from 1800 to 2199."""
+    try:
+        return "1800" <= datetime.strptime(digits, "%Y%m%d").strftime("%Y") < "2200"
+    except ValueError:
+        return False
 
 
 def _iso(text: str, field: str, zone: tzinfo) -> tuple[datetime, bool]:

@@ -55,6 +55,8 @@ class Feed:
                 reading, zoned = self._read(number, where, record)
                 ready = self.order.take(reading, self.fields["time"])
             except BadExample as error:
+                if not self.skipped.skip:
+                    yield from self.order.rest()  # what came before the error is not lost
                 self.skipped.add(error, where)
                 continue
             self.unzoned += not zoned

@@ -25,6 +25,14 @@ class MovieLensConfig(PrepareConfig):
 class RecBoleConfig(PrepareConfig):
     """Read a folder of RecBole atomic files: NAME.inter and NAME.item."""
 
+    user_column: str | None = None
+    """field of NAME.inter with the user; by default user_id, or another usual name"""
+    item_column: str | None = None
+    """field of both files with the item; by default item_id, another usual name, or the one field that both have"""
+    time_column: str | None = None
+    """field with the time, a number or ISO 8601; by default timestamp, time, date ...; none: the order of lines"""
+    rating_column: str | None = None
+    """field with the rating; by default rating, overall, stars or score, if there is one"""
     title_column: str | None = None
     """column of the item file that names an item; by default title, name, *_title or *_name"""
     text_columns: list[str] | str | None = None
@@ -32,7 +40,14 @@ class RecBoleConfig(PrepareConfig):
 
     def read(self, bad: BadLines) -> Data:
         return readers.read_recbole(
-            self.source, bad, title_column=self.title_column, text_columns=_names(self.text_columns)
+            self.source,
+            bad,
+            user_column=self.user_column,
+            item_column=self.item_column,
+            time_column=self.time_column,
+            rating_column=self.rating_column,
+            title_column=self.title_column,
+            text_columns=_names(self.text_columns),
         )
 
 
@@ -122,7 +137,7 @@ class TableConfig(PrepareConfig):
     item_column: str | None = None
     """column of the interactions with the item; by default item, item_id, asin ..."""
     time_column: str | None = None
-    """column with the time, a number or ISO 8601; by default timestamp, time, ts, date ..., else the order of lines"""
+    """column with the time, a number or ISO 8601; by default timestamp, time, date ...; none: the order of lines"""
     rating_column: str | None = None
     """column with the rating; by default rating, overall, stars or score, if there is one"""
     id_column: str | None = None

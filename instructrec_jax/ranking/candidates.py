@@ -11,18 +11,19 @@ protocol, the user and the wanted items alone, not on which other cases are look
 one line for each held-out interaction: FOLDER/candidates/{protocol}.{split}.jsonl {"user", "item", "candidates"}.
 """
 
-import gzip
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from instructrec_jax.data.example import show
 from instructrec_jax.files import write_jsonl
+from instructrec_jax.parsing import read_json_lines, text_lines
 from instructrec_jax.ranking.baselines import words
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 
@@ -296,11 +297,11 @@ def _frozen(folder: Path, protocol: str, asked: Asked, catalogue: Catalogue) -> 
             for case, (user, wanted, its) in enumerate(zip(asked.users, asked.wanted, asked.splits, strict=True))
             if its == split and len(wanted) == 1
         }
-        for where, row in _rows(path):
-            case = place.get((str(row["user"]), str(row.get("item"))))
+        for where, user, item, ids in _rows(path):
+            case = place.get((user, item))
             if case is None:
                 continue
-            items[case] = _numbers(catalogue, row["candidates"], where, size)
+            items[case] = _numbers(catalogue, ids, where, size)
             found[case] = True
             if asked.wanted[case][0] in items[case]:
                 raise ValueError(f"{where}: the wanted item is among its own candidates.")
@@ -309,36 +310,45 @@ def _frozen(folder: Path, protocol: str, asked: Asked, catalogue: Catalogue) -> 
 
 def _read_own(path: Path, catalogue: Catalogue) -> dict[str, np.ndarray]:
     """User id -> item numbers."""
-    if ".jsonl" in path.suffixes or ".json" in path.suffixes:
-        return {str(row["user"]): _numbers(catalogue, row["candidates"], where) for where, row in _rows(path)}
-    found = {}
-    for number, line in enumerate(_lines(path), 1):
-        user, tab, ids = line.rstrip("\n").partition("\t")
-        if not tab:
-            raise ValueError(f"{path}:{number}: expected a user, a tab, and item ids between blanks.")
-        found[user] = _numbers(catalogue, ids.split(), f"{path}:{number}")
+    found: dict[str, np.ndarray] = {}
+    for where, user, ids in _own_lines(path):
+        if user in found:
+            raise ValueError(f"{where}: the user {user!r} occurs a second time.")
+        found[user] = _numbers(catalogue, ids, where)
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping]]:
-    for number, line in enumerate(_lines(path), 1):
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-            yield where, {"user": row["user"], "candidates": row["candidates"], **row}
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f'{where}: expected a JSON object {{"user": ..., "candidates": [...]}}.') from None
+def _own_lines(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """(file and line, user, ids of candidates) of JSON lines, or of `user<TAB>ids` lines."""
+    if ".jsonl" in path.suffixes or ".json" in path.suffixes:
+        yield from ((where, user, ids) for where, user, _, ids in _rows(path))
+        return
+    for number, line in enumerate(text_lines(path), 1):
+        user, tab, ids = line.rstrip("\r\n").partition("\t")
+        if not tab or not user.strip():
+            raise ValueError(f"{path}:{number}: expected a user, a tab, and item ids between blanks.")
+        yield f"{path}:{number}", user, ids.split()
 
 
-def _lines(path: Path) -> Iterator[str]:
-    opened: Callable = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        yield from file
+def _rows(path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
+    """(file and line, user, item or "", ids of candidates) of JSON lines."""
+    for where, row in read_json_lines(path):
+        user, item, ids = row.get("user"), row.get("item", ""), row.get("candidates")
+        if not isinstance(ids, list) or not all(_is_id(value) for value in (user, item, *ids)):
+            raise ValueError(
+                f'{where}: expected {{"user": id, "candidates": [ids]}}, found user {show(user)}, '
+                f"candidates {show(ids)}."
+            )
+        yield where, str(user), str(item), [str(i) for i in ids]
 
 
-def _numbers(catalogue: Catalogue, ids: Sequence, where: str, size: int | None = None) -> np.ndarray:
+def _is_id(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _numbers(catalogue: Catalogue, ids: Sequence[str], where: str, size: int | None = None) -> np.ndarray:
     try:
-        numbers = catalogue.numbers(str(i) for i in ids)
+        numbers = catalogue.numbers(ids)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if len(np.unique(numbers)) < len(numbers) or size not in (None, len(numbers)):

@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from instructrec_jax.data.example import Example
+from instructrec_jax.data.example import BadExample, Example, show
 from instructrec_jax.files import read_json, write_json, write_jsonl
+from instructrec_jax.parsing import parquet_lists, read_json_lines, read_parquet
 
 SPLITS = ("train", "validation", "test")
 
@@ -100,10 +101,19 @@ class Catalogue:
     def load(folder: str | Path) -> "Catalogue":
         """Read FOLDER/items.parquet."""
         path = _existing(Path(folder) / "items.parquet")
-        columns = pq.read_table(path).to_pydict()
-        if missing := [name for name in ("id", "title", "text") if name not in columns]:
-            raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(columns)}.")
-        return Catalogue(columns.pop("id"), columns.pop("title"), columns.pop("text"), columns)
+        columns = parquet_lists(path)
+        _require(path, columns, ("id", "title", "text"))
+        if not columns["id"]:
+            raise ValueError(f"{path} holds no items.")
+        for name in ("id", "title", "text"):
+            _check_texts(path, name, columns[name])
+        for name, column in columns.items():
+            if name not in ("id", "title", "text"):
+                _check_facts(path, name, column)
+        try:
+            return Catalogue(columns.pop("id"), columns.pop("title"), columns.pop("text"), columns)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -153,17 +163,20 @@ class Interactions:
     def load(folder: str | Path, catalogue: Catalogue) -> "Interactions":
         """Read FOLDER/interactions.parquet; users are numbered in order of appearance."""
         path = _existing(Path(folder) / "interactions.parquet")
-        table = pq.read_table(path)
-        if missing := [name for name in ("user", "item") if name not in table.column_names]:
-            raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(table.column_names)}.")
+        table = read_parquet(path)
+        _require(path, table.column_names, ("user", "item"))
+        users, items = (_texts(path, name, table.column(name)) for name in ("user", "item"))
         optional = {
-            name: table[name].to_numpy().astype(dtype) if name in table.column_names else None
+            name: _numbers(path, name, table.column(name)).astype(dtype) if name in table.column_names else None
             for name, dtype in (("timestamp", np.float64), ("rating", np.float32))
         }
-        users = table["user"].to_pylist()
+        if unknown := next((row for row, item in enumerate(items, 1) if item not in catalogue.index), None):
+            raise ValueError(f"{path}, row {unknown}: the item {items[unknown - 1]!r} is not in items.parquet.")
         numbers: dict[str, int] = {}
         user = np.fromiter((numbers.setdefault(u, len(numbers)) for u in users), np.int32, len(users))
-        return Interactions(list(numbers), user, catalogue.numbers(table["item"].to_pylist()), **optional)
+        if blank := [u for u in numbers if not u.strip()]:
+            raise ValueError(f"{path}, row {users.index(blank[0]) + 1}: the user is empty.")
+        return Interactions(list(numbers), user, catalogue.numbers(items), **optional)
 
 
 @dataclass(frozen=True)
@@ -196,13 +209,7 @@ class Splits:
     @staticmethod
     def load(folder: str | Path, catalogue: Catalogue) -> "Splits":
         """Read FOLDER/splits/*.jsonl."""
-        parts = {
-            name: {
-                row["user"]: catalogue.numbers(row["items"])
-                for row in _read_jsonl(Path(folder) / "splits" / f"{name}.jsonl")
-            }
-            for name in SPLITS
-        }
+        parts = {name: _sequences(Path(folder) / "splits" / f"{name}.jsonl", catalogue) for name in SPLITS}
         users = list(dict.fromkeys(user for part in parts.values() for user in part))
         nothing = np.empty(0, np.int32)
         return Splits(users, *([parts[name].get(user, nothing) for user in users] for name in SPLITS))
@@ -218,12 +225,22 @@ def load_examples(folder: str | Path, split: str) -> list[Example]:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}.")
     path = Path(folder) / "instructions" / f"{split}.jsonl"
-    return [Example.from_record(record) for record in _read_jsonl(path)]
+    found = []
+    for where, record in read_json_lines(_existing(path)):
+        try:
+            found.append(Example.from_record(record))
+        except BadExample as error:
+            raise BadExample(error.field, error.reason, error.detail, where) from None
+    return found
 
 
 def load_card(folder: str | Path) -> dict[str, Any]:
     """FOLDER/card.json."""
-    return read_json(_existing(Path(folder) / "card.json"))
+    path = _existing(Path(folder) / "card.json")
+    card = read_json(path)
+    if not isinstance(card, dict):
+        raise ValueError(f"{path} should hold one JSON object, but holds {show(card)}.")
+    return card
 
 
 def save_prepared(
@@ -280,14 +297,71 @@ def _content_hash(folder: Path, catalogue: Catalogue, interactions: Interactions
     return digest.hexdigest()
 
 
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file. Any broken line is an error, the last one too: half a data set is none."""
-    with open(_existing(path), encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error}).") from None
+def _sequences(path: Path, catalogue: Catalogue) -> dict[str, np.ndarray]:
+    """User id -> item numbers of a file of splits."""
+    found: dict[str, np.ndarray] = {}
+    for where, row in read_json_lines(_existing(path)):
+        user, items = row.get("user"), row.get("items")
+        if not isinstance(user, str) or not isinstance(items, list) or not all(isinstance(i, str) for i in items):
+            raise ValueError(
+                f'{where}: expected {{"user": text, "items": [texts]}}, found user {show(user)}, items {show(items)}.'
+            )
+        if user in found:
+            raise ValueError(f"{where}: the user {user!r} occurs a second time.")
+        try:
+            found[user] = catalogue.numbers(items)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    return found
+
+
+def _require(path: Path, columns: Iterable[str], names: Sequence[str]) -> None:
+    if missing := [name for name in names if name not in columns]:
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(columns) or 'none'}.")
+
+
+def _check_texts(path: Path, name: str, column: list[Any]) -> None:
+    """Ids, titles and texts: each a text, none blank."""
+    for row, value in enumerate(column, 1):
+        if not isinstance(value, str):
+            hint = f"; write the column as text ({value!r} as '{value}')" if isinstance(value, int) else ""
+            raise ValueError(f"{path}, row {row}: {name} should be a text, but is {show(value)}{hint}.")
+        if not value.strip() or "\x00" in value:
+            what = "is empty" if not value.strip() else "holds a NUL character, a sign of a damaged file"
+            raise ValueError(f"{path}, row {row}: the {name} {what}.")
+
+
+def _check_facts(path: Path, name: str, column: list[Any]) -> None:
+    """A fact is of one kind: texts, numbers or lists of texts; None where an item lacks it."""
+    kind: type | None = None
+    for row, value in enumerate(column, 1):
+        if value is None:
+            continue
+        its = float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+        listed = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+        if (its not in (str, float) and not listed) or kind not in (None, its):
+            expected = "a text, a number or a list of texts" if kind is None else f"a {kind.__name__} as above"
+            raise ValueError(f"{path}, row {row}: the fact {name} should be {expected}, but is {show(value)}.")
+        kind = its
+
+
+def _texts(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
+    """A column of texts without gaps; interactions are too many to look at each in Python."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or column.null_count:
+        _check_texts(path, name, column.to_pylist())
+        raise ValueError(f"{path}: {name} should be a column of texts, but is one of {kind}.")
+    return column.to_pylist()
+
+
+def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """float64 [rows] of a column of finite numbers."""
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise ValueError(f"{path}, row 1: {name} should be a number, but the column is of {column.type}.")
+    found = column.to_numpy().astype(np.float64)  # a gap is NaN
+    if len(bad := np.flatnonzero(~np.isfinite(found))):
+        raise ValueError(f"{path}, row {bad[0] + 1}: {name} should be a finite number, but is {found[bad[0]]}.")
+    return found
 
 
 def _existing(path: Path) -> Path:

@@ -1,8 +1,10 @@
 """Who chose what: rows of (user, item, rating, time) gathered into `Interactions`."""
 
 import math
+import re
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,17 @@ def gather(
     rated: bool = True,
     timed: bool = True,
 ) -> Interactions:
-    """Columns from (line, (user id, item id, rating, time)); rating and time may be text or numbers.
+    """Columns from (line, (user id, item id, rating, time)); rating and time may be text or numbers, a time a date.
+
+    Times are kept in the unit of the source; dates become seconds since 1970. Two kinds of times in one column, whose
+    order would be a chance one, are a ValueError.
 
     rated, timed: whether the source has such a column. Where it has one, a line without a number there is bad.
     """
     users: dict[str, int] = {}
     # array.array keeps 25 million rows at a few bytes each, where lists of objects would take gigabytes
     user, item, rating, timestamp = array("i"), array("i"), array("f"), array("d")
-    index = catalogue.index
+    index, dates = catalogue.index, 0
     for line, (user_id, item_id, stars, time) in rows:
         if not user_id or not user_id.strip():
             bad(path, line, "empty user id")
@@ -39,9 +44,10 @@ def gather(
             continue
         try:
             rate = float(stars) if rated else 0.0
-            when = float(time) if timed else 0.0
+            moment = seconds(time) if timed else 0.0
+            when = float(moment)
         except (TypeError, ValueError, OverflowError):
-            bad(path, line, f"rating {stars!r} or timestamp {time!r} is not a number")
+            bad(path, line, f"rating {stars!r} or timestamp {time!r} is not a number (or date in ISO 8601)")
             continue
         if not (math.isfinite(rate) and math.isfinite(when)):
             bad(path, line, f"rating {stars!r} or timestamp {time!r} is not finite")
@@ -58,9 +64,12 @@ def gather(
             rating.append(rate)
         if timed:
             timestamp.append(when)
+            dates += moment is not time
     if not user:
         why = f" ({bad.skipped[-1]})" if bad.skipped else ""
         raise ValueError(f"{path} holds no usable interaction{why}.")
+    if timed:
+        _one_kind(np.array(timestamp), dates, path)
     return Interactions(
         list(users),
         np.array(user, np.int32),
@@ -68,3 +77,55 @@ def gather(
         np.array(timestamp, np.float64) if timed else None,
         np.array(rating, np.float32) if rated else None,
     )
+
+
+def seconds(value: Any) -> Any:
+    """A date or an ISO 8601 text (without a zone: UTC) as seconds since 1970; anything else as it is."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if isinstance(value, str) and ("-" in value[1:] or ":" in value):  # numbers in text stay for float()
+        try:
+            value = datetime.fromisoformat(value.strip())
+        except ValueError:
+            return value
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    return value
+
+
+def may_be_times(name: str, values: Sequence[Any]) -> bool:
+    """Whether a column looks as if it held times: by its name, or by values that are dates or plausible seconds."""
+    if re.search(r"time|date|year|month|day|stamp|(^|_)(at|on|when|ts)$", name.lower()):
+        return True
+    found = [(value, seconds(value)) for value in values if value not in (None, "")]
+
+    def plausible(value: Any, moment: Any) -> bool:
+        try:
+            return moment is not value or SECOND <= float(moment) < 10**9 * 10 * SECOND and float(moment).is_integer()
+        except (TypeError, ValueError, OverflowError):
+            return False
+
+    return bool(found) and all(plausible(*pair) for pair in found)
+
+
+SECOND = 10**8  # the least that seconds since 1970 are (1973); milliseconds are a thousand times as much, and so on
+
+
+def _one_kind(times: np.ndarray, dates: int, path: Path) -> None:
+    """Refuses a column that holds dates here and numbers there, or seconds here and milliseconds there.
+
+    Args:
+      times: float64 [interactions].
+      dates: how many of them were dates.
+    """
+    if 0 < dates < len(times):
+        raise ValueError(f"{path}: {dates:,} times are dates and {len(times) - dates:,} are numbers: write one kind.")
+    if dates:
+        return
+    day = times // 100 % 100, times % 100
+    compact = (18000101 <= times) & (times <= 21991231) & (1 <= day[0]) & (day[0] <= 12) & (1 <= day[1]) & (day[1] <= 31)
+    unit = np.where(times < SECOND, np.where(compact, 0, -1), 1 + np.log10(np.maximum(times / SECOND, 1)) // 3)
+    kinds = np.unique(unit[unit >= 0])
+    if len(kinds) > 1:
+        some = [f"{times[np.argmax(unit == kind)]:.0f}" for kind in kinds]
+        raise ValueError(f"{path}: the times are of several units, such as {' and '.join(some)}: write one unit.")

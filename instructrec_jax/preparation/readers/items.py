@@ -44,7 +44,7 @@ class Items:
     def add(self, line: int, item: str, raw_title: str, facts: Mapping[str, Any], year: int | None = None) -> None:
         """Add one item; one without id or title, or with a known id, is a bad line. All items have the same facts."""
         title, in_title = split_title(plain(raw_title))
-        if why := _fault(item, title, self.titles):
+        if why := _fault(item, title, facts, self.titles):
             self.bad(self.path, line, why)
             return
         year = year if in_title is None else in_title
@@ -61,6 +61,8 @@ class Items:
             why = f" ({self.bad.skipped[-1]})" if self.bad.skipped else ""
             raise ValueError(f"{self.path} holds no usable item{why}. Items are read as text: each needs a title.")
         facts: dict[str, list[Any]] = {}
+        if damaged := [name for name in self.facts if damage(name)]:
+            raise ValueError(f"{self.path}: the column {damaged[0]!r} holds {damage(damaged[0])}.")
         for name, column in self.facts.items():
             new = _FACT_NAMES.get(name, name)
             taken = new != name and (new in self.facts or new in facts)
@@ -140,7 +142,7 @@ def _article_first(match: re.Match[str]) -> str:
     return f"{alias or ''}{article}{'' if article.endswith(chr(39)) else ' '}{title}"
 
 
-def _fault(item: str, title: str, known: Mapping[str, str]) -> str | None:
+def _fault(item: str, title: str, facts: Mapping[str, Any], known: Mapping[str, str]) -> str | None:
     if not item.strip():
         return "empty item id"
     if item in known:
@@ -151,4 +153,8 @@ def _fault(item: str, title: str, known: Mapping[str, str]) -> str | None:
         return f"the title of item {item!r} runs over several lines (a quote that is never closed?)"
     if why := damage(item + title):
         return f"item {item!r} holds {why}"
+    for name, value in facts.items():
+        texts = value if isinstance(value, list) else [value]
+        if why := damage("".join(text for text in texts if isinstance(text, str))):
+            return f"{name} of item {item!r} holds {why}"
     return None

@@ -6,13 +6,12 @@ UTF-8, half a gzip) is a ValueError at once; a line that is broken goes to `BadL
 
 import ast
 import csv
-import gzip
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from instructrec_jax.parsing import json_lines, raw_lines, text_lines
 
 Row = tuple[int, list[str]]
 Record = tuple[int, dict[str, Any]]
@@ -64,32 +63,14 @@ def only(folder: Path, endings: Sequence[str], what: str, without: Iterable[Path
 # --- lines ---
 
 
-def _raw_lines(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            yield from file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}). Download or compress it anew.") from None
-
-
 def encoding_of(path: Path) -> str:
     """utf-8, or latin-1 if the file is not valid UTF-8 (ml-1m and ml-100k are latin-1, ml-10m UTF-8)."""
     try:
-        for line in _raw_lines(path):
+        for line in raw_lines(path):
             line.decode("utf-8")
     except UnicodeDecodeError:
         return "latin-1"
     return "utf-8"
-
-
-def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """Lines with their line ends, without a byte-order mark."""
-    for number, line in enumerate(_raw_lines(path), 1):
-        try:
-            text = line.decode(encoding)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{number}: not {encoding} ({error}). Convert the file to UTF-8.") from None
-        yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 # --- rows ---
@@ -151,26 +132,28 @@ def json_records(path: Path, bad: BadLines, *, python_dicts: bool = False) -> It
     python_dicts: also take lines that are Python literals, as the Amazon dumps up to 2014 have them. They are
     parsed as literals (`ast.literal_eval`), never run.
     """
-    for number, line in enumerate(text_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            value = _literal(line) if python_dicts else None
-            if value is None:
-                bad(path, number, f"not JSON ({error})")
+    kept: list[bytes] = []  # the line that `json_lines` looks at
+
+    def lines() -> Iterator[bytes]:
+        for line in raw_lines(path):
+            kept[:] = [line]
+            yield line
+
+    for number, value in json_lines(lines()):
+        if isinstance(value, ValueError):
+            literal = _literal(kept[0]) if python_dicts else None
+            if literal is None:
+                bad(path, number, str(value))
                 continue
-        if isinstance(value, dict):
-            yield number, value
-        else:
-            bad(path, number, f"expected a JSON object, found {line.strip()[:40]!r}")
+            value = literal
+        yield number, value
 
 
-def _literal(line: str) -> Any:
-    if not line.lstrip().startswith("{"):
+def _literal(line: bytes) -> dict[str, Any] | None:
+    if not line.lstrip().startswith(b"{"):
         return None
     try:
-        return ast.literal_eval(line.strip())
+        value = ast.literal_eval(line.decode("utf-8").strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
+    return value if isinstance(value, dict) and all(isinstance(key, str) for key in value) else None

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from instructrec_jax.preparation.readers.items import (
     require_columns,
 )
 from instructrec_jax.preparation.readers.lines import BadLines, Row, encoding_of, only, sized, split_rows
+from instructrec_jax.preparation.readers.table import LOOKED_AT, choose, find_time, usual
 from instructrec_jax.ranking.catalogue import Catalogue, Interactions
 
 KINDS = ("token", "token_seq", "float", "float_seq")
@@ -25,11 +27,18 @@ def read_recbole(
     folder: str | Path,
     bad: BadLines | None = None,
     *,
+    user_column: str | None = None,
+    item_column: str | None = None,
+    time_column: str | None = None,
+    rating_column: str | None = None,
     title_column: str | None = None,
     text_columns: Sequence[str] | None = None,
 ) -> tuple[Catalogue, Interactions]:
     """Read RecBole atomic files: NAME.inter (user_id, item_id, rating?, timestamp?), NAME.item (title, ...).
 
+    user_column, item_column, time_column, rating_column: fields of NAME.inter, where they have names of their own
+    (RecBole's USER_ID_FIELD, ITEM_ID_FIELD, TIME_FIELD); by default the usual names (`table.USUAL`), for the item else
+    the one field that both files have. A time is a number or ISO 8601; "none": the lines are in the order of time.
     title_column: default is the column called title, name, ..._title or ..._name, in this order.
     text_columns: what joins the title in an item's text, default genres, categories and brand where there are
     such columns. All columns but id and title become facts: float → number, genres and categories → list, the
@@ -38,28 +47,59 @@ def read_recbole(
     folder, bad = Path(folder), bad or BadLines()
     what = "to be read as RecBole atomic files (files already split into parts are not read: give the whole one)"
     inter, item = only(folder, [".inter"], what), only(folder, [".item"], what)
-    catalogue = _items(item, bad, title_column, text_columns)
+    names = list(_header(inter, split_rows(inter, "\t")))
+    shared = _item_column(names, list(_header(item, split_rows(item, "\t", encoding_of(item)))), inter, item_column)
+    catalogue = _items(item, bad, shared, title_column, text_columns)
 
-    rows = split_rows(inter, "\t")
-    names = list(_header(inter, rows))
-    require_columns(("user_id", "item_id"), names, inter)
-    wanted = [names.index(name) if name in names else None for name in ("user_id", "item_id", "rating", "timestamp")]
-    picked = (
-        (number, [fields[column] if column is not None else None for column in wanted])
-        for number, fields in sized(rows, inter, len(names), bad)
+    who = choose([name for name in names if name != shared], inter, "user", user_column)
+    rating = usual(names, inter, "rating", rating_column)
+    others = [name for name in names if name not in (who, shared, rating)]
+
+    def picked(columns: Sequence[str | None], bad: BadLines) -> Iterator[tuple[int, list[str | None]]]:
+        rows = split_rows(inter, "\t")
+        next(rows)
+        places = [None if name is None else names.index(name) for name in columns]
+        for number, fields in sized(rows, inter, len(names), bad):
+            yield number, [None if place is None else fields[place] for place in places]
+
+    some = [values for _, values in islice(picked(others, BadLines(skip=True)), LOOKED_AT)]
+    time = find_time(others, inter, time_column, some)
+    found = gather(
+        picked((who, shared, rating, time), bad),
+        inter,
+        catalogue,
+        bad,
+        rated=rating is not None,
+        timed=time is not None,
     )
-    return catalogue, gather(picked, inter, catalogue, bad, rated="rating" in names, timed="timestamp" in names)
+    return catalogue, found
 
 
-def _items(path: Path, bad: BadLines, title_column: str | None, text_columns: Sequence[str] | None) -> Catalogue:
+def _item_column(inter: Sequence[str], item: Sequence[str], path: Path, asked: str | None) -> str:
+    """The field with the item's id: the one asked for, one of a usual name, or the only one that both files have."""
+    both = [name for name in inter if name in item]
+    found = usual(inter, path, "item", asked)
+    if found is None and len(both) == 1:
+        found = both[0]
+    if found is None or found not in both:
+        raise ValueError(
+            f"{path} and its item file share no field that is known to hold the item: the one has {', '.join(inter)}; "
+            f"the other {', '.join(item)}. Name it with `--item_column`."
+        )
+    return found
+
+
+def _items(
+    path: Path, bad: BadLines, item_column: str, title_column: str | None, text_columns: Sequence[str] | None
+) -> Catalogue:
     rows = split_rows(path, "\t", encoding_of(path))
     types = _header(path, rows)
     names = list(types)
-    require_columns(["item_id", *(text_columns or ())], names, path)
-    title_column = find_title(names, path, title_column)
+    require_columns(text_columns or (), names, path)
+    title_column = find_title([name for name in names if name != item_column], path, title_column)
     items = Items(path, bad, [name for name in names if name in IN_TEXT] if text_columns is None else text_columns)
     year_column = next((name for name in ("release_year", "year") if name in types), "")
-    fact_names = [name for name in names if name not in ("item_id", title_column, year_column)]
+    fact_names = [name for name in names if name not in (item_column, title_column, year_column)]
     for line, fields in sized(rows, path, len(names), bad):
         row = dict(zip(names, fields, strict=True))
         try:
@@ -68,7 +108,7 @@ def _items(path: Path, bad: BadLines, title_column: str | None, text_columns: Se
             bad(path, line, str(error))
             continue
         year = re.fullmatch(r"(\d{4})(\.0+)?", row.get(year_column, ""))
-        items.add(line, row["item_id"], row[title_column], facts, int(year[1]) if year else None)
+        items.add(line, row[item_column], row[title_column], facts, int(year[1]) if year else None)
     return items.catalogue()
 
 

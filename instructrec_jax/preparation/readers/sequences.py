@@ -7,12 +7,12 @@
 None of them holds text, so each needs a file of titles beside it.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from instructrec_jax.parsing import json_value, text_lines
 from instructrec_jax.preparation.readers.amazon import read_meta
 from instructrec_jax.preparation.readers.interactions import gather
 from instructrec_jax.preparation.readers.items import Items
@@ -22,7 +22,6 @@ from instructrec_jax.preparation.readers.lines import (
     only,
     sized,
     split_rows,
-    text_lines,
 )
 from instructrec_jax.preparation.readers.table import USUAL, read_items
 from instructrec_jax.ranking.catalogue import Catalogue, Interactions
@@ -192,8 +191,10 @@ def _item_numbers(path: Path) -> dict[str, str]:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads("".join(text_lines(path)))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json_value("".join(text_lines(path)))
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{path} is not JSON ({error}).") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold one JSON object of id → title.")

@@ -9,14 +9,14 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from instructrec_jax.preparation.readers.interactions import gather
+from instructrec_jax.parsing import open_parquet
+from instructrec_jax.preparation.readers.interactions import gather, may_be_times
 from instructrec_jax.preparation.readers.items import IN_TEXT, SEVERAL, Items, find_title, require_columns
 from instructrec_jax.preparation.readers.lines import (
     BadLines,
@@ -38,6 +38,7 @@ USUAL = {
     "time": ("timestamp", "time", "ts", "unixreviewtime", "datetime", "date"),
     "rating": ("rating", "overall", "stars", "score"),
 }
+LOOKED_AT = 1000  # rows that tell whether a column holds times
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?")  # not 007: that is a code
 
 
@@ -59,7 +60,7 @@ def read_table(
     source: the table of interactions; or a folder with interactions.* in one of `FORMATS`.
     items: the table of items; by default items.* in the same folder.
     Columns left out are looked for under their usual names (`USUAL`). Times are numbers or ISO 8601 (without a
-    zone: UTC). text_columns: as in `read_recbole`.
+    zone: UTC); time_column "none": the lines are in the order of time. text_columns: as in `read_recbole`.
     """
     source, bad = Path(source), bad or BadLines()
     table = source if source.is_file() else _in_folder(source, "interactions")
@@ -78,12 +79,15 @@ def read_table(
     )
     names = columns_of(table, bad)
     who, what = choose(names, table, "user", user_column), choose(names, table, "item", item_column)
-    rating, time = usual(names, table, "rating", rating_column), usual(names, table, "time", time_column)
+    rating = usual(names, table, "rating", rating_column)
+    others = [name for name in names if name not in (who, what, rating)]
+    some = islice(cells(table, others, BadLines(skip=True)), LOOKED_AT)
+    time = find_time(others, table, time_column, [values for _, values in some])
     wanted = [who, what, *([rating] if rating else []), *([time] if time else [])]
 
     def rows() -> Iterator[tuple[int, tuple[str, str, Any, Any]]]:
         for line, values in cells(table, wanted, bad):
-            when = seconds(values[-1]) if time else None
+            when = values[-1] if time else None
             yield line, (as_id(values[0]), as_id(values[1]), values[2] if rating else None, when)
 
     return catalogue, gather(rows(), table, catalogue, bad, rated=rating is not None, timed=time is not None)
@@ -132,7 +136,7 @@ def columns_of(path: Path, bad: BadLines, *, every_line: bool = False) -> list[s
     """The column names of a table; those of JSON lines are the first object's keys, or those of every line's."""
     kind = _format(path)
     if kind == ".parquet":
-        return list(_parquet(path).schema_arrow.names)
+        return list(open_parquet(path).schema_arrow.names)
     if kind == ".jsonl":
         names: dict[str, None] = {}
         for _, record in json_records(path, BadLines(skip=True)):  # `cells` reports the bad ones
@@ -153,6 +157,27 @@ def usual(columns: Sequence[str], path: Path, kind: str, asked: str | None) -> s
     return next((simple[name] for name in USUAL[kind] if name in simple), None)
 
 
+def find_time(columns: Sequence[str], path: Path, asked: str | None, rows: Sequence[Sequence[Any]]) -> str | None:
+    """The column of the times; None where there is none, or where "none" is asked for.
+
+    Without times the order of lines decides what is held out, so a column that may hold them is asked about.
+
+    Args:
+      columns: those of the interactions that hold nothing else.
+      rows: some of the rows under them.
+    """
+    if asked == "none" and "none" not in columns:
+        return None
+    found = usual(columns, path, "time", asked)
+    for place, name in enumerate(columns if found is None else ()):
+        if may_be_times(name, [row[place] for row in rows]):
+            raise ValueError(
+                f"{path}: does the column {name!r} hold the times? Say so with `--time_column {name}`; or, if the "
+                "lines already are in the order of time, say `--time_column none`."
+            )
+    return found
+
+
 def choose(columns: Sequence[str], path: Path, kind: str, asked: str | None) -> str:
     """`usual`, where there must be one."""
     found = usual(columns, path, kind, asked)
@@ -169,8 +194,11 @@ def cells(path: Path, names: Sequence[str], bad: BadLines) -> Iterator[tuple[int
     kind = _format(path)
     if kind == ".parquet":
         number = 0
-        for batch in _parquet(path).iter_batches(columns=list(dict.fromkeys(names))):
-            columns = [batch.column(name).to_pylist() for name in names]
+        for batch in _batches(path, names):
+            try:
+                columns = [batch.column(name).to_pylist() for name in names]
+            except (ValueError, OverflowError) as error:  # a text that is no UTF-8, a time beyond Python's
+                raise ValueError(f"{path}: from row {number + 1}: no usable values ({error}).") from None
             for values in zip(*columns, strict=True):
                 number += 1
                 yield number, values
@@ -195,20 +223,6 @@ def tidy(column: Sequence[Any], name: str) -> list[Any]:
         whole = all("." not in value or float(value).is_integer() for value in there)
         return [None if value is None else int(value.split(".")[0]) if whole else float(value) for value in column]
     return [None if value is None else _text(value) for value in column]
-
-
-def seconds(value: Any) -> Any:
-    """A date or an ISO 8601 text as seconds since 1970; anything else as it is."""
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day)
-    if isinstance(value, str) and ("-" in value[1:] or ":" in value):  # numbers in text stay for float()
-        try:
-            value = datetime.fromisoformat(value.strip())
-        except ValueError:
-            return value
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    return value
 
 
 def _missing(value: Any) -> bool:
@@ -240,11 +254,11 @@ def _format(path: Path) -> str:
     return ending
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
+def _batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
-        return pq.ParquetFile(path)
+        yield from open_parquet(path).iter_batches(columns=list(dict.fromkeys(names)))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a Parquet file ({error}).") from None
+        raise ValueError(f"{path}: no readable Parquet ({error}); write it again.") from None
 
 
 def _in_folder(folder: Path, name: str) -> Path:

@@ -3,9 +3,7 @@
 Users, tags and items are split before any example is made. Tags never enter the text of an item.
 """
 
-import csv
-import gzip
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from instructrec_jax.data.example import Example
+from instructrec_jax.preparation.readers.lines import BadLines, csv_rows, pick
 from instructrec_jax.preparation.wording.intentions import names_title
 from instructrec_jax.preparation.wording.wordings import LANGUAGES, Wordings, load_wordings
 from instructrec_jax.ranking.catalogue import SPLITS, Catalogue
@@ -47,16 +46,9 @@ class TagConfig:
 
 def read_tags(path: str | Path) -> list[tuple[str, str, str]]:
     """(user, item, tag) of each row of a MovieLens tags.csv (or .csv.gz), in its order."""
-    names = ("userId", "movieId", "tag")
     path = Path(path)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, strict=True)
-        if missing := [name for name in names if name not in (rows.fieldnames or [])]:
-            raise ValueError(f"{path} has no column {missing[0]!r}; its header has {', '.join(rows.fieldnames or [])}.")
-        found = [tuple(row[name] for name in names) for row in rows]
-    if broken := [number for number, row in enumerate(found, 2) if None in row]:
-        raise ValueError(f"{path}: row {broken[0]} has too few fields: repair the file.")
-    return found  # type: ignore[return-value]
+    rows = pick(csv_rows(path), path, ("userId", "movieId", "tag"), BadLines())
+    return [(user, item, tag) for _, (user, item, tag) in rows]
 
 
 def tag_requests(
@@ -179,9 +171,7 @@ def _examples(
 
 def _share_out(rows: Sequence[tuple[str, str, str]], shares: Sequence[float]) -> dict[str, int]:
     """User -> number of the split: the most active first, each to the split that lacks most of its share."""
-    activity: dict[str, int] = defaultdict(int)
-    for user, _, _ in rows:
-        activity[user] += 1
+    activity = Counter(user for user, _, _ in rows)
     lacking = np.array(shares, float) * len(rows)
     split_of_user = {}
     for user in sorted(activity, key=lambda user: (-activity[user], user)):

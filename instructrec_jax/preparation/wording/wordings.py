@@ -11,11 +11,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import yaml
-
 from instructrec_jax.data.example import suggest
+from instructrec_jax.parsing import read_yaml
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
 FOLDER = Path(__file__).parent / "templates"
 LANGUAGES = ("en", "zh")
 PREFERENCES = ("none", "implicit", "explicit")
@@ -119,10 +117,7 @@ def slots(text: str) -> list[str]:
 
 def _read(path: Path, wordings: Wordings) -> list[Any]:
     """Adds a file's words to `wordings`; returns its cells."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML in UTF-8: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `cells` (templates) or sections such as `nouns`; found no mapping.")
     known = ["cells", *_SECTIONS, "stop_words", "stop_kinds"]
