@@ -21,6 +21,7 @@ from instructrec_jax.distributed import launch
 from instructrec_jax.distributed.host_memory import keep_freed_memory
 from instructrec_jax.distributed.mesh import MeshConfig
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.parsing import YamlDumper, parse_yaml, read_yaml
 from instructrec_jax.tasks.base import TaskConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -65,29 +66,75 @@ def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -
     Raises:
       ConfigError: an unknown key (with the nearest known one), or a value of the wrong type.
     """
-    named = {arg.split("=")[0] for arg in args}
-    if default is not None and "--config_path" not in named and not (default == DEFAULT and "--task.type" in named):
-        args = ["--config_path", str(default), *args]
-    known = set(setting_names(config_class))
-    for arg in args:
-        name = arg[2:].split("=")[0]
-        if arg.startswith("--") and name not in known | {"config_path", "help"} and not _is_number(arg):
-            raise ConfigError(unknown_key(name, known))
-    for arg, value in zip(args, [*args, ""][1:], strict=True):
-        if arg == "--config_path" or arg.startswith("--config_path="):
-            path = Path(value if arg == "--config_path" else arg.split("=", 1)[1])
-            _check_file(path, set(setting_names(config_class, lists=True)))
-    try:
-        config: Any = draccus.parse(config_class, args=args)
-    except SystemExit:
-        if {"-h", "--help"} & set(args):
+    if {"-h", "--help"} & set(args):
+        try:
+            draccus.parse(config_class, args=["--help"])
+        finally:
             print(_help_on_lists(config_class))
-        raise
-    except (draccus.utils.ParsingError, yaml.YAMLError) as error:
+    given = _given(args, set(setting_names(config_class)))
+    files = [value for name, value in given if name == "config_path"]
+    if default is not None and not files and not (default == DEFAULT and "task.type" in dict(given)):
+        files = [str(default)]
+    tree = _settings_of(Path(files[-1]), set(setting_names(config_class, lists=True))) if files else {}
+    for name, value in given:
+        if name != "config_path":
+            _put(tree, name.split("."), _argument(name, value))
+    try:
+        config: Any = draccus.decode(config_class, _spelled(tree))
+    except draccus.utils.ParsingError as error:
         other = ". They are of another type: change it in the file." if "are not valid for" in str(error) else ""
         raise ConfigError(f"{error}{other}") from error
     _check_nulls(config)
     return config
+
+
+def _given(args: list[str], known: set[str]) -> list[tuple[str, str]]:
+    """(name, value) of each `--name value` or `--name=value`, in order."""
+    found, rest = [], list(args)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise ConfigError(f"unexpected argument {name!r}: settings are given as `--name value`.")
+        if name[2:] not in known | {"config_path"}:
+            raise ConfigError(unknown_key(name[2:], known))
+        if not equals:
+            if not rest or rest[0].startswith("--") and not _is_number(rest[0]):
+                raise ConfigError(f"`{name}` needs a value: `{name} VALUE`.")
+            value = rest.pop(0)
+        found.append((name[2:], value))
+    return found
+
+
+def _argument(name: str, text: str) -> Any:
+    try:
+        return "" if text == "" else parse_yaml(text, f"--{name}")
+    except ValueError as error:
+        raise ConfigError(f"{error} Quote it where it is a text: --{name} '\"...\"'.") from None
+
+
+def _put(tree: dict[str, Any], name: list[str], value: Any) -> None:
+    """Sets a name in a tree, given in its parts; of two mappings, the new one's entries join the old one's."""
+    first, *rest = name
+    old = tree.get(first)
+    if rest:
+        tree[first] = old if isinstance(old, dict) else {}
+        _put(tree[first], rest, value)
+    elif isinstance(value, dict) and isinstance(old, dict):
+        for key, entry in value.items():
+            _put(old, [key], entry)
+    else:
+        tree[first] = value
+
+
+def _spelled(value: Any, name: str = "") -> Any:
+    """The same tree with truth values inside of lists as YAML spells them: they are names there (labels: [true])."""
+    if isinstance(value, dict):
+        return {key: _spelled(entry, f"{name}.{key}" if name else str(key)) for key, entry in value.items()}
+    if not isinstance(value, list):
+        return value
+    if None in value:
+        raise ConfigError(f"`{name}` has an entry that is null: give it a value, or write 'null' in quotes for a text.")
+    return [str(entry).lower() if isinstance(entry, bool) else _spelled(entry, name) for entry in value]
 
 
 def check_names(args: list[str], own: set[str]) -> None:
@@ -105,7 +152,7 @@ def load(path: str | Path) -> Config:
 
 
 def to_yaml(config: Any) -> str:
-    return str(draccus.dump(config))
+    return yaml.dump(draccus.encode(config), Dumper=YamlDumper)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -181,14 +228,14 @@ def _is_number(arg: str) -> bool:
     return arg[1:2].isdigit()
 
 
-def _check_file(path: Path, known: set[str]) -> None:
-    """Names an unknown key of a YAML file with its nearest known one; draccus would only name its class."""
+def _settings_of(path: Path, known: set[str]) -> dict[str, Any]:
+    """The settings of a YAML file. An unknown key is named with its nearest known one; draccus only names its class."""
     if not path.is_file():
         raise ConfigError(f"the configuration file {path} does not exist.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        tree = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} should hold settings as `name: value` lines.")
 
@@ -202,6 +249,7 @@ def _check_file(path: Path, known: set[str]) -> None:
                     walk(below, name + ".")
 
     walk(tree, "")
+    return tree
 
 
 def _check_nulls(config: Any, prefix: str = "") -> None:

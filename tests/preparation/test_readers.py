@@ -202,7 +202,7 @@ def test_recbole_chosen_columns(tmp_path):
     ("inter", "item", "message"),
     [
         (INTER.replace("user_id:token", "user_id"), ITEM, "shop.inter:1: expected a RecBole header"),
-        (INTER.replace("user_id:", "session_id:"), ITEM, "no column 'user_id'"),
+        (INTER.replace("user_id:", "session_id:"), ITEM, "--user_column"),
         (INTER + "u2\tB1\n", ITEM, "shop.inter:4: expected 4 fields, found 2"),
         (INTER + "u2\tB9\t1\t1\n", ITEM, "shop.inter:4: item 'B9' is not in the item file"),
         (INTER, ITEM.replace("title:token", "label:token"), "--title_column"),

@@ -179,7 +179,7 @@ def test_wrong_files(tmp_path):
     with pytest.raises(ValueError, match="tables are read from .csv, .tsv, .parquet, .jsonl"):
         read_table(tmp_path, items=tmp_path / "items.xlsx")
     (tmp_path / "items.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(ValueError, match="items.parquet is not a Parquet file"):
+    with pytest.raises(ValueError, match="items.parquet: no readable Parquet"):
         read_table(tmp_path)
     (tmp_path / "items.parquet").unlink()
     for name in ("items.csv", "items.jsonl"):

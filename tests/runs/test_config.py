@@ -91,7 +91,55 @@ def test_a_config_survives_its_yaml(tmp_path: Path) -> None:
     assert yaml.safe_load(to_yaml(config)) == to_dict(config)
 
 
+SPELLED = ["yes", "no", "on", "off", "y", "n", "true", "1_000", "12:30", "2024-05-01", "0o8", "=", "none", "None"]
+
+
+@pytest.mark.parametrize("how", ["file", "argument"])
+def test_labels_stay_as_they_are_written(how: str, tmp_path: Path) -> None:
+    labels = f"[{', '.join(SPELLED)}]"
+    if how == "file":
+        config = parse(Config, written(tmp_path, f"task: {{type: classification, labels: {labels}}}\n"))
+    else:
+        config = parse(Config, ["--task.type", "classification", "--task.labels", labels])
+    assert config.task.labels == SPELLED
+    path = tmp_path / "again.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert load(path) == config
+
+
+def test_numbers_as_yaml_1_2_has_them(tmp_path: Path) -> None:
+    text = "optimizer: {learning_rate: 1e-4, clip_norm: .5, weight_decay: 0}\nsteps: 010\noverwrite: true\n"
+    config = parse(Config, written(tmp_path, text))
+    assert (config.optimizer.learning_rate, config.optimizer.clip_norm, config.steps) == (1e-4, 0.5, 10)
+    with pytest.raises(ConfigError, match="`overwrite`"):
+        parse(Config, written(tmp_path, "overwrite: yes\n"))
+
+
+def test_arguments_join_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, "lora: {rank: 2, alpha: 3}\noptimizer: null\n")
+    config = parse(Config, [*file, "--lora", "{rank: 4}", "--optimizer.learning_rate=-1", "--run_dir", "-x"])
+    assert (config.lora.rank, config.lora.alpha, config.optimizer.learning_rate, config.run_dir) == (4, 3, -1, "-x")
+
+
 # ------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--steps"], "--steps"),
+        (["--steps", "--seed", "1"], "--steps"),
+        (["steps", "3"], "'steps'"),
+        (["--task.labels", "[a"], "--task.labels"),
+        (["--run_dir", "a: b: c"], "--run_dir"),
+        (["--task.type", "classification", "--task.labels", "[a, null]"], "task.labels"),
+        (["--data.train", "[" * 200 + "]" * 200], "data.train"),
+        (["--lora", "{rank: 1, rank: 2}"], "--lora.*'rank'"),
+    ],
+)
+def test_an_argument_that_cannot_be_read_is_named(arguments: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        parse(Config, arguments)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +211,7 @@ def test_a_wrong_type_is_named(arguments: list[str], name: str) -> None:
         ("task: {type: classification, cutoffs: [1]}", "cutoffs"),
         ("- 3", "should hold settings"),
         ("", "should hold settings"),
-        ("a: [", "is not YAML"),
+        ("a: [", "settings.yaml, line 2: not YAML"),
     ],
 )
 def test_a_bad_file_is_named(text: str, words: str, tmp_path: Path) -> None:

@@ -23,12 +23,11 @@ class BadLines:
 
     skip: bool = False
     skipped: list[str] = field(default_factory=list)
+    remedy: str = "Repair the file, or leave such lines out with `--on_bad_line skip`."
 
     def __call__(self, path: Path, line: int, why: str) -> None:
         if not self.skip:
-            raise ValueError(
-                f"{path}:{line}: {why}. Repair the file, or leave such lines out with `--on_bad_line skip`."
-            )
+            raise ValueError(f"{path}:{line}: {why}. {self.remedy}")
         self.skipped.append(f"{path.name}:{line}: {why}")
 
 

@@ -47,7 +47,7 @@ class TagConfig:
 def read_tags(path: str | Path) -> list[tuple[str, str, str]]:
     """(user, item, tag) of each row of a MovieLens tags.csv (or .csv.gz), in its order."""
     path = Path(path)
-    rows = pick(csv_rows(path), path, ("userId", "movieId", "tag"), BadLines())
+    rows = pick(csv_rows(path), path, ("userId", "movieId", "tag"), BadLines(remedy="Repair the file."))
     return [(user, item, tag) for _, (user, item, tag) in rows]
 
 

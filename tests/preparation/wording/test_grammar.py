@@ -150,7 +150,7 @@ def test_templates_of_a_users_own(films, splits, tmp_path, folder):
         ("intention: none", "intention: nonne", "cell matching implicit nonne: intention must be one of"),
         ("cells:", "celsl:", "unknown key 'celsl'.*\"cells\""),
         ("measure: 首, ", "", "nouns: song: zh must have the keys"),
-        ("cells:", "cells: [", "is not YAML"),
+        ("cells:", "cells: [", "line 7: not YAML"),
     ],
 )
 def test_broken_template_files(films, splits, tmp_path, old, new, message):
