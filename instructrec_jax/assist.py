@@ -16,7 +16,7 @@ import sys
 from instructrec_jax.answering.arguments import assist_parser, new_file
 from instructrec_jax.answering.desk import BATCH, Desk, Requests, read_requests, tune_threshold
 from instructrec_jax.answering.records import blocks
-from instructrec_jax.files import write_jsonl
+from instructrec_jax.files import append_jsonl, write_text
 from instructrec_jax.runs.config import main_guard
 
 
@@ -49,9 +49,12 @@ def main(args: list[str]) -> None:
     else:
         requests = read_requests(options.input or "-", options.text_field)
     live = options.request is None and options.input is None
-    answers = (answer for block in blocks(requests, BATCH, live=live) for answer in desk.answer(block))
+    answers = desk.answers(requests, live=live)
     if options.out is not None:
-        count = write_jsonl(options.out, answers)
+        write_text(options.out, "")
+        count = 0
+        for block in blocks(answers, BATCH):  # as they come: an error later on loses none of them
+            count += append_jsonl(options.out, block)
         print(f"{count:,} answers written: {options.out}", file=sys.stderr)
         return
     for answer in answers:

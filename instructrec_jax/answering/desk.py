@@ -256,6 +256,21 @@ class Desk:
             )
         return answers
 
+    def answers(self, requests: Requests, *, live: bool = False) -> Iterator[dict[str, Any]]:
+        """Answers in the order of the requests. Where one cannot be read, those before it come, and then the error.
+
+        Args:
+          live: answer what has come in, without waiting for a full batch.
+        """
+        for block in blocks(requests, BATCH, live=live):
+            try:
+                answered = self.answer(block)
+            except BadExample:
+                for request in block:
+                    yield from self.answer([request])
+            else:
+                yield from answered
+
 
 def tune_threshold(
     run: str | Path,

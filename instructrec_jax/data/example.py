@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import reprlib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -158,6 +159,8 @@ def check_number(value: Any, field: str) -> int | float:
     """The number itself, unchanged. Raises `BadExample` when it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadExample(field, "wrong type", f"expected a number, found {show(value)}.")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise BadExample(field, "not a finite number", f"found {len(str(value)):,} digits, more than a float holds.")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadExample(field, "not a finite number", f"found {value}: give the true value or remove the row.")
     return value

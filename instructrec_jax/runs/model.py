@@ -110,6 +110,7 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         held_out=tuple(config.data.hold_out.labels),
         catalogue=joined,
         new_items=new_items,
+        vocab_size=getattr(network, "vocab_size", None),
     )
     task = config.task.build(context)
     longest = task.max_target_length

@@ -98,6 +98,7 @@ class TaskContext:
     held_out: Sequence[str] = ()  # labels that training must not see, not even as wrong answers
     catalogue: Catalogue | None = None  # of a ranking task, with items that joined it; None: that of its folder
     new_items: int = 0  # so many of the catalogue's last items joined it after training
+    vocab_size: int | None = None  # tokens for which the network has word embeddings; None: all of the tokenizer's
 
 
 class Model(nnx.Module):

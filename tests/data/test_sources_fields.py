@@ -78,6 +78,7 @@ def test_from_record_is_strict(record, field):
         ({"input": ""}, "input", "empty text"),
         ({"output": math.nan}, "output", "not a finite number"),
         ({"output": -math.inf}, "output", "not a finite number"),
+        ({"output": 10**400}, "output", "not a finite number"),
         ({"output": True}, "output", "wrong type"),
         ({"output": ("a", None)}, "output[1]", "wrong type"),
         ({"output": ["a"]}, "output", "wrong type"),

@@ -277,6 +277,9 @@ class MultilabelTask(_SequenceTask):
         return {"TF-IDF + logistic regression": self._scores(test, found)}
 
 
+LARGEST = 1e15  # targets beyond it square to what float32, in which losses are added up, cannot hold
+
+
 class RegressionTask(_SequenceTask):
     problem_type = "regression"
     metric = "mse"
@@ -288,8 +291,13 @@ class RegressionTask(_SequenceTask):
 
     def target(self, example: Example, name: str) -> np.ndarray:
         output = example.output
-        if isinstance(output, bool) or not isinstance(output, int | float) or not np.isfinite(output):
+        if isinstance(output, bool) or not isinstance(output, int | float) or not abs(output) < float("inf"):
             raise ValueError(f"{name}: its output should be a finite number, but is {output!r}.")
+        if abs(output) > LARGEST:
+            raise ValueError(
+                f"{name}: its output is {output!r:.60}, too large for a squared error in float32: targets should lie "
+                f"between -{LARGEST:g} and {LARGEST:g}. Rescale them, to thousands or logarithms, say."
+            )
         return np.array(output, np.float32)
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:

@@ -51,6 +51,12 @@ class MaskedLMTask(Task):
             raise ValueError(f"task.mask_rate should lie between 0 and 1, but is {config.mask_rate}.")
         if tokenizer.mask_token_id is None:
             raise ValueError("the tokenizer has no mask token, so masked language modelling is not possible with it.")
+        self.table = context.vocab_size if context.vocab_size is not None else len(tokenizer)
+        if tokenizer.mask_token_id >= self.table:
+            raise ValueError(
+                f"the tokenizer's mask token is number {tokenizer.mask_token_id}, but the network has word embeddings "
+                f"for {self.table:,} tokens (vocab_size in config.json): they do not belong together."
+            )
         self.config, self.context = config, context
         self.special = np.array(tokenizer.all_special_ids)
 
@@ -64,6 +70,9 @@ class MaskedLMTask(Task):
         texts = tokenise(full, names, self.context)
         encoded = []
         for text, example, name in zip(texts, examples, names, strict=True):
+            if text is not None and text.tokens.max() >= self.table:
+                token = self.context.tokenizer.convert_ids_to_tokens(int(text.tokens.max()))
+                raise ValueError(f"{name} holds the token {token!r}, for which the network has no word embedding.")
             if text is not None and np.isin(text.tokens, self.special).all():
                 raise ValueError(f"{name} has no token that could be masked.")
             if text is not None:
@@ -78,7 +87,7 @@ class MaskedLMTask(Task):
         tokens, draw = text.tokens.copy(), rng.random(len(chosen))
         tokens[chosen[draw < 0.8]] = self.context.tokenizer.mask_token_id
         replaced = chosen[(draw >= 0.8) & (draw < 0.9)]
-        tokens[replaced] = rng.integers(0, len(self.context.tokenizer), len(replaced))
+        tokens[replaced] = rng.integers(0, min(len(self.context.tokenizer), self.table), len(replaced))
         supervised = np.zeros(len(tokens), np.int32)
         supervised[chosen] = 1
         return Text(tokens, text.types), supervised

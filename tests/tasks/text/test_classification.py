@@ -94,6 +94,9 @@ def test_targets(context: TaskContext) -> None:
         (MultilabelConfig(labels=SUBJECTS), 1.0, "example 'x7': its output should be a list of labels"),
         (RegressionConfig(), float("nan"), "example 'x7': its output should be a finite number, but is nan"),
         (RegressionConfig(), float("inf"), "example 'x7': its output should be a finite number"),
+        (RegressionConfig(), 10**16, "example 'x7': .*10000000000000000.*1e\\+15"),
+        (RegressionConfig(), 10**30, "example 'x7': .*1e\\+15"),
+        (RegressionConfig(), -1e30, "example 'x7': .*-1e\\+30.*1e\\+15"),
         (RegressionConfig(), "3", "example 'x7': its output should be a finite number, but is '3'"),
         (RegressionConfig(), True, "example 'x7': its output should be a finite number, but is True"),
         (RegressionConfig(), None, "example 'x7': its output should be a finite number"),
@@ -269,6 +272,7 @@ def test_baselines(context: TaskContext) -> None:
     assert rows["TF-IDF + logistic regression"].metrics["micro_f1"] == pytest.approx(expected)
 
     number = RegressionConfig().build(context)
+    assert number.encode([Example(instruction="a", output=10**11)])[0].target == np.float32(1e11)
     train, test = examples("regression", 60, seed=1), examples("regression", 30)
     rows = number.baselines(number.encode(train), number.encode(test))
     targets, truth = np.array([e.output for e in train]), np.array([e.output for e in test])

@@ -1,5 +1,6 @@
 """Masked language modelling: what is hidden, and the loss on it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,19 @@ def random_texts(tokenizer: Any, lengths: Any, seed: int = 0) -> list[Encoded]:
 
 
 # ------------------------------------------------------------------ what is hidden
+
+
+def test_no_token_lies_outside_of_the_table(context: TaskContext, tokenizer: Any) -> None:
+    size = tokenizer.mask_token_id + 5
+    task = build(replace(context, vocab_size=size), 0.9)
+    encoded = [Encoded(Text(np.full(40, size - 1, np.int32)), None, EXAMPLE)] * 50
+    assert max(text.tokens.max() for text in task.gather(encoded, np.random.default_rng(0)).texts) < size
+    beyond = Example(instruction=tokenizer.convert_ids_to_tokens(size + 1), id="x7")
+    if tokenizer(beyond.instruction)["input_ids"][1] == size + 1:
+        with pytest.raises(ValueError, match="'x7'"):
+            task.encode([beyond])
+    with pytest.raises(ValueError, match="vocab_size"):
+        build(replace(context, vocab_size=tokenizer.mask_token_id))
 
 
 @pytest.mark.parametrize("rate", [0.15, 0.4])
