@@ -94,7 +94,7 @@ def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | V
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", JSON object) of a file of which every line must be good. Raises ValueError at the first that is not."""
+    """("file:line", JSON object) of a file whose lines must all be good. Raises ValueError at the first that is not."""
     for number, value in json_lines(raw_lines(path)):
         if isinstance(value, ValueError):
             raise ValueError(f"{path}:{number}: {value}.")
@@ -178,6 +178,7 @@ class YamlDumper(yaml.SafeDumper):
     """Quotes every text that YAML 1.1 or 1.2 would read as something else."""
 
 
+YamlDumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)  # an OrderedDict is a mapping, too
 for _name, _pattern, _first in _PLAIN:
     YamlDumper.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
 

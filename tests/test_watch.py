@@ -231,7 +231,20 @@ def test_times(value: Any, expected: str) -> None:
 
 
 NO_TIMES = ["yesterday", "2024-13-01", 1714527000000, True, float("nan"), [1], "0001-01-01", "1714527000000"]
-AMBIGUOUS = [0, 1, 2024, "2024", 202405, "202405", 20241301, 2024050109, 202405010930, "20240501093000", 1e30, "9" * 5000]
+AMBIGUOUS = [
+    0,
+    1,
+    2024,
+    "2024",
+    202405,
+    "202405",
+    20241301,
+    2024050109,
+    202405010930,
+    "20240501093000",
+    1e30,
+    "9" * 5000,
+]
 
 
 @pytest.mark.parametrize("value", NO_TIMES + AMBIGUOUS)
@@ -506,6 +519,20 @@ class Oracle:
             return max(near, key=near.__getitem__)
 
         return np.array([[[float(label(text) == name) for name in LABELS] for text in encoded]])
+
+
+@pytest.mark.parametrize("bad", ["{", json.dumps({"text": "x", "entity": "a", "time": 20}), None])
+def test_readings_before_a_bad_record_are_delivered(bad: str | None, tmp_path: Path) -> None:
+    good = [{"text": f"t{n}", "entity": "a", "time": f"2024-05-0{n}"} for n in (3, 1, 2)]
+    lines = [*map(json.dumps, good), bad or '{"text": "x"}', json.dumps(good[0])]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    oracle: Any = Oracle()
+    feed = verb.Feed(oracle, {n: n for n in ("text", "entity", "time")}, UTC, timedelta(days=9), Skipped(False))
+    found = []
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 4"):
+        for reading in feed(str(tmp_path / "a.jsonl")):
+            found.append(reading.text)
+    assert found == ["t1", "t2", "t3"]
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -76,15 +76,17 @@ def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -
     if default is not None and not files and not (default == DEFAULT and "task.type" in dict(given)):
         files = [str(default)]
     tree = _settings_of(Path(files[-1]), set(setting_names(config_class, lists=True))) if files else {}
-    for name, value in given:
-        if name != "config_path":
-            _put(tree, name.split("."), _argument(name, value))
+    overrides = [(name, value) for name, value in given if name != "config_path"]
+    for name, value in overrides:
+        _put(tree, name.split("."), _argument(name, value))
     try:
         config: Any = draccus.decode(config_class, _spelled(tree))
-    except draccus.utils.ParsingError as error:
-        other = ". They are of another type: change it in the file." if "are not valid for" in str(error) else ""
-        raise ConfigError(f"{error}{other}") from error
-    _check_nulls(config)
+        _check_nulls(config)
+    except (draccus.utils.ParsingError, ConfigError) as error:
+        hint = ". They are of another type: change it in the file." if "are not valid for" in str(error) else ""
+        hint = ". Say which task it is: `task.type`." if "'type' key" in str(error) else hint
+        where = f"{files[-1]}: " if files and not overrides else ""
+        raise ConfigError(f"{where}{error}{hint}") from error
     return config
 
 

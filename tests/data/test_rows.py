@@ -40,7 +40,7 @@ CONTENTS = {
     ".jsonl": "\n".join(json.dumps(r, ensure_ascii=False) for r in RECORDS).encode(),
     ".json": json.dumps(RECORDS).encode(),
     ".csv": as_csv(RECORDS),
-    ".tsv": "instruction\toutput\n推荐一部电影 🎬\ta\n\"Go, he said\t\"no\" \"\"twice\"\"\r\n\"\u2028\u0085\t d \n".encode(),
+    ".tsv": 'instruction\toutput\n推荐一部电影 🎬\ta\n"Go, he said\t"no" ""twice""\r\n"\u2028\u0085\t d \n'.encode(),
     ".parquet": as_parquet(RECORDS),
 }
 IN_TSV = [

@@ -322,7 +322,17 @@ def test_recommendation_columns():
 
 @pytest.mark.parametrize(
     ("value", "name"),
-    [(None, ""), ("", ""), (" ", ""), (math.nan, ""), (3.0, "3"), (3, "3"), (1.5, "1.5"), ("a 1", "a 1"), (True, "true")]
+    [
+        (None, ""),
+        ("", ""),
+        (" ", ""),
+        (math.nan, ""),
+        (3.0, "3"),
+        (3, "3"),
+        (1.5, "1.5"),
+        ("a 1", "a 1"),
+        (True, "true"),
+    ]
     + [({"$oid": "5f"}, '{"$oid": "5f"}'), ([1, 2], "[1, 2]")],
 )
 def test_an_id_only_names_the_record(value, name):
@@ -365,7 +375,14 @@ ARC = FieldsConfig(instruction="question", candidates="choices.text", output="an
 
 @pytest.mark.parametrize(
     ("labels", "said", "meant"),
-    [("ABCD", "B", "w"), ("1234", "3", "x"), ("1234", 3, "x"), ("1234", "1", "v"), ("0123", "1", "w"), ("ABCD", " D ", "y")],
+    [
+        ("ABCD", "B", "w"),
+        ("1234", "3", "x"),
+        ("1234", 3, "x"),
+        ("1234", "1", "v"),
+        ("0123", "1", "w"),
+        ("ABCD", " D ", "y"),
+    ],
 )
 def test_the_labels_beside_the_candidates_decide(labels, said, meant):
     row = {"question": "q", "choices": {"text": list("vwxy"), "label": list(labels)}, "answerKey": said}

@@ -1,6 +1,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from instructrec_jax.data.example import Example
@@ -111,3 +113,74 @@ def test_reading_names_what_is_missing(tmp_path, films):
     path.write_text(json.dumps({"instruction": "x", "output": "1"}) + "\n{broken\n")
     with pytest.raises(ValueError, match="test.jsonl:2: not JSON"):
         load_examples(tmp_path / "a", "test")
+
+
+# ------------------------------------------------------------------ files that others wrote
+
+GOOD = {"id": ["1", "2", "3"], "title": ["Alien", "Heat", "Up"], "text": ["a", "b", "c"], "year": [1979, None, 2009]}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"id": [1, 2, 3]}, "row 1: id .*'1'"),
+        ({"id": [1.0, 2.0, 3.0]}, "row 1: id"),
+        ({"id": ["1", None, "3"]}, "row 2: id"),
+        ({"id": ["1", "2", "2"]}, "'2'"),
+        ({"title": ["Alien", "Heat", None]}, "row 3: title"),
+        ({"title": ["Alien", " ", "Up"]}, "row 2: the title"),
+        ({"text": ["a", "b", ""]}, "row 3: the text"),
+        ({"text": ["a", "b\0", "c"]}, "row 2: the text .*NUL"),
+        ({"title": [["Alien"], ["Heat"], ["Up"]]}, "row 1: title"),
+        ({"year": [{"of": 1}, None, None]}, "row 1: the fact year"),
+        ({"year": [[1], [2], [3]]}, "row 1: the fact year"),
+        ({name: [] for name in GOOD}, "no items"),
+        ({"text": None}, "'text'"),
+    ],
+)
+def test_a_damaged_items_parquet_is_named(tmp_path, change, named):
+    columns = {name: column for name, column in (GOOD | change).items() if column is not None}
+    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+    with pytest.raises(ValueError, match=rf"items\.parquet.*{named}"):
+        Catalogue.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"user": [["u"], ["v"]]}, "row 1: user"),
+        ({"user": ["u", None]}, "row 2: user"),
+        ({"user": ["u", ""]}, "row 2: the user"),
+        ({"user": [1, 2]}, "row 1: user"),
+        ({"item": [1.0, 2.0]}, "row 1: item"),
+        ({"item": ["1", "9"]}, "row 2: the item '9'"),
+        ({"timestamp": [1.0, None]}, "row 2: timestamp"),
+        ({"timestamp": ["a", "b"]}, "row 1: timestamp"),
+        ({"rating": [float("nan"), 1.0]}, "row 1: rating"),
+    ],
+)
+def test_damaged_interactions_are_named(tmp_path, films, change, named):
+    columns = {"user": ["u", "v"], "item": ["1", "2"], "timestamp": [1.0, 2.0]} | change
+    pq.write_table(pa.table(columns), tmp_path / "interactions.parquet")
+    with pytest.raises(ValueError, match=rf"interactions\.parquet, {named}"):
+        Interactions.load(tmp_path, films)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"user": ["u"], "items": ["1"]}, {"user": "u", "items": "1"}, {"user": "u", "items": [1]}, {"items": ["1"]}]
+    + [{"user": "u", "items": ["9"]}, {"user": "v", "items": ["1"]}],
+)
+def test_a_damaged_line_of_the_splits_is_named(tmp_path, films, row):
+    (tmp_path / "splits").mkdir()
+    for name in ("train", "validation", "test"):
+        (tmp_path / "splits" / f"{name}.jsonl").write_text('{"user": "v", "items": ["2"]}\n' + json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"train\.jsonl:2: "):
+        Splits.load(tmp_path, films)
+
+
+def test_a_damaged_example_is_named(tmp_path):
+    (tmp_path / "instructions").mkdir()
+    (tmp_path / "instructions" / "test.jsonl").write_text('{"instruction": "a"}\n{"instruction": ""}\n')
+    with pytest.raises(ValueError, match=r"test\.jsonl:2, field 'instruction'"):
+        load_examples(tmp_path, "test")

@@ -123,7 +123,9 @@ def _one_kind(times: np.ndarray, dates: int, path: Path) -> None:
     if dates:
         return
     day = times // 100 % 100, times % 100
-    compact = (18000101 <= times) & (times <= 21991231) & (1 <= day[0]) & (day[0] <= 12) & (1 <= day[1]) & (day[1] <= 31)
+    compact = (
+        (18000101 <= times) & (times <= 21991231) & (1 <= day[0]) & (day[0] <= 12) & (1 <= day[1]) & (day[1] <= 31)
+    )
     unit = np.where(times < SECOND, np.where(compact, 0, -1), 1 + np.log10(np.maximum(times / SECOND, 1)) // 3)
     kinds = np.unique(unit[unit >= 0])
     if len(kinds) > 1:
