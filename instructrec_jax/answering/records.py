@@ -18,7 +18,7 @@ from instructrec_jax.parsing import json_lines
 T = TypeVar("T")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST = 100 * 366 * 86400
-# Seconds since 1970 that are plausible: from March 1973 to February 2103, and as far back from 1970, but not beyond 1800.
+# Plausible seconds since 1970: from March 1973 to February 2103, or as far before 1970, but not before 1802.
 EARLIEST, LATEST, LONG_AGO = 1e8, 4.2e9, 5.3e9
 HOURS = 1.9e9  # seconds from here on (March 2030) may also be a day and an hour, 2024050109
 

@@ -49,7 +49,7 @@ def named(value: Any, names: Mapping[int, str], place: str) -> str:
     """The name of a class number, however the file spells it; or the name itself. Raises BadExample for others."""
     form = {"true": "1", "false": "0"}.get(str(label_form(value)), label_form(value))
     number = int(form) if form is not None and re.fullmatch(r"-?\d+", form) else None
-    if number in names:
+    if number is not None and number in names:
         return names[number]
     if (name := Labels(names.values()).find(value)) is not None:
         return name
