@@ -24,8 +24,8 @@ from instructrec_jax.metrics.language import KANA, SPACELESS, has_cjk, script_wo
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 ROUGE_WORDS = (
-    "ROUGE on lower-case words of any script, English stemmed as by rouge-score, characters in Chinese, Japanese, Thai, "
-    "Lao, Khmer and Burmese"
+    "ROUGE on lower-case words of any script, English stemmed as by rouge-score, characters in Chinese, Japanese, "
+    "Thai, Lao, Khmer and Burmese"
 )
 OF_ONE = "BLEU and chrF from 0 to 1 (a hundredth of sacrebleu's)"
 

@@ -96,7 +96,9 @@ def test_bleu_of_scripts_without_spaces(monkeypatch: pytest.MonkeyPatch) -> None
     assert bleu_tokenizer(wanted) == "ja-mecab" and bleu_tokenizer([["a cat"]]) == "13a"
 
 
-@pytest.mark.parametrize(("found", "wanted"), [(FOUND, WANTED), (["我非常喜欢这只猫", "a"], [["我很喜欢这只猫"], ["b"]])])
+@pytest.mark.parametrize(
+    ("found", "wanted"), [(FOUND, WANTED), (["我非常喜欢这只猫", "a"], [["我很喜欢这只猫"], ["b"]])]
+)
 def test_bleu_of_any_cases_is_that_of_the_library(found: list[str], wanted: list[list[str]]) -> None:
     metric = resampled_bleu(found, wanted)
     for drawn in ([0, 1], [0, 0, 1], [0]):
@@ -118,4 +120,10 @@ def test_what_cannot_be_scored() -> None:
 
 
 def test_lengths() -> None:
-    assert units("สวัสดี") == 6 and units("two words") == 2 and units("两 个字") == 3 and has_cjk("a 猫") and not has_cjk("é—…")
+    assert (
+        units("สวัสดี") == 6
+        and units("two words") == 2
+        and units("两 个字") == 3
+        and has_cjk("a 猫")
+        and not has_cjk("é—…")
+    )

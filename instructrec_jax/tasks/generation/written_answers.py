@@ -14,7 +14,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import answer, render, tokenise_pieces
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
-from instructrec_jax.metrics.language import has_cjk
+from instructrec_jax.metrics.language import KANA, has_cjk
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskContext, cut, owners_of, too_long, unless_unfit
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
 
@@ -61,10 +61,10 @@ def references(example: Example) -> list[str]:
 def by_language(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Numbers of the examples of each language, where there are several.
 
-    It is `origin.language`, else whether the example's own of the `texts` is written in Chinese.
+    It is `origin.language`, else whether the example's own of the `texts` is written in Japanese (kana) or in Chinese.
     """
     names = [
-        e.origin.get("language") or ("zh" if has_cjk(text) else "other")
+        e.origin.get("language") or ("ja" if KANA.search(text) else "zh" if has_cjk(text) else "other")
         for e, text in zip(examples, texts, strict=True)
     ]
     groups = {name: np.flatnonzero([n == name for n in names]) for name in sorted(set(names))}

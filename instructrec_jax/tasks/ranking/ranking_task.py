@@ -22,7 +22,7 @@ from instructrec_jax.ranking.evaluation import (
     main_metric,
     position_report,
 )
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task, TaskConfig, TaskContext, tokenise
+from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task, TaskConfig, TaskContext, owners_of, tokenise
 
 SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin
 
@@ -188,7 +188,8 @@ class RankingTask(Task):
 
     def _scores(self, found: Ranking, encoded: Sequence[Encoded], cases: Cases, report: str = "") -> Scores:
         predictions = _Predictions(self.catalogue, encoded, found, found.cases[self.metric])
-        return Scores(found.metrics, found.cases, predictions, report, found.main, cases.segments, found.protocol)
+        scores = Scores(found.metrics, found.cases, predictions, report, found.main, cases.segments, found.protocol)
+        return scores.owned_by(owners_of([e.example for e in encoded]))
 
     def _asked(self, encoded: Sequence[Encoded]) -> tuple[Cases, list[Candidates]]:
         """What the evaluator is asked, made once for the same cases."""
