@@ -178,6 +178,12 @@ class Scores:
 OWNERS = ("user", "viewer", "customer", "author", "speaker", "conversation", "dialogue", "document", "article")
 
 
+def owner_of(example: Example) -> tuple[str, str]:
+    """The field of its origin that says whom an example comes from, and who that is; empty where none does."""
+    named = ((name, example.origin.get(name, "")) for name in OWNERS)
+    return next((pair for pair in named if pair[1]), ("", ""))
+
+
 def owners_of(examples: Sequence[Example], shared_input: bool = False) -> np.ndarray | None:
     """int64 [examples]: equal for those of one user, document, conversation ...; None where each stands alone.
 
@@ -190,9 +196,8 @@ def owners_of(examples: Sequence[Example], shared_input: bool = False) -> np.nda
     numbers: dict[tuple[str, str | int], int] = {}
 
     def number(example: Example) -> int:
-        named = ((name, example.origin.get(name, "")) for name in OWNERS)
-        said: tuple[str, str | int] | None = next((pair for pair in named if pair[1]), None)
-        if said is None:
+        said: tuple[str, str | int] = owner_of(example)
+        if not said[1]:
             said = ("input", example.input) if shared_input and example.input else ("example", id(example))
         return numbers.setdefault(said, len(numbers))
 
