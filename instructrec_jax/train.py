@@ -21,7 +21,7 @@ from instructrec_jax.data.skipped import summarize_skipped, write_skipped
 from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import check_shared, guard, once, place, say
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
-from instructrec_jax.evaluation.evaluator import better, greater_is_better
+from instructrec_jax.evaluation.evaluator import better, greater_is_better, measured_on
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.files import write_json, write_text
 from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict, to_yaml
@@ -175,7 +175,9 @@ def train(config: Config) -> Path:
     if test:
         run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
         before = predict_with(load_model(config, task, folder, mesh).params)
-        compare_before_and_after(run, before, data.encoded, groups)
+        chosen_on_them = progress["best_step"] is not None
+        cases_of = measured_on("validation" if test is validation else "test", chose_checkpoint=chosen_on_them)
+        compare_before_and_after(run, before, data.encoded, groups, cases_of)
     once(lambda: print(f"\nreport: {write_report(run_dir)}"))
     return run_dir
 

@@ -3,8 +3,9 @@
     python scripts/compare_runs.py --runs runs/ml/ours_* --with runs/ml/sasrec_*
 
 NDCG@10 of a case = sum over its wanted items ranked r <= 10 of 1 / log2(r + 1), over the same sum for the best ranking;
-of a group, the mean over its runs. The interval is a paired bootstrap over cases (10,000 resamples). It holds for these
-runs on other cases; the spread over the runs of a group stands beside it.
+of a group, the mean over its runs. The interval is a paired bootstrap over users, each with all its cases (over cases
+where the predictions name no users), 10,000 resamples. It holds for these runs on other users; the spread over the runs
+of a group stands beside it.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from instructrec_jax.files import read_jsonl
-from instructrec_jax.metrics.ranking import paired_bootstrap
+from instructrec_jax.metrics.bootstrap import paired_bootstrap
 
 CUTOFF = 10
 
@@ -23,31 +24,35 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", type=Path, required=True, help="run directories of one group")
     parser.add_argument("--with", nargs="+", type=Path, required=True, dest="others", help="those of the other")
     arguments = parser.parse_args()
-    ids, ours = group(arguments.runs)
-    other_ids, theirs = group(arguments.others)
-    if ids != other_ids:
+    cases, ours = group(arguments.runs)
+    other_cases, theirs = group(arguments.others)
+    if cases != other_cases:
         raise SystemExit("the two groups were not tested on the same cases in the same order.")
     for name, values in (("runs", ours), ("with", theirs)):
         means = values.mean(1)
         spread = f"standard deviation {means.std(ddof=1):.4f}" if len(means) > 1 else "one run"
         print(f"{name}: NDCG@{CUTOFF} {means.mean():.4f} over {len(means)} run(s), {spread}: {np.round(means, 4)}")
-    mean, low, high = paired_bootstrap(ours.mean(0), theirs.mean(0))
+    names = [user or f"case {name}" for name, user in cases]
+    owners = np.unique(names, return_inverse=True)[1]
+    mean, low, high = paired_bootstrap(ours.mean(0), theirs.mean(0), owners=owners)
     print(
-        f"difference {mean:+.4f} [{low:+.4f}, {high:+.4f}], ratio {ours.mean() / theirs.mean():.3f}, {len(ids)} cases"
+        f"difference {mean:+.4f} [{low:+.4f}, {high:+.4f}], ratio {ours.mean() / theirs.mean():.3f}, "
+        f"{len(cases)} cases of {len(set(names))} users"
     )
 
 
-def group(runs: list[Path]) -> tuple[list[str], np.ndarray]:
-    """Case ids, and NDCG float64 [runs, cases]."""
-    ids: list[str] = []
+def group(runs: list[Path]) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """(id, user) of each case, and NDCG float64 [runs, cases]."""
+    cases: list[tuple[str, str]] = []
     values = []
     for run in runs:
         rows = read_jsonl(run / "predictions.jsonl")
-        if ids and [row["id"] for row in rows] != ids:
+        found = [(row["id"], row["user"]) for row in rows]
+        if cases and found != cases:
             raise SystemExit(f"{run} was tested on other cases than {runs[0]}.")
-        ids = [row["id"] for row in rows]
+        cases = found
         values.append([ndcg(row["reference"], row["prediction"]) for row in rows])
-    return ids, np.array(values)
+    return cases, np.array(values)
 
 
 def ndcg(wanted: list[str], ranked: list[str]) -> float:

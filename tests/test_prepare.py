@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instructrec_jax.metrics.ranking import concatenate, ndcg, paired_bootstrap, target_ranks
+from instructrec_jax.metrics.bootstrap import paired_bootstrap
 from instructrec_jax.prepare import main
-from instructrec_jax.ranking.baselines import CoOccurrence, Popularity, score_in_blocks
+from instructrec_jax.ranking.baselines import CoOccurrence, Popularity
 from instructrec_jax.ranking.catalogue import (
     SPLITS,
     Catalogue,
@@ -16,6 +16,7 @@ from instructrec_jax.ranking.catalogue import (
     load_card,
     load_examples,
 )
+from instructrec_jax.ranking.evaluation import Cases, evaluate
 
 
 @pytest.fixture
@@ -275,12 +276,12 @@ def test_real_movielens(tmp_path):
     splits = Splits.load(tmp_path / "out", films)
     cases = load_examples(tmp_path / "out", "test")
     histories = [films.numbers(case.history) for case in cases]
-    targets = films.numbers(case.output for case in cases)
+    asked = Cases([films.numbers([case.output]) for case in cases], histories, len(films))
     quality = {}
     for baseline in (Popularity(), CoOccurrence()):
-        blocks = score_in_blocks(baseline.fit(splits.train, len(films)), histories)
-        ranks = concatenate([target_ranks(scores, targets[part], histories[part]) for part, scores in blocks])
-        quality[baseline.name] = ndcg(ranks, 10)
+        baseline.fit(splits.train, len(films))
+        found = evaluate(asked, [], lambda block, b=baseline: b.score(histories[block]), cutoffs=[10])
+        quality[baseline.name] = found.cases["NDCG@10"]
     assert 0.01 < quality["popularity"].mean() < 0.04
     assert paired_bootstrap(quality["coKNN"], quality["popularity"])[1] > 0
 

@@ -9,9 +9,11 @@ from instructrec_jax.answering.ranker import FusedRanker, Ranker, keep_fusion, o
 from instructrec_jax.distributed.launch import once, say
 from instructrec_jax.evaluation.evaluator import (
     Contender,
+    MeasuredOn,
     baseline_contenders,
     contend,
     greater_is_better,
+    measured_on,
 )
 from instructrec_jax.evaluation.prompt_variants import format_sensitivity, reworded, sensitivity
 from instructrec_jax.evaluation.results import show_results
@@ -70,7 +72,9 @@ def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | Non
     if beside.baselines and run.config.data.train:
         rows += baseline_contenders(run.task, run.data.cases(run.task, "train"), groups)
     metric = run.config.evaluation.metric or run.task.metric
-    show_results(out, rows, [], metric=metric, tuned=tuned)
+    chose = run.trained and run.config.evaluation.every > 0
+    shown_as = measured_on(split, chose_checkpoint=chose)
+    show_results(out, rows, [], metric=metric, tuned=tuned, measured_on=shown_as)
     if asked:
         found = sensitivity(asked, metric, greater=greater_is_better(run.task, metric))
         once(lambda: write_json(out / "wordings.json", found))
@@ -78,7 +82,9 @@ def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | Non
     return rows
 
 
-def compare_before_and_after(run: Run, before: Predict, train: list[Encoded], groups: Groups) -> None:
+def compare_before_and_after(
+    run: Run, before: Predict, train: list[Encoded], groups: Groups, measured_on: MeasuredOn
+) -> None:
     """The table that training ends with: the model before and after, and baselines, on the same cases."""
     rows = [
         contend("before tuning", run.task, before, groups),
@@ -86,7 +92,8 @@ def compare_before_and_after(run: Run, before: Predict, train: list[Encoded], gr
         *baseline_contenders(run.task, train, groups),
     ]
     examples = run.task.showcase(run.predict, groups[list(groups)[-1]])
-    show_results(run.path, rows, examples, metric=run.config.evaluation.metric or run.task.metric)
+    metric = run.config.evaluation.metric or run.task.metric
+    show_results(run.path, rows, examples, metric=metric, measured_on=measured_on)
 
 
 def _other_run(path: Path, groups: Groups) -> Contender:

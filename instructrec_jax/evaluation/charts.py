@@ -74,7 +74,7 @@ def _confusion(axes: "Axes", labels: Sequence[str], counts: Sequence[Sequence[in
     if len(labels) <= MOST_NUMBERS:
         for row, column in np.ndindex(*table.shape):
             colour = "white" if shares[row, column] > 0.5 else "#333"
-            axes.text(column, row, f"{int(table[row, column])}", ha="center", va="center", color=colour, fontsize=8)
+            axes.text(column, row, f"{table[row, column]:.4g}", ha="center", va="center", color=colour, fontsize=8)
     names = [_short(label) for label in labels] if len(labels) <= MOST_NAMES else []
     size = 9 if len(labels) <= MOST_NUMBERS else 5
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)

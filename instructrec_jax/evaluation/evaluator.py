@@ -1,16 +1,18 @@
 """One table: the model before and after tuning beside simple baselines, on the same cases."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from instructrec_jax.evaluation.predictor import remember
 from instructrec_jax.evaluation.tables import lower_is_better
-from instructrec_jax.metrics.ranking import bootstrap_interval, paired_bootstrap
+from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap, percentile_interval, resampled
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
+
+MeasuredOn = Literal["train", "validation", "validation (also chose the checkpoint)", "test"]
 
 
 @dataclass
@@ -52,9 +54,19 @@ def contend(name: str, task: Task, predict: Predict, groups: dict[str, list[Enco
     return Contender(name, {segment: task.score(once, cases) for segment, cases in groups.items()})
 
 
+def measured_on(split: Literal["train", "validation", "test"], *, chose_checkpoint: bool) -> MeasuredOn:
+    """How a table names its cases.
+
+    Args:
+      chose_checkpoint: whether the checkpoint was chosen by evaluations on the validation cases.
+    """
+    return "validation (also chose the checkpoint)" if split == "validation" and chose_checkpoint else split
+
+
 def baseline_contenders(task: Task, train: Sequence[Encoded], groups: dict[str, list[Encoded]]) -> list[Contender]:
+    """A row for each baseline; one that cannot be fitted has a note instead of values."""
     by_name: dict[str, Contender] = {}
-    if not train:  # a stream: nothing to fit simple methods on
+    if not train:  # a stream: nothing to fit baselines on
         return []
     for segment, cases in groups.items():
         for name, scores in task.baselines(train, cases).items():
@@ -62,98 +74,143 @@ def baseline_contenders(task: Task, train: Sequence[Encoded], groups: dict[str, 
     return list(by_name.values())
 
 
-def table(contenders: Sequence[Contender], *, tuned: str, protocol: str, metric: str) -> dict[str, Any]:
+def table(
+    contenders: Sequence[Contender], *, tuned: str, protocol: str, metric: str, measured_on: MeasuredOn
+) -> dict[str, Any]:
     """The table as JSON-able data, for the terminal and the report.
 
     Args:
       tuned: name of the row that the others are compared with, by paired bootstrap over cases, on `metric`.
+      measured_on: where the cases come from, as the heading says it.
     """
-
-    def label(name: str, segment: str) -> str:
-        return f"{name}, {segment}" if segment else name
-
-    def values(contender: Contender) -> dict[str, float]:
-        return {label(m, s): v for s, scores in contender.scores.items() for m, v in scores.metrics.items()}
-
     by_name = {c.name: c for c in contenders}
-    differences = []
-    for other in contenders:
-        if tuned not in by_name or other.name == tuned:
-            continue
-        for segment, scores in by_name[tuned].scores.items():
-            for compared in dict.fromkeys([metric, *scores.compared]):
-                mine, theirs = scores.cases.get(compared), other.scores[segment].cases.get(compared)
-                if mine is None or theirs is None:
-                    continue
-                both = ~np.isnan(mine) & ~np.isnan(theirs)  # a case without candidates has no value
-                mean, low, high = paired_bootstrap(mine[both], theirs[both])
-                differences.append(
-                    {
-                        "name": f"{tuned} − {other.name}",
-                        "metric": label(compared, segment),
-                        "mean": mean,
-                        "low": low,
-                        "high": high,
-                    }
-                )
     shown = by_name.get(tuned, contenders[0])
+    bootstrap = _Bootstrap()
     reports = [f"{segment}\n{scores.report}".strip() for segment, scores in shown.scores.items() if scores.report]
-    main = [label(m, s) for s, scores in shown.scores.items() for m in scores.main or scores.metrics]
     return {
+        "split": measured_on,
         "protocol": protocol,
-        "metrics": main,
-        "all_metrics": list(values(shown)),
+        "metrics": [_label(m, s) for s, scores in shown.scores.items() for m in scores.main or scores.metrics],
+        "all_metrics": list(_values(shown)),
         "rows": [
             {
                 "name": c.name,
-                "values": values(c),
+                "values": _values(c),
                 "intervals": {
-                    label(metric, s): list(interval[1:])
+                    _label(metric, s): list(interval)
                     for s, scores in c.scores.items()
-                    if (interval := _interval(scores.cases.get(metric))) is not None
+                    if (interval := bootstrap.interval(scores, metric)) is not None
                 },
                 "protocol": "; ".join(dict.fromkeys(scores.protocol for scores in c.scores.values())),
+                "note": "; ".join(dict.fromkeys(scores.note for scores in c.scores.values() if scores.note)),
             }
             for c in contenders
         ],
-        "differences": differences,
-        "segments": [
-            row for segment in shown.scores for row in _segment_rows(contenders, shown, segment, metric, label)
-        ],
+        "differences": _differences(contenders, by_name[tuned], metric, bootstrap) if tuned in by_name else [],
+        "segments": [row for segment in shown.scores for row in _segment_rows(contenders, shown, segment, metric)],
         "report": "\n\n".join(reports),
-        "charts": {label(name, s): data for s, scores in shown.scores.items() for name, data in scores.charts.items()},
+        "charts": {_label(n, s): data for s, scores in shown.scores.items() for n, data in scores.charts.items()},
     }
 
 
-def _interval(values: np.ndarray | None, n: int = 10_000) -> tuple[float, float, float] | None:
-    """(mean, low, high), or None where there is nothing to average."""
-    there = None if values is None else values[~np.isnan(values)]
-    return None if there is None or not len(there) else bootstrap_interval(there, n=n)
+def _label(name: str, segment: str) -> str:
+    return f"{name}, {segment}" if segment else name
 
 
-def _segment_rows(
-    contenders: Sequence[Contender], shown: Contender, segment: str, metric: str, label: Callable[[str, str], str]
+def _values(contender: Contender) -> dict[str, float]:
+    return {_label(m, s): v for s, scores in contender.scores.items() for m, v in scores.metrics.items()}
+
+
+class _Bootstrap:
+    """95% intervals of metrics and of their differences; each corpus metric is resampled once."""
+
+    def __init__(self) -> None:
+        self.resamples: dict[tuple[int, str], np.ndarray] = {}
+
+    def interval(self, scores: Scores, metric: str, n: int = 10_000) -> tuple[float, float] | None:
+        """None for a metric without values of single cases, or all of whose cases have one owner."""
+        values, owners = scores.cases.get(metric), scores.owners.get(metric)
+        if owners is not None and (owners == owners[0]).all():
+            return None
+        if values is None:
+            return percentile_interval(self._resampled(scores, metric)) if metric in scores.corpus else None
+        there = ~np.isnan(values)
+        if not there.any():
+            return None
+        return bootstrap_interval(values[there], owners=None if owners is None else owners[there], n=n)[1:]
+
+    def difference(self, mine: Scores, theirs: Scores, metric: str) -> tuple[float, float, float] | None:
+        """Mean, low and high of mine − theirs, paired over the cases."""
+        owners = mine.owners.get(metric)
+        if owners is not None and (owners == owners[0]).all():
+            return None
+        if metric in mine.cases and metric in theirs.cases:
+            a, b = mine.cases[metric], theirs.cases[metric]
+            both = ~np.isnan(a) & ~np.isnan(b)  # a case without candidates has no value
+            return paired_bootstrap(a[both], b[both], owners=None if owners is None else owners[both])
+        if metric in mine.corpus and metric in theirs.corpus:
+            ends = percentile_interval(self._resampled(mine, metric) - self._resampled(theirs, metric))
+            return None if ends is None else (mine.metrics[metric] - theirs.metrics[metric], *ends)
+        return None
+
+    def _resampled(self, scores: Scores, metric: str) -> np.ndarray:
+        key = id(scores), metric
+        if key not in self.resamples:
+            self.resamples[key] = resampled(scores.corpus[metric], scores.owners.get(metric))
+        return self.resamples[key]
+
+
+def _differences(
+    contenders: Sequence[Contender], tuned: Contender, metric: str, bootstrap: _Bootstrap
 ) -> list[dict[str, Any]]:
+    """The tuned model against each other row, on the metric and on those that the task compares."""
+    rows = []
+    for other in (c for c in contenders if c.name != tuned.name):
+        for segment, scores in tuned.scores.items():
+            for compared in dict.fromkeys([metric, *scores.compared]):
+                found = bootstrap.difference(scores, other.scores[segment], compared)
+                if found is not None:
+                    name, (mean, low, high) = f"{tuned.name} − {other.name}", found
+                    row = {"name": name, "metric": _label(compared, segment), "mean": mean, "low": low, "high": high}
+                    rows.append(row)
+    return rows
+
+
+def _segment_rows(contenders: Sequence[Contender], shown: Contender, segment: str, metric: str) -> list[dict[str, Any]]:
     """The metric on parts of the cases: the shown contender with its interval, the others' means beside it."""
     rows = []
     for name, inside in shown.scores[segment].segments.items():
-        per_case = {c.name: c.scores[segment].cases.get(metric) for c in contenders}
-        parts = {who: values[inside] for who, values in per_case.items() if values is not None}
-        interval = _interval(parts.get(shown.name), n=2000)
+        own = _on(shown.scores[segment], metric, inside)
+        interval = _Bootstrap().interval(own, metric, n=2000)
         if interval is None:
             continue
+        values = {c.name: _on(c.scores[segment], metric, inside).metrics.get(metric) for c in contenders}
         rows.append(
             {
-                "name": label(name, segment),
+                "name": _label(name, segment),
                 "cases": len(inside),
                 "metric": metric,
-                "low": interval[1],
-                "high": interval[2],
+                "low": interval[0],
+                "high": interval[1],
                 "shown": shown.name,
-                "values": {who: float(np.nanmean(v)) for who, v in parts.items() if not np.isnan(v).all()},
+                "values": {who: value for who, value in values.items() if value is not None},
             }
         )
     return rows
+
+
+def _on(scores: Scores, metric: str, inside: np.ndarray) -> Scores:
+    """One metric of scores on the cases whose numbers are `inside`; no metric where none of them has a value."""
+    owners = {name: of_each[inside] for name, of_each in scores.owners.items() if name == metric}
+    if metric in scores.cases:
+        values = scores.cases[metric][inside]
+        mean = {} if np.isnan(values).all() else {metric: float(np.nanmean(values))}
+        return Scores(mean, {metric: values}, owners=owners)
+    if metric in scores.corpus:
+        part = scores.corpus[metric].on(inside)
+        value = part.value(np.arange(part.cases))
+        return Scores({} if np.isnan(value) else {metric: value}, corpus={metric: part}, owners=owners)
+    return Scores({})
 
 
 def greater_is_better(task: Task, metric: str) -> bool:

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from instructrec_jax.distributed.launch import is_first
-from instructrec_jax.evaluation.evaluator import Contender, table
+from instructrec_jax.evaluation.evaluator import Contender, MeasuredOn, table
 from instructrec_jax.evaluation.tables import format_examples, format_table
 from instructrec_jax.files import write_json, write_jsonl
+from instructrec_jax.tasks.base import Scores
 
 
 def show_results(
@@ -16,18 +19,19 @@ def show_results(
     examples: list[dict[str, Any]],
     *,
     metric: str,
+    measured_on: MeasuredOn,
     tuned: str = "after tuning",
 ) -> None:
     """Writes evaluation.json, predictions.jsonl and examples.json into `folder` and prints table and examples.
 
     Args:
+      measured_on: where the cases come from: headings of table and report say it.
       tuned: the contender whose predictions are kept and that the others are compared with.
     """
     shown = next(c for c in contenders if c.name == tuned)
-    counts = {segment: len(s.predictions) for segment, s in shown.scores.items()}
-    said = [f"{count:,} cases" + (f" {name}" if name else "") for name, count in counts.items()]
+    said = [_cases(scores) + (f" {segment}" if segment else "") for segment, scores in shown.scores.items()]
     protocol = "; ".join([*said, *dict.fromkeys(s.protocol for s in shown.scores.values() if s.protocol)])
-    result = table(contenders, tuned=tuned, protocol=protocol, metric=metric)
+    result = table(contenders, tuned=tuned, protocol=protocol, metric=metric, measured_on=measured_on)
     if not is_first():
         return
     write_json(folder / "evaluation.json", result)
@@ -37,3 +41,10 @@ def show_results(
     print("\n" + format_table(result))
     if examples:
         print("\n" + format_examples(examples))
+
+
+def _cases(scores: Scores) -> str:
+    """How many cases there are, and of how many owners where some share one: these are what intervals resample."""
+    owners = {len(np.unique(each)) for each in scores.owners.values()}
+    of = f" of {max(owners):,} owners (users, documents or conversations, which intervals resample)" if owners else ""
+    return f"{len(scores.predictions):,} cases{of}"

@@ -13,8 +13,9 @@ SEGMENTS_AS_TEXT = 24
 def format_table(evaluation: Mapping[str, Any]) -> str:
     """The comparison as aligned plain text, the best of each column marked with *.
 
-    evaluation: {"protocol": how it was measured, "metrics": [names in order],
-    "rows": [{"name": who, "values": {metric: number}, "intervals": {metric: [low, high]}}], 95% intervals;
+    evaluation: {"split": where the cases come from, "protocol": how it was measured, "metrics": [names in order],
+    "rows": [{"name": who, "values": {metric: number}, "intervals": {metric: [low, high]}, "note": why it has no
+    values}], 95% intervals;
     "differences": [{"name", "metric", "mean", "low", "high"}]: paired differences with 95% intervals,
     "segments": [{"name", "cases", "metric", "values": {who: number}, "shown": who, "low", "high"}]: parts of the cases
     and the interval of one of the rows}.
@@ -36,8 +37,11 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
     lines = _aligned(table)
     if protocol := clean(evaluation.get("protocol") or ""):
         lines = [*textwrap.wrap(protocol, 100), "", *lines]
+    if split := clean(evaluation.get("split") or ""):
+        lines = [heading(split), *lines]
     if set(best.values()) - {None}:
         lines.append("* best in its column")
+    lines += [_wrapped(f"{row['name']}: {row['note']}", "", "  ") for row in rows if row.get("note")]
     if differences := evaluation.get("differences"):
         table = [
             [
@@ -65,6 +69,11 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
         if more := len(segments) - len(table):
             lines.append(f"and {more} more in the report")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def heading(split: str) -> str:
+    """The heading of an evaluation on this split, for terminal and report."""
+    return f"Results on {split}"
 
 
 def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
@@ -147,6 +156,8 @@ def verdict(difference: Mapping[str, Any]) -> str:
     low, high = finite(difference.get("low")), finite(difference.get("high"))
     if low is None or high is None:
         return "no interval"
+    if low == high == 0:
+        return "equal"
     if low <= 0 <= high:
         return "may be chance"
     better = (high < 0) == lower_is_better(difference["metric"])

@@ -2,48 +2,152 @@
 
 Macro averages run over the labels that occur in the targets or the predictions (scikit-learn's own rule); a
 label without a true or a predicted case scores 0, and the report names it.
+
+A case whose highest scores are equal predicts each of these labels with an equal share (`Guesses`), never the one that
+happens to be listed first: a classifier that gives all labels the same score gets what guessing gets.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn import metrics as sk
 
+from instructrec_jax.metrics.bootstrap import CorpusMetric
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """Single-label predictions as scores of the labels give them, ties shared out.
+
+    Attributes:
+      case, label: int64 [guesses]: a guess is one of a case's highest labels. Cases are in order.
+      share: float64 [guesses]: 1 ÷ how many labels share the highest score of the case.
+    """
+
+    case: np.ndarray
+    label: np.ndarray
+    share: np.ndarray
+
+    @property
+    def first(self) -> np.ndarray:
+        """The label that is shown for each case, int64 [cases]: of equal ones the first."""
+        return self.label[np.searchsorted(self.case, np.arange(self.case[-1] + 1))]
+
+    def right(self, targets: np.ndarray) -> np.ndarray:
+        """Expected accuracy of each case, float64 [cases], where its target is the label number of `targets`."""
+        return np.bincount(self.case, self.share * (self.label == targets[self.case]))
+
+
+def guesses(scores: ArrayLike) -> Guesses:
+    """The labels with the highest score of each case; scores: float [cases, labels], without NaN."""
+    values = np.asarray(scores)
+    case, label = np.nonzero(values == values.max(-1, keepdims=True))
+    return Guesses(case, label, 1 / np.bincount(case)[case])
+
+
+def resampled_macro_f1(targets: ArrayLike, found: Guesses) -> CorpusMetric:
+    """Macro F1 of any of the cases, over the labels that occur there; targets: label numbers int [cases]."""
+    truth = np.asarray(targets, np.int64)
+    size = 1 + int(max(truth.max(), found.label.max()))
+
+    def value(drawn: np.ndarray) -> float:
+        times = np.bincount(drawn, minlength=len(truth)).astype(float)
+        weight = found.share * times[found.case]
+        hits = np.bincount(found.label, weight * (found.label == truth[found.case]), size)
+        total = np.bincount(found.label, weight, size) + np.bincount(truth, times, size)  # predicted + true cases
+        return float(np.mean(2 * hits[total > 0] / total[total > 0]))
+
+    return CorpusMetric(value, len(truth))
+
+
+def resampled_multilabel_f1(targets: ArrayLike, predictions: ArrayLike) -> dict[str, CorpusMetric]:
+    """ "macro_f1" and "micro_f1" of any of the cases; targets, predictions: 0/1 [cases, labels]."""
+    truth, guess = np.asarray(targets, np.int64), np.asarray(predictions, np.int64)
+    hits, named = truth * guess, truth + guess
+    return {
+        "macro_f1": _f1_of_counts(hits, named, empty=1.0),
+        "micro_f1": _f1_of_counts(hits.sum(1, keepdims=True), named.sum(1, keepdims=True), empty=1.0),
+    }
+
+
+def resampled_token_f1(
+    targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]], labels: Sequence[str]
+) -> CorpusMetric:
+    """Macro F1 over the tokens of any of the texts; targets, predictions: the labels of each text's tokens."""
+    number = {label: place for place, label in enumerate(labels)}
+    hits, named = (np.zeros((len(targets), len(labels)), np.int64) for _ in range(2))
+    for row, (truth, guess) in enumerate(zip(targets, predictions, strict=True)):
+        for true, guessed in zip(truth, guess, strict=True):
+            hits[row, number[true]] += true == guessed
+            named[row, number[true]] += 1
+            named[row, number[guessed]] += 1
+    return _f1_of_counts(hits, named, empty=0.0)
+
+
+def _f1_of_counts(hits: np.ndarray, named: np.ndarray, *, empty: float) -> CorpusMetric:
+    """The mean F1 of the labels that occur, 2 hits / named.
+
+    Args:
+      hits, named: int64 [cases, labels]: right predictions of a label, and predictions plus true cases of it.
+      empty: the value where no label occurs.
+    """
+
+    def value(drawn: np.ndarray) -> float:
+        times = np.bincount(drawn, minlength=len(hits))
+        right, total = times @ hits, times @ named
+        there = total > 0
+        return float(np.mean(2 * right[there] / total[there])) if there.any() else empty
+
+    return CorpusMetric(value, len(hits))
+
 
 def classification_metrics(
-    targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str] | None = None
+    targets: Sequence[str],
+    predictions: Sequence[str],
+    labels: Sequence[str] | None = None,
+    weights: np.ndarray | None = None,
 ) -> dict[str, float]:
     """{"accuracy", "macro_f1", "micro_f1"} of single-label predictions.
 
     targets, predictions: label names [cases]. labels: the names allowed, or None for those that occur; a name
-    outside them is an error. Micro F1 of single-label data equals accuracy.
+    outside them is an error. weights: float [cases], such as the shares of `Guesses`. Micro F1 of single-label data
+    equals accuracy.
     """
     used = _check_single(targets, predictions, labels)
-    shared = {"labels": used, "zero_division": 0}
+    shared = {"labels": used, "zero_division": 0, "sample_weight": weights}
     return {
-        "accuracy": float(sk.accuracy_score(targets, predictions)),
+        "accuracy": float(sk.accuracy_score(targets, predictions, sample_weight=weights)),
         "macro_f1": float(sk.f1_score(targets, predictions, average="macro", **shared)),
         "micro_f1": float(sk.f1_score(targets, predictions, average="micro", **shared)),
     }
 
 
 def classification_report(
-    targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str] | None = None
+    targets: Sequence[str],
+    predictions: Sequence[str],
+    labels: Sequence[str] | None = None,
+    weights: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """scikit-learn's per-label report (precision, recall, F1, support) as a dict and as text."""
+    """scikit-learn's per-label report (precision, recall, F1, support), a dict and a text; weights: float [cases]."""
     used = _check_single(targets, predictions, labels)
-    shared = {"labels": used, "zero_division": 0}
+    shared = {"labels": used, "zero_division": 0, "sample_weight": weights}
     table = sk.classification_report(targets, predictions, output_dict=True, **shared)
     text = sk.classification_report(targets, predictions, digits=4, **shared)
     true, guessed = set(targets), set(predictions)
     return table, text + _name_empty([x for x in used if x not in guessed], [x for x in used if x not in true])
 
 
-def confusion_matrix(targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """int [labels, labels]: how many cases of the label of a row were predicted as that of a column."""
-    return sk.confusion_matrix(targets, predictions, labels=list(labels))
+def confusion_matrix(
+    targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str], weights: np.ndarray | None = None
+) -> np.ndarray:
+    """int [labels, labels]: how many cases of the label of a row were predicted as that of a column.
+
+    weights: float [cases], such as the shares of `Guesses`; the counts are then float.
+    """
+    return sk.confusion_matrix(targets, predictions, labels=list(labels), sample_weight=weights)
 
 
 def common_mistakes(counts: np.ndarray, labels: Sequence[str], most: int = 10) -> str:
@@ -51,7 +155,7 @@ def common_mistakes(counts: np.ndarray, labels: Sequence[str], most: int = 10) -
     wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     largest = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = [(int(place) // len(labels), int(place) % len(labels)) for place in largest]
-    lines = [f"{wrong[row, column]:>6} {labels[row]} taken for {labels[column]}" for row, column in pairs]
+    lines = [f"{wrong[row, column]:>6.4g} {labels[row]} taken for {labels[column]}" for row, column in pairs]
     lines = [line for line, pair in zip(lines, pairs, strict=True) if wrong[pair]]
     return "\n".join(["Most frequent mistakes", *lines]) if lines else ""
 

@@ -1,4 +1,4 @@
-"""Ranking metrics for one or several relevant items per case: HR@k, Recall@k, NDCG@k, MRR@k, and bootstrap intervals.
+"""Ranking metrics for one or several relevant items per case: HR@k, Recall@k, NDCG@k, MRR@k.
 
 Ties are never broken by the order of an array. A wanted item is kept as (`better`, `tied`): how many other items
 score higher than it and how many score the same. Its rank under random tie-breaking is then uniform on
@@ -85,41 +85,6 @@ def concatenate(parts: Sequence[Ranks]) -> Ranks:
     return Ranks(np.concatenate([p.better for p in parts]), np.concatenate([p.tied for p in parts]), case)
 
 
-def target_ranks(scores: ArrayLike, targets: ArrayLike, seen: Sequence[ArrayLike] | None = None) -> Ranks:
-    """Rank the target of each case among all scored items.
-
-    scores: float [cases, items], higher is better; targets: int [cases], a column of `scores`; seen: for each
-    case the columns that do not compete (items the user already has), any order, or None. Infinite scores are
-    fine, NaN is an error; so is a target that is among the seen items, since its rank would mean nothing.
-    """
-    values = np.asarray(scores)
-    wanted = np.asarray(targets)
-    if values.ndim != 2 or wanted.shape != values.shape[:1]:
-        raise ValueError(f"scores must be [cases, items] and targets [cases], got {values.shape} and {wanted.shape}.")
-    if len(wanted) and not (0 <= wanted.min() and wanted.max() < values.shape[1]):
-        raise ValueError(f"targets must lie in 0..{values.shape[1] - 1}, got {wanted.min()}..{wanted.max()}.")
-    if np.isnan(values).any():
-        case = int(np.argmax(np.isnan(values).any(axis=1)))
-        raise ValueError(f"scores of case {case} hold NaN: a model that diverged has no ranking.")
-    target_score = np.take_along_axis(values, wanted[:, None].astype(np.int64), axis=1)
-    higher, equal = values > target_score, values == target_score
-    if seen is not None:
-        if len(seen) != len(wanted):
-            raise ValueError(f"seen lists {len(seen)} cases, scores have {len(wanted)}.")
-        for case, items in enumerate(seen):
-            columns = np.asarray(items, dtype=np.int64)
-            if len(columns) and not (0 <= columns.min() and columns.max() < values.shape[1]):
-                raise ValueError(f"case {case}: seen items must lie in 0..{values.shape[1] - 1}.")
-            if (columns == wanted[case]).any():
-                raise ValueError(
-                    f"case {case}: the target (item {wanted[case]}) is among the seen items it is masked by. "
-                    "Keep one interaction per user and item, or leave this case out."
-                )
-            higher[case, columns] = False
-            equal[case, columns] = False
-    return Ranks(higher.sum(axis=1, dtype=np.int64), equal.sum(axis=1, dtype=np.int64) - 1)
-
-
 def _ranks(ranks: Ranks | ArrayLike) -> Ranks:
     return ranks if isinstance(ranks, Ranks) else ranks_from(ranks)
 
@@ -173,50 +138,3 @@ def mrr(ranks: Ranks | ArrayLike, k: int) -> np.ndarray:
         return _expectation(where, 1 / _positions(k))
     hits = [np.zeros(len(where)), *(hit_rate(where, r) for r in range(1, k + 1))]
     return np.sum(np.diff(hits, axis=0) / _positions(k)[:, None], axis=0)
-
-
-def ranking_metrics(ranks: Ranks | ArrayLike, cutoffs: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Means over cases as {"HR@1": ..., "NDCG@1": ..., "MRR@1": ..., ...}; zero cases are an error."""
-    where = _ranks(ranks)
-    if not len(where):
-        raise ValueError("no cases to average ranking metrics over.")
-    named = {"HR": hit_rate, "NDCG": ndcg, "MRR": mrr}
-    return {f"{name}@{k}": float(metric(where, k).mean()) for k in cutoffs for name, metric in named.items()}
-
-
-def bootstrap_interval(values: ArrayLike, seed: int = 0, n: int = 10_000) -> tuple[float, float, float]:
-    """(mean, low, high): mean of `values` [cases] and its 95% percentile bootstrap interval over cases.
-
-    n resamples with replacement (Efron & Tibshirani 1993, chapter 13); same seed, same interval.
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or not sample.size:
-        raise ValueError(f"the bootstrap needs values [cases] with at least one case, got shape {sample.shape}.")
-    if not np.isfinite(sample).all():
-        raise ValueError(f"value of case {int(np.argmin(np.isfinite(sample)))} is not finite.")
-    if n < 1:
-        raise ValueError(f"n, the number of resamples, must be at least 1, got {n}.")
-    rng = np.random.default_rng(seed)
-    distinct, counts = np.unique(sample, return_counts=True)
-    if 10 * len(distinct) <= len(sample):  # as ranks give: how often each value is drawn is multinomial, and cheap
-        means = rng.multinomial(len(sample), counts / len(sample), size=n) @ distinct / len(sample)
-    else:
-        rows = max(1, 4_000_000 // len(sample))  # resample in blocks: [n, cases] at once would not fit
-        blocks = (min(rows, n - start) for start in range(0, n, rows))
-        means = np.concatenate(
-            [sample[rng.integers(0, len(sample), (block, len(sample)))].mean(axis=1) for block in blocks]
-        )
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(sample.mean()), float(low), float(high)
-
-
-def paired_bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, n: int = 10_000) -> tuple[float, float, float]:
-    """(mean difference a - b, low, high): 95% interval with a and b resampled together.
-
-    a, b: one metric value per case, [cases], the same cases in the same order. The difference is taken to be
-    real when the interval excludes 0.
-    """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f"a paired bootstrap compares the same cases, got {first.shape} and {second.shape}.")
-    return bootstrap_interval(first - second, seed, n)

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from instructrec_jax.metrics.bootstrap import CorpusMetric
+
 
 def regression_metrics(targets: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
     """{"mse", "pearson", "spearman"} of float [cases], computed in float64.
@@ -30,3 +32,22 @@ def regression_metrics(targets: ArrayLike, predictions: ArrayLike) -> dict[str, 
         "pearson": 0.0 if constant else float(stats.pearsonr(truth, guess).statistic),
         "spearman": 0.0 if constant else float(stats.spearmanr(truth, guess).statistic),
     }
+
+
+def resampled_correlations(targets: ArrayLike, predictions: ArrayLike) -> dict[str, CorpusMetric]:
+    """ "pearson" and "spearman" of any of the cases, NaN where a side is constant there; none for a constant side."""
+    truth, guess = np.asarray(targets, np.float64), np.asarray(predictions, np.float64)
+    if np.ptp(truth) == 0 or np.ptp(guess) == 0:
+        return {}
+
+    def pearson(drawn: np.ndarray) -> float:
+        return _correlation(truth[drawn], guess[drawn])
+
+    def spearman(drawn: np.ndarray) -> float:
+        return _correlation(stats.rankdata(truth[drawn]), stats.rankdata(guess[drawn]))
+
+    return {"pearson": CorpusMetric(pearson, len(truth)), "spearman": CorpusMetric(spearman, len(truth))}
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float("nan") if np.ptp(a) == 0 or np.ptp(b) == 0 else float(np.corrcoef(a, b)[0, 1])

@@ -3,7 +3,11 @@
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 from seqeval import metrics as seqeval
+from seqeval.metrics.sequence_labeling import get_entities
+
+from instructrec_jax.metrics.bootstrap import CorpusMetric
 
 
 def marks_spans(labels: Sequence[str]) -> bool:
@@ -28,3 +32,18 @@ def span_metrics(
             "span_f1": float(seqeval.f1_score(*tags, zero_division=0)),
         }
         return values, seqeval.classification_report(*tags, digits=4, zero_division=0)
+
+
+def resampled_span_f1(targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> CorpusMetric:
+    """Micro-averaged F1 of the spans of any of the texts; targets, predictions: tags of each text."""
+    pairs = [
+        (set(get_entities(list(truth))), set(get_entities(list(guess))))
+        for truth, guess in zip(targets, predictions, strict=True)
+    ]
+    counts = np.array([(len(true & found), len(true) + len(found)) for true, found in pairs], np.int64)
+
+    def value(drawn: np.ndarray) -> float:
+        right, named = counts[drawn].sum(0)
+        return float(2 * right / named) if named else 0.0
+
+    return CorpusMetric(value, len(counts))

@@ -1,86 +1,137 @@
-"""Metrics of written texts: thin doors to sacrebleu and rouge-score.
+"""Metrics of written texts, all from 0 to 1: thin doors to sacrebleu and rouge-score.
 
-A case may have several references. Texts in Chinese are scored by characters: where any reference has some, BLEU uses
-sacrebleu's zh tokenizer, and ROUGE, whose own tokenizer drops them, takes every character as a word.
+A case may have several references. What counts as a word follows the script:
+
+* ROUGE: rouge-score's own tokenizer keeps [a-z0-9] alone, so that texts of other scripts score 0. Here words are those
+  of `language.script_words`; ASCII words are stemmed as rouge-score does, so that English scores are rouge-score's.
+* BLEU: where most references have Japanese kana, sacrebleu's ja-mecab if the package mecab-python3 is installed, else
+  its char; char too where most are Thai, Lao, Khmer or Burmese; zh where any has Chinese characters; else 13a. The
+  signature says which.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from importlib.util import find_spec
 
+import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU, CHRF
 
-from instructrec_jax.metrics.language import has_cjk
+from instructrec_jax.metrics.bootstrap import CorpusMetric
+from instructrec_jax.metrics.language import KANA, SPACELESS, has_cjk, script_words
 
-ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL"}
+ROUGE = ("rouge1", "rouge2", "rougeL")
+ROUGE_WORDS = (
+    "ROUGE on lower-case words of any script, English stemmed as by rouge-score, characters in Chinese, Japanese, "
+    "Thai, Lao, Khmer and Burmese"
+)
+OF_ONE = "BLEU and chrF from 0 to 1 (a hundredth of sacrebleu's)"
+
+References = Sequence[Sequence[str]]
 
 
-def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Any:
-    """The references as sacrebleu takes them: the first of each case, the second ...; None where there is none."""
+def _check(predictions: Sequence[str], references: References) -> None:
     if len(predictions) != len(references) or not len(predictions):
         raise ValueError(f"expected as many predictions as cases, got {len(predictions)} and {len(references)}.")
     if not all(references):
         raise ValueError("a case has no reference.")
+
+
+def _streams(references: References) -> list[list[str | None]]:
+    """The references as sacrebleu takes them: the first of each case, the second ...; None where there is none."""
     most = max(map(len, references))
     return [[each[number] if number < len(each) else None for each in references] for number in range(most)]
 
 
-def _bleu(references: Sequence[Sequence[str]], *, effective_order: bool = False) -> BLEU:
-    chinese = any(has_cjk(reference) for each in references for reference in each)
-    return BLEU(tokenize="zh" if chinese else "13a", effective_order=effective_order)
+def bleu_tokenizer(references: References) -> str:
+    """sacrebleu's tokenizer for the script of the references: see above."""
+    texts = [reference for each in references for reference in each]
+    if 2 * sum(KANA.search(text) is not None for text in texts) >= len(texts):
+        return "ja-mecab" if find_spec("MeCab") and find_spec("ipadic") else "char"
+    if 2 * sum(SPACELESS.search(text) is not None for text in texts) >= len(texts):
+        return "char"
+    return "zh" if any(map(has_cjk, texts)) else "13a"
 
 
-def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """Corpus BLEU, 0 to 100 (Papineni et al., 2002), and sacrebleu's signature (Post, 2018)."""
-    metric = _bleu(references)
-    score = metric.corpus_score(list(predictions), _check(predictions, references)).score
-    return float(score), str(metric.get_signature())
+def bleu(predictions: Sequence[str], references: References) -> tuple[float, str]:
+    """Corpus BLEU, 0 to 1 (Papineni et al., 2002), and sacrebleu's signature (Post, 2018)."""
+    _check(predictions, references)
+    metric = BLEU(tokenize=bleu_tokenizer(references))
+    score = metric.corpus_score(list(predictions), _streams(references)).score  # type: ignore[arg-type]
+    return float(score) / 100, str(metric.get_signature())
 
 
-def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """Corpus chrF, 0 to 100 (Popović, 2015), and sacrebleu's signature."""
+def resampled_bleu(predictions: Sequence[str], references: References) -> CorpusMetric:
+    """Corpus BLEU, 0 to 1, of any of the cases, from the counts of n-grams of each."""
+    _check(predictions, references)
+    metric = BLEU(tokenize=bleu_tokenizer(references), effective_order=True)
+    scores = [metric.sentence_score(text, list(each)) for text, each in zip(predictions, references, strict=True)]
+    counts = np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores], np.int64)
+
+    def value(drawn: np.ndarray) -> float:
+        total = counts[drawn].sum(0).tolist()
+        return float(BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9], smooth_method="exp").score) / 100
+
+    return CorpusMetric(value, len(counts))
+
+
+def chrf(predictions: Sequence[str], references: References) -> tuple[float, str]:
+    """Corpus chrF, 0 to 1 (Popović, 2015), and sacrebleu's signature."""
+    _check(predictions, references)
     metric = CHRF()
-    score = metric.corpus_score(list(predictions), _check(predictions, references)).score
-    return float(score), str(metric.get_signature())
+    score = metric.corpus_score(list(predictions), _streams(references)).score  # type: ignore[arg-type]
+    return float(score) / 100, str(metric.get_signature())
 
 
-def sentence_chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """chrF of each case, 0 to 100."""
+def sentence_chrf(predictions: Sequence[str], references: References) -> list[float]:
+    """chrF of each case, 0 to 1."""
     _check(predictions, references)
     metric = CHRF()
     return [
-        float(metric.sentence_score(text, list(each)).score) for text, each in zip(predictions, references, strict=True)
+        float(metric.sentence_score(text, list(each)).score) / 100
+        for text, each in zip(predictions, references, strict=True)
     ]
 
 
-class Characters:
-    """A tokenizer for rouge-score: every visible character is a word."""
+class Words:
+    """The tokenizer that rouge-score is given: `language.script_words`, ASCII words stemmed."""
 
     def tokenize(self, text: str) -> list[str]:
-        return [c for c in text.lower() if not c.isspace()]
+        return [_stem(word) if word.isascii() else word for word in script_words(text)]
 
 
-def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:
+_stemmer = DefaultTokenizer(use_stemmer=True)
+
+
+@lru_cache(maxsize=100_000)
+def _stem(word: str) -> str:
+    return _stemmer.tokenize(word)[0]
+
+
+def rouge(predictions: Sequence[str], references: References) -> dict[str, list[float]]:
     """F-measures of ROUGE-1, -2 and -L of each case, 0 to 1 (Lin, 2004), each with the reference that gives the most.
 
-    English is stemmed, as in the field's summarisation tables.
+    See `ROUGE_WORDS` for what is counted.
     """
     _check(predictions, references)
-    kinds = list(ROUGE)
-    latin, chinese = RougeScorer(kinds, use_stemmer=True), RougeScorer(kinds, tokenizer=Characters())
-    found: dict[str, list[float]] = {kind: [] for kind in kinds}
+    scorer = RougeScorer(list(ROUGE), tokenizer=Words())
+    found: dict[str, list[float]] = {kind: [] for kind in ROUGE}
     for text, each in zip(predictions, references, strict=True):
-        scorer = chinese if any(map(has_cjk, each)) else latin
         for kind, score in scorer.score_multi(list(each), text).items():
             found[kind].append(float(score.fmeasure))
     return found
 
 
 def distinct(predictions: Sequence[str], n: int) -> float:
-    """Different n-grams as a share of all n-grams of the predictions (Li et al., 2016, "distinct-n")."""
+    """Different n-grams as a share of all n-grams of the predictions (Li et al., 2016, "distinct-n").
+
+    Words stand between spaces; where a text's script sets none, its characters count.
+    """
     counts: Counter[tuple[str, ...]] = Counter()
     for text in predictions:
-        words = [c for c in text if not c.isspace()] if has_cjk(text) else text.split()
+        spaceless = has_cjk(text) or SPACELESS.search(text)
+        words = [c for c in text if not c.isspace()] if spaceless else text.split()
         counts.update(zip(*(words[i:] for i in range(n)), strict=False))
     return len(counts) / counts.total() if counts else 0.0

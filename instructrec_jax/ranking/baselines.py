@@ -1,18 +1,20 @@
 """Simple recommenders every claim is measured against: random, popularity, Markov-1, coKNN, BPR-MF, BM25.
 
 All share one protocol: `fit(sequences, num_items)` on training sequences (item numbers, oldest first) and
-`score(histories, instructions)` → float64 [cases, items], higher is better. Scores depend on a case alone,
-not on the block it is scored in, so large sets are scored block by block with `score_in_blocks`.
+`score(histories, instructions)` → float64 [cases, items], higher is better. Scores depend on a case alone, not on
+the block it is scored in, so large sets are scored block by block.
 """
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
+
+from instructrec_jax.ranking.fusion import BLOCK, mask, ndcg_at
 
 
 class Baseline(Protocol):
@@ -158,9 +160,9 @@ class BPR:
             user, wanted = owners[order], items[order]
             other = rng.integers(0, num_items, len(items))
             for _ in range(10):
-                known = _contains(chosen, user * num_items + other)
+                known = contains(chosen, user * num_items + other)
                 other[known] = rng.integers(0, num_items, known.sum())
-            kept = ~_contains(chosen, user * num_items + other)  # a user who chose nearly everything
+            kept = ~contains(chosen, user * num_items + other)  # a user who chose nearly everything
             user, wanted, other = user[kept], wanted[kept], other[kept]
             for start in range(0, len(user), self.batch):
                 part = slice(start, start + self.batch)
@@ -211,6 +213,43 @@ class BPR:
         for case, history in enumerate(histories):
             scores[case] = self.q @ self.fold_in(history) + self.bias
         return scores
+
+
+BPR_GRID = ((64, 0.03), (64, 0.1), (8, 0.3))  # (size, regularisation)
+TUNING_INTERACTIONS = 20_000  # of users drawn at random, that the grid is tried on
+
+
+def tuned_bpr(train: Sequence[ArrayLike], validation: Sequence[ArrayLike], num_items: int, seed: int = 0) -> BPR:
+    """BPR-MF fitted on `train`, with the size and regularisation of `BPR_GRID` that are best on validation items.
+
+    The best is that of NDCG@10 over all items but the seen ones, of up to three last validation items a user. Each try
+    is fitted on the training items of the same users, drawn by seed, with `TUNING_INTERACTIONS` interactions at most.
+    Without validation items the settings are BPR's own.
+
+    Args:
+      train, validation: of each user the item numbers, oldest first; either may be empty.
+    """
+    known, held_out = ([np.asarray(items, np.int64) for items in part] for part in (train, validation))
+    order = np.random.default_rng(seed).permutation(len(known))
+    total = np.cumsum([len(known[user]) + len(held_out[user]) for user in order])
+    users = order[: max(1, int(np.searchsorted(total, TUNING_INTERACTIONS, side="right")))]
+    cases = []
+    for user in users:
+        whole = np.concatenate([known[user], held_out[user]])
+        cases += [(whole[:n], whole[n]) for n in range(max(1, len(known[user]), len(whole) - 3), len(whole))]
+    if not cases:
+        return BPR(seed=seed).fit(train, num_items)
+    histories, wanted = zip(*cases, strict=True)
+    seen = [history[history != item] for history, item in cases]
+
+    def quality(size: int, regularisation: float) -> float:
+        model = BPR(size=size, regularisation=regularisation, seed=seed).fit([known[u] for u in users], num_items)
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(cases), BLOCK)]
+        gains = [ndcg_at(mask(model.score(histories[b]), seen[b]), wanted[b]) for b in blocks]
+        return float(np.concatenate(gains).mean())
+
+    size, regularisation = max(BPR_GRID, key=lambda settings: quality(*settings))
+    return BPR(size=size, regularisation=regularisation, seed=seed).fit(train, num_items)
 
 
 class BM25:
@@ -265,15 +304,6 @@ def words(text: str) -> list[str]:
     return re.findall(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+", text.lower())
 
 
-def score_in_blocks(
-    baseline: Baseline, histories: Sequence[ArrayLike], instructions: Sequence[str] = (), block: int = 256
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """(cases, their scores float64 [<= block, items]) in order: [all cases, items] need never exist."""
-    for start in range(0, len(histories), block):
-        cases = slice(start, min(start + block, len(histories)))
-        yield cases, baseline.score(histories[cases], instructions[cases])
-
-
 def _flatten(sequences: Sequence[ArrayLike], num_items: int) -> tuple[np.ndarray, np.ndarray]:
     """All items one after another, int32, and the number of the sequence each belongs to."""
     arrays = [np.asarray(sequence, np.int32) for sequence in sequences]
@@ -302,9 +332,11 @@ def _history_weights(histories: Sequence[ArrayLike], num_items: int, depth: int,
     return sparse.csr_array((weights, (owners, recent)), shape=(len(histories), num_items))
 
 
-def _contains(ordered: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """bool: whether each of `wanted` is in the sorted array."""
-    return ordered[np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)] == wanted
+def contains(ordered: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """bool, of the shape of `asked`: whether each number is in the sorted array."""
+    if not len(ordered):
+        return np.zeros(asked.shape, bool)
+    return ordered[np.minimum(np.searchsorted(ordered, asked), len(ordered) - 1)] == asked
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

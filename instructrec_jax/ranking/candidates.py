@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from instructrec_jax.data.example import show
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.parsing import read_json_lines, text_lines
-from instructrec_jax.ranking.baselines import words
+from instructrec_jax.ranking.baselines import contains, words
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 
 ROUNDS = 8  # of drawing and rejecting, before what is left is drawn from lists
@@ -189,7 +189,7 @@ def _by_weight(
     for number in range(ROUNDS):
         drawn = np.searchsorted(edges, _uniform(keys[open_rows], number * width, width), side="right")
         both = np.concatenate([chosen[open_rows], np.minimum(drawn, num_items - 1)], axis=1)
-        good = (both >= 0) & ~_contains(forbidden, open_rows[:, None] * num_items + both) & ~_repeated(both)
+        good = (both >= 0) & ~contains(forbidden, open_rows[:, None] * num_items + both) & ~_repeated(both)
         order = np.argsort(~good, axis=1, kind="stable")[:, :size]
         chosen[open_rows] = np.where(np.take_along_axis(good, order, 1), np.take_along_axis(both, order, 1), -1)
         open_rows = open_rows[chosen[open_rows, -1] < 0]
@@ -243,13 +243,6 @@ def pairs(items: Sequence[np.ndarray], num_items: int) -> np.ndarray:
     """Sorted distinct case · num_items + item, int64: a set of (case, item) that can be searched at once."""
     flat = np.concatenate([np.empty(0, np.int64), *items]).astype(np.int64)
     return np.unique(np.repeat(np.arange(len(items)), [len(each) for each in items]) * num_items + flat)
-
-
-def _contains(sorted_pairs: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    if not len(sorted_pairs):
-        return np.zeros(asked.shape, bool)
-    place = np.minimum(np.searchsorted(sorted_pairs, asked), len(sorted_pairs) - 1)
-    return sorted_pairs[place] == asked
 
 
 def _repeated(rows: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from instructrec_jax.metrics import ranking
 from instructrec_jax.metrics.ranking import Ranks
 from instructrec_jax.ranking.candidates import Candidates, name_and_size, pairs
+from instructrec_jax.ranking.fusion import retrieve
 
 BLOCK = 256  # cases scored at a time: [BLOCK, items] is the largest array of an evaluation
 TOP = 20  # items that are kept of each ranking
@@ -59,7 +60,10 @@ class Cases:
 
     @cached_property
     def segments(self) -> dict[str, np.ndarray]:
-        """Name -> numbers of its cases. Shares are taken among these cases; the names state the limits."""
+        """Name -> numbers of its cases. Shares are taken among these cases; the names state the limits.
+
+        Of segments with the same cases (cold items and the lowest tenth of popularity, say) the first is kept.
+        """
         groups: dict[str, np.ndarray] = {}
         lengths = np.array([len(history) for history in self.histories])
         limit = int(np.quantile(lengths, COLD_SHARE, method="lower"))
@@ -84,7 +88,10 @@ class Cases:
             distinct, place = np.unique(values, return_inverse=True)
             if 1 < len(distinct) <= MAX_GROUPS:
                 groups |= {f"{name} {value}": np.flatnonzero(place == i) for i, value in enumerate(distinct)}
-        return groups
+        first: dict[bytes, str] = {}
+        for name, inside in groups.items():
+            first.setdefault(inside.tobytes(), name)
+        return {name: groups[name] for name in first.values()}
 
 
 def _up_to(limit: int) -> str:
@@ -251,17 +258,9 @@ def _ranks_among(reached: np.ndarray, owner: np.ndarray, others: np.ndarray, the
 
 
 def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Item numbers int32 and scores [cases, k] of each row's highest scores; equal ones in item order."""
-    edge = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k]
-    inside = scores >= edge[:, None]
-    counts = np.count_nonzero(inside, axis=1)
-    for row in np.flatnonzero(counts > k):  # more than k, for ties at the edge: the later ones go
-        alike = np.flatnonzero(scores[row] == edge[row])
-        inside[row, alike[k - counts[row] :]] = False
-    items = np.nonzero(inside)[1].reshape(len(scores), k)
+    """Item numbers int32, −1 for what does not compete, and scores [cases, k] of each row's best items."""
+    items = retrieve(scores, k)
     values = np.take_along_axis(scores, items, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    items, values = np.take_along_axis(items, order, axis=1), np.take_along_axis(values, order, axis=1)
     return np.where(np.isneginf(values), -1, items).astype(np.int32), values
 
 

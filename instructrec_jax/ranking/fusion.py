@@ -43,11 +43,12 @@ def retrieve(scores: np.ndarray, k: int) -> np.ndarray:
     items = scores.shape[1]
     if k >= items:
         return np.argsort(-scores, axis=1, kind="stable")
-    # the k-th best score, all items above it, and the lowest numbers among those that equal it
-    border = np.partition(scores, items - k, axis=1)[:, items - k, None]
-    above, equal = scores > border, scores == border
-    missing = k - above.sum(1, keepdims=True)
-    chosen = above | (equal & (np.cumsum(equal, axis=1) <= missing))
+    border = np.partition(scores, items - k, axis=1)[:, items - k]  # the k-th best score
+    chosen = scores >= border[:, None]
+    counts = np.count_nonzero(chosen, axis=1)
+    for row in np.flatnonzero(counts > k):  # of those that equal it the highest numbers go
+        equal = np.flatnonzero(scores[row] == border[row])
+        chosen[row, equal[k - counts[row] :]] = False
     numbers = np.nonzero(chosen)[1].reshape(len(scores), k)
     order = np.argsort(-np.take_along_axis(scores, numbers, 1), axis=1, kind="stable")
     return np.take_along_axis(numbers, order, 1)

@@ -6,7 +6,7 @@ A task is one file that defines a config (a choice of `TaskConfig`) and a subcla
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
 from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
 
 Arrays = dict[str, jax.Array]
@@ -149,6 +150,10 @@ class Scores:
       protocol: how it was measured, in words.
       charts: what the report draws: "confusion" {"labels", "counts"}, "calibration" {"bins"}.
       compared: metrics with paired differences to other methods, beside the one that the run is chosen by.
+      corpus: metrics that are no means over cases and have intervals all the same, by resampling.
+      owners: metric -> int64 [cases], whose each case is: see `owners_of`. A metric that is not there has independent
+        cases.
+      note: why a baseline has no metrics.
     """
 
     metrics: dict[str, float]
@@ -160,6 +165,57 @@ class Scores:
     protocol: str = ""
     charts: Mapping[str, Any] = field(default_factory=dict)
     compared: Sequence[str] = ()
+    corpus: Mapping[str, CorpusMetric] = field(default_factory=dict)
+    owners: Mapping[str, np.ndarray] = field(default_factory=dict)
+    note: str = ""
+
+    def owned_by(self, owners: np.ndarray | None) -> "Scores":
+        """The same scores, of cases with these owners: see `owners_of`."""
+        shared = {} if owners is None else dict.fromkeys([*self.cases, *self.corpus], owners)
+        return replace(self, owners={**self.owners, **shared})
+
+
+# Fields of an example's origin that say whom it comes from; the first that is there counts.
+OWNERS = ("user", "viewer", "customer", "author", "speaker", "conversation", "dialogue", "document", "article")
+
+
+def owner_of(example: Example) -> tuple[str, str]:
+    """The field of its origin that says whom an example comes from, and who that is; empty where none does."""
+    named = ((name, example.origin.get(name, "")) for name in OWNERS)
+    return next((pair for pair in named if pair[1]), ("", ""))
+
+
+def owners_of(examples: Sequence[Example], shared_input: bool = False) -> np.ndarray | None:
+    """int64 [examples]: equal for those of one user, document, conversation ...; None where each stands alone.
+
+    Cases of one owner are alike, so intervals draw them together. An owner is what `origin` says under one of `OWNERS`,
+    else the example object itself, which several windows or turns may share.
+
+    Args:
+      shared_input: whether examples with the same `input` come from one document.
+    """
+    numbers: dict[tuple[str, str | int], int] = {}
+
+    def number(example: Example) -> int:
+        said: tuple[str, str | int] = owner_of(example)
+        if not said[1]:
+            said = ("input", example.input) if shared_input and example.input else ("example", id(example))
+        return numbers.setdefault(said, len(numbers))
+
+    owners = np.array([number(example) for example in examples], np.int64)
+    return owners if len(numbers) < len(owners) else None
+
+
+class BaselineNotFitted(ValueError):
+    """A baseline that the training examples give nothing to learn from: its row of the table says so."""
+
+
+def unless_unfit(measure: Callable[[], Scores]) -> Scores:
+    """What `measure` gives; where it raises `BaselineNotFitted`, scores without metrics that note why."""
+    try:
+        return measure()
+    except BaselineNotFitted as error:
+        return Scores({}, note=str(error))
 
 
 class Task:
@@ -222,7 +278,7 @@ class Task:
         return model
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        """Simple methods on the same cases, by name."""
+        """Baselines on the same cases, by name; one that cannot be fitted has a note instead of metrics."""
         return {}
 
     refresh_every = 0  # steps between refreshes of the buffers; 0: never

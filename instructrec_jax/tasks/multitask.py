@@ -202,6 +202,9 @@ class MultitaskTask(Task):
             protocol="; ".join(f"{n}: {each.protocol}" for n, each in scores.items() if each.protocol),
             charts={named(n, m): data for n, each in scores.items() for m, data in each.charts.items()},
             compared=[named(n, m) for n, each in scores.items() for m in (own[n].metric, *each.compared)],
+            corpus={named(n, m): metric for n, each in scores.items() for m, metric in each.corpus.items()},
+            owners={named(n, m): owners for n, each in scores.items() for m, owners in each.owners.items()},
+            note="; ".join(f"{n}: {each.note}" for n, each in scores.items() if each.note),
         )
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:

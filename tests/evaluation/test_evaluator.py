@@ -1,6 +1,7 @@
 """The table of an evaluation: segments, rows and differences."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from instructrec_jax.evaluation.evaluator import (
     better,
     contend,
     greater_is_better,
+    measured_on,
     segments,
     table,
 )
-from instructrec_jax.metrics.ranking import paired_bootstrap
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
+from instructrec_jax.evaluation.tables import format_table
+from instructrec_jax.metrics.bootstrap import CorpusMetric, bootstrap_interval, paired_bootstrap
+from instructrec_jax.tasks.base import BaselineNotFitted, Encoded, Predict, Scores, Task, owners_of, unless_unfit
 
 
 def encoded(count: int = 6) -> list[Encoded]:
@@ -96,7 +99,7 @@ def contenders() -> list[Contender]:
 
 def test_table() -> None:
     rows = contenders()
-    result = table(rows, tuned="after tuning", protocol="65 cases", metric="NDCG@10")
+    result = table(rows, tuned="after tuning", protocol="65 cases", metric="NDCG@10", measured_on="test")
     assert result["protocol"] == "65 cases"
     assert result["metrics"] == ["NDCG@10, known", "HR@10, known", "NDCG@10, new", "HR@10, new"]
     assert [row["name"] for row in result["rows"]] == ["before tuning", "after tuning", "popularity"]
@@ -108,7 +111,7 @@ def test_table() -> None:
 
 def test_differences_are_paired_over_cases_and_of_the_same_segment() -> None:
     rows = contenders()
-    result = table(rows, tuned="after tuning", protocol="", metric="NDCG@10")
+    result = table(rows, tuned="after tuning", protocol="", metric="NDCG@10", measured_on="test")
     names = [(d["name"], d["metric"]) for d in result["differences"]]
     assert names == [
         (f"after tuning − {other}", f"NDCG@10, {segment}")
@@ -128,9 +131,9 @@ def test_differences_are_paired_over_cases_and_of_the_same_segment() -> None:
 
 def test_a_table_without_segments_or_cases() -> None:
     plain = [Contender(name, {"": Scores({"loss": value})}) for name, value in (("a", 1.0), ("b", 2.0))]
-    result = table(plain, tuned="b", protocol="", metric="loss")
+    result = table(plain, tuned="b", protocol="", metric="loss", measured_on="test")
     assert result["metrics"] == ["loss"] and result["differences"] == [] and result["report"] == ""
-    assert table(plain, tuned="c", protocol="", metric="loss")["differences"] == []
+    assert table(plain, tuned="c", protocol="", metric="loss", measured_on="test")["differences"] == []
 
 
 def test_better_knows_the_direction() -> None:
@@ -144,3 +147,71 @@ def test_better_knows_the_direction() -> None:
     assert not greater_is_better(task, "loss") and not greater_is_better(task, "mse")
     task.greater_is_better = False
     assert not greater_is_better(task, "gain")
+
+
+def test_the_table_names_its_split() -> None:
+    assert measured_on("test", chose_checkpoint=True) == "test"
+    assert measured_on("validation", chose_checkpoint=False) == "validation"
+    chose = measured_on("validation", chose_checkpoint=True)
+    assert "checkpoint" in chose
+    result = table(contenders(), tuned="after tuning", protocol="", metric="NDCG@10", measured_on=chose)
+    assert result["split"] == chose and format_table(result).splitlines()[0] == f"Results on {chose}"
+
+
+def test_a_baseline_that_cannot_be_fitted_is_a_row_with_a_note() -> None:
+    def unfit() -> Scores:
+        raise BaselineNotFitted("not fitted: no words")
+
+    rows = [*contenders(), Contender("TF-IDF", {name: unless_unfit(unfit) for name in ("known", "new")})]
+    result = table(rows, tuned="after tuning", protocol="", metric="NDCG@10", measured_on="test")
+    row = result["rows"][-1]
+    assert row["values"] == {} and row["intervals"] == {} and row["note"] == "not fitted: no words"
+    assert not any("TF-IDF" in d["name"] for d in result["differences"])
+    assert "TF-IDF: not fitted: no words" in format_table(result)
+
+
+def owned(users: Sequence[str], values: Sequence[float], noise: float = 0.0) -> Scores:
+    examples = [Example(instruction="x", origin={"user": user} if user else {}) for user in users]
+    cases = np.array(values) + noise * np.arange(len(values)) / len(values)
+    corpus = {"F1": CorpusMetric(lambda drawn: float(cases[drawn].mean()), len(cases))}
+    scores = Scores({"gain": float(cases.mean()), "F1": float(cases.mean())}, {"gain": cases}, corpus=corpus)
+    return replace(scores, segments={"first": np.arange(60)}).owned_by(owners_of(examples))
+
+
+def test_intervals_draw_the_cases_of_an_owner_together() -> None:
+    """Three equal cases of each of 40 users say no more than one of each."""
+    values = np.random.default_rng(0).normal(0, 1, 40)
+    users = [f"u{n // 3}" for n in range(120)]
+    for metric in ("gain", "F1"):
+        rows = [Contender("tuned", {"": owned(users, values.repeat(3))})]
+        rows.append(Contender("other", {"": owned(users, -values.repeat(3), 0.1)}))
+        result = table(rows, tuned="tuned", protocol="", metric=metric, measured_on="test")
+        _, low, high = bootstrap_interval(values)
+        assert result["rows"][0]["intervals"][metric] == pytest.approx([low, high], abs=0.07)
+        (difference,) = (d for d in result["differences"] if d["metric"] == metric)
+        _, low, high = bootstrap_interval(2 * values)
+        assert [difference["low"], difference["high"]] == pytest.approx([low - 0.05, high - 0.05], abs=0.15)
+        part = result["segments"][0]
+        assert part["values"]["tuned"] == pytest.approx(values[:20].mean())
+        _, low, high = bootstrap_interval(values[:20])
+        assert part["high"] - part["low"] == pytest.approx(high - low, rel=0.2)
+
+
+def test_cases_of_one_owner_alone_have_no_interval() -> None:
+    rows = [Contender(name, {"": owned(["u"] * 60, np.arange(60.0) * factor)}) for name, factor in (("a", 1), ("b", 2))]
+    result = table(rows, tuned="a", protocol="", metric="gain", measured_on="test")
+    assert result["rows"][0]["intervals"] == {} and result["differences"] == [] and result["segments"] == []
+
+
+def test_whose_an_example_is() -> None:
+    def example(**fields: Any) -> Example:
+        return Example(instruction="x", **fields)
+
+    window = example(input="a long text")
+    found = owners_of([window, example(origin={"user": "1"}), window, example(origin={"document": "1"}), example()])
+    assert found is not None and found.tolist() == [0, 1, 0, 2, 3]
+    questions = [example(input="article"), example(input="article"), example(input="other")]
+    assert owners_of(questions) is None
+    shared = owners_of(questions, shared_input=True)
+    assert shared is not None and shared.tolist() == [0, 0, 1]
+    assert owners_of([example(origin={"user": ""}), example(origin={"user": ""})]) is None

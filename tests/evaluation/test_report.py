@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from instructrec_jax.evaluation.report import write_report
-from instructrec_jax.evaluation.tables import format_examples, format_table, lower_is_better
+from instructrec_jax.evaluation.tables import format_examples, format_table, lower_is_better, verdict
 from instructrec_jax.files import append_jsonl, write_json, write_text
 
 EVIL = "</pre></td><script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>\"' & \x1b[2J\x00"
@@ -259,9 +259,23 @@ def test_intervals_parts_and_further_metrics(tmp_path):
     write_json(tmp_path / "evaluation.json", with_parts(EVIL))
     page = page_of(tmp_path)
     assert "NDCG@10 on parts of the cases" in page.text and page.text.count("1,234") == 30
-    assert "0.3000 to 0.3900" in page.text and "All metricsNDCG@10mseGini@10" in page.text
+    assert "0.3000 to 0.3900" in page.text and "All metricsNDCG@10mseGini@10" in page.text.replace("\n", "")
     assert not [element for element, _ in page.elements if element in ("script",)]
 
 
 def test_gini_is_better_when_lower():
     assert lower_is_better("Gini@10") and not lower_is_better("coverage@10") and not lower_is_better("uni9 HR@1")
+
+
+def test_the_split_and_baselines_that_were_not_fitted_are_named(tmp_path):
+    result = evaluation() | {"split": "validation (also chose the checkpoint)"}
+    result["rows"][2]["note"] = "not fitted: no words"
+    write_json(tmp_path / "evaluation.json", result)
+    page = page_of(tmp_path)
+    assert "Results on validation (also chose the checkpoint)" in page.text
+    assert "Markov-1: not fitted: no words" in page.text
+
+
+def test_a_difference_of_nothing_is_no_chance():
+    assert verdict({"metric": "accuracy", "low": 0.0, "high": 0.0}) == "equal"
+    assert verdict({"metric": "accuracy", "low": -0.1, "high": 0.0}) == "may be chance"

@@ -2,12 +2,17 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn import metrics as sk
 
 from instructrec_jax.metrics.classification import (
     classification_metrics,
     classification_report,
+    guesses,
     multilabel_metrics,
     multilabel_report,
+    resampled_macro_f1,
+    resampled_multilabel_f1,
+    resampled_token_f1,
 )
 
 LABELS = ["bad", "fair", "good"]
@@ -74,3 +79,36 @@ def test_multilabel_edge_cases():
         multilabel_metrics([[1, 0, 0]], [[0.5, 0, 0]], LABELS)
     with pytest.raises(ValueError, match="3 labels"):
         multilabel_metrics([[1, 0]], [[1, 0]], LABELS)
+
+
+def test_equal_scores_share_the_prediction():
+    """A classifier that scores all labels alike gets what guessing gets, whichever label is listed first."""
+    targets = np.array([0, 0, 0, 1, 2])
+    names = ["a", "b", "c"]
+    found = guesses(np.zeros((5, 3)))
+    np.testing.assert_allclose(found.right(targets), 1 / 3)
+    pairs = [names[targets[i]] for i in found.case], [names[i] for i in found.label]
+    metrics = classification_metrics(*pairs, names, found.share)
+    assert metrics["accuracy"] == pytest.approx(1 / 3)
+    f1 = [2 * n / 3 / (5 / 3 + n) for n in (3, 1, 1)]  # expected hits, predicted and true cases of each label
+    assert metrics["macro_f1"] == pytest.approx(np.mean(f1))
+    assert resampled_macro_f1(targets, found).value(np.arange(5)) == pytest.approx(np.mean(f1))
+    mixed = guesses([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
+    assert mixed.right(np.array([1, 2])).tolist() == [0.5, 1] and mixed.first.tolist() == [0, 2]
+
+
+def test_corpus_metrics_of_any_cases_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    truth, guess = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
+    drawn = rng.integers(0, 60, 60)
+    single = resampled_macro_f1(truth, guesses(np.eye(4)[guess]))
+    assert single.value(drawn) == pytest.approx(sk.f1_score(truth[drawn], guess[drawn], average="macro"))
+    several, found = rng.integers(0, 2, (60, 4)), rng.integers(0, 2, (60, 4))
+    for name, metric in resampled_multilabel_f1(several, found).items():
+        expected = multilabel_metrics(several[drawn], found[drawn], list("abcd"))[name]
+        assert metric.value(drawn) == pytest.approx(expected)
+    texts, tags = [["a", "b"], ["b"], ["c", "a", "a"]], [["a", "a"], ["b"], ["c", "b", "a"]]
+    again = [0, 2, 2]
+    flat = [tag for i in again for tag in texts[i]], [tag for i in again for tag in tags[i]]
+    value = resampled_token_f1(texts, tags, list("abc")).value(np.array(again))
+    assert value == pytest.approx(classification_metrics(*flat)["macro_f1"])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from instructrec_jax.metrics.regression import regression_metrics
+from instructrec_jax.metrics.regression import regression_metrics, resampled_correlations
 
 
 def pearson(a, b):
@@ -34,3 +34,14 @@ def test_constant_and_not_finite():
         regression_metrics([1.0, 2.0], [1.0, np.nan])
     with pytest.raises(ValueError, match="must both be"):
         regression_metrics([1.0], [1.0, 2.0])
+
+
+def test_correlations_of_any_cases():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 5, 50).astype(float)
+    guess, drawn = truth + rng.normal(0, 2, 50), rng.integers(0, 50, 50)
+    expected = regression_metrics(truth[drawn], guess[drawn])
+    for name, metric in resampled_correlations(truth, guess).items():
+        assert metric.value(drawn) == pytest.approx(expected[name])
+        assert np.isnan(metric.value(np.zeros(50, int)))
+    assert resampled_correlations(truth, np.zeros(50)) == {}

@@ -13,7 +13,7 @@ from instructrec_jax.ranking.baselines import (
     Popularity,
     Random,
     _adagrad,
-    score_in_blocks,
+    tuned_bpr,
     words,
 )
 
@@ -214,9 +214,9 @@ def test_blocks_give_what_one_call_gives(sequences, histories):
     for baseline in (Random(3), Popularity(), Markov(), CoOccurrence(), BPR(size=8, epochs=1), BM25(texts)):
         baseline.fit(sequences, ITEMS)
         whole = baseline.score(histories, instructions)
-        blocks = list(score_in_blocks(baseline, histories, instructions, block=2))
-        assert [(cases.start, cases.stop) for cases, _ in blocks] == [(0, 2), (2, 4), (4, 5)]
-        np.testing.assert_array_equal(np.concatenate([scores for _, scores in blocks]), whole)
+        parts = [slice(0, 2), slice(2, 4), slice(4, 5)]
+        blocks = [baseline.score(histories[part], instructions[part]) for part in parts]
+        np.testing.assert_array_equal(np.concatenate(blocks), whole)
         assert whole.shape == (len(histories), ITEMS) and whole.dtype == np.float64
 
 
@@ -235,3 +235,24 @@ def test_bad_input(histories):
         BM25(["a"]).score([[]])
     with pytest.raises(ValueError, match="1 item texts"):
         BM25(["a"]).fit([], 2)
+
+
+def test_bpr_is_tuned_on_validation_items(monkeypatch):
+    """Two groups of users with their own items: settings that learn them beat settings that learn nothing."""
+    rng = np.random.default_rng(0)
+    whole = [rng.permutation(10)[:7] + 10 * (user % 2) for user in range(60)]
+    train, validation = [items[:5] for items in whole], [items[5:] for items in whole]
+    monkeypatch.setattr("instructrec_jax.ranking.baselines.BPR_GRID", ((4, 100.0), (4, 0.03), (8, 100.0)))
+    tuned = tuned_bpr(train, validation, 20)
+    assert (tuned.size, tuned.regularisation) == (4, 0.03)
+    fitted = BPR(size=4, regularisation=0.03).fit(train, 20)
+    np.testing.assert_array_equal(tuned.factors, fitted.factors)  # on all training items, and the same each time
+    nothing = [np.empty(0, np.int32)] * len(train)
+    assert tuned_bpr(train, nothing, 20).size == BPR().size
+    late = tuned_bpr([*train, *nothing], [*nothing, *whole], 20)  # users of their own to validate on
+    assert late.regularisation == 0.03
+    assert tuned_bpr([], [], 20).score([[1]]).shape == (1, 20)
+
+
+def test_bm25_of_texts_without_words():
+    assert BM25(["…", "!"]).fit([], 2).score([[]], ["…"]).tolist() == [[0, 0]]

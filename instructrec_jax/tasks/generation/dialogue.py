@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from instructrec_jax.data.example import Example
+from instructrec_jax.data.example import Example, fingerprint
 from instructrec_jax.data.prompts import question, render
-from instructrec_jax.metrics.text import bleu, distinct, sentence_chrf
+from instructrec_jax.metrics.text import OF_ONE, bleu, distinct, resampled_bleu, sentence_chrf
 from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext
 from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
 from instructrec_jax.tasks.generation.written_answers import Judgement, WritingConfig, WritingTask, references
@@ -41,7 +41,8 @@ class DialogueTask(WritingTask):
             "distinct-1": distinct(answers, 1),
             "distinct-2": distinct(answers, 2),
         }
-        return Judgement(metrics, cases, "sentence chrF", f"BLEU {signature}")
+        corpus = {"BLEU": resampled_bleu(answers, wanted)}
+        return Judgement(metrics, cases, "sentence chrF", f"{OF_ONE}; BLEU {signature}", corpus=corpus)
 
     def rules(self, train: Sequence[Example]) -> dict[str, Callable[[Sequence[Example]], list[str]]]:
         said = [references(e)[0] for e in train]
@@ -59,7 +60,10 @@ def turns(example: Example) -> list[Example]:
     """The conversation up to each turn of the assistant, and the example itself, last."""
     said = [n for n, message in enumerate(question(example).messages) if message.role == "assistant"]
     name = f"{example.id}, " if example.id else ""
+    # The turns of a conversation are no independent cases: see `owners_of`.
+    own = {"conversation": example.id or fingerprint([example]), **example.origin}
     earlier = [
-        replace(example, messages=example.messages[: n + 1], output=None, id=f"{name}turn {n + 1}") for n in said
+        replace(example, messages=example.messages[: n + 1], output=None, id=f"{name}turn {n + 1}", origin=own)
+        for n in said
     ]
-    return [*earlier, example]
+    return [*earlier, replace(example, origin=own)]

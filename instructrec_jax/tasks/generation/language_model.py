@@ -40,6 +40,7 @@ from instructrec_jax.tasks.base import (
     TaskConfig,
     TaskContext,
     cut,
+    owners_of,
     tokenise,
     too_long,
 )
@@ -325,4 +326,5 @@ def _scores(encoded: Sequence[Encoded], loss: Sequence[np.ndarray], hits: Sequen
         }
         for e, total, count in zip(encoded, totals, tokens, strict=True)
     ]
-    return Scores(result, {"loss": totals / tokens.mean()}, predictions)
+    scores = Scores(result, {"loss": totals / tokens.mean()}, predictions)
+    return scores.owned_by(owners_of([e.example for e in encoded]))

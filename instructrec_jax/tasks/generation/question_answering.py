@@ -8,7 +8,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.metrics.answers import exact_match, f1
-from instructrec_jax.tasks.base import TaskConfig, TaskContext
+from instructrec_jax.tasks.base import TaskConfig, TaskContext, owners_of
 from instructrec_jax.tasks.generation.written_answers import (
     Judgement,
     WritingConfig,
@@ -43,7 +43,8 @@ def judge_answers(examples: Sequence[Example], answers: Sequence[str], wanted: S
     languages = by_language(examples, [e.instruction for e in examples])
     metrics = {name: float(values.mean()) for name, values in cases.items()}
     metrics |= {f"f1 ({name})": float(cases["f1"][inside].mean()) for name, inside in languages.items()}
-    return Judgement(metrics, cases, "f1", "answers normalised as in SQuAD", languages)
+    owners = owners_of(examples, shared_input=True)  # several questions about one text
+    return Judgement(metrics, cases, "f1", "answers normalised as in SQuAD", languages, owners=owners)
 
 
 class QuestionAnsweringTask(WritingTask):

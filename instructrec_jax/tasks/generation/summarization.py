@@ -8,7 +8,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.metrics.language import has_cjk, units
-from instructrec_jax.metrics.text import rouge
+from instructrec_jax.metrics.text import ROUGE_WORDS, rouge
 from instructrec_jax.tasks.base import TaskConfig, TaskContext
 from instructrec_jax.tasks.generation.written_answers import (
     Judgement,
@@ -18,8 +18,8 @@ from instructrec_jax.tasks.generation.written_answers import (
     with_one_answer,
 )
 
-# After a full stop of Latin script a sentence goes on unless a space follows; Chinese ones need none.
-SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
+# After a full stop of Latin, Arabic or Indic script a sentence goes on unless a space follows; Chinese ones need none.
+SENTENCE = re.compile(r"(?<=[.!?\u061f\u06d4\u0964])\s+|(?<=[。！？])\s*|\n+")
 
 
 @TaskConfig.register_subclass("summarization")
@@ -66,7 +66,10 @@ def judge_summaries(examples: Sequence[Example], answers: Sequence[str]) -> Judg
     metrics = {name: float(values.mean()) for name, values in cases.items()}
     lengths = np.array([units(text) / max(1, units(each[0])) for text, each in zip(answers, wanted, strict=True)])
     metrics["length ratio"] = float(lengths.mean())
-    protocol = "F-measure of the reference that gives the most; length ratio = words ÷ words of the first reference"
+    protocol = (
+        f"{ROUGE_WORDS}; F-measure of the reference that gives the most; length ratio = words ÷ words of the first "
+        "reference"
+    )
     return Judgement(metrics, cases, "rougeL", protocol)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.metrics.text import bleu, chrf, sentence_chrf
+from instructrec_jax.metrics.text import OF_ONE, bleu, chrf, resampled_bleu, sentence_chrf
 from instructrec_jax.tasks.base import TaskConfig, TaskContext
 from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
 from instructrec_jax.tasks.generation.written_answers import (
@@ -32,7 +32,8 @@ def judge_translations(answers: Sequence[str], wanted: Sequence[Sequence[str]]) 
     (bleu_score, bleu_signature), (chrf_score, chrf_signature) = bleu(answers, wanted), chrf(answers, wanted)
     cases = {"sentence chrF": np.array(sentence_chrf(answers, wanted))}
     metrics = {"BLEU": bleu_score, "chrF": chrf_score, "sentence chrF": float(cases["sentence chrF"].mean())}
-    return Judgement(metrics, cases, "sentence chrF", f"BLEU {bleu_signature}, chrF {chrf_signature}")
+    protocol = f"{OF_ONE}; BLEU {bleu_signature}, chrF {chrf_signature}"
+    return Judgement(metrics, cases, "sentence chrF", protocol, corpus={"BLEU": resampled_bleu(answers, wanted)})
 
 
 def nearest_translation(train: Sequence[Example]) -> Callable[[Sequence[Example]], list[str]]:

@@ -13,8 +13,9 @@ import numpy as np
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import answer, render, tokenise_pieces
 from instructrec_jax.inference.generation_config import GenerationConfig
-from instructrec_jax.metrics.language import has_cjk
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskContext, cut, too_long
+from instructrec_jax.metrics.bootstrap import CorpusMetric
+from instructrec_jax.metrics.language import KANA, has_cjk
+from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskContext, cut, owners_of, too_long, unless_unfit
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
 
 
@@ -36,6 +37,8 @@ class Judgement:
       main: which of `cases` is a case's score.
       protocol: how it was measured.
       segments: name -> numbers of cases.
+      corpus: metrics that are no means over cases, for their intervals.
+      owners: see `Scores.owners`; int64 [cases], or None where each case stands alone.
     """
 
     metrics: dict[str, float]
@@ -43,6 +46,8 @@ class Judgement:
     main: str
     protocol: str = ""
     segments: dict[str, np.ndarray] = field(default_factory=dict)
+    corpus: dict[str, CorpusMetric] = field(default_factory=dict)
+    owners: np.ndarray | None = None
 
 
 def references(example: Example) -> list[str]:
@@ -56,10 +61,10 @@ def references(example: Example) -> list[str]:
 def by_language(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Numbers of the examples of each language, where there are several.
 
-    It is `origin.language`, else whether the example's own of the `texts` is written in Chinese.
+    It is `origin.language`, else whether the example's own of the `texts` is written in Japanese (kana) or in Chinese.
     """
     names = [
-        e.origin.get("language") or ("zh" if has_cjk(text) else "other")
+        e.origin.get("language") or ("ja" if KANA.search(text) else "zh" if has_cjk(text) else "other")
         for e, text in zip(examples, texts, strict=True)
     ]
     groups = {name: np.flatnonzero([n == name for n in names]) for name in sorted(set(names))}
@@ -90,7 +95,8 @@ def scores_of_texts(
         segments=found.segments,
         protocol=found.protocol,
         compared=[found.main],
-    )
+        corpus=found.corpus,
+    ).owned_by(owners_of(examples) if found.owners is None else found.owners)
 
 
 def shown_text(record: Mapping[str, Any], empty: str = "") -> dict[str, Any]:
@@ -158,6 +164,7 @@ class WritingTask(LanguageModelTask):
             found,
             metrics=found.metrics | known.metrics,
             cases=known.cases | found.cases,
+            owners={**known.owners, **found.owners},
             protocol=f"written by {way}, at most {self.config.max_new_tokens} tokens; {found.protocol}",
         )
 
@@ -170,7 +177,10 @@ class WritingTask(LanguageModelTask):
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         examples = [e.example for e in test]
         rules = self.rules([e.example for e in train])
-        return {name: self._judged(test, rule(examples)) for name, rule in rules.items()}
+        return {
+            name: unless_unfit(lambda rule=rule: self._judged(test, rule(examples)))  # type: ignore[misc]
+            for name, rule in rules.items()
+        }
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_text(record)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Text
 from instructrec_jax.data.prompts import render
-from instructrec_jax.ranking.baselines import BM25, BPR, Baseline, CoOccurrence, Markov, Popularity, Random
+from instructrec_jax.ranking.baselines import BM25, BPR, Baseline, CoOccurrence, Markov, Popularity, Random, tuned_bpr
 from instructrec_jax.ranking.candidates import Asked, Candidates, candidates_for, check_protocol
 from instructrec_jax.ranking.catalogue import Catalogue, Splits, has_splits
 from instructrec_jax.ranking.evaluation import (
@@ -22,7 +22,17 @@ from instructrec_jax.ranking.evaluation import (
     main_metric,
     position_report,
 )
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task, TaskConfig, TaskContext, tokenise
+from instructrec_jax.tasks.base import (
+    Encoded,
+    Predict,
+    Scores,
+    Task,
+    TaskConfig,
+    TaskContext,
+    owner_of,
+    owners_of,
+    tokenise,
+)
 
 SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin
 
@@ -73,6 +83,7 @@ class RankingTask(Task):
         self.context = context
         self.catalogue = Catalogue.load(config.catalogue) if context.catalogue is None else context.catalogue
         self.new_items = context.new_items  # of the catalogue's end: known by their texts alone
+        self._fitted_methods: dict[str, Baseline] = {}
         self._known: dict[tuple[int, ...], tuple[Sequence[Encoded], Cases, list[Candidates]]] = {}
         if not config.protocols:
             raise ValueError("task.protocols is empty: name at least one, such as full or uni99.")
@@ -188,7 +199,8 @@ class RankingTask(Task):
 
     def _scores(self, found: Ranking, encoded: Sequence[Encoded], cases: Cases, report: str = "") -> Scores:
         predictions = _Predictions(self.catalogue, encoded, found, found.cases[self.metric])
-        return Scores(found.metrics, found.cases, predictions, report, found.main, cases.segments, found.protocol)
+        scores = Scores(found.metrics, found.cases, predictions, report, found.main, cases.segments, found.protocol)
+        return scores.owned_by(owners_of([e.example for e in encoded]))
 
     def _asked(self, encoded: Sequence[Encoded]) -> tuple[Cases, list[Candidates]]:
         """What the evaluator is asked, made once for the same cases."""
@@ -247,20 +259,23 @@ class RankingTask(Task):
     def simple_scores(self, name: str, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
         """Scores of one of the baselines, by its name: a function as `score_items` gives it."""
         if name not in self._simple_methods:
-            raise ValueError(f"there is no simple method {name!r} here, but {', '.join(self._simple_methods)}.")
-        method = self._simple_methods[name]
+            raise ValueError(f"there is no baseline {name!r} here, but {', '.join(self._simple_methods)}.")
+        if name not in self._fitted_methods:
+            self._fitted_methods[name] = self._simple_methods[name]()
+        method = self._fitted_methods[name]
         histories, words = [e.target.history for e in encoded], [render(e.example) for e in encoded]
         return lambda block: method.score(histories[block], words[block])
 
     @cached_property
-    def _simple_methods(self) -> dict[str, Baseline]:
-        methods: list[Baseline] = [Random()]
-        sequences: list[np.ndarray] = []
-        if self.splits is not None:
-            sequences = self.splits.train
-            methods += [Popularity(), Markov(), CoOccurrence(), CoOccurrence(divide_by="source"), BPR()]
-        methods.append(BM25(self.catalogue.texts))
-        return {method.name: method.fit(sequences, len(self.catalogue)) for method in methods}
+    def _simple_methods(self) -> dict[str, Callable[[], Baseline]]:
+        """Name -> a function that fits it."""
+        size, splits = len(self.catalogue), self.splits
+        methods: dict[str, Callable[[], Baseline]] = {Random.name: lambda: Random().fit([], size)}
+        if splits is not None:
+            for method in (Popularity(), Markov(), CoOccurrence(), CoOccurrence(divide_by="source")):
+                methods[method.name] = partial(method.fit, splits.train, size)
+            methods[BPR.name] = lambda: tuned_bpr(splits.train, splits.validation, size)
+        return methods | {BM25.name: lambda: BM25(self.catalogue.texts).fit([], size)}
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         names = [self.catalogue.name(self.catalogue.index[item]) for item in record["prediction"][:5]]
@@ -296,7 +311,7 @@ class _Predictions(Sequence[dict[str, Any]]):
         there = items >= 0
         return {
             "id": e.example.id,
-            "user": e.example.origin.get("user", ""),
+            "user": owner_of(e.example)[1],
             "input": render(e.example),
             "prediction": [self.catalogue.ids[i] for i in items[there]],
             "scores": self.found.scores[case][there].tolist(),

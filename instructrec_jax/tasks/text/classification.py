@@ -23,12 +23,17 @@ from instructrec_jax.metrics.classification import (
     classification_report,
     common_mistakes,
     confusion_matrix,
+    guesses,
     multilabel_metrics,
     multilabel_report,
+    resampled_macro_f1,
+    resampled_multilabel_f1,
 )
-from instructrec_jax.metrics.regression import regression_metrics
+from instructrec_jax.metrics.regression import regression_metrics, resampled_correlations
+from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.tasks.base import (
     Arrays,
+    BaselineNotFitted,
     Encoded,
     Model,
     Predict,
@@ -36,8 +41,11 @@ from instructrec_jax.tasks.base import (
     Task,
     TaskConfig,
     TaskContext,
+    owners_of,
     tokenise,
+    unless_unfit,
 )
+from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 
 @dataclass
@@ -158,27 +166,30 @@ class ClassificationTask(_SequenceTask):
         return losses.cross_entropy(outputs, targets)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
-        logits = np.stack(predict([e.text for e in encoded])).astype(np.float64)
-        probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-        probabilities /= probabilities.sum(-1, keepdims=True)
-        return self._scores(encoded, probabilities.argmax(-1), probabilities.max(-1))
+        return self._scores(encoded, probabilities(np.stack(predict([e.text for e in encoded]))))
 
-    def _scores(self, encoded: Sequence[Encoded], guess: np.ndarray, confidence: np.ndarray) -> Scores:
+    def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
+        """shares: float64 [cases, labels], the probabilities; the highest is the prediction, ties are shared out."""
         truth = np.array([e.target for e in encoded])
-        names = [self.labels[i] for i in guess]
+        found = guesses(shares)
+        confidence = shares.max(-1)
+        names = [self.labels[i] for i in found.first]
         wanted = [self.labels[i] for i in truth]
-        _, report = classification_report(wanted, names, self.labels)
+        tied = len(found.case) - len(truth)
+        weights = found.share if tied else None
+        pairs = [wanted[i] for i in found.case], [self.labels[i] for i in found.label]
+        _, report = classification_report(*pairs, self.labels, weights)
         predictions = [
             {"id": e.example.id, "input": render(e.example), "reference": w, "prediction": n, "score": float(c)}
             for e, w, n, c in zip(encoded, wanted, names, confidence, strict=True)
         ]
-        right = guess == truth
-        metrics = classification_metrics(wanted, names, self.labels)
+        right = found.right(truth)
+        metrics = classification_metrics(*pairs, self.labels, weights)
         metrics["ece"] = expected_calibration_error(confidence, right)
-        counts = confusion_matrix(wanted, names, self.labels)
+        counts = confusion_matrix(*pairs, self.labels, weights)
         return Scores(
             metrics,
-            {"accuracy": right.astype(float)},
+            {"accuracy": right},
             predictions,
             f"{report}\n{common_mistakes(counts, self.labels)}".rstrip(),
             main=["accuracy", "macro_f1", "ece"],  # micro F1 of single labels is the accuracy
@@ -186,24 +197,32 @@ class ClassificationTask(_SequenceTask):
                 "confusion": {"labels": self.labels, "counts": counts.tolist()},
                 "calibration": {"bins": reliability(confidence, right)},
             },
+            protocol="labels with equal scores share the prediction" if tied else "",
             compared=["accuracy"],
-        )
+            corpus={"macro_f1": resampled_macro_f1(truth, found)},
+        ).owned_by(owners_of([e.example for e in encoded]))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The most frequent label, and logistic regression on TF-IDF of words (scikit-learn's defaults)."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-
         most = Counter(int(e.target) for e in train).most_common(1)[0][0]
-        majority = self._scores(test, np.full(len(test), most), np.ones(len(test)))
-        if len({int(e.target) for e in train}) < 2:
-            return {"most frequent label": majority}
-        pipeline = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
-        pipeline.fit([render(e.example) for e in train], [int(e.target) for e in train])
-        texts = [render(e.example) for e in test]
-        linear = self._scores(test, pipeline.predict(texts), pipeline.predict_proba(texts).max(-1))
-        return {"most frequent label": majority, "TF-IDF + logistic regression": linear}
+        majority = np.tile(np.eye(len(self.labels))[most], (len(test), 1))
+        return {
+            "most frequent label": self._scores(test, majority),
+            "TF-IDF + logistic regression": unless_unfit(lambda: self._linear(train, test)),
+        }
+
+    def _linear(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
+        from sklearn.linear_model import LogisticRegression
+
+        targets = [int(e.target) for e in train]
+        if len(set(targets)) < 2:
+            raise BaselineNotFitted(f"not fitted: all training examples are {self.labels[targets[0]]!r}")
+        words = fitted_tfidf([render(e.example) for e in train])
+        seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
+        model = LogisticRegression(max_iter=1000).fit(seen, targets)
+        shares = np.zeros((len(test), len(self.labels)))
+        shares[:, model.classes_] = model.predict_proba(asked)
+        return self._scores(test, shares)
 
 
 class MultilabelTask(_SequenceTask):
@@ -234,10 +253,10 @@ class MultilabelTask(_SequenceTask):
         logits = np.stack(predict([e.text for e in encoded])).astype(np.float64)
         return self._scores(encoded, 1 / (1 + np.exp(-logits)))
 
-    def _scores(self, encoded: Sequence[Encoded], probabilities: np.ndarray) -> Scores:
-        """probabilities: float64 [cases, labels]. Calibration is that of all decisions, a label of a case each."""
+    def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
+        """shares: probabilities, float64 [cases, labels]. Calibration is of all decisions, a label of a case each."""
         truth = np.stack([e.target for e in encoded]).astype(int)
-        guess = (probabilities >= self.threshold).astype(int)
+        guess = (shares >= self.threshold).astype(int)
         named = (truth + guess).sum(-1)
         f1 = np.where(named > 0, 2 * (truth * guess).sum(-1) / np.maximum(named, 1), 1.0)
         predictions = [
@@ -251,7 +270,7 @@ class MultilabelTask(_SequenceTask):
             for e, t, g, each in zip(encoded, truth, guess, f1, strict=True)
         ]
         _, report = multilabel_report(truth, guess, self.labels)
-        certainty, right = np.where(guess, probabilities, 1 - probabilities).ravel(), (truth == guess).ravel()
+        certainty, right = np.where(guess, shares, 1 - shares).ravel(), (truth == guess).ravel()
         return Scores(
             multilabel_metrics(truth, guess, self.labels) | {"ece": expected_calibration_error(certainty, right)},
             {"sample_f1": f1, "subset_accuracy": (truth == guess).all(-1).astype(float)},
@@ -259,14 +278,17 @@ class MultilabelTask(_SequenceTask):
             report,
             charts={"calibration": {"bins": reliability(certainty, right)}},
             compared=["sample_f1"],
-        )
+            corpus=resampled_multilabel_f1(truth, guess),
+        ).owned_by(owners_of([e.example for e in encoded]))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """Logistic regression on TF-IDF of words, a label at a time (scikit-learn's defaults)."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
+        return {"TF-IDF + logistic regression": unless_unfit(lambda: self._linear(train, test))}
+
+    def _linear(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
         from sklearn.linear_model import LogisticRegression
 
-        words = TfidfVectorizer().fit([render(e.example) for e in train])
+        words = fitted_tfidf([render(e.example) for e in train])
         seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
         found = np.empty((len(test), len(self.labels)))
         for number, column in enumerate(np.stack([e.target for e in train]).T):
@@ -274,7 +296,7 @@ class MultilabelTask(_SequenceTask):
                 found[:, number] = column[0]
             else:
                 found[:, number] = LogisticRegression(max_iter=1000).fit(seen, column).predict_proba(asked)[:, 1]
-        return {"TF-IDF + logistic regression": self._scores(test, found)}
+        return self._scores(test, found)
 
 
 LARGEST = 1e15  # targets beyond it square to what float32, in which losses are added up, cannot hold
@@ -318,18 +340,25 @@ class RegressionTask(_SequenceTask):
             }
             for e, t, v in zip(encoded, truth, values, strict=True)
         ]
-        return Scores(regression_metrics(truth, values), {"mse": (truth - values) ** 2}, predictions)
+        scores = Scores(
+            regression_metrics(truth, values),
+            {"mse": (truth - values) ** 2},
+            predictions,
+            corpus=resampled_correlations(truth, values),
+        )
+        return scores.owned_by(owners_of([e.example for e in encoded]))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The mean of the training targets, and ridge regression on TF-IDF of words (scikit-learn's defaults)."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import Ridge
-        from sklearn.pipeline import make_pipeline
-
-        targets = [float(e.target) for e in train]
-        pipeline = make_pipeline(TfidfVectorizer(), Ridge())
-        pipeline.fit([render(e.example) for e in train], targets)
+        mean = np.mean([float(e.target) for e in train])
         return {
-            "mean": self._scores(test, np.full(len(test), np.mean(targets))),
-            "TF-IDF + ridge": self._scores(test, pipeline.predict([render(e.example) for e in test])),
+            "mean": self._scores(test, np.full(len(test), mean)),
+            "TF-IDF + ridge": unless_unfit(lambda: self._ridge(train, test)),
         }
+
+    def _ridge(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
+        from sklearn.linear_model import Ridge
+
+        words = fitted_tfidf([render(e.example) for e in train])
+        seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
+        return self._scores(test, Ridge().fit(seen, [float(e.target) for e in train]).predict(asked))

@@ -25,6 +25,7 @@ from instructrec_jax.tasks.base import (
     Task,
     TaskConfig,
     TaskContext,
+    owners_of,
     tokenise,
 )
 
@@ -135,4 +136,4 @@ class MaskedLMTask(Task):
             }
             for e, text, h, each in zip(encoded, parts.texts, hidden, per_text, strict=True)
         ]
-        return Scores(metrics, {"loss": per_text}, predictions)
+        return Scores(metrics, {"loss": per_text}, predictions).owned_by(owners_of([e.example for e in encoded]))

@@ -19,7 +19,8 @@ from instructrec_jax.metrics.classification import (
     common_mistakes,
     confusion_matrix,
 )
-from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig
+from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, owners_of, unless_unfit
+from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 RECALLS = (2, 5)
 
@@ -189,7 +190,8 @@ def option_scores(
         charts["confusion"] = {"labels": list(labels), "counts": counts.tolist()}
         report = f"{classification_report(wanted, found, labels)[1]}\n{common_mistakes(counts, labels)}".rstrip()
     among = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
-    return Scores(metrics, cases, records, report, protocol=f"among {among} candidates, {protocol}", charts=charts)
+    scores = Scores(metrics, cases, records, report, protocol=f"among {among} candidates, {protocol}", charts=charts)
+    return scores.owned_by(owners_of([e.example for e in encoded]))
 
 
 def shown_options(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,10 +209,22 @@ def option_baselines(
     Args:
       options: of each example, by `id(encoded)`.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     own = [options[id(e)] for e in test]
-    vectorizer = TfidfVectorizer().fit([render(e.example) for e in train] + [options[id(e)].said for e in train])
+    sizes = np.array([len(option.names) for option in own])
+    chance = {"accuracy": 1 / sizes, "mrr": np.array([np.mean(1 / np.arange(1, n + 1)) for n in sizes])}
+    chance |= {f"recall@{k}": k / sizes for k in RECALLS if k < sizes.min()}
+    random = Scores({name: float(values.mean()) for name, values in chance.items()}, chance)
+    return {
+        "chance": random.owned_by(owners_of([e.example for e in test])),
+        "TF-IDF cosine": unless_unfit(lambda: _tfidf_cosine(train, test, options, labels)),
+    }
+
+
+def _tfidf_cosine(
+    train: Sequence[Encoded], test: Sequence[Encoded], options: Mapping[int, Options], labels: Sequence[str]
+) -> Scores:
+    own = [options[id(e)] for e in test]
+    vectorizer = fitted_tfidf([render(e.example) for e in train] + [options[id(e)].said for e in train])
     texts = list(dict.fromkeys(text for option in own for text in option.texts))
     place = {text: number for number, text in enumerate(texts)}
     queries, candidates = vectorizer.transform([render(e.example) for e in test]), vectorizer.transform(texts)
@@ -218,8 +232,4 @@ def option_baselines(
         (candidates[[place[text] for text in option.texts]] @ queries[row].T).toarray()[:, 0]
         for row, option in enumerate(own)
     ]
-    sizes = np.array([len(option.names) for option in own])
-    chance = {"accuracy": 1 / sizes, "mrr": np.array([np.mean(1 / np.arange(1, n + 1)) for n in sizes])}
-    chance |= {f"recall@{k}": k / sizes for k in RECALLS if k < sizes.min()}
-    random = Scores({name: float(values.mean()) for name, values in chance.items()}, chance)
-    return {"chance": random, "TF-IDF cosine": option_scores(test, own, logits, labels, "TF-IDF")}
+    return option_scores(test, own, logits, labels, "TF-IDF")

@@ -215,7 +215,8 @@ class SpanTask(Task):
         ]
         for record, ahead in zip(records, certainty or [], strict=False):
             record["ahead_of_no_answer"] = ahead
-        return Scores(found.metrics, found.cases, records, segments=found.segments, protocol=found.protocol)
+        scores = Scores(found.metrics, found.cases, records, segments=found.segments, protocol=found.protocol)
+        return scores.owned_by(found.owners)
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The sentence of the context that shares the most tokens with the question, as a whole."""

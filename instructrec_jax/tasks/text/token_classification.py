@@ -15,9 +15,26 @@ from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
-from instructrec_jax.metrics.classification import classification_metrics, classification_report, confusion_matrix
-from instructrec_jax.metrics.tagging import marks_spans, span_metrics
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext, owners
+from instructrec_jax.metrics.bootstrap import CorpusMetric
+from instructrec_jax.metrics.classification import (
+    classification_metrics,
+    classification_report,
+    confusion_matrix,
+    resampled_token_f1,
+)
+from instructrec_jax.metrics.tagging import marks_spans, resampled_span_f1, span_metrics
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    Model,
+    Predict,
+    Scores,
+    Task,
+    TaskConfig,
+    TaskContext,
+    owners,
+    owners_of,
+)
 from instructrec_jax.tasks.text.classification import LabelsConfig, check_labels
 
 
@@ -130,7 +147,21 @@ class TokenClassificationTask(Task):
             metrics, report = metrics | spans, f"{report}\nSpans\n{by_kind}"
         counts = confusion_matrix(flat_wanted, flat_found, self.labels)
         charts = {"confusion": {"labels": self.labels, "counts": counts.tolist()}}
-        return Scores(metrics, cases, predictions, report, charts=charts, compared=["accuracy"])
+        scores = Scores(
+            metrics,
+            cases,
+            predictions,
+            report,
+            charts=charts,
+            compared=["accuracy"],
+            corpus=self._corpus(wanted, found),
+        )
+        return scores.owned_by(owners_of([e.example for e in encoded]))
+
+    def _corpus(self, wanted: list[list[str]], found: list[list[str]]) -> dict[str, CorpusMetric]:
+        """Macro F1 of the tokens, and F1 of the spans, of any of the texts."""
+        corpus = {"macro_f1": resampled_token_f1(wanted, found, self.labels)}
+        return corpus | ({"span_f1": resampled_span_f1(wanted, found)} if marks_spans(self.labels) else {})
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The most frequent label of each word in training; of all words for a new one."""
