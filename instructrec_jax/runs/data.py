@@ -33,7 +33,9 @@ class RunData:
         self.config = config
         if not config.task.complete and config.data.train:
             if isinstance(self.source("train"), StreamSource):
-                raise ValueError("task.labels cannot be learned from a stream, which is not read to its end: list them.")
+                raise ValueError(
+                    "task.labels cannot be learned from a stream, which is not read to its end: list them."
+                )
             self.config = replace(config, task=config.task.learn(self.examples("train")))
 
     def source(self, split: Split) -> Mixture | StreamSource:
@@ -94,7 +96,9 @@ class RunData:
         if not hold_out:
             return segments(cases, segment_by)
         if segment_by is not None:
-            raise ValueError("evaluation.segment_by cannot be combined with data.hold_out, which reports seen and unseen.")
+            raise ValueError(
+                "evaluation.segment_by cannot be combined with data.hold_out, which reports seen and unseen."
+            )
         groups: dict[str, list[Encoded]] = {SEEN: [], UNSEEN: []}
         for e in cases:
             groups[UNSEEN if is_held_out(e.example, hold_out) else SEEN].append(e)

@@ -16,8 +16,8 @@ from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.model import SplitModel, abstract_model, load_model
 from instructrec_jax.tasks.base import Predict, Task
-from instructrec_jax.training.optimizer import make_optimizer
-from instructrec_jax.training.parameters import learning_rate_factors
+from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
+from instructrec_jax.training.parameters import learning_rate_factors, with_learning_rate
 from instructrec_jax.training.state import TrainState, Tree, create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
 
@@ -33,6 +33,8 @@ class TrainingSetup:
       shardings: nested like `state`.
       step: (state, batch) -> (state, sums of the log window), see `training.step.make_train_step`.
       predict_with: parameters -> the model as the task scores with it.
+      optimizer_config: the settings with their learning rate, also where that is the default.
+      learning_rate_note: a line about it for the summary.
     """
 
     config: Config
@@ -44,6 +46,8 @@ class TrainingSetup:
     shardings: TrainState
     step: Step
     predict_with: Callable[[Tree], Predict]
+    optimizer_config: OptimizerConfig
+    learning_rate_note: str
 
     @classmethod
     def load(
@@ -74,9 +78,10 @@ class TrainingSetup:
         buffers: Tree | None,
         abstract: bool = False,
     ) -> "TrainingSetup":
-        decay = config.optimizer.layer_decay
-        factors = learning_rate_factors(model.network, decay) if decay < 1 else None
-        optimizer = make_optimizer(config.optimizer, config.steps, factors)
+        network, fresh = model.network, config.backbone.random_init
+        chosen, rate_note = with_learning_rate(config.optimizer, network, model.is_frozen, random_init=fresh)
+        factors = learning_rate_factors(network, chosen.layer_decay) if chosen.layer_decay < 1 else None
+        optimizer = make_optimizer(chosen, config.steps, factors)
         predict_with = predictor(task, model.graphdef, mesh, buckets(config))
 
         def create(params: Tree) -> TrainState:
@@ -92,4 +97,4 @@ class TrainingSetup:
         )
         if not abstract:
             state = place(state, shardings)
-        return cls(config, task, mesh, model, optimizer, state, shardings, step, predict_with)
+        return cls(config, task, mesh, model, optimizer, state, shardings, step, predict_with, chosen, rate_note)

@@ -9,7 +9,7 @@ from instructrec_jax.data.loader import lengths_of
 from instructrec_jax.distributed.chips import peak_flops
 from instructrec_jax.runs.data import TrainingData
 from instructrec_jax.runs.setup import TrainingSetup
-from instructrec_jax.training.flops import Texts, attention_flops, has_output_table, product_flops
+from instructrec_jax.training.flops import Texts, has_output_table, step_flops
 from instructrec_jax.training.state import Tree, merge_params
 
 
@@ -26,12 +26,16 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
     lengths, targets = lengths_of([e.text for e in data.encoded])
     length, target_length = (int(each.mean()) if each is not None and len(each) else 0 for each in (lengths, targets))
     share = length / max(length + target_length, 1)  # of a batch's tokens, that are not of targets
+    runs_backbone = "^backbone/" not in setup.task.freeze  # else its vectors were made before
+    each_token = setup.task.per_token or setup.task.parts or setup.task.predicts_words
+    pooled = runs_backbone and not each_token
 
     def flops(tokens: int) -> float:
         of_texts = round(tokens * share)
-        texts = Texts(of_texts, length, causal, tokens - of_texts, target_length)
-        products = product_flops(shapes, setup.model.is_frozen, texts, tied=tied)
-        return products + attention_flops(setup.model.source.config, texts)
+        vectors = round(of_texts / max(length, 1)) if pooled else None
+        texts = Texts(of_texts, length, causal, tokens - of_texts, target_length, vectors)
+        network = setup.model.source.config
+        return step_flops(shapes, setup.model.is_frozen, network, texts, tied=tied, backbone=runs_backbone).model
 
     peak = peak_flops(setup.mesh.devices.flat[0])
     return flops, None if peak is None else peak * setup.mesh.devices.size
@@ -53,6 +57,7 @@ def summarize(setup: TrainingSetup, data: TrainingData) -> dict[str, str]:
         "parameters": f"{count(setup.state.params):,} trained, {count(setup.state.frozen):,} frozen",
         "examples": data.describe(),
         "steps": f"{config.steps:,} × {data.step_size}",
+        "learning rate": setup.learning_rate_note,
         "run directory": config.run_dir,
     }
     notes = source.notes + [f"{n:,} {what}" for what, n in setup.task.context.counts.items()]
