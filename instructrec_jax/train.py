@@ -37,10 +37,11 @@ from instructrec_jax.runs.model import (
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.summary import flops_and_peak, summarize
+from instructrec_jax.tasks.base import check_cases
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.interrupt import Interrupt
 from instructrec_jax.training.meter import Meter
-from instructrec_jax.training.optimizer import learning_rate_schedule
+from instructrec_jax.training.optimizer import check_optimizer, learning_rate_schedule
 from instructrec_jax.training.profiling import Profiler, traced_steps
 from instructrec_jax.training.state import empty_window, merge_params, without_frozen
 from instructrec_jax.training.tracking import Tracker, progress_bar
@@ -76,6 +77,8 @@ def train(config: Config) -> Path:
     data = sources.training(task, config.accumulation * data_shards(mesh), process_share(mesh))
     validation = sources.cases(task, "validation")
     test = sources.cases(task, "test") or validation
+    for cases in (validation, test):
+        check_cases(task, cases)
     groups = sources.case_groups(test)  # a key that the cases lack should not come to light at the end
 
     # ------------------------------------------------------------------ model and state
@@ -109,7 +112,7 @@ def train(config: Config) -> Path:
     tracker = Tracker(run_dir, config.tracking, step, to_dict(config))
     bar = progress_bar(config.steps, step)
     # Known beforehand: asked for in the loop, each would wait for the steps that are under way.
-    rates = np.asarray(jax.vmap(learning_rate_schedule(config.optimizer, config.steps))(np.arange(config.steps)))
+    rates = np.asarray(jax.vmap(learning_rate_schedule(setup.optimizer_config, config.steps))(np.arange(config.steps)))
     meter = Meter(tracker, bar, rates.item, config.optimizer.max_nonfinite, *flops_and_peak(setup, data))
     profiler = Profiler(run_dir, config.profile)
     shapes: set[tuple[int, ...]] = set()
@@ -138,6 +141,7 @@ def train(config: Config) -> Path:
             progress |= {"tokens": progress["tokens"] + batch.tokens, "stream": batch.position}
             meter.count(batch.tokens)
             meter.flush()
+            meter.watch(step, sums)
             bar.update(step)
             if step % config.tracking.log_every == 0 or step == config.steps:
                 meter.close_window(step, sums, progress["tokens"])
@@ -160,6 +164,8 @@ def train(config: Config) -> Path:
                     checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
         meter.flush()
         checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
+        if not interrupt.requested:
+            meter.finish(step, state.skipped)
     once(lambda: write_skipped(run_dir, sources.skipped))
     if sources.skipped:
         say(summarize_skipped(sources.skipped))
@@ -190,7 +196,8 @@ def check_settings(config: Config) -> None:
             raise ValueError(f"{name} must be at least {least}, but is {settings[name]}.")
     if config.evaluation.patience and not (config.evaluation.every and config.data.validation):
         raise ValueError("evaluation.patience needs evaluations: set data.validation, and evaluation.every above 0.")
-    traced_steps(config.profile)
+    check_optimizer(config.optimizer)
+    traced_steps(config.profile, config.steps)
 
 
 def check_run_dir(config: Config) -> Path:

@@ -118,13 +118,19 @@ class Setup:
         lora: LoraConfig | None = None,
         layer_decay: float = 1.0,
         remat: Any = "none",
+        quantize: Any = "none",
         **settings: Any,
     ):
         self.config = Config(
             steps=10,
             accumulation=accumulation,
             backbone=BackboneConfig(
-                str(checkpoint), freeze=freeze or [], train_last=train_last, dtype="float32", remat=remat
+                str(checkpoint),
+                freeze=freeze or [],
+                train_last=train_last,
+                quantize=quantize,
+                dtype="float32",
+                remat=remat,
             ),
             lora=lora or LoraConfig(),
             task=task_config(kind, folder / "catalogue", **settings),

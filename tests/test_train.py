@@ -261,10 +261,10 @@ def test_the_steps_asked_for_are_traced(checkpoint: Path, tmp_path: Path) -> Non
     assert all("mfu" not in row for row in lines)  # nobody knows the peak of this CPU
 
 
-@pytest.mark.parametrize("steps", ["", "3..2", "0..2", "a", "1-3"])
+@pytest.mark.parametrize("steps", ["", "3..2", "0..2", "a", "1-3", "5..7"])  # the run has 6
 def test_steps_to_trace_that_are_none(steps: str, checkpoint: Path, tmp_path: Path) -> None:
     config = tiny_run("classification", checkpoint, tmp_path)
-    with pytest.raises(ValueError, match="profile.steps is a range of steps"):
+    with pytest.raises(ValueError, match="profile.steps"):
         train.train(changed(config, profile=ProfileConfig(steps)))
     assert not Path(config.run_dir).exists()
 

@@ -42,6 +42,27 @@ class LoraConfig:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
+def check_lora(config: LoraConfig) -> None:
+    """Refuses settings out of their range, and those that nothing would follow.
+
+    Raises ValueError that names the setting.
+    """
+    if config.rank < 0:
+        raise ValueError(f"lora.rank must be at least 0, but is {config.rank}.")
+    if not 0 < config.alpha < math.inf:
+        raise ValueError(f"lora.alpha must be above 0 and finite, but is {config.alpha}.")
+    if not 0.0 <= config.dropout < 1.0:
+        raise ValueError(f"lora.dropout must lie in [0, 1), but is {config.dropout}.")
+    if config.adapter is not None and config.rank:
+        raise ValueError("lora.adapter brings its own rank: leave lora.rank at 0, or start a new LoRA without it.")
+    default = LoraConfig()
+    given = [n for n in ("alpha", "targets", "dropout", "rslora") if getattr(config, n) != getattr(default, n)]
+    if given and config.adapter is not None:
+        raise ValueError(f"lora.{given[0]} has no effect beside lora.adapter, which brings its own: leave it out.")
+    if given and not config.rank:
+        raise ValueError(f"lora.{given[0]} has no effect without LoRA: set lora.rank (8, say), or leave it out.")
+
+
 class Lora(nnx.Module):
     """The update of one `Linear`, or of a stack of them: a [in, rank] and b [rank, (parts,) out], fp32.
 
@@ -183,9 +204,9 @@ def add_lora(backbone: nnx.Module, hf_config: Any, config: LoraConfig, rngs: nnx
     """
     if config.rank < 1:
         raise ValueError(f"lora.rank must be at least 1 to add LoRA, but is {config.rank}.")
-    if not 0.0 <= config.dropout < 1.0:
-        raise ValueError(f"lora.dropout must lie in [0, 1), but is {config.dropout}.")
+    check_lora(config)
     chosen = find_places(backbone, hf_config, config.targets)
+    _check_rank(config.rank, chosen)
     for place in chosen:
         layers, (size, *out) = place.kernel_shape
         draw = functools.partial(_draw, shape_a=(*layers, size, config.rank), shape_b=(*layers, config.rank, *out))
@@ -193,6 +214,22 @@ def add_lora(backbone: nnx.Module, hf_config: Any, config: LoraConfig, rngs: nnx
         a, b = jax.eval_shape(draw, rngs.params()) if abstract else draw(rngs.params())
         set_lora(place, a, b, scale=config.scale, dropout=config.dropout)
     return [name for place in chosen for name in place.names]
+
+
+def _check_rank(rank: int, chosen: Sequence[Place]) -> None:
+    """A product a b has at most the rank of the kernel beside it: the smaller of its two sizes."""
+
+    def sizes(place: Place) -> tuple[int, int]:
+        size, *out = place.kernel_shape[1]
+        return size, math.prod(out)
+
+    largest = max(chosen, key=lambda place: min(sizes(place)))
+    size, out = sizes(largest)
+    if rank > min(size, out):
+        raise ValueError(
+            f"lora.rank is {rank:,}, but the largest of the layers in lora.targets, {largest.names[0]}, is {size:,} x "
+            f"{out:,}: the rank can be at most {min(size, out):,}."
+        )
 
 
 def _draw(key: jax.Array, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,10 @@
-"""Frozen weights in 8 or 4 bits, turned back on the fly: the base of QLoRA (Dettmers et al., 2023)."""
+"""Frozen weights in 8 or 4 bits, turned back on the fly: the base of QLoRA (Dettmers et al., 2023).
+
+Why our own and not qwix: it rewrites a model's products by rules while it is traced. Here codes and scales are
+parameters with names, shapes and logical axes of their own, as sharding, checkpoints, export and the readers of
+HuggingFace files need them; NF4 has QLoRA's blocks along the inputs, two codes to a byte in any backend; and the
+backward pass turns the codes back once more in place of keeping every kernel in full.
+"""
 
 from collections.abc import Callable
 from typing import Any

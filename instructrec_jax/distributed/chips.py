@@ -46,15 +46,30 @@ def chip_of(device: Any) -> Chip | None:
     return CHIPS.get(KINDS.get(device.device_kind, ""))
 
 
-# NVIDIA's data sheets: FLOP/s of dense bfloat16 products, by the beginning of what devices call themselves.
-GPU_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12, "NVIDIA L4": 121e12}
+# NVIDIA's data sheets: FLOP/s of dense bfloat16 products (half of the number with sparsity), by what devices call
+# themselves. Cards of one name differ by their form: an H100 in a PCIe slot has fewer units and a lower clock. The
+# first pattern that matches the whole name counts; a share of a card (MIG) has no number here.
+GPU_FLOPS = (
+    (r"NVIDIA H100 PCIe", 756e12),
+    (r"NVIDIA (H100|H200) NVL", 835.5e12),
+    (r"NVIDIA H100( 80GB HBM3| SXM.*)?", 989e12),
+    (r"NVIDIA (H200|GH200)( .*)?", 989e12),
+    (r"NVIDIA A100[- ].*", 312e12),
+    (r"NVIDIA L40S", 362e12),
+    (r"NVIDIA L40", 181e12),
+    (r"NVIDIA L4", 121e12),
+)
 
 
 def peak_flops(device: Any) -> float | None:
     """FLOP/s of bfloat16 products at best; None for a device that the tables lack."""
     chip = chip_of(device)
-    named = [flops for name, flops in GPU_FLOPS.items() if device.device_kind.startswith(name)]
-    return chip.flops if chip is not None else next(iter(named), None)
+    if chip is not None:
+        return chip.flops
+    name = device.device_kind
+    if " MIG " in f"{name} ":
+        return None
+    return next((flops for pattern, flops in GPU_FLOPS if re.fullmatch(pattern, name)), None)
 
 
 def topology_devices(topology: str, slices: int) -> Sequence[Any]:

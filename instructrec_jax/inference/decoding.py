@@ -52,6 +52,36 @@ class Programs:
     decode: Callable[[Any, State, np.int32], State]
 
 
+def check_prompts(
+    prompts: Sequence[np.ndarray],
+    names: Sequence[str],
+    config: GenerationConfig,
+    *,
+    max_length: int,
+    encoder_decoder: bool,
+) -> None:
+    """Refuses prompts that cannot be answered.
+
+    Args:
+      prompts: int32 [tokens] each; `names` is what errors call them.
+      max_length: tokens that prompt and answer may have together (an encoder–decoder: each of them).
+
+    Raises ValueError for a prompt without tokens, and for one that leaves no room for the answer.
+    """
+    new = config.max_new_tokens
+    for prompt, name in zip(prompts, names, strict=True):
+        if len(prompt) == 0:
+            raise ValueError(f"{name} has no tokens: there is nothing to answer.")
+        total, share = len(prompt) + new, "of both together"
+        if encoder_decoder:
+            total, share = max(len(prompt), new), "of each"
+        if total > max_length:
+            raise ValueError(
+                f"{name} has {len(prompt):,} tokens and max_new_tokens is {new:,}, but the network reads at most "
+                f"{max_length:,} {share}: shorten the prompt, or lower max_new_tokens."
+            )
+
+
 class Decoder:
     """Answers prompts of tokens with a network on a mesh.
 
@@ -153,19 +183,8 @@ class Decoder:
     # ---------------------------------------------------------------- on the host
 
     def check(self, prompts: Sequence[np.ndarray], names: Sequence[str], config: GenerationConfig) -> None:
-        """Raises ValueError for a prompt without tokens, and for one that leaves no room for the answer."""
-        new, most = config.max_new_tokens, self.max_length
-        for prompt, name in zip(prompts, names, strict=True):
-            if len(prompt) == 0:
-                raise ValueError(f"{name} has no tokens: there is nothing to answer.")
-            total, share = len(prompt) + new, "of both together"
-            if self.encoder_decoder:
-                total, share = max(len(prompt), new), "of each"
-            if total > most:
-                raise ValueError(
-                    f"{name} has {len(prompt):,} tokens and max_new_tokens is {new:,}, but the network reads at most "
-                    f"{most:,} {share}: shorten the prompt, or lower max_new_tokens."
-                )
+        """See `check_prompts`."""
+        check_prompts(prompts, names, config, max_length=self.max_length, encoder_decoder=self.encoder_decoder)
 
     def batches(
         self, prompts: Sequence[np.ndarray], config: GenerationConfig

@@ -110,17 +110,21 @@ def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep
         setup.shardings,
         setup.model.is_frozen,
         network,
-        texts_of(batch, causal=task.context.kind == "decoder"),
+        texts_of(batch, task),
         task.predicts_words and not has_output_table(setup.model.params),
         chunks,
         time.perf_counter() - began,
     )
 
 
-def texts_of(batch: dict[str, jax.ShapeDtypeStruct], *, causal: bool) -> Texts:
+def texts_of(batch: dict[str, jax.ShapeDtypeStruct], task: Task) -> Texts:
     (rows, length), target = batch["tokens"].shape, batch.get("target_tokens")
-    answers = (0, 0) if target is None else (int(np.prod(target.shape)), target.shape[1])
-    return Texts(rows * length, length, causal, *answers)
+    each_token = task.per_token or task.parts or task.predicts_words
+    pooled = None if each_token else int(np.prod(batch["text_numbers"].shape))
+    causal = task.context.kind == "decoder"
+    if target is None:
+        return Texts(rows * length, length, causal, pooled=pooled)
+    return Texts(rows * length, length, causal, int(np.prod(target.shape)), target.shape[1], pooled)
 
 
 def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> dict[str, jax.ShapeDtypeStruct]:

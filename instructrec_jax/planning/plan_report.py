@@ -16,11 +16,6 @@ from instructrec_jax.training import flops
 from instructrec_jax.training.state import merge_params
 
 GB = 1e9
-# Forward passes in the backward one, of (products with parameters, attention): what is computed again is no model FLOP,
-# but takes its time.
-RECOMPUTED = {"none": (0, 0), "attention": (0, 1), "dots": (0, 1), "offload": (0, 1), "full": (1, 1)}
-# Products of queries, keys and values that splash attention takes: 2 forward, 4 for keys and values, 3 for queries.
-KERNEL_PRODUCTS, MODEL_PRODUCTS = 9, 6
 NEXT_REMAT = {"none": "attention", "attention": "dots", "dots": "full", "offload": "full"}
 
 
@@ -102,13 +97,10 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: Any, slices
     program = hlo.parse(text, unbounded=step.loss_chunks)
     moved = hlo.collectives(program, per_slice=chips // slices)
     tree = merge_params(step.state.params, step.state.frozen)
-    products = flops.product_flops(tree, step.is_frozen, step.texts, tied=step.tied) / chips
-    attention = flops.attention_flops(step.network, step.texts) / chips
-    again, attention_again = RECOMPUTED[config.backbone.remat]
-    kernel = "splash_mha" in text
-    once = KERNEL_PRODUCTS if kernel else MODEL_PRODUCTS
-    attention_done = attention * (once + 2 * attention_again) / MODEL_PRODUCTS
-    hardware = products * (1 + again / 3) + attention_done
+    counted = flops.step_flops(tree, step.is_frozen, step.network, step.texts, tied=step.tied)
+    kernel, remat = "splash_mha" in text, config.backbone.remat
+    attention_done = counted.attention_with(remat, kernel=kernel) / chips
+    hardware = counted.products_with(remat) / chips + attention_done
     traffic, cycles = hlo.memory_traffic(program), hlo.estimated_cycles(program)
 
     def held(part: str) -> int:
@@ -144,7 +136,7 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: Any, slices
         buffers=held("buffers"),
         temporaries=memory.temp_size_in_bytes,
         peak=peak,
-        model_flops=products + attention,
+        model_flops=counted.model / chips,
         hardware_flops=hardware,
         traffic=traffic,
         collectives=moved,
@@ -192,8 +184,8 @@ def show(plan: Plan) -> str:
         f"  peak              {plan.peak / GB:10.2f}{capacity}{'' if plan.fits else '   DOES NOT FIT'}",
         "",
         "A step, of a chip",
-        f"  model TFLOP       {plan.model_flops / 1e12:10.2f}   (6 a parameter and token, 12 x heads x their width "
-        "a layer, query and key)",
+        f"  model TFLOP       {plan.model_flops / 1e12:10.2f}   (2 a parameter and token forward, 2 for its gradient, "
+        "2 for that of its input)",
         f"  with remat        {plan.hardware_flops / 1e12:10.2f}",
         f"  HBM traffic, GB   {plan.traffic / GB:10.2f}",
     ]

@@ -13,18 +13,18 @@ from transformers import AutoTokenizer
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.heads import head_kind
-from instructrec_jax.adapters.lora import add_lora
+from instructrec_jax.adapters.lora import add_lora, check_lora
 from instructrec_jax.adapters.peft import read_peft
 from instructrec_jax.adapters.quantized import quantize_backbone
 from instructrec_jax.backbones.folder import find_family, find_folder, read_config, read_pooling, weights_fingerprint
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
-from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.runs.config import Config
 from instructrec_jax.distributed.launch import is_first, once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.preparation import films
+from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.base import Task, TaskContext
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.parameters import frozen_parameters
@@ -188,13 +188,15 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -
 def adapted(model: Any, config: Config, source: Source) -> Any:
     """The same network with its linear layers quantised and given LoRA matrices, where the settings say so."""
     lora = config.lora
+    check_lora(lora)
+    if not hasattr(model, "backbone") and (lora.on or config.backbone.quantize != "none"):
+        name = "lora" if lora.on else "backbone.quantize"
+        raise ValueError(f"{name} is set, but this task's network has no pretrained layers: leave it out.")
     if config.backbone.quantize != "none":
         if not lora.on:
             raise ValueError("backbone.quantize freezes the backbone, so it needs lora: set lora.rank (8, say).")
         quantize_backbone(model.backbone, config.backbone.quantize)
     if lora.adapter is not None:
-        if lora.rank:
-            raise ValueError("lora.adapter brings its own rank: leave lora.rank at 0, or start a new LoRA without it.")
         kind = head_kind(model.head)
         classifier = (model.head, kind) if kind in ("sequence", "token") else ()
         source.lora = read_peft(lora.adapter, model.backbone, source.config, *classifier)

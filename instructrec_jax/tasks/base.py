@@ -264,6 +264,15 @@ class Task:
     writes = False  # whether `score` needs the answers that the model writes
     max_target_length: int | None = None  # tokens that a text's target may have; None: its texts have no targets
 
+    def check(self, encoded: Sequence[Encoded]) -> None:
+        """Whether `score` can be computed for these examples, as far as that is known without the network.
+
+        It is asked before training begins, so that no run dies in its first evaluation.
+
+        Raises:
+          ValueError: it cannot; the error names the example and the setting.
+        """
+
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         """Metrics over examples."""
         raise TypeError(f"{type(self).__name__} has no score().")
@@ -369,6 +378,16 @@ def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -
             raise ValueError(f"{name} has no tokens.")
         result.append(Text(np.asarray(ids, np.int32), None if kinds is None else np.asarray(kinds, np.int32)))
     return result
+
+
+def check_cases(task: Task, encoded: Sequence[Encoded]) -> None:
+    """`task.check`, without leaving a trace in the counts of what was cut or dropped: the evaluation counts it."""
+    before = dict(task.context.counts)
+    try:
+        task.check(encoded)
+    finally:
+        task.context.counts.clear()
+        task.context.counts.update(before)
 
 
 def owners(tokens: Any, parts: Sequence[str], joint: str = " ", sequence: int = 0) -> np.ndarray:

@@ -174,6 +174,10 @@ class MultitaskTask(Task):
 
     # ---------------------------------------------------------------- scores
 
+    def check(self, encoded: Sequence[Encoded]) -> None:
+        for name, own in self._by(encoded):
+            self.tasks[name].check(own)
+
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         return self._merged({name: self.tasks[name].score(predict.parts[name], own) for name, own in self._by(encoded)})
 

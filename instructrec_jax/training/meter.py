@@ -1,6 +1,7 @@
 """Turns the sums that the step keeps on the device into lines of the log, without waiting for the device."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from instructrec_jax.training.tracking import ProgressBar, Tracker
 
 Part = Literal["input", "checkpoint", "logging"]
 PARTS: tuple[Part, ...] = ("input", "checkpoint", "logging")
+LAG = 4  # steps that may be under way while an earlier one is looked at
 
 
 @dataclass
@@ -23,7 +25,8 @@ class Meter:
 
     Args:
       learning_rate: of an update, by its number from 0.
-      flops: a window's tokens -> model FLOP, see `planning.flops`.
+      max_nonfinite: updates in a row that may be skipped because they were not finite.
+      flops: a window's tokens -> model FLOP, see `training.flops`.
       peak: FLOP/s of all devices at best; where it is known, MFU = FLOP / seconds / peak is logged.
     """
 
@@ -33,6 +36,7 @@ class Meter:
     max_nonfinite: int
     flops: Callable[[int], float] | None = None
     peak: float | None = None
+    _watched: deque[tuple[int, jax.Array]] = field(default_factory=deque)
     _pending: tuple[int, dict[str, jax.Array], int, int] | None = None
     _tokens: int = 0
     _parts: dict[Part, float] = field(default_factory=dict)
@@ -54,6 +58,48 @@ class Meter:
     def pause(self, seconds: float) -> None:
         """Takes time that was not spent on training out of the present window."""
         self._window_started += seconds
+
+    def watch(self, step: int, sums: dict[str, jax.Array]) -> None:
+        """Looks at every step, `LAG` steps later: then it is done, or so much is under way that waiting costs nothing.
+
+        All processes look at the same step at the same place in the loop, so all of them stop, or none.
+
+        Raises:
+          FloatingPointError: too many updates in a row were not finite.
+        """
+        self._watched.append((step, sums["skipped_in_a_row"]))
+        if len(self._watched) > LAG:
+            self._check_oldest()
+
+    def finish(self, step: int, skipped: jax.Array) -> None:
+        """Looks at the steps that are left when the loop ends.
+
+        Args:
+          skipped: how many of the run's `step` updates were skipped.
+
+        Raises:
+          FloatingPointError: too many updates in a row were not finite, or not a single one was finite: nothing was
+            learned, which is no success.
+        """
+        while self._watched:
+            self._check_oldest()
+        if step and int(jax.device_get(skipped)) >= step:
+            raise FloatingPointError(
+                f"the loss was not finite (NaN or infinity) in any of the {step:,} steps, so nothing was learned. "
+                "Lower optimizer.learning_rate, and look for examples with extreme targets, or weights with NaN."
+            )
+
+    def _check_oldest(self) -> None:
+        step, skipped_in_a_row = self._watched.popleft()
+        self._check(step, int(jax.device_get(skipped_in_a_row)))
+
+    def _check(self, step: int, in_a_row: int) -> None:
+        if in_a_row >= self.max_nonfinite:
+            raise FloatingPointError(
+                f"the last {in_a_row} updates up to step {step} were not finite (NaN or infinity) and were skipped "
+                "(optimizer.max_nonfinite). Lower optimizer.learning_rate, set optimizer.clip_norm, or look for broken "
+                "examples."
+            )
 
     def close_window(self, step: int, sums: dict[str, jax.Array], total_tokens: int) -> None:
         """Ends the window at `step`; `sums` may still be in the making on the device."""
@@ -91,8 +137,4 @@ class Meter:
         with self.timed("logging"):
             self.tracker.log("train", step, values)
         self.bar.update(step, loss, tokens / seconds, values.get("mfu"))
-        if sums["skipped_in_a_row"] >= self.max_nonfinite:
-            raise FloatingPointError(
-                f"the last {sums['skipped_in_a_row']:.0f} updates up to step {step} were not finite (NaN or infinity) "
-                "and were skipped. Lower optimizer.learning_rate, set optimizer.clip_norm, or look for broken examples."
-            )
+        self._check(step, int(sums["skipped_in_a_row"]))

@@ -1,5 +1,6 @@
 """AdamW with decoupled weight decay on the backbone (θ) and the head (ω)."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,17 +13,23 @@ import optax
 Schedule = Literal["cosine", "linear", "constant"]
 Moments = Literal["float32", "bfloat16"]
 
+# Biases (T5's and MPNet's tables of relative position among them) and norms, as in HuggingFace's Trainer, and
+# temperatures. LoRA matrices too, unlike there: decay would pull A and B towards zero each by itself, which is no decay
+# of the weights W + A B that they stand for; QLoRA's script (Dettmers et al., 2023) trains them without as well.
+NO_DECAY = ("bias", "norm", "scale$", "temperature$", "/lora/")
+DEFAULT_RATES = {"pretrained": 5e-5, "lora": 2e-4, "new": 1e-3}
+
 
 @dataclass
 class OptimizerConfig:
     """AdamW and its learning-rate schedule."""
 
-    learning_rate: float = 1e-3  # peak learning rate
+    learning_rate: float | None = None  # peak learning rate; null: 5e-5, with LoRA 2e-4, for new parameters 1e-3
     head_learning_rate: float | None = None  # peak learning rate of the head; null: the same
     layer_decay: float = 1.0  # learning rate of a layer as a share of that of the one above; 1: all alike
     weight_decay: float = 0.01  # decoupled: each step subtracts learning_rate * weight_decay * parameter
     decay_exclude: list[str] = field(  # parameters whose path matches one of these (regular expressions) don't decay
-        default_factory=lambda: ["bias$", "scale$", "norm", "temperature$"]
+        default_factory=lambda: list(NO_DECAY)
     )
     beta1: float = 0.9  # decay of the gradient's running mean
     beta2: float = 0.999  # decay of the gradient's running square
@@ -40,9 +47,17 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(part, "key", part)) for part in path)
 
 
+def peak_learning_rate(config: OptimizerConfig) -> float:
+    """The peak learning rate; ValueError where it is still to be chosen (see `parameters.with_learning_rate`)."""
+    if config.learning_rate is None:
+        raise ValueError("optimizer.learning_rate is not set: choose one, such as 5e-5 for a whole pretrained network.")
+    return config.learning_rate
+
+
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate of the backbone as a function of the number of updates made."""
-    peak, final = config.learning_rate, config.learning_rate * config.final_ratio
+    peak = peak_learning_rate(config)
+    final = peak * config.final_ratio
     warmup = round(config.warmup * steps)
     rest = max(1, steps - warmup)
     after = {
@@ -88,6 +103,70 @@ def to_bfloat16(x: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), cut, x.astype(jnp.bfloat16))
 
 
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Refuses settings that no update could follow, or that would have no effect.
+
+    Raises ValueError that names the setting and its value.
+    """
+    # name: (least, most, whether the ends are allowed)
+    ranges: dict[str, tuple[float, float, bool, bool]] = {
+        "learning_rate": (0, math.inf, False, False),
+        "head_learning_rate": (0, math.inf, True, False),
+        "layer_decay": (0, 1, False, True),
+        "weight_decay": (0, math.inf, True, False),
+        "beta1": (0, 1, True, False),
+        "beta2": (0, 1, True, False),
+        "epsilon": (0, math.inf, False, False),
+        "clip_norm": (0, math.inf, False, False),
+        "warmup": (0, 1, True, True),
+        "final_ratio": (0, 1, True, True),
+        "max_nonfinite": (1, math.inf, True, False),
+    }
+    for name, (least, most, from_least, to_most) in ranges.items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        # a NaN is in no range: every comparison with it is false
+        inside = (value >= least if from_least else value > least) and (value <= most if to_most else value < most)
+        if not inside:
+            lower = f"at least {least:g}" if from_least else f"above {least:g}"
+            upper = f"at most {most:g}" if to_most else "finite" if most == math.inf else f"below {most:g}"
+            raise ValueError(f"optimizer.{name} must be {lower} and {upper}, but is {value}.")
+    if config.schedule == "constant" and config.final_ratio:
+        raise ValueError(
+            f"optimizer.final_ratio is {config.final_ratio}, but with optimizer.schedule constant the learning rate "
+            "never falls: set final_ratio to 0, or choose cosine or linear."
+        )
+    custom = config.decay_exclude != list(NO_DECAY)
+    if custom and config.decay_exclude and not config.weight_decay:
+        raise ValueError("optimizer.decay_exclude has no effect, since optimizer.weight_decay is 0: leave one out.")
+
+
+def decaying(config: OptimizerConfig, params: Any) -> Any:
+    """Which parameters decay: nested like `params`, with a bool for each array.
+
+    Raises:
+      ValueError: a pattern of `decay_exclude` that is no regular expression, or that is not one of NO_DECAY and matches
+        none of the trained parameters.
+    """
+    try:
+        excluded = [re.compile(pattern) for pattern in config.decay_exclude]
+    except re.error as error:
+        raise ValueError(
+            f"optimizer.decay_exclude: {error.pattern!r} is not a regular expression ({error})."
+        ) from error
+    names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    for pattern in excluded:
+        if pattern.pattern not in NO_DECAY and not any(pattern.search(name) for name in names):
+            raise ValueError(
+                f"optimizer.decay_exclude: {pattern.pattern!r} matches no trained parameter. Some are: "
+                f"{', '.join(sorted(names)[:6])}."
+            )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not any(pattern.search(path_name(path)) for pattern in excluded), params
+    )
+
+
 def make_optimizer(
     config: OptimizerConfig, steps: int, factors: Mapping[str, Any] | None = None
 ) -> optax.GradientTransformation:
@@ -95,26 +174,13 @@ def make_optimizer(
 
     η follows the schedule, times `head_learning_rate / learning_rate` for parameters below 'head', times the factor of
     the parameter's path in `factors` (a number, or an array [layers] for a stacked parameter).
-    """
-    if config.learning_rate <= 0:
-        raise ValueError(f"optimizer.learning_rate must be above 0, but is {config.learning_rate}.")
-    for name in ("warmup", "final_ratio"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"optimizer.{name} is a share, from 0 to 1, but is {getattr(config, name)}.")
-    if config.clip_norm is not None and config.clip_norm <= 0:
-        raise ValueError(f"optimizer.clip_norm must be above 0 (null: no clipping), but is {config.clip_norm}.")
-    if not 0 < config.layer_decay <= 1:
-        raise ValueError(f"optimizer.layer_decay must lie above 0 and at most at 1, but is {config.layer_decay}.")
-    head_factor = 1.0 if config.head_learning_rate is None else config.head_learning_rate / config.learning_rate
-    try:
-        excluded = [re.compile(pattern) for pattern in config.decay_exclude]
-    except re.error as error:
-        raise ValueError(f"optimizer.decay_exclude: {error.pattern!r} is no regular expression ({error}).") from error
 
-    def decays(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: not any(pattern.search(path_name(path)) for pattern in excluded), params
-        )
+    Raises:
+      ValueError: a setting out of its range, or without an effect (see `check_optimizer`, `decaying`).
+    """
+    check_optimizer(config)
+    rate = peak_learning_rate(config)
+    head_factor = 1.0 if config.head_learning_rate is None else config.head_learning_rate / rate
 
     def scale(updates: Any, params: Any) -> Any:
         def scaled(path: Any, update: jax.Array) -> jax.Array:
@@ -129,7 +195,7 @@ def make_optimizer(
     return optax.chain(
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
         adam if config.moments == "float32" else with_bfloat16_moments(adam),
-        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.add_decayed_weights(config.weight_decay, mask=lambda params: decaying(config, params)),
         optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
         optax.identity() if head_factor == 1.0 and not factors else optax.stateless(scale),
     )

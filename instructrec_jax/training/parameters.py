@@ -1,7 +1,8 @@
 """Which parameters are trained, and how fast: by their paths and layers, never by their rank."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from flax import nnx
 from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import is_lora
 from instructrec_jax.backbones.layers import Stack
+from instructrec_jax.training.optimizer import DEFAULT_RATES, OptimizerConfig
 
 
 def frozen_parameters(
@@ -17,33 +19,116 @@ def frozen_parameters(
 ) -> Callable[[str], bool]:
     """Says of a parameter's path ('backbone/layers/block0/query/kernel') whether it stays as it is.
 
+    The settings add up: a parameter is trained only where none of them freezes it, LoRA matrices included.
+
     Args:
       model: the (possibly abstract) network, with 'backbone' and 'head'.
       freeze: regular expressions; what one of them finds in its path is frozen.
-      train_last: of the backbone only the last so many layers are trained, and what follows them.
+      train_last: of the backbone only the last `train_last` layers are trained, and what follows them.
       lora: of the backbone only the LoRA matrices are trained; a head over the vocabulary, which is part of what was
         pretrained, is frozen too.
 
     Raises:
-      ValueError: a pattern that is no regular expression or finds nothing.
+      ValueError: a pattern that is not a regular expression or finds nothing; `train_last` or `lora` where the others
+        leave nothing of it to train.
     """
-    paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))]
+    paths = parameter_paths(model)
     frozen = {path for pattern in freeze for path in _matching(pattern, paths)}
+    if lora:
+        heads = vocabulary_heads(model)
+        frozen |= {path for path in paths if not is_lora(path) and path.startswith(("backbone/", *heads))}
     if train_last is not None:
         tail = tuple(_tail(model))
         frozen |= {path for path in paths if path.startswith("backbone/") and not path.startswith(tail)}
-    if lora:
-        pretrained_head = head_kind(getattr(model, "head", None)) in ("lm", "mlm")
-        frozen |= {path for path in paths if path.startswith("backbone/") or pretrained_head}
-        frozen -= {path for path in paths if is_lora(path)}
+        if train_last and not any(path.startswith(tail) and path not in frozen for path in paths):
+            raise ValueError(
+                f"backbone.train_last is {train_last}, but nothing of these layers is left to train: "
+                f"{_why_frozen(freeze, lora)}. Leave train_last out, or train them."
+            )
+    if lora and all(path in frozen for path in paths if is_lora(path)):
+        raise ValueError(
+            "lora.rank or lora.adapter is set, but no LoRA matrix is left to train: "
+            f"{_why_frozen(freeze, False, train_last)}. Leave lora out, or train its matrices."
+        )
     return frozen.__contains__
+
+
+def _why_frozen(freeze: Sequence[str], lora: bool, train_last: int | None = None) -> str:
+    causes = [f"backbone.freeze or the task freezes {', '.join(freeze)}"] if freeze else []
+    causes += ["lora has no matrices there (see lora.targets)"] if lora else []
+    causes += [f"backbone.train_last {train_last} freezes the layers below"] if train_last is not None else []
+    return ", and ".join(causes) or "the network has no such parameters"
+
+
+def parameter_paths(model: nnx.Module) -> list[str]:
+    """The paths of all parameters of a (possibly abstract) network."""
+    return ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))]
+
+
+def vocabulary_heads(model: nnx.Module) -> list[str]:
+    """The paths ('head/', or 'head/chat/' among several) of heads over the vocabulary: part of what was pretrained."""
+    head: Any = getattr(model, "head", None)
+    heads = {f"head/{name}/": each for name, each in head.items()} if isinstance(head, nnx.Dict) else {"head/": head}
+    return [path for path, each in heads.items() if head_kind(each) in ("lm", "mlm")]
+
+
+def default_learning_rate(
+    trained: Collection[str], *, random_init: bool = False, vocabulary_heads: Sequence[str] = ()
+) -> tuple[float, str]:
+    """(peak learning rate, why) for AdamW, by what is trained.
+
+    5e-5 where a part of what was pretrained is trained (Devlin et al., 2019, BERT, appendix A.3: 2e-5 to 5e-5); 2e-4
+    for LoRA matrices (Dettmers et al., 2023, QLoRA, appendix B: 1e-4 to 2e-4); 1e-3 where all that is trained is new:
+    heads on a frozen backbone, or a whole network from random weights (Kingma & Ba, 2015, Adam).
+
+    Args:
+      trained: paths of the trained parameters.
+      random_init: no parameter was pretrained.
+      vocabulary_heads: paths of heads that were pretrained with the backbone (see `vocabulary_heads`).
+    """
+    pretrained = [p for p in trained if not is_lora(p) and p.startswith(("backbone/", *vocabulary_heads))]
+    if random_init:
+        kind, why = "new", "the default for a network from random weights"
+    elif pretrained:
+        kind, why = "pretrained", "the default for a pretrained network"
+    elif any(is_lora(path) for path in trained):
+        kind, why = "lora", "the default for LoRA"
+    else:
+        kind, why = "new", "the default for a new head on a frozen network"
+    return DEFAULT_RATES[kind], why
+
+
+def with_learning_rate(
+    config: OptimizerConfig, model: nnx.Module, is_frozen: Callable[[str], bool], *, random_init: bool
+) -> tuple[OptimizerConfig, str]:
+    """(the settings with a learning rate, a line about it for the summary): the one that is set, else the default.
+
+    Raises:
+      ValueError: a learning rate for a part of the network of which nothing is trained.
+    """
+    trained = [path for path in parameter_paths(model) if not is_frozen(path)]
+    if config.head_learning_rate is not None and not any(path.startswith("head/") for path in trained):
+        raise ValueError(
+            f"optimizer.head_learning_rate is {config.head_learning_rate}, but no head is trained: leave it out."
+        )
+    if config.layer_decay != 1 and not any(path.startswith("backbone/") for path in trained):
+        raise ValueError(
+            f"optimizer.layer_decay is {config.layer_decay}, but no layer of the backbone is trained: leave it out."
+        )
+    if config.learning_rate is None:
+        rate, why = default_learning_rate(trained, random_init=random_init, vocabulary_heads=vocabulary_heads(model))
+        config = replace(config, learning_rate=rate)
+    else:
+        rate, why = config.learning_rate, "optimizer.learning_rate"
+    head = "" if config.head_learning_rate is None else f", head {config.head_learning_rate:g}"
+    return config, f"{rate:g}{head} ({why})"
 
 
 def _matching(pattern: str, paths: Sequence[str]) -> list[str]:
     try:
         found = [path for path in paths if re.search(pattern, path)]
     except re.error as error:
-        raise ValueError(f"backbone.freeze: {pattern!r} is no regular expression ({error}).") from error
+        raise ValueError(f"backbone.freeze: {pattern!r} is not a regular expression ({error}).") from error
     if not found:
         raise ValueError(
             f"backbone.freeze: {pattern!r} matches no parameter. Some are: {', '.join(sorted(paths)[:6])}."
@@ -53,7 +138,10 @@ def _matching(pattern: str, paths: Sequence[str]) -> list[str]:
 
 def _tail(model: nnx.Module) -> list[str]:
     """The paths of the last stack's trained blocks, and of the norm and pooler behind them."""
-    name, stack = stacks(model)[-1]
+    found = stacks(model)
+    if not found:
+        raise ValueError("backbone.train_last is set, but this task's network has no pretrained layers: leave it out.")
+    name, stack = found[-1]
     blocks = [f"{name}/{block.name}" for block in stack.blocks if block.first >= stack.first_trained]
     return [f"{path}/" for path in [*blocks, *behind(name)]]
 
@@ -67,14 +155,17 @@ def behind(stack: str) -> tuple[str, str]:
 def stacks(model: nnx.Module) -> list[tuple[str, Stack]]:
     """(path, stack) of the backbone's stacks of layers, in the order that a text passes through them."""
     found = [("/".join(map(str, path)), node) for path, node in nnx.iter_modules(model) if isinstance(node, Stack)]
-    return sorted(found, key=lambda each: "decoder" in each[0])
+    own = [each for each in found if each[0].startswith("backbone/")]  # a head may have layers too
+    return sorted(own, key=lambda each: "decoder" in each[0])
 
 
 def learning_rate_factors(model: nnx.Module, layer_decay: float) -> dict[str, float | np.ndarray]:
     """Path -> factor on the learning rate, [layers] for stacked parameters: layer-wise decay.
 
     decay ** (L + 1 - depth) with depth 0 for the embeddings, 1 … L for the layers and L + 1 for what follows them and
-    for the head (Clark et al., 2020, ELECTRA). An encoder–decoder's decoder lies above its encoder.
+    for the head: BEiT's rule (Bao et al., 2022, appendix; its `get_num_layer_for_vit`). ELECTRA's (Clark et al., 2020)
+    differs by one: there the last layer is not slowed down. LoRA matrices go with their layer. An encoder–decoder's
+    decoder lies above its encoder.
     """
     numbered: dict[str, Stack] = dict(stacks(model))
     first, total = {}, 0

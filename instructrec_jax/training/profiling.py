@@ -18,17 +18,22 @@ class ProfileConfig:
     steps: str | None = None  # such as 10..13: a trace of these steps goes to RUN/profile; null: none
 
 
-def traced_steps(config: ProfileConfig) -> range:
+def traced_steps(config: ProfileConfig, last_step: int | None = None) -> range:
     """The steps to trace, counted from 1 as in the log.
 
-    Raises ValueError where the setting is no range of steps.
+    Args:
+      last_step: of the run; None: not known.
+
+    Raises ValueError where the setting is not a range of steps, or the run has no such steps.
     """
     if config.steps is None:
         return range(0)
     found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", config.steps.strip())
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= first <= last:
-        raise ValueError(f"profile.steps is a range of steps such as 10..13, but is {config.steps!r}.")
+        raise ValueError(f"profile.steps must be a range of steps such as 10..13, but is {config.steps!r}.")
+    if last_step is not None and last > last_step:
+        raise ValueError(f"profile.steps is {config.steps}, but the run has {last_step} steps (`steps`).")
     return range(first, last + 1)
 
 

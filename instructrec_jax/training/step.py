@@ -1,4 +1,9 @@
-"""The sharded training step: one for every backbone, head and task."""
+"""The sharded training step: one for every backbone, head and task.
+
+Why our own and not optax.apply_if_finite: that one looks at the gradients alone and, after so many bad ones in a row,
+lets them through. Here the loss is looked at too, a bad step leaves the parameters, the moments, the schedule and the
+sums of the log as they were, and the loop stops after `optimizer.max_nonfinite` of them (`Meter.watch`).
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,18 +1,28 @@
 """The formula against counts made by hand from the sizes of the networks."""
 
 import json
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
+import transformers
+from helpers import Setup
 
+from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.data.loader import to_devices
 from instructrec_jax.distributed.mesh import make_mesh
-from instructrec_jax.planning.compiled_step import planning_folder
+from instructrec_jax.planning import hlo
+from instructrec_jax.planning.compiled_step import planning_folder, texts_of
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, parse
 from instructrec_jax.training import flops
 from instructrec_jax.training.flops import Texts
+from instructrec_jax.training.state import merge_params
 
 HIDDEN, LAYERS, HEADS, KEY_HEADS, MLP, VOCAB = 64, 3, 4, 2, 96, 320
 LLAMA = dict(
@@ -52,10 +62,8 @@ def counted(tmp_path: Path, sizes: dict, texts: Texts, *settings: str) -> tuple[
         task = models.open_task(config, folder)
         model = models.abstract_model(config, task, folder, make_mesh(config.mesh, jax.devices()[:1]))
         tied = not flops.has_output_table(model.params)
-        return (
-            flops.product_flops(model.params, model.is_frozen, texts, tied=tied),
-            flops.attention_flops(read_config(folder), texts),
-        )
+        found = flops.step_flops(model.params, model.is_frozen, read_config(folder), texts, tied=tied)
+        return found.products, found.attention + found.attention_backward
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -87,3 +95,128 @@ def test_an_encoder_decoder_reads_each_text_on_its_side(tmp_path: Path) -> None:
     assert products == 6 * (256 * of_text + 128 * of_answer)
     pairs = 2 * 256 * 64 + 3 * 128 * (16 + 64)
     assert attention == 12 * inner * pairs
+
+
+# ---------------------------------------------------------------- against compiled programs
+
+
+def counted_products(program: hlo.Program) -> float:
+    """FLOP of all matrix products of a compiled program, loops multiplied out: 2 x result x what is summed over."""
+
+    def inside(name: str) -> float:
+        shapes = {i.name: i.shape for i in program.computations[name]}
+        total = 0.0
+        for i in program.computations[name]:
+            if i.kind == "dot":
+                contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
+                assert contracted is not None
+                sizes = dims(shapes[i.operands[0]])
+                over = math.prod(sizes[int(n)] for n in contracted[1].split(",") if n)
+                total += 2.0 * math.prod(dims(i.shape)) * over
+            elif i.kind in ("fusion", "call", "custom-call") and (
+                below := i.attribute("calls") or i.attribute("to_apply")
+            ):
+                total += inside(below)
+            elif i.kind == "while":
+                total += hlo.trips(i, program) * inside(i.attribute("body") or "")
+            elif i.kind == "conditional":
+                branches = re.search(r"branch_computations=\{([^}]*)\}", i.rest)
+                names = re.findall(r"%([\w.\-]+)", branches[1]) if branches else []
+                names += [n for n in map(i.attribute, ("true_computation", "false_computation")) if n]
+                total += max(map(inside, names), default=0.0)
+        return total
+
+    return inside(program.entry)
+
+
+def dims(shape: str) -> list[int]:
+    found = re.search(r"\[([\d,]*)\]", shape)
+    assert found is not None
+    return [int(size) for size in found[1].split(",") if size]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "remat": dict(remat="full"),
+    "lora and remat": dict(lora=LoraConfig(rank=2), remat="full"),
+    "qlora": dict(lora=LoraConfig(rank=2), quantize="nf4"),
+    "last layer": dict(train_last=1),
+    "head alone": dict(freeze=["^backbone/"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"), [*(("bert", kind) for kind in list(KINDS)[1:]), ("llama", "full"), ("llama", "lora and remat")]
+)
+def test_formulas_equal_what_is_compiled(
+    checkpoint: Path, language_models: dict[str, Path], tmp_path: Path, network: str, kind: str
+) -> None:
+    folder = checkpoint if network == "bert" else language_models[network]
+    setup = Setup("classification", folder, tmp_path, **KINDS[kind])
+    batch = setup.batch()
+    step: Any = setup.step
+    program = hlo.parse(step.lower(setup.state, to_devices(batch, setup.mesh)).compile().as_text())
+    params = merge_params(setup.state.params, setup.state.frozen)
+    texts = texts_of(batch, setup.task)
+    found = flops.step_flops(params, setup.model.is_frozen, read_config(folder), texts, tied=False)
+    remat = KINDS[kind].get("remat", "none")
+    # without a kernel for it, attention computes the half that a causal mask hides too
+    attention = found.attention_with(remat) * (2 if texts.causal else 1)
+    # The lowest trained layer needs no gradient of its input, where it is no part of a longer loop; and a pre-norm
+    # layer does not repeat its last product for a gradient of LoRA alone.
+    tolerance = {("bert", "last layer"): 0.07, ("llama", "lora and remat"): 0.04}.get((network, kind), 1e-6)
+    assert counted_products(program) == pytest.approx(found.products_with(remat) + attention, rel=tolerance)
+    assert found.model == pytest.approx(found.products + found.attention + found.attention_backward)
+
+
+def test_how_a_kernel_is_stored_does_not_count(tmp_path: Path) -> None:
+    settings = ("--lora.rank", "4", "--backbone.quantize")
+    counts = [counted(tmp_path, LLAMA, Texts(256, 64, True), *settings, kind) for kind in ("none", "int8", "nf4")]
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_remat_repeats_the_forward_pass_alone() -> None:
+    """So a third more in full tuning, and half more beside LoRA, where the backward pass is as long as the forward."""
+    assert flops.Flops(2, 4, 0, 0, 0, 0).products_with("full") == pytest.approx(6 * 4 / 3)
+    assert flops.Flops(2, 2, 0, 0, 0, 0).products_with("full") == pytest.approx(4 * 3 / 2)
+    assert flops.Flops(2, 0, 0, 0, 0, 0).products_with("full") == 2  # nothing to differentiate
+    assert flops.Flops(0, 0, 0, 0, 2, 4).attention_with("dots") == 8
+    assert flops.Flops(0, 0, 0, 0, 2, 4).attention_with("none", kernel=True) == 9
+
+
+@pytest.mark.parametrize("length", [1, 5, 16])
+@pytest.mark.parametrize("reach", [1, 4, 30])
+def test_windows_against_masks(length: int, reach: int) -> None:
+    distance = np.subtract.outer(np.arange(length), np.arange(length))
+    both = np.abs(distance) <= reach
+    assert flops.keys_seen(length, (reach, reach), causal=False) == pytest.approx(both.sum() / length)
+    back = (distance >= 0) & (distance <= reach)
+    seen = flops.keys_seen(length, (reach, 0), causal=True)
+    # a triangle's cells without half of those on its edge
+    assert seen == pytest.approx(back.sum() / length - 0.5 * min(reach + 1, length) / length)
+    assert flops.keys_seen(length, None, causal=True) == length / 2
+    assert flops.keys_seen(length, None, causal=False) == length
+
+
+def test_windows_are_read_from_every_kind_of_config() -> None:
+    small = dict(num_hidden_layers=4, hidden_size=32, num_attention_heads=4, vocab_size=64)
+    mistral = transformers.MistralConfig(**small, sliding_window=8)
+    assert flops.windows(mistral, 4) == [(7, 0)] * 4
+    gemma = transformers.Gemma3TextConfig(
+        **small, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2
+    )
+    assert flops.windows(gemma, 4) == [(7, 0), None, (7, 0), None]
+    modern = transformers.ModernBertConfig(**small, local_attention=8, global_attn_every_n_layers=3)
+    assert flops.windows(modern, 4) == [None, (4, 4), (4, 4), None]
+    assert flops.windows(transformers.LlamaConfig(**small), 4) == [None] * 4
+    assert flops.windows(transformers.Qwen2Config(**small, sliding_window=8, use_sliding_window=False), 4) == [None] * 4
+
+
+def test_a_head_on_vectors_that_were_made_before_counts_alone() -> None:
+    params = {
+        "backbone": {"layers": {"block0": {"kernel": np.zeros((2, 8, 8))}}},
+        "head": {"output": {"kernel": np.zeros((8, 3))}},
+    }
+    texts = Texts(10, 5, False)
+    found = flops.step_flops(params, lambda path: path.startswith("backbone/"), None, texts, tied=False, backbone=False)
+    assert found.model == 4 * 10 * 24

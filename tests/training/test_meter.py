@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from instructrec_jax.training import meter
@@ -70,3 +71,48 @@ def test_the_time_is_broken_down_and_mfu_follows_its_formula(monkeypatch: pytest
     shares = {name: logged[0][f"{name}_share"] for name in ("input", "checkpoint", "logging", "step")}
     assert shares == pytest.approx({"input": 0.2, "checkpoint": 0.1, "logging": 0.0, "step": 0.7})
     assert logged[0]["mfu"] == pytest.approx(6e6 * 1000 / 10 / 1e9) == shown[0][3]
+
+
+def watching(max_nonfinite: int) -> Meter:
+    nothing: Any = SimpleNamespace()
+    return Meter(nothing, nothing, lambda step: 0.1, max_nonfinite)
+
+
+def test_every_step_is_looked_at_without_waiting_for_the_latest() -> None:
+    """Not on lines of the log alone, of which there is none here; each value is fetched once it is `LAG` steps old."""
+    fetched: list[int] = []
+
+    class Value:
+        def __init__(self, step: int, bad: int):
+            self.step, self.bad = step, bad
+
+        def __int__(self) -> int:
+            fetched.append(self.step)
+            return self.bad
+
+    under_test = watching(3)
+    in_a_row = [0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7]
+    with pytest.raises(FloatingPointError, match=r"step 7 .*optimizer.max_nonfinite"):
+        for step, bad in enumerate(in_a_row, 1):
+            value: Any = Value(step, bad)
+            under_test.watch(step, {"skipped_in_a_row": value})
+            assert fetched == list(range(1, step - meter.LAG + 1))
+    assert fetched[-1] == 7
+
+
+def test_the_last_steps_are_looked_at_too() -> None:
+    under_test = watching(2)
+    for step, bad in enumerate([0, 1, 2], 1):
+        under_test.watch(step, {"skipped_in_a_row": np.int32(bad)})  # type: ignore[dict-item]
+    with pytest.raises(FloatingPointError, match="optimizer.max_nonfinite"):
+        under_test.finish(3, np.int32(2))  # type: ignore[arg-type]
+
+
+def test_a_run_whose_loss_was_never_finite_is_no_success() -> None:
+    for step, skipped, fails in ((2, 2, True), (2, 1, False), (0, 0, False)):
+        under_test = watching(5)
+        if fails:
+            with pytest.raises(FloatingPointError, match="in any of the 2 steps"):
+                under_test.finish(step, np.int32(skipped))  # type: ignore[arg-type]
+        else:
+            under_test.finish(step, np.int32(skipped))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """AdamW and its schedules, against the formulas written out in float64."""
 
 import math
+import typing
 from typing import Any
 
 import jax
@@ -16,9 +17,15 @@ from instructrec_jax.training.optimizer import (
     to_bfloat16,
 )
 
+NUMBERS = (
+    *("learning_rate", "head_learning_rate", "layer_decay", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm"),
+    *("warmup", "final_ratio"),
+)
+
 
 def expected_rate(config: OptimizerConfig, steps: int, update: int) -> float:
     """The learning rate of an update, by hand."""
+    assert config.learning_rate is not None
     warmup = round(config.warmup * steps)
     if update < warmup:
         return config.learning_rate * (update + 1) / warmup
@@ -34,6 +41,7 @@ def expected_rate(config: OptimizerConfig, steps: int, update: int) -> float:
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize(("warmup", "final_ratio", "steps"), [(0.1, 0.0, 40), (0.0, 0.1, 17), (0.025, 0.5, 40)])
 def test_schedules(schedule: Any, warmup: float, final_ratio: float, steps: int) -> None:
+    final_ratio = 0.0 if schedule == "constant" else final_ratio
     config = OptimizerConfig(learning_rate=3e-3, schedule=schedule, warmup=warmup, final_ratio=final_ratio)
     rate = learning_rate_schedule(config, steps)
     rates = [float(rate(update)) for update in range(steps + 5)]
@@ -80,6 +88,7 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 def adamw(config: OptimizerConfig, steps: int, gradients: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Loshchilov & Hutter (2019), algorithm 2, with clipping by global norm, in float64."""
+    assert config.learning_rate is not None
     params = {name: p.astype(np.float64) for name, p in flat(parameters()).items()}
     first = {name: np.zeros_like(p) for name, p in params.items()}
     second = {name: np.zeros_like(p) for name, p in params.items()}
@@ -149,11 +158,35 @@ def test_decay_exclude_is_a_setting() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("learning_rate", 0.0), ("learning_rate", -1e-3), ("warmup", 100), ("warmup", -0.1), ("final_ratio", 2.0)]
-    + [("clip_norm", 0.0)],
+    + [("clip_norm", 0.0), ("beta1", 1.0), ("beta2", 1.0), ("beta1", -0.1), ("epsilon", 0.0), ("layer_decay", 0.0)]
+    + [("layer_decay", 1.5), ("weight_decay", -0.1), ("head_learning_rate", -1.0), ("max_nonfinite", 0)]
+    + [(name, value) for name in NUMBERS for value in (math.nan, math.inf, -math.inf)],
 )
 def test_a_setting_out_of_range_is_named(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"optimizer\.{name} .* but is {value}"):
-        make_optimizer(OptimizerConfig(**{name: value}), 10)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"optimizer\.{name} .*{value}"):
+        make_optimizer(OptimizerConfig(**{"learning_rate": 1e-3, name: value}), 10)  # type: ignore[arg-type]
+
+
+def test_all_numbers_are_checked() -> None:
+    """A number that is added to the settings gets a range too."""
+    kinds = typing.get_type_hints(OptimizerConfig)
+    numbers = {name for name, kind in kinds.items() if kind is float or float in typing.get_args(kind)}
+    assert numbers == set(NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("final_ratio", dict(schedule="constant", final_ratio=0.1)),
+        ("decay_exclude", dict(weight_decay=0.0, decay_exclude=["^head/"])),
+        ("decay_exclude", dict(decay_exclude=["bias", "tabel$"])),
+        ("decay_exclude", dict(decay_exclude=["("])),
+        ("learning_rate", dict(learning_rate=None)),
+    ],
+)
+def test_a_setting_without_an_effect_is_named(name: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"optimizer\.{name}"):
+        make_optimizer(OptimizerConfig(**{"learning_rate": 1e-3, **settings}), 10).init(parameters())
 
 
 # ---------------------------------------------------------------- moments in bfloat16
@@ -173,7 +206,7 @@ def test_stochastic_rounding_is_right_on_average() -> None:
 def test_a_running_square_falls_also_in_bfloat16() -> None:
     """After one large gradient; to the nearest, 0.999 of it would be the same number again."""
     params = {"backbone": {"kernel": np.zeros((64, 64), np.float32)}}
-    config = OptimizerConfig(schedule="constant", warmup=0.0, clip_norm=None, moments="bfloat16")
+    config = OptimizerConfig(1e-3, schedule="constant", warmup=0.0, clip_norm=None, moments="bfloat16")
     optimizer = make_optimizer(config, 10)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for number in range(300):

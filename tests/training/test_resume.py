@@ -15,7 +15,7 @@ from helpers import Setup, assert_close
 from tiny_runs import changed, final_parameters, rows, start, tiny_run, verb, write_examples, write_settings
 
 from instructrec_jax import train
-from instructrec_jax.files import read_json, read_jsonl
+from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs.config import Config, load, main_guard
 from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstract
 
@@ -259,3 +259,12 @@ def test_updates_that_are_not_finite_end_the_run(
     parameters = final_parameters(config.run_dir, Checkpoints(Path(config.run_dir)).steps()[-1])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters))
     assert read_jsonl(Path(config.run_dir) / "metrics.jsonl")[-1]["skipped_updates"] == 3
+
+
+def test_a_run_that_never_had_a_finite_loss_is_no_success(checkpoint: Path, tmp_path: Path) -> None:
+    """Fewer steps than optimizer.max_nonfinite: targets whose square is beyond float32."""
+    config = tiny_run("regression", checkpoint, tmp_path, steps=2, evaluation__every=0)
+    extreme = [row | {"output": row["output"] * 1e30} for row in read_jsonl(tmp_path / "train.jsonl")]
+    write_jsonl(tmp_path / "train.jsonl", extreme)
+    with pytest.raises(FloatingPointError, match="in any of the 2 steps"):
+        train.train(config)

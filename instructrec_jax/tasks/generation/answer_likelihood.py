@@ -58,6 +58,13 @@ class LikelihoodTask(LanguageModelTask):
             found.append(np.split(next(values), borders) if questions else [])
         return found
 
+    def check_question(self, example: Example, answers: Sequence[str]) -> None:
+        """Raises ValueError where the answers of a question would be too long to be scored."""
+        if self.is_pair:
+            self._source(example)
+        else:
+            self._fitting(self._answers(example, answers))
+
     @cached_property
     def _start(self) -> int:
         assert self.context.decoder_start_token_id is not None  # checked by LanguageModelTask

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import answer, render, tokenise_pieces
+from instructrec_jax.inference.decoding import check_prompts
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, has_cjk
@@ -154,6 +157,17 @@ class WritingTask(LanguageModelTask):
                 ids = ids[cut([1] * tokens.opening + [0] * (len(ids) - tokens.opening), name, self.context)]
             prompts.append(ids)
         return prompts
+
+    def check(self, encoded: Sequence[Encoded]) -> None:
+        super().check(encoded)
+        assert self.context.folder is not None
+        check_prompts(
+            self.asked(encoded),
+            [f"the prompt of example {e.example.id or number!r}" for number, e in enumerate(encoded)],
+            self.generation,
+            max_length=input_limit(read_config(self.context.folder)),
+            encoder_decoder=self.is_pair,
+        )
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         known = super().score(predict, encoded)

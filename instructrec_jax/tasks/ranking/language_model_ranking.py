@@ -247,13 +247,36 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
 
     # -------------------------------------------------------------- scores
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+    def check(self, encoded: Sequence[Encoded]) -> None:
         for number, e in enumerate(encoded):
             if not len(e.target.items):
                 raise ValueError(
-                    f"example {e.example.id or number!r} is of the form {e.example.origin['form']}, whose answer is no "
-                    "item: it can be learnt, but not ranked. Leave it out of data.validation and data.test."
+                    f"example {e.example.id or number!r} is of the form {e.example.origin['form']}, whose answer is "
+                    "not an item: it can be learned, but not ranked. Leave it out of data.validation and data.test."
                 )
+        super().check(encoded)
+        for candidates in self._asked(encoded)[1]:
+            for e, row in zip(encoded, candidates.items, strict=True):
+                self._check_list(e.example, list(dict.fromkeys([*e.target.items.tolist(), *row[row >= 0].tolist()])))
+
+    def _check_list(self, example: Example, items: list[int]) -> None:
+        """Raises ValueError for candidates that are too many, or too long beside the prompt, to be scored."""
+        form, names = self.config.form, [self.names[item] for item in items]
+        if form == "likelihood":
+            self.check_question(self._ask(example), names)
+        elif form == "choice":
+            self.check_question(self._choice(example, items), names)
+        elif form == "yes_no":
+            for item in items:
+                self.check_question(self._yes_no(example, item), [self.config.yes, self.config.no])
+        else:
+            _check_paired(items)
+            # of all pairs the longest, or nearly so
+            a, b = sorted(items, key=lambda item: len(self.names[item]))[-2:] if len(items) > 1 else (items[0],) * 2
+            self.check_question(self._pair(example, a, b), [self.names[a], self.names[b]])
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+        self.check(encoded)
         return super().score(predict, encoded)
 
     def score_candidates(self, predict: Predict, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
@@ -287,11 +310,7 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
             found = self.log_likelihoods(predict, asked, end=False)
             return [np.array([each[0, 0] - each[1, 0] for each in values]) for values in found]
         for items in listed:
-            if len(items) > MOST_PAIRED:
-                raise ValueError(
-                    f"task.form pairwise asks about every pair twice, for up to {MOST_PAIRED} candidates, but there "
-                    f"are {len(items)}: rank fewer (uni9, or two stages with a smaller k), or use likelihood or yes_no."
-                )
+            _check_paired(items)
         asked = [
             [(self._pair(e, a, b), [names[a], names[b]]) for a in items for b in items if a != b] for e, items in pairs
         ]
@@ -300,6 +319,14 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
             tournament(len(items), [normalised(each, self.config.alpha) for each in values])
             for (_, items), values in zip(pairs, found, strict=True)
         ]
+
+
+def _check_paired(items: Sequence[int]) -> None:
+    if len(items) > MOST_PAIRED:
+        raise ValueError(
+            f"task.form pairwise asks about every pair twice, for up to {MOST_PAIRED} candidates, but there "
+            f"are {len(items)}: rank fewer (uni9, or two stages with a smaller k), or use likelihood or yes_no."
+        )
 
 
 def tournament(size: int, scores: Sequence[np.ndarray]) -> np.ndarray:

@@ -162,6 +162,10 @@ class RankingTask(Task):
 
     # -------------------------------------------------------------- evaluation
 
+    def check(self, encoded: Sequence[Encoded]) -> None:
+        """Draws the candidates of all protocols; they are kept for the evaluation."""
+        self._asked(encoded)
+
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         """Metrics under all protocols: see `ranking.evaluation`."""
         if self.retrieves:

@@ -273,6 +273,10 @@ class RerankerTask(RerankingTask):
 
     # -------------------------------------------------------------- scores
 
+    def check(self, encoded: Sequence[Encoded]) -> None:
+        super().check(encoded)
+        self.pairs(encoded, [e.target.items for e in encoded])
+
     def score_candidates(self, predict: Predict, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
         found = [np.empty((0, candidates.shape[1]), np.float32)]
         cases = max(1, PAIRS // max(1, candidates.shape[1]))

@@ -84,6 +84,10 @@ class ChoiceTask(LikelihoodTask):
             encoded.append(Encoded(e.text, ChoiceTarget(labels, supervised, options[number]), examples[number]))
         return encoded
 
+    def check(self, encoded: Sequence[Encoded]) -> None:
+        for e in encoded:
+            self.check_question(question(e.example), list(e.target.options.texts))
+
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         options: list[Options] = [e.target.options for e in encoded]
         logits = self._logits(predict, [e.example for e in encoded], options)

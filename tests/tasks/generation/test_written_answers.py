@@ -88,6 +88,16 @@ def test_squad_scores(language_models: dict[str, Path], tmp_path: Path) -> None:
     assert eight == pytest.approx(after, abs=1e-4)
 
 
+def test_no_room_for_the_answer_is_an_error_before_the_run_begins(
+    language_models: dict[str, Path], tmp_path: Path
+) -> None:
+    config = settings(QuestionAnsweringConfig, language_models["gpt2"], tmp_path)
+    config = changed(config, task__max_new_tokens=120)  # the network reads 128 tokens
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        train(config)
+    assert not Path(config.run_dir).exists()
+
+
 def test_rouge_scores_of_an_encoder_decoder(language_models: dict[str, Path], tmp_path: Path) -> None:
     run = train(settings(SummarizationConfig, language_models["t5"], tmp_path))
     written = read_jsonl(run / "predictions.jsonl")
