@@ -147,6 +147,9 @@ class FieldMapper:
         named = {column for recipe in self.recipes.values() if recipe for column in recipe.columns}
         self.used = named | {column.split(".")[0] for column in named}
         self.ignored = check_ignored(fields.ignore, named) | {name for name, value in values.items() if value is None}
+        self.ignored_keys = frozenset(
+            name.removeprefix("messages.") for name in self.ignored if name.startswith("messages.")
+        )
 
     def columns(self) -> set[str]:
         """The columns that have to be read; of a dotted path also its first part."""
@@ -167,8 +170,7 @@ class FieldMapper:
             return None if recipe is None else self._value(name, recipe, row, there)
 
         unread_fields(row, self.used, self.ignored)
-        ignored = frozenset(name.removeprefix("messages.") for name in self.ignored if name.startswith("messages."))
-        messages = _messages(value("messages"), self._is_named("messages"), ignored)
+        messages = _messages(value("messages"), self._is_named("messages"), self.ignored_keys)
         instruction, output = value("instruction"), value("output")
         candidates, history = self._ids("candidates", value("candidates")), value("history")
         if self.fields.output_type == "candidate":
