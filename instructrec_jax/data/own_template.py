@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from instructrec_jax.data.example import REASONING, Example, Message
+from instructrec_jax.data.example import REASONING, Message
 from instructrec_jax.data.templates import TEMPLATES
 
 Pieces = list[tuple[str, bool]]  # texts that make up the whole one, and whether the assistant says (and learns) it

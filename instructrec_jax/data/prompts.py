@@ -15,7 +15,6 @@ from instructrec_jax.data.example import Example, Message, Output
 from instructrec_jax.data.own_template import AS_IT_IS, OwnTemplate, Pieces, Rendering, check_fast
 from instructrec_jax.data.templates import TEMPLATES, Template, TemplateName
 
-
 # ---------------------------------------------------------------- examples as conversations
 
 

@@ -79,6 +79,7 @@ class LanguageModelTask(Task):
     greater_is_better = False
     predicts_words = True
     per_token = True
+    reads = "conversation"
 
     def __init__(self, config: LanguageModelConfig, context: TaskContext):
         self.config, self.context, self.tokenizer = config, context, context.tokenizer

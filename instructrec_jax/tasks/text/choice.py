@@ -69,6 +69,7 @@ class ChoiceTask(LikelihoodTask):
         if not np.isfinite(config.alpha):
             raise ValueError(f"task.alpha should be a finite number, but is {config.alpha}.")
         super().__init__(config, context)
+        self.encodes_together = config.negatives > 0
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         examples = with_candidates(examples, self.config, self.context.seed)

@@ -39,6 +39,7 @@ class Target:
 
 
 class TokenClassificationTask(Task):
+    reads = "fields"
     per_token = True
 
     def __init__(self, labels: list[str], context: TaskContext):
@@ -53,7 +54,8 @@ class TokenClassificationTask(Task):
         for number, example in enumerate(examples):
             name = f"example {example.id or number!r}"
             text = example.input or example.instruction
-            words = (text.lower() if self.context.lower_case else text).split()
+            words = list(example.words) or text.split()
+            words = [word.lower() for word in words] if self.context.lower_case else words
             tags = example.output
             if not isinstance(tags, tuple) or len(tags) != len(words):
                 found = f"{len(tags)} labels" if isinstance(tags, tuple) else repr(tags)
