@@ -32,15 +32,16 @@ def encode_usable(
     _reset(task, counted)
     left, skipped = list(examples), []
     while True:
-        bad = _bad(task, left, first, all_of_them=on_bad_example == "skip" and not task.encodes_together)
+        bad = _named(left, first) if task.encodes_together else _bad(task, left, first, on_bad_example == "skip")
         _reset(task, counted)
         if not bad:
             raise first
         if on_bad_example == "error":
-            raise bad[min(bad)] from first
-        skipped += [
-            SkippedRow(error.where, error.field, error.reason, error.detail) for _, error in sorted(bad.items())
-        ]
+            found = bad[min(bad)]
+            hint = "Correct the row, or set data.on_bad_example to skip, which leaves such rows out and lists them."
+            raise BadExample(found.field, found.reason, f"{found.detail} {hint}", found.where) from first
+        for _, found in sorted(bad.items()):
+            skipped.append(SkippedRow(found.where, found.field, found.reason, found.detail))
         left = [example for number, example in enumerate(left) if number not in bad]
         if not left:
             return [], skipped
@@ -84,7 +85,18 @@ def _unread(task: Task, example: Example) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _bad(task: Task, examples: Sequence[Example], error: ValueError, *, all_of_them: bool) -> dict[int, BadExample]:
+def _named(examples: Sequence[Example], error: ValueError) -> dict[int, BadExample]:
+    """The example that an error of all of them names, by its id or its number."""
+    name = re.search(r"example (?:'([^']*)'|(\d+))", str(error))
+    if name is None:
+        return {}
+    said = name[1] or name[2]
+    numbers = [number for number, example in enumerate(examples) if example.id == said]
+    numbers = numbers or [int(said)] * (said.isdecimal() and int(said) < len(examples))
+    return {number: _placed(error, examples[number]) for number in numbers[:1]}
+
+
+def _bad(task: Task, examples: Sequence[Example], error: ValueError, all_of_them: bool) -> dict[int, BadExample]:
     """Number -> what is wrong with it, of the first bad example, or of all of them.
 
     Nothing where the error is not that of an example by itself.

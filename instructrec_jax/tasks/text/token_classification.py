@@ -73,7 +73,9 @@ class TokenClassificationTask(Task):
                     "Raise it, split the text, or set data.truncate to drop (a labelled text is never cut)."
                 )
             words_of = owners(tokens, words)
-            first = (words_of >= 0) & (np.diff(words_of, prepend=-1) != 0)
+            first = np.zeros(len(words_of), bool)  # a word with a space inside may have a token of no word within
+            first[np.unique(words_of, return_index=True)[1]] = True
+            first &= words_of >= 0
             labels = np.array([0 if w < 0 else self.numbers[tags[w]] for w in words_of], np.int32)
             if first.sum() != len(words):
                 lost = next(w for i, w in enumerate(words) if i not in words_of)
