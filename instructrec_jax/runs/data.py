@@ -1,0 +1,273 @@
+"""The data of a run: each source is opened and parsed once, its examples are encoded once, and cut into batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.hold_out import SEEN, UNSEEN, check_hold_out, is_held_out
+from instructrec_jax.data.loader import Batch, Loader, Parts, RowLoader, StreamLoader, lengths_of
+from instructrec_jax.data.mixture import Mixture
+from instructrec_jax.data.packing import length_buckets
+from instructrec_jax.data.skipped import SkippedRow
+from instructrec_jax.data.sources import ListSource, open_sources
+from instructrec_jax.data.stream import StreamSource
+from instructrec_jax.evaluation.evaluator import segments
+from instructrec_jax.runs.config import Config
+from instructrec_jax.tasks.base import Encoded, Task
+
+Split = Literal["train", "validation", "test"]
+
+
+class RunData:
+    """The sources of data.train, data.validation and data.test, each opened when it is first asked for.
+
+    Attributes:
+      config: the settings; what the task takes from data.train where it is not set (label names, say) is filled in.
+    """
+
+    def __init__(self, config: Config):
+        self._opened: dict[Split, Mixture | StreamSource] = {}
+        self.config = config
+        if not config.task.complete and config.data.train:
+            if isinstance(self.source("train"), StreamSource):
+                raise ValueError("task.labels cannot be learned from a stream, which is not read to its end: list them.")
+            self.config = replace(config, task=config.task.learn(self.examples("train")))
+
+    def source(self, split: Split) -> Mixture | StreamSource:
+        """The opened sources of a split. Raises ValueError where it lists none."""
+        if split not in self._opened:
+            sources = getattr(self.config.data, split)
+            if not sources:
+                raise ValueError(f"data.{split} lists no sources: name at least one file or data set.")
+            data = self.config.data
+            self._opened[split] = open_sources(
+                sources,
+                labels=getattr(self.config.task, "labels", None),
+                on_bad_example=data.on_bad_example,
+                temperature=data.temperature,
+                size_cap=data.size_cap,
+                seed=self.config.seed,
+            )
+        return self._opened[split]
+
+    @property
+    def skipped(self) -> list[SkippedRow]:
+        """Rows of the sources opened so far that `on_bad_example: skip` left out."""
+        return [row for source in self._opened.values() for row in source.skipped]
+
+    def examples(self, split: Split) -> list[Example]:
+        """All examples of a split, in order."""
+        opened = self.source(split)
+        if isinstance(opened, StreamSource):
+            raise ValueError(
+                f"data.{split} is a stream, which has no end to evaluate on: set streaming: false for its source."
+            )
+        return [opened[i] for i in range(len(opened))]
+
+    def cases(self, task: Task, split: Split) -> list[Encoded]:
+        """All examples of a split, in order, encoded; empty when it lists no sources.
+
+        Held-out examples are in data.test only. data.validation is cut to `evaluation.max_examples` examples, drawn by
+        the seed.
+        """
+        if not getattr(self.config.data, split):
+            return []
+        examples = self.examples(split)
+        if split == "test":
+            check_hold_out(examples, self.config.data.hold_out, "data.test")
+            return encode(task, examples)
+        kept = [e for e in examples if not is_held_out(e, self.config.data.hold_out)]
+        if not kept:
+            raise ValueError(f"data.hold_out leaves nothing of data.{split}: hold out less.")
+        most = self.config.evaluation.max_examples
+        if split == "validation" and most is not None and most < len(kept):
+            drawn = np.random.default_rng(self.config.seed).choice(len(kept), most, replace=False)
+            kept = [kept[i] for i in sorted(drawn)]
+        return encode(task, kept)
+
+    def case_groups(self, cases: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+        """Cases by what is reported apart: seen and unseen where something is held out, else `segment_by`."""
+        hold_out, segment_by = self.config.data.hold_out, self.config.evaluation.segment_by
+        if not hold_out:
+            return segments(cases, segment_by)
+        if segment_by is not None:
+            raise ValueError("evaluation.segment_by cannot be combined with data.hold_out, which reports seen and unseen.")
+        groups: dict[str, list[Encoded]] = {SEEN: [], UNSEEN: []}
+        for e in cases:
+            groups[UNSEEN if is_held_out(e.example, hold_out) else SEEN].append(e)
+        return {name: own for name, own in groups.items() if own}
+
+    def training(self, task: Task, row_multiple: int, processes: tuple[int, int] = (0, 1)) -> "TrainingData":
+        """Encodes data.train and cuts it into batches.
+
+        Args:
+          row_multiple: rows of a batch are a multiple of this.
+          processes: the part of each batch that this process lays out, and the number of parts.
+        """
+        check_batch(self.config, task, row_multiple)
+        opened = self.source("train")
+        if isinstance(opened, StreamSource):
+            return _stream_batches(self.config, task, opened, row_multiple, processes)
+        per_source = []
+        for source in opened.sources:
+            examples = [source[i] for i in range(len(source))]
+            kept = [e for e in examples if not is_held_out(e, self.config.data.hold_out)]
+            if len(kept) < len(examples):
+                _count(task, "training examples held out", len(examples) - len(kept))
+            per_source.append(encode(task, kept) if kept else [])
+        encoded = [e for each in per_source for e in each]
+        if not encoded:
+            raise ValueError("data.hold_out leaves nothing of data.train: hold out less.")
+        mixture = _remixed(self.config, opened, per_source)
+        return _batches(self.config, task, encoded, mixture, row_multiple, processes)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is trained on.
+
+    Attributes:
+      fingerprint: changes when the examples change.
+      batches: (start, stop, position of a stream) -> batches of these steps.
+      step_size: what a step works on, for people to read.
+      encoded: all examples (empty for a stream).
+      tokens: in all of their texts (and targets).
+      epoch_steps: steps in an epoch (0 for a stream).
+      packing: how an epoch lies in rows, for people to read (empty where each batch is packed by itself).
+    """
+
+    fingerprint: str
+    batches: Callable[[int, int, object], Iterator[Batch]]
+    step_size: str
+    encoded: list[Encoded] = field(default_factory=list)
+    tokens: int = 0
+    epoch_steps: float = 0.0
+    packing: str = ""
+
+    def describe(self) -> str:
+        if not self.encoded:
+            return "a stream of unknown size"
+        examples = f"{len(self.encoded):,} with {self.tokens:,} tokens{self.packing}"
+        return f"{examples}; {self.epoch_steps:,.1f} steps per epoch"
+
+
+def _remixed(config: Config, opened: Mixture, per_source: Sequence[Sequence[Encoded]]) -> Mixture:
+    """The mixture of what there is: examples may have been dropped for their length, held out, or become several."""
+    if [len(each) for each in per_source] == [len(source) for source in opened.sources]:
+        return opened
+    left, weights = [], []
+    for each, source, setting in zip(per_source, opened.sources, config.data.train, strict=True):
+        if each:
+            left.append(ListSource([e.example for e in each], source.name, source.task))
+            weights += [] if setting.weight is None else [setting.weight]
+    return Mixture(
+        left,
+        weights=weights or None,
+        temperature=config.data.temperature,
+        size_cap=config.data.size_cap,
+        seed=config.seed,
+    )
+
+
+def _batches(
+    config: Config,
+    task: Task,
+    encoded: list[Encoded],
+    mixture: Mixture,
+    row_multiple: int,
+    processes: tuple[int, int],
+) -> TrainingData:
+    size, rows = config.data.examples_per_step, config.data.batch_rows
+
+    def gather(indices: np.ndarray, rng: np.random.Generator) -> Parts:
+        return task.gather([encoded[i] for i in indices], rng)
+
+    lengths, target_lengths = lengths_of([e.text for e in encoded])
+    tokens = int(lengths.sum()) + (0 if target_lengths is None else int(target_lengths.sum()))
+    if size is not None:
+        shape = (size, buckets(config), row_multiple, config.seed, *processes, target_buckets(task))
+        loader: Loader | RowLoader = Loader(mixture.order, gather, *shape)
+        step_size, epoch_steps, packing = f"{size} examples", len(encoded) / size, ""
+    else:
+        assert rows is not None
+        length, target_length = config.data.max_length, task.max_target_length if target_lengths is not None else None
+        row_shape = (rows, length, config.seed, *processes, target_lengths, target_length)
+        loader = RowLoader(mixture.order, gather, lengths, *row_shape)
+        room = f"{length:,}" + (f" + {target_length:,}" if target_length else "")
+        step_size, epoch_steps = f"{rows} rows of {room} tokens", len(loader.epoch(0)) / rows
+        packing = f" in {len(loader.epoch(0)):,} rows of {room} ({1 - loader.real_share():.1%} padding)"
+    return TrainingData(
+        fingerprint=mixture.fingerprint,
+        batches=lambda start, stop, _: loader.batches(start, stop),
+        step_size=step_size,
+        encoded=encoded,
+        tokens=tokens,
+        epoch_steps=epoch_steps,
+        packing=packing,
+    )
+
+
+def _stream_batches(
+    config: Config, task: Task, opened: StreamSource, row_multiple: int, processes: tuple[int, int]
+) -> TrainingData:
+    if config.data.hold_out:
+        raise ValueError("data.hold_out cannot look ahead in a stream: set streaming: false, or filter it before.")
+    if config.data.batch_rows is not None:
+        raise ValueError(
+            "data.batch_rows packs whole epochs, but data.train is a stream, whose examples are not known in "
+            "advance: set data.batch_size instead, or streaming: false."
+        )
+
+    def gather(examples: list[Example], rng: np.random.Generator) -> Parts:
+        return task.gather(encode(task, examples), rng)
+
+    size = config.data.examples_per_step or 0
+    shape = (size, buckets(config), row_multiple, config.seed, *processes, target_buckets(task))
+    return TrainingData(opened.name, StreamLoader(opened, gather, *shape).batches, f"{size} examples")
+
+
+def check_batch(config: Config, task: Task, row_multiple: int) -> None:
+    """Refuses a batch that is not given as either examples or rows, and rows where they cannot be."""
+    size, rows = config.data.batch_size, config.data.batch_rows
+    if size is not None and rows is not None:
+        raise ValueError(
+            f"data.batch_size ({size} examples) and data.batch_rows ({rows} packed rows) both set the size of a batch: "
+            "set one of them, and leave the other out or null."
+        )
+    if rows is None:
+        return
+    if task.couples_examples:
+        kind = config.task.get_choice_name(type(config.task))
+        raise ValueError(
+            f"the task {kind} compares the examples of a batch with each other, so the size of its batch is a number "
+            "of examples: set data.batch_size instead of data.batch_rows."
+        )
+    if rows % row_multiple:
+        shards = row_multiple // config.accumulation
+        raise ValueError(
+            f"data.batch_rows is {rows}, but must be a multiple of {row_multiple}: {shards} data-parallel devices x "
+            f"accumulation {config.accumulation}."
+        )
+
+
+def _count(task: Task, what: str, number: int) -> None:
+    task.context.counts[what] = task.context.counts.get(what, 0) + number
+
+
+def encode(task: Task, examples: Sequence[Example]) -> list[Encoded]:
+    encoded = task.encode(examples)
+    if not encoded:
+        raise ValueError("no example is left: data.truncate is drop, and every text is longer than data.max_length.")
+    return encoded
+
+
+def buckets(config: Config) -> tuple[int, ...]:
+    return length_buckets(config.data.max_length)
+
+
+def target_buckets(task: Task) -> tuple[int, ...]:
+    """Row lengths for the targets of texts; none for a task without targets."""
+    return length_buckets(task.max_target_length) if task.max_target_length else ()

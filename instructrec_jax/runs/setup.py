@@ -1,0 +1,95 @@
+"""What a training step needs, put together in one place: for training, planning, benchmarks and tests alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from instructrec_jax.distributed.launch import place
+from instructrec_jax.distributed.mesh import DeviceMesh
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.data import buckets
+from instructrec_jax.runs.model import SplitModel, abstract_model, load_model
+from instructrec_jax.tasks.base import Predict, Task
+from instructrec_jax.training.optimizer import make_optimizer
+from instructrec_jax.training.parameters import learning_rate_factors
+from instructrec_jax.training.state import TrainState, Tree, create_state, state_shardings
+from instructrec_jax.training.step import make_train_step
+
+Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """The step of a run, and the state that it begins with.
+
+    Attributes:
+      state: arrays on the mesh, or jax.ShapeDtypeStruct of an abstract setup.
+      shardings: nested like `state`.
+      step: (state, batch) -> (state, sums of the log window), see `training.step.make_train_step`.
+      predict_with: parameters -> the model as the task scores with it.
+    """
+
+    config: Config
+    task: Task
+    mesh: DeviceMesh
+    model: SplitModel
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    shardings: TrainState
+    step: Step
+    predict_with: Callable[[Tree], Predict]
+
+    @classmethod
+    def load(
+        cls, config: Config, task: Task, folder: Path, mesh: DeviceMesh, buffers: Tree | None = None
+    ) -> "TrainingSetup":
+        """With the pretrained parameters of `folder` (or newly drawn ones), laid out on the mesh.
+
+        Args:
+          buffers: of the state; None: what the task's `refresh` gives.
+        """
+        return cls._of(config, task, load_model(config, task, folder, mesh), mesh, buffers)
+
+    @classmethod
+    def abstract(cls, config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> "TrainingSetup":
+        """Of shapes alone, for devices that need not be there."""
+        model = abstract_model(config, task, folder, mesh)
+        shapes = task.buffer_shapes(model.source.config.hidden_size) if task.refresh_every else {}
+        buffers = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+        return cls._of(config, task, model, mesh, buffers, abstract=True)
+
+    @classmethod
+    def _of(
+        cls,
+        config: Config,
+        task: Task,
+        model: SplitModel,
+        mesh: DeviceMesh,
+        buffers: Tree | None,
+        abstract: bool = False,
+    ) -> "TrainingSetup":
+        decay = config.optimizer.layer_decay
+        factors = learning_rate_factors(model.network, decay) if decay < 1 else None
+        optimizer = make_optimizer(config.optimizer, config.steps, factors)
+        predict_with = predictor(task, model.graphdef, mesh, buckets(config))
+
+        def create(params: Tree) -> TrainState:
+            return create_state(params, optimizer, config.seed, is_frozen=model.is_frozen)
+
+        state = jax.eval_shape(create, model.params) if abstract else create(model.params)
+        if buffers is None:
+            buffers = task.refresh(predict_with(model.params)) if task.refresh_every else {}
+        state = replace(state, buffers=buffers)
+        shardings = state_shardings(state, model.shardings, mesh)
+        step: Any = make_train_step(
+            task, model.graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=config.accumulation
+        )
+        if not abstract:
+            state = place(state, shardings)
+        return cls(config, task, mesh, model, optimizer, state, shardings, step, predict_with)

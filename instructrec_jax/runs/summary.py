@@ -1,0 +1,59 @@
+"""What a person wants to know of a run before it begins, and how fast its step could be."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from instructrec_jax.data.loader import lengths_of
+from instructrec_jax.distributed.chips import peak_flops
+from instructrec_jax.runs.data import TrainingData
+from instructrec_jax.runs.setup import TrainingSetup
+from instructrec_jax.training.flops import Texts, attention_flops, has_output_table, product_flops
+from instructrec_jax.training.state import Tree, merge_params
+
+
+def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[int], float], float | None]:
+    """(FLOP of the model for so many tokens, peak FLOP/s of all devices or None), for the MFU.
+
+    All texts count as if they (and their targets, in an encoder–decoder) were of the average length, which is a little
+    too low for attention.
+    """
+    params = merge_params(setup.state.params, setup.state.frozen)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    tied = setup.task.predicts_words and not has_output_table(shapes)
+    causal = setup.task.context.kind == "decoder"
+    lengths, targets = lengths_of([e.text for e in data.encoded])
+    length, target_length = (int(each.mean()) if each is not None and len(each) else 0 for each in (lengths, targets))
+    share = length / max(length + target_length, 1)  # of a batch's tokens, that are not of targets
+
+    def flops(tokens: int) -> float:
+        of_texts = round(tokens * share)
+        texts = Texts(of_texts, length, causal, tokens - of_texts, target_length)
+        products = product_flops(shapes, setup.model.is_frozen, texts, tied=tied)
+        return products + attention_flops(setup.model.source.config, texts)
+
+    peak = peak_flops(setup.mesh.devices.flat[0])
+    return flops, None if peak is None else peak * setup.mesh.devices.size
+
+
+def summarize(setup: TrainingSetup, data: TrainingData) -> dict[str, str]:
+    """The facts of a run that is about to begin, label -> text."""
+
+    def count(tree: Tree) -> int:
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+    config, source = setup.config, setup.model.source
+    devices = setup.mesh.devices.flatten()
+    axes = " × ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items() if size > 1)
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    facts = {
+        "devices": f"{len(devices)} × {devices[0].device_kind}{processes}" + (f", mesh {axes}" if axes else ""),
+        "backbone": f"{config.backbone.path} ({source.config.model_type}), {source.report}",
+        "parameters": f"{count(setup.state.params):,} trained, {count(setup.state.frozen):,} frozen",
+        "examples": data.describe(),
+        "steps": f"{config.steps:,} × {data.step_size}",
+        "run directory": config.run_dir,
+    }
+    notes = source.notes + [f"{n:,} {what}" for what, n in setup.task.context.counts.items()]
+    return facts | ({"note": "; ".join(notes)} if notes else {})
