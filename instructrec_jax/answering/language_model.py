@@ -146,7 +146,9 @@ def _prompt(record: Mapping[str, Any]) -> str | Example:
         raise BadExample("prompt", "empty text", f"expected a text, found {record['prompt']!r}.")
     for name in ("instruction", "input", "messages", "history", *sorted(MEANING)):
         if not is_blank(record.get(name)):
-            detail = f"a record with a prompt is asked that alone: remove {name}, or write both as instruction or messages."
+            detail = (
+                f"a record with a prompt is asked that alone: remove {name}, or write both as instruction or messages."
+            )
             raise BadExample(name, "unread field", detail)
     return record["prompt"]
 

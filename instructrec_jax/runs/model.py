@@ -19,12 +19,12 @@ from instructrec_jax.adapters.quantized import quantize_backbone
 from instructrec_jax.backbones.folder import find_family, find_folder, read_config, read_pooling, weights_fingerprint
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
-from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.runs.config import Config
 from instructrec_jax.distributed.launch import is_first, once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.preparation import films
+from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.base import Task, TaskContext
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.parameters import frozen_parameters

@@ -1,9 +1,9 @@
 """A run opened from its path: the one way from a run directory or a HuggingFace folder to a model that answers.
 
-    run = Run.open("runs/films")                                       # a run directory: its best checkpoint
-    run = Run.open("runs/films", ["--backbone.dtype", "bfloat16"])     # with some settings changed
-    run = Run.open("distilroberta-base", config)                       # a HuggingFace folder or hub id, untuned
-    scores = run.task.score(run.predict, run.data.cases(run.task, "test"))
+run = Run.open("runs/films")                                       # a run directory: its best checkpoint
+run = Run.open("runs/films", ["--backbone.dtype", "bfloat16"])     # with some settings changed
+run = Run.open("distilroberta-base", config)                       # a HuggingFace folder or hub id, untuned
+scores = run.task.score(run.predict, run.data.cases(run.task, "test"))
 """
 
 import logging
