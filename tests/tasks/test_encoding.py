@@ -1,12 +1,21 @@
 """What a task cannot use is named with its file and line, or skipped and listed; whatever the task."""
 
+import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from byte_tokenizer import byte_tokenizer
 
+from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import BadExample, Example, Message
+from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.stream import StreamSource
+from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.data import RunData
 from instructrec_jax.tasks import ChoiceConfig, LanguageModelConfig, TokenClassificationConfig
 from instructrec_jax.tasks.base import TaskContext
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
@@ -92,3 +101,35 @@ def test_tags_and_conversations_of_token_classification() -> None:
         encode_usable(task, placed([plain, replace(plain, system="Be brief.")]), "error")
     with pytest.raises(BadExample, match="line 1"):
         encode_usable(task, placed([replace(words, input="a ", output=("P", "O"), words=("a", ""))]), "error")
+
+
+def test_a_run_skips_and_lists_them(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(e.to_record()) + "\n" for e in (GOOD, UNANSWERED, GOOD)))
+    source = [SourceConfig(path=str(path))]
+    config = Config(task=LanguageModelConfig(), data=DataConfig(train=source, test=source, batch_size=2))
+    with pytest.raises(BadExample, match="chats.jsonl, line 2"):
+        RunData(config).training(language_model(), 1)
+    opened = RunData(replace(config, data=replace(config.data, on_bad_example="skip")))
+    assert len(opened.training(language_model(), 1).encoded) == 2 == len(opened.cases(language_model(), "test"))
+    assert [row.where for row in opened.skipped] == [f"{path}, line 2"]
+    nothing = [SourceConfig(path=str(tmp_path / "bad.jsonl"))]
+    (tmp_path / "bad.jsonl").write_text(json.dumps(UNANSWERED.to_record()) + "\n")
+    with pytest.raises(ValueError, match="bad.jsonl, line 1"):
+        data = DataConfig(train=nothing, batch_size=2, on_bad_example="skip")
+        RunData(Config(task=LanguageModelConfig(), data=data)).training(language_model(), 1)
+
+
+def test_a_stream_checks_each_example(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [GOOD.to_record(), UNANSWERED.to_record()]
+    data = datasets.Dataset.from_list([{"messages": None, "instruction": None, "output": None} | row for row in rows])
+    task = language_model()
+    for on_bad_example in ("skip", "error"):
+        stream = StreamSource(data.to_iterable_dataset(), FieldMapper(FieldsConfig()), "mine", on_bad_example)
+        stream.check = partial(check_usable, task)
+        if on_bad_example == "error":
+            with pytest.raises(ValueError, match="mine, row 1"):
+                list(stream)
+        else:
+            assert len(list(stream)) == 1 == len(stream.skipped)
