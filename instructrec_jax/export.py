@@ -8,6 +8,7 @@ peft    the LoRA matrices alone (and a trained classifier), as PEFT reads them.
 """
 
 import argparse
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from instructrec_jax.adapters.lora import merge_lora
 from instructrec_jax.adapters.peft import write_peft
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.writing import save_pretrained
-from instructrec_jax.data.chat_template import chat_template
+from instructrec_jax.data.chat_template import exported_template
 from instructrec_jax.files import write_json
 from instructrec_jax.runs.config import main_guard, to_dict
 from instructrec_jax.runs.model import SplitModel
@@ -116,9 +117,12 @@ def write_language_model_files(folder: Path, config: Any, task: Any) -> None:
     if generation.pad_token_id is None:
         generation.pad_token_id = tokenizer.pad_token_id
     generation.save_pretrained(folder)
-    if task.template is not None and not task.is_pair:
-        tokenizer.chat_template = chat_template(task.template)
-        tokenizer.save_pretrained(folder)
+    if not task.is_pair:
+        template = exported_template(task.template, tokenizer, task.rendering)
+        if template != tokenizer.chat_template:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.chat_template = template
+            tokenizer.save_pretrained(folder)
 
 
 def write_adapter(folder: Path, model: SplitModel, run: Path, task: Any) -> None:

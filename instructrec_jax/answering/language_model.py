@@ -10,9 +10,10 @@ import jax
 
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
-from instructrec_jax.data.example import BadExample, Example
+from instructrec_jax.data.example import BadExample, Example, is_blank
 from instructrec_jax.data.prompts import tokenise_pieces
 from instructrec_jax.data.rows import open_rows
+from instructrec_jax.data.unread import MEANING
 from instructrec_jax.inference.generation_config import GenerationConfig, recommendations
 from instructrec_jax.inference.writer import Generated, open_writer
 from instructrec_jax.ranking.catalogue import Catalogue
@@ -73,7 +74,7 @@ class LanguageModel:
             raise ValueError(f'{name}: a prompt that is taken as it is must be a text: {{"prompt": "..."}}.')
         if self.writer.decoder.encoder_decoder:
             return self.tokenizer([prompt], return_tensors="np")["input_ids"][0]
-        return tokenise_pieces([[(prompt, False)]], self.tokenizer)[0].ids
+        return tokenise_pieces([[(prompt, False)]], self.tokenizer, raw=True)[0].ids
 
     def generate(
         self,
@@ -143,6 +144,12 @@ def _prompt(record: Mapping[str, Any]) -> str | Example:
         return Example.from_record(record)
     if not isinstance(record["prompt"], str) or not record["prompt"].strip():
         raise BadExample("prompt", "empty text", f"expected a text, found {record['prompt']!r}.")
+    for name in ("instruction", "input", "messages", "history", *sorted(MEANING)):
+        if not is_blank(record.get(name)):
+            detail = (
+                f"a record with a prompt is asked that alone: remove {name}, or write both as instruction or messages."
+            )
+            raise BadExample(name, "unread field", detail)
     return record["prompt"]
 
 

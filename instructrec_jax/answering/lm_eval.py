@@ -9,18 +9,22 @@ Needs the extra lm-eval. Prompts are taken as lm-eval writes them, without this 
 import json
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_table
 
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.data.chat_template import exported_template
 from instructrec_jax.data.loader import Text
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.distributed.launch import say
@@ -90,15 +94,33 @@ class Harness(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        options = dict(tokenize=False, add_generation_prompt=add_generation_prompt)
+        options |= dict(continue_final_message=not add_generation_prompt)
+        if not self.is_pair:
+            options |= dict(chat_template=self.chat_template_used)
+        try:
+            return str(self.tokenizer.apply_chat_template(chat_history, **options))
+        except TemplateError:  # as lm-eval's own model: the template takes no system turn
+            rest = [turn for turn in chat_history if turn["role"] != "system"]
+            return str(self.tokenizer.apply_chat_template(rest, **options))
+
+    @cached_property
+    def chat_template_used(self) -> Any:
+        """That of `export --format hf`."""
+        task = self.model.task
+        return exported_template(task.template, self.tokenizer, task.rendering)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        special = self.is_pair if add_special_tokens is None else add_special_tokens
-        return list(self.tokenizer(string, add_special_tokens=special, verbose=False)["input_ids"])
+        """With what the tokenizer puts around a text, unless the text begins with BOS already."""
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
+        return list(self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
+
+    def _prompt_tokens(self, prompt: str) -> list[int]:
+        """Of a text to continue: an encoder–decoder's source always has its special tokens, as in lm-eval's model."""
+        bos = self.tokenizer.bos_token
+        begins = not self.is_pair and bos is not None and prompt.startswith(bos)
+        return self.tok_encode(prompt, add_special_tokens=not begins)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
@@ -158,7 +180,7 @@ class Harness(TemplateLM):
             room = self.limit if self.is_pair else self.limit - config.max_new_tokens
             if room < 1:
                 raise ValueError(f"max_gen_toks {config.max_new_tokens} leaves no room for a prompt in {self.limit}.")
-            prompts = [self._fitting(self.tok_encode(requests[n].args[0]), room) for n in numbers]
+            prompts = [self._fitting(self._prompt_tokens(requests[n].args[0]), room) for n in numbers]
             names = [f"request {n}" for n in numbers]
             written = self.model.writer.write(self.model.params, prompts, names, config, progress=not disable_tqdm)
             for number, answer in zip(numbers, written, strict=True):
@@ -166,11 +188,11 @@ class Harness(TemplateLM):
         return answers
 
     def _config(self, asked: dict[str, Any]) -> GenerationConfig:
-        until = asked.get("until") or []
-        stop = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
-        draws = bool(asked.get("do_sample", False))
+        asked = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
+        stop = tuple(text for text in asked["until"] if text)
+        draws = bool(asked.get("do_sample"))
         return GenerationConfig(
-            max_new_tokens=int(asked.get("max_gen_toks", asked.get("max_new_tokens", NEW_TOKENS))),
+            max_new_tokens=asked["max_gen_toks"],
             temperature=float(asked.get("temperature", 1.0)) if draws else 0.0,
             top_p=float(asked.get("top_p", 1.0)) if draws else 1.0,
             stop=stop,

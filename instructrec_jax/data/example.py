@@ -13,14 +13,37 @@ from typing import Any
 Output = str | float | int | tuple[str, ...] | None
 
 ROLES = ("system", "user", "assistant", "tool")
+_SPOKEN_BY = {  # other names of the roles, as in ShareGPT
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+REASONING = ("reasoning_content", "reasoning", "thinking")  # three names of one thing; transformers reads each
+FOR_TEMPLATES = (*REASONING, "tool_calls", "tool_call_id", "name")  # what chat templates may write of a message
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. `role` is one of `ROLES`."""
+    """One turn of a conversation.
+
+    Attributes:
+      role: one of `ROLES`.
+      content: what is said. May be empty only beside a call of tools or reasoning.
+      learn: of the assistant's turns, whether it is learnt; False: context alone.
+      extra: what the tokenizer's chat template gets beside role and content, under its own name: see `FOR_TEMPLATES`.
+    """
 
     role: str
     content: str
+    learn: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def to_record(self) -> dict[str, Any]:
+        """A dict that JSON can hold; `read_message` makes an equal message of it."""
+        record = {"role": self.role, "content": self.content, **self.extra}
+        return record if self.learn else record | {"weight": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +61,12 @@ class Example:
       task: name of the task; groups sources in a mixture.
       id: whatever identifies the record to a reader.
       origin: where a generated example came from: template, variant, user, split ...
+      system: a system prompt: stands before instruction or messages.
+      tools: JSON schemas of the functions that the assistant may call, for the tokenizer's chat template.
+      words: the words of `input` where the record lists them, a label each, and spaces do not part them (words with a
+        space inside, or empty ones).
+      where: file and line, or data set and row, of the record, for error messages. Not a part of the example: equal
+        examples may come from different places.
     """
 
     instruction: str
@@ -49,14 +78,18 @@ class Example:
     task: str = ""
     id: str = ""
     origin: Mapping[str, str] = field(default_factory=dict, hash=False)
+    system: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    words: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)
 
     def to_record(self) -> dict[str, Any]:
         """A dict that JSON can hold, without the empty fields; `from_record` makes an equal example of it."""
         record: dict[str, Any] = {}
-        for name in (f.name for f in fields(self)):
+        for name in _FIELDS:
             value = getattr(self, name)
             if name == "messages":
-                value = [{"role": m.role, "content": m.content} for m in value]
+                value = [message.to_record() for message in value]
             elif name == "origin":
                 value = dict(value)
             elif isinstance(value, tuple):
@@ -74,25 +107,22 @@ class Example:
         """
         if not isinstance(record, Mapping):
             raise BadExample("record", "wrong type", f"expected an object with named fields, found {show(record)}.")
-        known = [f.name for f in fields(cls)]
         for name in record:
-            if name not in known:
-                raise BadExample(str(name), "unknown field", f"an example has the fields {', '.join(known)}.")
+            if name not in _FIELDS:
+                raise BadExample(str(name), "unknown field", f"an example has the fields {', '.join(_FIELDS)}.")
         values: dict[str, Any] = {"instruction": "", **record}
-        for name in ("output", "candidates", "history"):
+        for name in ("output", "candidates", "history", "words"):
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         messages = values.get("messages", [])
         if not isinstance(messages, list | tuple):
             raise BadExample("messages", "wrong type", f"expected a list of messages, found {show(messages)}.")
-        turns = []
-        for number, message in enumerate(messages):
-            if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-                detail = f"expected an object with role and content, found {show(message)}."
-                raise BadExample(f"messages[{number}]", "wrong type", detail)
-            turns.append(Message(message["role"], message["content"]))
-        values["messages"] = tuple(turns)
+        values["messages"] = tuple(read_message(m, f"messages[{number}]") for number, m in enumerate(messages))
+        values["tools"] = read_tools(values.get("tools"))
         return check_example(cls(**values))
+
+
+_FIELDS = tuple(f.name for f in fields(Example) if f.name != "where")
 
 
 class BadExample(ValueError):
@@ -110,9 +140,112 @@ class BadExample(ValueError):
         super().__init__(field, reason, detail, where)
         self.field, self.reason, self.detail, self.where = field, reason, detail, where
 
+    def at(self, where: str) -> "BadExample":
+        """The same, with its place."""
+        return BadExample(self.field, self.reason, self.detail, where)
+
     def __str__(self) -> str:
         place = ", ".join(part for part in (self.where, self.field and f"field {self.field!r}") if part)
         return f"{place}: {self.reason}: {self.detail}" if place else f"{self.reason}: {self.detail}"
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell says nothing: null, or an empty text, list or object. (0 and false do say something.)"""
+    return value is None or isinstance(value, str | list | tuple | dict) and not value
+
+
+def read_message(turn: Any, place: str, ignore: frozenset[str] = frozenset()) -> Message:
+    """A turn as {role, content} or {from, value}; every other key is used, or ignored by name, or an error.
+
+    `weight` (0 or 1) and `train` (true or false) say whether a turn of the assistant is learnt. `FOR_TEMPLATES` go to
+    the tokenizer's chat template.
+
+    Args:
+      ignore: keys that are left out.
+
+    Raises:
+      BadExample: a wrong type, or a key that nothing reads.
+    """
+    if not isinstance(turn, Mapping):
+        raise BadExample(place, "wrong type", f"expected {{role, content}}, found {show(turn)}.")
+    rest = {str(key): value for key, value in turn.items() if key not in ignore and not is_blank(value)}
+    role = rest.pop("role" if "role" in rest else "from", None)
+    content = rest.pop("content" if "content" in rest else "value", turn.get("content", turn.get("value")))
+    if "function_call" in rest:
+        raise BadExample(place, "wrong type", "function_call is not read: write it as tool_calls, or as content.")
+    if not isinstance(role, str):
+        raise BadExample(f"{place}.role", "missing column", f"expected role (or from), found {show(turn)}.")
+    role = _SPOKEN_BY.get(role, role)
+    extra = {name: rest.pop(name) for name in FOR_TEMPLATES if name in rest}
+    for name in (*REASONING, "tool_call_id", "name"):
+        if name in extra:
+            check_text(extra[name], f"{place}.{name}")
+    if "tool_calls" in extra:
+        extra["tool_calls"] = _tool_calls(extra["tool_calls"], place)
+    learn = _is_learnt(rest, role, place)
+    if rest:
+        names = ", ".join(f"messages.{name}" for name in rest)
+        detail = f"nothing reads this key of a message: to leave it out, set fields.ignore to [{names}]."
+        raise BadExample(f"{place}.{next(iter(rest))}", "unread field", detail)
+    may_be_blank = "tool_calls" in extra or any(name in extra for name in REASONING)
+    if not may_be_blank and "content" not in turn and "value" not in turn:
+        raise BadExample(place, "missing column", f"expected content (or value), found {show(turn)}.")
+    content = check_text("" if content is None and may_be_blank else content, f"{place}.content", may_be_blank)
+    return Message(role, content, learn, extra)
+
+
+def _is_learnt(rest: dict[str, Any], role: str, place: str) -> bool:
+    """Takes the keys `weight` and `train` out of `rest`."""
+    learn = True
+    for name in ("weight", "train"):
+        if name not in rest:
+            continue
+        value = rest.pop(name)
+        if value not in (0, 1) or not isinstance(value, bool | int | float):
+            detail = f"found {show(value)}: a turn is learnt (1, true) or not (0, false)."
+            raise BadExample(f"{place}.{name}", "wrong type", detail)
+        if value and role != "assistant":
+            detail = f"only the assistant's turns are learnt, and this is the {role}'s: remove {name}, or set it to 0."
+            raise BadExample(f"{place}.{name}", "not learnt", detail)
+        learn = learn and bool(value)
+    return learn or role != "assistant"
+
+
+def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
+    """Calls of functions as chat templates read them: arguments are an object, also where the file has them as JSON."""
+    shape = 'tool_calls: expected a list of {"function": {"name": ..., "arguments": {...}}}'
+    read = []
+    for call in calls if isinstance(calls, list | tuple) else [calls]:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise BadExample(place, "wrong type", f"{shape}, found {show(call)}.")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except ValueError as error:
+                raise BadExample(place, "wrong type", f"{shape}; the arguments are no JSON ({error}).") from None
+        if not isinstance(arguments, Mapping):
+            raise BadExample(place, "wrong type", f"{shape}; the arguments are {show(arguments)}.")
+        made = {**function, "arguments": dict(arguments)}
+        read.append({**call, "function": made} if "function" in call else {"type": "function", "function": made})
+    return read
+
+
+def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """The tools of a record: a list of JSON schemas, or its JSON. Raises `BadExample` for anything else."""
+    if is_blank(value) or isinstance(value, str) and not value.strip():
+        return ()
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            raise BadExample("tools", "wrong type", f"expected JSON, found {show(value)} ({error}).") from None
+    if not isinstance(found, list | tuple) or not all(isinstance(tool, Mapping) for tool in found):
+        detail = f"expected a list of JSON schemas, found {show(value)}; to leave it out, set fields.ignore to [tools]."
+        raise BadExample("tools", "wrong type", detail)
+    return tuple(found)
 
 
 _shortener = reprlib.Repr()
@@ -190,8 +323,12 @@ def check_example(example: Example) -> Example:
     elif example.output is not None:
         check_number(example.output, "output")
     check_messages(example.messages)
+    if example.system is not None:
+        check_text(example.system, "system")
     check_texts(example.candidates, "candidates")
     check_texts(example.history, "history")
+    if not isinstance(example.words, tuple) or not all(isinstance(word, str) for word in example.words):
+        raise BadExample("words", "wrong type", f"expected several texts, found {show(example.words)}.")
     check_text(example.task, "task", allow_blank=True)
     check_text(example.id, "id", allow_blank=True)
     if not isinstance(example.origin, Mapping):
@@ -215,7 +352,7 @@ def check_messages(messages: tuple[Message, ...]) -> None:
         if message.role == "system" and number > 0:
             detail = "a system message can only be the first: move it or join it to the first one."
             raise BadExample(f"{place}.role", "misplaced system message", detail)
-        check_text(message.content, f"{place}.content")
+        check_text(message.content, f"{place}.content", allow_blank=bool(message.extra))
 
 
 def check_labels(example: Example, labels: Iterable[str]) -> None:

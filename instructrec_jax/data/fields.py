@@ -4,7 +4,7 @@ import json
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from instructrec_jax.data.example import (
@@ -15,10 +15,13 @@ from instructrec_jax.data.example import (
     check_labels,
     check_number,
     check_text,
+    read_message,
+    read_tools,
     show,
     suggest,
 )
 from instructrec_jax.data.labels import Labels, chosen, named
+from instructrec_jax.data.unread import MEANING, check_ignored, unread_fields
 
 OutputType = Literal["auto", "text", "number", "list", "candidate"]  # auto: as it stands in the file
 
@@ -48,8 +51,11 @@ class FieldsConfig:
     output_type: OutputType = "auto"  # text: 318 -> "318"; number: "3.5" -> 3.5; candidate: 0, A or its label.
     label_names: dict[int, str] = field(default_factory=dict)  # Names for class numbers: {0: negative, 1: positive}.
     messages: str | None = "messages"  # Column with a conversation: a list of {role, content} or of {from, value}.
+    system: str | None = "system"  # A system prompt: a column, a template, or "=a fixed text".
+    tools: str | None = "tools"  # Column with the tools that the assistant may call: a list of JSON schemas.
+    ignore: list[str] = field(default_factory=list)  # Columns that are left out, and keys of messages: messages.weight.
     candidates: str | None = "candidates"  # Ids of the items to choose among: a list, or text (see separator).
-    history: str | None = "history"  # Ids of the items already seen, oldest first: a list, or text (see separator).
+    history: str | None = "history"  # Ids of items seen, oldest first: list or text (see separator); or earlier turns.
     task: str | None = "task"  # Name of the task, unless the source itself sets one.
     id: str | None = "id"  # What to call the record in reports.
     origin: str | None = "origin"  # Column with where an example came from: a text, or an object (of lists the first).
@@ -57,13 +63,6 @@ class FieldsConfig:
 
 
 _MISSING = object()
-_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +139,9 @@ class FieldMapper:
         self.answer_styles: Counter[str] = Counter()  # of output_type candidate, see `labels.chosen`
         self.class_names = {c: dict(enumerate(names)) for c, names in (class_names or {}).items()}
         values = {name: getattr(fields, name) for name in _MAPPED}
+        values = {name: None if name == value and name in fields.ignore else value for name, value in values.items()}
         self.recipes = {name: None if value is None else _parse(name, value) for name, value in values.items()}
-        for name in ("messages", "origin"):
+        for name in ("messages", "origin", "tools"):
             recipe = self.recipes[name]
             if recipe and not recipe.column:
                 raise ValueError(f"setting `fields.{name}`: {values[name]!r} must be the name of a column.")
@@ -151,11 +151,23 @@ class FieldMapper:
             message = f"label_names make names of numbers, output_type: {fields.output_type} keeps them; drop one."
             raise ValueError(f"settings `fields`: {message}")
 
-    def columns(self) -> set[str]:
-        """The columns that the mapping may read; of a dotted path also its first part."""
         named = {column for recipe in self.recipes.values() if recipe for column in recipe.columns}
         named |= {self._candidate_labels()} - {""}
-        return named | {column.split(".")[0] for column in named}
+        self.used = named | {column.split(".")[0] for column in named}
+        self.ignored = check_ignored(fields.ignore, named) | {name for name, value in values.items() if value is None}
+        self.ignored_keys = frozenset(
+            name.removeprefix("messages.") for name in self.ignored if name.startswith("messages.")
+        )
+
+    def columns(self) -> set[str]:
+        """The columns that have to be read; of a dotted path also its first part."""
+        return self.used | (MEANING - self.ignored)
+
+    def unread(self, row: Mapping[str, Any], all_columns: Sequence[str] | None = None) -> list[str]:
+        """The columns of a row that hold something, and that neither are read nor ignored: see `data.unread`."""
+        rest = unread_fields(row, self.used, self.ignored)
+        unseen = [] if all_columns is None else [name for name in all_columns if name not in row]
+        return rest + [name for name in unseen if name not in self.used and name not in self.ignored]
 
     def _candidate_labels(self) -> str:
         """The column with what a record calls its candidates: `choices.label` beside `choices.text`; "" if none."""
@@ -170,23 +182,30 @@ class FieldMapper:
             recipe = self.recipes[name]
             return None if recipe is None else self._value(name, recipe, row, there)
 
-        messages = _messages(value("messages"), self._is_named("messages"))
+        unread_fields(row, self.used, self.ignored)
+        messages = _messages(value("messages"), self._is_named("messages"), self.ignored_keys)
         instruction, output = value("instruction"), value("output")
-        candidates = self._ids("candidates", value("candidates"))
+        candidates, history = self._ids("candidates", value("candidates")), value("history")
         if self.fields.output_type == "candidate":
             called = look_up(row, self._candidate_labels())
             output = chosen(output, candidates, None if called is _MISSING else called, self.answer_styles)
+        listed = value("input")
         example = Example(
             instruction=self._text("instruction", instruction, bool(messages)) or "",
-            input=self._text("input", value("input"), True),
+            input=self._text("input", listed, True),
             output=None if output is None and (messages or not self.recipes["output"]) else self._output(output),
             messages=messages,
             candidates=candidates,
-            history=self._ids("history", value("history")),
+            history=() if _is_dialogue(history) else self._ids("history", history),
             task=self.task or self._text("task", value("task"), True) or "",
             id=_record_id(value("id")),
             origin=_origin(value("origin"), self.fields.origin or ""),
+            system=self._text("system", value("system"), True),
+            tools=read_tools(value("tools")),
+            words=_own_words(listed) if isinstance(output, list | tuple) else (),
         )
+        if _is_dialogue(history):
+            example = _with_earlier_turns(example, history)
         check_example(example)
         if self.labels is not None:
             check_labels(example, self.labels.names)
@@ -304,7 +323,10 @@ class FieldMapper:
         return tuple(_id_text(item, f"{name}[{number}]") for number, item in enumerate(value))
 
 
-_MAPPED = ("instruction", "input", "output", "messages", "candidates", "history", "task", "id", "origin")
+_MAPPED = (
+    *("instruction", "input", "output", "messages", "system", "tools"),
+    *("candidates", "history", "task", "id", "origin"),
+)
 
 
 def _missing(name: str, column: str, there: list[str]) -> BadExample:
@@ -349,7 +371,7 @@ def _record_id(value: Any) -> str:
         raise BadExample("id", error.reason, f"{error.detail} {hint}") from None
 
 
-def _messages(value: Any, required: bool) -> tuple[Message, ...]:
+def _messages(value: Any, required: bool, ignored: frozenset[str]) -> tuple[Message, ...]:
     if value is None and not required:
         return ()
     if not isinstance(value, list | tuple):
@@ -357,20 +379,35 @@ def _messages(value: Any, required: bool) -> tuple[Message, ...]:
         raise BadExample("messages", "wrong type", f"expected a list of messages, found {show(value)}; {hint}")
     if required and not value:
         raise BadExample("messages", "empty text", "the conversation has no messages: remove the row.")
+    return tuple(read_message(turn, f"messages[{number}]", ignored) for number, turn in enumerate(value))
+
+
+def _is_dialogue(history: Any) -> bool:
+    """Whether a history holds what was said before, as [request, answer] pairs, and not the ids of items."""
+    return (
+        isinstance(history, list | tuple)
+        and bool(history)
+        and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in history)
+    )
+
+
+def _with_earlier_turns(example: Example, history: Sequence[Sequence[Any]]) -> Example:
+    """The example as a conversation that its history begins; instruction and input are the user's last turn."""
+    if example.messages:
+        raise BadExample("history", "two conversations", "the record has messages, too: set fields.history to null.")
     turns = []
-    for number, turn in enumerate(value):
-        place = f"messages[{number}]"
-        if not isinstance(turn, Mapping):
-            raise BadExample(place, "wrong type", f"expected {{role, content}}, found {show(turn)}.")
-        role = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
-        if turn.get("tool_calls") or turn.get("function_call"):
-            raise BadExample(place, "wrong type", "calls of tools are not supported: write them out as content.")
-        if not isinstance(role, str):
-            raise BadExample(f"{place}.role", "missing column", f"expected role (or from), found {show(turn)}.")
-        check_text(content, f"{place}.content")
-        turns.append(Message(_ROLES.get(role, role), content))
-    return tuple(turns)
+    for number, pair in enumerate(history):
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            turns.append(Message(role, check_text(text, f"history[{number}]")))
+    request = "\n".join(part for part in (example.instruction, example.input) if part)
+    return replace(example, instruction="", input=None, messages=(*turns, Message("user", request)))
+
+
+def _own_words(listed: Any) -> tuple[str, ...]:
+    """The words of a list that are lost when they are joined by spaces: see `Example.words`."""
+    if not isinstance(listed, list | tuple) or not all(isinstance(word, str) for word in listed):
+        return ()
+    return () if " ".join(listed).split() == list(listed) else tuple(listed)
 
 
 def _origin(value: Any, column: str) -> dict[str, str]:

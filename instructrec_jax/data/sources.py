@@ -6,8 +6,9 @@ begins.
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from instructrec_jax.data.mixture import IndexableSource, Mixture
 from instructrec_jax.data.rows import Rows, open_parallel, open_rows
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
 from instructrec_jax.data.stream import StreamSource
+from instructrec_jax.data.unread import unread_note
 
 Kind = Literal["file", "datasets", "tfds"]
 
@@ -58,11 +60,11 @@ class RowSource:
         self.rows, self.mapper, self.name, self.task = rows, mapper, name, mapper.task
         self.skipped: list[SkippedRow] = []
         self.examples: list[Example] = []
-        digest = hashlib.sha256()
+        digest, unread = hashlib.sha256(), Counter[str]()
         hide = len(rows) < 50_000
         for index in tqdm(range(len(rows)), desc=f"checking {name}", unit="row", disable=hide, leave=False):
             try:
-                example = self._read(index)
+                example = self._read(index, unread)
             except BadExample as error:
                 self.skipped.append(SkippedRow(error.where, error.field, error.reason, error.detail))
                 if on_bad_example == "error" and len(self.skipped) == 10:
@@ -76,14 +78,18 @@ class RowSource:
         if self.skipped and on_bad_example == "error":
             raise ValueError(bad_rows(name, self.skipped))
         check_styles(mapper.answer_styles, name)
+        if note := unread_note(name, unread, len(rows)):
+            log.warning(note)
 
-    def _read(self, index: int) -> Example:
+    def _read(self, index: int, unread: Counter[str]) -> Example:
+        """One example; the fields of its record that nobody reads are counted in `unread`."""
         try:
-            return self.mapper(self.rows.row(index), self.rows.columns)
+            row = self.rows.row(index)
+            example = self.mapper(row, self.rows.columns)
+            unread.update(self.mapper.unread(row, self.rows.columns))
+            return replace(example, where=self.rows.where(index))
         except BadExample as error:
-            error.args = (error.field, error.reason, error.detail, self.rows.where(index))
-            error.where = self.rows.where(index)
-            raise
+            raise error.at(self.rows.where(index)) from None
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -2,8 +2,9 @@
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from instructrec_jax.data.example import BadExample, Example
@@ -11,6 +12,8 @@ from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
+
+log = logging.getLogger(__name__)
 
 
 class StreamSource:
@@ -46,6 +49,8 @@ class StreamSource:
         self.on_bad_example, self.shuffle_block, self.seed = on_bad_example, shuffle_block, seed
         self._beginning = copy.deepcopy(dataset.state_dict())
         self._skipped: dict[str, SkippedRow] = {}
+        self._unread: set[str] = set()
+        self.check: Callable[[Example], None] = lambda example: None  # raises BadExample for what the task cannot take
         self._epoch = 0
         self._rewind()
 
@@ -102,13 +107,25 @@ class StreamSource:
         self._rewind()
 
     def _read(self, row: Mapping[str, Any], number: int) -> Example | None:
+        where = f"{self.name}, row {number}"
         try:
-            example = self.mapper(row)
+            example = replace(self.mapper(row), where=where)
             check_styles(self.mapper.answer_styles, self.name)
+            self._note_unread(row)
+            self.check(example)
             return example
         except BadExample as error:
-            where = f"{self.name}, row {number}"
             self._skipped[where] = SkippedRow(where, error.field, error.reason, error.detail)
             if self.on_bad_example == "error":
                 raise ValueError(bad_rows(self.name, [self._skipped[where]])) from None
             return None
+
+    def _note_unread(self, row: Mapping[str, Any]) -> None:
+        new = [name for name in self.mapper.unread(row) if name not in self._unread]
+        if new:
+            self._unread.update(new)
+            log.warning(
+                "source %s: fields that are not read: %s. Name them in fields.ignore where that is meant.",
+                self.name,
+                ", ".join(new),
+            )

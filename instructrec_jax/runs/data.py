@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,12 +12,13 @@ from instructrec_jax.data.hold_out import SEEN, UNSEEN, check_hold_out, is_held_
 from instructrec_jax.data.loader import Batch, Loader, Parts, RowLoader, StreamLoader, lengths_of
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.packing import length_buckets
-from instructrec_jax.data.skipped import SkippedRow
+from instructrec_jax.data.skipped import SkippedRow, listing
 from instructrec_jax.data.sources import ListSource, open_sources
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.evaluation.evaluator import segments
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.tasks.encoding import check_usable, encode_usable
 
 Split = Literal["train", "validation", "test"]
 
@@ -30,6 +32,7 @@ class RunData:
 
     def __init__(self, config: Config):
         self._opened: dict[Split, Mixture | StreamSource] = {}
+        self._unusable: dict[str, SkippedRow] = {}  # by their places
         self.config = config
         if not config.task.complete and config.data.train:
             if isinstance(self.source("train"), StreamSource):
@@ -57,8 +60,17 @@ class RunData:
 
     @property
     def skipped(self) -> list[SkippedRow]:
-        """Rows of the sources opened so far that `on_bad_example: skip` left out."""
-        return [row for source in self._opened.values() for row in source.skipped]
+        """Rows of the sources opened so far that `on_bad_example: skip` left out, also those the task cannot use."""
+        unreadable = [row for source in self._opened.values() for row in source.skipped]
+        return [*unreadable, *self._unusable.values()]
+
+    def encode(self, task: Task, examples: Sequence[Example]) -> list[Encoded]:
+        """Encodes examples; those that the task cannot use are an error, or left out: see `data.on_bad_example`."""
+        encoded, bad = encode_usable(task, examples, self.config.data.on_bad_example)
+        self._unusable.update({row.where: row for row in bad})
+        if bad and len(bad) == len(examples):
+            raise ValueError(f"none of {len(bad):,} examples is usable.\n{listing(bad)}")
+        return some_left(encoded)
 
     def examples(self, split: Split) -> list[Example]:
         """All examples of a split, in order."""
@@ -80,7 +92,7 @@ class RunData:
         examples = self.examples(split)
         if split == "test":
             check_hold_out(examples, self.config.data.hold_out, "data.test")
-            return encode(task, examples)
+            return self.encode(task, examples)
         kept = [e for e in examples if not is_held_out(e, self.config.data.hold_out)]
         if not kept:
             raise ValueError(f"data.hold_out leaves nothing of data.{split}: hold out less.")
@@ -88,7 +100,7 @@ class RunData:
         if split == "validation" and most is not None and most < len(kept):
             drawn = np.random.default_rng(self.config.seed).choice(len(kept), most, replace=False)
             kept = [kept[i] for i in sorted(drawn)]
-        return encode(task, kept)
+        return self.encode(task, kept)
 
     def case_groups(self, cases: Sequence[Encoded]) -> dict[str, list[Encoded]]:
         """Cases by what is reported apart: seen and unseen where something is held out, else `segment_by`."""
@@ -121,7 +133,7 @@ class RunData:
             kept = [e for e in examples if not is_held_out(e, self.config.data.hold_out)]
             if len(kept) < len(examples):
                 _count(task, "training examples held out", len(examples) - len(kept))
-            per_source.append(encode(task, kept) if kept else [])
+            per_source.append(self.encode(task, kept) if kept else [])
         encoded = [e for each in per_source for e in each]
         if not encoded:
             raise ValueError("data.hold_out leaves nothing of data.train: hold out less.")
@@ -226,8 +238,9 @@ def _stream_batches(
         )
 
     def gather(examples: list[Example], rng: np.random.Generator) -> Parts:
-        return task.gather(encode(task, examples), rng)
+        return task.gather(some_left(encode_usable(task, examples, "error")[0]), rng)
 
+    opened.check = partial(check_usable, task)
     size = config.data.examples_per_step or 0
     shape = (size, buckets(config), row_multiple, config.seed, *processes, target_buckets(task))
     return TrainingData(opened.name, StreamLoader(opened, gather, *shape).batches, f"{size} examples")
@@ -261,8 +274,7 @@ def _count(task: Task, what: str, number: int) -> None:
     task.context.counts[what] = task.context.counts.get(what, 0) + number
 
 
-def encode(task: Task, examples: Sequence[Example]) -> list[Encoded]:
-    encoded = task.encode(examples)
+def some_left(encoded: list[Encoded]) -> list[Encoded]:
     if not encoded:
         raise ValueError("no example is left: data.truncate is drop, and every text is longer than data.max_length.")
     return encoded

@@ -227,6 +227,11 @@ class Task:
     metric = "loss"  # what the best checkpoint and early stopping look at, unless the config says otherwise
     greater_is_better = True
 
+    # What of an example the task reads: all of a conversation (reasoning, calls, weights of turns), what `render` shows
+    # of it, or single fields without messages and system. `tasks.encoding` refuses what would be left out.
+    reads: Literal["conversation", "rendered", "fields"] = "rendered"
+    encodes_together = False  # whether what is made of an example depends on the examples that are encoded beside it
+
     needs_pooler = False  # whether the backbone's own pooler (BERT's) is part of the model
     freeze: Sequence[str] = ()  # regular expressions of parameters that the task leaves as they are
 

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from byte_tokenizer import byte_tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("lm_eval")
+
+from lm_eval.models.huggingface import HFLM
 
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.answering.lm_eval import Harness
@@ -133,3 +136,43 @@ def test_a_task_of_ones_own(language_models: dict[str, Path], tmp_path: Path, ca
     assert "my_films" in capsys.readouterr().out
     with pytest.raises(ValueError, match="lm-eval has no task 'nothing'"):
         evaluate([folder, "--lm_eval", "nothing", "--task.type", "language_model"])
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["bos", "no bos"])
+def folder_with_bos(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama whose tokenizer puts <s> before each text, or does not."""
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = byte_tokenizer(bos=request.param)
+    sizes = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
+    size = -(-len(tokenizer) // 8) * 8
+    config = LlamaConfig(
+        vocab_size=size, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_numbers_are_those_of_lm_evals_own_model(folder_with_bos: Path) -> None:
+    ours, theirs = Harness(LanguageModel(folder_with_bos)), HFLM(pretrained=str(folder_with_bos), device="cpu")
+    pairs = [*PAIRS[:3], ("<s>the", " end"), ("", "<s>yes"), ("very " * 12, "long")]
+    for (a, greedy), (b, theirs_greedy) in zip(
+        ours.loglikelihood([Asked(pair) for pair in pairs]),
+        theirs.loglikelihood([Asked(pair) for pair in pairs], disable_tqdm=True),  # type: ignore[list-item]
+        strict=True,
+    ):
+        assert a == pytest.approx(b, abs=1e-4) and greedy == theirs_greedy
+    texts = ["yes or no", "<s>a man", "yes the man " * 12]  # the last one in several windows
+    found = ours.loglikelihood_rolling([Asked((text,)) for text in texts])
+    expected = theirs.loglikelihood_rolling([Asked((text,)) for text in texts], disable_tqdm=True)  # type: ignore
+    assert found == pytest.approx(expected, abs=1e-3)
+    asked = [Asked((text, {"max_gen_toks": 5, "until": ["zz"]})) for text in texts[:2]]
+    assert ours.generate_until(asked, disable_tqdm=True) == theirs.generate_until(asked, disable_tqdm=True)  # type: ignore
+    chat = [{"role": "user", "content": "hi"}]
+    begins = "<s>" if ours.tokenizer("a")["input_ids"][0] == 1 else ""
+    assert ours.apply_chat_template(chat) == begins + theirs.apply_chat_template(chat)

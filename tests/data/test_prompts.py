@@ -267,7 +267,10 @@ def test_a_prompt_is_what_stands_before_the_answer_in_training(name: str) -> Non
     template = TEMPLATES.get(name)
     for example in (TWO_TURNS, Example(instruction="add", input="1 2", output=3)):
         *before, (answer, said) = written(example, template, tokenizer, eos="</s>")
-        assert said and prompt(example, template, tokenizer) == "".join(text for text, _ in before)
+        expected = "".join(text for text, _ in before)
+        # without a generation prompt of its own, the space before an answer belongs to the answer's first token
+        expected = expected.rstrip() if name == LLAMA_2 else expected
+        assert said and prompt(example, template, tokenizer) == expected
     unanswered = talk(*[(m.role, m.content) for m in TWO_TURNS.messages[:-1]])
     assert prompt(unanswered, template, tokenizer) == prompt(TWO_TURNS, template, tokenizer)
 

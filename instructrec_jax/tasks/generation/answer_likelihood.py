@@ -10,7 +10,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Text
-from instructrec_jax.data.prompts import Pieces, tokenise_pieces, written
+from instructrec_jax.data.prompts import Pieces, tokenise_pieces
 from instructrec_jax.inference import likelihood
 from instructrec_jax.tasks.base import Arrays, Predict, tokenise
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
@@ -96,7 +96,7 @@ class LikelihoodTask(LanguageModelTask):
         """What training would write of the example with each answer, in two pieces: the prompt, and the answer."""
 
         def pieces(answer: str) -> Pieces:
-            return written(replace(example, output=answer), self.template, self.tokenizer, eos=self.tokenizer.eos_token)
+            return self._written_pieces(replace(example, output=answer), self.tokenizer.eos_token)
 
         first = pieces(answers[0])
         prompt, last = "".join(text for text, _ in first[:-1]), first[-1][0]

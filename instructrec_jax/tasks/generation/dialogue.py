@@ -57,8 +57,8 @@ class DialogueTask(WritingTask):
 
 
 def turns(example: Example) -> list[Example]:
-    """The conversation up to each turn of the assistant, and the example itself, last."""
-    said = [n for n, message in enumerate(question(example).messages) if message.role == "assistant"]
+    """The conversation up to each turn of the assistant that is learnt, and the example itself, last."""
+    said = [n for n, turn in enumerate(question(example).messages) if turn.role == "assistant" and turn.learn]
     name = f"{example.id}, " if example.id else ""
     # The turns of a conversation are no independent cases: see `owners_of`.
     own = {"conversation": example.id or fingerprint([example]), **example.origin}

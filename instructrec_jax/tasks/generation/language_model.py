@@ -1,8 +1,10 @@
 """Language modelling: write the answer to an instruction, token by token (supervised fine-tuning)."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from typing import Any, Literal
 
@@ -16,8 +18,10 @@ from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.own_template import OwnTemplate, special_tokens
 from instructrec_jax.data.prompts import (
     Pieces,
+    Rendering,
     TemplateName,
     Tokens,
     answer,
@@ -26,7 +30,6 @@ from instructrec_jax.data.prompts import (
     find_template,
     prompt,
     render,
-    special_tokens,
     tokenise_pieces,
     written,
 )
@@ -58,6 +61,8 @@ class LanguageModelConfig(TaskConfig):
 
     train_on: TrainOn = "completions"  # the assistant's words and what ends them, or every token (decoders only)
     template: TemplateName = "auto"  # auto: the tokenizer's own; if it has none, alpaca, for encoder–decoders plain
+    enable_thinking: bool | None = None  # told to the tokenizer's chat template; null: the template decides
+    date: str = "2024-07-26"  # what the tokenizer's chat template takes for today, so that runs repeat
     label_smoothing: float = 0.0  # share of the target that is spread over all tokens (training only)
     z_loss: float = 0.0  # weight of logsumexp(logits) squared in the training loss; 1e-4 keeps large models stable
     max_target_length: int | None = None  # encoder–decoders: tokens an answer may have, EOS too; null: max_length
@@ -75,6 +80,7 @@ class LanguageModelTask(Task):
     greater_is_better = False
     predicts_words = True
     per_token = True
+    reads = "conversation"
 
     def __init__(self, config: LanguageModelConfig, context: TaskContext):
         self.config, self.context, self.tokenizer = config, context, context.tokenizer
@@ -97,6 +103,13 @@ class LanguageModelTask(Task):
         self._longest_target = config.max_target_length or context.max_length
         self.max_target_length = self._longest_target if self.is_pair else None
         self.template = find_template(config.template, self.tokenizer, context.kind)
+        self.rendering = _rendering(config)
+        if self.template is None:
+            OwnTemplate(self.tokenizer, self.rendering)  # refuses what it cannot be told
+        elif config.enable_thinking is not None:
+            raise ValueError(
+                "task.enable_thinking is for chat templates that know it, and task.template is another: leave it out."
+            )
         self._fitted: tuple[Any, dict[str, KneserNey]] = (None, {})
 
     def model(self, source: Source) -> nnx.Module:
@@ -106,16 +119,31 @@ class LanguageModelTask(Task):
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
-        eos = self.tokenizer.eos_token if not self.is_pair else ""
+        eos, notes = self.tokenizer.eos_token if not self.is_pair else "", Counter[str]()
         pieces = [
-            _named(name, partial(written, e, self.template, self.tokenizer, eos=eos))
-            for e, name in zip(examples, names, strict=True)
+            _named(name, partial(self._written_pieces, e, eos, notes)) for e, name in zip(examples, names, strict=True)
         ]
+        for what, number in notes.items():
+            self._count(what, number)
         special = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")
         mixed = sum(any(special.search(turn.content) for turn in conversation(e)) for e in examples)
         self._count("texts with a special token's name in their words", mixed)
         encode = self._encode_pairs if self.is_pair else self._encode_texts
         return [e for e in encode(examples, names, pieces) if e is not None]
+
+    def _written_pieces(self, example: Example, eos: str | None, notes: Counter[str] | None = None) -> Pieces:
+        """What is trained on, see `data.prompts.written`."""
+        marks = {turn.learn for turn in example.messages if turn.role == "assistant"}
+        if False in marks and self.config.train_on == "all":
+            raise ValueError(
+                "task.train_on: all learns every token, but a turn has weight 0 (or train false): set it to "
+                "completions, or fields.ignore to [messages.weight, messages.train]."
+            )
+        turns = conversation(example)
+        if self.is_pair and turns and (turns[-1].extra or not turns[-1].learn):
+            what = ", ".join(turns[-1].extra) or "weight 0"
+            raise ValueError(f"an encoder–decoder learns the words of the last turn, which has {what}: remove the row.")
+        return written(example, self.template, self.tokenizer, eos=eos, rendering=self.rendering, notes=notes)
 
     def _encode_texts(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded | None]:
         encoded: list[Encoded | None] = []
@@ -176,7 +204,7 @@ class LanguageModelTask(Task):
             self.context.counts[what] = self.context.counts.get(what, 0) + number
 
     def _prompt(self, example: Example) -> str:
-        return prompt(example, self.template, self.tokenizer, self.context.kind)
+        return prompt(example, self.template, self.tokenizer, self.context.kind, self.rendering)
 
     def prompts(self, examples: Sequence[Example]) -> list[np.ndarray]:
         """What the network answers, as in training: int32 [tokens] each, of a decoder's prompt or an encoder's source.
@@ -203,9 +231,7 @@ class LanguageModelTask(Task):
         eos = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         if self.is_pair:
             return tuple(eos)
-        some = written(
-            Example(instruction="a", output="b"), self.template, self.tokenizer, eos=self.tokenizer.eos_token
-        )
+        some = self._written_pieces(Example(instruction="a", output="b"), self.tokenizer.eos_token)
         (tokens,) = tokenise_pieces([some], self.tokenizer)
         return tuple(dict.fromkeys([*eos, int(tokens.ids[-1])]))
 
@@ -261,6 +287,14 @@ class LanguageModelTask(Task):
             each = model.log_probabilities([tokens for tokens, _ in whole])
             scores[name] = _scores(test, [-p[places] for p, (_, places) in zip(each, whole, strict=True)])
         return scores
+
+
+def _rendering(config: LanguageModelConfig) -> Rendering:
+    try:
+        day = date.fromisoformat(config.date)
+    except ValueError as error:
+        raise ValueError(f"task.date should be a day such as 2024-07-26, but is {config.date!r} ({error}).") from None
+    return Rendering(day, config.enable_thinking)
 
 
 def _named(name: str, function: Callable[[], Any]) -> Any:

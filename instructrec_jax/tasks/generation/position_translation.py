@@ -80,6 +80,7 @@ def split(text: str, unit: Unit) -> list[str]:
 class PositionTranslationTask(Task):
     """An example's target is int32 [tokens], numbers of the head's outputs."""
 
+    reads = "fields"
     metric = "sentence chrF"
     per_token = True
 

@@ -57,6 +57,8 @@ class LanguageModelRankingConfig(RerankingConfig, LanguageModelConfig):
     # LanguageModelConfig's, again: --help finds comments along one line of ancestors only.
     train_on: TrainOn = "completions"  # the names and what ends them, or every token (decoders only)
     template: TemplateName = "auto"  # auto: the tokenizer's own; if it has none, alpaca, for encoder–decoders plain
+    enable_thinking: bool | None = None  # told to the tokenizer's chat template; null: the template decides
+    date: str = "2024-07-26"  # what the tokenizer's chat template takes for today, so that runs repeat
     label_smoothing: float = 0.0  # share of the target that is spread over all tokens (training only)
     z_loss: float = 0.0  # weight of logsumexp(logits) squared in the training loss; 1e-4 keeps large models stable
     max_target_length: int | None = None  # encoder–decoders: tokens an answer may have, EOS too; null: max_length

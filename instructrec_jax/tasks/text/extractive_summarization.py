@@ -72,6 +72,7 @@ class ExtractiveSummarizationTask(Task):
     sentence: the one that raises ROUGE-1 + ROUGE-2 the most (Nallapati et al., 2017; Liu & Lapata, 2019).
     """
 
+    reads = "fields"
     metric = "rougeL"
     per_token = True
 

@@ -68,6 +68,7 @@ class SimilarityTask(Task):
     def __init__(self, config: SimilarityConfig, context: TaskContext):
         check_options(config)
         self.config, self.context = config, context
+        self.encodes_together = config.negatives > 0
         self._texts: dict[str, Text] = {}  # of candidates
         self._most = 1  # candidates of an example, as far as examples were encoded
 

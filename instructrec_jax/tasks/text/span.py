@@ -62,6 +62,7 @@ class SpanTask(Task):
     al., 2019, section 4.3).
     """
 
+    reads = "fields"
     metric = "f1"
     per_token = True
 

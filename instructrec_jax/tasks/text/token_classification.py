@@ -56,6 +56,7 @@ class Target:
 
 
 class TokenClassificationTask(Task):
+    reads = "fields"
     per_token = True
 
     def __init__(self, labels: list[str], context: TaskContext):
@@ -70,7 +71,8 @@ class TokenClassificationTask(Task):
         for number, example in enumerate(examples):
             name = f"example {example.id or number!r}"
             text = example.input or example.instruction
-            words = (text.lower() if self.context.lower_case else text).split()
+            words = list(example.words) or text.split()
+            words = [word.lower() for word in words] if self.context.lower_case else words
             tags = example.output
             if not isinstance(tags, tuple) or len(tags) != len(words):
                 found = f"{len(tags)} labels" if isinstance(tags, tuple) else repr(tags)
@@ -88,7 +90,9 @@ class TokenClassificationTask(Task):
                     "Raise it, split the text, or set data.truncate to drop (a labelled text is never cut)."
                 )
             words_of = owners(tokens, words)
-            first = (words_of >= 0) & (np.diff(words_of, prepend=-1) != 0)
+            first = np.zeros(len(words_of), bool)  # a word with a space inside may have a token of no word within
+            first[np.unique(words_of, return_index=True)[1]] = True
+            first &= words_of >= 0
             labels = np.array([0 if w < 0 else self.numbers[tags[w]] for w in words_of], np.int32)
             if first.sum() != len(words):
                 lost = next(w for i, w in enumerate(words) if i not in words_of)

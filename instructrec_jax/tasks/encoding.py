@@ -1,0 +1,141 @@
+"""The one door between examples and a task: what the task cannot use is an error with its place, or is left out."""
+
+import re
+from collections.abc import Sequence
+
+from instructrec_jax.data.example import BadExample, Example
+from instructrec_jax.data.skipped import OnBadExample, SkippedRow
+from instructrec_jax.tasks.base import Encoded, Task
+
+REASON = "of no use to the task"
+
+
+def encode_usable(
+    task: Task, examples: Sequence[Example], on_bad_example: OnBadExample
+) -> tuple[list[Encoded], list[SkippedRow]]:
+    """Encodes examples, and finds those that the task cannot use by encoding parts of them.
+
+    Args:
+      on_bad_example: `error` raises at the first of them, `skip` leaves them out and lists them.
+
+    Raises:
+      BadExample: an example that the task cannot use, with file and line.
+      ValueError: the same of an example that comes from no file; or something that no single example is to blame for.
+    """
+    counted = _counts(task)
+    try:
+        return _encode(task, examples), []
+    except ValueError as error:
+        if not all(example.where for example in examples):
+            raise
+        first = error
+    _reset(task, counted)
+    left, skipped = list(examples), []
+    while True:
+        bad = _named(left, first) if task.encodes_together else _bad(task, left, first, on_bad_example == "skip")
+        _reset(task, counted)
+        if not bad:
+            raise first
+        if on_bad_example == "error":
+            found = bad[min(bad)]
+            hint = "Correct the row, or set data.on_bad_example to skip, which leaves such rows out and lists them."
+            raise BadExample(found.field, found.reason, f"{found.detail} {hint}", found.where) from first
+        for _, found in sorted(bad.items()):
+            skipped.append(SkippedRow(found.where, found.field, found.reason, found.detail))
+        left = [example for number, example in enumerate(left) if number not in bad]
+        if not left:
+            return [], skipped
+        try:
+            return _encode(task, left), skipped
+        except ValueError as error:
+            first = error
+            _reset(task, counted)
+
+
+def check_usable(task: Task, example: Example) -> None:
+    """Raises BadExample for an example that the task cannot use."""
+    counted = _counts(task)
+    try:
+        _encode(task, [example])
+    except ValueError as error:
+        raise _placed(error, example) from error
+    finally:
+        _reset(task, counted)
+
+
+def _encode(task: Task, examples: Sequence[Example]) -> list[Encoded]:
+    for number, example in enumerate(examples):
+        if unread := _unread(task, example):
+            raise ValueError(
+                f"example {example.id or number!r}: this task does not read {', '.join(unread)}: to leave it out, set "
+                f"fields.ignore to [{', '.join(unread)}]."
+            )
+    return task.encode(examples)
+
+
+def _unread(task: Task, example: Example) -> list[str]:
+    """What of an example the task would leave out without a word."""
+    if task.reads == "conversation":
+        return []
+    found = ["tools"] if example.tools else []
+    for turn in example.messages:
+        found += [f"messages.{name}" for name in turn.extra] + ([] if turn.learn else ["messages.weight"])
+    if task.reads == "fields":
+        found += [name for name in ("messages", "system") if getattr(example, name)]
+    return list(dict.fromkeys(found))
+
+
+def _named(examples: Sequence[Example], error: ValueError) -> dict[int, BadExample]:
+    """The example that an error of all of them names, by its id or its number."""
+    name = re.search(r"example (?:'([^']*)'|(\d+))", str(error))
+    if name is None:
+        return {}
+    said = name[1] or name[2]
+    numbers = [number for number, example in enumerate(examples) if example.id == said]
+    numbers = numbers or [int(said)] * (said.isdecimal() and int(said) < len(examples))
+    return {number: _placed(error, examples[number]) for number in numbers[:1]}
+
+
+def _bad(task: Task, examples: Sequence[Example], error: ValueError, all_of_them: bool) -> dict[int, BadExample]:
+    """Number -> what is wrong with it, of the first bad example, or of all of them.
+
+    Nothing where the error is not that of an example by itself.
+    """
+    found: dict[int, BadExample] = {}
+    parts = [(0, len(examples), error)]  # halves that cannot be encoded, the first one last
+    while parts:
+        start, stop, problem = parts.pop()
+        if stop - start == 1:
+            if not found and _kind(problem) != _kind(error):
+                return {}
+            found[start] = _placed(problem, examples[start])
+            if not all_of_them:
+                break
+            continue
+        middle = (start + stop) // 2
+        for part in ((middle, stop), (start, middle)):
+            try:
+                _encode(task, examples[slice(*part)])
+            except ValueError as again:
+                parts.append((*part, again))
+    return found
+
+
+def _kind(error: ValueError) -> str:
+    return re.sub(r"example \d+", "example", str(error))
+
+
+def _placed(error: ValueError, example: Example) -> BadExample:
+    if isinstance(error, BadExample):
+        return error.at(example.where)
+    return BadExample("", REASON, re.sub(r"^example \d+:? ", "", str(error)), example.where)
+
+
+def _counts(task: Task) -> list[dict[str, int]]:
+    return [dict(each.context.counts) for each in (task, *task.parts.values())]
+
+
+def _reset(task: Task, counted: list[dict[str, int]]) -> None:
+    for each, counts in zip((task, *task.parts.values()), counted, strict=True):
+        each.context.counts.clear()
+        each.context.counts.update(counts)
