@@ -226,8 +226,9 @@ def keep_declared_files(folder: Path, target: Path) -> None:
         old.unlink()
     kept = [file for pattern in patterns for file in folder.glob(pattern)]
     if (folder / "modules.json").is_file():
-        paths = [module.text("path") for module in read_objects(folder / "modules.json")]
-        kept += [folder / path / "config.json" for path in paths if path and (folder / path / "config.json").is_file()]
+        paths = [module.text("path") or "" for module in read_objects(folder / "modules.json")]
+        configs = [folder / path / "config.json" for path in paths if path and Path(path).name == path]
+        kept += [file for file in configs if file.is_file()]
     for file in kept:
         copy = target / file.relative_to(folder)
         copy.parent.mkdir(exist_ok=True)
