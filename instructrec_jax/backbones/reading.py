@@ -96,10 +96,12 @@ def build_backbone(
     family = find_family(config.model_type)
     try:
         return family.build(config, dtype=dtype, stack=stack, pooler=pooler, rngs=rngs)
-    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        if "config.json" in str(error):
+            raise
         raise ValueError(
             f"config.json of this {config.model_type} model describes no network that can be built "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {error})"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """The tokenizer of a HuggingFace folder."""
 
-import importlib.util
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def _need_sentencepiece(folder: Path) -> None:
     models = [
         name for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model") if (folder / name).is_file()
     ]
-    if not models or (folder / "tokenizer.json").is_file() or importlib.util.find_spec("sentencepiece") is not None:
+    if not models or (folder / "tokenizer.json").is_file() or find_spec("sentencepiece") is not None:
         return
     raise ValueError(
         f"{folder} has its tokenizer as {models[0]} alone, without tokenizer.json. Reading it needs sentencepiece: "
