@@ -3,7 +3,8 @@
 orbax   FOLDER/params, a plain orbax checkpoint of the parameters alone, and FOLDER/metadata.json. Opens without
         this package: `orbax.checkpoint.StandardCheckpointer().restore(FOLDER.absolute() / "params")`.
 hf      a HuggingFace folder (config, tokenizer, safetensors) that `transformers` opens, LoRA merged into the weights.
-        Heads that HuggingFace knows go with it; a retrieval head is written beside it as retrieval_head.safetensors.
+        Heads that HuggingFace knows go with it. A retrieval or similarity model opens in sentence-transformers too and
+        gives the same vectors; its head also lies beside it as retrieval_head.safetensors.
 peft    the LoRA matrices alone (and a trained classifier), as PEFT reads them.
 """
 
@@ -21,10 +22,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from transformers import GenerationConfig
 
+from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import merge_lora
 from instructrec_jax.adapters.peft import write_peft
 from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.chat_template import exported_template
 from instructrec_jax.files import write_json
@@ -106,6 +109,16 @@ def write_hf(folder: Path, model: SplitModel, run: Path, task: Any, dtype: str |
             ".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(network.head))
         }
         save_file(values, folder / "retrieval_head.safetensors")
+    if isinstance(network.head, RetrievalHead):
+        projection = network.head.projection
+        write_sentence_modules(
+            folder,
+            hidden_size=config.hidden_size,
+            pooling=network.head.pooling,
+            projection=None if projection is None else np.asarray(projection[...], np.float32),
+            max_length=task.context.max_length,
+            lower_case=task.context.lower_case,
+        )
 
 
 def write_language_model_files(folder: Path, config: Any, task: Any) -> None:

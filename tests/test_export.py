@@ -133,6 +133,25 @@ def test_a_retrieval_head_lies_beside_the_backbone(checkpoint: Path, tmp_path: P
     assert {value.shape for value in head.values()} == {(32, 16), ()}
 
 
+@pytest.mark.parametrize(("pooling", "size"), [("cls", 16), ("mean", 32), ("max", None)])
+def test_sentence_transformers_gives_the_same_vectors(
+    checkpoint: Path, tmp_path: Path, pooling: str, size: int | None
+) -> None:
+    """A trained projection, square or not, is a Dense module of the exported folder."""
+    library = pytest.importorskip("sentence_transformers")
+    run, ours = run_of_step_1("retrieval", checkpoint, tmp_path, task__projection=size, task__pooling=pooling)
+    export.export(run, tmp_path / "hf", format="hf")
+    texts = ["a film about war", "a good old book", "music"]
+    found = library.SentenceTransformer(str(tmp_path / "hf"), device="cpu").encode(texts)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for text, vector in zip(texts, found, strict=True):
+        tokens = np.array(tokenizer(text)["input_ids"], np.int32)
+        layout = unpacked(np.array([len(tokens)]), len(tokens))
+        batch = {k: jnp.asarray(v) for k, v in lay_out(Parts([Text(tokens)]), layout).items()}
+        expected = ours.head(ours.hidden(batch), batch["segment_ids"], 1)[0, 0]
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
 def test_a_run_of_many_devices_is_exported_on_others(checkpoint: Path, tmp_path: Path) -> None:
     """A pod's mesh does not fit here, and does not have to."""
     run, _ = run_of_step_1("masked_lm", checkpoint, tmp_path)

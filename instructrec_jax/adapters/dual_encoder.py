@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from instructrec_jax.adapters.heads import pool_segments
@@ -54,8 +55,14 @@ class RetrievalHead(nnx.Module):
         return unit_length(pooled.astype(jnp.float32))
 
     def scale(self) -> jax.Array:
-        """What cosines are multiplied by: 1 / temperature, at most 100."""
-        return jnp.minimum(jnp.exp(-self.log_temperature[...]), MAX_SCALE)
+        """What cosines are multiplied by: 1 / temperature, at most 100.
+
+        The gradient passes as if the temperature stood at the cap, so that one beyond it can come back. (CLIP clips the
+        parameter after each update, to the same end.)
+        """
+        log_scale = -self.log_temperature[...]
+        beyond = jax.lax.stop_gradient(jnp.maximum(log_scale - np.log(MAX_SCALE), 0.0))
+        return jnp.exp(log_scale - beyond)
 
 
 def unit_length(x: jax.Array) -> jax.Array:

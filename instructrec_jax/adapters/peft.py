@@ -3,7 +3,6 @@
 import functools
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from instructrec_jax.adapters.lora import LoraConfig, Place, places, set_lora
+from instructrec_jax.adapters.module_patterns import matches
 from instructrec_jax.adapters.quantized import dense_kernel
 from instructrec_jax.backbones.family import Head, Rule
 from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.json_fields import Fields, read_fields
 from instructrec_jax.backbones.tensor_names import file_shape, to_file
-from instructrec_jax.files import read_json, write_json
+from instructrec_jax.files import write_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."  # PEFT's wrappers around the HuggingFace model
@@ -318,10 +319,12 @@ def _pop_matrices(
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} has no {CONFIG}: it is not a PEFT adapter.")
-    settings = read_json(folder / CONFIG)
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA" or not isinstance(settings.get("r"), int):
-        kind = settings.get("peft_type") if isinstance(settings, dict) else None
+    fields = read_fields(folder / CONFIG)
+    kind = fields.text("peft_type")
+    if kind != "LORA":
         raise ValueError(f"{folder / CONFIG}: only adapters of the type LORA are supported, this one is {kind!r}.")
+    _check_fields(fields)
+    settings = dict(fields.values)
     neutral: tuple[Any, ...] = (None, False, "none", {}, [])
     odd = {k: v for k, v in settings.items() if k not in FOLLOWED | HARMLESS and v not in neutral}
     if settings.get("init_lora_weights", True) not in INITIALISATIONS:
@@ -333,6 +336,40 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "adapter anyway would give wrong numbers."
         )
     return settings
+
+
+MOST_RANK = 1 << 16
+
+
+def _check_fields(fields: Fields) -> None:
+    """Raises ValueError for a field of another type or range, and for a pattern that is not matched in bounded time."""
+    if fields.integer("r", 1, MOST_RANK) is None:
+        fields.refuse("r", "an integer")
+    fields.number("lora_alpha", 0.0)
+    if fields.number("lora_dropout", 0.0, 1.0) == 1.0:
+        fields.refuse("lora_dropout", "a number from 0 to below 1")
+    fields.flag("use_rslora")
+    fields.texts("modules_to_save")
+    patterns = []
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(fields.values.get(name), str):
+            patterns.append((name, str(fields.text(name))))
+        else:
+            fields.texts(name)
+    ranks, alphas = fields.object("rank_pattern"), fields.object("alpha_pattern")
+    for key in ranks.values if ranks is not None else ():
+        patterns.append(("rank_pattern", key))
+        if ranks is not None and ranks.integer(key, 1, MOST_RANK) is None:
+            ranks.refuse(key, "an integer")
+    for key in alphas.values if alphas is not None else ():
+        patterns.append(("alpha_pattern", key))
+        if alphas is not None and alphas.number(key, 0.0) is None:
+            alphas.refuse(key, "a number")
+    for name, pattern in patterns:
+        try:
+            matches(pattern, "")
+        except ValueError as error:
+            raise ValueError(f"{fields.where}: {name}: {error}") from None
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -348,6 +385,9 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             found = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(f"Cannot open {folder / TENSORS}: {error}. Is the download complete?") from error
+    broken = [name for name, value in found.items() if not np.isfinite(value).all()]
+    if broken:
+        raise ValueError(f"{folder / TENSORS}: tensor {broken[0]} holds NaN or infinity. Take another copy of it.")
     strange = [name for name in found if not name.startswith(ROOT)]
     if strange:
         raise ValueError(f"{folder / TENSORS}: {strange[0]} does not begin with {ROOT!r}, as PEFT's names do.")
@@ -359,18 +399,18 @@ def _means(settings: Mapping[str, Any], name: str) -> bool:
 
     def hit(modules: Any) -> bool:
         if isinstance(modules, str):
-            return modules.lower() == "all-linear" or re.fullmatch(modules, name) is not None
+            return modules.lower() == "all-linear" or matches(modules, name)
         return any(f".{name}".endswith(f".{module}") for module in modules or ())
 
     saved = settings.get("modules_to_save") or ()
-    covered = any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in saved)
+    covered = any(f".{module}." in f".{name}." for module in saved)
     return hit(settings.get("target_modules")) and not hit(settings.get("exclude_modules")) and not covered
 
 
 def _pattern(settings: Mapping[str, Any], kind: str, name: str) -> Any:
     """A module's rank or alpha, from the first pattern that finds its name's end, else the config's own."""
     for key, value in (settings.get(f"{kind}_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
+        if matches(rf"(?:.*\.)?(?:{key})$", name, whole=False):
             return value
     return settings["r"] if kind == "rank" else settings.get("lora_alpha", 8)
 

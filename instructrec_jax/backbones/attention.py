@@ -63,7 +63,7 @@ def attention(
     key_positions = positions if key_positions is None else key_positions
     if kernel == "cudnn":
         mask = _mask(segment_ids, positions, key_segment_ids, key_positions, window, causal)[:, None]
-        return kernels.cudnn_attention(q, k, v, mask, bias=bias, scale=scale)
+        return kernels.cudnn_attention(q, k, v, mask, scale=scale)
     settings: dict[str, Any] = dict(window=window, causal=causal, soft_cap=soft_cap, scale=scale)
     run = functools.partial(_plain, dropout_rate=dropout_rate if drops else 0.0, **settings)
     queries: dict[str, Any] = {

@@ -6,6 +6,7 @@ memory. `choose` says which one applies, and announces once where the fast one c
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,16 @@ def platform() -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
+def compute_capability() -> tuple[int, int]:
+    """Of the GPU that the step runs on: (8, 0) is an A100, (9, 0) an H100. (0, 0) where the device does not say."""
+    mesh = jax.sharding.get_abstract_mesh()
+    described = getattr(getattr(mesh, "abstract_device", None), "device_kind", None)
+    kinds = [d for d in jax.local_devices() if described is None or d.device_kind == described]
+    text = str(getattr(kinds[0], "compute_capability", "")) if kinds else ""
+    found = re.fullmatch(r"(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 def announce(reason: str) -> None:
     """Says once in a program why a kernel is not used."""
     if reason not in _announced:
@@ -48,19 +59,28 @@ def choose(q: jax.Array, *, own: bool, bias: Any, dropout: bool, soft_cap: float
       bias: added to the scores, or None.
       dropout: of the probabilities.
     """
-    length, device = q.shape[1], platform()
+    length, head_dim, device = q.shape[1], q.shape[3], platform()
     plain = "blocked" if own and length >= LONG else "plain"
     kernel = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(device)
     if kernel is None or not own:
         return plain
+    # What cuDNN asks for: jax tells of it when the step is compiled, by an exception.
+    capability = compute_capability() if kernel == "cudnn" else (0, 0)
+    widest = 256 if capability >= (9, 0) else 128
     no_mesh = jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1
     reasons = {
         "devices that it is not told of (decoding)": kernel == "splash" and no_mesh,
         "dropout of the probabilities (attention_dropout in config.json)": dropout,
-        "a bias on the scores": kernel == "splash" and bias is not None,
+        # with cuDNN too: together with the mask it becomes [rows, heads, length, length] numbers all the same, and
+        # what becomes of its gradient, and of float32 beside bfloat16, differs between versions
+        "a bias on the scores": bias is not None,
         f"rows of {length} tokens, which {LANES} does not divide": kernel == "splash" and length % LANES > 0,
         "a length that devices split (mesh.context)": is_split("length"),
         "a cap on the scores": kernel == "cudnn" and soft_cap is not None,
+        f"rows of {length} tokens, an odd number, beside a mask": kernel == "cudnn" and length % 2 > 0,
+        f"heads of {head_dim} features (a multiple of 8 and at most {widest} on this GPU)": kernel == "cudnn"
+        and (head_dim % 8 > 0 or head_dim > widest),
+        "a GPU that is not an NVIDIA Ampere or later": kernel == "cudnn" and capability < (8, 0),
         "float32": kernel == "cudnn" and q.dtype == jnp.float32,
     }
     for reason, holds in reasons.items():
@@ -131,9 +151,7 @@ def splash_attention(
 # ---------------------------------------------------------------- GPU
 
 
-def cudnn_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, bias: jax.Array | None, scale: float
-) -> jax.Array:
+def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, scale: float) -> jax.Array:
     """cuDNN's flash attention. It knows no segments, so who sees whom is an array of rows x length x length bytes.
 
     Args:
@@ -143,7 +161,7 @@ def cudnn_attention(
     some = mask.any(-1)  # a row of padding sees nothing, of which no softmax can be made: it sees the first, then is 0
     first = jnp.arange(mask.shape[-1]) == 0
     out = jax.nn.dot_product_attention(
-        q, k, v, bias=bias, mask=mask | (~some[..., None] & first), scale=scale, implementation="cudnn"
+        q, k, v, mask=mask | (~some[..., None] & first), scale=scale, implementation="cudnn"
     )
     return jnp.where(some.transpose(0, 2, 1)[..., None], out, 0).astype(v.dtype)
 

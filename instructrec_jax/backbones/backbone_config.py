@@ -14,6 +14,7 @@ class BackboneConfig:
     """The pretrained network."""
 
     path: str = ""  # HuggingFace folder or hub id; "films" is the small one that comes with this package
+    verify: bool = False  # compare the weights with the SHA-256 that the hub's cache has of them, before they are read
     random_init: bool = False  # take only the architecture from the folder and draw new weights
     freeze: list[str] = field(default_factory=list)  # not trained: paths with one of these (regexes)
     train_last: int | None = None  # train only the last so many layers, what follows them, and the head; null: all

@@ -59,7 +59,7 @@ def read_spec(config: Any, *, activation: str, ropes: dict[str, Rope], **fields:
 
     Raises ValueError for a config that contradicts itself, or changes the numbers in a way not implemented.
     """
-    refuse(config, is_causal=True, is_heterogeneous=False, pretraining_tp=1, use_bidirectional_attention=False)
+    refuse(config, is_causal=True, is_heterogeneous=False, use_bidirectional_attention=False)
     layer_types = fields.pop("layer_types", None) or tuple(config.layer_types)
     window = getattr(config, "sliding_window", None)
     unknown = set(layer_types) - {GLOBAL, LOCAL}

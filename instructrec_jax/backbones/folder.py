@@ -2,17 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from instructrec_jax.backbones import bart, bert, distilbert, gemma, gpt2, llama, modernbert, mpnet, roberta, t5
 from instructrec_jax.backbones.family import Family
+from instructrec_jax.backbones.json_fields import Fields, read_fields, read_objects
+from instructrec_jax.backbones.network_config import read_network_config
 from instructrec_jax.backbones.tensor_names import TensorFiles, has_tensors
-from instructrec_jax.files import read_json
 
 FAMILIES: dict[str, Family] = {
     "bart": bart.FAMILY,
@@ -34,6 +33,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+STALE = ("quantization_config", "compression_config", "auto_map")
+
+
 @dataclass(frozen=True)
 class PoolingSpec:
     """How a sentence becomes one vector: what sentence-transformers files declare, else by family.
@@ -43,6 +45,7 @@ class PoolingSpec:
         normalize: scale the vector to length 1.
         max_length: tokens a text is cut to (None: the network's limit).
         lower_case: the text is lower-cased before the tokenizer sees it.
+        prompt: what is put before each text (sentence-transformers' default prompt).
         declared: False when the folder says nothing and this is the family's default.
     """
 
@@ -50,6 +53,7 @@ class PoolingSpec:
     normalize: bool = False
     max_length: int | None = None
     lower_case: bool = False
+    prompt: str = ""
     declared: bool = False
 
 
@@ -77,18 +81,25 @@ def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
 
 
 def read_config(path_or_hub_id: str | os.PathLike[str]) -> Any:
-    """The `transformers` config of a folder; ValueError for a missing file or unsupported model_type."""
+    """The `transformers` config of a folder.
+
+    Declarations that belong to how its file stores the weights (quantization_config), or to code that is never run
+    here (auto_map), are left out: they would be wrong in what is written from this config.
+
+    Raises ValueError for a missing file, an unsupported model_type, a field of another type or an impossible value.
+    """
     folder = find_folder(path_or_hub_id)
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} has no config.json; it is not a HuggingFace checkpoint folder.")
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} should hold a JSON object, but holds {type(content).__name__}.")
-    family = find_family(content.get("model_type"), str(folder))
-    config = AutoConfig.from_pretrained(folder)
+    fields = read_fields(file)
+    family = find_family(fields.text("model_type"), str(folder))
+    config = read_network_config(folder)
+    for name in STALE:
+        if hasattr(config, name):
+            delattr(config, name)
     if family.output_table is not None:  # transformers says "tied" of every T5
-        config.tie_word_embeddings = _is_tied(folder, family, bool(content.get("tie_word_embeddings", True)))
+        config.tie_word_embeddings = _is_tied(folder, family, fields.flag("tie_word_embeddings", True))
     return config
 
 
@@ -127,25 +138,55 @@ def read_pooling(path_or_hub_id: str | os.PathLike[str]) -> PoolingSpec:
     Raises ValueError for a module or mode that is not implemented.
     """
     folder = find_folder(path_or_hub_id)
-    if not (folder / "modules.json").is_file():
-        return PoolingSpec(find_family(read_json(folder / "config.json").get("model_type"), str(folder)).pooling)
-    mode, normalize = "mean", False
-    for module in read_json(folder / "modules.json"):
-        kind = module["type"].rsplit(".", 1)[-1]
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        config = read_fields(folder / "config.json")
+        return PoolingSpec(find_family(config.text("model_type"), str(folder)).pooling)
+    mode, normalize, prompt = "mean", False, _default_prompt(folder)
+    for module in read_objects(modules):
+        kind = (module.text("type") or "").rsplit(".", 1)[-1]
         if kind == "Pooling":
-            mode = _pooling_mode(read_json(folder / module["path"] / "config.json"), folder)
+            path = module.text("path")
+            if path is None or Path(path).name != path:
+                module.refuse("path", "the name of a folder beside modules.json")
+            pooling = read_fields(folder / path / "config.json")
+            mode = _pooling_mode(pooling)
+            if prompt and not pooling.flag("include_prompt", True):
+                raise ValueError(
+                    f"{pooling.where}: include_prompt is false, so the default prompt {prompt!r} would be left out of "
+                    "the pooling, which is not implemented. Set default_prompt_name to null in "
+                    f"{folder / PROMPTS} and put the prompt into your texts, if you want it."
+                )
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
             raise ValueError(
-                f"{folder / 'modules.json'} lists a {kind!r} module, which is not supported "
+                f"{modules} lists a {kind!r} module, which is not supported "
                 "(supported: Transformer, Pooling, Normalize). Ignoring it would change the vectors."
             )
     files = sorted(folder.glob("sentence_*_config.json"))
-    text = read_json(files[0]) if files else {}
+    text = read_fields(files[0]) if files else Fields("", {})
     return PoolingSpec(
-        mode, normalize, text.get("max_seq_length"), bool(text.get("do_lower_case", False)), declared=True
+        mode, normalize, text.integer("max_seq_length", 1), text.flag("do_lower_case"), prompt, declared=True
     )
+
+
+PROMPTS = "config_sentence_transformers.json"
+
+
+def _default_prompt(folder: Path) -> str:
+    """The prompt that sentence-transformers puts before each text when the caller names none."""
+    if not (folder / PROMPTS).is_file():
+        return ""
+    fields = read_fields(folder / PROMPTS)
+    name = fields.text("default_prompt_name")
+    if name is None:
+        return ""
+    prompts = fields.object("prompts")
+    prompt = None if prompts is None else prompts.text(name)
+    if prompt is None:
+        fields.refuse("default_prompt_name", "null or one of the prompts")
+    return prompt
 
 
 POOLING_MODES = {
@@ -158,18 +199,40 @@ POOLING_MODES = {
 }
 
 
-def _pooling_mode(config: Mapping[str, Any], folder: Path) -> str:
-    named = config.get("pooling_mode")
-    if named is not None:
-        modes = [named] if isinstance(named, str) else list(named)
+def _pooling_mode(config: Fields) -> str:
+    named = config.values.get("pooling_mode")
+    if isinstance(named, str):
+        modes = [named]
+    elif named is not None:
+        modes = config.texts("pooling_mode") or []
     else:
-        modes = [POOLING_MODES.get(k, k) for k, on in config.items() if k.startswith("pooling_mode_") and on]
+        switches = [key for key in config.values if key.startswith("pooling_mode_")]
+        modes = [POOLING_MODES.get(key, key) for key in switches if config.flag(key)]
     if len(modes) != 1 or modes[0] not in POOLING_MODES.values():
         raise ValueError(
-            f"{folder}: pooling {' + '.join(modes) or '(none)'} is not supported; supported is exactly one "
+            f"{config.where}: pooling {' + '.join(modes) or '(none)'} is not supported; supported is exactly one "
             f"of {', '.join(POOLING_MODES.values())}."
         )
     return modes[0]
+
+
+def keep_declared_files(folder: Path, target: Path) -> None:
+    """Copies what a folder declares beside its config and tokenizer: how to generate, and how to make vectors.
+
+    Such files of another checkpoint that lie in `target` are removed.
+    """
+    patterns = ("generation_config.json", "modules.json", "sentence_*_config.json", PROMPTS)
+    for old in [file for pattern in (*patterns, "*_*/config.json") for file in target.glob(pattern)]:
+        old.unlink()
+    kept = [file for pattern in patterns for file in folder.glob(pattern)]
+    if (folder / "modules.json").is_file():
+        paths = [module.text("path") or "" for module in read_objects(folder / "modules.json")]
+        configs = [folder / path / "config.json" for path in paths if path and Path(path).name == path]
+        kept += [file for file in configs if file.is_file()]
+    for file in kept:
+        copy = target / file.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def weights_fingerprint(folder: Path) -> str:

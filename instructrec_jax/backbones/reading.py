@@ -20,8 +20,11 @@ from instructrec_jax.backbones.folder import (
     read_config,
     read_pooling,
 )
+from instructrec_jax.backbones.json_fields import read_fields
 from instructrec_jax.backbones.layers import WHOLE_STACK, Axes, StackOptions
+from instructrec_jax.backbones.network_config import quantization_method
 from instructrec_jax.backbones.tensor_names import (
+    FILE_DTYPES,
     Site,
     TensorFiles,
     abstract_module,
@@ -31,6 +34,7 @@ from instructrec_jax.backbones.tensor_names import (
     read_slice,
     rule_names,
     sites_of,
+    verify_checksums,
 )
 
 Shardings = Callable[[str, tuple[int, ...], Axes], jax.sharding.Sharding]
@@ -85,8 +89,20 @@ def build_backbone(
     pooler: bool = True,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """The network of a HuggingFace config, initialised as HuggingFace does; see `Family` for its call."""
-    return find_family(config.model_type).build(config, dtype=dtype, stack=stack, pooler=pooler, rngs=rngs)
+    """The network of a HuggingFace config, initialised as HuggingFace does; see `Family` for its call.
+
+    Raises ValueError for a config that no network can have.
+    """
+    family = find_family(config.model_type)
+    try:
+        return family.build(config, dtype=dtype, stack=stack, pooler=pooler, rngs=rngs)
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        if "config.json" in str(error):
+            raise
+        raise ValueError(
+            f"config.json of this {config.model_type} model describes no network that can be built "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def input_limit(config: Any) -> int:
@@ -107,6 +123,7 @@ def load_backbone(
     random_init: bool = False,
     rngs: nnx.Rngs,
     shardings: Shardings | None = None,
+    verify: bool = False,
 ) -> Pretrained:
     """Reads a pretrained network.
 
@@ -121,13 +138,16 @@ def load_backbone(
         shardings: shardings(path, shape, axes) -> Sharding for each parameter; stacked parameters come with
             a leading "layers" axis in both. Each device's slice is read straight from the file. None: the
             default device.
+        verify: compare the files with the hub's SHA-256 first (see `verify_checksums`); reads them once more.
 
-    Raises ValueError for an unsupported model_type or config field, a missing or misshapen tensor, a
-    pickle-only folder.
+    Raises ValueError for an unsupported model_type or config field, a missing or misshapen tensor, NaN or infinity in
+    one, quantized weights, a pickle-only folder.
     """
     folder = find_folder(path_or_hub_id)
     config = read_config(folder)
     family = find_family(config.model_type)
+    if verify and not random_init:
+        verify_checksums(folder)
 
     def build(key: jax.Array) -> nnx.Module:
         return build_backbone(config, dtype=dtype, stack=stack, pooler=pooler, rngs=nnx.Rngs(params=key))
@@ -136,6 +156,7 @@ def load_backbone(
         module, report = _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
     else:
         with TensorFiles(folder) as files:
+            _refuse_quantized(files)
             prefix = family.prefix if any(name.startswith(family.prefix) for name in files.names) else ""
             module, report = _fill(
                 build,
@@ -191,6 +212,34 @@ def load_head(
         if not present & set(wanted):
             return _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
         return _fill(build, files, rules, "", rngs.params(), shardings, lambda path: False)
+
+
+# Endings of tensor names that hold packed weights or their scales: GPTQ and AWQ, bitsandbytes, compressed-tensors and
+# FP8, MXFP4.
+PACKED = (
+    *(".qweight", ".qzeros", ".g_idx"),
+    *(".absmax", ".quant_map", ".SCB", ".weight_format"),
+    *(".weight_packed", ".weight_scale", ".weight_scale_inv"),
+    *("_proj_blocks", "_proj_scales"),
+)
+
+
+def _refuse_quantized(files: TensorFiles) -> None:
+    """Refuses weights that another program packed.
+
+    A quantization_config beside plain weights says nothing (merging tools leave it behind), and is not taken over.
+    """
+    file = files.folder / "config.json"
+    method = quantization_method(read_fields(file).values, str(file))
+    packed = next((name for name in files.names if name.endswith(PACKED)), None)
+    if packed is None and method is not None:
+        packed = next((name for name in files.names if files.dtype(name) not in FILE_DTYPES), None)
+    if packed is not None:
+        by = f"by {method} (quantization_config in config.json)" if method else "(its method is not declared)"
+        raise ValueError(
+            f"{files.folder}: this checkpoint is quantized {by}: tensor {packed} is stored as {files.dtype(packed)}. "
+            "Take the original, unquantized checkpoint instead; backbone.quantize quantizes it here."
+        )
 
 
 def _refuse_leftovers(files: TensorFiles, family: Family, prefix: str, report: LoadReport, pooler: bool) -> None:
@@ -266,8 +315,7 @@ def _fill(
     if missing:
         raise ValueError(
             f"{files.folder if files else ''}: {len(missing)} tensors that this network needs are missing: "
-            f"{', '.join(missing[:8])}{', …' if len(missing) > 8 else ''}. Is this the whole checkpoint, "
-            "and does config.json belong to it?"
+            f"{', '.join(missing[:8])}{', …' if len(missing) > 8 else ''}. {_where_else(missing, files)}"
         )
 
     values: dict[str, jax.Array] = {}
@@ -284,6 +332,25 @@ def _fill(
     used = {name: files.dtype(name) for names in found.values() for name in names} if files else {}
     unused = tuple(sorted(name for name in files.names if name not in used)) if files else ()
     return module, LoadReport(used, unused, tuple(lacking))
+
+
+# What torch.compile, DistributedDataParallel and PEFT put before the names of a network that is saved inside of them.
+WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
+
+
+def _where_else(missing: list[str], files: TensorFiles | None) -> str:
+    """What may be wrong: the same tensors under names with something before them (or less), or not all of them."""
+    names = list(files.names) if files is not None else []
+    for lacking in missing:
+        for name in names:
+            if name.endswith(f".{lacking}"):
+                before = name.removesuffix(lacking)
+                before = next((wrapper for wrapper in WRAPPERS if before.startswith(wrapper)), before)
+                return f"The file has {name}: rename its tensors, without {before!r} at the beginning."
+            if lacking.endswith(f".{name}") and name.count(".") > 1:
+                before = lacking.removesuffix(name)
+                return f"The file has {name}: rename its tensors, with {before!r} at the beginning."
+    return "Is this the whole checkpoint, and does config.json belong to it?"
 
 
 def _initialise(

@@ -1,7 +1,9 @@
 """Safetensors files and how their tensors become parameters: names, layouts, slices."""
 
+import hashlib
 import json
 import mmap
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,8 +17,8 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from instructrec_jax.backbones.family import Rule
+from instructrec_jax.backbones.json_fields import read_fields
 from instructrec_jax.backbones.layers import Axes, Stack
-from instructrec_jax.files import read_json
 
 FILE_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -47,6 +49,67 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.ndarray(shape, dtype, buffer=mmap.mmap(-1, 16 + size), offset=16)
 
 
+def weight_files(folder: Path) -> list[str]:
+    """Names of a folder's safetensors files: the single one, else those of the index.
+
+    Raises ValueError where there are none, and for an index that is none.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    if index.is_file():
+        places = read_fields(index).object("weight_map")
+        if places is None or not places.values:
+            raise ValueError(f"{index}: weight_map is missing or empty, so no file of weights is known.")
+        for tensor in places.values:
+            name = places.text(tensor)
+            if name is None or Path(name).name != name or not name.endswith(".safetensors"):
+                places.refuse(tensor, "the name of a safetensors file in the same folder")
+        return sorted({str(name) for name in places.values.values()})
+    pickles = [f.name for f in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))]
+    remedy = (
+        f" It has {', '.join(sorted(pickles))}, which is a pickle and is never opened here. "
+        "Convert it once, on a machine you trust it on, with transformers and torch: "
+        "`AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)` writes safetensors."
+        if pickles
+        else ""
+    )
+    raise ValueError(f"{folder} has no model.safetensors (nor model.safetensors.index.json).{remedy}")
+
+
+def verify_checksums(folder: Path) -> None:
+    """Compares each safetensors file with the SHA-256 that the HuggingFace hub gave for it.
+
+    The hub's cache names a file by it (`blobs/<sha256>`, to which the snapshot links); a download into a folder notes
+    it in `.cache/huggingface/download/<file>.metadata`, on the second line.
+
+    Raises ValueError where a file differs, and where no SHA-256 of it is known.
+    """
+    for name in weight_files(folder):
+        expected = _known_sha256(folder, name)
+        if expected is None:
+            raise ValueError(
+                f"backbone.verify is on, but no SHA-256 of {folder / name} is known: it was not downloaded by "
+                "huggingface_hub. Leave backbone.verify off, or give the hub id."
+            )
+        with open(folder / name, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise ValueError(
+                f"{folder / name} is damaged: its SHA-256 is {found}, but the hub's is {expected}. Remove it and "
+                "download it again."
+            )
+
+
+def _known_sha256(folder: Path, name: str) -> str | None:
+    blob = (folder / name).resolve()
+    note = folder / ".cache" / "huggingface" / "download" / f"{name}.metadata"
+    known = [blob.name] if blob.parent.name == "blobs" else []
+    if note.is_file():
+        known += note.read_text(encoding="utf-8", errors="replace").splitlines()[1:2]
+    return next((text.strip() for text in known if re.fullmatch(r"[0-9a-f]{64}", text.strip())), None)
+
+
 class TensorFiles:
     """The safetensors files of a folder, read slice by slice. A context manager.
 
@@ -55,21 +118,7 @@ class TensorFiles:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        index = folder / "model.safetensors.index.json"
-        if (folder / "model.safetensors").is_file():
-            files = ["model.safetensors"]
-        elif index.is_file():
-            files = sorted(set(read_json(index)["weight_map"].values()))
-        else:
-            pickles = [f.name for f in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))]
-            remedy = (
-                f" It has {', '.join(sorted(pickles))}, which is a pickle and is never opened here. "
-                "Convert it once, on a machine you trust it on, with transformers and torch: "
-                "`AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)` writes safetensors."
-                if pickles
-                else ""
-            )
-            raise ValueError(f"{folder} has no model.safetensors (nor model.safetensors.index.json).{remedy}")
+        files = weight_files(folder)
         self._stack = ExitStack()
         self._stored: dict[str, _Stored] = {}
         for name in files:
@@ -80,7 +129,16 @@ class TensorFiles:
             except (OSError, SafetensorError) as error:
                 self._stack.close()
                 raise ValueError(f"Cannot open {folder / name}: {error}. Is the download complete?") from error
-            self._stored.update(_header(file))
+            stored = _header(file)
+            twice = sorted(set(stored) & set(self._stored))
+            if twice:
+                other = self._stored[twice[0]].file.name
+                self._stack.close()
+                raise ValueError(
+                    f"{folder}: tensor {twice[0]} lies in {Path(other).name} and again in {name}, so which one is "
+                    "meant is unknown. Download the checkpoint again, or remove the stale file."
+                )
+            self._stored.update(stored)
 
     def __enter__(self) -> "TensorFiles":
         return self
@@ -223,7 +281,23 @@ def file_shape(transform: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def read_slice(
     files: TensorFiles, name: str, transform: str, shape: tuple[int, ...], index: tuple[slice, ...]
 ) -> np.ndarray:
-    """The slice `index` of our array of `shape`, in fp32, from the file's tensor: nothing more is read."""
+    """The slice `index` of our array of `shape`, in fp32, from the file's tensor: nothing more is read.
+
+    Raises ValueError where a value of it is NaN or infinite.
+    """
+    out = _read_transformed(files, name, transform, shape, index)
+    # the smallest and the largest tell of NaN and infinity without an array of booleans
+    if out.size and not (np.isfinite(out.min()) and np.isfinite(out.max())):
+        raise ValueError(
+            f"{files.folder}: tensor {name} holds NaN or infinity, so every output would too. The file is damaged, or "
+            "its training diverged: take another copy or an earlier checkpoint."
+        )
+    return out
+
+
+def _read_transformed(
+    files: TensorFiles, name: str, transform: str, shape: tuple[int, ...], index: tuple[slice, ...]
+) -> np.ndarray:
     if transform == "none":
         return files.read(name, index).astype(np.float32, copy=False)
     if transform == "row":

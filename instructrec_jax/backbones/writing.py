@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.backbones.family import Rule
-from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.folder import STALE, find_family
 from instructrec_jax.backbones.reading import LoadReport
 from instructrec_jax.backbones.tensor_names import (
     DTYPE_NAMES,
@@ -63,6 +63,9 @@ def save_pretrained(
         kind = family.heads[head_kind]
         name = kind.architecture or family.base_class.removesuffix("Model") + kind.suffix
     config.architectures = [name]
+    for stale in STALE:  # what is written is plain
+        if hasattr(config, stale):
+            delattr(config, stale)
     kinds = {tensor.kind for tensor in tensors}
     config.dtype = DTYPE_NAMES[kinds.pop()] if len(kinds) == 1 else "float32"
     config.save_pretrained(folder)

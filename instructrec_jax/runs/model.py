@@ -1,6 +1,5 @@
 """From settings to a task and its model: pretrained, abstract, or restored from a checkpoint."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,16 +8,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from transformers import AutoTokenizer
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import add_lora, check_lora
 from instructrec_jax.adapters.peft import read_peft
 from instructrec_jax.adapters.quantized import quantize_backbone
-from instructrec_jax.backbones.folder import find_family, find_folder, read_config, read_pooling, weights_fingerprint
+from instructrec_jax.backbones.folder import (
+    find_family,
+    find_folder,
+    keep_declared_files,
+    read_config,
+    read_pooling,
+    weights_fingerprint,
+)
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
+from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.distributed.launch import is_first, once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
@@ -78,20 +84,7 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
     # Only the folder is read, never the network, and never code from a hub.
     network = read_config(folder)
     limit = input_limit(network)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except Exception as error:  # whatever the files hold: transformers raises many kinds
-        raise ValueError(
-            f"{folder} has no tokenizer that can be read ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
-            "It needs the tokenizer's files beside config.json, tokenizer.json above all."
-        ) from error
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ValueError(f"{folder} has no tokenizer files (such as tokenizer.json): put them beside config.json.")
-    if len(tokenizer) > network.vocab_size:
-        raise ValueError(
-            f"the tokenizer of {folder} has {len(tokenizer):,} tokens, but the network knows only "
-            f"{network.vocab_size:,} (vocab_size in config.json): they do not belong together."
-        )
+    tokenizer = open_tokenizer(folder, network)
     least = tokenizer.num_special_tokens_to_add() + 1
     if config.data.max_length < least:
         raise ValueError(f"data.max_length is {config.data.max_length}, but a text of one word has {least} tokens.")
@@ -144,6 +137,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
         random_init=config.backbone.random_init,
         rngs=rngs,
         shardings=sharding,
+        verify=config.backbone.verify,
     )
     source = Source(
         path=None if config.backbone.random_init else str(folder),
@@ -258,10 +252,4 @@ def keep_declarations(folder: Path, target: Path, task: Task, *, needs_weights: 
     if needs_weights:
         fingerprint = weights_fingerprint(folder)
         write_json(target / "weights.json", {"folder": str(folder.absolute()), "fingerprint": fingerprint})
-    patterns = ("generation_config.json", "modules.json", "sentence_*_config.json", "*_Pooling/config.json")
-    for old in [file for pattern in patterns for file in target.glob(pattern)]:
-        old.unlink()
-    for file in [file for pattern in patterns for file in folder.glob(pattern)]:
-        copy = target / file.relative_to(folder)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, copy)
+    keep_declared_files(folder, target)

@@ -5,6 +5,7 @@
 A task is one file that defines a config (a choice of `TaskConfig`) and a subclass of `Task`.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source
+from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
@@ -92,6 +94,7 @@ class TaskContext:
     truncate: Literal["error", "left", "right", "drop"] = "error"
     seed: int = 0
     lower_case: bool = False  # texts are lower-cased before they are tokenised (sentence-transformers' do_lower_case)
+    prompt: str = ""  # put before each text that becomes one vector (sentence-transformers' default prompt)
     counts: dict[str, int] = field(default_factory=dict)  # what was cut or dropped, for the summary
     kind: str = "encoder"  # of the network: see `backbones.family.Family`
     decoder_start_token_id: int | None = None  # what an encoder–decoder's target begins with
@@ -353,6 +356,20 @@ def in_parts(
     return jnp.moveaxis(found, 0, 1).reshape(-1, *found.shape[2:])
 
 
+def with_default_prompt(context: TaskContext) -> TaskContext:
+    """The context of a task that makes one vector of a text: with the default prompt that the folder declares.
+
+    Raises ValueError where cutting texts from the left would cut the prompt.
+    """
+    prompt = "" if context.folder is None else read_pooling(context.folder).prompt
+    if prompt and context.truncate == "left":
+        raise ValueError(
+            f"data.truncate left would cut the prompt {prompt!r}, which the checkpoint puts before each text "
+            "(default_prompt_name in config_sentence_transformers.json). Choose right, drop or error."
+        )
+    return dataclasses.replace(context, prompt=prompt)
+
+
 def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -> list[Text | None]:
     """Tokenises texts, with special tokens. A text that `truncate: drop` drops becomes None.
 
@@ -364,7 +381,8 @@ def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -
     """
     if not texts:  # the tokenizer fails on none
         return []
-    texts = [text.lower() for text in texts] if context.lower_case else list(texts)
+    texts = [context.prompt + text for text in texts]
+    texts = [text.lower() for text in texts] if context.lower_case else texts
     encoded = context.tokenizer(
         texts, add_special_tokens=True, truncation=False, return_special_tokens_mask=True, verbose=False
     )

@@ -148,10 +148,40 @@ def test_what_a_kernel_has_no_room_for_is_announced_once(
             assert kernels.choose(q, **nothing) == "splash"
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 4 and "dropout" in told[0] and "200 tokens" in told[1] and "bias" in told[2]
+
+
+@pytest.mark.parametrize(
+    ("capability", "length", "head_dim", "options", "kernel"),
+    [
+        ((9, 0), 128, 64, {}, "cudnn"),
+        ((9, 0), 50, 256, {}, "cudnn"),
+        ((8, 0), 128, 128, {}, "cudnn"),
+        ((9, 0), 51, 64, {}, "plain"),  # an odd length beside a mask
+        ((8, 0), 128, 256, {}, "plain"),  # Gemma's heads on an A100
+        ((9, 0), 128, 264, {}, "plain"),
+        ((9, 0), 128, 20, {}, "plain"),  # no multiple of 8
+        ((7, 5), 128, 64, {}, "plain"),  # older than Ampere
+        ((0, 0), 128, 64, {}, "plain"),  # no NVIDIA GPU
+        ((9, 0), 128, 64, {"bias": np.zeros(1, np.float32)}, "plain"),  # T5, MPNet
+        ((9, 0), 128, 64, {"soft_cap": 5.0}, "plain"),
+        ((9, 0), 128, 64, {"dropout": True}, "plain"),
+        ((9, 0), 4096, 20, {}, "blocked"),
+    ],
+)
+def test_cudnn_is_chosen_where_it_takes_the_shapes(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    length: int,
+    head_dim: int,
+    options: dict[str, Any],
+    kernel: str,
+) -> None:
     monkeypatch.setattr(kernels, "platform", lambda: "gpu")
-    assert kernels.choose(q.astype(jnp.bfloat16), **nothing) == "cudnn"
-    assert kernels.choose(q, **nothing) == "plain"  # float32
-    assert kernels.choose(q.astype(jnp.bfloat16), **nothing | {"soft_cap": 5.0}) == "plain"
+    monkeypatch.setattr(kernels, "compute_capability", lambda: capability)
+    settings: dict[str, Any] = {"own": True, "bias": None, "dropout": False, "soft_cap": None}
+    q = jax.ShapeDtypeStruct((2, length, 2, head_dim), jnp.bfloat16)
+    assert kernels.choose(q, **settings | options) == kernel
+    assert kernels.choose(jax.ShapeDtypeStruct(q.shape, jnp.float32), **settings | options) != "cudnn"
 
 
 def test_the_ambient_mesh_says_which_devices() -> None:

@@ -292,7 +292,6 @@ SLIDING = ["sliding_attention"] * 3
 @pytest.mark.parametrize(
     ("model_type", "fields", "message"),
     [
-        ("llama", dict(pretraining_tp=2), "pretraining_tp=2"),
         ("llama", dict(hidden_act="laplace"), "'laplace' is not supported"),
         ("llama", dict(is_causal=False), "is_causal=False"),
         ("llama", dict(rope_parameters=LONGROPE | dict(rope_theta=1e4)), "'longrope'.*not implemented"),
@@ -487,3 +486,95 @@ def test_gemma_rounds_the_embedding_scale_as_pytorch_does(make_checkpoint, model
     batch = texts([40])
     expected = model(torch.tensor(batch["tokens"]).long()).last_hidden_state.detach().float().numpy()
     np.testing.assert_array_equal(np.asarray(run(module, batch), np.float32), expected)
+
+
+# ---------------------------------------------------------------- published layouts
+
+# The fields of the config.json of google/gemma-3-1b-it and of google/gemma-3-270m-it, in small.
+GEMMA3_SIZES = dict(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=7,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=6,
+    query_pre_attn_scalar=24,
+    sliding_window=5,
+    max_position_embeddings=64,
+)
+GEMMA3_SHARED = dict(
+    architectures=["Gemma3ForCausalLM"],
+    attention_bias=False,
+    attention_dropout=0.0,
+    attn_logit_softcapping=None,
+    bos_token_id=2,
+    eos_token_id=[1, 106],
+    final_logit_softcapping=None,
+    hidden_activation="gelu_pytorch_tanh",
+    initializer_range=0.02,
+    model_type="gemma3_text",
+    pad_token_id=0,
+    rms_norm_eps=1e-06,
+    rope_local_base_freq=100,
+    rope_scaling=None,
+    rope_theta=1000,
+    torch_dtype="float32",
+    use_cache=True,
+)
+LAYER_TYPES = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+GEMMA3_LAYOUTS = {
+    "1b": {"cache_implementation": "hybrid", "sliding_window_pattern": 6, "transformers_version": "4.50.0.dev0"},
+    "270m": {
+        "_sliding_window_pattern": 6,
+        "layer_types": LAYER_TYPES,
+        "use_bidirectional_attention": False,
+        "transformers_version": "4.55.0.dev0",
+    },
+    "new keys": {
+        "layer_types": LAYER_TYPES,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("layout", GEMMA3_LAYOUTS)
+def test_gemma3_as_it_is_published(layout, tmp_path):
+    """Old and new keys of rope and layer types; norms multiply by 1 + weight; logits against PyTorch."""
+    fields = GEMMA3_SHARED | GEMMA3_SIZES | GEMMA3_LAYOUTS[layout]
+    (tmp_path / "config.json").write_text(
+        json.dumps({k: v for k, v in fields.items() if v is not None or k[-1] == "g"})
+    )
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    torch.manual_seed(0)
+    theirs = transformers.Gemma3ForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.3)  # norms too
+    save_file(
+        {name: value.numpy() for name, value in theirs.state_dict().items() if name != "lm_head.weight"},
+        tmp_path / "model.safetensors",
+    )
+    loaded = load_backbone(tmp_path, rngs=nnx.Rngs(0))
+    spec = loaded.module.spec
+    assert list(spec.layer_types) == LAYER_TYPES and spec.window == 5
+    ropes = dict(spec.ropes)
+    np.testing.assert_allclose(ropes["full_attention"].frequencies[1], 1000 ** (-2 / 6), rtol=1e-6)
+    np.testing.assert_allclose(ropes["sliding_attention"].frequencies[1], 100 ** (-2 / 6), rtol=1e-6)
+    batch = texts([20, 9])
+    with torch.no_grad():
+        mask = torch.tensor(batch["segment_ids"])
+        expected = theirs.double().model(torch.tensor(batch["tokens"]).long(), attention_mask=mask)
+    real = batch["segment_ids"] != 0
+    found = np.asarray(run(loaded.module, batch))
+    np.testing.assert_allclose(found[real], expected.last_hidden_state.numpy()[real], atol=1e-4)
+
+
+def test_pretraining_tp_changes_no_number(tmp_path):
+    """Some Llama files say in how many parts the products were computed; the numbers are the same."""
+    config = CONFIGS["llama"].to_dict() | {"pretraining_tp": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert reading.input_limit(read_config(tmp_path)) == 48

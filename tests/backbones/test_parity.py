@@ -1,6 +1,8 @@
 """`scripts/check_parity.py` on tiny random checkpoints of every family and head, in odd configs."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,31 @@ def test_old_tensor_names(make_checkpoint, tmp_path, capsys):
     save_file({names[n]: t for n, t in tensors.items()}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     assert check_parity.check(str(tmp_path)), capsys.readouterr().out
+
+
+def test_gpt2_without_its_prefix(make_checkpoint, tmp_path, capsys):
+    """The tensors of the official gpt2 files have no `transformer.` before them."""
+    folder = make_checkpoint("gpt2", GPT2_LM)
+    tensors = {n.removeprefix("transformer."): t for n, t in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    assert check_parity.check(str(tmp_path)), capsys.readouterr().out
+
+
+def test_a_network_on_which_float32_is_coarse_passes(make_checkpoint, tmp_path, capsys):
+    """Judged by PyTorch's own distance from float64, not by a fixed number alone."""
+    folder = make_checkpoint("gpt2", GPT2_LM)
+    tensors = load_file(folder / "model.safetensors")
+    large = {n: t * (3000 if "wte" in n else 1) for n, t in tensors.items()}
+    save_file(large, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    assert check_parity.check(str(tmp_path), tolerance=1e-12), capsys.readouterr().out
+
+
+def test_without_torch_one_line_names_the_extra():
+    block = "import sys; sys.modules['torch'] = None; import runpy; runpy.run_path(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", block, str(SCRIPT)], capture_output=True, text=True)
+    assert done.returncode == 1 and "instructrec_jax[test]" in done.stderr.splitlines()[-1]
 
 
 def test_a_wrong_weight_is_found(make_checkpoint, monkeypatch, capsys):

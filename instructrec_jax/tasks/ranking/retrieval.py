@@ -17,7 +17,16 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.ranking.catalogue import has_splits
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, in_parts
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    Model,
+    Predict,
+    TaskConfig,
+    TaskContext,
+    in_parts,
+    with_default_prompt,
+)
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask
 
 ROW_ARRAYS = ("tokens", "token_types", "segment_ids", "positions", "text_numbers")
@@ -40,7 +49,7 @@ class RetrievalConfig(RankingConfig):
     temperature: float = 0.05  # initial temperature of the softmax; it is trained
 
     def build(self, context: TaskContext) -> "RetrievalTask":
-        return RetrievalTask(self, context)
+        return RetrievalTask(self, with_default_prompt(context))
 
 
 class RetrievalTask(RankingTask):

@@ -24,7 +24,17 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Parts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, in_parts, tokenise
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    Model,
+    Predict,
+    TaskConfig,
+    TaskContext,
+    in_parts,
+    tokenise,
+    with_default_prompt,
+)
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask
 
 Supervise = Literal["all", "last"]
@@ -51,7 +61,7 @@ class SequenceConfig(RankingConfig):
     pooling: Pooling | None = None  # how the backbone's tokens become one vector; null: what the checkpoint declares
 
     def build(self, context: TaskContext) -> "SequenceTask":
-        return SequenceTask(self, context)
+        return SequenceTask(self, with_default_prompt(context))
 
 
 class SequenceTask(RankingTask):

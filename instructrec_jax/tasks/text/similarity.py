@@ -28,6 +28,7 @@ from instructrec_jax.tasks.base import (
     TaskContext,
     in_parts,
     tokenise,
+    with_default_prompt,
 )
 from instructrec_jax.tasks.ranking.ranking_task import Pooling
 from instructrec_jax.tasks.ranking.retrieval import ROW_ARRAYS
@@ -52,7 +53,7 @@ class SimilarityConfig(OptionsConfig):
     temperature: float = 0.05  # initial temperature of the softmax; it is trained
 
     def build(self, context: TaskContext) -> "SimilarityTask":
-        return SimilarityTask(self, context)
+        return SimilarityTask(self, with_default_prompt(context))
 
 
 class SimilarityTask(Task):

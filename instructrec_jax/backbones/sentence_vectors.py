@@ -1,0 +1,65 @@
+"""Writes what makes a HuggingFace folder a sentence-transformers one: modules.json and a folder for each module.
+
+The layout is the one that its releases from 2.0 on read: modules.json lists Transformer, Pooling, Dense (where there is
+a projection) and Normalize in this order; vectors are what comes out of the last.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from instructrec_jax.backbones.folder import POOLING_MODES
+from instructrec_jax.files import write_json
+
+MODULES = "sentence_transformers.models"
+
+
+def write_sentence_modules(
+    folder: Path,
+    *,
+    hidden_size: int,
+    pooling: str,
+    projection: np.ndarray | None,
+    max_length: int,
+    lower_case: bool,
+) -> None:
+    """Declares how the network in `folder` makes a vector of unit length of a text; replaces older declarations.
+
+    A config_sentence_transformers.json that lies there (with its prompts) is kept.
+
+    Args:
+        pooling: one of the values of `POOLING_MODES`.
+        projection: float [hidden_size, vector], which the pooled vector is multiplied by, or None.
+        max_length: tokens that a text is cut to.
+        lower_case: texts are lower-cased first.
+
+    Raises ValueError where the projection is not finite.
+    """
+    for old in [path for path in folder.glob("[0-9]*_*") if path.is_dir()]:
+        shutil.rmtree(old)
+    for file in folder.glob("sentence_*_config.json"):
+        file.unlink()
+    names = ["Transformer", "Pooling", *(["Dense"] if projection is not None else []), "Normalize"]
+    paths = ["", *(f"{number}_{name}" for number, name in enumerate(names) if number)]
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"{MODULES}.{name}"}
+        for number, (name, path) in enumerate(zip(names, paths, strict=True))
+    ]
+    switches = {key: mode == pooling for key, mode in POOLING_MODES.items()}
+    write_json(folder / paths[1] / "config.json", {"word_embedding_dimension": hidden_size} | switches)
+    if projection is not None:
+        if not np.isfinite(projection).all():
+            raise ValueError("the projection of the retrieval head holds NaN or infinity, so it is not written.")
+        dense = {
+            "in_features": projection.shape[0],
+            "out_features": projection.shape[1],
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        }
+        write_json(folder / paths[2] / "config.json", dense)
+        weights = {"linear.weight": np.ascontiguousarray(projection.T.astype(np.float32))}
+        save_file(weights, folder / paths[2] / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lower_case})
+    write_json(folder / "modules.json", modules)
