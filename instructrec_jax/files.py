@@ -4,25 +4,33 @@ A whole file is written beside its final name, forced to disk and moved into pla
 that starts after a crash) finds the old file or the new one, never half of one. Rows are appended in one
 write, so that a killed process leaves at most one torn last line.
 
+`read_json(path, Kind)` and `read_jsonl(path, Kind)` check what they read against a type (a TypedDict, say), so that a
+damaged file is a ValueError which names the file and the field, wherever it is used. `sweep` deletes the temporary
+files of killed writers.
+
 JSON has no NaN and no infinity. They are written as null, because a run whose loss became NaN must still be
 able to say so; what reads null back shows it as missing.
 """
 
 import errno
+import fcntl
 import json
 import logging
 import math
 import os
 import re
+import types
+import typing
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, BinaryIO, NoReturn, TypeVar
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -45,9 +53,21 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, _dump(value, path, indent=2) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """The JSON value of a file; a broken file names itself. A missing one is a FileNotFoundError."""
-    return _load(Path(path).read_bytes(), str(path))
+@typing.overload
+def read_json(path: str | Path) -> Any: ...
+@typing.overload
+def read_json(path: str | Path, kind: type[T]) -> T: ...
+def read_json(path: str | Path, kind: Any = object) -> Any:
+    """The JSON value of a file.
+
+    Args:
+      kind: the type that the value should have, see `check_type`.
+
+    Raises:
+      ValueError: the file is not JSON, or its value is not of this type; names the file and the field.
+      FileNotFoundError: there is no such file.
+    """
+    return check_type(_load(Path(path).read_bytes(), str(path)), kind, str(path))
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -70,6 +90,7 @@ def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     lines = [_line(row, path) for row in rows]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
         with open(path, "a+b") as file:
             end = _mend(file, path)
             try:
@@ -79,17 +100,23 @@ def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
             except OSError:
                 os.truncate(path, end)  # a disk that is full took a part of it
                 raise
+        if new:
+            sync_folder(path.parent)
     except OSError as error:
-        _explain(error, path)
+        explain(error, path)
     return len(lines)
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+@typing.overload
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]: ...
+@typing.overload
+def read_jsonl(path: str | Path, kind: type[T]) -> list[T]: ...
+def read_jsonl(path: str | Path, kind: Any = object) -> Any:
     """The rows of a JSON-lines file, as dictionaries.
 
     One torn last line (no newline at its end, not JSON: its writer was killed) is left out with a warning.
-    Any other line that is not a JSON object is a ValueError that names the file and the line. A missing file
-    is a FileNotFoundError.
+    Any other line that is not a JSON object, or not of the type `kind` (see `check_type`), is a ValueError that names
+    the file and the line. A missing file is a FileNotFoundError.
     """
     rows = []
     with open(path, "rb") as file:
@@ -104,8 +131,87 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                     raise
                 logger.warning("%s: left out a half-written last line; its writer was killed.", where)
                 break
-            rows.append(row)
+            rows.append(check_type(row, kind, where))
     return rows
+
+
+def check_type(value: Any, kind: Any, where: str) -> Any:
+    """The value, a JSON value, after a check of its type.
+
+    Args:
+      kind: object (anything), None, bool, int, float (also an int), str, Literal, list[X], dict[str, X], X | Y,
+        tuple[X, Y] (a list of this length), or a TypedDict, whose fields may be NotRequired. Further fields are
+        allowed: a later version may add some.
+      where: the file, for the error.
+
+    Raises:
+      ValueError: the value is of another type; names `where`, the field, what it should be and what it is.
+    """
+    if problem := _type_problem(value, kind, ""):
+        raise ValueError(f"{where}: {problem}. The file is damaged or of another program: repair or remove it.")
+    return value
+
+
+def _type_problem(value: Any, kind: Any, name: str) -> str | None:
+    """What is wrong with a value, or None."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        problems = [_type_problem(value, each, name) for each in inside]
+        if None in problems:
+            return None
+        if len(inside) == 2 and type(None) in inside:  # what is wrong deep inside says more
+            return problems[1 - inside.index(type(None))]
+        return _named(name, " or ".join(_described(each) for each in inside), value)
+    if origin in (typing.Required, typing.NotRequired):
+        return _type_problem(value, inside[0], name)
+    if typing.is_typeddict(kind):
+        if not isinstance(value, dict):
+            return _named(name, "an object", value)
+        hints = typing.get_type_hints(kind, include_extras=True)
+        for field, below in hints.items():
+            if field in value:
+                if problem := _type_problem(value[field], below, f"{name}.{field}" if name else field):
+                    return problem
+            elif field in kind.__required_keys__:
+                return f"{f'{name}.{field}' if name else field} is missing"
+        return None
+    children: Iterable[tuple[str, Any, Any]] = ()
+    if origin is dict and isinstance(value, dict):
+        children = ((f"{name}[{key!r}]", below, inside[1]) for key, below in value.items())
+    elif origin is list and isinstance(value, list):
+        children = ((f"{name}[{i}]", below, inside[0]) for i, below in enumerate(value))
+    elif origin is tuple and isinstance(value, list) and len(value) == len(inside):
+        children = ((f"{name}[{i}]", below, each) for i, (below, each) in enumerate(zip(value, inside, strict=True)))
+    elif not _is_plain(value, kind):
+        return _named(name, _described(kind), value)
+    return next(filter(None, (_type_problem(below, each, path) for path, below, each in children)), None)
+
+
+def _is_plain(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind is object:
+        return True
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float)
+    return typing.get_origin(kind) is None and isinstance(value, type(None) if kind is None else kind)
+
+
+def _described(kind: Any) -> str:
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, inside))
+    if origin is tuple:
+        return f"a list of {len(inside)} values"
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    names |= {int: "an integer", float: "a number", type(None): "null"}
+    return "an object" if typing.is_typeddict(kind) else names.get(origin or kind, str(kind))
+
+
+def _named(name: str, wanted: str, value: Any) -> str:
+    return f"{name or 'the value'} should be {wanted}, but is {json.dumps(value, default=str)[:60]}"
 
 
 @contextmanager
@@ -116,18 +222,63 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
+            with suppress(OSError):  # where the file system has no locks, `sweep` deletes nothing either
+                try_lock(file)  # so that `sweep` leaves it alone
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
         # An OSError with another file's name comes from where the rows are read, not from here.
         ours = {None, str(temporary), *map(str, path.parents)}
         if isinstance(error, OSError) and error.filename in ours:
-            _explain(error, path)
+            explain(error, path)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Deletes the temporary files in a folder (not below it) whose writers were killed."""
+    for path in folder.glob(".*.tmp"):
+        if not is_temporary(path.name):
+            continue
+        with suppress(OSError), open(path, "rb") as file:
+            if try_lock(file):  # nobody writes it any more
+                path.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one of `replacing`, not yet moved into place."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", name) is not None
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Locks an open file for this process, until it is closed or the process dies; False where another one holds it.
+
+    Raises OSError where the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces a folder's names to disk: a file that was moved into place stays there when the power fails."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return  # some network file systems open no folders, and keep names in order by themselves
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
 
 
 def _mend(file: BinaryIO, path: Path) -> int:
@@ -194,7 +345,7 @@ def _load(raw: bytes, where: str) -> Any:
         raise ValueError(f"{where}: not JSON ({error}). Repair or remove it.") from None
 
 
-def _explain(error: OSError, path: Path) -> NoReturn:
+def explain(error: OSError, path: Path) -> NoReturn:
     """The same kind of OSError, with the path and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "the disk is full. Free some space or choose a folder on another disk, then start again"

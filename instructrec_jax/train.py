@@ -4,13 +4,13 @@ Without arguments it trains the embedded film recommender. `train` is the whole 
 (see `distributed/launch.py`) all go through it together; the first of them writes and speaks for all.
 """
 
-import shutil
+import sys
 import time
+import zlib
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from textwrap import shorten
-from typing import Any
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -18,14 +18,24 @@ import numpy as np
 from instructrec_jax.answering.comparison import compare_before_and_after
 from instructrec_jax.data.loader import process_share, to_devices
 from instructrec_jax.data.skipped import summarize_skipped, write_skipped
+from instructrec_jax.data.stream import list_skipped, resume_skipped
 from instructrec_jax.distributed.host_memory import release_freed_memory
-from instructrec_jax.distributed.launch import check_shared, guard, once, place, say
+from instructrec_jax.distributed.launch import guard, is_loss_of_another, once, place, say
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
-from instructrec_jax.evaluation.evaluator import better, greater_is_better, measured_on
+from instructrec_jax.evaluation.evaluator import greater_is_better, measured_on
 from instructrec_jax.evaluation.report import write_report
-from instructrec_jax.files import write_json, write_text
-from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict, to_yaml
+from instructrec_jax.files import write_json
+from instructrec_jax.runs.config import Config, main_guard, parse, to_dict
 from instructrec_jax.runs.data import RunData
+from instructrec_jax.runs.directory import (
+    RunLock,
+    check_run_dir,
+    check_same_data,
+    check_settings,
+    finish_run_dir,
+    resuming,
+    start_run_dir,
+)
 from instructrec_jax.runs.model import (
     backbone_folder,
     keep_declarations,
@@ -39,32 +49,28 @@ from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.summary import flops_and_peak, summarize
 from instructrec_jax.tasks.base import check_cases
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
-from instructrec_jax.training.interrupt import Interrupt
+from instructrec_jax.training.interrupt import Interrupt, Interrupted
 from instructrec_jax.training.meter import Meter
-from instructrec_jax.training.optimizer import check_optimizer, learning_rate_schedule
-from instructrec_jax.training.profiling import Profiler, traced_steps
+from instructrec_jax.training.optimizer import learning_rate_schedule
+from instructrec_jax.training.profiling import Profiler
+from instructrec_jax.training.progress import Progress
 from instructrec_jax.training.state import empty_window, merge_params, without_frozen
 from instructrec_jax.training.tracking import Tracker, progress_bar
 
-# Settings that may differ when a run goes on: they do not change what it computes.
-FREE_ON_RESUME = ("run_dir", "overwrite", "mesh", "checkpoint", "tracking", "profile")
-AT_LEAST = {
-    **{name: 1 for name in ("steps", "accumulation", "data.batch_size", "data.batch_rows", "tracking.log_every")},
-    **{name: 1 for name in ("checkpoint.every", "checkpoint.keep_last", "optimizer.max_nonfinite")},
-    **{name: 1 for name in ("evaluation.patience", "evaluation.max_examples")},
-    **{name: 0 for name in ("seed", "evaluation.every", "checkpoint.keep_best")},
-}
-# What the verbs leave in a run directory, and so what --overwrite true deletes: nothing else.
-LEFT_BY_RUNS = (
-    *("config.yaml", "summary.json", "metrics.jsonl", "skipped.jsonl", "report.html", "wandb_id.txt"),
-    *("evaluation.json", "predictions.jsonl", "examples.json"),
-    *("backbone", "checkpoints", "tensorboard", "wandb", "evaluation", "profile"),
-)
-
 
 def train(config: Config) -> Path:
-    """Runs, or goes on with, the training that `config` describes; returns the run directory."""
+    """Runs, or resumes, the training that `config` describes; returns the run directory.
+
+    Raises ValueError where the run cannot begin or be resumed, Interrupted (a KeyboardInterrupt) after Ctrl-C, when the
+    last step is saved.
+    """
     check_settings(config)
+    with RunLock(config.run_dir) as lock:
+        return train_locked(config, lock)
+
+
+def train_locked(config: Config, lock: RunLock) -> Path:
+    """`train`, top to bottom. The lock is taken where the run directory is first written to."""
     prepare_data(config)
     sources = RunData(config)
     config = sources.config
@@ -87,22 +93,24 @@ def train(config: Config) -> Path:
 
     # ------------------------------------------------------------------ run directory, and resume
     # Only now, so that a run that cannot begin or go on leaves no trace and deletes nothing.
-    start_run_dir(config, run_dir)
+    before = start_run_dir(config, run_dir, lock, data.fingerprint)
     metric = config.evaluation.metric or task.metric
     greater = greater_is_better(task, metric)
-    checkpoints = Checkpoints(run_dir, config.checkpoint, greater)
+    measure = measure_of(config, metric)
+    checkpoints = Checkpoints(run_dir, config.checkpoint, greater, measure)
     step = 0
-    progress: dict[str, Any] = {"tokens": 0, "stream": None, "best_value": None, "best_step": None, "stale": 0}
-    progress["data"] = data.fingerprint
+    progress = Progress(data.fingerprint, measure=measure)
+    source = sources.source("train")
+    listed = resume_skipped(source, run_dir, bool(checkpoints.steps()))
     if checkpoints.steps():
         step = checkpoints.steps()[-1]
-        progress = checkpoints.progress(step)
-        check_same_data(progress["data"], data.fingerprint, run_dir)
+        progress = checkpoints.progress(step).measured_as(measure)
+        check_same_data(progress.data, data.fingerprint, run_dir)
         if state.frozen:
             weights_folder(config, run_dir)
         saved = checkpoints.restore(step, abstract(without_frozen(state), without_frozen(shardings)))
         state = replace(saved, frozen=state.frozen)
-        say(f"resuming from the checkpoint at step {step}")
+        say(resuming(step, before, config))
     keep_declarations(folder, run_dir / "backbone", task, needs_weights=bool(state.frozen))
     summary = summarize(setup, data)
     once(lambda: write_json(run_dir / "summary.json", {"title": run_dir.name, "facts": summary}))
@@ -120,8 +128,9 @@ def train(config: Config) -> Path:
 
     passing = (ValueError, FloatingPointError)
     with Interrupt() as interrupt, closing(checkpoints), bar, tracker, profiler, guard(passing):
-        batches = data.batches(step, config.steps, progress["stream"])
-        while step < config.steps and not interrupt.after(step) and not out_of_patience(config, progress):
+        batches = data.batches(step, config.steps, progress.stream)
+        patience = config.evaluation.patience
+        while step < config.steps and not interrupt.after(step) and not progress.out_of_patience(patience):
             if task.refresh_every and step % task.refresh_every == 0:
                 buffers = task.refresh(predict_with(merge_params(state.params, state.frozen)))
                 state = replace(state, buffers=place(buffers, shardings.buffers))
@@ -138,130 +147,66 @@ def train(config: Config) -> Path:
             if new_shape:
                 jax.block_until_ready(sums)
                 release_freed_memory()  # what compiling took
-            progress |= {"tokens": progress["tokens"] + batch.tokens, "stream": batch.position}
+            progress = progress.trained(batch.tokens, batch.position)
             meter.count(batch.tokens)
             meter.flush()
             meter.watch(step, sums)
             bar.update(step)
             if step % config.tracking.log_every == 0 or step == config.steps:
-                meter.close_window(step, sums, progress["tokens"])
+                meter.close_window(step, sums, progress.tokens)
                 state = replace(state, window=place(empty_window(), replicated(mesh)))
             value = None
             if validation and config.evaluation.every and step % config.evaluation.every == 0:
                 meter.flush()
                 began = time.perf_counter()
-                scores = task.score(predict_with(merge_params(state.params, state.frozen)), validation)
-                value = chosen_metric(scores.metrics, metric)
+                try:
+                    scores = task.score(predict_with(merge_params(state.params, state.frozen)), validation)
+                    value = chosen_metric(scores.metrics, metric)
+                except Exception as error:
+                    if jax.process_count() == 1 or (isinstance(error, passing) and not is_loss_of_another(error)):
+                        checkpoints.save(step, without_frozen(state), progress, to_dict(config), None)
+                    evaluation_failed(step, error)
                 shown = scores.main or scores.metrics
                 tracker.log("evaluation", step, {name: scores.metrics[name] for name in (*shown, metric)})
-                note_progress(progress, step, value, greater)
-                bar.print(f"step {step}: {metric} {value:.4f}" + (" (best so far)" * (progress["best_step"] == step)))
+                progress = progress.evaluated(step, value, greater=greater)
+                bar.print(f"step {step}: {metric} {value:.4f}" + (" (best so far)" * (progress.best_step == step)))
                 release_freed_memory()
                 meter.pause(time.perf_counter() - began)
-            if step % config.checkpoint.every == 0 or progress["best_step"] == step:
+            if step % config.checkpoint.every == 0 or progress.best_step == step:
                 meter.flush()  # every line up to a checkpoint is on disk before the checkpoint is
+                listed = list_skipped(source, run_dir, listed)
                 with meter.timed("checkpoint"):
-                    checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
+                    checkpoints.save(step, without_frozen(state), progress, to_dict(config), value)
         meter.flush()
-        checkpoints.save(step, without_frozen(state), dict(progress), to_dict(config), value)
+        list_skipped(source, run_dir, listed)
+        checkpoints.save(step, without_frozen(state), progress, to_dict(config), value)
         if not interrupt.requested:
             meter.finish(step, state.skipped)
-    once(lambda: write_skipped(run_dir, sources.skipped))
-    if sources.skipped:
-        say(summarize_skipped(sources.skipped))
+    skipped = list(dict.fromkeys(sources.skipped))
+    once(lambda: write_skipped(run_dir, skipped))
+    if skipped:
+        say(summarize_skipped(skipped))
     if interrupt.requested:
-        say(
-            f"{interrupt.requested}: saved step {step} of {config.steps} in {run_dir}. "
-            "Start again with the same command to go on."
-        )
+        say(interrupt.end(step, config.steps))
         return run_dir
 
     # ------------------------------------------------------------------ before, after, and baselines
     del state, setup
     if test:
         run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
-        before = predict_with(load_model(config, task, folder, mesh).params)
-        chosen_on_them = progress["best_step"] is not None
+        untuned = predict_with(load_model(config, task, folder, mesh).params)
+        chosen_on_them = progress.best_step is not None
         cases_of = measured_on("validation" if test is validation else "test", chose_checkpoint=chosen_on_them)
-        compare_before_and_after(run, before, data.encoded, groups, cases_of)
+        compare_before_and_after(run, untuned, data.encoded, groups, cases_of)
     once(lambda: print(f"\nreport: {write_report(run_dir)}"))
+    once(lambda: finish_run_dir(run_dir))
     return run_dir
 
 
-def check_settings(config: Config) -> None:
-    """Refuses numbers out of their range, so that none of them shows only in the middle of a run."""
-    settings = flatten(to_dict(config))
-    for name, least in AT_LEAST.items():
-        if settings[name] is not None and settings[name] < least:
-            raise ValueError(f"{name} must be at least {least}, but is {settings[name]}.")
-    if config.evaluation.patience and not (config.evaluation.every and config.data.validation):
-        raise ValueError("evaluation.patience needs evaluations: set data.validation, and evaluation.every above 0.")
-    check_optimizer(config.optimizer)
-    traced_steps(config.profile, config.steps)
-
-
-def check_run_dir(config: Config) -> Path:
-    """The run directory; an error where it is something else, or holds checkpoints of other settings."""
-    run_dir = Path(config.run_dir)
-    settings = run_dir / "config.yaml"
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ValueError(f"run_dir {run_dir} is a file. Choose another run_dir.")
-    if run_dir.exists() and any(run_dir.iterdir()) and not settings.is_file():
-        raise ValueError(f"{run_dir} exists but is no run directory (no config.yaml). Choose another run_dir.")
-    if settings.is_file() and not (config.overwrite and "\nrun_dir:" in settings.read_text(encoding="utf-8")):
-        try:
-            before, now = flatten(to_dict(load(settings))), flatten(to_dict(config))
-        except ValueError as error:
-            raise ValueError(
-                f"{run_dir} holds a config.yaml that is not of a run of this version ({error}). Choose another run_dir"
-                + (", or start anew with --overwrite true." if "\nrun_dir:" in settings.read_text() else ".")
-            ) from error
-        other_task = before["task.type"] != now["task.type"]  # whose settings have other names
-        changed = [
-            f"{key}: {shorten(str(before.get(key)), 100)} then, {shorten(str(now.get(key)), 100)} now"
-            for key in sorted(before | now)
-            if before.get(key) != now.get(key)
-            and key.split(".")[0] not in FREE_ON_RESUME
-            and not (other_task and key.startswith("task.") and key != "task.type")
-        ]
-        trained = any(path.name.isdigit() for path in run_dir.glob("checkpoints/*"))
-        if changed and trained:
-            raise ValueError(
-                f"{run_dir} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
-                "Choose another run_dir, or start anew with --overwrite true."
-            )
-    return run_dir
-
-
-def start_run_dir(config: Config, run_dir: Path) -> None:
-    """Makes the run directory, without what an earlier run left if it is to be overwritten."""
-    settings = to_yaml(replace(config, overwrite=False))
-
-    def start() -> None:
-        if config.overwrite:
-            for path in (run_dir / name for name in LEFT_BY_RUNS):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-        write_text(run_dir / "config.yaml", settings)
-
-    once(start)
-    check_shared(run_dir / "config.yaml", settings)
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {name: value for key, below in tree.items() for name, value in flatten(below, f"{prefix}{key}.").items()}
-
-
-def check_same_data(before: str, now: str, run_dir: Path) -> None:
-    if before != now:
-        raise ValueError(
-            f"the training data changed since the run in {run_dir} began, so it cannot go on. Restore the data, choose "
-            "another run_dir, or start anew with --overwrite true."
-        )
+def measure_of(config: Config, metric: str) -> str:
+    """What an evaluation's metric measures, for `Progress`: with other cases it is another measure."""
+    cases = repr((to_dict(config)["data"]["validation"], config.evaluation.max_examples))
+    return f"{metric} {zlib.crc32(cases.encode()):08x}"
 
 
 def chosen_metric(metrics: dict[str, float], name: str) -> float:
@@ -270,20 +215,24 @@ def chosen_metric(metrics: dict[str, float], name: str) -> float:
     return metrics[name]
 
 
-def note_progress(progress: dict[str, Any], step: int, value: float, greater: bool) -> None:
-    """Keeps the best metric, its step, and the number of evaluations since it."""
-    if better(value, progress["best_value"], greater=greater):
-        progress |= {"best_value": value, "best_step": step, "stale": 0}
-    else:
-        progress["stale"] += 1
-
-
-def out_of_patience(config: Config, progress: dict[str, Any]) -> bool:
-    return config.evaluation.patience is not None and progress["stale"] >= config.evaluation.patience
+def evaluation_failed(step: int, error: Exception) -> NoReturn:
+    """Raises the error of an evaluation with a remedy, now that the step before it is saved."""
+    text = (
+        f"the evaluation after step {step} failed. The step is saved: correct the setting or the data, or turn "
+        "evaluation off with --evaluation.every 0, and run the command again to resume after it."
+    )
+    if isinstance(error, ValueError | OSError):
+        raise ValueError(f"{error}\n{text}") from error
+    error.add_note(text)
+    raise error
 
 
 def main(args: list[str]) -> None:
-    train(parse(Config, args))
+    try:
+        train(parse(Config, args))
+    except Interrupted as stopped:
+        say(str(stopped))
+        sys.exit(130)
 
 
 if __name__ == "__main__":

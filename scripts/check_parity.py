@@ -133,16 +133,17 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
 def softmax_of_float64() -> Iterator[None]:
     """transformers asks for softmax in float32 whatever it is given; there the mask of float64 becomes -inf, and a row
     of padding NaN."""
-    plain = torch.nn.functional.softmax
+    functional: Any = torch.nn.functional
+    plain = functional.softmax
 
-    def softmax(x: torch.Tensor, *arguments: Any, dtype: Any = None, **options: Any) -> torch.Tensor:
+    def softmax(x: torch.Tensor, *arguments: Any, dtype: Any = None, **options: Any) -> Any:
         return plain(x, *arguments, dtype=None if x.dtype == torch.float64 else dtype, **options)
 
-    torch.nn.functional.softmax = softmax
+    functional.softmax = softmax
     try:
         yield
     finally:
-        torch.nn.functional.softmax = plain
+        functional.softmax = plain
 
 
 def largest(difference: np.ndarray) -> float:

@@ -1,5 +1,9 @@
 """What several test files build: examples, tasks and one compiled step."""
 
+import copy
+import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +184,25 @@ def assert_close(actual: Any, expected: Any, atol: float) -> None:
     flat, _ = jax.tree_util.tree_flatten_with_path(actual)
     for (path, a), e in zip(flat, jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, atol=atol, rtol=0, err_msg=jax.tree_util.keystr(path))
+
+
+def mutations(value: Any, count: int, draw: random.Random) -> Iterator[Any]:
+    """Damaged copies of a JSON value: at a random place something of another type, another number, or nothing."""
+    junk = (None, True, -1, 3.5, 10**30, 1e308, "", "x", [], [1], {}, {"a": None}, [[None]], "\ud800")
+
+    def places(node: Any) -> list[tuple[Any, Any]]:
+        if not isinstance(node, dict | list):
+            return []
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        return [(node, key) for key in keys] + [place for key in keys for place in places(node[key])]
+
+    while count:
+        mutant = copy.deepcopy(value)
+        node, key = draw.choice(places(mutant))
+        if draw.random() < 0.2:
+            del node[key]
+        else:
+            node[key] = draw.choice(junk)
+        if json.dumps(mutant) != json.dumps(value):
+            count -= 1
+            yield mutant

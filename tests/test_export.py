@@ -27,6 +27,7 @@ from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
 from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from instructrec_jax.training.progress import Progress
 
 OPEN_WITH_ORBAX = """
 import sys
@@ -53,7 +54,7 @@ def run_of_step_1(kind: str, checkpoint: Path, folder: Path, **changes: Any) -> 
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), model.params)
     params = jax.device_put(params, model.shardings)
     checkpoints = Checkpoints(run, CheckpointConfig())
-    checkpoints.save(1, {"params": params}, {"best_step": None}, {}, None)
+    checkpoints.save(1, {"params": params}, Progress("data"), {}, None)
     checkpoints.close()
     return run, nnx.merge(model.graphdef, params)
 

@@ -1,12 +1,23 @@
 import errno
 import json
 import os
+import re
 import stat
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import pytest
 
-from instructrec_jax.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl, write_text
+from instructrec_jax.files import (
+    append_jsonl,
+    read_json,
+    read_jsonl,
+    replacing,
+    sweep,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 
 def names(folder):
@@ -156,3 +167,71 @@ def test_broken_json_file_names_itself(tmp_path):
 def test_what_is_written_is_standard_json(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"loss": float("-inf")}])
     assert json.loads((tmp_path / "a.jsonl").read_text()) == {"loss": None}
+
+
+class Inner(TypedDict):
+    size: int
+
+
+class Outer(TypedDict):
+    name: str
+    share: float
+    inner: NotRequired[Inner | None]
+    pairs: NotRequired[list[tuple[str, float | None]]]
+    kind: NotRequired[Literal["a", "b"]]
+    by_name: NotRequired[dict[str, bool]]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"name": "x", "share": 1}, None),
+        ({"name": "x", "share": 0.5, "inner": None, "more": 3}, None),
+        ({"name": "x", "share": 1, "inner": {"size": 3}, "pairs": [["a", None]], "by_name": {"a": True}}, None),
+        ([], "the value should be an object, but is []"),
+        ({"name": "x"}, "share is missing"),
+        ({"name": 3, "share": 1}, "name should be a text, but is 3"),
+        ({"name": "x", "share": True}, "share should be a number, but is true"),
+        ({"name": "x", "share": None}, "share should be a number, but is null"),
+        ({"name": "x", "share": 1, "inner": {"size": 1.5}}, "inner.size should be an integer, but is 1.5"),
+        ({"name": "x", "share": 1, "inner": {}}, "inner.size is missing"),
+        ({"name": "x", "share": 1, "pairs": [["a", 1], ["b"]]}, "pairs[1] should be a list of 2 values"),
+        ({"name": "x", "share": 1, "pairs": [["a", "1"]]}, "pairs[0][1] should be a number"),
+        ({"name": "x", "share": 1, "kind": "c"}, "kind should be 'a' or 'b', but is"),
+        ({"name": "x", "share": 1, "by_name": {"a": 1}}, "by_name['a'] should be true or false, but is 1"),
+    ],
+)
+def test_a_typed_reading_names_the_field(tmp_path, value, problem):
+    path = write_json(tmp_path / "a.json", value)
+    if problem is None:
+        assert read_json(path, Outer) == value
+    else:
+        with pytest.raises(ValueError, match=re.escape(f"{path}: {problem}")):
+            read_json(path, Outer)
+
+
+def test_a_typed_reading_of_rows_names_the_line(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"size": 1}, {"size": "2"}])
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: size should"):
+        read_jsonl(tmp_path / "a.jsonl", Inner)
+
+
+def test_only_temporary_files_of_the_dead_are_swept(tmp_path):
+    stale = tmp_path / f".a.txt.{'0' * 32}.tmp"
+    stale.write_text("half")
+    with replacing(tmp_path / "b.txt") as file:
+        file.write(b"whole")
+        sweep(tmp_path)
+        assert len(names(tmp_path)) == 1 and not stale.exists()
+    sweep(tmp_path)
+    assert names(tmp_path) == ["b.txt"]
+
+
+def test_the_folder_is_forced_to_disk_after_the_file_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.path.isdir(f"/proc/self/fd/{handle}")))
+    write_text(tmp_path / "a.txt", "text")
+    assert synced == [False, True]
+    append_jsonl(tmp_path / "a.jsonl", [{"a": 1}])
+    append_jsonl(tmp_path / "a.jsonl", [{"a": 2}])
+    assert synced == [False, True, False, True, False]

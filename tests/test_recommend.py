@@ -37,6 +37,7 @@ from instructrec_jax.runs.run import Run, _with_known_items
 from instructrec_jax.tasks import LanguageModelRankingConfig, RerankerConfig, RetrievalConfig, SequenceConfig
 from instructrec_jax.tasks.base import Predict
 from instructrec_jax.training.checkpoint import Checkpoints
+from instructrec_jax.training.progress import Progress
 from instructrec_jax.training.state import split_params
 
 TITLES = ["The Love", "War", "Space", "Crime", "Music", "Old Love", "New War", "太空 🚀", "War", "Dull", "Good", "Long"]
@@ -84,7 +85,7 @@ def make_run(run: Path, task: Any, network: Path) -> Path:
     trained, frozen = split_params(model.params, model.is_frozen)
     models.keep_declarations(network, run / "backbone", built, needs_weights=bool(frozen))
     checkpoints = Checkpoints(run, config.checkpoint)
-    checkpoints.save(1, {"params": trained}, {"best_step": None}, to_dict(config), None)
+    checkpoints.save(1, {"params": trained}, Progress("data"), to_dict(config), None)
     checkpoints.close()
     write_settings(config, run / "config.yaml")
     return run

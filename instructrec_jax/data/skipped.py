@@ -1,14 +1,14 @@
 """What is kept of bad rows, and how people hear of them."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from instructrec_jax.data.example import BadExample
+from instructrec_jax.files import append_jsonl, read_jsonl, write_jsonl
 
 OnBadExample = Literal["error", "skip"]
 
@@ -44,14 +44,37 @@ def summarize_skipped(rows: Sequence[SkippedRow]) -> str:
     return f"{len(rows):,} rows were skipped as bad: {', '.join(kinds)}. The first: {first}"
 
 
+class SkippedFields(TypedDict):
+    """A line of skipped.jsonl."""
+
+    where: str
+    field: str
+    reason: str
+    detail: str
+
+
 def write_skipped(run_dir: str | os.PathLike[str], rows: Sequence[SkippedRow]) -> Path | None:
     """Writes the skipped rows to `skipped.jsonl` in the run directory (none: no file)."""
     path = Path(run_dir) / "skipped.jsonl"
     if not rows:
         path.unlink(missing_ok=True)
         return None
-    temporary = path.with_suffix(".jsonl.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    os.replace(temporary, path)
+    write_jsonl(path, map(asdict, rows))
     return path
+
+
+def add_skipped(run_dir: str | os.PathLike[str], rows: Sequence[SkippedRow], written: int) -> int:
+    """Adds the rows after the first `written` ones to `skipped.jsonl`; returns how many there are now.
+
+    For a stream, whose bad rows come to light as it is read: each is on disk before the checkpoint that lies behind it.
+    """
+    if rows[written:]:
+        append_jsonl(Path(run_dir) / "skipped.jsonl", map(asdict, rows[written:]))
+    return len(rows)
+
+
+def read_skipped(run_dir: str | os.PathLike[str]) -> list[SkippedRow]:
+    """The rows of `skipped.jsonl`; none where there is no such file. A damaged file is a ValueError that names it."""
+    path = Path(run_dir) / "skipped.jsonl"
+    rows = read_jsonl(path, SkippedFields) if path.exists() else []
+    return [SkippedRow(row["where"], row["field"], row["reason"], row["detail"]) for row in rows]

@@ -3,15 +3,25 @@
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.mixture import permutation
-from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
+from instructrec_jax.data.skipped import (
+    OnBadExample,
+    SkippedRow,
+    add_skipped,
+    bad_rows,
+    listing,
+    read_skipped,
+    write_skipped,
+)
+from instructrec_jax.distributed.launch import is_first
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +73,10 @@ class StreamSource:
     def skipped(self) -> list[SkippedRow]:
         return list(self._skipped.values())
 
+    def know_skipped(self, rows: Iterable[SkippedRow]) -> None:
+        """Adds rows that were skipped before this stream was opened, by a run that is resumed; a state has none."""
+        self._skipped |= {row.where: row for row in rows}
+
     def get_state(self) -> dict[str, Any]:
         return {
             "epoch": self._epoch,
@@ -71,7 +85,6 @@ class StreamSource:
             "usable": self._usable,
             "dataset": copy.deepcopy(self._block_state),
             "shuffle": [self.seed, self.shuffle_block],
-            "skipped": [asdict(row) for row in self.skipped],
         }
 
     def set_state(self, state: Mapping[str, Any] | None) -> None:
@@ -84,7 +97,7 @@ class StreamSource:
         self._epoch, self._block = state["epoch"], state["block"]
         self._taken, self._usable = state["taken"], state["usable"]
         self._block_state = copy.deepcopy(state["dataset"])
-        self._skipped = {row["where"]: SkippedRow(**row) for row in state["skipped"]}
+        self.know_skipped([SkippedRow(**row) for row in state.get("skipped", [])])  # states of version 0.1 have them
 
     def __iter__(self) -> Iterator[Example]:
         self.dataset.load_state_dict(copy.deepcopy(self._block_state))
@@ -129,3 +142,27 @@ class StreamSource:
                 self.name,
                 ", ".join(new),
             )
+
+
+def resume_skipped(source: object, run_dir: Path, resumes: bool) -> int:
+    """Prepares skipped.jsonl, which the rows of a stream go to as it is read; returns how many are in it.
+
+    Args:
+      source: of the training data; only a stream finds bad rows while it is read.
+      resumes: whether a run is resumed, whose rows are in the file; otherwise it is begun anew.
+    """
+    if not isinstance(source, StreamSource):
+        return 0
+    if not resumes:
+        if is_first():
+            write_skipped(run_dir, [])
+        return 0
+    source.know_skipped(read_skipped(run_dir))
+    return len(source.skipped)
+
+
+def list_skipped(source: object, run_dir: Path, listed: int) -> int:
+    """Adds the rows of a stream after the first `listed` ones to skipped.jsonl; returns how many there are."""
+    if isinstance(source, StreamSource) and is_first():
+        return add_skipped(run_dir, source.skipped, listed)
+    return listed

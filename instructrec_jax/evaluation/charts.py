@@ -5,11 +5,12 @@ import html
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from instructrec_jax.evaluation.tables import clean, digits
+from instructrec_jax.files import check_type
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,15 +54,43 @@ def line_plot(
     return _image(title, (5, 3), draw, says=f"{title} by step: {last}")
 
 
+class Confusion(TypedDict):
+    """Rows of counts are the true labels."""
+
+    labels: list[str]
+    counts: list[list[float]]
+
+
+class Bin(TypedDict):
+    """Cases of similar confidence."""
+
+    cases: float
+    confidence: float
+    accuracy: float
+
+
+class Calibration(TypedDict):
+    """A reliability diagram."""
+
+    bins: list[Bin]
+
+
 def chart(name: str, data: Mapping[str, Any]) -> str:
     """One of `Scores.charts` as an <img>; nothing for a name that has no picture."""
     kind = name.split(",")[0].split(" (")[0]
+    where = f"evaluation.json, chart {name!r}"
     if kind == "confusion":
+        check_type(data, Confusion, where)
+        if [len(row) for row in data["counts"]] != [len(data["labels"])] * len(data["labels"]) or not data["labels"]:
+            raise ValueError(f"{where}: counts should have a row and a column for each of the labels.")
         side = 2.6 + 0.16 * len(data["labels"])
         return _image(
             name.capitalize(), (side + 0.6, side), lambda axes: _confusion(axes, data["labels"], data["counts"])
         )
     if kind == "calibration":
+        check_type(data, Calibration, where)
+        if not all(row["cases"] > 0 for row in data["bins"]) or not data["bins"]:
+            raise ValueError(f"{where}: bins should be a list of bins that hold cases.")
         return _image(name.capitalize(), (4.2, 3.6), lambda axes: _calibration(axes, data["bins"]))
     return ""
 

@@ -1,6 +1,5 @@
 """One table: the model before and after tuning beside simple baselines, on the same cases."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -216,9 +215,3 @@ def _on(scores: Scores, metric: str, inside: np.ndarray) -> Scores:
 def greater_is_better(task: Task, metric: str) -> bool:
     """The task says so of its own metric; of any other, its name does."""
     return task.greater_is_better if metric == task.metric else not lower_is_better(metric)
-
-
-def better(new: float, old: float | None, *, greater: bool) -> bool:
-    if old is None or not math.isfinite(new):
-        return math.isfinite(new)
-    return new > old if greater else new < old

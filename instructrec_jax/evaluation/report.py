@@ -8,16 +8,30 @@ request. Here is what the template is given.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from instructrec_jax.evaluation import tables
 from instructrec_jax.evaluation.charts import LINES_PER_PLOT, chart, line_plot
-from instructrec_jax.evaluation.tables import best_of, clean, finite, heading, lower_is_better, value_of, verdict
+from instructrec_jax.evaluation.tables import (
+    Evaluation,
+    ShownExample,
+    Skipped,
+    Summary,
+    best_of,
+    clean,
+    finite,
+    heading,
+    lower_is_better,
+    value_of,
+    verdict,
+)
 from instructrec_jax.files import read_json, read_jsonl, write_text
-from instructrec_jax.training.tracking import TIMING_FIELDS
+from instructrec_jax.training.tracking import TIMING_FIELDS, read_metrics
+
+T = TypeVar("T")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -33,8 +47,10 @@ def write_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a run directory: there is no such folder.")
-    summary = _json(run_dir / "summary.json") or {}
-    evaluation = {"rows": [], "metrics": []} | (_json(run_dir / "evaluation.json") or {})
+    summary: Summary = _json(run_dir / "summary.json", Summary) or {}
+    written: Any = _json(run_dir / "evaluation.json", Evaluation) or {}
+    evaluation = written | {name: written.get(name) or [] for name in ("rows", "metrics")}
+    metrics = run_dir / "metrics.jsonl"
     config = run_dir / "config.yaml"
     folder = run_dir.resolve().name
     shown = evaluation["metrics"] if evaluation["rows"] else []
@@ -54,10 +70,10 @@ def write_report(run_dir: str | Path) -> Path:
             others=_others(evaluation.get("segments") or []),
             charts=Markup(drawn),
             facts=summary.get("facts") or {},
-            skipped=_skipped(_jsonl(run_dir / "skipped.jsonl")),
-            examples=_json(run_dir / "examples.json") or [],
-            settings=config.read_text(encoding="utf-8") if config.exists() else "",
-            **_training(_jsonl(run_dir / "metrics.jsonl")),
+            skipped=_skipped(_jsonl(run_dir / "skipped.jsonl", Skipped)),
+            examples=_json(run_dir / "examples.json", list[ShownExample]) or [],
+            settings=config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
+            **_training(read_metrics(metrics) if metrics.exists() else []),
         )
     )
     return write_text(run_dir / "report.html", page)
@@ -76,12 +92,12 @@ def _environment() -> Environment:
     return environment
 
 
-def _json(path: Path) -> Any:
-    return read_json(path) if path.exists() else None
+def _json(path: Path, kind: type[T]) -> T | None:
+    return read_json(path, kind) if path.exists() else None
 
 
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    return read_jsonl(path) if path.exists() else []
+def _jsonl(path: Path, kind: type[T]) -> list[T]:
+    return read_jsonl(path, kind) if path.exists() else []
 
 
 # ---- results -------------------------------------------------------------------------------------------

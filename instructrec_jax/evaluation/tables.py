@@ -4,10 +4,81 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "gini"}
 SEGMENTS_AS_TEXT = 24
+
+
+class Row(TypedDict):
+    """A contender of an evaluation."""
+
+    name: str
+    values: NotRequired[dict[str, float | None] | None]
+    intervals: NotRequired[dict[str, tuple[float | None, float | None]] | None]
+
+
+class Difference(TypedDict):
+    """A paired difference with its 95% interval."""
+
+    name: str
+    metric: str
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+class Segment(TypedDict):
+    """A part of the cases, with the interval of one contender."""
+
+    name: str
+    cases: int
+    metric: str
+    values: dict[str, float | None]
+    shown: str
+    low: float | None
+    high: float | None
+
+
+class Evaluation(TypedDict):
+    """evaluation.json, as `format_table` shows it; "report" is a longer text, for "charts" see `charts.chart`."""
+
+    protocol: NotRequired[str | None]
+    metrics: NotRequired[list[str] | None]
+    all_metrics: NotRequired[list[str] | None]
+    rows: NotRequired[list[Row] | None]
+    differences: NotRequired[list[Difference] | None]
+    segments: NotRequired[list[Segment] | None]
+    report: NotRequired[str | None]
+    charts: NotRequired[dict[str, dict[str, object]] | None]
+
+
+class ShownAnswer(TypedDict):
+    """An answer to an example."""
+
+    text: object
+    score: NotRequired[float | None]
+
+
+class ShownExample(TypedDict):
+    """An entry of examples.json, as `format_examples` shows it."""
+
+    instruction: object
+    wanted: NotRequired[object]
+    answers: NotRequired[list[ShownAnswer] | None]
+
+
+class Skipped(TypedDict):
+    """What is shown of a line of skipped.jsonl."""
+
+    reason: NotRequired[str]
+
+
+class Summary(TypedDict):
+    """summary.json."""
+
+    title: NotRequired[str | None]
+    facts: NotRequired[dict[str, object] | None]
 
 
 def format_table(evaluation: Mapping[str, Any]) -> str:

@@ -35,8 +35,10 @@ DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run, behin
 class Config:
     """Settings of a training run; also what evaluate and export read back from its run directory."""
 
-    run_dir: str = "runs/unnamed"  # everything the run leaves behind; an interrupted run goes on from here
-    overwrite: bool = False  # delete what an earlier run left in run_dir and start anew
+    run_dir: str = "runs/unnamed"  # everything the run leaves behind; an interrupted run resumes from here
+    # start anew: delete what an earlier run left in run_dir. A run that these same settings began with overwrite, and
+    # that is not finished, is resumed instead, so the same command can be repeated after a preemption
+    overwrite: bool = False
     seed: int = 0  # seed of everything random: new parameters, shuffling, dropout, negatives
     steps: int = 1000  # batches to train on
     accumulation: int = 1  # parts into which a batch is split to save memory; the result stays the same

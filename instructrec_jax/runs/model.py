@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -225,9 +225,22 @@ def restored_model(config: Config, task: Task, run_dir: Path, mesh: DeviceMesh, 
     return replace(base, params=merge_params(params, split_params(base.params, model.is_frozen)[1]))
 
 
+class FrozenWeights(TypedDict):
+    """backbone/weights.json: where the frozen parameters of a run lay, and what tells them from others."""
+
+    folder: str
+    fingerprint: str
+
+
+def frozen_fingerprint(run_dir: Path) -> str | None:
+    """What tells the frozen parameters of a run from others; None where it has none."""
+    file = run_dir / "backbone" / "weights.json"
+    return read_json(file, FrozenWeights)["fingerprint"] if file.is_file() else None
+
+
 def weights_folder(config: Config, run_dir: Path) -> Path:
     """Where the frozen parameters of a run lie; ValueError where they are gone or others than they were."""
-    kept = read_json(run_dir / "backbone" / "weights.json")
+    kept = read_json(run_dir / "backbone" / "weights.json", FrozenWeights)
     for folder in (Path(kept["folder"]), Path(config.backbone.path).expanduser()):
         if folder.is_dir() and weights_fingerprint(folder) == kept["fingerprint"]:
             return folder

@@ -19,15 +19,16 @@ import numpy as np
 from instructrec_jax.data.loader import Text
 from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh
 from instructrec_jax.evaluation.predictor import predictor
-from instructrec_jax.files import read_json
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.item_vectors import item_vectors
 from instructrec_jax.runs.config import DEFAULT, Config, parse
 from instructrec_jax.runs.data import RunData, buckets
+from instructrec_jax.runs.directory import is_run_dir
 from instructrec_jax.runs.model import (
     SplitModel,
     backbone_folder,
     compute_dtype,
+    frozen_fingerprint,
     load_model,
     open_task,
     prepare_data,
@@ -41,8 +42,11 @@ logger = logging.getLogger(__name__)
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether a path names a run directory; else it may be a HuggingFace folder or hub id."""
-    return (Path(path) / "config.yaml").is_file()
+    """Whether a path names a run directory; else it may be a HuggingFace folder or hub id.
+
+    Raises what `directory.check_readable` does of a run directory that cannot be opened.
+    """
+    return is_run_dir(Path(path))
 
 
 def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path | None = DEFAULT) -> Config:
@@ -145,10 +149,9 @@ class Run:
         """What tells a run directory's weights from any others: plain JSON for the name of a file with vectors."""
         folder = self.path / "checkpoints" / str(self.checkpoint)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        frozen = self.path / "backbone" / "weights.json"
         return {
             "checkpoint": [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
-            "frozen": read_json(frozen)["fingerprint"] if frozen.is_file() else None,
+            "frozen": frozen_fingerprint(self.path),
             "dtype": str(np.dtype(compute_dtype(self.config))),
             "quantize": self.config.backbone.quantize,
             "pooling": getattr(self.config.task, "pooling", None),

@@ -2,15 +2,23 @@
 
 import logging
 import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import xxhash
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from instructrec_jax.distributed.launch import is_loss_of_another
+from instructrec_jax.files import read_json, write_json
+from instructrec_jax.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+CHECKSUMS = "checksums.json"  # in the folder of an item: file -> xxh3 of its bytes
 
 
 @dataclass
@@ -22,26 +30,62 @@ class CheckpointConfig:
     keep_best: int = 1  # checkpoints with the best evaluation metric to keep
 
 
+class _ArraysHandler(ocp.PyTreeCheckpointHandler):
+    """orbax's own, which also leaves the checksums of what it wrote. Neither orbax nor OCDBT has any for the arrays."""
+
+    def finalize(self, directory: Any) -> None:
+        """Called by the first process, in the background, when all files are there and before the checkpoint counts."""
+        super().finalize(directory)
+        folder = Path(directory)
+        write_json(folder / CHECKSUMS, checksums(folder))
+
+
+@ocp.args.register_with_handler(_ArraysHandler, for_save=True)
+@dataclass
+class _ArraysSave(ocp.args.PyTreeSave):
+    pass
+
+
+@ocp.args.register_with_handler(_ArraysHandler, for_restore=True)
+@dataclass
+class _ArraysRestore(ocp.args.PyTreeRestore):
+    pass
+
+
 class Checkpoints:
     """The checkpoints below `run_dir/checkpoints`.
 
-    Each holds three items: `state` (all arrays), `progress` (JSON: position in the data, best metric so far) and
-    `config` (JSON). A save is written aside and renamed, so a killed process never leaves half a checkpoint; it
-    runs in the background.
+    Each holds three items: `state` (all arrays), `progress` (see `Progress`) and `config` (JSON). A save is written
+    aside and renamed, so a killed process never leaves half a checkpoint; it runs in the background. What is read is
+    compared with the checksums that were saved with it.
     """
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig | None = None, greater_is_better: bool = True):
-        """Opens the checkpoints for writing; with no `config`, for reading only."""
+    def __init__(
+        self,
+        run_dir: Path,
+        config: CheckpointConfig | None = None,
+        greater_is_better: bool = True,
+        measure: str | None = None,
+    ):
+        """Opens the checkpoints for writing; with no `config`, for reading only.
+
+        Args:
+          measure: what the metric measures, see `Progress`; a checkpoint with the metric of another measure ranks below
+            all others.
+        """
         for name in ("absl", "asyncio"):  # what orbax logs there as an error it also raises
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = (run_dir / "checkpoints").absolute()
+        self.measure = measure
+        self._verified: set[int] = set()
         if config is None:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
 
-            def rank(metrics: dict[str, float]) -> Any:
-                # Of equal metrics the earliest is the best, as it is for early stopping.
-                return (metrics["metric"] if greater_is_better else -metrics["metric"], -metrics["step"])
+            def rank(metrics: dict[str, Any]) -> Any:
+                # Of equal metrics the latest is the best, as it is for `Progress`.
+                current = metrics.get("measure") in (None, measure)
+                return (current, metrics["metric"] if greater_is_better else -metrics["metric"], metrics["step"])
 
             latest = preservation_policy.LatestN(config.keep_last)
             best = preservation_policy.BestN(
@@ -52,25 +96,31 @@ class Checkpoints:
                 best_fn=rank,  # without it the metrics stay in memory, and a resumed run would delete its best
                 cleanup_tmp_directories=True,
             )
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {
+            "state": _ArraysHandler(),
+            "progress": ocp.JsonCheckpointHandler(),
+            "config": ocp.JsonCheckpointHandler(),
+        }
+        self.manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
         return sorted(self.manager.all_steps())
 
-    def save(self, step: int, state: Any, progress: dict[str, Any], config: Any, metric: float | None) -> None:
+    def save(self, step: int, state: Any, progress: Progress, config: Mapping[str, Any], metric: float | None) -> None:
         """Starts to save; `metric` is what `keep_best` compares (None: not evaluated at this step)."""
         if step in self.manager.all_steps():
             return
+        scored = metric is not None and math.isfinite(metric)
         try:
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state),
-                    progress=ocp.args.JsonSave(progress),
+                    state=_ArraysSave(state),
+                    progress=ocp.args.JsonSave(progress.to_json()),
                     config=ocp.args.JsonSave(config),
                 ),
-                metrics=None if metric is None or not math.isfinite(metric) else {"metric": metric, "step": step},
+                metrics={"metric": metric, "step": step, "measure": self.measure} if scored else None,
                 force=True,
             )
         except (OSError, ValueError) as error:  # tensorstore's error for a full disk is a ValueError
@@ -85,30 +135,41 @@ class Checkpoints:
           like: pytree of jax.ShapeDtypeStruct with shardings; a dict with some of the state's fields reads just those.
 
         Raises:
-          ValueError: the checkpoint is of another model.
+          ValueError: the checkpoint is damaged, or of another model.
         """
+        self._verify(step)
         how = ocp.checkpoint_utils.construct_restore_args(like)
-        item = ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=isinstance(like, dict))
+        item = _ArraysRestore(like, restore_args=how, partial_restore=isinstance(like, dict))
         try:
-            return self.manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+            state = self.manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+                if isinstance(leaf, jax.ShapeDtypeStruct):  # orbax leaves what it did not find as it was
+                    raise KeyError(f"it has no array {jax.tree_util.keystr(path)}")
+            return state
         except (ValueError, KeyError, TypeError) as error:
             if is_loss_of_another(error):
                 raise
             raise ValueError(
                 f"the checkpoint {self.folder / str(step)} does not fit this configuration's model: {error}\n"
-                "Use the configuration that wrote it (config.yaml in the run directory), or another run_dir. If its "
-                "files are damaged, delete this folder to go on from an earlier checkpoint."
+                "Use the configuration that wrote it (config.yaml in the run directory), or another run_dir."
             ) from error
 
-    def progress(self, step: int) -> dict[str, Any]:
-        return self.manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+    def progress(self, step: int) -> Progress:
+        """The progress at a checkpoint. Raises ValueError where it is missing or damaged."""
+        try:
+            value = self.manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+            return Progress.from_json(value, "progress")
+        except (ValueError, KeyError, OSError) as error:
+            if is_loss_of_another(error):
+                raise
+            raise self._damaged(step, str(error)) from error
 
     def best_step(self) -> int:
         """The step whose metric was best so far; the newest where none was evaluated or the best is gone."""
         steps = self.steps()
         if not steps:
             raise ValueError(f"{self.folder} holds no complete checkpoint: the run stopped before its first save.")
-        best = self.progress(steps[-1])["best_step"]
+        best = self.progress(steps[-1]).best_step
         return best if best in steps else steps[-1]
 
     def close(self) -> None:
@@ -121,11 +182,65 @@ class Checkpoints:
                 raise
             raise self._disk_error(error) from error
 
+    def _verify(self, step: int) -> None:
+        """Compares the files of the arrays with their checksums; the processes share the files between them."""
+        folder = self.folder / str(step) / "state"
+        if step in self._verified:
+            return
+        try:
+            expected = read_json(folder / CHECKSUMS, dict[str, str])
+        except FileNotFoundError:
+            if not folder.is_dir():
+                raise self._damaged(step, "it has no folder `state`") from None
+            logger.warning("%s has no checksums (version 0.1 wrote none), so its files are not verified.", folder)
+            return
+        except ValueError as error:
+            raise self._damaged(step, str(error)) from error
+        mine = sorted(expected)[jax.process_index() :: jax.process_count()]
+        found = checksums(folder, mine)
+        wrong = [name for name in mine if found.get(name) != expected[name]]
+        if wrong:
+            raise self._damaged(step, f"{', '.join(wrong[:3])} in `state` changed since the save, or vanished")
+        self._verified.add(step)
+
+    def _damaged(self, step: int, problem: str) -> ValueError:
+        older = [other for other in self.steps() if other < step]
+        remedy = f"there is no older one: restore it from a copy, or delete {self.folder} to begin again."
+        if older:
+            remedy = (
+                f"delete that folder to resume from the checkpoint of step {older[-1]}, or read this one with "
+                f"`--step {older[-1]}`."
+            )
+        return ValueError(f"the checkpoint {self.folder / str(step)} is damaged ({problem}): {remedy}")
+
     def _disk_error(self, error: Exception) -> OSError:
         return OSError(
             f"a checkpoint could not be written below {self.folder}: {error}. Earlier checkpoints are whole: free some "
-            "space and start again with the same command to go on from the last one."
+            "space and run the same command to resume from the last one."
         )
+
+
+def checksums(folder: Path, names: list[str] | None = None) -> dict[str, str]:
+    """xxh3 of the files below a folder (None: all of them) by their relative path; without those that are missing."""
+    if names is None:
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as threads:
+        return {
+            name: found
+            for name, found in zip(names, threads.map(_checksum, [folder / n for n in names]), strict=True)
+            if found is not None
+        }
+
+
+def _checksum(path: Path) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            found, buffer = xxhash.xxh3_64(), bytearray(4 << 20)
+            while count := file.readinto(buffer):
+                found.update(memoryview(buffer)[:count])
+    except FileNotFoundError:
+        return None
+    return found.hexdigest()
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

@@ -12,12 +12,18 @@ def _are_several() -> bool:
     return jax.process_count() > 1
 
 
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by Ctrl-C, and saved its last step; the text says so."""
+
+
 class Interrupt:
     """While entered, the first SIGTERM or SIGINT only sets `requested`; a second one acts as usual.
 
     With several processes one signal to one of them stops all, after the same step: jax's coordination service passes
     it on and agrees on the step in the background. It hears SIGTERM by itself, from the moment they are joined.
     """
+
+    _by_hand = False  # whether this process got a SIGINT
 
     def __init__(self) -> None:
         self.requested: str | None = None
@@ -34,8 +40,19 @@ class Interrupt:
             self.requested = signal.SIGTERM.name
         return self.requested is not None
 
+    def end(self, step: int, steps: int) -> str:
+        """What to say after the save of `step` of `steps`, to someone who preempted this run by SIGTERM.
+
+        Raises Interrupted with these words where it was Ctrl-C (SIGINT), on the process that got it.
+        """
+        text = f"saved step {step} of {steps}. Run the same command to resume."
+        if self._by_hand:
+            raise Interrupted(f"Interrupted: {text}")
+        return f"{self.requested}: {text}"
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._restore()
+        self._by_hand = number == signal.SIGINT
         if _are_several():
             signal.raise_signal(signal.SIGTERM)
         else:

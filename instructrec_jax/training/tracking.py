@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict
 
 import jax
 from tqdm import tqdm
 
-from instructrec_jax.files import append_jsonl, read_jsonl, write_jsonl, write_text
+from instructrec_jax.files import append_jsonl, check_type, read_jsonl, write_jsonl, write_text
 
 TIMING_FIELDS = (
     *("seconds", "tokens_per_second", "mfu"),
@@ -31,6 +31,23 @@ class TrackingConfig:
     log_every: int = 10  # steps between two lines of metrics.jsonl
     tensorboard: bool = True  # also write TensorBoard files, to RUN/tensorboard
     wandb_project: str | None = None  # also log to this Weights & Biases project; needs the extra `wandb`
+
+
+class _Row(TypedDict):
+    """A line of metrics.jsonl; its other fields are numbers or null."""
+
+    kind: Literal["train", "evaluation"]
+    step: int
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl. Raises ValueError, naming file, line and field, where it is damaged."""
+    rows: list[Any] = read_jsonl(path, _Row)
+    for number, row in enumerate(rows, 1):
+        check_type(row, dict[str, float | str | None], where := f"{path}, line {number}")
+        if not 0 <= row["step"] < 2**31:
+            raise ValueError(f"{where}: step should be a number of steps, but is {row['step']}. Repair or remove it.")
+    return rows
 
 
 class Tracker:
@@ -61,7 +78,7 @@ class Tracker:
         if config.wandb_project:
             self._wandb = _open_wandb(Path(run_dir), config.wandb_project, settings)
         if self._path.exists():
-            kept = [row for row in read_jsonl(self._path) if row["step"] <= resume_step]
+            kept = [row for row in read_metrics(self._path) if row["step"] <= resume_step]
             self._rows = {(row["kind"], row["step"]): row for row in kept}
         write_jsonl(self._path, self._rows.values())
         if config.tensorboard:

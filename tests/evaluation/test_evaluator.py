@@ -12,7 +12,6 @@ from instructrec_jax.data.loader import Text
 from instructrec_jax.evaluation.evaluator import (
     Contender,
     baseline_contenders,
-    better,
     contend,
     greater_is_better,
     measured_on,
@@ -136,12 +135,7 @@ def test_a_table_without_segments_or_cases() -> None:
     assert table(plain, tuned="c", protocol="", metric="loss", measured_on="test")["differences"] == []
 
 
-def test_better_knows_the_direction() -> None:
-    assert better(0.1, None, greater=True) and better(0.2, 0.1, greater=True) and better(0.1, 0.2, greater=False)
-    for greater in (True, False):
-        assert not better(0.1, 0.1, greater=greater)
-        assert not better(float("nan"), None, greater=greater) and not better(float("nan"), 0.1, greater=greater)
-    assert not better(0.1, 0.2, greater=True) and not better(0.2, 0.1, greater=False)
+def test_which_metrics_are_better_when_greater() -> None:
     task = Stub()
     assert greater_is_better(task, "gain") and greater_is_better(task, "HR@10")
     assert not greater_is_better(task, "loss") and not greater_is_better(task, "mse")

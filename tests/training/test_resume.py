@@ -17,7 +17,10 @@ from tiny_runs import changed, final_parameters, rows, start, tiny_run, verb, wr
 from instructrec_jax import train
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs.config import Config, load, main_guard
+from instructrec_jax.runs.directory import LEFT_BY_RUNS
 from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstract
+from instructrec_jax.training.interrupt import Interrupt
+from instructrec_jax.training.progress import Progress
 
 STEPS = 40
 
@@ -84,12 +87,12 @@ def test_stopped_at_any_moment(uninterrupted: Config, tmp_path: Path, capsys: py
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     step = Checkpoints(run_dir).steps()[-1]
-    assert process.returncode == 0 and f"SIGTERM: saved step {step} of {STEPS} in {run_dir}" in output, output
-    assert "going on from the checkpoint of step" in output and "Start again with the same command" in output
+    assert process.returncode == 0 and f"SIGTERM: saved step {step} of {STEPS}." in output, output
+    assert "resuming from step" in output and "Run the same command" in output
     assert 0 < step < STEPS and not (run_dir / "report.html").exists()
 
     train.train(config)
-    assert f"going on from the checkpoint of step {step}" in capsys.readouterr().err
+    assert f"resuming from step {step}" in capsys.readouterr().err
     assert rows(run_dir) == rows(uninterrupted.run_dir)
     assert_close(final_parameters(run_dir, STEPS), final_parameters(uninterrupted.run_dir, STEPS), atol=0)
     for name in ("evaluation.json", "examples.json"):
@@ -101,7 +104,7 @@ def test_stopped_at_any_moment(uninterrupted: Config, tmp_path: Path, capsys: py
 def test_opens_on_another_mesh(checkpoint: Path, tmp_path: Path) -> None:
     first = Setup("classification", checkpoint, tmp_path)
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    checkpoints.save(1, first.state, {"best_step": None}, {}, None)
+    checkpoints.save(1, first.state, Progress("data"), {}, None)
     checkpoints.close()
     expected = jax.device_get(first.state)
     for sizes in ((2, 2, 2), (1, 8, 1), (1, 1, 1)):
@@ -128,14 +131,62 @@ def test_other_settings_are_refused_by_name(finished: Config) -> None:
     assert snapshot(Path(finished.run_dir)) == before
 
 
-def test_other_settings_are_welcome_before_the_first_checkpoint(finished: Config, tmp_path: Path) -> None:
-    """A misspelt metric shows at the first evaluation; to mend it needs no --overwrite."""
-    config = changed(finished, run_dir=str(tmp_path / "run"), steps=1, checkpoint__every=5, evaluation__every=1)
-    with pytest.raises(ValueError, match="evaluation.metric is 'acuracy', but the evaluation gives accuracy"):
+def test_an_evaluation_that_fails_loses_no_step_and_its_settings_may_change(finished: Config, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = changed(finished, run_dir=str(run_dir), steps=2, checkpoint__every=5, evaluation__every=1)
+    with pytest.raises(ValueError, match=r"(?s)evaluation.metric is 'acuracy'.*step 1.*--evaluation.every 0"):
         train.train(changed(config, evaluation__metric="acuracy"))
-    assert Checkpoints(tmp_path / "run").steps() == []
+    assert Checkpoints(run_dir).steps() == [1]
     train.train(changed(config, evaluation__metric="accuracy"))
-    assert load(tmp_path / "run" / "config.yaml").evaluation.metric == "accuracy"
+    assert load(run_dir / "config.yaml").evaluation.metric == "accuracy"
+    assert Checkpoints(run_dir).steps()[-1] == 2
+
+
+def test_a_prolonged_run_ends_like_one_that_was_as_long_from_the_start(
+    finished: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the learning rate does not depend on the number of steps; the evaluations may change on the way too."""
+    constant = {"optimizer__schedule": "constant", "optimizer__warmup": 0.0, "data__test": [], "checkpoint__every": 9}
+    long = changed(finished, run_dir=str(tmp_path / "long"), steps=4, **constant)
+    short = changed(long, run_dir=str(tmp_path / "short"), steps=2)
+    for config in (long, short, changed(short, steps=4)):
+        train.train(config)
+    assert "resuming from step 2 with other settings: steps 2 -> 4;" in capsys.readouterr().err
+    assert rows(short.run_dir) == rows(long.run_dir)
+    assert_close(final_parameters(short.run_dir, 4), final_parameters(long.run_dir, 4), atol=0)
+    assert read_json(tmp_path / "short" / "run.json")["status"] == "finished"
+
+
+def test_another_metric_begins_to_compare_anew(finished: Config, tmp_path: Path) -> None:
+    """Accuracies lie below the losses that came before them; none of those is the best any more."""
+    config = changed(finished, run_dir=str(tmp_path / "run"), steps=2, data__test=[], evaluation__every=1)
+    train.train(config)
+    train.train(changed(config, steps=4, evaluation__metric="macro_f1"))
+    kept = Checkpoints(tmp_path / "run")
+    progress = kept.progress(4)
+    assert progress.best_step in (3, 4) and str(progress.measure).startswith("macro_f1")
+    assert kept.best_step() == progress.best_step
+
+
+def test_ctrl_c_saves_the_step_and_ends_with_status_130(
+    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = changed(finished, run_dir=str(tmp_path / "run"), evaluation__every=0)
+    after = Interrupt.after
+
+    def press(self: Interrupt, step: int) -> bool:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return after(self, step)
+
+    monkeypatch.setattr(Interrupt, "after", press)
+    monkeypatch.setattr("sys.argv", ["train"])
+    with pytest.raises(SystemExit) as ended:
+        main_guard(lambda _: train.main(["--config_path", str(write_settings(config, tmp_path / "x.yaml"))]))
+    assert ended.value.code == 130
+    assert "Interrupted: saved step 3 of 6. Run the same command to resume." in capsys.readouterr().err
+    assert Checkpoints(tmp_path / "run").steps()[-1] == 3
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "begun"
 
 
 def test_other_data_are_refused(finished: Config, tmp_path: Path) -> None:
@@ -150,14 +201,13 @@ def test_other_data_are_refused(finished: Config, tmp_path: Path) -> None:
             train.train(changed(finished, run_dir=str(run_dir)))
     finally:
         train_file.write_bytes(kept)
-    after = snapshot(run_dir)
-    assert after.pop("config.yaml") and {name: before[name] for name in after} == after
+    assert snapshot(run_dir) | {".lock": before[".lock"]} == before
 
 
 def test_overwrite_starts_anew_and_deletes_only_what_runs_leave(finished: Config, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(finished.run_dir, run_dir)
-    assert {path.name for path in run_dir.iterdir()} <= set(train.LEFT_BY_RUNS)
+    assert {path.name for path in run_dir.iterdir()} <= set(LEFT_BY_RUNS)
     (run_dir / "notes.txt").write_text("mine")
     other = changed(finished, run_dir=str(run_dir), steps=2, overwrite=True)
     with pytest.raises(ValueError, match="not a HuggingFace checkpoint"):  # what cannot begin deletes nothing
@@ -202,30 +252,30 @@ def test_patience_ends_the_run_at_the_best(checkpoint: Path, tmp_path: Path) -> 
     train.train(config)
     evaluations = [row["step"] for row in rows(config.run_dir) if row["kind"] == "evaluation"]
     assert evaluations == [2, 4, 6]
-    assert Checkpoints(Path(config.run_dir)).best_step() == 2
-    assert Checkpoints(Path(config.run_dir)).steps() == [2, 4, 6]
+    assert Checkpoints(Path(config.run_dir)).best_step() == 6  # the latest of equal ones
+    assert Checkpoints(Path(config.run_dir)).steps() == [4, 6]
     train.train(config)  # starting it again trains no further
-    assert Checkpoints(Path(config.run_dir)).steps() == [2, 4, 6]
+    assert Checkpoints(Path(config.run_dir)).steps() == [4, 6]
 
 
 @pytest.mark.parametrize(("greater", "best", "kept"), [(True, 20, [20, 30, 70, 80]), (False, 10, [10, 40, 70, 80])])
 def test_keeps_the_last_and_the_best_over_restarts(greater: bool, best: int, kept: list[int], tmp_path: Path) -> None:
-    """Also the first of equal ones, and none for a step without a metric or with NaN."""
+    """Also the latest of equal ones, and none for a step without a metric or with NaN."""
     metrics = {10: 0.1, 20: 0.9, 30: 0.8, 40: 0.2, 50: None, 60: float("nan"), 70: 0.5, 80: 0.5}
     for step, metric in metrics.items():
         checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2, keep_best=2), greater)
-        checkpoints.save(step, {"x": np.full(3, step)}, {"best_step": best}, {}, metric)
+        checkpoints.save(step, {"x": np.full(3, step)}, Progress("data", best_value=0.0, best_step=best), {}, metric)
         checkpoints.close()
     assert Checkpoints(tmp_path).steps() == kept
     assert Checkpoints(tmp_path).best_step() == best
 
 
-def test_the_first_of_equal_metrics_is_kept(tmp_path: Path) -> None:
+def test_the_latest_of_equal_metrics_is_kept(tmp_path: Path) -> None:
     for step, metric in {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.1}.items():
         checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=1))
-        checkpoints.save(step, {"x": np.zeros(3)}, {"best_step": 1}, {}, metric)
+        checkpoints.save(step, {"x": np.zeros(3)}, Progress("data"), {}, metric)
         checkpoints.close()
-    assert Checkpoints(tmp_path).steps() == [1, 4]
+    assert Checkpoints(tmp_path).steps() == [3, 4]
 
 
 def test_a_metric_that_counts_mistakes_is_best_when_low(checkpoint: Path, tmp_path: Path) -> None:
