@@ -23,7 +23,7 @@ from instructrec_jax.answering.desk import (
     tune_threshold,
 )
 from instructrec_jax.answering.out_of_scope import choose, roc, scope_score
-from instructrec_jax.data.example import Example
+from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.tasks import ClassificationConfig, TokenClassificationConfig
@@ -300,3 +300,20 @@ def test_requests_that_cannot_be_read(
         lines = ("the film love\n" + "a film " * 40).encode()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
         verb.main([str(run), "--actions", str(actions)])
+
+
+def test_answers_before_a_bad_request_are_given() -> None:
+    class Picky(Desk):
+        def __init__(self) -> None:
+            pass
+
+        def answer(self, requests: Any) -> list[dict[str, Any]]:
+            if bad := [where for where, text in requests if text == "bad"]:
+                raise BadExample("text", "unusable text", "too long", bad[0])
+            return [{"text": text} for _, text in requests]
+
+    got = []
+    with pytest.raises(BadExample, match="line 3"):
+        for answer in Picky().answers(iter([("line 1", "a"), ("line 2", "b"), ("line 3", "bad"), ("line 4", "c")])):
+            got.append(answer["text"])
+    assert got == ["a", "b"]
