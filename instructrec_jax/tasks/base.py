@@ -5,7 +5,6 @@
 A task is one file that defines a config (a choice of `TaskConfig`) and a subclass of `Task`.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -367,7 +366,7 @@ def with_default_prompt(context: TaskContext) -> TaskContext:
             f"data.truncate left would cut the prompt {prompt!r}, which the checkpoint puts before each text "
             "(default_prompt_name in config_sentence_transformers.json). Choose right, drop or error."
         )
-    return dataclasses.replace(context, prompt=prompt)
+    return replace(context, prompt=prompt)
 
 
 def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -> list[Text | None]:
