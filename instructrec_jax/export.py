@@ -33,7 +33,7 @@ from instructrec_jax.data.chat_template import exported_template
 from instructrec_jax.files import write_json
 from instructrec_jax.runs.config import main_guard, to_dict
 from instructrec_jax.runs.model import SplitModel
-from instructrec_jax.runs.run import Run, is_run
+from instructrec_jax.runs.run import Run, require_run
 from instructrec_jax.tasks.multitask import MultitaskTask
 
 
@@ -53,8 +53,7 @@ def export(
     """
     if out.exists():
         raise ValueError(f"{out} exists already: choose another --out.")
-    if not is_run(run):
-        raise ValueError(f"{run} is not a run directory: it has no config.yaml.")
+    require_run(run)
     opened = Run.open(run, step=step)
     task: Any = opened.task
     if isinstance(task, MultitaskTask) and format != "orbax" and part not in task.parts:

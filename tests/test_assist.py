@@ -237,7 +237,7 @@ def test_slots_of_a_tagging_run(run: Path, tagger: Path, actions: Path) -> None:
     assert answer["reply"] == "About space." and other["slots"] == {}
     with pytest.raises(ValueError, match="mark no slots"):
         tagged_slots(["other", "subject"])
-    with pytest.raises(ValueError, match="a run of token_classification"):
+    with pytest.raises(ValueError, match="token_classification"):
         Desk(run, actions, slots=run)
 
 

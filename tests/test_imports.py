@@ -7,7 +7,7 @@ WITHOUT_TORCH = """
 import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
-import instructrec_jax.runs.assembly
+import instructrec_jax.runs.run
 import transformers
 print("known" if transformers.utils.is_torch_available() else "hidden")
 """

@@ -8,7 +8,7 @@ import numpy as np
 
 from instructrec_jax.data.example import BadExample, Example, check_text
 from instructrec_jax.metrics.uncertainty import probabilities
-from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.run import Run, require_run
 from instructrec_jax.tasks.base import Encoded, Task, TaskConfig
 from instructrec_jax.tasks.text.classification import ClassificationConfig
 from instructrec_jax.tasks.text.token_classification import TokenClassificationConfig
@@ -21,6 +21,7 @@ def open_tagger(path: Path) -> Run:
 
 def open_run_of(path: Path, task: type[TaskConfig]) -> Run:
     """Opens a run directory. Raises ValueError for a run of another task."""
+    require_run(path)
     run = Run.open(path)
     if not isinstance(run.config.task, task):
         raise ValueError(f"{path} was trained for the task {run.kind}, not for {task.get_choice_name(task)}.")

@@ -17,7 +17,7 @@ from instructrec_jax.files import read_json, write_json
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.fusion import Fusion, hybrid, mask, moments, rerank_best, retrieve, tune_fusion
 from instructrec_jax.ranking.index import ItemIndex
-from instructrec_jax.runs.run import Run, is_run, run_settings
+from instructrec_jax.runs.run import Run, require_run, run_settings
 from instructrec_jax.tasks.base import Encoded, Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask, products
 
@@ -64,8 +64,7 @@ class Ranker:
         Args:
           items: file with further items (see `new_items`).
         """
-        if not is_run(path):
-            raise ValueError(f"{path} is not a run directory: it has no config.yaml.")
+        require_run(path)
         config = run_settings(path, overrides)
         if not isinstance(config.task, RankingConfig):
             kind = config.task.get_choice_name(type(config.task))

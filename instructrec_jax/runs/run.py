@@ -49,6 +49,12 @@ def is_run(path: str | Path) -> bool:
     return is_run_dir(Path(path))
 
 
+def require_run(path: str | Path) -> None:
+    """Raises ValueError for a path that is no run directory."""
+    if not is_run(path):
+        raise ValueError(f"{path} is not a run directory: it has no config.yaml.")
+
+
 def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path | None = DEFAULT) -> Config:
     """The settings of a run directory (of `default` for a HuggingFace folder), some of them changed.
 

@@ -242,7 +242,7 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
     for name in names:
         assert f"--{name} " in text, name
     # The comments beside the settings are the explanations.
-    for comment in ("peak learning rate of the head", "examples a step, over all devices", "initial temperature"):
+    for comment in ("peak learning rate of the head", "examples per step, over all devices", "initial temperature"):
         assert comment in text
 
 
