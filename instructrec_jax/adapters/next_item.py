@@ -1,7 +1,9 @@
 """The sequence head: a small causal transformer over item vectors, with the instruction's vector as their prefix.
 
 SASRec (Kang & McAuley, 2018) where item vectors are free parameters; with vectors of the items' texts it also scores
-items that nobody has chosen yet (UniSRec; Hou et al., 2022).
+items that nobody has chosen yet (UniSRec; Hou et al., 2022). It differs from the paper's network: GELU and a
+feed-forward layer four times as wide (theirs: ReLU, as wide as the item vectors), no dropout of attention weights,
+softmax over all items (theirs: one negative a positive).
 """
 
 from dataclasses import dataclass

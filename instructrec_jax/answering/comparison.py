@@ -72,7 +72,7 @@ def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | Non
     if beside.baselines and run.config.data.train:
         rows += baseline_contenders(run.task, run.data.cases(run.task, "train"), groups)
     metric = run.config.evaluation.metric or run.task.metric
-    chose = run.trained and run.config.evaluation.every > 0
+    chose = run.trained and run.step is None and run.config.evaluation.every > 0
     shown_as = measured_on(split, chose_checkpoint=chose)
     show_results(out, rows, [], metric=metric, tuned=tuned, measured_on=shown_as)
     if asked:

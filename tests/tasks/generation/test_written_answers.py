@@ -127,12 +127,12 @@ def test_bleu_and_the_most_similar_source(language_models: dict[str, Path], tmp_
     rows = {row["name"]: row["values"] for row in result["rows"]}
     texts, refs = [r["prediction"] for r in written], [r["reference"] for r in written]
     streams = [list(each) for each in zip(*refs, strict=True)]
-    assert rows["after tuning"]["BLEU"] == pytest.approx(sacrebleu.corpus_bleu(texts, streams).score)
+    assert rows["after tuning"]["BLEU"] == pytest.approx(sacrebleu.corpus_bleu(texts, streams).score / 100)
     assert "tok:13a" in result["protocol"] and "2 beams" in result["protocol"]
     sources = [str(e.input) for e in FILMS]
     found = nearest_answers(sources[:8], [e.output[0] for e in FILMS[:8]], sources[8:])  # type: ignore[index]
     name = "translation of the most similar source"
-    assert rows[name]["chrF"] == pytest.approx(sacrebleu.corpus_chrf(found, streams).score)
+    assert rows[name]["chrF"] == pytest.approx(sacrebleu.corpus_chrf(found, streams).score / 100)
 
 
 def test_bleu_of_each_language_by_its_own_tokenizer(language_models: dict[str, Path], tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_bleu_of_each_language_by_its_own_tokenizer(language_models: dict[str, P
     found = task.judge([Example(instruction="translate", output=text) for text in wanted], said)
     chinese = sacrebleu.corpus_bleu(said[::2], [wanted[::2]], tokenize="zh").score
     german = sacrebleu.corpus_bleu(said[1::2], [wanted[1::2]], tokenize="13a").score
-    assert found.metrics["BLEU (zh)"] == pytest.approx(chinese)
-    assert found.metrics["BLEU (other)"] == pytest.approx(german)
+    assert found.metrics["BLEU (zh)"] == pytest.approx(chinese / 100)
+    assert found.metrics["BLEU (other)"] == pytest.approx(german / 100)
     assert "BLEU (other) nrefs:1|case:mixed|eff:no|tok:13a" in found.protocol
     same = task.judge([Example(instruction="translate", output=text) for text in wanted[::2]], said[::2])
     assert "BLEU (zh)" not in same.metrics
