@@ -5,7 +5,7 @@ orbax   FOLDER/params, a plain orbax checkpoint of the parameters alone, and FOL
 hf      a HuggingFace folder (config, tokenizer, safetensors) that `transformers` opens, LoRA merged into the weights.
         Heads that HuggingFace knows go with it. A retrieval or similarity model opens in sentence-transformers too and
         gives the same vectors; its head also lies beside it as retrieval_head.safetensors.
-peft    the LoRA matrices alone (and a trained classifier), as PEFT reads them.
+peft    the LoRA matrices alone (and a trained head), as PEFT reads them.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import merge_lora
-from instructrec_jax.adapters.peft import write_peft
+from instructrec_jax.adapters.peft import TRAINED_HEADS, write_peft
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
@@ -34,7 +34,6 @@ from instructrec_jax.files import write_json
 from instructrec_jax.runs.config import main_guard, to_dict
 from instructrec_jax.runs.model import SplitModel
 from instructrec_jax.runs.run import Run, require_run
-from instructrec_jax.tasks.multitask import MultitaskTask
 
 
 def export(
@@ -56,12 +55,13 @@ def export(
     require_run(run)
     opened = Run.open(run, step=step)
     task: Any = opened.task
-    if isinstance(task, MultitaskTask) and format != "orbax" and part not in task.parts:
-        raise ValueError(f"{run} learnt several tasks ({', '.join(task.parts)}): say whose head to write, with --part.")
-    if part is not None and part not in task.parts:
+    subtasks = task.subtasks
+    if subtasks and format != "orbax" and part not in subtasks:
+        raise ValueError(f"{run} learnt several tasks ({', '.join(subtasks)}): say whose head to write, with --part.")
+    if part is not None and part not in subtasks:
         raise ValueError(f"{run} learnt one task, so leave out --part {part}.")
     model = opened.model
-    task = task if part is None else task.parts[part]
+    task = task if part is None else subtasks[part]
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -104,10 +104,7 @@ def write_hf(folder: Path, model: SplitModel, run: Path, task: Any, dtype: str |
     head = network.head if kind else None
     save_pretrained(folder, network.backbone, config, head=head, head_kind=kind, dtype=dtype)
     if kind is None:
-        values = {
-            ".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(network.head))
-        }
-        save_file(values, folder / "retrieval_head.safetensors")
+        save_own_head(folder, network.head)
     if isinstance(network.head, RetrievalHead):
         projection = network.head.projection
         write_sentence_modules(
@@ -118,6 +115,12 @@ def write_hf(folder: Path, model: SplitModel, run: Path, task: Any, dtype: str |
             max_length=task.context.max_length,
             lower_case=task.context.lower_case,
         )
+
+
+def save_own_head(folder: Path, head: nnx.Module) -> None:
+    """A head that HuggingFace does not know, beside its files."""
+    values = {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(head))}
+    save_file(values, folder / "retrieval_head.safetensors")
 
 
 def write_language_model_files(folder: Path, config: Any, task: Any) -> None:
@@ -143,8 +146,8 @@ def write_adapter(folder: Path, model: SplitModel, run: Path, task: Any) -> None
         raise ValueError(f"{run} was trained without LoRA, so there is no adapter: use --format hf.")
     kind = head_kind(network.head)
     pairs = find_family(source.config.model_type).kind == "encoder_decoder"
-    tasks = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "lm": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM"}
-    classifier = network.head if kind in ("sequence", "token") else None
+    tasks = TRAINED_HEADS | {"lm": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM"}
+    trained = network.head if kind in TRAINED_HEADS else None
     new_pooler = any(path.startswith("pooler.") for path in source.report.initialised)
     write_peft(
         folder,
@@ -153,10 +156,12 @@ def write_adapter(folder: Path, model: SplitModel, run: Path, task: Any) -> None
         source.lora,
         str(source.path),
         tasks.get(kind or ""),
-        classifier,
+        trained,
         kind,
         ["pooler.dense"] if new_pooler else [],
     )
+    if kind is None:
+        save_own_head(folder, network.head)
 
 
 def main(args: list[str]) -> None:

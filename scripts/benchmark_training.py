@@ -94,7 +94,7 @@ def our_config(work: Work) -> Any:
 def open_ours(work: Work) -> Iterator[tuple[float, int]]:
     """One training step at a time, with packing and transfer: (loss, real tokens)."""
 
-    from instructrec_jax.data.loader import Parts, Text, pack, to_devices
+    from instructrec_jax.data.loader import BatchTexts, Text, pack, to_devices
     from instructrec_jax.distributed.mesh import make_mesh
     from instructrec_jax.runs import data as run_data
     from instructrec_jax.runs import model as models
@@ -112,11 +112,11 @@ def open_ours(work: Work) -> Iterator[tuple[float, int]]:
         texts = [Text(row) for row in tokens]
         if work.is_encoder:
             targets = rng.integers(0, LABELS, len(texts)).astype(np.int32)
-            parts = Parts(texts, per_text={"targets": targets, "weights": np.ones(len(texts), np.float32)})
+            parts = BatchTexts(texts, per_text={"targets": targets, "weights": np.ones(len(texts), np.float32)})
         else:
             labels = [np.append(row[1:], 0).astype(np.int32) for row in tokens]
             supervised = [np.append(np.ones(len(row) - 1), 0).astype(np.int32) for row in tokens]
-            parts = Parts(texts, per_token={"labels": labels, "supervised": supervised})
+            parts = BatchTexts(texts, per_token={"labels": labels, "supervised": supervised})
         return pack(parts, run_data.buckets(config), 1)
 
     batches = run_data.RunData(config).training(task, 1).batches(0, 10**6, None) if work.ragged else None

@@ -13,7 +13,7 @@ import numpy as np
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
-from instructrec_jax.data.example import Example
+from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.loader import pack
 from instructrec_jax.distributed.mesh import MeshConfig, data_shards, make_mesh
 from instructrec_jax.ranking.catalogue import Catalogue
@@ -22,20 +22,28 @@ from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks import (
+    ChoiceConfig,
     ClassificationConfig,
+    DialogueConfig,
+    ExtractiveSummarizationConfig,
     LanguageModelConfig,
     LanguageModelRankingConfig,
     MaskedLMConfig,
     MultilabelConfig,
     MultitaskConfig,
+    PositionTranslationConfig,
+    QuestionAnsweringConfig,
     RegressionConfig,
     RerankerConfig,
     RetrievalConfig,
     SequenceConfig,
     SimilarityConfig,
+    SpanConfig,
+    SummarizationConfig,
     TokenClassificationConfig,
+    TranslationConfig,
 )
-from instructrec_jax.tasks.multitask import PartConfig
+from instructrec_jax.tasks.multitask import SubtaskConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
 
 SUBJECTS = "love war space crime music".split()
@@ -64,14 +72,21 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
             "reranker": f"item-{SUBJECTS.index(subject)}",
             "language_model_ranking": f"item-{SUBJECTS.index(subject)}",
             "sequence": f"item-{SUBJECTS.index(subject)}",
-        }[kind]
+            "choice": subject,
+        }.get(kind, " ".join([*words[:3], subject]))  # of tasks that write, and of those that quote
         history: tuple[str, ...] = ()
         if kind in ("retrieval", "reranker", "language_model_ranking") and number % 3 == 0:
             history = (f"item-{(SUBJECTS.index(subject) + 1) % 5}",)
         if kind == "sequence":
             history = tuple(f"item-{i}" for i in 5 + rng.permutation(7)[: number % 8])
             text = f"a film about {subject}"  # few instructions, as there are few wordings
-        made.append(Example(instruction=text, output=output, history=history, id=f"e{number}", task=kind))
+        more: dict[str, Any] = {}
+        if kind in ("span", "extractive_summarization"):  # the answer stands in the text
+            more = {"input": f"old book. {output}. " + "very new. " * (number % 3)}
+        if kind == "dialogue":
+            said = [Message("user", text), Message("assistant", "not good"), Message("user", "very dull")]
+            more, text = {"messages": tuple(said)}, ""
+        made.append(Example(instruction=text, output=output, history=history, id=f"e{number}", task=kind, **more))
     return made
 
 
@@ -93,7 +108,9 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
             return LanguageModelRankingConfig(catalogue=str(folder), **(small | settings))
         return RetrievalConfig(catalogue=str(folder), **settings)
     if kind == "multitask":
-        return MultitaskConfig([PartConfig(name, task_config(name, folder), weight) for name, weight in MIXED.items()])
+        return MultitaskConfig(
+            [SubtaskConfig(name, task_config(name, folder), weight) for name, weight in MIXED.items()]
+        )
     return {
         "classification": lambda: ClassificationConfig(labels=SUBJECTS),
         "similarity": lambda: SimilarityConfig(**({"labels": SUBJECTS} | settings)),
@@ -102,6 +119,14 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
         "token_classification": lambda: TokenClassificationConfig(labels=["other", "subject"]),
         "masked_lm": MaskedLMConfig,
         "language_model": lambda: LanguageModelConfig(template="plain", **settings),
+        "choice": lambda: ChoiceConfig(**({"template": "plain", "labels": SUBJECTS} | settings)),
+        "dialogue": lambda: DialogueConfig(template="plain", **settings),
+        "question_answering": lambda: QuestionAnsweringConfig(template="plain", **settings),
+        "summarization": lambda: SummarizationConfig(template="plain", **settings),
+        "translation": lambda: TranslationConfig(template="plain", **settings),
+        "span": lambda: SpanConfig(**({"stride": 4} | settings)),
+        "extractive_summarization": ExtractiveSummarizationConfig,
+        "position_translation": lambda: PositionTranslationConfig(vocabulary=list("abcdeghilnorsuvwy "), **settings),
     }[kind]()
 
 
@@ -145,14 +170,15 @@ class Setup:
         self.mesh = make_mesh(MeshConfig(*mesh), devices)
         self.task = models.open_task(self.config, checkpoint)
         self.encoded = self.task.encode(examples(kind))
+        self.task.prepare(self.encoded)
         self.row_multiple = data_shards(self.mesh) * accumulation
         self.buckets, self.target_buckets = run_data.buckets(self.config), run_data.target_buckets(self.task)
         self.config.optimizer.layer_decay = layer_decay
         buffers: dict[str, Any] = {}
         if kind == "sequence":
             rng = np.random.default_rng(0)
-            sizes = {"item_texts": 12, "instruction_texts": len(self.task.instructions)}  # type: ignore[attr-defined]
-            buffers = {name: rng.normal(size=(size, 32)).astype(np.float32) for name, size in sizes.items()}
+            shapes = self.task.buffer_shapes(32)
+            buffers = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
         elif getattr(self.config.task, "softmax", "") == "full":
             rng = np.random.default_rng(0)
             vectors = rng.normal(size=(12, 32)).astype(np.float32)

@@ -78,7 +78,7 @@ def test_raw_prompts_are_continued_as_by_transformers(folder: Path, model: Langu
 def test_prompts_are_written_as_in_training(folder: Path, model: LanguageModel) -> None:
     example = Example(instruction="Say yes", input="now", output="yes")
     (encoded,) = model.task.encode([example])
-    begins = int(np.flatnonzero(encoded.target[1])[0]) + 1
+    begins = int(np.flatnonzero(encoded.target.supervised)[0]) + 1
     np.testing.assert_array_equal(model.tokenise(example, "x", raw=False), encoded.text.tokens[:begins])
     text = model.tokenizer.decode(encoded.text.tokens[1:begins])
     assert text.startswith("Below is an instruction") and text.endswith("### Response:")

@@ -15,7 +15,7 @@ from tiny_runs import changed, final_parameters, rows, tiny_run
 
 from instructrec_jax import train
 from instructrec_jax.adapters.losses import squared_error
-from instructrec_jax.data.loader import Parts, Text, pack, to_devices
+from instructrec_jax.data.loader import BatchTexts, Text, pack, to_devices
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
 from instructrec_jax.files import read_json, read_jsonl, write_json, write_jsonl
@@ -163,7 +163,7 @@ def test_a_network_without_a_backbone_trains_on_the_same_step(accumulation: int)
     for _ in range(100):
         texts = [Text(rng.integers(0, 16, rng.integers(1, 6)).astype(np.int32)) for _ in range(32)]
         targets = np.array([truth[text.tokens].sum() for text in texts], np.float32)
-        parts = Parts(texts, per_text={"targets": targets, "weights": np.ones(32, np.float32)})
+        parts = BatchTexts(texts, per_text={"targets": targets, "weights": np.ones(32, np.float32)})
         whole, _ = step(whole, to_devices(pack(parts, (32,), 4 * accumulation).arrays, mesh))
     assert set(whole.params) == {"head"}
     np.testing.assert_allclose(whole.params["head"]["weights"], truth, atol=0.05)

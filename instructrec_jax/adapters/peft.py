@@ -24,7 +24,9 @@ from instructrec_jax.files import write_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."  # PEFT's wrappers around the HuggingFace model
-TASK_TYPES = ("SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+# Heads that are trained beside LoRA and go along (modules_to_save), with PEFT's name of the task.
+TRAINED_HEADS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS"}
+TASK_TYPES = (*TRAINED_HEADS.values(), "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 
 # Fields of adapter_config.json that are followed here, or that say nothing about the network. PEFT has many more, for
 # variants of LoRA; one of them that is set is refused.
@@ -79,9 +81,8 @@ def write_peft(
         hf_config: the HuggingFace config of the backbone.
         config: the settings of its LoRA.
         base_name: folder or hub id of the base model.
-        task_type: PEFT's name of the task: "SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION";
-            None for any other.
-        head: the trained head of a sequence or token classifier, which goes along (PEFT's modules_to_save).
+        task_type: PEFT's name of the task, one of `TASK_TYPES`; None for any other.
+        head: the trained head of one of the kinds `TRAINED_HEADS`, which goes along (PEFT's modules_to_save).
         head_kind: the kind of head in the HuggingFace model, a key of `Family.heads`; None for the bare network.
         saved: names of linear layers of the backbone that are written whole, their update merged, because the base
             model doesn't have them: "pooler.dense", where the pooler was newly initialised.
@@ -93,12 +94,15 @@ def write_peft(
         raise ValueError(f"PEFT has no task type {task_type!r}; choose one of {', '.join(TASK_TYPES)} or None.")
     if head_kind is not None and head_kind not in family.heads:
         raise ValueError(f"model_type {hf_config.model_type!r} has no {head_kind!r} head: {', '.join(family.heads)}.")
-    classifies = head_kind in ("sequence", "token")
-    if (head is not None) != classifies or (task_type in ("SEQ_CLS", "TOKEN_CLS")) != classifies:
+    trained = TRAINED_HEADS.get(head_kind or "")
+    if (head is not None) != (trained is not None) or trained != (
+        task_type if task_type in TRAINED_HEADS.values() else None
+    ):
         raise ValueError(
             f"The PEFT task {task_type!r} does not go with the head kind {head_kind!r} and "
-            f"{'a' if head is not None else 'no'} head. SEQ_CLS and TOKEN_CLS need the kind 'sequence' or 'token' and "
-            "the trained head; other heads belong to the base model and are not written."
+            f"{'a' if head is not None else 'no'} head. SEQ_CLS, TOKEN_CLS and QUESTION_ANS need the kind "
+            "'sequence', 'token' or 'span' and the trained head; other heads belong to the base model and are not "
+            "written."
         )
     prefix = family.prefix if head_kind else ""
     tensors: dict[str, np.ndarray] = {}
@@ -163,7 +167,7 @@ def read_peft(
 
     Args:
         backbone: the loaded base network, without LoRA.
-        head: the base's head, with its kind ("sequence" | "token"): the modules of it that the adapter has
+        head: the base's head, with its kind (one of `TRAINED_HEADS`): the modules of it that the adapter has
             (modules_to_save) take the adapter's values.
 
     Returns its settings. Where ranks or alphas differ between modules, those of the network are the true ones.
@@ -208,8 +212,9 @@ def read_peft(
     if missing:
         raise ValueError(f"{folder / TENSORS} lacks {len(missing)} tensors: {_some(missing)}.")
     if head is not None:
-        if head_kind not in ("sequence", "token"):
-            raise ValueError(f"A {head_kind!r} head is not read from an adapter; only 'sequence' and 'token' ones are.")
+        if head_kind not in TRAINED_HEADS:
+            known = ", ".join(map(repr, TRAINED_HEADS))
+            raise ValueError(f"A {head_kind!r} head is not read from an adapter; only these are: {known}.")
         _fill_head(head, family.heads[head_kind], tensors, folder)
     if tensors:
         raise ValueError(

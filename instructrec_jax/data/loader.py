@@ -41,7 +41,7 @@ class Text:
 
 
 @dataclass
-class Parts:
+class BatchTexts:
     """What a task makes of some examples, before the texts are laid out in rows.
 
     Arrays per token are of the texts' lengths, or, where the texts have targets, of the targets'.
@@ -78,7 +78,7 @@ def lengths_of(texts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def lay_out(
-    parts: Parts, plan: Plan, process_index: int = 0, process_count: int = 1, multiple: int = 1
+    parts: BatchTexts, plan: Plan, process_index: int = 0, process_count: int = 1, multiple: int = 1
 ) -> dict[str, np.ndarray]:
     """Lays texts out as planned. Each process gets an equal share of every array's leading dimension.
 
@@ -139,7 +139,7 @@ class Loader:
 
     Attributes:
       order: epoch -> int64 [examples an epoch], indices of examples in that epoch's order.
-      gather: (indices, random generator) -> Parts: the task's view of some examples.
+      gather: (indices, random generator) -> BatchTexts: the task's view of some examples.
       batch_size: examples a step, over all processes.
       buckets: allowed row lengths.
       row_multiple: rows are a multiple of this (data-parallel devices x accumulation).
@@ -147,7 +147,7 @@ class Loader:
     """
 
     order: Callable[[int], np.ndarray]
-    gather: Callable[[np.ndarray, np.random.Generator], Parts]
+    gather: Callable[[np.ndarray, np.random.Generator], BatchTexts]
     batch_size: int
     buckets: Sequence[int]
     row_multiple: int
@@ -181,7 +181,7 @@ class Loader:
 
 
 def pack(
-    parts: Parts,
+    parts: BatchTexts,
     buckets: Sequence[int],
     row_multiple: int,
     process_index: int = 0,
@@ -193,7 +193,7 @@ def pack(
     return planned_batch(parts, plan, process_index, process_count, row_multiple)
 
 
-def planned_batch(parts: Parts, plan: Plan, process_index: int, process_count: int, multiple: int = 1) -> Batch:
+def planned_batch(parts: BatchTexts, plan: Plan, process_index: int, process_count: int, multiple: int = 1) -> Batch:
     tokens = sum(int(lengths.sum()) for lengths in lengths_of(parts.texts) if lengths is not None)
     arrays = lay_out(parts, plan, process_index, process_count, multiple)
     others = {name: len(each) for name, each in (parts.per_example | parts.slots).items()}
@@ -222,7 +222,7 @@ class RowLoader:
     """
 
     order: Callable[[int], np.ndarray]
-    gather: Callable[[np.ndarray, np.random.Generator], Parts]
+    gather: Callable[[np.ndarray, np.random.Generator], BatchTexts]
     lengths: np.ndarray
     batch_rows: int
     length: int
@@ -341,7 +341,7 @@ class StreamLoader:
     """
 
     stream: Any  # iterable of examples with get_state / set_state
-    gather: Callable[[list[Any], np.random.Generator], Parts]  # here: examples instead of indices
+    gather: Callable[[list[Any], np.random.Generator], BatchTexts]  # here: examples instead of indices
     batch_size: int
     buckets: Sequence[int]
     row_multiple: int

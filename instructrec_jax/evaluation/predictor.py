@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from instructrec_jax.data.loader import Parts, Text, lay_out, lengths_of, to_devices
+from instructrec_jax.data.loader import BatchTexts, Text, lay_out, lengths_of, to_devices
 from instructrec_jax.data.packing import fit
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
@@ -69,7 +69,7 @@ def make_predict(
                     target_start=None if whole.target_start is None else whole.target_start[inside],
                 )
                 per_token_arrays = {name: [values[i] for i in chosen] for name, values in arrays.items()}
-                parts = Parts([texts[i] for i in chosen], per_token=per_token_arrays)
+                parts = BatchTexts([texts[i] for i in chosen], per_token=per_token_arrays)
                 seed: tuple[np.uint32, ...] = ()
                 if dropout is not None:
                     seed, parts.per_text = (dropout[0],), {"text_numbers": dropout[1][chosen]}
@@ -86,12 +86,12 @@ def make_predict(
 def predictor(task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int]) -> Callable[[Any], Predict]:
     """parameters -> the model that a task scores with."""
     step = make_predict_step(task, graphdef, mesh)
-    parts = {name: predictor(part, graphdef, mesh, buckets) for name, part in task.parts.items()}
+    subtasks = {name: predictor(each, graphdef, mesh, buckets) for name, each in task.subtasks.items()}
     writer = open_writer(task, graphdef, mesh) if task.writes else None
 
     def with_params(params: Any) -> Predict:
         run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token)
-        predict = Predict(run, parts={name: part(params) for name, part in parts.items()})
+        predict = Predict(run, subtasks={name: each(params) for name, each in subtasks.items()})
         if writer is None:
             return predict
 
@@ -118,4 +118,4 @@ def remember(predict: Predict) -> Predict:
             known.update({id(text): (text, output) for text, output in zip(new, predict(new), strict=True)})
         return [known[id(text)][1] for text in texts]
 
-    return replace(predict, run=remembered, parts={name: remember(part) for name, part in predict.parts.items()})
+    return replace(predict, run=remembered, subtasks={name: remember(each) for name, each in predict.subtasks.items()})

@@ -11,7 +11,7 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> li
 
     Args:
       confidence: float [cases], the probability given to the prediction, from 0 to 1; 0 lies in the first bin.
-      correct: bool [cases].
+      correct: bool [cases], or float: the chance of being right, where a prediction is one of several equal ones.
 
     Returns "low", "high" (low < confidence <= high), "cases", mean "confidence" and "accuracy" of each.
     """

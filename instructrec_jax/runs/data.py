@@ -9,7 +9,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, check_hold_out, is_held_out
-from instructrec_jax.data.loader import Batch, Loader, Parts, RowLoader, StreamLoader, lengths_of
+from instructrec_jax.data.loader import Batch, BatchTexts, Loader, RowLoader, StreamLoader, lengths_of
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.data.skipped import SkippedRow, listing
@@ -198,7 +198,7 @@ def _batches(
 ) -> TrainingData:
     size, rows = config.data.examples_per_step, config.data.batch_rows
 
-    def gather(indices: np.ndarray, rng: np.random.Generator) -> Parts:
+    def gather(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
         return task.gather([encoded[i] for i in indices], rng)
 
     lengths, target_lengths = lengths_of([e.text for e in encoded])
@@ -237,7 +237,7 @@ def _stream_batches(
             "advance: set data.batch_size instead, or streaming: false."
         )
 
-    def gather(examples: list[Example], rng: np.random.Generator) -> Parts:
+    def gather(examples: list[Example], rng: np.random.Generator) -> BatchTexts:
         return task.gather(some_left(encode_usable(task, examples, "error")[0]), rng)
 
     opened.check = partial(check_usable, task)

@@ -12,7 +12,7 @@ from flax import nnx
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import add_lora, check_lora
-from instructrec_jax.adapters.peft import read_peft
+from instructrec_jax.adapters.peft import TRAINED_HEADS, read_peft
 from instructrec_jax.adapters.quantized import quantize_backbone
 from instructrec_jax.backbones.folder import (
     find_family,
@@ -192,7 +192,7 @@ def adapted(model: Any, config: Config, source: Source) -> Any:
         quantize_backbone(model.backbone, config.backbone.quantize)
     if lora.adapter is not None:
         kind = head_kind(model.head)
-        classifier = (model.head, kind) if kind in ("sequence", "token") else ()
+        classifier = (model.head, kind) if kind in TRAINED_HEADS else ()
         source.lora = read_peft(lora.adapter, model.backbone, source.config, *classifier)
     elif lora.rank:
         add_lora(model.backbone, source.config, lora, source.rngs)

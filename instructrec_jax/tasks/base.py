@@ -8,22 +8,27 @@ A task is one file that defines a config (a choice of `TaskConfig`) and a subcla
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
 
 import draccus
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    from instructrec_jax.tasks.generation.language_model import LanguageModelTask
+    from instructrec_jax.tasks.ranking.ranking_task import RankingTask
 
 Arrays = dict[str, jax.Array]
 
@@ -39,12 +44,12 @@ class Predict:
     Attributes:
       run: see `__call__`.
       write: (prompts, int32 [tokens] each, settings) -> the texts that answer them; of a task that `writes`.
-      parts: the same model by the `predict` of each of the task's `parts`.
+      subtasks: the same model by the `predict` of each of the task's `subtasks`.
     """
 
     run: Callable[..., list[np.ndarray]]
     write: Callable[[Sequence[np.ndarray], GenerationConfig], list[str]] = _no_words
-    parts: Mapping[str, "Predict"] = field(default_factory=dict)
+    subtasks: Mapping[str, "Predict"] = field(default_factory=dict)
 
     def __call__(self, texts: Sequence[Text], *, given: Any = None, **per_token: list[np.ndarray]) -> list[np.ndarray]:
         """Runs the model over texts: `predict(texts, name=[one int array a token of each text], ...)`.
@@ -83,6 +88,19 @@ class TaskConfig(draccus.ChoiceRegistry):
     def learn(self, examples: Sequence[Example]) -> "TaskConfig":
         return self
 
+    @property
+    def name(self) -> str:
+        """What `--task.type` calls it."""
+        return self.get_choice_name(type(self))
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """The labels to choose from (empty: to be learnt); None for a task without labels."""
+        return None
+
+    ranks_catalogue: ClassVar[bool] = False  # whether the task ranks the items of a catalogue
+    answers_are_text: ClassVar[bool] = False  # whether it is a language model's, whose answers are texts
+
 
 @dataclass
 class TaskContext:
@@ -102,6 +120,11 @@ class TaskContext:
     catalogue: Catalogue | None = None  # of a ranking task, with items that joined it; None: that of its folder
     new_items: int = 0  # so many of the catalogue's last items joined it after training
     vocab_size: int | None = None  # tokens for which the network has word embeddings; None: all of the tokenizer's
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Adds to what the summary tells of texts that were cut, dropped or changed."""
+        if number:
+            self.counts[what] = self.counts.get(what, 0) + number
 
 
 class Model(nnx.Module):
@@ -129,12 +152,48 @@ class Model(nnx.Module):
         return backbone.decode(*(batch[f"target_{name}"] for name in names), encoded, inputs[1], dropout=keys)
 
 
+class HeadView:
+    """One task's model inside of the whole: the backbone and its own head.
+
+    Args:
+      hidden: the backbone's hidden states for the batch at hand, where they are there already.
+    """
+
+    def __init__(self, model: Any, name: str, hidden: jax.Array | None = None):
+        self.backbone, self.head, self._model, self._hidden = model.backbone, model.head[name], model, hidden
+
+    def hidden(self, batch: Arrays, dropout: DropoutKeys | None = None) -> jax.Array:
+        return self._model.hidden(batch, dropout) if self._hidden is None else self._hidden
+
+
 @dataclass(frozen=True)
-class Encoded:
-    """An example ready for batches: its text, and the target in the form that the task's loss wants."""
+class LossInputs:
+    """What a loss may use beside the model and the batch.
+
+    Attributes:
+      dropout: keys of the batch's tokens; None: no dropout.
+      buffers: arrays of the state that `Task.refresh` made.
+      microbatches: in how many a loss that couples the examples of a batch runs the network; other losses see one
+        micro-batch at a time.
+    """
+
+    dropout: DropoutKeys | None = None
+    buffers: Arrays = field(default_factory=dict)
+    microbatches: int = 1
+
+
+Goal = TypeVar("Goal", covariant=True, default=Any)
+
+
+@dataclass(frozen=True)
+class Encoded(Generic[Goal]):
+    """An example ready for batches: its text, and the target in the form that the task's loss wants.
+
+    Each task has a type of targets of its own; `Encoded` without one is any task's.
+    """
 
     text: Text
-    target: Any
+    target: Goal
     example: Example
 
 
@@ -221,10 +280,25 @@ def unless_unfit(measure: Callable[[], Scores]) -> Scores:
 
 
 class Task:
-    """One task family. Subclasses fill in the parts below; nothing else in the project asks for a task's type."""
+    """One task family. Subclasses fill in the methods below; what others need to know of a task is a property here.
+
+    So nothing outside of `tasks` asks for a task's type.
+    """
 
     context: TaskContext
     labels: list[str]  # of tasks that choose among labels
+    problem_type: str | None = None  # what HuggingFace calls it in config.json, where that has a name for it
+
+    @property
+    def ranking(self) -> "RankingTask | None":
+        """The task, where it ranks the items of a catalogue."""
+        return None
+
+    @property
+    def language_model(self) -> "LanguageModelTask | None":
+        """The task, where it is a language model's, which can write."""
+        return None
+
     couples_examples = False  # whether one example's loss depends on the others of the batch
     metric = "loss"  # what the best checkpoint and early stopping look at, unless the config says otherwise
     greater_is_better = True
@@ -248,13 +322,17 @@ class Task:
         """
         raise TypeError(f"{type(self).__name__} has no encode().")
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def prepare(self, train: Sequence[Encoded]) -> None:
+        """Notes what batches and buffers need to know of all training examples together, such as their largest size.
+
+        Called once before training; not for a stream, whose batches are as large as their own examples need.
+        """
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
         """The texts and arrays of one batch."""
         raise TypeError(f"{type(self).__name__} has no gather().")
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """(Σ w ℓ, Σ w), float32 scalars."""
         raise TypeError(f"{type(self).__name__} has no loss().")
 
@@ -285,13 +363,15 @@ class Task:
         raise TypeError(f"{type(self).__name__} has no score().")
 
     @property
-    def parts(self) -> Mapping[str, "Task"]:
-        """Further ways to predict with the same model, by name: `Predict.parts` has each of them."""
+    def subtasks(self) -> Mapping[str, "Task"]:
+        """Further ways to predict with the same model, by name: `Predict.subtasks` has each of them."""
         return {}
 
+    head_name: str | None = None  # of its head among those of a model with several (`tasks.multitask`)
+
     def view(self, model: Any) -> Any:
-        """What of a model its own methods work with: one of several heads, say."""
-        return model
+        """What of a model its own methods work with: all of it, or the backbone and its own of several heads."""
+        return model if self.head_name is None else HeadView(model, self.head_name)
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """Baselines on the same cases, by name; one that cannot be fitted has a note instead of metrics."""
@@ -309,13 +389,9 @@ class Task:
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         """Five examples, drawn by seed, as `shown`; none where the task predicts nothing that one could read."""
-        by_example: dict[int, list[Encoded]] = {}
-        for e in encoded:
-            by_example.setdefault(id(e.example), []).append(e)
-        parts = list(by_example.values())
-        drawn = np.random.default_rng(self.context.seed).permutation(len(parts))[:5]
-        chosen = [e for number in drawn for e in parts[number]]
-        records = self.score(predict, chosen).predictions
+        by_example = pieces(encoded)
+        drawn = np.random.default_rng(self.context.seed).permutation(len(by_example))[:5]
+        records = self.score(predict, [e for number in drawn for e in by_example[number]]).predictions
         return [self.shown(record) for record in records if "prediction" in record]
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,24 +401,37 @@ class Task:
         return {"instruction": record["input"], "wanted": ", ".join(map(str, wanted)), "answers": [answer]}
 
 
-def microbatches(batch: Arrays, parts: int) -> Arrays:
-    """[rows, ...] -> [parts, rows / parts, ...]. Rows are dealt out in turn, so each device keeps its own."""
-    return {name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+def pieces(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
+    """What was made of each example, in order: several windows of a long context, say."""
+    by_example: dict[int, list[Encoded]] = {}
+    for e in encoded:
+        by_example.setdefault(id(e.example), []).append(e)
+    return list(by_example.values())
 
 
-def in_parts(
+def name_of(example: Example, number: int) -> str:
+    """What errors call an example: by its id, else by its number."""
+    return f"example {example.id or number!r}"
+
+
+def microbatches(batch: Arrays, count: int) -> Arrays:
+    """[rows, ...] -> [count, rows / count, ...]. Rows are dealt out in turn, so each device keeps its own."""
+    return {name: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+
+
+def in_microbatches(
     function: Callable[[Any, Arrays, DropoutKeys | None], jax.Array],
     model: Any,
     rows: Arrays,
-    dropout: DropoutKeys | None,
-    parts: int,
+    inputs: LossInputs,
 ) -> jax.Array:
-    """function(model, rows, dropout) -> [rows, ...], worked out in so many parts of the rows.
+    """function(model, rows, dropout) -> [rows, ...], worked out in `inputs.microbatches`.
 
-    For losses that couple the examples of a batch: each part runs again in the backward pass, so that only these
+    For losses that couple the examples of a batch: each micro-batch runs again in the backward pass, so that only these
     results are held of the whole batch.
     """
-    if parts == 1:
+    count, dropout = inputs.microbatches, inputs.dropout
+    if count == 1:
         return function(model, rows, dropout)
     graphdef, params = nnx.split(model)
 
@@ -350,8 +439,8 @@ def in_parts(
     def one(part: tuple[Arrays, DropoutKeys | None]) -> jax.Array:
         return function(nnx.merge(graphdef, params), *part)
 
-    keys = None if dropout is None else microbatches({"tokens": dropout.tokens}, parts)["tokens"]
-    found = jax.lax.map(one, (microbatches(rows, parts), None if keys is None else DropoutKeys(keys)))
+    keys = None if dropout is None else microbatches({"tokens": dropout.tokens}, count)["tokens"]
+    found = jax.lax.map(one, (microbatches(rows, count), None if keys is None else DropoutKeys(keys)))
     return jnp.moveaxis(found, 0, 1).reshape(-1, *found.shape[2:])
 
 
@@ -369,39 +458,6 @@ def with_default_prompt(context: TaskContext) -> TaskContext:
     return replace(context, prompt=prompt)
 
 
-def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -> list[Text | None]:
-    """Tokenises texts, with special tokens. A text that `truncate: drop` drops becomes None.
-
-    Args:
-      names: what to call each text in an error.
-
-    Raises:
-      ValueError: a text without tokens, or one longer than `max_length` under `truncate: error`.
-    """
-    if not texts:  # the tokenizer fails on none
-        return []
-    texts = [context.prompt + text for text in texts]
-    texts = [text.lower() for text in texts] if context.lower_case else texts
-    encoded = context.tokenizer(
-        texts, add_special_tokens=True, truncation=False, return_special_tokens_mask=True, verbose=False
-    )
-    types = encoded.get("token_type_ids") or [None] * len(texts)
-    result: list[Text | None] = []
-    for ids, kinds, special, name in zip(
-        encoded["input_ids"], types, encoded["special_tokens_mask"], names, strict=True
-    ):
-        if len(ids) > context.max_length:
-            if too_long(len(ids), name, context) == "drop":
-                result.append(None)
-                continue
-            kept = cut(special, name, context)
-            ids, kinds = [ids[i] for i in kept], None if kinds is None else [kinds[i] for i in kept]
-        if not ids:
-            raise ValueError(f"{name} has no tokens.")
-        result.append(Text(np.asarray(ids, np.int32), None if kinds is None else np.asarray(kinds, np.int32)))
-    return result
-
-
 def check_cases(task: Task, encoded: Sequence[Encoded]) -> None:
     """`task.check`, without leaving a trace in the counts of what was cut or dropped: the evaluation counts it."""
     before = dict(task.context.counts)
@@ -410,50 +466,3 @@ def check_cases(task: Task, encoded: Sequence[Encoded]) -> None:
     finally:
         task.context.counts.clear()
         task.context.counts.update(before)
-
-
-def owners(tokens: Any, parts: Sequence[str], joint: str = " ", sequence: int = 0) -> np.ndarray:
-    """int32 [tokens]: which of the parts of a text a token belongs to, -1 for a special token or another text's.
-
-    The parts are read as one text, as that is what the network knows: told of them one by one, tokenizers whose tokens
-    begin with a space (RoBERTa's, GPT-2's) would make others.
-
-    Args:
-      tokens: of a fast tokenizer, with return_offsets_mapping, of joint.join(parts) as text number `sequence`.
-    """
-    ends = np.cumsum([len(part) + len(joint) for part in parts]) - len(joint)
-    offsets = np.array(tokens["offset_mapping"], np.int64).reshape(-1, 2)
-    inside = np.array([number == sequence for number in tokens.sequence_ids()]) & (offsets[:, 1] > offsets[:, 0])
-    # by its last character: the first one may be the space before
-    return np.where(inside, np.searchsorted(ends, offsets[:, 1]), -1).astype(np.int32)
-
-
-def too_long(length: int, name: str, context: TaskContext) -> str:
-    """What `truncate` says of a text of more than `max_length` tokens, left, right or drop, and counts it.
-
-    Raises ValueError where it says error.
-    """
-    if context.truncate == "error":
-        raise ValueError(
-            f"{name} has {length} tokens, but data.max_length is {context.max_length}. Raise it, or say "
-            "what to do with long texts: --data.truncate left, right or drop."
-        )
-    label = "dropped" if context.truncate == "drop" else "cut"
-    context.counts[f"texts {label}"] = context.counts.get(f"texts {label}", 0) + 1
-    return context.truncate
-
-
-def cut(special: list[int], name: str, context: TaskContext) -> list[int]:
-    """Which tokens of a too long text are kept: the special ones around it, and its beginning or its end.
-
-    Args:
-      special: 1 for each token that the tokenizer put around the text, 0 for the text's own.
-    """
-    own = [i for i, is_special in enumerate(special) if not is_special]
-    room = context.max_length - (len(special) - len(own))
-    if room < 1:
-        raise ValueError(
-            f"data.max_length is {context.max_length}, which leaves no room beside the special tokens of {name}."
-        )
-    left_out = set(own[:-room] if context.truncate == "left" else own[room:])
-    return [i for i in range(len(special)) if i not in left_out]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,14 +10,24 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source
-from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext
+from instructrec_jax.data.loader import BatchTexts, Text
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    HeadView,
+    LossInputs,
+    Model,
+    Predict,
+    Scores,
+    Task,
+    TaskConfig,
+    TaskContext,
+)
 
 
 @dataclass
-class PartConfig:
+class SubtaskConfig:
     """One of the tasks."""
 
     name: str = ""  # what `task` of its examples says (a source's setting, or each record's own)
@@ -31,7 +40,7 @@ class PartConfig:
 class MultitaskConfig(TaskConfig):
     """Learn several tasks at once; each example belongs to the one that its `task` names."""
 
-    tasks: list[PartConfig] = field(default_factory=list)  # name, task (type and settings) and weight of each
+    tasks: list[SubtaskConfig] = field(default_factory=list)  # name, task (type and settings) and weight of each
 
     def build(self, context: TaskContext) -> "MultitaskTask":
         return MultitaskTask(self, context)
@@ -41,25 +50,14 @@ class MultitaskConfig(TaskConfig):
         return all(part.task.complete for part in self.tasks)
 
     def learn(self, examples: Sequence[Example]) -> "MultitaskConfig":
-        def learnt(part: PartConfig) -> PartConfig:
+        def learnt(part: SubtaskConfig) -> SubtaskConfig:
             own = [e for e in examples if e.task == part.name]
             return part if part.task.complete else replace(part, task=part.task.learn(own))
 
         return replace(self, tasks=[learnt(part) for part in self.tasks])
 
 
-class View:
-    """One task's model inside of the whole: the backbone and its own head.
-
-    Args:
-      hidden: the backbone's hidden states for the batch at hand, where they are there already.
-    """
-
-    def __init__(self, model: Any, name: str, hidden: jax.Array | None = None):
-        self.backbone, self.head, self._model, self._hidden = model.backbone, model.head[name], model, hidden
-
-    def hidden(self, batch: Arrays, dropout: DropoutKeys | None = None) -> jax.Array:
-        return self._model.hidden(batch, dropout) if self._hidden is None else self._hidden
+OWNER = "subtask"  # the array of a batch that says which subtask a text belongs to: 1, 2, ...; 0 for no text
 
 
 class MultitaskTask(Task):
@@ -82,13 +80,13 @@ class MultitaskTask(Task):
         self.tasks: dict[str, Task] = {}
         for part in config.tasks:
             task = part.task.build(context)
-            if task.couples_examples or task.refresh_every or isinstance(task, MultitaskTask):
+            if task.couples_examples or task.refresh_every or task.subtasks:
                 kind = part.task.get_choice_name(type(part.task))
                 raise ValueError(
                     f"task {part.name!r} is of type {kind}, whose loss looks at more than an example at a time, so it "
                     "cannot be learnt beside others: train it in a run of its own."
                 )
-            task.view = partial(View, name=part.name)  # type: ignore[method-assign]
+            task.head_name = part.name
             self.tasks[part.name] = task
         targets = {name: task.max_target_length for name, task in self.tasks.items()}
         if None in targets.values() and set(targets.values()) != {None}:
@@ -100,11 +98,10 @@ class MultitaskTask(Task):
         self.max_target_length = max((length for length in targets.values() if length is not None), default=None)
         self.needs_pooler = any(task.needs_pooler for task in self.tasks.values())
         self.freeze = [pattern for task in self.tasks.values() for pattern in task.freeze]
-        # of each task the arrays of one example: what a batch without any of its examples has
-        self._like: dict[str, Parts] = {}
+        self._one: dict[str, Encoded] = {}  # an example of each task, for the arrays of a batch without any
 
     @property
-    def parts(self) -> Mapping[str, Task]:
+    def subtasks(self) -> Mapping[str, Task]:
         return self.tasks
 
     def model(self, source: Source) -> nnx.Module:
@@ -121,54 +118,76 @@ class MultitaskTask(Task):
                     f"example {example.id or number!r} is of task {example.task!r}, but task.tasks has "
                     f"{', '.join(self.tasks)}: set `task` of its source, or add the task."
                 )
-        by_task = {name: self.tasks[name].encode(self._own(examples, name)) for name in {e.task for e in examples}}
-        for name, encoded in by_task.items():
-            if encoded and name not in self._like:
-                self._like[name] = self.tasks[name].gather(encoded[:1], np.random.default_rng(0))
-        # in the order of the examples: an example may have become several, or none
-        place = {id(example): number for number, example in enumerate(examples)}
-        return sorted((e for each in by_task.values() for e in each), key=lambda e: place[id(e.example)])
+        by_number: list[list[Encoded]] = [[] for _ in examples]  # in the order of the examples
+        for name, task in self.tasks.items():
+            own = [number for number, example in enumerate(examples) if example.task == name]
+            place = {id(examples[number]): number for number in own}
+            encoded = task.encode([examples[number] for number in own]) if own else []
+            number = own[-1] if own else 0
+            for e in reversed(encoded):  # what was made of an example (an earlier turn) stands before it
+                number = place.get(id(e.example), number)
+                by_number[number].insert(0, e)
+        return [e for each in by_number for e in each]
 
-    def _own(self, examples: Sequence[Example], name: str) -> list[Example]:
-        return [e for e in examples if e.task == name]
+    def prepare(self, train: Sequence[Encoded]) -> None:
+        for name, task in self.tasks.items():
+            own = [e for e in train if e.example.task == name]
+            if not own:
+                raise ValueError(f"data.train has no example of task {name!r}: add some, or take it out of task.tasks.")
+            task.prepare(own)
+            self._one[name] = own[0]
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
-        """The parts of all tasks; each array has its task's name before its own, and zeros for texts of others."""
-        texts: list[Any] = [e.text for e in encoded]
-        places = {name: [i for i, e in enumerate(encoded) if e.example.task == name] for name in self.tasks}
-        gathered = {}
-        for name, own in places.items():
-            if not own and name not in self._like:
-                raise ValueError(f"no example of task {name!r} was read yet: a stream should begin with all tasks.")
-            gathered[name] = self.tasks[name].gather([encoded[i] for i in own], rng) if own else self._like[name]
-            for i, text in zip(own, gathered[name].texts, strict=False):
-                texts[i] = text  # a task may change its texts: masked ones
-        result = Parts(texts)
-        for name, own in places.items():
-            parts = gathered[name]
-            if parts.per_example or parts.slots:
-                raise ValueError(f"task {name!r} cannot be learnt beside others: train it in a run of its own.")
-            for key, values in parts.per_text.items():
-                whole = np.zeros((len(texts), *values.shape[1:]), values.dtype)
-                whole[own] = values[: len(own)]
-                result.per_text[f"{name}.{key}"] = whole
-            for key, rows in parts.per_token.items():
-                lengths = [len(text.tokens if text.target is None else text.target) for text in texts]
-                spread = [np.zeros(length, np.int32) for length in lengths]
-                for i, row in zip(own, rows, strict=False):
-                    spread[i] = row
-                result.per_token[f"{name}.{key}"] = spread
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
+        """The texts of all tasks; each array has its task's name before its own, and zeros for texts of others.
+
+        A task with a text an example keeps the places of its examples; the texts of one that makes more of them (pairs
+        of an instruction and an item, say) stand behind these.
+        """
+        own = {name: [e for e in encoded if e.example.task == name] for name in self.tasks}
+        gathered = {name: self._gather(name, own[name], rng) for name in self.tasks}
+        moved = [name for name in self.tasks if len(gathered[name].texts) != len(own[name])]
+        texts: list[Text] = []
+        places: dict[str, list[int]] = {name: [] for name in self.tasks}
+
+        def put(name: str) -> None:
+            text = gathered[name].texts[len(places[name])]
+            places[name].append(len(texts))
+            texts.append(text)
+
+        for e in encoded:
+            if e.example.task not in moved:
+                put(e.example.task)
+        for name in moved:
+            for _ in gathered[name].texts:
+                put(name)
+        owner = np.zeros(len(texts), np.int32)
+        for number, name in enumerate(self.tasks, 1):
+            owner[places[name]] = number
+        result = BatchTexts(texts, per_text={OWNER: owner})
+        for name in self.tasks:
+            _spread(name, gathered[name], np.array(places[name], int), result)
         return result
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
-        hidden = model.hidden(batch, dropout)
+    def _gather(self, name: str, own: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
+        """What a task makes of its examples; where there are none, the same arrays of no texts."""
+        if not own and name not in self._one:
+            raise ValueError(f"no example of task {name!r} was read yet: a stream should begin with all tasks.")
+        if own:
+            self._one.setdefault(name, own[0])
+        found = self.tasks[name].gather(own or [self._one[name]], rng if own else np.random.default_rng(0))
+        if found.per_example or found.slots:
+            raise ValueError(f"task {name!r} cannot be learnt beside others: train it in a run of its own.")
+        if own:
+            return found
+        empty = {key: values[:0] for key, values in found.per_text.items()}
+        return BatchTexts([], per_token={key: [] for key in found.per_token}, per_text=empty)
+
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        hidden = model.hidden(batch, inputs.dropout)
         total = weight = jnp.zeros(())
-        for name, task in self.tasks.items():
-            own = {key.removeprefix(f"{name}."): array for key, array in batch.items()}
-            view = View(model, name, hidden)
-            found = task.loss(view, own, dropout=dropout, buffers=buffers, parts=parts)
+        for number, (name, task) in enumerate(self.tasks.items(), 1):
+            view, own = HeadView(model, name, hidden), own_arrays(batch, name, number)
+            found = task.loss(view, own, inputs)
             total, weight = total + self.weights[name] * found[0], weight + self.weights[name] * found[1]
         return total, weight
 
@@ -179,7 +198,9 @@ class MultitaskTask(Task):
             self.tasks[name].check(own)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
-        return self._merged({name: self.tasks[name].score(predict.parts[name], own) for name, own in self._by(encoded)})
+        return self._merged(
+            {name: self.tasks[name].score(predict.subtasks[name], own) for name, own in self._by(encoded)}
+        )
 
     def _by(self, encoded: Sequence[Encoded]) -> list[tuple[str, list[Encoded]]]:
         groups = [(name, [e for e in encoded if e.example.task == name]) for name in self.tasks]
@@ -225,5 +246,33 @@ class MultitaskTask(Task):
         return [
             shown
             for name, own in self._by(encoded)
-            for shown in self.tasks[name].showcase(predict.parts[name], own)[:3]
+            for shown in self.tasks[name].showcase(predict.subtasks[name], own)[:3]
         ]
+
+
+def own_arrays(batch: Arrays, name: str, number: int) -> Arrays:
+    """A batch as one subtask sees it: its own arrays under their own names, and the texts of others as padding.
+
+    So a loss that looks at which texts are there, and not at weights alone, counts none that are not the subtask's.
+    """
+    mine = batch[OWNER] == number  # [rows, segments]
+    own = {key.removeprefix(f"{name}."): array for key, array in batch.items()}
+    for key in ("segment_ids", "target_segment_ids"):
+        if key in batch:
+            segment = batch[key]
+            there = jnp.take_along_axis(mine, jnp.maximum(segment - 1, 0), axis=1)
+            own[key] = jnp.where(there, segment, 0)
+    return own
+
+
+def _spread(name: str, own: BatchTexts, places: np.ndarray, into: BatchTexts) -> None:
+    """Adds a task's arrays to those of all texts, of which its own are at `places`."""
+    for key, values in own.per_text.items():
+        whole = np.zeros((len(into.texts), *values.shape[1:]), values.dtype)
+        whole[places] = values
+        into.per_text[f"{name}.{key}"] = whole
+    for key, rows in own.per_token.items():
+        spread = [np.zeros(len(t.tokens if t.target is None else t.target), np.int32) for t in into.texts]
+        for place, row in zip(places, rows, strict=True):
+            spread[place] = row
+        into.per_token[f"{name}.{key}"] = spread

@@ -17,7 +17,7 @@ from flax import nnx
 
 from instructrec_jax.backbones.layers import DropoutKeys, dropout_keys
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
-from instructrec_jax.tasks.base import Task, microbatches
+from instructrec_jax.tasks.base import LossInputs, Task, microbatches
 from instructrec_jax.training.state import TrainState, Tree, merge_params
 
 Arrays = dict[str, jax.Array]
@@ -52,25 +52,25 @@ def make_train_step(
 ) -> Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles (state, batch) -> (state, the window's sums); the old state's memory is given to the new one.
 
-    With `accumulation` k the rows are worked through in k equal parts. The loss is Σ w ℓ / Σ w over the *whole*
-    batch, so k parts and d devices give what one part on one device gives, to rounding.
+    With `accumulation` k the rows are worked through in k micro-batches. The loss is Σ w ℓ / Σ w over the *whole*
+    batch, so k micro-batches and d devices give what one on one device gives, to rounding.
     """
 
-    def total_loss(params: Tree, state: TrainState, batch: Arrays, seed: jax.Array, parts: int) -> Any:
+    def total_loss(params: Tree, state: TrainState, batch: Arrays, seed: jax.Array, count: int) -> Any:
         model = nnx.merge(graphdef, merge_params(params, state.frozen))
         keys = batch_dropout_keys(seed, batch)
         with mesh.tracing():
-            total, weight = task.loss(task.view(model), batch, dropout=keys, buffers=state.buffers, parts=parts)
+            total, weight = task.loss(task.view(model), batch, LossInputs(keys, state.buffers, count))
         return total, weight
 
     def gradients(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:
         gradient = jax.value_and_grad(total_loss, has_aux=True)
-        if accumulation == 1 or task.couples_examples:  # a coupled loss walks through its parts by itself
+        if accumulation == 1 or task.couples_examples:  # a coupled loss makes its micro-batches itself
             (total, weight), grads = gradient(state.params, state, batch, seed, accumulation)
         else:
 
-            def add(sums: Any, part: Arrays) -> tuple[Any, None]:
-                (total, weight), grads = gradient(state.params, state, part, seed, 1)
+            def add(sums: Any, microbatch: Arrays) -> tuple[Any, None]:
+                (total, weight), grads = gradient(state.params, state, microbatch, seed, 1)
                 return jax.tree.map(jnp.add, sums, (total, weight, grads)), None
 
             zeros = jax.tree.map(jnp.zeros_like, state.params)

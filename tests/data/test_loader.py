@@ -12,7 +12,7 @@ from datasets import Dataset
 from instructrec_jax.data import loader as loader_module
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.loader import Batch, Loader, Parts, RowLoader, StreamLoader, Text
+from instructrec_jax.data.loader import Batch, BatchTexts, Loader, RowLoader, StreamLoader, Text
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.sources import ListSource
 from instructrec_jax.data.stream import StreamSource
@@ -24,9 +24,9 @@ def tokens_of(number: int) -> np.ndarray:
     return np.full(number % 9 + 1, number, np.int32)
 
 
-def gather(indices: np.ndarray, rng: np.random.Generator) -> Parts:
+def gather(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
     noise = rng.integers(0, 1000, len(indices)).astype(np.int32)
-    return Parts([Text(tokens_of(int(i))) for i in indices], per_text={"noise": noise})
+    return BatchTexts([Text(tokens_of(int(i))) for i in indices], per_text={"noise": noise})
 
 
 def make_loader(seed: int = 0, batch_size: int = 10) -> Loader:
@@ -115,7 +115,7 @@ def test_prefetched_batches_are_the_same(start: int) -> None:
 
 
 def test_an_error_while_prefetching_arrives() -> None:
-    def broken(indices: np.ndarray, rng: np.random.Generator) -> Parts:
+    def broken(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
         if 11 in indices:
             raise ValueError("example 11 is broken.")
         return gather(indices, rng)
@@ -151,14 +151,14 @@ LENGTHS = np.array([len(row_tokens(number)) for number in range(SIZE)])
 TARGET_LENGTHS = np.array([len(row_target(number)) for number in range(SIZE)])
 
 
-def gather_rows(indices: np.ndarray, rng: np.random.Generator) -> Parts:
-    return Parts([Text(row_tokens(int(i))) for i in indices], per_text=gather(indices, rng).per_text)
+def gather_rows(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
+    return BatchTexts([Text(row_tokens(int(i))) for i in indices], per_text=gather(indices, rng).per_text)
 
 
-def gather_pairs(indices: np.ndarray, rng: np.random.Generator) -> Parts:
+def gather_pairs(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
     """Targets of other lengths than their texts, with the same tokens."""
     texts = [Text(row_tokens(int(i)), target=row_target(int(i))) for i in indices]
-    return Parts(texts, per_text=gather(indices, rng).per_text)
+    return BatchTexts(texts, per_text=gather(indices, rng).per_text)
 
 
 def make_row_loader(
@@ -278,10 +278,10 @@ def test_prefetched_rows_are_the_same() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda parts: Parts(parts.texts + parts.texts[:1], per_text={}),
-        lambda parts: Parts([Text(text.tokens[:1]) for text in parts.texts]),
-        lambda parts: Parts([Text(text.tokens, target=text.tokens) for text in parts.texts]),
-        lambda parts: Parts(parts.texts, slots={"slots": np.arange(2)}),
+        lambda parts: BatchTexts(parts.texts + parts.texts[:1], per_text={}),
+        lambda parts: BatchTexts([Text(text.tokens[:1]) for text in parts.texts]),
+        lambda parts: BatchTexts([Text(text.tokens, target=text.tokens) for text in parts.texts]),
+        lambda parts: BatchTexts(parts.texts, slots={"slots": np.arange(2)}),
     ],
 )
 def test_other_texts_than_planned_are_an_error(change: Any) -> None:
@@ -299,7 +299,7 @@ def make_stream(shuffle_block: int = 4) -> StreamSource:
     return StreamSource(dataset, FieldMapper(FieldsConfig(output=None)), "stream", shuffle_block=shuffle_block, seed=3)
 
 
-def gather_examples(examples: list[Example], rng: np.random.Generator) -> Parts:
+def gather_examples(examples: list[Example], rng: np.random.Generator) -> BatchTexts:
     return gather(np.array([int(example.id) for example in examples]), rng)
 
 
@@ -325,7 +325,7 @@ def test_epochs_of_a_stream_follow_one_another() -> None:
 
 
 def test_a_stream_of_pairs() -> None:
-    def gather_examples(examples: list[Example], rng: np.random.Generator) -> Parts:
+    def gather_examples(examples: list[Example], rng: np.random.Generator) -> BatchTexts:
         return gather_pairs(np.array([int(example.id) for example in examples]), rng)
 
     loader = StreamLoader(make_stream(), gather_examples, 5, (32, 64), 2, 0, target_buckets=(8, 16))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from instructrec_jax.data import packing
-from instructrec_jax.data.loader import Parts, Text, lay_out, lengths_of
+from instructrec_jax.data.loader import BatchTexts, Text, lay_out, lengths_of
 from instructrec_jax.data.packing import (
     Plan,
     best_fit,
@@ -113,10 +113,10 @@ def test_too_long_a_text_is_an_error() -> None:
         plan_batch(np.array([5, 129]), BUCKETS, 1)
 
 
-def make_parts(lengths: np.ndarray) -> Parts:
+def make_parts(lengths: np.ndarray) -> BatchTexts:
     """Tokens that tell where they come from: 1000 * text + place."""
     tokens = [1000 * number + np.arange(length) for number, length in enumerate(lengths)]
-    return Parts(
+    return BatchTexts(
         [Text(t, t % 2 if number % 2 else None) for number, t in enumerate(tokens)],
         per_token={"labels": [t + 7 for t in tokens]},
         per_text={"targets": np.arange(len(lengths), dtype=np.float32)[:, None] * [1, 10]},
@@ -232,12 +232,12 @@ def test_too_long_a_target_is_an_error() -> None:
         plan_batch(np.array([5, 6]), BUCKETS, 1, np.array([3, 40]))
 
 
-def make_pairs(lengths: np.ndarray, target_lengths: np.ndarray) -> Parts:
+def make_pairs(lengths: np.ndarray, target_lengths: np.ndarray) -> BatchTexts:
     """Tokens that tell where they come from: 1000 * text + place, and those of targets 500 more."""
     texts = [Text(1000 * n + np.arange(length)) for n, length in enumerate(lengths)]
     targets = [1000 * n + 500 + np.arange(length) for n, length in enumerate(target_lengths)]
     texts = [Text(text.tokens, target=target) for text, target in zip(texts, targets, strict=True)]
-    return Parts(texts, per_token={"labels": [target + 7 for target in targets]})
+    return BatchTexts(texts, per_token={"labels": [target + 7 for target in targets]})
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -281,7 +281,7 @@ def test_all_texts_have_targets_or_none() -> None:
         (Text(tokens, target=tokens), unpacked(np.array([3]), 8)),
     ]:
         with pytest.raises(ValueError, match="texts with targets need a plan with target rows"):
-            lay_out(Parts([text]), plan)
+            lay_out(BatchTexts([text]), plan)
 
 
 # ------------------------------------------------------------------ whole epochs

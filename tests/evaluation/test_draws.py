@@ -12,7 +12,7 @@ from helpers import Setup
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.evaluation import predictor as module
 from instructrec_jax.evaluation.predictor import predictor, remember
-from instructrec_jax.tasks.base import Predict
+from instructrec_jax.tasks.base import LossInputs, Predict
 from instructrec_jax.training.step import batch_dropout_keys
 
 
@@ -28,16 +28,14 @@ def predict(setup: Setup) -> Predict:
 
 def test_a_draw_is_the_forward_pass_of_a_training_step(setup: Setup, predict: Predict) -> None:
     """The training step packs its batch by itself, and its loss is that of the drawn outputs."""
-    texts, targets = [e.text for e in setup.encoded], [int(e.target) for e in setup.encoded]
+    texts, targets = [e.text for e in setup.encoded], [e.target.label for e in setup.encoded]
     seed = np.uint32(77)
     batch = to_devices(setup.batch(), setup.mesh)
 
     @jax.jit
     def loss(params: object, batch: dict[str, jax.Array]) -> jax.Array:
         keys = batch_dropout_keys(jnp.asarray(seed), batch)
-        total, weight = setup.task.loss(
-            nnx.merge(setup.model.graphdef, params), batch, dropout=keys, buffers={}, parts=1
-        )
+        total, weight = setup.task.loss(nnx.merge(setup.model.graphdef, params), batch, LossInputs(keys))
         return total / weight
 
     drawn, plain = np.stack(predict.draw(texts, 77)), np.stack(predict(texts))

@@ -21,9 +21,15 @@ from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, load, to_yaml
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks import ClassificationConfig, LanguageModelConfig, MultitaskConfig, RegressionConfig
-from instructrec_jax.tasks.base import TaskContext
-from instructrec_jax.tasks.multitask import PartConfig
+from instructrec_jax.tasks import (
+    ChoiceConfig,
+    ClassificationConfig,
+    LanguageModelConfig,
+    MultitaskConfig,
+    RegressionConfig,
+)
+from instructrec_jax.tasks.base import LossInputs, TaskContext
+from instructrec_jax.tasks.multitask import OWNER, SubtaskConfig
 from instructrec_jax.train import train
 
 
@@ -56,7 +62,7 @@ def test_loss_and_scores_are_those_of_each_task_alone(checkpoint: Path, tmp_path
 def float_sums(task: Any, graphdef: Any, params: Any, batch: Any) -> tuple[float, float]:
     @jax.jit
     def loss(params: Any) -> Any:
-        return task.loss(nnx.merge(graphdef, params), batch, dropout=None, buffers={}, parts=1)
+        return task.loss(nnx.merge(graphdef, params), batch, LossInputs())
 
     total, weight = loss(params)
     return float(total), float(weight)
@@ -72,6 +78,39 @@ def test_a_batch_without_examples_of_a_task(checkpoint: Path, tmp_path: Path) ->
     assert weight == len(some) and np.isfinite(total)
 
 
+def test_a_task_with_several_texts_an_example_keeps_them_all(checkpoint: Path, tmp_path: Path) -> None:
+    tasks = [SubtaskConfig("film", task_config("reranker", tmp_path / "c", negatives=4))]
+    tasks.append(SubtaskConfig("size", RegressionConfig()))
+    context = TaskContext(Setup("regression", checkpoint, tmp_path).task.context.tokenizer, 64)
+    task = MultitaskConfig(tasks).build(context)
+    films = [replace(e, task="film") for e in examples("reranker", 5)]
+    sizes = [replace(e, task="size") for e in examples("regression", 3)]
+    mixed = [films[0], sizes[0], *films[1:], *sizes[1:]]
+    texts = task.gather(task.encode(mixed), np.random.default_rng(0))
+    alone = task.tasks["film"].gather(task.tasks["film"].encode(films), np.random.default_rng(0))
+    assert len(texts.texts) == 5 * 5 + 3 and len(alone.texts) == 25
+    own = texts.per_text[OWNER] == 1
+    assert texts.per_text["film.targets"].sum() == texts.per_text["film.targets"][own].sum() == 5
+    found = [text.tokens.tolist() for text, mine in zip(texts.texts, own, strict=True) if mine]
+    assert found == [text.tokens.tolist() for text in alone.texts]
+    numbers = texts.per_text["size.targets"][~own]
+    np.testing.assert_array_equal(numbers, np.array([e.output for e in sizes], np.float32))
+
+
+def test_examples_that_a_task_changes_keep_their_order(language_models: dict[str, Path], tmp_path: Path) -> None:
+    """Drawn candidates and the turns of a conversation are examples of their own."""
+    tasks = [
+        SubtaskConfig("pick", ChoiceConfig(template="plain", negatives=2)),
+        SubtaskConfig("size", RegressionConfig()),
+    ]
+    setup = Setup("regression", language_models["llama"], tmp_path)
+    task = MultitaskConfig(tasks).build(setup.task.context)
+    picks = [replace(e, task="pick") for e in examples("choice", 6)]
+    sizes = [replace(e, task="size") for e in examples("regression", 3)]
+    encoded = task.encode([*picks, *sizes])
+    assert [e.example.id for e in encoded] == [*(e.id for e in picks), *(e.id for e in sizes)]
+
+
 def mixed_run(checkpoint: Path, folder: Path, **changes: Any) -> Config:
     """Classification (labels to be learnt from the data) and regression, a source each."""
     config = tiny_run("classification", checkpoint, folder, **changes)
@@ -83,7 +122,7 @@ def mixed_run(checkpoint: Path, folder: Path, **changes: Any) -> Config:
             SourceConfig(path=str(folder / f"{split}.jsonl"), task="subject"),
             SourceConfig(path=str(folder / f"{split}_sizes.jsonl"), task="size"),
         ]
-    tasks = [PartConfig("subject", ClassificationConfig(), 2.0), PartConfig("size", RegressionConfig())]
+    tasks = [SubtaskConfig("subject", ClassificationConfig(), 2.0), SubtaskConfig("size", RegressionConfig())]
     return replace(config, task=MultitaskConfig(tasks), data=replace(config.data, **sources))
 
 
@@ -146,9 +185,9 @@ def test_resume_is_exact(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tasks", "words"),
     [
-        ([PartConfig("a", ClassificationConfig(labels=["x", "y"]))], "at least two tasks with different names"),
-        ([PartConfig("a", RegressionConfig()), PartConfig("a", RegressionConfig())], "with different names"),
-        ([PartConfig("a", RegressionConfig(), 0.0), PartConfig("b", RegressionConfig())], "weight of task 'a'"),
+        ([SubtaskConfig("a", ClassificationConfig(labels=["x", "y"]))], "at least two tasks with different names"),
+        ([SubtaskConfig("a", RegressionConfig()), SubtaskConfig("a", RegressionConfig())], "with different names"),
+        ([SubtaskConfig("a", RegressionConfig(), 0.0), SubtaskConfig("b", RegressionConfig())], "weight of task 'a'"),
     ],
 )
 def test_settings_that_are_no_tasks(tasks: Any, words: str, tokenizer: Any) -> None:
@@ -157,14 +196,14 @@ def test_settings_that_are_no_tasks(tasks: Any, words: str, tokenizer: Any) -> N
 
 
 def test_what_cannot_be_mixed(tokenizer: Any, tmp_path: Path) -> None:
-    ranking = PartConfig("films", task_config("retrieval", tmp_path / "catalogue"))
+    ranking = SubtaskConfig("films", task_config("retrieval", tmp_path / "catalogue"))
     with pytest.raises(ValueError, match="task 'films' is of type retrieval.*a run of its own"):
-        MultitaskConfig([ranking, PartConfig("b", RegressionConfig())]).build(TaskContext(tokenizer, 64))
-    writing = PartConfig("answer", LanguageModelConfig(template="plain"))
+        MultitaskConfig([ranking, SubtaskConfig("b", RegressionConfig())]).build(TaskContext(tokenizer, 64))
+    writing = SubtaskConfig("answer", LanguageModelConfig(template="plain"))
     context = TaskContext(tokenizer, 64, kind="encoder_decoder", decoder_start_token_id=0)
     context.tokenizer.eos_token = tokenizer.eos_token or "[SEP]"
     with pytest.raises(ValueError, match="task 'b' reads the encoder"):
-        MultitaskConfig([writing, PartConfig("b", RegressionConfig())]).build(context)
+        MultitaskConfig([writing, SubtaskConfig("b", RegressionConfig())]).build(context)
 
 
 def test_an_example_of_no_task_is_named(checkpoint: Path, tmp_path: Path) -> None:
@@ -174,6 +213,6 @@ def test_an_example_of_no_task_is_named(checkpoint: Path, tmp_path: Path) -> Non
 
 
 def test_settings_survive_yaml(tmp_path: Path) -> None:
-    config = Config(task=MultitaskConfig([PartConfig("a", ClassificationConfig(labels=["x", "y"]), 2.0)]))
+    config = Config(task=MultitaskConfig([SubtaskConfig("a", ClassificationConfig(labels=["x", "y"]), 2.0)]))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load(tmp_path / "config.yaml") == config

@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 from helpers import Setup, assert_close, run_steps
 
-from instructrec_jax.data.loader import Parts, lay_out, lengths_of, pack
+from instructrec_jax.data.loader import BatchTexts, lay_out, lengths_of, pack
 from instructrec_jax.data.packing import unpacked
+from instructrec_jax.tasks.base import LossInputs
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.step import batch_dropout_keys
 
@@ -22,7 +23,7 @@ SMOOTH = OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant", ep
 PAIRS = ("t5", "bart")
 
 
-def plain_layout(parts: Parts) -> dict[str, np.ndarray]:
+def plain_layout(parts: BatchTexts) -> dict[str, np.ndarray]:
     """One text (and target) a row."""
     lengths, targets = lengths_of(parts.texts)
     target_length = None if targets is None else int(targets.max())
@@ -35,7 +36,7 @@ def mean_loss(setup: Setup, seed: int | None = 7) -> Callable[[Any, Any], jax.Ar
     def function(params: Any, batch: Any) -> jax.Array:
         keys = None if seed is None else batch_dropout_keys(jnp.uint32(seed), batch)
         model = nnx.merge(setup.model.graphdef, params)
-        total, weight = setup.task.loss(model, batch, dropout=keys, buffers={}, parts=1)
+        total, weight = setup.task.loss(model, batch, LossInputs(keys))
         return total / weight
 
     return function
@@ -111,7 +112,7 @@ def test_other_tasks_run_on_language_models(
     @jax.jit
     def loss(params: Any, batch: Any) -> jax.Array:
         total, weight = setup.task.loss(
-            nnx.merge(setup.model.graphdef, params), batch, dropout=None, buffers=setup.state.buffers, parts=1
+            nnx.merge(setup.model.graphdef, params), batch, LossInputs(buffers=setup.state.buffers)
         )
         return total / weight
 

@@ -11,7 +11,7 @@ import torch
 from helpers import Setup, assert_close, run_steps
 from transformers import BertForSequenceClassification
 
-from instructrec_jax.data.loader import Parts, Text, lay_out, pack
+from instructrec_jax.data.loader import BatchTexts, Text, lay_out, pack
 from instructrec_jax.data.packing import Plan, fit, unpacked
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.step import batch_dropout_keys
@@ -215,7 +215,7 @@ def test_targets_have_dropout_keys_of_their_own() -> None:
     seed = jnp.uint32(3)
 
     def of_texts(plan: Plan, seed: jax.Array = seed) -> list[tuple[np.ndarray, np.ndarray]]:
-        keys = batch_dropout_keys(seed, lay_out(Parts(texts), plan))  # type: ignore[arg-type]
+        keys = batch_dropout_keys(seed, lay_out(BatchTexts(texts), plan))  # type: ignore[arg-type]
         assert keys.target is not None and plan.target_start is not None
         return [
             (np.asarray(keys.tokens)[r, s : s + a], np.asarray(keys.target.tokens)[r, t : t + b])

@@ -12,8 +12,9 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Text
 from instructrec_jax.data.prompts import Pieces, tokenise_pieces
 from instructrec_jax.inference import likelihood
-from instructrec_jax.tasks.base import Arrays, Predict, tokenise
+from instructrec_jax.tasks.base import Arrays, Predict
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
+from instructrec_jax.tasks.texts import tokenise
 
 Question = tuple[Example, list[str]]  # an example that asks something, and answers whose likelihood is wanted
 Whole = tuple[np.ndarray, np.ndarray]  # tokens of a text, and which of them count
@@ -86,7 +87,7 @@ class LikelihoodTask(LanguageModelTask):
                 found.append((tokens, np.ones(len(tokens), bool)))
         else:
             tokenised = tokenise_pieces(self._written(example, answers), self.tokenizer)
-            self._count(
+            self.context.count(
                 "answers that begin inside a token of the prompt, which is not scored", sum(t.torn for t in tokenised)
             )
             found = [(tokens.ids, tokens.said) for tokens in tokenised]
@@ -116,7 +117,7 @@ class LikelihoodTask(LanguageModelTask):
                 f"{self.context.max_length}: raise it, or set --data.truncate left, which leaves out the beginning of "
                 "a prompt (and needs some of it left)."
             )
-        self._count("prompts cut beside their candidates", 1)
+        self.context.count("prompts cut beside their candidates", 1)
         kept = [np.r_[:first, last : len(tokens)] for tokens, _ in texts]
         return [(tokens[k], counts[k]) for (tokens, counts), k in zip(texts, kept, strict=True)]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,8 @@ from flax import nnx
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
-from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.own_template import OwnTemplate, special_tokens
 from instructrec_jax.data.prompts import (
     Pieces,
@@ -36,18 +35,18 @@ from instructrec_jax.data.prompts import (
 from instructrec_jax.tasks.base import (
     Arrays,
     Encoded,
+    LossInputs,
     Model,
     Predict,
     Scores,
     Task,
     TaskConfig,
     TaskContext,
-    cut,
+    name_of,
     owners_of,
-    tokenise,
-    too_long,
 )
 from instructrec_jax.tasks.generation.ngram import KneserNey
+from instructrec_jax.tasks.texts import cut, tokenise, too_long
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 TrainOn = Literal["completions", "all"]
@@ -59,6 +58,7 @@ NGRAM_ORDER = 5
 class LanguageModelConfig(TaskConfig):
     """Write answers."""
 
+    answers_are_text: ClassVar[bool] = True
     train_on: TrainOn = "completions"  # the assistant's words and what ends them, or every token (decoders only)
     template: TemplateName = "auto"  # auto: the tokenizer's own; if it has none, alpaca, for encoder–decoders plain
     enable_thinking: bool | None = None  # told to the tokenizer's chat template; null: the template decides
@@ -71,11 +71,19 @@ class LanguageModelConfig(TaskConfig):
         return LanguageModelTask(self, context)
 
 
-class LanguageModelTask(Task):
-    """An example's target is (labels, supervised), int32 [length of the text, or of its target] each.
+@dataclass(frozen=True)
+class NextTokens:
+    """What is learnt of a text: int32 [length of the text, or of its target] each.
 
     labels[i] is the token that comes next at place i; supervised[i] is 1 where it counts.
     """
+
+    labels: np.ndarray
+    supervised: np.ndarray
+
+
+class LanguageModelTask(Task):
+    """An example's target is `NextTokens`."""
 
     greater_is_better = False
     predicts_words = True
@@ -112,22 +120,26 @@ class LanguageModelTask(Task):
             )
         self._fitted: tuple[Any, dict[str, KneserNey]] = (None, {})
 
+    @property
+    def language_model(self) -> "LanguageModelTask":
+        return self
+
     def model(self, source: Source) -> nnx.Module:
         return Model(source.backbone, task_head(source, "lm"))
 
     # ------------------------------------------------------------ texts
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
+    def encode(self, examples: Sequence[Example]) -> list[Encoded[NextTokens]]:
+        names = [name_of(example, number) for number, example in enumerate(examples)]
         eos, notes = self.tokenizer.eos_token if not self.is_pair else "", Counter[str]()
         pieces = [
             _named(name, partial(self._written_pieces, e, eos, notes)) for e, name in zip(examples, names, strict=True)
         ]
         for what, number in notes.items():
-            self._count(what, number)
+            self.context.count(what, number)
         special = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")
         mixed = sum(any(special.search(turn.content) for turn in conversation(e)) for e in examples)
-        self._count("texts with a special token's name in their words", mixed)
+        self.context.count("texts with a special token's name in their words", mixed)
         encode = self._encode_pairs if self.is_pair else self._encode_texts
         return [e for e in encode(examples, names, pieces) if e is not None]
 
@@ -145,11 +157,11 @@ class LanguageModelTask(Task):
             raise ValueError(f"an encoder–decoder learns the words of the last turn, which has {what}: remove the row.")
         return written(example, self.template, self.tokenizer, eos=eos, rendering=self.rendering, notes=notes)
 
-    def _encode_texts(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded | None]:
-        encoded: list[Encoded | None] = []
+    def _encode_texts(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded[NextTokens] | None]:
+        encoded: list[Encoded[NextTokens] | None] = []
         for example, name, tokens in zip(examples, names, tokenise_pieces(pieces, self.tokenizer), strict=True):
             if self.config.train_on == "completions":
-                self._count("answers that begin inside a token of the prompt, which is not learnt", tokens.torn)
+                self.context.count("answers that begin inside a token of the prompt, which is not learnt", tokens.torn)
             kept = self._shorten(tokens, name)
             if kept is None:
                 continue
@@ -161,7 +173,7 @@ class LanguageModelTask(Task):
                     "Raise it, or set --data.truncate left or drop."
                 )
             labels = np.append(kept.ids[1:], 0).astype(np.int32)
-            encoded.append(Encoded(Text(kept.ids), (labels, supervised), example))
+            encoded.append(Encoded(Text(kept.ids), NextTokens(labels, supervised), example))
         return encoded
 
     def _shorten(self, tokens: Tokens, name: str) -> Tokens | None:
@@ -172,10 +184,10 @@ class LanguageModelTask(Task):
         kept = cut([1] * tokens.opening + [0] * (len(tokens.ids) - tokens.opening), name, self.context)
         return replace(tokens, ids=tokens.ids[kept], said=tokens.said[kept])
 
-    def _encode_pairs(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded | None]:
+    def _encode_pairs(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded[NextTokens] | None]:
         sources = tokenise([self._prompt(example) for example in examples], names, self.context)
         answers = [conversation(example)[-1].content for example in examples]
-        encoded: list[Encoded | None] = []
+        encoded: list[Encoded[NextTokens] | None] = []
         most = self._longest_target
         targets = self.tokenizer(text_target=answers, truncation=False, verbose=False)["input_ids"]
         for example, name, text, ids in zip(examples, names, sources, targets, strict=True):
@@ -185,7 +197,7 @@ class LanguageModelTask(Task):
             labels = np.array(ids[:most], np.int32)
             target = np.array([self.context.decoder_start_token_id, *labels[:-1]], np.int32)
             text = Text(text.tokens, text.types, target)
-            encoded.append(Encoded(text, (labels, np.ones_like(labels)), example))
+            encoded.append(Encoded(text, NextTokens(labels, np.ones_like(labels)), example))
         return encoded
 
     def _is_dropped(self, length: int, name: str) -> bool:
@@ -196,12 +208,8 @@ class LanguageModelTask(Task):
                 f"the answer of {name} has {length} tokens, but task.max_target_length is {self._longest_target}. "
                 "Raise it, or say what to do with long answers: --data.truncate left, right (both cut the end) or drop."
             )
-        self._count(f"answers {'dropped' if truncate == 'drop' else 'cut'}", 1)
+        self.context.count(f"answers {'dropped' if truncate == 'drop' else 'cut'}", 1)
         return truncate == "drop"
-
-    def _count(self, what: str, number: int) -> None:
-        if number:
-            self.context.counts[what] = self.context.counts.get(what, 0) + number
 
     def _prompt(self, example: Example) -> str:
         return prompt(example, self.template, self.tokenizer, self.context.kind, self.rendering)
@@ -212,7 +220,7 @@ class LanguageModelTask(Task):
         Raises:
           ValueError: one that is longer than `max_length` (nothing is cut here).
         """
-        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
+        names = [name_of(example, number) for number, example in enumerate(examples)]
         texts = [_named(name, partial(self._prompt, e)) for e, name in zip(examples, names, strict=True)]
         if self.is_pair:
             ids = [np.array(row, np.int32) for row in self.tokenizer(texts, verbose=False)["input_ids"]]
@@ -237,15 +245,13 @@ class LanguageModelTask(Task):
 
     # ------------------------------------------------------------ loss
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
-        return Parts([e.text for e in encoded], per_token=_per_token(encoded))
+    def gather(self, encoded: Sequence[Encoded[NextTokens]], rng: np.random.Generator) -> BatchTexts:
+        return BatchTexts([e.text for e in encoded], per_token=_per_token(encoded))
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         weights = batch["supervised"].astype(jnp.float32)
         total = losses.linear_cross_entropy(
-            model.hidden(batch, dropout),
+            model.hidden(batch, inputs.dropout),
             label_smoothing=self.config.label_smoothing,
             z_loss=self.config.z_loss,
             labels=batch["labels"],
@@ -264,10 +270,10 @@ class LanguageModelTask(Task):
 
     # ------------------------------------------------------------ scores
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+    def score(self, predict: Predict, encoded: Sequence[Encoded[NextTokens]]) -> Scores:
         """Over all supervised tokens, each given the true ones before it: see `_scores`."""
         outputs = predict([e.text for e in encoded], **_per_token(encoded))
-        found = [o[e.target[1] > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
+        found = [o[e.target.supervised > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
         return _scores(encoded, [f[:, 0] for f in found], [f[:, 1] for f in found])
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
@@ -309,14 +315,13 @@ def _output_layer(model: Any) -> dict[str, Any]:
     return {"table": table, "bias": bias, "scale": model.head.spec.scale, "soft_cap": model.head.spec.soft_cap}
 
 
-def _per_token(encoded: Sequence[Encoded]) -> dict[str, list[np.ndarray]]:
-    return {"labels": [e.target[0] for e in encoded], "supervised": [e.target[1] for e in encoded]}
+def _per_token(encoded: Sequence[Encoded[NextTokens]]) -> dict[str, list[np.ndarray]]:
+    return {"labels": [e.target.labels for e in encoded], "supervised": [e.target.supervised for e in encoded]}
 
 
-def _whole(encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
+def _whole(encoded: Encoded[NextTokens]) -> tuple[np.ndarray, np.ndarray]:
     """All tokens of an example, prompt and answer, and the places of the supervised ones."""
-    labels, supervised = encoded.target
-    places = np.flatnonzero(supervised)
+    labels, places = encoded.target.labels, np.flatnonzero(encoded.target.supervised)
     if encoded.text.target is None:
         return encoded.text.tokens, places + 1
     return np.concatenate([encoded.text.tokens, labels]), places + len(encoded.text.tokens)

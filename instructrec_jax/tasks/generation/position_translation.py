@@ -19,23 +19,24 @@ from flax import nnx
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
-from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.metrics.classification import classification_metrics, classification_report
 from instructrec_jax.tasks.base import (
     Arrays,
     Encoded,
+    LossInputs,
     Model,
     Predict,
     Scores,
     Task,
     TaskConfig,
     TaskContext,
-    tokenise,
+    name_of,
 )
 from instructrec_jax.tasks.generation.translation import judge_translations, nearest_translation
 from instructrec_jax.tasks.generation.written_answers import references, scores_of_texts, shown_text
+from instructrec_jax.tasks.texts import tokenise
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Unit = Literal["character", "word"]
@@ -77,8 +78,15 @@ def split(text: str, unit: Unit) -> list[str]:
     return words if unit == "word" else list(" ".join(words))
 
 
+@dataclass(frozen=True)
+class TranslationTarget:
+    """int32 [tokens]: the translation, as numbers of the head's outputs."""
+
+    tokens: np.ndarray
+
+
 class PositionTranslationTask(Task):
-    """An example's target is int32 [tokens], numbers of the head's outputs."""
+    """An encoder whose every position writes a token, or nothing."""
 
     reads = "fields"
     metric = "sentence chrF"
@@ -94,15 +102,15 @@ class PositionTranslationTask(Task):
             raise ValueError("task.vocabulary should list different tokens, at least one.")
         self.labels = [*SPECIAL, *config.vocabulary]
         self.numbers = {token: number for number, token in enumerate(self.labels) if number > UNKNOWN}
-        self._longest = 8  # tokens of a translation, as far as examples were encoded
+        self._longest = 8  # tokens of a translation that a batch has room for
 
     def model(self, source: Source) -> nnx.Module:
         return Model(source.backbone, task_head(source, "token", labels=self.labels))
 
     # ---------------------------------------------------------------- host
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
+    def encode(self, examples: Sequence[Example]) -> list[Encoded[TranslationTarget]]:
+        names = [name_of(example, number) for number, example in enumerate(examples)]
         for example, name in zip(examples, names, strict=True):
             if not references(example):
                 raise ValueError(f"{name} has no translation: fill it in, or remove the row.")
@@ -113,11 +121,10 @@ class PositionTranslationTask(Task):
                 continue
             tokens = split(references(example)[0], self.config.unit)
             target = np.array([self.numbers.get(token, UNKNOWN) for token in tokens], np.int32)
-            self._longest = max(self._longest, -(-len(target) // 8) * 8)
             longer = self._lengthened(text)
             if not self._fits(target, len(longer.tokens)):
-                self._count("translations with more tokens than positions, of which the rest is not learnt")
-            encoded.append(Encoded(longer, target, example))
+                self.context.count("translations with more tokens than positions, of which the rest is not learnt")
+            encoded.append(Encoded(longer, TranslationTarget(target), example))
         return encoded
 
     def _lengthened(self, text: Text) -> Text:
@@ -143,33 +150,35 @@ class PositionTranslationTask(Task):
             return len(target) <= positions
         return len(target) + int((target[1:] == target[:-1]).sum()) <= positions  # equal ones need a blank between them
 
-    def _count(self, what: str) -> None:
-        self.context.counts[what] = self.context.counts.get(what, 0) + 1
+    def prepare(self, train: Sequence[Encoded[TranslationTarget]]) -> None:
+        self._longest = self._room(train)
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def _room(self, encoded: Sequence[Encoded[TranslationTarget]]) -> int:
+        """Tokens of the longest translation, to the next eight, and no fewer than is known."""
+        return max([self._longest, *(-(-len(e.target.tokens) // 8) * 8 for e in encoded)])
+
+    def gather(self, encoded: Sequence[Encoded[TranslationTarget]], rng: np.random.Generator) -> BatchTexts:
         texts = [e.text for e in encoded]
         if self.config.form == "aligned":
             labels = []
             for e in encoded:
                 each = np.full(len(e.text.tokens), NOTHING, np.int32)
-                kept = e.target[: len(each)]
+                kept = e.target.tokens[: len(each)]
                 each[: len(kept)] = kept
                 labels.append(each)
-            return Parts(texts, per_token={"labels": labels})
-        targets = np.zeros((len(encoded), self._longest), np.int32)
+            return BatchTexts(texts, per_token={"labels": labels})
+        targets = np.zeros((len(encoded), self._room(encoded)), np.int32)
         for row, e in enumerate(encoded):
-            targets[row, : len(e.target)] = e.target
-        fits = np.array([self._fits(e.target, len(e.text.tokens)) for e in encoded], np.float32)
-        sizes = np.array([len(e.target) for e in encoded], np.int32)
-        return Parts(texts, per_text={"targets": targets, "sizes": sizes, "weights": fits})
+            targets[row, : len(e.target.tokens)] = e.target.tokens
+        fits = np.array([self._fits(e.target.tokens, len(e.text.tokens)) for e in encoded], np.float32)
+        sizes = np.array([len(e.target.tokens) for e in encoded], np.int32)
+        return BatchTexts(texts, per_text={"targets": targets, "sizes": sizes, "weights": fits})
 
     # ---------------------------------------------------------------- device
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """aligned: a mean over positions; ctc: over tokens of the translations."""
-        hidden = model.head.transform(model.hidden(batch, dropout), dropout)
+        hidden = model.head.transform(model.hidden(batch, inputs.dropout), inputs.dropout)
         output = model.head.output
         if self.config.form == "aligned":
             weights = (batch["segment_ids"] > 0).astype(jnp.float32)
@@ -195,7 +204,7 @@ class PositionTranslationTask(Task):
         first = np.append(True, outputs[1:] != outputs[:-1])
         return outputs[first & (outputs != NOTHING)].tolist()
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+    def score(self, predict: Predict, encoded: Sequence[Encoded[TranslationTarget]]) -> Scores:
         written = [self.decode(outputs) for outputs in predict([e.text for e in encoded])]
         joint = "" if self.config.unit == "character" else " "
         texts = [joint.join(self.labels[i] for i in tokens if i != UNKNOWN).strip() for tokens in written]
@@ -214,18 +223,22 @@ class PositionTranslationTask(Task):
             protocol=f"{self.config.form}, all positions at once; {scores.protocol}",
         )
 
-    def _places(self, encoded: Sequence[Encoded], written: Sequence[list[int]]) -> Iterator[tuple[str, str]]:
+    def _places(
+        self, encoded: Sequence[Encoded[TranslationTarget]], written: Sequence[list[int]]
+    ) -> Iterator[tuple[str, str]]:
         """(token of the first reference, token written at its place) of all places."""
         for e, tokens in zip(encoded, written, strict=True):
-            for place, wanted in enumerate(e.target.tolist()):
+            for place, wanted in enumerate(e.target.tokens.tolist()):
                 yield self.labels[wanted], self.labels[tokens[place] if place < len(tokens) else NOTHING]
 
-    def _scores(self, encoded: Sequence[Encoded], texts: list[str]) -> Scores:
+    def _scores(self, encoded: Sequence[Encoded[TranslationTarget]], texts: list[str]) -> Scores:
         examples = [e.example for e in encoded]
         found = judge_translations(texts, [references(e) for e in examples])
         return scores_of_texts(examples, [e.input or e.instruction for e in examples], texts, found)
 
-    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+    def baselines(
+        self, train: Sequence[Encoded[TranslationTarget]], test: Sequence[Encoded[TranslationTarget]]
+    ) -> dict[str, Scores]:
         nearest = nearest_translation([e.example for e in train])
         return {"translation of the most similar source": self._scores(test, nearest([e.example for e in test]))}
 

@@ -18,8 +18,9 @@ from instructrec_jax.inference.decoding import check_prompts
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, has_cjk
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskContext, cut, owners_of, too_long, unless_unfit
+from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskContext, owners_of, unless_unfit
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
+from instructrec_jax.tasks.texts import cut, too_long
 
 
 @dataclass

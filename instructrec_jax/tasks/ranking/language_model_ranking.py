@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalised
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext
+from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
 from instructrec_jax.tasks.ranking.ranking_task import Target
@@ -69,7 +69,7 @@ class LanguageModelRankingConfig(RerankingConfig, LanguageModelConfig):
 
 @dataclass(frozen=True)
 class NamedTarget(Target):
-    """A target, and what is learnt of the example's text (see `LanguageModelTask`)."""
+    """A target, and what is learnt of the example's text (see `NextTokens`)."""
 
     labels: np.ndarray
     supervised: np.ndarray
@@ -173,7 +173,7 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
         rng = np.random.default_rng(self.context.seed)
         nothing = np.empty(0, np.int32)
         for number, example in enumerate(examples):
-            name = f"example {example.id or number!r}"
+            name = name_of(example, number)
             if example.origin.get("form") in WRITTEN:  # to be learnt, not to be ranked
                 target, item, asked = Target(nothing, nothing), -1, example
             else:
@@ -188,7 +188,8 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
         for e in LanguageModelTask.encode(self, learnt):
             number = place[id(e.example)]
             if wanted[number] < 0 or self._has_room(e, wanted[number]):
-                target = NamedTarget(targets[number].items, targets[number].history, *e.target)
+                items, history = targets[number].items, targets[number].history
+                target = NamedTarget(items, history, e.target.labels, e.target.supervised)
                 encoded.append(Encoded(e.text, target, examples[number]))
         return encoded
 
@@ -216,10 +217,10 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
                 f"but data.max_length is {self.context.max_length}. Raise it, or say what to do with long prompts: "
                 "--data.truncate left or drop."
             )
-        self._count("prompts dropped" if self.context.truncate == "drop" else "prompts cut", 1)
+        self.context.count("prompts dropped" if self.context.truncate == "drop" else "prompts cut", 1)
         return self.context.truncate == "left"
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
         """What is asked about drawn candidates is written anew for each batch; all else is learnt as it was encoded."""
         learnt: list[tuple[Text, np.ndarray, np.ndarray]] = []
         asked: list[Example] = []
@@ -229,9 +230,10 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
             else:
                 asked += self._draw(e, rng)
         if asked:
-            learnt += [(e.text, *e.target) for e in LanguageModelTask.encode(self, asked)]
+            drawn = LanguageModelTask.encode(self, asked)
+            learnt += [(e.text, e.target.labels, e.target.supervised) for e in drawn]
         texts, labels, supervised = (list(column) for column in zip(*learnt, strict=True))
-        return Parts(texts, per_token={"labels": labels, "supervised": supervised})
+        return BatchTexts(texts, per_token={"labels": labels, "supervised": supervised})
 
     def _draw(self, e: Encoded, rng: np.random.Generator) -> list[Example]:
         wanted, wrong = int(rng.choice(e.target.items)), [int(item) for item in self.negatives(e, rng)]

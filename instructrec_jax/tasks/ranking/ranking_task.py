@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -22,19 +22,12 @@ from instructrec_jax.ranking.evaluation import (
     main_metric,
     position_report,
 )
-from instructrec_jax.tasks.base import (
-    Encoded,
-    Predict,
-    Scores,
-    Task,
-    TaskConfig,
-    TaskContext,
-    owner_of,
-    owners_of,
-    tokenise,
-)
+from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task, TaskConfig, TaskContext, owner_of, owners_of
+from instructrec_jax.tasks.texts import tokenise
 
 SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin
+
+REMEMBERED = 8  # sets of cases whose candidates are kept, since several methods are scored on the same
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Pooling = Literal["cls", "mean", "max", "mean_sqrt_len"]
@@ -45,6 +38,7 @@ Ties = Literal["average", "against"]
 class RankingConfig(TaskConfig):
     """Rank the items of a catalogue."""
 
+    ranks_catalogue: ClassVar[bool] = True
     catalogue: str = "data/films"  # folder with items.parquet (columns id, title, text)
     protocols: list[str] = field(default_factory=lambda: ["full"])  # full, uni9, uni99, pop99, hard9, listed, FILE
     cutoffs: list[int] = field(default_factory=lambda: [1, 3, 5, 10, 20])  # k of HR@k and NDCG@k
@@ -84,7 +78,7 @@ class RankingTask(Task):
         self.catalogue = Catalogue.load(config.catalogue) if context.catalogue is None else context.catalogue
         self.new_items = context.new_items  # of the catalogue's end: known by their texts alone
         self._fitted_methods: dict[str, Baseline] = {}
-        self._known: dict[tuple[int, ...], tuple[Sequence[Encoded], Cases, list[Candidates]]] = {}
+        self._known: dict[tuple[int, ...], tuple[Sequence[Encoded[Target]], Cases, list[Candidates]]] = {}
         if not config.protocols:
             raise ValueError("task.protocols is empty: name at least one, such as full or uni99.")
         for protocol in config.protocols:
@@ -95,6 +89,10 @@ class RankingTask(Task):
                 "hard9, listed or a file with candidates."
             )
         self.metric = main_metric(config.cutoffs, config.protocols[0], len(self.catalogue))
+
+    @property
+    def ranking(self) -> "RankingTask":
+        return self
 
     @cached_property
     def item_texts(self) -> list[Text]:
@@ -118,7 +116,7 @@ class RankingTask(Task):
             raise ValueError(f"{name}: {error}") from error
         return Target(numbers[: len(wanted)], numbers[len(wanted) :])
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+    def encode(self, examples: Sequence[Example]) -> list[Encoded[Any]]:
         """The instruction's tokens and the `Target` of each example."""
         names = [f"the instruction of example {example.id or number!r}" for number, example in enumerate(examples)]
         texts = tokenise([render(example) for example in examples], names, self.context)
@@ -147,26 +145,28 @@ class RankingTask(Task):
         """float32 [items, size]."""
         raise TypeError(f"{type(self).__name__} has no item_vectors().")
 
-    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
+    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded[Any]]) -> np.ndarray:
         """float32 [cases, size]: their products with the items' vectors are the scores, higher is better."""
         raise TypeError(f"{type(self).__name__} has no query_vectors().")
 
-    def score_items(self, predict: Predict, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
+    def score_items(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> Callable[[slice], np.ndarray]:
         """A function: block of the cases -> float32 [cases, items], higher is better."""
         items, queries = self.item_vectors(predict), self.query_vectors(predict, encoded)
         return lambda block: queries[block] @ items.T
 
-    def score_candidates(self, predict: Predict, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
+    def score_candidates(
+        self, predict: Predict, encoded: Sequence[Encoded[Target]], candidates: np.ndarray
+    ) -> np.ndarray:
         """Scores of given items, float32 [cases, k] for item numbers int [cases, k], higher is better."""
         return products(self.query_vectors(predict, encoded), self.item_vectors(predict), candidates)
 
     # -------------------------------------------------------------- evaluation
 
-    def check(self, encoded: Sequence[Encoded]) -> None:
+    def check(self, encoded: Sequence[Encoded[Target]]) -> None:
         """Draws the candidates of all protocols; they are kept for the evaluation."""
         self._asked(encoded)
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+    def score(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> Scores:
         """Metrics under all protocols: see `ranking.evaluation`."""
         if self.retrieves:
             return self.score_with(self.score_items(predict, encoded), encoded)
@@ -183,7 +183,7 @@ class RankingTask(Task):
             report = str(position_report(score, wanted, candidates[0].items, orders=self.config.orders))
         return self._scores(found, encoded, cases, report)
 
-    def score_with(self, score_block: Callable[[slice], np.ndarray], encoded: Sequence[Encoded]) -> Scores:
+    def score_with(self, score_block: Callable[[slice], np.ndarray], encoded: Sequence[Encoded[Target]]) -> Scores:
         """The same for scores from any method.
 
         Args:
@@ -201,15 +201,17 @@ class RankingTask(Task):
         )
         return self._scores(found, encoded, cases)
 
-    def _scores(self, found: Ranking, encoded: Sequence[Encoded], cases: Cases, report: str = "") -> Scores:
+    def _scores(self, found: Ranking, encoded: Sequence[Encoded[Target]], cases: Cases, report: str = "") -> Scores:
         predictions = _Predictions(self.catalogue, encoded, found, found.cases[self.metric])
         scores = Scores(found.metrics, found.cases, predictions, report, found.main, cases.segments, found.protocol)
         return scores.owned_by(owners_of([e.example for e in encoded]))
 
-    def _asked(self, encoded: Sequence[Encoded]) -> tuple[Cases, list[Candidates]]:
+    def _asked(self, encoded: Sequence[Encoded[Target]]) -> tuple[Cases, list[Candidates]]:
         """What the evaluator is asked, made once for the same cases."""
         key = tuple(map(id, encoded))
         if key not in self._known:
+            while len(self._known) >= REMEMBERED:
+                del self._known[next(iter(self._known))]
             examples = [e.example for e in encoded]
             wanted, histories = [e.target.items for e in encoded], [e.target.history for e in encoded]
             popularity = None
@@ -256,11 +258,11 @@ class RankingTask(Task):
         parts = zip(self.splits.train, self.splits.validation, self.splits.test, strict=True)
         return {user: np.concatenate(each) for user, each in zip(self.splits.user_ids, parts, strict=True)}
 
-    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+    def baselines(self, train: Sequence[Encoded[Target]], test: Sequence[Encoded[Target]]) -> dict[str, Scores]:
         """Random order, BM25 on the words; and where the folder has training sequences, what learns from them."""
         return {name: self.score_with(self.simple_scores(name, test), test) for name in self._simple_methods}
 
-    def simple_scores(self, name: str, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
+    def simple_scores(self, name: str, encoded: Sequence[Encoded[Target]]) -> Callable[[slice], np.ndarray]:
         """Scores of one of the baselines, by its name: a function as `score_items` gives it."""
         if name not in self._simple_methods:
             raise ValueError(f"there is no baseline {name!r} here, but {', '.join(self._simple_methods)}.")
@@ -302,7 +304,7 @@ def products(queries: np.ndarray, items: np.ndarray, candidates: np.ndarray) -> 
 class _Predictions(Sequence[dict[str, Any]]):
     """One record a case, made when it is asked for: a million of them would fill the memory."""
 
-    def __init__(self, catalogue: Catalogue, encoded: Sequence[Encoded], found: Ranking, judged: np.ndarray):
+    def __init__(self, catalogue: Catalogue, encoded: Sequence[Encoded[Target]], found: Ranking, judged: np.ndarray):
         self.catalogue, self.encoded, self.found, self.judged = catalogue, encoded, found, judged
 
     def __len__(self) -> int:

@@ -19,12 +19,22 @@ from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.losses import binary_cross_entropy
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast, render
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, TaskConfig, TaskContext, in_parts
-from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    LossInputs,
+    Model,
+    Predict,
+    TaskConfig,
+    TaskContext,
+    in_microbatches,
+)
+from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask, Target
 from instructrec_jax.tasks.ranking.retrieval import ROW_ARRAYS
+from instructrec_jax.tasks.texts import knows_pairs
 
 MOST_ITEMS = 1000  # the largest catalogue that is ranked as a whole, an item at a time
 PAIRS = 4096  # texts that are made and scored at a time
@@ -61,7 +71,7 @@ class RerankingTask(RankingTask):
         if config.negatives < 1:
             raise ValueError(f"task.negatives must be at least 1, but is {config.negatives}.")
 
-    def score_items(self, predict: Predict, encoded: Sequence[Encoded]) -> Callable[[slice], np.ndarray]:
+    def score_items(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> Callable[[slice], np.ndarray]:
         every = np.arange(len(self.catalogue), dtype=np.int32)
 
         def score_block(block: slice) -> np.ndarray:
@@ -70,7 +80,7 @@ class RerankingTask(RankingTask):
 
         return score_block
 
-    def negatives(self, e: Encoded, rng: np.random.Generator) -> np.ndarray:
+    def negatives(self, e: Encoded[Target], rng: np.random.Generator) -> np.ndarray:
         """int [n]: up to `negatives` items that an example does not want, distinct, in random order.
 
         Of its own candidates where it has some; else drawn among what it neither wants nor has seen.
@@ -160,9 +170,7 @@ class RerankerTask(RerankingTask):
     @cached_property
     def _between(self) -> Encoding | None:
         """What stands between instruction and item, where the tokenizer itself puts nothing there."""
-        pair = self.context.tokenizer("a", "a").encodings[0].sequence_ids
-        first, second = pair.index(0), pair.index(1)
-        if None in pair[first:second]:
+        if knows_pairs(self.context.tokenizer):
             return None
         for separator in (self.context.tokenizer.sep_token, "\n"):
             if separator and len(piece := self._pieces([separator])[0]):
@@ -181,7 +189,7 @@ class RerankerTask(RerankingTask):
         has_types = "token_type_ids" in self.context.tokenizer.model_input_names
         return Text(np.array(both.ids, np.int32), np.array(both.type_ids, np.int32) if has_types else None)
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+    def encode(self, examples: Sequence[Example]) -> list[Encoded[Target]]:
         """The text of each is its instruction alone.
 
         An instruction is too long where the longest item's text does not fit beside it; it is cut the same for all
@@ -205,7 +213,7 @@ class RerankerTask(RerankingTask):
                         "drop."
                     )
                 label = f"instructions {'dropped' if context.truncate == 'drop' else 'cut'}"
-                context.counts[label] = context.counts.get(label, 0) + 1
+                context.count(label, 1)
                 if context.truncate == "drop":
                     continue
                 self._cut(piece)
@@ -215,7 +223,7 @@ class RerankerTask(RerankingTask):
     def _cut(self, piece: Encoding) -> None:
         piece.truncate(self.room, direction="left" if self.context.truncate == "left" else "right")
 
-    def pairs(self, encoded: Sequence[Encoded], items: Sequence[np.ndarray]) -> list[Text]:
+    def pairs(self, encoded: Sequence[Encoded[Target]], items: Sequence[np.ndarray]) -> list[Text]:
         """The texts of some items (numbers) for each example, one after another."""
         instructions = self._pieces([render(e.example) for e in encoded]) if encoded else []
         for piece in instructions:
@@ -227,7 +235,7 @@ class RerankerTask(RerankingTask):
             for item in chosen.tolist()
         ]
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def gather(self, encoded: Sequence[Encoded[Target]], rng: np.random.Generator) -> BatchTexts:
         """The wanted item (one of several, drawn) of each example, and its negatives."""
         size = 1 + self.config.negatives
         lists = [np.append(rng.choice(e.target.items), self.negatives(e, rng)) for e in encoded]
@@ -237,10 +245,10 @@ class RerankerTask(RerankingTask):
         if self.config.loss == "pointwise":
             targets = np.zeros(len(texts), np.float32)
             targets[first] = 1
-            return Parts(texts, per_text={"targets": targets, "weights": np.ones(len(texts), np.float32)})
+            return BatchTexts(texts, per_text={"targets": targets, "weights": np.ones(len(texts), np.float32)})
         present = np.arange(size) < lengths[:, None]
         numbers = np.where(present, first[:, None] + np.arange(size), first[:, None])
-        return Parts(texts, per_example={"present": present}, slots={"slots": numbers})
+        return BatchTexts(texts, per_example={"present": present}, slots={"slots": numbers})
 
     # -------------------------------------------------------------- device
 
@@ -253,9 +261,7 @@ class RerankerTask(RerankingTask):
         segments = max_segments(hidden.shape[1])
         return model.head(model.backbone, hidden, batch["segment_ids"], segments, dropout=dropout)[..., 0]
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """Pointwise: sigmoid cross-entropy of each pair, 1 for a wanted item. Listwise: softmax cross-entropy of the
         wanted item among the example's own (ListNet's top-one loss with one relevant item; Cao et al., 2007).
 
@@ -263,21 +269,23 @@ class RerankerTask(RerankingTask):
         part, and again in the backward pass, and their scores meet.
         """
         if self.config.loss == "pointwise":
-            scores = self._scores_of(model, batch, dropout)
+            scores = self._scores_of(model, batch, inputs.dropout)
             each = binary_cross_entropy(scores[..., None], batch["targets"][..., None])
             return jnp.sum(each * batch["weights"]), jnp.sum(batch["weights"])
         rows = {name: batch[name] for name in ROW_ARRAYS}
-        scores = in_parts(self._scores_of, model, rows, dropout, parts)
+        scores = in_microbatches(self._scores_of, model, rows, inputs)
         logits = jnp.where(batch["present"], scores.reshape(-1)[batch["slots"]], -jnp.inf)
         return jnp.sum(jax.nn.logsumexp(logits, -1) - logits[:, 0]), jnp.float32(len(logits))
 
     # -------------------------------------------------------------- scores
 
-    def check(self, encoded: Sequence[Encoded]) -> None:
+    def check(self, encoded: Sequence[Encoded[Target]]) -> None:
         super().check(encoded)
         self.pairs(encoded, [e.target.items for e in encoded])
 
-    def score_candidates(self, predict: Predict, encoded: Sequence[Encoded], candidates: np.ndarray) -> np.ndarray:
+    def score_candidates(
+        self, predict: Predict, encoded: Sequence[Encoded[Target]], candidates: np.ndarray
+    ) -> np.ndarray:
         found = [np.empty((0, candidates.shape[1]), np.float32)]
         cases = max(1, PAIRS // max(1, candidates.shape[1]))
         for start in range(0, len(encoded), cases):

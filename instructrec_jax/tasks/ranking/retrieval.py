@@ -13,21 +13,21 @@ from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.backbones.layers import DropoutKeys
-from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts
+from instructrec_jax.data.loader import BatchTexts
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.ranking.catalogue import has_splits
 from instructrec_jax.tasks.base import (
     Arrays,
     Encoded,
+    LossInputs,
     Model,
     Predict,
     TaskConfig,
     TaskContext,
-    in_parts,
+    in_microbatches,
     with_default_prompt,
 )
-from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask
+from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
 
 ROW_ARRAYS = ("tokens", "token_types", "segment_ids", "positions", "text_numbers")
 
@@ -58,7 +58,7 @@ class RetrievalTask(RankingTask):
     def __init__(self, config: RetrievalConfig, context: TaskContext):
         super().__init__(config, context)
         self.refresh_every = config.refresh_every if config.softmax == "full" else 0
-        self.most_wanted = 1  # items of one example, as far as examples were encoded
+        self.most_wanted = 1  # items of one training example
         if config.log_q and config.softmax == "full":
             raise ValueError("task.log_q corrects a sample of candidates; task.softmax full has all: set one of them.")
         if config.log_q and not has_splits(config.catalogue):
@@ -81,12 +81,10 @@ class RetrievalTask(RankingTask):
 
     # -------------------------------------------------------------- host
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        encoded = super().encode(examples)
-        self.most_wanted = max([self.most_wanted, *(len(e.target.items) for e in encoded)])
-        return encoded
+    def prepare(self, train: Sequence[Encoded[Target]]) -> None:
+        self.most_wanted = max(len(e.target.items) for e in train)
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def gather(self, encoded: Sequence[Encoded[Target]], rng: np.random.Generator) -> BatchTexts:
         """An example that wants several items learns one of them a visit, and never takes the others as negatives."""
         chosen = [e.target.items[0] if len(e.target.items) == 1 else rng.choice(e.target.items) for e in encoded]
         wanted, target = np.unique(chosen, return_inverse=True)
@@ -108,12 +106,13 @@ class RetrievalTask(RankingTask):
         if self.config.log_q:
             arrays["log_q"] = np.zeros(room, np.float32)
             arrays["log_q"][: len(items)] = np.log(self._expected_counts(len(encoded), len(wanted))[items])
-        if self.config.softmax == "full" and self.most_wanted > 1:
-            arrays["also_wanted"] = np.full((len(encoded), self.most_wanted), missing, np.int32)
+        most = max([self.most_wanted, *(len(e.target.items) for e in encoded)])
+        if self.config.softmax == "full" and most > 1:
+            arrays["also_wanted"] = np.full((len(encoded), most), missing, np.int32)
             for row, (e, item) in enumerate(zip(encoded, chosen, strict=True)):
                 others = e.target.items[e.target.items != item]
                 arrays["also_wanted"][row, : len(others)] = others
-        return Parts(
+        return BatchTexts(
             texts=[e.text for e in encoded] + [self.item_texts[item] for item in items],
             per_example=arrays,
             slots={"query_slots": np.arange(len(encoded)), "candidate_slots": number_of_item},
@@ -142,9 +141,7 @@ class RetrievalTask(RankingTask):
         hidden = model.hidden(batch, dropout)
         return model.head(hidden, batch["segment_ids"], max_segments(hidden.shape[1]))
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """Softmax cross-entropy of the wanted item among the candidates.
 
         Every example sees the candidates of the whole batch, on all devices and in all parts. With parts > 1 the
@@ -159,14 +156,14 @@ class RetrievalTask(RankingTask):
         once; "sampled" adds (1 − that) · negatives / (items − distinct wanted ones).
         """
         rows = {name: batch[name] for name in ROW_ARRAYS}
-        vectors = in_parts(self._vectors, model, rows, dropout, parts)
+        vectors = in_microbatches(self._vectors, model, rows, inputs)
         vectors = vectors.reshape(-1, vectors.shape[-1])
         queries, live = vectors[batch["query_slots"]], vectors[batch["candidate_slots"]]
         scale = model.head.scale()
         if self.config.softmax == "full":
             # Fresh vectors for the batch's own items, remembered ones for the rest of the catalogue; as in SASRec's
             # full softmax, items of the history count as negatives too.
-            table = buffers["item_vectors"].at[batch["candidates"]].set(live, mode="drop")
+            table = inputs.buffers["item_vectors"].at[batch["candidates"]].set(live, mode="drop")
             logits = scale * queries @ table.T
             target = batch["candidates"][batch["target"]]
             if "also_wanted" in batch:
@@ -190,5 +187,5 @@ class RetrievalTask(RankingTask):
     def item_vectors(self, predict: Predict) -> np.ndarray:
         return np.stack(predict(self.item_texts))
 
-    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
+    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> np.ndarray:
         return np.stack(predict([e.text for e in encoded]))

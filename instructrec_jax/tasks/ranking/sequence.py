@@ -21,25 +21,28 @@ from instructrec_jax.adapters.losses import linear_cross_entropy
 from instructrec_jax.adapters.next_item import NextItemHead, NextItemSpec
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.tasks.base import (
     Arrays,
     Encoded,
+    LossInputs,
     Model,
     Predict,
     TaskConfig,
     TaskContext,
-    in_parts,
-    tokenise,
+    in_microbatches,
+    name_of,
     with_default_prompt,
 )
-from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask
+from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
+from instructrec_jax.tasks.texts import tokenise
 
 Supervise = Literal["all", "last"]
 NextItemSoftmax = Literal["full", "sampled"]
 PLACES = ("tokens", "segment_ids", "positions")
+LEAST_ROWS = 64  # of a table of instructions' vectors
 ONCE = 2**31  # steps between refreshes: only at the beginning, since the backbone stays as it is
 
 
@@ -64,8 +67,19 @@ class SequenceConfig(RankingConfig):
         return SequenceTask(self, with_default_prompt(context))
 
 
+@dataclass(frozen=True)
+class SequenceTarget(Target):
+    """A target, and the tokens of the instruction (None: the task reads no words)."""
+
+    instruction: Text | None
+
+
 class SequenceTask(RankingTask):
-    """An example's text is [number of its instruction, items of its history]; its labels are the items that follow."""
+    """An example's text is [0, items of its history]; its labels are the items that follow.
+
+    In a batch the first token is the row of the instruction's vector, in the buffer `instruction_texts` for training
+    and in the vectors that `query_vectors` makes for the cases at hand: nothing of them is remembered.
+    """
 
     refresh_every = ONCE
     reads_history = True
@@ -85,8 +99,7 @@ class SequenceTask(RankingTask):
         self.couples_examples = config.softmax == "sampled"  # by the negatives that a batch shares
         self.freeze = ["^backbone/"] if config.text else []
         self.pooling: Any = config.pooling
-        self.instructions: dict[str, int] = {}
-        self.instruction_texts: list[Text] = []
+        self._instructions: dict[bytes, tuple[int, Text]] = {}  # of the training examples: see `_numbered`
         self._text_vectors: np.ndarray | None = None
 
     def model(self, source: Source) -> nnx.Module:
@@ -106,27 +119,44 @@ class SequenceTask(RankingTask):
 
     # -------------------------------------------------------------- host
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        words = [render(example) if self.config.text else "" for example in examples]
-        new = [text for text in dict.fromkeys(words) if text and text not in self.instructions]
-        names = [f"the instruction {text!r}" for text in new]
-        for text, tokens in zip(new, tokenise(new, names, self.context) if new else [], strict=True):
-            if tokens is None:
-                raise ValueError("instructions cannot be dropped for their length: set data.truncate to left or right.")
-            self.instructions[text] = len(self.instruction_texts)
-            self.instruction_texts.append(tokens)
+    def encode(self, examples: Sequence[Example]) -> list[Encoded[SequenceTarget]]:
+        instructions = self._tokens([render(e) for e in examples]) if self.config.text else [None] * len(examples)
         encoded = []
-        for number, (example, text) in enumerate(zip(examples, words, strict=True)):
-            target = self.target(example, f"example {example.id or number!r}")
+        for number, (example, instruction) in enumerate(zip(examples, instructions, strict=True)):
+            target = self.target(example, name_of(example, number))
             history = target.history[-self.config.history_limit :]
             if cut := len(target.history) - len(history):
                 name = "items of histories beyond task.history_limit"
-                self.context.counts[name] = self.context.counts.get(name, 0) + cut
-            places = np.array([self.instructions.get(text, 0), *history], np.int32)
-            encoded.append(Encoded(Text(places), target, example))
+                self.context.count(name, cut)
+            own = SequenceTarget(target.items, target.history, instruction)
+            encoded.append(Encoded(Text(np.array([0, *history], np.int32)), own, example))
         return encoded
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def _tokens(self, words: Sequence[str]) -> list[Text | None]:
+        """The tokens of instructions; equal ones are the same `Text`."""
+        different = list(dict.fromkeys(words))
+        found = tokenise(different, [f"the instruction {text!r}" for text in different], self.context)
+        if None in found:
+            raise ValueError("instructions cannot be dropped for their length: set data.truncate to left or right.")
+        by_words = dict(zip(different, found, strict=True))
+        return [by_words[text] for text in words]
+
+    def prepare(self, train: Sequence[Encoded[SequenceTarget]]) -> None:
+        self._instructions = _numbered(train)
+
+    def _row(self, e: Encoded[SequenceTarget]) -> int:
+        """Where the buffer has the vector of an example's instruction."""
+        if e.target.instruction is None:
+            return 0
+        known = self._instructions.get(e.target.instruction.tokens.tobytes())
+        if known is None:
+            raise ValueError(
+                f"the instruction {render(e.example)!r} is none of those that training began with. The task sequence "
+                "has to know them all beforehand: set streaming: false for data.train, or task.text: false."
+            )
+        return known[0]
+
+    def gather(self, encoded: Sequence[Encoded[SequenceTarget]], rng: np.random.Generator) -> BatchTexts:
         texts, labels, supervised = [], [], []
         for e in encoded:
             items, places = np.append(e.target.history, rng.choice(e.target.items)), len(e.text.tokens)
@@ -134,11 +164,11 @@ class SequenceTask(RankingTask):
             if self.config.supervise == "all" and start:  # of a long history another window at each visit
                 start = int(rng.integers(start + 1))
             window = items[start : start + places].astype(np.int32)
-            texts.append(Text(np.append(e.text.tokens[:1], window[:-1])))
+            texts.append(Text(np.append(np.int32(self._row(e)), window[:-1])))
             labels.append(window)
             supervised.append(np.full(places, self.config.supervise == "all", np.int32))
             supervised[-1][-1] = 1
-        parts = Parts(texts, per_token={"labels": labels, "supervised": supervised})
+        parts = BatchTexts(texts, per_token={"labels": labels, "supervised": supervised})
         if self.config.softmax == "sampled":
             drawn = rng.choice(len(self.catalogue), self.config.negatives, p=self.popularity)
             parts.per_example = {
@@ -149,16 +179,14 @@ class SequenceTask(RankingTask):
 
     # -------------------------------------------------------------- device
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """Softmax cross-entropy of the next item, over the catalogue or over a sample of it.
 
         Sampled: the sum over the catalogue is estimated by the wanted item and the drawn ones, exp(s − log(n q)) each,
         with n draws from the probabilities q (Jean et al., 2015, equation 8; the logQ correction).
         """
         nothing = jnp.zeros((len(self.catalogue), 0))
-        items, instructions = (buffers.get(name, nothing) for name in ("item_texts", "instruction_texts"))
+        items, instructions = (inputs.buffers.get(name, nothing) for name in ("item_texts", "instruction_texts"))
         weights = batch["supervised"].astype(jnp.float32)
 
         def queries(model: Any, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
@@ -166,7 +194,9 @@ class SequenceTask(RankingTask):
 
         if self.config.softmax == "full":
             table, bias = model.head.item_vectors(items)
-            total = linear_cross_entropy(queries(model, batch, dropout), table, batch["labels"], weights, bias=bias)
+            total = linear_cross_entropy(
+                queries(model, batch, inputs.dropout), table, batch["labels"], weights, bias=bias
+            )
             return total, jnp.sum(weights)
 
         def losses(model: Any, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
@@ -180,7 +210,7 @@ class SequenceTask(RankingTask):
             return jax.nn.logsumexp(jnp.concatenate([score[..., None], against], -1), -1) - score
 
         rows = {name: batch[name] for name in (*PLACES, "labels")}
-        return jnp.sum(weights * in_parts(losses, model, rows, dropout, parts)), jnp.sum(weights)
+        return jnp.sum(weights * in_microbatches(losses, model, rows, inputs)), jnp.sum(weights)
 
     def predict(self, model: Any, batch: Arrays) -> jax.Array:
         """float32 [rows, segments, ...] of what the batch holds.
@@ -206,16 +236,24 @@ class SequenceTask(RankingTask):
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
         if not self.config.text:
             return {}
+        texts = [text for _, text in self._instructions.values()]
+        if not texts:
+            raise ValueError(
+                "the task sequence reads the instructions of all training examples before it begins (`prepare`): set "
+                "streaming: false for data.train, or task.text: false."
+            )
         return {
             "item_texts": self.text_vectors(predict),
-            "instruction_texts": self._instruction_vectors(predict, self.instruction_texts),
+            "instruction_texts": self._instruction_vectors(predict, texts),
         }
 
     def buffer_shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
         if not self.config.text:
             return {}
-        sizes = {"item_texts": len(self.catalogue), "instruction_texts": max(1, len(self.instructions))}
-        return {name: (size, hidden_size) for name, size in sizes.items()}
+        return {
+            "item_texts": (len(self.catalogue), hidden_size),
+            "instruction_texts": (len(self._instructions), hidden_size),
+        }
 
     def text_vectors(self, predict: Predict) -> np.ndarray:
         """float32 [items, text size], of mean 0 and standard deviation 1; each text goes through the backbone once."""
@@ -228,8 +266,6 @@ class SequenceTask(RankingTask):
         return self._text_vectors
 
     def _instruction_vectors(self, predict: Predict, texts: Sequence[Text]) -> np.ndarray:
-        if not texts or not self.config.text:
-            return np.zeros((0, 0), np.float32)
         vectors = np.stack(predict(texts))
         return vectors * np.float32(vectors.shape[1] ** 0.5)
 
@@ -237,14 +273,23 @@ class SequenceTask(RankingTask):
         numbers = [Text(np.array([item], np.int32)) for item in range(len(self.catalogue))]
         return np.stack(predict(numbers, given={"item_texts": self.text_vectors(predict)}))
 
-    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
-        asked, place = np.unique([e.text.tokens[0] for e in encoded], return_inverse=True)
-        words = [self.instruction_texts[number] for number in asked] if self.config.text else []
-        texts = {
-            "item_texts": self.text_vectors(predict),
-            "instruction_texts": self._instruction_vectors(predict, words),
-        }
-        sequences = [
-            Text(np.append(p, e.text.tokens[1:]).astype(np.int32)) for p, e in zip(place, encoded, strict=True)
-        ]
-        return np.stack(predict(sequences, given=texts))
+    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded[SequenceTarget]]) -> np.ndarray:
+        asked, table = _numbered(encoded), np.zeros((0, 0), np.float32)
+        if asked:
+            vectors = self._instruction_vectors(predict, [text for _, text in asked.values()])
+            # few sizes, however many wordings there are: each is compiled by itself
+            table = np.zeros((max(LEAST_ROWS, 1 << (len(vectors) - 1).bit_length()), vectors.shape[1]), np.float32)
+            table[: len(vectors)] = vectors
+        rows = [0 if (i := e.target.instruction) is None else asked[i.tokens.tobytes()][0] for e in encoded]
+        sequences = [Text(np.append(np.int32(r), e.text.tokens[1:])) for r, e in zip(rows, encoded, strict=True)]
+        given = {"item_texts": self.text_vectors(predict), "instruction_texts": table}
+        return np.stack(predict(sequences, given=given))
+
+
+def _numbered(encoded: Sequence[Encoded[SequenceTarget]]) -> dict[bytes, tuple[int, Text]]:
+    """The different instructions by their tokens: their numbers, in order, and their texts."""
+    found: dict[bytes, tuple[int, Text]] = {}
+    for e in encoded:
+        if e.target.instruction is not None:
+            found.setdefault(e.target.instruction.tokens.tobytes(), (len(found), e.target.instruction))
+    return found

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalised
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext
+from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
+from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, NextTokens, TrainOn
 from instructrec_jax.tasks.text.option_scoring import (
     Options,
     OptionsConfig,
@@ -49,11 +49,10 @@ class ChoiceConfig(OptionsConfig, LanguageModelConfig):
         return ChoiceTask(self, context)
 
 
-class ChoiceTarget(NamedTuple):
-    """What is learnt of the text (see `LanguageModelTask`), and what is chosen from."""
+@dataclass(frozen=True)
+class ChoiceTarget(NextTokens):
+    """What is learnt of the text, and what is chosen from."""
 
-    labels: np.ndarray
-    supervised: np.ndarray
     options: Options
 
 
@@ -71,9 +70,9 @@ class ChoiceTask(LikelihoodTask):
         super().__init__(config, context)
         self.encodes_together = config.negatives > 0
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+    def encode(self, examples: Sequence[Example]) -> list[Encoded[Any]]:
         examples = with_candidates(examples, self.config, self.context.seed)
-        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
+        names = [name_of(example, number) for number, example in enumerate(examples)]
         options = [options_of(example, name, self.config) for example, name in zip(examples, names, strict=True)]
         learnt = [
             replace(question(e), output=o.said, id=e.id or str(number))
@@ -83,16 +82,16 @@ class ChoiceTask(LikelihoodTask):
         encoded = []
         for e in LanguageModelTask.encode(self, learnt):
             number = place[id(e.example)]
-            labels, supervised = e.target
-            encoded.append(Encoded(e.text, ChoiceTarget(labels, supervised, options[number]), examples[number]))
+            target = ChoiceTarget(e.target.labels, e.target.supervised, options[number])
+            encoded.append(Encoded(e.text, target, examples[number]))
         return encoded
 
-    def check(self, encoded: Sequence[Encoded]) -> None:
+    def check(self, encoded: Sequence[Encoded[Any]]) -> None:
         for e in encoded:
             self.check_question(question(e.example), list(e.target.options.texts))
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
-        options: list[Options] = [e.target.options for e in encoded]
+    def score(self, predict: Predict, encoded: Sequence[Encoded[Any]]) -> Scores:
+        options = [e.target.options for e in encoded]
         logits = self._logits(predict, [e.example for e in encoded], options)
         if self.config.calibrate:
             texts = list(dict.fromkeys(option.texts for option in options))
@@ -111,8 +110,8 @@ class ChoiceTask(LikelihoodTask):
         return [normalised(values[0], self.config.alpha) for values in found]
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        options = {id(e): e.target.options for e in [*train, *test]}
-        return option_baselines(train, test, options, self.config.labels)
+        learnt, options = ([e.target.options for e in some] for some in (train, test))
+        return option_baselines(train, learnt, test, options, self.config.labels)
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_options(record)

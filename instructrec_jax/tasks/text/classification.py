@@ -14,7 +14,7 @@ from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts
+from instructrec_jax.data.loader import BatchTexts
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
@@ -35,16 +35,18 @@ from instructrec_jax.tasks.base import (
     Arrays,
     BaselineNotFitted,
     Encoded,
+    LossInputs,
     Model,
     Predict,
     Scores,
     Task,
     TaskConfig,
     TaskContext,
+    name_of,
     owners_of,
-    tokenise,
     unless_unfit,
 )
+from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenise_examples
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 
@@ -58,6 +60,10 @@ class LabelsConfig(TaskConfig):
     def complete(self) -> bool:
         return bool(self.labels)
 
+    @property
+    def label_names(self) -> list[str]:
+        return self.labels
+
     def learn(self, examples: Sequence[Example]) -> TaskConfig:
         outputs = [e.output if isinstance(e.output, tuple) else (e.output,) for e in examples]
         return replace(self, labels=sorted({str(label) for each in outputs for label in each if label is not None}))
@@ -68,8 +74,12 @@ class LabelsConfig(TaskConfig):
 class ClassificationConfig(LabelsConfig):
     """Choose one label for a text."""
 
+    sentence_pairs: SentencePairs = (
+        "auto"  # instruction and input: two texts where the tokenizer knows pairs, or joined
+    )
+
     def build(self, context: TaskContext) -> "ClassificationTask":
-        return ClassificationTask(self.labels, context)
+        return ClassificationTask(self, context)
 
 
 @TaskConfig.register_subclass("multilabel")
@@ -78,9 +88,12 @@ class MultilabelConfig(LabelsConfig):
     """Choose any number of labels for a text."""
 
     threshold: float = 0.5  # a label is predicted from this probability on
+    sentence_pairs: SentencePairs = (
+        "auto"  # instruction and input: two texts where the tokenizer knows pairs, or joined
+    )
 
     def build(self, context: TaskContext) -> "MultilabelTask":
-        return MultilabelTask(self.labels, self.threshold, context)
+        return MultilabelTask(self, context)
 
 
 @TaskConfig.register_subclass("regression")
@@ -88,8 +101,12 @@ class MultilabelConfig(LabelsConfig):
 class RegressionConfig(TaskConfig):
     """Predict a number for a text (mean squared error)."""
 
+    sentence_pairs: SentencePairs = (
+        "auto"  # instruction and input: two texts where the tokenizer knows pairs, or joined
+    )
+
     def build(self, context: TaskContext) -> "RegressionTask":
-        return RegressionTask(context)
+        return RegressionTask(self, context)
 
 
 def check_labels(labels: list[str]) -> dict[str, int]:
@@ -99,16 +116,43 @@ def check_labels(labels: list[str]) -> dict[str, int]:
     return {label: number for number, label in enumerate(labels)}
 
 
+@dataclass(frozen=True)
+class ClassTarget:
+    """The number of the one label."""
+
+    label: int
+
+
+@dataclass(frozen=True)
+class LabelsTarget:
+    """float32 [labels]: 1 for each label that is chosen, else 0."""
+
+    chosen: np.ndarray
+
+
+@dataclass(frozen=True)
+class NumberTarget:
+    """The number to predict."""
+
+    number: float
+
+
 class _SequenceTask(Task):
     """What the three have in common: one text in, one vector of outputs a text."""
 
     needs_pooler = True
     labels: list[str]  # one name an output
-    problem_type: str  # what HuggingFace calls it in config.json
-    context: TaskContext
 
-    def target(self, example: Example, name: str) -> np.ndarray:
+    def __init__(self, sentence_pairs: SentencePairs, context: TaskContext):
+        self.context = context
+        self.reads_pairs = sentence_pairs == "auto" and context.kind == "encoder" and knows_pairs(context.tokenizer)
+
+    def target(self, example: Example, name: str) -> ClassTarget | LabelsTarget | NumberTarget:
         raise TypeError(f"{type(self).__name__} has no target().")
+
+    def truth(self, encoded: Sequence[Encoded]) -> np.ndarray:
+        """The targets as an array: int32 [examples], float32 [examples, labels] or float32 [examples]."""
+        raise TypeError(f"{type(self).__name__} has no truth().")
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """outputs [..., outputs] and targets -> [...]."""
@@ -118,28 +162,26 @@ class _SequenceTask(Task):
         return Model(source.backbone, task_head(source, "sequence", labels=self.labels))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
-        texts = tokenise([render(example) for example in examples], names, self.context)
+        names = [name_of(example, number) for number, example in enumerate(examples)]
+        texts = tokenise_examples(examples, names, self.context, pairs=self.reads_pairs)
         return [
             Encoded(text, self.target(example, name), example)
             for text, example, name in zip(texts, examples, names, strict=True)
             if text is not None
         ]
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
-        targets = np.stack([e.target for e in encoded])
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
+        targets = self.truth(encoded)
         weights = np.ones(len(encoded), np.float32)
-        return Parts([e.text for e in encoded], per_text={"targets": targets, "weights": weights})
+        return BatchTexts([e.text for e in encoded], per_text={"targets": targets, "weights": weights})
 
     def _outputs(self, model: Any, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
         hidden = model.hidden(batch, dropout)
         segments = max_segments(hidden.shape[1])
         return model.head(model.backbone, hidden, batch["segment_ids"], segments, dropout=dropout)
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
-        losses = self.losses(self._outputs(model, batch, dropout), batch["targets"])
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        losses = self.losses(self._outputs(model, batch, inputs.dropout), batch["targets"])
         return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
 
     def predict(self, model: Any, batch: Arrays) -> jax.Array:
@@ -154,13 +196,17 @@ class ClassificationTask(_SequenceTask):
     problem_type = "single_label_classification"
     metric = "macro_f1"
 
-    def __init__(self, labels: list[str], context: TaskContext):
-        self.labels, self.numbers, self.context = labels, check_labels(labels), context
+    def __init__(self, config: ClassificationConfig, context: TaskContext):
+        super().__init__(config.sentence_pairs, context)
+        self.labels, self.numbers = config.labels, check_labels(config.labels)
 
-    def target(self, example: Example, name: str) -> np.ndarray:
+    def target(self, example: Example, name: str) -> ClassTarget:
         if example.output not in self.numbers:
             raise ValueError(f"{name}: its output {example.output!r} is none of the labels {self.labels}.")
-        return np.array(self.numbers[str(example.output)], np.int32)
+        return ClassTarget(self.numbers[str(example.output)])
+
+    def truth(self, encoded: Sequence[Encoded[ClassTarget]]) -> np.ndarray:
+        return np.array([e.target.label for e in encoded], np.int32)
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         return losses.cross_entropy(outputs, targets)
@@ -170,7 +216,7 @@ class ClassificationTask(_SequenceTask):
 
     def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
         """shares: float64 [cases, labels], the probabilities; the highest is the prediction, ties are shared out."""
-        truth = np.array([e.target for e in encoded])
+        truth = self.truth(encoded)
         found = guesses(shares)
         confidence = shares.max(-1)
         names = [self.labels[i] for i in found.first]
@@ -204,7 +250,7 @@ class ClassificationTask(_SequenceTask):
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The most frequent label, and logistic regression on TF-IDF of words (scikit-learn's defaults)."""
-        most = Counter(int(e.target) for e in train).most_common(1)[0][0]
+        most = Counter(self.truth(train).tolist()).most_common(1)[0][0]
         majority = np.tile(np.eye(len(self.labels))[most], (len(test), 1))
         return {
             "most frequent label": self._scores(test, majority),
@@ -214,7 +260,7 @@ class ClassificationTask(_SequenceTask):
     def _linear(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
         from sklearn.linear_model import LogisticRegression
 
-        targets = [int(e.target) for e in train]
+        targets = self.truth(train).tolist()
         if len(set(targets)) < 2:
             raise BaselineNotFitted(f"not fitted: all training examples are {self.labels[targets[0]]!r}")
         words = fitted_tfidf([render(e.example) for e in train])
@@ -229,13 +275,14 @@ class MultilabelTask(_SequenceTask):
     problem_type = "multi_label_classification"
     metric = "micro_f1"
 
-    def __init__(self, labels: list[str], threshold: float, context: TaskContext):
-        self.labels, self.numbers, self.context = labels, check_labels(labels), context
-        self.threshold = threshold
-        if not 0 < threshold < 1:
-            raise ValueError(f"task.threshold should lie between 0 and 1, but is {threshold}.")
+    def __init__(self, config: MultilabelConfig, context: TaskContext):
+        super().__init__(config.sentence_pairs, context)
+        self.labels, self.numbers = config.labels, check_labels(config.labels)
+        self.threshold = config.threshold
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"task.threshold should lie between 0 and 1, but is {self.threshold}.")
 
-    def target(self, example: Example, name: str) -> np.ndarray:
+    def target(self, example: Example, name: str) -> LabelsTarget:
         chosen = (example.output,) if isinstance(example.output, str) else example.output
         target = np.zeros(len(self.labels), np.float32)
         if not isinstance(chosen, tuple):
@@ -244,7 +291,10 @@ class MultilabelTask(_SequenceTask):
             if label not in self.numbers:
                 raise ValueError(f"{name}: its output {label!r} is none of the labels {self.labels}.")
             target[self.numbers[label]] = 1
-        return target
+        return LabelsTarget(target)
+
+    def truth(self, encoded: Sequence[Encoded[LabelsTarget]]) -> np.ndarray:
+        return np.stack([e.target.chosen for e in encoded])
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         return losses.binary_cross_entropy(outputs, targets)
@@ -255,7 +305,7 @@ class MultilabelTask(_SequenceTask):
 
     def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
         """shares: probabilities, float64 [cases, labels]. Calibration is of all decisions, a label of a case each."""
-        truth = np.stack([e.target for e in encoded]).astype(int)
+        truth = self.truth(encoded).astype(int)
         guess = (shares >= self.threshold).astype(int)
         named = (truth + guess).sum(-1)
         f1 = np.where(named > 0, 2 * (truth * guess).sum(-1) / np.maximum(named, 1), 1.0)
@@ -291,7 +341,7 @@ class MultilabelTask(_SequenceTask):
         words = fitted_tfidf([render(e.example) for e in train])
         seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
         found = np.empty((len(test), len(self.labels)))
-        for number, column in enumerate(np.stack([e.target for e in train]).T):
+        for number, column in enumerate(self.truth(train).T):
             if column.min() == column.max():  # never, or always
                 found[:, number] = column[0]
             else:
@@ -308,10 +358,10 @@ class RegressionTask(_SequenceTask):
     greater_is_better = False
     labels = ["number"]
 
-    def __init__(self, context: TaskContext):
-        self.context = context
+    def __init__(self, config: RegressionConfig, context: TaskContext):
+        super().__init__(config.sentence_pairs, context)
 
-    def target(self, example: Example, name: str) -> np.ndarray:
+    def target(self, example: Example, name: str) -> NumberTarget:
         output = example.output
         if isinstance(output, bool) or not isinstance(output, int | float) or not abs(output) < float("inf"):
             raise ValueError(f"{name}: its output should be a finite number, but is {output!r}.")
@@ -320,7 +370,10 @@ class RegressionTask(_SequenceTask):
                 f"{name}: its output is {output!r:.60}, too large for a squared error in float32: targets should lie "
                 f"between -{LARGEST:g} and {LARGEST:g}. Rescale them, to thousands or logarithms, say."
             )
-        return np.array(output, np.float32)
+        return NumberTarget(float(output))
+
+    def truth(self, encoded: Sequence[Encoded[NumberTarget]]) -> np.ndarray:
+        return np.array([e.target.number for e in encoded], np.float32)
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         return losses.squared_error(outputs[..., 0], targets)
@@ -329,7 +382,7 @@ class RegressionTask(_SequenceTask):
         return self._scores(encoded, np.stack(predict([e.text for e in encoded]))[:, 0])
 
     def _scores(self, encoded: Sequence[Encoded], values: np.ndarray) -> Scores:
-        truth = np.array([e.target for e in encoded])
+        truth = self.truth(encoded)
         predictions = [
             {
                 "id": e.example.id,
@@ -350,7 +403,7 @@ class RegressionTask(_SequenceTask):
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The mean of the training targets, and ridge regression on TF-IDF of words (scikit-learn's defaults)."""
-        mean = np.mean([float(e.target) for e in train])
+        mean = self.truth(train).mean()
         return {
             "mean": self._scores(test, np.full(len(test), mean)),
             "TF-IDF + ridge": unless_unfit(lambda: self._ridge(train, test)),
@@ -361,4 +414,4 @@ class RegressionTask(_SequenceTask):
 
         words = fitted_tfidf([render(e.example) for e in train])
         seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
-        return self._scores(test, Ridge().fit(seen, [float(e.target) for e in train]).predict(asked))
+        return self._scores(test, Ridge().fit(seen, self.truth(train)).predict(asked))

@@ -11,25 +11,25 @@ from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.losses import cross_entropy
-from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.prompts import check_fast, render
 from instructrec_jax.metrics.text import rouge
 from instructrec_jax.tasks.base import (
     Arrays,
     Encoded,
+    LossInputs,
     Model,
     Predict,
     Scores,
     Task,
     TaskConfig,
     TaskContext,
-    owners,
-    too_long,
+    name_of,
 )
 from instructrec_jax.tasks.generation.summarization import join, joint, judge_summaries, lead, sentences
 from instructrec_jax.tasks.generation.written_answers import references, scores_of_texts, shown_text
+from instructrec_jax.tasks.texts import owners, too_long
 
 LABELS = ["left out", "summary"]
 
@@ -91,11 +91,11 @@ class ExtractiveSummarizationTask(Task):
 
     # ---------------------------------------------------------------- host
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        found = [self._encode(e, f"example {e.id or number!r}") for number, e in enumerate(examples)]
+    def encode(self, examples: Sequence[Example]) -> list[Encoded[Sentences]]:
+        found = [self._encode(e, name_of(e, number)) for number, e in enumerate(examples)]
         return [e for e in found if e is not None]
 
-    def _encode(self, example: Example, name: str) -> Encoded | None:
+    def _encode(self, example: Example, name: str) -> Encoded[Sentences] | None:
         parts = sentences(example.input or "")
         if not parts:
             raise ValueError(f"{name} has no text to summarise: name it in fields.input.")
@@ -137,20 +137,18 @@ class ExtractiveSummarizationTask(Task):
             best, chosen = gains.max(), options[int(gains.argmax())]
         return np.isin(np.arange(len(parts)), chosen)
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def gather(self, encoded: Sequence[Encoded[Sentences]], rng: np.random.Generator) -> BatchTexts:
         per_token: dict[str, list[np.ndarray]] = {"labels": [], "sizes": []}
         for e in encoded:
             owners, inside = e.target.owners, e.target.owners >= 0
             per_token["labels"].append((inside & e.target.wanted[owners]).astype(np.int32))
             per_token["sizes"].append(np.where(inside, e.target.sizes[owners], 0).astype(np.int32))
-        return Parts([e.text for e in encoded], per_token=per_token)
+        return BatchTexts([e.text for e in encoded], per_token=per_token)
 
     # ---------------------------------------------------------------- device
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
-        logits = model.head(model.hidden(batch, dropout), dropout=dropout)
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
         weights = jnp.where(batch["sizes"] > 0, 1 / jnp.maximum(batch["sizes"], 1), 0.0)  # of a sentence: 1
         return jnp.sum(cross_entropy(logits, batch["labels"]) * weights), jnp.sum(weights)
 
@@ -160,7 +158,7 @@ class ExtractiveSummarizationTask(Task):
 
     # ---------------------------------------------------------------- scores
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+    def score(self, predict: Predict, encoded: Sequence[Encoded[Sentences]]) -> Scores:
         answers = []
         for logits, e in zip(predict([e.text for e in encoded]), encoded, strict=True):
             inside = e.target.owners >= 0
@@ -171,11 +169,11 @@ class ExtractiveSummarizationTask(Task):
             answers.append(join([e.target.texts[n] for n in best]))
         return self._scores(encoded, answers)
 
-    def _scores(self, encoded: Sequence[Encoded], answers: Sequence[str]) -> Scores:
+    def _scores(self, encoded: Sequence[Encoded[Sentences]], answers: Sequence[str]) -> Scores:
         examples = [e.example for e in encoded]
         return scores_of_texts(examples, [render(e) for e in examples], answers, judge_summaries(examples, answers))
 
-    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+    def baselines(self, train: Sequence[Encoded[Sentences]], test: Sequence[Encoded[Sentences]]) -> dict[str, Scores]:
         """As many sentences from the beginning."""
         count = self.config.sentences
         return {f"lead-{count}": self._scores(test, [lead(e.example.input or "", count) for e in test])}

@@ -12,22 +12,23 @@ from flax import nnx
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
-from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.prompts import answer, render
 from instructrec_jax.tasks.base import (
     Arrays,
     Encoded,
+    LossInputs,
     Model,
     Predict,
     Scores,
     Task,
     TaskConfig,
     TaskContext,
+    name_of,
     owners_of,
-    tokenise,
 )
+from instructrec_jax.tasks.texts import tokenise
 
 
 @TaskConfig.register_subclass("masked_lm")
@@ -64,12 +65,12 @@ class MaskedLMTask(Task):
     def model(self, source: Source) -> nnx.Module:
         return Model(source.backbone, task_head(source, "mlm"))
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
+    def encode(self, examples: Sequence[Example]) -> list[Encoded[None]]:
+        names = [name_of(example, number) for number, example in enumerate(examples)]
         said = [answer(e) if e.output is None or isinstance(e.output, str) else None for e in examples]
         full = ["\n".join(part for part in (render(e), a) if part) for e, a in zip(examples, said, strict=True)]
         texts = tokenise(full, names, self.context)
-        encoded = []
+        encoded: list[Encoded[None]] = []
         for text, example, name in zip(texts, examples, names, strict=True):
             if text is not None and text.tokens.max() >= self.table:
                 token = self.context.tokenizer.convert_ids_to_tokens(int(text.tokens.max()))
@@ -93,17 +94,15 @@ class MaskedLMTask(Task):
         supervised[chosen] = 1
         return Text(tokens, text.types), supervised
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def gather(self, encoded: Sequence[Encoded[None]], rng: np.random.Generator) -> BatchTexts:
         texts, supervised = zip(*(self._mask(e.text, rng) for e in encoded), strict=True)
-        return Parts(
+        return BatchTexts(
             list(texts),
             per_token={"labels": [e.text.tokens for e in encoded], "supervised": list(supervised)},
         )
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
-        hidden = model.head.transform(model.hidden(batch, dropout), None)
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        hidden = model.head.transform(model.hidden(batch, inputs.dropout), None)
         table, bias = model.head.output(model.backbone)
         weights = batch["supervised"].astype(jnp.float32)
         total = losses.linear_cross_entropy(hidden, table, batch["labels"], weights, bias=bias)
@@ -117,7 +116,7 @@ class MaskedLMTask(Task):
         each, hits = losses.token_losses(hidden, table, batch["labels"], weights, bias=bias)
         return jnp.stack([each, hits.astype(jnp.float32)], -1)
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+    def score(self, predict: Predict, encoded: Sequence[Encoded[None]]) -> Scores:
         """Loss (nats), perplexity and accuracy over hidden tokens, hidden by a fixed seed."""
         parts = self.gather(encoded, np.random.default_rng(self.context.seed))
         outputs = predict(parts.texts, **parts.per_token)

@@ -19,6 +19,7 @@ from instructrec_jax.metrics.classification import (
     common_mistakes,
     confusion_matrix,
 )
+from instructrec_jax.metrics.ranking import concatenate, hit_rate, mrr, target_ranks
 from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, owners_of, unless_unfit
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
@@ -40,6 +41,10 @@ class OptionsConfig(TaskConfig):
     @property
     def complete(self) -> bool:
         return bool(self.labels or self.negatives)
+
+    @property
+    def label_names(self) -> list[str]:
+        return self.labels
 
     def learn(self, examples: Sequence[Example]) -> "OptionsConfig":
         """Labels, where no example lists candidates."""
@@ -153,32 +158,35 @@ def option_scores(
     """Scores of choices.
 
     Args:
-      logits: float [candidates] of each example; among equal ones the first counts as better. Their softmax is the
-        confidence.
+      logits: float [candidates] of each example. Their softmax is the confidence. Equal ones: every metric but macro F1
+        is its mean over all orders of these, and the prediction is one of the best, drawn by the case's number. So it
+        never matters where a file lists the answer.
       labels: where all examples choose among the same.
     """
-    ranks, confidence, records = [], [], []
-    for e, option, values in zip(encoded, options, logits, strict=True):
-        values = np.asarray(values, np.float64)
-        order = np.argsort(-values, kind="stable")
+    places, confidence = [], []
+    records: list[dict[str, Any]] = []
+    for number, (e, option, each) in enumerate(zip(encoded, options, logits, strict=True)):
+        values = np.asarray(each, np.float64)
         shares = np.exp(values - values.max())
         shares /= shares.sum()
-        ranks.append(1 + int(np.flatnonzero(order == option.right)[0]))
-        confidence.append(float(shares[order[0]]))
+        places.append(target_ranks(values[None], [option.right]))
+        best = np.flatnonzero(values == values.max())
+        chosen = int(best[0] if len(best) == 1 else np.random.default_rng(number).choice(best))
+        confidence.append(float(shares[chosen]))
         records.append(
             {
                 "id": e.example.id,
                 "input": render(e.example),
                 "reference": option.names[option.right],
-                "prediction": option.names[order[0]],
+                "prediction": option.names[chosen],
                 "score": confidence[-1],
                 "candidates": {name: float(v) for name, v in zip(option.names, values, strict=True)},
             }
         )
-    rank, sizes = np.array(ranks), np.array([len(option.names) for option in options])
-    right = rank == 1
-    cases = {"accuracy": right.astype(float), "mrr": 1 / rank}
-    cases |= {f"recall@{k}": (rank <= k).astype(float) for k in RECALLS if k < sizes.min()}
+    ranks, sizes = concatenate(places), np.array([len(option.names) for option in options])
+    right = hit_rate(ranks, 1)
+    cases = {"accuracy": right, "mrr": mrr(ranks, int(sizes.max()))}
+    cases |= {f"recall@{k}": hit_rate(ranks, k) for k in RECALLS if k < sizes.min()}
     metrics = {name: float(values.mean()) for name, values in cases.items()}
     metrics["ece"] = expected_calibration_error(confidence, right)
     charts: dict[str, object] = {"calibration": {"bins": reliability(confidence, right)}}
@@ -196,40 +204,46 @@ def option_scores(
 
 def shown_options(record: Mapping[str, Any]) -> dict[str, Any]:
     """The three best candidates of a record, as `Task.shown` gives them."""
-    best = sorted(record["candidates"].items(), key=lambda pair: -pair[1])[:3]
+    best = sorted(record["candidates"].items(), key=lambda pair: (-pair[1], pair[0] != record["prediction"]))[:3]
     answers = [{"text": name, "score": value} for name, value in best]
     return {"instruction": record["input"], "wanted": record["reference"], "answers": answers}
 
 
 def option_baselines(
-    train: Sequence[Encoded], test: Sequence[Encoded], options: Mapping[int, Options], labels: Sequence[str]
+    train: Sequence[Encoded],
+    learnt: Sequence[Options],
+    test: Sequence[Encoded],
+    options: Sequence[Options],
+    labels: Sequence[str],
 ) -> dict[str, Scores]:
     """Chance (what guessing gives on average), and the cosine of TF-IDF vectors of question and candidate.
 
     Args:
-      options: of each example, by `id(encoded)`.
+      learnt, options: of each example of `train`, and of `test`.
     """
-    own = [options[id(e)] for e in test]
-    sizes = np.array([len(option.names) for option in own])
+    sizes = np.array([len(option.names) for option in options])
     chance = {"accuracy": 1 / sizes, "mrr": np.array([np.mean(1 / np.arange(1, n + 1)) for n in sizes])}
     chance |= {f"recall@{k}": k / sizes for k in RECALLS if k < sizes.min()}
     random = Scores({name: float(values.mean()) for name, values in chance.items()}, chance)
     return {
         "chance": random.owned_by(owners_of([e.example for e in test])),
-        "TF-IDF cosine": unless_unfit(lambda: _tfidf_cosine(train, test, options, labels)),
+        "TF-IDF cosine": unless_unfit(lambda: _tfidf_cosine(train, learnt, test, options, labels)),
     }
 
 
 def _tfidf_cosine(
-    train: Sequence[Encoded], test: Sequence[Encoded], options: Mapping[int, Options], labels: Sequence[str]
+    train: Sequence[Encoded],
+    learnt: Sequence[Options],
+    test: Sequence[Encoded],
+    options: Sequence[Options],
+    labels: Sequence[str],
 ) -> Scores:
-    own = [options[id(e)] for e in test]
-    vectorizer = fitted_tfidf([render(e.example) for e in train] + [options[id(e)].said for e in train])
-    texts = list(dict.fromkeys(text for option in own for text in option.texts))
+    vectorizer = fitted_tfidf([render(e.example) for e in train] + [option.said for option in learnt])
+    texts = list(dict.fromkeys(text for option in options for text in option.texts))
     place = {text: number for number, text in enumerate(texts)}
     queries, candidates = vectorizer.transform([render(e.example) for e in test]), vectorizer.transform(texts)
     logits = [
         (candidates[[place[text] for text in option.texts]] @ queries[row].T).toarray()[:, 0]
-        for row, option in enumerate(own)
+        for row, option in enumerate(options)
     ]
-    return option_scores(test, own, logits, labels, "TF-IDF")
+    return option_scores(test, options, logits, labels, "TF-IDF")

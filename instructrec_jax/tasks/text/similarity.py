@@ -14,20 +14,21 @@ from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.tasks.base import (
     Arrays,
     Encoded,
+    LossInputs,
     Model,
     Predict,
     Scores,
     Task,
     TaskConfig,
     TaskContext,
-    in_parts,
-    tokenise,
+    in_microbatches,
+    name_of,
     with_default_prompt,
 )
 from instructrec_jax.tasks.ranking.ranking_task import Pooling
@@ -42,6 +43,7 @@ from instructrec_jax.tasks.text.option_scoring import (
     shown_options,
     with_candidates,
 )
+from instructrec_jax.tasks.texts import tokenise
 
 
 @TaskConfig.register_subclass("similarity")
@@ -56,11 +58,21 @@ class SimilarityConfig(OptionsConfig):
         return SimilarityTask(self, with_default_prompt(context))
 
 
-class SimilarityTask(Task):
-    """An example's target is its `Options`.
+@dataclass(frozen=True)
+class SimilarityTarget:
+    """What is chosen from: `candidates` are the tokens of the options' texts."""
 
-    Training tells the answer from the example's own candidates, or, where these are drawn (`negatives`), from the other
-    answers of the batch (in-batch negatives; Henderson et al., 2017, "Efficient Natural Language Response Suggestion").
+    options: Options
+    candidates: tuple[Text, ...]
+
+    def tokens(self, text: str) -> Text:
+        return self.candidates[self.options.texts.index(text)]
+
+
+class SimilarityTask(Task):
+    """Training tells the answer from the example's own candidates, or, where these are drawn (`negatives`), from the
+    other answers of the batch (in-batch negatives; Henderson et al., 2017, "Efficient Natural Language Response
+    Suggestion").
     """
 
     couples_examples = True
@@ -70,8 +82,7 @@ class SimilarityTask(Task):
         check_options(config)
         self.config, self.context = config, context
         self.encodes_together = config.negatives > 0
-        self._texts: dict[str, Text] = {}  # of candidates
-        self._most = 1  # candidates of an example, as far as examples were encoded
+        self._most = 1  # candidates of a training example
 
     def model(self, source: Source) -> nnx.Module:
         head = RetrievalHead(
@@ -88,41 +99,53 @@ class SimilarityTask(Task):
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         examples = with_candidates(examples, self.config, self.context.seed)
-        names = [f"example {example.id or number!r}" for number, example in enumerate(examples)]
+        names = [name_of(example, number) for number, example in enumerate(examples)]
         options = [options_of(example, name, self.config) for example, name in zip(examples, names, strict=True)]
-        new = [text for text in dict.fromkeys(t for o in options for t in o.texts) if text not in self._texts]
+        known: dict[str, Text] = {}
+        new = list(dict.fromkeys(text for option in options for text in option.texts))
         for text, tokens in zip(new, tokenise(new, [f"the candidate {t!r}" for t in new], self.context), strict=True):
             if tokens is None:
                 raise ValueError(f"the candidate {text!r} is longer than data.max_length: raise it (none is dropped).")
-            self._texts[text] = tokens
-        self._most = max([self._most, *(len(option.texts) for option in options)])
+            known[text] = tokens
+        listed = {texts: tuple(known[text] for text in texts) for texts in dict.fromkeys(o.texts for o in options)}
         texts = tokenise([render(example) for example in examples], names, self.context)
         return [
-            Encoded(text, option, example)
+            Encoded(text, SimilarityTarget(option, listed[option.texts]), example)
             for text, option, example in zip(texts, options, examples, strict=True)
             if text is not None
         ]
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def prepare(self, train: Sequence[Encoded[SimilarityTarget]]) -> None:
+        self._most = max(len(e.target.candidates) for e in train)
+
+    def gather(self, encoded: Sequence[Encoded[SimilarityTarget]], rng: np.random.Generator) -> BatchTexts:
         """The questions, then each different candidate once, but for held-out labels: told that they are wrong each
         time, the network would learn never to choose them."""
-        options: list[Options] = [e.target for e in encoded]
+        options = [e.target.options for e in encoded]
         listed = [option.texts_but(self.context.held_out) if option.own else (option.said,) for option in options]
         texts = list(dict.fromkeys(text for each in listed for text in each))
         place = {text: number for number, text in enumerate(texts)}
+        tokens = {text: e.target.tokens(text) for e, own in zip(encoded, listed, strict=True) for text in own}
         # unused places keep the arrays' shapes the same in every batch
-        room = min(len(encoded) * (self._most if options[0].own else 1), len(self._texts))
+        room = self._room(options)
         slots = np.zeros(room, np.int64)
         slots[: len(texts)] = len(encoded) + np.arange(len(texts))
         allowed = np.zeros((len(encoded), room), bool)
         for row, (option, own) in enumerate(zip(options, listed, strict=True)):
             allowed[row, [place[text] for text in own] if option.own else slice(len(texts))] = True
         target = np.array([place[option.said] for option in options], np.int32)
-        return Parts(
-            [e.text for e in encoded] + [self._texts[text] for text in texts],
+        return BatchTexts(
+            [e.text for e in encoded] + [tokens[text] for text in texts],
             per_example={"target": target, "allowed": allowed},
             slots={"query_slots": np.arange(len(encoded)), "candidate_slots": slots},
         )
+
+    def _room(self, options: Sequence[Options]) -> int:
+        """Different candidates that a batch may have."""
+        if not options[0].own:
+            return len(options)
+        most = len(options) * max([self._most, *(len(option.texts) for option in options)])
+        return min(most, len(self.config.labels)) if self.config.labels else most
 
     # ---------------------------------------------------------------- device
 
@@ -130,11 +153,9 @@ class SimilarityTask(Task):
         hidden = model.hidden(batch, dropout)
         return model.head(hidden, batch["segment_ids"], max_segments(hidden.shape[1]))
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """Softmax cross-entropy of the answer among the candidates, over cosines divided by the temperature."""
-        vectors = in_parts(self._vectors, model, {name: batch[name] for name in ROW_ARRAYS}, dropout, parts)
+        vectors = in_microbatches(self._vectors, model, {name: batch[name] for name in ROW_ARRAYS}, inputs)
         vectors = vectors.reshape(-1, vectors.shape[-1])
         logits = model.head.scale() * vectors[batch["query_slots"]] @ vectors[batch["candidate_slots"]].T
         losses = cross_entropy(jnp.where(batch["allowed"], logits, -1e9), batch["target"])
@@ -146,20 +167,23 @@ class SimilarityTask(Task):
 
     # ---------------------------------------------------------------- scores
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
-        texts = list(dict.fromkeys(text for e in encoded for text in e.target.texts))
-        place = {text: number for number, text in enumerate(texts)}
-        candidates = np.stack(predict([self._texts[text] for text in texts])).astype(np.float64)
+    def score(self, predict: Predict, encoded: Sequence[Encoded[SimilarityTarget]]) -> Scores:
+        options = [e.target.options for e in encoded]
+        tokens = {t: each for e in encoded for t, each in zip(e.target.options.texts, e.target.candidates, strict=True)}
+        place = {text: number for number, text in enumerate(tokens)}
+        candidates = np.stack(predict(list(tokens.values()))).astype(np.float64)
         queries = np.stack(predict([e.text for e in encoded])).astype(np.float64)
         logits = [
-            candidates[[place[text] for text in e.target.texts]] @ query
-            for e, query in zip(encoded, queries, strict=True)
+            candidates[[place[text] for text in option.texts]] @ query
+            for option, query in zip(options, queries, strict=True)
         ]
-        return option_scores(encoded, [e.target for e in encoded], logits, self.config.labels, "by cosine")
+        return option_scores(encoded, options, logits, self.config.labels, "by cosine")
 
-    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        options = {id(e): e.target for e in [*train, *test]}
-        return option_baselines(train, test, options, self.config.labels)
+    def baselines(
+        self, train: Sequence[Encoded[SimilarityTarget]], test: Sequence[Encoded[SimilarityTarget]]
+    ) -> dict[str, Scores]:
+        learnt, options = ([e.target.options for e in some] for some in (train, test))
+        return option_baselines(train, learnt, test, options, self.config.labels)
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_options(record)

@@ -10,12 +10,22 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
-from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast
-from instructrec_jax.tasks.base import Arrays, Encoded, Model, Predict, Scores, Task, TaskConfig, TaskContext
+from instructrec_jax.tasks.base import (
+    Arrays,
+    Encoded,
+    LossInputs,
+    Model,
+    Predict,
+    Scores,
+    Task,
+    TaskConfig,
+    TaskContext,
+    name_of,
+)
 from instructrec_jax.tasks.generation.question_answering import judge_answers
 from instructrec_jax.tasks.generation.summarization import sentences
 from instructrec_jax.tasks.generation.written_answers import shown_text
@@ -79,10 +89,10 @@ class SpanTask(Task):
 
     # ---------------------------------------------------------------- host
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+    def encode(self, examples: Sequence[Example]) -> list[Encoded[Window]]:
         encoded = []
         for number, example in enumerate(examples):
-            name = f"example {example.id or number!r}"
+            name = name_of(example, number)
             span = self._answer_span(example, name)
             if span is not None:
                 encoded += self._windows(example, name, span)
@@ -109,10 +119,10 @@ class SpanTask(Task):
                 "task.on_missing_answer skip to leave such examples out (they are counted)."
             )
         label = "examples left out, whose answer is not in the context"
-        self.context.counts[label] = self.context.counts.get(label, 0) + 1
+        self.context.count(label, 1)
         return None
 
-    def _windows(self, example: Example, name: str, span: tuple[int, int]) -> list[Encoded]:
+    def _windows(self, example: Example, name: str, span: tuple[int, int]) -> list[Encoded[Window]]:
         question, context = example.instruction, example.input or ""
         owner = np.arange(len(context))  # of each character that the tokenizer reads, the one in the context
         if self.context.lower_case:
@@ -157,7 +167,7 @@ class SpanTask(Task):
         last = np.flatnonzero(inside & (offsets[:, 0] < span[1]) & (offsets[:, 1] >= span[1]))
         return (int(first[0]), int(last[0])) if span[1] > 0 and len(first) and len(last) else (0, 0)
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def gather(self, encoded: Sequence[Encoded[Window]], rng: np.random.Generator) -> BatchTexts:
         def mark(e: Encoded, place: int) -> np.ndarray:
             return (np.arange(len(e.text.tokens)) == place).astype(np.int32)
 
@@ -165,14 +175,12 @@ class SpanTask(Task):
             "starts": [mark(e, e.target.start) for e in encoded],
             "ends": [mark(e, e.target.end) for e in encoded],
         }
-        return Parts([e.text for e in encoded], per_token=per_token)
+        return BatchTexts([e.text for e in encoded], per_token=per_token)
 
     # ---------------------------------------------------------------- device
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
-        logits = model.head(model.hidden(batch, dropout), dropout=dropout)
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
         segments = 1 + jnp.arange(max_segments(logits.shape[1]))
         member = batch["segment_ids"][:, None] == segments[:, None]  # [rows, segments, length]
         there = member.any(-1)
@@ -189,7 +197,7 @@ class SpanTask(Task):
 
     # ---------------------------------------------------------------- scores
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
+    def score(self, predict: Predict, encoded: Sequence[Encoded[Window]]) -> Scores:
         logits = predict([e.text for e in encoded])
         examples: dict[int, Example] = {}
         found: dict[int, list[tuple[float, str, float]]] = {}
@@ -219,7 +227,7 @@ class SpanTask(Task):
         scores = Scores(found.metrics, found.cases, records, segments=found.segments, protocol=found.protocol)
         return scores.owned_by(found.owners)
 
-    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+    def baselines(self, train: Sequence[Encoded[Window]], test: Sequence[Encoded[Window]]) -> dict[str, Scores]:
         """The sentence of the context that shares the most tokens with the question, as a whole."""
         examples = list({id(e.example): e.example for e in test}.values())
         answers = [self._closest_sentence(example) for example in examples]

@@ -12,9 +12,8 @@ from flax import nnx
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
-from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Parts, Text
+from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.classification import (
     classification_metrics,
@@ -22,20 +21,23 @@ from instructrec_jax.metrics.classification import (
     confusion_matrix,
     resampled_token_f1,
 )
+from instructrec_jax.metrics.ranking import hit_rate, target_ranks
 from instructrec_jax.metrics.tagging import marks_spans, resampled_span_f1, span_metrics
 from instructrec_jax.tasks.base import (
     Arrays,
     Encoded,
+    LossInputs,
     Model,
     Predict,
     Scores,
     Task,
     TaskConfig,
     TaskContext,
-    owners,
+    name_of,
     owners_of,
 )
 from instructrec_jax.tasks.text.classification import LabelsConfig, check_labels
+from instructrec_jax.tasks.texts import owners
 
 
 @TaskConfig.register_subclass("token_classification")
@@ -48,7 +50,7 @@ class TokenClassificationConfig(LabelsConfig):
 
 
 @dataclass(frozen=True)
-class Target:
+class TagsTarget:
     """int32 [tokens]: the label at the first token of each word, and whether a token is one."""
 
     labels: np.ndarray
@@ -66,10 +68,10 @@ class TokenClassificationTask(Task):
     def model(self, source: Source) -> nnx.Module:
         return Model(source.backbone, task_head(source, "token", labels=self.labels))
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+    def encode(self, examples: Sequence[Example]) -> list[Encoded[TagsTarget]]:
         encoded = []
         for number, example in enumerate(examples):
-            name = f"example {example.id or number!r}"
+            name = name_of(example, number)
             text = example.input or example.instruction
             words = list(example.words) or text.split()
             words = [word.lower() for word in words] if self.context.lower_case else words
@@ -83,7 +85,7 @@ class TokenClassificationTask(Task):
             tokens = self.context.tokenizer(" ".join(words), return_offsets_mapping=True, verbose=False)
             if len(tokens["input_ids"]) > self.context.max_length:
                 if self.context.truncate == "drop":
-                    self.context.counts["texts dropped"] = self.context.counts.get("texts dropped", 0) + 1
+                    self.context.count("texts dropped", 1)
                     continue
                 raise ValueError(
                     f"{name} has {len(tokens['input_ids'])} tokens, but data.max_length is {self.context.max_length}. "
@@ -100,20 +102,18 @@ class TokenClassificationTask(Task):
                     f"{name}: the tokenizer makes no token of the word {lost!r}, so it cannot be labelled."
                 )
             ids = Text(np.asarray(tokens["input_ids"], np.int32))
-            encoded.append(Encoded(ids, Target(labels, first.astype(np.int32)), example))
+            encoded.append(Encoded(ids, TagsTarget(labels, first.astype(np.int32)), example))
         return encoded
 
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> Parts:
+    def gather(self, encoded: Sequence[Encoded[TagsTarget]], rng: np.random.Generator) -> BatchTexts:
         per_token = {
             "labels": [e.target.labels for e in encoded],
             "supervised": [e.target.first for e in encoded],
         }
-        return Parts([e.text for e in encoded], per_token=per_token)
+        return BatchTexts([e.text for e in encoded], per_token=per_token)
 
-    def loss(
-        self, model: Any, batch: Arrays, *, dropout: DropoutKeys | None, buffers: Arrays, parts: int
-    ) -> tuple[jax.Array, jax.Array]:
-        logits = model.head(model.hidden(batch, dropout), dropout=dropout)
+    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
         weights = batch["supervised"].astype(jnp.float32)
         return jnp.sum(losses.cross_entropy(logits, batch["labels"]) * weights), jnp.sum(weights)
 
@@ -121,20 +121,25 @@ class TokenClassificationTask(Task):
         """float32 [rows, length, labels]."""
         return model.head(model.hidden(batch)).astype(jnp.float32)
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
-        guesses = [logits.argmax(-1) for logits in predict([e.text for e in encoded])]
-        return self._scores(encoded, [g[e.target.first > 0] for g, e in zip(guesses, encoded, strict=True)])
+    def score(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> Scores:
+        outputs = predict([e.text for e in encoded])
+        words = [o[e.target.first > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
+        # of equal logits the first label is predicted; the accuracy is the mean over all orders of them
+        truth = [e.target.labels[e.target.first > 0] for e in encoded]
+        right = [hit_rate(target_ranks(logits, t), 1) for logits, t in zip(words, truth, strict=True)]
+        return self._scores(encoded, [logits.argmax(-1) for logits in words], right)
 
-    def _scores(self, encoded: Sequence[Encoded], guesses: list[np.ndarray]) -> Scores:
+    def _scores(
+        self, encoded: Sequence[Encoded[TagsTarget]], guesses: list[np.ndarray], right: list[np.ndarray] | None = None
+    ) -> Scores:
+        """right: float [words] of each case, the chance that a guess is right; None: 1 where it is, else 0."""
         wanted = [[str(tag) for tag in e.example.output or ()] for e in encoded]  # type: ignore[union-attr]
         found = [[self.labels[i] for i in guess] for guess in guesses]
         flat_wanted, flat_found = [t for row in wanted for t in row], [t for row in found for t in row]
         _, report = classification_report(flat_wanted, flat_found, self.labels)
-        cases = {
-            "accuracy": np.array(
-                [np.mean([a == b for a, b in zip(w, f, strict=True)]) for w, f in zip(wanted, found, strict=True)]
-            )
-        }
+        if right is None:
+            right = [np.array(w) == np.array(f) for w, f in zip(wanted, found, strict=True)]
+        cases = {"accuracy": np.array([np.mean(each) for each in right])}
         predictions = [
             {
                 "id": e.example.id,
@@ -146,6 +151,7 @@ class TokenClassificationTask(Task):
             for e, w, f, accuracy in zip(encoded, wanted, found, cases["accuracy"], strict=True)
         ]
         metrics = classification_metrics(flat_wanted, flat_found, self.labels)
+        metrics |= dict.fromkeys(("accuracy", "micro_f1"), float(np.concatenate(right).mean()))
         if marks_spans(self.labels):
             spans, by_kind = span_metrics(wanted, found)
             metrics, report = metrics | spans, f"{report}\nSpans\n{by_kind}"
@@ -167,7 +173,7 @@ class TokenClassificationTask(Task):
         corpus = {"macro_f1": resampled_token_f1(wanted, found, self.labels)}
         return corpus | ({"span_f1": resampled_span_f1(wanted, found)} if marks_spans(self.labels) else {})
 
-    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+    def baselines(self, train: Sequence[Encoded[TagsTarget]], test: Sequence[Encoded[TagsTarget]]) -> dict[str, Scores]:
         """The most frequent label of each word in training; of all words for a new one."""
         counts: dict[str, Counter[int]] = {}
         for e in train:

@@ -23,7 +23,7 @@ from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import LanguageModelConfig
-from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.base import LossInputs, TaskContext
 
 PAIR = Example(instruction="a", input="b", output="yes", id="x7")
 TALK = Example(
@@ -43,7 +43,7 @@ def build(
 
 def learnt(task: Any, encoded: Any) -> str:
     """The text of the supervised labels."""
-    labels, supervised = encoded.target
+    labels, supervised = encoded.target.labels, encoded.target.supervised
     return task.tokenizer.decode(labels[supervised > 0])
 
 
@@ -53,7 +53,7 @@ def learnt(task: Any, encoded: Any) -> str:
 def test_labels_are_the_next_tokens_and_the_answer_is_supervised() -> None:
     task = build(byte_tokenizer(bos=True))
     (e,) = task.encode([PAIR])
-    labels, supervised = e.target
+    labels, supervised = e.target.labels, e.target.supervised
     assert task.tokenizer.decode(e.text.tokens) == "<s>a\nb\nyes</s>" and e.text.target is None
     np.testing.assert_array_equal(labels[:-1], e.text.tokens[1:])
     assert supervised.tolist() == [0] * (len(labels) - 3) + [1, 1, 0]
@@ -67,7 +67,7 @@ def test_labels_are_the_next_tokens_and_the_answer_is_supervised() -> None:
 def test_train_on_all() -> None:
     task = build(byte_tokenizer(bos=True), train_on="all")
     (e,) = task.encode([PAIR])
-    assert learnt(task, e) == "a\nb\nyes</s>" and e.target[1][-1] == 0
+    assert learnt(task, e) == "a\nb\nyes</s>" and e.target.supervised[-1] == 0
 
 
 def test_every_turn_of_the_assistant_is_learnt() -> None:
@@ -158,7 +158,7 @@ def test_answers_that_begin_inside_a_token_are_counted() -> None:
 def test_sources_and_targets() -> None:
     task = build(kind="encoder_decoder")
     (e,) = task.encode([PAIR])
-    labels, supervised = e.target
+    labels, supervised = e.target.labels, e.target.supervised
     assert task.tokenizer.decode(e.text.tokens) == "a\nb</s>"
     assert task.tokenizer.decode(labels) == "yes</s>" and supervised.tolist() == [1, 1]
     assert e.text.target.tolist() == [0, labels[0]] and e.text.target.dtype == labels.dtype == np.int32
@@ -293,7 +293,7 @@ class Run:
         @jax.jit
         def run(params: Any, batch: Any) -> Any:
             model = nnx.merge(self.model.graphdef, params)
-            return self.task.loss(model, batch, dropout=None, buffers={}, parts=1)
+            return self.task.loss(model, batch, LossInputs())
 
         total, weight = run(self.model.params, batch)
         return float(total), float(weight)
@@ -302,7 +302,7 @@ class Run:
         """By PyTorch, one text at a time: loss, hit and log Σ exp of each supervised token of each example."""
         losses, hits, norms = [], [], []
         for e in self.encoded:
-            labels, supervised = (torch.tensor(x) for x in e.target)
+            labels, supervised = (torch.tensor(x) for x in (e.target.labels, e.target.supervised))
             inputs = {"input_ids": torch.tensor(e.text.tokens)[None].long()}
             if e.text.target is not None:
                 inputs["decoder_input_ids"] = torch.tensor(e.text.target)[None].long()

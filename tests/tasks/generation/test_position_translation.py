@@ -25,7 +25,7 @@ from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, load, to_yaml
 from instructrec_jax.tasks import PositionTranslationConfig
-from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.tasks.generation.position_translation import NOTHING, SPECIAL, ctc_losses, split
 from instructrec_jax.train import train
 from instructrec_jax.training.checkpoint import CheckpointConfig
@@ -102,7 +102,7 @@ def test_loss_and_packing(form: Any, checkpoint: Path) -> None:
     @jax.jit
     def run(params: Any, batch: Any) -> Any:
         network = nnx.merge(model.graphdef, params)
-        total, weight = task.loss(network, batch, dropout=None, buffers={}, parts=1)
+        total, weight = task.loss(network, batch, LossInputs())
         return total, weight, network.head(network.hidden(batch))
 
     lengths, _ = lengths_of(parts.texts)
@@ -115,19 +115,19 @@ def test_loss_and_packing(form: Any, checkpoint: Path) -> None:
         if form == "ctc":
             each = torch.nn.functional.ctc_loss(
                 torch.log_softmax(logits, -1)[:, None],
-                torch.tensor(e.target[None]).long(),
+                torch.tensor(e.target.tokens[None]).long(),
                 torch.tensor([len(logits)]),
-                torch.tensor([len(e.target)]),
+                torch.tensor([len(e.target.tokens)]),
                 reduction="sum",
             )
         else:
             labels = torch.full((len(logits),), NOTHING).long()
-            labels[: len(e.target)] = torch.tensor(e.target).long()
+            labels[: len(e.target.tokens)] = torch.tensor(e.target.tokens).long()
             each = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         expected += float(each)
     assert float(alone[0]) == pytest.approx(expected, rel=1e-5)
     places = sum(len(e.text.tokens) for e in encoded)
-    assert float(alone[1]) == (sum(len(e.target) for e in encoded) if form == "ctc" else places)
+    assert float(alone[1]) == (sum(len(e.target.tokens) for e in encoded) if form == "ctc" else places)
 
 
 def test_texts_depend_on_the_source_alone(context: TaskContext) -> None:
@@ -141,7 +141,9 @@ def test_texts_depend_on_the_source_alone(context: TaskContext) -> None:
         assert len(a.text.tokens) == -(-size * 3 // 2)
         assert context.counts == {"translations with more tokens than positions, of which the rest is not learnt": 1}
         context.counts.clear()
-    assert len(a.target) == 4 and len(np.unique(np.flatnonzero(np.diff(a.text.tokens)))) == size - 1  # each repeated
+    assert (
+        len(a.target.tokens) == 4 and len(np.unique(np.flatnonzero(np.diff(a.text.tokens)))) == size - 1
+    )  # each repeated
 
 
 def test_outputs_become_texts(context: TaskContext) -> None:
@@ -157,7 +159,7 @@ def test_the_vocabulary_is_that_of_training(context: TaskContext, tmp_path: Path
     assert config.vocabulary == ["的", "书", "亮"] and config.complete and not PositionTranslationConfig().complete
     task = config.build(context)
     (e,) = task.encode([replace(PAIRS[0], output="的龙书")])
-    assert [task.labels[i] for i in e.target] == ["的", SPECIAL[1], "书"]
+    assert [task.labels[i] for i in e.target.tokens] == ["的", SPECIAL[1], "书"]
     odd = PositionTranslationConfig(vocabulary=[" ", ":", "null", "#", "🙂", "é"])
     (tmp_path / "config.yaml").write_text(to_yaml(Config(task=odd)), encoding="utf-8")
     assert load(tmp_path / "config.yaml").task == odd

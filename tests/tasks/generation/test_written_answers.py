@@ -173,7 +173,7 @@ def test_all_turns_are_learnt_and_the_last_is_written(language_models: dict[str,
     config = settings(DialogueConfig, language_models["llama"], tmp_path, chats)
     task: Any = models.open_task(config, language_models["llama"])
     (e,) = task.encode(chats[:1])
-    learnt = task.tokenizer.decode(e.text.tokens[1:][e.target[1][:-1] > 0])
+    learnt = task.tokenizer.decode(e.text.tokens[1:][e.target.supervised[:-1] > 0])
     assert learnt.split() == task.tokenizer.tokenize("old war [SEP] war space [SEP]")
     assert task.tokenizer.decode(task.asked([e])[0]).endswith("ne ##w")
     run = train(config)
@@ -198,7 +198,7 @@ def test_an_encoder_decoder_writes_each_turn_of_the_assistant(language_models: d
     def words(tokens: Any) -> str:
         return task.tokenizer.decode(tokens, skip_special_tokens=True).replace(" ##", "")
 
-    assert [words(e.target[0]) for e in encoded] == ["old war", "war space", "old war", "love"]
+    assert [words(e.target.labels) for e in encoded] == ["old war", "war space", "old war", "love"]
     asked = [words(e.text.tokens) for e in encoded]
     assert asked[0] == asked[2] and asked[1] == asked[3] and "old war" in asked[1] and "old war" not in asked[0]
 

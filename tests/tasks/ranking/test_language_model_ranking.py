@@ -24,7 +24,7 @@ from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks import LanguageModelConfig
-from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.tasks.ranking.language_model_ranking import tournament
 from instructrec_jax.train import train
 
@@ -270,7 +270,7 @@ def test_an_encoder_decoder_learns_drawn_questions(folders: dict[str, Path], tmp
 
     @jax.jit
     def loss(params: Any, batch: Any) -> Any:
-        return task.loss(nnx.merge(setup.model.graphdef, params), batch, dropout=None, buffers={}, parts=1)
+        return task.loss(nnx.merge(setup.model.graphdef, params), batch, LossInputs())
 
     total, weight = loss(setup.model.params, batch)
     assert np.isfinite(total) and weight == batch["supervised"].sum() > 2 * len(setup.encoded)

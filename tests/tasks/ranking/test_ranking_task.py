@@ -19,7 +19,7 @@ from instructrec_jax.evaluation.evaluator import Contender, table
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.candidates import write_candidates
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
-from instructrec_jax.tasks.base import Encoded, Predict, TaskConfig, TaskContext
+from instructrec_jax.tasks.base import Encoded, LossInputs, Predict, TaskConfig, TaskContext
 from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask
 
 ITEMS = 12
@@ -86,7 +86,7 @@ def test_full_softmax_leaves_the_other_wanted_items_out(checkpoint: Path, tmp_pa
     @jax.jit
     def loss(params: Any, batch: Any, buffers: Any) -> Any:
         model = nnx.merge(setup.model.graphdef, params)
-        return task.loss(model, batch, dropout=None, buffers=buffers, parts=1)
+        return task.loss(model, batch, LossInputs(buffers=buffers))
 
     total, _ = loss(setup.model.params, pack(parts, setup.buckets, 1).arrays, buffers)
     predict = predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
@@ -118,7 +118,7 @@ def test_log_q_subtracts_the_log_of_expected_counts(softmax: Any, checkpoint: Pa
 
     @jax.jit
     def loss(params: Any, batch: Any) -> Any:
-        return task.loss(nnx.merge(setup.model.graphdef, params), batch, dropout=None, buffers={}, parts=1)
+        return task.loss(nnx.merge(setup.model.graphdef, params), batch, LossInputs())
 
     total, _ = loss(setup.model.params, pack(parts, setup.buckets, 1).arrays)
 

@@ -26,7 +26,7 @@ from instructrec_jax.files import read_json
 from instructrec_jax.ranking.catalogue import Splits
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.train import train
 
 ITEMS = 12
@@ -220,7 +220,7 @@ def test_loss_equals_brute_force(loss: Any, pair_checkpoint: Path, tmp_path: Pat
     @jax.jit
     def device_loss(params: Any, batch: Any) -> Any:
         model = nnx.merge(setup.model.graphdef, params)
-        return task.loss(model, batch, dropout=None, buffers={}, parts=1)
+        return task.loss(model, batch, LossInputs())
 
     total, weight = device_loss(setup.model.params, batch)
     rng, alone = np.random.default_rng(0), scorer(setup)

@@ -16,7 +16,7 @@ from instructrec_jax.data.loader import Text, pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 from instructrec_jax.tasks import RetrievalConfig
-from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.base import LossInputs, TaskContext
 
 ITEMS = 12
 
@@ -50,7 +50,7 @@ def test_loss_equals_brute_force(softmax: Any, checkpoint: Path, tmp_path: Path)
 
     @jax.jit
     def loss(params: Any, batch: Any, buffers: Any) -> Any:
-        return task.loss(nnx.merge(graphdef, params), batch, dropout=None, buffers=buffers, parts=1)
+        return task.loss(nnx.merge(graphdef, params), batch, LossInputs(buffers=buffers))
 
     total, weight = loss(setup.model.params, batch, buffers)
 

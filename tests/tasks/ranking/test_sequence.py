@@ -15,7 +15,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Splits
-from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.train import train
 
 ITEMS = 12
@@ -36,7 +36,7 @@ def device_loss(setup: Setup) -> tuple[float, float]:
 
     @jax.jit
     def loss(params: Any, batch: Any, buffers: Any) -> Any:
-        return task.loss(nnx.merge(graphdef, params), batch, dropout=None, buffers=buffers, parts=1)
+        return task.loss(nnx.merge(graphdef, params), batch, LossInputs(buffers=buffers))
 
     total, weight = loss(setup.model.params, batch, jax.device_get(setup.state.buffers))
     return float(total), float(weight)
@@ -47,8 +47,9 @@ def scores_of_prefixes(setup: Setup, task: Any, e: Any, buffers: dict[str, np.nd
     head = setup.model.network.head
     table, bias = (np.asarray(x, np.float64) for x in head.item_vectors(buffers["item_texts"]))
     rows = []
-    for length in range(1, len(e.text.tokens) + 1):
-        tokens = e.text.tokens[None, :length]
+    sequence = np.append(task._row(e), e.text.tokens[1:]).astype(np.int32)
+    for length in range(1, len(sequence) + 1):
+        tokens = sequence[None, :length]
         places = (tokens, np.ones_like(tokens), np.arange(length, dtype=np.int32)[None])
         queries = head(*places, buffers["item_texts"], buffers["instruction_texts"])
         rows.append(table @ np.asarray(queries, np.float64)[0, -1] + bias)
@@ -89,7 +90,7 @@ def test_evaluation_scores_equal_brute_force(checkpoint: Path, tmp_path: Path) -
     found = task.score_items(predict, chosen)(slice(0, 9))
     raw = np.stack(predict(task.item_texts))
     np.testing.assert_allclose(np.linalg.norm(raw, axis=1), 1, atol=1e-5)
-    words = np.stack(predict(task.instruction_texts))
+    words = np.stack(predict(list({id(t): t for e in setup.encoded if (t := e.target.instruction)}.values())))
     refreshed = task.refresh(predict)
     np.testing.assert_allclose(refreshed["item_texts"], (raw - raw.mean(0)) / raw.std(), atol=1e-5)
     np.testing.assert_allclose(refreshed["instruction_texts"], words * np.sqrt(words.shape[1]), atol=1e-5)
@@ -131,12 +132,14 @@ def test_training_sees_every_window_of_a_long_history(context: TaskContext, tmp_
     task = build(context, tmp_path, history_limit=2)
     history = tuple(f"item-{i}" for i in (4, 5, 6, 7))
     encoded = task.encode([Example(instruction="a film", history=history, output="item-1")])
+    task.prepare(encoded)
     seen = set()
     for seed in range(40):
         parts = task.gather(encoded, np.random.default_rng(seed))
         seen.add((*parts.texts[0].tokens.tolist(), *parts.per_token["labels"][0].tolist()))
     assert seen == {(0, 4, 5, 4, 5, 6), (0, 5, 6, 5, 6, 7), (0, 6, 7, 6, 7, 1)}
     last = build(context, tmp_path, history_limit=2, supervise="last")
+    last.prepare(encoded)
     parts = last.gather(last.encode([e.example for e in encoded]), np.random.default_rng(0))
     assert parts.texts[0].tokens.tolist() == [0, 6, 7] and parts.per_token["supervised"][0].tolist() == [0, 0, 1]
 
@@ -146,12 +149,45 @@ def test_negatives_are_drawn_by_popularity_and_corrected_for_it(context: TaskCon
     sequences = [np.array([0, 1, 0, 0], np.int32), np.array([1], np.int32)]
     nothing = [np.empty(0, np.int32)] * 2
     Splits(["a", "b"], sequences, nothing, nothing).save(tmp_path / "catalogue", task.catalogue)
-    parts = task.gather(task.encode(examples("sequence", 2)), np.random.default_rng(0))
+    encoded = task.encode(examples("sequence", 2))
+    task.prepare(encoded)
+    parts = task.gather(encoded, np.random.default_rng(0))
     chance = np.array([4, 3] + [1] * 10) / 17
     share = np.bincount(parts.per_example["negatives"], minlength=ITEMS) / 4000
     np.testing.assert_allclose(share, chance, atol=0.03)
     expected = np.log(4000 * chance[parts.per_example["negatives"]])
     np.testing.assert_allclose(parts.per_example["log_expected"], expected, rtol=1e-5)
+
+
+def test_an_instruction_that_training_did_not_begin_with_is_named(context: TaskContext, tmp_path: Path) -> None:
+    task = build(context, tmp_path)
+    known, new = (task.encode([Example(instruction=words, output="item-1")]) for words in ("a film", "old music"))
+    task.prepare(known)
+    assert task.gather(known, np.random.default_rng(0)).texts[0].tokens.tolist() == [0]
+    with pytest.raises(ValueError, match="old music"):
+        task.gather(new, np.random.default_rng(0))
+
+
+def test_two_thousand_requests_leave_nothing_and_have_few_shapes(context: TaskContext, tmp_path: Path) -> None:
+    task = build(context, tmp_path)
+    shapes = set()
+
+    def predict(texts: Any, given: Any = None, **_: Any) -> list[np.ndarray]:
+        shapes.add(tuple(sorted((name, array.shape) for name, array in (given or {}).items())))
+        return [np.random.default_rng(text.tokens.tolist()).normal(size=17).astype(np.float32) for text in texts]
+
+    def held() -> int:
+        return sum(len(value) for value in vars(task).values() if isinstance(value, dict | list | set))
+
+    rng = np.random.default_rng(0)
+    for number in range(2000 // 8):
+        words = [" ".join(rng.choice(list("abcdefghij"), 6)) for _ in range(8)]
+        task.query_vectors(predict, task.encode([Example(instruction=w, output="item-1") for w in words]))
+        if not number:
+            first, before = set(shapes), held()
+    assert shapes == first and held() == before
+    task.query_vectors(predict, task.encode([Example(instruction="a film", output="item-1")]))
+    assert shapes == first  # of another number of requests too
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ def test_training_learns_the_right_answer_only(language_models: dict[str, Path])
     plain, _ = opened(language_models["llama"], LanguageModelConfig(template="plain"))
     for e, other in zip(task.encode(CASES), plain.encode(CASES), strict=True):
         np.testing.assert_array_equal(e.text.tokens, other.text.tokens)
-        np.testing.assert_array_equal(e.target.labels, other.target[0])
-        np.testing.assert_array_equal(e.target.supervised, other.target[1])
+        np.testing.assert_array_equal(e.target.labels, other.target.labels)
+        np.testing.assert_array_equal(e.target.supervised, other.target.supervised)
 
 
 def test_baselines(language_models: dict[str, Path]) -> None:

@@ -21,7 +21,7 @@ from instructrec_jax.data.loader import Text, pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.metrics.calibration import expected_calibration_error
 from instructrec_jax.tasks import ClassificationConfig, MultilabelConfig, RegressionConfig
-from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.base import LossInputs, TaskContext
 
 
 @pytest.fixture
@@ -55,11 +55,11 @@ def test_loss_equals_numpy(kind: str, checkpoint: Path, tmp_path: Path) -> None:
 
     @jax.jit
     def loss(params: Any, batch: Any) -> Any:
-        return task.loss(nnx.merge(graphdef, params), batch, dropout=None, buffers={}, parts=1)
+        return task.loss(nnx.merge(graphdef, params), batch, LossInputs())
 
     total, weight = loss(setup.model.params, pack(setup.parts(), setup.buckets, 1).arrays)
-    pairs = zip(outputs, setup.encoded, strict=True)
-    expected = [ORACLES[kind](z.astype(np.float64), np.asarray(e.target)) for z, e in pairs]
+    pairs = zip(outputs, task.truth(setup.encoded), strict=True)  # type: ignore[attr-defined]
+    expected = [ORACLES[kind](z.astype(np.float64), y) for z, y in pairs]
     assert float(weight) == len(setup.encoded)
     assert float(total) == pytest.approx(sum(expected), rel=1e-5)
 
@@ -69,14 +69,14 @@ def test_loss_equals_numpy(kind: str, checkpoint: Path, tmp_path: Path) -> None:
 
 def test_targets(context: TaskContext) -> None:
     one = ClassificationConfig(labels=SUBJECTS).build(context)
-    assert one.encode([Example(instruction="a film", output="crime")])[0].target == 3
+    assert one.encode([Example(instruction="a film", output="crime")])[0].target.label == 3
     several = MultilabelConfig(labels=SUBJECTS).build(context)
     encoded = several.encode(
         [Example(instruction="a", output=o) for o in (("war", "music"), "love", ())]  # type: ignore[arg-type]
     )
-    assert [e.target.tolist() for e in encoded] == [[0, 1, 0, 0, 1], [1, 0, 0, 0, 0], [0] * 5]
+    assert [e.target.chosen.tolist() for e in encoded] == [[0, 1, 0, 0, 1], [1, 0, 0, 0, 0], [0] * 5]
     number = RegressionConfig().build(context)
-    assert [float(e.target) for e in number.encode([Example(instruction="a", output=o) for o in (3, -0.5)])] == [
+    assert [e.target.number for e in number.encode([Example(instruction="a", output=o) for o in (3, -0.5)])] == [
         3,
         -0.5,
     ]

@@ -22,7 +22,7 @@ from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import ExtractiveSummarizationConfig
-from instructrec_jax.tasks.base import Predict, TaskContext
+from instructrec_jax.tasks.base import LossInputs, Predict, TaskContext
 from instructrec_jax.train import train
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -160,7 +160,7 @@ def test_loss_is_the_mean_over_sentences_of_the_mean_over_tokens(checkpoint: Pat
     @jax.jit
     def run(params: Any, batch: Any) -> Any:
         network = nnx.merge(model.graphdef, params)
-        return task.loss(network, batch, dropout=None, buffers={}, parts=1), task.predict(network, batch)
+        return task.loss(network, batch, LossInputs()), task.predict(network, batch)
 
     (total, weight), logits = run(model.params, batch)
     # The same, text by text in rows of their own.

@@ -11,10 +11,10 @@ from flax import nnx
 from helpers import Setup, examples
 
 from instructrec_jax.data.example import Example, Message
-from instructrec_jax.data.loader import Parts, Text, pack
+from instructrec_jax.data.loader import BatchTexts, Text, pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import MaskedLMConfig
-from instructrec_jax.tasks.base import Encoded, TaskContext
+from instructrec_jax.tasks.base import Encoded, LossInputs, TaskContext
 
 EXAMPLE = Example(instruction="a film")
 
@@ -137,7 +137,7 @@ def test_loss_and_scores_equal_numpy(checkpoint: Path, tmp_path: Path) -> None:
     def run(params: Any, batch: Any) -> Any:
         model = nnx.merge(graphdef, params)
         logits = model.head(model.backbone, model.hidden(batch))
-        return task.loss(model, batch, dropout=None, buffers={}, parts=1), logits
+        return task.loss(model, batch, LossInputs()), logits
 
     (total, weight), logits = run(setup.model.params, batch)
     z, hidden = np.asarray(logits, np.float64), batch["supervised"] > 0
@@ -167,6 +167,6 @@ def test_gather_is_a_function_of_its_generator(context: TaskContext) -> None:
     task = build(context)
     encoded = task.encode(examples("masked_lm"))
     first, second = (task.gather(encoded, np.random.default_rng(5)) for _ in range(2))
-    assert isinstance(first, Parts)
+    assert isinstance(first, BatchTexts)
     for a, b in zip(first.texts, second.texts, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)

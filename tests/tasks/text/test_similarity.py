@@ -16,7 +16,7 @@ from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.loader import Text, pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import SimilarityConfig
-from instructrec_jax.tasks.base import Encoded, Predict, TaskContext
+from instructrec_jax.tasks.base import Encoded, LossInputs, Predict, TaskContext
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_loss_equals_numpy(settings: dict[str, Any], checkpoint: Path, tmp_path:
 
     @jax.jit
     def loss(params: Any, batch: Any) -> Any:
-        return task.loss(nnx.merge(graphdef, params), batch, dropout=None, buffers={}, parts=1)
+        return task.loss(nnx.merge(graphdef, params), batch, LossInputs())
 
     parts = task.gather(some, np.random.default_rng(0))
     total, weight = loss(setup.model.params, pack(parts, setup.buckets, 1).arrays)
@@ -104,13 +104,16 @@ def test_drawn_candidates_are_frozen_and_never_equal_the_answer(context: TaskCon
     ]
     first = task.encode(cases)
     for e, case in zip(first, cases, strict=True):
-        assert len(set(e.target.texts)) == 4 and e.target.texts[e.target.right] == case.messages[-1].content
+        assert (
+            len(set(e.target.options.texts)) == 4
+            and e.target.options.texts[e.target.options.right] == case.messages[-1].content
+        )
         assert "assistant" not in context.tokenizer.decode(e.text.tokens)  # the answer is not in the question
-    assert len({e.target.right for e in first}) > 1  # shuffled
+    assert len({e.target.options.right for e in first}) > 1  # shuffled
     again = SimilarityConfig(negatives=3).build(context).encode(cases)
-    assert [e.target for e in again] == [e.target for e in first]
+    assert [e.target.options for e in again] == [e.target.options for e in first]
     alone = SimilarityConfig(negatives=3).build(context).encode([e.example for e in first[2:4]])
-    assert [e.target for e in alone] == [e.target for e in first[2:4]]  # they stay with the example
+    assert [e.target.options for e in alone] == [e.target.options for e in first[2:4]]  # they stay with the example
     parts = task.gather([first[0], first[2]], np.random.default_rng(0))  # both are answered "yes"
     assert len(parts.texts) == 3 and parts.per_example["allowed"].sum(1).tolist() == [1, 1]
 
@@ -164,4 +167,5 @@ def test_baselines_are_chance_and_shared_words(context: TaskContext) -> None:
     rows = task.baselines(*encoded)
     assert rows["chance"].metrics["accuracy"] == pytest.approx(1 / 3)
     assert rows["chance"].metrics["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
-    assert [p["prediction"] for p in rows["TF-IDF cosine"].predictions] == ["war", "love"]
+    assert rows["TF-IDF cosine"].predictions[0]["prediction"] == "war"
+    assert rows["TF-IDF cosine"].cases["accuracy"].tolist() == pytest.approx([1, 1 / 3])  # no word in common: a tie

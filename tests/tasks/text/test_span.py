@@ -25,7 +25,7 @@ from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import SpanConfig
-from instructrec_jax.tasks.base import Predict, TaskContext
+from instructrec_jax.tasks.base import LossInputs, Predict, TaskContext
 from instructrec_jax.tasks.text.span import best_span
 from instructrec_jax.train import train
 from instructrec_jax.training.checkpoint import CheckpointConfig
@@ -121,7 +121,7 @@ def test_loss_is_pytorch_s_and_packing_changes_nothing(folder: Path, pair_tokeni
     def loss(params: Any, batch: Any) -> Any:
         def mean(params: Any) -> Any:
             network = nnx.merge(model.graphdef, params)
-            total, weight = task.loss(network, batch, dropout=None, buffers={}, parts=1)
+            total, weight = task.loss(network, batch, LossInputs())
             return total / weight, weight
 
         return jax.value_and_grad(mean, has_aux=True)(params)

@@ -17,7 +17,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Text, pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import TokenClassificationConfig
-from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.base import LossInputs, TaskContext
 
 LABELS = ["other", "subject"]
 
@@ -101,7 +101,7 @@ def test_loss_equals_numpy(checkpoint: Path, tmp_path: Path) -> None:
 
     @jax.jit
     def loss(params: Any, batch: Any) -> Any:
-        return task.loss(nnx.merge(graphdef, params), batch, dropout=None, buffers={}, parts=1)
+        return task.loss(nnx.merge(graphdef, params), batch, LossInputs())
 
     total, weight = loss(setup.model.params, pack(setup.parts(), setup.buckets, 1).arrays)
     expected, words = 0.0, 0

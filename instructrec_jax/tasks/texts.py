@@ -1,0 +1,161 @@
+"""How tasks tokenise: one text or a pair of them, what is cut, and which words a token belongs to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import Text
+from instructrec_jax.data.prompts import render
+from instructrec_jax.tasks.base import TaskContext
+
+# Named, because --help shows a setting's comment only where its type is a plain name.
+SentencePairs = Literal["auto", "joined"]
+
+
+def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -> list[Text | None]:
+    """Tokenises texts, with special tokens. A text that `truncate: drop` drops becomes None.
+
+    Args:
+      names: what to call each text in an error.
+
+    Raises:
+      ValueError: a text without tokens, or one longer than `max_length` under `truncate: error`.
+    """
+    return [_fitting(tokens, name, context) for tokens, name in zip(_tokens(texts, context), names, strict=True)]
+
+
+def tokenise_examples(
+    examples: Sequence[Example], names: Sequence[str], context: TaskContext, *, pairs: bool
+) -> list[Text | None]:
+    """Tokenises what examples say (see `data.prompts.render`); arguments, result and errors as in `tokenise`.
+
+    Args:
+      pairs: read instruction and input of an example that has both, and no messages, as a pair of texts with the
+        tokenizer's own separator and token types: [CLS] instruction [SEP] input [SEP] in BERT. Where a pair is too
+        long, the longer text loses tokens first.
+    """
+    together = [pairs and bool(e.instruction and e.input) and not e.messages for e in examples]
+    single = iter(_tokens([render(e) for e, pair in zip(examples, together, strict=True) if not pair], context))
+    both = [e for e, pair in zip(examples, together, strict=True) if pair]
+    double = iter(_tokens([e.instruction for e in both], context, [e.input or "" for e in both]))
+    found = [next(double) if pair else next(single) for pair in together]
+    return [_fitting(tokens, name, context) for tokens, name in zip(found, names, strict=True)]
+
+
+def knows_pairs(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a special token between the two texts of a pair."""
+    if not tokenizer.is_fast:
+        return False
+    sequence = tokenizer("a", "a").encodings[0].sequence_ids
+    return None in sequence[sequence.index(0) : sequence.index(1)]
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A tokenised text. `owners`: for each token the number of its text (0 or 1), None for a special token."""
+
+    ids: list[int]
+    types: list[int] | None
+    owners: list[int | None]
+
+
+def _tokens(texts: Sequence[str], context: TaskContext, seconds: Sequence[str] | None = None) -> list[_Tokens]:
+    if not texts:  # the tokenizer fails on none
+        return []
+    inputs = [[context.prompt + text for text in texts], *([] if seconds is None else [list(seconds)])]
+    if context.lower_case:
+        inputs = [[text.lower() for text in each] for each in inputs]
+    encoded = context.tokenizer(
+        *inputs, add_special_tokens=True, truncation=False, return_special_tokens_mask=True, verbose=False
+    )
+    types = encoded.get("token_type_ids") or [None] * len(texts)
+    owners: list[list[int | None]]
+    if seconds is None:
+        owners = [[None if special else 0 for special in row] for row in encoded["special_tokens_mask"]]
+    else:
+        owners = [encoded.sequence_ids(number) for number in range(len(texts))]
+    return [_Tokens(*each) for each in zip(encoded["input_ids"], types, owners, strict=True)]
+
+
+def _fitting(tokens: _Tokens, name: str, context: TaskContext) -> Text | None:
+    """The text, cut where `truncate` says so; None: it is dropped."""
+    kept = list(range(len(tokens.ids)))
+    if len(kept) > context.max_length:
+        if too_long(len(kept), name, context) == "drop":
+            return None
+        if 1 in tokens.owners:
+            kept = _cut_pair(tokens.owners, name, context)
+        else:
+            kept = cut([int(owner is None) for owner in tokens.owners], name, context)
+    if not kept:
+        raise ValueError(f"{name} has no tokens.")
+    types = None if tokens.types is None else np.array([tokens.types[i] for i in kept], np.int32)
+    return Text(np.array([tokens.ids[i] for i in kept], np.int32), types)
+
+
+def _cut_pair(owners: Sequence[int | None], name: str, context: TaskContext) -> list[int]:
+    """Which tokens of a too long pair are kept: the special ones, and of both texts the beginning or the end.
+
+    The longer text loses tokens until both have as many, then they lose them in turn.
+    """
+    first, second = ([i for i, owner in enumerate(owners) if owner == number] for number in (0, 1))
+    room = context.max_length - (len(owners) - len(first) - len(second))
+    if room < 2:
+        raise ValueError(
+            f"data.max_length is {context.max_length}, which leaves no room beside the special tokens of {name}."
+        )
+    keep_first = min(len(first), max(room - len(second), room - room // 2))
+    kept = {i for i, owner in enumerate(owners) if owner is None}
+    for places, count in ((first, keep_first), (second, room - keep_first)):
+        kept |= set(places[len(places) - count :] if context.truncate == "left" else places[:count])
+    return sorted(kept)
+
+
+def owners(tokens: Any, parts: Sequence[str], joint: str = " ", sequence: int = 0) -> np.ndarray:
+    """int32 [tokens]: which of the parts of a text a token belongs to, -1 for a special token or another text's.
+
+    The parts are read as one text, as that is what the network knows: told of them one by one, tokenizers whose tokens
+    begin with a space (RoBERTa's, GPT-2's) would make others.
+
+    Args:
+      tokens: of a fast tokenizer, with return_offsets_mapping, of joint.join(parts) as text number `sequence`.
+    """
+    ends = np.cumsum([len(part) + len(joint) for part in parts]) - len(joint)
+    offsets = np.array(tokens["offset_mapping"], np.int64).reshape(-1, 2)
+    inside = np.array([number == sequence for number in tokens.sequence_ids()]) & (offsets[:, 1] > offsets[:, 0])
+    # by its last character: the first one may be the space before
+    return np.where(inside, np.searchsorted(ends, offsets[:, 1]), -1).astype(np.int32)
+
+
+def too_long(length: int, name: str, context: TaskContext) -> str:
+    """What `truncate` says of a text of more than `max_length` tokens, left, right or drop, and counts it.
+
+    Raises ValueError where it says error.
+    """
+    if context.truncate == "error":
+        raise ValueError(
+            f"{name} has {length} tokens, but data.max_length is {context.max_length}. Raise it, or say "
+            "what to do with long texts: --data.truncate left, right or drop."
+        )
+    label = "dropped" if context.truncate == "drop" else "cut"
+    context.count(f"texts {label}", 1)
+    return context.truncate
+
+
+def cut(special: list[int], name: str, context: TaskContext) -> list[int]:
+    """Which tokens of a too long text are kept: the special ones around it, and its beginning or its end.
+
+    Args:
+      special: 1 for each token that the tokenizer put around the text, 0 for the text's own.
+    """
+    own = [i for i, is_special in enumerate(special) if not is_special]
+    room = context.max_length - (len(special) - len(own))
+    if room < 1:
+        raise ValueError(
+            f"data.max_length is {context.max_length}, which leaves no room beside the special tokens of {name}."
+        )
+    left_out = set(own[:-room] if context.truncate == "left" else own[room:])
+    return [i for i in range(len(special)) if i not in left_out]

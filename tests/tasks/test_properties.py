@@ -1,0 +1,330 @@
+"""What holds for every registered task: a new one is covered by its line in CASES, and fails the first test without it.
+
+Beside other tasks = alone; packed = unpacked; k micro-batches = one batch; 8 devices = 1; trained = exported.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from helpers import assert_close, examples, task_config
+from safetensors.numpy import load_file
+
+from instructrec_jax.adapters.lora import LoraConfig, is_lora
+from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.data_config import DataConfig
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import lay_out, lengths_of, pack, to_devices
+from instructrec_jax.data.packing import unpacked
+from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.export import write_adapter
+from instructrec_jax.files import read_json, write_json
+from instructrec_jax.runs import model as models
+from instructrec_jax.runs.config import Config
+from instructrec_jax.tasks import MultitaskConfig
+from instructrec_jax.tasks.base import LossInputs, TaskConfig
+from instructrec_jax.tasks.multitask import OWNER, SubtaskConfig
+from instructrec_jax.training.state import create_state, state_shardings
+from instructrec_jax.training.step import batch_dropout_keys, make_train_step
+
+SEED, LENGTH, COUNT = 7, 128, 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task as it is tested.
+
+    Attributes:
+      network: "bert", or one of `language_models`.
+      settings: of the task.
+      beside: whether it can be learnt beside others; False: it is refused there, by name.
+      lora: whether its backbone is trained, so that LoRA has something to do; False: LoRA is refused.
+      quick: whether all its properties are tested by default; False: some only with -m slow.
+    """
+
+    network: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    beside: bool = True
+    lora: bool = True
+    quick: bool = False
+
+
+# "type" or "type, what is special about it"
+CASES = {
+    "classification": Case("bert"),
+    "multilabel": Case("bert"),
+    "regression": Case("bert"),
+    "token_classification": Case("bert"),
+    "masked_lm": Case("bert"),
+    "span": Case("bert", quick=True),
+    "extractive_summarization": Case("bert"),
+    "position_translation": Case("bert"),
+    "position_translation, ctc": Case("bert", {"form": "ctc"}, quick=True),
+    "similarity": Case("bert", beside=False),
+    "retrieval": Case("bert", beside=False),
+    "sequence": Case("bert", beside=False, lora=False),
+    "reranker": Case("bert", {"negatives": 2}, quick=True),
+    "reranker, listwise": Case("bert", {"negatives": 2, "loss": "listwise"}, beside=False),
+    "language_model": Case("llama"),
+    "language_model, encoder–decoder": Case("t5", quick=True),
+    "choice": Case("llama"),
+    "dialogue": Case("llama"),
+    "dialogue, encoder–decoder": Case("t5"),
+    "question_answering": Case("llama"),
+    "summarization": Case("llama"),
+    "translation": Case("llama"),
+    "language_model_ranking": Case("llama"),
+    "language_model_ranking, yes_no": Case("llama", {"form": "yes_no", "negatives": 2}, quick=True),
+    "multitask": Case("bert", beside=False),
+}
+SLOW = pytest.mark.slow
+
+
+def test_every_registered_task_has_a_case() -> None:
+    assert {name.partition(",")[0] for name in CASES} == set(TaskConfig.get_known_choices())
+
+
+# ---------------------------------------------------------------- a task, its model and its examples
+
+
+@pytest.fixture(scope="module")
+def networks(
+    checkpoint: Path, language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, bool], Path]:
+    """(network, whether it has dropout) -> folder."""
+    found = {}
+    for name, folder in {"bert": checkpoint, **language_models}.items():
+        silent = tmp_path_factory.mktemp(f"silent-{name}")
+        for file in folder.iterdir():
+            (silent / file.name).symlink_to(file)
+        config = {key: 0.0 if "drop" in key else value for key, value in read_json(folder / "config.json").items()}
+        (silent / "config.json").unlink()
+        write_json(silent / "config.json", config | {"summary_first_dropout": 0.0})
+        found |= {(name, True): folder, (name, False): silent}
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly() -> Iterator[None]:
+    """Programs run once here, so compiling is what takes the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@dataclass
+class Built:
+    config: Config
+    task: Any
+    model: Any
+    mesh: Any
+    encoded: Any
+
+
+def examples_of(name: str, task: str = "") -> list[Example]:
+    kind = name.partition(",")[0]
+    return [replace(e, task=task or e.task) for e in examples(kind, COUNT)]
+
+
+def built(
+    task: TaskConfig,
+    records: list[Example],
+    network: str,
+    networks: Any,
+    *,
+    dropout: bool,
+    lora: bool,
+    devices: int = 1,
+) -> Built:
+    folder = networks[network, dropout]
+    settings = LoraConfig(rank=2, dropout=0.1 if dropout else 0.0) if lora else LoraConfig()
+    length = 64 if network == "bert" else LENGTH
+    config = Config(
+        backbone=BackboneConfig(str(folder), dtype="float32"),
+        task=task,
+        lora=settings,
+        data=DataConfig(batch_size=COUNT, max_length=length),
+    )
+    mesh = make_mesh(MeshConfig(2, 2, 2) if devices == 8 else MeshConfig(), jax.devices()[:devices])
+    made = models.open_task(config, folder)
+    model = models.load_model(config, made, folder, mesh)
+    if lora:  # b begins at zero, where a has no gradient
+        model.params = jax.tree_util.tree_map_with_path(_moved, model.params)
+    encoded = made.encode(records)
+    if encoded:
+        made.prepare(encoded)
+    return Built(config, made, model, mesh, encoded)
+
+
+def _moved(path: Any, x: jax.Array) -> jax.Array:
+    name = "/".join(str(part.key) for part in path)
+    noise = 0.1 * np.sin(np.arange(x.size)).reshape(x.shape)
+    return jax.device_put(x + noise, x.sharding) if is_lora(name) else x
+
+
+def alone(name: str, networks: Any, folder: Path, **how: Any) -> Built:
+    case = CASES[name]
+    config = task_config(name.partition(",")[0], folder / "catalogue", **case.settings)
+    return built(config, examples_of(name), case.network, networks, **how)
+
+
+def texts_of(task: Any, encoded: Any) -> Any:
+    return task.gather(encoded, np.random.default_rng(SEED))
+
+
+def buffers_of(made: Built) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in made.task.buffer_shapes(32).items()}
+
+
+def packed(made: Built, texts: Any, multiple: int = 1) -> Any:
+    target = (32,) if lengths_of(texts.texts)[1] is not None else ()
+    return pack(texts, (made.config.data.max_length,), multiple, target_buckets=target)
+
+
+# ---------------------------------------------------------------- beside other tasks = alone
+
+
+def measured(task: Any, made: Built, batch: Any, dropout: bool) -> tuple[float, float, Any]:
+    """(Σ w ℓ, Σ w, gradients by all parameters) of a task, or of one of several, on one device."""
+
+    def loss(params: Any, batch: Any) -> Any:
+        keys = batch_dropout_keys(jnp.uint32(SEED), batch) if dropout else None
+        return task.loss(task.view(nnx.merge(made.model.graphdef, params)), batch, LossInputs(keys))
+
+    (total, weight), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(made.model.params, batch)
+    return float(total), float(weight), jax.device_get(gradients)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "lora"),
+    [(True, True), *(pytest.param(*each, marks=SLOW) for each in ((True, False), (False, True), (False, False)))],
+)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.beside])
+def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, networks: Any, tmp_path: Path) -> None:
+    """Loss, weight and gradients of two tasks together are the sums of those of each alone, to rounding."""
+    network, how = CASES[name].network, {"dropout": dropout, "lora": lora}
+    other = "language_model" if network == "t5" else "regression" if name == "classification" else "classification"
+    configs = {
+        "own": task_config(name.partition(",")[0], tmp_path / "catalogue", **CASES[name].settings),
+        "other": task_config(other, tmp_path / "catalogue"),
+    }
+    records = {"own": examples_of(name, "own"), "other": examples_of(other, "other")}
+    both = MultitaskConfig([SubtaskConfig(part, config) for part, config in configs.items()])
+    together = built(both, [*records["own"], *records["other"]], network, networks, **how)
+    texts = texts_of(together.task, together.encoded)
+    batch = dict(packed(together, texts).arrays)
+    # dropout bits hang on the numbers of texts: count those of the first task from 0, as it does alone
+    order = np.argsort(texts.per_text[OWNER], kind="stable")
+    numbers = np.empty_like(order)
+    numbers[order] = np.arange(len(order))
+    batch["text_numbers"] = numbers[batch["text_numbers"]].astype(np.int32)
+    found = measured(together.task, together, batch, dropout)
+
+    first, sums = 0, []
+    for part, task in together.task.subtasks.items():
+        own = texts_of(task, task.encode(records[part]))
+        arrays = dict(packed(together, own).arrays)
+        arrays["text_numbers"] = arrays["text_numbers"] + np.int32(first)
+        first += len(own.texts)
+        sums.append(measured(task, together, arrays, dropout))
+        assert sums[-1][1] > 0
+    assert first == len(texts.texts), "no text may be left out"
+    assert found[0] == pytest.approx(sums[0][0] + sums[1][0], rel=1e-5)
+    assert found[1] == pytest.approx(sums[0][1] + sums[1][1])
+    assert_close(found[2], jax.tree.map(np.add, sums[0][2], sums[1][2]), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.beside])
+def test_what_cannot_stand_beside_others_is_refused_by_name(name: str, networks: Any, tmp_path: Path) -> None:
+    kind = name.partition(",")[0]
+    config = task_config(kind, tmp_path / "catalogue", **CASES[name].settings)
+    tasks = [SubtaskConfig("own", config), SubtaskConfig("other", task_config("regression", tmp_path))]
+    with pytest.raises(ValueError, match=f"task 'own' is of type {kind}"):
+        built(MultitaskConfig(tasks), [], CASES[name].network, networks, dropout=False, lora=False)
+
+
+# ---------------------------------------------------------------- one step, however it is worked out
+
+
+def after_one_step(made: Built, batch: Any, accumulation: int = 1) -> tuple[float, float, Any]:
+    """(Σ w ℓ, Σ w, trained parameters less the mean gradient) of the step that training runs."""
+    state = create_state(
+        made.model.params, optax.sgd(1.0), SEED, is_frozen=made.model.is_frozen, buffers=buffers_of(made)
+    )
+    shardings = state_shardings(state, made.model.shardings, made.mesh)
+    step = make_train_step(
+        made.task, made.model.graphdef, optax.sgd(1.0), mesh=made.mesh, shardings=shardings, accumulation=accumulation
+    )
+    state, sums = step(jax.device_put(state, shardings), to_devices(batch, made.mesh))
+    return float(sums["loss"]), float(sums["weight"]), jax.device_get(state.params)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "lora"),
+    [(True, True), *(pytest.param(*each, marks=SLOW) for each in ((True, False), (False, True), (False, False)))],
+)
+@pytest.mark.parametrize(
+    "name", [name if case.quick else pytest.param(name, marks=SLOW) for name, case in CASES.items()]
+)
+def test_packed_split_or_spread_as_one_batch(
+    name: str, dropout: bool, lora: bool, networks: Any, tmp_path: Path
+) -> None:
+    lora = lora and CASES[name].lora
+    made = alone(name, networks, tmp_path, dropout=dropout, lora=lora)
+    texts = texts_of(made.task, made.encoded)
+    lengths, targets = lengths_of(texts.texts)
+    plain = unpacked(lengths, made.config.data.max_length, 1, None if targets is None else 32)
+    expected = after_one_step(made, lay_out(texts, plain))
+    spread = alone(name, networks, tmp_path, dropout=dropout, lora=lora, devices=8)
+    found = {
+        "packed": after_one_step(made, packed(made, texts).arrays),
+        "in micro-batches": after_one_step(made, packed(made, texts, 2).arrays, accumulation=2),
+        "on 8 devices": after_one_step(spread, packed(spread, texts, 4).arrays),
+    }
+    for how, (total, weight, params) in found.items():
+        assert total == pytest.approx(expected[0], rel=2e-5), how
+        assert weight == pytest.approx(expected[1]), how
+        assert_close(params, expected[2], atol=2e-5)
+
+
+# ---------------------------------------------------------------- trained = exported
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.lora])
+def test_lora_without_effect_is_refused(name: str, networks: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lora.rank"):
+        alone(name, networks, tmp_path, dropout=False, lora=True)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.lora])
+def test_what_lora_trains_is_what_is_exported(name: str, networks: Any, tmp_path: Path) -> None:
+    made = alone(name, networks, tmp_path, dropout=False, lora=True)
+    flat = jax.tree_util.tree_flatten_with_path(made.model.params)[0]
+    sizes = {"/".join(str(part.key) for part in path): x.size for path, x in flat}
+    trained = {path: size for path, size in sizes.items() if not made.model.is_frozen(path)}
+    assert any(map(is_lora, trained))
+    subtasks = made.task.subtasks or {"": made.task}
+    heads: set[str] = set()
+    for part, task in subtasks.items():
+        folder = tmp_path / f"adapter-{part}"
+        folder.mkdir()
+        write_adapter(folder, made.model, tmp_path, task)
+        written = {key: x.size for file in folder.glob("*.safetensors") for key, x in load_file(file).items()}
+        whole = {
+            key for key in written if ".pooler." in key and ".lora_" not in key
+        }  # new where the base has none, with its update merged
+        lora = {path: size for path, size in trained.items() if is_lora(path) and not (whole and "/pooler/" in path)}
+        assert sum(size for key, size in written.items() if ".lora_" in key) == sum(lora.values())
+        own = [path for path in trained if path.startswith(f"head/{part}/" if part else "head/")]
+        rest = sum(size for key, size in written.items() if ".lora_" not in key and key not in whole)
+        assert rest == sum(trained[path] for path in own)
+        heads |= set(own)
+    assert all(is_lora(path) or path in heads for path in trained)
