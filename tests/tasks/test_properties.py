@@ -256,9 +256,8 @@ def test_what_cannot_stand_beside_others_is_refused_by_name(name: str, networks:
 
 def after_one_step(made: Built, batch: Any, accumulation: int = 1) -> tuple[float, float, Any]:
     """(Σ w ℓ, Σ w, trained parameters less the mean gradient) of the step that training runs."""
-    state = create_state(
-        made.model.params, optax.sgd(1.0), SEED, is_frozen=made.model.is_frozen, buffers=buffers_of(made)
-    )
+    params = jax.tree.map(jnp.copy, made.model.params)  # the step gives the old state's memory to the new one
+    state = create_state(params, optax.sgd(1.0), SEED, is_frozen=made.model.is_frozen, buffers=buffers_of(made))
     shardings = state_shardings(state, made.model.shardings, made.mesh)
     step = make_train_step(
         made.task, made.model.graphdef, optax.sgd(1.0), mesh=made.mesh, shardings=shardings, accumulation=accumulation
