@@ -119,7 +119,7 @@ def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep
 
 def texts_of(batch: dict[str, jax.ShapeDtypeStruct], task: Task) -> Texts:
     (rows, length), target = batch["tokens"].shape, batch.get("target_tokens")
-    each_token = task.per_token or task.parts or task.predicts_words
+    each_token = task.per_token or task.subtasks or task.predicts_words
     pooled = None if each_token else int(np.prod(batch["text_numbers"].shape))
     causal = task.context.kind == "decoder"
     if target is None:

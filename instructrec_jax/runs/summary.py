@@ -27,7 +27,7 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
     length, target_length = (int(each.mean()) if each is not None and len(each) else 0 for each in (lengths, targets))
     share = length / max(length + target_length, 1)  # of a batch's tokens, that are not of targets
     runs_backbone = "^backbone/" not in setup.task.freeze  # else its vectors were made before
-    each_token = setup.task.per_token or setup.task.parts or setup.task.predicts_words
+    each_token = setup.task.per_token or setup.task.subtasks or setup.task.predicts_words
     pooled = runs_backbone and not each_token
 
     def flops(tokens: int) -> float:

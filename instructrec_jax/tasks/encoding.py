@@ -132,10 +132,10 @@ def _placed(error: ValueError, example: Example) -> BadExample:
 
 
 def _counts(task: Task) -> list[dict[str, int]]:
-    return [dict(each.context.counts) for each in (task, *task.parts.values())]
+    return [dict(each.context.counts) for each in (task, *task.subtasks.values())]
 
 
 def _reset(task: Task, counted: list[dict[str, int]]) -> None:
-    for each, counts in zip((task, *task.parts.values()), counted, strict=True):
+    for each, counts in zip((task, *task.subtasks.values()), counted, strict=True):
         each.context.counts.clear()
         each.context.counts.update(counts)
