@@ -73,6 +73,18 @@ def ranks_from(ranks: ArrayLike) -> Ranks:
     return Ranks(array.astype(np.int64) - 1, np.zeros(len(array), np.int64))
 
 
+def target_ranks(scores: ArrayLike, targets: ArrayLike) -> Ranks:
+    """Ranks of one target a case. scores: float [cases, items], higher is better; targets: int [cases], columns.
+
+    Raises ValueError for NaN.
+    """
+    values, wanted = np.asarray(scores), np.asarray(targets, np.int64)
+    if np.isnan(values).any():
+        raise ValueError("scores hold NaN: a model that diverged has no ranking.")
+    own = np.take_along_axis(values, wanted[:, None], axis=1)
+    return Ranks((values > own).sum(1, dtype=np.int64), (values == own).sum(1, dtype=np.int64) - 1)
+
+
 def concatenate(parts: Sequence[Ranks]) -> Ranks:
     """Ranks of several blocks of cases as one."""
     if not parts:
