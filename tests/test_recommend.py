@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import SUBJECTS
-from tiny_runs import tiny_run, write_settings
+from tiny_runs import tiny_run, untrained_run, write_settings
 from transformers import BertConfig
 
 from instructrec_jax.answering import evidence, recommender
@@ -19,12 +19,9 @@ from instructrec_jax.answering.ranker import Ranker
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.answering.terminal import width
-from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.backbones.writing import save_pretrained
-from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_jsonl, write_json, write_jsonl
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
@@ -32,13 +29,9 @@ from instructrec_jax.ranking.fusion import hybrid, mask
 from instructrec_jax.recommend import main
 from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
-from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.run import Run, _with_known_items
 from instructrec_jax.tasks import LanguageModelRankingConfig, RerankerConfig, RetrievalConfig, SequenceConfig
 from instructrec_jax.tasks.base import Predict
-from instructrec_jax.training.checkpoint import Checkpoints
-from instructrec_jax.training.progress import Progress
-from instructrec_jax.training.state import split_params
 
 TITLES = ["The Love", "War", "Space", "Crime", "Music", "Old Love", "New War", "太空 🚀", "War", "Dull", "Good", "Long"]
 YEARS = [1990, 1991, 1992, None, 1994, 1995, 1996, 1997, 1998, 1999, 2000, 2001]
@@ -75,22 +68,6 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_run(run: Path, task: Any, network: Path) -> Path:
-    """A run directory as training leaves it, with parameters as they were drawn."""
-    backbone = BackboneConfig(str(network), dtype="float32")
-    config = Config(run_dir=str(run), backbone=backbone, task=task, data=DataConfig(max_length=192, batch_size=8))
-    built = models.open_task(config, network)
-    mesh = make_mesh(config.mesh)
-    model = models.load_model(config, built, network, mesh)
-    trained, frozen = split_params(model.params, model.is_frozen)
-    models.keep_declarations(network, run / "backbone", built, needs_weights=bool(frozen))
-    checkpoints = Checkpoints(run, config.checkpoint)
-    checkpoints.save(1, {"params": trained}, Progress("data"), to_dict(config), None)
-    checkpoints.close()
-    write_settings(config, run / "config.yaml")
-    return run
-
-
 @pytest.fixture(scope="module")
 def runs(
     catalogue: Path, network: Path, language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
@@ -104,7 +81,7 @@ def runs(
         "language_model_ranking": LanguageModelRankingConfig(**where, protocols=["uni5"], template="plain"),
     }
     networks = {"language_model_ranking": language_models["llama"]}
-    return {kind: make_run(folder / kind, task, networks.get(kind, network)) for kind, task in tasks.items()}
+    return {kind: untrained_run(folder / kind, task, networks.get(kind, network)) for kind, task in tasks.items()}
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +289,7 @@ def test_many_requests_get_what_each_gets_alone(model: Recommender, monkeypatch:
 
 
 def test_item_vectors_are_kept_until_the_run_changes(runs: dict[str, Path], catalogue: Path, network: Path) -> None:
-    run = make_run(runs["retrieval"].parent / "kept", RetrievalConfig(catalogue=str(catalogue)), network)
+    run = untrained_run(runs["retrieval"].parent / "kept", RetrievalConfig(catalogue=str(catalogue)), network)
     request = Request(instruction="a film about space")
     (before,) = Recommender(run).recommend([request], k=3)
     (kept,) = (run / "item_vectors").glob("*.npy")
@@ -465,7 +442,7 @@ def test_other_folders_are_refused(network: Path, tmp_path: Path, runs: dict[str
     other = tmp_path / "other"
     other.mkdir()
     Catalogue.load(catalogue).take(range(ITEMS - 1)).save(other)
-    second = make_run(tmp_path / "second", RerankerConfig(catalogue=str(other), protocols=["uni9"]), network)
+    second = untrained_run(tmp_path / "second", RerankerConfig(catalogue=str(other), protocols=["uni9"]), network)
     with pytest.raises(ValueError, match="second does not rank the items"):
         Recommender(runs["retrieval"], rerank=second)
 

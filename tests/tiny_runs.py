@@ -16,13 +16,16 @@ from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
-from instructrec_jax.runs.config import Config, to_yaml
+from instructrec_jax.runs.config import Config, to_dict, to_yaml
 from instructrec_jax.runs.run import Run
-from instructrec_jax.training.checkpoint import CheckpointConfig
+from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.progress import Progress
+from instructrec_jax.training.state import split_params
 from instructrec_jax.training.tracking import TIMING_FIELDS, TrackingConfig
 
 WORDS = "the a film book good bad dull bright about old new".split()
@@ -106,3 +109,19 @@ def final_parameters(run_dir: str | Path, step: int) -> Any:
     opened = Run.open(Path(run_dir))
     config, task, mesh = opened.config, opened.task, opened.mesh
     return jax.device_get(models.restored_model(config, task, Path(run_dir), mesh, step).params)
+
+
+def untrained_run(run: Path, task: Any, network: Path, max_length: int = 192) -> Path:
+    """A run directory as training leaves it, with parameters as they were drawn."""
+    backbone = BackboneConfig(str(network), dtype="float32")
+    data = DataConfig(max_length=max_length, batch_size=8)
+    config = Config(run_dir=str(run), backbone=backbone, task=task, data=data)
+    built = models.open_task(config, network)
+    model = models.load_model(config, built, network, make_mesh(config.mesh))
+    trained, frozen = split_params(model.params, model.is_frozen)
+    models.keep_declarations(network, run / "backbone", built, needs_weights=bool(frozen))
+    checkpoints = Checkpoints(run, config.checkpoint)
+    checkpoints.save(1, {"params": trained}, Progress("data"), to_dict(config), None)
+    checkpoints.close()
+    write_settings(config, run / "config.yaml")
+    return run

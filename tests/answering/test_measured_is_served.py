@@ -1,0 +1,91 @@
+"""What an evaluation measures is what the other verbs answer, for every task that one of them answers for.
+
+Hybrids and two stages are compared in test_evaluate.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import SUBJECTS, examples, task_config
+from tiny_runs import untrained_run
+
+from instructrec_jax.answering.classifier import Classifier, open_tagger
+from instructrec_jax.answering.desk import tagged
+from instructrec_jax.answering.language_model import LanguageModel
+from instructrec_jax.answering.recommender import Recommender
+from instructrec_jax.answering.requests import Request
+from instructrec_jax.data.example import Example
+from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks import (
+    DialogueConfig,
+    QuestionAnsweringConfig,
+    SummarizationConfig,
+    TokenClassificationConfig,
+    TranslationConfig,
+)
+
+WRITING = {
+    "question_answering": QuestionAnsweringConfig,
+    "summarization": SummarizationConfig,
+    "translation": TranslationConfig,
+    "dialogue": DialogueConfig,
+}
+RANKING = ("retrieval", "sequence", "reranker", "language_model_ranking")
+
+
+def measured(path: Path, cases: list[Example]) -> list[dict[str, Any]]:
+    """The predictions of an evaluation."""
+    run = Run.open(path)
+    return list(run.task.score(run.predict, run.task.encode(cases)).predictions)
+
+
+@pytest.mark.parametrize("kind", RANKING)
+def test_rankings(kind: str, checkpoint: Path, language_models: dict[str, Path], tmp_path: Path) -> None:
+    """A ranking of candidates is the ranking of the catalogue, without what is no candidate."""
+    cases = examples(kind, 12)
+    network = language_models["llama"] if kind == "language_model_ranking" else checkpoint
+    run = untrained_run(tmp_path / "run", task_config(kind, tmp_path / "catalogue"), network, 64)
+    requests = [Request(prompt=e.instruction, history=[f"id:{item}" for item in e.history]) for e in cases]
+    answers = Recommender(run).recommend(requests, k=12, evidence=False)
+    for said, answer in zip(measured(run, cases), answers, strict=True):
+        assert answer.error is None
+        ranked = [r.item for r in answer.recommendations]
+        assert [item for item in ranked if item in said["prediction"]] == [i for i in said["prediction"] if i in ranked]
+        assert len(set(ranked) & set(said["prediction"])) >= 5
+
+
+def test_labels(checkpoint: Path, tmp_path: Path) -> None:
+    cases = examples("classification", 12)
+    run = untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 64)
+    model = Classifier([run])
+    shares = model.members_of([model.encode(e.instruction, "here") for e in cases])[0]
+    said = measured(run, cases)
+    assert [model.labels[number] for number in shares.argmax(-1)] == [record["prediction"] for record in said]
+    np.testing.assert_allclose(shares.max(-1), [record["score"] for record in said], atol=1e-6)
+
+
+def test_slots(checkpoint: Path, tmp_path: Path) -> None:
+    task = TokenClassificationConfig(labels=["B-subject", "O"])
+    run = untrained_run(tmp_path / "run", task, checkpoint, 64)
+    texts = [e.instruction for e in examples("classification", 12)]
+    cases = [
+        Example(instruction=t, output=tuple("B-subject" if w in SUBJECTS else "O" for w in t.split())) for t in texts
+    ]
+    tagger = open_tagger(run)
+    for text, record in zip(texts, measured(run, cases), strict=True):
+        marked = [word for word, tag in zip(text.split(), record["prediction"], strict=True) if tag == "B-subject"]
+        assert tagged(tagger, text, "here") == ({"subject": ", ".join(dict.fromkeys(marked))} if marked else {})
+
+
+@pytest.mark.parametrize("kind", list(WRITING))
+def test_texts(kind: str, language_models: dict[str, Path], tmp_path: Path) -> None:
+    task: Any = WRITING[kind](template="plain", max_new_tokens=4)
+    run = untrained_run(tmp_path / "run", task, language_models["llama"], 64)
+    cases = [
+        Example(instruction=f"the {word} film", input="a good book", output=("old book",), id=word) for word in SUBJECTS
+    ]
+    said = LanguageModel(run).generate(cases, GenerationConfig(max_new_tokens=4))
+    assert [answer.text.strip() for answer in said] == [record["prediction"] for record in measured(run, cases)]
