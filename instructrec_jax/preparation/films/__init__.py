@@ -10,7 +10,7 @@ glossary, sentences of general English that the backbone was pretrained on.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,11 +20,13 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.files import write_jsonl
+from instructrec_jax.preparation.demos import Demo, register
 from instructrec_jax.preparation.prepare_data import whole_or_nothing
 from instructrec_jax.ranking.catalogue import Catalogue, Interactions, Splits, save_prepared
 
 HERE = Path(__file__).parent
 BACKBONE = HERE / "backbone"
+SOURCE = "films (embedded: real films, simulated viewers)"
 VIEWERS = {"train": 800, "validation": 100, "test": 300}
 HELD_OUT_FILMS = 0.1  # share of the films that no training viewer has seen or wanted
 TITLES_IN_PROMPT = 5
@@ -195,7 +197,8 @@ def quote(subject: str, rng: np.random.Generator) -> str:
             return text
 
 
-def listing(titles: list[str]) -> str:
+def listing(titles: Sequence[str]) -> str:
+    """Titles as one phrase: "Alien, Brazil and Heat"."""
     return titles[0] if len(titles) == 1 else ", ".join(titles[:-1]) + " and " + titles[-1]
 
 
@@ -287,7 +290,7 @@ def prepare(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
             interactions,
             splits,
             {split: examples(split) for split in VIEWERS},
-            source="films (embedded: real films, simulated viewers)",
+            source=SOURCE,
             settings={
                 "seed": seed,
                 "viewers": VIEWERS,
@@ -309,3 +312,12 @@ def pretraining_texts(*, seed: int = 0, requests: int = 6000) -> list[str]:
         seen = rng.permutation(len(films))[: int(rng.integers(1, 6))]
         texts.append(ask(viewer, seen, "train", rng)[0])
     return texts
+
+
+def _instructions() -> tuple[str, str, str]:
+    """See `Demo.instructions`: the first of the training wordings."""
+    history, ask = wordings()["histories"]["train"][0].replace("{titles}", "{history}"), wordings()["next"]["train"][0]
+    return ask, f"{history} {ask}", f"{history} {{intention}}"
+
+
+register(Demo("films", SOURCE, BACKBONE, prepare, _instructions(), listing, TITLES_IN_PROMPT))
