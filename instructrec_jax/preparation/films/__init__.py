@@ -27,7 +27,7 @@ BACKBONE = HERE / "backbone"
 SOURCE = "films (embedded: real films, simulated viewers)"
 VIEWERS = {"train": 800, "validation": 100, "test": 300}
 HELD_OUT_FILMS = 0.1  # share of the films that no training viewer has seen or wanted
-WORDINGS = {"train": "known wordings", "held_out": "held-out wordings"}  # what the report calls them
+WORDINGS = {"train": "seen phrasings", "held_out": "unseen phrasings"}  # as reports say
 WORDINGS_OF_A_CASE = 2  # training examples made of each choice of a training viewer
 
 

@@ -9,6 +9,7 @@ where that goes with what was asked for, and only where it holds.
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,13 @@ ORDER = {"time": 1, "place": 1, "about": 2, "with": 2, "aside": 1, "relative": 1
 KINDS = {"about": "about", "with": "with", "without": "with", "full": "with", "that": "relative", "where": "relative"}
 ASIDES = {"a", "cold", "dark", "dripping", "for", "light", "like", "made", "not", "slightly", "sweet"}  # how they begin
 MERGED = 6  # words of a clause that is said in one breath with another of its kind: "about revenge and friendship"
-LITTLE = {"about", "being", "full", "from", "have", "into", "somebody", "someone", "something", "that", "their", "very"}
+SHORT = 7  # words of a wish that a sentence may go on behind
 ENDS = ".,;:!?"  # what stands after a wish that ends its part of the sentence
-LITTLE |= {
-    "them",
-    "there",
-    "they",
-    "this",
-    "what",
-    "where",
-    "when",
-    "which",
-    "with",
-    "without",
-    "your",
-    "film",
-    "movie",
-}
+# words that may stand twice in a wish
+LITTLE = frozenset(
+    "about being film from full have into movie somebody someone something that their them there they this very what "
+    "when where which with without your".split()
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ def wish(film: Mapping[str, Any], liked: Collection[str], avoids: str, split: st
         else:
             clauses.append(say(entry["clause"], clauses))
     asked = [str(theme) for theme in themes]
-    noun = str(rng.choice(words["nouns"][split]))
+    noun = str(rng.choice(words["nouns"]))
     if not adjectives and rng.random() < 0.4:
         genre = str(rng.choice(film["genres"]))
         noun = say(words["genres"][genre]["noun"])
@@ -164,6 +155,8 @@ def _kind(clause: str) -> str:
 
 def _joined(kind: str, clauses: Sequence[str]) -> str:
     """Clauses of one kind as one: "about revenge and friendship"."""
+    if kind == "relative":  # "that is sad and where people dance", not the other way round
+        clauses = sorted(clauses, key=lambda clause: clause.startswith("where"))
     text = clauses[0]
     for clause in clauses[1:]:
         word, rest = clause.split(" ", 1)
@@ -180,9 +173,10 @@ def _joined(kind: str, clauses: Sequence[str]) -> str:
     return text
 
 
-def content(text: str) -> set[str]:
+@lru_cache(4096)
+def content(text: str) -> frozenset[str]:
     """The beginnings of a text's words of weight."""
-    return {word[:5] for word in bare(text).split() if len(word) > 3 and word not in LITTLE}
+    return frozenset(word[:5] for word in bare(text).split() if len(word) > 3 and word not in LITTLE)
 
 
 # ------------------------------------------------------------------ sentences
@@ -216,7 +210,8 @@ def ask(films: np.ndarray, liked: Collection[str], avoids: str, split: str, rng:
     if "words" in kind:
         wanted = wish(facts()[films[-1]], liked, avoids, split, rng)
         said = content(f"{wanted.text} {wanted.unwanted}")
-        ends = [r for r in words["requests"][split] if not wanted.open or r.split("{wish}")[1][0] in ENDS]
+        inside = not wanted.open and len(wanted.text.split()) <= SHORT
+        ends = [r for r in words["requests"][split] if inside or r.split("{wish}")[1][0] in ENDS]
         sentence = str(rng.choice([request for request in ends if not content(request) & said] or ends))
         parts.append(_request(sentence, wanted, str(rng.choice(words["negations"][split])), rng.random() < 0.5))
         asked = wanted.asked
