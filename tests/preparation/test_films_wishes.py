@@ -13,25 +13,11 @@ from instructrec_jax.preparation import films
 from instructrec_jax.preparation.films.texts import bare, facts, wordings
 from instructrec_jax.preparation.films.wishes import ASIDES, KINDS, ask, listing, phrase, sensible_to_avoid, wish
 
-PLACES = {
-    "after",
-    "aboard",
-    "amid",
-    "among",
-    "behind",
-    "beyond",
-    "by",
-    "crossing",
-    "deep",
-    "far",
-    "from",
-    "in",
-    "many",
-    "of",
-    "on",
-}
-PLACES |= {"out", "set", "somewhere", "surrounded", "under", "up", "way"}
-DANGLING = "a|an|and|or|the|with|without|about|of|from|set|where|kind that|plus|but|is|nothing|no"
+PLACES = set(
+    "aboard after along amid among behind beyond by crossing deep far from in many of on out set somewhere surrounded "
+    "under up way".split()
+)
+DANGLING = "a|an|and|or|the|with|without|about|of|set|where|kind that|plus|but|is|nothing|no"
 
 
 @cache

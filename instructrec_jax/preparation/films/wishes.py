@@ -19,7 +19,8 @@ from instructrec_jax.preparation.films.texts import bare, facts, wordings
 TITLES_IN_PROMPT = 5
 ORDER = {"time": 1, "place": 1, "about": 2, "with": 2, "aside": 1, "relative": 1}  # and how many of each, at best
 KINDS = {"about": "about", "with": "with", "without": "with", "full": "with", "that": "relative", "where": "relative"}
-ASIDES = {"a", "as", "cold", "dark", "dripping", "for", "light", "like", "made", "not", "slightly", "sweet"}  # how they begin
+# how asides begin
+ASIDES = {"a", "as", "cold", "dark", "dripping", "for", "light", "like", "made", "not", "slightly", "sweet"}
 MERGED = 6  # words of a clause that is said in one breath with another of its kind: "about revenge and friendship"
 SHORT = 7  # words of a wish that a sentence may go on behind
 ENDS = ".,;:!?"  # what stands after a wish that ends its part of the sentence
