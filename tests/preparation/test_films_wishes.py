@@ -135,6 +135,19 @@ def test_every_clause_is_of_a_kind_that_the_grammar_knows() -> None:
                 assert " " not in adjective or adjective in ("darkly funny", "blackly comic"), adjective
 
 
+def test_held_out_clauses_are_no_other_form_of_a_training_clause() -> None:
+    """ "with grifters" would say nothing new beside "with a grifter"."""
+
+    def told(clause: str) -> frozenset[str]:
+        little = {*"a an the of to in on with or for at by and up out his one some where who that about".split()}
+        return frozenset(word[:5].rstrip("s") for word in bare(clause).split() if word not in little)
+
+    for theme, entry in wordings()["themes"].items():
+        known = {told(clause): clause for clause in entry["clause"]["train"]}
+        for clause in entry["clause"]["held_out"]:
+            assert told(clause) not in known, (theme, clause, known[told(clause)])
+
+
 def test_sentences_about_several_films_are_said_of_several() -> None:
     several = [
         re.split(r"\{\w+\}", text) for s in ("train", "held_out") for text in wordings()["histories_of_several"][s]

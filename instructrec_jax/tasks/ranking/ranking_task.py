@@ -23,8 +23,8 @@ from instructrec_jax.ranking.evaluation import (
     position_report,
 )
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task, TaskConfig, TaskContext, owner_of, owners_of
-from instructrec_jax.tasks.texts import tokenise
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
+from instructrec_jax.tasks.texts import tokenise
 
 SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin
 

@@ -39,7 +39,7 @@ def reason(catalogue: Catalogue, item: int, example: Example) -> str:
     seen = [catalogue.index[x] for x in example.history[-RECENT:] if x in catalogue.index]
     shared = Counter(fact for other in seen for fact in facts_of(catalogue, other))
     often = sorted((fact for fact in facts if shared[fact] > 1), key=lambda fact: -shared[fact])
-    return f"as often in the history: {', '.join(often[:SHOWN])}" if often else ""
+    return f"in common with the history: {', '.join(often[:SHOWN])}" if often else ""
 
 
 def _names(text: str, fact: str) -> bool:

@@ -34,8 +34,8 @@ def test_facts_are_the_texts_of_an_items_columns() -> None:
         (1, "Something gloomy.", "sad, space", (), ""),
         (0, "A War film by ann lee, please.", "", (), "Ann Lee, war"),  # named word by word
         (0, "Any warm film, saddle or not?", "", (), ""),  # parts of words are none
-        (3, "What next?", "", ("a", "b"), "as often in the history: war"),
-        (3, "What next?", "", ("a", "d", "b"), "as often in the history: war, Ann Lee, sad"),
+        (3, "What next?", "", ("a", "b"), "in common with the history: war"),
+        (3, "What next?", "", ("a", "d", "b"), "in common with the history: war, Ann Lee, sad"),
         (3, "What next?", "", ("a", "gone"), ""),  # one item is no habit; unknown ones are none
     ],
 )
