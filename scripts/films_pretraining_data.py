@@ -9,7 +9,8 @@ wordings that training may use. Then
     python -m instructrec_jax.train --config_path configs/films_pretraining.yaml
     python -m instructrec_jax.export runs/films_pretraining_run --format hf --dtype float16 --out FOLDER
 
-makes the folder that ships as `instructrec_jax/preparation/films/backbone` (less its retrieval head).
+makes the folder that ships as `instructrec_jax/preparation/films/backbone` (less its retrieval head). That one was made
+from the wordings of version 0.1, so its vocabulary differs a little from what these commands make of the present ones.
 """
 
 import argparse
