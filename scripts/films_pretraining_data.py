@@ -9,7 +9,8 @@ wordings that training may use. Then
     python -m instructrec_jax.train --config_path configs/films_pretraining.yaml
     python -m instructrec_jax.export runs/films_pretraining_run --format hf --dtype float16 --out FOLDER
 
-makes the folder that ships as `instructrec_jax/preparation/films/backbone` (less its retrieval head).
+makes the folder that ships as `instructrec_jax/preparation/films/backbone` (less its retrieval head). That one was made
+from the wordings of version 0.1, so its vocabulary differs a little from what these commands make of the present ones.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from instructrec_jax.files import write_jsonl
-from instructrec_jax.preparation import films
+from instructrec_jax.preparation.films.pretraining import pretraining_texts, quote
+from instructrec_jax.preparation.films.texts import glossary
 from instructrec_jax.ranking.catalogue import Catalogue
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -36,14 +38,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    texts = films.pretraining_texts(seed=options.seed)
-    subjects = list(films.glossary())
+    texts = pretraining_texts(seed=options.seed)
+    subjects = list(glossary())
     ids = [subject.replace(" ", "-") for subject in subjects]
     (options.out / "subjects").mkdir(parents=True, exist_ok=True)
     Catalogue(ids, subjects, [f"Themes: {subject}." for subject in subjects]).save(options.out / "subjects")
     rng = np.random.default_rng(options.seed)
     spans = (
-        {"instruction": films.quote(subject, rng), "output": name}
+        {"instruction": quote(subject, rng), "output": name}
         for _ in range(options.spans)
         for subject, name in zip(subjects, ids, strict=True)
     )

@@ -17,6 +17,7 @@ from instructrec_jax.evaluation.evaluator import (
 )
 from instructrec_jax.evaluation.prompt_variants import format_sensitivity, reworded, sensitivity
 from instructrec_jax.evaluation.results import show_results
+from instructrec_jax.evaluation.showcase import showcase
 from instructrec_jax.files import write_json
 from instructrec_jax.runs.data import Split
 from instructrec_jax.runs.run import Run
@@ -91,7 +92,7 @@ def compare_before_and_after(
         contend("after tuning", run.task, run.predict, groups),
         *baseline_contenders(run.task, train, groups),
     ]
-    examples = run.task.showcase(run.predict, groups[list(groups)[-1]])
+    examples = showcase(run.task, run.predict, groups)
     metric = run.config.evaluation.metric or run.task.metric
     show_results(run.path, rows, examples, metric=metric, measured_on=measured_on)
 

@@ -1,12 +1,12 @@
 """A request in words, as the instructions were that a run learnt from."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.preparation import films
+from instructrec_jax.preparation import demos
 from instructrec_jax.preparation.wording.wordings import load_wordings
 from instructrec_jax.ranking.catalogue import Catalogue, load_card
 
@@ -26,6 +26,7 @@ class Wording:
       titles: how many of the last titles an instruction names.
       years: whether titles come with their years.
       always_told: whether instructions name the history even for a network that sees it as items.
+      listing: how titles become one phrase, where `marks` do not say it.
     """
 
     texts: dict[str, tuple[str, str, str]]
@@ -33,6 +34,7 @@ class Wording:
     titles: int
     years: bool
     always_told: bool
+    listing: Callable[[Sequence[str]], str] | None = None
 
     def prompt(self, catalogue: Catalogue, told: Sequence[int], wish: str) -> str:
         """The instruction for a history (item numbers, oldest first; all of them are named) and a wish.
@@ -46,8 +48,8 @@ class Wording:
             return wish or nothing
         before, between, after = self.marks[language]
         listed = between.join(f"{before}{name}{after}" for name in names)
-        if not self.years:
-            listed = films.listing(names)
+        if self.listing is not None:
+            listed = self.listing(names)
         if wish and wish[-1] in _ENDS:
             both = both.replace("{intention}.", "{intention}").replace("{intention}。", "{intention}")
         # not str.format: titles and wishes may hold braces
@@ -59,11 +61,11 @@ def wording_of(folder: str | Path) -> Wording:
     """The wording that a prepared folder's card tells of; without a card, the grammar's for items of any kind."""
     card = load_card(folder) if (Path(folder) / "card.json").is_file() else {}
     settings: dict[str, Any] = card.get("settings", {})
-    if "viewers" in settings:  # the embedded films, whose words are their own
-        said = films.wordings()
-        history, ask = said["histories"]["train"][0].replace("{titles}", "{history}"), said["next"]["train"][0]
-        texts = {"en": (ask, f"{history} {ask}", f"{history} {{intention}}")}
-        return Wording(texts, {"en": ("", ", ", "")}, films.TITLES_IN_PROMPT, years=False, always_told=True)
+    if demo := demos.demo_of(card):  # its words are its own
+        marks = {"en": ("", ", ", "")}
+        return Wording(
+            {"en": demo.instructions}, marks, demo.titles_in_prompt, years=False, always_told=True, listing=demo.listing
+        )
     words = load_wordings()
     noun = settings.get("noun", "item")
     if noun not in words.nouns and settings.get("templates") and Path(settings["templates"]).exists():

@@ -13,7 +13,7 @@ Remat = Literal["none", "attention", "dots", "offload", "full"]
 class BackboneConfig:
     """The pretrained network."""
 
-    path: str = ""  # HuggingFace folder or hub id; "films" is the small one that comes with this package
+    path: str = ""  # HuggingFace folder, hub id, or the name of an embedded demo, for its small backbone
     verify: bool = False  # compare the weights with the SHA-256 that the hub's cache has of them, before they are read
     random_init: bool = False  # take only the architecture from the folder and draw new weights
     freeze: list[str] = field(default_factory=list)  # not trained: paths with one of these (regexes)

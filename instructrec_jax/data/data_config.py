@@ -8,7 +8,6 @@ from instructrec_jax.data.skipped import OnBadExample
 from instructrec_jax.data.sources import SourceConfig
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
-Prepared = Literal["films"]
 Truncate = Literal["error", "left", "right", "drop"]
 
 
@@ -22,7 +21,7 @@ class DataConfig:
     train: list[SourceConfig] = field(default_factory=list)  # sources to train on, mixed by their weights
     validation: list[SourceConfig] = field(default_factory=list)  # watched while training; picks the best checkpoint
     test: list[SourceConfig] = field(default_factory=list)  # evaluated before and after tuning
-    prepare: Prepared | None = None  # embedded data to write into task.catalogue first, if it is not there
+    prepare: str | None = None  # name of an embedded demo: its data is written to task.catalogue if that does not exist
     temperature: float = 1.0  # tasks are mixed in proportion to size ** (1 / temperature)
     size_cap: int | None = None  # a task's size counts at most so much in the mixture; null: no cap
     batch_size: int | None = None  # examples per step, over all devices; null: 32, unless batch_rows is set

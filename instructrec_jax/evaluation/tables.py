@@ -58,6 +58,7 @@ class ShownAnswer(TypedDict):
 
     text: object
     score: NotRequired[float | None]
+    why: NotRequired[str | None]
 
 
 class ShownExample(TypedDict):
@@ -66,6 +67,9 @@ class ShownExample(TypedDict):
     instruction: object
     wanted: NotRequired[object]
     answers: NotRequired[list[ShownAnswer] | None]
+    group: NotRequired[str | None]
+    asked: NotRequired[list[str] | None]
+    wanted_why: NotRequired[str | None]
 
 
 class Skipped(TypedDict):
@@ -150,20 +154,32 @@ def heading(split: str) -> str:
 def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
     """Instructions and their answers as plain text, best answer first, the wanted one marked with *.
 
-    examples: [{"instruction": text, "wanted": text or null, "answers": [{"text", "score"}]}].
+    examples: [{"instruction": text, "wanted": text or null, "answers": [{"text", "score"}]}]; they may say which
+    "group" of the cases they belong to, the facts "asked" for, and of answers ("why") and the wanted one ("wanted_why")
+    the facts that match.
     """
     blocks = []
     for example in examples:
-        lines = [_wrapped(f"“{example['instruction']}”", "", " ")]
+        lines = [f"{clean(example['group'])}:"] if example.get("group") else []
+        lines.append(_wrapped(f"“{example['instruction']}”", "", " "))
+        if example.get("asked"):
+            lines.append(_wrapped(", ".join(example["asked"]), " asked for: ", " " * 12))
         wanted = example.get("wanted")
         for number, answer in enumerate(example.get("answers") or [], 1):
             mark = "*" if wanted is not None and answer["text"] == wanted else " "
             score = digits(answer.get("score"))
-            lines.append(_wrapped(str(answer["text"]), f"{mark}{number:>2}. {score:>8}  ", " " * 15))
+            lines.append(
+                _wrapped(with_why(answer["text"], answer.get("why")), f"{mark}{number:>2}. {score:>8}  ", " " * 15)
+            )
         if wanted is not None:
-            lines.append(_wrapped(str(wanted), "    wanted: ", " " * 12))
+            lines.append(_wrapped(with_why(wanted, example.get("wanted_why")), "    wanted: ", " " * 12))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def with_why(text: Any, why: str | None) -> str:
+    """An answer with the facts that speak for it."""
+    return f"{text}  ({why})" if why else str(text)
 
 
 # ---- how things are shown -----------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.distributed.launch import is_first, once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
-from instructrec_jax.preparation import films
+from instructrec_jax.preparation import demos
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.base import Task, TaskContext
@@ -63,15 +63,19 @@ class SplitModel:
 def backbone_folder(path: str) -> Path:
     """The folder of `backbone.path`."""
     if not path:
-        raise ValueError("backbone.path is not set: name a HuggingFace folder or hub id, or films.")
-    return films.BACKBONE if path == "films" else find_folder(path)
+        raise ValueError(
+            "backbone.path is not set: name a HuggingFace folder, a hub id, or an embedded demo "
+            f"({', '.join(demos.names())})."
+        )
+    return demos.find(path, "backbone.path").backbone if demos.is_demo(path) else find_folder(path)
 
 
 def prepare_data(config: Config) -> None:
     """Writes the embedded data set that `data.prepare` names, unless it is there already."""
-    if config.data.prepare == "films":
+    if config.data.prepare is not None:
+        demo = demos.find(config.data.prepare, "data.prepare")
         target = Path(config.task.catalogue)  # type: ignore[attr-defined]
-        once(lambda: None if target.exists() else films.prepare(target))
+        once(lambda: None if target.exists() else demo.prepare(target))
 
 
 def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new_items: int = 0) -> Task:

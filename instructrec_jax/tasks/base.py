@@ -389,10 +389,14 @@ class Task:
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         """Five examples, drawn by seed, as `shown`; none where the task predicts nothing that one could read."""
+        records = self.score(predict, self.drawn(encoded)).predictions
+        return [self.shown(record) for record in records if "prediction" in record]
+
+    def drawn(self, encoded: Sequence[Encoded]) -> list[Encoded]:
+        """All parts of five examples, drawn by seed."""
         by_example = pieces(encoded)
         drawn = np.random.default_rng(self.context.seed).permutation(len(by_example))[:5]
-        records = self.score(predict, [e for number in drawn for e in by_example[number]]).predictions
-        return [self.shown(record) for record in records if "prediction" in record]
+        return [e for number in drawn for e in by_example[number]]
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """One of `Scores.predictions` for a person: instruction, wanted, and answers (text and score), best first."""

@@ -23,6 +23,7 @@ from instructrec_jax.ranking.evaluation import (
     position_report,
 )
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task, TaskConfig, TaskContext, owner_of, owners_of
+from instructrec_jax.tasks.ranking.reasons import asked_for, reason
 from instructrec_jax.tasks.texts import tokenise
 
 SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin
@@ -282,6 +283,20 @@ class RankingTask(Task):
                 methods[method.name] = partial(method.fit, splits.train, size)
             methods[BPR.name] = lambda: tuned_bpr(splits.train, splits.validation, size)
         return methods | {BM25.name: lambda: BM25(self.catalogue.texts).fit([], size)}
+
+    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+        """As every task's, and why: the facts that each item shares with what was asked (see `reasons`)."""
+        drawn = self.drawn(encoded)
+        records = self.score(predict, drawn).predictions
+        return [self.explained(self.shown(r), r, e.example) for r, e in zip(records, drawn, strict=True)]
+
+    def explained(self, shown: dict[str, Any], record: Mapping[str, Any], example: Example) -> dict[str, Any]:
+        """What is `shown` of a case with "asked", facts that the example says it asks for, and "why" of each answer."""
+        numbers = [self.catalogue.index[item] for item in record["prediction"]]
+        for answer, item in zip(shown["answers"], numbers, strict=False):
+            answer["why"] = reason(self.catalogue, item, example)
+        wanted = reason(self.catalogue, self.catalogue.index[record["reference"][0]], example)
+        return shown | {"asked": asked_for(example), "wanted_why": wanted}
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         names = [self.catalogue.name(self.catalogue.index[item]) for item in record["prediction"][:5]]

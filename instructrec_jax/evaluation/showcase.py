@@ -1,0 +1,22 @@
+"""The examples that a run ends with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from instructrec_jax.evaluation.predictor import remember
+from instructrec_jax.tasks.base import Encoded, Predict, Task
+
+
+def showcase(task: Task, predict: Predict, groups: Mapping[str, Sequence[Encoded]]) -> list[dict[str, Any]]:
+    """The task's five examples, dealt in turn from the groups that the evaluation reports apart.
+
+    Groups may hold the same cases in other words and are drawn from with the same seed, so each gives other places of
+    its draw. Where there are several groups, an example says its own: "group".
+    """
+    once = remember(predict)
+    shown = [(name, task.showcase(once, cases)) for name, cases in groups.items()]
+    if len(shown) == 1:
+        return shown[0][1]
+    longest = max((len(examples) for _, examples in shown), default=0)
+    dealt = [(place, *shown[place % len(shown)]) for place in range(longest)]
+    return [examples[place] | {"group": name} for place, name, examples in dealt if place < len(examples)]
