@@ -18,7 +18,6 @@ Names are imported when they are first used, so that `import instructrec_jax` is
 
 import os
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 # transformers says at each start that it misses PyTorch, of which only its tokenizers and configurations are used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-__version__ = version("instructrec_jax")
+__version__ = "0.2.0"
 
 # The same names again, with where they come from.
 _HOMES = {

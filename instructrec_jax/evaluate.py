@@ -12,7 +12,6 @@ Any setting can be overridden as in train: `--data.test '[{path: other.jsonl}]'`
 """
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from instructrec_jax.answering.arguments import evaluate_parser
@@ -20,6 +19,7 @@ from instructrec_jax.answering.comparison import Beside, evaluate
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.distributed.launch import say
 from instructrec_jax.evaluation.prompt_variants import read_wordings
+from instructrec_jax.extras import require
 from instructrec_jax.runs.config import check_names, main_guard
 from instructrec_jax.runs.run import Run, is_run
 
@@ -28,8 +28,7 @@ def main(args: list[str]) -> None:
     options, rest = evaluate_parser(__doc__).parse_known_args(args)
     out = options.out or (options.path / "evaluation" if is_run(options.path) else Path("evaluation"))
     if options.lm_eval:
-        if find_spec("lm_eval") is None:  # an extra, and so imported only here
-            raise ValueError('--lm_eval needs the package lm-eval: pip install "instructrec_jax[lm-eval]".')
+        require("lm_eval", "--lm_eval")  # an extra, and so imported only here
         from instructrec_jax.answering.lm_eval import run_harness
 
         check_names(rest, {"lm_eval", "lm_eval_tasks", "limit", "step", "out"})

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from instructrec_jax.files import replacing, write_json
 from instructrec_jax.metrics.uncertainty import negative_energy, probabilities
@@ -33,6 +32,8 @@ def roc(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
 
     "fpr_at_95_tpr": the false-positive rate of the highest threshold that takes 95% of what is in scope.
     """
+    from sklearn.metrics import roc_auc_score, roc_curve  # takes a second to import
+
     truth = np.repeat([1, 0], [len(inside), len(outside)])
     scores = np.concatenate([inside, outside])
     fpr, tpr, thresholds = roc_curve(truth, scores, drop_intermediate=False)

@@ -1,6 +1,5 @@
 """The tokenizer of a HuggingFace folder."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from transformers import AutoTokenizer
 
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.json_fields import Fields, read_fields
+from instructrec_jax.extras import require
 
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "cls_token_id", "sep_token_id")
 
@@ -128,9 +128,6 @@ def _need_sentencepiece(folder: Path) -> None:
     models = [
         name for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model") if (folder / name).is_file()
     ]
-    if not models or (folder / "tokenizer.json").is_file() or find_spec("sentencepiece") is not None:
+    if not models or (folder / "tokenizer.json").is_file():
         return
-    raise ValueError(
-        f"{folder} has its tokenizer as {models[0]} alone, without tokenizer.json. Reading it needs sentencepiece: "
-        "pip install 'instructrec_jax[sentencepiece]'."
-    )
+    require("sentencepiece", f"{folder / models[0]} (there is no tokenizer.json)")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from instructrec_jax.data.example import BadExample
+from instructrec_jax.extras import require
 
 
 def class_names(features: Any, path: str = "") -> dict[str, list[str]]:
@@ -41,6 +42,7 @@ class DatasetRows:
 
 
 def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> Any:
+    require("datasets", f"source {path}: kind datasets")
     import datasets
 
     folder = Path(path).expanduser()
@@ -103,13 +105,10 @@ def _plain(value: Any) -> Any:
 
 def open_tfds(path: str, split: str) -> tuple[Any, Any]:
     """The data source and its features. TensorFlow is not needed; the files must be in ArrayRecord format."""
-    try:
-        import array_record  # noqa: F401
-        import importlib_resources  # noqa: F401
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        hint = 'pip install "instructrec_jax[tfds]"'
-        raise ValueError(f"source {path}: kind tfds needs a package ({error}): {hint}") from error
+    for package in ("array_record", "importlib_resources", "tensorflow_datasets"):
+        require(package, f"source {path}: kind tfds")
+    import tensorflow_datasets as tfds
+
     folder = Path(path).expanduser()
     try:
         if folder.is_dir():

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
@@ -328,6 +327,8 @@ class _Steps:
 
 
 def prefetch(function: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    import grain  # takes half a second to import, and only training needs it
+
     source = grain.MapDataset.source(_Steps(function, start, stop))
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 

@@ -4,8 +4,9 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
+
+from instructrec_jax.extras import require
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,7 @@ def topology_devices(topology: str, slices: int) -> Sequence[Any]:
                 f"{len(jax.devices('cpu'))}: set XLA_FLAGS=--xla_force_host_platform_device_count={max(count, 1)}."
             )
         return jax.devices("cpu")[:count]
-    if find_spec("libtpu") is None:
-        raise ValueError('planning for TPUs needs their compiler: pip install "instructrec_jax[plan]" (libtpu).')
+    require("libtpu", f"--topology {topology}")
     from jax.experimental import topologies
 
     # There is no TPU to ask, no other host, and nothing that two programs could want at once.

@@ -15,13 +15,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from instructrec_jax.extras import installed
 
 HEARTBEAT_SECONDS = 60  # a process that has not been heard of for so long is taken for dead
 SHUTDOWN_SECONDS = 300  # how long a process that is done waits for the others
@@ -99,7 +100,7 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _on_a_tpu_machine(environment: Mapping[str, str]) -> bool:
-    if environment.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu" or find_spec("libtpu") is None:
+    if environment.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu" or not installed("libtpu"):
         return False
     if not [*Path("/dev").glob("accel[0-9]*"), *Path("/dev").glob("vfio/[0-9]*")]:
         return False

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn import metrics as sk
 
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 
@@ -116,6 +115,8 @@ def classification_metrics(
     outside them is an error. weights: float [cases], such as the shares of `Guesses`. Micro F1 of single-label data
     equals accuracy.
     """
+    from sklearn import metrics as sk
+
     used = _check_single(targets, predictions, labels)
     shared = {"labels": used, "zero_division": 0, "sample_weight": weights}
     return {
@@ -132,6 +133,8 @@ def classification_report(
     weights: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], str]:
     """scikit-learn's per-label report (precision, recall, F1, support), a dict and a text; weights: float [cases]."""
+    from sklearn import metrics as sk
+
     used = _check_single(targets, predictions, labels)
     shared = {"labels": used, "zero_division": 0, "sample_weight": weights}
     table = sk.classification_report(targets, predictions, output_dict=True, **shared)
@@ -147,6 +150,8 @@ def confusion_matrix(
 
     weights: float [cases], such as the shares of `Guesses`; the counts are then float.
     """
+    from sklearn import metrics as sk
+
     return sk.confusion_matrix(targets, predictions, labels=list(labels), sample_weight=weights)
 
 
@@ -166,6 +171,8 @@ def multilabel_metrics(targets: ArrayLike, predictions: ArrayLike, labels: Seque
     targets, predictions: 0/1 [cases, labels]; labels names the columns. Subset accuracy asks for the whole
     set; sample F1 is averaged over cases, a case with no true and no predicted label counting as 1.
     """
+    from sklearn import metrics as sk
+
     truth, guess = _check_multi(targets, predictions, labels)
     columns = np.flatnonzero((truth | guess).any(axis=0))
     macro = sk.f1_score(truth[:, columns], guess[:, columns], average="macro", zero_division=0) if len(columns) else 1.0
@@ -179,6 +186,8 @@ def multilabel_metrics(targets: ArrayLike, predictions: ArrayLike, labels: Seque
 
 def multilabel_report(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]) -> tuple[dict[str, Any], str]:
     """scikit-learn's per-label report of 0/1 [cases, labels] arrays, a dict and a text; lists all labels."""
+    from sklearn import metrics as sk
+
     truth, guess = _check_multi(targets, predictions, labels)
     shared = {"labels": list(range(len(labels))), "target_names": list(labels), "zero_division": 0}
     table = sk.classification_report(truth, guess, output_dict=True, **shared)

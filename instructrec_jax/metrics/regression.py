@@ -4,7 +4,6 @@ import warnings
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 
@@ -26,6 +25,8 @@ def regression_metrics(targets: ArrayLike, predictions: ArrayLike) -> dict[str, 
             )
         if np.ptp(array) == 0:
             warnings.warn(f"all {name} are {array[0]:g}: correlations are undefined, reported as 0", stacklevel=2)
+    from scipy import stats  # takes a second to import
+
     constant = np.ptp(truth) == 0 or np.ptp(guess) == 0
     return {
         "mse": float(np.mean((truth - guess) ** 2)),
@@ -39,6 +40,8 @@ def resampled_correlations(targets: ArrayLike, predictions: ArrayLike) -> dict[s
     truth, guess = np.asarray(targets, np.float64), np.asarray(predictions, np.float64)
     if np.ptp(truth) == 0 or np.ptp(guess) == 0:
         return {}
+
+    from scipy import stats
 
     def pearson(drawn: np.ndarray) -> float:
         return _correlation(truth[drawn], guess[drawn])

@@ -4,8 +4,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from seqeval import metrics as seqeval
-from seqeval.metrics.sequence_labeling import get_entities
 
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 
@@ -23,6 +21,8 @@ def span_metrics(
 
     A span is right when its kind and both its ends are. targets, predictions: tags of each text.
     """
+    from seqeval import metrics as seqeval  # takes a second to import, as it loads scikit-learn
+
     tags = [list(row) for row in targets], [list(row) for row in predictions]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # kinds without a prediction count as 0, and the report shows them
@@ -36,6 +36,8 @@ def span_metrics(
 
 def resampled_span_f1(targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> CorpusMetric:
     """Micro-averaged F1 of the spans of any of the texts; targets, predictions: tags of each text."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
     pairs = [
         (set(get_entities(list(truth))), set(get_entities(list(guess))))
         for truth, guess in zip(targets, predictions, strict=True)

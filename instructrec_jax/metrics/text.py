@@ -11,14 +11,12 @@ A case may have several references. What counts as a word follows the script:
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib.util import find_spec
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
-from sacrebleu.metrics import BLEU, CHRF
 
+from instructrec_jax.extras import installed, require
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, SPACELESS, has_cjk, script_words
 
@@ -30,6 +28,23 @@ ROUGE_WORDS = (
 OF_ONE = "BLEU and chrF from 0 to 1 (a hundredth of sacrebleu's)"
 
 References = Sequence[Sequence[str]]
+
+
+def require_bleu(what: str) -> None:
+    """Raise ValueError unless sacrebleu is installed; what: what needs it."""
+    require("sacrebleu", what)
+
+
+def require_rouge(what: str) -> None:
+    """Raise ValueError unless rouge-score is installed; what: what needs it."""
+    require("rouge_score", what)
+
+
+def _sacrebleu() -> Any:
+    require_bleu("BLEU and chrF")
+    from sacrebleu import metrics
+
+    return metrics
 
 
 def _check(predictions: Sequence[str], references: References) -> None:
@@ -49,7 +64,7 @@ def bleu_tokenizer(references: References) -> str:
     """sacrebleu's tokenizer for the script of the references: see above."""
     texts = [reference for each in references for reference in each]
     if 2 * sum(KANA.search(text) is not None for text in texts) >= len(texts):
-        return "ja-mecab" if find_spec("MeCab") and find_spec("ipadic") else "char"
+        return "ja-mecab" if installed("MeCab") and installed("ipadic") else "char"
     if 2 * sum(SPACELESS.search(text) is not None for text in texts) >= len(texts):
         return "char"
     return "zh" if any(map(has_cjk, texts)) else "13a"
@@ -58,21 +73,24 @@ def bleu_tokenizer(references: References) -> str:
 def bleu(predictions: Sequence[str], references: References) -> tuple[float, str]:
     """Corpus BLEU, 0 to 1 (Papineni et al., 2002), and sacrebleu's signature (Post, 2018)."""
     _check(predictions, references)
-    metric = BLEU(tokenize=bleu_tokenizer(references))
-    score = metric.corpus_score(list(predictions), _streams(references)).score  # type: ignore[arg-type]
+    metric = _sacrebleu().BLEU(tokenize=bleu_tokenizer(references))
+    score = metric.corpus_score(list(predictions), _streams(references)).score
     return float(score) / 100, str(metric.get_signature())
 
 
 def resampled_bleu(predictions: Sequence[str], references: References) -> CorpusMetric:
     """Corpus BLEU, 0 to 1, of any of the cases, from the counts of n-grams of each."""
     _check(predictions, references)
-    metric = BLEU(tokenize=bleu_tokenizer(references), effective_order=True)
+    library = _sacrebleu()
+    metric = library.BLEU(tokenize=bleu_tokenizer(references), effective_order=True)
     scores = [metric.sentence_score(text, list(each)) for text, each in zip(predictions, references, strict=True)]
     counts = np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores], np.int64)
 
     def value(drawn: np.ndarray) -> float:
         total = counts[drawn].sum(0).tolist()
-        return float(BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9], smooth_method="exp").score) / 100
+        return (
+            float(library.BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9], smooth_method="exp").score) / 100
+        )
 
     return CorpusMetric(value, len(counts))
 
@@ -80,15 +98,15 @@ def resampled_bleu(predictions: Sequence[str], references: References) -> Corpus
 def chrf(predictions: Sequence[str], references: References) -> tuple[float, str]:
     """Corpus chrF, 0 to 1 (Popović, 2015), and sacrebleu's signature."""
     _check(predictions, references)
-    metric = CHRF()
-    score = metric.corpus_score(list(predictions), _streams(references)).score  # type: ignore[arg-type]
+    metric = _sacrebleu().CHRF()
+    score = metric.corpus_score(list(predictions), _streams(references)).score
     return float(score) / 100, str(metric.get_signature())
 
 
 def sentence_chrf(predictions: Sequence[str], references: References) -> list[float]:
     """chrF of each case, 0 to 1."""
     _check(predictions, references)
-    metric = CHRF()
+    metric = _sacrebleu().CHRF()
     return [
         float(metric.sentence_score(text, list(each)).score) / 100
         for text, each in zip(predictions, references, strict=True)
@@ -102,12 +120,16 @@ class Words:
         return [_stem(word) if word.isascii() else word for word in script_words(text)]
 
 
-_stemmer = DefaultTokenizer(use_stemmer=True)
+@cache
+def _stemmer() -> Any:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return DefaultTokenizer(use_stemmer=True)
 
 
 @lru_cache(maxsize=100_000)
 def _stem(word: str) -> str:
-    return _stemmer.tokenize(word)[0]
+    return str(_stemmer().tokenize(word)[0])
 
 
 def rouge(predictions: Sequence[str], references: References) -> dict[str, list[float]]:
@@ -116,6 +138,9 @@ def rouge(predictions: Sequence[str], references: References) -> dict[str, list[
     See `ROUGE_WORDS` for what is counted.
     """
     _check(predictions, references)
+    require_rouge("ROUGE")
+    from rouge_score.rouge_scorer import RougeScorer
+
     scorer = RougeScorer(list(ROUGE), tokenizer=Words())
     found: dict[str, list[float]] = {kind: [] for kind in ROUGE}
     for text, each in zip(predictions, references, strict=True):

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, TypedDict
 import jax
 from tqdm import tqdm
 
+from instructrec_jax.extras import require
 from instructrec_jax.files import append_jsonl, check_type, read_jsonl, write_jsonl, write_text
 
 TIMING_FIELDS = (
@@ -241,13 +242,9 @@ def _without_timing(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _open_wandb(run_dir: Path, project: str, settings: Mapping[str, Any]) -> Any:
     """A W&B run that keeps its id over a resume, and is recorded offline when there is no connection."""
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            "tracking.wandb_project is set, but the package wandb is not installed. "
-            'Run `pip install "instructrec_jax[wandb]"`, or leave tracking.wandb_project out.'
-        ) from None
+    require("wandb", "tracking.wandb_project")
+    import wandb
+
     name = run_dir / "wandb_id.txt"
     if not name.exists():
         write_text(name, uuid.uuid4().hex[:12] + "\n")

@@ -1,0 +1,32 @@
+"""Packages that a base installation has not: the extra of pyproject.toml that brings each."""
+
+from importlib.util import find_spec
+
+# Import name -> extra.
+EXTRAS = {
+    "datasets": "datasets",
+    "libtpu": "plan",
+    "lm_eval": "lm-eval",
+    "rouge_score": "text-metrics",
+    "sacrebleu": "text-metrics",
+    "sentencepiece": "sentencepiece",
+    "array_record": "tfds",
+    "importlib_resources": "tfds",
+    "tensorflow_datasets": "tfds",
+    "wandb": "wandb",
+}
+
+
+def installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def require(package: str, what: str) -> None:
+    """Raise ValueError, naming the extra to install, unless `package` (its import name) is installed.
+
+    Args:
+      what: what needs the package, with the setting's name: the subject of the error.
+    """
+    if not installed(package):
+        command = f'pip install "instructrec_jax[{EXTRAS[package]}]"'
+        raise ValueError(f"{what} needs the package {package}, which is not installed. Run `{command}`.")
