@@ -11,7 +11,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example, fingerprint
 from instructrec_jax.data.prompts import question, render
-from instructrec_jax.metrics.text import OF_ONE, bleu, distinct, resampled_bleu, sentence_chrf
+from instructrec_jax.metrics.text import OF_ONE, bleu, distinct, require_bleu, resampled_bleu, sentence_chrf
 from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext
 from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
 from instructrec_jax.tasks.generation.written_answers import Judgement, WritingConfig, WritingTask, references
@@ -30,6 +30,9 @@ class DialogueTask(WritingTask):
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """An encoder–decoder's decoder writes one turn: a conversation is as many cases as the assistant has turns."""
         return super().encode([turn for e in examples for turn in turns(e)] if self.is_pair else examples)
+
+    def require_packages(self) -> None:
+        require_bleu("task.type dialogue")
 
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
         wanted = [references(e) for e in examples]

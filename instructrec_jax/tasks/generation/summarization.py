@@ -8,7 +8,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.metrics.language import has_cjk, units
-from instructrec_jax.metrics.text import ROUGE_WORDS, rouge
+from instructrec_jax.metrics.text import ROUGE_WORDS, require_rouge, rouge
 from instructrec_jax.tasks.base import TaskConfig, TaskContext
 from instructrec_jax.tasks.generation.written_answers import (
     Judgement,
@@ -83,6 +83,9 @@ class SummarizationTask(WritingTask):
 
     def learnt(self, example: Example) -> Example:
         return with_one_answer(ask_length(example) if self.config.say_length else example)
+
+    def require_packages(self) -> None:
+        require_rouge("task.type summarization")
 
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
         return judge_summaries(examples, answers)

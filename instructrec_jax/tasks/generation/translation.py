@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.metrics.text import OF_ONE, bleu, chrf, resampled_bleu, sentence_chrf
+from instructrec_jax.metrics.text import OF_ONE, bleu, chrf, require_bleu, resampled_bleu, sentence_chrf
 from instructrec_jax.tasks.base import TaskConfig, TaskContext
 from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
 from instructrec_jax.tasks.generation.written_answers import (
@@ -43,6 +43,9 @@ def nearest_translation(train: Sequence[Example]) -> Callable[[Sequence[Example]
 
 
 class TranslationTask(WritingTask):
+    def require_packages(self) -> None:
+        require_bleu("task.type translation")
+
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
         """Where the references are in several languages, BLEU also of each, by its own tokenizer."""
         wanted = [references(e) for e in examples]

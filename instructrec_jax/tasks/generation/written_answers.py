@@ -123,6 +123,9 @@ class WritingTask(LanguageModelTask):
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
         raise TypeError(f"{type(self).__name__} has no judge().")
 
+    def require_packages(self) -> None:
+        """Raise ValueError where a package that `judge` needs is not installed."""
+
     def rules(self, train: Sequence[Example]) -> dict[str, Callable[[Sequence[Example]], list[str]]]:
         """Simple methods by name: examples -> answers."""
         return {}
@@ -161,6 +164,7 @@ class WritingTask(LanguageModelTask):
 
     def check(self, encoded: Sequence[Encoded]) -> None:
         super().check(encoded)
+        self.require_packages()
         assert self.context.folder is not None
         check_prompts(
             self.asked(encoded),

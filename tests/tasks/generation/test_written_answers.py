@@ -264,3 +264,14 @@ def test_languages_are_told_apart(language_models: dict[str, Path], tmp_path: Pa
     for language, own in (("zh", written[::2]), ("en", written[1::2])):
         assert values[f"f1 ({language})"] == pytest.approx(np.mean([r["score"] for r in own]))
     assert json.dumps(written)  # plain records
+
+
+@pytest.mark.parametrize("kind", ["translation", "summarization", "dialogue"])
+def test_packages_of_the_metrics_are_asked_for_before_training(
+    kind: str, language_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(TASKS.get(kind, DialogueConfig), language_models["gpt2"], tmp_path)
+    task = models.open_task(config, language_models["gpt2"])
+    monkeypatch.setattr("instructrec_jax.extras.installed", lambda package: False)
+    with pytest.raises(ValueError, match=rf"task\.type {kind}.*text-metrics"):
+        task.check([])
