@@ -25,13 +25,11 @@ def test_the_words_change_and_nothing_else() -> None:
     assert reworded(CASES, "Please: {instruction} 谢谢")[1].instruction == "Please: Name {x}: 50%? 谢谢"
     alone = [Example(instruction="a dull film", id="c")]
     assert reworded(alone, "Subject of {instruction}")[0].instruction == "Subject of a dull film"
-    with pytest.raises(ValueError, match="wording 'Subject' would be all that example 'c' says"):
+    with pytest.raises(ValueError, match="'Subject'.*'c'"):
         reworded(alone, "Subject")
 
 
-@pytest.mark.parametrize(
-    ("text", "words"), [("", "holds 0 wordings"), ("one\n\n", "holds 1 wordings"), ("a\nb\na\n", "holds 'a' twice")]
-)
+@pytest.mark.parametrize(("text", "words"), [("", "0 wordings|0 prompts"), ("one\n\n", "1 "), ("a\nb\na\n", "'a'")])
 def test_files_that_say_too_little(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "wordings.txt").write_text(text)
     with pytest.raises(ValueError, match=words):

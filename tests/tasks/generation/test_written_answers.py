@@ -206,7 +206,7 @@ def test_an_encoder_decoder_writes_each_turn_of_the_assistant(language_models: d
 def test_prompts_that_are_too_long_keep_their_end(language_models: dict[str, Path], tmp_path: Path) -> None:
     long = [replace(e, input="very " * 40 + "war") for e in FILMS]
     config = settings(QuestionAnsweringConfig, language_models["llama"], tmp_path, long, data__max_length=24)
-    with pytest.raises(ValueError, match=r"has \d+ tokens, but data.max_length is 24"):
+    with pytest.raises(ValueError, match=r"data.max_length.*24"):
         train(config)
     config = changed(config, data__truncate="left")
     task: Any = models.open_task(config, language_models["llama"])
@@ -252,7 +252,7 @@ def test_lead() -> None:
 def test_an_example_without_an_answer_is_named(name: str, language_models: dict[str, Path], tmp_path: Path) -> None:
     task: Any = models.open_task(settings(TASKS[name], language_models["llama"], tmp_path), language_models["llama"])
     for output in (None, ()):
-        with pytest.raises(ValueError, match="example 'x7' has no answer"):
+        with pytest.raises(ValueError, match="example 'x7'"):
             task.encode([Example(instruction="a", input="b", output=output, id="x7")])
 
 

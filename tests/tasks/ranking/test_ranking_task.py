@@ -147,10 +147,10 @@ def test_log_q_subtracts_the_log_of_expected_counts(softmax: Any, checkpoint: Pa
 
 
 def test_log_q_needs_popularity_and_a_sample(context: TaskContext, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task.log_q needs to know how popular items are.*no splits/train.jsonl"):
+    with pytest.raises(ValueError, match="task.log_q.*splits/train.jsonl"):
         build(context, tmp_path, log_q=True)
     with_splits(tmp_path)
-    with pytest.raises(ValueError, match="task.log_q corrects a sample of candidates"):
+    with pytest.raises(ValueError, match="task.log_q"):
         build(context, tmp_path, log_q=True, softmax="full")
     assert build(context, tmp_path, log_q=True).popularity.sum() == pytest.approx(1)
 
@@ -227,11 +227,11 @@ def test_a_reranker_scores_candidates_alone(context: TaskContext, tmp_path: Path
 
 
 def test_protocols_that_cannot_be(context: TaskContext, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="names full, but this task scores given candidates only"):
+    with pytest.raises(ValueError, match="task.protocols.*full"):
         reranker(context, tmp_path)
-    with pytest.raises(ValueError, match="unknown protocol 'unix'"):
+    with pytest.raises(ValueError, match="'unix'"):
         build(context, tmp_path, protocols=["full", "unix"])
-    with pytest.raises(ValueError, match="task.protocols is empty"):
+    with pytest.raises(ValueError, match="task.protocols"):
         build(context, tmp_path, protocols=[])
 
 

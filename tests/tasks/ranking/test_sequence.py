@@ -193,9 +193,9 @@ def test_two_thousand_requests_leave_nothing_and_have_few_shapes(context: TaskCo
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"history_limit": 64}, "data.max_length is 64, but a sequence has task.history_limit \\+ 1 = 65 places"),
-        ({"history_limit": 0}, "task.history_limit must be at least 1"),
-        ({"text": False, "ids": False}, "items would have no vectors"),
+        ({"history_limit": 64}, "data.max_length.*64.*task.history_limit.*65"),
+        ({"history_limit": 0}, "task.history_limit"),
+        ({"text": False, "ids": False}, "task.text.*task.ids"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str, context: TaskContext, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_baselines(language_models: dict[str, Path]) -> None:
 
 def test_an_answer_that_is_no_candidate_is_named(language_models: dict[str, Path]) -> None:
     task, _ = opened(language_models["llama"], ChoiceConfig(template="plain"))
-    with pytest.raises(ValueError, match="example 'a': its answer 'music' is none of the candidates"):
+    with pytest.raises(ValueError, match="example 'a'.*'music'.*candidates"):
         task.encode([replace(CASES[0], output="music")])
     with pytest.raises(ValueError, match="task.alpha"):
         opened(language_models["llama"], ChoiceConfig(alpha=float("nan")))

@@ -83,22 +83,22 @@ def test_tokens_know_their_sentence(context: TaskContext) -> None:
 
 def test_long_texts_keep_their_beginning(tokenizer: Any) -> None:
     long = [Example(instruction="sum up", input="old war. " * 9 + "new love.", output="new love", id="x")]
-    with pytest.raises(ValueError, match=r"example 'x' has \d+ tokens, but data.max_length is 24"):
+    with pytest.raises(ValueError, match=r"example 'x'.*data.max_length.*24"):
         ExtractiveSummarizationConfig().build(TaskContext(tokenizer, 24)).encode(long)
     cut = TaskContext(tokenizer, 24, "right")
     (e,) = ExtractiveSummarizationConfig().build(cut).encode(long)
     assert len(e.text.tokens) == 24 and 1 < len(e.target.texts) < 10 and cut.counts == {"texts cut": 1}
     drop = TaskContext(tokenizer, 24, "drop")
     assert ExtractiveSummarizationConfig().build(drop).encode(long) == [] and drop.counts == {"texts dropped": 1}
-    with pytest.raises(ValueError, match="leaves no room for its text"):
+    with pytest.raises(ValueError, match="data.max_length"):
         ExtractiveSummarizationConfig().build(TaskContext(tokenizer, 5, "right")).encode(long)
 
 
 @pytest.mark.parametrize(
     ("settings", "changes", "words"),
     [
-        ({"sentences": 0}, {}, "task.sentences should be at least 1"),
-        ({}, {"kind": "decoder"}, "for language models: summarization"),
+        ({"sentences": 0}, {}, "task.sentences"),
+        ({}, {"kind": "decoder"}, "summarization"),
         ({}, {"truncate": "left"}, "data.truncate right"),
     ],
 )
@@ -109,9 +109,9 @@ def test_settings_that_make_no_sense(settings: Any, changes: Any, words: str, to
 
 def test_bad_examples_are_named(context: TaskContext) -> None:
     task = ExtractiveSummarizationConfig().build(context)
-    with pytest.raises(ValueError, match="example 'a' has no text to summarise"):
+    with pytest.raises(ValueError, match="example 'a'.*fields.input"):
         task.encode([Example(instruction="sum up", output="x", id="a")])
-    with pytest.raises(ValueError, match="example 'b' has no summary"):
+    with pytest.raises(ValueError, match="example 'b'.*summary"):
         task.encode([Example(instruction="sum up", input="old war.", id="b")])
 
 
