@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.evaluation.evaluator import Contender
+from instructrec_jax.evaluation.evaluator import ScoredRow
 from instructrec_jax.evaluation.prompt_variants import format_sensitivity, read_wordings, reworded, sensitivity
 from instructrec_jax.tasks.base import Scores
 
@@ -38,9 +38,9 @@ def test_files_that_say_too_little(text: str, words: str, tmp_path: Path) -> Non
 
 def test_mean_spread_and_worst() -> None:
     values = {"“a”": 0.5, "“b”": 0.8, "“c”": 0.6}
-    rows = [Contender(name, {"": Scores({"accuracy": v, "loss": -v})}) for name, v in values.items()]
+    rows = [ScoredRow(name, {"": Scores({"accuracy": v, "loss": -v})}) for name, v in values.items()]
     found = sensitivity(rows, "accuracy", greater=True)[""]
     assert found["mean"] == pytest.approx(1.9 / 3) and found["spread"] == pytest.approx(np.std([0.5, 0.8, 0.6], ddof=1))
     assert (found["worst"], found["worst_wording"]) == (0.5, "“a”")
     assert sensitivity(rows, "loss", greater=False)[""]["worst_wording"] == "“a”"
-    assert format_sensitivity({"unseen": found}).startswith("accuracy, unseen, over 3 wordings: mean 0.6333")
+    assert format_sensitivity({"unseen": found}).startswith("accuracy, unseen, over 3 prompts: mean 0.6333")

@@ -15,7 +15,7 @@ from helpers import Setup, examples, task_config
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.data.prompts import render
-from instructrec_jax.evaluation.evaluator import Contender, table
+from instructrec_jax.evaluation.evaluator import ScoredRow, table
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.candidates import write_candidates
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
@@ -262,7 +262,7 @@ def test_the_table_has_main_metrics_intervals_and_segments(context: TaskContext,
         for n in range(24)
     ]
     test = task.encode(asked)
-    rows = [Contender(name, {"": task.score_with(fixed_scores(n), test)}) for name, n in (("tuned", 24), ("other", 25))]
+    rows = [ScoredRow(name, {"": task.score_with(fixed_scores(n), test)}) for name, n in (("tuned", 24), ("other", 25))]
     found = table(rows, tuned="tuned", protocol="", metric=task.metric, measured_on="test")
     assert found["metrics"] == ["NDCG@10", "HR@10", "MRR@10", "uni4 HR@1", "uni4 NDCG@3"]
     assert {"coverage@10", "Gini@10", "novelty@10", "HR@3", "uni4 HR@3"} <= set(found["all_metrics"])
