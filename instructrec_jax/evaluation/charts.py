@@ -5,7 +5,7 @@ import html
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -160,7 +160,7 @@ def _image(title: str, size: tuple[float, float], draw: Callable[["Axes"], None]
     from matplotlib.figure import Figure
 
     # Text stays text: browsers have the glyphs of every language, the fonts of this machine may not.
-    style: dict[str, object] = {
+    style: Any = {
         "svg.hashsalt": title,
         "svg.fonttype": "none",
         "font.size": 10,
