@@ -161,7 +161,7 @@ def test_a_hybrid_is_what_evaluate_mixes(other: str, runs: dict[str, Path]) -> N
     first = mask(scores_of(runs["retrieval"], [example]), [[11, 2]])
     if other == "coKNN":
         task = model.first.task
-        second = task.simple_scores("coKNN", task.encode([example]))(slice(0, 1))
+        second = task.baseline_scores("coKNN", task.encode([example]))(slice(0, 1))
     else:
         second = scores_of(runs["sequence"], [example])
     scores = hybrid(first, second, 0.3)[0]

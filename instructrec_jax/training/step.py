@@ -17,7 +17,7 @@ from flax import nnx
 
 from instructrec_jax.backbones.layers import DropoutKeys, dropout_keys
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
-from instructrec_jax.tasks.base import LossInputs, Task, microbatches
+from instructrec_jax.tasks.base import LossInputs, Model, Task, microbatches
 from instructrec_jax.training.state import TrainState, Tree, merge_params
 
 Arrays = dict[str, jax.Array]
@@ -45,7 +45,7 @@ def batch_dropout_keys(seed: jax.Array, batch: Arrays) -> DropoutKeys:
 
 def make_train_step(
     task: Task,
-    graphdef: nnx.GraphDef[nnx.Module],
+    graphdef: nnx.GraphDef[Model],
     optimizer: optax.GradientTransformation,
     *,
     mesh: DeviceMesh,
@@ -92,7 +92,7 @@ def make_train_step(
 
 
 def _make_gradients(
-    task: Task, graphdef: nnx.GraphDef[nnx.Module], mesh: DeviceMesh, accumulation: int
+    task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh, accumulation: int
 ) -> Callable[[TrainState, Arrays, jax.Array], tuple[jax.Array, jax.Array, Tree]]:
     """A function: (state, batch, dropout seed) -> (Σ w ℓ, Σ w, gradient of Σ w ℓ / Σ w)."""
 
@@ -123,7 +123,7 @@ def _make_gradients(
     return gradients
 
 
-def make_predict_step(task: Task, graphdef: nnx.GraphDef[nnx.Module], mesh: DeviceMesh) -> Callable[..., jax.Array]:
+def make_predict_step(task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh) -> Callable[..., jax.Array]:
     """Compiles (params, batch) -> the task's predictions for each text (or token) of the batch.
 
     A third argument, a seed (uint32), turns on dropout, with the dropout bits of a training step with this seed.

@@ -222,9 +222,10 @@ def test_lengths_are_asked_for(language_models: dict[str, Path], tmp_path: Path)
     config = replace(config, task=replace(config.task, say_length=True))  # type: ignore[type-var]
     task: Any = models.open_task(config, language_models["llama"])
     case = Example(instruction="Sum up.", input="a film", output=("one two three four five six seven eight", "x"))
-    assert task.learnt(case).instruction == "Sum up. Use about 10 words."
+    assert task.trained_form(case).instruction == "Sum up. Use about 10 words."
     assert (
-        task.learnt(replace(case, instruction="总结。", output="一二三四五六七")).instruction == "总结。 用大约5个字。"
+        task.trained_form(replace(case, instruction="总结。", output="一二三四五六七")).instruction
+        == "总结。 用大约5个字。"
     )
     (e,) = task.encode([case])
     assert e.example == case and "yo" not in task.tokenizer.decode(task.asked([e])[0])

@@ -81,7 +81,7 @@ def test_full_softmax_leaves_the_other_wanted_items_out(checkpoint: Path, tmp_pa
     first = Example(instruction="a film", output=WANTED)
     encoded = task.encode([first, Example(instruction="a book", output="item-4")])
     parts = task.gather(encoded, np.random.default_rng(0))
-    assert parts.per_example["also_wanted"].shape == (2, 3)
+    assert parts.per_example["other_positives"].shape == (2, 3)
 
     @jax.jit
     def loss(params: Any, batch: Any, buffers: Any) -> Any:
@@ -221,9 +221,9 @@ def test_a_reranker_scores_candidates_alone(context: TaskContext, tmp_path: Path
     for row in rows.values():
         assert row.metrics.keys() == scores.metrics.keys() and row.protocol == scores.protocol
     counts = np.bincount(np.concatenate(SEQUENCES), minlength=ITEMS)
-    np.testing.assert_array_equal(task.simple_scores("popularity", test)(slice(1, 3)), np.tile(counts, (2, 1)))
+    np.testing.assert_array_equal(task.baseline_scores("popularity", test)(slice(1, 3)), np.tile(counts, (2, 1)))
     with pytest.raises(ValueError, match="magic"):
-        task.simple_scores("magic", test)
+        task.baseline_scores("magic", test)
 
 
 def test_protocols_that_cannot_be(context: TaskContext, tmp_path: Path) -> None:

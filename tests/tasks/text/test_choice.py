@@ -68,7 +68,7 @@ def test_likelihoods_are_those_of_each_answer_alone(kind: str, alpha: float, lan
 
 
 def test_calibration_subtracts_what_an_empty_question_says(language_models: dict[str, Path]) -> None:
-    config = ChoiceConfig(template="plain", labels=["love", "war_film"], verbalisers={"love": "about love"})
+    config = ChoiceConfig(template="plain", labels=["love", "war_film"], verbalizers={"love": "about love"})
     cases = [Example(instruction="a film", output="love"), Example(instruction="old", output="war_film")]
     task, predict = opened(language_models["llama"], config)
     raw = task.score(predict, task.encode(cases)).predictions

@@ -62,7 +62,7 @@ def task_without_labels(task: Any) -> Any:
 
 
 def test_choices_equal_scikit_learn(context: TaskContext) -> None:
-    task = SimilarityConfig(labels=SUBJECTS, verbalisers={"war": "a film about war"}).build(context)
+    task = SimilarityConfig(labels=SUBJECTS, verbalizers={"war": "a film about war"}).build(context)
     encoded = task.encode(examples("similarity", 60))
     scores = task.score(Predict(hashed), encoded)
     words = ["a film about war" if s == "war" else s for s in SUBJECTS]
@@ -135,8 +135,8 @@ def test_left_truncation_keeps_the_last_turn(context: TaskContext, tokenizer: An
         ({"negatives": 1}, {}, "task.negatives"),
         ({"labels": ["a"]}, {}, "task.labels"),
         ({"labels": ["a", "b"], "negatives": 2}, {}, "task.negatives"),
-        ({"labels": ["a", "b"], "verbalisers": {"c": "x"}}, {}, "task.verbalisers.*'c'"),
-        ({"labels": ["a_b", "a b"]}, {}, "task.verbalisers"),
+        ({"labels": ["a", "b"], "verbalizers": {"c": "x"}}, {}, "task.verbalizers.*'c'"),
+        ({"labels": ["a_b", "a b"]}, {}, "task.verbalizers"),
         ({"negatives": -1}, {}, "task.negatives"),
     ],
 )

@@ -67,10 +67,10 @@ def test_words_are_those_of_the_input_where_there_is_one(task: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "output", "words"),
     [
-        ("a film", ("other",), "example 'x7': 2 words.*1 label"),
-        ("a film", ("other",) * 3, "example 'x7': 2 words.*3 labels"),
-        ("a film", "other", "example 'x7': 2 words.*output.*'other'"),
-        ("a film", None, "example 'x7': 2 words.*output.*None"),
+        ("a film", ("other",), "example 'x7': .*2 words.*1 label"),
+        ("a film", ("other",) * 3, "example 'x7': .*2 words.*3 labels"),
+        ("a film", "other", "example 'x7': .*2 words.*output.*'other'"),
+        ("a film", None, "example 'x7': .*2 words.*output.*None"),
         ("a film", ("other", "verb"), "example 'x7': .*output.*'verb'"),
         ("a \u200d film", ("other",) * 3, r"example 'x7': .*tokenizer.*'\\u200d'"),
     ],
