@@ -224,7 +224,7 @@ def test_what_is_cut_is_told_once(runs: dict[str, Path]) -> None:
     """The sequence task looks at the last four items."""
     history = ["Space; Crime; Music; Old Love; New War; Dull"]
     (answer,) = Recommender(runs["sequence"]).recommend([Request(history=history)], k=2)
-    assert answer.notes == ["items of histories beyond task.history_limit: 2."]
+    assert answer.notes == ["history items beyond task.history_limit: 2."]
     assert answer.prompt == "Which item comes next for this person?"
 
 

@@ -97,7 +97,7 @@ def _named(examples: Sequence[Example], error: ValueError) -> dict[int, BadExamp
 
 
 def _bad(task: Task, examples: Sequence[Example], error: ValueError, all_of_them: bool) -> dict[int, BadExample]:
-    """Number -> error of the first unusable example, or of all of them; empty where no single example causes the error."""
+    """Number -> error of the first unusable example, or of all; empty where no single example is at fault."""
     found: dict[int, BadExample] = {}
     parts = [(0, len(examples), error)]  # ranges that fail, the first range last
     while parts:

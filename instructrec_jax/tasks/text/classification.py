@@ -54,9 +54,7 @@ from instructrec_jax.tasks.tfidf import fitted_tfidf
 class LabelsConfig(TaskConfig):
     """Settings of a task with named labels."""
 
-    labels: list[str] = field(
-        default_factory=list
-    )  # names in the order of the head's outputs; []: labels of data.train
+    labels: list[str] = field(default_factory=list)  # names in the order of the head's outputs; []: those of data.train
 
     @property
     def complete(self) -> bool:

@@ -142,14 +142,16 @@ def test_an_example_without_a_supervised_token_is_an_error() -> None:
 def test_words_that_are_special_tokens_are_counted() -> None:
     task = build()
     task.encode([PAIR, Example(instruction="a <s> b", output="c"), Example(instruction="a", output="</s>")])
-    assert task.context.counts == {"texts with a special token's name in their words": 2}
+    assert task.context.counts == {"texts that contain a special token as plain text": 2}
 
 
 def test_answers_that_begin_inside_a_token_are_counted() -> None:
     task = build(byte_tokenizer(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"), template="auto")
     (e,) = task.encode([Example(instruction="y", output="es")])
     assert learnt(task, e) == "</s>" and e.text.tokens.tolist() == task.tokenizer("yes</s>")["input_ids"]
-    assert task.context.counts == {"answers that begin inside a token of the prompt, which is not learnt": 1}
+    assert task.context.counts == {
+        "answers whose first characters share a token with the prompt, which is not trained on": 1
+    }
 
 
 # ------------------------------------------------------------------ encoder–decoders

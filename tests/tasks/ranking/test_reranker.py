@@ -169,7 +169,7 @@ def test_long_items_are_named_and_cut_only_when_asked(bert: Any, tmp_path: Path)
     context = TaskContext(bert, 20)
     task = build(context, tmp_path, item_length=8)
     assert max(map(len, task.items)) == 8 and task.room == 20 - 3 - 8
-    assert context.counts["texts of items cut"] > 0
+    assert context.counts["item texts cut"] > 0
 
 
 # ------------------------------------------------------------------ negatives

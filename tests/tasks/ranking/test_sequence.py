@@ -125,7 +125,7 @@ def test_histories_are_cut_to_the_limit_from_the_left_and_counted(context: TaskC
     (e,) = task.encode([Example(instruction="a film", history=history, output="item-1")])
     assert e.text.tokens.tolist() == [0, 5, 6]
     assert e.target.seen.tolist() == [4, 5, 6]
-    assert context.counts == {"items of histories beyond task.history_limit": 1}
+    assert context.counts == {"history items beyond task.history_limit": 1}
 
 
 def test_training_sees_every_window_of_a_long_history(context: TaskContext, tmp_path: Path) -> None:

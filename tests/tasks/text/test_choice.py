@@ -78,7 +78,7 @@ def test_calibration_subtracts_what_an_empty_question_says(language_models: dict
     for before, after in zip(raw, found.predictions, strict=True):
         expected = {name: value - empty[name] for name, value in before["candidates"].items()}
         assert after["candidates"] == pytest.approx(expected, abs=1e-4)
-    assert "macro_f1" in found.metrics and "less that after 'N/A'" in found.protocol
+    assert "macro_f1" in found.metrics and "minus that after 'N/A'" in found.protocol
     learnt = task.tokenizer.decode(task.encode(cases)[1].text.tokens)
     assert "wa ##r" in learnt and "_" not in learnt  # the label's words are learnt
 
