@@ -157,11 +157,12 @@ def heading(split: str) -> str:
 
 
 def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
-    """Instructions and their answers as plain text, best answer first, the wanted one marked with *.
+    """Instructions and their answers as plain text, best answer first, the target marked with *.
 
-    examples: [{"instruction": text, "wanted": text or null, "answers": [{"text", "score"}]}]; they may say which
-    "group" of the cases they belong to, the facts "asked" for, and of answers ("why") and the wanted one ("wanted_why")
-    the facts that match.
+    Args:
+      examples: [{"instruction": text, "wanted": target or null, "answers": [{"text", "score"}]}]; optionally the
+        "group" of the cases, the facts "asked" for, and the matching facts of answers ("why") and target
+        ("wanted_why").
     """
     blocks = []
     for example in examples:
@@ -177,13 +178,13 @@ def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
                 _wrapped(with_why(answer["text"], answer.get("why")), f"{mark}{number:>2}. {score:>8}  ", " " * 15)
             )
         if wanted is not None:
-            lines.append(_wrapped(with_why(wanted, example.get("wanted_why")), "    wanted: ", " " * 12))
+            lines.append(_wrapped(with_why(wanted, example.get("wanted_why")), "    target: ", " " * 12))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
-def with_why(text: Any, why: str | None) -> str:
-    """An answer with the facts that speak for it."""
+def with_why(text: object, why: str | None) -> str:
+    """An answer with the facts that match the instruction."""
     return f"{text}  ({why})" if why else str(text)
 
 

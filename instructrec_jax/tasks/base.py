@@ -403,21 +403,21 @@ class Task:
         return {}
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        """Five examples, drawn by seed, as `shown`; none where the task predicts nothing that one could read."""
+        """Five random examples (seeded) in the form of `shown`; empty for a task without readable predictions."""
         records = self.score(predict, self.drawn(encoded)).predictions
         return [self.shown(record) for record in records if "prediction" in record]
 
     def drawn(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """All parts of five examples, drawn by seed."""
+        """All encodings of five random examples (seeded)."""
         by_example = pieces(encoded)
         drawn = np.random.default_rng(self.context.seed).permutation(len(by_example))[:5]
         return [e for number in drawn for e in by_example[number]]
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """One of `Scores.predictions` for a person: instruction, wanted, and answers (text and score), best first."""
-        wanted, said = (x if isinstance(x, list) else [x] for x in (record["reference"], record["prediction"]))
-        answer = {"text": ", ".join(map(str, said)), "score": record["score"]}
-        return {"instruction": record["input"], "wanted": ", ".join(map(str, wanted)), "answers": [answer]}
+        """A readable form of one of `Scores.predictions`: instruction, target ("wanted") and answers (text, score)."""
+        target, found = (x if isinstance(x, list) else [x] for x in (record["reference"], record["prediction"]))
+        answer = {"text": ", ".join(map(str, found)), "score": record["score"]}
+        return {"instruction": record["input"], "wanted": ", ".join(map(str, target)), "answers": [answer]}
 
 
 def pieces(encoded: Sequence[Encoded]) -> list[list[Encoded]]:

@@ -96,7 +96,7 @@ def test_everything_the_run_left_is_shown(tmp_path):
         "2 × Moon (2009)",
         "The loss was not a finite number in 1 of 14 logged steps.",
         "something in space Moon (2009)",
-        "★ wanted: Moon (2009)",
+        "★ target: Moon (2009)",
         "seed: 3",
         "Steps",
     ):
@@ -223,7 +223,7 @@ def test_examples_as_text():
         "“something in space Moon (2009)”\n"
         "  1.   2.5000  Alien (1979)\n"
         "* 2.   1.2500  Moon (2009)\n"
-        "    wanted: Moon (2009)\n"
+        "    target: Moon (2009)\n"
         "\n"
         "“anything”"
     )

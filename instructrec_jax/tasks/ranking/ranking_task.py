@@ -286,13 +286,13 @@ class RankingTask(Task):
         return fits | {BM25.name: lambda: BM25(self.catalogue.texts).fit([], size)}
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        """As every task's, and why: the facts that each item shares with what was asked (see `reasons`)."""
+        """See `Task.showcase`; with the facts that each item shares with the instruction (see `reasons`)."""
         drawn = self.drawn(encoded)
         records = self.score(predict, drawn).predictions
         return [self.explained(self.shown(r), r, e.example) for r, e in zip(records, drawn, strict=True)]
 
     def explained(self, shown: dict[str, Any], record: Mapping[str, Any], example: Example) -> dict[str, Any]:
-        """What is `shown` of a case with "asked", facts that the example says it asks for, and "why" of each answer."""
+        """`shown` with the facts "asked" for, and the matching facts of each answer ("why") and the target."""
         numbers = [self.catalogue.index[item] for item in record["prediction"]]
         for answer, item in zip(shown["answers"], numbers, strict=False):
             answer["why"] = reason(self.catalogue, item, example)
