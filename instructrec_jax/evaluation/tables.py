@@ -122,33 +122,42 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
     if set(best.values()) - {None}:
         lines.append("* best in its column")
     lines += [_wrapped(f"{row['name']}: {row['note']}", "", "  ") for row in rows if row.get("note")]
-    if differences := evaluation.get("differences"):
-        table = [
-            [
-                clean(d["name"]),
-                clean(d["metric"]),
-                signed(d["mean"]),
-                f"[{signed(d['low'])}, {signed(d['high'])}]",
-                verdict(d),
-            ]
-            for d in differences
-        ]
-        lines += ["", PAIRED_HEADING, *_aligned(table, left=(0, 1, 4))]
-    if segments := evaluation.get("segments"):
-        head = ["", "cases", clean(f"{segments[0]['metric']} of {segments[0]['shown']}"), "95% interval"]
-        table = [
-            [
-                clean(part["name"]),
-                f"{part['cases']:,}",
-                digits(value_of(part, part["shown"])),
-                f"[{digits(part['low'])}, {digits(part['high'])}]",
-            ]
-            for part in segments[:SEGMENTS_AS_TEXT]
-        ]
-        lines += ["", SUBGROUP_HEADING, *_aligned([head, *table])]
-        if more := len(segments) - len(table):
-            lines.append(f"{more} more in the report")
+    lines += _difference_lines(evaluation.get("differences") or [])
+    lines += _subgroup_lines(evaluation.get("segments") or [])
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _difference_lines(differences: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not differences:
+        return []
+    table = [
+        [
+            clean(d["name"]),
+            clean(d["metric"]),
+            signed(d["mean"]),
+            f"[{signed(d['low'])}, {signed(d['high'])}]",
+            verdict(d),
+        ]
+        for d in differences
+    ]
+    return ["", PAIRED_HEADING, *_aligned(table, left=(0, 1, 4))]
+
+
+def _subgroup_lines(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not segments:
+        return []
+    head = ["", "cases", clean(f"{segments[0]['metric']} of {segments[0]['shown']}"), "95% interval"]
+    table = [
+        [
+            clean(part["name"]),
+            f"{part['cases']:,}",
+            digits(value_of(part, part["shown"])),
+            f"[{digits(part['low'])}, {digits(part['high'])}]",
+        ]
+        for part in segments[:SEGMENTS_AS_TEXT]
+    ]
+    more = len(segments) - len(table)
+    return ["", SUBGROUP_HEADING, *_aligned([head, *table]), *([f"{more} more in the report"] if more else [])]
 
 
 def heading(split: str) -> str:
