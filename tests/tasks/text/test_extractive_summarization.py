@@ -57,14 +57,14 @@ def test_what_training_wants_is_the_best_of_all_choices(context: TaskContext) ->
     task = ExtractiveSummarizationConfig().build(context)
     for e in task.encode(texts()):
         values = [rouge(text, e.example) for text in e.target.texts]
-        assert np.flatnonzero(e.target.wanted).tolist() == [int(np.argmax(values))]
+        assert np.flatnonzero(e.target.target).tolist() == [int(np.argmax(values))]
     pairs = ExtractiveSummarizationConfig(sentences=2).build(context)
     two = Example(instruction="", input="old war. a dull book. new love. short film.", output="new love old war")
     (e,) = pairs.encode([two])
     best = max(combinations(range(4), 2), key=lambda p: rouge(" ".join(e.target.texts[n] for n in p), two_refs(two)))
-    assert tuple(np.flatnonzero(e.target.wanted)) == best == (0, 2)
+    assert tuple(np.flatnonzero(e.target.target)) == best == (0, 2)
     (alone,) = pairs.encode([Example(instruction="", input="old war. a dull book.", output="old war")])
-    assert alone.target.wanted.tolist() == [True, False]  # the second would make it worse
+    assert alone.target.target.tolist() == [True, False]  # the second would make it worse
 
 
 def two_refs(example: Example) -> Example:
@@ -99,7 +99,7 @@ def test_long_texts_keep_their_beginning(tokenizer: Any) -> None:
     [
         ({"sentences": 0}, {}, "task.sentences"),
         ({}, {"kind": "decoder"}, "summarization"),
-        ({}, {"truncate": "left"}, "data.truncate right"),
+        ({}, {"truncate": "left"}, "data.truncate"),
     ],
 )
 def test_settings_that_make_no_sense(settings: Any, changes: Any, words: str, tokenizer: Any) -> None:
@@ -169,7 +169,7 @@ def test_loss_is_the_mean_over_sentences_of_the_mean_over_tokens(checkpoint: Pat
         alone = pack(task.gather([e], np.random.default_rng(0)), (64,), 1).arrays
         values = np.asarray(run(model.params, alone)[1], np.float64)[0, : len(e.text.tokens)]
         log_p = values - np.log(np.exp(values).sum(-1, keepdims=True))
-        for n, wanted in enumerate(e.target.wanted):
+        for n, wanted in enumerate(e.target.target):
             expected -= log_p[e.target.owners == n, int(wanted)].mean()
             count += 1
     assert float(weight) == pytest.approx(count) and float(total) == pytest.approx(expected, rel=1e-5)
