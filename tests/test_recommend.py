@@ -161,7 +161,7 @@ def test_a_hybrid_is_what_evaluate_mixes(other: str, runs: dict[str, Path]) -> N
     first = mask(scores_of(runs["retrieval"], [example]), [[11, 2]])
     if other == "coKNN":
         task = model.first.task
-        second = task.simple_scores("coKNN", task.encode([example]))(slice(0, 1))
+        second = task.baseline_scores("coKNN", task.encode([example]))(slice(0, 1))
     else:
         second = scores_of(runs["sequence"], [example])
     scores = hybrid(first, second, 0.3)[0]
@@ -224,7 +224,7 @@ def test_what_is_cut_is_told_once(runs: dict[str, Path]) -> None:
     """The sequence task looks at the last four items."""
     history = ["Space; Crime; Music; Old Love; New War; Dull"]
     (answer,) = Recommender(runs["sequence"]).recommend([Request(history=history)], k=2)
-    assert answer.notes == ["items of histories beyond task.history_limit: 2."]
+    assert answer.notes == ["history items beyond task.history_limit: 2."]
     assert answer.prompt == "Which item comes next for this person?"
 
 

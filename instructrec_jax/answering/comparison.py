@@ -8,12 +8,12 @@ from pathlib import Path
 from instructrec_jax.answering.ranker import FusedRanker, Ranker, keep_fusion, open_second, tune
 from instructrec_jax.distributed.launch import once, say
 from instructrec_jax.evaluation.evaluator import (
-    Contender,
     MeasuredOn,
-    baseline_contenders,
-    contend,
+    ScoredRow,
+    baseline_rows,
     greater_is_better,
     measured_on,
+    score_row,
 )
 from instructrec_jax.evaluation.prompt_variants import format_sensitivity, reworded, sensitivity
 from instructrec_jax.evaluation.results import show_results
@@ -46,7 +46,7 @@ class Beside:
     baselines: bool = True
 
 
-def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | None = None) -> list[Contender]:
+def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | None = None) -> list[ScoredRow]:
     """Scores a run on data.test or data.validation; writes evaluation.json and predictions.jsonl into `out`.
 
     Returns the rows of the table, the run's own first.
@@ -60,18 +60,19 @@ def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | Non
         )
     groups = run.data.case_groups(cases)
     tuned = "tuned" if run.trained else "untuned"
-    rows = [contend(tuned, run.task, run.predict, groups)]
+    rows = [score_row(tuned, run.task, run.predict, groups)]
     rows += [_other_run(path, groups) for path in beside.runs]
     fusions = [(str(other), None) for other in beside.hybrids] + [(str(r), beside.retrieve) for r in beside.rerankers]
     if fusions:
         validation = run.data.cases(run.task, "validation")
         rows += [_fused(Ranker(run), other, k, validation, groups) for other, k in fusions]
     asked = [
-        contend(f"“{prompt}”", run.task, run.predict, _asked_as(run.task, groups, prompt)) for prompt in beside.prompts
+        score_row(f"“{prompt}”", run.task, run.predict, _asked_as(run.task, groups, prompt))
+        for prompt in beside.prompts
     ]
     rows += asked
     if beside.baselines and run.config.data.train:
-        rows += baseline_contenders(run.task, run.data.cases(run.task, "train"), groups)
+        rows += baseline_rows(run.task, run.data.cases(run.task, "train"), groups)
     metric = run.config.evaluation.metric or run.task.metric
     chose = run.trained and run.step is None and run.config.evaluation.every > 0
     shown_as = measured_on(split, chose_checkpoint=chose)
@@ -88,22 +89,22 @@ def compare_before_and_after(
 ) -> None:
     """The table that training ends with: the model before and after, and baselines, on the same cases."""
     rows = [
-        contend("before tuning", run.task, before, groups),
-        contend("after tuning", run.task, run.predict, groups),
-        *baseline_contenders(run.task, train, groups),
+        score_row("before tuning", run.task, before, groups),
+        score_row("after tuning", run.task, run.predict, groups),
+        *baseline_rows(run.task, train, groups),
     ]
     examples = showcase(run.task, run.predict, groups)
     metric = run.config.evaluation.metric or run.task.metric
     show_results(run.path, rows, examples, metric=metric, measured_on=measured_on)
 
 
-def _other_run(path: Path, groups: Groups) -> Contender:
+def _other_run(path: Path, groups: Groups) -> ScoredRow:
     """Another run on the same cases, as its own task reads them."""
     other = Run.open(path)
     same = {name: other.task.encode([e.example for e in cases]) for name, cases in groups.items()}
     if [len(cases) for cases in same.values()] != [len(cases) for cases in groups.values()]:
         raise ValueError(f"{path} drops some of the cases for their length, so it cannot be compared on them.")
-    return contend(path.name, other.task, other.predict, same)
+    return score_row(path.name, other.task, other.predict, same)
 
 
 def _asked_as(task: Task, groups: Groups, prompt: str) -> Groups:
@@ -114,7 +115,7 @@ def _asked_as(task: Task, groups: Groups, prompt: str) -> Groups:
     return asked
 
 
-def _fused(first: Ranker, name: str, k: int | None, validation: Sequence[Encoded], groups: Groups) -> Contender:
+def _fused(first: Ranker, name: str, k: int | None, validation: Sequence[Encoded], groups: Groups) -> ScoredRow:
     """A hybrid (k None) or two stages with another ranker; the tuned weight is kept with the run."""
     second = open_second(first, name, reranks=k is not None)
     fusion = tune(first, second, name, validation, k, "data.validation")
@@ -129,4 +130,4 @@ def _fused(first: Ranker, name: str, k: int | None, validation: Sequence[Encoded
 
         scores[group] = first.task.score_with(block_scores, cases)
     how = f"hybrid with {Path(name).name}" if k is None else f"{k} best reranked by {Path(name).name}"
-    return Contender(f"{how} (weight {fusion.weight:.2f})", scores)
+    return ScoredRow(f"{how} (weight {fusion.weight:.2f})", scores)

@@ -135,13 +135,13 @@ class BaselineRanker:
 
     def __init__(self, task: RankingTask, name: str):
         self.task, self.name = task, name
-        task.simple_scores(name, [])  # an unknown name is an error now
+        task.baseline_scores(name, [])  # an unknown name is an error now
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         return self.task.encode(examples)
 
     def scores(self, cases: Sequence[Encoded], items: np.ndarray | None = None) -> np.ndarray:
-        every = self.task.simple_scores(self.name, cases)(slice(0, len(cases)))
+        every = self.task.baseline_scores(self.name, cases)(slice(0, len(cases)))
         return every if items is None else np.take_along_axis(every, items, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: curves over its steps, confusion matrices, reliability diagrams. SVG inside of <img>."""
+"""Charts of a run as SVG in <img>: curves over steps, confusion matrices, reliability diagrams."""
 
 import base64
 import html
@@ -15,21 +15,21 @@ from instructrec_jax.files import check_type
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#1f5fbf", "#c8501e", "#2b8a57", "#8a4fb0", "#a87900")
-LINES_PER_PLOT = len(COLOURS)
+COLORS = ("#1f5fbf", "#c8501e", "#2b8a57", "#8a4fb0", "#a87900")
+LINES_PER_PLOT = len(COLORS)
 POINTS_PER_LINE = 1000
-MOST_NUMBERS = 12  # labels up to which the cells of a confusion matrix hold their numbers
-MOST_NAMES = 80  # labels up to which the axes have names
+MOST_NUMBERS = 12  # most labels with which a confusion matrix shows numbers in its cells
+MOST_NAMES = 80  # most labels with which the axes are labeled
 
 
 def line_plot(
     title: str, curves: Mapping[str, Sequence[tuple[int, float]]], smooth: str = "", from_zero: bool = False
 ) -> str:
-    """Curves of (step, value) by name; nothing when there are no points.
+    """Curves of (step, value) by name as an <img>; "" without points.
 
     Args:
-      smooth: the curve that is drawn as a moving average too.
-      from_zero: whether the y axis begins there.
+      smooth: name of the curve that also gets a moving average.
+      from_zero: whether the y axis starts at 0.
     """
     curves = {name: points for name, points in curves.items() if points}
     if not curves:
@@ -38,8 +38,8 @@ def line_plot(
     def draw(axes: "Axes") -> None:
         from matplotlib.ticker import MaxNLocator
 
-        for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
-            _line(axes, name, points, colour, smooth=name == smooth)
+        for (name, points), color in zip(curves.items(), COLORS, strict=False):
+            _line(axes, name, points, color, smooth=name == smooth)
         axes.set_xlabel("step", color="#555")
         axes.grid(axis="y", color="#e8e8e8", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -55,14 +55,14 @@ def line_plot(
 
 
 class Confusion(TypedDict):
-    """Rows of counts are the true labels."""
+    """A confusion matrix; the rows of `counts` are the true labels."""
 
     labels: list[str]
     counts: list[list[float]]
 
 
 class Bin(TypedDict):
-    """Cases of similar confidence."""
+    """Cases of similar confidence: their number, mean confidence and accuracy."""
 
     cases: float
     confidence: float
@@ -75,35 +75,35 @@ class Calibration(TypedDict):
     bins: list[Bin]
 
 
-def chart(name: str, data: Mapping[str, Any]) -> str:
-    """One of `Scores.charts` as an <img>; nothing for a name that has no picture."""
+def chart(name: str, data: Mapping[str, object]) -> str:
+    """One of `Scores.charts` as an <img>; "" for an unknown name. Raises ValueError for malformed data."""
     kind = name.split(",")[0].split(" (")[0]
     where = f"evaluation.json, chart {name!r}"
     if kind == "confusion":
-        check_type(data, Confusion, where)
-        if [len(row) for row in data["counts"]] != [len(data["labels"])] * len(data["labels"]) or not data["labels"]:
-            raise ValueError(f"{where}: counts should have a row and a column for each of the labels.")
-        side = 2.6 + 0.16 * len(data["labels"])
-        return _image(
-            name.capitalize(), (side + 0.6, side), lambda axes: _confusion(axes, data["labels"], data["counts"])
-        )
+        confusion: Confusion = check_type(data, Confusion, where)
+        labels, counts = confusion["labels"], confusion["counts"]
+        if [len(row) for row in counts] != [len(labels)] * len(labels) or not labels:
+            raise ValueError(f"{where}: counts should have one row and one column per label.")
+        side = 2.6 + 0.16 * len(labels)
+        return _image(name.capitalize(), (side + 0.6, side), lambda axes: _confusion(axes, labels, counts))
     if kind == "calibration":
-        check_type(data, Calibration, where)
-        if not all(row["cases"] > 0 for row in data["bins"]) or not data["bins"]:
-            raise ValueError(f"{where}: bins should be a list of bins that hold cases.")
-        return _image(name.capitalize(), (4.2, 3.6), lambda axes: _calibration(axes, data["bins"]))
+        calibration: Calibration = check_type(data, Calibration, where)
+        bins = calibration["bins"]
+        if not all(row["cases"] > 0 for row in bins) or not bins:
+            raise ValueError(f"{where}: bins should be a list of non-empty bins.")
+        return _image(name.capitalize(), (4.2, 3.6), lambda axes: _calibration(axes, bins))
     return ""
 
 
-def _confusion(axes: "Axes", labels: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-    """Rows are the true labels; colours are shares of a row."""
+def _confusion(axes: "Axes", labels: Sequence[str], counts: Sequence[Sequence[float]]) -> None:
+    """Rows are the true labels; the color of a cell is its share of the row."""
     table = np.array(counts, float)
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(labels) <= MOST_NUMBERS:
         for row, column in np.ndindex(*table.shape):
-            colour = "white" if shares[row, column] > 0.5 else "#333"
-            axes.text(column, row, f"{table[row, column]:.4g}", ha="center", va="center", color=colour, fontsize=8)
+            color = "white" if shares[row, column] > 0.5 else "#333"
+            axes.text(column, row, f"{table[row, column]:.4g}", ha="center", va="center", color=color, fontsize=8)
     names = [_short(label) for label in labels] if len(labels) <= MOST_NAMES else []
     size = 9 if len(labels) <= MOST_NUMBERS else 5
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
@@ -112,8 +112,8 @@ def _confusion(axes: "Axes", labels: Sequence[str], counts: Sequence[Sequence[in
     axes.set_ylabel("true", color="#555")
 
 
-def _calibration(axes: "Axes", bins: Sequence[Mapping[str, float]]) -> None:
-    """The area of a point is the number of its cases."""
+def _calibration(axes: "Axes", bins: Sequence[Bin]) -> None:
+    """The area of a point is proportional to its number of cases."""
     most = max(row["cases"] for row in bins)
     axes.plot([0, 1], [0, 1], color="#bbb", linewidth=1, zorder=1)
     axes.scatter(
@@ -127,17 +127,17 @@ def _calibration(axes: "Axes", bins: Sequence[Mapping[str, float]]) -> None:
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("confidence", color="#555")
-    axes.set_ylabel("share that is right", color="#555")
+    axes.set_ylabel("accuracy", color="#555")
 
 
-def _line(axes: "Axes", name: str, points: Sequence[tuple[int, float]], colour: str, smooth: bool) -> None:
+def _line(axes: "Axes", name: str, points: Sequence[tuple[int, float]], color: str, smooth: bool) -> None:
     label = _label(name)
     marker = "o" if len(points) <= 30 else ""
     steps, values = zip(*points, strict=True)
     window = len(points) // 20 if smooth else 1
     if window > 1:
         stride = -(-len(points) // POINTS_PER_LINE)
-        axes.plot(steps[::stride], values[::stride], color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(steps[::stride], values[::stride], color=color, alpha=0.25, linewidth=0.8)
         sums = np.cumsum([0.0, *values])
         steps, values, marker = steps[window - 1 :], (sums[window:] - sums[:-window]) / window, ""
         label += f" (mean of {window} log lines)"
@@ -145,7 +145,7 @@ def _line(axes: "Axes", name: str, points: Sequence[tuple[int, float]], colour: 
     axes.plot(
         steps[::stride],
         values[::stride],
-        color=colour,
+        color=color,
         label=label,
         marker=marker,
         markersize=3.5,
@@ -154,13 +154,18 @@ def _line(axes: "Axes", name: str, points: Sequence[tuple[int, float]], colour: 
 
 
 def _image(title: str, size: tuple[float, float], draw: Callable[["Axes"], None], says: str = "") -> str:
-    """`says`: the picture in words, for who does not see it."""
-    # matplotlib takes half a second to import, and `import instructrec_jax` should not wait for it.
+    """Draws an <img>; `says` is its alternative text."""
+    # matplotlib takes half a second to import: `import instructrec_jax` should not wait for it.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    # Text stays text: the browser has the glyphs of every language, which the fonts here need not have.
-    style: Any = {"svg.hashsalt": title, "svg.fonttype": "none", "font.size": 10, "axes.formatter.useoffset": False}
+    # Text stays text: browsers have the glyphs of every language, the fonts of this machine may not.
+    style: Any = {
+        "svg.hashsalt": title,
+        "svg.fonttype": "none",
+        "font.size": 10,
+        "axes.formatter.useoffset": False,
+    }
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=size, layout="constrained")
@@ -181,7 +186,7 @@ def _short(label: str) -> str:
 
 
 def _label(text: str) -> str:
-    """Text as matplotlib takes it: $ would begin mathematics, _ at the front would hide a legend entry."""
+    """Text escaped for matplotlib: $ would start math mode, a leading _ would hide a legend entry."""
     return clean(text).replace("$", r"\$").replace("_", " ")
 
 

@@ -1,6 +1,6 @@
-"""Runs a model over any number of texts, in few shapes."""
+"""Runs a model over any number of texts, in few compiled shapes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from instructrec_jax.data.loader import BatchTexts, Text, lay_out, lengths_of, to_devices
-from instructrec_jax.data.packing import fit
+from instructrec_jax.data.packing import Plan, fit
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -16,7 +16,7 @@ from instructrec_jax.inference.writer import open_writer
 from instructrec_jax.tasks.base import Predict, Task
 from instructrec_jax.training.step import make_predict_step
 
-TOKENS_PER_BATCH = 4096  # on each data-parallel device
+TOKENS_PER_BATCH = 4096  # per data-parallel device
 
 
 def make_predict(
@@ -27,12 +27,17 @@ def make_predict(
     buckets: Sequence[int],
     per_token: bool,
 ) -> Callable[..., list[np.ndarray]]:
-    """The function that a task scores with: texts -> one array a text, in the order of the texts.
+    """The function that a task scores with: texts -> one array per text, in the order of the texts.
 
-    Texts are packed into rows of the smallest bucket that holds them; each bucket has one batch shape (where there are
-    few rows, a power of two of them, so that calls with a few texts each share their shapes). Where texts have
-    targets, the rows of a bucket's targets are as long as the longest of them needs (a power of two), and answers per
-    token are those of the target's tokens. Several processes run all texts together, and each gets all answers.
+    Each text is packed into rows of the smallest bucket that holds it. Each bucket has one batch shape; with few rows
+    their number is rounded up to a power of two, so that small calls share compiled shapes. The target rows of a bucket
+    are as long as its longest target, rounded up to a power of two; with targets, per-token outputs are those of the
+    target's tokens. With several processes all of them run all texts together, and each gets every output.
+
+    Args:
+      predict_step: see `training.step.make_predict_step`.
+      buckets: row lengths in tokens, ascending.
+      per_token: whether the step returns one output per token instead of one per text.
     """
 
     def predict(
@@ -43,48 +48,55 @@ def make_predict(
         **arrays: list[np.ndarray],
     ) -> list[np.ndarray]:
         everywhere = place(given or {}, replicated(mesh))
-        lengths, target_lengths = lengths_of(texts)
-        answered = lengths if target_lengths is None else target_lengths
-        bucket_of = np.searchsorted(buckets, lengths)
-        results: list[Any] = [None] * len(texts)
-        for number in np.unique(bucket_of):
-            members = np.flatnonzero(bucket_of == number)
-            length, targets, target_length = int(buckets[number]), None, None
-            if target_lengths is not None:
-                targets = target_lengths[members]
-                target_length = max(32, 1 << (int(targets.max()) - 1).bit_length())
-            whole = fit(lengths[members], length, targets, target_length)
-            shards = data_shards(mesh)
-            most = max(1, TOKENS_PER_BATCH // (length + (target_length or 0))) * shards
-            size = min(most, shards << (-(-whole.rows // shards) - 1).bit_length())
-            for first in range(0, whole.rows, size):
-                inside = (whole.row >= first) & (whole.row < first + size)
-                chosen = members[inside]
-                plan = replace(
-                    whole,
-                    rows=size,
-                    row=whole.row[inside] - first,
-                    segment=whole.segment[inside],
-                    start=whole.start[inside],
-                    target_start=None if whole.target_start is None else whole.target_start[inside],
-                )
-                per_token_arrays = {name: [values[i] for i in chosen] for name, values in arrays.items()}
-                parts = BatchTexts([texts[i] for i in chosen], per_token=per_token_arrays)
-                seed: tuple[np.uint32, ...] = ()
-                if dropout is not None:
-                    seed, parts.per_text = (dropout[0],), {"text_numbers": dropout[1][chosen]}
-                batch = to_devices(lay_out(parts, plan), mesh) | everywhere
-                output = fetch(predict_step(params, batch, *seed))
-                starts = plan.start if plan.target_start is None else plan.target_start
-                for index, r, s, at in zip(chosen, plan.row, plan.segment, starts, strict=True):
-                    results[index] = output[r, at : at + answered[index]] if per_token else output[r, s - 1]
-        return results
+        results: dict[int, np.ndarray] = {}
+        for chosen, plan in _plans(texts, buckets, data_shards(mesh)):
+            gathered = BatchTexts(
+                [texts[i] for i in chosen],
+                per_token={name: [values[i] for i in chosen] for name, values in arrays.items()},
+            )
+            seed: tuple[np.uint32, ...] = ()
+            if dropout is not None:
+                seed, gathered.per_text = (dropout[0],), {"text_numbers": dropout[1][chosen]}
+            batch = to_devices(lay_out(gathered, plan), mesh) | everywhere
+            output = fetch(predict_step(params, batch, *seed))
+            starts = plan.start if plan.target_start is None else plan.target_start
+            for index, row, segment, start in zip(chosen.tolist(), plan.row, plan.segment, starts, strict=True):
+                text = texts[index]
+                length = len(text.tokens if text.target is None else text.target)
+                results[index] = output[row, start : start + length] if per_token else output[row, segment - 1]
+        return [results[index] for index in range(len(texts))]
 
     return predict
 
 
+def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int) -> Iterator[tuple[np.ndarray, Plan]]:
+    """(numbers of the texts in a batch, where they lie in its rows) for each batch, bucket by bucket."""
+    lengths, target_lengths = lengths_of(texts)
+    bucket_of = np.searchsorted(buckets, lengths)
+    for number in np.unique(bucket_of):
+        members = np.flatnonzero(bucket_of == number)
+        length, targets, target_length = int(buckets[number]), None, None
+        if target_lengths is not None:
+            targets = target_lengths[members]
+            target_length = max(32, 1 << (int(targets.max()) - 1).bit_length())
+        whole = fit(lengths[members], length, targets, target_length)
+        most = max(1, TOKENS_PER_BATCH // (length + (target_length or 0))) * shards
+        size = min(most, shards << (-(-whole.rows // shards) - 1).bit_length())
+        for first in range(0, whole.rows, size):
+            inside = (whole.row >= first) & (whole.row < first + size)
+            plan = replace(
+                whole,
+                rows=size,
+                row=whole.row[inside] - first,
+                segment=whole.segment[inside],
+                start=whole.start[inside],
+                target_start=None if whole.target_start is None else whole.target_start[inside],
+            )
+            yield members[inside], plan
+
+
 def predictor(task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int]) -> Callable[[Any], Predict]:
-    """parameters -> the model that a task scores with."""
+    """A function: parameters -> the `Predict` that a task scores with."""
     step = make_predict_step(task, graphdef, mesh)
     subtasks = {name: predictor(each, graphdef, mesh, buckets) for name, each in task.subtasks.items()}
     writer = open_writer(task, graphdef, mesh) if task.writes else None
@@ -105,7 +117,7 @@ def predictor(task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int
 
 
 def remember(predict: Predict) -> Predict:
-    """The same model, which runs each `Text` object once."""
+    """The same model with a cache: it runs each `Text` object once."""
     known: dict[int, tuple[Text, np.ndarray]] = {}
 
     def remembered(

@@ -1,8 +1,8 @@
 """The report of a run: report.html, one file that needs no network and no JavaScript.
 
-Everything shown comes from files in the run directory; a file that is not there is named where its section would be.
-The page is templates/report.html.jinja: every value is escaped there, and the page forbids itself scripts and any
-request. Here is what the template is given.
+All content comes from files in the run directory; the section of a missing file names that file. The page is
+templates/report.html.jinja, which escapes every value and forbids scripts and requests. This module prepares the
+template's variables.
 """
 
 from collections import Counter
@@ -16,6 +16,8 @@ from markupsafe import Markup
 from instructrec_jax.evaluation import tables
 from instructrec_jax.evaluation.charts import LINES_PER_PLOT, chart, line_plot
 from instructrec_jax.evaluation.tables import (
+    PAIRED_HEADING,
+    SUBGROUP_HEADING,
     Evaluation,
     ShownExample,
     Skipped,
@@ -37,12 +39,13 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write report.html into a run directory from what lies there; returns its path.
+    """Writes report.html into a run directory from its other files; returns the path.
 
-    Read, each if present: summary.json {"title", "facts": {label: value}}; evaluation.json (see
+    Reads, where present: summary.json {"title", "facts": {label: value}}; evaluation.json (see
     `tables.format_table`) with "report", a longer text; metrics.jsonl (see `Tracker`); examples.json (see
-    `tables.format_examples`); skipped.jsonl, rows with a "reason"; config.yaml. A file that is there but broken is a
-    ValueError that names it.
+    `tables.format_examples`); skipped.jsonl, rows with a "reason"; config.yaml.
+
+    Raises ValueError, naming the file, where one is malformed.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -62,6 +65,8 @@ def write_report(run_dir: str | Path) -> Path:
             title=str(summary.get("title") or folder),
             folder=folder,
             lead=_lead(evaluation["rows"], evaluation["metrics"]),
+            paired_heading=PAIRED_HEADING,
+            subgroup_heading=SUBGROUP_HEADING,
             results_heading=heading(evaluation["split"]) if evaluation.get("split") else "Results",
             evaluation=evaluation,
             columns=_columns(evaluation["rows"], shown),
@@ -104,7 +109,7 @@ def _jsonl(path: Path, kind: type[T]) -> list[T]:
 
 
 def _lead(rows: Rows, metrics: Sequence[str]) -> dict[str, Any] | None:
-    """The outcome in one sentence: who is best on the first metric, and who comes next."""
+    """The headline: the best and the second-best row on the first metric; None without two different values."""
     if not metrics:
         return None
     metric = metrics[0]
@@ -124,13 +129,13 @@ def _columns(rows: Rows, metrics: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _differences(differences: Rows) -> list[dict[str, Any]]:
-    """Each with its verdict, and where its interval is drawn on the axis of its metric, in percent."""
+    """Each difference with its verdict, the verdict's CSS class, and its interval bar in percent of the axis."""
     shown = []
     for each in differences:
         low, high, mean = (finite(each.get(key)) for key in ("low", "high", "mean"))
         bar = None
         if low is not None and high is not None and mean is not None:
-            # Metrics differ in scale, so each has its own axis: zero and all its intervals.
+            # Metrics differ in scale, so each has its own axis, which spans zero and all intervals.
             same = [other for other in differences if other["metric"] == each["metric"]]
             ends = [x for other in same for key in ("low", "high") if (x := finite(other.get(key))) is not None]
             first, last = min(0.0, *ends), max(0.0, *ends)
@@ -138,12 +143,14 @@ def _differences(differences: Rows) -> list[dict[str, Any]]:
             zero, start, stop, dot = (2 + (x - first) * percent for x in (0.0, low, high, mean))
             places = {"zero": zero, "start": start, "width": stop - start, "dot": dot}
             bar = {name: f"{place:.1f}" for name, place in places.items()}
-        shown.append({**each, "verdict": verdict(each), "bar": bar})
+        outcome = verdict(each)
+        mark = next((word for word in ("better", "worse") if word in outcome), "neutral")
+        shown.append({**each, "verdict": outcome, "mark": mark, "bar": bar})
     return shown
 
 
 def _others(segments: Rows) -> list[str]:
-    """The rows that are beside the shown one in the table of parts."""
+    """The names of the rows beside the one whose intervals the subgroup table shows."""
     return list(dict.fromkeys(who for part in segments for who in part["values"] if who != part["shown"]))
 
 
@@ -160,7 +167,7 @@ def _skipped(rows: Rows) -> dict[str, Any] | None:
 
 
 def _training(rows: Rows) -> dict[str, Any]:
-    """Plots, number of logged lines, and number of logged steps without a finite loss."""
+    """The plots, the number of logged steps, and how many of them had no finite loss."""
     train = [row for row in rows if row.get("kind") == "train"]
     evaluations = [row for row in rows if row.get("kind") == "evaluation"]
     plots = _plots(train, evaluations) if train or evaluations else ""
@@ -171,7 +178,7 @@ def _training(rows: Rows) -> dict[str, Any]:
 def _plots(train: Rows, evaluations: Rows) -> str:
     other = {"kind", "step", *TIMING_FIELDS}
     names = list(dict.fromkeys(name for row in evaluations for name in row if name not in other))
-    # Shares of one lie on one scale and go together; everything else has a plot of its own.
+    # Metrics in [0, 1] share plots; every other metric has its own.
     shares = [n for n in names if all(0 <= v <= 1 for _, v in _curve(evaluations, n)) and not lower_is_better(n)]
     groups = [shares[i : i + LINES_PER_PLOT] for i in range(0, len(shares), LINES_PER_PLOT)]
     groups += [[name] for name in names if name not in shares and name != "loss"]
@@ -182,9 +189,13 @@ def _plots(train: Rows, evaluations: Rows) -> str:
         title = group[0] if len(group) == 1 else "Evaluation metrics"
         plots.append(line_plot(title, {name: _curve(evaluations, name) for name in group}))
     plots.append(line_plot("Learning rate", {"learning rate": _curve(train, "learning_rate")}))
-    plots.append(line_plot("Real tokens per second", {"tokens/s": _curve(train, "tokens_per_second")}, from_zero=True))
+    plots.append(
+        line_plot(
+            "Tokens per second (padding excluded)", {"tokens/s": _curve(train, "tokens_per_second")}, from_zero=True
+        )
+    )
     waits = {part: _curve(train, f"{part}_share") for part in ("input", "checkpoint", "logging")}
-    plots.append(line_plot("Share of the time not spent on steps", waits, from_zero=True))
+    plots.append(line_plot("Share of time outside of training steps", waits, from_zero=True))
     return "".join(plots)
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind, and what it shows."""
+"""Writes the files of an evaluation and prints its table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from instructrec_jax.distributed.launch import is_first
-from instructrec_jax.evaluation.evaluator import Contender, MeasuredOn, table
+from instructrec_jax.evaluation.evaluator import MeasuredOn, ScoredRow, table
 from instructrec_jax.evaluation.tables import format_examples, format_table
 from instructrec_jax.files import write_json, write_jsonl
 from instructrec_jax.tasks.base import Scores
@@ -15,28 +15,28 @@ from instructrec_jax.tasks.base import Scores
 
 def show_results(
     folder: Path,
-    contenders: Sequence[Contender],
+    rows: Sequence[ScoredRow],
     examples: list[dict[str, Any]],
     *,
     metric: str,
     measured_on: MeasuredOn,
     tuned: str = "after tuning",
 ) -> None:
-    """Writes evaluation.json, predictions.jsonl and examples.json into `folder` and prints table and examples.
+    """Writes evaluation.json, predictions.jsonl and examples.json into `folder`; prints the table and the examples.
 
     Args:
-      measured_on: where the cases come from: headings of table and report say it.
-      tuned: the contender whose predictions are kept and that the others are compared with.
+      measured_on: the split, as the headings of table and report name it.
+      tuned: name of the row whose predictions are written and that every other row is compared with.
     """
-    shown = next(c for c in contenders if c.name == tuned)
-    said = [_cases(scores) + (f" {segment}" if segment else "") for segment, scores in shown.scores.items()]
-    protocol = "; ".join([*said, *dict.fromkeys(s.protocol for s in shown.scores.values() if s.protocol)])
-    result = table(contenders, tuned=tuned, protocol=protocol, metric=metric, measured_on=measured_on)
+    shown = next(row for row in rows if row.name == tuned)
+    sizes = [_cases(scores) + (f" {segment}" if segment else "") for segment, scores in shown.scores.items()]
+    protocol = "; ".join([*sizes, *dict.fromkeys(s.protocol for s in shown.scores.values() if s.protocol)])
+    result = table(rows, tuned=tuned, protocol=protocol, metric=metric, measured_on=measured_on)
     if not is_first():
         return
     write_json(folder / "evaluation.json", result)
-    rows = ({"segment": s, **record} for s, scores in shown.scores.items() for record in scores.predictions)
-    write_jsonl(folder / "predictions.jsonl", rows)
+    records = ({"segment": s, **record} for s, scores in shown.scores.items() for record in scores.predictions)
+    write_jsonl(folder / "predictions.jsonl", records)
     write_json(folder / "examples.json", examples)
     print("\n" + format_table(result))
     if examples:
@@ -44,7 +44,7 @@ def show_results(
 
 
 def _cases(scores: Scores) -> str:
-    """How many cases there are, and of how many owners where some share one: these are what intervals resample."""
+    """The number of cases, and of their owners where cases share one: the intervals resample owners."""
     owners = {len(np.unique(each)) for each in scores.owners.values()}
-    of = f" of {max(owners):,} owners (users, documents or conversations, which intervals resample)" if owners else ""
+    of = f" of {max(owners):,} owners (users, documents or conversations; intervals resample owners)" if owners else ""
     return f"{len(scores.predictions):,} cases{of}"

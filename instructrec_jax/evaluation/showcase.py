@@ -1,4 +1,4 @@
-"""The examples that a run ends with."""
+"""The examples that are shown at the end of a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from instructrec_jax.tasks.base import Encoded, Predict, Task
 
 
 def showcase(task: Task, predict: Predict, groups: Mapping[str, Sequence[Encoded]]) -> list[dict[str, Any]]:
-    """The task's five examples, dealt in turn from the groups that the evaluation reports apart.
+    """The task's five examples, taken round-robin from the groups that the evaluation reports separately.
 
-    Groups may hold the same cases in other words and are drawn from with the same seed, so each gives other places of
-    its draw. Where there are several groups, an example says its own: "group".
+    Groups may have the same cases with other instructions and are sampled with the same seed, so each group contributes
+    other positions of its sample. With several groups, each example names its "group".
     """
     once = remember(predict)
     shown = [(name, task.showcase(once, cases)) for name, cases in groups.items()]

@@ -1,4 +1,4 @@
-"""An evaluation's tables as text for a terminal, and how numbers and names are shown there and in the report."""
+"""The tables of an evaluation as terminal text, and the formatting that terminal and report share."""
 
 import math
 import re
@@ -8,10 +8,12 @@ from typing import Any, NotRequired, TypedDict
 
 LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "gini"}
 SEGMENTS_AS_TEXT = 24
+PAIRED_HEADING = "Paired differences (95% bootstrap)"
+SUBGROUP_HEADING = "Breakdown by subgroup"
 
 
 class Row(TypedDict):
-    """A contender of an evaluation."""
+    """A row of the table: a model or a baseline, with 95% intervals of its values."""
 
     name: str
     values: NotRequired[dict[str, float | None] | None]
@@ -29,7 +31,7 @@ class Difference(TypedDict):
 
 
 class Segment(TypedDict):
-    """A part of the cases, with the interval of one contender."""
+    """A subgroup of the cases: every row's value, and the 95% interval of the row `shown`."""
 
     name: str
     cases: int
@@ -41,7 +43,7 @@ class Segment(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """evaluation.json, as `format_table` shows it; "report" is a longer text, for "charts" see `charts.chart`."""
+    """evaluation.json, see `format_table`; "report" is a longer text, for "charts" see `charts.chart`."""
 
     protocol: NotRequired[str | None]
     metrics: NotRequired[list[str] | None]
@@ -73,7 +75,7 @@ class ShownExample(TypedDict):
 
 
 class Skipped(TypedDict):
-    """What is shown of a line of skipped.jsonl."""
+    """The field of a line of skipped.jsonl that the report shows."""
 
     reason: NotRequired[str]
 
@@ -86,15 +88,18 @@ class Summary(TypedDict):
 
 
 def format_table(evaluation: Mapping[str, Any]) -> str:
-    """The comparison as aligned plain text, the best of each column marked with *.
+    """The table as aligned plain text, the best value of each column marked with *.
 
-    evaluation: {"split": where the cases come from, "protocol": how it was measured, "metrics": [names in order],
-    "rows": [{"name": who, "values": {metric: number}, "intervals": {metric: [low, high]}, "note": why it has no
-    values}], 95% intervals;
-    "differences": [{"name", "metric", "mean", "low", "high"}]: paired differences with 95% intervals,
-    "segments": [{"name", "cases", "metric", "values": {who: number}, "shown": who, "low", "high"}]: parts of the cases
-    and the interval of one of the rows}.
-    A value that is missing or null is shown as –.
+    Args:
+      evaluation: as in evaluation.json (`Evaluation`):
+        "split": the split, for the heading; "protocol": how the metrics were measured; "metrics": names in order;
+        "rows": [{"name", "values": {metric: number}, "intervals": {metric: [low, high]}, "note": why a baseline has no
+        values}], with 95% intervals;
+        "differences": [{"name", "metric", "mean", "low", "high"}], paired, with 95% intervals;
+        "segments": [{"name", "cases", "metric", "values": {row: number}, "shown": row, "low", "high"}], subgroups of
+        the cases with the interval of the row "shown".
+
+    A missing value (or null) is shown as –.
     """
     metrics, rows = list(evaluation.get("metrics") or []), list(evaluation.get("rows") or [])
     best = {metric: best_of(rows, metric) for metric in metrics}
@@ -106,7 +111,7 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
         table.append([clean(row["name"])])
         for metric in metrics:
             value = value_of(row, metric)
-            # Marked or not, the decimal points of a column stay below each other.
+            # A blank in place of the mark keeps the decimal points aligned.
             table[-1].append(digits(value) + ("*" if value is not None and value == best[metric] else " "))
             table[-1] += [interval_of(row, metric)] if metric in intervals else []
     lines = _aligned(table)
@@ -117,46 +122,56 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
     if set(best.values()) - {None}:
         lines.append("* best in its column")
     lines += [_wrapped(f"{row['name']}: {row['note']}", "", "  ") for row in rows if row.get("note")]
-    if differences := evaluation.get("differences"):
-        table = [
-            [
-                clean(d["name"]),
-                clean(d["metric"]),
-                signed(d["mean"]),
-                f"[{signed(d['low'])}, {signed(d['high'])}]",
-                verdict(d),
-            ]
-            for d in differences
-        ]
-        lines += ["", "Paired differences with 95% intervals", *_aligned(table, left=(0, 1, 4))]
-    if segments := evaluation.get("segments"):
-        head = ["", "cases", clean(f"{segments[0]['metric']} of {segments[0]['shown']}"), "95% interval"]
-        table = [
-            [
-                clean(part["name"]),
-                f"{part['cases']:,}",
-                digits(value_of(part, part["shown"])),
-                f"[{digits(part['low'])}, {digits(part['high'])}]",
-            ]
-            for part in segments[:SEGMENTS_AS_TEXT]
-        ]
-        lines += ["", "Parts of the cases", *_aligned([head, *table])]
-        if more := len(segments) - len(table):
-            lines.append(f"and {more} more in the report")
+    lines += _difference_lines(evaluation.get("differences") or [])
+    lines += _subgroup_lines(evaluation.get("segments") or [])
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _difference_lines(differences: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not differences:
+        return []
+    table = [
+        [
+            clean(d["name"]),
+            clean(d["metric"]),
+            signed(d["mean"]),
+            f"[{signed(d['low'])}, {signed(d['high'])}]",
+            verdict(d),
+        ]
+        for d in differences
+    ]
+    return ["", PAIRED_HEADING, *_aligned(table, left=(0, 1, 4))]
+
+
+def _subgroup_lines(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not segments:
+        return []
+    head = ["", "cases", clean(f"{segments[0]['metric']} of {segments[0]['shown']}"), "95% interval"]
+    table = [
+        [
+            clean(part["name"]),
+            f"{part['cases']:,}",
+            digits(value_of(part, part["shown"])),
+            f"[{digits(part['low'])}, {digits(part['high'])}]",
+        ]
+        for part in segments[:SEGMENTS_AS_TEXT]
+    ]
+    more = len(segments) - len(table)
+    return ["", SUBGROUP_HEADING, *_aligned([head, *table]), *([f"{more} more in the report"] if more else [])]
+
+
 def heading(split: str) -> str:
-    """The heading of an evaluation on this split, for terminal and report."""
+    """The heading of the table, for terminal and report."""
     return f"Results on {split}"
 
 
 def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
-    """Instructions and their answers as plain text, best answer first, the wanted one marked with *.
+    """Instructions and their answers as plain text, best answer first, the target marked with *.
 
-    examples: [{"instruction": text, "wanted": text or null, "answers": [{"text", "score"}]}]; they may say which
-    "group" of the cases they belong to, the facts "asked" for, and of answers ("why") and the wanted one ("wanted_why")
-    the facts that match.
+    Args:
+      examples: [{"instruction": text, "wanted": target or null, "answers": [{"text", "score"}]}]; optionally the
+        "group" of the cases, the facts "asked" for, and the matching facts of answers ("why") and target
+        ("wanted_why").
     """
     blocks = []
     for example in examples:
@@ -172,26 +187,26 @@ def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
                 _wrapped(with_why(answer["text"], answer.get("why")), f"{mark}{number:>2}. {score:>8}  ", " " * 15)
             )
         if wanted is not None:
-            lines.append(_wrapped(with_why(wanted, example.get("wanted_why")), "    wanted: ", " " * 12))
+            lines.append(_wrapped(with_why(wanted, example.get("wanted_why")), "    target: ", " " * 12))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
-def with_why(text: Any, why: str | None) -> str:
-    """An answer with the facts that speak for it."""
+def with_why(text: object, why: str | None) -> str:
+    """An answer with the facts that match the instruction."""
     return f"{text}  ({why})" if why else str(text)
 
 
-# ---- how things are shown -----------------------------------------------------------------------------
+# ---- formatting ---------------------------------------------------------------------------------------
 
 
-def clean(value: Any, keep: str = "") -> str:
-    """Text without what could steer a terminal or break a page: control characters, half surrogate pairs."""
+def clean(value: object, keep: str = "") -> str:
+    """Text without control characters and lone surrogates, which could steer a terminal or break a page."""
     return "".join(c if c.isprintable() or c in keep else " " if c.isspace() else "�" for c in str(value))
 
 
-def finite(value: Any) -> float | None:
-    """The number, or None where there is none to show (missing, null, NaN)."""
+def finite(value: object) -> float | None:
+    """The value as float; None for a missing, null, infinite or NaN value."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
@@ -201,20 +216,20 @@ def value_of(row: Mapping[str, Any], metric: str) -> float | None:
     return finite((row.get("values") or {}).get(metric))
 
 
-def digits(value: Any) -> str:
+def digits(value: object) -> str:
     number = finite(value)
     if number is None:
         return "–"
     return f"{number:,.4f}" if abs(number) < 100 else f"{number:,.1f}"
 
 
-def signed(value: Any) -> str:
+def signed(value: object) -> str:
     text = digits(value)
     return text if text.startswith(("-", "–")) else f"+{text}"
 
 
 def with_intervals(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The metrics that rows have intervals of."""
+    """The metrics for which some row has an interval."""
     return {metric for row in rows for metric in row.get("intervals") or {}}
 
 
@@ -224,14 +239,14 @@ def interval_of(row: Mapping[str, Any], metric: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric counts mistakes; its name may have a prefix ('test/mse') or a part of the cases ('loss (qa)',
-    'loss, qa') beside it."""
+    """Whether a lower value of the metric is better; its name may have a prefix ('test/mse') or name a subtask or
+    segment ('loss (qa)', 'loss, qa')."""
     name = re.split(r", | \(", metric.lower())[0]
     return re.split("[-_/]", name.partition("@")[0])[-1] in LOWER_IS_BETTER
 
 
 def best_of(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
-    """The best value of a column, or None when there are not two different ones to compare."""
+    """The best value of a column; None without two different values."""
     values = {value for row in rows if (value := value_of(row, metric)) is not None}
     if len(values) < 2:
         return None
@@ -239,16 +254,16 @@ def best_of(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
 
 
 def verdict(difference: Mapping[str, Any]) -> str:
-    """What the interval says, in words."""
+    """The outcome of a paired comparison by its 95% interval: significant where the interval excludes 0."""
     low, high = finite(difference.get("low")), finite(difference.get("high"))
     if low is None or high is None:
         return "no interval"
     if low == high == 0:
         return "equal"
     if low <= 0 <= high:
-        return "may be chance"
+        return "not significant"
     better = (high < 0) == lower_is_better(difference["metric"])
-    return "clearly better" if better else "clearly worse"
+    return "significantly better (95%)" if better else "significantly worse (95%)"
 
 
 def _aligned(table: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:

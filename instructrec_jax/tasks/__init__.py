@@ -1,4 +1,4 @@
-"""One file a task family; importing the package registers them all as choices of `--task.type`."""
+"""One file per task; importing the package registers all of them as choices of `--task.type`."""
 
 from instructrec_jax.tasks.generation.dialogue import DialogueConfig
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig

@@ -2,13 +2,13 @@
 
     encode (host) · gather (host) · loss, predict (device) · score (host) · optional refresh
 
-A task is one file that defines a config (a choice of `TaskConfig`) and a subclass of `Task`.
+A task is one file with a config (a choice of `TaskConfig`) and a subclass of `Task`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol
 
 import draccus
 import jax
@@ -34,40 +34,42 @@ Arrays = dict[str, jax.Array]
 
 
 def _no_words(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[str]:
-    raise TypeError("this task does not write: see `Task.writes`.")
+    raise TypeError("this task does not write text: see `Task.writes`.")
 
 
 @dataclass(frozen=True)
 class Predict:
-    """A model with its parameters, as a task scores with it.
+    """A model with its parameters, for `Task.score`.
 
     Attributes:
       run: see `__call__`.
-      write: (prompts, int32 [tokens] each, settings) -> the texts that answer them; of a task that `writes`.
-      subtasks: the same model by the `predict` of each of the task's `subtasks`.
+      write: (prompts, int32 [tokens] each, settings) -> the generated texts; only of a task that `writes`.
+      subtasks: name -> the same model with the `predict` of that entry of `Task.subtasks`.
     """
 
     run: Callable[..., list[np.ndarray]]
     write: Callable[[Sequence[np.ndarray], GenerationConfig], list[str]] = _no_words
     subtasks: Mapping[str, "Predict"] = field(default_factory=dict)
 
-    def __call__(self, texts: Sequence[Text], *, given: Any = None, **per_token: list[np.ndarray]) -> list[np.ndarray]:
-        """Runs the model over texts: `predict(texts, name=[one int array a token of each text], ...)`.
+    def __call__(
+        self, texts: Sequence[Text], *, given: Mapping[str, np.ndarray] | None = None, **per_token: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Runs the model over texts.
 
         Args:
-          given: further arrays by name that the task's `predict` finds in each batch as they are: the items' vectors,
-            say.
+          given: arrays added to each batch unchanged, by name, such as item vectors.
+          per_token: further arrays of the batch, by name: int [tokens] for each text.
 
-        Returns one array a text, in the order of the texts: [...] or, for a task that answers per token, [length, ...].
+        Returns one array per text, in order: [...], or [length, ...] for a task with predictions `per_token`.
         """
         return self.run(texts, given=given, **per_token)
 
     def draw(self, texts: Sequence[Text], seed: int, numbers: Sequence[int] | None = None) -> list[np.ndarray]:
-        """The same with dropout on, as in training: one draw of Monte Carlo dropout (Gal & Ghahramani, 2016).
+        """One draw of Monte Carlo dropout (Gal & Ghahramani, 2016): predictions with dropout, as in training.
 
         Args:
           seed: uint32. The same seed gives the same draw.
-          numbers: of the texts, which their dropout bits hang on: not on what shares a row or a call with a text.
+          numbers: of the texts. A text's dropout bits depend on seed and number alone, not on its row or call.
             None: 0, 1, ...
         """
         chosen = np.arange(len(texts)) if numbers is None else np.asarray(numbers)
@@ -75,60 +77,61 @@ class Predict:
 
 
 class TaskConfig(draccus.ChoiceRegistry):
-    """What to learn; `--task.type` chooses."""
+    """The task to train."""
 
     def build(self, context: "TaskContext") -> "Task":
-        raise TypeError(f"{type(self).__name__} is not a task: choose --task.type.")
+        raise TypeError(f"{type(self).__name__} is not a task: set --task.type.")
 
     @property
     def complete(self) -> bool:
-        """Whether all settings are there; else `learn` takes those that lack from the training examples."""
+        """Whether all settings are set; else `learn` takes the missing ones from the training examples."""
         return True
 
     def learn(self, examples: Sequence[Example]) -> "TaskConfig":
+        """The config with its missing settings (labels, say) taken from the training examples."""
         return self
 
     @property
     def name(self) -> str:
-        """What `--task.type` calls it."""
+        """The value of `--task.type`."""
         return self.get_choice_name(type(self))
 
     @property
     def label_names(self) -> list[str] | None:
-        """The labels to choose from (empty: to be learnt); None for a task without labels."""
+        """The labels to choose from (empty: those of the training examples); None for a task without labels."""
         return None
 
     ranks_catalogue: ClassVar[bool] = False  # whether the task ranks the items of a catalogue
-    answers_are_text: ClassVar[bool] = False  # whether it is a language model's, whose answers are texts
+    answers_are_text: ClassVar[bool] = False  # whether a language model writes the answers, as text
 
 
 @dataclass
 class TaskContext:
-    """What a task may need to know of the run when it is built."""
+    """The properties of a run that tasks depend on."""
 
-    tokenizer: Any  # of transformers
-    max_length: int  # tokens a text, special tokens included
+    tokenizer: Any  # of transformers; Any: transformers is untyped
+    max_length: int  # tokens per text, special tokens included
     truncate: Literal["error", "left", "right", "drop"] = "error"
     seed: int = 0
-    lower_case: bool = False  # texts are lower-cased before they are tokenised (sentence-transformers' do_lower_case)
-    prompt: str = ""  # put before each text that becomes one vector (sentence-transformers' default prompt)
-    counts: dict[str, int] = field(default_factory=dict)  # what was cut or dropped, for the summary
-    kind: str = "encoder"  # of the network: see `backbones.family.Family`
-    decoder_start_token_id: int | None = None  # what an encoder–decoder's target begins with
+    lower_case: bool = False  # lower-case texts before tokenization (sentence-transformers' do_lower_case)
+    prompt: str = ""  # prefix of each text that becomes one vector (sentence-transformers' default prompt)
+    counts: dict[str, int] = field(default_factory=dict)  # truncated or dropped texts, for the summary
+    kind: str = "encoder"  # kind of network: see `backbones.family.Family`
+    decoder_start_token_id: int | None = None  # first token of an encoder–decoder's targets
     folder: Path | None = None  # the backbone's: config.json, tokenizer, generation_config.json
-    held_out: Sequence[str] = ()  # labels that training must not see, not even as wrong answers
-    catalogue: Catalogue | None = None  # of a ranking task, with items that joined it; None: that of its folder
-    new_items: int = 0  # so many of the catalogue's last items joined it after training
-    vocab_size: int | None = None  # tokens for which the network has word embeddings; None: all of the tokenizer's
+    held_out: Sequence[str] = ()  # held-out labels, which training must not see even as negatives
+    catalogue: Catalogue | None = None  # catalogue of a ranking task with its new items; None: its folder's
+    new_items: int = 0  # number of items at the catalogue's end that were added after training
+    vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
 
     def count(self, what: str, number: int = 1) -> None:
-        """Adds to what the summary tells of texts that were cut, dropped or changed."""
+        """Counts texts that were truncated, dropped or changed, for the summary."""
         if number:
             self.counts[what] = self.counts.get(what, 0) + number
 
 
 class Model(nnx.Module):
-    """ŷ = h_ω(M_θ(x)): a backbone and a head. A network without a pretrained part has no backbone."""
+    """ŷ = h_ω(M_θ(x)): a backbone and a head. A network without pretrained part has no backbone."""
 
     def __init__(self, backbone: nnx.Module | None, head: nnx.Module):
         if backbone is not None:
@@ -138,7 +141,7 @@ class Model(nnx.Module):
     def hidden(self, batch: Arrays, dropout: DropoutKeys | None = None) -> jax.Array:
         """The backbone's last hidden states, [rows, length, hidden].
 
-        An encoder–decoder gives its decoder's where the batch has target texts, else its encoder's.
+        Of an encoder–decoder: the decoder's where the batch has targets, else the encoder's.
         """
         names = ("tokens", "segment_ids", "positions")
         inputs = [batch[name] for name in names]
@@ -152,14 +155,27 @@ class Model(nnx.Module):
         return backbone.decode(*(batch[f"target_{name}"] for name in names), encoded, inputs[1], dropout=keys)
 
 
-class HeadView:
-    """One task's model inside of the whole: the backbone and its own head.
+class Network(Protocol):
+    """The model as the methods of a task see it: a `Model`, or a `HeadView` of one with several heads.
 
-    Args:
-      hidden: the backbone's hidden states for the batch at hand, where they are there already.
+    Backbones and heads have no common type: each task calls the head that it built.
     """
 
-    def __init__(self, model: Any, name: str, hidden: jax.Array | None = None):
+    backbone: Any
+    head: Any
+
+    def hidden(self, batch: Arrays, dropout: DropoutKeys | None = None) -> jax.Array:
+        """See `Model.hidden`."""
+
+
+class HeadView:
+    """One subtask's view of a model with several heads: the backbone and its own head.
+
+    Args:
+      hidden: the backbone's hidden states for this batch, where they are known.
+    """
+
+    def __init__(self, model: Network, name: str, hidden: jax.Array | None = None):
         self.backbone, self.head, self._model, self._hidden = model.backbone, model.head[name], model, hidden
 
     def hidden(self, batch: Arrays, dropout: DropoutKeys | None = None) -> jax.Array:
@@ -168,13 +184,13 @@ class HeadView:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss may use beside the model and the batch.
+    """Inputs of a loss beside the model and the batch.
 
     Attributes:
-      dropout: keys of the batch's tokens; None: no dropout.
-      buffers: arrays of the state that `Task.refresh` made.
-      microbatches: in how many a loss that couples the examples of a batch runs the network; other losses see one
-        micro-batch at a time.
+      dropout: dropout keys of the batch's tokens; None: no dropout.
+      buffers: the state's arrays that `Task.refresh` made.
+      microbatches: number of micro-batches in which a loss that couples examples runs the network; other losses
+        receive one micro-batch at a time.
     """
 
     dropout: DropoutKeys | None = None
@@ -187,9 +203,9 @@ Goal = TypeVar("Goal", covariant=True, default=Any)
 
 @dataclass(frozen=True)
 class Encoded(Generic[Goal]):
-    """An example ready for batches: its text, and the target in the form that the task's loss wants.
+    """An example ready for batches: its tokens, and its target in the form of the task's loss.
 
-    Each task has a type of targets of its own; `Encoded` without one is any task's.
+    Each task has its own type of target; plain `Encoded` is that of any task.
     """
 
     text: Text
@@ -203,17 +219,16 @@ class Scores:
 
     Attributes:
       metrics: name -> value, as printed and logged.
-      cases: metric name -> float [cases], where a metric is a mean over cases (for paired intervals).
-      predictions: one JSON-able record a case.
+      cases: metric -> float [cases], for metrics that are means over cases (for paired intervals).
+      predictions: one JSON-able record per case.
       report: longer text, such as a per-class table.
-      main: the metrics that a table shows; none: all of them.
-      segments: name -> numbers of the cases that belong to it.
-      protocol: how it was measured, in words.
-      charts: what the report draws: "confusion" {"labels", "counts"}, "calibration" {"bins"}.
-      compared: metrics with paired differences to other methods, beside the one that the run is chosen by.
-      corpus: metrics that are no means over cases and have intervals all the same, by resampling.
-      owners: metric -> int64 [cases], whose each case is: see `owners_of`. A metric that is not there has independent
-        cases.
+      main: the metrics of the table; empty: all.
+      segments: subgroup -> numbers of its cases.
+      protocol: how the metrics were measured.
+      charts: data of the report's charts: "confusion" {"labels", "counts"}, "calibration" {"bins"}.
+      compared: metrics with paired differences to other rows, beside the metric that selects checkpoints.
+      corpus: metrics that are not means over cases, for intervals by resampling.
+      owners: metric -> int64 [cases], see `owners_of`; the cases of a missing metric are independent.
       note: why a baseline has no metrics.
     """
 
@@ -224,36 +239,36 @@ class Scores:
     main: Sequence[str] = ()
     segments: Mapping[str, np.ndarray] = field(default_factory=dict)
     protocol: str = ""
-    charts: Mapping[str, Any] = field(default_factory=dict)
+    charts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     compared: Sequence[str] = ()
     corpus: Mapping[str, CorpusMetric] = field(default_factory=dict)
     owners: Mapping[str, np.ndarray] = field(default_factory=dict)
     note: str = ""
 
     def owned_by(self, owners: np.ndarray | None) -> "Scores":
-        """The same scores, of cases with these owners: see `owners_of`."""
+        """The same scores with the owners of the cases, see `owners_of`."""
         shared = {} if owners is None else dict.fromkeys([*self.cases, *self.corpus], owners)
         return replace(self, owners={**self.owners, **shared})
 
 
-# Fields of an example's origin that say whom it comes from; the first that is there counts.
+# Fields of an example's origin that name its owner; the first one present counts.
 OWNERS = ("user", "viewer", "customer", "author", "speaker", "conversation", "dialogue", "document", "article")
 
 
 def owner_of(example: Example) -> tuple[str, str]:
-    """The field of its origin that says whom an example comes from, and who that is; empty where none does."""
+    """(field of the origin that names the example's owner, owner); ("", "") without one."""
     named = ((name, example.origin.get(name, "")) for name in OWNERS)
     return next((pair for pair in named if pair[1]), ("", ""))
 
 
 def owners_of(examples: Sequence[Example], shared_input: bool = False) -> np.ndarray | None:
-    """int64 [examples]: equal for those of one user, document, conversation ...; None where each stands alone.
+    """int64 [examples], equal for examples of one owner (user, document, conversation); None where all differ.
 
-    Cases of one owner are alike, so intervals draw them together. An owner is what `origin` says under one of `OWNERS`,
-    else the example object itself, which several windows or turns may share.
+    Cases of one owner are correlated, so bootstrap intervals resample owners. The owner is the field of `origin` named
+    in `OWNERS`, else the example object, which several windows or turns may share.
 
     Args:
-      shared_input: whether examples with the same `input` come from one document.
+      shared_input: whether examples with the same `input` have the same owner.
     """
     numbers: dict[tuple[str, str | int], int] = {}
 
@@ -268,11 +283,11 @@ def owners_of(examples: Sequence[Example], shared_input: bool = False) -> np.nda
 
 
 class BaselineNotFitted(ValueError):
-    """A baseline that the training examples give nothing to learn from: its row of the table says so."""
+    """The training examples do not suffice to fit a baseline: its row of the table has this message as a note."""
 
 
 def unless_unfit(measure: Callable[[], Scores]) -> Scores:
-    """What `measure` gives; where it raises `BaselineNotFitted`, scores without metrics that note why."""
+    """The result of `measure`; where it raises `BaselineNotFitted`, scores without metrics and a note."""
     try:
         return measure()
     except BaselineNotFitted as error:
@@ -280,82 +295,82 @@ def unless_unfit(measure: Callable[[], Scores]) -> Scores:
 
 
 class Task:
-    """One task family. Subclasses fill in the methods below; what others need to know of a task is a property here.
+    """A task. Subclasses implement the methods below; its properties are attributes here.
 
-    So nothing outside of `tasks` asks for a task's type.
+    So no code outside of `tasks` checks the type of a task.
     """
 
     context: TaskContext
-    labels: list[str]  # of tasks that choose among labels
-    problem_type: str | None = None  # what HuggingFace calls it in config.json, where that has a name for it
+    labels: list[str]  # names of the labels, of tasks that choose among labels
+    problem_type: str | None = None  # HuggingFace's `problem_type` in config.json, where it has one
 
     @property
     def ranking(self) -> "RankingTask | None":
-        """The task, where it ranks the items of a catalogue."""
+        """This task, if it ranks the items of a catalogue, else None."""
         return None
 
     @property
     def language_model(self) -> "LanguageModelTask | None":
-        """The task, where it is a language model's, which can write."""
+        """This task, if it trains a language model (which can generate text), else None."""
         return None
 
-    couples_examples = False  # whether one example's loss depends on the others of the batch
-    metric = "loss"  # what the best checkpoint and early stopping look at, unless the config says otherwise
+    couples_examples = False  # whether an example's loss depends on other examples of the batch
+    metric = "loss"  # selects the best checkpoint and stops early, unless evaluation.metric is set
     greater_is_better = True
 
-    # What of an example the task reads: all of a conversation (reasoning, calls, weights of turns), what `render` shows
-    # of it, or single fields without messages and system. `tasks.encoding` refuses what would be left out.
+    # The parts of an example that the task reads: the whole conversation (reasoning, calls, weights of turns), the text
+    # of `render`, or single fields without messages and system. `tasks.encoding` rejects examples with other parts.
     reads: Literal["conversation", "rendered", "fields"] = "rendered"
-    encodes_together = False  # whether what is made of an example depends on the examples that are encoded beside it
+    encodes_together = False  # whether an example's encoding depends on the other examples of the call
 
-    needs_pooler = False  # whether the backbone's own pooler (BERT's) is part of the model
-    freeze: Sequence[str] = ()  # regular expressions of parameters that the task leaves as they are
+    needs_pooler = False  # whether the model uses the backbone's own pooler (BERT's)
+    freeze: Sequence[str] = ()  # regular expressions of parameters that the task freezes
 
     def model(self, source: Source) -> nnx.Module:
-        """The network: the task's head on the backbone of a checkpoint (there may be none)."""
+        """The network: the task's head on a checkpoint's backbone, or the head alone."""
         raise TypeError(f"{type(self).__name__} has no model().")
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Tokenises examples and checks their targets; an error names the example.
+        """Tokenizes examples and checks their targets. Raises ValueError, naming the example.
 
-        An example may become several (a long context in windows) or none (too long, and to be dropped).
+        An example may become several (windows of a long context) or none (too long and dropped).
         """
         raise TypeError(f"{type(self).__name__} has no encode().")
 
     def prepare(self, train: Sequence[Encoded]) -> None:
-        """Notes what batches and buffers need to know of all training examples together, such as their largest size.
+        """Records statistics of the training examples that fix the shapes of batches and buffers (maximum sizes).
 
-        Called once before training; not for a stream, whose batches are as large as their own examples need.
+        Called once before training; not for a stream, where each batch fits its own examples.
         """
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
         """The texts and arrays of one batch."""
         raise TypeError(f"{type(self).__name__} has no gather().")
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """(Σ w ℓ, Σ w), float32 scalars."""
         raise TypeError(f"{type(self).__name__} has no loss().")
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
-        """[rows, segments, ...] or [rows, length, ...]: see `per_token`."""
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+        """[rows, segments, ...], or [rows, length, ...] where `per_token`."""
         raise TypeError(f"{type(self).__name__} has no predict().")
 
-    def draw(self, model: Any, batch: Arrays, dropout: DropoutKeys) -> jax.Array:
-        """What `predict` gives, with dropout: see `Predict.draw`."""
+    def draw(self, model: Network, batch: Arrays, dropout: DropoutKeys) -> jax.Array:
+        """The predictions with dropout, see `Predict.draw`."""
         raise TypeError(f"{type(self).__name__} has no draw().")
 
-    predicts_words = False  # whether the loss is over the backbone's own vocabulary
-    per_token = False  # whether `predict` answers for every token instead of every text
-    writes = False  # whether `score` needs the answers that the model writes
-    max_target_length: int | None = None  # tokens that a text's target may have; None: its texts have no targets
+    predicts_words = False  # whether the loss is over the backbone's vocabulary
+    per_token = False  # whether `predict` returns one output per token instead of per text
+    writes = False  # whether `score` generates text
+    max_target_length: int | None = None  # maximum tokens of a target; None: texts without targets
 
     def check(self, encoded: Sequence[Encoded]) -> None:
-        """Whether `score` can be computed for these examples, as far as that is known without the network.
+        """Checks, without the network, that `score` works for these examples.
 
-        It is asked before training begins, so that no run dies in its first evaluation.
+        Called before training, so that a run fails at the start and not at its first evaluation.
 
         Raises:
-          ValueError: it cannot; the error names the example and the setting.
+          ValueError: it does not; names the example and the setting.
         """
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
@@ -364,49 +379,49 @@ class Task:
 
     @property
     def subtasks(self) -> Mapping[str, "Task"]:
-        """Further ways to predict with the same model, by name: `Predict.subtasks` has each of them."""
+        """Tasks that share the model, by name; `Predict.subtasks` has the predictions of each."""
         return {}
 
-    head_name: str | None = None  # of its head among those of a model with several (`tasks.multitask`)
+    head_name: str | None = None  # its head, in a model with several heads (`tasks.multitask`)
 
-    def view(self, model: Any) -> Any:
-        """What of a model its own methods work with: all of it, or the backbone and its own of several heads."""
+    def view(self, model: Network) -> Network:
+        """The model as this task's methods see it: all of it, or the backbone and the task's own head."""
         return model if self.head_name is None else HeadView(model, self.head_name)
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        """Baselines on the same cases, by name; one that cannot be fitted has a note instead of metrics."""
+        """Scores of baselines on the same cases, by name; a baseline that cannot be fitted has only a note."""
         return {}
 
     refresh_every = 0  # steps between refreshes of the buffers; 0: never
 
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
-        """New values of the state's buffers, from the parameters as they stand."""
+        """New values of the state's buffers, computed with the current parameters."""
         return {}
 
     def buffer_shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of the float32 arrays that `refresh` gives, for a backbone of so many features."""
+        """The shapes of the float32 arrays of `refresh`, for a backbone with `hidden_size` features."""
         return {}
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        """Five examples, drawn by seed, as `shown`; none where the task predicts nothing that one could read."""
+        """Five random examples (seeded) in the form of `shown`; empty for a task without readable predictions."""
         records = self.score(predict, self.drawn(encoded)).predictions
         return [self.shown(record) for record in records if "prediction" in record]
 
     def drawn(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """All parts of five examples, drawn by seed."""
+        """All encodings of five random examples (seeded)."""
         by_example = pieces(encoded)
         drawn = np.random.default_rng(self.context.seed).permutation(len(by_example))[:5]
         return [e for number in drawn for e in by_example[number]]
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """One of `Scores.predictions` for a person: instruction, wanted, and answers (text and score), best first."""
-        wanted, said = (x if isinstance(x, list) else [x] for x in (record["reference"], record["prediction"]))
-        answer = {"text": ", ".join(map(str, said)), "score": record["score"]}
-        return {"instruction": record["input"], "wanted": ", ".join(map(str, wanted)), "answers": [answer]}
+        """A readable form of one of `Scores.predictions`: instruction, target ("wanted") and answers (text, score)."""
+        target, found = (x if isinstance(x, list) else [x] for x in (record["reference"], record["prediction"]))
+        answer = {"text": ", ".join(map(str, found)), "score": record["score"]}
+        return {"instruction": record["input"], "wanted": ", ".join(map(str, target)), "answers": [answer]}
 
 
 def pieces(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
-    """What was made of each example, in order: several windows of a long context, say."""
+    """Groups by example, in order: an example may have several, such as windows of a long context."""
     by_example: dict[int, list[Encoded]] = {}
     for e in encoded:
         by_example.setdefault(id(e.example), []).append(e)
@@ -414,25 +429,25 @@ def pieces(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
 
 
 def name_of(example: Example, number: int) -> str:
-    """What errors call an example: by its id, else by its number."""
+    """The name of an example in errors: its id, else its number."""
     return f"example {example.id or number!r}"
 
 
 def microbatches(batch: Arrays, count: int) -> Arrays:
-    """[rows, ...] -> [count, rows / count, ...]. Rows are dealt out in turn, so each device keeps its own."""
+    """[rows, ...] -> [count, rows / count, ...]. Rows are dealt round-robin, so each device keeps its own."""
     return {name: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0) for name, x in batch.items()}
 
 
 def in_microbatches(
-    function: Callable[[Any, Arrays, DropoutKeys | None], jax.Array],
-    model: Any,
+    function: Callable[[Network, Arrays, DropoutKeys | None], jax.Array],
+    model: Network,
     rows: Arrays,
     inputs: LossInputs,
 ) -> jax.Array:
-    """function(model, rows, dropout) -> [rows, ...], worked out in `inputs.microbatches`.
+    """function(model, rows, dropout) -> [rows, ...], computed in `inputs.microbatches` micro-batches.
 
-    For losses that couple the examples of a batch: each micro-batch runs again in the backward pass, so that only these
-    results are held of the whole batch.
+    For losses that couple the examples of a batch: the backward pass recomputes each micro-batch, so memory holds only
+    these results for the whole batch.
     """
     count, dropout = inputs.microbatches, inputs.dropout
     if count == 1:
@@ -449,21 +464,21 @@ def in_microbatches(
 
 
 def with_default_prompt(context: TaskContext) -> TaskContext:
-    """The context of a task that makes one vector of a text: with the default prompt that the folder declares.
+    """The context with the default prompt of the backbone's folder, for tasks that map a text to one vector.
 
-    Raises ValueError where cutting texts from the left would cut the prompt.
+    Raises ValueError where data.truncate left would cut the prompt.
     """
     prompt = "" if context.folder is None else read_pooling(context.folder).prompt
     if prompt and context.truncate == "left":
         raise ValueError(
-            f"data.truncate left would cut the prompt {prompt!r}, which the checkpoint puts before each text "
+            f"data.truncate left would cut the prompt {prompt!r} that the checkpoint puts before each text "
             "(default_prompt_name in config_sentence_transformers.json). Choose right, drop or error."
         )
     return replace(context, prompt=prompt)
 
 
 def check_cases(task: Task, encoded: Sequence[Encoded]) -> None:
-    """`task.check`, without leaving a trace in the counts of what was cut or dropped: the evaluation counts it."""
+    """Runs `task.check` and restores the counts of truncated texts, which the evaluation itself counts."""
     before = dict(task.context.counts)
     try:
         task.check(encoded)

@@ -1,4 +1,4 @@
-"""The one door between examples and a task: what the task cannot use is an error with its place, or is left out."""
+"""Encodes examples for a task: an unusable example is an error with file and line, or is skipped."""
 
 import re
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow
 from instructrec_jax.tasks.base import Encoded, Task
 
-REASON = "of no use to the task"
+REASON = "unusable for the task"
 
 
 def encode_usable(
     task: Task, examples: Sequence[Example], on_bad_example: OnBadExample
 ) -> tuple[list[Encoded], list[SkippedRow]]:
-    """Encodes examples, and finds those that the task cannot use by encoding parts of them.
+    """(encoded examples, skipped rows). Finds unusable examples by bisection.
 
     Args:
-      on_bad_example: `error` raises at the first of them, `skip` leaves them out and lists them.
+      on_bad_example: `error` raises at the first unusable example, `skip` leaves them out and lists them.
 
     Raises:
-      BadExample: an example that the task cannot use, with file and line.
-      ValueError: the same of an example that comes from no file; or something that no single example is to blame for.
+      BadExample: an unusable example, with file and line.
+      ValueError: an unusable example that comes from no file; or an error that no single example causes.
     """
     counted = _counts(task)
     try:
@@ -38,7 +38,7 @@ def encode_usable(
             raise first
         if on_bad_example == "error":
             found = bad[min(bad)]
-            hint = "Correct the row, or set data.on_bad_example to skip, which leaves such rows out and lists them."
+            hint = "Correct the row, or set data.on_bad_example to skip, to skip and list such rows."
             raise BadExample(found.field, found.reason, f"{found.detail} {hint}", found.where) from first
         for _, found in sorted(bad.items()):
             skipped.append(SkippedRow(found.where, found.field, found.reason, found.detail))
@@ -67,14 +67,14 @@ def _encode(task: Task, examples: Sequence[Example]) -> list[Encoded]:
     for number, example in enumerate(examples):
         if unread := _unread(task, example):
             raise ValueError(
-                f"example {example.id or number!r}: this task does not read {', '.join(unread)}: to leave it out, set "
-                f"fields.ignore to [{', '.join(unread)}]."
+                f"example {example.id or number!r}: this task does not read {', '.join(unread)}. To ignore "
+                f"that, set fields.ignore to [{', '.join(unread)}]."
             )
     return task.encode(examples)
 
 
 def _unread(task: Task, example: Example) -> list[str]:
-    """What of an example the task would leave out without a word."""
+    """The parts of an example that the task would ignore."""
     if task.reads == "conversation":
         return []
     found = ["tools"] if example.tools else []
@@ -86,7 +86,7 @@ def _unread(task: Task, example: Example) -> list[str]:
 
 
 def _named(examples: Sequence[Example], error: ValueError) -> dict[int, BadExample]:
-    """The example that an error of all of them names, by its id or its number."""
+    """The example that the error of a whole call names, by id or number."""
     name = re.search(r"example (?:'([^']*)'|(\d+))", str(error))
     if name is None:
         return {}
@@ -97,12 +97,9 @@ def _named(examples: Sequence[Example], error: ValueError) -> dict[int, BadExamp
 
 
 def _bad(task: Task, examples: Sequence[Example], error: ValueError, all_of_them: bool) -> dict[int, BadExample]:
-    """Number -> what is wrong with it, of the first bad example, or of all of them.
-
-    Nothing where the error is not that of an example by itself.
-    """
+    """Number -> error of the first unusable example, or of all; empty where no single example is at fault."""
     found: dict[int, BadExample] = {}
-    parts = [(0, len(examples), error)]  # halves that cannot be encoded, the first one last
+    parts = [(0, len(examples), error)]  # ranges that fail, the first range last
     while parts:
         start, stop, problem = parts.pop()
         if stop - start == 1:

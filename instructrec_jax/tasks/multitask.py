@@ -1,4 +1,4 @@
-"""Several tasks in one run: a head each on one backbone, which reads every text once."""
+"""Multitask learning: a head per subtask on one backbone, which reads each text once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +18,7 @@ from instructrec_jax.tasks.base import (
     HeadView,
     LossInputs,
     Model,
+    Network,
     Predict,
     Scores,
     Task,
@@ -28,77 +29,76 @@ from instructrec_jax.tasks.base import (
 
 @dataclass
 class SubtaskConfig:
-    """One of the tasks."""
+    """A subtask."""
 
-    name: str = ""  # what `task` of its examples says (a source's setting, or each record's own)
+    name: str = ""  # value of `task` of its examples (set by their source or their record)
     task: TaskConfig = field(default_factory=TaskConfig)
-    weight: float = 1.0  # of each of its targets in the loss
+    weight: float = 1.0  # weight of its targets in the loss
 
 
 @TaskConfig.register_subclass("multitask")
 @dataclass
 class MultitaskConfig(TaskConfig):
-    """Learn several tasks at once; each example belongs to the one that its `task` names."""
+    """Train several tasks at once; an example belongs to the task that its field `task` names."""
 
-    tasks: list[SubtaskConfig] = field(default_factory=list)  # name, task (type and settings) and weight of each
+    tasks: list[SubtaskConfig] = field(default_factory=list)  # for each: name, task (type and settings), weight
 
     def build(self, context: TaskContext) -> "MultitaskTask":
         return MultitaskTask(self, context)
 
     @property
     def complete(self) -> bool:
-        return all(part.task.complete for part in self.tasks)
+        return all(subtask.task.complete for subtask in self.tasks)
 
     def learn(self, examples: Sequence[Example]) -> "MultitaskConfig":
-        def learnt(part: SubtaskConfig) -> SubtaskConfig:
-            own = [e for e in examples if e.task == part.name]
-            return part if part.task.complete else replace(part, task=part.task.learn(own))
+        def learned(subtask: SubtaskConfig) -> SubtaskConfig:
+            own = [e for e in examples if e.task == subtask.name]
+            return subtask if subtask.task.complete else replace(subtask, task=subtask.task.learn(own))
 
-        return replace(self, tasks=[learnt(part) for part in self.tasks])
+        return replace(self, tasks=[learned(subtask) for subtask in self.tasks])
 
 
-OWNER = "subtask"  # the array of a batch that says which subtask a text belongs to: 1, 2, ...; 0 for no text
+OWNER = "subtask"  # array of a batch: the number of each text's subtask, 1, 2, ...; 0: no text
 
 
 class MultitaskTask(Task):
-    """The loss is Σ λ w ℓ / Σ λ w over the targets of all tasks, λ being the weight of a target's task.
+    """The loss is Σ λ w ℓ / Σ λ w over the targets of all subtasks, with λ the weight of a target's subtask.
 
-    `metric` is "average", the mean of the tasks' own metrics; one where less is better counts negative.
+    `metric` is "average", the mean of the subtasks' own metrics; a metric where lower is better counts negative.
     """
 
     metric = "average"
 
     def __init__(self, config: MultitaskConfig, context: TaskContext):
         self.context = context
-        names = [part.name for part in config.tasks]
+        names = [subtask.name for subtask in config.tasks]
         if len(names) < 2 or len(set(names)) != len(names) or not all(names):
             raise ValueError(f"task.tasks should list at least two tasks with different names, but has {names}.")
-        self.weights = {part.name: part.weight for part in config.tasks}
+        self.weights = {subtask.name: subtask.weight for subtask in config.tasks}
         for name, weight in self.weights.items():
             if not 0 < weight < float("inf"):
-                raise ValueError(f"the weight of task {name!r} should be a positive number, but is {weight}.")
+                raise ValueError(f"task.tasks: the weight of task {name!r} should be positive, but is {weight}.")
         self.tasks: dict[str, Task] = {}
-        for part in config.tasks:
-            task = part.task.build(context)
+        for subtask in config.tasks:
+            task = subtask.task.build(context)
             if task.couples_examples or task.refresh_every or task.subtasks:
-                kind = part.task.get_choice_name(type(part.task))
                 raise ValueError(
-                    f"task {part.name!r} is of type {kind}, whose loss looks at more than an example at a time, so it "
-                    "cannot be learnt beside others: train it in a run of its own."
+                    f"task.tasks: task {subtask.name!r} is of type {subtask.task.name}, whose loss depends on several "
+                    "examples or on buffers, so it cannot share a run: train it in its own run."
                 )
-            task.head_name = part.name
-            self.tasks[part.name] = task
+            task.head_name = subtask.name
+            self.tasks[subtask.name] = task
         targets = {name: task.max_target_length for name, task in self.tasks.items()}
         if None in targets.values() and set(targets.values()) != {None}:
             without = next(name for name, length in targets.items() if length is None)
             raise ValueError(
-                f"task {without!r} reads the encoder and others the decoder of an encoder–decoder, which one batch "
-                "cannot do: let it write its answers (task.type language_model), or use an encoder or a decoder."
+                f"task.tasks: task {without!r} uses the encoder of an encoder–decoder, other tasks its decoder, which "
+                "one batch cannot do: make it generate answers (task.type language_model), or use another backbone."
             )
         self.max_target_length = max((length for length in targets.values() if length is not None), default=None)
         self.needs_pooler = any(task.needs_pooler for task in self.tasks.values())
         self.freeze = [pattern for task in self.tasks.values() for pattern in task.freeze]
-        self._one: dict[str, Encoded] = {}  # an example of each task, for the arrays of a batch without any
+        self._one: dict[str, Encoded] = {}  # an example of each subtask, for the arrays of a batch without any
 
     @property
     def subtasks(self) -> Mapping[str, Task]:
@@ -107,7 +107,7 @@ class MultitaskTask(Task):
     def model(self, source: Source) -> nnx.Module:
         heads = {}
         for name, task in self.tasks.items():
-            model: Any = task.model(source)
+            model: Any = task.model(source)  # a Model, or one of the task's own
             heads[name] = model.head
         return Model(source.backbone, nnx.Dict(heads))
 
@@ -115,7 +115,7 @@ class MultitaskTask(Task):
         for number, example in enumerate(examples):
             if example.task not in self.tasks:
                 raise ValueError(
-                    f"example {example.id or number!r} is of task {example.task!r}, but task.tasks has "
+                    f"example {example.id or number!r} belongs to task {example.task!r}, but task.tasks lists "
                     f"{', '.join(self.tasks)}: set `task` of its source, or add the task."
                 )
         by_number: list[list[Encoded]] = [[] for _ in examples]  # in the order of the examples
@@ -124,7 +124,7 @@ class MultitaskTask(Task):
             place = {id(examples[number]): number for number in own}
             encoded = task.encode([examples[number] for number in own]) if own else []
             number = own[-1] if own else 0
-            for e in reversed(encoded):  # what was made of an example (an earlier turn) stands before it
+            for e in reversed(encoded):  # encodings derived from an example (earlier turns) come before it
                 number = place.get(id(e.example), number)
                 by_number[number].insert(0, e)
         return [e for each in by_number for e in each]
@@ -133,15 +133,15 @@ class MultitaskTask(Task):
         for name, task in self.tasks.items():
             own = [e for e in train if e.example.task == name]
             if not own:
-                raise ValueError(f"data.train has no example of task {name!r}: add some, or take it out of task.tasks.")
+                raise ValueError(f"data.train has no example of task {name!r}: add some, or remove it from task.tasks.")
             task.prepare(own)
             self._one[name] = own[0]
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
-        """The texts of all tasks; each array has its task's name before its own, and zeros for texts of others.
+        """The texts of all subtasks; each array is prefixed with its subtask's name, and zero for other texts.
 
-        A task with a text an example keeps the places of its examples; the texts of one that makes more of them (pairs
-        of an instruction and an item, say) stand behind these.
+        The texts of a subtask with one text per example are in the order of the examples; those of a subtask with more
+        texts (pairs of instruction and item, say) come last.
         """
         own = {name: [e for e in encoded if e.example.task == name] for name in self.tasks}
         gathered = {name: self._gather(name, own[name], rng) for name in self.tasks}
@@ -169,20 +169,22 @@ class MultitaskTask(Task):
         return result
 
     def _gather(self, name: str, own: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
-        """What a task makes of its examples; where there are none, the same arrays of no texts."""
+        """The subtask's batch of its examples; without examples, the same arrays with no texts."""
         if not own and name not in self._one:
-            raise ValueError(f"no example of task {name!r} was read yet: a stream should begin with all tasks.")
+            raise ValueError(
+                f"no example of task {name!r} so far: a stream must begin with examples of all task.tasks."
+            )
         if own:
             self._one.setdefault(name, own[0])
         found = self.tasks[name].gather(own or [self._one[name]], rng if own else np.random.default_rng(0))
         if found.per_example or found.slots:
-            raise ValueError(f"task {name!r} cannot be learnt beside others: train it in a run of its own.")
+            raise ValueError(f"task {name!r} cannot share a run with other tasks: train it in its own run.")
         if own:
             return found
         empty = {key: values[:0] for key, values in found.per_text.items()}
         return BatchTexts([], per_token={key: [] for key in found.per_token}, per_text=empty)
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         hidden = model.hidden(batch, inputs.dropout)
         total = weight = jnp.zeros(())
         for number, (name, task) in enumerate(self.tasks.items(), 1):
@@ -233,14 +235,14 @@ class MultitaskTask(Task):
         )
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        """The simple methods of each task; a method that several tasks have is one row."""
+        """The baselines of each subtask; baselines of the same name share a row."""
         found: dict[str, dict[str, Scores]] = {}
-        learnt_from = dict(self._by(train))
+        training = dict(self._by(train))
         for name, own in self._by(test):
-            if name in learnt_from:
-                for method, scores in self.tasks[name].baselines(learnt_from[name], own).items():
-                    found.setdefault(method, {})[name] = scores
-        return {method: self._merged(scores) for method, scores in found.items()}
+            if name in training:
+                for baseline, scores in self.tasks[name].baselines(training[name], own).items():
+                    found.setdefault(baseline, {})[name] = scores
+        return {baseline: self._merged(scores) for baseline, scores in found.items()}
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         return [
@@ -251,9 +253,9 @@ class MultitaskTask(Task):
 
 
 def own_arrays(batch: Arrays, name: str, number: int) -> Arrays:
-    """A batch as one subtask sees it: its own arrays under their own names, and the texts of others as padding.
+    """A batch as one subtask sees it: its own arrays without prefix, the texts of others as padding.
 
-    So a loss that looks at which texts are there, and not at weights alone, counts none that are not the subtask's.
+    So a loss that counts texts, and not only weights, counts only those of the subtask.
     """
     mine = batch[OWNER] == number  # [rows, segments]
     own = {key.removeprefix(f"{name}."): array for key, array in batch.items()}
@@ -266,7 +268,7 @@ def own_arrays(batch: Arrays, name: str, number: int) -> Arrays:
 
 
 def _spread(name: str, own: BatchTexts, places: np.ndarray, into: BatchTexts) -> None:
-    """Adds a task's arrays to those of all texts, of which its own are at `places`."""
+    """Adds a subtask's arrays to those of the whole batch, where its texts are at `places`."""
     for key, values in own.per_text.items():
         whole = np.zeros((len(into.texts), *values.shape[1:]), values.dtype)
         whole[places] = values

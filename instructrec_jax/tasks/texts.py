@@ -1,4 +1,4 @@
-"""How tasks tokenise: one text or a pair of them, what is cut, and which words a token belongs to."""
+"""Tokenization for tasks: single texts and pairs, truncation, and the word of each token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ from instructrec_jax.tasks.base import TaskContext
 SentencePairs = Literal["auto", "joined"]
 
 
-def tokenise(texts: Sequence[str], names: Sequence[str], context: TaskContext) -> list[Text | None]:
-    """Tokenises texts, with special tokens. A text that `truncate: drop` drops becomes None.
+def tokenize(texts: Sequence[str], names: Sequence[str], context: TaskContext) -> list[Text | None]:
+    """Tokenizes texts, with special tokens. A text dropped by `truncate: drop` becomes None.
 
     Args:
-      names: what to call each text in an error.
+      names: the name of each text in errors.
 
     Raises:
-      ValueError: a text without tokens, or one longer than `max_length` under `truncate: error`.
+      ValueError: a text without tokens, or longer than `max_length` with `truncate: error`.
     """
     return [_fitting(tokens, name, context) for tokens, name in zip(_tokens(texts, context), names, strict=True)]
 
 
-def tokenise_examples(
+def tokenize_examples(
     examples: Sequence[Example], names: Sequence[str], context: TaskContext, *, pairs: bool
 ) -> list[Text | None]:
-    """Tokenises what examples say (see `data.prompts.render`); arguments, result and errors as in `tokenise`.
+    """Tokenizes rendered examples (see `data.prompts.render`); arguments, result and errors as in `tokenize`.
 
     Args:
-      pairs: read instruction and input of an example that has both, and no messages, as a pair of texts with the
-        tokenizer's own separator and token types: [CLS] instruction [SEP] input [SEP] in BERT. Where a pair is too
-        long, the longer text loses tokens first.
+      pairs: encode instruction and input of an example with both (and no messages) as the tokenizer's own text pair,
+        with separator and token types: [CLS] instruction [SEP] input [SEP] in BERT. Of a pair that is too long, the
+        longer text is truncated first.
     """
     together = [pairs and bool(e.instruction and e.input) and not e.messages for e in examples]
     single = iter(_tokens([render(e) for e, pair in zip(examples, together, strict=True) if not pair], context))
@@ -55,7 +55,7 @@ def knows_pairs(tokenizer: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A tokenised text. `owners`: for each token the number of its text (0 or 1), None for a special token."""
+    """A tokenized text. `owners`: the text (0 or 1) of each token, None for a special token."""
 
     ids: list[int]
     types: list[int] | None
@@ -63,7 +63,7 @@ class _Tokens:
 
 
 def _tokens(texts: Sequence[str], context: TaskContext, seconds: Sequence[str] | None = None) -> list[_Tokens]:
-    if not texts:  # the tokenizer fails on none
+    if not texts:  # the tokenizer fails on an empty list
         return []
     inputs = [[context.prompt + text for text in texts], *([] if seconds is None else [list(seconds)])]
     if context.lower_case:
@@ -81,7 +81,7 @@ def _tokens(texts: Sequence[str], context: TaskContext, seconds: Sequence[str] |
 
 
 def _fitting(tokens: _Tokens, name: str, context: TaskContext) -> Text | None:
-    """The text, cut where `truncate` says so; None: it is dropped."""
+    """The text, truncated if too long; None: dropped."""
     kept = list(range(len(tokens.ids)))
     if len(kept) > context.max_length:
         if too_long(len(kept), name, context) == "drop":
@@ -97,15 +97,15 @@ def _fitting(tokens: _Tokens, name: str, context: TaskContext) -> Text | None:
 
 
 def _cut_pair(owners: Sequence[int | None], name: str, context: TaskContext) -> list[int]:
-    """Which tokens of a too long pair are kept: the special ones, and of both texts the beginning or the end.
+    """The tokens to keep of a pair that is too long: special tokens, and the beginning or the end of both texts.
 
-    The longer text loses tokens until both have as many, then they lose them in turn.
+    The longer text is truncated to the length of the other one, then both are truncated alike.
     """
     first, second = ([i for i, owner in enumerate(owners) if owner == number] for number in (0, 1))
     room = context.max_length - (len(owners) - len(first) - len(second))
     if room < 2:
         raise ValueError(
-            f"data.max_length is {context.max_length}, which leaves no room beside the special tokens of {name}."
+            f"data.max_length is {context.max_length}, too short for {name} with its special tokens: raise it."
         )
     keep_first = min(len(first), max(room - len(second), room - room // 2))
     kept = {i for i, owner in enumerate(owners) if owner is None}
@@ -115,30 +115,30 @@ def _cut_pair(owners: Sequence[int | None], name: str, context: TaskContext) -> 
 
 
 def owners(tokens: Any, parts: Sequence[str], joint: str = " ", sequence: int = 0) -> np.ndarray:
-    """int32 [tokens]: which of the parts of a text a token belongs to, -1 for a special token or another text's.
+    """int32 [tokens]: the part of the text that each token belongs to; −1 for special tokens and other texts.
 
-    The parts are read as one text, as that is what the network knows: told of them one by one, tokenizers whose tokens
-    begin with a space (RoBERTa's, GPT-2's) would make others.
+    The text is tokenized as a whole, as in pretraining: tokenizers whose tokens include the preceding space (RoBERTa,
+    GPT-2) would tokenize single parts differently.
 
     Args:
-      tokens: of a fast tokenizer, with return_offsets_mapping, of joint.join(parts) as text number `sequence`.
+      tokens: output of a fast tokenizer, with return_offsets_mapping, for joint.join(parts) as text `sequence`.
     """
     ends = np.cumsum([len(part) + len(joint) for part in parts]) - len(joint)
     offsets = np.array(tokens["offset_mapping"], np.int64).reshape(-1, 2)
     inside = np.array([number == sequence for number in tokens.sequence_ids()]) & (offsets[:, 1] > offsets[:, 0])
-    # by its last character: the first one may be the space before
+    # by a token's last character: its first may be the preceding space
     return np.where(inside, np.searchsorted(ends, offsets[:, 1]), -1).astype(np.int32)
 
 
 def too_long(length: int, name: str, context: TaskContext) -> str:
-    """What `truncate` says of a text of more than `max_length` tokens, left, right or drop, and counts it.
+    """Counts a text of more than `max_length` tokens and returns `truncate`: left, right or drop.
 
-    Raises ValueError where it says error.
+    Raises ValueError where it is error.
     """
     if context.truncate == "error":
         raise ValueError(
-            f"{name} has {length} tokens, but data.max_length is {context.max_length}. Raise it, or say "
-            "what to do with long texts: --data.truncate left, right or drop."
+            f"{name} has {length} tokens, but data.max_length is {context.max_length}. Raise it, or set "
+            "data.truncate to left, right or drop."
         )
     label = "dropped" if context.truncate == "drop" else "cut"
     context.count(f"texts {label}", 1)
@@ -146,16 +146,16 @@ def too_long(length: int, name: str, context: TaskContext) -> str:
 
 
 def cut(special: list[int], name: str, context: TaskContext) -> list[int]:
-    """Which tokens of a too long text are kept: the special ones around it, and its beginning or its end.
+    """The tokens to keep of a text that is too long: special tokens, and the text's beginning or end.
 
     Args:
-      special: 1 for each token that the tokenizer put around the text, 0 for the text's own.
+      special: for each token, 1 if the tokenizer added it, 0 if it is the text's own.
     """
     own = [i for i, is_special in enumerate(special) if not is_special]
     room = context.max_length - (len(special) - len(own))
     if room < 1:
         raise ValueError(
-            f"data.max_length is {context.max_length}, which leaves no room beside the special tokens of {name}."
+            f"data.max_length is {context.max_length}, too short for {name} with its special tokens: raise it."
         )
     left_out = set(own[:-room] if context.truncate == "left" else own[room:])
     return [i for i in range(len(special)) if i not in left_out]

@@ -1,7 +1,7 @@
-"""TF-IDF vectors (scikit-learn's), which several baselines begin with."""
+"""TF-IDF vectors (scikit-learn), for baselines."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from instructrec_jax.tasks.base import BaselineNotFitted
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 
-def fitted_tfidf(texts: Sequence[str], **settings: Any) -> "TfidfVectorizer":
-    """A vectorizer of scikit-learn with these settings, fitted on texts.
+def fitted_tfidf(texts: Sequence[str], **settings: object) -> "TfidfVectorizer":
+    """A scikit-learn vectorizer with these settings, fitted on texts.
 
-    Raises BaselineNotFitted where it finds no word in any of them: its default keeps words of two letters or more.
+    Raises BaselineNotFitted where no text has a word (by default, two letters or more).
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer  # it takes a second to import
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
 
     vectorizer = TfidfVectorizer(**settings)
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, kept by orbax: the state, the position in the data and the run's progress."""
+"""Checkpoints of a run (orbax): the train state, the run's progress and its configuration."""
 
 import logging
 import math
@@ -18,23 +18,23 @@ from instructrec_jax.files import read_json, write_json
 from instructrec_jax.training.progress import Progress
 
 logger = logging.getLogger(__name__)
-CHECKSUMS = "checksums.json"  # in the folder of an item: file -> xxh3 of its bytes
+CHECKSUMS = "checksums.json"  # in the folder `state`: file -> xxh3 of its bytes
 
 
 @dataclass
 class CheckpointConfig:
-    """When to save, and what to keep."""
+    """When to save checkpoints, and which to keep."""
 
-    every: int = 100  # steps between checkpoints (the last step is always saved)
-    keep_last: int = 2  # newest checkpoints to keep
-    keep_best: int = 1  # checkpoints with the best evaluation metric to keep
+    every: int = 100  # steps between checkpoints; the last step is always saved
+    keep_last: int = 2  # number of newest checkpoints to keep
+    keep_best: int = 1  # number of checkpoints with the best evaluation metric to keep
 
 
 class _ArraysHandler(ocp.PyTreeCheckpointHandler):
-    """orbax's own, which also leaves the checksums of what it wrote. Neither orbax nor OCDBT has any for the arrays."""
+    """orbax's handler, which also writes checksums: neither orbax nor OCDBT checksums the arrays."""
 
     def finalize(self, directory: Any) -> None:
-        """Called by the first process, in the background, when all files are there and before the checkpoint counts."""
+        """Called on process 0, in the background, after all files are written and before the checkpoint is final."""
         super().finalize(directory)
         folder = Path(directory)
         write_json(folder / CHECKSUMS, checksums(folder))
@@ -55,9 +55,9 @@ class _ArraysRestore(ocp.args.PyTreeRestore):
 class Checkpoints:
     """The checkpoints below `run_dir/checkpoints`.
 
-    Each holds three items: `state` (all arrays), `progress` (see `Progress`) and `config` (JSON). A save is written
-    aside and renamed, so a killed process never leaves half a checkpoint; it runs in the background. What is read is
-    compared with the checksums that were saved with it.
+    Each has three items: `state` (all arrays), `progress` (see `Progress`) and `config` (JSON). Saves run in the
+    background and are atomic: a checkpoint is written to a temporary folder and renamed. Reads verify the checksums
+    that were saved with the arrays.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class Checkpoints:
         greater_is_better: bool = True,
         measure: str | None = None,
     ):
-        """Opens the checkpoints for writing; with no `config`, for reading only.
+        """Opens the checkpoints for writing; without `config`, for reading only.
 
         Args:
-          measure: what the metric measures, see `Progress`; a checkpoint with the metric of another measure ranks below
-            all others.
+          measure: what the metric measures, see `Progress`; checkpoints with the metric of another measure rank
+            last for `keep_best`.
         """
-        for name in ("absl", "asyncio"):  # what orbax logs there as an error it also raises
+        for name in ("absl", "asyncio"):  # orbax also raises the errors that it logs there
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = (run_dir / "checkpoints").absolute()
         self.measure = measure
@@ -83,7 +83,7 @@ class Checkpoints:
         else:
 
             def rank(metrics: dict[str, Any]) -> Any:
-                # Of equal metrics the latest is the best, as it is for `Progress`.
+                # Among equal metrics the latest is the best, as in `Progress`.
                 current = metrics.get("measure") in (None, measure)
                 return (current, metrics["metric"] if greater_is_better else -metrics["metric"], metrics["step"])
 
@@ -93,7 +93,7 @@ class Checkpoints:
             )
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy([latest, best]),
-                best_fn=rank,  # without it the metrics stay in memory, and a resumed run would delete its best
+                best_fn=rank,  # makes orbax write the metrics: without them a resumed run would delete its best
                 cleanup_tmp_directories=True,
             )
         handlers = {
@@ -108,7 +108,13 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: Any, progress: Progress, config: Mapping[str, Any], metric: float | None) -> None:
-        """Starts to save; `metric` is what `keep_best` compares (None: not evaluated at this step)."""
+        """Starts to save in the background.
+
+        Args:
+          metric: the value that `keep_best` compares; None: not evaluated at this step.
+
+        Raises OSError where the checkpoint cannot be written.
+        """
         if step in self.manager.all_steps():
             return
         scored = metric is not None and math.isfinite(metric)
@@ -129,13 +135,13 @@ class Checkpoints:
             raise self._disk_error(error) from error
 
     def restore(self, step: int, like: Any) -> Any:
-        """Reads the state, or a part of it, onto the shardings of `like`, whatever mesh wrote it.
+        """Restores the state, or some of its fields, onto the shardings of `like`, from any mesh.
 
         Args:
-          like: pytree of jax.ShapeDtypeStruct with shardings; a dict with some of the state's fields reads just those.
+          like: pytree of jax.ShapeDtypeStruct with shardings; a dict with some of the state's fields restores these.
 
         Raises:
-          ValueError: the checkpoint is damaged, or of another model.
+          ValueError: the checkpoint is damaged, or belongs to another model.
         """
         self._verify(step)
         how = ocp.checkpoint_utils.construct_restore_args(like)
@@ -143,19 +149,19 @@ class Checkpoints:
         try:
             state = self.manager.restore(step, args=ocp.args.Composite(state=item))["state"]
             for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-                if isinstance(leaf, jax.ShapeDtypeStruct):  # orbax leaves what it did not find as it was
-                    raise KeyError(f"it has no array {jax.tree_util.keystr(path)}")
+                if isinstance(leaf, jax.ShapeDtypeStruct):  # orbax leaves a missing array abstract
+                    raise KeyError(f"array missing: {jax.tree_util.keystr(path)}")
             return state
         except (ValueError, KeyError, TypeError) as error:
             if is_loss_of_another(error):
                 raise
             raise ValueError(
-                f"the checkpoint {self.folder / str(step)} does not fit this configuration's model: {error}\n"
+                f"the checkpoint {self.folder / str(step)} does not match the model of this configuration: {error}\n"
                 "Use the configuration that wrote it (config.yaml in the run directory), or another run_dir."
             ) from error
 
     def progress(self, step: int) -> Progress:
-        """The progress at a checkpoint. Raises ValueError where it is missing or damaged."""
+        """The progress saved with a checkpoint. Raises ValueError where it is missing or damaged."""
         try:
             value = self.manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
             return Progress.from_json(value, "progress")
@@ -165,15 +171,18 @@ class Checkpoints:
             raise self._damaged(step, str(error)) from error
 
     def best_step(self) -> int:
-        """The step whose metric was best so far; the newest where none was evaluated or the best is gone."""
+        """The step with the best metric; the newest step without an evaluation, or where the best was deleted.
+
+        Raises ValueError without any complete checkpoint.
+        """
         steps = self.steps()
         if not steps:
-            raise ValueError(f"{self.folder} holds no complete checkpoint: the run stopped before its first save.")
+            raise ValueError(f"{self.folder} has no complete checkpoint: the run stopped before its first save.")
         best = self.progress(steps[-1]).best_step
         return best if best in steps else steps[-1]
 
     def close(self) -> None:
-        """Returns when everything is on disk."""
+        """Waits for pending saves and closes. Raises OSError where a checkpoint cannot be written."""
         try:
             self.manager.wait_until_finished()
             self.manager.close()
@@ -183,7 +192,7 @@ class Checkpoints:
             raise self._disk_error(error) from error
 
     def _verify(self, step: int) -> None:
-        """Compares the files of the arrays with their checksums; the processes share the files between them."""
+        """Compares the array files with their checksums; each process checks its share of the files."""
         folder = self.folder / str(step) / "state"
         if step in self._verified:
             return
@@ -191,8 +200,8 @@ class Checkpoints:
             expected = read_json(folder / CHECKSUMS, dict[str, str])
         except FileNotFoundError:
             if not folder.is_dir():
-                raise self._damaged(step, "it has no folder `state`") from None
-            logger.warning("%s has no checksums (version 0.1 wrote none), so its files are not verified.", folder)
+                raise self._damaged(step, "its folder `state` is missing") from None
+            logger.warning("%s has no checksums (version 0.1 wrote none): its files are not verified.", folder)
             return
         except ValueError as error:
             raise self._damaged(step, str(error)) from error
@@ -200,28 +209,28 @@ class Checkpoints:
         found = checksums(folder, mine)
         wrong = [name for name in mine if found.get(name) != expected[name]]
         if wrong:
-            raise self._damaged(step, f"{', '.join(wrong[:3])} in `state` changed since the save, or vanished")
+            raise self._damaged(step, f"{', '.join(wrong[:3])} in `state` changed since the save or is missing")
         self._verified.add(step)
 
     def _damaged(self, step: int, problem: str) -> ValueError:
         older = [other for other in self.steps() if other < step]
-        remedy = f"there is no older one: restore it from a copy, or delete {self.folder} to begin again."
+        remedy = f"there is no older checkpoint. Restore it from a backup, or delete {self.folder} to start over."
         if older:
             remedy = (
-                f"delete that folder to resume from the checkpoint of step {older[-1]}, or read this one with "
-                f"`--step {older[-1]}`."
+                f"delete that folder to resume from the checkpoint at step {older[-1]}, or use the older checkpoint "
+                f"with `--step {older[-1]}`."
             )
-        return ValueError(f"the checkpoint {self.folder / str(step)} is damaged ({problem}): {remedy}")
+        return ValueError(f"the checkpoint {self.folder / str(step)} is damaged ({problem}); {remedy}")
 
     def _disk_error(self, error: Exception) -> OSError:
         return OSError(
-            f"a checkpoint could not be written below {self.folder}: {error}. Earlier checkpoints are whole: free some "
+            f"a checkpoint could not be written to {self.folder}: {error}. Earlier checkpoints are intact: free disk "
             "space and run the same command to resume from the last one."
         )
 
 
 def checksums(folder: Path, names: list[str] | None = None) -> dict[str, str]:
-    """xxh3 of the files below a folder (None: all of them) by their relative path; without those that are missing."""
+    """xxh3 of the files below a folder (`names` None: all files) by relative path; missing files are left out."""
     if names is None:
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor() as threads:
@@ -244,5 +253,5 @@ def _checksum(path: Path) -> str | None:
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """jax.ShapeDtypeStructs of a tree, with shardings: what `restore` reads onto."""
+    """The tree as jax.ShapeDtypeStructs with shardings: the restore target of `Checkpoints.restore`."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -13,17 +13,17 @@ def _are_several() -> bool:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C, and saved its last step; the text says so."""
+    """Ctrl-C stopped training, after a save of the last step."""
 
 
 class Interrupt:
-    """While entered, the first SIGTERM or SIGINT only sets `requested`; a second one acts as usual.
+    """A context in which the first SIGTERM or SIGINT only sets `requested`; a second one has its default effect.
 
-    With several processes one signal to one of them stops all, after the same step: jax's coordination service passes
-    it on and agrees on the step in the background. It hears SIGTERM by itself, from the moment they are joined.
+    With several processes, a signal to one process stops all of them after the same step: jax's coordination service
+    handles SIGTERM from the moment the processes are connected, and agrees on the step in the background.
     """
 
-    _by_hand = False  # whether this process got a SIGINT
+    _by_hand = False  # whether this process received SIGINT
 
     def __init__(self) -> None:
         self.requested: str | None = None
@@ -35,15 +35,15 @@ class Interrupt:
         return self
 
     def after(self, step: int) -> bool:
-        """Whether to stop after this step. Every process asks once after every step."""
+        """Whether to stop after this step. Every process calls it once after every step."""
         if _are_several() and multihost_utils.reached_preemption_sync_point(step):
             self.requested = signal.SIGTERM.name
         return self.requested is not None
 
     def end(self, step: int, steps: int) -> str:
-        """What to say after the save of `step` of `steps`, to someone who preempted this run by SIGTERM.
+        """The message after `step` of `steps` was saved because of SIGTERM (preemption).
 
-        Raises Interrupted with these words where it was Ctrl-C (SIGINT), on the process that got it.
+        Raises Interrupted with this message after Ctrl-C (SIGINT), on the process that received it.
         """
         text = f"saved step {step} of {steps}. Run the same command to resume."
         if self._by_hand:
@@ -66,5 +66,5 @@ class Interrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
-        if _are_several():  # from now on nobody asks `after` any more
+        if _are_several():  # no further call of `after`
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,11 +1,11 @@
-"""Turns the sums that the step keeps on the device into lines of the log, without waiting for the device."""
+"""Turns the sums that the train step accumulates on the device into log lines, without waiting for the device."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
@@ -13,21 +13,21 @@ from instructrec_jax.training.tracking import ProgressBar, Tracker
 
 Part = Literal["input", "checkpoint", "logging"]
 PARTS: tuple[Part, ...] = ("input", "checkpoint", "logging")
-LAG = 4  # steps that may be under way while an earlier one is looked at
+LAG = 4  # steps that may be in flight while an earlier step is checked
 
 
 @dataclass
 class Meter:
-    """Counts tokens and time between two lines of the log.
+    """Counts tokens and time between two log lines.
 
-    A line's numbers are fetched only once the next step is under way (`flush`), so the device never idles for them.
-    What of the time went into waiting for a batch, saving and logging is `timed`; the rest is the steps themselves.
+    A line's numbers are fetched (`flush`) after the next step was dispatched, so the device never idles. Time spent on
+    waiting for a batch, saving and logging is `timed`; the rest is the steps' own.
 
     Args:
-      learning_rate: of an update, by its number from 0.
-      max_nonfinite: updates in a row that may be skipped because they were not finite.
-      flops: a window's tokens -> model FLOP, see `training.flops`.
-      peak: FLOP/s of all devices at best; where it is known, MFU = FLOP / seconds / peak is logged.
+      learning_rate: update number, from 0 -> its learning rate.
+      max_nonfinite: training stops after N updates in a row that were skipped because they were not finite.
+      flops: tokens of a window -> model FLOPs, see `training.flops`.
+      peak: peak FLOP/s of all devices; where it is known, MFU = FLOPs / seconds / peak is logged.
     """
 
     tracker: Tracker
@@ -48,7 +48,7 @@ class Meter:
 
     @contextmanager
     def timed(self, part: Part) -> Iterator[None]:
-        """Counts the time of the block as spent on `part`."""
+        """Counts the time of the with block as spent on `part`."""
         began = time.perf_counter()
         try:
             yield
@@ -56,37 +56,36 @@ class Meter:
             self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - began
 
     def pause(self, seconds: float) -> None:
-        """Takes time that was not spent on training out of the present window."""
+        """Excludes time that was not spent on training from the current window."""
         self._window_started += seconds
 
     def watch(self, step: int, sums: dict[str, jax.Array]) -> None:
-        """Looks at every step, `LAG` steps later: then it is done, or so much is under way that waiting costs nothing.
+        """Checks every step `LAG` steps later, when it is done or waiting for it costs nothing.
 
-        All processes look at the same step at the same place in the loop, so all of them stop, or none.
+        All processes check the same step at the same point of the loop, so either all of them stop or none.
 
         Raises:
-          FloatingPointError: too many updates in a row were not finite.
+          FloatingPointError: `max_nonfinite` updates in a row were not finite.
         """
         self._watched.append((step, sums["skipped_in_a_row"]))
         if len(self._watched) > LAG:
             self._check_oldest()
 
     def finish(self, step: int, skipped: jax.Array) -> None:
-        """Looks at the steps that are left when the loop ends.
+        """Checks the remaining steps when the loop ends.
 
         Args:
-          skipped: how many of the run's `step` updates were skipped.
+          skipped: number of the run's `step` updates that were skipped.
 
         Raises:
-          FloatingPointError: too many updates in a row were not finite, or not a single one was finite: nothing was
-            learned, which is no success.
+          FloatingPointError: `max_nonfinite` updates in a row were not finite, or none of the updates was finite.
         """
         while self._watched:
             self._check_oldest()
         if step and int(jax.device_get(skipped)) >= step:
             raise FloatingPointError(
-                f"the loss was not finite (NaN or infinity) in any of the {step:,} steps, so nothing was learned. "
-                "Lower optimizer.learning_rate, and look for examples with extreme targets, or weights with NaN."
+                f"the loss was NaN or infinite in each of the {step:,} steps, so nothing was learned. Lower "
+                "optimizer.learning_rate, and check the examples for extreme targets and the weights for NaN."
             )
 
     def _check_oldest(self) -> None:
@@ -96,28 +95,28 @@ class Meter:
     def _check(self, step: int, in_a_row: int) -> None:
         if in_a_row >= self.max_nonfinite:
             raise FloatingPointError(
-                f"the last {in_a_row} updates up to step {step} were not finite (NaN or infinity) and were skipped "
-                "(optimizer.max_nonfinite). Lower optimizer.learning_rate, set optimizer.clip_norm, or look for broken "
+                f"{in_a_row} updates in a row up to step {step} were NaN or infinite and were skipped "
+                "(optimizer.max_nonfinite). Lower optimizer.learning_rate, set optimizer.clip_norm, or check the "
                 "examples."
             )
 
     def close_window(self, step: int, sums: dict[str, jax.Array], total_tokens: int) -> None:
-        """Ends the window at `step`; `sums` may still be in the making on the device."""
+        """Ends the window at `step`; the device may still compute `sums`."""
         self._pending = (step, sums, total_tokens, self._tokens)
         self._tokens = 0
 
     def flush(self) -> None:
-        """Writes the line of the last closed window, if it is not written yet.
+        """Logs the last closed window, if it is not logged yet.
 
         Raises:
-          FloatingPointError: too many updates in a row were not finite.
+          FloatingPointError: `max_nonfinite` updates in a row were not finite.
         """
         if self._pending is None:
             return
         step, on_device, total_tokens, tokens = self._pending
         self._pending = None
-        sums: dict[str, Any] = {name: float(value) for name, value in jax.device_get(on_device).items()}
-        now = time.perf_counter()  # steps are only dispatched ahead of the device: the window ends with its last number
+        sums = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        now = time.perf_counter()  # steps run asynchronously: the window ends when its numbers arrive
         seconds, self._window_started = now - self._window_started, now
         parts, self._parts = {part: self._parts.get(part, 0.0) for part in PARTS}, {}
         loss = sums["loss"] / sums["weight"] if sums["weight"] else float("nan")

@@ -2,20 +2,21 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Schedule = Literal["cosine", "linear", "constant"]
 Moments = Literal["float32", "bfloat16"]
 
-# Biases (T5's and MPNet's tables of relative position among them) and norms, as in HuggingFace's Trainer, and
-# temperatures. LoRA matrices too, unlike there: decay would pull A and B towards zero each by itself, which is no decay
-# of the weights W + A B that they stand for; QLoRA's script (Dettmers et al., 2023) trains them without as well.
+# Biases (also the relative position biases of T5 and MPNet) and norms, as in HuggingFace's Trainer, and temperatures.
+# Unlike there, LoRA matrices too: decay would shrink A and B separately, which does not decay the weights W + A B.
+# QLoRA's script (Dettmers et al., 2023) does the same.
 NO_DECAY = ("bias", "norm", "scale$", "temperature$", "/lora/")
 DEFAULT_RATES = {"pretrained": 5e-5, "lora": 2e-4, "new": 1e-3}
 
@@ -24,38 +25,38 @@ DEFAULT_RATES = {"pretrained": 5e-5, "lora": 2e-4, "new": 1e-3}
 class OptimizerConfig:
     """AdamW and its learning-rate schedule."""
 
-    learning_rate: float | None = None  # peak learning rate; null: 5e-5, with LoRA 2e-4, for new parameters 1e-3
+    learning_rate: float | None = None  # peak learning rate; null: 5e-5, with LoRA 2e-4, for new parameters only 1e-3
     head_learning_rate: float | None = None  # peak learning rate of the head; null: the same
-    layer_decay: float = 1.0  # learning rate of a layer as a share of that of the one above; 1: all alike
+    layer_decay: float = 1.0  # learning rate of a layer / that of the layer above; 1: no layer-wise decay
     weight_decay: float = 0.01  # decoupled: each step subtracts learning_rate * weight_decay * parameter
-    decay_exclude: list[str] = field(  # parameters whose path matches one of these (regular expressions) don't decay
+    decay_exclude: list[str] = field(  # regular expressions of parameter paths without weight decay
         default_factory=lambda: list(NO_DECAY)
     )
-    beta1: float = 0.9  # decay of the gradient's running mean
-    beta2: float = 0.999  # decay of the gradient's running square
-    epsilon: float = 1e-8  # added to the root of the running square
-    moments: Moments = "float32"  # how the running means are kept; bfloat16 takes half the memory
-    clip_norm: float | None = 1.0  # gradients are scaled down to this global norm; null: never
-    schedule: Schedule = "cosine"  # what follows the warm-up
-    warmup: float = 0.1  # share of the steps over which the learning rate rises from 0
-    final_ratio: float = 0.0  # what the learning rate falls towards, as a share of the peak
-    max_nonfinite: int = 5  # training stops after this many updates in a row with NaN or infinity
+    beta1: float = 0.9  # decay of the running mean of gradients
+    beta2: float = 0.999  # decay of the running mean of squared gradients
+    epsilon: float = 1e-8  # added to the root of the mean of squared gradients
+    moments: Moments = "float32"  # dtype of the running means; bfloat16 halves their memory
+    clip_norm: float | None = 1.0  # maximum global norm of the gradients; null: no clipping
+    schedule: Schedule = "cosine"  # learning-rate schedule after warm-up
+    warmup: float = 0.1  # warm-up steps as a fraction of all steps
+    final_ratio: float = 0.0  # final learning rate / peak learning rate
+    max_nonfinite: int = 5  # stop after N updates in a row with NaN or infinity
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def path_name(path: Sequence[object]) -> str:
     """A parameter's path as text: 'backbone/layers/attention/query/kernel'."""
     return "/".join(str(getattr(part, "key", part)) for part in path)
 
 
 def peak_learning_rate(config: OptimizerConfig) -> float:
-    """The peak learning rate; ValueError where it is still to be chosen (see `parameters.with_learning_rate`)."""
+    """The peak learning rate. Raises ValueError where none is set yet (see `parameters.with_learning_rate`)."""
     if config.learning_rate is None:
-        raise ValueError("optimizer.learning_rate is not set: choose one, such as 5e-5 for a whole pretrained network.")
+        raise ValueError("optimizer.learning_rate is not set: set it, for example to 5e-5 for full tuning.")
     return config.learning_rate
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of the backbone as a function of the number of updates made."""
+    """Learning rate of the backbone as a function of the number of updates so far."""
     peak = peak_learning_rate(config)
     final = peak * config.final_ratio
     warmup = round(config.warmup * steps)
@@ -67,22 +68,23 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     }[config.schedule]
     if not warmup:
         return after
-    # The first update should move: the ramp starts at peak / warmup.
+    # The warm-up starts at peak / warmup instead of 0, so that the first update has an effect.
     ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     return optax.join_schedules([ramp, after], [warmup])
 
 
 def with_bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same with both moments kept as bfloat16, by stochastic rounding (Zamirai et al., 2020).
+    """Adam with both moments stored as bfloat16, by stochastic rounding (Zamirai et al., 2020).
 
-    To the nearest, bfloat16 would swallow what one step adds to a running square: with beta2 0.999 less than 1/256.
+    Rounding to nearest would lose the relative change of the second moment per step: 0.001 with beta2 0.999, below
+    bfloat16's 1/256.
     """
 
-    def widened(state: Any) -> Any:
+    def widened(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
         wide = jax.tree.map(lambda x: x.astype(jnp.float32), (state.mu, state.nu))
         return state._replace(mu=wide[0], nu=wide[1])
 
-    def narrowed(state: Any) -> Any:
+    def narrowed(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
         leaves, form = jax.tree.flatten((state.mu, state.nu))
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.count), len(leaves))
         mu, nu = jax.tree.unflatten(form, [to_bfloat16(x, key) for x, key in zip(leaves, keys, strict=True)])
@@ -96,7 +98,7 @@ def with_bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientT
 
 
 def to_bfloat16(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 -> bfloat16, up or down at random, so that the expected value is x itself."""
+    """float32 -> bfloat16 by stochastic rounding: the expected value is x."""
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     raised = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
     cut = jax.lax.bitcast_convert_type((raised >> 16).astype(jnp.uint16), jnp.bfloat16)
@@ -104,11 +106,8 @@ def to_bfloat16(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
-    """Refuses settings that no update could follow, or that would have no effect.
-
-    Raises ValueError that names the setting and its value.
-    """
-    # name: (least, most, whether the ends are allowed)
+    """Checks the ranges of the settings. Raises ValueError for one out of range or without effect."""
+    # name: (minimum, maximum, minimum allowed, maximum allowed)
     ranges: dict[str, tuple[float, float, bool, bool]] = {
         "learning_rate": (0, math.inf, False, False),
         "head_learning_rate": (0, math.inf, True, False),
@@ -126,7 +125,7 @@ def check_optimizer(config: OptimizerConfig) -> None:
         value = getattr(config, name)
         if value is None:
             continue
-        # a NaN is in no range: every comparison with it is false
+        # NaN fails: every comparison with it is false
         inside = (value >= least if from_least else value > least) and (value <= most if to_most else value < most)
         if not inside:
             lower = f"at least {least:g}" if from_least else f"above {least:g}"
@@ -134,20 +133,20 @@ def check_optimizer(config: OptimizerConfig) -> None:
             raise ValueError(f"optimizer.{name} must be {lower} and {upper}, but is {value}.")
     if config.schedule == "constant" and config.final_ratio:
         raise ValueError(
-            f"optimizer.final_ratio is {config.final_ratio}, but with optimizer.schedule constant the learning rate "
-            "never falls: set final_ratio to 0, or choose cosine or linear."
+            f"optimizer.final_ratio is {config.final_ratio}, but optimizer.schedule constant never lowers the learning "
+            "rate: set final_ratio to 0, or choose cosine or linear."
         )
     custom = config.decay_exclude != list(NO_DECAY)
     if custom and config.decay_exclude and not config.weight_decay:
-        raise ValueError("optimizer.decay_exclude has no effect, since optimizer.weight_decay is 0: leave one out.")
+        raise ValueError("optimizer.decay_exclude has no effect, since optimizer.weight_decay is 0: leave it out.")
 
 
 def decaying(config: OptimizerConfig, params: Any) -> Any:
-    """Which parameters decay: nested like `params`, with a bool for each array.
+    """Which parameters have weight decay: a tree like `params` with a bool per array.
 
     Raises:
-      ValueError: a pattern of `decay_exclude` that is no regular expression, or that is not one of NO_DECAY and matches
-        none of the trained parameters.
+      ValueError: a pattern of `decay_exclude` is not a regular expression, or (unless in NO_DECAY) matches no trained
+        parameter.
     """
     try:
         excluded = [re.compile(pattern) for pattern in config.decay_exclude]
@@ -159,8 +158,8 @@ def decaying(config: OptimizerConfig, params: Any) -> Any:
     for pattern in excluded:
         if pattern.pattern not in NO_DECAY and not any(pattern.search(name) for name in names):
             raise ValueError(
-                f"optimizer.decay_exclude: {pattern.pattern!r} matches no trained parameter. Some are: "
-                f"{', '.join(sorted(names)[:6])}."
+                f"optimizer.decay_exclude: {pattern.pattern!r} matches no trained parameter. Examples of "
+                f"paths: {', '.join(sorted(names)[:6])}."
             )
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not any(pattern.search(path_name(path)) for pattern in excluded), params
@@ -168,22 +167,22 @@ def decaying(config: OptimizerConfig, params: Any) -> Any:
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, factors: Mapping[str, Any] | None = None
+    config: OptimizerConfig, steps: int, factors: Mapping[str, float | np.ndarray] | None = None
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019): p ← p − η (m̂ / (√v̂ + ε) + λ p), for θ and ω alike.
 
-    η follows the schedule, times `head_learning_rate / learning_rate` for parameters below 'head', times the factor of
-    the parameter's path in `factors` (a number, or an array [layers] for a stacked parameter).
+    η follows the schedule, times `head_learning_rate / learning_rate` for parameters below 'head', times the
+    parameter's factor in `factors` (path -> number, or array [layers] for a stacked parameter).
 
     Raises:
-      ValueError: a setting out of its range, or without an effect (see `check_optimizer`, `decaying`).
+      ValueError: a setting is out of range or has no effect (see `check_optimizer`, `decaying`).
     """
     check_optimizer(config)
     rate = peak_learning_rate(config)
     head_factor = 1.0 if config.head_learning_rate is None else config.head_learning_rate / rate
 
     def scale(updates: Any, params: Any) -> Any:
-        def scaled(path: Any, update: jax.Array) -> jax.Array:
+        def scaled(path: Sequence[object], update: jax.Array) -> jax.Array:
             name = path_name(path)
             factor = jnp.asarray((factors or {}).get(name, 1.0), update.dtype)
             factor = factor * (head_factor if name.startswith("head/") else 1.0)

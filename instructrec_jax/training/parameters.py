@@ -1,9 +1,8 @@
-"""Which parameters are trained, and how fast: by their paths and layers, never by their rank."""
+"""Which parameters are trained and with which learning rate, by their paths and layers."""
 
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -17,20 +16,19 @@ from instructrec_jax.training.optimizer import DEFAULT_RATES, OptimizerConfig
 def frozen_parameters(
     model: nnx.Module, *, freeze: Sequence[str] = (), train_last: int | None = None, lora: bool = False
 ) -> Callable[[str], bool]:
-    """Says of a parameter's path ('backbone/layers/block0/query/kernel') whether it stays as it is.
+    """A function: parameter path ('backbone/layers/block0/query/kernel') -> whether the parameter is frozen.
 
-    The settings add up: a parameter is trained only where none of them freezes it, LoRA matrices included.
+    A parameter, LoRA matrices included, is trained only where none of the settings freezes it.
 
     Args:
       model: the (possibly abstract) network, with 'backbone' and 'head'.
-      freeze: regular expressions; what one of them finds in its path is frozen.
-      train_last: of the backbone only the last `train_last` layers are trained, and what follows them.
-      lora: of the backbone only the LoRA matrices are trained; a head over the vocabulary, which is part of what was
-        pretrained, is frozen too.
+      freeze: regular expressions; a parameter whose path matches one of them is frozen.
+      train_last: freeze the backbone except its last N layers, final norm and pooler.
+      lora: freeze the backbone except LoRA matrices; also freeze pretrained heads over the vocabulary.
 
     Raises:
-      ValueError: a pattern that is not a regular expression or finds nothing; `train_last` or `lora` where the others
-        leave nothing of it to train.
+      ValueError: a pattern is not a regular expression or matches nothing; the other settings freeze all layers of
+        `train_last`, or all LoRA matrices.
     """
     paths = parameter_paths(model)
     frozen = {path for pattern in freeze for path in _matching(pattern, paths)}
@@ -42,32 +40,32 @@ def frozen_parameters(
         frozen |= {path for path in paths if path.startswith("backbone/") and not path.startswith(tail)}
         if train_last and not any(path.startswith(tail) and path not in frozen for path in paths):
             raise ValueError(
-                f"backbone.train_last is {train_last}, but nothing of these layers is left to train: "
-                f"{_why_frozen(freeze, lora)}. Leave train_last out, or train them."
+                f"backbone.train_last is {train_last}, but other settings freeze all of these layers: "
+                f"{_why_frozen(freeze, lora)}. Leave train_last out, or unfreeze the layers."
             )
     if lora and all(path in frozen for path in paths if is_lora(path)):
         raise ValueError(
-            "lora.rank or lora.adapter is set, but no LoRA matrix is left to train: "
-            f"{_why_frozen(freeze, False, train_last)}. Leave lora out, or train its matrices."
+            "lora.rank or lora.adapter is set, but no LoRA matrix is trained: "
+            f"{_why_frozen(freeze, False, train_last)}. Leave lora out, or unfreeze its matrices."
         )
     return frozen.__contains__
 
 
 def _why_frozen(freeze: Sequence[str], lora: bool, train_last: int | None = None) -> str:
     causes = [f"backbone.freeze or the task freezes {', '.join(freeze)}"] if freeze else []
-    causes += ["lora has no matrices there (see lora.targets)"] if lora else []
+    causes += ["LoRA has no matrices in these layers (lora.targets)"] if lora else []
     causes += [f"backbone.train_last {train_last} freezes the layers below"] if train_last is not None else []
-    return ", and ".join(causes) or "the network has no such parameters"
+    return " and ".join(causes) or "the network has no such parameters"
 
 
 def parameter_paths(model: nnx.Module) -> list[str]:
-    """The paths of all parameters of a (possibly abstract) network."""
+    """The paths of all parameters of a (possibly abstract) network, such as 'backbone/layers/block0/query/kernel'."""
     return ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))]
 
 
 def vocabulary_heads(model: nnx.Module) -> list[str]:
-    """The paths ('head/', or 'head/chat/' among several) of heads over the vocabulary: part of what was pretrained."""
-    head: Any = getattr(model, "head", None)
+    """The path prefixes ('head/', or 'head/chat/' with several heads) of pretrained heads over the vocabulary."""
+    head = getattr(model, "head", None)
     heads = {f"head/{name}/": each for name, each in head.items()} if isinstance(head, nnx.Dict) else {"head/": head}
     return [path for path, each in heads.items() if head_kind(each) in ("lm", "mlm")]
 
@@ -75,16 +73,16 @@ def vocabulary_heads(model: nnx.Module) -> list[str]:
 def default_learning_rate(
     trained: Collection[str], *, random_init: bool = False, vocabulary_heads: Sequence[str] = ()
 ) -> tuple[float, str]:
-    """(peak learning rate, why) for AdamW, by what is trained.
+    """(default peak learning rate for AdamW, its reason).
 
-    5e-5 where a part of what was pretrained is trained (Devlin et al., 2019, BERT, appendix A.3: 2e-5 to 5e-5); 2e-4
-    for LoRA matrices (Dettmers et al., 2023, QLoRA, appendix B: 1e-4 to 2e-4); 1e-3 where all that is trained is new:
-    heads on a frozen backbone, or a whole network from random weights (Kingma & Ba, 2015, Adam).
+    5e-5 where pretrained parameters are trained (Devlin et al., 2019, BERT, appendix A.3: 2e-5 to 5e-5); 2e-4 for LoRA
+    matrices (Dettmers et al., 2023, QLoRA, appendix B: 1e-4 to 2e-4); 1e-3 for new parameters only: heads on a frozen
+    backbone, or a network from random weights (Kingma & Ba, 2015, Adam).
 
     Args:
       trained: paths of the trained parameters.
-      random_init: no parameter was pretrained.
-      vocabulary_heads: paths of heads that were pretrained with the backbone (see `vocabulary_heads`).
+      random_init: whether the whole network starts from random weights.
+      vocabulary_heads: path prefixes of pretrained heads (see `vocabulary_heads`).
     """
     pretrained = [p for p in trained if not is_lora(p) and p.startswith(("backbone/", *vocabulary_heads))]
     if random_init:
@@ -101,10 +99,10 @@ def default_learning_rate(
 def with_learning_rate(
     config: OptimizerConfig, model: nnx.Module, is_frozen: Callable[[str], bool], *, random_init: bool
 ) -> tuple[OptimizerConfig, str]:
-    """(the settings with a learning rate, a line about it for the summary): the one that is set, else the default.
+    """(the settings with a learning rate: the configured one, else the default; a description for the summary).
 
     Raises:
-      ValueError: a learning rate for a part of the network of which nothing is trained.
+      ValueError: a learning-rate setting for the head or the backbone, which is frozen.
     """
     trained = [path for path in parameter_paths(model) if not is_frozen(path)]
     if config.head_learning_rate is not None and not any(path.startswith("head/") for path in trained):
@@ -131,13 +129,13 @@ def _matching(pattern: str, paths: Sequence[str]) -> list[str]:
         raise ValueError(f"backbone.freeze: {pattern!r} is not a regular expression ({error}).") from error
     if not found:
         raise ValueError(
-            f"backbone.freeze: {pattern!r} matches no parameter. Some are: {', '.join(sorted(paths)[:6])}."
+            f"backbone.freeze: {pattern!r} matches no parameter. Examples of paths: {', '.join(sorted(paths)[:6])}."
         )
     return found
 
 
 def _tail(model: nnx.Module) -> list[str]:
-    """The paths of the last stack's trained blocks, and of the norm and pooler behind them."""
+    """The path prefixes of the last stack's trained blocks and of its final norm and pooler."""
     found = stacks(model)
     if not found:
         raise ValueError("backbone.train_last is set, but this task's network has no pretrained layers: leave it out.")
@@ -147,25 +145,25 @@ def _tail(model: nnx.Module) -> list[str]:
 
 
 def behind(stack: str) -> tuple[str, str]:
-    """The paths of the norm and the pooler that follow a stack of layers."""
+    """The paths of the final norm and the pooler after a stack of layers."""
     owner = stack.rpartition("/")[0]
     return f"{owner}/final_norm", f"{owner}/pooler"
 
 
 def stacks(model: nnx.Module) -> list[tuple[str, Stack]]:
-    """(path, stack) of the backbone's stacks of layers, in the order that a text passes through them."""
+    """(path, stack) of the backbone's stacks of layers, in forward order."""
     found = [("/".join(map(str, path)), node) for path, node in nnx.iter_modules(model) if isinstance(node, Stack)]
-    own = [each for each in found if each[0].startswith("backbone/")]  # a head may have layers too
+    own = [each for each in found if each[0].startswith("backbone/")]  # without a head's own layers
     return sorted(own, key=lambda each: "decoder" in each[0])
 
 
 def learning_rate_factors(model: nnx.Module, layer_decay: float) -> dict[str, float | np.ndarray]:
-    """Path -> factor on the learning rate, [layers] for stacked parameters: layer-wise decay.
+    """Parameter path -> learning-rate factor (float, or float [layers] for a stacked parameter): layer-wise decay.
 
-    decay ** (L + 1 - depth) with depth 0 for the embeddings, 1 … L for the layers and L + 1 for what follows them and
-    for the head: BEiT's rule (Bao et al., 2022, appendix; its `get_num_layer_for_vit`). ELECTRA's (Clark et al., 2020)
-    differs by one: there the last layer is not slowed down. LoRA matrices go with their layer. An encoder–decoder's
-    decoder lies above its encoder.
+    The factor is decay ** (L + 1 − depth), with depth 0 for the embeddings, 1 … L for the layers, and L + 1 for the
+    final norm, pooler and head: BEiT's rule (Bao et al., 2022, appendix; its `get_num_layer_for_vit`). ELECTRA (Clark
+    et al., 2020) differs by one: its last layer has factor 1. LoRA matrices have the factor of their layer. The layers
+    of an encoder–decoder count from the encoder's first to the decoder's last.
     """
     numbered: dict[str, Stack] = dict(stacks(model))
     first, total = {}, 0
@@ -174,13 +172,13 @@ def learning_rate_factors(model: nnx.Module, layer_decay: float) -> dict[str, fl
     factors: dict[str, float | np.ndarray] = {}
     for keys, _ in nnx.to_flat_state(nnx.state(model)):
         path = "/".join(map(str, keys))
-        depth: Any
+        depth: int | np.ndarray
         name = next((n for n in numbered if path.startswith(f"{n}/")), "")
         if name:
             block = next(b for b in numbered[name].blocks if path.startswith(f"{name}/{b.name}/"))
             depth = 1 + first[name] + np.array(block.layers)
         else:
-            # what follows a stack lies above its last layer, also above an encoder's
+            # a final norm or pooler lies above the last layer of its own stack
             owner = next((n for n in numbered if path.rpartition("/")[0] in behind(n)), "")
             above = total if path.startswith("head/") else first[owner] + numbered[owner].num_layers if owner else -1
             depth = above + 1

@@ -1,4 +1,4 @@
-"""A trace of a few training steps, to look at in TensorBoard (profile plugin) or Perfetto."""
+"""Traces of training steps for TensorBoard (profile plugin) or Perfetto."""
 
 import re
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from instructrec_jax.distributed.launch import say
 
 @dataclass
 class ProfileConfig:
-    """What of a run is traced."""
+    """Which steps to trace."""
 
-    steps: str | None = None  # such as 10..13: a trace of these steps goes to RUN/profile; null: none
+    steps: str | None = None  # steps to trace into RUN/profile, such as 10..13; null: none
 
 
 def traced_steps(config: ProfileConfig, last_step: int | None = None) -> range:
     """The steps to trace, counted from 1 as in the log.
 
     Args:
-      last_step: of the run; None: not known.
+      last_step: the run's last step; None: unknown.
 
-    Raises ValueError where the setting is not a range of steps, or the run has no such steps.
+    Raises ValueError where the setting is not a range of steps, or exceeds the run's steps.
     """
     if config.steps is None:
         return range(0)
@@ -33,14 +33,14 @@ def traced_steps(config: ProfileConfig, last_step: int | None = None) -> range:
     if not 1 <= first <= last:
         raise ValueError(f"profile.steps must be a range of steps such as 10..13, but is {config.steps!r}.")
     if last_step is not None and last > last_step:
-        raise ValueError(f"profile.steps is {config.steps}, but the run has {last_step} steps (`steps`).")
+        raise ValueError(f"profile.steps is {config.steps}, but the run has {last_step} steps. Lower it.")
     return range(first, last + 1)
 
 
 class Profiler:
-    """Traces the steps that `config` names into RUN/profile: `begin(step)` before each step, `end(step, result)` after.
+    """Traces the configured steps into RUN/profile: call `begin(step)` before and `end(step, result)` after each step.
 
-    The trace ends when the last step's result is there, so it holds what the devices did.
+    The trace ends when the result of the last step is ready, so it covers the devices' work.
     """
 
     def __init__(self, run_dir: Path, config: ProfileConfig):

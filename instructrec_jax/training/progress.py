@@ -1,4 +1,4 @@
-"""How far a run has come, apart from its arrays: what a checkpoint keeps as JSON beside the state."""
+"""The progress of a run: the JSON part of a checkpoint, beside the arrays."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from typing import NotRequired, Self, TypedDict
 from instructrec_jax.files import check_type
 
 StreamPosition = dict[str, object]
-"""Where a stream was, as `StreamSource.get_state` gives it."""
+"""The position in a stream, as returned by `StreamSource.get_state`."""
 
 
 class _Fields(TypedDict):
-    """The fields of a checkpoint's progress; those that the first version did not write are NotRequired."""
+    """The fields of the JSON; fields that version 0.1 did not write are NotRequired."""
 
     data: str
     tokens: int
@@ -27,15 +27,15 @@ class _Fields(TypedDict):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run has done up to a step.
+    """The progress of a run at a step.
 
     Attributes:
       data: fingerprint of the training data.
-      tokens: trained on so far, without padding.
-      stream: position in the data where they are a stream.
-      best_value, best_step: the best evaluation so far, the latest one among equals; None: none yet.
-      stale: evaluations since the metric last became better.
-      measure: what `best_value` is: the metric and the cases it was measured on. None: not known (the first version).
+      tokens: tokens trained on so far, without padding.
+      stream: position in the data, for streams.
+      best_value, best_step: the best evaluation so far, the latest among equals; None: no evaluation yet.
+      stale: evaluations since the last improvement of the metric.
+      measure: what `best_value` measures: the metric and its cases. None: unknown (version 0.1).
     """
 
     data: str
@@ -47,42 +47,41 @@ class Progress:
     measure: str | None = None
 
     def trained(self, tokens: int, stream: StreamPosition | None) -> Self:
-        """After one more step, on so many tokens."""
+        """The progress after one more step on `tokens` tokens."""
         return replace(self, tokens=self.tokens + tokens, stream=stream)
 
     def evaluated(self, step: int, value: float, *, greater: bool) -> Self:
-        """After an evaluation. Of equal values the latest is the best, as `Checkpoints` keeps it; it is not better."""
+        """The progress after an evaluation. An equal value moves `best_step`, as in `Checkpoints`, but stays stale."""
         if _better(value, self.best_value, greater):
             return replace(self, best_value=value, best_step=step, stale=0)
         return replace(self, best_step=step if value == self.best_value else self.best_step, stale=self.stale + 1)
 
     def measured_as(self, measure: str) -> Self:
-        """The same, without its best evaluation where that was another measure."""
+        """The progress with this measure; the best evaluation of another measure is dropped."""
         if self.measure not in (None, measure):
             return replace(self, measure=measure, best_value=None, best_step=None, stale=0)
         return replace(self, measure=measure)
 
     def out_of_patience(self, patience: int | None) -> bool:
-        """Whether `evaluation.patience` says to stop."""
+        """Whether to stop early: `patience` evaluations without an improvement."""
         return patience is not None and self.stale >= patience
 
     def to_json(self) -> dict[str, object]:
-        """As a JSON object with its own checksum."""
+        """A JSON object with a checksum."""
         fields = asdict(self)
         return fields | {"checksum": _checksum(fields)}
 
     @classmethod
     def from_json(cls, value: object, where: str) -> Self:
-        """The inverse of `to_json`; also reads what the first version wrote.
+        """The inverse of `to_json`; also reads version 0.1.
 
-        Raises ValueError, naming `where` and the field, where the value is not what a run writes.
+        Raises ValueError, naming `where` and the field, for a malformed or damaged value.
         """
         kept: _Fields = check_type(value, _Fields, where)
-        fields = dict(kept)
+        fields: dict[str, object] = {**kept}
         checksum = fields.pop("checksum", None)
         if (checksum is not None or "measure" in fields) and checksum != _checksum(fields):
-            raise ValueError(f"{where}: checksum does not fit the other fields: the file is damaged.")
-        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+            raise ValueError(f"{where}: checksum does not match the other fields: the file is damaged.")
         best_value, best_step = kept["best_value"], kept["best_step"]
         numbers = {"tokens": kept["tokens"], "stale": kept["stale"], "best_step": best_step or 0}
         for name, number in numbers.items():
@@ -90,9 +89,17 @@ class Progress:
                 raise ValueError(f"{where}: {name} should be 0 or more, but is {number}: the file is damaged.")
         if (best_value is None) != (best_step is None) or not math.isfinite(best_value or 0):
             raise ValueError(
-                f"{where}: best_value {best_value} and best_step {best_step} do not fit: the file is damaged."
+                f"{where}: best_value {best_value} contradicts best_step {best_step}: the file is damaged."
             )
-        return cls(**known)  # type: ignore[arg-type]
+        return cls(
+            data=kept["data"],
+            tokens=kept["tokens"],
+            stream=kept["stream"],
+            best_value=best_value,
+            best_step=best_step,
+            stale=kept["stale"],
+            measure=kept.get("measure"),
+        )
 
 
 def _better(new: float, old: float | None, greater: bool) -> bool:

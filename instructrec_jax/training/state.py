@@ -1,6 +1,6 @@
-"""Everything that a training run carries from step to step, and how it lies on the mesh."""
+"""The train state: all arrays that a run carries from step to step, and their shardings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,19 +17,18 @@ Tree = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """A pytree; all of it but `frozen` is checkpointed.
+    """A pytree; checkpoints store all fields but `frozen`.
 
     Attributes:
       params: trained parameters, nested dicts with 'backbone' (θ) and 'head' (ω).
-      frozen: parameters that are not trained, in the same form; no checkpoint holds them: they are read again from
-        where they came from.
+      frozen: frozen parameters, in the same form; a resumed run reads them from their original files.
       optimizer: optax's state.
       step: int32 scalar, batches consumed.
       key: uint32 [2], the run's random key (raw data); each step folds its number into it.
-      buffers: arrays that are not trained but belong to the model, such as item vectors.
-      window: float32 scalars summed since the last line of the log.
+      buffers: arrays of the model that are not trained, such as item vectors.
+      window: float32 scalars, sums since the last log line.
       skipped: int32 scalar, updates skipped because they were not finite.
-      skipped_in_a_row: int32 scalar.
+      skipped_in_a_row: int32 scalar, the same without a finite update since.
     """
 
     params: Tree
@@ -47,11 +46,12 @@ WINDOW = ("loss", "weight", "grad_norm", "steps")
 
 
 def empty_window() -> dict[str, jax.Array]:
+    """The sums of a new window: zeros."""
     return {name: jnp.zeros((), jnp.float32) for name in WINDOW}
 
 
 def split_params(params: Tree, is_frozen: Callable[[str], bool]) -> tuple[Tree, Tree]:
-    """Splits nested dicts into (trained, frozen) by the parameters' paths."""
+    """Splits nested dicts into (trained, frozen) by parameter path."""
 
     def pick(tree: Tree, prefix: str, frozen: bool) -> Tree:
         picked = {}
@@ -76,7 +76,7 @@ def merge_params(first: Tree, second: Tree) -> Tree:
 
 
 def without_frozen(state: TrainState) -> TrainState:
-    """What a checkpoint holds."""
+    """The state as checkpoints store it."""
     return replace(state, frozen={})
 
 
@@ -87,9 +87,10 @@ def create_state(
     is_frozen: Callable[[str], bool] = lambda path: False,
     buffers: Tree | None = None,
 ) -> TrainState:
+    """The state at step 0. Raises ValueError where every parameter is frozen."""
     trained, frozen = split_params(params, is_frozen)
     if not trained:
-        raise ValueError("nothing is left to train: every parameter is frozen.")
+        raise ValueError("every parameter is frozen: see backbone.freeze, backbone.train_last and lora.")
     return TrainState(
         params=trained,
         frozen=frozen,
@@ -104,11 +105,11 @@ def create_state(
 
 
 def state_shardings(state: TrainState, params_shardings: Tree, mesh: DeviceMesh) -> TrainState:
-    """Shardings of a (possibly abstract) state: moments lie where their parameters lie, the rest is everywhere."""
+    """Shardings of a (possibly abstract) state: optimizer moments as their parameters, all else replicated."""
     flat, _ = jax.tree_util.tree_flatten_with_path(params_shardings)
-    by_path = {path_name(path): sharding for path, sharding in flat}
+    by_path: dict[str, jax.sharding.Sharding] = {path_name(path): sharding for path, sharding in flat}
 
-    def find(path: tuple[Any, ...], leaf: Any) -> Any:
+    def find(path: Sequence[object], leaf: jax.Array) -> jax.sharding.Sharding:
         names = [str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey)]
         if leaf.ndim == 0 or "/".join(names) not in by_path:
             return replicated(mesh)

@@ -1,13 +1,13 @@
 """The sharded training step: one for every backbone, head and task.
 
-Why our own and not optax.apply_if_finite: that one looks at the gradients alone and, after so many bad ones in a row,
-lets them through. Here the loss is looked at too, a bad step leaves the parameters, the moments, the schedule and the
-sums of the log as they were, and the loop stops after `optimizer.max_nonfinite` of them (`Meter.watch`).
+Why our own and not optax.apply_if_finite: it checks only the gradients, and applies them after N non-finite ones in a
+row. This step also checks the loss; a skipped step leaves parameters, moments, schedule and log sums unchanged, and the
+loop stops after `optimizer.max_nonfinite` of them (`Meter.watch`).
 """
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,20 @@ from flax import nnx
 
 from instructrec_jax.backbones.layers import DropoutKeys, dropout_keys
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
-from instructrec_jax.tasks.base import LossInputs, Task, microbatches
+from instructrec_jax.tasks.base import LossInputs, Model, Task, microbatches
 from instructrec_jax.training.state import TrainState, Tree, merge_params
 
 Arrays = dict[str, jax.Array]
-TARGET_SEED = np.uint32(0x5BD1E995)  # any constant: the seeds of two steps differ by it once in 2**32 times
+Sums = tuple[jax.Array, jax.Array, Tree]
+T = TypeVar("T")
+TARGET_SEED = np.uint32(0x5BD1E995)  # arbitrary: separates the dropout keys of targets from those of texts
 
 
 def batch_dropout_keys(seed: jax.Array, batch: Arrays) -> DropoutKeys:
-    """One hash per token from (step, number of the text in the global batch, position in the text).
+    """One hash per token of (step, number of the text in the global batch, position in the text).
 
-    So a token meets the same dropout bits however the batch is packed, split into micro-batches or spread over
-    devices. The tokens of targets have keys of their own, made in the same way of another seed.
+    So a token's dropout bits do not depend on packing, micro-batches or devices. Tokens of targets have separate keys,
+    from another seed.
     """
 
     def keys(seed: jax.Array, side: str) -> DropoutKeys:
@@ -43,41 +45,19 @@ def batch_dropout_keys(seed: jax.Array, batch: Arrays) -> DropoutKeys:
 
 def make_train_step(
     task: Task,
-    graphdef: Any,
+    graphdef: nnx.GraphDef[Model],
     optimizer: optax.GradientTransformation,
     *,
     mesh: DeviceMesh,
     shardings: TrainState,
     accumulation: int = 1,
 ) -> Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
-    """Compiles (state, batch) -> (state, the window's sums); the old state's memory is given to the new one.
+    """Compiles (state, batch) -> (state, the window's sums); the new state reuses the memory of the old one.
 
-    With `accumulation` k the rows are worked through in k micro-batches. The loss is Σ w ℓ / Σ w over the *whole*
-    batch, so k micro-batches and d devices give what one on one device gives, to rounding.
+    The loss is Σ w ℓ / Σ w over the whole batch, so k micro-batches (`accumulation`) or d devices give the result of
+    one batch on one device, up to rounding.
     """
-
-    def total_loss(params: Tree, state: TrainState, batch: Arrays, seed: jax.Array, count: int) -> Any:
-        model = nnx.merge(graphdef, merge_params(params, state.frozen))
-        keys = batch_dropout_keys(seed, batch)
-        with mesh.tracing():
-            total, weight = task.loss(task.view(model), batch, LossInputs(keys, state.buffers, count))
-        return total, weight
-
-    def gradients(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:
-        gradient = jax.value_and_grad(total_loss, has_aux=True)
-        if accumulation == 1 or task.couples_examples:  # a coupled loss makes its micro-batches itself
-            (total, weight), grads = gradient(state.params, state, batch, seed, accumulation)
-        else:
-
-            def add(sums: Any, microbatch: Arrays) -> tuple[Any, None]:
-                (total, weight), grads = gradient(state.params, state, microbatch, seed, 1)
-                return jax.tree.map(jnp.add, sums, (total, weight, grads)), None
-
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
-            start = (jnp.zeros(()), jnp.zeros(()), zeros)
-            (total, weight, grads), _ = jax.lax.scan(add, start, microbatches(batch, accumulation))
-        scale = 1 / jnp.maximum(weight, 1e-9)
-        return total, weight, jax.tree.map(lambda g: g * scale, grads)
+    gradients = _make_gradients(task, graphdef, mesh, accumulation)
 
     def train_step(state: TrainState, batch: Arrays) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -86,12 +66,12 @@ def make_train_step(
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
-        def keep(new: Any, old: Any) -> Any:
+        def keep(new: T, old: T) -> T:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-        seen = {"loss": total, "weight": weight, "grad_norm": grad_norm, "steps": jnp.ones(())}
-        # A skipped update leaves no trace in the averages either; it is counted by itself.
-        window = {name: state.window[name] + jnp.where(finite, value, 0) for name, value in seen.items()}
+        sums = {"loss": total, "weight": weight, "grad_norm": grad_norm, "steps": jnp.ones(())}
+        # A skipped update leaves no trace in the averages either; it is only counted.
+        window = {name: state.window[name] + jnp.where(finite, value, 0) for name, value in sums.items()}
         new = replace(
             state,
             params=keep(optax.apply_updates(state.params, updates), state.params),
@@ -111,10 +91,42 @@ def make_train_step(
     )
 
 
-def make_predict_step(task: Task, graphdef: Any, mesh: DeviceMesh) -> Callable[..., jax.Array]:
+def _make_gradients(
+    task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh, accumulation: int
+) -> Callable[[TrainState, Arrays, jax.Array], tuple[jax.Array, jax.Array, Tree]]:
+    """A function: (state, batch, dropout seed) -> (Σ w ℓ, Σ w, gradient of Σ w ℓ / Σ w)."""
+
+    def total_loss(
+        params: Tree, state: TrainState, batch: Arrays, seed: jax.Array, count: int
+    ) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graphdef, merge_params(params, state.frozen))
+        keys = batch_dropout_keys(seed, batch)
+        with mesh.tracing():
+            return task.loss(task.view(model), batch, LossInputs(keys, state.buffers, count))
+
+    def gradients(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:
+        gradient = jax.value_and_grad(total_loss, has_aux=True)
+        if accumulation == 1 or task.couples_examples:  # a coupled loss splits the batch itself
+            (total, weight), grads = gradient(state.params, state, batch, seed, accumulation)
+        else:
+
+            def add(sums: Sums, microbatch: Arrays) -> tuple[Sums, None]:
+                (total, weight), grads = gradient(state.params, state, microbatch, seed, 1)
+                return jax.tree.map(jnp.add, sums, (total, weight, grads)), None
+
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            start = (jnp.zeros(()), jnp.zeros(()), zeros)
+            (total, weight, grads), _ = jax.lax.scan(add, start, microbatches(batch, accumulation))
+        scale = 1 / jnp.maximum(weight, 1e-9)
+        return total, weight, jax.tree.map(lambda g: g * scale, grads)
+
+    return gradients
+
+
+def make_predict_step(task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh) -> Callable[..., jax.Array]:
     """Compiles (params, batch) -> the task's predictions for each text (or token) of the batch.
 
-    With a third argument, a seed (uint32), dropout is on, with the bits that a training step of this seed has.
+    A third argument, a seed (uint32), turns on dropout, with the dropout bits of a training step with this seed.
     """
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""What a run tells the outside while it goes: metrics.jsonl, TensorBoard, W&B, and the progress bar."""
+"""Tracking of a run: metrics.jsonl, TensorBoard, W&B and the progress bar."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, NoReturn, Self, TypedDict
 
 import jax
 from tqdm import tqdm
@@ -22,57 +22,61 @@ TIMING_FIELDS = (
     *("seconds", "tokens_per_second", "mfu"),
     *("input_share", "checkpoint_share", "logging_share", "step_share"),
 )
-"""The only fields of metrics.jsonl that may differ between two runs of the same settings."""
+"""The fields of metrics.jsonl that may differ between two runs with the same settings."""
 
 
 @dataclass
 class TrackingConfig:
-    """What is recorded while training runs."""
+    """What to record during training."""
 
-    log_every: int = 10  # steps between two lines of metrics.jsonl
-    tensorboard: bool = True  # also write TensorBoard files, to RUN/tensorboard
-    wandb_project: str | None = None  # also log to this Weights & Biases project; needs the extra `wandb`
+    log_every: int = 10  # steps between log lines
+    tensorboard: bool = True  # also write TensorBoard files to RUN/tensorboard
+    wandb_project: str | None = None  # also log to this Weights & Biases project; needs the extra wandb
 
 
 class _Row(TypedDict):
-    """A line of metrics.jsonl; its other fields are numbers or null."""
+    """The required fields of a line of metrics.jsonl; all others are numbers or null."""
 
     kind: Literal["train", "evaluation"]
     step: int
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl. Raises ValueError, naming file, line and field, where it is damaged."""
+    """The rows of metrics.jsonl. Raises ValueError, naming file, line and field, for a malformed row."""
     rows: list[Any] = read_jsonl(path, _Row)
     for number, row in enumerate(rows, 1):
         check_type(row, dict[str, float | str | None], where := f"{path}, line {number}")
         if not 0 <= row["step"] < 2**31:
-            raise ValueError(f"{where}: step should be a number of steps, but is {row['step']}. Repair or remove it.")
+            raise ValueError(f"{where}: step should be 0 to 2³¹ − 1, but is {row['step']}. Correct or delete it.")
     return rows
 
 
 class Tracker:
-    """The record of one run: metrics.jsonl (the source of the report), TensorBoard and W&B show the same.
+    """Logs a run to metrics.jsonl (the source of the report), TensorBoard and W&B.
 
-    metrics.jsonl has one row per (kind, step). Opening the tracker drops the rows after `resume_step`, the
-    step of the checkpoint that the run starts from (0: a new run), so that a resumed run ends with the rows
-    of one that was never interrupted. Logging a (kind, step) again keeps its row if only TIMING_FIELDS
-    differ, and replaces it in place otherwise. TensorBoard files follow within seconds. W&B cannot forget:
-    steps repeated after a resume appear twice there.
+    metrics.jsonl has one row per (kind, step). Opening the tracker drops rows after `resume_step`, so that a resumed
+    run ends with the same rows as an uninterrupted one. Logging a (kind, step) again keeps its row if only
+    TIMING_FIELDS differ, else replaces it. TensorBoard files follow within seconds. W&B cannot delete: steps that a
+    resumed run repeats appear twice there.
 
-    With several processes, all may hold a tracker; only process 0 writes.
+    With several processes each may have a tracker; only process 0 writes.
     """
 
     def __init__(
-        self, run_dir: str | Path, config: TrackingConfig, resume_step: int, settings: Mapping[str, Any]
+        self, run_dir: str | Path, config: TrackingConfig, resume_step: int, settings: Mapping[str, object]
     ) -> None:
-        """settings: the run's whole configuration as a nested dictionary, shown by W&B."""
+        """Opens the files.
+
+        Args:
+          resume_step: step of the checkpoint that the run resumes from; 0: a new run.
+          settings: the run's configuration as a nested dictionary, for W&B.
+        """
         if config.log_every < 1:
             raise ValueError(f"tracking.log_every must be at least 1, but is {config.log_every}.")
         self._path = Path(run_dir) / "metrics.jsonl"
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
-        self._tensorboard: Any = None
-        self._wandb: Any = None
+        self._tensorboard: Any = None  # tensorboardX's SummaryWriter
+        self._wandb: Any = None  # wandb's Run
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
@@ -85,21 +89,21 @@ class Tracker:
         if config.tensorboard:
             from tensorboardX import SummaryWriter
 
-            # Files are named by the second and read in the order of their names: a run killed and resumed
-            # within one second must neither overwrite its first file nor come before it.
+            # TensorBoard files are named by the second and read in name order: the suffix keeps apart the files of a
+            # run that is killed and resumed within one second.
             suffix = f".{time.time_ns()}"
             folder = str(Path(run_dir) / "tensorboard")
             self._tensorboard = SummaryWriter(folder, purge_step=resume_step + 1, flush_secs=1, filename_suffix=suffix)
 
-    def log(self, kind: Literal["train", "evaluation"], step: int, values: Mapping[str, Any]) -> None:
-        """Record scalars (numbers, NumPy or jax scalars) of one step; on disk when this returns.
+    def log(self, kind: Literal["train", "evaluation"], step: int, values: Mapping[str, object]) -> None:
+        """Logs scalars (numbers, NumPy or jax scalars) of one step; metrics.jsonl is written when it returns.
 
-        NaN and infinity become null in metrics.jsonl.
+        NaN and infinity become null in metrics.jsonl. Raises ValueError for a value that is not one real number.
         """
         if not self._writes:
             return
         if clash := {"kind", "step"} & set(values):
-            raise ValueError(f"{kind} values at step {step}: {sorted(clash)} cannot be the name of a value.")
+            raise ValueError(f"{kind} values at step {step}: {sorted(clash)} are reserved names: rename the values.")
         fetched = zip(values, jax.device_get(list(values.values())), strict=True)
         numbers = {name: _number(name, value) for name, value in fetched}
         row = {"kind": kind, "step": int(step)} | {name: _finite(value) for name, value in numbers.items()}
@@ -114,14 +118,14 @@ class Tracker:
             self._rows[key] = known
         if self._tensorboard is not None:
             for name, value in numbers.items():
-                tag = re.sub(r"[^-/\w.]", "_", f"{kind}/{name}")  # NDCG@10 is no name for TensorBoard
+                tag = re.sub(r"[^-/\w.]", "_", f"{kind}/{name}")  # TensorBoard does not allow names such as NDCG@10
                 self._tensorboard.add_scalar(tag, value, int(step))
         if self._wandb is not None:
             named = {f"{kind}/{name}": value for name, value in numbers.items()}
             self._wandb.log({"step": int(step), **named})
 
     def close(self) -> None:
-        """Finish TensorBoard and W&B; metrics.jsonl is complete at any time."""
+        """Closes TensorBoard and W&B; metrics.jsonl is always complete."""
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
@@ -138,16 +142,16 @@ class Tracker:
 
 
 class ProgressBar:
-    """Progress on stderr: a bar in a terminal, one line per `update` with numbers elsewhere (files, CI)."""
+    """Progress on stderr: a bar in a terminal, else (files, CI) one line per `update` with numbers."""
 
     def __init__(self, total: int, initial: int = 0) -> None:
         self._total, self._initial, self._step = total, initial, initial
         self._visible = jax.process_index() == 0
-        # Time and step of the first update: the estimate leaves out what came before it, compiling above all.
+        # Time and step of the first update: the estimate of the time left excludes compilation.
         self._start: tuple[float, int] | None = None
-        self._bar: Any = None
+        self._bar: tqdm[NoReturn] | None = None
         if self._visible and sys.stderr.isatty():
-            # Some terminals (a container's, say) report no width, for which tqdm would draw nothing.
+            # Some terminals (in containers) report width 0, with which tqdm would draw nothing.
             known_width = os.get_terminal_size(sys.stderr.fileno()).columns > 0
             self._bar = tqdm(
                 total=total,
@@ -161,9 +165,11 @@ class ProgressBar:
     def update(
         self, step: int, loss: float | None = None, tokens_per_second: float | None = None, mfu: float | None = None
     ) -> None:
-        """`step` updates are done. tokens_per_second counts real tokens, not padding; mfu is a share of 1.
+        """Shows that `step` steps are done. Without `loss` only the bar moves, so every step may call it.
 
-        Without `loss` only the bar moves and nothing is printed elsewhere, so this may be called every step.
+        Args:
+          tokens_per_second: without padding.
+          mfu: model FLOPs utilization, from 0 to 1.
         """
         if not self._visible:
             return
@@ -186,14 +192,14 @@ class ProgressBar:
         self._step = step
 
     def print(self, text: str) -> None:
-        """Print a message on stderr without tearing the bar apart."""
+        """Prints a message on stderr above the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         elif self._visible:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands and end its line."""
+        """Ends the line of the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -216,19 +222,19 @@ class ProgressBar:
 
 
 def progress_bar(total: int, initial: int = 0) -> ProgressBar:
-    """Progress of a run of `total` steps, `initial` of which an earlier start has done."""
+    """Progress of a run of `total` steps that resumes after `initial` steps."""
     return ProgressBar(total, initial)
 
 
 def _number(name: str, value: Any) -> int | float:
-    """A Python number from a number or a zero-dimensional array."""
+    """A number or zero-dimensional array as a Python number."""
     if not isinstance(value, int | float):
         try:
             value = value.item()
         except (AttributeError, ValueError, TypeError):
-            raise ValueError(f"the value {name!r} must be one number, got {value!r:.60}.") from None
+            raise ValueError(f"the value {name!r} must be one number, but is {value!r:.60}.") from None
     if not isinstance(value, int | float):
-        raise ValueError(f"the value {name!r} must be a real number, got {value!r:.60}.")
+        raise ValueError(f"the value {name!r} must be a real number, but is {value!r:.60}.")
     return value
 
 
@@ -236,12 +242,12 @@ def _finite(value: int | float) -> int | float | None:
     return value if math.isfinite(value) else None
 
 
-def _without_timing(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_timing(row: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in row.items() if name not in TIMING_FIELDS}
 
 
-def _open_wandb(run_dir: Path, project: str, settings: Mapping[str, Any]) -> Any:
-    """A W&B run that keeps its id over a resume, and is recorded offline when there is no connection."""
+def _open_wandb(run_dir: Path, project: str, settings: Mapping[str, object]) -> Any:
+    """A W&B run with the same id after a resume, recorded offline without a connection."""
     require("wandb", "tracking.wandb_project")
     import wandb
 
@@ -255,16 +261,16 @@ def _open_wandb(run_dir: Path, project: str, settings: Mapping[str, Any]) -> Any
         return wandb.init(**names, dir=run_dir, config=dict(settings), mode=mode, resume="allow")
 
     try:
-        run = start(None)  # or what $WANDB_MODE says
+        run = start(None)  # None: $WANDB_MODE decides
     except wandb.errors.Error as error:
         print(
-            f"W&B is not reachable ({error}). This run is recorded offline in {run_dir / 'wandb'}; "
-            f"`wandb sync` uploads it later.",
+            f"W&B is not reachable ({error}). The run is recorded offline in {run_dir / 'wandb'}: "
+            "upload it later with `wandb sync`.",
             file=sys.stderr,
         )
-        wandb.teardown()  # the failed start still holds the id
+        wandb.teardown()  # frees the id of the failed start
         run = start("offline")
-    # Steps may go back on a resume, which W&B's own counter refuses: plots use ours.
+    # A resume may repeat steps, which W&B's own counter refuses: plots use our step.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.evaluation.evaluator import Contender
+from instructrec_jax.evaluation.evaluator import ScoredRow
 from instructrec_jax.evaluation.prompt_variants import format_sensitivity, read_wordings, reworded, sensitivity
 from instructrec_jax.tasks.base import Scores
 
@@ -25,13 +25,11 @@ def test_the_words_change_and_nothing_else() -> None:
     assert reworded(CASES, "Please: {instruction} 谢谢")[1].instruction == "Please: Name {x}: 50%? 谢谢"
     alone = [Example(instruction="a dull film", id="c")]
     assert reworded(alone, "Subject of {instruction}")[0].instruction == "Subject of a dull film"
-    with pytest.raises(ValueError, match="wording 'Subject' would be all that example 'c' says"):
+    with pytest.raises(ValueError, match="'Subject'.*'c'"):
         reworded(alone, "Subject")
 
 
-@pytest.mark.parametrize(
-    ("text", "words"), [("", "holds 0 wordings"), ("one\n\n", "holds 1 wordings"), ("a\nb\na\n", "holds 'a' twice")]
-)
+@pytest.mark.parametrize(("text", "words"), [("", "0 wordings|0 prompts"), ("one\n\n", "1 "), ("a\nb\na\n", "'a'")])
 def test_files_that_say_too_little(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "wordings.txt").write_text(text)
     with pytest.raises(ValueError, match=words):
@@ -40,9 +38,9 @@ def test_files_that_say_too_little(text: str, words: str, tmp_path: Path) -> Non
 
 def test_mean_spread_and_worst() -> None:
     values = {"“a”": 0.5, "“b”": 0.8, "“c”": 0.6}
-    rows = [Contender(name, {"": Scores({"accuracy": v, "loss": -v})}) for name, v in values.items()]
+    rows = [ScoredRow(name, {"": Scores({"accuracy": v, "loss": -v})}) for name, v in values.items()]
     found = sensitivity(rows, "accuracy", greater=True)[""]
     assert found["mean"] == pytest.approx(1.9 / 3) and found["spread"] == pytest.approx(np.std([0.5, 0.8, 0.6], ddof=1))
     assert (found["worst"], found["worst_wording"]) == (0.5, "“a”")
     assert sensitivity(rows, "loss", greater=False)[""]["worst_wording"] == "“a”"
-    assert format_sensitivity({"unseen": found}).startswith("accuracy, unseen, over 3 wordings: mean 0.6333")
+    assert format_sensitivity({"unseen": found}).startswith("accuracy, unseen, over 3 prompts: mean 0.6333")

@@ -92,18 +92,18 @@ def test_everything_the_run_left_is_shown(tmp_path):
         "Best NDCG@10: Moon (2009) with 0.3457, 3.5 times the next (popularity, 0.1000)",
         "95% interval",
         "+0.2000 to +0.3000",
-        "3 broken examples left out",
+        "3 invalid examples skipped",
         "2 × Moon (2009)",
         "The loss was not a finite number in 1 of 14 logged steps.",
         "something in space Moon (2009)",
-        "★ wanted: Moon (2009)",
+        "★ target: Moon (2009)",
         "seed: 3",
         "Steps",
     ):
         assert text in page.text, text
     assert "there is no" not in page.text
     alts = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
-    titles = ["Loss", "NDCG@10", "perplexity", "Learning rate", "Real tokens per second"]
+    titles = ["Loss", "NDCG@10", "perplexity", "Learning rate", "Tokens per second (padding excluded)"]
     assert [alt.split(" by step")[0] for alt in alts] == titles
     assert "training 0.0248 at step 120" in alts[0]
 
@@ -118,7 +118,7 @@ def test_the_verdict_knows_the_direction_of_a_metric(tmp_path):
     write_json(tmp_path / "evaluation.json", evaluation())
     html = write_report(tmp_path).read_text(encoding="utf-8")
     verdicts = re.findall(r'<td class="word (\w+)">', html)
-    assert verdicts == ["better", "worse", "chance"]
+    assert verdicts == ["better", "worse", "neutral"]
 
 
 @pytest.mark.parametrize("text", [EVIL, "\ud83d half", "$\\frac{", "_hidden", "映画 🎬", "x" * 5000])
@@ -203,10 +203,10 @@ def test_table_as_text():
         "Markov-1            –        –\n"
         "* best in its column\n"
         "\n"
-        "Paired differences with 95% intervals\n"
-        "after tuning − popularity  NDCG@10  +0.2457  [+0.2000, +0.3000]  clearly better\n"
-        "mse                        mse      +1.2500  [+1.0000, +1.5000]  clearly worse\n"
-        "Markov-1 − popularity      NDCG@10  +0.0000  [-0.1000, +0.1000]  may be chance"
+        "Paired differences (95% bootstrap)\n"
+        "after tuning − popularity  NDCG@10  +0.2457  [+0.2000, +0.3000]  significantly better (95%)\n"
+        "mse                        mse      +1.2500  [+1.0000, +1.5000]  significantly worse (95%)\n"
+        "Markov-1 − popularity      NDCG@10  +0.0000  [-0.1000, +0.1000]  not significant"
     )
 
 
@@ -223,7 +223,7 @@ def test_examples_as_text():
         "“something in space Moon (2009)”\n"
         "  1.   2.5000  Alien (1979)\n"
         "* 2.   1.2500  Moon (2009)\n"
-        "    wanted: Moon (2009)\n"
+        "    target: Moon (2009)\n"
         "\n"
         "“anything”"
     )
@@ -235,7 +235,7 @@ def test_text_for_the_terminal_cannot_steer_it():
 
 
 def with_parts(name="after tuning"):
-    """An evaluation with intervals, more metrics than are shown, and parts of the cases."""
+    """An evaluation with intervals, more metrics than are shown, and subgroups."""
     result = evaluation(name)
     result["rows"][1]["intervals"] = {"NDCG@10": [0.3, 0.39]}
     result["all_metrics"] = [*result["metrics"], "Gini@10"]
@@ -252,13 +252,15 @@ def test_intervals_parts_and_further_metrics(tmp_path):
     lines = format_table(with_parts()).splitlines()
     assert "95% interval" in lines[2] and "0.3000 to 0.3900" in next(x for x in lines if x.startswith("after tuning"))
     assert "–" in next(x for x in lines if x.startswith("popularity"))
-    assert lines.index("Parts of the cases") + 2 == next(n for n, x in enumerate(lines) if "after tuning part 0" in x)
-    assert "1,234" in lines[-2] and "[0.1000, 0.2500]" in lines[-2] and lines[-1] == "and 6 more in the report"
+    assert lines.index("Breakdown by subgroup") + 2 == next(
+        n for n, x in enumerate(lines) if "after tuning part 0" in x
+    )
+    assert "1,234" in lines[-2] and "[0.1000, 0.2500]" in lines[-2] and lines[-1] == "6 more in the report"
 
     fill(tmp_path)
     write_json(tmp_path / "evaluation.json", with_parts(EVIL))
     page = page_of(tmp_path)
-    assert "NDCG@10 on parts of the cases" in page.text and page.text.count("1,234") == 30
+    assert "Breakdown by subgroup: NDCG@10" in page.text and page.text.count("1,234") == 30
     assert "0.3000 to 0.3900" in page.text and "All metricsNDCG@10mseGini@10" in page.text.replace("\n", "")
     assert not [element for element, _ in page.elements if element in ("script",)]
 
@@ -278,4 +280,4 @@ def test_the_split_and_baselines_that_were_not_fitted_are_named(tmp_path):
 
 def test_a_difference_of_nothing_is_no_chance():
     assert verdict({"metric": "accuracy", "low": 0.0, "high": 0.0}) == "equal"
-    assert verdict({"metric": "accuracy", "low": -0.1, "high": 0.0}) == "may be chance"
+    assert verdict({"metric": "accuracy", "low": -0.1, "high": 0.0}) == "not significant"

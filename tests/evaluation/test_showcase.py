@@ -55,5 +55,5 @@ def test_text_says_group_facts_and_reasons() -> None:
         " asked for: sad, war",
         "* 1.   1.5000  Ark (1990)  (sad, war)",
         "  2.   1.0000  Bee",
-        "    wanted: Ark (1990)  (sad, war)",
+        "    target: Ark (1990)  (sad, war)",
     ]

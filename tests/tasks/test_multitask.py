@@ -185,9 +185,9 @@ def test_resume_is_exact(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tasks", "words"),
     [
-        ([SubtaskConfig("a", ClassificationConfig(labels=["x", "y"]))], "at least two tasks with different names"),
-        ([SubtaskConfig("a", RegressionConfig()), SubtaskConfig("a", RegressionConfig())], "with different names"),
-        ([SubtaskConfig("a", RegressionConfig(), 0.0), SubtaskConfig("b", RegressionConfig())], "weight of task 'a'"),
+        ([SubtaskConfig("a", ClassificationConfig(labels=["x", "y"]))], "task.tasks"),
+        ([SubtaskConfig("a", RegressionConfig()), SubtaskConfig("a", RegressionConfig())], "task.tasks"),
+        ([SubtaskConfig("a", RegressionConfig(), 0.0), SubtaskConfig("b", RegressionConfig())], "'a'"),
     ],
 )
 def test_settings_that_are_no_tasks(tasks: Any, words: str, tokenizer: Any) -> None:
@@ -197,18 +197,18 @@ def test_settings_that_are_no_tasks(tasks: Any, words: str, tokenizer: Any) -> N
 
 def test_what_cannot_be_mixed(tokenizer: Any, tmp_path: Path) -> None:
     ranking = SubtaskConfig("films", task_config("retrieval", tmp_path / "catalogue"))
-    with pytest.raises(ValueError, match="task 'films' is of type retrieval.*a run of its own"):
+    with pytest.raises(ValueError, match="'films'.*retrieval"):
         MultitaskConfig([ranking, SubtaskConfig("b", RegressionConfig())]).build(TaskContext(tokenizer, 64))
     writing = SubtaskConfig("answer", LanguageModelConfig(template="plain"))
     context = TaskContext(tokenizer, 64, kind="encoder_decoder", decoder_start_token_id=0)
     context.tokenizer.eos_token = tokenizer.eos_token or "[SEP]"
-    with pytest.raises(ValueError, match="task 'b' reads the encoder"):
+    with pytest.raises(ValueError, match="'b'"):
         MultitaskConfig([writing, SubtaskConfig("b", RegressionConfig())]).build(context)
 
 
 def test_an_example_of_no_task_is_named(checkpoint: Path, tmp_path: Path) -> None:
     setup = Setup("multitask", checkpoint, tmp_path)
-    with pytest.raises(ValueError, match="example 'x7' is of task 'summary', but task.tasks has classification"):
+    with pytest.raises(ValueError, match="example 'x7'.*'summary'.*task.tasks"):
         setup.task.encode([Example(instruction="a film", output="love", task="summary", id="x7")])
 
 

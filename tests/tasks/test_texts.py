@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.tasks import ClassificationConfig, MultilabelConfig, RegressionConfig
 from instructrec_jax.tasks.base import TaskContext
-from instructrec_jax.tasks.texts import knows_pairs, tokenise_examples
+from instructrec_jax.tasks.texts import knows_pairs, tokenize_examples
 
 PAIR = Example(instruction="a film about war", input="good book", output="war")
 
@@ -76,7 +76,7 @@ def test_examples_without_two_texts_stay_one(tokenizer: Any) -> None:
         replace(PAIR, instruction=""),
         replace(PAIR, messages=(Message("user", "new"),)),
     ]
-    found = tokenise_examples(some, list("abcd"), TaskContext(pairs, 64), pairs=True)
+    found = tokenize_examples(some, list("abcd"), TaskContext(pairs, 64), pairs=True)
     lengths = [(text.tokens == pairs.sep_token_id).sum() for text in found if text is not None]
     assert lengths == [1, 2, 1, 1]
 
@@ -88,13 +88,13 @@ def test_a_pair_that_is_too_long_loses_tokens_of_the_longer_text_first(
     pairs = with_pairs(tokenizer)
     first, second = "e " * 8, "l " * 8
     context = TaskContext(pairs, 11, truncate)
-    (text,) = tokenise_examples([Example(instruction=first, input=second)], ["x"], context, pairs=True)
+    (text,) = tokenize_examples([Example(instruction=first, input=second)], ["x"], context, pairs=True)
     assert text is not None and len(text.tokens) == 11 and text.types is not None
     assert [int((text.types == number).sum()) for number in (0, 1)] == [6, 5]
-    (text,) = tokenise_examples([Example(instruction="e e", input=second)], ["x"], context, pairs=True)
+    (text,) = tokenize_examples([Example(instruction="e e", input=second)], ["x"], context, pairs=True)
     assert text is not None and (text.types == 0).sum() == 4  # the shorter one is whole
     letters = Example(instruction="a b c d e f g h", input="i j k l m n o p")
-    (text,) = tokenise_examples([letters], ["x"], context, pairs=True)
+    (text,) = tokenize_examples([letters], ["x"], context, pairs=True)
     assert text is not None
     assert tuple(part.replace(" ", "") for part in pairs.decode(text.tokens).split("[SEP]")[:2]) == (
         f"[CLS]{kept[0]}",
@@ -106,15 +106,15 @@ def test_a_pair_that_is_too_long_loses_tokens_of_the_longer_text_first(
 def test_errors_name_the_text(tokenizer: Any) -> None:
     pairs = with_pairs(tokenizer)
     with pytest.raises(ValueError, match="example 'x'.*data.max_length"):
-        tokenise_examples([PAIR], ["example 'x'"], TaskContext(pairs, 5), pairs=True)
+        tokenize_examples([PAIR], ["example 'x'"], TaskContext(pairs, 5), pairs=True)
     with pytest.raises(ValueError, match="data.max_length"):
-        tokenise_examples([PAIR], ["example 'x'"], TaskContext(pairs, 4, "right"), pairs=True)
-    assert tokenise_examples([PAIR], ["x"], TaskContext(pairs, 5, "drop"), pairs=True) == [None]
+        tokenize_examples([PAIR], ["example 'x'"], TaskContext(pairs, 4, "right"), pairs=True)
+    assert tokenize_examples([PAIR], ["x"], TaskContext(pairs, 5, "drop"), pairs=True) == [None]
 
 
 def test_lower_case_reaches_both_texts(tokenizer: Any) -> None:
     pairs = with_pairs(tokenizer)
     upper = Example(instruction="A FILM", input="OLD")
-    (text,) = tokenise_examples([upper], ["x"], TaskContext(pairs, 64, lower_case=True), pairs=True)
+    (text,) = tokenize_examples([upper], ["x"], TaskContext(pairs, 64, lower_case=True), pairs=True)
     assert text is not None
     np.testing.assert_array_equal(text.tokens, pairs("a film", "old")["input_ids"])

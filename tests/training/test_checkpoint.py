@@ -54,7 +54,7 @@ def test_a_flipped_bit_anywhere_in_the_arrays_is_found(run: Path) -> None:
             if path.name == CHECKSUMS and damaged in (None, whole[:-1]):
                 path.write_bytes(whole)  # the first is a checkpoint of version 0.1, the second only lacks a newline
                 continue
-            with pytest.raises(ValueError, match=r"(?s)checkpoints/6 is damaged.*step 4.*--step 4"):
+            with pytest.raises(ValueError, match=r"(?s)checkpoints/6.*--step 4"):
                 restored(run, 6)
             path.write_bytes(whole)
     restored(run, 6)
@@ -69,7 +69,7 @@ def test_a_checkpoint_without_checksums_opens_with_a_warning(run: Path, caplog: 
 
 def test_a_whole_checkpoint_of_another_model_is_no_damage(run: Path) -> None:
     like = jax.ShapeDtypeStruct((3,), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    with pytest.raises(ValueError, match="does not fit this configuration"):
+    with pytest.raises(ValueError, match="config.yaml"):
         Checkpoints(run).restore(6, {"params": {"other": like}})
 
 
@@ -78,7 +78,7 @@ def test_damaged_progress_is_named(text: str | None, run: Path) -> None:
     (file,) = [path for path in (run / "checkpoints" / "6" / "progress").iterdir() if path.name == "metadata"]
     file.unlink() if text is None else file.write_text(text)
     for read in (lambda: Checkpoints(run).progress(6), lambda: Checkpoints(run).best_step()):
-        with pytest.raises(ValueError, match=r"checkpoints/6 is damaged.*step 4"):
+        with pytest.raises(ValueError, match=r"checkpoints/6.*step 4"):
             read()
 
 

@@ -66,7 +66,7 @@ def test_a_split_stack_computes_the_same(checkpoint: Path) -> None:
     for last in (0, 1, 2):
         module = load_backbone(checkpoint, stack=StackOptions(train_last=last), rngs=nnx.Rngs(0)).module
         np.testing.assert_allclose(module(*arguments), whole, atol=1e-6)
-    with pytest.raises(ValueError, match="last 3 layers are to be trained, but the network has 2"):
+    with pytest.raises(ValueError, match="3 layers.*2"):
         load_backbone(checkpoint, stack=StackOptions(train_last=3), rngs=nnx.Rngs(0))
 
 
@@ -203,14 +203,14 @@ def test_frozen_weights_are_not_in_the_checkpoint_and_must_stay(checkpoint: Path
     jax.tree.map(np.testing.assert_array_equal, restored.params["backbone"], expected.params["backbone"])
 
     moved = base.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="no longer in .*base.*put them back, or set backbone.path"):
+    with pytest.raises(ValueError, match="base.*backbone.path"):
         models.restored_model(config, task, Path(config.run_dir), mesh)
     assert models.restored_model(changed(config, backbone__path=str(moved)), task, Path(config.run_dir), mesh)
     weights = moved / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-4:] = b"\0\0\0\0"
     weights.write_bytes(content)
-    with pytest.raises(ValueError, match="or they changed"):
+    with pytest.raises(ValueError, match="elsewhere"):
         models.restored_model(changed(config, backbone__path=str(moved)), task, Path(config.run_dir), mesh)
 
 

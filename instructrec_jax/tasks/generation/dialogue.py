@@ -1,6 +1,7 @@
-"""Dialogue: write the next utterance. All turns of the assistant are learnt, each after what was said before it.
+"""Dialogue: generate the next turn. Training learns all turns of the assistant, each after the turns before it.
 
-Where it is scored, a decoder writes the last turn of a conversation, an encoder–decoder each of them.
+Evaluation generates the last turn of a conversation with a decoder, each turn of the assistant with an
+encoder–decoder.
 """
 
 from collections import Counter
@@ -20,31 +21,33 @@ from instructrec_jax.tasks.generation.written_answers import Judgement, WritingC
 @TaskConfig.register_subclass("dialogue")
 @dataclass
 class DialogueConfig(WritingConfig):
-    """Write the last turn of a conversation (`messages`); every turn of the assistant is learnt."""
+    """Generate the last turn of a conversation (`messages`); train on all turns of the assistant."""
 
     def build(self, context: TaskContext) -> "DialogueTask":
         return DialogueTask(self, context)
 
 
 class DialogueTask(WritingTask):
+    """Scored by BLEU, sentence chrF and distinct-n."""
+
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """An encoder–decoder's decoder writes one turn: a conversation is as many cases as the assistant has turns."""
+        """For an encoder–decoder, one example per turn of the assistant, since its decoder reads a single turn."""
         return super().encode([turn for e in examples for turn in turns(e)] if self.is_pair else examples)
 
     def require_packages(self) -> None:
         require_bleu("task.type dialogue")
 
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
-        wanted = [references(e) for e in examples]
-        score, signature = bleu(answers, wanted)
-        cases = {"sentence chrF": np.array(sentence_chrf(answers, wanted))}
+        targets = [references(e) for e in examples]
+        score, signature = bleu(answers, targets)
+        cases = {"sentence chrF": np.array(sentence_chrf(answers, targets))}
         metrics = {
             "BLEU": score,
             "sentence chrF": float(cases["sentence chrF"].mean()),
             "distinct-1": distinct(answers, 1),
             "distinct-2": distinct(answers, 2),
         }
-        corpus = {"BLEU": resampled_bleu(answers, wanted)}
+        corpus = {"BLEU": resampled_bleu(answers, targets)}
         return Judgement(metrics, cases, "sentence chrF", f"{OF_ONE}; BLEU {signature}", corpus=corpus)
 
     def rules(self, train: Sequence[Example]) -> dict[str, Callable[[Sequence[Example]], list[str]]]:
@@ -60,10 +63,10 @@ class DialogueTask(WritingTask):
 
 
 def turns(example: Example) -> list[Example]:
-    """The conversation up to each turn of the assistant that is learnt, and the example itself, last."""
+    """The conversation up to each trained turn of the assistant; the last one is the example itself."""
     said = [n for n, turn in enumerate(question(example).messages) if turn.role == "assistant" and turn.learn]
     name = f"{example.id}, " if example.id else ""
-    # The turns of a conversation are no independent cases: see `owners_of`.
+    # The turns of a conversation are not independent cases: see `owners_of`.
     own = {"conversation": example.id or fingerprint([example]), **example.origin}
     earlier = [
         replace(example, messages=example.messages[: n + 1], output=None, id=f"{name}turn {n + 1}", origin=own)

@@ -1,4 +1,4 @@
-"""Language modelling: write the answer to an instruction, token by token (supervised fine-tuning)."""
+"""Language modeling: supervised fine-tuning on the answers to instructions."""
 
 import re
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     Scores,
     Task,
@@ -46,26 +47,27 @@ from instructrec_jax.tasks.base import (
     owners_of,
 )
 from instructrec_jax.tasks.generation.ngram import KneserNey
-from instructrec_jax.tasks.texts import cut, tokenise, too_long
+from instructrec_jax.tasks.texts import cut, tokenize, too_long
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 TrainOn = Literal["completions", "all"]
 NGRAM_ORDER = 5
+T = TypeVar("T")
 
 
 @TaskConfig.register_subclass("language_model")
 @dataclass
 class LanguageModelConfig(TaskConfig):
-    """Write answers."""
+    """Generate the answer to an instruction."""
 
     answers_are_text: ClassVar[bool] = True
-    train_on: TrainOn = "completions"  # the assistant's words and what ends them, or every token (decoders only)
-    template: TemplateName = "auto"  # auto: the tokenizer's own; if it has none, alpaca, for encoder–decoders plain
-    enable_thinking: bool | None = None  # told to the tokenizer's chat template; null: the template decides
-    date: str = "2024-07-26"  # what the tokenizer's chat template takes for today, so that runs repeat
-    label_smoothing: float = 0.0  # share of the target that is spread over all tokens (training only)
-    z_loss: float = 0.0  # weight of logsumexp(logits) squared in the training loss; 1e-4 keeps large models stable
-    max_target_length: int | None = None  # encoder–decoders: tokens an answer may have, EOS too; null: max_length
+    train_on: TrainOn = "completions"  # completions: the assistant's turns with end tokens; all: every token (decoders)
+    template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
+    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
+    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
+    label_smoothing: float = 0.0  # probability mass spread over all tokens (training only)
+    z_loss: float = 0.0  # weight of logsumexp(logits)² in the training loss; 1e-4 stabilizes large models
+    max_target_length: int | None = None  # encoder–decoders: maximum tokens of an answer; null: data.max_length
 
     def build(self, context: TaskContext) -> "LanguageModelTask":
         return LanguageModelTask(self, context)
@@ -73,9 +75,9 @@ class LanguageModelConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class NextTokens:
-    """What is learnt of a text: int32 [length of the text, or of its target] each.
+    """The target of a text: int32 [length of the text, or of its target] each.
 
-    labels[i] is the token that comes next at place i; supervised[i] is 1 where it counts.
+    labels[i] is the token after position i; supervised[i] is 1 where it counts in the loss.
     """
 
     labels: np.ndarray
@@ -83,7 +85,7 @@ class NextTokens:
 
 
 class LanguageModelTask(Task):
-    """An example's target is `NextTokens`."""
+    """Next-token prediction; the target of an example is `NextTokens`."""
 
     greater_is_better = False
     predicts_words = True
@@ -94,31 +96,37 @@ class LanguageModelTask(Task):
         self.config, self.context, self.tokenizer = config, context, context.tokenizer
         self.is_pair = context.kind == "encoder_decoder"
         if context.kind == "encoder":
-            raise ValueError("task.type language_model needs a decoder or an encoder–decoder; for encoders: masked_lm.")
+            raise ValueError(
+                "task.type language_model needs a decoder or an encoder–decoder: use masked_lm for encoders."
+            )
         if config.max_target_length is not None and not self.is_pair:
-            raise ValueError("task.max_target_length is for encoder–decoders; a decoder's texts have data.max_length.")
+            raise ValueError("task.max_target_length is for encoder–decoders: set data.max_length for decoders.")
         if config.max_target_length is not None and config.max_target_length < 1:
             raise ValueError(f"task.max_target_length should be at least 1, but is {config.max_target_length}.")
         if self.is_pair and config.train_on == "all":
-            raise ValueError("task.train_on: all is for decoders; an encoder–decoder's decoder writes answers only.")
+            raise ValueError("task.train_on all is for decoders: set completions for an encoder–decoder.")
         if self.is_pair and context.decoder_start_token_id is None:
-            raise ValueError("the checkpoint's config.json has no decoder_start_token_id, which answers begin with.")
+            raise ValueError(
+                "the checkpoint's config.json has no decoder_start_token_id, the first token of answers: add it."
+            )
         if self.is_pair and self.tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no eos_token, so nothing could end an answer. Set one in its files.")
+            raise ValueError("the tokenizer has no eos_token to end answers: set one in its files.")
         if context.lower_case:
-            raise ValueError("the folder is a sentence encoder that lower-cases its texts, and no language model.")
+            raise ValueError(
+                "the folder is a sentence encoder with lower-cased texts, not a language model: choose another one."
+            )
         check_fast(self.tokenizer)
         self._longest_target = config.max_target_length or context.max_length
         self.max_target_length = self._longest_target if self.is_pair else None
         self.template = find_template(config.template, self.tokenizer, context.kind)
         self.rendering = _rendering(config)
         if self.template is None:
-            OwnTemplate(self.tokenizer, self.rendering)  # refuses what it cannot be told
+            OwnTemplate(self.tokenizer, self.rendering)  # raises for unsupported settings
         elif config.enable_thinking is not None:
             raise ValueError(
-                "task.enable_thinking is for chat templates that know it, and task.template is another: leave it out."
+                "task.enable_thinking is for the tokenizer's chat template, but task.template is another: leave it out."
             )
-        self._fitted: tuple[Any, dict[str, KneserNey]] = (None, {})
+        self._fitted: tuple[object, dict[str, KneserNey]] = (None, {})
 
     @property
     def language_model(self) -> "LanguageModelTask":
@@ -139,29 +147,35 @@ class LanguageModelTask(Task):
             self.context.count(what, number)
         special = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")
         mixed = sum(any(special.search(turn.content) for turn in conversation(e)) for e in examples)
-        self.context.count("texts with a special token's name in their words", mixed)
+        self.context.count("texts that contain a special token as plain text", mixed)
         encode = self._encode_pairs if self.is_pair else self._encode_texts
         return [e for e in encode(examples, names, pieces) if e is not None]
 
     def _written_pieces(self, example: Example, eos: str | None, notes: Counter[str] | None = None) -> Pieces:
-        """What is trained on, see `data.prompts.written`."""
+        """The training text, see `data.prompts.written`."""
         marks = {turn.learn for turn in example.messages if turn.role == "assistant"}
         if False in marks and self.config.train_on == "all":
             raise ValueError(
-                "task.train_on: all learns every token, but a turn has weight 0 (or train false): set it to "
+                "task.train_on all trains on every token, but a turn has weight 0 (or train false): set it to "
                 "completions, or fields.ignore to [messages.weight, messages.train]."
             )
         turns = conversation(example)
         if self.is_pair and turns and (turns[-1].extra or not turns[-1].learn):
             what = ", ".join(turns[-1].extra) or "weight 0"
-            raise ValueError(f"an encoder–decoder learns the words of the last turn, which has {what}: remove the row.")
+            raise ValueError(
+                f"an encoder–decoder trains on the text of the last turn, which has {what}: remove the row."
+            )
         return written(example, self.template, self.tokenizer, eos=eos, rendering=self.rendering, notes=notes)
 
-    def _encode_texts(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded[NextTokens] | None]:
+    def _encode_texts(
+        self, examples: Sequence[Example], names: list[str], pieces: list[Pieces]
+    ) -> list[Encoded[NextTokens] | None]:
         encoded: list[Encoded[NextTokens] | None] = []
         for example, name, tokens in zip(examples, names, tokenise_pieces(pieces, self.tokenizer), strict=True):
             if self.config.train_on == "completions":
-                self.context.count("answers that begin inside a token of the prompt, which is not learnt", tokens.torn)
+                self.context.count(
+                    "answers whose first characters share a token with the prompt, which is not trained on", tokens.torn
+                )
             kept = self._shorten(tokens, name)
             if kept is None:
                 continue
@@ -169,8 +183,8 @@ class LanguageModelTask(Task):
             supervised[:-1] = kept.said[1:] if self.config.train_on == "completions" else 1
             if not supervised.any():
                 raise ValueError(
-                    f"{name} has no token to learn: its prompt fills data.max_length ({self.context.max_length}). "
-                    "Raise it, or set --data.truncate left or drop."
+                    f"{name} has no token to train on: its prompt fills data.max_length ({self.context.max_length}). "
+                    "Raise it, or set data.truncate to left or drop."
                 )
             labels = np.append(kept.ids[1:], 0).astype(np.int32)
             encoded.append(Encoded(Text(kept.ids), NextTokens(labels, supervised), example))
@@ -184,8 +198,10 @@ class LanguageModelTask(Task):
         kept = cut([1] * tokens.opening + [0] * (len(tokens.ids) - tokens.opening), name, self.context)
         return replace(tokens, ids=tokens.ids[kept], said=tokens.said[kept])
 
-    def _encode_pairs(self, examples: Any, names: list[str], pieces: list[Pieces]) -> list[Encoded[NextTokens] | None]:
-        sources = tokenise([self._prompt(example) for example in examples], names, self.context)
+    def _encode_pairs(
+        self, examples: Sequence[Example], names: list[str], pieces: list[Pieces]
+    ) -> list[Encoded[NextTokens] | None]:
+        sources = tokenize([self._prompt(example) for example in examples], names, self.context)
         answers = [conversation(example)[-1].content for example in examples]
         encoded: list[Encoded[NextTokens] | None] = []
         most = self._longest_target
@@ -201,12 +217,12 @@ class LanguageModelTask(Task):
         return encoded
 
     def _is_dropped(self, length: int, name: str) -> bool:
-        """What `truncate` says of a too long answer. Left and right cut its end: its beginning is what is learnt."""
+        """Whether a too long answer is dropped; truncate left and right both remove its end."""
         truncate = self.context.truncate
         if truncate == "error":
             raise ValueError(
                 f"the answer of {name} has {length} tokens, but task.max_target_length is {self._longest_target}. "
-                "Raise it, or say what to do with long answers: --data.truncate left, right (both cut the end) or drop."
+                "Raise it, or set data.truncate to left, right (both remove the end) or drop."
             )
         self.context.count(f"answers {'dropped' if truncate == 'drop' else 'cut'}", 1)
         return truncate == "drop"
@@ -215,10 +231,10 @@ class LanguageModelTask(Task):
         return prompt(example, self.template, self.tokenizer, self.context.kind, self.rendering)
 
     def prompts(self, examples: Sequence[Example]) -> list[np.ndarray]:
-        """What the network answers, as in training: int32 [tokens] each, of a decoder's prompt or an encoder's source.
+        """The prompts as in training, int32 [tokens] each: a decoder's prompt or an encoder's source.
 
         Raises:
-          ValueError: one that is longer than `max_length` (nothing is cut here).
+          ValueError: a prompt is longer than `max_length` (prompts are not truncated here).
         """
         names = [name_of(example, number) for number, example in enumerate(examples)]
         texts = [_named(name, partial(self._prompt, e)) for e, name in zip(examples, names, strict=True)]
@@ -229,13 +245,14 @@ class LanguageModelTask(Task):
         for name, row in zip(names, ids, strict=True):
             if len(row) > self.context.max_length:
                 raise ValueError(
-                    f"the prompt of {name} has {len(row)} tokens, but data.max_length is {self.context.max_length}."
+                    f"the prompt of {name} has {len(row)} tokens, but data.max_length is {self.context.max_length}: "
+                    "shorten it, or raise data.max_length."
                 )
         return ids
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The tokens that end an answer: EOS, and the template's end of turn."""
+        """The end tokens of an answer: EOS and the template's end of turn."""
         eos = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         if self.is_pair:
             return tuple(eos)
@@ -248,7 +265,7 @@ class LanguageModelTask(Task):
     def gather(self, encoded: Sequence[Encoded[NextTokens]], rng: np.random.Generator) -> BatchTexts:
         return BatchTexts([e.text for e in encoded], per_token=_per_token(encoded))
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         weights = batch["supervised"].astype(jnp.float32)
         total = losses.linear_cross_entropy(
             model.hidden(batch, inputs.dropout),
@@ -260,8 +277,8 @@ class LanguageModelTask(Task):
         )
         return total, jnp.sum(weights)
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
-        """float32 [rows, length or target length, 2]: the loss of each supervised token, and whether it was guessed."""
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+        """float32 [rows, length or target length, 2]: loss of each supervised token, and 1 where it is predicted."""
         weights = batch["supervised"].astype(jnp.float32)
         loss, hit = losses.token_losses(
             model.hidden(batch), labels=batch["labels"], weights=weights, **_output_layer(model)
@@ -271,16 +288,16 @@ class LanguageModelTask(Task):
     # ------------------------------------------------------------ scores
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[NextTokens]]) -> Scores:
-        """Over all supervised tokens, each given the true ones before it: see `_scores`."""
-        outputs = predict([e.text for e in encoded], **_per_token(encoded))
+        """Teacher-forced loss and accuracy over all supervised tokens: see `_scores`."""
+        outputs = predict([e.text for e in encoded], given=None, **_per_token(encoded))
         found = [o[e.target.supervised > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
         return _scores(encoded, [f[:, 0] for f in found], [f[:, 1] for f in found])
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        """Frequencies of tokens, and of tokens after the last few, in the training texts (prompts and answers).
+        """Unigram and n-gram language models of the training texts (prompts and answers).
 
-        Each is scored on the model's own tokens, given the true ones before them. A token that the training texts
-        don't have gets its share of a uniform distribution over the tokenizer's vocabulary.
+        They are scored on the same tokens as the model, teacher-forced. An unseen token has its share of a uniform
+        distribution over the tokenizer's vocabulary.
         """
         if self._fitted[0] is not train:
             size = max(self.tokenizer.get_vocab().values()) + 1
@@ -303,14 +320,14 @@ def _rendering(config: LanguageModelConfig) -> Rendering:
     return Rendering(day, config.enable_thinking)
 
 
-def _named(name: str, function: Callable[[], Any]) -> Any:
+def _named(name: str, function: Callable[[], T]) -> T:
     try:
         return function()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _output_layer(model: Any) -> dict[str, Any]:
+def _output_layer(model: Network) -> dict[str, Any]:
     table, bias = model.head.output(model.backbone)
     return {"table": table, "bias": bias, "scale": model.head.spec.scale, "soft_cap": model.head.spec.soft_cap}
 
@@ -320,7 +337,7 @@ def _per_token(encoded: Sequence[Encoded[NextTokens]]) -> dict[str, list[np.ndar
 
 
 def _whole(encoded: Encoded[NextTokens]) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens of an example, prompt and answer, and the places of the supervised ones."""
+    """All tokens of an example (prompt and answer), and the positions of the supervised ones."""
     labels, places = encoded.target.labels, np.flatnonzero(encoded.target.supervised)
     if encoded.text.target is None:
         return encoded.text.tokens, places + 1
@@ -328,13 +345,13 @@ def _whole(encoded: Encoded[NextTokens]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scores(encoded: Sequence[Encoded], loss: Sequence[np.ndarray], hits: Sequence[np.ndarray] | None = None) -> Scores:
-    """Loss (nats a token), perplexity and token accuracy; loss and accuracy also of each task, where there are several.
+    """Loss (nats per token), perplexity and token accuracy; with several tasks, loss and accuracy also per task.
 
-    Every token counts the same, so a case of the metric "loss" is an example's total, over the mean number of tokens
-    an example has: their mean is the metric. Paired intervals therefore are those of the examples' log-likelihoods.
+    All tokens have equal weight: the case value of "loss" is an example's total loss over the mean number of tokens per
+    example, so that the mean over cases is the metric.
 
     Args:
-      loss, hits: float [supervised tokens] of each example.
+      loss, hits: float [supervised tokens] for each example.
     """
     tasks = np.array([e.example.task for e in encoded])
     tokens = np.array([len(each) for each in loss])

@@ -1,9 +1,9 @@
 """Translation without a decoder: an encoder with a linear classifier over the target vocabulary at every position.
 
-`aligned` is the form in which this is often described: the i-th position predicts the i-th token of the translation, by
-cross-entropy. It has to guess the order of the words without knowing which ones it chose. `ctc` lengthens the source
-and lets positions say nothing, so that tokens need no fixed place (Libovický & Helcl, 2018, "End-to-End
-Non-Autoregressive Neural Machine Translation with Connectionist Temporal Classification").
+With `aligned`, position i predicts token i of the translation, by cross-entropy: word order is predicted independently
+at each position. With `ctc`, the source is lengthened and positions may be blank, so that tokens need no fixed position
+(Libovický & Helcl, 2018, "End-to-End Non-Autoregressive Neural Machine Translation with Connectionist Temporal
+Classification").
 """
 
 import math
@@ -27,6 +27,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     Scores,
     Task,
@@ -36,16 +37,16 @@ from instructrec_jax.tasks.base import (
 )
 from instructrec_jax.tasks.generation.translation import judge_translations, nearest_translation
 from instructrec_jax.tasks.generation.written_answers import references, scores_of_texts, shown_text
-from instructrec_jax.tasks.texts import tokenise
+from instructrec_jax.tasks.texts import tokenize
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Unit = Literal["character", "word"]
 Form = Literal["aligned", "ctc"]
 
-NOTHING, UNKNOWN = 0, 1  # outputs of the head before those of the vocabulary: end (or blank), and any other token
+NOTHING, UNKNOWN = 0, 1  # the head's first outputs: end (or blank), and unknown token
 SPECIAL = ("<nothing>", "<unknown>")
-REPORTED = 30  # tokens in the report
-NEVER = -1e30  # log-probability of what cannot be; infinity would make gradients NaN
+REPORTED = 30  # most frequent tokens, listed in the report
+NEVER = -1e30  # log-probability of the impossible; -inf would make gradients NaN
 
 
 @TaskConfig.register_subclass("position_translation")
@@ -53,11 +54,11 @@ NEVER = -1e30  # log-probability of what cannot be; infinity would make gradient
 class PositionTranslationConfig(TaskConfig):
     """Translate `input` (else the instruction) with a classifier over the target vocabulary at every position."""
 
-    form: Form = "aligned"  # aligned: cross-entropy of the i-th token at the i-th position; ctc: any places in order
-    unit: Unit = "character"  # what a token of the translation is
-    vocabulary: list[str] = field(default_factory=list)  # tokens that can be written; []: the most frequent of training
-    max_vocabulary: int = 8000  # how many are taken from the training data
-    length_ratio: float = 2.0  # positions for each token of the source
+    form: Form = "aligned"  # aligned: token i at position i, by cross-entropy; ctc: any positions in order
+    unit: Unit = "character"  # token of the translation
+    vocabulary: list[str] = field(default_factory=list)  # output tokens; []: the most frequent tokens of data.train
+    max_vocabulary: int = 8000  # maximum size of a vocabulary from data.train
+    length_ratio: float = 2.0  # positions per token of the source
 
     def build(self, context: TaskContext) -> "PositionTranslationTask":
         return PositionTranslationTask(self, context)
@@ -73,20 +74,20 @@ class PositionTranslationConfig(TaskConfig):
 
 
 def split(text: str, unit: Unit) -> list[str]:
-    """The tokens of a translation. Characters include spaces, one for any white space."""
+    """The tokens of a translation. For characters, any white space is one space."""
     words = text.split()
     return words if unit == "word" else list(" ".join(words))
 
 
 @dataclass(frozen=True)
 class TranslationTarget:
-    """int32 [tokens]: the translation, as numbers of the head's outputs."""
+    """int32 [tokens]: the translation, as output numbers of the head."""
 
     tokens: np.ndarray
 
 
 class PositionTranslationTask(Task):
-    """An encoder whose every position writes a token, or nothing."""
+    """An encoder that predicts a token or nothing at every position."""
 
     reads = "fields"
     metric = "sentence chrF"
@@ -95,14 +96,14 @@ class PositionTranslationTask(Task):
     def __init__(self, config: PositionTranslationConfig, context: TaskContext):
         self.config, self.context = config, context
         if context.kind != "encoder":
-            raise ValueError("task.type position_translation needs an encoder; for language models: translation.")
+            raise ValueError("task.type position_translation needs an encoder: use translation for language models.")
         if not math.isfinite(config.length_ratio) or config.length_ratio < 1:
             raise ValueError(f"task.length_ratio should be at least 1, but is {config.length_ratio}.")
         if not config.vocabulary or len(set(config.vocabulary)) != len(config.vocabulary):
-            raise ValueError("task.vocabulary should list different tokens, at least one.")
+            raise ValueError("task.vocabulary should list at least one token and no duplicates.")
         self.labels = [*SPECIAL, *config.vocabulary]
         self.numbers = {token: number for number, token in enumerate(self.labels) if number > UNKNOWN}
-        self._longest = 8  # tokens of a translation that a batch has room for
+        self._longest = 8  # maximum tokens of a translation in a batch
 
     def model(self, source: Source) -> nnx.Module:
         return Model(source.backbone, task_head(source, "token", labels=self.labels))
@@ -113,8 +114,8 @@ class PositionTranslationTask(Task):
         names = [name_of(example, number) for number, example in enumerate(examples)]
         for example, name in zip(examples, names, strict=True):
             if not references(example):
-                raise ValueError(f"{name} has no translation: fill it in, or remove the row.")
-        texts = tokenise([example.input or example.instruction for example in examples], names, self.context)
+                raise ValueError(f"{name} has no translation: add it, or remove the row.")
+        texts = tokenize([example.input or example.instruction for example in examples], names, self.context)
         encoded = []
         for example, text in zip(examples, texts, strict=True):
             if text is None:
@@ -123,14 +124,14 @@ class PositionTranslationTask(Task):
             target = np.array([self.numbers.get(token, UNKNOWN) for token in tokens], np.int32)
             longer = self._lengthened(text)
             if not self._fits(target, len(longer.tokens)):
-                self.context.count("translations with more tokens than positions, of which the rest is not learnt")
+                self.context.count("translations with more tokens than positions (excess not trained on)")
             encoded.append(Encoded(longer, TranslationTarget(target), example))
         return encoded
 
     def _lengthened(self, text: Text) -> Text:
-        """`length_ratio` positions a token: each repeated for ctc, masks behind the text for aligned.
+        """The source with `length_ratio` positions per token: repeated tokens (ctc), or mask tokens behind (aligned).
 
-        It depends on the source alone, so that nothing of the translation is given away where it is not known.
+        The number of positions depends on the source alone, so the translation's length does not leak.
         """
         size = len(text.tokens)
         positions = min(math.ceil(size * self.config.length_ratio), self.context.max_length)
@@ -148,13 +149,15 @@ class PositionTranslationTask(Task):
     def _fits(self, target: np.ndarray, positions: int) -> bool:
         if self.config.form == "aligned":
             return len(target) <= positions
-        return len(target) + int((target[1:] == target[:-1]).sum()) <= positions  # equal ones need a blank between them
+        return (
+            len(target) + int((target[1:] == target[:-1]).sum()) <= positions
+        )  # repeated tokens need a blank between them
 
     def prepare(self, train: Sequence[Encoded[TranslationTarget]]) -> None:
         self._longest = self._room(train)
 
     def _room(self, encoded: Sequence[Encoded[TranslationTarget]]) -> int:
-        """Tokens of the longest translation, to the next eight, and no fewer than is known."""
+        """The longest translation in tokens, rounded up to a multiple of eight; at least `_longest`."""
         return max([self._longest, *(-(-len(e.target.tokens) // 8) * 8 for e in encoded)])
 
     def gather(self, encoded: Sequence[Encoded[TranslationTarget]], rng: np.random.Generator) -> BatchTexts:
@@ -176,8 +179,8 @@ class PositionTranslationTask(Task):
 
     # ---------------------------------------------------------------- device
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
-        """aligned: a mean over positions; ctc: over tokens of the translations."""
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        """The mean over positions for aligned, over tokens of the translations for ctc."""
         hidden = model.head.transform(model.hidden(batch, inputs.dropout), inputs.dropout)
         output = model.head.output
         if self.config.form == "aligned":
@@ -190,14 +193,14 @@ class PositionTranslationTask(Task):
         )
         return jnp.sum(each * batch["weights"]), jnp.sum(batch["sizes"] * batch["weights"])
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
-        """int32 [rows, length]: the likeliest output at each position."""
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+        """int32 [rows, length]: the most likely output at each position."""
         return model.head(model.hidden(batch)).argmax(-1).astype(jnp.int32)
 
     # ---------------------------------------------------------------- scores
 
     def decode(self, outputs: np.ndarray) -> list[int]:
-        """The tokens that a text's outputs [positions] write: up to the first end; or, by CTC, each run once."""
+        """The tokens of a text's outputs [positions]: up to the first end; with ctc, collapsed runs without blanks."""
         if self.config.form == "aligned":
             ends = np.flatnonzero(outputs == NOTHING)
             return outputs[: ends[0] if len(ends) else None].tolist()
@@ -209,27 +212,27 @@ class PositionTranslationTask(Task):
         joint = "" if self.config.unit == "character" else " "
         texts = [joint.join(self.labels[i] for i in tokens if i != UNKNOWN).strip() for tokens in written]
         scores = self._scores(encoded, texts)
-        wanted, found = zip(*self._places(encoded, written), strict=True)
-        by_place = classification_metrics(wanted, found)
-        frequent = [token for token, _ in Counter(wanted).most_common(REPORTED)]
+        targets, found = zip(*self._places(encoded, written), strict=True)
+        by_place = classification_metrics(targets, found)
+        frequent = [token for token, _ in Counter(targets).most_common(REPORTED)]
         _, report = classification_report(
-            [t if t in frequent else "<other>" for t in wanted], [t if t in frequent else "<other>" for t in found]
+            [t if t in frequent else "<other>" for t in targets], [t if t in frequent else "<other>" for t in found]
         )
         places = {"token accuracy": by_place["accuracy"], "token macro_f1": by_place["macro_f1"]}
         return replace(
             scores,
             metrics=scores.metrics | places,
-            report=f"Tokens by their place in the first reference, the {len(frequent)} most frequent\n{report}",
+            report=f"Tokens by position in the first reference: the {len(frequent)} most frequent\n{report}",
             protocol=f"{self.config.form}, all positions at once; {scores.protocol}",
         )
 
     def _places(
         self, encoded: Sequence[Encoded[TranslationTarget]], written: Sequence[list[int]]
     ) -> Iterator[tuple[str, str]]:
-        """(token of the first reference, token written at its place) of all places."""
+        """(token of the first reference, predicted token at its position) of all positions."""
         for e, tokens in zip(encoded, written, strict=True):
-            for place, wanted in enumerate(e.target.tokens.tolist()):
-                yield self.labels[wanted], self.labels[tokens[place] if place < len(tokens) else NOTHING]
+            for place, target in enumerate(e.target.tokens.tolist()):
+                yield self.labels[target], self.labels[tokens[place] if place < len(tokens) else NOTHING]
 
     def _scores(self, encoded: Sequence[Encoded[TranslationTarget]], texts: list[str]) -> Scores:
         examples = [e.example for e in encoded]
@@ -255,16 +258,16 @@ def ctc_losses(
     *,
     blank: int,
 ) -> jax.Array:
-    """−log p(target) of each text of packed rows, all ways to place its tokens added up (Graves et al., 2006).
+    """−log p(target) of each text in packed rows, summed over all alignments (Graves et al., 2006).
 
-    One pass over the places of a row, which starts anew where a text begins.
+    One pass over the positions of a row, which restarts where a text begins.
 
     Args:
       log_probs: float32 [rows, length, outputs].
       segment_ids, positions: int32 [rows, length], as in every batch.
-      targets: int32 [rows, segments, longest]; `sizes` int32 [rows, segments], how many of each count.
+      targets: int32 [rows, segments, longest], of which the first `sizes` (int32 [rows, segments]) count.
 
-    Returns: float32 [rows, segments]; 0 for a text that is not there, very large where the text is too short.
+    Returns: float32 [rows, segments]; 0 for an empty segment, very large for a text that is too short.
     """
     rows, length = segment_ids.shape
     number = jnp.maximum(segment_ids - 1, 0)
@@ -273,12 +276,13 @@ def ctc_losses(
     states = 2 * targets.shape[-1] + 1  # blank, token, blank, token, ..., blank
     label = jnp.full((rows, length, states), blank).at[..., 1::2].set(here)
     emitted = jnp.take_along_axis(log_probs, label, axis=-1)
-    skips = jnp.zeros_like(label, bool).at[..., 3::2].set(here[..., 1:] != here[..., :-1])  # over the blank between
+    # transitions that skip the blank
+    skips = jnp.zeros_like(label, bool).at[..., 3::2].set(here[..., 1:] != here[..., :-1])
     begins = (positions == 0) & (segment_ids > 0)
     following = jnp.pad(segment_ids[:, 1:], ((0, 0), (0, 1)))
     ends = (segment_ids > 0) & (following != segment_ids)
 
-    def step(before: jax.Array, place: Any) -> tuple[jax.Array, jax.Array]:
+    def step(before: jax.Array, place: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         emitted, skips, begins, size = place
         one = jnp.pad(before[:, :-1], ((0, 0), (1, 0)), constant_values=NEVER)
         two = jnp.where(skips, jnp.pad(before[:, :-2], ((0, 0), (2, 0)), constant_values=NEVER), NEVER)

@@ -1,4 +1,4 @@
-"""Question answering by writing the answer: exact match and F1 as in SQuAD, in every language."""
+"""Generative question answering: exact match and F1 as in SQuAD, in any language."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,21 +21,21 @@ from instructrec_jax.tasks.generation.written_answers import (
 @TaskConfig.register_subclass("question_answering")
 @dataclass
 class QuestionAnsweringConfig(WritingConfig):
-    """Write the answer to a question, from a context (`input`) or from memory."""
+    """Generate the answer to a question, from a context (`input`) or closed-book."""
 
-    max_new_tokens: int = 32  # tokens of a written answer, where it is scored
+    max_new_tokens: int = 32  # maximum tokens of a generated answer in evaluation
 
     def build(self, context: TaskContext) -> "QuestionAnsweringTask":
         return QuestionAnsweringTask(self, context)
 
 
-def judge_answers(examples: Sequence[Example], answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> Judgement:
-    """Exact match and F1, each case with the reference that gives the most; also of each language.
+def judge_answers(examples: Sequence[Example], answers: Sequence[str], targets: Sequence[Sequence[str]]) -> Judgement:
+    """Exact match and F1, each case against its best reference; F1 also per language.
 
     Args:
-      wanted: references of each case; "" stands for a question that has no answer.
+      targets: references of each case; "" for a question without answer.
     """
-    pairs = list(zip(answers, wanted, strict=True))
+    pairs = list(zip(answers, targets, strict=True))
     cases = {
         "exact_match": np.array([exact_match(text, each) for text, each in pairs]),
         "f1": np.array([f1(text, each) for text, each in pairs]),
@@ -44,10 +44,12 @@ def judge_answers(examples: Sequence[Example], answers: Sequence[str], wanted: S
     metrics = {name: float(values.mean()) for name, values in cases.items()}
     metrics |= {f"f1 ({name})": float(cases["f1"][inside].mean()) for name, inside in languages.items()}
     owners = owners_of(examples, shared_input=True)  # several questions about one text
-    return Judgement(metrics, cases, "f1", "answers normalised as in SQuAD", languages, owners=owners)
+    return Judgement(metrics, cases, "f1", "answers normalized as in SQuAD", languages, owners=owners)
 
 
 class QuestionAnsweringTask(WritingTask):
+    """Scored by exact match and F1."""
+
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
         return judge_answers(examples, answers, [references(e) for e in examples])
 

@@ -1,4 +1,4 @@
-"""Summarisation: ROUGE beside the first sentences, and summaries of a length that is asked for."""
+"""Summarization: ROUGE, a lead-n baseline, and instructions that state the length."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,23 +18,24 @@ from instructrec_jax.tasks.generation.written_answers import (
     with_one_answer,
 )
 
-# After a full stop of Latin, Arabic or Indic script a sentence goes on unless a space follows; Chinese ones need none.
+# A full stop of Latin, Arabic or Indic script ends a sentence only before a space; a Chinese one always does.
 SENTENCE = re.compile(r"(?<=[.!?\u061f\u06d4\u0964])\s+|(?<=[。！？])\s*|\n+")
 
 
 @TaskConfig.register_subclass("summarization")
 @dataclass
 class SummarizationConfig(WritingConfig):
-    """Write a summary of `input`."""
+    """Generate a summary of `input`."""
 
-    lead: int = 1  # sentences that the simple method takes from the beginning
-    say_length: bool = False  # ask for about as many words as the (first) reference has, in training and in tests
+    lead: int = 1  # number of sentences of the lead baseline
+    say_length: bool = False  # state the first reference's length in the instruction, in training and evaluation
 
     def build(self, context: TaskContext) -> "SummarizationTask":
         return SummarizationTask(self, context)
 
 
 def sentences(text: str) -> list[str]:
+    """The non-empty sentences of a text."""
     return [part.strip() for part in SENTENCE.split(text) if part.strip()]
 
 
@@ -44,36 +45,38 @@ def lead(text: str, count: int) -> str:
 
 
 def join(parts: Sequence[str]) -> str:
+    """Sentences as one text."""
     return joint(parts).join(parts)
 
 
 def joint(parts: Sequence[str]) -> str:
-    """What stands between sentences: nothing where they are Chinese."""
+    """The separator of sentences: none in Chinese text."""
     return "" if any(map(has_cjk, parts)) else " "
 
 
 def ask_length(example: Example) -> Example:
-    """The instruction, and how long the summary is to be: the first reference's length, to the next five."""
-    wanted = references(example)[0]
-    count = max(5, 5 * round(units(wanted) / 5))
+    """The example with the summary's length in its instruction: the first reference's, rounded to five words."""
+    count = max(5, 5 * round(units(references(example)[0]) / 5))
     said = f"用大约{count}个字。" if has_cjk(example.instruction) else f"Use about {count} words."
     return replace(example, instruction=f"{example.instruction} {said}".strip())
 
 
 def judge_summaries(examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
-    wanted = [references(e) for e in examples]
-    cases = {name: np.array(values) for name, values in rouge(answers, wanted).items()}
+    """ROUGE of each case against its best reference, and the mean length ratio."""
+    targets = [references(e) for e in examples]
+    cases = {name: np.array(values) for name, values in rouge(answers, targets).items()}
     metrics = {name: float(values.mean()) for name, values in cases.items()}
-    lengths = np.array([units(text) / max(1, units(each[0])) for text, each in zip(answers, wanted, strict=True)])
+    lengths = np.array([units(text) / max(1, units(each[0])) for text, each in zip(answers, targets, strict=True)])
     metrics["length ratio"] = float(lengths.mean())
     protocol = (
-        f"{ROUGE_WORDS}; F-measure of the reference that gives the most; length ratio = words ÷ words of the first "
-        "reference"
+        f"{ROUGE_WORDS}; F-measure against the best reference; length ratio = words ÷ words of the first reference"
     )
     return Judgement(metrics, cases, "rougeL", protocol)
 
 
 class SummarizationTask(WritingTask):
+    """Scored by ROUGE."""
+
     config: SummarizationConfig
 
     def __init__(self, config: SummarizationConfig, context: TaskContext):
@@ -81,7 +84,7 @@ class SummarizationTask(WritingTask):
         if config.lead < 1:
             raise ValueError(f"task.lead should be at least 1, but is {config.lead}.")
 
-    def learnt(self, example: Example) -> Example:
+    def trained_form(self, example: Example) -> Example:
         return with_one_answer(ask_length(example) if self.config.say_length else example)
 
     def require_packages(self) -> None:

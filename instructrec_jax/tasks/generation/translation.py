@@ -1,4 +1,4 @@
-"""Translation by a language model, decoder or encoder–decoder: BLEU and chrF."""
+"""Translation by a language model (decoder or encoder–decoder): BLEU and chrF."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,37 +21,40 @@ from instructrec_jax.tasks.generation.written_answers import (
 @TaskConfig.register_subclass("translation")
 @dataclass
 class TranslationConfig(WritingConfig):
-    """Write `input` in another language."""
+    """Translate `input`."""
 
     def build(self, context: TaskContext) -> "TranslationTask":
         return TranslationTask(self, context)
 
 
-def judge_translations(answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> Judgement:
-    """Corpus BLEU and chrF with sacrebleu's signatures; chrF of each case."""
-    (bleu_score, bleu_signature), (chrf_score, chrf_signature) = bleu(answers, wanted), chrf(answers, wanted)
-    cases = {"sentence chrF": np.array(sentence_chrf(answers, wanted))}
+def judge_translations(answers: Sequence[str], targets: Sequence[Sequence[str]]) -> Judgement:
+    """Corpus BLEU and chrF with sacrebleu's signatures, and chrF of each case."""
+    (bleu_score, bleu_signature), (chrf_score, chrf_signature) = bleu(answers, targets), chrf(answers, targets)
+    cases = {"sentence chrF": np.array(sentence_chrf(answers, targets))}
     metrics = {"BLEU": bleu_score, "chrF": chrf_score, "sentence chrF": float(cases["sentence chrF"].mean())}
     protocol = f"{OF_ONE}; BLEU {bleu_signature}, chrF {chrf_signature}"
-    return Judgement(metrics, cases, "sentence chrF", protocol, corpus={"BLEU": resampled_bleu(answers, wanted)})
+    return Judgement(metrics, cases, "sentence chrF", protocol, corpus={"BLEU": resampled_bleu(answers, targets)})
 
 
 def nearest_translation(train: Sequence[Example]) -> Callable[[Sequence[Example]], list[str]]:
+    """Baseline: examples -> the translations of their most similar training sources."""
     sources = [e.input or e.instruction for e in train]
     known = [references(e)[0] for e in train]
     return lambda examples: nearest_answers(sources, known, [e.input or e.instruction for e in examples])
 
 
 class TranslationTask(WritingTask):
+    """Scored by BLEU and chrF."""
+
     def require_packages(self) -> None:
         require_bleu("task.type translation")
 
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
-        """Where the references are in several languages, BLEU also of each, by its own tokenizer."""
-        wanted = [references(e) for e in examples]
-        found = judge_translations(answers, wanted)
-        for name, inside in by_language(examples, [first for first, *_ in wanted]).items():
-            score, signature = bleu([answers[i] for i in inside], [wanted[i] for i in inside])
+        """BLEU and chrF; with several target languages also BLEU of each, with its own tokenizer."""
+        targets = [references(e) for e in examples]
+        found = judge_translations(answers, targets)
+        for name, inside in by_language(examples, [first for first, *_ in targets]).items():
+            score, signature = bleu([answers[i] for i in inside], [targets[i] for i in inside])
             found.metrics[f"BLEU ({name})"] = score
             found.segments[name] = inside
             found.protocol += f", BLEU ({name}) {signature}"

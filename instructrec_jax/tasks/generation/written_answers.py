@@ -1,11 +1,12 @@
-"""What the tasks that write have in common: a language model's training, and scores of the texts that it writes.
+"""Base of the tasks that generate text: trained as language models, scored on the generated text.
 
-Each of them is a language model (`tasks.language_model`) with a `judge` of its own: question answering, summarisation,
+Each is a language model (`tasks.generation.language_model`) with its own `judge`: question answering, summarization,
 translation, dialogue.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,27 +23,29 @@ from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskContext, ow
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
 from instructrec_jax.tasks.texts import cut, too_long
 
+Rule = Callable[[Sequence[Example]], list[str]]
+
 
 @dataclass
 class WritingConfig(LanguageModelConfig):
-    """Settings of a task whose answers are written to be scored."""
+    """Settings of a task that is scored on generated text."""
 
-    max_new_tokens: int = 64  # tokens of a written answer, where it is scored
-    beams: int = 1  # answers that beam search follows side by side; 1: the likeliest token each time
+    max_new_tokens: int = 64  # maximum tokens of a generated answer in evaluation
+    beams: int = 1  # beam width; 1: greedy decoding
 
 
 @dataclass
 class Judgement:
-    """Scores of written texts.
+    """Scores of generated texts.
 
     Attributes:
       metrics: name -> value over all cases.
       cases: name -> float [cases].
-      main: which of `cases` is a case's score.
-      protocol: how it was measured.
-      segments: name -> numbers of cases.
-      corpus: metrics that are no means over cases, for their intervals.
-      owners: see `Scores.owners`; int64 [cases], or None where each case stands alone.
+      main: the key of `cases` that is a case's score.
+      protocol: how the metrics were measured.
+      segments: subgroup -> numbers of its cases.
+      corpus: metrics that are not means over cases, for their intervals.
+      owners: int64 [cases], see `Scores.owners`; None where cases are independent.
     """
 
     metrics: dict[str, float]
@@ -63,9 +66,9 @@ def references(example: Example) -> list[str]:
 
 
 def by_language(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Numbers of the examples of each language, where there are several.
+    """Language -> numbers of its examples; empty with a single language.
 
-    It is `origin.language`, else whether the example's own of the `texts` is written in Japanese (kana) or in Chinese.
+    The language is `origin.language`, else that of the example's text in `texts`: Japanese (kana), Chinese or other.
     """
     names = [
         e.origin.get("language") or ("ja" if KANA.search(text) else "zh" if has_cjk(text) else "other")
@@ -76,17 +79,17 @@ def by_language(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, 
 
 
 def with_one_answer(example: Example) -> Example:
-    """Of several acceptable answers the first, which is the one that is learnt."""
+    """The example with only the first of several acceptable answers, which is trained on."""
     return replace(example, output=example.output[0]) if isinstance(example.output, tuple) else example
 
 
 def scores_of_texts(
     examples: Sequence[Example], asked: Sequence[str], answers: Sequence[str], found: Judgement
 ) -> Scores:
-    """A judgement as scores, with a record of each case.
+    """A judgement as scores, with a record per case.
 
     Args:
-      asked: what the answers answer, as people are shown it.
+      asked: readable prompt of each case.
     """
     records = [
         {"id": e.id, "input": text, "prediction": said, "reference": references(e), "score": float(score)}
@@ -110,43 +113,44 @@ def shown_text(record: Mapping[str, Any], empty: str = "") -> dict[str, Any]:
 
 
 class WritingTask(LanguageModelTask):
-    """Trained and stopped by the loss; `compared` by what it writes."""
+    """Checkpoints are selected by the loss; rows are `compared` on the generated text."""
 
     writes = True
     config: WritingConfig
 
     def __init__(self, config: WritingConfig, context: TaskContext):
         super().__init__(config, context)
-        # built here, so that a setting out of range is an error before anything runs
+        # built here to check the settings before anything runs
         self.generation = GenerationConfig(max_new_tokens=config.max_new_tokens, beams=config.beams, batch_size=16)
 
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
+        """Scores generated answers."""
         raise TypeError(f"{type(self).__name__} has no judge().")
 
     def require_packages(self) -> None:
         """Raise ValueError where a package that `judge` needs is not installed."""
 
-    def rules(self, train: Sequence[Example]) -> dict[str, Callable[[Sequence[Example]], list[str]]]:
-        """Simple methods by name: examples -> answers."""
+    def rules(self, train: Sequence[Example]) -> dict[str, Rule]:
+        """Baselines by name: a function from examples to answers."""
         return {}
 
-    def learnt(self, example: Example) -> Example:
-        """The example as it is trained on and asked."""
+    def trained_form(self, example: Example) -> Example:
+        """The example as used in training and for prompts."""
         return with_one_answer(example)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         for number, example in enumerate(examples):
             if not references(example):
-                raise ValueError(f"example {example.id or number!r} has no answer: fill it in, or remove the row.")
-        learnt = [replace(self.learnt(e), id=e.id or str(number)) for number, e in enumerate(examples)]
-        own = {id(one): example for one, example in zip(learnt, examples, strict=True)}
-        return [replace(e, example=own[id(e.example)]) for e in super().encode(learnt)]
+                raise ValueError(f"example {example.id or number!r} has no answer: add it, or remove the row.")
+        trained = [replace(self.trained_form(e), id=e.id or str(number)) for number, e in enumerate(examples)]
+        own = {id(one): example for one, example in zip(trained, examples, strict=True)}
+        return [replace(e, example=own[id(e.example)]) for e in super().encode(trained)]
 
     def asked(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
-        """The prompts to write from: int32 [tokens] each, as long as data.max_length allows."""
+        """The prompts: int32 [tokens] each, of at most data.max_length tokens."""
         if self.is_pair:
             return [e.text.tokens for e in encoded]
-        examples = [self.learnt(e.example) for e in encoded]
+        examples = [self.trained_form(e.example) for e in encoded]
         prompts = []
         for e, tokens in zip(
             encoded, tokenise_pieces([[(self._prompt(x), False)] for x in examples], self.tokenizer), strict=True
@@ -156,7 +160,7 @@ class WritingTask(LanguageModelTask):
                 if too_long(len(ids), name, self.context) != "left":
                     raise ValueError(
                         f"{name} has {len(ids)} tokens, but data.max_length is {self.context.max_length}: raise it, or "
-                        "set --data.truncate left, which keeps the end, where the answer begins."
+                        "set data.truncate to left, which keeps the end of the prompt, where the answer begins."
                     )
                 ids = ids[cut([1] * tokens.opening + [0] * (len(ids) - tokens.opening), name, self.context)]
             prompts.append(ids)
@@ -178,28 +182,27 @@ class WritingTask(LanguageModelTask):
         known = super().score(predict, encoded)
         answers = predict.write(self.asked(encoded), self.generation)
         found = self._judged(encoded, answers)
-        way = f"{self.config.beams} beams" if self.config.beams > 1 else "the likeliest token each time"
+        way = f"{self.config.beams} beams" if self.config.beams > 1 else "greedy decoding"
         return replace(
             found,
             metrics=found.metrics | known.metrics,
             cases=known.cases | found.cases,
             owners={**known.owners, **found.owners},
-            protocol=f"written by {way}, at most {self.config.max_new_tokens} tokens; {found.protocol}",
+            protocol=f"generated with {way}, at most {self.config.max_new_tokens} tokens; {found.protocol}",
         )
 
     def _judged(self, encoded: Sequence[Encoded], answers: Sequence[str]) -> Scores:
         answers = [text.strip() for text in answers]
         examples = [e.example for e in encoded]
-        asked = [render(self.learnt(example)) for example in examples]
+        asked = [render(self.trained_form(example)) for example in examples]
         return scores_of_texts(examples, asked, answers, self.judge(examples, answers))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        examples = [e.example for e in test]
         rules = self.rules([e.example for e in train])
-        return {
-            name: unless_unfit(lambda rule=rule: self._judged(test, rule(examples)))  # type: ignore[misc]
-            for name, rule in rules.items()
-        }
+        return {name: unless_unfit(partial(self._baseline, rule, test)) for name, rule in rules.items()}
+
+    def _baseline(self, rule: Rule, test: Sequence[Encoded]) -> Scores:
+        return self._judged(test, rule([e.example for e in test]))
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_text(record)

@@ -1,11 +1,11 @@
-"""Ranking with a language model: how likely it finds each candidate's name as the answer to the instruction.
+"""Ranking with a language model, by the likelihood of each candidate's name as the answer to the instruction.
 
     likelihood   Σ log p(token of the name | instruction, tokens before) / tokens ** alpha
     choice       the same, after the instruction lists the candidates
-    yes_no       log p(yes) − log p(no), asked of each candidate by itself
+    yes_no       log p(yes) − log p(no), asked separately for each candidate
     pairwise     wins in a tournament of all pairs, each asked in both orders
 
-It learns to answer what it will be asked: the wanted item's name, or yes and no, or the better one of a pair.
+Training uses the same questions: the answer is the positive item's name, yes or no, or the better item of a pair.
 """
 
 import string
@@ -25,9 +25,9 @@ from instructrec_jax.tasks.generation.language_model import LanguageModelConfig,
 from instructrec_jax.tasks.ranking.ranking_task import Target
 from instructrec_jax.tasks.ranking.reranker import RerankingConfig, RerankingTask
 
-MOST_PAIRED = 20  # candidates of a tournament: every pair is asked about twice
-ANSWERS = 4096  # answers that are tokenised and scored at a time
-WRITTEN = ("pointwise", "request", "preference", "relatedness")  # the grammar's forms whose output is no item
+MOST_PAIRED = 20  # maximum candidates of a tournament, which asks about every pair twice
+ANSWERS = 4096  # answers tokenized and scored at a time
+WRITTEN = ("pointwise", "request", "preference", "relatedness")  # forms of examples whose output is not an item
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Form = Literal["likelihood", "choice", "yes_no", "pairwise"]
@@ -46,22 +46,22 @@ SLOTS = {
 @TaskConfig.register_subclass("language_model_ranking")
 @dataclass
 class LanguageModelRankingConfig(RerankingConfig, LanguageModelConfig):
-    """Rank candidates by how likely a language model finds them as answers."""
+    """Rank candidates by their likelihood as answers under a language model."""
 
-    form: Form = "likelihood"  # of names; choice: the same with the candidates listed; yes_no of each; pairwise: of two
-    alpha: float = 1.0  # log-likelihoods of names are divided by their number of tokens to this power; 0: not at all
-    end_token: bool = True  # whether what ends the answer counts among a name's tokens
-    yes: str = "yes"  # the answer of yes_no for a right candidate: one or several words
-    no: str = "no"  # the answer of yes_no for a wrong candidate
-    question: str | None = None  # what follows the instruction in the other forms; null: a sentence of this project
-    # LanguageModelConfig's, again: --help finds comments along one line of ancestors only.
-    train_on: TrainOn = "completions"  # the names and what ends them, or every token (decoders only)
-    template: TemplateName = "auto"  # auto: the tokenizer's own; if it has none, alpaca, for encoder–decoders plain
-    enable_thinking: bool | None = None  # told to the tokenizer's chat template; null: the template decides
-    date: str = "2024-07-26"  # what the tokenizer's chat template takes for today, so that runs repeat
-    label_smoothing: float = 0.0  # share of the target that is spread over all tokens (training only)
-    z_loss: float = 0.0  # weight of logsumexp(logits) squared in the training loss; 1e-4 keeps large models stable
-    max_target_length: int | None = None  # encoder–decoders: tokens an answer may have, EOS too; null: max_length
+    form: Form = "likelihood"  # of names; choice: with the candidates listed; yes_no per candidate; pairwise
+    alpha: float = 1.0  # log-likelihoods are divided by (number of tokens) ** alpha; 0: not normalized
+    end_token: bool = True  # score the end token of the answer with the name
+    yes: str = "yes"  # answer of yes_no for a positive candidate
+    no: str = "no"  # answer of yes_no for a negative candidate
+    question: str | None = None  # question after the instruction in the other forms; null: a built-in question
+    # Repeated from LanguageModelConfig: --help finds comments along one line of ancestors only.
+    train_on: TrainOn = "completions"  # completions: names with their end tokens; all: every token (decoders only)
+    template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
+    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
+    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
+    label_smoothing: float = 0.0  # probability mass spread over all tokens (training only)
+    z_loss: float = 0.0  # weight of logsumexp(logits)² in the training loss; 1e-4 stabilizes large models
+    max_target_length: int | None = None  # encoder–decoders: maximum tokens of an answer; null: data.max_length
 
     def build(self, context: TaskContext) -> "LanguageModelRankingTask":
         return LanguageModelRankingTask(self, context)
@@ -69,17 +69,17 @@ class LanguageModelRankingConfig(RerankingConfig, LanguageModelConfig):
 
 @dataclass(frozen=True)
 class NamedTarget(Target):
-    """A target, and what is learnt of the example's text (see `NextTokens`)."""
+    """A target with the next-token labels of the example's text (see `NextTokens`)."""
 
     labels: np.ndarray
     supervised: np.ndarray
 
 
 class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
-    """Trains as a language model does, on the names of wanted items; evaluates as a reranker does.
+    """Trained as a language model on the names of positive items; evaluated as a reranker.
 
-    Prompt and name are tokenised as one text, as in training (see `data.prompts.tokenise_pieces`): where they end up in
-    one token, it belongs to the prompt and is not scored. Names are `Catalogue.name`, without blanks around them.
+    Prompt and name are tokenized as one text, as in training (see `data.prompts.tokenise_pieces`); a token with
+    characters of both belongs to the prompt and is not scored. Names are `Catalogue.name`, stripped.
     """
 
     greater_is_better = True
@@ -89,12 +89,12 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
         RerankingTask.__init__(self, config, context)
         if context.truncate == "right" and not (self.is_pair and config.form == "likelihood"):
             raise ValueError(
-                "data.truncate right would cut what is asked at the end of a text: set left, drop or error."
+                "data.truncate right would cut the question at the end of a text: set it to left, drop or error."
             )
         if not np.isfinite(config.alpha):
-            raise ValueError(f"task.alpha should be a finite number (1: the mean of a token), but is {config.alpha}.")
+            raise ValueError(f"task.alpha should be a finite number (1: mean per token), but is {config.alpha}.")
         if config.form == "likelihood" and config.question is not None:
-            raise ValueError("task.question belongs to the forms choice, yes_no and pairwise: leave it out.")
+            raise ValueError("task.question is for task.form choice, yes_no and pairwise: leave it out.")
         if config.form != "likelihood":
             self._check_question()
         if config.form == "yes_no":
@@ -103,11 +103,11 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
         ids = self.tokenizer(self.names, add_special_tokens=False, verbose=False)["input_ids"]
         self._lengths = np.array([len(each) for each in ids])
         self._longest: list[int] = np.argsort(-self._lengths, kind="stable").tolist()
-        most = self._lengths.max() + 1  # and what ends an answer
+        most = self._lengths.max() + 1  # with the end token
         if self.is_pair and most > self._longest_target:
             raise ValueError(
-                f"the name of item {self.catalogue.ids[self._longest[0]]!r} has {most} tokens with what ends it, but "
-                f"an answer may have {self._longest_target}: raise task.max_target_length."
+                f"the name of item {self.catalogue.ids[self._longest[0]]!r} has {most} tokens with its end token, but "
+                f"task.max_target_length is {self._longest_target}: raise it."
             )
 
     def _check_question(self) -> None:
@@ -115,23 +115,23 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
         try:
             found = {name for _, name, _, _ in string.Formatter().parse(self._question) if name is not None}
         except ValueError as error:
-            raise ValueError(f"task.question {self._question!r} cannot be read: {error}.") from error
+            raise ValueError(f"task.question {self._question!r} is not a format string: {error}.") from error
         needed = slots - {"yes", "no"}
         if not needed <= found <= slots:
-            wanted = ", ".join("{" + slot + "}" for slot in sorted(slots))
-            raise ValueError(f"task.question {self._question!r} should have the slots {wanted}, and no others.")
+            listed = ", ".join("{" + slot + "}" for slot in sorted(slots))
+            raise ValueError(f"task.question {self._question!r} should have the placeholders {listed}, and no others.")
 
     def _check_yes_no(self) -> None:
         first = []
         for word in (self.config.yes, self.config.no):
             if not word.strip():
-                raise ValueError("task.yes and task.no should be words.")
+                raise ValueError("task.yes and task.no should not be empty.")
             tokens, counts = self._answers(Example(instruction="Is it?"), [word])[0]
             first.append(tokens[np.argmax(counts)])
         if first[0] == first[1]:
             raise ValueError(
-                f"task.yes {self.config.yes!r} and task.no {self.config.no!r} begin with the same token, so the model "
-                "cannot tell them apart where it begins to answer: choose other words."
+                f"task.yes {self.config.yes!r} and task.no {self.config.no!r} start with the same token, by which "
+                "their likelihoods are compared: choose other words."
             )
 
     @property
@@ -141,14 +141,14 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
     # -------------------------------------------------------------- questions
 
     def _ask(self, example: Example, **said: str) -> Example:
-        """The example without an answer, with the form's question below what it says."""
+        """The example without its answer, with the form's question appended."""
         asked = question(example)
         if not said:
             return asked
         if asked.messages:
             raise ValueError(
-                f"example {example.id!r} is a conversation; task.form {self.config.form} asks of instructions: "
-                "use likelihood."
+                f"example {example.id!r} is a conversation, but task.form {self.config.form} needs an "
+                "instruction: use likelihood."
             )
         words = self._question.format(**said)
         if asked.input:
@@ -168,35 +168,35 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
     # -------------------------------------------------------------- training
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Of each the text that is learnt, or one as long as it can get, where `gather` draws what is asked."""
-        targets, wanted, learnt = [], [], []
+        """The training text of each example; where `gather` draws the candidates, the longest possible one."""
+        targets, positives, trained = [], [], []
         rng = np.random.default_rng(self.context.seed)
         nothing = np.empty(0, np.int32)
         for number, example in enumerate(examples):
             name = name_of(example, number)
-            if example.origin.get("form") in WRITTEN:  # to be learnt, not to be ranked
+            if example.origin.get("form") in WRITTEN:  # for training only, not for ranking
                 target, item, asked = Target(nothing, nothing), -1, example
             else:
                 target = self.target(example, name)
                 item = int(rng.choice(target.items))
                 asked = self._longest_question(example, item)
             targets.append(target)
-            wanted.append(item)
-            learnt.append(replace(asked, id=example.id or str(number)))
-        place = {id(example): number for number, example in enumerate(learnt)}
+            positives.append(item)
+            trained.append(replace(asked, id=example.id or str(number)))
+        place = {id(example): number for number, example in enumerate(trained)}
         encoded = []
-        for e in LanguageModelTask.encode(self, learnt):
+        for e in LanguageModelTask.encode(self, trained):
             number = place[id(e.example)]
-            if wanted[number] < 0 or self._has_room(e, wanted[number]):
+            if positives[number] < 0 or self._has_room(e, positives[number]):
                 items, history = targets[number].items, targets[number].history
                 target = NamedTarget(items, history, e.target.labels, e.target.supervised)
                 encoded.append(Encoded(e.text, target, examples[number]))
         return encoded
 
-    def _longest_question(self, example: Example, wanted: int) -> Example:
+    def _longest_question(self, example: Example, positive: int) -> Example:
         longest, config = self._longest, self.config
         if config.form == "likelihood":
-            return replace(self._ask(example), output=self.names[wanted])
+            return replace(self._ask(example), output=self.names[positive])
         if config.form == "choice":
             return replace(self._choice(example, longest[: 1 + config.negatives]), output=self.names[longest[0]])
         if config.form == "yes_no":
@@ -204,49 +204,48 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
             return replace(self._yes_no(example, longest[0]), output=words[-1])
         return replace(self._pair(example, longest[0], longest[-1]), output=self.names[longest[0]])
 
-    def _has_room(self, e: Encoded, wanted: int) -> bool:
-        """Whether a decoder's text has room for the longest name instead of its own; False: the example is dropped."""
+    def _has_room(self, e: Encoded, positive: int) -> bool:
+        """Whether a decoder's text has room for the longest name in place of its own; False: drop the example."""
         if self.is_pair or self.config.form != "likelihood":
             return True
-        length = len(e.text.tokens) + int(self._lengths.max() - self._lengths[wanted])
+        length = len(e.text.tokens) + int(self._lengths.max() - self._lengths[positive])
         if length <= self.context.max_length:
             return True
         if self.context.truncate == "error":
             raise ValueError(
                 f"example {e.example.id!r} has {length} tokens with the longest name of the catalogue as its answer, "
-                f"but data.max_length is {self.context.max_length}. Raise it, or say what to do with long prompts: "
-                "--data.truncate left or drop."
+                f"but data.max_length is {self.context.max_length}. Raise it, or set data.truncate to left or drop."
             )
         self.context.count("prompts dropped" if self.context.truncate == "drop" else "prompts cut", 1)
         return self.context.truncate == "left"
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
-        """What is asked about drawn candidates is written anew for each batch; all else is learnt as it was encoded."""
-        learnt: list[tuple[Text, np.ndarray, np.ndarray]] = []
+        """Questions about drawn candidates are made for each batch; other examples are used as encoded."""
+        trained: list[tuple[Text, np.ndarray, np.ndarray]] = []
         asked: list[Example] = []
         for e in encoded:
             if self.config.form == "likelihood" or not len(e.target.items):
-                learnt.append((e.text, e.target.labels, e.target.supervised))
+                trained.append((e.text, e.target.labels, e.target.supervised))
             else:
                 asked += self._draw(e, rng)
         if asked:
             drawn = LanguageModelTask.encode(self, asked)
-            learnt += [(e.text, e.target.labels, e.target.supervised) for e in drawn]
-        texts, labels, supervised = (list(column) for column in zip(*learnt, strict=True))
+            trained += [(e.text, e.target.labels, e.target.supervised) for e in drawn]
+        texts, labels, supervised = (list(column) for column in zip(*trained, strict=True))
         return BatchTexts(texts, per_token={"labels": labels, "supervised": supervised})
 
     def _draw(self, e: Encoded, rng: np.random.Generator) -> list[Example]:
-        wanted, wrong = int(rng.choice(e.target.items)), [int(item) for item in self.negatives(e, rng)]
+        positive, negatives = int(rng.choice(e.target.items)), [int(item) for item in self.negatives(e, rng)]
         if self.config.form == "choice":
-            listed = [int(item) for item in rng.permutation([wanted, *wrong])]
-            return [replace(self._choice(e.example, listed), output=self.names[wanted])]
+            listed = [int(item) for item in rng.permutation([positive, *negatives])]
+            return [replace(self._choice(e.example, listed), output=self.names[positive])]
         if self.config.form == "yes_no":
-            right = replace(self._yes_no(e.example, wanted), output=self.config.yes)
-            return [right, *(replace(self._yes_no(e.example, item), output=self.config.no) for item in wrong)]
+            right = replace(self._yes_no(e.example, positive), output=self.config.yes)
+            return [right, *(replace(self._yes_no(e.example, item), output=self.config.no) for item in negatives)]
         asked = []
-        for item in wrong:
-            pair = (wanted, item) if rng.random() < 0.5 else (item, wanted)
-            asked.append(replace(self._pair(e.example, *pair), output=self.names[wanted]))
+        for item in negatives:
+            pair = (positive, item) if rng.random() < 0.5 else (item, positive)
+            asked.append(replace(self._pair(e.example, *pair), output=self.names[positive]))
         return asked
 
     # -------------------------------------------------------------- scores
@@ -255,8 +254,8 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
         for number, e in enumerate(encoded):
             if not len(e.target.items):
                 raise ValueError(
-                    f"example {e.example.id or number!r} is of the form {e.example.origin['form']}, whose answer is "
-                    "not an item: it can be learned, but not ranked. Leave it out of data.validation and data.test."
+                    f"example {e.example.id or number!r} has the form {e.example.origin['form']}, whose answer is not "
+                    "an item: it is for training only. Leave it out of data.validation and data.test."
                 )
         super().check(encoded)
         for candidates in self._asked(encoded)[1]:
@@ -264,7 +263,7 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
                 self._check_list(e.example, list(dict.fromkeys([*e.target.items.tolist(), *row[row >= 0].tolist()])))
 
     def _check_list(self, example: Example, items: list[int]) -> None:
-        """Raises ValueError for candidates that are too many, or too long beside the prompt, to be scored."""
+        """Raises ValueError for too many candidates, or candidates that are too long beside the prompt."""
         form, names = self.config.form, [self.names[item] for item in items]
         if form == "likelihood":
             self.check_question(self._ask(example), names)
@@ -275,7 +274,7 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
                 self.check_question(self._yes_no(example, item), [self.config.yes, self.config.no])
         else:
             _check_paired(items)
-            # of all pairs the longest, or nearly so
+            # the longest pair, or nearly so
             a, b = sorted(items, key=lambda item: len(self.names[item]))[-2:] if len(items) > 1 else (items[0],) * 2
             self.check_question(self._pair(example, a, b), [self.names[a], self.names[b]])
 
@@ -289,7 +288,7 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
         cases = max(1, ANSWERS // max(1, candidates.shape[1] * per_item))
         for start in range(0, len(encoded), cases):
             block = range(start, min(start + cases, len(encoded)))
-            # a list may name an item twice
+            # a list may repeat an item
             listed = [list(dict.fromkeys(candidates[case].tolist())) for case in block]
             scores = self._score_lists(predict, [encoded[case].example for case in block], listed)
             for case, items, values in zip(block, listed, scores, strict=True):
@@ -300,7 +299,7 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
     def _score_lists(
         self, predict: Predict, examples: Sequence[Example], listed: Sequence[list[int]]
     ) -> list[np.ndarray]:
-        """float64 [items] for the items of each example."""
+        """float64 [items] for each example."""
         form, names = self.config.form, self.names
         pairs = list(zip(examples, listed, strict=True))
         if form in ("likelihood", "choice"):
@@ -328,20 +327,19 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
 def _check_paired(items: Sequence[int]) -> None:
     if len(items) > MOST_PAIRED:
         raise ValueError(
-            f"task.form pairwise asks about every pair twice, for up to {MOST_PAIRED} candidates, but there "
-            f"are {len(items)}: rank fewer (uni9, or two stages with a smaller k), or use likelihood or yes_no."
+            f"task.form pairwise compares every pair twice, for up to {MOST_PAIRED} candidates, but there are "
+            f"{len(items)}: rank fewer (protocol uni9, or two stages with a smaller k), or use likelihood or yes_no."
         )
 
 
 def tournament(size: int, scores: Sequence[np.ndarray]) -> np.ndarray:
-    """float64 [size]: how each candidate fares against all others (Copeland, 1951).
+    """float64 [size]: each candidate's Copeland score (1951) against all others.
 
-    The probability that a beats b is that of a softmax over the two scores, averaged over both orders in which they are
-    asked about, so that a preference for the first or the last named cancels. A win counts 1, a draw ½; among equal
-    numbers of wins the mean probability decides: half of it is added.
+    The probability that a beats b is the softmax of their two scores, averaged over both orders of the question, so
+    that position bias cancels. A win counts 1, a draw ½; half of the mean probability is added as a tie-breaker.
 
     Args:
-      scores: of the ordered pairs (0, 1), (0, 2), ..., (1, 0), ...: float [2], of the first and the second one.
+      scores: float [2] (first, second) for each of the ordered pairs (0, 1), (0, 2), ..., (1, 0), ...
     """
     ahead = np.zeros((size, size))
     pairs = [(a, b) for a in range(size) for b in range(size) if a != b]

@@ -1,4 +1,4 @@
-"""Why an item answers an instruction, in the catalogue's own words: the facts that it shares with what was asked."""
+"""Reasons for a recommendation: the catalogue's facts that an item shares with the instruction or the history."""
 
 import re
 from collections import Counter
@@ -6,12 +6,12 @@ from collections import Counter
 from instructrec_jax.data.example import Example
 from instructrec_jax.ranking.catalogue import Catalogue
 
-SHOWN = 4  # facts that a reason names
-RECENT = 10  # items of the history that a reason looks at
+SHOWN = 4  # maximum facts of a reason
+RECENT = 10  # last items of the history that a reason compares with
 
 
 def facts_of(catalogue: Catalogue, item: int) -> list[str]:
-    """The texts in an item's columns beside its title and text, in order: genres, themes, a director ..."""
+    """The texts in an item's columns other than title and text, in order: genres, themes, director ..."""
     found: list[str] = []
     for column in catalogue.facts.values():
         value = column[item]
@@ -21,16 +21,15 @@ def facts_of(catalogue: Catalogue, item: int) -> list[str]:
 
 
 def asked_for(example: Example) -> list[str]:
-    """The facts that an instruction was made of, where the example says so: origin["asked"], with commas between."""
+    """The facts that a generated instruction asks for: origin["asked"], separated by commas."""
     return [fact for fact in example.origin.get("asked", "").split(", ") if fact]
 
 
 def reason(catalogue: Catalogue, item: int, example: Example) -> str:
-    """Facts of an item that speak for it, or "" for none that one could name.
+    """The item's facts that match the request; "" for none.
 
-    These are the facts that the instruction asks for: those that it was made of, else those that it names word by word.
-    An instruction without such words is judged by the facts that the item shares with at least two items of its
-    history.
+    These are the facts that the instruction asks for: those that it was generated from, else those that it contains
+    literally. Without any, they are the facts that the item shares with at least two history items.
     """
     facts = facts_of(catalogue, item)
     asked = asked_for(example) or [fact for fact in facts if _names(example.instruction, fact)]

@@ -1,13 +1,13 @@
-"""Cross-scorer: a network reads the instruction and one item's text together, and gives the pair a score.
+"""Cross-encoder: a network reads the instruction and one item's text together and scores the pair.
 
-Dearer than a dual encoder, which reads each item once, but the words of both meet in every layer (Nogueira & Cho, 2019,
-"Passage Re-ranking with BERT"). So it ranks given candidates, or what another scorer retrieved.
+It costs more than a dual encoder, which encodes each item once, but every layer attends to both texts (Nogueira & Cho,
+2019, "Passage Re-ranking with BERT"). So it ranks given candidates, or the results of a retriever.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     TaskConfig,
     TaskContext,
@@ -36,8 +37,8 @@ from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTas
 from instructrec_jax.tasks.ranking.retrieval import ROW_ARRAYS
 from instructrec_jax.tasks.texts import knows_pairs
 
-MOST_ITEMS = 1000  # the largest catalogue that is ranked as a whole, an item at a time
-PAIRS = 4096  # texts that are made and scored at a time
+MOST_ITEMS = 1000  # largest catalogue that can be ranked as a whole
+PAIRS = 4096  # texts scored at a time
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 RerankerLoss = Literal["pointwise", "listwise"]
@@ -48,25 +49,25 @@ Draw = Literal["uniform", "popularity"]
 class RerankingConfig(RankingConfig):
     """Rank given candidates."""
 
-    protocols: list[str] = field(default_factory=lambda: ["uni99"])  # among what: uni9, pop99, hard9, listed, a file
-    negatives: int = 4  # wrong items that a training example is set against: of its candidates, or else drawn
-    draw: Draw = "uniform"  # how negatives are drawn among the items that the example has not seen
+    protocols: list[str] = field(default_factory=lambda: ["uni99"])  # uni9, uni99, pop99, hard9, listed, FILE or full
+    negatives: int = 4  # negatives per training example: of its candidates, else random items
+    draw: Draw = "uniform"  # distribution of random negatives (items outside of the history)
 
 
 class RerankingTask(RankingTask):
-    """Base of the tasks that score an item at a time: subclasses fill in `score_candidates`."""
+    """Base of the tasks that score (instruction, item) pairs: subclasses implement `score_candidates`."""
 
     has_vectors = False
 
     def __init__(self, config: RerankingConfig, context: TaskContext):
-        # A small catalogue can be scored as a whole, as one list of candidates.
+        # A small catalogue can be ranked as a whole, as one list of candidates.
         self.retrieves = "full" in config.protocols
         super().__init__(config, context)
         if self.retrieves and len(self.catalogue) > MOST_ITEMS:
             raise ValueError(
-                f"task.protocols names full, but the catalogue has {len(self.catalogue):,} items, and this task reads "
-                f"each of them for every case: up to {MOST_ITEMS:,} it would. Name protocols with candidates (uni99, "
-                "pop99, hard9, listed), or retrieve with another run first and rerank what it finds (two stages)."
+                f"task.protocols lists full, but the catalogue has {len(self.catalogue):,} items, and this task, which "
+                f"reads all of them for each case, allows {MOST_ITEMS:,}. Use protocols with candidates (uni99, pop99, "
+                "hard9, listed), or rerank the results of a retrieval run (evaluate --rerank)."
             )
         if config.negatives < 1:
             raise ValueError(f"task.negatives must be at least 1, but is {config.negatives}.")
@@ -81,9 +82,9 @@ class RerankingTask(RankingTask):
         return score_block
 
     def negatives(self, e: Encoded[Target], rng: np.random.Generator) -> np.ndarray:
-        """int [n]: up to `negatives` items that an example does not want, distinct, in random order.
+        """int [n]: up to `negatives` distinct negatives of an example, in random order.
 
-        Of its own candidates where it has some; else drawn among what it neither wants nor has seen.
+        They are its own candidates, else random items that are neither positive nor in the history.
         """
         count = self.config.negatives
         if e.example.candidates:
@@ -95,38 +96,38 @@ class RerankingTask(RankingTask):
             chances = self.popularity.copy()
             chances[excluded] = 0
             return rng.choice(len(chances), count, replace=False, p=chances / chances.sum())
-        # the n-th item that is not excluded, without listing them all
+        # the n-th item that is not excluded, without listing all items
         drawn = rng.choice(len(self.catalogue) - len(excluded), count, replace=False)
         return drawn + np.searchsorted(excluded - np.arange(len(excluded)), drawn, side="right")
 
 
-# ---------------------------------------------------------------- the cross-scorer
+# ---------------------------------------------------------------- the cross-encoder
 
 
 @TaskConfig.register_subclass("reranker")
 @dataclass
 class RerankerConfig(RerankingConfig):
-    """Rank candidates by reading the instruction and each item's text together."""
+    """Rank candidates with a cross-encoder of the instruction and each item's text."""
 
-    loss: RerankerLoss = "pointwise"  # right or wrong, each pair by itself; or a softmax over an example's pairs
-    item_length: int | None = None  # tokens that an item's text may have, longer ones lose their end; null: any number
+    loss: RerankerLoss = "pointwise"  # pointwise: sigmoid per pair; listwise: softmax over an example's pairs
+    item_length: int | None = None  # maximum tokens of an item's text, cut at the end; null: no limit
 
     def build(self, context: TaskContext) -> "RerankerTask":
         return RerankerTask(self, context)
 
 
 class RerankerTask(RerankingTask):
-    """The text of a pair is the tokenizer's own encoding of two texts: [CLS] instruction [SEP] item [SEP] in BERT.
+    """A pair is encoded as the tokenizer's own text pair: [CLS] instruction [SEP] item [SEP] in BERT.
 
-    Where the tokenizer puts nothing between two texts, its sep_token, or else a line break, stands there.
+    If the tokenizer has no separator for pairs, its sep_token, else a line break, separates the texts.
     """
 
     needs_pooler = True
-    labels = ["LABEL_0"]  # of the head's one output, as HuggingFace's cross-encoders call it
+    labels = ["LABEL_0"]  # name of the head's output in HuggingFace's cross-encoders
 
     def __init__(self, config: RerankerConfig, context: TaskContext):
         super().__init__(config, context)
-        self.couples_examples = config.loss == "listwise"  # an example's texts may lie in several parts of a batch
+        self.couples_examples = config.loss == "listwise"  # a list's texts may lie in several micro-batches
         check_fast(context.tokenizer)
         if config.item_length is not None and config.item_length < 1:
             raise ValueError(f"task.item_length must be at least 1, but is {config.item_length}.")
@@ -136,8 +137,8 @@ class RerankerTask(RerankingTask):
         if self.room < 1:
             raise ValueError(
                 f"the text of item {self.catalogue.ids[longest]!r} has {len(self.items[longest])} tokens, which leaves "
-                f"no room for an instruction in data.max_length ({context.max_length}): raise it, or cut the texts of "
-                "items with task.item_length."
+                f"no room for an instruction in data.max_length ({context.max_length}): raise it, or limit item texts "
+                "with task.item_length."
             )
 
     def model(self, source: Source) -> nnx.Module:
@@ -146,7 +147,7 @@ class RerankerTask(RerankingTask):
     # -------------------------------------------------------------- host
 
     def _pieces(self, texts: Sequence[str]) -> list[Encoding]:
-        """Tokens without those that the tokenizer puts around a text."""
+        """The tokens of texts, without special tokens."""
         texts = [text.lower() for text in texts] if self.context.lower_case else list(texts)
         pieces = self.context.tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False).encodings
         assert pieces is not None  # of a fast tokenizer
@@ -158,26 +159,26 @@ class RerankerTask(RerankingTask):
         pieces = self._pieces(self.catalogue.texts)
         for item, piece in zip(self.catalogue.ids, pieces, strict=True):
             if not len(piece):
-                raise ValueError(f"the text of item {item!r} has no tokens.")
+                raise ValueError(f"the text of item {item!r} has no tokens: add a text in items.parquet.")
         if self.config.item_length is not None:
             long = [piece for piece in pieces if len(piece) > self.config.item_length]
             for piece in long:
                 piece.truncate(self.config.item_length)
             if long:
-                self.context.counts["texts of items cut"] = len(long)
+                self.context.counts["item texts cut"] = len(long)
         return pieces
 
     @cached_property
     def _between(self) -> Encoding | None:
-        """What stands between instruction and item, where the tokenizer itself puts nothing there."""
+        """The separator of instruction and item, if the tokenizer has none for pairs."""
         if knows_pairs(self.context.tokenizer):
             return None
         for separator in (self.context.tokenizer.sep_token, "\n"):
             if separator and len(piece := self._pieces([separator])[0]):
                 return piece
         raise ValueError(
-            "the tokenizer puts nothing between two texts, has no sep_token and no token for a line break: instruction "
-            "and item would run together. Set sep_token in its files."
+            "the tokenizer has no separator for text pairs, no sep_token and no token for a line break to separate "
+            "instruction and item: set sep_token in its files."
         )
 
     def _join(self, instruction: Encoding, item: Encoding) -> Text:
@@ -190,10 +191,10 @@ class RerankerTask(RerankingTask):
         return Text(np.array(both.ids, np.int32), np.array(both.type_ids, np.int32) if has_types else None)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded[Target]]:
-        """The text of each is its instruction alone.
+        """The text of each example is its instruction alone.
 
-        An instruction is too long where the longest item's text does not fit beside it; it is cut the same for all
-        items, so that they are compared on the same words.
+        An instruction is too long if the longest item's text does not fit beside it. It is cut alike for all items, so
+        that they are compared on the same text.
         """
         context = self.context
         encoded = []
@@ -207,10 +208,9 @@ class RerankerTask(RerankingTask):
             if len(piece) > self.room:
                 if context.truncate == "error":
                     raise ValueError(
-                        f"{name} has {len(piece)} tokens, but beside the longest item's text there is room for "
-                        f"{self.room} in data.max_length ({context.max_length}). Raise it, cut the texts of items with "
-                        "task.item_length, or say what to do with long instructions: --data.truncate left, right or "
-                        "drop."
+                        f"{name} has {len(piece)} tokens, but data.max_length ({context.max_length}) leaves room for "
+                        f"{self.room} beside the longest item's text. Raise it, limit item texts with "
+                        "task.item_length, or set data.truncate to left, right or drop."
                     )
                 label = f"instructions {'dropped' if context.truncate == 'drop' else 'cut'}"
                 context.count(label, 1)
@@ -224,7 +224,7 @@ class RerankerTask(RerankingTask):
         piece.truncate(self.room, direction="left" if self.context.truncate == "left" else "right")
 
     def pairs(self, encoded: Sequence[Encoded[Target]], items: Sequence[np.ndarray]) -> list[Text]:
-        """The texts of some items (numbers) for each example, one after another."""
+        """The pair texts of each example with its `items` (numbers), concatenated."""
         instructions = self._pieces([render(e.example) for e in encoded]) if encoded else []
         for piece in instructions:
             if len(piece) > self.room:
@@ -236,7 +236,7 @@ class RerankerTask(RerankingTask):
         ]
 
     def gather(self, encoded: Sequence[Encoded[Target]], rng: np.random.Generator) -> BatchTexts:
-        """The wanted item (one of several, drawn) of each example, and its negatives."""
+        """The pairs of each example with a positive item (drawn, if it has several) and its negatives."""
         size = 1 + self.config.negatives
         lists = [np.append(rng.choice(e.target.items), self.negatives(e, rng)) for e in encoded]
         lengths = np.array([len(items) for items in lists])
@@ -252,21 +252,21 @@ class RerankerTask(RerankingTask):
 
     # -------------------------------------------------------------- device
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
         """float32 [rows, segments]: the score of each pair."""
         return self._scores_of(model, batch, None)
 
-    def _scores_of(self, model: Any, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
+    def _scores_of(self, model: Network, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
         hidden = model.hidden(batch, dropout)
         segments = max_segments(hidden.shape[1])
         return model.head(model.backbone, hidden, batch["segment_ids"], segments, dropout=dropout)[..., 0]
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
-        """Pointwise: sigmoid cross-entropy of each pair, 1 for a wanted item. Listwise: softmax cross-entropy of the
-        wanted item among the example's own (ListNet's top-one loss with one relevant item; Cao et al., 2007).
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        """Pointwise: sigmoid cross-entropy of each pair, 1 for a positive item. Listwise: softmax cross-entropy of the
+        positive item among the example's items (ListNet's top-one loss with one relevant item; Cao et al., 2007).
 
-        A list's pairs may lie in several parts of an accumulated batch: the pairs then go through the network part by
-        part, and again in the backward pass, and their scores meet.
+        A list's pairs may lie in several micro-batches, so the network runs one micro-batch at a time (and again in the
+        backward pass), and the softmax is over the scores of all.
         """
         if self.config.loss == "pointwise":
             scores = self._scores_of(model, batch, inputs.dropout)
@@ -291,7 +291,7 @@ class RerankerTask(RerankingTask):
         for start in range(0, len(encoded), cases):
             block = slice(start, start + cases)
             texts = self.pairs(encoded[block], list(candidates[block]))
-            # token types as an array of their own: of texts alone every one would be remembered until the end
+            # token types as a separate array: texts without arrays would all be cached (`remember`)
             types = [np.zeros(len(t.tokens), np.int32) if t.types is None else t.types for t in texts]
             scores = predict([Text(t.tokens) for t in texts], token_types=types)
             found.append(np.array(scores, np.float32).reshape(-1, candidates.shape[1]))

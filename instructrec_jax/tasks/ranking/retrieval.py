@@ -1,8 +1,8 @@
-"""Dual-encoder retrieval: an instruction and the items of a catalogue become vectors; the closest items answer."""
+"""Dual-encoder retrieval: instructions and items as vectors, ranked by similarity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     TaskConfig,
     TaskContext,
@@ -38,35 +39,39 @@ Softmax = Literal["in_batch", "sampled", "full"]
 @TaskConfig.register_subclass("retrieval")
 @dataclass
 class RetrievalConfig(RankingConfig):
-    """Find the item of a catalogue that answers an instruction."""
+    """Find the items of a catalogue that fit an instruction, by vector similarity."""
 
-    softmax: Softmax = "in_batch"  # candidates that a positive competes with
-    negatives: int = 64  # for sampled: further items drawn for each batch, shared by its examples
-    log_q: bool = False  # for in_batch and sampled: correct scores for how often popular items are candidates
-    refresh_every: int = 100  # for full: steps between recomputations of all item vectors
-    projection: int | None = None  # width of the vectors; null: the backbone's, without a projection
-    pooling: Pooling | None = None  # null: what the checkpoint declares
-    temperature: float = 0.05  # initial temperature of the softmax; it is trained
+    softmax: Softmax = "in_batch"  # negatives of a positive item: of the batch, sampled, or the whole catalogue
+    negatives: int = 64  # for sampled: random items per batch, shared by its examples
+    log_q: bool = False  # for in_batch and sampled: logQ correction for the popularity of candidates
+    refresh_every: int = 100  # for full: steps between updates of all item vectors
+    projection: int | None = None  # size of the vectors; null: the backbone's, without projection
+    pooling: Pooling | None = None  # null: the checkpoint's declared pooling
+    temperature: float = 0.05  # initial temperature of the softmax (trained)
 
     def build(self, context: TaskContext) -> "RetrievalTask":
         return RetrievalTask(self, with_default_prompt(context))
 
 
 class RetrievalTask(RankingTask):
+    """A dual encoder trained by a softmax over items: see `loss`."""
+
     couples_examples = True
 
     def __init__(self, config: RetrievalConfig, context: TaskContext):
         super().__init__(config, context)
         self.refresh_every = config.refresh_every if config.softmax == "full" else 0
-        self.most_wanted = 1  # items of one training example
+        self._most_positives = 1  # maximum positive items of a training example
         if config.log_q and config.softmax == "full":
-            raise ValueError("task.log_q corrects a sample of candidates; task.softmax full has all: set one of them.")
+            raise ValueError(
+                "task.log_q corrects sampled candidates, but task.softmax full uses all items: leave log_q out."
+            )
         if config.log_q and not has_splits(config.catalogue):
             raise ValueError(
-                f"task.log_q needs to know how popular items are, but {config.catalogue} has no splits/train.jsonl: "
-                "make the folder with `python -m instructrec_jax.prepare`, or leave log_q out."
+                f"task.log_q needs the popularity of items, but {config.catalogue} has no splits/train.jsonl: make the "
+                "folder with `python -m instructrec_jax.prepare`, or leave log_q out."
             )
-        _ = self.item_texts  # an item's text that is too long is an error now, not after the first epoch
+        _ = self.item_texts  # raises for an item's text that is too long now, not in the first evaluation
 
     def model(self, source: Source) -> nnx.Module:
         head = RetrievalHead(
@@ -82,20 +87,20 @@ class RetrievalTask(RankingTask):
     # -------------------------------------------------------------- host
 
     def prepare(self, train: Sequence[Encoded[Target]]) -> None:
-        self.most_wanted = max(len(e.target.items) for e in train)
+        self._most_positives = max(len(e.target.items) for e in train)
 
     def gather(self, encoded: Sequence[Encoded[Target]], rng: np.random.Generator) -> BatchTexts:
-        """An example that wants several items learns one of them a visit, and never takes the others as negatives."""
+        """Of several positive items, each visit of an example draws one; the others are never negatives."""
         chosen = [e.target.items[0] if len(e.target.items) == 1 else rng.choice(e.target.items) for e in encoded]
-        wanted, target = np.unique(chosen, return_inverse=True)
-        items = wanted
+        positives, target = np.unique(chosen, return_inverse=True)
+        items = positives
         if self.config.softmax == "sampled":
-            others = np.setdiff1d(np.arange(len(self.catalogue)), wanted, assume_unique=True)
+            others = np.setdiff1d(np.arange(len(self.catalogue)), positives, assume_unique=True)
             drawn = rng.choice(others, min(self.config.negatives, len(others)), replace=False)
-            items = np.concatenate([wanted, drawn])
-        # Equal targets share one text; the unused places keep the arrays' shapes the same in every batch.
+            items = np.concatenate([positives, drawn])
+        # Equal targets share one text; unused slots keep the arrays' shapes equal in all batches.
         room = len(encoded) + (self.config.negatives if self.config.softmax == "sampled" else 0)
-        missing = len(self.catalogue)  # a number that no item has
+        missing = len(self.catalogue)  # marks an unused slot
         candidates = np.full(room, missing, np.int32)
         candidates[: len(items)] = items
         allowed = np.stack([~np.isin(candidates, [*e.target.history, *e.target.items, missing]) for e in encoded])
@@ -105,55 +110,55 @@ class RetrievalTask(RankingTask):
         arrays = {"target": target.astype(np.int32), "allowed": allowed, "candidates": candidates}
         if self.config.log_q:
             arrays["log_q"] = np.zeros(room, np.float32)
-            arrays["log_q"][: len(items)] = np.log(self._expected_counts(len(encoded), len(wanted))[items])
-        most = max([self.most_wanted, *(len(e.target.items) for e in encoded)])
+            arrays["log_q"][: len(items)] = np.log(self._expected_counts(len(encoded), len(positives))[items])
+        most = max([self._most_positives, *(len(e.target.items) for e in encoded)])
         if self.config.softmax == "full" and most > 1:
-            arrays["also_wanted"] = np.full((len(encoded), most), missing, np.int32)
+            arrays["other_positives"] = np.full((len(encoded), most), missing, np.int32)
             for row, (e, item) in enumerate(zip(encoded, chosen, strict=True)):
                 others = e.target.items[e.target.items != item]
-                arrays["also_wanted"][row, : len(others)] = others
+                arrays["other_positives"][row, : len(others)] = others
         return BatchTexts(
             texts=[e.text for e in encoded] + [self.item_texts[item] for item in items],
             per_example=arrays,
             slots={"query_slots": np.arange(len(encoded)), "candidate_slots": number_of_item},
         )
 
-    def _expected_counts(self, examples: int, wanted: int) -> np.ndarray:
-        """float64 [items]: how often an item is expected among a batch's candidates, where each stands once.
+    def _expected_counts(self, examples: int, positives: int) -> np.ndarray:
+        """float64 [items]: expected number of times that an item is among a batch's (distinct) candidates.
 
         Args:
-          examples: of the batch.
-          wanted: distinct items that they want.
+          examples: number of examples in the batch.
+          positives: number of their distinct positive items.
         """
         counts = 1 - (1 - self.popularity) ** examples
         if self.config.softmax == "sampled":
-            others = len(self.catalogue) - wanted
+            others = len(self.catalogue) - positives
             counts += (1 - counts) * min(1, self.config.negatives / max(others, 1))
         return counts
 
     # -------------------------------------------------------------- device
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
         """Unit vectors, float32 [rows, segments, vector]."""
         return self._vectors(model, batch, None)
 
-    def _vectors(self, model: Any, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
+    def _vectors(self, model: Network, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
         hidden = model.hidden(batch, dropout)
         return model.head(hidden, batch["segment_ids"], max_segments(hidden.shape[1]))
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
-        """Softmax cross-entropy of the wanted item among the candidates.
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        """Softmax cross-entropy of the positive item among the candidates.
 
-        Every example sees the candidates of the whole batch, on all devices and in all parts. With parts > 1 the
-        texts go through the backbone part by part and again in the backward pass, so that only the vectors of the
-        whole batch are held at once (cached representations; Gao et al., 2021, "Scaling Deep Contrastive Learning
-        Batch Size under Memory Limited Setup").
+        Candidates are those of the whole batch, on all devices and in all micro-batches. With several micro-batches
+        the backbone runs one at a time, and again in the backward pass, so that memory holds only the vectors of the
+        whole batch (gradient caching; Gao et al., 2021, "Scaling Deep Contrastive Learning Batch Size under Memory
+        Limited Setup").
 
-        With log_q, s_i − log q_i takes the place of the score s_i of each candidate i, the wanted one included, so that
-        the softmax over the candidates estimates the one over the catalogue (Bengio & Senécal, 2008; Yi et al., 2019,
-        equation 3). q_i is the expected number of times that i is a candidate: 1 − (1 − p_i)^B for a batch of B
-        examples whose wanted items are drawn by popularity p (training interactions plus one), equal ones counted
-        once; "sampled" adds (1 − that) · negatives / (items − distinct wanted ones).
+        With log_q, s_i − log q_i replaces the score s_i of each candidate i, the positive included, so that the softmax
+        over the candidates estimates that over the catalogue (Bengio & Senécal, 2008; Yi et al., 2019, equation 3).
+        q_i is the expected number of times that i is a candidate: 1 − (1 − p_i)^B for a batch of B examples with
+        positives drawn by popularity p (training interactions plus one), duplicates counted once; "sampled" adds
+        (1 − that) · negatives / (items − distinct positives).
         """
         rows = {name: batch[name] for name in ROW_ARRAYS}
         vectors = in_microbatches(self._vectors, model, rows, inputs)
@@ -161,14 +166,14 @@ class RetrievalTask(RankingTask):
         queries, live = vectors[batch["query_slots"]], vectors[batch["candidate_slots"]]
         scale = model.head.scale()
         if self.config.softmax == "full":
-            # Fresh vectors for the batch's own items, remembered ones for the rest of the catalogue; as in SASRec's
-            # full softmax, items of the history count as negatives too.
+            # Current vectors for the batch's own items, buffered ones for the rest of the catalogue; as in SASRec's
+            # full softmax, history items are negatives too.
             table = inputs.buffers["item_vectors"].at[batch["candidates"]].set(live, mode="drop")
             logits = scale * queries @ table.T
             target = batch["candidates"][batch["target"]]
-            if "also_wanted" in batch:
+            if "other_positives" in batch:
                 rows_of = jnp.arange(len(queries))[:, None]
-                logits = logits.at[rows_of, batch["also_wanted"]].set(-1e9, mode="drop")
+                logits = logits.at[rows_of, batch["other_positives"]].set(-1e9, mode="drop")
         else:
             logits = scale * queries @ live.T
             if "log_q" in batch:

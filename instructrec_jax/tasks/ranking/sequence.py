@@ -1,8 +1,7 @@
-"""Next-item recommendation: a history as a sequence of item vectors, with the instruction's vector as their prefix.
+"""Next-item recommendation: a history as a sequence of item vectors, prefixed with the instruction's vector.
 
-The backbone reads words, once: the texts of the items and the distinct instructions become vectors in the state's
-buffers (`refresh`), and stays as it is (tune it before, as a dual encoder). What is trained is the head, a small causal
-transformer, by a softmax over the catalogue.
+The frozen backbone (tune it before, as a dual encoder) encodes item texts and distinct instructions once, into the
+state's buffers (`refresh`). Training fits the head, a small causal transformer, by a softmax over the catalogue.
 """
 
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     TaskConfig,
     TaskContext,
@@ -37,31 +37,31 @@ from instructrec_jax.tasks.base import (
     with_default_prompt,
 )
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
-from instructrec_jax.tasks.texts import tokenise
+from instructrec_jax.tasks.texts import tokenize
 
 Supervise = Literal["all", "last"]
 NextItemSoftmax = Literal["full", "sampled"]
 PLACES = ("tokens", "segment_ids", "positions")
-LEAST_ROWS = 64  # of a table of instructions' vectors
-ONCE = 2**31  # steps between refreshes: only at the beginning, since the backbone stays as it is
+LEAST_ROWS = 64  # minimum rows of the table of instruction vectors
+ONCE = 2**31  # steps between refreshes: only at the start, since the backbone is frozen
 
 
 @TaskConfig.register_subclass("sequence")
 @dataclass
 class SequenceConfig(RankingConfig):
-    """Find the next item of a history, seen as a sequence of item vectors behind the instruction's."""
+    """Predict the next item of a history, a sequence of item vectors after the instruction's vector."""
 
-    text: bool = True  # items and instructions are known by their words, through the backbone
-    ids: bool = True  # each item also has a vector of its own (items nobody chose yet have none)
-    hidden_size: int = 64  # width of the sequence's network
-    num_layers: int = 2  # of it
-    num_heads: int = 2  # of its attention
-    dropout: float = 0.2  # of its embeddings and layers
-    history_limit: int = 50  # items of a history that are looked at: the last; in training, any so many in a row
-    supervise: Supervise = "all"  # learn to name every item of a history, or the wanted one alone
-    softmax: NextItemSoftmax = "full"  # candidates that a wanted item competes with: the catalogue, or a sample of it
-    negatives: int = 1024  # for sampled: items drawn by popularity for each batch, shared by its places
-    pooling: Pooling | None = None  # how the backbone's tokens become one vector; null: what the checkpoint declares
+    text: bool = True  # encode item texts and instructions with the backbone
+    ids: bool = True  # learn a vector per item (new items have none)
+    hidden_size: int = 64  # hidden size of the head
+    num_layers: int = 2  # layers of the head
+    num_heads: int = 2  # attention heads of the head
+    dropout: float = 0.2  # dropout of the head's embeddings and layers
+    history_limit: int = 50  # last N items of a history; in training, any N in a row
+    supervise: Supervise = "all"  # train on every item of a history, or only on the positive item
+    softmax: NextItemSoftmax = "full"  # softmax over the catalogue, or over sampled negatives
+    negatives: int = 1024  # for sampled: items drawn by popularity, per batch
+    pooling: Pooling | None = None  # pooling of the backbone; null: the checkpoint's declared pooling
 
     def build(self, context: TaskContext) -> "SequenceTask":
         return SequenceTask(self, with_default_prompt(context))
@@ -69,16 +69,16 @@ class SequenceConfig(RankingConfig):
 
 @dataclass(frozen=True)
 class SequenceTarget(Target):
-    """A target, and the tokens of the instruction (None: the task reads no words)."""
+    """A target with the instruction's tokens (None where task.text is false)."""
 
     instruction: Text | None
 
 
 class SequenceTask(RankingTask):
-    """An example's text is [0, items of its history]; its labels are the items that follow.
+    """An example's text is [0, items of its history]; its labels are the next items.
 
-    In a batch the first token is the row of the instruction's vector, in the buffer `instruction_texts` for training
-    and in the vectors that `query_vectors` makes for the cases at hand: nothing of them is remembered.
+    In a batch, the first token is the row of the instruction's vector: in training, in the buffer `instruction_texts`,
+    else in a temporary table of `query_vectors`.
     """
 
     refresh_every = ONCE
@@ -92,14 +92,14 @@ class SequenceTask(RankingTask):
         if config.history_limit + 1 > context.max_length:
             raise ValueError(
                 f"data.max_length is {context.max_length}, but a sequence has task.history_limit + 1 = "
-                f"{config.history_limit + 1} places: raise the one or lower the other."
+                f"{config.history_limit + 1} positions: raise data.max_length or lower task.history_limit."
             )
         if not (config.text or config.ids):
-            raise ValueError("task.text and task.ids are both false: items would have no vectors.")
-        self.couples_examples = config.softmax == "sampled"  # by the negatives that a batch shares
+            raise ValueError("task.text and task.ids are both false, so items would have no vectors: set one to true.")
+        self.couples_examples = config.softmax == "sampled"  # by the negatives of the batch
         self.freeze = ["^backbone/"] if config.text else []
         self.pooling: Any = config.pooling
-        self._instructions: dict[bytes, tuple[int, Text]] = {}  # of the training examples: see `_numbered`
+        self._instructions: dict[bytes, tuple[int, Text]] = {}  # training instructions: see `_numbered`
         self._text_vectors: np.ndarray | None = None
 
     def model(self, source: Source) -> nnx.Module:
@@ -126,18 +126,18 @@ class SequenceTask(RankingTask):
             target = self.target(example, name_of(example, number))
             history = target.history[-self.config.history_limit :]
             if cut := len(target.history) - len(history):
-                name = "items of histories beyond task.history_limit"
+                name = "history items beyond task.history_limit"
                 self.context.count(name, cut)
             own = SequenceTarget(target.items, target.history, instruction)
             encoded.append(Encoded(Text(np.array([0, *history], np.int32)), own, example))
         return encoded
 
     def _tokens(self, words: Sequence[str]) -> list[Text | None]:
-        """The tokens of instructions; equal ones are the same `Text`."""
+        """The tokens of instructions; equal instructions share a `Text`."""
         different = list(dict.fromkeys(words))
-        found = tokenise(different, [f"the instruction {text!r}" for text in different], self.context)
+        found = tokenize(different, [f"the instruction {text!r}" for text in different], self.context)
         if None in found:
-            raise ValueError("instructions cannot be dropped for their length: set data.truncate to left or right.")
+            raise ValueError("instructions that are too long cannot be dropped: set data.truncate to left or right.")
         by_words = dict(zip(different, found, strict=True))
         return [by_words[text] for text in words]
 
@@ -145,14 +145,14 @@ class SequenceTask(RankingTask):
         self._instructions = _numbered(train)
 
     def _row(self, e: Encoded[SequenceTarget]) -> int:
-        """Where the buffer has the vector of an example's instruction."""
+        """The row of the example's instruction in the buffer."""
         if e.target.instruction is None:
             return 0
         known = self._instructions.get(e.target.instruction.tokens.tobytes())
         if known is None:
             raise ValueError(
-                f"the instruction {render(e.example)!r} is none of those that training began with. The task sequence "
-                "has to know them all beforehand: set streaming: false for data.train, or task.text: false."
+                f"the instruction {render(e.example)!r} was unknown at the start of training. The task sequence needs "
+                "all instructions at the start: set streaming: false for data.train, or task.text: false."
             )
         return known[0]
 
@@ -161,35 +161,35 @@ class SequenceTask(RankingTask):
         for e in encoded:
             items, places = np.append(e.target.history, rng.choice(e.target.items)), len(e.text.tokens)
             start = len(items) - places
-            if self.config.supervise == "all" and start:  # of a long history another window at each visit
+            if self.config.supervise == "all" and start:  # another window of a long history at each visit
                 start = int(rng.integers(start + 1))
             window = items[start : start + places].astype(np.int32)
             texts.append(Text(np.append(np.int32(self._row(e)), window[:-1])))
             labels.append(window)
             supervised.append(np.full(places, self.config.supervise == "all", np.int32))
             supervised[-1][-1] = 1
-        parts = BatchTexts(texts, per_token={"labels": labels, "supervised": supervised})
+        gathered = BatchTexts(texts, per_token={"labels": labels, "supervised": supervised})
         if self.config.softmax == "sampled":
             drawn = rng.choice(len(self.catalogue), self.config.negatives, p=self.popularity)
-            parts.per_example = {
+            gathered.per_example = {
                 "negatives": drawn.astype(np.int32),
                 "log_expected": np.log(self.config.negatives * self.popularity[drawn]).astype(np.float32),
             }
-        return parts
+        return gathered
 
     # -------------------------------------------------------------- device
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
-        """Softmax cross-entropy of the next item, over the catalogue or over a sample of it.
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        """Softmax cross-entropy of the next item, over the catalogue or a sample of it.
 
-        Sampled: the sum over the catalogue is estimated by the wanted item and the drawn ones, exp(s − log(n q)) each,
-        with n draws from the probabilities q (Jean et al., 2015, equation 8; the logQ correction).
+        Sampled: the sum over the catalogue is estimated by the positive item and n items drawn with probabilities q,
+        exp(s − log(n q)) each (Jean et al., 2015, equation 8; the logQ correction).
         """
         nothing = jnp.zeros((len(self.catalogue), 0))
         items, instructions = (inputs.buffers.get(name, nothing) for name in ("item_texts", "instruction_texts"))
         weights = batch["supervised"].astype(jnp.float32)
 
-        def queries(model: Any, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
+        def queries(model: Network, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
             return model.head(*(rows[name] for name in PLACES), items, instructions, keys)
 
         if self.config.softmax == "full":
@@ -199,11 +199,11 @@ class SequenceTask(RankingTask):
             )
             return total, jnp.sum(weights)
 
-        def losses(model: Any, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
-            wanted, bias = model.head.item_vectors(items, rows["labels"])
+        def losses(model: Network, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
+            positives, bias = model.head.item_vectors(items, rows["labels"])
             others, others_bias = model.head.item_vectors(items, batch["negatives"])
             asked = queries(model, rows, keys)
-            score = jnp.sum(asked * wanted, -1, dtype=jnp.float32) + (0 if bias is None else bias)
+            score = jnp.sum(asked * positives, -1, dtype=jnp.float32) + (0 if bias is None else bias)
             against = jnp.einsum("rld,nd->rln", asked, others, preferred_element_type=jnp.float32)
             against = against + (0 if others_bias is None else others_bias) - batch["log_expected"]
             against = jnp.where(rows["labels"][..., None] == batch["negatives"], -jnp.inf, against)
@@ -212,11 +212,11 @@ class SequenceTask(RankingTask):
         rows = {name: batch[name] for name in (*PLACES, "labels")}
         return jnp.sum(weights * in_microbatches(losses, model, rows, inputs)), jnp.sum(weights)
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
-        """float32 [rows, segments, ...] of what the batch holds.
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+        """float32 [rows, segments, ...], depending on the arrays `given`.
 
-        Words: the backbone's unit vectors. Items (`item_texts` given): vector and bias. Histories (`instruction_texts`
-        given too): the query and 1, so that query · item is the score.
+        Without arrays: the backbone's unit vectors of texts. With `item_texts`: vector and bias of items. Also with
+        `instruction_texts`: query vector and 1 of histories, so that query · item is the score.
         """
         segments, most = batch["segment_ids"], max_segments(batch["tokens"].shape[1])
         if "item_texts" not in batch:
@@ -239,8 +239,8 @@ class SequenceTask(RankingTask):
         texts = [text for _, text in self._instructions.values()]
         if not texts:
             raise ValueError(
-                "the task sequence reads the instructions of all training examples before it begins (`prepare`): set "
-                "streaming: false for data.train, or task.text: false."
+                "the task sequence needs all instructions at the start of training: set streaming: false for "
+                "data.train, or task.text: false."
             )
         return {
             "item_texts": self.text_vectors(predict),
@@ -256,12 +256,12 @@ class SequenceTask(RankingTask):
         }
 
     def text_vectors(self, predict: Predict) -> np.ndarray:
-        """float32 [items, text size], of mean 0 and standard deviation 1; each text goes through the backbone once."""
+        """float32 [items, text size], with mean 0 and standard deviation 1; the backbone runs each text once."""
         if self._text_vectors is None:
             self._text_vectors = np.zeros((len(self.catalogue), 0), np.float32)
             if self.config.text:
                 vectors = np.stack(predict(self.item_texts))
-                known = vectors[: len(vectors) - self.new_items]  # as in training
+                known = vectors[: len(vectors) - self.new_items]  # without new items, as in training
                 self._text_vectors = (vectors - known.mean(0)) / known.std()
         return self._text_vectors
 
@@ -277,7 +277,7 @@ class SequenceTask(RankingTask):
         asked, table = _numbered(encoded), np.zeros((0, 0), np.float32)
         if asked:
             vectors = self._instruction_vectors(predict, [text for _, text in asked.values()])
-            # few sizes, however many wordings there are: each is compiled by itself
+            # few sizes, since each size is compiled
             table = np.zeros((max(LEAST_ROWS, 1 << (len(vectors) - 1).bit_length()), vectors.shape[1]), np.float32)
             table[: len(vectors)] = vectors
         rows = [0 if (i := e.target.instruction) is None else asked[i.tokens.tobytes()][0] for e in encoded]
@@ -287,7 +287,7 @@ class SequenceTask(RankingTask):
 
 
 def _numbered(encoded: Sequence[Encoded[SequenceTarget]]) -> dict[bytes, tuple[int, Text]]:
-    """The different instructions by their tokens: their numbers, in order, and their texts."""
+    """The distinct instructions: tokens as bytes -> (number, in order of appearance; text)."""
     found: dict[bytes, tuple[int, Text]] = {}
     for e in encoded:
         if e.target.instruction is not None:

@@ -1,4 +1,4 @@
-"""Choosing a text by its likelihood: multiple choice, response selection, and labels known by the words for them."""
+"""Choosing a text by its likelihood: multiple choice, response selection, labels by their names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,27 +23,27 @@ from instructrec_jax.tasks.text.option_scoring import (
     with_candidates,
 )
 
-EMPTY = "N/A"  # a question without content (Zhao et al., 2021, "Calibrate Before Use")
+EMPTY = "N/A"  # content-free input (Zhao et al., 2021, "Calibrate Before Use")
 
 
 @TaskConfig.register_subclass("choice")
 @dataclass
 class ChoiceConfig(OptionsConfig, LanguageModelConfig):
-    """Choose the text (of candidates, or of the words for labels) that a language model finds likeliest."""
+    """Choose the candidate (or the label's name) with the highest likelihood under a language model."""
 
-    alpha: float = 1.0  # log-likelihoods are divided by the number of tokens to this power; 0: not at all
-    calibrate: bool = False  # subtract the log-likelihood after a question without content
-    # Those of its ancestors again: --help finds comments along one line of ancestors only.
-    labels: list[str] = field(default_factory=list)  # candidates of every example; []: each example's own
-    verbalisers: dict[str, str] = field(default_factory=dict)  # what is said for a label; others: name, _ as space
-    negatives: int = 0  # answers of other examples drawn, by seed, as candidates for examples that list none
-    train_on: TrainOn = "completions"  # the answers and what ends them, or every token (decoders only)
-    template: TemplateName = "auto"  # auto: the tokenizer's own; if it has none, alpaca, for encoder–decoders plain
-    enable_thinking: bool | None = None  # told to the tokenizer's chat template; null: the template decides
-    date: str = "2024-07-26"  # what the tokenizer's chat template takes for today, so that runs repeat
-    label_smoothing: float = 0.0  # share of the target that is spread over all tokens (training only)
-    z_loss: float = 0.0  # weight of logsumexp(logits) squared in the training loss; 1e-4 keeps large models stable
-    max_target_length: int | None = None  # encoder–decoders: tokens an answer may have, EOS too; null: max_length
+    alpha: float = 1.0  # log-likelihoods are divided by (number of tokens) ** alpha; 0: not normalized
+    calibrate: bool = False  # subtract the log-likelihood after a content-free input
+    # Repeated from the parent classes: --help finds comments along one line of ancestors only.
+    labels: list[str] = field(default_factory=list)  # candidates of all examples; []: each example's own
+    verbalizers: dict[str, str] = field(default_factory=dict)  # text of a label; default: its name with spaces for _
+    negatives: int = 0  # random answers of other examples as candidates, for examples without any
+    train_on: TrainOn = "completions"  # completions: answers with their end tokens; all: every token (decoders only)
+    template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
+    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
+    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
+    label_smoothing: float = 0.0  # probability mass spread over all tokens (training only)
+    z_loss: float = 0.0  # weight of logsumexp(logits)² in the training loss; 1e-4 stabilizes large models
+    max_target_length: int | None = None  # encoder–decoders: maximum tokens of an answer; null: data.max_length
 
     def build(self, context: TaskContext) -> "ChoiceTask":
         return ChoiceTask(self, context)
@@ -51,13 +51,13 @@ class ChoiceConfig(OptionsConfig, LanguageModelConfig):
 
 @dataclass(frozen=True)
 class ChoiceTarget(NextTokens):
-    """What is learnt of the text, and what is chosen from."""
+    """The target of the text, and the options to choose from."""
 
     options: Options
 
 
 class ChoiceTask(LikelihoodTask):
-    """Trains as a language model does, on the words of right answers."""
+    """Trained as a language model on the correct answers; scored by the likelihoods of the options."""
 
     greater_is_better = True
     metric = "accuracy"
@@ -74,13 +74,13 @@ class ChoiceTask(LikelihoodTask):
         examples = with_candidates(examples, self.config, self.context.seed)
         names = [name_of(example, number) for number, example in enumerate(examples)]
         options = [options_of(example, name, self.config) for example, name in zip(examples, names, strict=True)]
-        learnt = [
+        trained = [
             replace(question(e), output=o.said, id=e.id or str(number))
             for number, (e, o) in enumerate(zip(examples, options, strict=True))
         ]
-        place = {id(example): number for number, example in enumerate(learnt)}
+        place = {id(example): number for number, example in enumerate(trained)}
         encoded = []
-        for e in LanguageModelTask.encode(self, learnt):
+        for e in LanguageModelTask.encode(self, trained):
             number = place[id(e.example)]
             target = ChoiceTarget(e.target.labels, e.target.supervised, options[number])
             encoded.append(Encoded(e.text, target, examples[number]))
@@ -100,7 +100,7 @@ class ChoiceTask(LikelihoodTask):
             without = dict(zip(texts, self._logits(predict, empty, asked), strict=True))
             logits = [each - without[option.texts] for each, option in zip(logits, options, strict=True)]
         way = f"by log-likelihood / tokens ** {self.config.alpha:g}"
-        way += f" less that after {EMPTY!r}" if self.config.calibrate else ""
+        way += f" minus that after {EMPTY!r}" if self.config.calibrate else ""
         return option_scores(encoded, options, logits, self.config.labels, way)
 
     def _logits(self, predict: Predict, examples: Sequence[Example], options: Sequence[Options]) -> list[np.ndarray]:
@@ -110,8 +110,8 @@ class ChoiceTask(LikelihoodTask):
         return [normalised(values[0], self.config.alpha) for values in found]
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        learnt, options = ([e.target.options for e in some] for some in (train, test))
-        return option_baselines(train, learnt, test, options, self.config.labels)
+        train_options, options = ([e.target.options for e in some] for some in (train, test))
+        return option_baselines(train, train_options, test, options, self.config.labels)
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_options(record)

@@ -1,9 +1,8 @@
-"""Sequence classification (one label a text, or several) and regression (one number a text)."""
+"""Sequence classification (one label or several per text) and regression (one number per text)."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +36,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     Scores,
     Task,
@@ -46,7 +46,7 @@ from instructrec_jax.tasks.base import (
     owners_of,
     unless_unfit,
 )
-from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenise_examples
+from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenize_examples
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 
@@ -72,11 +72,9 @@ class LabelsConfig(TaskConfig):
 @TaskConfig.register_subclass("classification")
 @dataclass
 class ClassificationConfig(LabelsConfig):
-    """Choose one label for a text."""
+    """Predict one label per text."""
 
-    sentence_pairs: SentencePairs = (
-        "auto"  # instruction and input: two texts where the tokenizer knows pairs, or joined
-    )
+    sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
 
     def build(self, context: TaskContext) -> "ClassificationTask":
         return ClassificationTask(self, context)
@@ -85,12 +83,10 @@ class ClassificationConfig(LabelsConfig):
 @TaskConfig.register_subclass("multilabel")
 @dataclass
 class MultilabelConfig(LabelsConfig):
-    """Choose any number of labels for a text."""
+    """Predict any number of labels per text."""
 
-    threshold: float = 0.5  # a label is predicted from this probability on
-    sentence_pairs: SentencePairs = (
-        "auto"  # instruction and input: two texts where the tokenizer knows pairs, or joined
-    )
+    threshold: float = 0.5  # minimum probability of a predicted label
+    sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
 
     def build(self, context: TaskContext) -> "MultilabelTask":
         return MultilabelTask(self, context)
@@ -99,11 +95,9 @@ class MultilabelConfig(LabelsConfig):
 @TaskConfig.register_subclass("regression")
 @dataclass
 class RegressionConfig(TaskConfig):
-    """Predict a number for a text (mean squared error)."""
+    """Predict a number per text (mean squared error)."""
 
-    sentence_pairs: SentencePairs = (
-        "auto"  # instruction and input: two texts where the tokenizer knows pairs, or joined
-    )
+    sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
 
     def build(self, context: TaskContext) -> "RegressionTask":
         return RegressionTask(self, context)
@@ -125,29 +119,30 @@ class ClassTarget:
 
 @dataclass(frozen=True)
 class LabelsTarget:
-    """float32 [labels]: 1 for each label that is chosen, else 0."""
+    """float32 [labels]: 1 for each label of the example, else 0."""
 
     chosen: np.ndarray
 
 
 @dataclass(frozen=True)
 class NumberTarget:
-    """The number to predict."""
+    """The target number."""
 
     number: float
 
 
 class _SequenceTask(Task):
-    """What the three have in common: one text in, one vector of outputs a text."""
+    """Base of the three tasks: one vector of outputs per text."""
 
     needs_pooler = True
-    labels: list[str]  # one name an output
+    labels: list[str]  # name of each output
 
     def __init__(self, sentence_pairs: SentencePairs, context: TaskContext):
         self.context = context
         self.reads_pairs = sentence_pairs == "auto" and context.kind == "encoder" and knows_pairs(context.tokenizer)
 
     def target(self, example: Example, name: str) -> ClassTarget | LabelsTarget | NumberTarget:
+        """The target of an example, which errors call `name`."""
         raise TypeError(f"{type(self).__name__} has no target().")
 
     def truth(self, encoded: Sequence[Encoded]) -> np.ndarray:
@@ -155,7 +150,7 @@ class _SequenceTask(Task):
         raise TypeError(f"{type(self).__name__} has no truth().")
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """outputs [..., outputs] and targets -> [...]."""
+        """Losses [...] of outputs [..., outputs] and targets."""
         raise TypeError(f"{type(self).__name__} has no losses().")
 
     def model(self, source: Source) -> nnx.Module:
@@ -163,7 +158,7 @@ class _SequenceTask(Task):
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         names = [name_of(example, number) for number, example in enumerate(examples)]
-        texts = tokenise_examples(examples, names, self.context, pairs=self.reads_pairs)
+        texts = tokenize_examples(examples, names, self.context, pairs=self.reads_pairs)
         return [
             Encoded(text, self.target(example, name), example)
             for text, example, name in zip(texts, examples, names, strict=True)
@@ -175,24 +170,26 @@ class _SequenceTask(Task):
         weights = np.ones(len(encoded), np.float32)
         return BatchTexts([e.text for e in encoded], per_text={"targets": targets, "weights": weights})
 
-    def _outputs(self, model: Any, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
+    def _outputs(self, model: Network, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
         hidden = model.hidden(batch, dropout)
         segments = max_segments(hidden.shape[1])
         return model.head(model.backbone, hidden, batch["segment_ids"], segments, dropout=dropout)
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         losses = self.losses(self._outputs(model, batch, inputs.dropout), batch["targets"])
         return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
         """float32 [rows, segments, outputs]."""
         return self._outputs(model, batch, None).astype(jnp.float32)
 
-    def draw(self, model: Any, batch: Arrays, dropout: DropoutKeys) -> jax.Array:
+    def draw(self, model: Network, batch: Arrays, dropout: DropoutKeys) -> jax.Array:
         return self._outputs(model, batch, dropout).astype(jnp.float32)
 
 
 class ClassificationTask(_SequenceTask):
+    """Single-label classification by softmax cross-entropy."""
+
     problem_type = "single_label_classification"
     metric = "macro_f1"
 
@@ -202,7 +199,7 @@ class ClassificationTask(_SequenceTask):
 
     def target(self, example: Example, name: str) -> ClassTarget:
         if example.output not in self.numbers:
-            raise ValueError(f"{name}: its output {example.output!r} is none of the labels {self.labels}.")
+            raise ValueError(f"{name}: its output {example.output!r} is not one of the labels {self.labels}.")
         return ClassTarget(self.numbers[str(example.output)])
 
     def truth(self, encoded: Sequence[Encoded[ClassTarget]]) -> np.ndarray:
@@ -215,19 +212,19 @@ class ClassificationTask(_SequenceTask):
         return self._scores(encoded, probabilities(np.stack(predict([e.text for e in encoded]))))
 
     def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
-        """shares: float64 [cases, labels], the probabilities; the highest is the prediction, ties are shared out."""
+        """shares: probabilities, float64 [cases, labels]; labels with equal highest values share the prediction."""
         truth = self.truth(encoded)
         found = guesses(shares)
         confidence = shares.max(-1)
         names = [self.labels[i] for i in found.first]
-        wanted = [self.labels[i] for i in truth]
+        targets = [self.labels[i] for i in truth]
         tied = len(found.case) - len(truth)
         weights = found.share if tied else None
-        pairs = [wanted[i] for i in found.case], [self.labels[i] for i in found.label]
+        pairs = [targets[i] for i in found.case], [self.labels[i] for i in found.label]
         _, report = classification_report(*pairs, self.labels, weights)
         predictions = [
-            {"id": e.example.id, "input": render(e.example), "reference": w, "prediction": n, "score": float(c)}
-            for e, w, n, c in zip(encoded, wanted, names, confidence, strict=True)
+            {"id": e.example.id, "input": render(e.example), "reference": t, "prediction": n, "score": float(c)}
+            for e, t, n, c in zip(encoded, targets, names, confidence, strict=True)
         ]
         right = found.right(truth)
         metrics = classification_metrics(*pairs, self.labels, weights)
@@ -262,7 +259,7 @@ class ClassificationTask(_SequenceTask):
 
         targets = self.truth(train).tolist()
         if len(set(targets)) < 2:
-            raise BaselineNotFitted(f"not fitted: all training examples are {self.labels[targets[0]]!r}")
+            raise BaselineNotFitted(f"not fitted: all training examples have the label {self.labels[targets[0]]!r}")
         words = fitted_tfidf([render(e.example) for e in train])
         seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
         model = LogisticRegression(max_iter=1000).fit(seen, targets)
@@ -272,6 +269,8 @@ class ClassificationTask(_SequenceTask):
 
 
 class MultilabelTask(_SequenceTask):
+    """Multilabel classification by sigmoid cross-entropy."""
+
     problem_type = "multi_label_classification"
     metric = "micro_f1"
 
@@ -289,7 +288,7 @@ class MultilabelTask(_SequenceTask):
             raise ValueError(f"{name}: its output should be a list of labels, but is {example.output!r}.")
         for label in chosen:
             if label not in self.numbers:
-                raise ValueError(f"{name}: its output {label!r} is none of the labels {self.labels}.")
+                raise ValueError(f"{name}: its output {label!r} is not one of the labels {self.labels}.")
             target[self.numbers[label]] = 1
         return LabelsTarget(target)
 
@@ -304,7 +303,7 @@ class MultilabelTask(_SequenceTask):
         return self._scores(encoded, 1 / (1 + np.exp(-logits)))
 
     def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
-        """shares: probabilities, float64 [cases, labels]. Calibration is of all decisions, a label of a case each."""
+        """shares: probabilities, float64 [cases, labels]. Calibration is over all decisions (case, label)."""
         truth = self.truth(encoded).astype(int)
         guess = (shares >= self.threshold).astype(int)
         named = (truth + guess).sum(-1)
@@ -332,7 +331,7 @@ class MultilabelTask(_SequenceTask):
         ).owned_by(owners_of([e.example for e in encoded]))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        """Logistic regression on TF-IDF of words, a label at a time (scikit-learn's defaults)."""
+        """Logistic regression on TF-IDF of words, one model per label (scikit-learn's defaults)."""
         return {"TF-IDF + logistic regression": unless_unfit(lambda: self._linear(train, test))}
 
     def _linear(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
@@ -342,17 +341,19 @@ class MultilabelTask(_SequenceTask):
         seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
         found = np.empty((len(test), len(self.labels)))
         for number, column in enumerate(self.truth(train).T):
-            if column.min() == column.max():  # never, or always
+            if column.min() == column.max():  # the label occurs never or always
                 found[:, number] = column[0]
             else:
                 found[:, number] = LogisticRegression(max_iter=1000).fit(seen, column).predict_proba(asked)[:, 1]
         return self._scores(test, found)
 
 
-LARGEST = 1e15  # targets beyond it square to what float32, in which losses are added up, cannot hold
+LARGEST = 1e15  # larger targets would overflow float32 when squared and summed
 
 
 class RegressionTask(_SequenceTask):
+    """Regression by squared error."""
+
     problem_type = "regression"
     metric = "mse"
     greater_is_better = False
@@ -367,8 +368,8 @@ class RegressionTask(_SequenceTask):
             raise ValueError(f"{name}: its output should be a finite number, but is {output!r}.")
         if abs(output) > LARGEST:
             raise ValueError(
-                f"{name}: its output is {output!r:.60}, too large for a squared error in float32: targets should lie "
-                f"between -{LARGEST:g} and {LARGEST:g}. Rescale them, to thousands or logarithms, say."
+                f"{name}: its output is {output!r:.60}, too large for a squared error in float32: targets should be "
+                f"between -{LARGEST:g} and {LARGEST:g}. Rescale them (to thousands, or by logarithm)."
             )
         return NumberTarget(float(output))
 

@@ -1,4 +1,4 @@
-"""Summaries by an encoder: the sentences of a text that say the most of it, in their own words."""
+"""Extractive summarization: an encoder selects the sentences of a text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     Scores,
     Task,
@@ -37,9 +38,9 @@ LABELS = ["left out", "summary"]
 @TaskConfig.register_subclass("extractive_summarization")
 @dataclass
 class ExtractiveSummarizationConfig(TaskConfig):
-    """Choose the sentences of `input` that make its summary."""
+    """Select the sentences of `input` for a summary."""
 
-    sentences: int = 1  # that a summary has
+    sentences: int = 1  # number of sentences in a summary
 
     def build(self, context: TaskContext) -> "ExtractiveSummarizationTask":
         return ExtractiveSummarizationTask(self, context)
@@ -51,25 +52,25 @@ class Sentences:
 
     Attributes:
       texts: as they stand in the text.
-      owners: int32 [tokens], the number of the sentence that a token belongs to; -1 for none.
-      wanted: bool [sentences], whether training should choose it.
+      owners: int32 [tokens], the number of each token's sentence; -1 for none.
+      target: bool [sentences], whether the sentence belongs to the summary.
     """
 
     texts: tuple[str, ...]
     owners: np.ndarray
-    wanted: np.ndarray
+    target: np.ndarray
 
     @property
     def sizes(self) -> np.ndarray:
-        """int [sentences]: tokens of each."""
+        """int [sentences]: tokens per sentence."""
         return np.bincount(self.owners[self.owners >= 0], minlength=len(self.texts))
 
 
 class ExtractiveSummarizationTask(Task):
-    """The network reads the whole text; each token says whether its sentence belongs to the summary.
+    """Each token of the text predicts whether its sentence belongs to the summary.
 
-    A sentence's score is the mean over its tokens, and so is its loss. What to choose is found greedily, sentence by
-    sentence: the one that raises ROUGE-1 + ROUGE-2 the most (Nallapati et al., 2017; Liu & Lapata, 2019).
+    A sentence's score and loss are means over its tokens. Target sentences are chosen greedily: each adds the most
+    ROUGE-1 + ROUGE-2 (Nallapati et al., 2017; Liu & Lapata, 2019).
     """
 
     reads = "fields"
@@ -81,9 +82,13 @@ class ExtractiveSummarizationTask(Task):
         if config.sentences < 1:
             raise ValueError(f"task.sentences should be at least 1, but is {config.sentences}.")
         if context.kind != "encoder":
-            raise ValueError("task.type extractive_summarization needs an encoder; for language models: summarization.")
+            raise ValueError(
+                "task.type extractive_summarization needs an encoder: use summarization for language models."
+            )
         if context.truncate == "left":
-            raise ValueError("task.type extractive_summarization keeps the beginning of a text: data.truncate right.")
+            raise ValueError(
+                "task.type extractive_summarization keeps the beginning of a text: set data.truncate to right."
+            )
         check_fast(context.tokenizer)
 
     def model(self, source: Source) -> nnx.Module:
@@ -98,17 +103,17 @@ class ExtractiveSummarizationTask(Task):
     def _encode(self, example: Example, name: str) -> Encoded[Sentences] | None:
         parts = sentences(example.input or "")
         if not parts:
-            raise ValueError(f"{name} has no text to summarise: name it in fields.input.")
+            raise ValueError(f"{name} has no text to summarize: set fields.input.")
         if not references(example):
-            raise ValueError(f"{name} has no summary: fill it in, or remove the row.")
+            raise ValueError(f"{name} has no summary: add it, or remove the row.")
         text, numbers = self._tokens(example.instruction, parts, name)
         if text is None:
             return None
-        there = parts[: int(numbers.max()) + 1]  # those that were not cut off
+        there = parts[: int(numbers.max()) + 1]  # without truncated sentences
         return Encoded(text, Sentences(tuple(there), numbers, self._best(there, references(example))), example)
 
     def _tokens(self, asked: str, parts: Sequence[str], name: str) -> tuple[Text | None, np.ndarray]:
-        """The instruction and the sentences as one text, and the sentence of each token; no text: it is dropped."""
+        """(instruction and sentences as one text, the sentence of each token); text None: dropped."""
         if self.context.lower_case:
             asked, parts = asked.lower(), [part.lower() for part in parts]
         texts = [asked, join(parts)] if asked else [join(parts)]
@@ -120,17 +125,19 @@ class ExtractiveSummarizationTask(Task):
             return None, numbers
         if excess >= len(own):
             raise ValueError(
-                f"{name}: data.max_length ({self.context.max_length}) leaves no room for its text: raise it."
+                f"{name}: data.max_length is {self.context.max_length}, too short for its text beside the instruction: "
+                "raise it."
             )
         kept = np.delete(np.arange(len(ids)), own[len(own) - max(0, excess) :])
         return Text(ids[kept], None if types is None else np.array(types, np.int32)[kept]), numbers[kept]
 
-    def _best(self, parts: Sequence[str], wanted: list[str]) -> np.ndarray:
+    def _best(self, parts: Sequence[str], reference: list[str]) -> np.ndarray:
+        """bool [sentences]: the target sentences."""
         chosen: list[int] = []
         best = 0.0
         while len(chosen) < min(self.config.sentences, len(parts)):
             options = [sorted([*chosen, n]) for n in range(len(parts)) if n not in chosen]
-            found = rouge([join([parts[n] for n in option]) for option in options], [wanted] * len(options))
+            found = rouge([join([parts[n] for n in option]) for option in options], [reference] * len(options))
             gains = np.array(found["rouge1"]) + np.array(found["rouge2"])
             if gains.max() <= best:
                 break
@@ -141,18 +148,18 @@ class ExtractiveSummarizationTask(Task):
         per_token: dict[str, list[np.ndarray]] = {"labels": [], "sizes": []}
         for e in encoded:
             owners, inside = e.target.owners, e.target.owners >= 0
-            per_token["labels"].append((inside & e.target.wanted[owners]).astype(np.int32))
+            per_token["labels"].append((inside & e.target.target[owners]).astype(np.int32))
             per_token["sizes"].append(np.where(inside, e.target.sizes[owners], 0).astype(np.int32))
         return BatchTexts([e.text for e in encoded], per_token=per_token)
 
     # ---------------------------------------------------------------- device
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
-        weights = jnp.where(batch["sizes"] > 0, 1 / jnp.maximum(batch["sizes"], 1), 0.0)  # of a sentence: 1
+        weights = jnp.where(batch["sizes"] > 0, 1 / jnp.maximum(batch["sizes"], 1), 0.0)  # sum to 1 per sentence
         return jnp.sum(cross_entropy(logits, batch["labels"]) * weights), jnp.sum(weights)
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
         """float32 [rows, length, 2]."""
         return model.head(model.hidden(batch)).astype(jnp.float32)
 
@@ -164,7 +171,7 @@ class ExtractiveSummarizationTask(Task):
             inside = e.target.owners >= 0
             votes = np.float64(logits[inside, 1]) - np.float64(logits[inside, 0])
             means = np.bincount(e.target.owners[inside], votes, len(e.target.texts)) / np.maximum(e.target.sizes, 1)
-            means[e.target.sizes == 0] = -np.inf  # of no tokens
+            means[e.target.sizes == 0] = -np.inf  # sentences without tokens
             best = np.sort(np.argsort(-means, kind="stable")[: self.config.sentences])
             answers.append(join([e.target.texts[n] for n in best]))
         return self._scores(encoded, answers)
@@ -174,7 +181,7 @@ class ExtractiveSummarizationTask(Task):
         return scores_of_texts(examples, [render(e) for e in examples], answers, judge_summaries(examples, answers))
 
     def baselines(self, train: Sequence[Encoded[Sentences]], test: Sequence[Encoded[Sentences]]) -> dict[str, Scores]:
-        """As many sentences from the beginning."""
+        """The first sentences of the text."""
         count = self.config.sentences
         return {f"lead-{count}": self._scores(test, [lead(e.example.input or "", count) for e in test])}
 

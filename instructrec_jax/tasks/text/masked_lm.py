@@ -1,9 +1,8 @@
-"""Masked language modelling: guess the hidden tokens of a text (Devlin et al., 2018)."""
+"""Masked language modeling: predict masked tokens (Devlin et al., 2018)."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     Scores,
     Task,
@@ -28,21 +28,23 @@ from instructrec_jax.tasks.base import (
     name_of,
     owners_of,
 )
-from instructrec_jax.tasks.texts import tokenise
+from instructrec_jax.tasks.texts import tokenize
 
 
 @TaskConfig.register_subclass("masked_lm")
 @dataclass
 class MaskedLMConfig(TaskConfig):
-    """Guess hidden tokens."""
+    """Predict masked tokens."""
 
-    mask_rate: float = 0.15  # share of the tokens to guess; 8 of 10 are masked, 1 is replaced, 1 left as it is
+    mask_rate: float = 0.15  # fraction of tokens to predict: 80% masked, 10% random, 10% unchanged
 
     def build(self, context: TaskContext) -> "MaskedLMTask":
         return MaskedLMTask(self, context)
 
 
 class MaskedLMTask(Task):
+    """Cross-entropy of masked tokens; masks are drawn again for each batch."""
+
     greater_is_better = False
     predicts_words = True
     per_token = True
@@ -52,12 +54,14 @@ class MaskedLMTask(Task):
         if not 0 < config.mask_rate < 1:
             raise ValueError(f"task.mask_rate should lie between 0 and 1, but is {config.mask_rate}.")
         if tokenizer.mask_token_id is None:
-            raise ValueError("the tokenizer has no mask token, so masked language modelling is not possible with it.")
+            raise ValueError(
+                "the tokenizer has no mask token, which task.type masked_lm needs: choose another checkpoint."
+            )
         self.table = context.vocab_size if context.vocab_size is not None else len(tokenizer)
         if tokenizer.mask_token_id >= self.table:
             raise ValueError(
-                f"the tokenizer's mask token is number {tokenizer.mask_token_id}, but the network has word embeddings "
-                f"for {self.table:,} tokens (vocab_size in config.json): they do not belong together."
+                f"the tokenizer's mask token has id {tokenizer.mask_token_id}, but the network has word embeddings for "
+                f"{self.table:,} tokens (vocab_size in config.json): use the tokenizer of this checkpoint."
             )
         self.config, self.context = config, context
         self.special = np.array(tokenizer.all_special_ids)
@@ -69,20 +73,20 @@ class MaskedLMTask(Task):
         names = [name_of(example, number) for number, example in enumerate(examples)]
         said = [answer(e) if e.output is None or isinstance(e.output, str) else None for e in examples]
         full = ["\n".join(part for part in (render(e), a) if part) for e, a in zip(examples, said, strict=True)]
-        texts = tokenise(full, names, self.context)
+        texts = tokenize(full, names, self.context)
         encoded: list[Encoded[None]] = []
         for text, example, name in zip(texts, examples, names, strict=True):
             if text is not None and text.tokens.max() >= self.table:
                 token = self.context.tokenizer.convert_ids_to_tokens(int(text.tokens.max()))
-                raise ValueError(f"{name} holds the token {token!r}, for which the network has no word embedding.")
+                raise ValueError(f"{name} has the token {token!r}, for which the network has no word embedding.")
             if text is not None and np.isin(text.tokens, self.special).all():
-                raise ValueError(f"{name} has no token that could be masked.")
+                raise ValueError(f"{name} has only special tokens, so none can be masked: remove the row.")
             if text is not None:
                 encoded.append(Encoded(text, None, example))
         return encoded
 
     def _mask(self, text: Text, rng: np.random.Generator) -> tuple[Text, np.ndarray]:
-        """A text with hidden tokens, and int32 [tokens] that is 1 where one is to be guessed."""
+        """The text with masked tokens, and int32 [tokens], 1 for each token to predict."""
         ordinary = np.flatnonzero(~np.isin(text.tokens, self.special))
         count = max(1, math.floor(self.config.mask_rate * len(text.tokens)))
         chosen = rng.permutation(ordinary)[:count]
@@ -101,15 +105,15 @@ class MaskedLMTask(Task):
             per_token={"labels": [e.text.tokens for e in encoded], "supervised": list(supervised)},
         )
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         hidden = model.head.transform(model.hidden(batch, inputs.dropout), None)
         table, bias = model.head.output(model.backbone)
         weights = batch["supervised"].astype(jnp.float32)
         total = losses.linear_cross_entropy(hidden, table, batch["labels"], weights, bias=bias)
         return total, jnp.sum(weights)
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
-        """float32 [rows, length, 2]: the loss of each hidden token, and whether it was guessed."""
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+        """float32 [rows, length, 2]: loss of each masked token, and 1 where it is predicted."""
         hidden = model.head.transform(model.hidden(batch), None)
         table, bias = model.head.output(model.backbone)
         weights = batch["supervised"].astype(jnp.float32)
@@ -117,22 +121,22 @@ class MaskedLMTask(Task):
         return jnp.stack([each, hits.astype(jnp.float32)], -1)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[None]]) -> Scores:
-        """Loss (nats), perplexity and accuracy over hidden tokens, hidden by a fixed seed."""
-        parts = self.gather(encoded, np.random.default_rng(self.context.seed))
-        outputs = predict(parts.texts, **parts.per_token)
-        hidden = [s > 0 for s in parts.per_token["supervised"]]
-        found = np.concatenate([o[h] for o, h in zip(outputs, hidden, strict=True)]).astype(np.float64)
+        """Loss (nats), perplexity and accuracy over masked tokens, with masks from a fixed seed."""
+        gathered = self.gather(encoded, np.random.default_rng(self.context.seed))
+        outputs = predict(gathered.texts, given=None, **gathered.per_token)
+        masked = [s > 0 for s in gathered.per_token["supervised"]]
+        found = np.concatenate([o[m] for o, m in zip(outputs, masked, strict=True)]).astype(np.float64)
         loss, accuracy = found.mean(0)
-        per_text = np.array([o[h, 0].mean() for o, h in zip(outputs, hidden, strict=True)])
+        per_text = np.array([o[m, 0].mean() for o, m in zip(outputs, masked, strict=True)])
         metrics = {"loss": float(loss), "perplexity": float(np.exp(loss)), "accuracy": float(accuracy)}
         tokenizer = self.context.tokenizer
         predictions = [
             {
                 "id": e.example.id,
                 "input": tokenizer.decode(text.tokens),
-                "reference": tokenizer.convert_ids_to_tokens(e.text.tokens[h]),
+                "reference": tokenizer.convert_ids_to_tokens(e.text.tokens[m]),
                 "score": -float(each),  # mean log-probability of the reference's tokens
             }
-            for e, text, h, each in zip(encoded, parts.texts, hidden, per_text, strict=True)
+            for e, text, m, each in zip(encoded, gathered.texts, masked, per_text, strict=True)
         ]
         return Scores(metrics, {"loss": per_text}, predictions).owned_by(owners_of([e.example for e in encoded]))

@@ -1,4 +1,4 @@
-"""Choosing one of several texts: listed candidates, the words for labels, or answers drawn beside the right one.
+"""Choosing one of several texts: listed candidates, label names, or randomly drawn answers.
 
 Shared by the tasks that choose by similarity and by likelihood.
 """
@@ -30,13 +30,13 @@ RECALLS = (2, 5)
 class OptionsConfig(TaskConfig):
     """Settings of a task that chooses a text."""
 
-    labels: list[str] = field(default_factory=list)  # candidates of every example; []: each example's own
-    verbalisers: dict[str, str] = field(default_factory=dict)  # what is said for a label; others: name, _ as space
-    negatives: int = 0  # answers of other examples drawn, by seed, as candidates for examples that list none
+    labels: list[str] = field(default_factory=list)  # candidates of all examples; []: each example's own
+    verbalizers: dict[str, str] = field(default_factory=dict)  # text of a label; default: its name with spaces for _
+    negatives: int = 0  # random answers of other examples as candidates, for examples without any
 
     def words(self, name: str) -> str:
-        """What is said for a candidate: a text of an example's own is said as it is."""
-        return self.verbalisers.get(name, name.replace("_", " ")) if self.labels else name
+        """The text of a candidate: a label's text, or the example's own candidate unchanged."""
+        return self.verbalizers.get(name, name.replace("_", " ")) if self.labels else name
 
     @property
     def complete(self) -> bool:
@@ -47,7 +47,7 @@ class OptionsConfig(TaskConfig):
         return self.labels
 
     def learn(self, examples: Sequence[Example]) -> "OptionsConfig":
-        """Labels, where no example lists candidates."""
+        """The config with the labels of the examples, if none of these lists candidates."""
         if any(e.candidates for e in examples):
             return self
         return replace(self, labels=sorted({said for e in examples if (said := answer(e)) is not None}))
@@ -55,13 +55,13 @@ class OptionsConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class Options:
-    """What is chosen from.
+    """The candidates of an example.
 
     Attributes:
-      names: of the candidates: labels, or the texts themselves.
-      texts: what is said for each.
-      right: which one is the answer.
-      own: whether training is to tell the answer from these candidates (and not from the other answers of a batch).
+      names: labels, or the texts themselves.
+      texts: the text of each candidate.
+      right: index of the correct candidate.
+      own: whether training uses these candidates as negatives, instead of the other answers of the batch.
     """
 
     names: tuple[str, ...]
@@ -71,11 +71,11 @@ class Options:
 
     @property
     def said(self) -> str:
-        """The text of the answer."""
+        """The text of the correct candidate."""
         return self.texts[self.right]
 
     def texts_but(self, left_out: Sequence[str]) -> tuple[str, ...]:
-        """The texts of all but some names; the answer's is always among them."""
+        """The texts without those of the names `left_out`; always with the correct one."""
         return tuple(
             text
             for number, (name, text) in enumerate(zip(self.names, self.texts, strict=True))
@@ -84,24 +84,27 @@ class Options:
 
 
 def check_options(config: OptionsConfig) -> None:
+    """Raises ValueError for settings out of range or in conflict."""
     if config.negatives < 0:
         raise ValueError(f"task.negatives should not be negative, but is {config.negatives}.")
     if config.labels and config.negatives:
-        raise ValueError("task.labels are the candidates of every example, so task.negatives draws none: set one.")
+        raise ValueError("task.labels and task.negatives both define the candidates of all examples: set one of them.")
     if len(set(config.labels)) != len(config.labels) or len(config.labels) == 1:
         raise ValueError(f"task.labels should be at least two different names, but are {config.labels}.")
-    if unknown := sorted(set(config.verbalisers) - set(config.labels)):
-        raise ValueError(f"task.verbalisers says {unknown[0]!r}, which is none of task.labels {config.labels}.")
-    said = [config.words(label) for label in config.labels]
-    if len(set(said)) != len(said):
-        raise ValueError(f"the same is said for two labels, {said}: change task.verbalisers.")
+    if unknown := sorted(set(config.verbalizers) - set(config.labels)):
+        raise ValueError(f"task.verbalizers has {unknown[0]!r}, which is not one of task.labels {config.labels}.")
+    texts = [config.words(label) for label in config.labels]
+    if len(set(texts)) != len(texts):
+        raise ValueError(f"two labels have the same text, {texts}: change task.verbalizers.")
 
 
 def with_candidates(examples: Sequence[Example], config: OptionsConfig, seed: int) -> list[Example]:
-    """The examples with candidates of their own, for those that need some: the right one and `negatives` drawn ones.
+    """The examples, each with candidates: its own, else its answer and `negatives` random answers, shuffled.
 
-    They are drawn among the different answers of these examples, and shuffled. They stay with the example, so that
-    whoever encodes it again (another run, on the same cases) has the same ones.
+    These are drawn from the distinct answers of all examples. The example keeps them, so that another run on the same
+    cases has the same candidates.
+
+    Raises ValueError for too few distinct answers.
     """
     if not config.negatives:
         return list(examples)
@@ -115,7 +118,7 @@ def with_candidates(examples: Sequence[Example], config: OptionsConfig, seed: in
         if len(pool) <= config.negatives:
             raise ValueError(
                 f"task.negatives is {config.negatives}, but these {len(examples)} examples have only {len(pool)} "
-                "different answers: draw fewer."
+                "different answers: lower it."
             )
         rng = np.random.default_rng([seed, number])
         drawn = rng.choice(len(pool), config.negatives + 1, replace=False)
@@ -126,17 +129,17 @@ def with_candidates(examples: Sequence[Example], config: OptionsConfig, seed: in
 
 
 def options_of(example: Example, name: str, config: OptionsConfig) -> Options:
-    """Raises ValueError for an example without candidates, or whose answer is none of them."""
+    """The options of an example. Raises ValueError for fewer than two candidates, or an answer that is not one."""
     said = answer(example)
     names = tuple(dict.fromkeys(config.labels or example.candidates))
     if len(names) < 2:
         raise ValueError(
-            f"{name} has {len(names)} candidates: list them in its field candidates, name task.labels, or draw some "
-            "with task.negatives."
+            f"{name} has {len(names)} candidates, but needs two: list them in its field candidates, or set "
+            "task.labels or task.negatives."
         )
     if said not in names:
         listed = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
-        raise ValueError(f"{name}: its answer {said!r} is none of the candidates {listed}.")
+        raise ValueError(f"{name}: its answer {said!r} is not one of its candidates: {listed}.")
     return Options(
         names,
         tuple(config.words(name) for name in names),
@@ -155,13 +158,14 @@ def option_scores(
     labels: Sequence[str],
     protocol: str,
 ) -> Scores:
-    """Scores of choices.
+    """Accuracy, MRR, recall and calibration of choices; macro F1 with labels.
 
     Args:
-      logits: float [candidates] of each example. Their softmax is the confidence. Equal ones: every metric but macro F1
-        is its mean over all orders of these, and the prediction is one of the best, drawn by the case's number. So it
-        never matters where a file lists the answer.
-      labels: where all examples choose among the same.
+      logits: float [candidates] for each example; their softmax is the confidence. For tied logits, all metrics but
+        macro F1 are means over all orders, and the prediction is drawn (seeded by the case number) from the best, so
+        that the order of candidates in a file has no effect.
+      labels: the labels, if all examples have the same candidates.
+      protocol: how the logits were computed.
     """
     places, confidence = [], []
     records: list[dict[str, Any]] = []
@@ -189,14 +193,14 @@ def option_scores(
     cases |= {f"recall@{k}": hit_rate(ranks, k) for k in RECALLS if k < sizes.min()}
     metrics = {name: float(values.mean()) for name, values in cases.items()}
     metrics["ece"] = expected_calibration_error(confidence, right)
-    charts: dict[str, object] = {"calibration": {"bins": reliability(confidence, right)}}
+    charts: dict[str, dict[str, object]] = {"calibration": {"bins": reliability(confidence, right)}}
     report = ""
     if labels:
-        wanted, found = [r["reference"] for r in records], [r["prediction"] for r in records]
-        metrics |= {"macro_f1": classification_metrics(wanted, found, labels)["macro_f1"]}
-        counts = confusion_matrix(wanted, found, labels)
+        targets, found = [r["reference"] for r in records], [r["prediction"] for r in records]
+        metrics |= {"macro_f1": classification_metrics(targets, found, labels)["macro_f1"]}
+        counts = confusion_matrix(targets, found, labels)
         charts["confusion"] = {"labels": list(labels), "counts": counts.tolist()}
-        report = f"{classification_report(wanted, found, labels)[1]}\n{common_mistakes(counts, labels)}".rstrip()
+        report = f"{classification_report(targets, found, labels)[1]}\n{common_mistakes(counts, labels)}".rstrip()
     among = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
     scores = Scores(metrics, cases, records, report, protocol=f"among {among} candidates, {protocol}", charts=charts)
     return scores.owned_by(owners_of([e.example for e in encoded]))
@@ -211,15 +215,15 @@ def shown_options(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def option_baselines(
     train: Sequence[Encoded],
-    learnt: Sequence[Options],
+    train_options: Sequence[Options],
     test: Sequence[Encoded],
     options: Sequence[Options],
     labels: Sequence[str],
 ) -> dict[str, Scores]:
-    """Chance (what guessing gives on average), and the cosine of TF-IDF vectors of question and candidate.
+    """Chance (the expectation of random choice), and the TF-IDF cosine of question and candidate.
 
     Args:
-      learnt, options: of each example of `train`, and of `test`.
+      train_options, options: the options of each example of `train` and of `test`.
     """
     sizes = np.array([len(option.names) for option in options])
     chance = {"accuracy": 1 / sizes, "mrr": np.array([np.mean(1 / np.arange(1, n + 1)) for n in sizes])}
@@ -227,18 +231,18 @@ def option_baselines(
     random = Scores({name: float(values.mean()) for name, values in chance.items()}, chance)
     return {
         "chance": random.owned_by(owners_of([e.example for e in test])),
-        "TF-IDF cosine": unless_unfit(lambda: _tfidf_cosine(train, learnt, test, options, labels)),
+        "TF-IDF cosine": unless_unfit(lambda: _tfidf_cosine(train, train_options, test, options, labels)),
     }
 
 
 def _tfidf_cosine(
     train: Sequence[Encoded],
-    learnt: Sequence[Options],
+    train_options: Sequence[Options],
     test: Sequence[Encoded],
     options: Sequence[Options],
     labels: Sequence[str],
 ) -> Scores:
-    vectorizer = fitted_tfidf([render(e.example) for e in train] + [option.said for option in learnt])
+    vectorizer = fitted_tfidf([render(e.example) for e in train] + [option.said for option in train_options])
     texts = list(dict.fromkeys(text for option in options for text in option.texts))
     place = {text: number for number, text in enumerate(texts)}
     queries, candidates = vectorizer.transform([render(e.example) for e in test]), vectorizer.transform(texts)

@@ -1,4 +1,4 @@
-"""Choosing a text by the similarity of vectors: response selection, and labels that are known by their words alone."""
+"""Choosing a text by vector similarity: response selection, and labels by their names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     Scores,
     Task,
@@ -43,16 +44,16 @@ from instructrec_jax.tasks.text.option_scoring import (
     shown_options,
     with_candidates,
 )
-from instructrec_jax.tasks.texts import tokenise
+from instructrec_jax.tasks.texts import tokenize
 
 
 @TaskConfig.register_subclass("similarity")
 @dataclass
 class SimilarityConfig(OptionsConfig):
-    """Choose the text (of candidates, or of the words for labels) whose vector is closest to the question's."""
+    """Choose the candidate (or the label's name) whose vector is closest to the question's."""
 
-    pooling: Pooling | None = None  # null: what the checkpoint declares
-    temperature: float = 0.05  # initial temperature of the softmax; it is trained
+    pooling: Pooling | None = None  # null: the checkpoint's declared pooling
+    temperature: float = 0.05  # initial temperature of the softmax (trained)
 
     def build(self, context: TaskContext) -> "SimilarityTask":
         return SimilarityTask(self, with_default_prompt(context))
@@ -60,7 +61,7 @@ class SimilarityConfig(OptionsConfig):
 
 @dataclass(frozen=True)
 class SimilarityTarget:
-    """What is chosen from: `candidates` are the tokens of the options' texts."""
+    """The options, and the tokens of their texts (`candidates`)."""
 
     options: Options
     candidates: tuple[Text, ...]
@@ -70,9 +71,8 @@ class SimilarityTarget:
 
 
 class SimilarityTask(Task):
-    """Training tells the answer from the example's own candidates, or, where these are drawn (`negatives`), from the
-    other answers of the batch (in-batch negatives; Henderson et al., 2017, "Efficient Natural Language Response
-    Suggestion").
+    """Softmax over the example's own candidates or, where these are drawn (`negatives`), over the answers of the batch
+    (in-batch negatives; Henderson et al., 2017, "Efficient Natural Language Response Suggestion").
     """
 
     couples_examples = True
@@ -82,7 +82,7 @@ class SimilarityTask(Task):
         check_options(config)
         self.config, self.context = config, context
         self.encodes_together = config.negatives > 0
-        self._most = 1  # candidates of a training example
+        self._most = 1  # maximum candidates of a training example
 
     def model(self, source: Source) -> nnx.Module:
         head = RetrievalHead(
@@ -103,12 +103,14 @@ class SimilarityTask(Task):
         options = [options_of(example, name, self.config) for example, name in zip(examples, names, strict=True)]
         known: dict[str, Text] = {}
         new = list(dict.fromkeys(text for option in options for text in option.texts))
-        for text, tokens in zip(new, tokenise(new, [f"the candidate {t!r}" for t in new], self.context), strict=True):
+        for text, tokens in zip(new, tokenize(new, [f"the candidate {t!r}" for t in new], self.context), strict=True):
             if tokens is None:
-                raise ValueError(f"the candidate {text!r} is longer than data.max_length: raise it (none is dropped).")
+                raise ValueError(
+                    f"the candidate {text!r} is longer than data.max_length (candidates cannot be dropped): raise it."
+                )
             known[text] = tokens
         listed = {texts: tuple(known[text] for text in texts) for texts in dict.fromkeys(o.texts for o in options)}
-        texts = tokenise([render(example) for example in examples], names, self.context)
+        texts = tokenize([render(example) for example in examples], names, self.context)
         return [
             Encoded(text, SimilarityTarget(option, listed[option.texts]), example)
             for text, option, example in zip(texts, options, examples, strict=True)
@@ -119,14 +121,14 @@ class SimilarityTask(Task):
         self._most = max(len(e.target.candidates) for e in train)
 
     def gather(self, encoded: Sequence[Encoded[SimilarityTarget]], rng: np.random.Generator) -> BatchTexts:
-        """The questions, then each different candidate once, but for held-out labels: told that they are wrong each
-        time, the network would learn never to choose them."""
+        """The questions, then each distinct candidate once. Held-out labels are left out: as constant negatives, the
+        network would learn never to choose them."""
         options = [e.target.options for e in encoded]
         listed = [option.texts_but(self.context.held_out) if option.own else (option.said,) for option in options]
         texts = list(dict.fromkeys(text for each in listed for text in each))
         place = {text: number for number, text in enumerate(texts)}
         tokens = {text: e.target.tokens(text) for e, own in zip(encoded, listed, strict=True) for text in own}
-        # unused places keep the arrays' shapes the same in every batch
+        # unused slots keep the arrays' shapes equal in all batches
         room = self._room(options)
         slots = np.zeros(room, np.int64)
         slots[: len(texts)] = len(encoded) + np.arange(len(texts))
@@ -141,7 +143,7 @@ class SimilarityTask(Task):
         )
 
     def _room(self, options: Sequence[Options]) -> int:
-        """Different candidates that a batch may have."""
+        """Maximum number of distinct candidates in a batch."""
         if not options[0].own:
             return len(options)
         most = len(options) * max([self._most, *(len(option.texts) for option in options)])
@@ -149,11 +151,11 @@ class SimilarityTask(Task):
 
     # ---------------------------------------------------------------- device
 
-    def _vectors(self, model: Any, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
+    def _vectors(self, model: Network, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
         hidden = model.hidden(batch, dropout)
         return model.head(hidden, batch["segment_ids"], max_segments(hidden.shape[1]))
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """Softmax cross-entropy of the answer among the candidates, over cosines divided by the temperature."""
         vectors = in_microbatches(self._vectors, model, {name: batch[name] for name in ROW_ARRAYS}, inputs)
         vectors = vectors.reshape(-1, vectors.shape[-1])
@@ -161,7 +163,7 @@ class SimilarityTask(Task):
         losses = cross_entropy(jnp.where(batch["allowed"], logits, -1e9), batch["target"])
         return losses.sum(), jnp.float32(len(losses))
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
         """float32 [rows, segments, hidden]: vectors whose inner products are the logits."""
         return self._vectors(model, batch, None) * jnp.sqrt(model.head.scale())
 
@@ -182,8 +184,8 @@ class SimilarityTask(Task):
     def baselines(
         self, train: Sequence[Encoded[SimilarityTarget]], test: Sequence[Encoded[SimilarityTarget]]
     ) -> dict[str, Scores]:
-        learnt, options = ([e.target.options for e in some] for some in (train, test))
-        return option_baselines(train, learnt, test, options, self.config.labels)
+        train_options, options = ([e.target.options for e in some] for some in (train, test))
+        return option_baselines(train, train_options, test, options, self.config.labels)
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_options(record)

@@ -1,4 +1,4 @@
-"""Extractive question answering: where in the context the answer begins and ends, or that it is not there."""
+"""Extractive question answering: the start and end of the answer in the context, or no answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     Scores,
     Task,
@@ -33,7 +34,7 @@ from instructrec_jax.tasks.generation.written_answers import shown_text
 # Named, because --help shows a setting's comment only where its type is a plain name.
 OnMissingAnswer = Literal["error", "skip"]
 
-NO_ANSWER = "(no answer)"  # as examples are shown to people
+NO_ANSWER = "(no answer)"  # in printed examples
 
 
 @TaskConfig.register_subclass("span")
@@ -41,11 +42,11 @@ NO_ANSWER = "(no answer)"  # as examples are shown to people
 class SpanConfig(TaskConfig):
     """Find the answer to a question (the instruction) in a context (`input`)."""
 
-    stride: int = 64  # tokens that two windows of a long context share
-    max_answer_tokens: int = 30  # tokens that an answer has at most
-    no_answer: bool = False  # whether an example may have no output: the context does not answer it
-    no_answer_threshold: float = 0.0  # by how much "no answer" must score higher than the best answer
-    on_missing_answer: OnMissingAnswer = "error"  # an answer that the context does not hold: stop, or count and skip
+    stride: int = 64  # tokens of overlap between windows of a long context
+    max_answer_tokens: int = 30  # maximum tokens of an answer
+    no_answer: bool = False  # allow examples without output, which the context does not answer
+    no_answer_threshold: float = 0.0  # predict no answer where its score exceeds the best answer's by this much
+    on_missing_answer: OnMissingAnswer = "error"  # an answer that is not in the context: stop, or skip and count
 
     def build(self, context: TaskContext) -> "SpanTask":
         return SpanTask(self, context)
@@ -53,11 +54,11 @@ class SpanConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a context beside the question.
+    """A window of the context, with the question.
 
     Attributes:
-      offsets: int32 [tokens, 2], where a token of the context begins and ends in it; -1 for all other tokens.
-      start, end: the tokens where the answer begins and ends, or 0 and 0: it is not in this window.
+      offsets: int32 [tokens, 2], start and end of each context token in the context's characters; -1 for other tokens.
+      start, end: first and last token of the answer; 0 and 0: the answer is not in this window.
     """
 
     offsets: np.ndarray
@@ -66,9 +67,9 @@ class Window:
 
 
 class SpanTask(Task):
-    """One `Encoded` a window. The loss is the mean of the cross-entropies of both ends over all tokens of the window.
+    """One `Encoded` per window. The loss is the mean of the cross-entropies of start and end over the window's tokens.
 
-    Windows without the answer point at their first token, whose score as both ends is that of "no answer" (Devlin et
+    Windows without the answer have their first token as start and end, whose score is that of "no answer" (Devlin et
     al., 2019, section 4.3).
     """
 
@@ -79,10 +80,13 @@ class SpanTask(Task):
     def __init__(self, config: SpanConfig, context: TaskContext):
         self.config, self.context, self.tokenizer = config, context, context.tokenizer
         if context.kind != "encoder":
-            raise ValueError("task.type span needs an encoder; for language models: question_answering.")
+            raise ValueError("task.type span needs an encoder: use question_answering for language models.")
         check_fast(self.tokenizer)
         if config.max_answer_tokens < 1 or config.stride < 0:
-            raise ValueError("task.max_answer_tokens should be at least 1, and task.stride not negative.")
+            raise ValueError(
+                f"task.max_answer_tokens should be at least 1 and task.stride at least 0, but they are "
+                f"{config.max_answer_tokens} and {config.stride}."
+            )
 
     def model(self, source: Source) -> nnx.Module:
         return Model(source.backbone, task_head(source, "span"))
@@ -99,13 +103,15 @@ class SpanTask(Task):
         return encoded
 
     def _answer_span(self, example: Example, name: str) -> tuple[int, int] | None:
-        """Where the answer begins and ends in the context, (0, 0) for none; None: the example is skipped."""
+        """(start, end) of the answer in the context's characters, (0, 0) for no answer; None: skip the example."""
         if not example.input:
-            raise ValueError(f"{name} has no context: name it in fields.input.")
+            raise ValueError(f"{name} has no context: set fields.input.")
         answers = answers_of(example)
         if not answers:
             if not self.config.no_answer:
-                raise ValueError(f"{name} has no answer: fill it in, or set task.no_answer true if this is meant.")
+                raise ValueError(
+                    f"{name} has no answer: add it, or set task.no_answer to true for unanswerable questions."
+                )
             return 0, 0
         said = example.origin.get("answer_start")
         if said is not None and said.isdecimal() and example.input.startswith(answers[0], int(said)):
@@ -116,24 +122,24 @@ class SpanTask(Task):
         if self.config.on_missing_answer == "error":
             raise ValueError(
                 f"{name}: its answer {answers[0]!r} is not in the context. Correct it, or set "
-                "task.on_missing_answer skip to leave such examples out (they are counted)."
+                "task.on_missing_answer to skip, to skip and count such examples."
             )
-        label = "examples left out, whose answer is not in the context"
+        label = "examples skipped because their answer is not in the context"
         self.context.count(label, 1)
         return None
 
     def _windows(self, example: Example, name: str, span: tuple[int, int]) -> list[Encoded[Window]]:
         question, context = example.instruction, example.input or ""
-        owner = np.arange(len(context))  # of each character that the tokenizer reads, the one in the context
+        owner = np.arange(len(context))  # character read by the tokenizer -> character of the context
         if self.context.lower_case:
-            question, lowered = question.lower(), [c.lower() for c in context]  # some letters become two
+            question, lowered = question.lower(), [c.lower() for c in context]  # some letters become two characters
             owner = np.repeat(owner, [len(c) for c in lowered])
             context = "".join(lowered)
         room = self.context.max_length - len(self.tokenizer(question, "")["input_ids"])
         if room < min(self.config.stride, self.config.max_answer_tokens) + 1:
             raise ValueError(
-                f"{name}: its question leaves room for {max(0, room)} tokens of the context in data.max_length "
-                f"({self.context.max_length}): raise it, or lower task.stride ({self.config.stride})."
+                f"{name}: beside its question, data.max_length ({self.context.max_length}) has room for {max(0, room)} "
+                f"tokens of the context: raise it, or lower task.stride ({self.config.stride})."
             )
         tokens = self.tokenizer(
             question,
@@ -146,13 +152,13 @@ class SpanTask(Task):
             verbose=False,
         )
         if not any(tokens.sequence_ids(0)):
-            raise ValueError(f"{name}: the tokenizer makes no tokens of its context.")
+            raise ValueError(f"{name}: the tokenizer finds no tokens in its context: remove the row.")
         types = tokens.get("token_type_ids")
         encoded = []
         for number, ids in enumerate(tokens["input_ids"]):
             inside = np.array([part == 1 for part in tokens.sequence_ids(number)])
             offsets = np.array(tokens["offset_mapping"][number], np.int64).reshape(-1, 2)
-            inside &= offsets[:, 1] > offsets[:, 0]  # a token of no characters is nobody's
+            inside &= offsets[:, 1] > offsets[:, 0]  # without empty tokens
             own = np.full(offsets.shape, -1, np.int32)
             own[inside, 0] = owner[offsets[inside, 0]]
             own[inside, 1] = owner[offsets[inside, 1] - 1] + 1
@@ -162,7 +168,7 @@ class SpanTask(Task):
         return encoded
 
     def _marks(self, offsets: np.ndarray, inside: np.ndarray, span: tuple[int, int]) -> tuple[int, int]:
-        """The tokens with the first and the last character of the answer; (0, 0) where one of them is missing."""
+        """The tokens with the answer's first and last character; (0, 0) where one is missing in this window."""
         first = np.flatnonzero(inside & (offsets[:, 0] <= span[0]) & (offsets[:, 1] > span[0]))
         last = np.flatnonzero(inside & (offsets[:, 0] < span[1]) & (offsets[:, 1] >= span[1]))
         return (int(first[0]), int(last[0])) if span[1] > 0 and len(first) and len(last) else (0, 0)
@@ -179,7 +185,7 @@ class SpanTask(Task):
 
     # ---------------------------------------------------------------- device
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
         segments = 1 + jnp.arange(max_segments(logits.shape[1]))
         member = batch["segment_ids"][:, None] == segments[:, None]  # [rows, segments, length]
@@ -191,8 +197,8 @@ class SpanTask(Task):
             total += jnp.sum(jnp.where(there, log_z, 0)) - jnp.sum(values * batch[marks])
         return total / 2, jnp.sum(there).astype(jnp.float32)
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
-        """float32 [rows, length, 2]: logits of beginning and end."""
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+        """float32 [rows, length, 2]: logits of start and end."""
         return model.head(model.hidden(batch)).astype(jnp.float32)
 
     # ---------------------------------------------------------------- scores
@@ -216,11 +222,11 @@ class SpanTask(Task):
         return self._scores(list(examples.values()), answers, certainty)
 
     def _scores(self, examples: list[Example], answers: list[str], certainty: Sequence[float] | None = None) -> Scores:
-        wanted = [answers_of(example) or [""] for example in examples]
-        found = judge_answers(examples, answers, wanted)
+        targets = [answers_of(example) or [""] for example in examples]
+        found = judge_answers(examples, answers, targets)
         records = [
             {"id": e.id, "input": e.instruction, "prediction": text, "reference": refs, "score": float(score)}
-            for e, text, refs, score in zip(examples, answers, wanted, found.cases["f1"], strict=True)
+            for e, text, refs, score in zip(examples, answers, targets, found.cases["f1"], strict=True)
         ]
         for record, ahead in zip(records, certainty or [], strict=False):
             record["ahead_of_no_answer"] = ahead
@@ -228,7 +234,7 @@ class SpanTask(Task):
         return scores.owned_by(found.owners)
 
     def baselines(self, train: Sequence[Encoded[Window]], test: Sequence[Encoded[Window]]) -> dict[str, Scores]:
-        """The sentence of the context that shares the most tokens with the question, as a whole."""
+        """The sentence of the context that shares the most tokens with the question."""
         examples = list({id(e.example): e.example for e in test}.values())
         answers = [self._closest_sentence(example) for example in examples]
         return {"sentence closest to the question": self._scores(examples, answers)}
@@ -245,18 +251,18 @@ class SpanTask(Task):
 
 
 def answers_of(example: Example) -> list[str]:
-    """All acceptable answers; none: the context does not answer the question."""
+    """All acceptable answers; empty for an unanswerable question."""
     output = example.output
     return [] if output is None else list(output) if isinstance(output, tuple) else [str(output)]
 
 
 def best_span(logits: np.ndarray, offsets: np.ndarray, context: str, most: int) -> tuple[float, str]:
-    """The score of the best answer of a window, and its text as it stands in the context.
+    """(score, text) of the best answer in a window.
 
     Args:
       logits: float [tokens, 2].
       offsets: see `Window`.
-      most: tokens of an answer.
+      most: maximum tokens of an answer.
     """
     places = np.flatnonzero(offsets[:, 0] >= 0)
     starts, ends = logits[places].astype(np.float64).T

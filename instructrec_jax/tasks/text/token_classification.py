@@ -1,9 +1,8 @@
-"""Token classification: one label for every word of a text."""
+"""Token classification: one label per word."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
     Model,
+    Network,
     Predict,
     Scores,
     Task,
@@ -43,7 +43,7 @@ from instructrec_jax.tasks.texts import owners
 @TaskConfig.register_subclass("token_classification")
 @dataclass
 class TokenClassificationConfig(LabelsConfig):
-    """Label every word of a text. The words of `input` (else `instruction`) are separated by spaces."""
+    """Predict a label for each word of `input` (else `instruction`); words are separated by spaces."""
 
     def build(self, context: TaskContext) -> "TokenClassificationTask":
         return TokenClassificationTask(self.labels, context)
@@ -51,13 +51,15 @@ class TokenClassificationConfig(LabelsConfig):
 
 @dataclass(frozen=True)
 class TagsTarget:
-    """int32 [tokens]: the label at the first token of each word, and whether a token is one."""
+    """int32 [tokens] each: the label at each word's first token, and 1 for first tokens."""
 
     labels: np.ndarray
     first: np.ndarray
 
 
 class TokenClassificationTask(Task):
+    """Cross-entropy at the first token of each word."""
+
     reads = "fields"
     per_token = True
 
@@ -77,11 +79,11 @@ class TokenClassificationTask(Task):
             words = [word.lower() for word in words] if self.context.lower_case else words
             tags = example.output
             if not isinstance(tags, tuple) or len(tags) != len(words):
-                found = f"{len(tags)} labels" if isinstance(tags, tuple) else repr(tags)
-                raise ValueError(f"{name}: its {len(words)} words need as many labels, but its output is {found}.")
+                found = f"{len(tags)} label{'s' * (len(tags) != 1)}" if isinstance(tags, tuple) else repr(tags)
+                raise ValueError(f"{name}: its {len(words)} words need one label each, but its output is {found}.")
             for tag in tags:
                 if tag not in self.numbers:
-                    raise ValueError(f"{name}: its output {tag!r} is none of the labels {self.labels}.")
+                    raise ValueError(f"{name}: its output {tag!r} is not one of the labels {self.labels}.")
             tokens = self.context.tokenizer(" ".join(words), return_offsets_mapping=True, verbose=False)
             if len(tokens["input_ids"]) > self.context.max_length:
                 if self.context.truncate == "drop":
@@ -89,17 +91,17 @@ class TokenClassificationTask(Task):
                     continue
                 raise ValueError(
                     f"{name} has {len(tokens['input_ids'])} tokens, but data.max_length is {self.context.max_length}. "
-                    "Raise it, split the text, or set data.truncate to drop (a labelled text is never cut)."
+                    "Raise it, split the text, or set data.truncate to drop (labeled texts are never truncated)."
                 )
             words_of = owners(tokens, words)
-            first = np.zeros(len(words_of), bool)  # a word with a space inside may have a token of no word within
+            first = np.zeros(len(words_of), bool)  # a word that contains a space may contain a token without a word
             first[np.unique(words_of, return_index=True)[1]] = True
             first &= words_of >= 0
             labels = np.array([0 if w < 0 else self.numbers[tags[w]] for w in words_of], np.int32)
             if first.sum() != len(words):
                 lost = next(w for i, w in enumerate(words) if i not in words_of)
                 raise ValueError(
-                    f"{name}: the tokenizer makes no token of the word {lost!r}, so it cannot be labelled."
+                    f"{name}: the tokenizer finds no token in the word {lost!r}: remove the word and its label."
                 )
             ids = Text(np.asarray(tokens["input_ids"], np.int32))
             encoded.append(Encoded(ids, TagsTarget(labels, first.astype(np.int32)), example))
@@ -112,19 +114,19 @@ class TokenClassificationTask(Task):
         }
         return BatchTexts([e.text for e in encoded], per_token=per_token)
 
-    def loss(self, model: Any, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
         weights = batch["supervised"].astype(jnp.float32)
         return jnp.sum(losses.cross_entropy(logits, batch["labels"]) * weights), jnp.sum(weights)
 
-    def predict(self, model: Any, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Arrays) -> jax.Array:
         """float32 [rows, length, labels]."""
         return model.head(model.hidden(batch)).astype(jnp.float32)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> Scores:
         outputs = predict([e.text for e in encoded])
         words = [o[e.target.first > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
-        # of equal logits the first label is predicted; the accuracy is the mean over all orders of them
+        # tied logits: the first label is predicted; the accuracy is the mean over all orders
         truth = [e.target.labels[e.target.first > 0] for e in encoded]
         right = [hit_rate(target_ranks(logits, t), 1) for logits, t in zip(words, truth, strict=True)]
         return self._scores(encoded, [logits.argmax(-1) for logits in words], right)
@@ -132,13 +134,13 @@ class TokenClassificationTask(Task):
     def _scores(
         self, encoded: Sequence[Encoded[TagsTarget]], guesses: list[np.ndarray], right: list[np.ndarray] | None = None
     ) -> Scores:
-        """right: float [words] of each case, the chance that a guess is right; None: 1 where it is, else 0."""
-        wanted = [[str(tag) for tag in e.example.output or ()] for e in encoded]  # type: ignore[union-attr]
+        """right: float [words] for each case, expected accuracy; None: 1 where the guess is correct, else 0."""
+        targets = [[self.labels[i] for i in e.target.labels[e.target.first > 0]] for e in encoded]
         found = [[self.labels[i] for i in guess] for guess in guesses]
-        flat_wanted, flat_found = [t for row in wanted for t in row], [t for row in found for t in row]
-        _, report = classification_report(flat_wanted, flat_found, self.labels)
+        flat_targets, flat_found = [t for row in targets for t in row], [t for row in found for t in row]
+        _, report = classification_report(flat_targets, flat_found, self.labels)
         if right is None:
-            right = [np.array(w) == np.array(f) for w, f in zip(wanted, found, strict=True)]
+            right = [np.array(w) == np.array(f) for w, f in zip(targets, found, strict=True)]
         cases = {"accuracy": np.array([np.mean(each) for each in right])}
         predictions = [
             {
@@ -148,14 +150,14 @@ class TokenClassificationTask(Task):
                 "prediction": f,
                 "score": float(accuracy),
             }
-            for e, w, f, accuracy in zip(encoded, wanted, found, cases["accuracy"], strict=True)
+            for e, w, f, accuracy in zip(encoded, targets, found, cases["accuracy"], strict=True)
         ]
-        metrics = classification_metrics(flat_wanted, flat_found, self.labels)
+        metrics = classification_metrics(flat_targets, flat_found, self.labels)
         metrics |= dict.fromkeys(("accuracy", "micro_f1"), float(np.concatenate(right).mean()))
         if marks_spans(self.labels):
-            spans, by_kind = span_metrics(wanted, found)
+            spans, by_kind = span_metrics(targets, found)
             metrics, report = metrics | spans, f"{report}\nSpans\n{by_kind}"
-        counts = confusion_matrix(flat_wanted, flat_found, self.labels)
+        counts = confusion_matrix(flat_targets, flat_found, self.labels)
         charts = {"confusion": {"labels": self.labels, "counts": counts.tolist()}}
         scores = Scores(
             metrics,
@@ -164,17 +166,17 @@ class TokenClassificationTask(Task):
             report,
             charts=charts,
             compared=["accuracy"],
-            corpus=self._corpus(wanted, found),
+            corpus=self._corpus(targets, found),
         )
         return scores.owned_by(owners_of([e.example for e in encoded]))
 
-    def _corpus(self, wanted: list[list[str]], found: list[list[str]]) -> dict[str, CorpusMetric]:
-        """Macro F1 of the tokens, and F1 of the spans, of any of the texts."""
-        corpus = {"macro_f1": resampled_token_f1(wanted, found, self.labels)}
-        return corpus | ({"span_f1": resampled_span_f1(wanted, found)} if marks_spans(self.labels) else {})
+    def _corpus(self, targets: list[list[str]], found: list[list[str]]) -> dict[str, CorpusMetric]:
+        """Token macro F1 and span F1, which intervals resample by text."""
+        corpus = {"macro_f1": resampled_token_f1(targets, found, self.labels)}
+        return corpus | ({"span_f1": resampled_span_f1(targets, found)} if marks_spans(self.labels) else {})
 
     def baselines(self, train: Sequence[Encoded[TagsTarget]], test: Sequence[Encoded[TagsTarget]]) -> dict[str, Scores]:
-        """The most frequent label of each word in training; of all words for a new one."""
+        """The most frequent training label of each word; for unseen words, of all words."""
         counts: dict[str, Counter[int]] = {}
         for e in train:
             words = (e.example.input or e.example.instruction).split()

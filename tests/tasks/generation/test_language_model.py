@@ -107,7 +107,7 @@ def test_truncation() -> None:
     for truncate in ("error", "left", "right", "drop"):
         task, texts, _ = cut(truncate, 12, example)
         assert texts == ["<s>qwrtzu\n123</s>"] and not task.context.counts
-    with pytest.raises(ValueError, match="example 'x7' has 12 tokens, but data.max_length is 11"):
+    with pytest.raises(ValueError, match="example 'x7'.*12.*data.max_length.*11"):
         cut("error", 11, example)
     task, *found = cut("left", 8, example)
     assert found == [["<s>zu\n123</s>"], ["123</s>"]] and task.context.counts == {"texts cut": 1}
@@ -129,27 +129,29 @@ def test_bos_that_only_the_template_writes_is_kept() -> None:
 def test_an_example_without_a_supervised_token_is_an_error() -> None:
     long = Example(instruction="q" * 20, output="1", id="x7")
     for train_on in ("completions", "all"):
-        with pytest.raises(ValueError, match="example 'x7': there is no answer to learn"):
+        with pytest.raises(ValueError, match="example 'x7': .*answer"):
             build(train_on=train_on).encode([PAIR, Example(instruction="a", id="x7")])
-    with pytest.raises(ValueError, match="example 1: the answer is empty"):
+    with pytest.raises(ValueError, match="example 1: .*answer"):
         build().encode([PAIR, Example(instruction="a", output=" ")])
-    with pytest.raises(ValueError, match=r"example 'x7' has no token to learn: its prompt fills data.max_length \(8\)"):
+    with pytest.raises(ValueError, match=r"example 'x7'.*data.max_length.*8"):
         cut("right", 8, long)
-    with pytest.raises(ValueError, match="example 0: the tokenizer's chat template does not take"):
+    with pytest.raises(ValueError, match="example 0: .*chat template"):
         build(byte_tokenizer(chat_template="{{ raise_exception('no') }}"), template="auto").encode([TALK])
 
 
 def test_words_that_are_special_tokens_are_counted() -> None:
     task = build()
     task.encode([PAIR, Example(instruction="a <s> b", output="c"), Example(instruction="a", output="</s>")])
-    assert task.context.counts == {"texts with a special token's name in their words": 2}
+    assert task.context.counts == {"texts that contain a special token as plain text": 2}
 
 
 def test_answers_that_begin_inside_a_token_are_counted() -> None:
     task = build(byte_tokenizer(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"), template="auto")
     (e,) = task.encode([Example(instruction="y", output="es")])
     assert learnt(task, e) == "</s>" and e.text.tokens.tolist() == task.tokenizer("yes</s>")["input_ids"]
-    assert task.context.counts == {"answers that begin inside a token of the prompt, which is not learnt": 1}
+    assert task.context.counts == {
+        "answers whose first characters share a token with the prompt, which is not trained on": 1
+    }
 
 
 # ------------------------------------------------------------------ encoder–decoders
@@ -182,9 +184,9 @@ def test_truncation_of_sources_and_answers() -> None:
     for truncate in ("error", "left", "right", "drop"):
         task, found = run(truncate, length=7, max_target_length=5)
         assert found == [("qwrtzu</s>", "1234</s>")] and not task.context.counts
-    with pytest.raises(ValueError, match="example 'x7' has 7 tokens, but data.max_length is 6"):
+    with pytest.raises(ValueError, match="example 'x7'.*7.*data.max_length.*6"):
         run("error", length=6)
-    with pytest.raises(ValueError, match="answer of example 'x7' has 5 tokens, but task.max_target_length is 4"):
+    with pytest.raises(ValueError, match="example 'x7'.*5.*task.max_target_length.*4"):
         run("error", max_target_length=4)
     assert run("left", length=4, max_target_length=3)[1] == [("tzu</s>", "123")]
     task, found = run("right", length=4, max_target_length=3)
@@ -195,17 +197,17 @@ def test_truncation_of_sources_and_answers() -> None:
 
 
 def test_settings_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="needs a decoder or an encoder–decoder; for encoders: masked_lm"):
+    with pytest.raises(ValueError, match="language_model.*masked_lm"):
         build(kind="encoder")
-    with pytest.raises(ValueError, match="max_target_length is for encoder–decoders"):
+    with pytest.raises(ValueError, match="task.max_target_length"):
         build(max_target_length=5)
-    with pytest.raises(ValueError, match="should be at least 1"):
+    with pytest.raises(ValueError, match="task.max_target_length"):
         build(kind="encoder_decoder", max_target_length=0)
-    with pytest.raises(ValueError, match="train_on: all is for decoders"):
+    with pytest.raises(ValueError, match="task.train_on"):
         build(kind="encoder_decoder", train_on="all")
-    with pytest.raises(ValueError, match="no decoder_start_token_id"):
+    with pytest.raises(ValueError, match="decoder_start_token_id"):
         LanguageModelConfig().build(TaskContext(byte_tokenizer(), 64, kind="encoder_decoder"))
-    with pytest.raises(ValueError, match="lower-cases its texts"):
+    with pytest.raises(ValueError, match="sentence encoder"):
         LanguageModelConfig().build(TaskContext(byte_tokenizer(), 64, lower_case=True, kind="decoder"))
 
 
@@ -223,7 +225,7 @@ def test_prompts_are_those_of_training(kind: str) -> None:
     assert task.tokenizer.decode(asked[0]) == {"decoder": "<s>a\nb\n", "encoder_decoder": "<s>a\nb</s>"}[kind]
     unanswered = Example(instruction="a", input="b")
     np.testing.assert_array_equal(task.prompts([unanswered])[0], asked[0])
-    with pytest.raises(ValueError, match="prompt of example 'x7' has .* data.max_length is 3"):
+    with pytest.raises(ValueError, match="example 'x7'.*data.max_length.*3"):
         build(kind=kind, length=3).prompts([Example(instruction="qwrtzu", id="x7")])
 
 

@@ -121,9 +121,9 @@ def test_discounts_need_all_counts_of_counts() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="no tokens to count"):
+    with pytest.raises(ValueError, match="tokens"):
         KneserNey([np.zeros(0, int)], 2, 5)
-    with pytest.raises(ValueError, match="not in 0..4"):
+    with pytest.raises(ValueError, match="0..4"):
         KneserNey([np.array([5])], 1, 5)
-    with pytest.raises(ValueError, match="not in 0..4"):
+    with pytest.raises(ValueError, match="0..4"):
         KneserNey([np.array([1])], 2, 5).log_probabilities([np.array([7])])

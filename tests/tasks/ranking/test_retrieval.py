@@ -226,7 +226,7 @@ def test_the_metric_of_a_single_cutoff_of_one_exists(context: TaskContext, tmp_p
 
 def test_too_many_candidates_are_an_error(context: TaskContext, tmp_path: Path) -> None:
     task = build(context, tmp_path, protocols=["uni11"])
-    with pytest.raises(ValueError, match="protocol uni11: only 10 of 12 items are left"):
+    with pytest.raises(ValueError, match="uni11.*10 of 12"):
         task.score(random_predict, task.encode(cases()))
 
 
@@ -272,12 +272,12 @@ def test_bm25_reads_the_instruction(context: TaskContext, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"output": "item-99"}, "the instruction of example 'x7': item 'item-99' is not in the catalogue of 12 items"),
-        ({"history": ("item-1", "nothing")}, "the instruction of example 'x7': item 'nothing' is not in the catalogue"),
-        ({"output": 3}, "example 'x7': its output should be an item id, or several, but is 3"),
-        ({"output": ("item-1", "item-1")}, "example 'x7': its output names an item twice"),
-        ({"output": ()}, "example 'x7': its output should be an item id, or several, but is"),
-        ({"output": None}, "example 'x7': its output should be an item id, or several, but is None"),
+        ({"output": "item-99"}, "example 'x7'.*'item-99'.*12 items"),
+        ({"history": ("item-1", "nothing")}, "example 'x7'.*'nothing'"),
+        ({"output": 3}, "example 'x7'.*output.*3"),
+        ({"output": ("item-1", "item-1")}, "example 'x7'.*output.*'item-1'"),
+        ({"output": ()}, "example 'x7'.*output"),
+        ({"output": None}, "example 'x7'.*output.*None"),
     ],
 )
 def test_a_bad_example_is_named(changes: dict[str, Any], words: str, context: TaskContext, tmp_path: Path) -> None:
@@ -289,10 +289,10 @@ def test_a_bad_example_is_named(changes: dict[str, Any], words: str, context: Ta
 def test_item_texts_too_long(context: TaskContext, tmp_path: Path) -> None:
     short = copy.copy(context)
     short.max_length = 12
-    with pytest.raises(ValueError, match=r"the text of item 'item-2' has \d+ tokens, but data.max_length is 12"):
+    with pytest.raises(ValueError, match=r"item 'item-2'.*data.max_length.*12"):
         build(short, tmp_path)
     short.truncate = "drop"
-    with pytest.raises(ValueError, match="items cannot be dropped.*left or right"):
+    with pytest.raises(ValueError, match="data.truncate"):
         build(short, tmp_path)
     short.truncate = "right"
     task = build(short, tmp_path)
@@ -300,7 +300,7 @@ def test_item_texts_too_long(context: TaskContext, tmp_path: Path) -> None:
 
 
 def test_a_catalogue_that_is_not_there(context: TaskContext, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="items.parquet does not exist.*instructrec_jax.prepare"):
+    with pytest.raises(ValueError, match="items.parquet.*instructrec_jax.prepare"):
         RetrievalConfig(catalogue=str(tmp_path / "nowhere")).build(context)
 
 

@@ -125,7 +125,7 @@ def test_histories_are_cut_to_the_limit_from_the_left_and_counted(context: TaskC
     (e,) = task.encode([Example(instruction="a film", history=history, output="item-1")])
     assert e.text.tokens.tolist() == [0, 5, 6]
     assert e.target.seen.tolist() == [4, 5, 6]
-    assert context.counts == {"items of histories beyond task.history_limit": 1}
+    assert context.counts == {"history items beyond task.history_limit": 1}
 
 
 def test_training_sees_every_window_of_a_long_history(context: TaskContext, tmp_path: Path) -> None:
@@ -193,9 +193,9 @@ def test_two_thousand_requests_leave_nothing_and_have_few_shapes(context: TaskCo
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"history_limit": 64}, "data.max_length is 64, but a sequence has task.history_limit \\+ 1 = 65 places"),
-        ({"history_limit": 0}, "task.history_limit must be at least 1"),
-        ({"text": False, "ids": False}, "items would have no vectors"),
+        ({"history_limit": 64}, "data.max_length.*64.*task.history_limit.*65"),
+        ({"history_limit": 0}, "task.history_limit"),
+        ({"text": False, "ids": False}, "task.text.*task.ids"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str, context: TaskContext, tmp_path: Path) -> None:

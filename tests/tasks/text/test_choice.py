@@ -68,7 +68,7 @@ def test_likelihoods_are_those_of_each_answer_alone(kind: str, alpha: float, lan
 
 
 def test_calibration_subtracts_what_an_empty_question_says(language_models: dict[str, Path]) -> None:
-    config = ChoiceConfig(template="plain", labels=["love", "war_film"], verbalisers={"love": "about love"})
+    config = ChoiceConfig(template="plain", labels=["love", "war_film"], verbalizers={"love": "about love"})
     cases = [Example(instruction="a film", output="love"), Example(instruction="old", output="war_film")]
     task, predict = opened(language_models["llama"], config)
     raw = task.score(predict, task.encode(cases)).predictions
@@ -78,7 +78,7 @@ def test_calibration_subtracts_what_an_empty_question_says(language_models: dict
     for before, after in zip(raw, found.predictions, strict=True):
         expected = {name: value - empty[name] for name, value in before["candidates"].items()}
         assert after["candidates"] == pytest.approx(expected, abs=1e-4)
-    assert "macro_f1" in found.metrics and "less that after 'N/A'" in found.protocol
+    assert "macro_f1" in found.metrics and "minus that after 'N/A'" in found.protocol
     learnt = task.tokenizer.decode(task.encode(cases)[1].text.tokens)
     assert "wa ##r" in learnt and "_" not in learnt  # the label's words are learnt
 
@@ -102,7 +102,7 @@ def test_baselines(language_models: dict[str, Path]) -> None:
 
 def test_an_answer_that_is_no_candidate_is_named(language_models: dict[str, Path]) -> None:
     task, _ = opened(language_models["llama"], ChoiceConfig(template="plain"))
-    with pytest.raises(ValueError, match="example 'a': its answer 'music' is none of the candidates"):
+    with pytest.raises(ValueError, match="example 'a'.*'music'.*candidates"):
         task.encode([replace(CASES[0], output="music")])
     with pytest.raises(ValueError, match="task.alpha"):
         opened(language_models["llama"], ChoiceConfig(alpha=float("nan")))

@@ -85,21 +85,21 @@ def test_targets(context: TaskContext) -> None:
 @pytest.mark.parametrize(
     ("config", "output", "words"),
     [
-        (ClassificationConfig(labels=SUBJECTS), "sport", "example 'x7': its output 'sport' is none of the labels"),
-        (ClassificationConfig(labels=SUBJECTS), None, "example 'x7': its output None"),
+        (ClassificationConfig(labels=SUBJECTS), "sport", "example 'x7': .*output.*'sport'"),
+        (ClassificationConfig(labels=SUBJECTS), None, "example 'x7': .*output.*None"),
         (ClassificationConfig(labels=SUBJECTS), ("war", "love"), "example 'x7'.*'war', 'love'"),
-        (ClassificationConfig(labels=SUBJECTS), 1, "example 'x7': its output 1 is none of the labels"),
-        (MultilabelConfig(labels=SUBJECTS), ("war", "sport"), "example 'x7': its output 'sport' is none of the labels"),
-        (MultilabelConfig(labels=SUBJECTS), None, "example 'x7': its output should be a list of labels, but is None"),
-        (MultilabelConfig(labels=SUBJECTS), 1.0, "example 'x7': its output should be a list of labels"),
-        (RegressionConfig(), float("nan"), "example 'x7': its output should be a finite number, but is nan"),
-        (RegressionConfig(), float("inf"), "example 'x7': its output should be a finite number"),
+        (ClassificationConfig(labels=SUBJECTS), 1, "example 'x7': .*output.*1"),
+        (MultilabelConfig(labels=SUBJECTS), ("war", "sport"), "example 'x7': .*output.*'sport'"),
+        (MultilabelConfig(labels=SUBJECTS), None, "example 'x7': .*output.*None"),
+        (MultilabelConfig(labels=SUBJECTS), 1.0, "example 'x7': .*output"),
+        (RegressionConfig(), float("nan"), "example 'x7': .*output.*nan"),
+        (RegressionConfig(), float("inf"), "example 'x7': .*output"),
         (RegressionConfig(), 10**16, "example 'x7': .*10000000000000000.*1e\\+15"),
         (RegressionConfig(), 10**30, "example 'x7': .*1e\\+15"),
         (RegressionConfig(), -1e30, "example 'x7': .*-1e\\+30.*1e\\+15"),
-        (RegressionConfig(), "3", "example 'x7': its output should be a finite number, but is '3'"),
-        (RegressionConfig(), True, "example 'x7': its output should be a finite number, but is True"),
-        (RegressionConfig(), None, "example 'x7': its output should be a finite number"),
+        (RegressionConfig(), "3", "example 'x7': .*output.*'3'"),
+        (RegressionConfig(), True, "example 'x7': .*output.*True"),
+        (RegressionConfig(), None, "example 'x7': .*output"),
     ],
 )
 def test_a_bad_target_is_named(config: Any, output: Any, words: str, context: TaskContext) -> None:
@@ -116,13 +116,13 @@ def test_an_example_without_id_is_named_by_its_number(context: TaskContext) -> N
 @pytest.mark.parametrize("labels", [[], ["one"], ["a", "b", "a"]])
 def test_labels_are_checked(labels: list[str], context: TaskContext) -> None:
     for config in (ClassificationConfig(labels=labels), MultilabelConfig(labels=labels)):
-        with pytest.raises(ValueError, match="task.labels should list at least two different label names"):
+        with pytest.raises(ValueError, match="task.labels"):
             config.build(context)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, 3.0])
 def test_the_threshold_is_checked(threshold: float, context: TaskContext) -> None:
-    with pytest.raises(ValueError, match="task.threshold should lie between 0 and 1"):
+    with pytest.raises(ValueError, match="task.threshold"):
         MultilabelConfig(labels=SUBJECTS, threshold=threshold).build(context)
 
 
@@ -141,7 +141,7 @@ def encode_long(context: TaskContext, **changes: Any) -> tuple[list[Any], list[i
 
 
 def test_too_long_is_an_error(context: TaskContext) -> None:
-    words = r"example 'e1' has \d+ tokens, but data.max_length is 8.*left, right or drop"
+    words = r"example 'e1'.*data.max_length.*8.*data.truncate"
     with pytest.raises(ValueError, match=words):
         encode_long(context, max_length=8)
 
@@ -272,7 +272,7 @@ def test_baselines(context: TaskContext) -> None:
     assert rows["TF-IDF + logistic regression"].metrics["micro_f1"] == pytest.approx(expected)
 
     number = RegressionConfig().build(context)
-    assert number.encode([Example(instruction="a", output=10**11)])[0].target == np.float32(1e11)
+    assert number.encode([Example(instruction="a", output=10**11)])[0].target.number == 1e11
     train, test = examples("regression", 60, seed=1), examples("regression", 30)
     rows = number.baselines(number.encode(train), number.encode(test))
     targets, truth = np.array([e.output for e in train]), np.array([e.output for e in test])

@@ -57,14 +57,14 @@ def test_what_training_wants_is_the_best_of_all_choices(context: TaskContext) ->
     task = ExtractiveSummarizationConfig().build(context)
     for e in task.encode(texts()):
         values = [rouge(text, e.example) for text in e.target.texts]
-        assert np.flatnonzero(e.target.wanted).tolist() == [int(np.argmax(values))]
+        assert np.flatnonzero(e.target.target).tolist() == [int(np.argmax(values))]
     pairs = ExtractiveSummarizationConfig(sentences=2).build(context)
     two = Example(instruction="", input="old war. a dull book. new love. short film.", output="new love old war")
     (e,) = pairs.encode([two])
     best = max(combinations(range(4), 2), key=lambda p: rouge(" ".join(e.target.texts[n] for n in p), two_refs(two)))
-    assert tuple(np.flatnonzero(e.target.wanted)) == best == (0, 2)
+    assert tuple(np.flatnonzero(e.target.target)) == best == (0, 2)
     (alone,) = pairs.encode([Example(instruction="", input="old war. a dull book.", output="old war")])
-    assert alone.target.wanted.tolist() == [True, False]  # the second would make it worse
+    assert alone.target.target.tolist() == [True, False]  # the second would make it worse
 
 
 def two_refs(example: Example) -> Example:
@@ -83,23 +83,23 @@ def test_tokens_know_their_sentence(context: TaskContext) -> None:
 
 def test_long_texts_keep_their_beginning(tokenizer: Any) -> None:
     long = [Example(instruction="sum up", input="old war. " * 9 + "new love.", output="new love", id="x")]
-    with pytest.raises(ValueError, match=r"example 'x' has \d+ tokens, but data.max_length is 24"):
+    with pytest.raises(ValueError, match=r"example 'x'.*data.max_length.*24"):
         ExtractiveSummarizationConfig().build(TaskContext(tokenizer, 24)).encode(long)
     cut = TaskContext(tokenizer, 24, "right")
     (e,) = ExtractiveSummarizationConfig().build(cut).encode(long)
     assert len(e.text.tokens) == 24 and 1 < len(e.target.texts) < 10 and cut.counts == {"texts cut": 1}
     drop = TaskContext(tokenizer, 24, "drop")
     assert ExtractiveSummarizationConfig().build(drop).encode(long) == [] and drop.counts == {"texts dropped": 1}
-    with pytest.raises(ValueError, match="leaves no room for its text"):
+    with pytest.raises(ValueError, match="data.max_length"):
         ExtractiveSummarizationConfig().build(TaskContext(tokenizer, 5, "right")).encode(long)
 
 
 @pytest.mark.parametrize(
     ("settings", "changes", "words"),
     [
-        ({"sentences": 0}, {}, "task.sentences should be at least 1"),
-        ({}, {"kind": "decoder"}, "for language models: summarization"),
-        ({}, {"truncate": "left"}, "data.truncate right"),
+        ({"sentences": 0}, {}, "task.sentences"),
+        ({}, {"kind": "decoder"}, "summarization"),
+        ({}, {"truncate": "left"}, "data.truncate"),
     ],
 )
 def test_settings_that_make_no_sense(settings: Any, changes: Any, words: str, tokenizer: Any) -> None:
@@ -109,9 +109,9 @@ def test_settings_that_make_no_sense(settings: Any, changes: Any, words: str, to
 
 def test_bad_examples_are_named(context: TaskContext) -> None:
     task = ExtractiveSummarizationConfig().build(context)
-    with pytest.raises(ValueError, match="example 'a' has no text to summarise"):
+    with pytest.raises(ValueError, match="example 'a'.*fields.input"):
         task.encode([Example(instruction="sum up", output="x", id="a")])
-    with pytest.raises(ValueError, match="example 'b' has no summary"):
+    with pytest.raises(ValueError, match="example 'b'.*summary"):
         task.encode([Example(instruction="sum up", input="old war.", id="b")])
 
 
@@ -169,7 +169,7 @@ def test_loss_is_the_mean_over_sentences_of_the_mean_over_tokens(checkpoint: Pat
         alone = pack(task.gather([e], np.random.default_rng(0)), (64,), 1).arrays
         values = np.asarray(run(model.params, alone)[1], np.float64)[0, : len(e.text.tokens)]
         log_p = values - np.log(np.exp(values).sum(-1, keepdims=True))
-        for n, wanted in enumerate(e.target.wanted):
+        for n, wanted in enumerate(e.target.target):
             expected -= log_p[e.target.owners == n, int(wanted)].mean()
             count += 1
     assert float(weight) == pytest.approx(count) and float(total) == pytest.approx(expected, rel=1e-5)

@@ -111,16 +111,16 @@ def test_answers_are_part_of_the_text(context: TaskContext) -> None:
 
 
 def test_errors(context: TaskContext, tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="example 'x7' has no token that could be masked"):
+    with pytest.raises(ValueError, match="example 'x7'"):
         build(context).encode([Example(instruction="[UNK]", id="x7")])
     for rate in (0.0, 1.0, 15.0):
-        with pytest.raises(ValueError, match="task.mask_rate should lie between 0 and 1"):
+        with pytest.raises(ValueError, match="task.mask_rate"):
             build(context, rate)
 
     class Maskless:
         mask_token_id = None
 
-    with pytest.raises(ValueError, match="the tokenizer has no mask token"):
+    with pytest.raises(ValueError, match="mask token"):
         build(TaskContext(Maskless(), 64))
 
 

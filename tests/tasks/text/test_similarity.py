@@ -62,7 +62,7 @@ def task_without_labels(task: Any) -> Any:
 
 
 def test_choices_equal_scikit_learn(context: TaskContext) -> None:
-    task = SimilarityConfig(labels=SUBJECTS, verbalisers={"war": "a film about war"}).build(context)
+    task = SimilarityConfig(labels=SUBJECTS, verbalizers={"war": "a film about war"}).build(context)
     encoded = task.encode(examples("similarity", 60))
     scores = task.score(Predict(hashed), encoded)
     words = ["a film about war" if s == "war" else s for s in SUBJECTS]
@@ -129,15 +129,15 @@ def test_left_truncation_keeps_the_last_turn(context: TaskContext, tokenizer: An
 @pytest.mark.parametrize(
     ("settings", "example", "words"),
     [
-        ({}, {}, "example 'x7' has 0 candidates: list them"),
-        ({}, {"candidates": ("a", "b")}, "example 'x7': its answer 'love' is none of the candidates 'a', 'b'"),
-        ({"labels": ["a", "b"]}, {}, "example 'x7': its answer 'love' is none"),
-        ({"negatives": 1}, {}, "these 1 examples have only 1 different answers"),
-        ({"labels": ["a"]}, {}, "at least two different names"),
-        ({"labels": ["a", "b"], "negatives": 2}, {}, "task.negatives draws none"),
-        ({"labels": ["a", "b"], "verbalisers": {"c": "x"}}, {}, "task.verbalisers says 'c'"),
-        ({"labels": ["a_b", "a b"]}, {}, "the same is said for two labels"),
-        ({"negatives": -1}, {}, "should not be negative"),
+        ({}, {}, "example 'x7'.*0 candidates"),
+        ({}, {"candidates": ("a", "b")}, "example 'x7'.*'love'.*candidates.*'a', 'b'"),
+        ({"labels": ["a", "b"]}, {}, "example 'x7'.*'love'"),
+        ({"negatives": 1}, {}, "task.negatives"),
+        ({"labels": ["a"]}, {}, "task.labels"),
+        ({"labels": ["a", "b"], "negatives": 2}, {}, "task.negatives"),
+        ({"labels": ["a", "b"], "verbalizers": {"c": "x"}}, {}, "task.verbalizers.*'c'"),
+        ({"labels": ["a_b", "a b"]}, {}, "task.verbalizers"),
+        ({"negatives": -1}, {}, "task.negatives"),
     ],
 )
 def test_what_cannot_be_chosen(

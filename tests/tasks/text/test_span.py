@@ -188,11 +188,11 @@ def test_no_answer(pair_tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "settings", "words"),
     [
-        ({"input": None}, {}, "example 'x7' has no context"),
-        ({"output": None}, {}, "example 'x7' has no answer.*task.no_answer true"),
-        ({"output": "music"}, {}, "example 'x7': its answer 'music' is not in the context.*on_missing_answer skip"),
-        ({"instruction": "very " * 40}, {}, r"example 'x7': its question leaves room for 0 tokens .*\(24\)"),
-        ({"input": "\u200d"}, {"on_missing_answer": "skip", "no_answer": True}, "makes no tokens of its context"),
+        ({"input": None}, {}, "example 'x7'.*context"),
+        ({"output": None}, {}, "example 'x7'.*task.no_answer"),
+        ({"output": "music"}, {}, "example 'x7'.*'music'.*on_missing_answer"),
+        ({"instruction": "very " * 40}, {}, r"example 'x7'.*data.max_length.*24.*task.stride"),
+        ({"input": "\u200d"}, {"on_missing_answer": "skip", "no_answer": True}, "tokenizer"),
     ],
 )
 def test_a_bad_example_is_named(

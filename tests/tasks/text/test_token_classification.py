@@ -67,12 +67,12 @@ def test_words_are_those_of_the_input_where_there_is_one(task: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "output", "words"),
     [
-        ("a film", ("other",), "example 'x7': its 2 words need as many labels, but its output is 1 labels"),
-        ("a film", ("other",) * 3, "example 'x7': its 2 words need as many labels, but its output is 3 labels"),
-        ("a film", "other", "example 'x7': its 2 words need as many labels, but its output is 'other'"),
-        ("a film", None, "example 'x7': its 2 words need as many labels, but its output is None"),
-        ("a film", ("other", "verb"), "example 'x7': its output 'verb' is none of the labels"),
-        ("a \u200d film", ("other",) * 3, r"example 'x7': the tokenizer makes no token of the word '\\u200d'"),
+        ("a film", ("other",), "example 'x7': .*2 words.*1 label"),
+        ("a film", ("other",) * 3, "example 'x7': .*2 words.*3 labels"),
+        ("a film", "other", "example 'x7': .*2 words.*output.*'other'"),
+        ("a film", None, "example 'x7': .*2 words.*output.*None"),
+        ("a film", ("other", "verb"), "example 'x7': .*output.*'verb'"),
+        ("a \u200d film", ("other",) * 3, r"example 'x7': .*tokenizer.*'\\u200d'"),
     ],
 )
 def test_a_bad_example_is_named(text: str, output: Any, words: str, task: Any) -> None:
@@ -90,7 +90,7 @@ def test_long_texts_are_dropped_or_an_error_but_never_cut(truncate: Any, context
         assert [e.example.id for e in task.encode([long, short])] == ["x8"]
         assert context.counts == {"texts dropped": 1}
     else:
-        with pytest.raises(ValueError, match=r"example 'x7' has \d+ tokens, but data.max_length is 6"):
+        with pytest.raises(ValueError, match=r"example 'x7'.*data.max_length.*6"):
             task.encode([short, long])
 
 
