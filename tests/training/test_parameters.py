@@ -203,7 +203,7 @@ def test_frozen_weights_are_not_in_the_checkpoint_and_must_stay(checkpoint: Path
     jax.tree.map(np.testing.assert_array_equal, restored.params["backbone"], expected.params["backbone"])
 
     moved = base.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="no longer in .*base.*put them back, or set backbone.path"):
+    with pytest.raises(ValueError, match="base.*backbone.path"):
         models.restored_model(config, task, Path(config.run_dir), mesh)
     assert models.restored_model(changed(config, backbone__path=str(moved)), task, Path(config.run_dir), mesh)
     weights = moved / "model.safetensors"
