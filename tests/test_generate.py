@@ -1,4 +1,4 @@
-"""The verb: prompts in, answers out."""
+"""The verb generate."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ import torch
 import transformers
 from byte_tokenizer import byte_tokenizer
 
+from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel, answer_shares, in_dtype
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.export import export
 from instructrec_jax.files import read_jsonl
 from instructrec_jax.generate import main
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -30,7 +30,7 @@ torch.set_num_threads(1)  # its threads would wait for each other on a busy mach
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama that writes bytes, many of them no characters."""
+    """A Llama with a byte-level vocabulary, whose bytes are often not characters."""
     path, tokenizer = tmp_path_factory.mktemp("llama"), byte_tokenizer(bos=True)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -79,7 +79,7 @@ def test_prompts_are_written_as_in_training(folder: Path, model: LanguageModel) 
     example = Example(instruction="Say yes", input="now", output="yes")
     (encoded,) = model.task.encode([example])
     begins = int(np.flatnonzero(encoded.target.supervised)[0]) + 1
-    np.testing.assert_array_equal(model.tokenise(example, "x", raw=False), encoded.text.tokens[:begins])
+    np.testing.assert_array_equal(model.tokenize(example, "x", raw=False), encoded.text.tokens[:begins])
     text = model.tokenizer.decode(encoded.text.tokens[1:begins])
     assert text.startswith("Below is an instruction") and text.endswith("### Response:")
     assert model.generate([example], NEW)[0].text == expected(folder, text)
@@ -106,7 +106,7 @@ def test_stop_texts_end_an_answer_and_are_not_in_it(model: LanguageModel) -> Non
 
 
 def test_a_special_token_can_stop(model: LanguageModel) -> None:
-    """It never becomes text, so it is looked for among the tokens."""
+    """It never becomes text, so the test looks for its token."""
     config = GenerationConfig(max_new_tokens=300, temperature=2.0, seed=1)
     (whole,) = model.generate(["a"], config, raw=True)
     ends = {t: GenerationConfig(max_new_tokens=300, temperature=2.0, seed=1, stop=(t,)) for t in ("<|im_end|>", "<s>")}
@@ -145,7 +145,7 @@ def test_records_keep_their_order_and_fields(folder: Path, tmp_path: Path, capsy
     some = GenerationConfig(max_new_tokens=8)
     assert written[3]["generated"] == LanguageModel(folder).generate(["a"], some)[0].text
     assert {w["finish"] for w in written} <= {"eos", "length"}
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="--out"):
         main([str(folder), "--input", str(file), "--out", str(out)])
     capsys.readouterr()
     main([str(folder), "--input", str(file), "--max_new_tokens", "8"])
@@ -162,7 +162,7 @@ def test_one_prompt_on_the_command_line(folder: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "in.jsonl.*2.*malformed"),
+        ("{", "in.jsonl.*2"),
         ('{"prompt": " "}', "in.jsonl.*2.*'prompt'"),
         ('{"instruction": ""}', "in.jsonl.*2.*instruction"),
         ('{"instruktion": "a"}', "in.jsonl.*2.*instruktion"),
@@ -179,11 +179,11 @@ def test_bad_records_are_named(folder: Path, tmp_path: Path, line: str, message:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--prompt", "a", "--max_new_tokens", "0"], "max_new_tokens should be at least 1"),
-        (["--prompt", ""], "the prompt is empty"),
-        (["--prompt", "a", "--raw", "--max_new_tokens", "399"], "has 2 tokens and max_new_tokens is 399, .* most 400"),
-        (["--prompt", "a", "--temprature", "1"], "Did you mean 'temperature'"),
-        (["--prompt", "a", "--stream", "--beams", "2"], "without beams"),
+        (["--prompt", "a", "--max_new_tokens", "0"], "max_new_tokens"),
+        (["--prompt", ""], "prompt"),
+        (["--prompt", "a", "--raw", "--max_new_tokens", "399"], "2 .*max_new_tokens.*399.*400"),
+        (["--prompt", "a", "--temprature", "1"], "temprature.*temperature"),
+        (["--prompt", "a", "--stream", "--beams", "2"], "beams"),
         (["--prompt", "a", "--task.template", "tokenizer"], "chat template"),
     ],
 )
@@ -213,7 +213,7 @@ def test_encoders_and_other_tasks_are_refused(checkpoint: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="decoder"):
         main([str(checkpoint), "--prompt", "a"])
     (tmp_path / "config.yaml").write_text(to_yaml(Config()))
-    with pytest.raises(ValueError, match="another task"):
+    with pytest.raises(ValueError, match="task"):
         main([str(tmp_path), "--prompt", "a"])
 
 
@@ -234,4 +234,4 @@ def test_answers_are_held_against_a_catalogue(folder: Path, tmp_path: Path, caps
     file = tmp_path / "in.jsonl"
     file.write_text(json.dumps({"prompt": "Which film?", "history": ["a"]}))
     main([str(folder), "--input", str(file), "--max_new_tokens", "8", "--catalogue", str(tmp_path / "items")])
-    assert "of the items named in 1 answers: invalid 100.0%" in capsys.readouterr().err  # noise names nothing
+    assert "invalid 100.0%" in capsys.readouterr().err  # random text names no item

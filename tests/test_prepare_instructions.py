@@ -1,4 +1,4 @@
-"""`scripts/prepare_instructions.py`: no instance lies in two of the files."""
+"""`scripts/prepare_instructions.py`: no instance is in two of the files."""
 
 import gzip
 import importlib.util
@@ -21,7 +21,7 @@ WORDS = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "al", 
 
 
 def rows() -> list[dict[str, str]]:
-    """Sixty texts, each asked about by three templates with long wordings of their own."""
+    """Sixty texts, each in three templates with long texts of their own."""
     draw = random.Random(0)
     passages = [" ".join(draw.choices(WORDS, k=60)) for _ in range(60)]
     wordings = [" ".join(draw.choices(WORDS, k=20)) for _ in range(3)]
@@ -68,5 +68,5 @@ def test_every_form_is_read_and_an_unknown_one_is_named(monkeypatch: pytest.Monk
     assert by_task["share"]["messages"][-1] == {"role": "assistant", "content": "line\u2028separator"}
     assert by_task["plain"]["origin"] == {"template": "plain"}
     (tmp_path / "odd.jsonl").write_text('{"question": "a"}')
-    with pytest.raises(SystemExit, match=r"odd.jsonl, row 0: there is no 'instruction' among \['question'\]"):
+    with pytest.raises(SystemExit, match=r"odd.jsonl, row 0.*'instruction'.*\['question'\]"):
         run(monkeypatch, tmp_path / "odd.jsonl", "--out", tmp_path / "out")
