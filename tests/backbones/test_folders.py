@@ -24,7 +24,7 @@ from instructrec_jax.backbones.reading import build_backbone, input_limit, load_
 from instructrec_jax.backbones.tensor_names import abstract_module, weight_files
 from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.backbones.writing import save_pretrained
-from instructrec_jax.tasks.base import TaskContext, tokenize, with_default_prompt
+from instructrec_jax.tasks.base import TaskContext, tokenise, with_default_prompt
 
 Json = dict[str, Any]
 
@@ -390,8 +390,8 @@ def test_no_file_is_written_outside_of_the_target(folder: Path, tmp_path: Path) 
 def test_the_default_prompt_stands_before_texts_that_become_vectors(folder: Path) -> None:
     change(folder, "config_sentence_transformers.json", default_prompt_name="query")
     context = TaskContext(open_tokenizer(folder, read_config(folder)), 32, folder=folder)
-    (plain,) = tokenize(["find a book"], ["text"], context)
-    (prompted,) = tokenize(["a book"], ["text"], with_default_prompt(context))
+    (plain,) = tokenise(["find a book"], ["text"], context)
+    (prompted,) = tokenise(["a book"], ["text"], with_default_prompt(context))
     assert plain is not None and prompted is not None and plain.tokens.tolist() == prompted.tokens.tolist()
     with pytest.raises(ValueError, match=r"data\.truncate"):
         with_default_prompt(TaskContext(context.tokenizer, 32, "left", folder=folder))
