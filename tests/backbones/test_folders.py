@@ -24,7 +24,8 @@ from instructrec_jax.backbones.reading import build_backbone, input_limit, load_
 from instructrec_jax.backbones.tensor_names import abstract_module, weight_files
 from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.backbones.writing import save_pretrained
-from instructrec_jax.tasks.base import TaskContext, tokenise, with_default_prompt
+from instructrec_jax.tasks.base import TaskContext, with_default_prompt
+from instructrec_jax.tasks.texts import tokenise
 
 Json = dict[str, Any]
 
