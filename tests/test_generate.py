@@ -179,9 +179,9 @@ def test_bad_records_are_named(folder: Path, tmp_path: Path, line: str, message:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--prompt", "a", "--max_new_tokens", "0"], "max_new_tokens should be at least 1"),
+        (["--prompt", "a", "--max_new_tokens", "0"], "max_new_tokens"),
         (["--prompt", ""], "the prompt is empty"),
-        (["--prompt", "a", "--raw", "--max_new_tokens", "399"], "has 2 tokens and max_new_tokens is 399, .* most 400"),
+        (["--prompt", "a", "--raw", "--max_new_tokens", "399"], "has 2 tokens and max_new_tokens is 399.* 400"),
         (["--prompt", "a", "--temprature", "1"], "Did you mean 'temperature'"),
         (["--prompt", "a", "--stream", "--beams", "2"], "without beams"),
         (["--prompt", "a", "--task.template", "tokenizer"], "chat template"),
