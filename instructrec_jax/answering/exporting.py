@@ -83,13 +83,15 @@ def write_orbax(folder: Path, model: SplitModel, settings: dict[str, Any], dtype
 
 
 def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str | None) -> None:
-    network: Any = task.view(merge_lora(model.network))
+    merged: Any = merge_lora(model.network)
+    network: Any = task.view(merged)
     kind = head_kind(network.head)
     config = model.source.config
     if kind in ("sequence", "token"):
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
-        config.problem_type = task.problem_type
+        settings: Any = config
+        settings.problem_type = task.problem_type
     shutil.copytree(run / "backbone", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("weights.json"))
     if kind == "lm" and task.language_model is not None:
         write_language_model_files(folder, config, task.language_model)
@@ -141,7 +143,7 @@ def write_adapter(folder: Path, model: SplitModel, run: Path, task: Task) -> Non
     pairs = find_family(source.config.model_type).kind == "encoder_decoder"
     tasks = TRAINED_HEADS | {"lm": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM"}
     trained = network.head if kind in TRAINED_HEADS else None
-    new_pooler = any(path.startswith("pooler.") for path in source.report.initialised)
+    new_pooler = any(path.startswith("pooler.") for path in source.report.initialized)
     write_peft(
         folder,
         network.backbone,

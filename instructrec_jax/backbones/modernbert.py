@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.encoder import check_positions
@@ -28,6 +29,8 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class ModernBertSpec:
+    """Sizes and variants of a `ModernBert`."""
+
     vocab_size: int
     hidden_size: int
     layer_types: tuple[str, ...]
@@ -38,7 +41,7 @@ class ModernBertSpec:
     norm_bias: bool
     attention_bias: bool
     mlp_bias: bool
-    window: int  # largest distance a local layer sees, each way
+    window: int  # maximum distance of keys in local layers, in each direction
     padding_id: int | None
     embedding_dropout: float
     attention_dropout: float
@@ -51,7 +54,7 @@ class ModernBertSpec:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Context:
-    """What every layer sees besides the hidden states; the rotation (cos, sin) by attention type."""
+    """The inputs of every layer besides the hidden states; rotations (cos, sin) are by attention type."""
 
     segment_ids: jax.Array
     positions: jax.Array
@@ -61,7 +64,7 @@ class Context:
 class Layer(nnx.Module):
     """x = x + attention(norm(x)); x = x + mlp(norm(x)). The first layer has no norm before attention."""
 
-    def __init__(self, kind: tuple[str, bool], spec: ModernBertSpec, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, kind: tuple[str, bool], spec: ModernBertSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         self.attention_type, is_first = kind
         self.spec = spec
         width, mlp = spec.hidden_size, spec.mlp_size
@@ -133,7 +136,7 @@ class Layer(nnx.Module):
 
 
 class ModernBert(nnx.Module):
-    """Arguments of a call are int32 [rows, length] (see `Family`); token types are ignored."""
+    """ModernBERT's network. A call takes int32 [rows, length] arrays (see `Family`); token types are ignored."""
 
     def __init__(
         self,
@@ -141,13 +144,16 @@ class ModernBert(nnx.Module):
         *,
         max_length: int,
         ropes: dict[str, Rope],
-        dtype: Any,
+        dtype: DTypeLike,
         stack: StackOptions,
         rngs: nnx.Rngs,
     ):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
-            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+            raise ValueError(
+                f"config.json: the hidden size, {spec.hidden_size}, must be a multiple of the number of attention "
+                f"heads, {spec.num_heads}."
+            )
         init = truncated_normal(spec.initializer_range, spec.initializer_cutoff)
         self.word_embeddings = Embedding(
             spec.vocab_size, spec.hidden_size, init=init, padding_id=spec.padding_id, dtype=dtype, rngs=rngs
@@ -168,7 +174,7 @@ class ModernBert(nnx.Module):
 
     @property
     def word_embedding_table(self) -> jax.Array:
-        """The table [vocab_size, hidden_size] that a masked-language-model head is tied to."""
+        """The embedding table [vocab_size, hidden_size], also used by tied masked-language-model heads."""
         return self.word_embeddings.table[...]
 
     def __call__(
@@ -190,12 +196,14 @@ class ModernBert(nnx.Module):
 _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
-def output_range(config: Any) -> float:
-    """Standard deviation of the layers that write to the residual stream: narrower the deeper the network."""
+def output_range(config: PretrainedConfig) -> float:
+    """Initial standard deviation of layers that write to the residual stream; smaller for deeper networks."""
     return config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
 
 
-def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     head_dim = config.hidden_size // config.num_attention_heads
     refuse(
         config,
@@ -207,8 +215,8 @@ def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: n
     unknown = set(config.layer_types) - {GLOBAL, LOCAL}
     if unknown or len(config.layer_types) != config.num_hidden_layers:
         raise ValueError(
-            f"config.json has layer_types {config.layer_types}; {config.num_hidden_layers} values out of "
-            f"{GLOBAL!r} and {LOCAL!r} are needed."
+            f"config.json: layer_types is {config.layer_types}, but must have {config.num_hidden_layers} values out of "
+            f"{GLOBAL!r} and {LOCAL!r}."
         )
     spec = ModernBertSpec(
         vocab_size=config.vocab_size,
@@ -254,7 +262,7 @@ MAPPING = (
 )
 
 
-def classifier_head(config: Any) -> HeadSpec:
+def classifier_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(
         dropout=config.classifier_dropout,
         pooling=config.classifier_pooling,
@@ -270,7 +278,7 @@ def classifier_head(config: Any) -> HeadSpec:
     )
 
 
-def mlm_head(config: Any) -> HeadSpec:
+def mlm_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(
         dense=True,
         dense_bias=config.classifier_bias,

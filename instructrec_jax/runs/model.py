@@ -31,7 +31,7 @@ from instructrec_jax.files import read_json, write_json
 from instructrec_jax.preparation import demos
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.config import Config
-from instructrec_jax.tasks.base import Task, TaskContext
+from instructrec_jax.tasks.base import Model, Task, TaskContext
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.parameters import frozen_parameters
 from instructrec_jax.training.state import Tree, merge_params, split_params
@@ -49,7 +49,7 @@ class SplitModel:
       is_frozen: path of a parameter -> whether it is frozen.
     """
 
-    graphdef: nnx.GraphDef[nnx.Module]
+    graphdef: nnx.GraphDef[Model]
     params: Tree
     shardings: Tree
     source: Source
@@ -159,7 +159,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
         dtype=compute_dtype(config),
         shardings=sharding,
     )
-    model = adapted(task.model(source), config, source)
+    model: Any = adapted(task.model(source), config, source)
     shardings = parameter_shardings(mesh, model)
     graphdef, state = nnx.split(model)
     params = place(nnx.to_pure_dict(state), shardings)
@@ -182,7 +182,7 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -
         source = Source(None, backbone, hf_config, pooling, LoadReport(), rngs, compute_dtype(config))
         return adapted(task.model(source), config, source)
 
-    model = nnx.eval_shape(build)
+    model: Any = nnx.eval_shape(build)
     graphdef, state = nnx.split(model)
     source = Source(None, model, hf_config, pooling, LoadReport(), nnx.Rngs(config.seed), compute_dtype(config))
     shardings = parameter_shardings(mesh, model)

@@ -37,7 +37,7 @@ MESSAGE = "Start all processes again with the same command"
 
 
 class Processes:
-    """The same command in so many processes on this machine, with some virtual devices each."""
+    """Runs a command in several processes on this machine, with virtual devices each."""
 
     def __init__(self, command: list[str], count: int, devices: int, folder: Path, **environment: str):
         with socket.socket() as free:
@@ -46,7 +46,7 @@ class Processes:
         flags = f"--xla_force_host_platform_device_count={devices}"
         folder.mkdir(parents=True, exist_ok=True)
         self.logs = [folder / f"{len(list(folder.iterdir()))}-{number}.log" for number in range(count)]
-        self.all: list[subprocess.Popen] = []
+        self.all: list[subprocess.Popen[bytes]] = []
         for number, log in enumerate(self.logs):
             names = {"COORDINATOR_ADDRESS": address, "PROCESS_ID": str(number), "NUM_PROCESSES": str(count)}
             cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
@@ -155,7 +155,7 @@ def killed(alone: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         assert statuses.pop(2) == -signal.SIGKILL
         assert not {0, -signal.SIGKILL} & set(statuses), [four.said(number) for number in range(4)]
         for number in range(4):
-            deadline = time.monotonic() + 5  # the last words of a process come after its end
+            deadline = time.monotonic() + 5  # the watchdog prints after its process ended
             while MESSAGE not in four.said(number):
                 assert time.monotonic() < deadline, four.said(number)
     yield config, command, folder
@@ -240,19 +240,19 @@ def test_a_process_without_launcher_is_alone() -> None:
     assert launch.settings_from(SLURM | {"SLURM_NTASKS": "1"}) is None
     assert launch.settings_from({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}) is None  # sbatch's own shell, without srun
     assert launch.settings_from(SLURM) == {}
-    given = launch.settings_from(BY_HAND | SLURM)  # what is said by name comes first
+    given = launch.settings_from(BY_HAND | SLURM)  # COORDINATOR_ADDRESS takes precedence
     assert given is not None and (given["process_id"], given["num_processes"]) == (1, 2)
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"COORDINATOR_ADDRESS": "node1:8476"}, "PROCESS_ID and NUM_PROCESSES is not"),
-        ({"COORDINATOR_ADDRESS": "node1:8476", "NUM_PROCESSES": "2"}, "but PROCESS_ID is not"),
-        ({"PROCESS_ID": "0", "NUM_PROCESSES": "2"}, "but COORDINATOR_ADDRESS is not"),
-        (BY_HAND | {"PROCESS_ID": "2"}, "PROCESS_ID is 2, but should be below NUM_PROCESSES"),
-        (BY_HAND | {"PROCESS_ID": "one"}, "PROCESS_ID should be a number"),
-        (BY_HAND | {"COORDINATOR_ADDRESS": "node1"}, "COORDINATOR_ADDRESS should be host:port"),
+        ({"COORDINATOR_ADDRESS": "node1:8476"}, "PROCESS_ID and NUM_PROCESSES"),
+        ({"COORDINATOR_ADDRESS": "node1:8476", "NUM_PROCESSES": "2"}, "not.*PROCESS_ID|PROCESS_ID.*not"),
+        ({"PROCESS_ID": "0", "NUM_PROCESSES": "2"}, "COORDINATOR_ADDRESS"),
+        (BY_HAND | {"PROCESS_ID": "2"}, "PROCESS_ID.* 2"),
+        (BY_HAND | {"PROCESS_ID": "one"}, "PROCESS_ID.*'one'"),
+        (BY_HAND | {"COORDINATOR_ADDRESS": "node1"}, "COORDINATOR_ADDRESS.*host:port"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "mpirun -x COORDINATOR_ADDRESS"),
     ],
 )
@@ -264,7 +264,7 @@ def test_half_an_environment_is_an_error(environment: dict[str, str], message: s
 def test_a_verb_of_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in BY_HAND.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="export runs in one process"):
+    with pytest.raises(ValueError, match="export"):
         launch.refuse_others("export")
 
 
