@@ -10,7 +10,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Text
-from instructrec_jax.data.prompts import Pieces, tokenise_pieces
+from instructrec_jax.data.prompts import Pieces, tokenize_pieces
 from instructrec_jax.inference import likelihood
 from instructrec_jax.tasks.base import Arrays, Predict
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
@@ -21,7 +21,7 @@ Whole = tuple[np.ndarray, np.ndarray]  # tokens of a text, and which of them cou
 
 
 class LikelihoodTask(LanguageModelTask):
-    """Prompt and answer are tokenised as one text, as in training (see `data.prompts.tokenise_pieces`).
+    """Prompt and answer are tokenised as one text, as in training (see `data.prompts.tokenize_pieces`).
 
     Where they end up in one token, it belongs to the prompt and is not scored.
     """
@@ -86,7 +86,7 @@ class LikelihoodTask(LanguageModelTask):
                 tokens = np.array(ids if ids[-1:] == [eos] else [*ids, eos], np.int32)
                 found.append((tokens, np.ones(len(tokens), bool)))
         else:
-            tokenised = tokenise_pieces(self._written(example, answers), self.tokenizer)
+            tokenised = tokenize_pieces(self._written(example, answers), self.tokenizer)
             self.context.count(
                 "answers that begin inside a token of the prompt, which is not scored", sum(t.torn for t in tokenised)
             )
@@ -124,5 +124,5 @@ class LikelihoodTask(LanguageModelTask):
     @cached_property
     def _opening(self) -> int:
         """Tokens that the tokenizer or the template puts before every text."""
-        (tokens,) = tokenise_pieces(self._written(Example(instruction="a"), ["b"]), self.tokenizer)
+        (tokens,) = tokenize_pieces(self._written(Example(instruction="a"), ["b"]), self.tokenizer)
         return tokens.opening

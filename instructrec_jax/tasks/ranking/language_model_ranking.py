@@ -78,7 +78,7 @@ class NamedTarget(Target):
 class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
     """Trains as a language model does, on the names of wanted items; evaluates as a reranker does.
 
-    Prompt and name are tokenised as one text, as in training (see `data.prompts.tokenise_pieces`): where they end up in
+    Prompt and name are tokenised as one text, as in training (see `data.prompts.tokenize_pieces`): where they end up in
     one token, it belongs to the prompt and is not scored. Names are `Catalogue.name`, without blanks around them.
     """
 
