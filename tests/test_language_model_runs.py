@@ -145,7 +145,7 @@ def test_an_example_without_an_answer_is_named(language_models: dict[str, Path],
     asked = {"id": "odd", "messages": [{"role": "user", "content": "a film"}]}
     write_jsonl(tmp_path / "odd.jsonl", [asked])
     config = language_run(language_models["llama"], tmp_path)
-    with pytest.raises(ValueError, match="'odd'"):
+    with pytest.raises(ValueError, match="example 'odd'.*fields.output"):
         train(changed(config, data__train=[SourceConfig(path=str(tmp_path / "odd.jsonl"))]))
 
 

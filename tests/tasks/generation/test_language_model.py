@@ -129,7 +129,7 @@ def test_bos_that_only_the_template_writes_is_kept() -> None:
 def test_an_example_without_a_supervised_token_is_an_error() -> None:
     long = Example(instruction="q" * 20, output="1", id="x7")
     for train_on in ("completions", "all"):
-        with pytest.raises(ValueError, match="example 'x7': .*answer"):
+        with pytest.raises(ValueError, match="example 'x7': .*fields.output"):
             build(train_on=train_on).encode([PAIR, Example(instruction="a", id="x7")])
     with pytest.raises(ValueError, match="example 1: .*answer"):
         build().encode([PAIR, Example(instruction="a", output=" ")])
