@@ -4,7 +4,7 @@
 
     config = ir.load_config("configs/films.yaml")
     run_dir = ir.tune(config)                                    # what `python -m instructrec_jax.train` does
-    run = ir.Run.open(run_dir)                                   # opened once; every verb starts here
+    run = ir.Run.open(run_dir)                                   # opens a run directory
     ir.evaluate_run(run, "results")                              # ... evaluate
     ir.export_run(run_dir, "exported", format="hf")              # ... export
     films = ir.Recommender(run_dir)                              # ... recommend
@@ -13,7 +13,7 @@
     model.generate(["Name a river."], ir.GenerationConfig(max_new_tokens=50))
     ir.prepare_data(ir.MovieLensConfig(source="ml-latest-small", out="data/movielens"))  # ... prepare
 
-Names are imported when they are first used, so that `import instructrec_jax` is quick.
+Names are imported on first use, so that `import instructrec_jax` is fast.
 """
 
 import os
@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from instructrec_jax.answering.classifier import Classifier
     from instructrec_jax.answering.comparison import evaluate as evaluate_run
+    from instructrec_jax.answering.exporting import export as export_run
     from instructrec_jax.answering.language_model import LanguageModel
     from instructrec_jax.answering.recommender import Recommender
     from instructrec_jax.answering.requests import Request
     from instructrec_jax.data.example import Example
-    from instructrec_jax.export import export as export_run
     from instructrec_jax.inference.generation_config import GenerationConfig
     from instructrec_jax.preparation.formats import MovieLensConfig, RecBoleConfig, TableConfig
     from instructrec_jax.preparation.prepare_data import prepare as prepare_data
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from instructrec_jax.runs.run import Run
     from instructrec_jax.train import train as tune
 
-# transformers says at each start that it misses PyTorch, of which only its tokenizers and configurations are used here.
+# Silences transformers' note about missing PyTorch: only its tokenizers and configs are used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.2.0"
 
-# The same names again, with where they come from.
+# name -> module:attribute
 _HOMES = {
     "Classifier": "answering.classifier:Classifier",
     "Config": "runs.config:Config",
@@ -55,7 +55,7 @@ _HOMES = {
     "Run": "runs.run:Run",
     "TableConfig": "preparation.formats:TableConfig",
     "evaluate_run": "answering.comparison:evaluate",
-    "export_run": "export:export",
+    "export_run": "answering.exporting:export",
     "load_config": "runs.config:load",
     "prepare_data": "preparation.prepare_data:prepare",
     "tune": "train:train",

@@ -1,4 +1,4 @@
-"""`python -m instructrec_jax VERB ...` and the command `instructrec VERB ...`; without a verb, what there is."""
+"""`python -m instructrec_jax VERB ...` and the command `instructrec VERB ...`; without a verb, a list of verbs."""
 
 import ast
 import runpy
@@ -10,14 +10,14 @@ VERBS = ("train", "evaluate", "generate", "recommend", "prepare", "export", "pla
 
 
 def listing() -> str:
-    """The verbs, each with the first line of what it does."""
+    """The usage and the list of verbs, each with the first line of its docstring."""
     lines = ["usage: instructrec VERB [options]      (the same as python -m instructrec_jax.VERB)", ""]
     for verb in VERBS:
         spec = find_spec(f"instructrec_jax.{verb}")
         assert spec is not None and spec.origin is not None
         doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
         lines.append(f"  {verb:10} {doc.splitlines()[0].partition(': `')[0].rstrip('.')}")
-    return "\n".join([*lines, "", "instructrec VERB --help explains the options of each."])
+    return "\n".join([*lines, "", "instructrec VERB --help shows the options of a verb."])
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         return
     verb = sys.argv.pop(1)
     if verb not in VERBS:
-        print(f"error: there is no verb {verb!r}.\n\n{listing()}", file=sys.stderr)
+        print(f"error: unknown verb {verb!r}.\n\n{listing()}", file=sys.stderr)
         sys.exit(2)
     sys.argv[0] = verb
     runpy.run_module(f"instructrec_jax.{verb}", run_name="__main__", alter_sys=False)

@@ -1,13 +1,13 @@
-"""Answer customers' requests with tuned runs: `python -m instructrec_jax.assist RUN --actions actions.yaml "..."`.
+"""Answer customer requests with tuned runs: `python -m instructrec_jax.assist RUN --actions actions.yaml "..."`.
 
     assist RUN --tune_threshold in_scope.jsonl out_of_scope.txt      tune the out-of-scope threshold
     assist RUN --actions actions.yaml "where is my order 4711?"      intent, slots, action and reply as JSON
     assist RUN --actions actions.yaml --input requests.jsonl --out answers.jsonl
     assist RUN --actions actions.yaml --slots RUN2 "..."             slots by a token_classification run (BIO labels)
 
-RUN is a classification run whose labels are the intents. Requests come from the command line, a file (.txt: one a line;
-JSONL, CSV ...: a field of records) or stdin, one a line. A request whose score is below the threshold is out of scope:
-it is handed over to a person.
+RUN is a classification run whose labels are the intents. Requests come from the command line, a file (.txt: one per
+line; JSONL, CSV ...: a field of the records) or stdin, one per line. A request with a score below the threshold is out
+of scope and is handed over to a person.
 """
 
 import json
@@ -24,13 +24,19 @@ def main(args: list[str]) -> None:
     options = assist_parser(__doc__).parse_intermixed_args(args)
     if options.tune_threshold is not None:
         inside, outside = (read_requests(file, options.text_field) for file in options.tune_threshold)
-        wanted = {"score": options.score or "max_probability", "rate": options.false_positive_rate}
-        chosen = tune_threshold(options.run, inside, outside, instruction=options.instruction, **wanted)
+        chosen = tune_threshold(
+            options.run,
+            inside,
+            outside,
+            score=options.score or "max_probability",
+            rate=options.false_positive_rate,
+            instruction=options.instruction,
+        )
         print(json.dumps(chosen, indent=2))
         print(f"written: {options.run / 'assist'}/threshold.json, roc.json, roc.png", file=sys.stderr)
         return
     if options.actions is None:
-        raise ValueError("--actions is missing: a YAML file that says what to do for each intent.")
+        raise ValueError("--actions is missing: a YAML file with an action and a reply for each intent.")
     if options.request is not None and options.input is not None:
         raise ValueError("give either a request or --input, not both.")
     new_file(options.out)
@@ -43,7 +49,7 @@ def main(args: list[str]) -> None:
         instruction=options.instruction,
     )
     if desk.threshold is None:
-        print("note: no threshold is tuned or given, so every request is taken as in scope.", file=sys.stderr)
+        print("note: no threshold is tuned or given, so every request counts as in scope.", file=sys.stderr)
     if options.request is not None:
         requests: Requests = iter([("the request", options.request)])
     else:
@@ -53,7 +59,7 @@ def main(args: list[str]) -> None:
     if options.out is not None:
         write_text(options.out, "")
         count = 0
-        for block in blocks(answers, BATCH):  # as they come: an error later on loses none of them
+        for block in blocks(answers, BATCH):  # block by block: a later error loses no answer
             count += append_jsonl(options.out, block)
         print(f"{count:,} answers written: {options.out}", file=sys.stderr)
         return

@@ -1,14 +1,14 @@
-"""Plan a training run on devices that are not here: `python -m instructrec_jax.plan --topology v5p:4x4x4`.
+"""Plan a training run on devices that are not present: `python -m instructrec_jax.plan --topology v5p:4x4x4`.
 
     plan --topology v5e:4x4 --config_path X       the training step of X, compiled for 16 chips
-    plan --topology v5p:4x4x4 --slices 2 ...      two such slices (--mesh.dcn_data 2)
+    plan --topology v5p:4x4x4 --slices 2 ...      two slices (needs --mesh.dcn_data 2)
     plan --topology cpu:8                         virtual CPU devices
     plan --topology v5p:4x4x4 --backbone.path llama2-7b --task.type language_model ...    an architecture by its name
-    plan --topology ... --search                  tries mesh sizes and remat, and ranks what fits
-    plan --topology ... --items 100000000         and the index of so many items, spread over the chips
+    plan --topology ... --search                  try mesh sizes, remat and accumulation; rank what fits
+    plan --topology ... --items 100000000         also the index of a catalogue, sharded over the chips
 
-Nothing is loaded: parameters and data are shapes. Memory is what the compiler reserves; collectives and bytes are those
-of the compiled program with its loops multiplied out; FLOPs come from the model's formula (`training/flops.py`).
+Nothing is loaded: parameters and data are shapes. Memory is the compiler's own figure; collectives and bytes come from
+the compiled program, loops multiplied by their trip counts; FLOPs come from a formula (`training/flops.py`).
 """
 
 import os
@@ -17,7 +17,7 @@ import sys
 
 import jax
 
-from instructrec_jax.answering.arguments import SETTINGS, verb_parser
+from instructrec_jax.answering.arguments import parse_with_settings, plan_parser
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.distributed.chips import topology_devices
 from instructrec_jax.distributed.mesh import make_mesh
@@ -29,18 +29,18 @@ from instructrec_jax.runs.config import DEFAULT, Config, main_guard, parse
 
 
 def plan(config: Config, topology: str, slices: int = 1) -> Plan:
-    """Compiles the training step of `config` for a topology and says what it takes; see `planning.plan_report.Plan`.
+    """Compiles the training step of `config` for a topology and measures it; see `planning.plan_report.Plan`.
 
-    Raises ValueError for a topology that does not exist, or settings that training would refuse.
+    Raises ValueError for an unknown topology, and for settings that training would refuse.
     """
     with planning_folder(config.backbone.path) as (folder, _):
         return make_plan(config, folder, topology, slices)
 
 
 def plan_on_cpu(topology: str) -> None:
-    """Has this machine's CPU compile, as the devices planned for need not be there; cpu:N makes it N devices.
+    """Makes jax compile on this machine's CPU, because the planned devices need not be present; cpu:N makes N devices.
 
-    Must run before jax looks for devices.
+    Must run before jax initializes its devices.
     """
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
@@ -50,13 +50,8 @@ def plan_on_cpu(topology: str) -> None:
 
 
 def main(args: list[str]) -> None:
-    known = ", ".join(sorted(file.stem for file in ARCHITECTURES.glob("*.json")))
-    parser = verb_parser("plan", __doc__, f"{SETTINGS}\nArchitectures that need no folder: {known}.")
-    parser.add_argument("--topology", required=True, help="chip type and topology: v5e:4x4, v5p:4x4x4; cpu:8")
-    parser.add_argument("--slices", type=int, default=1, help="number of such slices (default: 1)")
-    parser.add_argument("--search", action="store_true", help="try mesh sizes, remat and accumulation; rank what fits")
-    parser.add_argument("--items", type=int, help="also plan the index of a catalogue of this many items")
-    options, rest = parser.parse_known_args(args)
+    architectures = sorted(file.stem for file in ARCHITECTURES.glob("*.json"))
+    options, rest = parse_with_settings(plan_parser(__doc__, architectures), args)
     plan_on_cpu(options.topology)
     named = [arg.split("=")[0] for arg in rest]
     if "--backbone.path" in named and "--config_path" not in named and "--task.type" not in named:
@@ -64,7 +59,7 @@ def main(args: list[str]) -> None:
     config = parse(Config, rest, default=None if {"--backbone.path", "--config_path"} & set(named) else DEFAULT)
     with planning_folder(config.backbone.path) as (folder, stands_in):
         if stands_in:
-            print("no tokenizer there: one that stands in is used, which changes no shape", file=sys.stderr)
+            print("note: no tokenizer found; a placeholder is used, which changes no shape", file=sys.stderr)
         if options.search:
             search(config, folder, options.topology, options.slices)
         else:

@@ -2,19 +2,19 @@
 
     recommend RUN --history "Alien; The Thing" --instruction "something scary in space"
     recommend RUN --user 42 --k 5 --where genre=Horror --where "year>1990" --exclude "Event Horizon"
-    recommend RUN --input requests.jsonl --out answers.jsonl      many at once; .csv does as well
-    recommend RUN --history Alien --rerank RUN2                   RUN2 reranks the best items, as `evaluate` tuned it
-    recommend RUN --user 42 --hybrid coKNN                        other scores mixed in, as `evaluate` tuned it
-    recommend RUN --instruction "..." --items new_items.jsonl     items that RUN never saw, by their texts
+    recommend RUN --input requests.jsonl --out answers.jsonl      many requests; also .csv
+    recommend RUN --history Alien --rerank RUN2                   RUN2 reranks the best items, as tuned by `evaluate`
+    recommend RUN --user 42 --hybrid coKNN                        coKNN's scores mixed in, as tuned by `evaluate`
+    recommend RUN --instruction "..." --items new_items.jsonl     also items that RUN was not trained on, by their texts
 
-The evidence behind each item says how much its score falls when an item of the history, or a word of the instruction,
-is left out. `id:...` names an item by its id wherever a title can stand.
+The evidence of an item shows how much its score falls without an item of the history or a word of the instruction.
+`id:...` names an item by its id in place of a title.
 """
 
 import json
 import sys
 
-from instructrec_jax.answering.arguments import recommend_parser
+from instructrec_jax.answering.arguments import parse_with_settings, recommend_parser
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Answer, Request, check_out, read_requests, write_answers
 from instructrec_jax.answering.terminal import ask_person, named_weight, table
@@ -22,14 +22,14 @@ from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:
-    options, rest = recommend_parser(__doc__).parse_known_args(args)
+    options, rest = parse_with_settings(recommend_parser(__doc__), args)
     one = {name: getattr(options, name) for name in ("user", "history", "instruction", "exclude", "where")}
     if options.input is not None and any(one.values()):
         given = ", ".join(f"--{name}" for name, value in one.items() if value)
         raise ValueError(f"{given} cannot be combined with --input: put it into the file.")
     if options.out is not None:
         if options.input is None:
-            raise ValueError("--out is for the answers to --input; for one request, use --format json > FILE.")
+            raise ValueError("--out needs --input; for one request, use --format json > FILE.")
         check_out(options.out)
     requests: list[Request | Answer] = [Request(**one)] if options.input is None else read_requests(options.input)
     rerank, hybrid = named_weight("--rerank", options.rerank), named_weight("--hybrid", options.hybrid)

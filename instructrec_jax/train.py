@@ -1,16 +1,14 @@
 """Tune a pretrained network on instructions: `python -m instructrec_jax.train [--config_path X.yaml] [--a.b value]`.
 
-Without arguments it trains the embedded film recommender. `train` is the whole run, top to bottom. Several processes
-(see `distributed/launch.py`) all go through it together; the first of them writes and speaks for all.
+Without arguments it trains the embedded film recommender. `train` is the whole run, top to bottom. With several
+processes (see `distributed/launch.py`) all of them execute it; only the first writes files and prints.
 """
 
 import sys
 import time
-import zlib
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 import numpy as np
@@ -25,6 +23,7 @@ from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
 from instructrec_jax.evaluation.evaluator import greater_is_better, measured_on
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.files import write_json
+from instructrec_jax.runs.checkpoint_metric import chosen_metric, evaluation_failed, measure_of
 from instructrec_jax.runs.config import Config, main_guard, parse, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.directory import (
@@ -59,10 +58,10 @@ from instructrec_jax.training.tracking import Tracker, progress_bar
 
 
 def train(config: Config) -> Path:
-    """Runs, or resumes, the training that `config` describes; returns the run directory.
+    """Runs or resumes the training of `config`; returns the run directory.
 
-    Raises ValueError where the run cannot begin or be resumed, Interrupted (a KeyboardInterrupt) after Ctrl-C, when the
-    last step is saved.
+    Raises ValueError if the run cannot start or resume; Interrupted (a KeyboardInterrupt) after Ctrl-C, once the last
+    step is saved.
     """
     check_settings(config)
     with RunLock(config.run_dir) as lock:
@@ -70,7 +69,7 @@ def train(config: Config) -> Path:
 
 
 def train_locked(config: Config, lock: RunLock) -> Path:
-    """`train`, top to bottom. The lock is taken where the run directory is first written to."""
+    """`train`, top to bottom. `start_run_dir` takes the lock."""
     prepare_data(config)
     sources = RunData(config)
     config = sources.config
@@ -85,14 +84,14 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     test = sources.cases(task, "test") or validation
     for cases in (validation, test):
         check_cases(task, cases)
-    groups = sources.case_groups(test)  # a key that the cases lack should not come to light at the end
+    groups = sources.case_groups(test)  # early, because a missing key is an error
 
     # ------------------------------------------------------------------ model and state
     setup = TrainingSetup.load(config, task, folder, mesh)
     state, shardings, predict_with = setup.state, setup.shardings, setup.predict_with
 
     # ------------------------------------------------------------------ run directory, and resume
-    # Only now, so that a run that cannot begin or go on leaves no trace and deletes nothing.
+    # Only now, so that a run that cannot start or resume writes and deletes nothing.
     before = start_run_dir(config, run_dir, lock, data.fingerprint)
     metric = config.evaluation.metric or task.metric
     greater = greater_is_better(task, metric)
@@ -119,7 +118,7 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     # ------------------------------------------------------------------ train
     tracker = Tracker(run_dir, config.tracking, step, to_dict(config))
     bar = progress_bar(config.steps, step)
-    # Known beforehand: asked for in the loop, each would wait for the steps that are under way.
+    # Computed in advance: inside the loop, each would wait for the running steps.
     rates = np.asarray(jax.vmap(learning_rate_schedule(setup.optimizer_config, config.steps))(np.arange(config.steps)))
     meter = Meter(tracker, bar, rates.item, config.optimizer.max_nonfinite, *flops_and_peak(setup, data))
     profiler = Profiler(run_dir, config.profile)
@@ -146,7 +145,7 @@ def train_locked(config: Config, lock: RunLock) -> Path:
             profiler.end(step, sums)
             if new_shape:
                 jax.block_until_ready(sums)
-                release_freed_memory()  # what compiling took
+                release_freed_memory()  # memory of the compilation
             progress = progress.trained(batch.tokens, batch.position)
             meter.count(batch.tokens)
             meter.flush()
@@ -173,7 +172,7 @@ def train_locked(config: Config, lock: RunLock) -> Path:
                 release_freed_memory()
                 meter.pause(time.perf_counter() - began)
             if step % config.checkpoint.every == 0 or progress.best_step == step:
-                meter.flush()  # every line up to a checkpoint is on disk before the checkpoint is
+                meter.flush()  # log lines reach the disk before the checkpoint
                 listed = list_skipped(source, run_dir, listed)
                 with meter.timed("checkpoint"):
                     checkpoints.save(step, without_frozen(state), progress, to_dict(config), value)
@@ -201,30 +200,6 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     once(lambda: print(f"\nreport: {write_report(run_dir)}"))
     once(lambda: finish_run_dir(run_dir))
     return run_dir
-
-
-def measure_of(config: Config, metric: str) -> str:
-    """What an evaluation's metric measures, for `Progress`: with other cases it is another measure."""
-    cases = repr((to_dict(config)["data"]["validation"], config.evaluation.max_examples))
-    return f"{metric} {zlib.crc32(cases.encode()):08x}"
-
-
-def chosen_metric(metrics: dict[str, float], name: str) -> float:
-    if name not in metrics:
-        raise ValueError(f"evaluation.metric is {name!r}, but the evaluation gives {', '.join(metrics)}.")
-    return metrics[name]
-
-
-def evaluation_failed(step: int, error: Exception) -> NoReturn:
-    """Raises the error of an evaluation with a remedy, now that the step before it is saved."""
-    text = (
-        f"the evaluation after step {step} failed. The step is saved: correct the setting or the data, or turn "
-        "evaluation off with --evaluation.every 0, and run the command again to resume after it."
-    )
-    if isinstance(error, ValueError | OSError):
-        raise ValueError(f"{error}\n{text}") from error
-    error.add_note(text)
-    raise error
 
 
 def main(args: list[str]) -> None:

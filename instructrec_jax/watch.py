@@ -5,8 +5,8 @@
     watch RUN --draws 8 ...                                     uncertainty by Monte Carlo dropout
     watch RUN RUN2 RUN3 ...                                     uncertainty by an ensemble
 
-Each record gets a label; each entity a rolling score, the mean value of the labels of its records in the window. An
-alert is raised when the score leaves the band, once for each time.
+Each record gets a label. Each entity has a rolling score: the mean value of its records' labels in the window. An alert
+is raised once whenever the score leaves the band.
 """
 
 import json
@@ -30,13 +30,13 @@ def main(args: list[str]) -> None:
     window, late = duration(options.window), duration(options.late)
     values = None if options.values is None else read_values(options.values)
     if options.batch < 1:
-        raise ValueError(f"--batch is {options.batch}, but should be at least 1.")
+        raise ValueError(f"--batch must be at least 1, but is {options.batch}.")
     new_file(options.out)
     new_file(options.scores, "--scores")
     try:
         zone = ZoneInfo(options.timezone)
     except (ValueError, OSError, KeyError) as error:
-        raise ValueError(f"--timezone: there is no {options.timezone!r}; write UTC or Europe/Berlin, say.") from error
+        raise ValueError(f"--timezone: unknown {options.timezone!r}; write UTC or Europe/Berlin, say.") from error
     classifier = Classifier(options.runs, draws=options.draws, seed=options.seed, instruction=options.instruction)
     fields = {name: getattr(options, f"{name}_field") for name in ("text", "entity", "time")}
     skipped = Skipped(options.on_bad_record == "skip")
@@ -54,7 +54,7 @@ def main(args: list[str]) -> None:
     )
     for out in (options.out, options.scores):
         if out is not None:
-            write_text(out, "")  # so that there is a file where nothing happened
+            write_text(out, "")  # create the file even without alerts
     records, alerts = 0, 0
     for scored in blocks(found, 1 if live else options.batch):
         raised = [alert for _, alert in scored if alert is not None]
@@ -67,9 +67,9 @@ def main(args: list[str]) -> None:
             print(json.dumps(alert, ensure_ascii=False), flush=True)
     notes = [f"{records:,} records, {alerts:,} alerts."]
     if feed.unzoned:
-        notes.append(f"{feed.unzoned:,} times named no time zone: they were read as {options.timezone}.")
+        notes.append(f"{feed.unzoned:,} times had no time zone and were read as {options.timezone}.")
     if classifier.cut:
-        notes.append(f"{classifier.cut:,} texts were longer than the run's data.max_length, and cut.")
+        notes.append(f"{classifier.cut:,} texts were longer than the run's data.max_length and were truncated.")
     print("\n".join(note for note in [*notes, skipped.summary()] if note), file=sys.stderr)
 
 

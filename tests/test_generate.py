@@ -10,12 +10,12 @@ import torch
 import transformers
 from byte_tokenizer import byte_tokenizer
 
+from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel, answer_shares, in_dtype
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.export import export
 from instructrec_jax.files import read_jsonl
 from instructrec_jax.generate import main
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -79,7 +79,7 @@ def test_prompts_are_written_as_in_training(folder: Path, model: LanguageModel) 
     example = Example(instruction="Say yes", input="now", output="yes")
     (encoded,) = model.task.encode([example])
     begins = int(np.flatnonzero(encoded.target.supervised)[0]) + 1
-    np.testing.assert_array_equal(model.tokenise(example, "x", raw=False), encoded.text.tokens[:begins])
+    np.testing.assert_array_equal(model.tokenize(example, "x", raw=False), encoded.text.tokens[:begins])
     text = model.tokenizer.decode(encoded.text.tokens[1:begins])
     assert text.startswith("Below is an instruction") and text.endswith("### Response:")
     assert model.generate([example], NEW)[0].text == expected(folder, text)

@@ -12,9 +12,9 @@ from tiny_runs import changed, tiny_run
 
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.answering.comparison import Beside, evaluate
+from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.export import export
 from instructrec_jax.files import read_json, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs import model as models

@@ -1,4 +1,4 @@
-"""Classification runs, opened to label texts and to say how sure they are."""
+"""Classification runs opened to label texts, with uncertainty from ensembles or Monte Carlo dropout."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,29 +9,30 @@ import numpy as np
 from instructrec_jax.data.example import BadExample, Example, check_text
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.runs.run import Run, require_run
-from instructrec_jax.tasks.base import Encoded, Task, TaskConfig
-from instructrec_jax.tasks.text.classification import ClassificationConfig
-from instructrec_jax.tasks.text.token_classification import TokenClassificationConfig
+from instructrec_jax.tasks.base import Encoded, Task
 
 
 def open_tagger(path: Path) -> Run:
     """A run of the task token_classification."""
-    return open_run_of(path, TokenClassificationConfig)
+    return open_run_of(path, "token_classification")
 
 
-def open_run_of(path: Path, task: type[TaskConfig]) -> Run:
+def open_run_of(path: Path, task: str) -> Run:
     """Opens a run directory. Raises ValueError for a run of another task."""
     require_run(path)
     run = Run.open(path)
-    if not isinstance(run.config.task, task):
-        raise ValueError(f"{path} was trained for the task {run.kind}, not for {task.get_choice_name(task)}.")
+    if run.kind != task:
+        raise ValueError(f"{path} was trained for the task {run.kind}, not for {task}.")
     return run
 
 
 def encode_one(task: Task, text: str, output: Any, *, where: str, instruction: str = "") -> Encoded:
-    """A text as a run reads it. Tasks encode examples with an answer, so any will do: nothing looks at it.
+    """A text encoded for a run's task.
 
-    Raises BadExample for a text that is blank, or too long for the run.
+    Args:
+      output: any valid target; tasks encode complete examples, but predictions do not depend on the target.
+
+    Raises BadExample for a text that is blank or too long for the run.
     """
     check_text(text, "text")
     asked, read = (instruction, text) if instruction else (text, None)
@@ -46,30 +47,30 @@ def encode_one(task: Task, text: str, output: Any, *, where: str, instruction: s
 
 
 class Classifier:
-    """One or several runs of the task classification, with the same labels.
+    """One or several runs of the task classification with the same labels.
 
-    Several runs are an ensemble (Lakshminarayanan et al., 2017); with `draws`, each run is used so many times with
-    dropout on (Monte Carlo dropout, Gal & Ghahramani, 2016). Both may go together: members = runs × draws.
+    Several runs form an ensemble (Lakshminarayanan et al., 2017). With `draws`, each run predicts `draws` times with
+    dropout on (Monte Carlo dropout, Gal & Ghahramani, 2016). Combined: members = runs × draws.
 
     Args:
-      draws: 0: each run once, without dropout.
-      seed: of the draws.
-      instruction: what stood before each text in training (`instruction`, where the text was `input`).
+      draws: number of dropout passes per run; 0: one pass without dropout.
+      seed: random seed of the draws.
+      instruction: the instruction before each text in training, if the text was `input`.
 
     Raises:
-      ValueError: no run, another task, or runs whose labels differ.
+      ValueError: a path that is not a run, another task, or runs with different labels.
     """
 
     def __init__(self, runs: Sequence[Path], *, draws: int = 0, seed: int = 0, instruction: str = ""):
         if draws < 0 or draws == 1:
-            raise ValueError(f"--draws is {draws}: uncertainty needs at least 2 draws; 0 takes none.")
-        self.runs = [open_run_of(run, ClassificationConfig) for run in runs]
+            raise ValueError(f"--draws is {draws}: uncertainty needs at least 2 draws; 0 turns dropout off.")
+        self.runs = [open_run_of(run, "classification") for run in runs]
         self.labels: list[str] = list(self.runs[0].task.labels)
         for run, opened in zip(runs, self.runs, strict=True):
             if set(opened.task.labels) != set(self.labels):
                 raise ValueError(
                     f"{run} has the labels {opened.task.labels}, but {runs[0]} has {self.labels}: an ensemble needs "
-                    "runs of one task."
+                    "runs with the same labels."
                 )
         self.draws, self.seed, self.instruction = draws, seed, instruction
 
@@ -79,11 +80,11 @@ class Classifier:
 
     @property
     def cut(self) -> int:
-        """How many texts had to be cut so far (the run's `data.truncate`)."""
+        """Number of texts truncated so far (by the run's `data.truncate`)."""
         return max(run.task.context.counts.get("texts cut", 0) for run in self.runs)
 
     def encode(self, text: str, where: str) -> list[Encoded]:
-        """The text as each run reads it; BadExample for one that none can read."""
+        """The text encoded for each run. Raises BadExample for an unusable text."""
         return [
             encode_one(run.task, text, run.task.labels[0], where=where, instruction=self.instruction)
             for run in self.runs
@@ -93,8 +94,8 @@ class Classifier:
         """float32 [members, texts, labels], in the order of `labels`.
 
         Args:
-          encoded: of each text, what `encode` gave.
-          numbers: of the texts: the dropout bits of a draw hang on (seed, draw, number of the text).
+          encoded: results of `encode`, one per text.
+          numbers: numbers of the texts; the dropout mask depends on (seed, draw, number of the text).
         """
         found = []
         for place, run in enumerate(self.runs):
@@ -107,15 +108,15 @@ class Classifier:
             drawn = np.stack([np.stack(run.predict.draw(texts, seed, numbers)) for seed in seeds])
             if (drawn == drawn[0]).all():
                 raise ValueError(
-                    "all draws are the same: the network has no dropout (see its config.json), so --draws tells "
-                    "nothing. Give several runs of different seeds instead."
+                    "--draws: all draws are equal, because the network has no dropout (see its config.json). Use "
+                    "several runs with different seeds instead."
                 )
             found += list(drawn[:, :, order])
         logits = np.stack(found)
         if not np.isfinite(logits).all():
-            raise ValueError("the model gives outputs that are not finite: a run that diverged labels nothing.")
+            raise ValueError("the model's outputs are not finite: the run diverged. Train it again.")
         return logits
 
     def members_of(self, encoded: Sequence[Sequence[Encoded]], numbers: Sequence[int] | None = None) -> np.ndarray:
-        """Probabilities, float64 [members, texts, labels]; arguments as of `logits`."""
+        """Probabilities, float64 [members, texts, labels]; arguments as in `logits`."""
         return probabilities(self.logits(encoded, numbers))

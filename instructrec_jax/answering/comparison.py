@@ -1,9 +1,11 @@
-"""One table of an opened run beside other runs, fusions, other prompts and baselines, on the same cases."""
+"""Compares an opened run with other runs, fusions, prompt variants and baselines on the same cases."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from instructrec_jax.answering.ranker import FusedRanker, Ranker, keep_fusion, open_second, tune
 from instructrec_jax.distributed.launch import once, say
@@ -28,14 +30,14 @@ Groups = dict[str, list[Encoded]]
 
 @dataclass(frozen=True)
 class Beside:
-    """What is scored beside a run.
+    """The rows of the table beside the run's own.
 
     Attributes:
-      runs: other runs, whose best checkpoints are scored on the same cases, each as its own task reads them.
-      hybrids: runs or baselines whose scores are mixed with the run's, by a weight tuned on data.validation.
-      rerankers: runs that rerank the `retrieve` best items, by a weight tuned on data.validation.
-      prompts: instructions to ask the same cases with; see `evaluation.prompt_variants`.
-      baselines: also score baselines (they need data.train).
+      runs: other runs, scored with their best checkpoints on the same cases, encoded by their own tasks.
+      hybrids: runs or baselines whose scores are mixed with the run's, with a weight tuned on data.validation.
+      rerankers: runs that rerank the `retrieve` best items, with a weight tuned on data.validation.
+      prompts: prompt variants to evaluate the same cases with; see `evaluation.prompt_variants`.
+      baselines: whether to score baselines, which need data.train.
     """
 
     runs: Sequence[Path] = ()
@@ -47,7 +49,7 @@ class Beside:
 
 
 def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | None = None) -> list[ScoredRow]:
-    """Scores a run on data.test or data.validation; writes evaluation.json and predictions.jsonl into `out`.
+    """Scores a run on data.test or data.validation; writes evaluation.json and predictions.jsonl to `out`.
 
     Returns the rows of the table, the run's own first.
     """
@@ -55,9 +57,7 @@ def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | Non
     cases = run.data.cases(run.task, split)
     if not cases:
         other = "validation" if split == "test" else "test"
-        raise ValueError(
-            f"data.{split} lists no sources, so there is nothing to evaluate on. Set it, or --split {other}."
-        )
+        raise ValueError(f"data.{split} lists no sources to evaluate on. Set it, or use --split {other}.")
     groups = run.data.case_groups(cases)
     tuned = "tuned" if run.trained else "untuned"
     rows = [score_row(tuned, run.task, run.predict, groups)]
@@ -87,7 +87,7 @@ def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | Non
 def compare_before_and_after(
     run: Run, before: Predict, train: list[Encoded], groups: Groups, measured_on: MeasuredOn
 ) -> None:
-    """The table that training ends with: the model before and after, and baselines, on the same cases."""
+    """The table at the end of training: the model before and after tuning, and baselines, on the same cases."""
     rows = [
         score_row("before tuning", run.task, before, groups),
         score_row("after tuning", run.task, run.predict, groups),
@@ -99,11 +99,13 @@ def compare_before_and_after(
 
 
 def _other_run(path: Path, groups: Groups) -> ScoredRow:
-    """Another run on the same cases, as its own task reads them."""
+    """Another run on the same cases, encoded by its own task."""
     other = Run.open(path)
     same = {name: other.task.encode([e.example for e in cases]) for name, cases in groups.items()}
     if [len(cases) for cases in same.values()] != [len(cases) for cases in groups.values()]:
-        raise ValueError(f"{path} drops some of the cases for their length, so it cannot be compared on them.")
+        raise ValueError(
+            f"{path} drops cases longer than its data.max_length, so it cannot be compared on the same cases."
+        )
     return score_row(path.name, other.task, other.predict, same)
 
 
@@ -111,12 +113,12 @@ def _asked_as(task: Task, groups: Groups, prompt: str) -> Groups:
     """The same cases with another instruction."""
     asked = {name: task.encode(reworded([e.example for e in cases], prompt)) for name, cases in groups.items()}
     if [len(cases) for cases in asked.values()] != [len(cases) for cases in groups.values()]:
-        raise ValueError(f"with the prompt {prompt!r} some cases are longer than data.max_length: raise it.")
+        raise ValueError(f"some cases with the prompt {prompt!r} are longer than data.max_length: raise it.")
     return asked
 
 
 def _fused(first: Ranker, name: str, k: int | None, validation: Sequence[Encoded], groups: Groups) -> ScoredRow:
-    """A hybrid (k None) or two stages with another ranker; the tuned weight is kept with the run."""
+    """A hybrid (k None) or two-stage ranking with another ranker; writes the tuned weight to the run directory."""
     second = open_second(first, name, reranks=k is not None)
     fusion = tune(first, second, name, validation, k, "data.validation")
     keep_fusion(first, second, fusion, len(validation))
@@ -125,7 +127,9 @@ def _fused(first: Ranker, name: str, k: int | None, validation: Sequence[Encoded
     for group, cases in groups.items():
         others = second.encode([e.example for e in cases])
 
-        def block_scores(block: slice, cases: Sequence[Encoded] = cases, others: Sequence[Encoded] = others):  # type: ignore[no-untyped-def]
+        def block_scores(
+            block: slice, cases: Sequence[Encoded] = cases, others: Sequence[Encoded] = others
+        ) -> np.ndarray:
             return fused.scores(cases[block], others[block], [e.target.seen for e in cases[block]])
 
         scores[group] = first.task.score_with(block_scores, cases)

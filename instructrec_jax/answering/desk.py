@@ -1,4 +1,4 @@
-"""What a customer-service desk does with a request once its intent is known: slots, an action, a reply."""
+"""A customer-service desk: the intent, slots, action and reply for each request."""
 
 import re
 import string
@@ -18,18 +18,18 @@ from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.parsing import read_yaml
 from instructrec_jax.runs.run import Run
 
-BATCH = 64  # requests that are labelled at a time
+BATCH = 64  # requests per batch
 Requests = Iterator[tuple[str, str]]  # (where, text)
-ASK = "ask"  # the action of a reply that asks for a slot
-EDGES = ".,;:!?\"'()[]。，；：！？「」“”"  # what is no part of a slot's value at its ends
+ASK = "ask"  # the action of a reply that asks for a missing slot
+EDGES = ".,;:!?\"'()[]。，；：！？「」“”"  # stripped from the ends of a slot's value
 
 
 @dataclass(frozen=True)
 class Action:
-    """What to do for an intent.
+    """The action and reply for an intent.
 
     Attributes:
-      reply: the template in pieces: a text, and the slot after it or None.
+      reply: the parsed template: (text, slot after it or None) pairs.
       requires: slot -> the question that asks for it.
     """
 
@@ -43,8 +43,8 @@ class Actions:
     """An actions file.
 
     Attributes:
-      hand_over: for requests out of scope, and for intents without an action of their own.
-      slots: slot -> pattern; a group of it is the value, else the whole match.
+      hand_over: for requests out of scope and intents without an action.
+      slots: slot -> pattern; its group is the value, else the whole match.
     """
 
     hand_over: Action
@@ -56,25 +56,25 @@ def read_actions(file: Path, labels: Sequence[str], tagged: Sequence[str] = ()) 
     """Reads an actions file (YAML; see docs/customer_service.md).
 
     Args:
-      labels: the intents that the run knows.
-      tagged: the slots that a tagging run finds, beside those that the file has patterns for.
+      labels: the run's intents.
+      tagged: the slots of a tagging run, in addition to those with patterns in the file.
 
     Raises:
-      ValueError: naming the file and the place, for an unknown key, intent or slot, a pattern that is none, a template
-        with a slot that may be missing.
+      ValueError: names the file and key of an unknown key, intent or slot, an invalid pattern, or a reply with a slot
+        that is not required.
     """
     top = _mapping(read_yaml(file), f"{file}", ("hand_over", "intents", "slots"))
     patterns = {name: _pattern(text, f"{file}, slots.{name}") for name, text in _texts(top, "slots", file).items()}
     known = sorted({*patterns, *tagged})
     if "hand_over" not in top:
-        raise ValueError(f"{file}: there is no hand_over: say what happens to a request that nobody understands.")
+        raise ValueError(f"{file}: hand_over is missing: the action for requests out of scope.")
     intents = top.get("intents") or {}
     if not isinstance(intents, dict) or not intents:
-        raise ValueError(f"{file}: intents should be names of intents, each with an action and a reply.")
+        raise ValueError(f"{file}: intents must be a mapping of intents, each with an action and a reply.")
     for name in intents:
         if name not in labels:
             raise ValueError(
-                f"{file}: {name!r} is none of the run's {len(labels)} intents.{suggest(str(name), labels)}"
+                f"{file}: {name!r} is not one of the run's {len(labels)} intents.{suggest(str(name), labels)}"
             )
     return Actions(
         _action(top["hand_over"], f"{file}, hand_over", []),
@@ -83,19 +83,21 @@ def read_actions(file: Path, labels: Sequence[str], tagged: Sequence[str] = ()) 
     )
 
 
-def _mapping(tree: Any, place: str, known: Sequence[str]) -> dict[str, Any]:
+def _mapping(tree: object, place: str, known: Sequence[str]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{place}: expected `name: value` lines with {', '.join(known)}, but found {tree!r:.60}.")
     for name in tree:
         if name not in known:
-            raise ValueError(f"{place}: unknown key {name!r}; known are {', '.join(known)}.{suggest(str(name), known)}")
+            raise ValueError(
+                f"{place}: unknown key {name!r}; choose from {', '.join(known)}.{suggest(str(name), known)}"
+            )
     return tree
 
 
-def _texts(tree: Mapping[str, Any], name: str, place: Any) -> dict[str, str]:
+def _texts(tree: Mapping[str, Any], name: str, place: str | Path) -> dict[str, str]:
     found = tree.get(name) or {}
     if not isinstance(found, dict) or not all(isinstance(x, str) for pair in found.items() for x in pair):
-        raise ValueError(f"{place}: {name} should be names with texts, but is {found!r:.60}.")
+        raise ValueError(f"{place}: {name} must map names to texts, but is {found!r:.60}.")
     return found
 
 
@@ -103,41 +105,41 @@ def _pattern(text: str, place: str) -> re.Pattern[str]:
     try:
         found = re.compile(text)
     except re.error as error:
-        raise ValueError(f"{place}: {text!r} is no regular expression ({error}).") from None
+        raise ValueError(f"{place}: {text!r} is not a regular expression ({error}).") from None
     if found.groups > 1:
-        raise ValueError(f"{place}: {text!r} has {found.groups} groups; one at most says which part is the value.")
+        raise ValueError(f"{place}: {text!r} has {found.groups} groups; at most one group can mark the value.")
     return found
 
 
-def _action(tree: Any, place: str, slots: Sequence[str]) -> Action:
-    tree = _mapping(tree, place, ("action", "reply", "requires"))
+def _action(tree: object, place: str, slots: Sequence[str]) -> Action:
+    entry = _mapping(tree, place, ("action", "reply", "requires"))
     for name in ("action", "reply"):
-        if not isinstance(tree.get(name), str) or not tree[name].strip():
-            raise ValueError(f"{place}: {name} should be a text, but is {tree.get(name)!r}.")
-    requires = _texts(tree, "requires", place)
+        if not isinstance(entry.get(name), str) or not entry[name].strip():
+            raise ValueError(f"{place}: {name} must be a text, but is {entry.get(name)!r}.")
+    requires = _texts(entry, "requires", place)
     for name in requires:
         if name not in slots:
             known = ", ".join(slots) or "none"
-            raise ValueError(f"{place}: requires the unknown slot {name!r}; known are {known}.{suggest(name, slots)}")
+            raise ValueError(f"{place}: requires the unknown slot {name!r}; slots: {known}.{suggest(name, slots)}")
     try:
-        pieces = list(string.Formatter().parse(tree["reply"]))
+        pieces = list(string.Formatter().parse(entry["reply"]))
     except ValueError as error:
-        raise ValueError(f"{place}: the reply is no template ({error}); write {{{{ and }}}} for braces.") from None
+        raise ValueError(f"{place}: the reply is not a template ({error}); write {{{{ and }}}} for braces.") from None
     for _, slot, spec, conversion in pieces:
         if slot is None:
             continue
         if spec or conversion:
-            raise ValueError(f"{place}: only the name of a slot can stand in the reply's braces, as in {{{slot}}}.")
+            raise ValueError(f"{place}: braces in the reply can contain only a slot's name, as in {{{slot}}}.")
         if slot not in requires:
             raise ValueError(
-                f"{place}: the reply names the slot {slot!r}, which may be missing: add it to requires, with the "
-                f"question to ask for it. It has {', '.join(requires) or 'none'}.{suggest(slot, list(requires))}"
+                f"{place}: the reply uses the slot {slot!r}, which may be missing: add it to requires, with a question "
+                f"that asks for it. requires has: {', '.join(requires) or 'none'}.{suggest(slot, list(requires))}"
             )
-    return Action(tree["action"], [(text, slot) for text, slot, *_ in pieces], requires)
+    return Action(entry["action"], [(text, slot) for text, slot, *_ in pieces], requires)
 
 
 def respond(actions: Actions, intent: str | None, slots: Mapping[str, str]) -> dict[str, Any]:
-    """{"action", "reply"} for an intent (None: out of scope), and "missing" slots where the reply asks for one."""
+    """{"action", "reply"} for an intent (None: out of scope), and "missing" if required slots are missing."""
     action = actions.hand_over if intent is None else actions.intents.get(intent, actions.hand_over)
     missing = [slot for slot in action.requires if slot not in slots]
     if missing:
@@ -150,23 +152,23 @@ def respond(actions: Actions, intent: str | None, slots: Mapping[str, str]) -> d
 
 
 def matched(patterns: Mapping[str, re.Pattern[str]], text: str) -> dict[str, str]:
-    """Slot -> value by regular expressions; several different values of one slot stand between commas."""
+    """Slot -> value by regular expressions; several distinct values of a slot are joined by commas."""
     found = {name: [m[m.re.groups] for m in pattern.finditer(text)] for name, pattern in patterns.items()}
     return _joined(found)
 
 
 def tagged_slots(labels: Sequence[str]) -> list[str]:
-    """The slots that a tagging run's labels mark (B-date, I-date -> date). ValueError where they mark none."""
+    """The slots of a tagging run's labels (B-date, I-date -> date). Raises ValueError if there are none."""
     kinds = sorted({label[2:] for label in labels if label[:2] == "B-" and len(label) > 2})
     if not kinds:
         raise ValueError(
-            f"--slots: the run's labels {list(labels)} mark no slots: they should be B-date, I-date, O ..."
+            f"--slots: the run's labels {list(labels)} mark no slots; expected BIO labels such as B-date, I-date, O."
         )
     return kinds
 
 
 def tagged(tagger: Run, text: str, where: str) -> dict[str, str]:
-    """Slot -> value by a token_classification run whose labels are BIO tags, spans as seqeval reads them."""
+    """Slot -> value by a token_classification run with BIO labels; spans are decoded by seqeval."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     words = text.split()
@@ -185,22 +187,22 @@ def _joined(found: Mapping[str, Sequence[str | None]]) -> dict[str, str]:
     return {name: ", ".join(each) for name, each in values.items() if each}
 
 
-# ---------------------------------------------------------------- an opened run that answers
+# ---------------------------------------------------------------- desk
 
 
 class Desk:
-    """A run with its actions, opened to answer requests.
+    """An intent classifier with its actions, opened to answer requests.
 
     Args:
       run: run directory of a classification task whose labels are the intents.
       actions: the actions file, see docs/customer_service.md.
-      slots: run directory of a token_classification task with BIO labels; its slots go before those of patterns.
-      threshold: of the score, below which a request is out of scope; None: the one that was tuned for the run, if any.
-      score: what is compared with `threshold`; None: as tuned, else "max_probability".
-      instruction: what stood before each request in training, if anything.
+      slots: run directory of a token_classification task with BIO labels; its slots override those of patterns.
+      threshold: a request with a lower score is out of scope; None: the run's tuned threshold, if any.
+      score: the score compared with `threshold`; None: as tuned, else "max_probability".
+      instruction: the instruction before each request in training, if any.
 
     Raises:
-      ValueError: runs of other tasks, a broken actions file, a threshold of another score than was tuned.
+      ValueError: runs of other tasks, an invalid actions file, or a threshold tuned for another score.
     """
 
     def __init__(
@@ -224,15 +226,15 @@ class Desk:
             kept = read_json(tuned)
             if score not in (None, kept["score"]):
                 raise ValueError(
-                    f"{tuned} was tuned for {kept['score']}, not for {score}: tune anew, or leave --score."
+                    f"{tuned} was tuned for {kept['score']}, not for {score}: tune again, or leave out --score."
                 )
             self.score, self.threshold = kept["score"], kept["threshold"]
 
     def answer(self, requests: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         """Answers (where, text) pairs: text, intent, confidence, out_of_scope, slots, action, reply (and missing).
 
-        "confidence" is the intent's probability; "scope_score" what the threshold is compared with. Raises BadExample,
-        naming where, for a text that the run cannot read.
+        "confidence" is the intent's probability; "scope_score" is compared with the threshold. Raises BadExample,
+        naming `where`, for an unusable text.
         """
         logits = self.classifier.logits([self.classifier.encode(text, where) for where, text in requests])[0]
         shares, scores = probabilities(logits), scope_score(self.score, logits)
@@ -257,10 +259,10 @@ class Desk:
         return answers
 
     def answers(self, requests: Requests, *, live: bool = False) -> Iterator[dict[str, Any]]:
-        """Answers in the order of the requests. Where one cannot be read, those before it come, and then the error.
+        """Answers in the order of the requests; those before an unusable request come first, then its error.
 
         Args:
-          live: answer what has come in, without waiting for a full batch.
+          live: answer available requests without waiting for a full batch.
         """
         for block in blocks(requests, BATCH, live=live):
             try:
@@ -281,9 +283,9 @@ def tune_threshold(
     rate: float = 0.05,
     instruction: str = "",
 ) -> dict[str, Any]:
-    """Chooses the threshold of a run: the lowest that takes `rate` at most of the requests out of scope.
+    """Tunes a run's out-of-scope threshold: the lowest with a false-positive rate of at most `rate`.
 
-    Writes threshold.json, roc.json (of both scores) and roc.png into RUN/assist; returns what threshold.json says.
+    Writes threshold.json, roc.json (of both scores) and roc.png to RUN/assist; returns the content of threshold.json.
     """
     classifier = Classifier([Path(run)], instruction=instruction)
 
@@ -292,7 +294,7 @@ def tune_threshold(
         for block in blocks(requests, BATCH):
             found.append(classifier.logits([classifier.encode(text, where) for where, text in block])[0])
         if not found:
-            raise ValueError(f"there are no requests {name}: a threshold needs some of both kinds.")
+            raise ValueError(f"there are no requests {name}: tuning needs requests in and out of scope.")
         return np.concatenate(found)
 
     both = logits(inside, "in scope"), logits(outside, "out of scope")
@@ -300,12 +302,12 @@ def tune_threshold(
 
 
 def read_requests(source: str, field: str | None = None) -> Requests:
-    """(where, text) of a file or of stdin ("-"): one request a line of .txt and stdin, else a field of records.
+    """(where, text) of a file or stdin ("-"): one request per line of .txt and stdin, else a field of records.
 
     Args:
-      field: None: "text", or "instruction" in records without it.
+      field: name of the field; None: "text", or "instruction" in records without it.
 
-    Raises BadExample for a record without a text. Blank lines are passed over.
+    Raises BadExample for a record without a text. Blank lines are skipped.
     """
     if source == "-" or source.endswith(".txt"):
         data = stdin() if source == "-" else open(source, "rb")

@@ -1,15 +1,15 @@
 """Conditions on a catalogue's facts: `genre=Horror`, `year>1990`, `director!=Ridley Scott`.
 
-    name = value, name != value     texts without regard to case; of a list, whether the value is in it
+    name = value, name != value     texts, ignoring case; a list equals each of its values
     name > value, >=, <, <=         numbers
 
-Names may be singular or plural (genre, genres). An item that lacks the fact meets no condition but `!=`.
+Names may be singular or plural (genre, genres). An item without the fact satisfies only `!=`.
 """
 
 import difflib
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,20 @@ from instructrec_jax.data.example import suggest
 from instructrec_jax.ranking.catalogue import Catalogue
 
 _CONDITION = re.compile(r"\s*(?P<name>[^=<>!]+?)\s*(?P<sign>>=|<=|!=|==?|>|<)\s*(?P<value>.*?)\s*", re.DOTALL)
-_COMPARE: dict[str, Any] = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
 MOST_LISTED = 8
 
 
 def matching(catalogue: Catalogue, conditions: Sequence[str]) -> np.ndarray:
-    """bool [items]: which items meet all of the conditions.
+    """bool [items]: whether an item satisfies all conditions.
 
-    Raises ValueError for what is no condition, an unknown fact, a value of the wrong type, or a text that the fact
-    never has; it names the nearest one.
+    Raises ValueError for an invalid condition, an unknown fact, a value of the wrong type, or a text that no item has,
+    with the nearest valid one.
     """
     masks = [_matching(catalogue, condition) for condition in conditions]
     return np.logical_and.reduce(masks) if masks else np.ones(len(catalogue), bool)
@@ -36,8 +41,8 @@ def _matching(catalogue: Catalogue, condition: str) -> np.ndarray:
     parts = _CONDITION.fullmatch(condition)
     if parts is None or not parts["value"]:
         raise ValueError(
-            f"condition {condition!r}: write it as name=value, name!=value, or with numbers name>value, >=, <, <= "
-            "(in quotes, since a shell takes > and < for files)."
+            f"condition {condition!r}: write name=value, name!=value, or for numbers name>value, >=, <, <= (in quotes, "
+            "because shells redirect with > and <)."
         )
     name, sign, value = fact_name(catalogue, parts["name"], condition), parts["sign"].replace("==", "="), parts["value"]
     column = catalogue.facts[name]
@@ -45,37 +50,37 @@ def _matching(catalogue: Catalogue, condition: str) -> np.ndarray:
     numeric = bool(present) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in present)
     if sign in _COMPARE or numeric:
         if present and not numeric:
-            kind = "a list" if isinstance(present[0], list) else "no number"
-            raise ValueError(f"condition {condition!r}: {name} is {kind}, so only = and != make sense.")
+            kind = "a list" if isinstance(present[0], list) else "not a number"
+            raise ValueError(f"condition {condition!r}: {name} is {kind}, so only = and != apply.")
         number = _number(value, condition, name)
         equal = np.array([x is not None and x == number for x in column], bool)
         if sign in ("=", "!="):
             return equal if sign == "=" else ~equal
         return np.array([x is not None and bool(_COMPARE[sign](x, number)) for x in column], bool)
-    wanted = value.casefold()
-    equal = np.array([wanted in _texts(x) for x in column], bool)
+    asked = value.casefold()
+    equal = np.array([asked in _texts(x) for x in column], bool)
     if not equal.any():
         values = {text for x in present for text in (x if isinstance(x, list) else [str(x)]) if text is not None}
         known = {text.casefold(): text for text in sorted(map(str, values))}
-        near = difflib.get_close_matches(wanted, known, 1)
+        near = difflib.get_close_matches(asked, known, 1)
         hint = f' Did you mean "{known[near[0]]}"?' if near else ""
         if not near and 0 < len(values) <= MOST_LISTED:
-            hint = f" There is {', '.join(sorted(known.values()))}."
+            hint = f" Choose from {', '.join(sorted(known.values()))}."
         raise ValueError(f"condition {condition!r}: no item has the {name} {value!r}.{hint}")
     return equal if sign == "=" else ~equal
 
 
 def fact_name(catalogue: Catalogue, name: str, condition: str) -> str:
-    """The fact that is called so, in any case, singular or plural."""
+    """The fact of a name, ignoring case and plural."""
     known = {fact.casefold(): fact for fact in catalogue.facts}
     asked = name.casefold()
     for form in (asked, asked + "s", asked.removesuffix("s"), asked.removesuffix("y") + "ies"):
         if form in known:
             return known[form]
     if not known:
-        raise ValueError(f"condition {condition!r}: the items of this catalogue have no facts, only titles and texts.")
+        raise ValueError(f"condition {condition!r}: the items of this catalogue have titles and texts, but no facts.")
     listed = ", ".join(catalogue.facts)
-    raise ValueError(f"condition {condition!r}: there is no fact {name!r}; there is {listed}.{suggest(asked, known)}")
+    raise ValueError(f"condition {condition!r}: unknown fact {name!r}; choose from {listed}.{suggest(asked, known)}")
 
 
 def _number(value: str, condition: str, name: str) -> float:
@@ -84,11 +89,11 @@ def _number(value: str, condition: str, name: str) -> float:
     except ValueError:
         number = float("nan")
     if not np.isfinite(number):
-        raise ValueError(f"condition {condition!r}: {name} is a number, but {value!r} is none.")
+        raise ValueError(f"condition {condition!r}: {name} is a number, but {value!r} is not.")
     return number
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     if value is None:
         return []
     return [str(x).casefold() for x in value] if isinstance(value, list) else [str(value).casefold()]

@@ -1,4 +1,4 @@
-"""A language model opened to write answers, and the records that prompts come from and answers go to."""
+"""A language model opened to generate, and its files of prompts and answers."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
@@ -21,57 +23,58 @@ from instructrec_jax.ranking.evaluation import answer_errors
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import backbone_folder, compute_dtype
 from instructrec_jax.runs.run import Run, is_run, run_settings
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
+from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 from instructrec_jax.training.state import Tree
 
 
 def language_model_settings(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a run, or of a language model where `path` is a HuggingFace folder; some of them changed."""
+    """The settings of a run, or of a language model for a HuggingFace folder, with overrides."""
     has_file = any(arg.split("=")[0] == "--config_path" for arg in overrides)
     chosen = [] if is_run(path) or has_file else ["--task.type", "language_model"]
     return run_settings(path, [*chosen, *overrides], default=None)
 
 
 class LanguageModel:
-    """A run directory or a HuggingFace folder with a language model, opened to generate.
+    """A language model from a run directory or a HuggingFace folder, opened to generate.
 
     Args:
-      path: of the run directory or folder (or a hub id).
-      overrides: settings of train as on the command line (mesh, dtype, template ...), or all settings.
-      step: which checkpoint of a run; None: the best.
+      path: the run directory, folder or hub id.
+      overrides: settings of train as on the command line (mesh, dtype, template ...), or a whole Config.
+      step: step of a run's checkpoint; None: the best.
 
     Raises:
-      ValueError: the run has another task, or the folder no language model; or a setting of generation_config.json
+      ValueError: the run has another task, the folder has no language model, or generation_config.json has a setting
         that is not implemented.
     """
 
     def __init__(self, path: str | Path, overrides: Sequence[str] | Config = (), *, step: int | None = None):
         if jax.process_count() > 1:
-            raise ValueError("generation runs in one process: start it once, on the devices of one machine.")
+            raise ValueError("generation supports one process only: start it once, on the devices of one machine.")
         config = overrides if isinstance(overrides, Config) else language_model_settings(path, overrides)
-        if not isinstance(config.task, LanguageModelConfig):
-            raise ValueError(f"{path} was tuned for another task; only task.type language_model writes text.")
+        if not config.task.answers_are_text:
+            raise ValueError(f"{path} has the task {config.task.name}, which does not generate text.")
         folder = Path(path) / "backbone" if is_run(path) else backbone_folder(str(path))
-        # data.max_length bounds training texts; here prompt and answer share what the network can read
+        # data.max_length limits training texts; here prompt and answer share the network's full context
         limit = input_limit(read_config(folder))
         self.run = Run.open(path, replace(config, data=replace(config.data, max_length=limit)), step=step)
-        task: Any = self.run.task
+        task = self.run.task.language_model
+        assert task is not None  # since its answers are text
         self.task: LanguageModelTask = task
         self.tokenizer = task.context.tokenizer
         model = self.run.model
         if not self.run.trained and any(name.startswith("table") for name in model.source.report.initialised):
-            raise ValueError(f"{folder} has no language-model head: what it would write is noise.")
+            raise ValueError(f"{folder} has no language-model head: name a checkpoint of a language model.")
         self.params = in_dtype(model.params, compute_dtype(config))
         self.writer = open_writer(task, model.graphdef, self.run.mesh)
         self.recommended = recommendations(folder)
 
-    def tokenise(self, prompt: str | Example, name: str, *, raw: bool) -> Any:
-        """int32 [tokens] of a prompt; `name` says in errors whose."""
+    def tokenize(self, prompt: str | Example, name: str, *, raw: bool) -> np.ndarray:
+        """int32 [tokens] of a prompt; errors call it `name`."""
         if not raw:
             example = prompt if isinstance(prompt, Example) else Example(instruction=prompt)
             return self.task.prompts([replace(example, id=name)])[0]
         if not isinstance(prompt, str):
-            raise ValueError(f'{name}: a prompt that is taken as it is must be a text: {{"prompt": "..."}}.')
+            raise ValueError(f'{name}: a raw prompt must be a text: {{"prompt": "..."}}.')
         if self.writer.decoder.encoder_decoder:
             return self.tokenizer([prompt], return_tensors="np")["input_ids"][0]
         return tokenise_pieces([[(prompt, False)]], self.tokenizer, raw=True)[0].ids
@@ -89,32 +92,32 @@ class LanguageModel:
         """Answers prompts, in their order.
 
         Args:
-          prompts: instructions, or whole examples (whose answers are not looked at).
-          raw: take texts as they are, without the template.
-          names: what to call each prompt in an error.
-          show: called with the answer to a single prompt, piece by piece: whole characters, no stop texts.
+          prompts: instructions, or whole examples, whose outputs are ignored.
+          raw: do not apply the template.
+          names: names of the prompts for errors.
+          show: called with successive pieces of the answer to a single prompt: whole characters, no stop texts.
 
         Raises:
-          ValueError: before anything runs, for a prompt that is empty, or too long beside `max_new_tokens`.
+          ValueError: before generation, for a prompt that is empty, or too long together with `max_new_tokens`.
         """
         config = config or GenerationConfig()
         names = names or [f"prompt {number + 1}" for number in range(len(prompts))]
         if show is not None and (len(prompts) > 1 or config.beams > 1):
-            raise ValueError("an answer can be shown while it is written for a single prompt, and without beams.")
+            raise ValueError("streaming (show) works for a single prompt without beams only.")
         for prompt, name in zip(prompts, names, strict=True):
             if isinstance(prompt, str) and not prompt.strip():
-                raise ValueError(f"{name} is empty: there is nothing to answer.")
-        tokens = [self.tokenise(prompt, name, raw=raw) for prompt, name in zip(prompts, names, strict=True)]
+                raise ValueError(f"{name} is empty.")
+        tokens = [self.tokenize(prompt, name, raw=raw) for prompt, name in zip(prompts, names, strict=True)]
         return self.writer.write(self.params, tokens, names, config, show=show, progress=progress)
 
 
-def in_dtype(params: Tree, dtype: Any) -> Tree:
-    """Kernels and tables in the dtype of the activations, to which every use casts them: half the memory traffic."""
+def in_dtype(params: Tree, dtype: jnp.dtype) -> Tree:
+    """Kernels and tables in the activations' dtype, to which every use casts them: it halves the memory traffic."""
 
     def cast(path: Any, x: jax.Array) -> jax.Array:
         names = [str(getattr(key, "key", key)) for key in path]
         is_cast = names[-1] == "kernel" or names[-2:] in (["word_embeddings", "table"], ["head", "table"])
-        return x.astype(dtype) if is_cast and jax.numpy.issubdtype(x.dtype, jax.numpy.floating) else x
+        return x.astype(dtype) if is_cast and jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
@@ -123,7 +126,7 @@ def in_dtype(params: Tree, dtype: Any) -> Tree:
 
 
 def read_prompts(file: Path) -> tuple[list[dict[str, Any]], list[str | Example], list[str]]:
-    """The records of a file, their prompts, and what to call them. An error names file and line."""
+    """The records of a file, their prompts, and their names for errors. An error names file and line."""
     rows = open_rows(str(file))
     records, prompts, names = [], [], []
     for index in range(len(rows)):
@@ -146,16 +149,16 @@ def _prompt(record: Mapping[str, Any]) -> str | Example:
         raise BadExample("prompt", "empty text", f"expected a text, found {record['prompt']!r}.")
     for name in ("instruction", "input", "messages", "history", *sorted(MEANING)):
         if not is_blank(record.get(name)):
-            detail = (
-                f"a record with a prompt is asked that alone: remove {name}, or write both as instruction or messages."
-            )
+            detail = f"a record with a prompt cannot have {name}: remove it, or write both as instruction or messages."
             raise BadExample(name, "unread field", detail)
     return record["prompt"]
 
 
 def answer_shares(catalogue: Catalogue, written: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Shares of the items that answers name (by title or id; several on lines, or between semicolons) that are invalid,
-    duplicate or already seen (in a record's `history` of ids); see `ranking.evaluation.answer_errors`."""
+    """Shares of invalid, duplicate and seen items in answers; see `ranking.evaluation.answer_errors`.
+
+    Answers name items by title or id, separated by newlines or semicolons. Seen: in a record's `history` of ids.
+    """
     names: dict[str, list[int]] = {}
     for number, (item, title) in enumerate(zip(catalogue.ids, catalogue.titles, strict=True)):
         names.setdefault(title, []).append(number)

@@ -1,9 +1,9 @@
-"""Other people's tests: EleutherAI's lm-eval on a run directory or a HuggingFace folder with a language model.
+"""Adapter for EleutherAI's lm-evaluation-harness: its tasks on a run directory or a HuggingFace language model.
 
     python -m instructrec_jax.evaluate RUN --lm_eval arc_easy hellaswag --limit 100
-    python -m instructrec_jax.evaluate RUN --lm_eval my_task --lm_eval_tasks FOLDER     # my_task.yaml lies there
+    python -m instructrec_jax.evaluate RUN --lm_eval my_task --lm_eval_tasks FOLDER     # FOLDER/my_task.yaml
 
-Needs the extra lm-eval. Prompts are taken as lm-eval writes them, without this project's templates.
+Needs the extra lm-eval. Prompts are lm-eval's own, without this project's templates.
 """
 
 import json
@@ -32,7 +32,7 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import write_text
 from instructrec_jax.inference.generation_config import GenerationConfig
 
-NEW_TOKENS = 256  # of an answer, where a task does not say: lm-eval's own default
+NEW_TOKENS = 256  # lm-eval's default length of an answer
 
 
 def run_harness(
@@ -43,32 +43,32 @@ def run_harness(
     folder: Path | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Runs tasks of lm-eval; writes its results to `out`/lm_eval.json and prints its table.
+    """Runs lm-eval tasks, writes the results to `out`/lm_eval.json and prints the table.
 
     Args:
-      folder: of further tasks, a YAML file each.
-      limit: examples of each task; None: all.
+      folder: folder of additional tasks, one YAML file each.
+      limit: number of examples per task; None: all.
     """
     manager = TaskManager(include_path=str(folder) if folder else None)
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
-        raise ValueError(f"lm-eval has no task {unknown[0]!r}: name one of its own, or one in --lm_eval_tasks.")
+        raise ValueError(f"--lm_eval: unknown task {unknown[0]!r}: name a task of lm-eval or of --lm_eval_tasks.")
     model = Harness(language_model)
     found: Any = simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False)
     kept = {name: found[name] for name in ("results", "groups", "configs", "n-samples") if name in found}
     write_text(out / "lm_eval.json", json.dumps(kept, indent=2, default=str, ensure_ascii=False) + "\n")
     print(make_table(found))
     if model.cut:
-        say(f"{model.cut:,} prompts were longer than the network reads: their beginning was left out")
+        say(f"{model.cut:,} prompts were longer than the network's limit and lost their beginning.")
     say(f"written: {out / 'lm_eval.json'}", sys.stdout)
     return kept
 
 
 class Harness(TemplateLM):
-    """A language model as lm-eval asks it; how texts become tokens is that of lm-eval's own `hf` model.
+    """A language model with lm-eval's interface; tokenizes like lm-eval's own `hf` model.
 
     Attributes:
-      cut: how many prompts lost their beginning.
+      cut: number of prompts that lost their beginning.
     """
 
     def __init__(self, model: LanguageModel):
@@ -100,24 +100,24 @@ class Harness(TemplateLM):
             options |= dict(chat_template=self.chat_template_used)
         try:
             return str(self.tokenizer.apply_chat_template(chat_history, **options))
-        except TemplateError:  # as lm-eval's own model: the template takes no system turn
+        except TemplateError:  # the template has no system turn: drop it, as lm-eval's own model does
             rest = [turn for turn in chat_history if turn["role"] != "system"]
             return str(self.tokenizer.apply_chat_template(rest, **options))
 
     @cached_property
     def chat_template_used(self) -> Any:
-        """That of `export --format hf`."""
+        """The template that `export --format hf` writes."""
         task = self.model.task
         return exported_template(task.template, self.tokenizer, task.rendering)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """With what the tokenizer puts around a text, unless the text begins with BOS already."""
+        """Token ids with special tokens, unless the text already begins with BOS."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
         return list(self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def _prompt_tokens(self, prompt: str) -> list[int]:
-        """Of a text to continue: an encoder–decoder's source always has its special tokens, as in lm-eval's model."""
+        """Token ids of a prompt: the source of an encoder–decoder always has special tokens, as in lm-eval's model."""
         bos = self.tokenizer.bos_token
         begins = not self.is_pair and bos is not None and prompt.startswith(bos)
         return self.tok_encode(prompt, add_special_tokens=not begins)
@@ -125,11 +125,11 @@ class Harness(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Of each (_, context, continuation): Σ log p of the continuation, and whether its tokens are the likeliest."""
+        """Per (_, context, continuation): Σ log p of the continuation, and whether greedy decoding gives it."""
         texts, labels, supervised = [], [], []
         for _, context, continuation in requests:
             if len(continuation) > self.limit:
-                raise ValueError(f"an answer has {len(continuation)} tokens, but the network reads {self.limit}.")
+                raise ValueError(f"an answer has {len(continuation)} tokens, but the network's limit is {self.limit}.")
             target = np.array(continuation, np.int32)
             if self.is_pair:
                 start = self.model.task.context.decoder_start_token_id
@@ -156,9 +156,11 @@ class Harness(TemplateLM):
         return np.array(tokens[-most:], np.int32)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Σ log p of whole texts, in windows that share no token but the one before each."""
+        """Σ log p of whole texts, in disjoint windows, each with the last token before it as context."""
         if self.is_pair:
-            raise ValueError("an encoder–decoder gives no likelihood of a text by itself: choose other tasks.")
+            raise ValueError(
+                "--lm_eval: an encoder–decoder has no likelihood of a text without a source: choose other tasks."
+            )
         asked, owners = [], []
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])

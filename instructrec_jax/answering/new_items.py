@@ -1,4 +1,4 @@
-"""Items that joined a catalogue after a run was trained: they are known by their texts alone."""
+"""Items added to a catalogue after training, which a run knows by their texts alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +13,18 @@ OWN = ("id", "title", "text", "year")
 
 
 def with_new_items(catalogue: Catalogue, file: str | Path) -> Catalogue:
-    """The catalogue with the items of a file behind its own.
+    """The catalogue with the items of a file appended.
 
-    A record has `title` ("Moon (2009)", say) and, as it likes, `id` (else new-1, new-2, ...), `text` (else title and
-    kinds, as the readers write it) and the catalogue's facts; in CSV the names of a list stand between semicolons.
+    A record has `title` (such as "Moon (2009)"); optional: `id` (default new-1, new-2, ...), `text` (default: title and
+    kinds, in the format of the readers) and the catalogue's facts. In CSV, semicolons separate the values of a list.
 
-    Raises ValueError that names file and line: no title, an id that is taken, an unknown column, a fact of the wrong
-    type.
+    Raises ValueError, naming file and line, for a missing title, a duplicate id, an unknown column or a fact of the
+    wrong type.
     """
     rows = open_rows(str(file))
     ids, titles, texts = list(catalogue.ids), list(catalogue.titles), list(catalogue.texts)
     facts = {name: list(column) for name, column in catalogue.facts.items()}
-    kinds: dict[str, Any] = {
+    kinds: dict[str, type | None] = {
         name: next((type(x) for x in column if x is not None), None) for name, column in facts.items()
     }
     known = set(ids)
@@ -43,7 +43,7 @@ def with_new_items(catalogue: Catalogue, file: str | Path) -> Catalogue:
         title, year = _title(record, where)
         item = str(record.get("id", f"new-{index + 1}"))
         if item in known:
-            raise ValueError(f"{where}: the id {item!r} is taken: give the item another one.")
+            raise ValueError(f"{where}: duplicate id {item!r}: give the item another one.")
         known.add(item)
         own = {name: _fact(name, record.get(name), kind, where) for name, kind in kinds.items()}
         if "year" in own:
@@ -68,11 +68,11 @@ def _title(record: Mapping[str, Any], where: str) -> tuple[str, int | None]:
     try:
         return title, None if given is None else int(given)
     except (TypeError, ValueError):
-        raise ValueError(f"{where}: year should be a whole number, but is {given!r}.") from None
+        raise ValueError(f"{where}: year must be a whole number, but is {given!r}.") from None
 
 
-def _fact(name: str, value: Any, kind: Any, where: str) -> Any:
-    """The value in the type of the catalogue's column; CSV gives texts."""
+def _fact(name: str, value: Any, kind: type | None, where: str) -> Any:
+    """The value converted to the type of the catalogue's column, because CSV cells are texts."""
     if value is None or kind is None:
         return None
     if kind is list and isinstance(value, str):
@@ -81,11 +81,11 @@ def _fact(name: str, value: Any, kind: Any, where: str) -> Any:
         try:
             return kind(value)
         except ValueError:
-            pass  # the error at the end names the fact and the place
+            pass  # the error below names the fact and the line
     if kind is str and isinstance(value, int | float):
         return str(value)
     if isinstance(value, kind) and (kind is not list or all(isinstance(part, str) for part in value)):
         return value
     if kind is float and isinstance(value, int):
         return float(value)
-    raise ValueError(f"{where}: {name} should be {kind.__name__}, as in the catalogue, but is {value!r}.")
+    raise ValueError(f"{where}: {name} must be {kind.__name__}, as in the catalogue, but is {value!r}.")

@@ -1,8 +1,8 @@
-"""Requests that a classifier was not made for: a score, its ROC, a threshold.
+"""Detection of out-of-scope requests: a score, its ROC and a threshold.
 
-A request is in scope when its score is at or above the threshold. As is usual in the field, "in scope" is the positive
-class: the true-positive rate is the share of requests in scope that are taken, the false-positive rate the share of
-requests out of scope that are taken all the same.
+A request is accepted as in scope if its score is at or above the threshold. As usual in the field, "in scope" is the
+positive class: the true-positive rate is the share of in-scope requests that are accepted, the false-positive rate the
+share of out-of-scope requests that are accepted.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from instructrec_jax.metrics.uncertainty import negative_energy, probabilities
 
 ScoreName = Literal["max_probability", "negative_energy"]
 SCORES: tuple[ScoreName, ...] = ("max_probability", "negative_energy")
-COLOURS = {"max_probability": "#2b6cb0", "negative_energy": "#c05621"}
+COLORS = {"max_probability": "#2b6cb0", "negative_energy": "#c05621"}
 
 
 def scope_score(name: ScoreName, logits: np.ndarray) -> np.ndarray:
-    """float64 [...], higher for what is in scope, of logits [..., labels].
+    """Score of logits [..., labels]: float64 [...], higher for requests in scope.
 
     "max_probability": of softmax (Hendrycks & Gimpel, 2017); "negative_energy": logsumexp (Liu et al., 2020).
     """
@@ -28,9 +28,9 @@ def scope_score(name: ScoreName, logits: np.ndarray) -> np.ndarray:
 
 
 def roc(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
-    """The ROC of scores in scope and out of scope, float [n] each, by scikit-learn, as plain JSON.
+    """The ROC of in-scope and out-of-scope scores, float [n] each, by scikit-learn, as plain JSON.
 
-    "fpr_at_95_tpr": the false-positive rate of the highest threshold that takes 95% of what is in scope.
+    "fpr_at_95_tpr": the false-positive rate of the highest threshold that accepts 95% of the in-scope requests.
     """
     from sklearn.metrics import roc_auc_score, roc_curve  # takes a second to import
 
@@ -42,24 +42,24 @@ def roc(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
         "fpr_at_95_tpr": float(fpr[np.argmax(tpr >= 0.95)]),
         "fpr": fpr.tolist(),
         "tpr": tpr.tolist(),
-        "thresholds": [*map(float, thresholds)],  # the first is infinite: nothing is taken
+        "thresholds": [*map(float, thresholds)],  # the first is infinite: nothing is accepted
     }
 
 
 def choose(curve: Mapping[str, Any], rate: float) -> dict[str, float]:
-    """The lowest threshold whose false-positive rate is `rate` at most: {"threshold", "fpr", "tpr"}.
+    """The lowest threshold with a false-positive rate of at most `rate`: {"threshold", "fpr", "tpr"}.
 
-    It lies half way between two scores that were seen, so that rounding moves none of them over it.
+    It is the midpoint of two observed scores, so that rounding moves no score across it.
 
-    Raises ValueError where only a threshold that takes nothing is low enough.
+    Raises ValueError if only a threshold that accepts nothing qualifies.
     """
     if not 0 <= rate < 1:
-        raise ValueError(f"--false_positive_rate is {rate}, but lies between 0 and 1.")
+        raise ValueError(f"--false_positive_rate must be at least 0 and below 1, but is {rate}.")
     fpr, tpr, thresholds = (np.asarray(curve[name]) for name in ("fpr", "tpr", "thresholds"))
     best = int(np.flatnonzero(fpr <= rate)[-1])
     if tpr[best] == 0:
         raise ValueError(
-            f"no threshold takes any request in scope and {rate:.1%} at most of those out of scope: allow a higher "
+            f"no threshold accepts in-scope requests at a false-positive rate of {rate:.1%}: allow a higher "
             "--false_positive_rate, or try the other --score."
         )
     below = thresholds[best + 1] if best + 1 < len(thresholds) else thresholds[best]
@@ -68,17 +68,19 @@ def choose(curve: Mapping[str, Any], rate: float) -> dict[str, float]:
 
 
 def draw_roc(file: Path, curves: Mapping[str, Mapping[str, Any]], chosen: Mapping[str, Any]) -> None:
-    """A PNG of the curves, with the chosen point."""
-    from matplotlib.figure import Figure  # it takes half a second to import
+    """Writes a PNG of the curves with the chosen point."""
+    from matplotlib.figure import Figure  # imported here because it takes half a second
 
     figure = Figure(figsize=(5, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#bbb", linewidth=1, linestyle=":")
     for name, curve in curves.items():
         label = f"{name.replace('_', ' ')}: AUROC {curve['auroc']:.3f}, FPR@95TPR {curve['fpr_at_95_tpr']:.3f}"
-        axes.step(curve["fpr"], curve["tpr"], where="post", color=COLOURS[name], linewidth=1.6, label=label)
-    axes.plot(chosen["fpr"], chosen["tpr"], "o", color=COLOURS[chosen["score"]], markersize=7, clip_on=False)
-    note = f"threshold {chosen['threshold']:.3f}\ntakes {chosen['tpr']:.1%} in scope, {chosen['fpr']:.1%} out of it"
+        axes.step(curve["fpr"], curve["tpr"], where="post", color=COLORS[name], linewidth=1.6, label=label)
+    axes.plot(chosen["fpr"], chosen["tpr"], "o", color=COLORS[chosen["score"]], markersize=7, clip_on=False)
+    note = (
+        f"threshold {chosen['threshold']:.3f}\naccepts {chosen['tpr']:.1%} in scope, {chosen['fpr']:.1%} out of scope"
+    )
     left = chosen["fpr"] < 0.5
     axes.annotate(
         note,
@@ -91,8 +93,8 @@ def draw_roc(file: Path, curves: Mapping[str, Mapping[str, Any]], chosen: Mappin
     )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("out of scope, but taken (false-positive rate)", color="#555")
-    axes.set_ylabel("in scope, and taken (true-positive rate)", color="#555")
+    axes.set_xlabel("out of scope, but accepted (false-positive rate)", color="#555")
+    axes.set_ylabel("in scope and accepted (true-positive rate)", color="#555")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     with replacing(file) as stream:
@@ -102,7 +104,7 @@ def draw_roc(file: Path, curves: Mapping[str, Mapping[str, Any]], chosen: Mappin
 def write_threshold(
     folder: Path, inside: np.ndarray, outside: np.ndarray, score: ScoreName, rate: float
 ) -> dict[str, Any]:
-    """Chooses a threshold, and writes threshold.json, roc.json and roc.png; returns what threshold.json says.
+    """Chooses a threshold; writes threshold.json, roc.json and roc.png; returns the content of threshold.json.
 
     Args:
       inside, outside: logits, float [requests, labels].

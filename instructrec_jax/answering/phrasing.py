@@ -1,4 +1,4 @@
-"""A request in words, as the instructions were that a run learnt from."""
+"""Phrases requests like the instructions that a run was trained on."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from instructrec_jax.preparation import demos
 from instructrec_jax.preparation.wording.wordings import load_wordings
 from instructrec_jax.ranking.catalogue import Catalogue, load_card
 
-# Templates of the project whose sentences go with a wish that is a phrase as well as with one that is a sentence.
+# Templates that fit a wish in the form of a phrase as well as of a sentence.
 PLAIN, HISTORY, BOTH = "matching-plain-next", "matching-recently", "matching-history-and-wish"
 _CHINESE = re.compile("[\u3400-\u9fff]")
 _ENDS = ".!?。！？…"
@@ -18,15 +18,15 @@ _ENDS = ".!?。！？…"
 
 @dataclass(frozen=True)
 class Wording:
-    """How a prepared folder's instructions are worded.
+    """The wording of a prepared folder's instructions.
 
     Attributes:
-      texts: language -> templates for (nothing, a history, a history and a wish), with {history} and {intention}.
-      marks: language -> what stands before, between and after titles.
-      titles: how many of the last titles an instruction names.
-      years: whether titles come with their years.
-      always_told: whether instructions name the history even for a network that sees it as items.
-      listing: how titles become one phrase, where `marks` do not say it.
+      texts: language -> templates for (no input, a history, a history and a wish), with {history} and {intention}.
+      marks: language -> text before, between and after titles.
+      titles: number of titles in an instruction, the last ones of the history.
+      years: whether titles are followed by their years.
+      always_told: whether instructions name the history even for a network that reads it as items.
+      listing: joins titles into one phrase, instead of `marks`.
     """
 
     texts: dict[str, tuple[str, str, str]]
@@ -37,9 +37,9 @@ class Wording:
     listing: Callable[[Sequence[str]], str] | None = None
 
     def prompt(self, catalogue: Catalogue, told: Sequence[int], wish: str) -> str:
-        """The instruction for a history (item numbers, oldest first; all of them are named) and a wish.
+        """The instruction for a history (item numbers, oldest first; all are named) and a wish.
 
-        A wish alone is taken as it is. Chinese wishes are put into Chinese sentences.
+        A wish without a history is the instruction. A Chinese wish gets a Chinese template.
         """
         language = "zh" if _CHINESE.search(wish) and "zh" in self.texts else "en"
         nothing, history, both = self.texts[language]
@@ -52,16 +52,16 @@ class Wording:
             listed = self.listing(names)
         if wish and wish[-1] in _ENDS:
             both = both.replace("{intention}.", "{intention}").replace("{intention}。", "{intention}")
-        # not str.format: titles and wishes may hold braces
+        # not str.format, because titles and wishes may contain braces
         parts = re.split(r"\{(history|intention)\}", both if wish else history)
         return "".join({"history": listed, "intention": wish}[p] if n % 2 else p for n, p in enumerate(parts))
 
 
 def wording_of(folder: str | Path) -> Wording:
-    """The wording that a prepared folder's card tells of; without a card, the grammar's for items of any kind."""
+    """The wording of a prepared folder, by its card; without a card, the grammar's wording for generic items."""
     card = load_card(folder) if (Path(folder) / "card.json").is_file() else {}
     settings: dict[str, Any] = card.get("settings", {})
-    if demo := demos.demo_of(card):  # its words are its own
+    if demo := demos.demo_of(card):  # a demo has its own wording
         marks = {"en": ("", ", ", "")}
         return Wording(
             {"en": demo.instructions}, marks, demo.titles_in_prompt, years=False, always_told=True, listing=demo.listing

@@ -1,4 +1,4 @@
-"""Rankers of a catalogue: opened runs and baselines that score items, alone or two of them as one ranking."""
+"""Rankers of a catalogue: opened runs, baselines, and fusions of two of them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,16 +19,16 @@ from instructrec_jax.ranking.fusion import Fusion, hybrid, mask, moments, rerank
 from instructrec_jax.ranking.index import ItemIndex
 from instructrec_jax.runs.run import Run, require_run, run_settings
 from instructrec_jax.tasks.base import Encoded, Predict
-from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask, products
+from instructrec_jax.tasks.ranking.ranking_task import RankingTask, products
 
 
 class Scorer(Protocol):
-    """What gives every item of a catalogue, or some of them, a score for each case."""
+    """A scorer of all or given items of a catalogue, for each case."""
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]: ...
 
     def scores(self, cases: Sequence[Encoded], items: np.ndarray | None = None) -> np.ndarray:
-        """float [cases, k] of item numbers int [cases, k], or [cases, items] of the whole catalogue (None)."""
+        """Scores float [cases, k] of items int [cases, k], or [cases, items] of the whole catalogue (None)."""
         ...
 
 
@@ -39,9 +39,10 @@ class Ranker:
     """
 
     def __init__(self, run: Run):
-        if not isinstance(run.task, RankingTask):
+        task = run.task.ranking
+        if task is None:
             raise ValueError(f"{run.path} was trained for the task {run.kind}, which ranks no catalogue.")
-        self.run, self.task = run, run.task
+        self.run, self.task = run, task
         self.folder: str = self.task.config.catalogue
         self.catalogue = self.task.catalogue
         self.wording = wording_of(self.folder)
@@ -62,28 +63,27 @@ class Ranker:
         """Opens a run directory.
 
         Args:
-          items: file with further items (see `new_items`).
+          items: file of additional items (see `new_items`).
         """
         require_run(path)
         config = run_settings(path, overrides)
-        if not isinstance(config.task, RankingConfig):
-            kind = config.task.get_choice_name(type(config.task))
-            raise ValueError(f"{path} was trained for the task {kind}, which ranks no catalogue.")
+        if not config.task.ranks_catalogue:
+            raise ValueError(f"{path} was trained for the task {config.task.name}, which ranks no catalogue.")
         if items is None:
             return cls(Run.open(path, config, step=step))
         if not getattr(config.task, "text", True):
-            raise ValueError("task.text is false: this run knows items by their numbers alone, so none can join them.")
-        old = Catalogue.load(config.task.catalogue)
+            raise ValueError("task.text is false: this run knows items by their numbers alone, so none can be added.")
+        old = Catalogue.load(str(getattr(config.task, "catalogue", "")))
         joined = with_new_items(old, items)
         return cls(Run.open(path, config, step=step, joined=joined, new_items=len(joined) - len(old)))
 
     @property
     def tells_history(self) -> bool:
-        """Whether the history has to stand in the instruction's words."""
+        """Whether the instruction has to name the history."""
         return not self.task.reads_history or self.wording.always_told
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """The examples as the task reads them. Raises ValueError where it drops one for its length."""
+        """The examples encoded by the task. Raises ValueError if it drops one for its length."""
         encoded = self.task.encode(examples)
         if len(encoded) != len(examples):
             raise ValueError(
@@ -93,7 +93,7 @@ class Ranker:
         return encoded
 
     def unread(self, text: str) -> list[str]:
-        """Words that are nothing but unknown tokens to the model, which cannot tell one from another."""
+        """The words that consist of unknown tokens only, so that the model cannot distinguish them."""
         tokenizer, words = self.task.context.tokenizer, words_of(text)
         if tokenizer.unk_token_id is None or not words:
             return []
@@ -110,7 +110,7 @@ class Ranker:
         return ItemIndex(self.vectors, mesh=self.run.mesh)
 
     def scores(self, cases: Sequence[Encoded], items: np.ndarray | None = None) -> np.ndarray:
-        """float [cases, k] of item numbers int [cases, k], or [cases, items] of the whole catalogue (None)."""
+        """Scores float [cases, k] of items int [cases, k], or [cases, items] of the whole catalogue (None)."""
         if self.task.has_vectors:
             queries = self.task.query_vectors(self.predict, cases)
             return queries @ self.vectors.T if items is None else products(queries, self.vectors, items)
@@ -119,7 +119,7 @@ class Ranker:
         return self.task.score_candidates(self.predict, cases, items)
 
     def best(self, cases: Sequence[Encoded], allowed: np.ndarray, k: int) -> "Best":
-        """The k best of the allowed items, bool [cases, items]; of equal ones the lower number first."""
+        """The k best of the allowed items, bool [cases, items]; ties by item number."""
         ones = np.ones((len(cases), 1))
         if self.task.has_vectors:
             queries = self.task.query_vectors(self.predict, cases)
@@ -131,11 +131,11 @@ class Ranker:
 
 
 class BaselineRanker:
-    """One of the baselines of a run's task, by its name (coKNN, popularity ...)."""
+    """A baseline of a run's task, by its name (coKNN, popularity ...)."""
 
     def __init__(self, task: RankingTask, name: str):
         self.task, self.name = task, name
-        task.baseline_scores(name, [])  # an unknown name is an error now
+        task.baseline_scores(name, [])  # raises for an unknown name
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         return self.task.encode(examples)
@@ -146,20 +146,22 @@ class BaselineRanker:
 
 
 def open_second(first: Ranker, name: str | Path, *, reranks: bool, items: str | Path | None = None) -> Scorer:
-    """What is fused with `first`: a run directory on the same catalogue, or a baseline by its name.
+    """The ranker to fuse with `first`: a run directory on the same catalogue, or a baseline by its name.
 
     Args:
-      reranks: it scores what `first` retrieves; else it must rank the whole catalogue.
+      reranks: whether it scores only the items that `first` retrieves; else it must rank the whole catalogue.
     """
     if not first.task.retrieves:
-        raise ValueError(f"{first.run.path} does not rank its whole catalogue, so no second ranker can join it.")
+        raise ValueError(
+            f"{first.run.path} does not rank its whole catalogue, so it cannot be combined with a second ranker."
+        )
     if not Path(name).is_dir():
         return BaselineRanker(first.task, str(name))
     second = Ranker.open(name, items=items)
     if second.catalogue.ids != first.catalogue.ids:
         raise ValueError(f"{name} does not rank the items of {first.folder}: train both on the same prepared folder.")
     if not (reranks or second.task.retrieves):
-        raise ValueError(f"{name} scores given items only, so it can rerank, but not join a hybrid: use --rerank.")
+        raise ValueError(f"{name} scores given items only, so it cannot be part of a hybrid: use --rerank.")
     return second
 
 
@@ -169,8 +171,8 @@ class Best:
 
     Attributes:
       items: int64 [cases, k], best first.
-      scores: float64 [cases, k]; −inf where fewer than k items compete.
-      units: of each ranker's raw scores in `scores`, float64 [cases, 1] a ranker.
+      scores: float64 [cases, k]; −inf if fewer than k items are allowed.
+      units: weight of one unit of each ranker's raw score in `scores`, float64 [cases, 1] per ranker.
     """
 
     items: np.ndarray
@@ -180,7 +182,7 @@ class Best:
 
 @dataclass(frozen=True)
 class FusedRanker:
-    """Two rankers as one: what `evaluate` measures, and what `recommend` answers with."""
+    """A fusion of two rankers, which both `evaluate` and `recommend` use."""
 
     first: Ranker
     second: Scorer
@@ -189,10 +191,10 @@ class FusedRanker:
     def scores(
         self, first_cases: Sequence[Encoded], second_cases: Sequence[Encoded], hidden: Sequence[np.ndarray]
     ) -> np.ndarray:
-        """float64 [cases, items]; −inf for the items of each case that are `hidden`.
+        """Scores float64 [cases, items]; −inf for each case's `hidden` items.
 
         Args:
-          first_cases, second_cases: the same cases as each of the two reads them.
+          first_cases, second_cases: the same cases, encoded by each ranker.
         """
         own = mask(self.first.scores(first_cases), hidden)
         return self.fusion.scores(own, lambda items: self.second.scores(second_cases, items))
@@ -205,7 +207,7 @@ class FusedRanker:
         allowed: np.ndarray,
         k: int,
     ) -> Best:
-        """The k best of the allowed items, in the order of `scores`.
+        """The k best of the allowed items, by `scores`.
 
         Args:
           allowed: bool [cases, items]; hidden items are never allowed.
@@ -240,10 +242,10 @@ class FusedRanker:
 def tune(
     first: Ranker, second: Scorer, name: str, validation: Sequence[Encoded], k: int | None, metric_cases: str
 ) -> Fusion:
-    """The fusion of two rankers that is best on validation cases (see `ranking.fusion.tune_fusion`).
+    """The best fusion of two rankers on validation cases (see `ranking.fusion.tune_fusion`).
 
     Args:
-      metric_cases: what the validation cases are called in an error where there are none.
+      metric_cases: name of the setting with the validation cases, for the error if there are none.
     """
     if not validation:
         raise ValueError(f"the weight of {name} is tuned on {metric_cases}, which lists no sources.")
@@ -262,11 +264,11 @@ def tune(
     )
 
 
-# ---------------------------------------------------------------- kept with the run
+# ---------------------------------------------------------------- fusions.json of a run
 
 
 def keep_fusion(first: Ranker, second: Scorer, fusion: Fusion, cases: int) -> None:
-    """Notes a tuned fusion in the run directory, so that `recommend` answers with what `evaluate` measured."""
+    """Writes a tuned fusion to the run directory, so that `recommend` uses what `evaluate` measured."""
     if not first.run.trained:
         return
     file = first.run.path / "fusions.json"
@@ -280,20 +282,20 @@ def keep_fusion(first: Ranker, second: Scorer, fusion: Fusion, cases: int) -> No
 
 
 def kept_fusion(first: Ranker, second: Scorer, name: str, *, reranks: bool) -> Fusion:
-    """The fusion that `evaluate` tuned for these two.
+    """The fusion that `evaluate` tuned for two rankers.
 
-    Raises ValueError where none was tuned, or for other checkpoints than the ones at hand.
+    Raises ValueError if none was tuned for their current checkpoints.
     """
     flag = "--rerank" if reranks else "--hybrid"
     file = first.run.path / "fusions.json"
     kept = read_json(file) if file.is_file() else {}
     entry = kept.get(_key(name, 0 if reranks else None))
     remedy = (
-        f"`evaluate {first.run.path} {flag} {name}` tunes it on data.validation and keeps it; or give a weight from 0 "
-        f"(first ranker alone) to 1 (second alone): {flag} {name}=1."
+        f"tune it on data.validation with `evaluate {first.run.path} {flag} {name}`, or give a weight from 0 (first "
+        f"ranker only) to 1 (second only): {flag} {name}=1."
     )
     if entry is None:
-        raise ValueError(f"the weight of {name} beside {first.run.path} was never tuned: {remedy}")
+        raise ValueError(f"the weight of {name} with {first.run.path} has not been tuned: {remedy}")
     if entry["checkpoints"] != _checkpoints(first, second):
         raise ValueError(f"the weight of {name} was tuned for other checkpoints ({entry['checkpoints']}): {remedy}")
     return Fusion(name, float(entry["weight"]), entry["k"])

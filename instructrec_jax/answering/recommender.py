@@ -1,4 +1,4 @@
-"""A run (or two rankers as one) opened to answer requests for recommendations."""
+"""A run, or a fusion of two rankers, opened to recommend items."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ from instructrec_jax.ranking.catalogue import Splits, has_splits
 from instructrec_jax.ranking.fusion import Fusion, retrieve
 from instructrec_jax.tasks.base import Encoded
 
-REQUESTS = 64  # that are scored at a time
-MOST_CANDIDATES = 1000  # that a run is asked to score which cannot rank a whole catalogue cheaply
-MOST_PARTS = 50  # items of a history that evidence looks at: the last
+REQUESTS = 64  # requests per batch
+MOST_CANDIDATES = 1000  # items per request, for a run that reads each item with the request
+MOST_PARTS = 50  # evidence is computed for the last items of a history
 
 
 @dataclass(frozen=True)
 class Understood:
-    """A request with its words looked up.
+    """A request with its titles and conditions resolved.
 
     Attributes:
       history: item numbers, oldest first.
@@ -62,17 +62,17 @@ class Recommender:
 
     Args:
       run: run directory of a retrieval, sequence, reranker or language_model_ranking task.
-      rerank: a run directory, on the same catalogue, that reranks what the first one retrieves.
-      hybrid: instead: a run directory or baseline (coKNN, popularity ...) whose scores are mixed into the first one's.
-      weight: of the second ranker, from 0 to 1; None: what `evaluate --rerank` or `--hybrid` tuned, kept with the run.
-      retrieve: how many items are reranked; None: as many as the weight was tuned for, or 100.
-      items: file with items that the runs never saw (see `answering.new_items`).
+      rerank: run directory, on the same catalogue, that reranks the first run's best items.
+      hybrid: instead of `rerank`: run directory or baseline (coKNN, popularity ...) whose scores are mixed in.
+      weight: weight of the second ranker, from 0 to 1; None: as tuned by `evaluate --rerank` or `--hybrid`.
+      retrieve: number of items to rerank; None: as tuned, or 100 with a given weight.
+      items: file of items that the runs were not trained on (see `answering.new_items`).
       overrides: settings of the first run, as on the command line.
-      step: which checkpoint of the first run; None: the best.
+      step: step of the first run's checkpoint; None: the best.
 
     Raises:
-      ValueError: a folder that is no run, another task, catalogues that differ, a weight that was never tuned, a broken
-        file of items.
+      ValueError: a path that is not a run, another task, different catalogues, a weight that has not been tuned, or an
+        invalid file of items.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Recommender:
         self.catalogue = self.first.catalogue
         self.titles = Titles(self.catalogue)
         if rerank is not None and hybrid is not None:
-            raise ValueError("--rerank and --hybrid cannot be combined: `evaluate` measures each of them alone.")
+            raise ValueError("--rerank and --hybrid cannot be combined: choose one of them.")
         name = rerank if rerank is not None else hybrid
         if name is None:
             return
@@ -102,8 +102,8 @@ class Recommender:
             fusion = kept_fusion(self.first, self.second, str(name), reranks=rerank is not None)
             if retrieve not in (None, fusion.k):
                 raise ValueError(
-                    f"--retrieve is {retrieve}, but the weight of {name} was tuned for {fusion.k}: leave --retrieve "
-                    "out, tune it by `evaluate`, or give a weight."
+                    f"--retrieve is {retrieve}, but the weight of {name} was tuned for {fusion.k}: leave out "
+                    "--retrieve, tune it with `evaluate`, or give a weight."
                 )
         else:
             fusion = Fusion(str(name), weight, (100 if retrieve is None else retrieve) if rerank is not None else None)
@@ -128,14 +128,14 @@ class Recommender:
         evidence: bool = True,
         ask: Ask | None = None,
     ) -> list[Answer]:
-        """Answers in the order of the requests; what is wrong with one is its `error`, and the others are answered.
+        """Answers in the order of the requests. An invalid request gets an `error`; the others are answered.
 
         Args:
-          requests: an Answer among them, of a record that could not be read, is returned as it is.
-          k: how many items each request gets, unless it says so itself.
+          requests: an Answer among them (of an unreadable record) is returned unchanged.
+          k: number of items for requests without their own `k`.
           include_seen: also recommend items of the history.
           skip_unknown: leave out titles that are not in the catalogue, with a note.
-          evidence: find out what moved each recommended item: another score for each word and item of the history.
+          evidence: compute evidence, with one more score per word and item of the history.
           ask: asks a person about ambiguous titles; None: they are errors.
         """
         options = _Options(include_seen, skip_unknown, evidence, ask)
@@ -161,7 +161,7 @@ class Recommender:
         if k < 1:
             raise ValueError(f"k must be at least 1, but is {k}.")
         if most is not None and k > most:
-            raise ValueError(f"k is {k}, but only the {most} best items are reranked: raise --retrieve.")
+            raise ValueError(f"k is {k}, but only {most} items are reranked: raise --retrieve.")
 
         def numbers(name: str, texts: Sequence[str]) -> list[int]:
             listed = split_titles(self.titles, texts)
@@ -174,7 +174,7 @@ class Recommender:
 
         history = [*self._history_of(request.user), *numbers("history", request.history)]
         if request.prompt and request.instruction:
-            raise ValueError("a request has either an instruction or a prompt, which is taken as it is.")
+            raise ValueError("a request cannot have both an instruction and a prompt: remove one of them.")
         if not history and not (request.instruction.strip() or request.prompt.strip()):
             why = " (all titles of the history were left out)" if request.history else ""
             raise ValueError(f"the request is empty{why}: give a user, a history or an instruction.")
@@ -185,9 +185,9 @@ class Recommender:
             allowed[history] = False
         left = int(np.count_nonzero(allowed))
         if not left:
-            raise ValueError("no item is left to recommend: relax the conditions, or include seen items.")
+            raise ValueError("no item is left to recommend: relax the conditions (where), or include seen items.")
         if left < k:
-            answer.notes.append(f"only {left} items are left, fewer than the {k} asked for.")
+            answer.notes.append(f"only {left} items are left, fewer than k = {k}.")
         return Understood(request, answer, history, allowed, min(k, left))
 
     def _history_of(self, user: str | None) -> list[int]:
@@ -196,15 +196,15 @@ class Recommender:
         if user in self.users:
             return [int(item) for item in self.users[user]]
         if not self.users:
-            raise ValueError(f"{self.first.folder} holds no users (splits/): give titles as the history instead.")
+            raise ValueError(f"{self.first.folder} has no users (splits/): give titles as the history instead.")
         near = get_close_matches(user, self.users, 3, 0.5)
         hint = f" The nearest ids: {', '.join(near)}." if near else f" An id looks like {next(iter(self.users))!r}."
-        raise ValueError(f"there is no user {user!r} among {len(self.users):,}.{hint}")
+        raise ValueError(f"unknown user {user!r} (of {len(self.users):,} users).{hint}")
 
     # -------------------------------------------------------------- scores
 
     def _answer(self, understood: list[Understood], options: _Options) -> None:
-        """Fills in the answers of a few requests."""
+        """Fills in the answers of a batch of requests."""
         asked: list[tuple[Understood, Encoded]] = []
         for each in understood:
             try:
@@ -222,15 +222,15 @@ class Recommender:
             self._fill(group, options)
 
     def _groups(self, asked: list[tuple[Understood, Encoded]]) -> list[list[tuple[Understood, Encoded]]]:
-        """What is ranked together: all requests, or each by itself where the run scores an item at a time."""
+        """Batches for ranking: all requests, or each by itself if the run reads each item with the request."""
         if self.first.task.retrieves:
             return [asked] if asked else []
         for each, _ in asked:
             if (items := int(each.allowed.sum())) > MOST_CANDIDATES:
                 each.answer.error = (
-                    f"this run reads each item anew for every request, so it ranks up to {MOST_CANDIDATES:,}, but "
-                    f"{items:,} are left. Retrieve with another run, and give this one as --rerank; or narrow the "
-                    "choice with --where."
+                    f"this run reads every item together with the request, so it ranks at most {MOST_CANDIDATES:,} "
+                    f"items, but {items:,} are left. Use it as --rerank of a run that retrieves, or narrow the choice "
+                    "with --where."
                 )
         return [[pair] for pair in asked if pair[0].answer.error is None]
 
@@ -273,12 +273,12 @@ class Recommender:
         return [scorer for scorer in (self.first, self.second) if isinstance(scorer, Ranker)]
 
     def _told(self, each: Understood) -> list[int]:
-        """The items of the history that the prompt names, as long as one of the rankers reads them there."""
+        """The items of the history that the prompt names, if one of the rankers reads them there."""
         tells = any(ranker.tells_history for ranker in self._rankers)
         return each.history[-self.first.wording.titles :] if tells else []
 
     def _example(self, each: Understood, left_out: "_LeftOut | None" = None) -> Example:
-        """A request, without a part of it, as an example in the words of the training data; all rankers read it."""
+        """A request (optionally without a part) as an example phrased like the training data, for all rankers."""
         item, word = (None, None) if left_out is None else (left_out.item, left_out.word)
         history = [other for other in each.history if other != item]
         told = [other for other in self._told(each) if other != item]
@@ -287,14 +287,14 @@ class Recommender:
             text if word is None else without_word(text, word) for text in (request.instruction, request.prompt)
         )
         text = prompt if request.prompt else self.first.wording.prompt(self.catalogue, told, wish.strip())
-        # Tasks encode examples that have a target; scores do not depend on it, so any item will do.
+        # Tasks encode examples with a target; scores do not depend on it, so any item serves.
         placeholder = self.catalogue.ids[0]
         ids = tuple(self.catalogue.ids[number] for number in history)
         name = "request" if request.id is None else f"request {request.id}"
         return check_example(Example(instruction=text, output=placeholder, history=ids, id=name))
 
     def _encode(self, ranker: Scorer, example: Example) -> tuple[Encoded, list[str]]:
-        """The example as a ranker reads it, and what of it had to be cut."""
+        """The example encoded for a ranker, and notes on truncation."""
         counts = ranker.task.context.counts if isinstance(ranker, Ranker) else {}
         before = dict(counts)
         encoded = ranker.encode([example])[0]
@@ -307,22 +307,22 @@ class Recommender:
     def _evidence(
         self, asked: Sequence[tuple[Understood, Encoded]], items: Sequence[np.ndarray], units: Sequence[np.ndarray]
     ) -> list[list[list[Evidence]]]:
-        """Of each request and recommended item, what moved its score (see `answering.evidence`).
+        """The evidence of each request and recommended item (see `answering.evidence`).
 
-        A fused score is standardized; how is held fixed while parts are left out.
+        The standardization of fused scores stays fixed while parts are left out.
         """
         size = max(len(each) for each in items)
-        # rows of one length: the last item again
+        # pad rows to one length by repeating the last item
         square = np.stack([each[np.minimum(np.arange(size), len(each) - 1)] for each in items])
         scorers: list[Scorer] = [self.first] if self.second is None else [self.first, self.second]
         used = [(scorer, unit) for scorer, unit in zip(scorers, units, strict=True) if np.any(unit)]
         parts = [self._parts(each, [scorer for scorer, _ in used]) for each, _ in asked]
-        reads: list[list[list[Encoded]]] = []  # of each request and ranker: the whole, and without each part
+        reads: list[list[list[Encoded]]] = []  # [request][ranker]: the full request, then without each part
         for place, (each, _) in enumerate(asked):
             try:
                 reads.append([self._without_each(scorer, each, parts[place]) for scorer, _ in used])
             except ValueError as error:
-                each.answer.notes.append(f"there is no evidence: {error}")
+                each.answer.notes.append(f"no evidence: {error}")
                 parts[place] = []
                 reads.append([self._without_each(scorer, each, []) for scorer, _ in used])
         totals = [np.zeros((len(own), square.shape[1])) for own in parts]
@@ -336,12 +336,12 @@ class Recommender:
         ]
 
     def _without_each(self, scorer: Scorer, each: Understood, parts: Sequence["_LeftOut"]) -> list[Encoded]:
-        """The request as a whole, and without each part, as a ranker reads it."""
+        """The full request, then without each part, encoded for a ranker."""
         left_out = [_LeftOut(Part("", "")), *parts]
         return scorer.encode([self._example(each, part) for part in left_out])
 
     def _parts(self, each: Understood, scorers: Sequence[Scorer]) -> list["_LeftOut"]:
-        """Each item of the history that a ranker reads, and each word of the instruction."""
+        """The items of the history that a ranker reads, and the words of the instruction."""
         reads_all = any(not isinstance(s, Ranker) or s.task.reads_history for s in scorers)
         history = each.history if reads_all else self._told(each)
         items = [

@@ -1,4 +1,4 @@
-"""Records of a file or of a live stream, and the times in them."""
+"""Records of a file or a live stream, and their times."""
 
 import heapq
 import queue
@@ -18,18 +18,18 @@ from instructrec_jax.parsing import json_lines
 T = TypeVar("T")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST = 100 * 366 * 86400
-# Plausible seconds since 1970: from March 1973 to February 2103, or as far before 1970, but not before 1802.
+# Plausible seconds since 1970: March 1973 to February 2103, or the same distance before 1970, but not before 1802.
 EARLIEST, LATEST, LONG_AGO = 1e8, 4.2e9, 5.3e9
-HOURS = 1.9e9  # seconds from here on (March 2030) may also be a day and an hour, 2024050109
+HOURS = 1.9e9  # larger numbers (seconds from March 2030 on) may also be a day and an hour, 2024050109
 
 
-# ---------------------------------------------------------------- where records come from
+# ---------------------------------------------------------------- sources of records
 
 
 def read_records(source: str) -> Iterator[tuple[str, dict[str, Any] | BadExample]]:
-    """(where, record) of a JSONL, JSON, CSV, TSV or Parquet file, or of stdin ("-": a JSON object a line), in order.
+    """(where, record) of a JSONL, JSON, CSV, TSV or Parquet file or stdin ("-": one JSON object per line), in order.
 
-    A record that cannot be read comes as the `BadExample` that says why. Blank lines of stdin are passed over.
+    For an unreadable record, the second element is its `BadExample`. Blank lines of stdin are skipped.
     """
     if source == "-":
         yield from _lines(stdin())
@@ -45,13 +45,13 @@ def read_records(source: str) -> Iterator[tuple[str, dict[str, Any] | BadExample
 
 
 def stdin() -> BinaryIO:
-    """Standard input with a buffer of its own, for a thread that may still wait for a line when the program ends.
+    """Standard input with its own buffer, for a thread that may still be reading when the program ends.
 
-    Python closes the buffer of sys.stdin then, and aborts if somebody reads it.
+    At exit Python closes the buffer of sys.stdin and aborts if a thread is reading it.
     """
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)
-    except OSError:  # not a file: a test's
+    except OSError:  # not a file, as in tests
         return sys.stdin.buffer
 
 
@@ -65,11 +65,10 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[str, dict[str, Any] | BadExample]
 
 
 def blocks(items: Iterable[T], size: int, *, live: bool = False) -> Iterator[list[T]]:
-    """Up to `size` items at a time. Where `items` fails, those that came before are a block, then the error is raised.
+    """Blocks of up to `size` items. If `items` raises, the items before the error form a block, then it is raised.
 
     Args:
-      live: what has come in so far is a block: no item waits for a later one. A thread reads ahead, a few blocks at
-        most.
+      live: a block is whatever is available, so that no item waits for a later one. A thread reads a few blocks ahead.
     """
     if live:
         yield from _live_blocks(items, size)
@@ -93,11 +92,11 @@ def _live_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     waiting: queue.Queue[tuple[list[T], BaseException | None, bool]] = queue.Queue(maxsize=4 * size)
 
     def read() -> None:
-        """Puts (items, error, whether that was all) into the queue, one item at a time."""
+        """Puts (items, error, whether the stream ended) into the queue, one item at a time."""
         try:
             for item in items:
                 waiting.put(([item], None, False))
-        except BaseException as error:  # whatever it is, it belongs to whoever takes the blocks
+        except BaseException as error:  # passed on to the consumer of the blocks
             waiting.put(([], error, True))
         waiting.put(([], None, True))
 
@@ -116,7 +115,7 @@ def _live_blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 @dataclass
 class Skipped:
-    """Bad records: an error, or left out and counted (`--on_bad_record skip`)."""
+    """Bad records: raised, or skipped and counted (`--on_bad_record skip`)."""
 
     skip: bool
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -125,30 +124,32 @@ class Skipped:
     def add(self, error: BadExample, where: str) -> None:
         error.where = error.where or where
         if not self.skip:
-            raise ValueError(f"{error}\nCorrect the record, or leave such ones out, counted: --on_bad_record skip.")
+            raise ValueError(f"{error}\nCorrect the record, or skip bad records with --on_bad_record skip.")
         self.counts[error.reason, error.field] += 1
         self.first = self.first or str(error)
 
     def summary(self) -> str:
-        """A line on what was left out; "" when nothing was."""
+        """A line about the skipped records; "" if there are none."""
         if not self.counts:
             return ""
         kinds = [f"{n:,} {reason}" + (f" ({name})" if name else "") for (reason, name), n in self.counts.most_common()]
-        return f"{self.counts.total():,} records were skipped as bad: {', '.join(kinds)}. The first: {self.first}"
+        return f"{self.counts.total():,} bad records were skipped: {', '.join(kinds)}. The first: {self.first}"
 
 
-# ---------------------------------------------------------------- what is in them
+# ---------------------------------------------------------------- fields
 
 
 def value_of(record: Mapping[str, Any], name: str, option: str) -> Any:
-    """A field of a record. Raises BadExample where it is missing, null or empty.
+    """A field of a record. Raises BadExample if it is missing, null or empty.
 
     Args:
-      option: of the command line, which names another field.
+      option: the command-line option that selects another field.
     """
     if name not in record:
         there = [str(key) for key in record]
-        detail = f"the record has {', '.join(there[:30]) or 'no fields'}.{suggest(name, there)} {option} names another."
+        detail = (
+            f"the record has {', '.join(there[:30]) or 'no fields'}.{suggest(name, there)} Select another: {option}."
+        )
         raise BadExample(name, "missing field", detail)
     value = record[name]
     if value is None or isinstance(value, str) and not value.strip():
@@ -156,8 +157,8 @@ def value_of(record: Mapping[str, Any], name: str, option: str) -> Any:
     return value
 
 
-def name_of(value: Any, field: str) -> str:
-    """A text, or a whole number as text (3.0 where a column of numbers has gaps)."""
+def name_of(value: object, field: str) -> str:
+    """A text, or a whole number as text (3.0 if the column has missing values)."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -166,17 +167,17 @@ def name_of(value: Any, field: str) -> str:
 
 
 def time_of(value: Any, field: str, zone: tzinfo) -> tuple[datetime, bool]:
-    """The time in UTC, and whether it named its own time zone (seconds since 1970 do).
+    """The time in UTC, and whether it has a time zone (seconds since 1970 do).
 
-    A number is taken for seconds only between 1973 and 2103 (or as long before 1970), and for a date if it is one of
-    eight digits (20240501). Anything else, and what could be either, is refused: years, months, milliseconds.
+    A number is a date if it is one of eight digits (20240501), else seconds if between 1973 and 2103 (or the same
+    distance before 1970). Other and ambiguous numbers (years, months, milliseconds) are errors.
 
     Args:
       value: ISO 8601 ("2024-05-01", "2024-05-01T09:30:00+08:00", "...Z"), or seconds since 1970, as a number or text.
-      zone: of a time that names none.
+      zone: time zone of a time without one.
 
     Raises:
-      BadExample: what is no time, or could mean several.
+      BadExample: an invalid or ambiguous time.
     """
     if isinstance(value, str):
         text = value.strip()
@@ -190,16 +191,16 @@ def time_of(value: Any, field: str, zone: tzinfo) -> tuple[datetime, bool]:
     if not EARLIEST <= abs(number) < LATEST or number <= -LONG_AGO:
         detail = "write ISO 8601 (2024-05-01T09:30:00+02:00) or seconds since 1970."
         if 10 * LATEST <= abs(number) < 1000 * LATEST:
-            detail = "milliseconds, perhaps? Divide them by 1000, or " + detail
-        raise BadExample(field, "bad time", f"found {show(value)}, which is no plausible time: {detail}")
+            detail = "divide milliseconds by 1000, or " + detail
+        raise BadExample(field, "bad time", f"found {show(value)}, which is not a plausible time: {detail}")
     if number >= HOURS and _is_date(digits[:8]) and digits[8:] < "24":
-        detail = f"found {show(value)}: seconds since 1970, or the hour {digits[8:]} of {digits[:8]}? Write ISO 8601."
+        detail = f"found {show(value)}: seconds since 1970, or hour {digits[8:]} of {digits[:8]}? Write ISO 8601."
         raise BadExample(field, "bad time", detail)
     return _plausible(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=number), field), True
 
 
 def _is_date(digits: str) -> bool:
-    """Whether eight digits are a day from 1800 to 2199."""
+    """Whether eight digits are a date between 1800 and 2199."""
     try:
         return "1800" <= datetime.strptime(digits, "%Y%m%d").strftime("%Y") < "2200"
     except ValueError:
@@ -219,7 +220,7 @@ def _iso(text: str, field: str, zone: tzinfo) -> tuple[datetime, bool]:
 
 def _plausible(time: datetime, field: str) -> datetime:
     if time.year < 1800:
-        raise BadExample(field, "bad time", f"found the year {time.year}: a placeholder, perhaps? Remove the record.")
+        raise BadExample(field, "bad time", f"found the year {time.year}, probably a placeholder: remove the record.")
     return time
 
 
@@ -227,10 +228,10 @@ def duration(text: str) -> timedelta:
     """ "90s", "30m", "36h", "7d" or "2w". Raises ValueError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no length of time: write a number and one of s, m, h, d, w, such as 7d or 36h.")
+        raise ValueError(f"{text!r} is not a duration: write a number and one of s, m, h, d, w, such as 7d or 36h.")
     seconds = float(match[1]) * UNITS[match[2]]
     if seconds > LONGEST:
-        raise ValueError(f"{text!r} is more than a hundred years.")
+        raise ValueError(f"{text!r} is longer than 100 years.")
     return timedelta(seconds=seconds)
 
 
@@ -243,10 +244,10 @@ R = TypeVar("R", bound=Timed)
 
 
 class InOrder(Generic[R]):
-    """Records in the order of their time, out of a stream that may bring them late.
+    """Sorts a stream of slightly late records by time.
 
-    A record is held until one came in that is newer by `late` or more; then all that are as old come out in the order
-    of their time, equal times in the order they came in. With `late` 0 nothing is held.
+    A record is held until a record newer by at least `late` arrives. Records leave in the order of their times, ties in
+    the order of arrival. With `late` 0 nothing is held.
 
     Memory: the records of the last `late` of the stream's own time.
     """
@@ -258,12 +259,12 @@ class InOrder(Generic[R]):
         self.count = 0
 
     def take(self, record: R, field: str) -> list[R]:
-        """Takes the next record, gives those whose turn has come. Raises BadExample for one that came too late."""
+        """Adds a record; returns the records that are due. Raises BadExample for a record later than `late`."""
         time = record.time
         if self.newest is not None and time < self.newest - self.late:
             detail = (
-                f"{time.isoformat()} came after a record that is newer by {self.newest - time}, and --late allows "
-                f"{self.late}: sort the records by time, or set a longer --late."
+                f"{time.isoformat()} arrived {self.newest - time} after a newer record, but --late is {self.late}: "
+                "sort the records by time, or set a longer --late."
             )
             raise BadExample(field, "too late", detail)
         self.newest = time if self.newest is None else max(self.newest, time)
@@ -272,7 +273,7 @@ class InOrder(Generic[R]):
         return self._until(self.newest - self.late)
 
     def rest(self) -> list[R]:
-        """What is held when the stream ends."""
+        """The held records, at the end of the stream."""
         return [] if self.newest is None else self._until(self.newest)
 
     def _until(self, time: datetime) -> list[R]:

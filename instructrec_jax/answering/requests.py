@@ -1,4 +1,4 @@
-"""What is asked of `recommend` and what it answers; files of both."""
+"""Requests and answers of `recommend`, and their files."""
 
 import csv
 import io
@@ -19,16 +19,16 @@ COLUMNS = ("id", "user", "rank", "item", "title", "score", "evidence", "prompt",
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One request. At least one of user, history, instruction and prompt is given.
+    """One request. At least one of user, history, instruction and prompt is needed.
 
     Attributes:
-      user: id of a user of the prepared folder, whose items (of all splits) come first in the history.
-      history: titles or ids, oldest first; a single text may hold several between semicolons.
-      prompt: instead of the instruction: the whole text that the model reads, as training and test examples have it.
-      exclude: titles of items that shall not be recommended.
+      user: id of a user of the prepared folder, whose items (of all splits) begin the history.
+      history: titles or ids, oldest first; one text may contain several, separated by semicolons.
+      prompt: instead of the instruction: the model's whole input text, as in training and test examples.
+      exclude: titles of items to leave out.
       where: conditions on the catalogue's facts (see `filters`).
-      k: how many items; None: as many as the call says.
-      id: whatever identifies the request to its sender.
+      k: number of items; None: the call's `k`.
+      id: any JSON value, returned with the answer.
     """
 
     user: str | None = None
@@ -54,12 +54,12 @@ class Request:
             given["user"] = str(user)
         for name in ("user", "instruction", "prompt"):
             if not isinstance(given.get(name, ""), str):
-                raise ValueError(f"{name} should be a text, but is {show(given[name])}.")
+                raise ValueError(f"{name} must be a text, but is {show(given[name])}.")
         for name in ("history", "exclude", "where"):
             value = given.get(name, [])
             listed = [value] if isinstance(value, str) else value
             if not isinstance(listed, list | tuple) or not all(isinstance(text, str) for text in listed):
-                raise ValueError(f"{name} should be a text or a list of texts, but is {show(value)}.")
+                raise ValueError(f"{name} must be a text or a list of texts, but is {show(value)}.")
             given[name] = tuple(listed)
         if "k" in given:
             try:
@@ -67,7 +67,7 @@ class Request:
                 if isinstance(given["k"], bool) or number != int(number):
                     raise ValueError
             except (TypeError, ValueError, OverflowError):
-                raise ValueError(f"k should be a whole number, but is {show(given['k'])}.") from None
+                raise ValueError(f"k must be a whole number, but is {show(given['k'])}.") from None
             given["k"] = int(number)
         return cls(**given)
 
@@ -78,7 +78,7 @@ class Recommendation:
 
     item: str
     title: str
-    """with its year where there is one"""
+    """with its year, if known"""
     score: float
     rank: int
     evidence: Sequence[Evidence] = ()
@@ -90,12 +90,12 @@ class Recommendation:
 
 @dataclass
 class Answer:
-    """What a request got: recommendations, or an error.
+    """The answer to a request: recommendations, or an error.
 
     Attributes:
-      prompt: the words that the model read.
-      history: names of the items that it knew of, oldest first.
-      notes: what a person should know about how the request was read.
+      prompt: the text that the model read.
+      history: names of the items of the history, oldest first.
+      notes: remarks on the interpretation of the request.
     """
 
     id: Any = None
@@ -116,7 +116,7 @@ class Answer:
 
 
 def split_titles(titles: Titles, texts: Sequence[str]) -> list[str]:
-    """The titles that stand between semicolons, unless the text as a whole is a title."""
+    """The titles between semicolons, unless the whole text is a title."""
     found = []
     for text in texts:
         match = None if ";" not in text else titles.find(text)
@@ -126,11 +126,11 @@ def split_titles(titles: Titles, texts: Sequence[str]) -> list[str]:
 
 
 def read_requests(file: str | Path) -> list[Request | Answer]:
-    """The requests of a JSONL, JSON, CSV, TSV or Parquet file; a record that is none is an answer with an `error`.
+    """The requests of a JSONL, JSON, CSV, TSV or Parquet file; an invalid record becomes an answer with an `error`.
 
-    Without an `id`, a request's is the number of its record, from 1; a record that cannot be read has none.
+    The default `id` is the record's number, from 1; an unreadable record has none.
 
-    Raises ValueError for a file that cannot be read, and for a table with columns that no request has.
+    Raises ValueError for an unreadable file, and for a table with unknown columns.
     """
     rows = open_rows(str(file))
     found: list[Request | Answer] = []
@@ -154,7 +154,7 @@ def read_requests(file: str | Path) -> list[Request | Answer]:
 
 
 class _BadTable(ValueError):
-    """A table that does not hold requests."""
+    """A table whose columns are not those of requests."""
 
 
 def _check_columns(record: Mapping[str, Any], file: str | Path) -> None:
@@ -173,15 +173,15 @@ def _cells(value: Any) -> Any:
 
 
 def check_out(file: Path) -> None:
-    """Refuses a file to write answers to that exists already, or is of another kind."""
+    """Raises ValueError if the file for answers exists or has an unknown suffix."""
     if file.suffix not in (".jsonl", ".csv"):
-        raise ValueError(f"--out {file}: answers are written as .jsonl (a request a line) or .csv (an item a line).")
+        raise ValueError(f"--out {file}: the suffix must be .jsonl (one request per line) or .csv (one item per line).")
     if file.exists():
         raise ValueError(f"{file} exists already: choose another --out.")
 
 
 def write_answers(file: Path, answers: Sequence[Answer]) -> None:
-    """JSONL: a record for each request; CSV: a line for each item, and one for each request without items."""
+    """Writes JSONL with a record per request, or CSV with a line per item (and per request without items)."""
     if file.suffix == ".jsonl":
         write_jsonl(file, (answer.to_record() for answer in answers))
         return

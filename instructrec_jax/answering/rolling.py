@@ -1,9 +1,9 @@
-"""A rolling score of each entity, and an alert when it leaves a band.
+"""A rolling score per entity, with an alert when the score leaves a band.
 
     score(t) = Σ w s / Σ w    over the entity's records in (t − window, t]
 
-with s the expected value of a record's label, and w 1 or how certain the label is. It is worked out at every record of
-the entity, so it changes when there is news, and not between.
+s is the expected value of a record's label, w is 1 or the certainty of the label. The score is updated at every record
+of the entity and does not change between records.
 """
 
 from collections import deque
@@ -14,22 +14,22 @@ from typing import Any, Literal
 import numpy as np
 
 Direction = Literal["above", "below"]
-EVIDENCE = 3  # records that an alert names
-SWEEP = 10_000  # records between two searches for entities that nothing is heard of
+EVIDENCE = 3  # records listed in an alert
+SWEEP = 10_000  # records between two removals of idle entities
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """A record with its label.
+    """A labeled record.
 
     Attributes:
-      time: aware, UTC.
+      time: timezone-aware, UTC.
       values: float64 [members], the expected value of the label by each member (draw or run).
-      value: their mean.
-      weight: in the score, 0 or more.
-      told: what an alert says of the record, plain JSON.
-      entropy: of the mean probabilities, in nats.
-      mutual_information: of label and member, in nats.
+      value: mean of `values`.
+      weight: weight in the score, at least 0.
+      told: the record as plain JSON, for output and alerts.
+      entropy: entropy of the mean probabilities, in nats.
+      mutual_information: mutual information of label and member, in nats.
     """
 
     entity: str
@@ -44,11 +44,11 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Band:
-    """Where a score is nothing unusual: low ≤ score ≤ high.
+    """The normal range of a score: low ≤ score ≤ high.
 
     Attributes:
-      hysteresis: how far inside the band a score has to come back before leaving it by the same side is news again.
-      least: records in the window below which a score says nothing.
+      hysteresis: how far the score must return inside the band before it can raise another alert on the same side.
+      least: minimum number of records in the window for an alert.
     """
 
     low: float
@@ -59,16 +59,18 @@ class Band:
     def __post_init__(self) -> None:
         if not -np.inf < self.low < self.high < np.inf:
             raise ValueError(
-                f"--band: the lower end, {self.low}, has to lie below the upper end, {self.high}: two numbers."
+                f"--band: the ends must be finite, the lower below the upper, but are {self.low} and {self.high}."
             )
         if not 0 <= self.hysteresis <= self.high - self.low:
             width = self.high - self.low
-            raise ValueError(f"--hysteresis is {self.hysteresis}, but lies between 0 and the band's width, {width:g}.")
+            raise ValueError(
+                f"--hysteresis must be between 0 and the band's width, {width:g}, but is {self.hysteresis}."
+            )
         if self.least < 1:
-            raise ValueError(f"--least is {self.least}, but should be at least 1.")
+            raise ValueError(f"--least must be at least 1, but is {self.least}.")
 
     def side(self, score: float, before: Direction | None) -> Direction | None:
-        """Which side of the band a score is on, given the side of the score before it; None: inside."""
+        """The side of the band that a score is on, given the previous score's side; None: inside."""
         if score > self.high or before == "above" and score > self.high - self.hysteresis:
             return "above"
         if score < self.low or before == "below" and score < self.low + self.hysteresis:
@@ -83,20 +85,20 @@ class _Entity:
 
 
 class Watch:
-    """The windows of all entities. Its memory is bounded by the records in them."""
+    """The windows of all entities. Memory is bounded by the records in them."""
 
     def __init__(self, window: timedelta, band: Band):
         if window <= timedelta(0):
-            raise ValueError("--window should be longer than nothing.")
+            raise ValueError("--window must be longer than 0.")
         self.window, self.band = window, band
         self.entities: dict[str, _Entity] = {}
         self.seen = 0
 
     def add(self, opinion: Opinion) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Takes the next record in the order of time; gives its entity's score, and an alert or None, as plain JSON.
+        """Adds the next record in time order; returns (its entity's score, an alert or None) as plain JSON.
 
-        An alert is raised once when the score leaves the band by a side, and again only after the score was back
-        inside (by `hysteresis`), or after a whole window without a record of the entity.
+        An alert is raised once when the score leaves the band on a side, and again only after the score returned
+        inside by `hysteresis`, or after a whole window without records of the entity.
         """
         self._sweep(opinion.time)
         entity = self.entities.setdefault(opinion.entity, _Entity())
@@ -145,7 +147,7 @@ class Watch:
         }
 
     def _sweep(self, now: datetime) -> None:
-        """Forgets entities with nothing in their window, which is as if they had never been heard of."""
+        """Removes entities with an empty window, which does not change any result."""
         self.seen += 1
         if self.seen % SWEEP == 0:
             kept = {n: e for n, e in self.entities.items() if e.window[-1].time > now - self.window}
@@ -153,12 +155,12 @@ class Watch:
 
 
 def rolling_score(values: np.ndarray, weights: np.ndarray) -> Any:
-    """Σ w s / Σ w over the last axis, [..., records] -> [...]; 0 where no record has weight."""
+    """Σ w s / Σ w over the last axis, [..., records] -> [...]; 0 if all weights are 0."""
     total = weights.sum()
     scores = (values * weights).sum(-1) / total if total > 0 else np.zeros(values.shape[:-1])
     return float(scores) if scores.ndim == 0 else scores
 
 
 def contributions(values: np.ndarray, weights: np.ndarray, middle: float) -> np.ndarray:
-    """What each record adds to the score's distance from `middle`, float64 [records]: they sum to score − middle."""
+    """Contribution of each record to score − middle, float64 [records], which is their sum."""
     return (values - middle) * weights / max(weights.sum(), np.finfo(float).tiny)

@@ -1,4 +1,4 @@
-"""Recommendations as a person reads them on a terminal, and questions back."""
+"""Recommendations as a table on a terminal, and questions about ambiguous titles."""
 
 import sys
 import unicodedata
@@ -10,7 +10,7 @@ from instructrec_jax.answering.requests import Answer
 
 
 def table(answer: Answer) -> str:
-    """What a person reads of an answer."""
+    """An answer as a table of text."""
     lines = [f"prompt: {answer.prompt}", *(f"note: {note}" for note in answer.notes), ""]
     header = ("", "title", "score", "evidence")
     rows = [(str(r.rank), r.title, f"{r.score:.4f}", line(r.evidence)) for r in answer.recommendations]
@@ -22,13 +22,13 @@ def table(answer: Answer) -> str:
 
 
 def width(text: str) -> int:
-    """Columns that a text takes on a terminal."""
+    """Width of a text on a terminal, in columns."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
 
 
 def ask_person(question: str, choices: Sequence[str]) -> int | None:
-    """Asks on the terminal; None: none of the choices."""
+    """Asks for a choice on the terminal; returns its index, or None for none of them."""
     print(f"{question}:", file=sys.stderr)
     for number, choice in enumerate(choices, 1):
         print(f"  {number}  {choice}", file=sys.stderr)
@@ -43,7 +43,7 @@ def ask_person(question: str, choices: Sequence[str]) -> int | None:
 
 
 def named_weight(option: str, text: str | None) -> tuple[str | None, float | None]:
-    """("coKNN", 0.15) of "coKNN=0.15"; ("coKNN", None) of "coKNN". Raises ValueError for a weight that is no number."""
+    """("coKNN", 0.15) of "coKNN=0.15"; ("coKNN", None) of "coKNN". Raises ValueError for an invalid weight."""
     if text is None or Path(text).is_dir():
         return text, None
     name, sign, weight = text.rpartition("=")
@@ -52,4 +52,4 @@ def named_weight(option: str, text: str | None) -> tuple[str | None, float | Non
     try:
         return name, float(weight)
     except ValueError:
-        raise ValueError(f"{option} is NAME or NAME=WEIGHT, such as coKNN=0.15, but is {text!r}.") from None
+        raise ValueError(f"{option} must be NAME or NAME=WEIGHT, such as coKNN=0.15, but is {text!r}.") from None

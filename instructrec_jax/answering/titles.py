@@ -1,15 +1,15 @@
-"""Items by the titles that people type: "matrix", "The Matrix (1999)", "Matrix, The", "id:603".
+"""Finds items by typed titles: "matrix", "The Matrix (1999)", "Matrix, The", "id:603".
 
-Titles are compared in steps, each more forgiving than the one before it; the first step that finds anything decides:
+Titles are matched in steps, each more tolerant than the previous one; the first step with a match decides:
 
-    exact    the title, with or without its year; upper and lower case are the same
-    words    without punctuation, accents and the year; "Matrix, The" is "The Matrix"
+    exact    the title, with or without its year, ignoring case
+    words    without punctuation, accents and year; "Matrix, The" equals "The Matrix"
     article  without a leading article
-    part     what stands before a colon, a dash or a bracket, or in a bracket: "Dr. Strangelove", "Se7en"
+    part     the part before a colon, dash or bracket, or inside brackets: "Dr. Strangelove", "Se7en"
     id       the item's id
-    close    spelt alike, with the same numbers in it: "Apocalypse Nwo" but never "Rocky II" for "Rocky III"
+    close    similar spelling with equal numbers: "Apocalypse Nwo", but never "Rocky II" for "Rocky III"
 
-A year in brackets always has to be the item's. Several items that one step finds are ambiguous; nobody guesses.
+A year in brackets must be the item's year. Several items matched by one step are ambiguous.
 """
 
 import re
@@ -23,13 +23,13 @@ from functools import cached_property
 from instructrec_jax.preparation.readers.items import plain, split_title
 from instructrec_jax.ranking.catalogue import Catalogue
 
-CLOSE = 0.88  # 2 · equal characters / all characters, from which on a title is taken for a misspelt one
+CLOSE = 0.88  # minimum closeness (2 · equal characters / all characters) of a misspelled title
 NEARLY = 0.05  # titles whose closeness differs by less are equally good
-SHORTEST = 6  # characters of the shorter title, below which one letter makes another title: Heat, Heart
-RESEMBLING = 0.6  # closeness from which on a title is worth suggesting
-LOOKED_AT = 50  # titles that are compared letter by letter, those with most pairs of letters in common
+SHORTEST = 6  # minimum length for fuzzy matching; in shorter titles one letter matters: Heat, Heart
+RESEMBLING = 0.6  # minimum closeness of a suggestion
+LOOKED_AT = 50  # candidates of the fuzzy comparison: the titles with the most letter pairs in common
 SUGGESTED = 3
-LISTED = 9  # of several items that a title may mean
+LISTED = 9  # maximum number of ambiguous items in a message
 
 _ARTICLES = {"the", "a", "an"}
 _ROMAN = {"ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x"}
@@ -42,18 +42,18 @@ Ask = Callable[[str, Sequence[str]], int | None]
 
 @dataclass(frozen=True)
 class Match:
-    """What a title may mean."""
+    """The items matched by a title."""
 
     items: list[int]
-    """item numbers: one, or several equally good ones, or none"""
+    """item numbers: none, one, or several equally good ones"""
     close: bool = False
-    """whether it was not found as it stands, but spelt alike"""
+    """whether the match is fuzzy"""
     suggestions: tuple[int, ...] = ()
-    """item numbers of the nearest titles, where there is no match"""
+    """item numbers of the nearest titles, if there is no match"""
 
 
 class Titles:
-    """The titles of a catalogue, to be looked up."""
+    """A lookup of a catalogue's titles."""
 
     def __init__(self, catalogue: Catalogue):
         self.catalogue = catalogue
@@ -63,7 +63,7 @@ class Titles:
         self._years = [year if year is not None else own for year, (_, own) in zip(years, split, strict=True)]
 
     def find(self, words: str) -> Match:
-        """The items that a title means, see the top of the file."""
+        """The items matched by a title; see the top of the file."""
         words = plain(words).strip()
         if words.startswith("id:"):
             number = self.catalogue.index.get(words[3:].strip())
@@ -137,13 +137,13 @@ class Titles:
 def resolve(
     titles: Titles, asked: Iterable[str], *, skip_unknown: bool = False, ask: Ask | None = None
 ) -> tuple[list[int], list[str]]:
-    """Item numbers of some titles, in their order, and notes on what was taken for what or left out.
+    """Item numbers of titles, in their order, and notes on fuzzy matches and skipped titles.
 
     Args:
-      skip_unknown: leave unknown titles out, with a note, instead of refusing them.
-      ask: asks a person about ambiguous and nearly right titles; None: nobody is there.
+      skip_unknown: leave out unknown titles, with a note, instead of raising.
+      ask: asks a person about ambiguous and nearly matching titles; None: they are errors.
 
-    Raises ValueError that lists the ambiguous titles with their years and ids, and the unknown ones with the nearest.
+    Raises ValueError that lists ambiguous titles with their years and ids, and unknown titles with the nearest ones.
     """
     items, notes, problems = [], [], []
     for words in asked:
@@ -159,7 +159,7 @@ def resolve(
         if len(match.items) == 1:
             items += match.items
             if match.close:
-                notes.append(f'"{words}" is taken for {titles.catalogue.name(match.items[0])}.')
+                notes.append(f'"{words}" is read as {titles.catalogue.name(match.items[0])}.')
         elif match.items:
             problems.append(f'"{words}" is ambiguous: {listed}. Add the year in brackets, or give the id.')
         elif skip_unknown:
@@ -169,7 +169,7 @@ def resolve(
             problems.append(f'"{words}" is not in the catalogue.{hint}')
     if problems:
         unknown = any("not in the catalogue" in problem for problem in problems)
-        remedy = " Unknown titles are left out with --on_unknown skip." if unknown else ""
+        remedy = " To leave out unknown titles: --on_unknown skip." if unknown else ""
         raise ValueError(" ".join(problems) + remedy)
     return items, notes
 
@@ -180,12 +180,12 @@ def describe(catalogue: Catalogue, item: int) -> str:
 
 
 def fold(text: str) -> str:
-    """Without differences of case, width and blanks."""
+    """The text normalized in case, width and blanks."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def letters(title: str) -> str:
-    """Without punctuation and accents too; a title of nothing else stays as it is ("???")."""
+    """`fold` without punctuation and accents; a title of punctuation only is kept ("???")."""
     folded = unicodedata.normalize("NFKD", fold(title).replace("&", " and "))
     kept = "".join(c for c in folded if not "\u0300" <= c <= "\u036f")
     kept = kept.replace("'", "").replace("\u2019", "")
@@ -194,7 +194,7 @@ def letters(title: str) -> str:
 
 
 def bare(title: str) -> str:
-    """Without a leading article too."""
+    """`letters` without a leading article."""
     first, _, rest = letters(title).partition(" ")
     return rest if rest and first in _ARTICLES else letters(title)
 

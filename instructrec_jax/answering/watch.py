@@ -1,4 +1,4 @@
-"""A stream of records watched by opened classifiers: labels, rolling scores and alerts."""
+"""Watches a stream of records with classifiers: labels, rolling scores and alerts."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ Weight = Literal["equal", "certainty"]
 
 @dataclass(frozen=True)
 class Reading:
-    """A record of the stream, ready for the model."""
+    """A parsed and encoded record of the stream."""
 
     number: int
     where: str
@@ -32,12 +32,12 @@ class Reading:
 
 
 class Feed:
-    """Readings of a stream in the order of their time; a bad record is an error, or counted in `skipped`.
+    """Reads a stream in time order; a bad record is raised, or counted in `skipped`.
 
     Args:
-      fields: names of the fields "text", "entity" and "time".
-      zone: of times that name none; `unzoned` counts them.
-      late: how much older than a record before it a record may be.
+      fields: "text", "entity" and "time" -> name of the field.
+      zone: time zone of times without one; `unzoned` counts them.
+      late: how much older than an earlier record a record may be.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Feed:
                 ready = self.order.take(reading, self.fields["time"])
             except BadExample as error:
                 if not self.skipped.skip:
-                    yield from self.order.rest()  # what came before the error is not lost
+                    yield from self.order.rest()  # records before the error are still processed
                 self.skipped.add(error, where)
                 continue
             self.unzoned += not zoned
@@ -74,14 +74,14 @@ class Feed:
 
 
 def label_values(labels: list[str], given: Mapping[str, float] | None) -> np.ndarray:
-    """float64 [labels]: what each label counts in the score. Raises ValueError where one is missing or unknown."""
+    """float64 [labels]: value of each label in the score. Raises ValueError if one is missing or unknown."""
     values = {label: VALUES[label.casefold()] for label in labels if label.casefold() in VALUES} | dict(given or {})
     for label in values:
         if label not in labels:
-            raise ValueError(f"--values: {label!r} is none of the run's labels {labels}.{suggest(label, labels)}")
+            raise ValueError(f"--values: {label!r} is not one of the run's labels {labels}.{suggest(label, labels)}")
     if missing := [label for label in labels if label not in values]:
         example = json.dumps({label: 0 for label in labels}, ensure_ascii=False)
-        raise ValueError(f"--values says nothing of {missing}: give each label a number, --values '{example}'.")
+        raise ValueError(f"--values lacks {missing}: give each label a number, such as --values '{example}'.")
     return np.array([values[label] for label in labels], float)
 
 
@@ -130,23 +130,23 @@ def watch(
     batch: int = 64,
     live: bool = False,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Of each reading its record (label, probabilities, the entity's score after it), and the alert it raised or None.
+    """Per reading: its record (label, probabilities, the entity's score), and the alert it raised or None.
 
     Args:
-      readings: in the order of their time, see `Feed`.
-      values: label -> what it counts; None: positive 1, neutral 0, negative -1.
-      weight: of a record in the score: "equal", or "certainty", 1 − entropy / log(labels).
-      batch: records labelled at a time, at most.
-      live: label what has come in, without waiting for a full batch.
+      readings: readings in time order, see `Feed`.
+      values: label -> value in the score; None: positive 1, neutral 0, negative -1.
+      weight: weight of a record in the score: "equal", or "certainty", 1 − entropy / log(labels).
+      batch: largest batch of records.
+      live: label available records without waiting for a full batch.
 
     Raises:
-      ValueError: labels without a value, or a band that no score can leave.
+      ValueError: a label without a value, or a band that no score can leave.
     """
     numbers = label_values(classifier.labels, values)
     if band.high >= numbers.max() and band.low <= numbers.min():
         raise ValueError(
-            f"--band {band.low:g} {band.high:g}: scores lie between {numbers.min():g} and {numbers.max():g}, so none "
-            "ever leaves it."
+            f"--band {band.low:g} {band.high:g} contains all possible scores, {numbers.min():g} to {numbers.max():g}: "
+            "narrow it."
         )
     watching = Watch(window, band)
     for block in blocks(readings, batch, live=live):
@@ -156,7 +156,7 @@ def watch(
 
 
 def read_values(text: str) -> dict[str, float]:
-    """The value of each label, from JSON. Raises ValueError for anything but finite numbers."""
+    """The value of each label, from JSON. Raises ValueError unless all are finite numbers."""
     try:
         values = json.loads(text)
     except ValueError as error:
@@ -164,5 +164,5 @@ def read_values(text: str) -> dict[str, float]:
     if not isinstance(values, dict) or not all(
         isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in values.values()
     ):
-        raise ValueError(f"--values should be labels with numbers, but is {text}.")
+        raise ValueError(f"--values must map labels to finite numbers, but is {text}.")
     return {label: float(value) for label, value in values.items()}

@@ -1,9 +1,9 @@
-"""The real training step, compiled for devices that need not be there, of shapes alone."""
+"""The real training step, compiled from shapes for devices that need not be present."""
 
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from instructrec_jax.adapters.losses import chunk_size
 from instructrec_jax.backbones.folder import read_config
@@ -23,7 +23,6 @@ from instructrec_jax.runs.data import RunData, check_batch
 from instructrec_jax.runs.model import backbone_folder, open_task
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks.base import Task
-from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 from instructrec_jax.training.checkpoint import abstract
 from instructrec_jax.training.flops import Texts, has_output_table
 from instructrec_jax.training.state import TrainState
@@ -33,24 +32,24 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """A compiled step and what it was compiled for.
+    """A compiled training step and its inputs.
 
     Attributes:
-      compiled: jax's, with `memory_analysis()` and `as_text()`.
-      state, shardings: the abstract state, and where it lies.
-      is_frozen: of a parameter's path.
-      network: HuggingFace's config.
-      texts: of a batch.
-      tied: the table of words is the output's too.
-      loss_chunks: parts in which the loss of a language model is worked through, all of which count at most.
-      seconds: that compiling took.
+      compiled: jax's compiled program, with `memory_analysis()` and `as_text()`.
+      state, shardings: the abstract state and its shardings.
+      is_frozen: path of a parameter -> whether it is frozen.
+      network: HuggingFace's config of the backbone.
+      texts: sizes of a batch's texts.
+      tied: whether the output layer shares the table of word embeddings.
+      loss_chunks: chunks of a language model's loss; an upper bound for the trip count of their loop.
+      seconds: compile time.
     """
 
-    compiled: Any
+    compiled: jax.stages.Compiled
     state: TrainState
     shardings: TrainState
-    is_frozen: Any
-    network: Any
+    is_frozen: Callable[[str], bool]
+    network: PreTrainedConfig
     texts: Texts
     tied: bool
     loss_chunks: int
@@ -59,10 +58,9 @@ class CompiledStep:
 
 @contextmanager
 def planning_folder(path: str) -> Iterator[tuple[Path, bool]]:
-    """(folder with a config and a tokenizer, whether the tokenizer stands in) for `backbone.path`.
+    """(folder with a config and a tokenizer, whether the tokenizer is a placeholder) for `backbone.path`.
 
-    The path may name a folder, a hub id, one of the architectures that this package knows, or a folder that holds no
-    more than config.json.
+    The path is a folder, a hub id, the name of an architecture of this package, or a folder with only config.json.
     """
     known = ARCHITECTURES / f"{path}.json"
     if known.is_file():
@@ -87,7 +85,7 @@ def planning_folder(path: str) -> Iterator[tuple[Path, bool]]:
 def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep:
     """Compiles the training step of `config` for the devices of `mesh`; parameters and data are shapes.
 
-    Raises ValueError for settings that do not fit together, as training would.
+    Raises ValueError for inconsistent settings, as training does.
     """
     if config.backbone.dtype == "auto":
         dtype: Any = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
@@ -118,6 +116,7 @@ def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep
 
 
 def texts_of(batch: dict[str, jax.ShapeDtypeStruct], task: Task) -> Texts:
+    """Sizes of a batch's texts, for the FLOP count."""
     (rows, length), target = batch["tokens"].shape, batch.get("target_tokens")
     each_token = task.per_token or task.subtasks or task.predicts_words
     pooled = None if each_token else int(np.prod(batch["text_numbers"].shape))
@@ -130,10 +129,10 @@ def texts_of(batch: dict[str, jax.ShapeDtypeStruct], task: Task) -> Texts:
 def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of shapes: full rows for language models, else the first batch of data.train.
 
-    A batch that is so many examples has as many rows: what is longest at most.
+    For a batch size in examples, the number of rows is the number of examples, its upper bound.
     """
     multiple = config.accumulation * data_shards(mesh)
-    if isinstance(task, LanguageModelTask):
+    if task.language_model is not None:
         check_batch(config, task, multiple)
         rows = config.data.batch_rows or -(-int(config.data.examples_per_step or 1) // multiple) * multiple
         length, target = config.data.max_length, task.max_target_length

@@ -1,4 +1,7 @@
-"""What a compiled program moves: collectives and memory traffic in the text of its HLO, loops multiplied out."""
+"""Collectives and memory traffic of a compiled program, from the text of its HLO.
+
+Counts include loops: an instruction in a loop counts once per iteration.
+"""
 
 import re
 from collections import Counter
@@ -41,11 +44,11 @@ class Instruction:
 
 @dataclass
 class Program:
-    """Computations by their names, each with its instructions.
+    """A program: computation name -> instructions.
 
     Attributes:
-      entry: where it begins.
-      unbounded: how often a loop runs whose bound the program itself computes.
+      entry: name of the entry computation.
+      unbounded: assumed trip count of a loop whose bound is computed at run time.
     """
 
     computations: dict[str, list[Instruction]] = field(default_factory=dict)
@@ -54,7 +57,7 @@ class Program:
 
 
 def parse(text: str, unbounded: int = 1) -> Program:
-    """Reads what `compiled.as_text()` gives. Raises ValueError where there is no program in it."""
+    """Parses the text of `compiled.as_text()`. Raises ValueError if it contains no program."""
     program, current = Program(unbounded=unbounded), ""
     for line in text.splitlines():
         if found := _COMPUTATION.match(line):
@@ -66,14 +69,15 @@ def parse(text: str, unbounded: int = 1) -> Program:
             root = line.lstrip().startswith("ROOT")
             program.computations[current].append(Instruction(found[1], found[2], found[3], found[4], root))
     if not program.entry:
-        raise ValueError("this is no text of a compiled program: it has no ENTRY computation.")
+        raise ValueError("the text is not a compiled program: it has no ENTRY computation.")
     return program
 
 
 def shape_bytes(shape: str, *, in_main_memory: bool = False) -> list[int]:
-    """Bytes of each array in a shape's text (several in a tuple); perhaps of those alone that lie in HBM.
+    """Bytes of each array in a shape's text (several in a tuple).
 
-    A layout with S(1), say, is of an array in a memory on the chip.
+    Args:
+      in_main_memory: only arrays in HBM, not those in on-chip memory, whose layouts contain S(1) or the like.
     """
     sizes = []
     for kind, dims, layout in _SHAPE.findall(shape):
@@ -86,7 +90,7 @@ def shape_bytes(shape: str, *, in_main_memory: bool = False) -> list[int]:
 
 
 def trips(instruction: Instruction, program: Program) -> int:
-    """How often the body of a while loop runs: what the compiler knows, else the bound in its condition."""
+    """Trip count of a while loop: the compiler's, else the bound in the loop's condition."""
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest):
         return int(found[1])
     condition = program.computations.get(instruction.attribute("condition") or "", [])
@@ -95,7 +99,7 @@ def trips(instruction: Instruction, program: Program) -> int:
 
 
 def executed(program: Program) -> Iterator[tuple[Instruction, str, int]]:
-    """(instruction, its computation, how often it runs), without what lies inside of fusions."""
+    """(instruction, name of its computation, number of executions), without instructions inside fusions."""
 
     def walk(name: str, times: int) -> Iterator[tuple[Instruction, str, int]]:
         for instruction in program.computations.get(name, []):
@@ -117,15 +121,15 @@ def executed(program: Program) -> Iterator[tuple[Instruction, str, int]]:
 
 
 def _holds_collective(program: Program, fusion: Instruction) -> bool:
-    """TPUs run some collectives inside of fusions, beside the products that hide them."""
+    """Whether a fusion contains collectives, as on TPUs, where matrix products hide them."""
     inside = program.computations.get(fusion.attribute("calls") or "", [])
     return any(i.kind.removesuffix("-start") in KINDS for i in inside)
 
 
 def estimated_cycles(program: Program) -> int:
-    """Cycles that the compiler for TPUs expects, loops multiplied out; 0 where it says nothing.
+    """The TPU compiler's estimate of cycles, including loops; 0 without estimates.
 
-    Hand-written kernels (splash attention) and what waits for other devices have none.
+    Custom kernels (splash attention) and waiting for other devices are not included.
     """
     found = ((re.search(r'"estimated_cycles":"(\d+)"', i.rest), times) for i, _, times in executed(program))
     return sum(int(cycles[1]) * times for cycles, times in found if cycles)
@@ -133,26 +137,26 @@ def estimated_cycles(program: Program) -> int:
 
 @dataclass
 class Traffic:
-    """Of one run: kind of collective -> how many, bytes of their (whole) arrays, bytes that leave a device."""
+    """One execution of a program: kind of collective -> count, bytes of the whole arrays, bytes sent by a device."""
 
     counts: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
-    between_slices: Counter[str] = field(default_factory=Counter)  # of `sent`
+    between_slices: Counter[str] = field(default_factory=Counter)  # part of `sent`
 
 
 def collectives(program: Program, per_slice: int | None = None) -> Traffic:
-    """All collectives, loops multiplied out.
+    """The program's collectives, including loops.
 
-    A device sends (n − 1) / n of the whole array for an all-gather, reduce-scatter or all-to-all among n devices, twice
-    that for an all-reduce, and the array for a permutation.
+    In a group of n devices, a device sends (n − 1) / n of the whole array for an all-gather, reduce-scatter or
+    all-to-all, twice that for an all-reduce, and the whole array for a permutation.
 
     Args:
-      per_slice: devices of a slice, numbered one slice after another; None: there is one.
+      per_slice: number of devices per slice, numbered slice by slice; None: a single slice.
     """
     found = Traffic()
     for instruction, _, times in executed(program):
-        if instruction.kind == "send" and "megascale" in instruction.rest:  # how TPUs reach other slices: by the hosts
+        if instruction.kind == "send" and "megascale" in instruction.rest:  # TPUs reach other slices through the hosts
             size = times * max(shape_bytes(instruction.shape))
             found.counts["between slices"] += times
             for bytes_of in (found.sizes, found.sent, found.between_slices):
@@ -176,10 +180,10 @@ def collectives(program: Program, per_slice: int | None = None) -> Traffic:
 
 
 def _distinct(program: Program) -> Iterator[tuple[Instruction, int]]:
-    """Collectives and how often each runs.
+    """(collective, number of executions), each collective once.
 
-    One that TPUs begin, carry on and end inside of several fusions, beside the products that hide it, stands in each
-    of them with the same channel; it runs as often as the fusion that begins it, which runs least.
+    On TPUs one collective may appear in several fusions with the same channel: its start, steps and end. It runs as
+    often as the fusion that starts it, which has the fewest executions.
     """
     fused = {i.attribute("calls") for body in program.computations.values() for i in body if i.kind == "fusion"}
     pieces: dict[str, tuple[Instruction, int]] = {}
@@ -194,7 +198,7 @@ def _distinct(program: Program) -> Iterator[tuple[Instruction, int]]:
 
 
 def first_group(attributes: str) -> list[int]:
-    """The devices of the first of the groups that exchange something; of a permutation its first pair."""
+    """The devices of the first communicating group; for a permutation, its first pair."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
         sizes = [int(size) for size in found[3].split(",")]
         numbers = np.arange(int(np.prod(sizes))).reshape(sizes)
@@ -212,9 +216,9 @@ def first_group(attributes: str) -> list[int]:
 
 
 def memory_traffic(program: Program) -> int:
-    """Bytes that instructions read and write, loops multiplied out: what HBM moves where nothing stays in a cache.
+    """Bytes that instructions read and write, including loops: the HBM traffic without any caching.
 
-    Of an array of which a fusion looks at a slice only (a layer's parameters in the stack of all), the slice counts.
+    If a fusion reads only a slice of an array (one layer of the stacked parameters), the slice counts.
     """
     total = 0
     shapes = {name: {i.name: i.shape for i in body} for name, body in program.computations.items()}
@@ -235,7 +239,7 @@ def memory_traffic(program: Program) -> int:
 
 
 def _fused(program: Program, fusion: Instruction, operands: list[int], result: int) -> tuple[list[int], int]:
-    """Bytes that a fusion reads of each operand, and writes: of a stack of layers, the slices looked at or set."""
+    """(bytes that a fusion reads of each operand, bytes that it writes); only the slices used of stacked layers."""
     name = fusion.attribute("calls") or ""
     body = {i.name: i for i in program.computations.get(name, [])}
     for number, whole in enumerate(operands):
@@ -257,7 +261,7 @@ def _fused(program: Program, fusion: Instruction, operands: list[int], result: i
 
 
 def _looked_at(program: Program, computation: str, number: int) -> int | None:
-    """Bytes that a fused computation reads of one of its parameters, where it takes slices of it alone; else None."""
+    """Bytes that a fused computation reads of a parameter of which it uses slices only; None: not only slices."""
     body = program.computations.get(computation, [])
     parameter = next((i for i in body if i.kind == "parameter" and i.rest.startswith(f"{number})")), None)
 
@@ -270,7 +274,7 @@ def _looked_at(program: Program, computation: str, number: int) -> int | None:
             elif user.kind == "dynamic-slice" and user.operands[0] == name:
                 part = sum(shape_bytes(user.shape))
             elif user.kind == "dynamic-update-slice" and user.operands[0] == name:
-                part = 0  # what an update replaces is not read
+                part = 0  # an update does not read the values it replaces
             elif user.kind == "fusion":
                 part = _looked_at(program, user.attribute("calls") or "", user.operands.index(name))
             if part is None:

@@ -1,4 +1,4 @@
-"""The index of a large catalogue over the chips of a mesh, compiled for shapes alone."""
+"""The index of a large catalogue on the chips of a mesh, compiled from shapes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,14 @@ from instructrec_jax.ranking.index import QUERIES, rows_of_device, search_items
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """Of one chip: bytes of item vectors, bytes while searching, and seconds of a search at the best of its HBM.
+    """Costs of the index per chip, for a search of `ranking.index.QUERIES` queries over all items.
 
-    A search is of `topk.QUERIES` queries over all items, which are read once.
+    Attributes:
+      items: number of items of the catalogue.
+      vectors: bytes of item vectors.
+      peak: bytes during the search.
+      seconds: time to read the vectors once at the full HBM bandwidth; None for an unknown chip.
+      collectives: collectives of the search.
     """
 
     items: int
@@ -27,16 +32,16 @@ class IndexPlan:
 
 
 def plan_index(items: int, width: int, mesh: DeviceMesh, k: int = 100) -> IndexPlan:
-    """Compiles the search for the k best of so many items, float32 vectors of `width` numbers.
+    """Compiles the search for the k best of `items` float32 vectors of size `width`.
 
-    Raises ValueError for fewer items than chips.
+    Raises ValueError for fewer than k items per chip.
     """
     chips = mesh.devices.size
     if items < chips * k:
-        raise ValueError(f"--items is {items}, too few to be spread over {chips} chips: at least {chips * k}.")
+        raise ValueError(f"--items is {items}, but {chips} chips need at least {chips * k}.")
     rows = rows_of_device(items, chips) * chips
 
-    def on_mesh(shape: tuple[int, ...]) -> Any:
+    def on_mesh(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         sharding = parameter_sharding(mesh, shape, ("items", *[None] * (len(shape) - 1)))
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
@@ -58,6 +63,6 @@ def plan_index(items: int, width: int, mesh: DeviceMesh, k: int = 100) -> IndexP
 def show_index(plan: IndexPlan) -> str:
     seconds = f", {plan.seconds * 1e3:.1f} ms to read them" if plan.seconds else ""
     return (
-        f"Index of {plan.items:,} items, of a chip: {plan.vectors / 1e9:.2f} GB of vectors{seconds}; "
-        f"{plan.peak / 1e9:.2f} GB while {QUERIES} queries are searched"
+        f"Index of {plan.items:,} items, per chip: {plan.vectors / 1e9:.2f} GB of vectors{seconds}; "
+        f"{plan.peak / 1e9:.2f} GB while searching {QUERIES} queries"
     )

@@ -1,14 +1,13 @@
-"""What a planned step takes of each chip, beside what the chip has."""
+"""Memory, FLOP and time of a planned training step per chip, compared with the chip's limits."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from instructrec_jax.distributed.chips import Chip, chip_of, topology_devices
-from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh import DeviceMesh, make_mesh
 from instructrec_jax.planning import hlo
 from instructrec_jax.planning.compiled_step import CompiledStep, compile_step
 from instructrec_jax.runs.config import Config
@@ -21,20 +20,21 @@ NEXT_REMAT = {"none": "attention", "attention": "dots", "dots": "full", "offload
 
 @dataclass(frozen=True)
 class Plan:
-    """All sizes in bytes and FLOP, of one chip and one step, where nothing else is said.
+    """Costs of a step, in bytes and FLOP per chip unless stated otherwise.
 
     Attributes:
-      mesh: sizes of its axes.
-      parameters, optimizer, buffers: of the state.
-      temporaries: what the program holds besides: activations, gradients, gathered parameters.
-      peak: state + batch + temporaries: what has to fit.
-      model_flops, hardware_flops: without and with what remat computes again.
+      mesh: axis -> size.
+      parameters, optimizer, buffers: bytes of the state.
+      temporaries: other bytes of the program: activations, gradients, gathered parameters.
+      peak: state + batch + temporaries, which must fit into HBM.
+      model_flops, hardware_flops: without and with recomputation by remat.
       traffic: bytes read and written in HBM.
-      collectives: of the program, loops multiplied out; `between_slices` are the bytes sent from slice to slice.
-      seconds: of compute, HBM, links, and network between slices, each by itself at the chip's best; empty for a chip
-        that the table lacks.
-      compiler_seconds: what the compiler for TPUs expects of its own code, and attention's kernels at the chip's best;
-        waiting for other chips is left out. None where it says nothing.
+      collectives: of the program, including loops; `between_slices`: bytes sent from slice to slice.
+      seconds: times of compute, HBM, links and the network between slices, each alone at the chip's peak; empty for a
+        chip without known peaks.
+      compiler_seconds: the TPU compiler's estimate plus attention kernels at the chip's peak, without waiting for other
+        chips; None without an estimate.
+      advice: settings that reduce the memory, if the step does not fit.
     """
 
     topology: str
@@ -63,26 +63,26 @@ class Plan:
 
     @property
     def step_seconds(self) -> float:
-        """Of the slowest of them: what a step takes if all the others hide behind it."""
+        """The largest of `seconds`: the step time if everything overlaps."""
         return max(self.seconds.values(), default=float("nan"))
 
     @property
     def rank(self) -> tuple[float, float]:
-        """The smaller, the better: the sum of all times, since not everything hides; without them the memory."""
+        """Sort key, smaller is better: the sum of `seconds`, since not everything overlaps; then memory."""
         return sum(self.seconds.values()), self.peak
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilisation: model FLOP / step_seconds / the chip's peak."""
+        """Model FLOPs utilization: model FLOP / step_seconds / peak FLOP/s."""
         return self.model_flops / self.step_seconds / self.chip.flops if self.chip else float("nan")
 
 
 def make_plan(config: Config, folder: Path, topology: str, slices: int) -> Plan:
-    """Compiles the step and measures it. Raises ValueError as `topology_devices` and `compile_step` do."""
+    """Compiles the step and measures it. Raises ValueError as `topology_devices` and `compile_step`."""
     devices = topology_devices(topology, slices)
     if slices > 1 and config.mesh.dcn_data * config.mesh.dcn_fsdp != slices:
         raise ValueError(
-            f"with --slices {slices}, mesh.dcn_data x mesh.dcn_fsdp has to be {slices}, but is "
+            f"with --slices {slices}, mesh.dcn_data x mesh.dcn_fsdp must be {slices}, but is "
             f"{config.mesh.dcn_data} x {config.mesh.dcn_fsdp}: set --mesh.dcn_data {slices}."
         )
     mesh = make_mesh(config.mesh, list(devices))
@@ -90,7 +90,8 @@ def make_plan(config: Config, folder: Path, topology: str, slices: int) -> Plan:
     return measure(step, config, topology, mesh, slices)
 
 
-def measure(step: CompiledStep, config: Config, topology: str, mesh: Any, slices: int) -> Plan:
+def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh, slices: int) -> Plan:
+    """The plan of a compiled step."""
     chips, chip = mesh.devices.size, chip_of(mesh.devices.flat[0])
     memory = step.compiled.memory_analysis()
     text = step.compiled.as_text()
@@ -151,41 +152,42 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: Any, slices
 
 
 def what_to_change(plan: Plan, config: Config) -> list[str]:
-    """Settings that make a step smaller, the most promising first."""
+    """Settings that reduce the memory of a step, the most effective first."""
     state, advice = plan.parameters + plan.optimizer, []
     spare = plan.mesh["data"]
     if state > plan.temporaries and spare > 1:
-        advice.append(f"--mesh.data 1 --mesh.fsdp {plan.mesh['fsdp'] * spare} (splits parameters and moments further)")
+        advice.append(
+            f"--mesh.data 1 --mesh.fsdp {plan.mesh['fsdp'] * spare} (shards parameters and moments over more chips)"
+        )
     if config.backbone.remat in NEXT_REMAT and plan.temporaries > 0.2 * plan.peak:
         advice.append(f"--backbone.remat {NEXT_REMAT[config.backbone.remat]} (keeps fewer activations)")
-    advice.append(f"--accumulation {2 * config.accumulation} (half of the activations at a time)")
+    advice.append(f"--accumulation {2 * config.accumulation} (halves the activations)")
     if config.optimizer.moments == "float32":
-        advice.append("--optimizer.moments bfloat16 (half of the moments)")
+        advice.append("--optimizer.moments bfloat16 (halves the moments)")
     if state > plan.peak / 2 and not config.lora.on:
-        advice.append("--lora.rank 16 (no moments and gradients of the network)")
+        advice.append("--lora.rank 16 (no moments and gradients of the backbone)")
     if plan.mesh["fsdp"] * plan.mesh["tensor"] == plan.chips:
         advice.append("a larger topology, or fewer rows in --data.batch_rows")
     return advice
 
 
 def show(plan: Plan) -> str:
-    """The plan as lines to read."""
+    """The plan as text for the terminal."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     capacity = f" of {plan.chip.hbm / GB:.1f}" if plan.chip else ""
     lines = [
-        f"{plan.topology}: {plan.chips} chips, mesh {mesh}; {plan.tokens:,} tokens a step; compiled in "
+        f"{plan.topology}: {plan.chips} chips, mesh {mesh}; {plan.tokens:,} tokens per step; compiled in "
         f"{plan.compile_seconds:.0f} s",
         "",
-        "HBM of a chip, GB",
+        "HBM per chip, GB",
         f"  parameters        {plan.parameters / GB:10.2f}",
         f"  optimizer         {plan.optimizer / GB:10.2f}",
         *([f"  buffers           {plan.buffers / GB:10.2f}"] if plan.buffers else []),
         f"  temporaries       {plan.temporaries / GB:10.2f}   (activations, gradients, gathered parameters)",
         f"  peak              {plan.peak / GB:10.2f}{capacity}{'' if plan.fits else '   DOES NOT FIT'}",
         "",
-        "A step, of a chip",
-        f"  model TFLOP       {plan.model_flops / 1e12:10.2f}   (2 a parameter and token forward, 2 for its gradient, "
-        "2 for that of its input)",
+        "Step, per chip",
+        f"  model TFLOP       {plan.model_flops / 1e12:10.2f}   (per parameter and token: 2 forward, 4 backward)",
         f"  with remat        {plan.hardware_flops / 1e12:10.2f}",
         f"  HBM traffic, GB   {plan.traffic / GB:10.2f}",
     ]
@@ -198,16 +200,16 @@ def show(plan: Plan) -> str:
         parts = ", ".join(f"{name} {value:.3f}" for name, value in plan.seconds.items())
         lines += [
             "",
-            f"Seconds, each at its best: {parts}",
-            f"  roofline          {plan.step_seconds:10.3f} s if the others hide behind the slowest, "
-            f"{sum(plan.seconds.values()):.3f} s if none does",
+            f"Seconds, each alone at peak: {parts}",
+            f"  roofline          {plan.step_seconds:10.3f} s if everything overlaps, "
+            f"{sum(plan.seconds.values()):.3f} s if nothing does",
             f"  MFU               {plan.mfu:10.0%}   = model FLOP / roofline / {plan.chip.flops / 1e12:.0f} TFLOP/s"  # type: ignore[union-attr]
             f"; {plan.tokens / plan.step_seconds:,.0f} tokens/s",
         ]
     if plan.compiler_seconds:
-        lines.append(f"  compiler's estimate{plan.compiler_seconds:9.3f} s, waiting for other chips left out")
+        lines.append(f"  compiler's estimate{plan.compiler_seconds:9.3f} s, without waiting for other chips")
     if plan.advice:
-        lines += ["", "To make it fit, one of:", *(f"  {line}" for line in plan.advice)]
+        lines += ["", "To make it fit, try one of:", *(f"  {line}" for line in plan.advice)]
     return "\n".join(lines)
 
 

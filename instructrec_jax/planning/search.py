@@ -1,4 +1,4 @@
-"""Tries settings that change where and how a step runs, not what it computes, and ranks those that fit."""
+"""Searches mesh sizes, remat and accumulation, which do not change the result, and ranks the plans that fit."""
 
 import sys
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from instructrec_jax.distributed.chips import topology_devices
 from instructrec_jax.planning.plan_report import Plan, make_plan, one_line
 from instructrec_jax.runs.config import Config
 
-MOST = 24  # compiles, of which each takes seconds to minutes
+MOST = 24  # compilations, each of which takes seconds to minutes
 
 
 def choices(config: Config, chips: int, slices: int) -> Iterator[tuple[str, Config]]:
-    """(what it is, settings): fsdp over all chips, half of it with tensor or data, each with less and more remat."""
+    """(description, settings): fsdp over all chips or split with tensor or data, each with several remat policies."""
     meshes: list[dict[str, Any]] = [{"data": 1, "fsdp": chips}]
     meshes += [{"data": 1, "fsdp": chips // t, "tensor": t} for t in (2, 4, 8) if chips % t == 0 and chips > t]
     meshes += [{"data": d, "fsdp": chips // d} for d in (2, 4, chips) if chips % d == 0 and d <= chips]
@@ -23,12 +23,12 @@ def choices(config: Config, chips: int, slices: int) -> Iterator[tuple[str, Conf
             for sizes in meshes:
                 mesh = replace(config.mesh, **{"tensor": 1, "context": 1, "dcn_data": slices, "dcn_fsdp": 1} | sizes)
                 name = f"remat {remat}, accumulation {accumulation}"
-                backbone = replace(config.backbone, remat=remat)  # type: ignore[arg-type]
+                backbone = replace(config.backbone, remat=remat)
                 yield name, replace(config, mesh=mesh, backbone=backbone, accumulation=accumulation)
 
 
 def search(config: Config, folder: Path, topology: str, slices: int) -> list[Plan]:
-    """Compiles up to MOST choices; prints each as it is known, then those that fit, the fastest first (`Plan.rank`)."""
+    """Compiles up to MOST choices; prints each one, then those that fit, the fastest first (`Plan.rank`)."""
     chips = len(topology_devices(topology, slices)) // slices
     found: list[tuple[Plan, str]] = []
     for number, (name, chosen) in enumerate(choices(config, chips, slices)):
@@ -36,8 +36,8 @@ def search(config: Config, folder: Path, topology: str, slices: int) -> list[Pla
             break
         try:
             plan = make_plan(chosen, folder, topology, slices)
-        except ValueError as error:  # rows that the mesh does not divide, say
-            print(f"  left out: {name}, {chosen.mesh}: {error}", file=sys.stderr)
+        except ValueError as error:  # such as rows that the mesh does not divide
+            print(f"  skipped: {name}, {chosen.mesh}: {error}", file=sys.stderr)
             continue
         found.append((plan, name))
         print(f"  {one_line(plan)}  {name}{'' if plan.fits else '  (does not fit)'}", file=sys.stderr)
@@ -45,8 +45,8 @@ def search(config: Config, folder: Path, topology: str, slices: int) -> list[Pla
     if not fitting:
         smallest = min((plan.peak for plan, _ in found), default=0)
         raise ValueError(
-            f"none of {len(found)} choices fits; the smallest takes {smallest / 1e9:.1f} GB of a chip. Take a larger "
-            "topology, fewer rows, or lora."
+            f"none of {len(found)} choices fits; the smallest needs {smallest / 1e9:.1f} GB per chip. Use a larger "
+            "--topology, fewer rows (data.batch_rows), or LoRA (lora.rank)."
         )
     print(f"{len(fitting)} of {len(found)} fit, the fastest first:")
     for plan, name in fitting:

@@ -1,4 +1,4 @@
-"""One tree of settings for every verb: the rooms' own dataclasses, put together."""
+"""The settings of every verb: one tree, made of the config dataclasses of the packages."""
 
 import dataclasses
 import difflib
@@ -28,20 +28,20 @@ from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.profiling import ProfileConfig
 from instructrec_jax.training.tracking import TrackingConfig
 
-DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run, behind a verb without --config_path
+DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run: the settings without --config_path
 
 
 @dataclass
 class Config:
-    """Settings of a training run; also what evaluate and export read back from its run directory."""
+    """Settings of a training run; evaluate, export and the other verbs read them from its run directory."""
 
-    run_dir: str = "runs/unnamed"  # everything the run leaves behind; an interrupted run resumes from here
-    # start anew: delete what an earlier run left in run_dir. A run that these same settings began with overwrite, and
-    # that is not finished, is resumed instead, so the same command can be repeated after a preemption
+    run_dir: str = "runs/unnamed"  # folder for everything the run writes; an interrupted run resumes from it
+    # delete the earlier run in run_dir and start again. If the same command with overwrite started that run and did not
+    # finish it, resume it instead, so that the command can be repeated after a preemption
     overwrite: bool = False
-    seed: int = 0  # seed of everything random: new parameters, shuffling, dropout, negatives
-    steps: int = 1000  # batches to train on
-    accumulation: int = 1  # parts into which a batch is split to save memory; the result stays the same
+    seed: int = 0  # random seed of new parameters, shuffling, dropout and negatives
+    steps: int = 1000  # training steps, one batch each
+    accumulation: int = 1  # gradient accumulation: micro-batches per batch, to save memory; the result stays the same
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     task: TaskConfig = field(default_factory=tasks.RetrievalConfig)
@@ -54,19 +54,29 @@ class Config:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
+SYNONYMS = {  # names of other libraries, for the suggestion in an error
+    "lr": "optimizer.learning_rate",
+    "wd": "optimizer.weight_decay",
+    "batch": "data.batch_size",
+    "bs": "data.batch_size",
+    "epochs": "steps",
+    "max_steps": "steps",
+}
+
+
 class ConfigError(ValueError):
-    """A setting that is misspelt, missing or of the wrong type."""
+    """A setting that is misspelled, missing or of the wrong type."""
 
 
 def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -> Any:
     """Settings from `--config_path FILE` and `--a.b value` overrides.
 
     Args:
-      default: the file that is read when the arguments name none. The embedded run's is not where they name another
-        task.type: its data and settings are of no use there.
+      default: the file to read without --config_path. The embedded run's file is not read when the arguments set
+        task.type, because its data and settings fit its own task only.
 
     Raises:
-      ConfigError: an unknown key (with the nearest known one), or a value of the wrong type.
+      ConfigError: an unknown setting (with the nearest known one), or a value of the wrong type.
     """
     if {"-h", "--help"} & set(args):
         try:
@@ -85,8 +95,8 @@ def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -
         config: Any = draccus.decode(config_class, _spelled(tree))
         _check_nulls(config)
     except (draccus.utils.ParsingError, ConfigError) as error:
-        hint = ". They are of another type: change it in the file." if "are not valid for" in str(error) else ""
-        hint = ". Say which task it is: `task.type`." if "'type' key" in str(error) else hint
+        hint = ". They belong to another type: change it in the file." if "are not valid for" in str(error) else ""
+        hint = ". Set `task.type`." if "'type' key" in str(error) else hint
         where = f"{files[-1]}: " if files and not overrides else ""
         raise ConfigError(f"{where}{error}{hint}") from error
     return config
@@ -113,11 +123,11 @@ def _argument(name: str, text: str) -> Any:
     try:
         return "" if text == "" else parse_yaml(text, f"--{name}")
     except ValueError as error:
-        raise ConfigError(f"{error} Quote it where it is a text: --{name} '\"...\"'.") from None
+        raise ConfigError(f"{error} Quote a text: --{name} '\"...\"'.") from None
 
 
 def _put(tree: dict[str, Any], name: list[str], value: Any) -> None:
-    """Sets a name in a tree, given in its parts; of two mappings, the new one's entries join the old one's."""
+    """Sets a dotted name, given as a list of its keys, in a tree; a mapping is merged into an existing mapping."""
     first, *rest = name
     old = tree.get(first)
     if rest:
@@ -131,18 +141,25 @@ def _put(tree: dict[str, Any], name: list[str], value: Any) -> None:
 
 
 def _spelled(value: Any, name: str = "") -> Any:
-    """The same tree with truth values inside of lists as YAML spells them: they are names there (labels: [true])."""
+    """The tree with booleans inside lists spelled as in YAML, because they are names there (labels: [true])."""
     if isinstance(value, dict):
         return {key: _spelled(entry, f"{name}.{key}" if name else str(key)) for key, entry in value.items()}
     if not isinstance(value, list):
         return value
     if None in value:
-        raise ConfigError(f"`{name}` has an entry that is null: give it a value, or write 'null' in quotes for a text.")
+        raise ConfigError(f"`{name}` has a null entry: give it a value, or quote 'null' if it is a text.")
     return [str(entry).lower() if isinstance(entry, bool) else _spelled(entry, name) for entry in value]
 
 
 def check_names(args: list[str], own: set[str]) -> None:
-    """Names an argument that is neither a setting nor one of a verb's own options, with the nearest of both."""
+    """Refuses an argument that is neither a setting nor one of the verb's own options.
+
+    Args:
+      own: names of the verb's options, without dashes.
+
+    Raises:
+      ConfigError: names the argument, and the nearest setting or option.
+    """
     known = set(setting_names(Config))
     for arg in args:
         name = arg[2:].split("=")[0]
@@ -169,8 +186,8 @@ def setting_names(
     """All dotted names of a config class, branches included.
 
     Args:
-      lists: also the names inside the entries of lists (`data.train.path`), which only a file can give one by one.
-      inside: classes that the names are in already; those that hold themselves again (tasks of tasks) end there.
+      lists: also the names inside list entries (`data.train.path`), which only a file can set one by one.
+      inside: the enclosing classes; recursion stops at a class that contains itself (a task of tasks).
     """
     names = []
     for entry in dataclasses.fields(config_class):
@@ -190,7 +207,7 @@ def setting_names(
 
 
 def _help_on_lists(config_class: type) -> str:
-    """What --help lacks: the settings inside the entries of lists, as `data.train` has them."""
+    """Help for the settings inside list entries, such as those of `data.train`, which draccus leaves out."""
     owners: dict[Any, list[str]] = {}
 
     def find(owner: Any, prefix: str) -> None:
@@ -220,12 +237,12 @@ def _help_on_lists(config_class: type) -> str:
 
 
 def unknown_key(name: str, known: set[str]) -> str:
+    """An error message with the nearest of the known names: by common abbreviation, whole name or last part."""
     last = {key.split(".")[-1]: key for key in sorted(known)}
-    near = difflib.get_close_matches(name, known, 1) or [
-        last[match] for match in difflib.get_close_matches(name.split(".")[-1], last, 1)
-    ]
+    near = [SYNONYMS[name]] if SYNONYMS.get(name) in known else difflib.get_close_matches(name, known, 1)
+    near = near or [last[match] for match in difflib.get_close_matches(name.split(".")[-1], last, 1)]
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"there is no setting {name!r}.{hint} `--help` lists all of them."
+    return f"there is no setting {name!r}.{hint} `--help` lists all settings."
 
 
 def _is_number(arg: str) -> bool:
@@ -233,15 +250,15 @@ def _is_number(arg: str) -> bool:
 
 
 def _settings_of(path: Path, known: set[str]) -> dict[str, Any]:
-    """The settings of a YAML file. An unknown key is named with its nearest known one; draccus only names its class."""
+    """The settings of a YAML file. Errors name the nearest known setting (draccus names its class only)."""
     if not path.is_file():
-        raise ConfigError(f"the configuration file {path} does not exist.")
+        raise ConfigError(f"the config file {path} does not exist.")
     try:
         tree = read_yaml(path)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} should hold settings as `name: value` lines.")
+        raise ConfigError(f"{path} must contain settings as `name: value` lines.")
 
     def walk(node: dict[str, Any], prefix: str) -> None:
         for key, value in node.items():
@@ -257,7 +274,7 @@ def _settings_of(path: Path, known: set[str]) -> dict[str, Any]:
 
 
 def _check_nulls(config: Any, prefix: str = "") -> None:
-    """Names a setting that is null although its type has no null; draccus lets it through."""
+    """Refuses null for a setting whose type excludes it, which draccus accepts."""
     hints = typing.get_type_hints(type(config))
     for entry in dataclasses.fields(config):
         name, value = prefix + entry.name, getattr(config, entry.name)
@@ -269,13 +286,13 @@ def _check_nulls(config: Any, prefix: str = "") -> None:
 
 
 def main_guard(main: Any, *, processes: bool = False) -> None:
-    """Runs a verb: an error that a user can mend is one paragraph on stderr, not a traceback.
+    """Runs a verb with the command line's arguments; an error that users can fix prints one paragraph, no traceback.
 
     Args:
-      processes: the verb works in several processes at once, and joins them where the environment says so.
+      processes: whether the verb can run in several processes; it then joins those that the environment names.
     """
     keep_freed_memory()
-    # what a metric or a library has to say, without the line of code that says it
+    # print warnings without the source line that raised them
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         if processes:

@@ -1,4 +1,4 @@
-"""The data of a run: each source is opened and parsed once, its examples are encoded once, and cut into batches."""
+"""The data of a run: each source is opened and parsed once, its examples are encoded once, then batched."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,25 +24,23 @@ Split = Literal["train", "validation", "test"]
 
 
 class RunData:
-    """The sources of data.train, data.validation and data.test, each opened when it is first asked for.
+    """The sources of data.train, data.validation and data.test, each opened on first use.
 
     Attributes:
-      config: the settings; what the task takes from data.train where it is not set (label names, say) is filled in.
+      config: the settings, completed with those that the task reads from data.train (such as label names).
     """
 
     def __init__(self, config: Config):
         self._opened: dict[Split, Mixture | StreamSource] = {}
-        self._unusable: dict[str, SkippedRow] = {}  # by their places
+        self._unusable: dict[str, SkippedRow] = {}  # by file and line
         self.config = config
         if not config.task.complete and config.data.train:
             if isinstance(self.source("train"), StreamSource):
-                raise ValueError(
-                    "task.labels cannot be learned from a stream, which is not read to its end: list them."
-                )
+                raise ValueError("task.labels cannot be read from a stream: list them, or set streaming: false.")
             self.config = replace(config, task=config.task.learn(self.examples("train")))
 
     def source(self, split: Split) -> Mixture | StreamSource:
-        """The opened sources of a split. Raises ValueError where it lists none."""
+        """The opened sources of a split. Raises ValueError if the split lists none."""
         if split not in self._opened:
             sources = getattr(self.config.data, split)
             if not sources:
@@ -60,12 +58,12 @@ class RunData:
 
     @property
     def skipped(self) -> list[SkippedRow]:
-        """Rows of the sources opened so far that `on_bad_example: skip` left out, also those the task cannot use."""
+        """Rows of the opened sources that `on_bad_example: skip` left out: unreadable or unusable for the task."""
         unreadable = [row for source in self._opened.values() for row in source.skipped]
         return [*unreadable, *self._unusable.values()]
 
     def encode(self, task: Task, examples: Sequence[Example]) -> list[Encoded]:
-        """Encodes examples; those that the task cannot use are an error, or left out: see `data.on_bad_example`."""
+        """Encodes examples. An example that the task cannot use is an error or skipped, by `data.on_bad_example`."""
         encoded, bad = encode_usable(task, examples, self.config.data.on_bad_example)
         self._unusable.update({row.where: row for row in bad})
         if bad and len(bad) == len(examples):
@@ -77,15 +75,15 @@ class RunData:
         opened = self.source(split)
         if isinstance(opened, StreamSource):
             raise ValueError(
-                f"data.{split} is a stream, which has no end to evaluate on: set streaming: false for its source."
+                f"data.{split} is a stream and cannot be evaluated on: set streaming: false for its source."
             )
         return [opened[i] for i in range(len(opened))]
 
     def cases(self, task: Task, split: Split) -> list[Encoded]:
-        """All examples of a split, in order, encoded; empty when it lists no sources.
+        """All examples of a split, in order, encoded; empty if it lists no sources.
 
-        Held-out examples are in data.test only. data.validation is cut to `evaluation.max_examples` examples, drawn by
-        the seed.
+        Held-out examples stay in data.test only. data.validation is reduced to `evaluation.max_examples` examples,
+        sampled with the run's seed.
         """
         if not getattr(self.config.data, split):
             return []
@@ -95,7 +93,7 @@ class RunData:
             return self.encode(task, examples)
         kept = [e for e in examples if not is_held_out(e, self.config.data.hold_out)]
         if not kept:
-            raise ValueError(f"data.hold_out leaves nothing of data.{split}: hold out less.")
+            raise ValueError(f"data.hold_out removes every example of data.{split}: hold out less.")
         most = self.config.evaluation.max_examples
         if split == "validation" and most is not None and most < len(kept):
             drawn = np.random.default_rng(self.config.seed).choice(len(kept), most, replace=False)
@@ -103,13 +101,13 @@ class RunData:
         return self.encode(task, kept)
 
     def case_groups(self, cases: Sequence[Encoded]) -> dict[str, list[Encoded]]:
-        """Cases by what is reported apart: seen and unseen where something is held out, else `segment_by`."""
+        """Cases by reported segment: seen and unseen with `data.hold_out`, else by `segment_by`."""
         hold_out, segment_by = self.config.data.hold_out, self.config.evaluation.segment_by
         if not hold_out:
             return segments(cases, segment_by)
         if segment_by is not None:
             raise ValueError(
-                "evaluation.segment_by cannot be combined with data.hold_out, which reports seen and unseen."
+                "evaluation.segment_by cannot be combined with data.hold_out, whose segments are seen and unseen."
             )
         groups: dict[str, list[Encoded]] = {SEEN: [], UNSEEN: []}
         for e in cases:
@@ -117,11 +115,11 @@ class RunData:
         return {name: own for name, own in groups.items() if own}
 
     def training(self, task: Task, row_multiple: int, processes: tuple[int, int] = (0, 1)) -> "TrainingData":
-        """Encodes data.train and cuts it into batches.
+        """Encodes data.train and batches it.
 
         Args:
-          row_multiple: rows of a batch are a multiple of this.
-          processes: the part of each batch that this process lays out, and the number of parts.
+          row_multiple: the number of rows of a batch is a multiple of this.
+          processes: (index of the share of each batch that this process lays out, number of shares).
         """
         check_batch(self.config, task, row_multiple)
         opened = self.source("train")
@@ -136,23 +134,23 @@ class RunData:
             per_source.append(self.encode(task, kept) if kept else [])
         encoded = [e for each in per_source for e in each]
         if not encoded:
-            raise ValueError("data.hold_out leaves nothing of data.train: hold out less.")
+            raise ValueError("data.hold_out removes every example of data.train: hold out less.")
         mixture = _remixed(self.config, opened, per_source)
         return _batches(self.config, task, encoded, mixture, row_multiple, processes)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is trained on.
+    """The training examples and their batches.
 
     Attributes:
       fingerprint: changes when the examples change.
-      batches: (start, stop, position of a stream) -> batches of these steps.
-      step_size: what a step works on, for people to read.
+      batches: (start, stop, position of a stream) -> the batches of steps start to stop − 1.
+      step_size: size of a batch, as text for the summary.
       encoded: all examples (empty for a stream).
-      tokens: in all of their texts (and targets).
-      epoch_steps: steps in an epoch (0 for a stream).
-      packing: how an epoch lies in rows, for people to read (empty where each batch is packed by itself).
+      tokens: number of tokens of all texts and targets.
+      epoch_steps: steps per epoch (0 for a stream).
+      packing: rows and padding of an epoch, as text for the summary (empty if each batch is packed by itself).
     """
 
     fingerprint: str
@@ -166,12 +164,12 @@ class TrainingData:
     def describe(self) -> str:
         if not self.encoded:
             return "a stream of unknown size"
-        examples = f"{len(self.encoded):,} with {self.tokens:,} tokens{self.packing}"
+        examples = f"{len(self.encoded):,} examples with {self.tokens:,} tokens{self.packing}"
         return f"{examples}; {self.epoch_steps:,.1f} steps per epoch"
 
 
 def _remixed(config: Config, opened: Mixture, per_source: Sequence[Sequence[Encoded]]) -> Mixture:
-    """The mixture of what there is: examples may have been dropped for their length, held out, or become several."""
+    """The mixture of the usable examples: some may have been dropped, held out or split into several."""
     if [len(each) for each in per_source] == [len(source) for source in opened.sources]:
         return opened
     left, weights = [], []
@@ -214,7 +212,7 @@ def _batches(
         loader = RowLoader(mixture.order, gather, lengths, *row_shape)
         room = f"{length:,}" + (f" + {target_length:,}" if target_length else "")
         step_size, epoch_steps = f"{rows} rows of {room} tokens", len(loader.epoch(0)) / rows
-        packing = f" in {len(loader.epoch(0)):,} rows of {room} ({1 - loader.real_share():.1%} padding)"
+        packing = f" packed into {len(loader.epoch(0)):,} rows of {room} ({1 - loader.real_share():.1%} padding)"
     return TrainingData(
         fingerprint=mixture.fingerprint,
         batches=lambda start, stop, _: loader.batches(start, stop),
@@ -230,11 +228,11 @@ def _stream_batches(
     config: Config, task: Task, opened: StreamSource, row_multiple: int, processes: tuple[int, int]
 ) -> TrainingData:
     if config.data.hold_out:
-        raise ValueError("data.hold_out cannot look ahead in a stream: set streaming: false, or filter it before.")
+        raise ValueError("data.hold_out does not work with a stream: set streaming: false, or filter the data first.")
     if config.data.batch_rows is not None:
         raise ValueError(
-            "data.batch_rows packs whole epochs, but data.train is a stream, whose examples are not known in "
-            "advance: set data.batch_size instead, or streaming: false."
+            "data.batch_rows packs whole epochs, but data.train is a stream, whose length is unknown: set "
+            "data.batch_size instead, or streaming: false."
         )
 
     def gather(examples: list[Example], rng: np.random.Generator) -> BatchTexts:
@@ -247,20 +245,19 @@ def _stream_batches(
 
 
 def check_batch(config: Config, task: Task, row_multiple: int) -> None:
-    """Refuses a batch that is not given as either examples or rows, and rows where they cannot be."""
+    """Checks data.batch_size and data.batch_rows: at most one is set, and the task and mesh support the rows."""
     size, rows = config.data.batch_size, config.data.batch_rows
     if size is not None and rows is not None:
         raise ValueError(
-            f"data.batch_size ({size} examples) and data.batch_rows ({rows} packed rows) both set the size of a batch: "
-            "set one of them, and leave the other out or null."
+            f"data.batch_size ({size} examples) and data.batch_rows ({rows} packed rows) are both set: set one of "
+            "them, and leave out the other."
         )
     if rows is None:
         return
     if task.couples_examples:
-        kind = config.task.get_choice_name(type(config.task))
         raise ValueError(
-            f"the task {kind} compares the examples of a batch with each other, so the size of its batch is a number "
-            "of examples: set data.batch_size instead of data.batch_rows."
+            f"the task {config.task.name} compares the examples of a batch with each other, so its batch size is a "
+            "number of examples: set data.batch_size instead of data.batch_rows."
         )
     if rows % row_multiple:
         shards = row_multiple // config.accumulation
@@ -276,7 +273,7 @@ def _count(task: Task, what: str, number: int) -> None:
 
 def some_left(encoded: list[Encoded]) -> list[Encoded]:
     if not encoded:
-        raise ValueError("no example is left: data.truncate is drop, and every text is longer than data.max_length.")
+        raise ValueError("data.truncate: drop removed every example: all texts are longer than data.max_length.")
     return encoded
 
 
@@ -285,5 +282,5 @@ def buckets(config: Config) -> tuple[int, ...]:
 
 
 def target_buckets(task: Task) -> tuple[int, ...]:
-    """Row lengths for the targets of texts; none for a task without targets."""
+    """Row lengths for target texts; empty for a task without target texts."""
     return length_buckets(task.max_target_length) if task.max_target_length else ()

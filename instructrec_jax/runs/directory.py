@@ -1,12 +1,12 @@
-"""The run directory: which settings may write there, who does, and what a start finds in it.
+"""The run directory: its lock, its status, and the checks before training starts or resumes in it.
 
-    .lock         locked by the process that trains, for as long as it lives; its text says who that is
-    run.json      the format of the directory, and how far the run came: see `Record`
-    config.yaml   the settings of the run
+    .lock         locked by the training process while it lives; its text names the process
+    run.json      format and status of the directory: see `Record`
+    config.yaml   settings of the run
 
-A start calls `check_settings` and `check_run_dir`, which only read; then, when all else is ready, `start_run_dir` with
-the lock; and at the end `finish_run_dir`. Killed at any moment, it leaves a directory that the same command resumes.
-Verbs that only read call `check_readable`; they need no lock.
+Training calls `check_settings` and `check_run_dir`, which only read; `start_run_dir` with the lock, once model and data
+are ready; and `finish_run_dir` at the end. If the process is killed at any moment, the same command resumes the run.
+Verbs that only read call `check_readable` and need no lock.
 """
 
 import json
@@ -29,10 +29,10 @@ from instructrec_jax.runs.config import Config, load, to_dict, to_yaml
 from instructrec_jax.training.optimizer import check_optimizer, learning_rate_schedule
 from instructrec_jax.training.profiling import traced_steps
 
-FORMAT = 2  # of the run directory; 1 had no run.json
-# Settings that may differ when a run is resumed: those that do not change what it computes,
+FORMAT = 2  # version of the run directory's layout; version 1 had no run.json
+# Settings that may change on resume: those that do not affect the computation,
 FREE_ON_RESUME = ("run_dir", "overwrite", "mesh", "checkpoint", "tracking", "profile")
-# and those that change only what is still to come.
+# and those that affect the remaining steps only.
 CHANGES_THE_REST = ("steps", "evaluation", "data.validation", "data.test", "optimizer.max_nonfinite")
 AT_LEAST = {
     **{name: 1 for name in ("steps", "accumulation", "data.batch_size", "data.batch_rows", "tracking.log_every")},
@@ -48,14 +48,14 @@ AT_MOST = {
     **{f"optimizer.{name}": 1 for name in ("warmup", "final_ratio", "layer_decay")},
 }
 BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")
-# What the verbs leave in a run directory, and so what --overwrite true deletes (but for the first two): nothing else.
+# The files that verbs write into a run directory. --overwrite true deletes these (except the first two) and no others.
 LEFT_BY_RUNS = (
     *(".lock", "run.json"),
     *("config.yaml", "summary.json", "metrics.jsonl", "skipped.jsonl", "report.html", "wandb_id.txt"),
     *("evaluation.json", "predictions.jsonl", "examples.json"),
     *("backbone", "checkpoints", "tensorboard", "wandb", "evaluation", "profile"),
 )
-BEGINNING = LEFT_BY_RUNS[:2]  # all that a folder without config.yaml may hold, beside temporary files
+BEGINNING = LEFT_BY_RUNS[:2]  # allowed in a folder without config.yaml, beside temporary files
 
 
 class Record(TypedDict):
@@ -63,8 +63,8 @@ class Record(TypedDict):
 
     Attributes:
       format: see FORMAT.
-      status: deleting: an earlier run is being deleted for --overwrite true; begun; finished: with its final results.
-      overwrite: whether the run was begun with --overwrite true. The same command resumes it until it is finished.
+      status: deleting: --overwrite true is deleting an earlier run; begun; finished: the final results are written.
+      overwrite: whether the run started with --overwrite true. The same command resumes it until it is finished.
       data: fingerprint of the training data.
     """
 
@@ -75,7 +75,7 @@ class Record(TypedDict):
 
 
 class Holder(TypedDict):
-    """The text of .lock: which process holds it."""
+    """The text of .lock: the process that holds it."""
 
     pid: int
     host: str
@@ -84,7 +84,7 @@ class Holder(TypedDict):
 
 @dataclass(frozen=True)
 class Found:
-    """What a start finds: an earlier run to `delete`, or the settings `before` of the run that it resumes."""
+    """The state of a run directory: an earlier run to `delete`, or the settings `before` of a run to resume."""
 
     delete: bool = False
     before: Config | None = None
@@ -94,9 +94,9 @@ class Found:
 
 
 def check_settings(config: Config) -> None:
-    """Refuses numbers out of their range, so that none of them shows only in the middle of a run.
+    """Checks the ranges of all numeric settings before training starts.
 
-    Numbers of the optimizer count as what they are in float32, its arithmetic. Raises ValueError naming the setting.
+    Floats are compared after rounding to float32, the optimizer's arithmetic. Raises ValueError naming the setting.
     """
     tree = to_dict(config)
     for name, value in _floats(tree):
@@ -130,7 +130,7 @@ def check_settings(config: Config) -> None:
 
 
 def _floats(tree: object, name: str = "") -> Iterator[tuple[str, float]]:
-    """The dotted names and values of all floats in settings, those in lists included."""
+    """(dotted name, value) of all floats in settings, including those in lists."""
     below: Iterator[tuple[str, object]] = iter(())
     if isinstance(tree, float):
         yield name, tree
@@ -149,9 +149,9 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def changed_settings(before: Config, now: Config, free: tuple[str, ...]) -> dict[str, tuple[object, object]]:
-    """Dotted name -> (value before, value now) of the settings that differ, without those that are or lie in `free`."""
+    """Dotted name -> (value before, value now) of changed settings, except those in `free` or below a name in it."""
     old, new = flatten(to_dict(before)), flatten(to_dict(now))
-    other_task = old["task.type"] != new["task.type"]  # whose settings have other names
+    other_task = old["task.type"] != new["task.type"]  # another task has other setting names
     return {
         name: (old.get(name), new.get(name))
         for name in sorted(old | new)
@@ -162,30 +162,30 @@ def changed_settings(before: Config, now: Config, free: tuple[str, ...]) -> dict
 
 
 def resuming(step: int, before: Config | None, now: Config) -> str:
-    """One line on a resume: from which step, with which other settings, and what they do to the learning rate."""
+    """The line printed on resume: the step, the changed settings and their effect on the learning rate."""
     line = f"resuming from step {step}"
     if before is None:
         return line
     changes = changed_settings(before, now, FREE_ON_RESUME)
     if changes:
         texts = [f"{name} {shorten(str(a), 60)} -> {shorten(str(b), 60)}" for name, (a, b) in changes.items()]
-        line += f" with other settings: {', '.join(texts)}"
+        line += f" with changed settings: {', '.join(texts)}"
     if "steps" in changes and step < now.steps and now.optimizer.learning_rate is not None:
         then, rate = (float(learning_rate_schedule(c.optimizer, c.steps)(step)) for c in (before, now))
         line += (
-            f"; from here on the learning rate follows the {now.optimizer.schedule} schedule of {now.steps:,} steps: "
-            f"{rate:.3g} at the next step, where that of {before.steps:,} steps has {then:.3g}"
+            f"; the learning rate now follows the {now.optimizer.schedule} schedule over {now.steps:,} steps: "
+            f"{rate:.3g} at the next step instead of {then:.3g} (schedule over {before.steps:,} steps)"
         )
     return line
 
 
-# ---------------------------------------------------------------- who writes
+# ---------------------------------------------------------------- lock
 
 
 class RunLock:
-    """The lock on a run directory. `take` takes it, the end of the block (or of the process) gives it back.
+    """The lock on a run directory: acquired by `take`, released at the end of the block or process.
 
-    Only the first of several processes takes it, for all of them.
+    Of several processes, only the first one takes it.
     """
 
     def __init__(self, run_dir: str | Path):
@@ -193,9 +193,9 @@ class RunLock:
         self._file: IO[str] | None = None
 
     def take(self) -> None:
-        """Makes the run directory, where there is none, and locks it.
+        """Creates the run directory if needed, and locks it.
 
-        Raises ValueError, naming the holder, where another process has it; OSError where nothing can be written there.
+        Raises ValueError, naming the holder, if another process holds the lock; OSError if it is not writable.
         """
         path = self.run_dir / ".lock"
         try:
@@ -206,7 +206,7 @@ class RunLock:
         try:
             free = try_lock(file)
         except OSError as error:
-            say(f"warning: {self.run_dir} cannot be locked ({error.strerror}): start no second training there.")
+            say(f"warning: {self.run_dir} cannot be locked ({error.strerror}): do not start a second training there.")
             free = True
         if not free:
             file.close()
@@ -214,7 +214,7 @@ class RunLock:
         self._file = file
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         holder: Holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        file.truncate(0)  # in place: a file that is moved here would be another one, not locked
+        file.truncate(0)  # in place: a replacement file would not be locked
         file.write(json.dumps(holder) + "\n")
         file.flush()
 
@@ -230,7 +230,7 @@ class RunLock:
 
 
 def held(run_dir: Path) -> str:
-    """What to say of a run directory that another process has locked."""
+    """The error message for a run directory that another process has locked."""
     try:
         holder = read_json(run_dir / ".lock", Holder)
         who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
@@ -247,13 +247,13 @@ def _is_held(run_dir: Path) -> bool:
         return False
 
 
-# ---------------------------------------------------------------- what is there
+# ---------------------------------------------------------------- checks
 
 
 def read_record(run_dir: Path) -> Record | None:
-    """run.json, or None where there is none (the first version wrote none).
+    """run.json, or None without one (format 1).
 
-    Raises ValueError where it is damaged, or written by a later version.
+    Raises ValueError if it is damaged or from a later version.
     """
     path = run_dir / "run.json"
     if not path.is_file():
@@ -269,19 +269,19 @@ def read_record(run_dir: Path) -> Record | None:
 
 
 def check_readable(run_dir: Path) -> None:
-    """Raises ValueError where a folder is no run directory that this version can open, and says why."""
+    """Raises ValueError, with the reason, unless a folder is a run directory that this version can open."""
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a run directory: there is no such folder.")
     record = read_record(run_dir)
     if record is not None and record["status"] == "deleting":
         raise ValueError(_half_deleted(run_dir))
     if not (run_dir / "config.yaml").is_file():
-        begun = "the run stopped while it began. Run its command again" if record else "it has no config.yaml"
+        begun = "the run stopped before its first step. Run its command again" if record else "it has no config.yaml"
         raise ValueError(f"{run_dir} is not a run directory: {begun}.")
 
 
 def is_run_dir(path: Path) -> bool:
-    """Whether a folder is a run directory. Raises what `check_readable` does of one that cannot be opened."""
+    """Whether a folder is a run directory. Raises as `check_readable` if it is one that cannot be opened."""
     if not any((path / name).is_file() for name in ("config.yaml", "run.json")):
         return False
     check_readable(path)
@@ -289,7 +289,7 @@ def is_run_dir(path: Path) -> bool:
 
 
 def check_run_dir(config: Config) -> Path:
-    """The run directory; ValueError where it is something else, in use, or holds a run that cannot be resumed."""
+    """The run directory; ValueError if it is something else, in use, or holds a run that cannot be resumed."""
     run_dir = Path(config.run_dir)
     if is_first() and _is_held(run_dir):
         raise ValueError(held(run_dir))
@@ -298,7 +298,7 @@ def check_run_dir(config: Config) -> Path:
 
 
 def _find(config: Config, run_dir: Path, data: str | None = None) -> Found:
-    """What is in the run directory, for a start on data of this fingerprint (None: not known yet)."""
+    """The state of the run directory, for training on data with this fingerprint (None: not known yet)."""
     if not run_dir.exists():
         return Found()
     if not run_dir.is_dir():
@@ -311,7 +311,7 @@ def _find(config: Config, run_dir: Path, data: str | None = None) -> Found:
         return Found(delete=True)
     if not settings.is_file():
         if left:
-            raise ValueError(f"{run_dir} exists but is no run directory (no config.yaml). Choose another run_dir.")
+            raise ValueError(f"{run_dir} exists but is not a run directory (no config.yaml). Choose another run_dir.")
         return Found()
     is_ours = b"\nrun_dir:" in settings.read_bytes()
     if config.overwrite and is_ours and not _began_here(config, settings, record, data):
@@ -320,15 +320,15 @@ def _find(config: Config, run_dir: Path, data: str | None = None) -> Found:
         before = load(settings)
     except ValueError as error:
         raise ValueError(
-            f"{run_dir} holds a config.yaml that is not of a run of this version ({error}). Choose another run_dir"
-            + (", or start anew with --overwrite true." if is_ours else ".")
+            f"{run_dir}/config.yaml cannot be read by this version ({error}). Choose another run_dir"
+            + (", or delete the run with --overwrite true." if is_ours else ".")
         ) from error
     _check_resumable(config, before, run_dir, data, record)
     return Found(before=before)
 
 
 def _began_here(config: Config, settings: Path, record: Record | None, data: str | None) -> bool:
-    """Whether this very command, with its --overwrite true, began the run on the same data and did not finish it."""
+    """Whether the same command, with --overwrite true, started the run on the same data and did not finish it."""
     if record is None or record["status"] != "begun" or not record["overwrite"]:
         return False
     if data is not None and record.get("data", data) != data:
@@ -340,7 +340,7 @@ def _began_here(config: Config, settings: Path, record: Record | None, data: str
 
 
 def _check_resumable(config: Config, before: Config, run_dir: Path, data: str | None, record: Record | None) -> None:
-    """Refuses other settings and other data once there is a checkpoint of the old ones."""
+    """Raises ValueError if there is a checkpoint, and settings or data changed in a way that forbids a resume."""
     saved = [int(path.name) for path in run_dir.glob("checkpoints/*") if path.name.isdigit()]
     if not saved:
         return
@@ -351,12 +351,12 @@ def _check_resumable(config: Config, before: Config, run_dir: Path, data: str | 
         ]
         raise ValueError(
             f"{run_dir} holds a run with other settings:\n" + "\n".join(lines) + "\n"
-            "Choose another run_dir, or start anew with --overwrite true."
+            "Choose another run_dir, or delete the run with --overwrite true."
         )
     if config.steps < max(saved):
         raise ValueError(
-            f"steps is {config.steps}, but the run in {run_dir} has already done {max(saved)}. Set steps to at least "
-            f"{max(saved)}, choose another run_dir, or start anew with --overwrite true."
+            f"steps is {config.steps}, but the run in {run_dir} is already at step {max(saved)}. Set steps to at least "
+            f"{max(saved)}, choose another run_dir, or delete the run with --overwrite true."
         )
     if data is not None and record is not None:
         check_same_data(record.get("data", data), data, run_dir)
@@ -364,30 +364,30 @@ def _check_resumable(config: Config, before: Config, run_dir: Path, data: str | 
 
 def _half_deleted(run_dir: Path) -> str:
     return (
-        f"{run_dir} is half deleted: --overwrite true was interrupted there, or its config.yaml was removed. Start "
-        "training there again with --overwrite true, or choose another run_dir."
+        f"{run_dir} is half deleted: --overwrite true was interrupted, or config.yaml was removed. Repeat the command "
+        "with --overwrite true, or choose another run_dir."
     )
 
 
 def check_same_data(before: str, now: str, run_dir: Path) -> None:
-    """Raises ValueError where two fingerprints of the training data differ."""
+    """Raises ValueError if two fingerprints of the training data differ."""
     if before != now:
         raise ValueError(
-            f"the training data changed since the run in {run_dir} began, so it cannot be resumed. Restore the data, "
-            "choose another run_dir, or start anew with --overwrite true."
+            f"the training data changed since the run in {run_dir} started, so it cannot be resumed. Restore the data, "
+            "choose another run_dir, or delete the run with --overwrite true."
         )
 
 
-# ---------------------------------------------------------------- begin, finish
+# ---------------------------------------------------------------- start, finish
 
 
 def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str) -> Config | None:
-    """Locks and makes the run directory, without what an earlier run left if that is to be overwritten.
+    """Locks and creates the run directory; deletes an earlier run's files if --overwrite true applies.
 
     Args:
       data: fingerprint of the training data.
 
-    Returns, in the first process, the settings of the run that is resumed (None: a new one).
+    Returns, in the first process, the settings of the run to resume (None: a new run).
     """
     settings = to_yaml(replace(config, overwrite=False))
     found = Found()
@@ -395,7 +395,7 @@ def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str) -> Co
     def start() -> None:
         nonlocal found
         lock.take()
-        found = _find(config, run_dir, data)  # again: another process may have been here since `check_run_dir`
+        found = _find(config, run_dir, data)  # again: another process may have changed it since `check_run_dir`
         record = read_record(run_dir)
         if found.delete:
             write_json(run_dir / "run.json", Record(format=FORMAT, status="deleting", overwrite=True))
@@ -416,7 +416,7 @@ def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str) -> Co
 
 
 def finish_run_dir(run_dir: Path) -> None:
-    """Notes that the run has its final results. Call it in the first process."""
+    """Marks the run as finished. Call it in the first process only."""
     record = read_record(run_dir)
     if record is not None:
         write_json(run_dir / "run.json", record | {"status": "finished"})

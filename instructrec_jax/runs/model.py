@@ -1,4 +1,4 @@
-"""From settings to a task and its model: pretrained, abstract, or restored from a checkpoint."""
+"""Builds the task and model of a run's settings: pretrained, abstract, or restored from a checkpoint."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,13 +43,13 @@ class SplitModel:
 
     Attributes:
       graphdef: the network's structure; `nnx.merge(graphdef, params)` is the network.
-      params: nested dicts of arrays (or of jax.ShapeDtypeStruct, for an abstract model) on the mesh.
+      params: nested dicts of arrays (jax.ShapeDtypeStruct in an abstract model) on the mesh.
       shardings: nested like `params`.
-      source: what the model was made from.
-      is_frozen: says of a parameter's path whether it is left as it is.
+      source: the checkpoint that the model was built from.
+      is_frozen: path of a parameter -> whether it is frozen.
     """
 
-    graphdef: Any
+    graphdef: nnx.GraphDef[nnx.Module]
     params: Tree
     shardings: Tree
     source: Source
@@ -61,7 +61,7 @@ class SplitModel:
 
 
 def backbone_folder(path: str) -> Path:
-    """The folder of `backbone.path`."""
+    """The folder that `backbone.path` names."""
     if not path:
         raise ValueError(
             "backbone.path is not set: name a HuggingFace folder, a hub id, or an embedded demo "
@@ -71,10 +71,10 @@ def backbone_folder(path: str) -> Path:
 
 
 def prepare_data(config: Config) -> None:
-    """Writes the embedded data set that `data.prepare` names, unless it is there already."""
+    """Writes the embedded data set that `data.prepare` names, unless its folder exists."""
     if config.data.prepare is not None:
         demo = demos.find(config.data.prepare, "data.prepare")
-        target = Path(config.task.catalogue)  # type: ignore[attr-defined]
+        target = Path(str(getattr(config.task, "catalogue", "")))
         once(lambda: None if target.exists() else demo.prepare(target))
 
 
@@ -82,18 +82,22 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
     """The task of `config`, with the tokenizer of `folder`.
 
     Args:
-      joined: a ranking task's catalogue with items that joined it after training; None: the one that it trained on.
-      new_items: so many of the last items of `joined` are new.
+      joined: a ranking task's catalogue with items added after training; None: the catalogue it was trained on.
+      new_items: number of added items, the last ones of `joined`.
     """
-    # Only the folder is read, never the network, and never code from a hub.
+    # Reads local files only, and never runs code from a hub.
     network = read_config(folder)
     limit = input_limit(network)
     tokenizer = open_tokenizer(folder, network)
     least = tokenizer.num_special_tokens_to_add() + 1
     if config.data.max_length < least:
-        raise ValueError(f"data.max_length is {config.data.max_length}, but a text of one word has {least} tokens.")
+        raise ValueError(
+            f"data.max_length is {config.data.max_length}, but a one-word text has {least} tokens: raise it."
+        )
     if config.data.max_length > limit:
-        raise ValueError(f"data.max_length is {config.data.max_length}, but the backbone reads at most {limit} tokens.")
+        raise ValueError(
+            f"data.max_length is {config.data.max_length}, but the backbone reads at most {limit} tokens: lower it."
+        )
     lower_case = read_pooling(folder).lower_case
     context = TaskContext(
         tokenizer,
@@ -112,7 +116,9 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
     task = config.task.build(context)
     longest = task.max_target_length
     if longest is not None and longest > limit:
-        raise ValueError(f"task.max_target_length is {longest}, but the network writes at most {limit} tokens.")
+        raise ValueError(
+            f"task.max_target_length is {longest}, but the network writes at most {limit} tokens: lower it."
+        )
     return task
 
 
@@ -127,7 +133,7 @@ def stack_options(config: Config) -> StackOptions:
 
 
 def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> SplitModel:
-    """The backbone's pretrained parameters (or newly drawn ones) with the task's head, laid out on the mesh."""
+    """The pretrained (or randomly initialized) backbone with the task's head, sharded over the mesh."""
     rngs = nnx.Rngs(config.seed)
 
     def sharding(path: str, shape: tuple[int, ...], axes: Any) -> jax.sharding.Sharding:
@@ -161,7 +167,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
 
 
 def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> SplitModel:
-    """The model with abstract parameters: the restore target of a checkpoint, and what is planned for."""
+    """The model with abstract parameters: the target of a checkpoint's restore, and the model of a plan."""
     hf_config, pooling = read_config(folder), read_pooling(folder)
 
     def build() -> nnx.Module:
@@ -184,15 +190,15 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -
 
 
 def adapted(model: Any, config: Config, source: Source) -> Any:
-    """The same network with its linear layers quantised and given LoRA matrices, where the settings say so."""
+    """The network with quantized linear layers and LoRA matrices, as the settings say; changed in place."""
     lora = config.lora
     check_lora(lora)
     if not hasattr(model, "backbone") and (lora.on or config.backbone.quantize != "none"):
         name = "lora" if lora.on else "backbone.quantize"
-        raise ValueError(f"{name} is set, but this task's network has no pretrained layers: leave it out.")
+        raise ValueError(f"{name} is set, but this task's network has no backbone: leave it out.")
     if config.backbone.quantize != "none":
         if not lora.on:
-            raise ValueError("backbone.quantize freezes the backbone, so it needs lora: set lora.rank (8, say).")
+            raise ValueError("backbone.quantize freezes the backbone, so it needs LoRA: set lora.rank, such as 8.")
         quantize_backbone(model.backbone, config.backbone.quantize)
     if lora.adapter is not None:
         kind = head_kind(model.head)
@@ -210,15 +216,15 @@ def frozen_by(config: Config, task: Task, model: nnx.Module) -> Callable[[str], 
 
 
 def restored_model(config: Config, task: Task, run_dir: Path, mesh: DeviceMesh, step: int | None = None) -> SplitModel:
-    """The model of a run directory as a checkpoint has it (None: the best one), read without the optimizer.
+    """The model of a run's checkpoint (None: the best one), without the optimizer state.
 
-    Frozen parameters come from where the run had them from.
+    Frozen parameters are read from the weights that the run was trained on.
     """
     model = abstract_model(config, task, run_dir / "backbone", mesh)
     checkpoints = Checkpoints(run_dir)
     chosen = checkpoints.best_step() if step is None else step
     if chosen not in checkpoints.steps():
-        raise ValueError(f"{run_dir} has no checkpoint of step {chosen}; it has {checkpoints.steps()}.")
+        raise ValueError(f"{run_dir} has no checkpoint of step {chosen}; choose from {checkpoints.steps()}.")
     like = abstract(model.params, model.shardings)
     trained, frozen = split_params(like, model.is_frozen)
     params = checkpoints.restore(chosen, {"params": trained})["params"]
@@ -230,36 +236,36 @@ def restored_model(config: Config, task: Task, run_dir: Path, mesh: DeviceMesh, 
 
 
 class FrozenWeights(TypedDict):
-    """backbone/weights.json: where the frozen parameters of a run lay, and what tells them from others."""
+    """backbone/weights.json: the folder and fingerprint of a run's frozen weights."""
 
     folder: str
     fingerprint: str
 
 
 def frozen_fingerprint(run_dir: Path) -> str | None:
-    """What tells the frozen parameters of a run from others; None where it has none."""
+    """Fingerprint of a run's frozen parameters; None if it has none."""
     file = run_dir / "backbone" / "weights.json"
     return read_json(file, FrozenWeights)["fingerprint"] if file.is_file() else None
 
 
 def weights_folder(config: Config, run_dir: Path) -> Path:
-    """Where the frozen parameters of a run lie; ValueError where they are gone or others than they were."""
+    """The folder of a run's frozen parameters; ValueError if they are missing or changed."""
     kept = read_json(run_dir / "backbone" / "weights.json", FrozenWeights)
     for folder in (Path(kept["folder"]), Path(config.backbone.path).expanduser()):
         if folder.is_dir() and weights_fingerprint(folder) == kept["fingerprint"]:
             return folder
     raise ValueError(
-        f"the weights that the run in {run_dir} was trained on are no longer in {kept['folder']} (nor in "
-        f"{config.backbone.path}), or they changed. A run with frozen weights keeps only what it trained: put them "
-        "back, or set backbone.path in its config.yaml to where they are now."
+        f"the frozen weights of the run in {run_dir} are missing from {kept['folder']} (and from "
+        f"{config.backbone.path}), or they changed. A run directory does not contain frozen weights: restore that "
+        "folder, or set backbone.path in the run's config.yaml to their new place."
     )
 
 
 def keep_declarations(folder: Path, target: Path, task: Task, *, needs_weights: bool) -> None:
-    """Copies what a checkpoint declares (config, tokenizer, pooling) into a run directory, without its weights.
+    """Copies a checkpoint's config, tokenizer and pooling into a run directory, without its weights.
 
     Args:
-      needs_weights: note where the weights lie, since the run's checkpoints will lack some of them.
+      needs_weights: also write weights.json, because the run's checkpoints will not contain the frozen weights.
     """
     if not is_first():
         return

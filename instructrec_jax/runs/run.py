@@ -1,7 +1,7 @@
-"""A run opened from its path: the one way from a run directory or a HuggingFace folder to a model that answers.
+"""Opens a run directory or a HuggingFace folder for evaluation and inference; no other code opens them.
 
 run = Run.open("runs/films")                                       # a run directory: its best checkpoint
-run = Run.open("runs/films", ["--backbone.dtype", "bfloat16"])     # with some settings changed
+run = Run.open("runs/films", ["--backbone.dtype", "bfloat16"])     # overriding settings
 run = Run.open("distilroberta-base", config)                       # a HuggingFace folder or hub id, untuned
 scores = run.task.score(run.predict, run.data.cases(run.task, "test"))
 """
@@ -42,23 +42,23 @@ logger = logging.getLogger(__name__)
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether a path names a run directory; else it may be a HuggingFace folder or hub id.
+    """Whether a path is a run directory (rather than a HuggingFace folder or hub id).
 
-    Raises what `directory.check_readable` does of a run directory that cannot be opened.
+    Raises as `directory.check_readable` for a run directory that cannot be opened.
     """
     return is_run_dir(Path(path))
 
 
 def require_run(path: str | Path) -> None:
-    """Raises ValueError for a path that is no run directory."""
+    """Raises ValueError for a path that is not a run directory."""
     if not is_run(path):
         raise ValueError(f"{path} is not a run directory: it has no config.yaml.")
 
 
 def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path | None = DEFAULT) -> Config:
-    """The settings of a run directory (of `default` for a HuggingFace folder), some of them changed.
+    """The settings of a run directory (of `default` for a HuggingFace folder), with overrides.
 
-    A run's mesh that does not fit this machine's devices becomes one that does, unless `overrides` name a mesh.
+    A mesh that does not fit this machine's devices is replaced by one that does, unless `overrides` set the mesh.
 
     Args:
       overrides: as on the command line: ["--data.max_length", "64", "--config_path", "x.yaml"].
@@ -71,14 +71,14 @@ def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path 
 
 @dataclass(frozen=True)
 class Run:
-    """An opened run directory, or a HuggingFace folder as it is; see `Run.open`.
+    """An opened run directory, or an untuned HuggingFace folder; see `Run.open`.
 
     Attributes:
-      path: of the run directory or folder.
-      data: its settings' sources.
-      folder: config.json and tokenizer of the backbone.
+      path: the run directory or folder.
+      data: the sources of its settings.
+      folder: the folder with the backbone's config.json and tokenizer.
       trained: whether `path` is a run directory.
-      step: the checkpoint that is used; None: the best.
+      step: step of the checkpoint to use; None: the best.
     """
 
     path: Path
@@ -99,15 +99,15 @@ class Run:
         joined: Catalogue | None = None,
         new_items: int = 0,
     ) -> "Run":
-        """Opens a run directory, or a HuggingFace folder or hub id. Weights are read when they are first needed.
+        """Opens a run directory, a HuggingFace folder or a hub id. Weights are read on first use.
 
         Args:
-          settings: overrides as on the command line, or all settings.
-          step: which checkpoint of a run directory; None: the best.
+          settings: overrides as on the command line, or a whole Config.
+          step: step of a run's checkpoint; None: the best.
           joined, new_items: see `runs.model.open_task`.
 
         Raises:
-          ValueError: neither a run directory nor a HuggingFace folder, or settings that do not fit it.
+          ValueError: `path` is neither a run directory nor a HuggingFace folder, or the settings do not fit it.
         """
         config = settings if isinstance(settings, Config) else run_settings(path, settings)
         trained = is_run(path)
@@ -123,12 +123,12 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """The task's name, as `task.type` has it."""
-        return str(self.config.task.get_choice_name(type(self.config.task)))
+        """The task's name, as in `task.type`."""
+        return self.config.task.name
 
     @property
     def checkpoint(self) -> int | None:
-        """The step of the checkpoint that is used; None for a HuggingFace folder."""
+        """The step of the checkpoint in use; None for a HuggingFace folder."""
         if not self.trained or self.step is not None:
             return self.step
         checkpoints = Checkpoints(self.path)
@@ -145,14 +145,14 @@ class Run:
 
     @cached_property
     def predict(self) -> Predict:
-        """The model as its task scores with it. A ranking run computes the vectors of its items' texts once."""
+        """The model, ready for `task.score`. A ranking run computes the vectors of its items' texts only once."""
         predict = predictor(self.task, self.model.graphdef, self.mesh, buckets(self.config))(self.model.params)
-        if not self.trained or not isinstance(self.task, RankingTask):
+        if not self.trained or self.task.ranking is None:
             return predict
-        return _with_known_items(predict, self.task, self.path / "item_vectors", self.weights_identity())
+        return _with_known_items(predict, self.task.ranking, self.path / "item_vectors", self.weights_identity())
 
-    def weights_identity(self) -> dict[str, Any]:
-        """What tells a run directory's weights from any others: plain JSON for the name of a file with vectors."""
+    def weights_identity(self) -> dict[str, object]:
+        """JSON that identifies a run's weights, as the cache key of item vectors."""
         folder = self.path / "checkpoints" / str(self.checkpoint)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         return {
@@ -164,21 +164,21 @@ class Run:
         }
 
 
-def _with_known_items(predict: Predict, task: RankingTask, folder: Path, weights: dict[str, Any]) -> Predict:
-    """The same, but vectors of the items' texts are computed once and kept in `folder` (by a process that is alone)."""
+def _with_known_items(predict: Predict, task: RankingTask, folder: Path, weights: dict[str, object]) -> Predict:
+    """`predict` that computes the vectors of the items' texts once; a single process also caches them in `folder`."""
     known: list[np.ndarray] = []
 
     def remembered(texts: Sequence[Text], *, given: Any = None, **arrays: Any) -> Any:
-        own: Any = vars(task).get("item_texts")  # made when a task first asks for them
+        own = vars(task).get("item_texts")  # a cached property, set on first use
         if given or arrays or texts is not own:
             return predict(texts, given=given, **arrays)
-        if not known and jax.process_count() > 1:  # whether a file is there, they may see differently
+        if not known and jax.process_count() > 1:  # processes may disagree on whether the file exists
             known.append(np.stack(predict(texts)))
         if not known:
             try:
                 known.append(item_vectors(predict, texts, weights | {"items": task.catalogue.fingerprint()}, folder))
-            except OSError as error:  # a run directory that is read-only, say
-                logger.warning("the item vectors are not kept for the next time: %s", error)
+            except OSError as error:  # such as a read-only run directory
+                logger.warning("the item vectors cannot be cached: %s", error)
                 known.append(np.stack(predict(texts)))
         return known[0]
 

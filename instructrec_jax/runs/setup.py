@@ -1,4 +1,4 @@
-"""What a training step needs, put together in one place: for training, planning, benchmarks and tests alike."""
+"""The training step and its initial state, built in one place for training, planning, benchmarks and tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,15 +26,15 @@ Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The step of a run, and the state that it begins with.
+    """The training step of a run and its initial state.
 
     Attributes:
-      state: arrays on the mesh, or jax.ShapeDtypeStruct of an abstract setup.
+      state: arrays on the mesh; jax.ShapeDtypeStruct in an abstract setup.
       shardings: nested like `state`.
       step: (state, batch) -> (state, sums of the log window), see `training.step.make_train_step`.
-      predict_with: parameters -> the model as the task scores with it.
-      optimizer_config: the settings with their learning rate, also where that is the default.
-      learning_rate_note: a line about it for the summary.
+      predict_with: parameters -> the model, ready for `task.score`.
+      optimizer_config: the optimizer's settings, with the default learning rate filled in.
+      learning_rate_note: the learning rate as a line of the summary.
     """
 
     config: Config
@@ -53,16 +53,16 @@ class TrainingSetup:
     def load(
         cls, config: Config, task: Task, folder: Path, mesh: DeviceMesh, buffers: Tree | None = None
     ) -> "TrainingSetup":
-        """With the pretrained parameters of `folder` (or newly drawn ones), laid out on the mesh.
+        """With the pretrained (or randomly initialized) parameters of `folder`, sharded over the mesh.
 
         Args:
-          buffers: of the state; None: what the task's `refresh` gives.
+          buffers: buffers of the state; None: the result of the task's `refresh`.
         """
         return cls._of(config, task, load_model(config, task, folder, mesh), mesh, buffers)
 
     @classmethod
     def abstract(cls, config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> "TrainingSetup":
-        """Of shapes alone, for devices that need not be there."""
+        """With shapes instead of arrays, for devices that need not be present."""
         model = abstract_model(config, task, folder, mesh)
         shapes = task.buffer_shapes(model.source.config.hidden_size) if task.refresh_every else {}
         buffers = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""What a person wants to know of a run before it begins, and how fast its step could be."""
+"""The summary of a run before its first step, and the FLOP counts for its MFU."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ from instructrec_jax.training.state import Tree, merge_params
 
 
 def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[int], float], float | None]:
-    """(FLOP of the model for so many tokens, peak FLOP/s of all devices or None), for the MFU.
+    """(number of tokens -> FLOP of the model, peak FLOP/s of all devices or None), for the MFU.
 
-    All texts count as if they (and their targets, in an encoder–decoder) were of the average length, which is a little
-    too low for attention.
+    Every text (and target text of an encoder–decoder) counts with the average length, which slightly underestimates
+    attention.
     """
     params = merge_params(setup.state.params, setup.state.frozen)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
@@ -25,8 +25,8 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
     causal = setup.task.context.kind == "decoder"
     lengths, targets = lengths_of([e.text for e in data.encoded])
     length, target_length = (int(each.mean()) if each is not None and len(each) else 0 for each in (lengths, targets))
-    share = length / max(length + target_length, 1)  # of a batch's tokens, that are not of targets
-    runs_backbone = "^backbone/" not in setup.task.freeze  # else its vectors were made before
+    share = length / max(length + target_length, 1)  # of a batch's tokens, without those of targets
+    runs_backbone = "^backbone/" not in setup.task.freeze  # else its vectors are precomputed
     each_token = setup.task.per_token or setup.task.subtasks or setup.task.predicts_words
     pooled = runs_backbone and not each_token
 
@@ -42,7 +42,7 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
 
 
 def summarize(setup: TrainingSetup, data: TrainingData) -> dict[str, str]:
-    """The facts of a run that is about to begin, label -> text."""
+    """The facts of a run before its first step: label -> text."""
 
     def count(tree: Tree) -> int:
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -18,13 +18,13 @@ from helpers import assert_close, examples, task_config
 from safetensors.numpy import load_file
 
 from instructrec_jax.adapters.lora import LoraConfig, is_lora
+from instructrec_jax.answering.exporting import write_adapter
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import lay_out, lengths_of, pack, to_devices
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
-from instructrec_jax.export import write_adapter
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config

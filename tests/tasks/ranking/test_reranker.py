@@ -17,11 +17,11 @@ from tiny_runs import tiny_run
 from tokenizers import Tokenizer, processors
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, PreTrainedTokenizerFast
 
+from instructrec_jax.answering.exporting import export
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Text, pack
 from instructrec_jax.data.prompts import render
 from instructrec_jax.evaluation.predictor import predictor, remember
-from instructrec_jax.export import export
 from instructrec_jax.files import read_json
 from instructrec_jax.ranking.catalogue import Splits
 from instructrec_jax.runs import model as models

@@ -1,0 +1,157 @@
+"""Exports of a run: a plain orbax checkpoint, a HuggingFace folder, or PEFT's LoRA matrices."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+from transformers import GenerationConfig, PreTrainedConfig
+
+from instructrec_jax.adapters.dual_encoder import RetrievalHead
+from instructrec_jax.adapters.heads import head_kind
+from instructrec_jax.adapters.lora import merge_lora
+from instructrec_jax.adapters.peft import TRAINED_HEADS, write_peft
+from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
+from instructrec_jax.backbones.writing import save_pretrained
+from instructrec_jax.data.chat_template import exported_template
+from instructrec_jax.files import write_json
+from instructrec_jax.runs.config import to_dict
+from instructrec_jax.runs.model import SplitModel
+from instructrec_jax.runs.run import Run, require_run
+from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.generation.language_model import LanguageModelTask
+
+
+def export(
+    run: Path, out: Path, *, format: str, step: int | None = None, dtype: str | None = None, part: str | None = None
+) -> None:
+    """Writes a run's best checkpoint (or that of `step`) to the new folder `out`.
+
+    Args:
+      format: "orbax", "hf" or "peft".
+      dtype: dtype of the written parameters: "float32", "float16" or "bfloat16"; None: float32 (orbax), or the dtype of
+        the pretrained checkpoint (hf). LoRA matrices are always float32.
+      part: for a multitask run, the subtask whose head is written ("orbax" writes all heads).
+
+    Raises:
+      ValueError: `out` exists, or `run` is not a run directory with a checkpoint.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another --out.")
+    require_run(run)
+    opened = Run.open(run, step=step)
+    subtasks = opened.task.subtasks
+    if subtasks and format != "orbax" and part not in subtasks:
+        raise ValueError(f"{run} is a multitask run: choose the head to write with --part: {', '.join(subtasks)}.")
+    if part is not None and part not in subtasks:
+        raise ValueError(f"--part {part}: {run} is not a multitask run: leave it out.")
+    model = opened.model
+    task = opened.task if part is None else subtasks[part]
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        if format == "orbax":
+            write_orbax(partial, model, to_dict(opened.config), dtype)
+        elif format == "hf":
+            write_hf(partial, model, run, task, dtype)
+        else:
+            write_adapter(partial, model, run, task)
+        partial.rename(out)
+    except SafetensorError as error:  # not an OSError, even where the disk is full
+        raise OSError(f"{out} cannot be written: {error}. The partial folder is removed; free some space.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_orbax(folder: Path, model: SplitModel, settings: dict[str, Any], dtype: str | None) -> None:
+    # As NumPy arrays, because orbax stores the devices of jax arrays and requires the same ones when it reads.
+    params = jax.tree.map(lambda x: np.asarray(x if dtype is None else x.astype(dtype)), model.params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / "params").absolute(), params)
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    shapes = {"/".join(str(part.key) for part in path): [str(x.dtype), *x.shape] for path, x in flat}
+    backbone = model.source.config.to_dict()
+    write_json(folder / "metadata.json", {"settings": settings, "backbone": backbone, "parameters": shapes})
+
+
+def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str | None) -> None:
+    network: Any = task.view(merge_lora(model.network))
+    kind = head_kind(network.head)
+    config = model.source.config
+    if kind in ("sequence", "token"):
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: number for number, label in enumerate(task.labels)}
+        config.problem_type = task.problem_type
+    shutil.copytree(run / "backbone", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("weights.json"))
+    if kind == "lm" and task.language_model is not None:
+        write_language_model_files(folder, config, task.language_model)
+    head = network.head if kind else None
+    save_pretrained(folder, network.backbone, config, head=head, head_kind=kind, dtype=dtype)
+    if kind is None:
+        save_own_head(folder, network.head)
+    if isinstance(network.head, RetrievalHead):
+        projection = network.head.projection
+        write_sentence_modules(
+            folder,
+            hidden_size=config.hidden_size,
+            pooling=network.head.pooling,
+            projection=None if projection is None else np.asarray(projection[...], np.float32),
+            max_length=task.context.max_length,
+            lower_case=task.context.lower_case,
+        )
+
+
+def save_own_head(folder: Path, head: nnx.Module) -> None:
+    """Writes a head that HuggingFace does not have, beside the backbone's files."""
+    values = {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(head))}
+    save_file(values, folder / "retrieval_head.safetensors")
+
+
+def write_language_model_files(folder: Path, config: PreTrainedConfig, task: LanguageModelTask) -> None:
+    """Writes the end tokens and the chat template of training, for generation with `transformers`."""
+    given = (folder / "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(folder) if given else GenerationConfig.from_model_config(config)
+    tokenizer = task.context.tokenizer
+    generation.eos_token_id = list(task.ends)
+    if generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id
+    generation.save_pretrained(folder)
+    if not task.is_pair:
+        template = exported_template(task.template, tokenizer, task.rendering)
+        if template != tokenizer.chat_template:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.chat_template = template
+            tokenizer.save_pretrained(folder)
+
+
+def write_adapter(folder: Path, model: SplitModel, run: Path, task: Task) -> None:
+    """Writes LoRA matrices in PEFT's format. Raises ValueError for a run without LoRA."""
+    source, network = model.source, task.view(model.network)
+    if source.lora is None:
+        raise ValueError(f"--format peft: {run} was trained without LoRA, so it has no adapter: use --format hf.")
+    kind = head_kind(network.head)
+    pairs = find_family(source.config.model_type).kind == "encoder_decoder"
+    tasks = TRAINED_HEADS | {"lm": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM"}
+    trained = network.head if kind in TRAINED_HEADS else None
+    new_pooler = any(path.startswith("pooler.") for path in source.report.initialised)
+    write_peft(
+        folder,
+        network.backbone,
+        source.config,
+        source.lora,
+        str(source.path),
+        tasks.get(kind or ""),
+        trained,
+        kind,
+        ["pooler.dense"] if new_pooler else [],
+    )
+    if kind is None:
+        save_own_head(folder, network.head)
