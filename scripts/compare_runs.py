@@ -1,11 +1,11 @@
-"""Compares two groups of ranking runs (seeds, say) on the same test cases, by the predictions they left.
+"""Compares two groups of ranking runs (such as seeds) on the same test cases, by their predictions.jsonl.
 
     python scripts/compare_runs.py --runs runs/ml/ours_* --with runs/ml/sasrec_*
 
-NDCG@10 of a case = sum over its wanted items ranked r <= 10 of 1 / log2(r + 1), over the same sum for the best ranking;
-of a group, the mean over its runs. The interval is a paired bootstrap over users, each with all its cases (over cases
-where the predictions name no users), 10,000 resamples. It holds for these runs on other users; the spread over the runs
-of a group stands beside it.
+NDCG@10 of a case = sum over its positive items of rank r <= 10 of 1 / log2(r + 1), divided by the same sum for the best
+ranking; for a group, the mean over its runs. The interval is a paired bootstrap over users with all their cases (over
+cases if the predictions name no users), 10,000 resamples. It covers the choice of users, not of seeds; the standard
+deviation over a group's runs is printed beside it.
 """
 
 import argparse
@@ -22,12 +22,14 @@ CUTOFF = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", type=Path, required=True, help="run directories of one group")
-    parser.add_argument("--with", nargs="+", type=Path, required=True, dest="others", help="those of the other")
+    parser.add_argument(
+        "--with", nargs="+", type=Path, required=True, dest="others", help="run directories of the other group"
+    )
     arguments = parser.parse_args()
     cases, ours = group(arguments.runs)
     other_cases, theirs = group(arguments.others)
     if cases != other_cases:
-        raise SystemExit("the two groups were not tested on the same cases in the same order.")
+        raise SystemExit("--runs and --with were not tested on the same cases in the same order.")
     for name, values in (("runs", ours), ("with", theirs)):
         means = values.mean(1)
         spread = f"standard deviation {means.std(ddof=1):.4f}" if len(means) > 1 else "one run"
@@ -55,10 +57,10 @@ def group(runs: list[Path]) -> tuple[list[tuple[str, str]], np.ndarray]:
     return cases, np.array(values)
 
 
-def ndcg(wanted: list[str], ranked: list[str]) -> float:
+def ndcg(positives: list[str], ranked: list[str]) -> float:
     gains = 1 / np.log2(np.arange(2, CUTOFF + 2))
-    hits = np.isin(ranked[:CUTOFF], wanted)
-    return float(gains[: len(hits)] @ hits / gains[: len(wanted)].sum())
+    hits = np.isin(ranked[:CUTOFF], positives)
+    return float(gains[: len(hits)] @ hits / gains[: len(positives)].sum())
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python scripts/download_movielens.py ml-latest-small --out data
     python -m instructrec_jax.prepare movielens --source data/ml-latest-small --out data/ml-prepared
 
-Read the README in the folder: MovieLens may be used for research, not commercially, and not passed on (the
-small set may, under the same terms).
+Read the README in the folder: MovieLens is for non-commercial research and may not be redistributed (except the small
+set, under the same terms).
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 ADDRESS = "https://files.grouplens.org/datasets/movielens/{name}.zip"
 
-# MD5 as published beside the archive; None for the set that its makers replace from time to time.
+# MD5 published beside the archive; None for the set that is updated from time to time.
 ARCHIVES: dict[str, str | None] = {
     "ml-latest-small": None,
     "ml-100k": "0e33842e24a9c977be4e0107933c0723",
@@ -38,11 +38,11 @@ def main() -> None:
         folder = fetch(settings.name, settings.out)
     except (ValueError, OSError) as error:
         raise SystemExit(f"download_movielens: {error}") from None
-    print(f"{settings.name} lies in {folder}")
+    print(f"written: {folder}")
 
 
 def fetch(name: str, out: Path, address: str = ADDRESS) -> Path:
-    """Download `name` and unpack it to OUT/NAME, which appears whole or not at all."""
+    """Downloads `name` and unpacks it to OUT/NAME, completely or not at all."""
     target = out / name
     if target.exists():
         raise ValueError(f"{target} exists already: remove it to download it again.")
@@ -54,13 +54,13 @@ def fetch(name: str, out: Path, address: str = ADDRESS) -> Path:
         unpacked = Path(temporary) / "unpacked"
         unpack(archive, unpacked)
         if not (unpacked / name).is_dir():
-            raise ValueError(f"the archive of {name} does not hold a folder {name}.")
+            raise ValueError(f"the archive of {name} does not contain a folder {name}.")
         os.rename(unpacked / name, target)
     return target
 
 
 def download(address: str, archive: Path) -> None:
-    """Fetch `address` into a file; a short read is an error."""
+    """Downloads `address` to a file. Raises ValueError for an incomplete download."""
     try:
         with urllib.request.urlopen(address, timeout=60) as response, open(archive, "wb") as file:
             announced = response.headers.get("Content-Length")
@@ -69,15 +69,15 @@ def download(address: str, archive: Path) -> None:
     except urllib.error.URLError as error:
         raise ValueError(f"{address} cannot be reached: {error.reason}. Is this machine online?") from None
     if announced and archive.stat().st_size != int(announced):
-        raise ValueError(f"{address} broke off after {archive.stat().st_size} of {announced} bytes: try again.")
+        raise ValueError(f"{address} was interrupted after {archive.stat().st_size} of {announced} bytes: try again.")
 
 
 def check(archive: Path, md5: str | None) -> None:
-    """The archive is what its makers published (where that is fixed) and every file in it is whole."""
+    """Raises ValueError unless the archive has the published MD5 (if there is one) and all its files are intact."""
     with open(archive, "rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if md5 and found != md5:
-        raise ValueError(f"{archive.name} has MD5 {found}, published is {md5}: the download is damaged.")
+        raise ValueError(f"{archive.name} has MD5 {found} instead of {md5}: the download is damaged.")
     if not zipfile.is_zipfile(archive):
         raise ValueError(f"{archive.name} is not a zip archive: the download is damaged.")
     with zipfile.ZipFile(archive) as files:
@@ -86,13 +86,13 @@ def check(archive: Path, md5: str | None) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack into `folder`; a path that would leave it, or a link, is an error and nothing is written."""
+    """Unpacks into `folder`. Raises ValueError, before writing, for a link or a path outside `folder`."""
     root = folder.resolve()
     with zipfile.ZipFile(archive) as files:
         for member in files.infolist():
             inside = (root / member.filename).resolve().is_relative_to(root)
             if not inside or "\\" in member.filename or stat.S_ISLNK(member.external_attr >> 16):
-                raise ValueError(f"{archive.name} holds {member.filename!r}, which would be written elsewhere.")
+                raise ValueError(f"{archive.name} contains {member.filename!r}, which is a link or outside the folder.")
         files.extractall(folder)
 
 

@@ -1,16 +1,16 @@
-"""Writes what the embedded backbone is pretrained from: its text, its tokenizer and its (weightless) configuration.
+"""Writes the pretraining data of the embedded backbone: texts, tokenizer and config (without weights).
 
     python scripts/films_pretraining_data.py
 
-writes OUT/architecture/ (config.json and a WordPiece tokenizer) and OUT/subjects/ (spans of the glossary, and the theme
-or genre each belongs to). All of it is the project's own text: film descriptions, a glossary, and requests in the
-wordings that training may use. Then
+writes OUT/architecture/ (config.json and a WordPiece tokenizer) and OUT/subjects/ (spans of the glossary with their
+themes and genres). All texts are the project's own: film descriptions, a glossary, and requests in the training
+wordings. Then
 
     python -m instructrec_jax.train --config_path configs/films_pretraining.yaml
     python -m instructrec_jax.export runs/films_pretraining_run --format hf --dtype float16 --out FOLDER
 
-makes the folder that ships as `instructrec_jax/preparation/films/backbone` (less its retrieval head). That one was made
-from the wordings of version 0.1, so its vocabulary differs a little from what these commands make of the present ones.
+makes the folder shipped as `instructrec_jax/preparation/films/backbone` (without the retrieval head). The shipped folder
+was made from the wordings of version 0.1, so its vocabulary differs slightly from that of the present wordings.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=int, default=12000)
     parser.add_argument("--hidden_size", type=int, default=128)
     parser.add_argument("--num_layers", type=int, default=3)
-    parser.add_argument("--spans", type=int, default=600, help="glossary spans for each subject")
+    parser.add_argument("--spans", type=int, default=600, help="number of glossary spans per subject")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 

@@ -1,12 +1,12 @@
-"""Makes a HuggingFace folder for a small network to be trained from nothing: tokenizer and config.
+"""Makes a HuggingFace folder (tokenizer and config) for a small network to train from scratch.
 
     python scripts/new_language_model.py data/instructions/train.jsonl --out models/small
     python scripts/new_language_model.py data/tatoeba/train.jsonl --out models/pairs --encoder_decoder
 
-It is a decoder in the style of Llama, or an encoder–decoder in that of BART (with as many layers on either side).
+The network is a Llama-style decoder, or a BART-style encoder–decoder with num_layers layers in each half.
 
-The tokenizer is a byte-level BPE (Sennrich et al., 2016; bytes as in GPT-2) learnt from the texts of the given
-examples, with the markers of ChatML. There are no weights: train it with backbone.random_init: true.
+The tokenizer is a byte-level BPE (Sennrich et al., 2016; bytes as in GPT-2) trained on the texts of the examples, with
+the ChatML markers. There are no weights: train the network with backbone.random_init: true.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="JSON lines of examples, as data.train reads them")
+    parser.add_argument("files", nargs="+", type=Path, help="JSONL files of examples, in the format of data.train")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--vocab_size", type=int, default=2048)
     parser.add_argument("--hidden_size", type=int, default=384)

@@ -1,17 +1,16 @@
-"""Cuts instruction data into train, validation and test so that no instance is in two of them.
+"""Splits instruction data into train, validation and test so that no instance is in two of them.
 
     python scripts/prepare_instructions.py FILE ... --out data/instructions
 
-FILEs are JSON or JSON lines, plain or .gz, with rows in the form of Alpaca (instruction, input, output), of
-Self-Instruct (instruction, instances), of prompt and completion (made by a template: the row names it, else the file),
-or of ShareGPT (conversations, and chosen). Public ones: the demonstration sets in `data/` of hiyouga/LLaMA-Factory on
+FILEs are JSON or JSONL, plain or .gz, with rows in the format of Alpaca (instruction, input, output), Self-Instruct
+(instruction, instances), prompt and completion (made from the template named in the row, else in the file name), or
+ShareGPT (conversations, and chosen). Public examples: the demonstration sets in `data/` of hiyouga/LLaMA-Factory on
 GitHub, `seed_tasks.jsonl` of tatsu-lab/stanford_alpaca, and in yizhongw/self-instruct the file
 `human_eval/user_oriented_instructions.jsonl` and the T0 sample below `data/finetuning/t0_train_50k`.
 
-Several templates may ask about one text, so rows are one instance when they share three in ten of the runs of eight
-words of the shorter one, leaving out the runs that belong to a template (they occur in three in ten of its rows). An
-instance lies in one of the three files as a whole; which one is a hash of its rows, so it stays the same when other
-files are added, as long as they share nothing with it.
+Several templates may use one text, so two rows belong to one instance if they share 30% of the 8-word shingles of the
+shorter row, ignoring the shingles of a template (those in at least 30% of its rows). All rows of an instance go to one
+file. A hash of the rows selects the file, so the choice stays the same when unrelated files are added.
 """
 
 import argparse
@@ -67,7 +66,7 @@ def read(file: Path) -> Iterator[Example]:
         try:
             yield from read_row(row, name, f"{name}-{number}")
         except KeyError as error:
-            raise SystemExit(f"{file}, row {number}: there is no {error} among {sorted(row)}.") from error
+            raise SystemExit(f"{file}, row {number}: field {error} is missing; the row has {sorted(row)}.") from error
 
 
 def read_row(row: dict[str, Any], name: str, id: str) -> Iterator[Example]:
@@ -106,7 +105,7 @@ def fraction(text: str) -> float:
 
 
 def shingles(text: str) -> set[int]:
-    """A sample of the hashes of all eight words in a row; the whole text where it is shorter."""
+    """A sample of the hashes of all 8-word shingles; of the whole text if it is shorter."""
     words = re.findall(r"\w+", text.lower()) or [text]
     runs = {" ".join(words[i : i + WORDS]) for i in range(max(1, len(words) - WORDS + 1))}
     hashes = {int.from_bytes(hashlib.blake2b(run.encode(), digest_size=8).digest(), "big") for run in runs}
@@ -114,7 +113,7 @@ def shingles(text: str) -> set[int]:
 
 
 def group(texts: list[str], templates: list[str]) -> list[list[int]]:
-    """Connected components of texts that share enough that is not their template's ("": made without one)."""
+    """Connected components of texts with enough common shingles, without those of their templates ("": no template)."""
     all_shingles = [shingles(text) for text in texts]
     rows_of = Counter(templates)
     uses = Counter((t, h) for t, each in zip(templates, all_shingles, strict=True) for h in each if t)

@@ -1,4 +1,4 @@
-"""Turns public data sets into train.jsonl, validation.jsonl and test.jsonl of this project's records.
+"""Converts public data sets to train.jsonl, validation.jsonl and test.jsonl in this project's format.
 
     python scripts/public_data.py banking77   --source banking_data                --out data/banking77
     python scripts/public_data.py phrasebank  --source sentences_50agree.jsonl     --out data/phrasebank
@@ -8,14 +8,14 @@
     python scripts/public_data.py t0          --source data_per_template/sentiment.jsonl --out data/t0_sentiment
     python scripts/public_data.py sgd         --source dstc8                       --out data/sgd
 
-Files may be gzipped. Where the sets are: Banking77, PolyAI-LDN/task-specific-datasets on GitHub (`banking_data`);
+Files may be gzipped. Sources: Banking77, PolyAI-LDN/task-specific-datasets on GitHub (`banking_data`);
 Financial PhraseBank, Malo et al. 2014 (rows with text and label); SciTLDR, allenai/scitldr; XQuAD,
 google-deepmind/xquad (`xquad.LANGUAGE.json`); Tatoeba pairs, manythings.org (tab separated, with the header en, zh,
 attribution); T0 templates, yizhongw/self-instruct, `data/finetuning/t0_train_50k` (rows with template, prompt and
 completion, those of one data set in the same order under each of its templates); Schema-Guided Dialogue,
 google-research-datasets/dstc8-schema-guided-dialogue (one dialogue a line: turns with speaker and utterance).
 
-Official splits are kept; where there is none, whole groups (articles, source sentences, instances) are drawn by --seed.
+Official splits are kept. Other sets are split by groups (articles, source sentences, instances), sampled with --seed.
 """
 
 import argparse
@@ -38,9 +38,9 @@ Splits = dict[str, list[Example]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=READERS)
-    parser.add_argument("--source", type=Path, required=True, help="the file or folder of the data set")
+    parser.add_argument("--source", type=Path, required=True, help="file or folder of the data set")
     parser.add_argument("--out", type=Path, required=True, help="folder of the three files")
-    parser.add_argument("--seed", type=int, default=0, help="of the splits that the set itself does not have")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the splits of sets without official ones")
     options = parser.parse_args()
     try:
         splits = READERS[options.name](options.source, options.seed)
@@ -60,7 +60,7 @@ def text_of(path: Path) -> str:
 
 
 def file_in(folder: Path, stem: str) -> Path:
-    """The file of a folder that is called `stem`, whatever its endings."""
+    """The file `stem`.* of a folder. Raises ValueError unless there is exactly one."""
     found = sorted(path for path in folder.iterdir() if path.name.startswith(f"{stem}."))
     if len(found) != 1:
         raise ValueError(f"expected one file {stem}.*, found {[path.name for path in found]}.")
@@ -77,7 +77,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def cut(groups: Sequence[Hashable], shares: tuple[float, float], seed: int) -> dict[Hashable, str]:
-    """group -> train, validation or test; `shares` of the groups go to the last two."""
+    """group -> train, validation or test; `shares`: of validation and test."""
     known = list(dict.fromkeys(groups))
     validation, test = (round(share * len(known)) for share in shares)
     names = ["test"] * test + ["validation"] * validation + ["train"] * (len(known) - test - validation)
@@ -93,7 +93,7 @@ def dealt(examples: Sequence[Example], groups: Sequence[Hashable], shares: tuple
 
 
 def stratified(examples: Sequence[Example], shares: tuple[float, float], seed: int) -> Splits:
-    """The same shares of each label."""
+    """Splits with the same shares of each label."""
     splits: Splits = {"train": [], "validation": [], "test": []}
     for label in sorted({str(e.output) for e in examples}):
         members = [e for e in examples if e.output == label]
@@ -102,11 +102,11 @@ def stratified(examples: Sequence[Example], shares: tuple[float, float], seed: i
     return splits
 
 
-# ---------------------------------------------------------------- one function a data set
+# ---------------------------------------------------------------- one function per data set
 
 
 def banking77(source: Path, seed: int) -> Splits:
-    """Requests to a bank and their intent; a tenth of the official training rows of each intent is for validation."""
+    """Requests to a bank with their intents; validation is 10% of each intent's official training rows."""
 
     def read(stem: str) -> list[Example]:
         rows = rows_of(file_in(source, stem))
@@ -119,7 +119,7 @@ def banking77(source: Path, seed: int) -> Splits:
 
 
 def phrasebank(source: Path, seed: int) -> Splits:
-    """Sentences of financial news and their sentiment; equal sentences stay together."""
+    """Sentences of financial news with their sentiment; duplicates are removed."""
     rows = {row["text"].strip(): row["label"] for row in rows_of(source)}
     examples = [
         Example(instruction=text, output=label, task="sentiment", id=f"phrasebank-{number}")
@@ -129,7 +129,7 @@ def phrasebank(source: Path, seed: int) -> Splits:
 
 
 def scitldr(source: Path, seed: int) -> Splits:
-    """Abstracts, a sentence a line, and their summaries of one sentence (several, where there are)."""
+    """Abstracts, one sentence per line, with one or several summaries of one sentence."""
     splits: Splits = {}
     for name, stem in (("train", "train"), ("validation", "dev"), ("test", "test")):
         splits[name] = [
@@ -146,7 +146,7 @@ def scitldr(source: Path, seed: int) -> Splits:
 
 
 def xquad(source: Path, seed: int) -> Splits:
-    """Questions on paragraphs; articles are split, English is for training, all languages for the test."""
+    """Questions on paragraphs, split by article; training is in English, the test in all languages."""
     languages = sorted(path.name.split(".")[1] for path in source.iterdir() if path.name.startswith("xquad."))
     read = {language: list(xquad_rows(source, language)) for language in languages}
     numbers = [int(e.origin["article"]) for e in read["en"]]
@@ -178,7 +178,7 @@ def xquad_rows(source: Path, language: str) -> Iterator[Example]:
 
 
 def tatoeba(source: Path, seed: int) -> Splits:
-    """English sentences and their Chinese translations: in training a pair a row, in the test all of a sentence's."""
+    """English sentences with Chinese translations: one pair per row in training, all references per row in the test."""
     by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows_of(source):
         by_source[row["en"].strip()].append(row)
@@ -206,10 +206,10 @@ def tatoeba(source: Path, seed: int) -> Splits:
 
 
 def t0(source: Path, seed: int, most_answers: int = 10) -> Splits:
-    """Prompts made by templates, where an answer is one of a template's few; instances are split.
+    """Templated prompts with few possible answers, split by instance.
 
-    The n-th row of a template is about the n-th instance of its data set. Templates with one answer, or more than ten,
-    are left out.
+    The n-th row of a template belongs to the n-th instance of its data set. Templates with one answer, or more than
+    `most_answers`, are left out.
     """
     by_template: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows_of(source):
@@ -236,7 +236,7 @@ def t0(source: Path, seed: int, most_answers: int = 10) -> Splits:
 
 
 def sgd(source: Path, seed: int, turns: int = 5) -> Splits:
-    """Every reply of the system to the last turns of its dialogue."""
+    """Every reply of the system, with the preceding turns of the dialogue."""
     splits: Splits = {}
     roles = {"USER": "user", "SYSTEM": "assistant"}
     for name, stem in (("train", "train"), ("validation", "dev"), ("test", "test")):

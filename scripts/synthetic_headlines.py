@@ -1,12 +1,12 @@
-"""Writes a SYNTHETIC stream of headlines about companies that do not exist, to try `watch` on.
+"""Writes a SYNTHETIC stream of headlines about fictitious companies, to try `watch`.
 
     python scripts/synthetic_headlines.py --out headlines.jsonl --events events.json
-    python scripts/synthetic_headlines.py --out flat.jsonl --flat           nothing happens
+    python scripts/synthetic_headlines.py --out flat.jsonl --flat           no events
 
-Every sentence comes from the templates below; nothing of it is news, and no figure measured on it says anything about
-real markets. Each record says so itself ("synthetic": true) and bears the label of its template. News of all kinds come
-at random, as many good as bad, but for planted events: days in which nearly all that is said of one company is bad (or
-good). The file of events says which, and from when to when.
+Every sentence comes from the templates below; none is real news, and no figure measured on it applies to real markets.
+Each record is marked ("synthetic": true) and has the label of its template. Good and bad news are equally frequent,
+except in planted events: days on which nearly all news of one company is bad (or good). The file of events lists their
+companies and times.
 """
 
 import argparse
@@ -48,7 +48,7 @@ USUAL = {"positive": 0.2, "neutral": 0.6, "negative": 0.2}
 
 @dataclass(frozen=True)
 class Event:
-    """Days in which most of what is said of a company has one label."""
+    """Days on which most headlines of a company have one label."""
 
     company: str
     label: str
@@ -60,7 +60,7 @@ EVENTS = [Event(COMPANIES[1], "negative", 20, 26), Event(COMPANIES[4], "positive
 
 
 def headlines(days: float, per_day: float, events: list[Event], seed: int) -> list[dict[str, Any]]:
-    """Records in the order of their time: `per_day` of each company, on average."""
+    """Records in time order: on average `per_day` per company and day."""
     draw = random.Random(seed)
     made: list[dict[str, Any]] = []
     for company in COMPANIES:
@@ -85,11 +85,11 @@ def headlines(days: float, per_day: float, events: list[Event], seed: int) -> li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSONL file of the headlines")
-    parser.add_argument("--events", type=Path, help="JSON file of the planted events")
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file for the headlines")
+    parser.add_argument("--events", type=Path, help="JSON file for the planted events")
     parser.add_argument("--flat", action="store_true", help="plant no events")
     parser.add_argument("--days", type=float, default=60)
-    parser.add_argument("--per_day", type=float, default=6, help="headlines a company and day, on average")
+    parser.add_argument("--per_day", type=float, default=6, help="average number of headlines per company and day")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     events = [] if arguments.flat else EVENTS
@@ -105,7 +105,7 @@ def main() -> None:
             for event in events
         ]
         write_json(arguments.events, told)
-    print(f"{count:,} SYNTHETIC headlines of companies that do not exist, {len(events)} planted events.")
+    print(f"{count:,} SYNTHETIC headlines of fictitious companies, {len(events)} planted events.")
 
 
 if __name__ == "__main__":

@@ -123,21 +123,21 @@ def test_slots_by_patterns(actions: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("ask_space:", "ask_spaec:", "'ask_spaec' is none of the run's 3 intents.*ask_space"),
-        ("{order} ", "{ordr} ", "intents.ask_love.*'ordr', which may be missing.*order"),
-        (", day: 'Which day?'", "", "'day', which may be missing"),
-        ("day: 'Which day?'", "night: 'Which?'", "unknown slot 'night'"),
+        ("ask_space:", "ask_spaec:", "'ask_spaec'.*ask_space"),
+        ("{order} ", "{ordr} ", "intents.ask_love.*'ordr'.*order"),
+        (", day: 'Which day?'", "", "'day'"),
+        ("day: 'Which day?'", "night: 'Which?'", "'night'"),
         ("{order}", "{order.__class__}", "order.__class__"),
         ("{order}", "{}", "the reply"),
-        ("{order}", "{order:d}", "only the name of a slot"),
-        ("{order}", "{order", "no template"),
-        ("(\\d{4})", "(\\d{4}", "slots.order.*no regular expression"),
+        ("{order}", "{order:d}", r"\{order\}"),
+        ("{order}", "{order", "reply"),
+        ("(\\d{4})", "(\\d{4}", "slots.order"),
         ("(\\d{4})", "(\\d)(\\d)", "2 groups"),
-        ("action: show, ", "", "action should be a text"),
-        ("action: show", "acton: show", "unknown key 'acton'.*action"),
-        ("hand_over:", "#", "no hand_over"),
-        ("intents:", "intent:", "unknown key 'intent'"),
-        ("intents:", "intents: [", "not YAML"),
+        ("action: show, ", "", "action"),
+        ("action: show", "acton: show", "'acton'.*action"),
+        ("hand_over:", "#", "hand_over"),
+        ("intents:", "intent:", "'intent'"),
+        ("intents:", "intents: [", "YAML"),
     ],
 )
 def test_actions_files_with_mistakes(old: str, new: str, message: str, actions: Path) -> None:
@@ -182,9 +182,9 @@ def test_the_threshold_is_the_lowest_that_keeps_the_rate() -> None:
 
 
 def test_thresholds_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="no threshold takes any"):
+    with pytest.raises(ValueError, match="--false_positive_rate"):
         choose(roc(np.array([0.0, 1.0]), np.array([2.0, 3.0])), 0.0)
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="--false_positive_rate"):
         choose(roc(np.array([0.0]), np.array([2.0])), 1.5)
 
 
@@ -218,14 +218,14 @@ def test_a_request_is_answered(
     asked.write_text("the film love 4711\n\nthe book space old\nthe book war old\n", encoding="utf-8")
     out = tmp_path / "answers.jsonl"
     verb.main([str(run), "--actions", str(actions), "--input", str(asked), "--out", str(out)])
-    assert "no threshold is tuned" in capsys.readouterr().err
+    assert "threshold" in capsys.readouterr().err
     found = [(a["intent"], a["action"], a.get("missing")) for a in read_jsonl(out)]
     assert found == [
         ("ask_love", "ask", ["day"]),
         ("ask_space", "show", None),
         ("ask_war", "hand_over", None),
     ]
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="--out"):
         verb.main([str(run), "--actions", str(actions), "--input", str(asked), "--out", str(out)])
 
 
@@ -235,7 +235,7 @@ def test_slots_of_a_tagging_run(run: Path, tagger: Path, actions: Path) -> None:
     (answer, other) = desk.answer([("1", "the film space, old"), ("2", "the film the old")])
     assert answer["slots"] == {"subject": "space"}  # without the comma
     assert answer["reply"] == "About space." and other["slots"] == {}
-    with pytest.raises(ValueError, match="mark no slots"):
+    with pytest.raises(ValueError, match="--slots"):
         tagged_slots(["other", "subject"])
     with pytest.raises(ValueError, match="token_classification"):
         Desk(run, actions, slots=run)
@@ -276,10 +276,10 @@ def test_a_tuned_threshold_is_kept_with_the_run(
     for number in range(3):
         assert desk.answer([("", strange[number])])[0]["out_of_scope"] == of_outside[number]["out_of_scope"]
 
-    with pytest.raises(ValueError, match="was tuned for negative_energy"):
+    with pytest.raises(ValueError, match="negative_energy"):
         Desk(run, actions, score="max_probability")
     assert Desk(run, actions, threshold=0.5).score == "max_probability"
-    with pytest.raises(ValueError, match="no requests out of scope"):
+    with pytest.raises(ValueError, match="out of scope"):
         tune_threshold(run, read_requests(str(inside)), iter(()))
 
 
@@ -287,14 +287,14 @@ def test_requests_that_cannot_be_read(
     run: Path, actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"text": "the film"}, {"question": "the film"}])
-    with pytest.raises(ValueError, match="a.jsonl, line 2, field 'text': missing field"):
+    with pytest.raises(ValueError, match="a.jsonl, line 2, field 'text'"):
         list(read_requests(str(tmp_path / "a.jsonl")))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="a.txt, line 1: not UTF-8"):
+    with pytest.raises(ValueError, match="a.txt, line 1.*UTF-8"):
         list(read_requests(str(tmp_path / "a.txt")))
-    with pytest.raises(ValueError, match="--actions is missing"):
+    with pytest.raises(ValueError, match="--actions"):
         verb.main([str(run), "the film"])
-    with pytest.raises(ValueError, match="either a request or --input"):
+    with pytest.raises(ValueError, match="--input"):
         verb.main([str(run), "the film", "--actions", str(actions), "--input", "x.txt"])
     with pytest.raises(ValueError, match="stdin, line 2.*max_length"):
         lines = ("the film love\n" + "a film " * 40).encode()

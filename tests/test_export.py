@@ -16,11 +16,12 @@ from safetensors.numpy import load_file
 from tiny_runs import tiny_run, write_settings
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from instructrec_jax import export
+from instructrec_jax.answering.exporting import export
 from instructrec_jax.data.loader import BatchTexts, Text, lay_out
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.export import main
 from instructrec_jax.files import read_json, read_jsonl
 from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
@@ -65,8 +66,8 @@ def flat(params: Any) -> dict[str, np.ndarray]:
 
 
 def test_plain_orbax_opens_it_on_one_device(finished: Config, tmp_path: Path) -> None:
-    export.export(Path(finished.run_dir), tmp_path / "as_is", format="orbax", step=6)
-    export.main([finished.run_dir, "--out", str(tmp_path / "half"), "--dtype", "float16", "--step", "6"])
+    export(Path(finished.run_dir), tmp_path / "as_is", format="orbax", step=6)
+    main([finished.run_dir, "--out", str(tmp_path / "half"), "--dtype", "float16", "--step", "6"])
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-c", OPEN_WITH_ORBAX, str(tmp_path / "as_is"), str(tmp_path / "half")]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path)
@@ -87,7 +88,7 @@ def test_plain_orbax_opens_it_on_one_device(finished: Config, tmp_path: Path) ->
 
 def test_transformers_gives_the_same_answers(finished: Config, tmp_path: Path) -> None:
     run = Path(finished.run_dir)
-    export.main([finished.run_dir, "--format", "hf", "--out", str(tmp_path / "hf")])
+    main([finished.run_dir, "--format", "hf", "--out", str(tmp_path / "hf")])
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     records = read_jsonl(finished.data.test[0].path)
@@ -108,8 +109,8 @@ def test_transformers_gives_the_same_answers(finished: Config, tmp_path: Path) -
 
 def test_transformers_guesses_the_same_hidden_tokens(checkpoint: Path, tmp_path: Path) -> None:
     run, ours = run_of_step_1("masked_lm", checkpoint, tmp_path)
-    export.export(run, tmp_path / "hf", format="hf")
-    export.export(run, tmp_path / "half", format="hf", dtype="float16")
+    export(run, tmp_path / "hf", format="hf")
+    export(run, tmp_path / "half", format="hf", dtype="float16")
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     tokens = np.random.default_rng(0).integers(5, theirs.config.vocab_size, 20).astype(np.int32)
     with torch.no_grad():
@@ -123,7 +124,7 @@ def test_transformers_guesses_the_same_hidden_tokens(checkpoint: Path, tmp_path:
 
 def test_a_retrieval_head_lies_beside_the_backbone(checkpoint: Path, tmp_path: Path) -> None:
     run, ours = run_of_step_1("retrieval", checkpoint, tmp_path, task__projection=16)
-    export.export(run, tmp_path / "hf", format="hf")
+    export(run, tmp_path / "hf", format="hf")
     theirs = AutoModel.from_pretrained(tmp_path / "hf").eval()
     tokens = np.arange(5, 15, dtype=np.int32)
     with torch.no_grad():
@@ -141,7 +142,7 @@ def test_sentence_transformers_gives_the_same_vectors(
     """A trained projection, square or not, is a Dense module of the exported folder."""
     library = pytest.importorskip("sentence_transformers")
     run, ours = run_of_step_1("retrieval", checkpoint, tmp_path, task__projection=size, task__pooling=pooling)
-    export.export(run, tmp_path / "hf", format="hf")
+    export(run, tmp_path / "hf", format="hf")
     texts = ["a film about war", "a good old book", "music"]
     found = library.SentenceTransformer(str(tmp_path / "hf"), device="cpu").encode(texts)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -158,28 +159,28 @@ def test_a_run_of_many_devices_is_exported_on_others(checkpoint: Path, tmp_path:
     run, _ = run_of_step_1("masked_lm", checkpoint, tmp_path)
     settings = run / "config.yaml"
     settings.write_text(settings.read_text().replace("fsdp: 1", "fsdp: 128"))
-    export.export(run, tmp_path / "out", format="orbax")
+    export(run, tmp_path / "out", format="orbax")
     assert (tmp_path / "out" / "metadata.json").is_file()
 
 
 def test_nothing_is_written_over(finished: Config, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match="exists already"):
-        export.export(Path(finished.run_dir), tmp_path / "out", format="hf")
+    with pytest.raises(ValueError, match="--out"):
+        export(Path(finished.run_dir), tmp_path / "out", format="hf")
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_broken_run_is_named(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere is not a run directory"):
-        export.export(tmp_path / "nowhere", tmp_path / "out", format="orbax")
+    with pytest.raises(ValueError, match="nowhere"):
+        export(tmp_path / "nowhere", tmp_path / "out", format="orbax")
     config = tiny_run("classification", checkpoint, tmp_path)
     run = Path(config.run_dir)
     run.mkdir()
     write_settings(config, run / "config.yaml")
     with pytest.raises(ValueError, match="config.json"):
-        export.export(run, tmp_path / "out", format="orbax")
+        export(run, tmp_path / "out", format="orbax")
     task = models.open_task(config, checkpoint)
     models.keep_declarations(checkpoint, run / "backbone", task, needs_weights=False)
-    with pytest.raises(ValueError, match="no complete checkpoint"):
-        export.export(run, tmp_path / "out", format="orbax")
+    with pytest.raises(ValueError, match="checkpoint"):
+        export(run, tmp_path / "out", format="orbax")
     assert not (run / "checkpoints").exists() and not [p for p in tmp_path.iterdir() if "out" in p.name]

@@ -101,7 +101,7 @@ def test_peft_opens_the_adapter_and_we_open_it_again(
         theirs = peft.PeftModel.from_pretrained(base, out).eval()(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     ours = our_logits(run, tokens)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    assert np.abs(ours - before).max() > 1e-2  # it learnt something
+    assert np.abs(ours - before).max() > 1e-2  # it learned something
 
     again = changed(tuned["llama"], lora=LoraConfig(adapter=str(out)), run_dir=str(tmp_path / "again"), steps=2)
     train(changed(again, optimizer__learning_rate=1e-30))
@@ -111,12 +111,12 @@ def test_peft_opens_the_adapter_and_we_open_it_again(
 
 
 def test_a_run_without_lora_has_no_adapter(tuned: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="was trained without LoRA, so there is no adapter: use --format hf"):
+    with pytest.raises(ValueError, match="LoRA.*--format hf"):
         export(Path(tuned["t5"].run_dir), tmp_path / "out", format="peft")
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_quantised_run_goes_through_every_verb(
+def test_a_quantized_run_goes_through_every_verb(
     kind: str, tuned: dict[str, Any], language_models: dict[str, Path], tmp_path: Path
 ) -> None:
     lora = LoraConfig(rank=2)
@@ -128,7 +128,7 @@ def test_a_quantised_run_goes_through_every_verb(
     ours = LanguageModel(run).generate(PROMPTS, GenerationConfig(max_new_tokens=8))
     merged = LanguageModel(out).generate(PROMPTS, GenerationConfig(max_new_tokens=8))
     assert [a.text for a in ours] == [a.text for a in merged]
-    with pytest.raises(ValueError, match="backbone.quantize freezes the backbone, so it needs lora"):
+    with pytest.raises(ValueError, match="backbone.quantize.*lora.rank"):
         train(changed(config, lora=LoraConfig(), run_dir=str(tmp_path / "other")))
 
 
@@ -145,11 +145,11 @@ def test_an_example_without_an_answer_is_named(language_models: dict[str, Path],
     asked = {"id": "odd", "messages": [{"role": "user", "content": "a film"}]}
     write_jsonl(tmp_path / "odd.jsonl", [asked])
     config = language_run(language_models["llama"], tmp_path)
-    with pytest.raises(ValueError, match="example 'odd'.*no answer to learn"):
+    with pytest.raises(ValueError, match="'odd'"):
         train(changed(config, data__train=[SourceConfig(path=str(tmp_path / "odd.jsonl"))]))
 
 
 def test_an_answer_longer_than_the_network_writes_is_refused(language_models: dict[str, Path], tmp_path: Path) -> None:
     config = language_run(language_models["bart"], tmp_path, task=LanguageModelConfig(max_target_length=129))
-    with pytest.raises(ValueError, match="task.max_target_length is 129, but the network writes at most 128"):
+    with pytest.raises(ValueError, match="task.max_target_length.*129.*128"):
         train(config)

@@ -147,9 +147,9 @@ def test_two_stages(runs: dict[str, Path]) -> None:
     assert [r.item for r in answer.recommendations] == [f"i{item}" for item in best]
     np.testing.assert_allclose([r.score for r in answer.recommendations], second[best], atol=1e-5)
     (few,) = model.recommend([Request(instruction="a good film", where=["year<1992"])], k=3)
-    assert {r.item for r in few.recommendations} == {"i0", "i1"} and "only 2 items are left" in few.notes[0]
+    assert {r.item for r in few.recommendations} == {"i0", "i1"} and "2 items" in few.notes[0]
     (more,) = model.recommend([Request(instruction="a good film")], k=6)
-    assert "raise --retrieve" in str(more.error)
+    assert "--retrieve" in str(more.error)
 
 
 @pytest.mark.parametrize("other", ["coKNN", "sequence"])
@@ -214,10 +214,10 @@ def test_conditions_and_exclusions(model: Recommender) -> None:
         Request(instruction="a film", where=["year>1991", "genre=war"], exclude=["War (1998)"]),
     ]
     both, one = model.recommend(requests, k=5, evidence=False)
-    assert set(items(both)) == {"i6", "i11"} and both.notes == ["only 2 items are left, fewer than the 5 asked for."]
+    assert set(items(both)) == {"i6", "i11"} and "2 items" in both.notes[0]
     assert set(items(one)) == {"i6", "i11"}
     (none,) = model.recommend([Request(instruction="a film", where=["year>2001"])])
-    assert none.error == "no item is left to recommend: relax the conditions, or include seen items."
+    assert "where" in str(none.error)
 
 
 def test_what_is_cut_is_told_once(runs: dict[str, Path]) -> None:
@@ -242,18 +242,18 @@ def test_braces_in_titles_and_wishes_are_only_braces(model: Recommender) -> None
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(), "the request is empty"),
-        (Request(instruction="  "), "the request is empty"),
-        (Request(history=[" ; "]), "the request is empty"),
-        (Request(user="ana"), "no user 'ana' among 2. The nearest ids: ann"),
-        (Request(history=["War"]), r"history: \"War\" is ambiguous: War \(1991\) \[id:i1\]; War \(1998\) \[id:i8\]"),
-        (Request(history=["Zzzz"]), '"Zzzz" is not in the catalogue'),
-        (Request(history=["Space"], exclude=["Zzzz"]), 'exclude: "Zzzz" is not in the catalogue'),
-        (Request(history=["Space"], where=["yaer>1"]), "no fact 'yaer'"),
-        (Request(history=["Space"], k=0), "k must be at least 1"),
+        (Request(), "empty"),
+        (Request(instruction="  "), "empty"),
+        (Request(history=[" ; "]), "empty"),
+        (Request(user="ana"), "'ana'.*ann"),
+        (Request(history=["War"]), r"history: \"War\".*War \(1991\) \[id:i1\]; War \(1998\) \[id:i8\]"),
+        (Request(history=["Zzzz"]), 'history: "Zzzz"'),
+        (Request(history=["Space"], exclude=["Zzzz"]), 'exclude: "Zzzz"'),
+        (Request(history=["Space"], where=["yaer>1"]), "'yaer'"),
+        (Request(history=["Space"], k=0), "^k "),
         (Request(instruction="a\x00b"), "NUL"),
         (Request(instruction="a \ud83d b"), "surrogate"),
-        (Request(instruction="very " * 200), "data.max_length is 192"),
+        (Request(instruction="very " * 200), "data.max_length.*192"),
     ],
 )
 def test_a_bad_request_is_its_own_error(model: Recommender, request_: Request, message: str) -> None:
@@ -267,8 +267,8 @@ def test_unknown_titles_can_be_skipped(model: Recommender) -> None:
     one, none = model.recommend(
         [Request(history=["Zzzz; Space"]), Request(history=["Zzzz"])], k=1, skip_unknown=True, evidence=False
     )
-    assert one.history == ["Space (1992)"] and one.notes == ['history: "Zzzz" is not in the catalogue and is left out.']
-    assert "all titles of the history were left out" in str(none.error)
+    assert one.history == ["Space (1992)"] and 'history: "Zzzz"' in one.notes[0]
+    assert "history" in str(none.error)
 
 
 def test_many_requests_get_what_each_gets_alone(model: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,11 +335,11 @@ def test_new_items_join_by_their_text(kind: str, runs: dict[str, Path], tmp_path
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"text": "x"}, "line 1: an item needs a title"),
-        ({"title": "x", "id": "i3"}, "line 1: the id 'i3' is taken"),
-        ({"title": "x", "gnres": "y"}, "unknown column 'gnres'; .*Did you mean \"genres\""),
-        ({"title": "x", "year": "soon"}, "year should be a whole number, but is 'soon'"),
-        ({"title": "x", "genres": 3}, "genres should be list"),
+        ({"text": "x"}, "line 1.*title"),
+        ({"title": "x", "id": "i3"}, "line 1.*'i3'"),
+        ({"title": "x", "gnres": "y"}, "'gnres'.*\"genres\""),
+        ({"title": "x", "year": "soon"}, "year.*'soon'"),
+        ({"title": "x", "genres": 3}, "genres.*list"),
     ],
 )
 def test_broken_new_items_name_their_line(record: Any, message: str, runs: dict[str, Path], tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_broken_new_items_name_their_line(record: Any, message: str, runs: dict[
 
 def test_table_and_json(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--instruction", "a good film", "--history", "Space", "--where", "title!=x", "--k", "3"]
-    with pytest.raises(ValueError, match="no fact 'title'"):
+    with pytest.raises(ValueError, match="'title'"):
         main([str(runs["retrieval"]), *asked])
     del asked[4:6]
     main([str(runs["retrieval"]), *asked])
@@ -389,7 +389,7 @@ def test_files_in_and_out(runs: dict[str, Path], tmp_path: Path, capsys: pytest.
     assert broken["id"] is None and "in.jsonl, line 2: no valid JSON" in broken["error"]
     assert numbered["id"] == 3 and len(numbered["recommendations"]) == 3
     assert unknown["id"] == "x" and 'Did you mean "history"' in unknown["error"]
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="--out"):
         main([*common, "--out", str(tmp_path / "out.jsonl")])
 
     table = 'id,user,history,where,k\n1,ann,,,2\n2,,"Space; Old Love","genre=war; year>1991",\n'
@@ -404,9 +404,9 @@ def test_files_in_and_out(runs: dict[str, Path], tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("id,title\n1,Space\n", "unknown column 'title'"),
-        ("id,usr\n1,ann\n", 'Did you mean "user"'),
-        ("id,k\n1,2\n", "has the columns id, k; a request needs one of user, history, instruction"),
+        ("id,title\n1,Space\n", "'title'"),
+        ("id,usr\n1,ann\n", '"user"'),
+        ("id,k\n1,2\n", "id, k.*user, history, instruction"),
     ],
 )
 def test_a_table_without_requests_is_refused(table: str, message: str, runs: dict[str, Path], tmp_path: Path) -> None:
@@ -419,11 +419,11 @@ def test_a_table_without_requests_is_refused(table: str, message: str, runs: dic
     ("arguments", "message"),
     [
         (["--input", "x.jsonl", "--user", "ann"], "--user .*--input"),
-        (["--out", "x.jsonl", "--user", "ann"], "--out is for the answers to --input"),
-        (["--input", "in.jsonl", "--out", "x.txt"], "written as .jsonl .* or .csv"),
-        (["--input", "nowhere.jsonl"], "no such file"),
-        (["--histroy", "x"], "histroy"),
-        ([], "the request is empty"),
+        (["--out", "x.jsonl", "--user", "ann"], "--out.*--input"),
+        (["--input", "in.jsonl", "--out", "x.txt"], "--out x.txt.*.jsonl.*.csv"),
+        (["--input", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--histroy", "x"], "'histroy'.*'history'"),
+        ([], "empty"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: list[str], message: str, runs: dict[str, Path]) -> None:
@@ -432,18 +432,18 @@ def test_options_that_do_not_go_together(arguments: list[str], message: str, run
 
 
 def test_other_folders_are_refused(network: Path, tmp_path: Path, runs: dict[str, Path], catalogue: Path) -> None:
-    with pytest.raises(ValueError, match="is not a run directory"):
+    with pytest.raises(ValueError, match="run directory"):
         main([str(tmp_path), "--instruction", "x"])
     run = tmp_path / "classifier"
     run.mkdir()
     write_settings(tiny_run("classification", network, tmp_path), run / "config.yaml")
-    with pytest.raises(ValueError, match="the task classification, which ranks no catalogue"):
+    with pytest.raises(ValueError, match="task classification"):
         main([str(run), "--instruction", "x"])
     other = tmp_path / "other"
     other.mkdir()
     Catalogue.load(catalogue).take(range(ITEMS - 1)).save(other)
     second = untrained_run(tmp_path / "second", RerankerConfig(catalogue=str(other), protocols=["uni9"]), network)
-    with pytest.raises(ValueError, match="second does not rank the items"):
+    with pytest.raises(ValueError, match="second"):
         Recommender(runs["retrieval"], rerank=second)
 
 

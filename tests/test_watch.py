@@ -196,10 +196,10 @@ def test_contributions_add_up_to_the_score() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.4, -0.4), "lower end"),
-        ((-0.4, float("nan")), "lower end"),
-        ((-1, 1, 3.0), "width"),
-        ((-1, 1, 0, 0), "least"),
+        ((0.4, -0.4), "--band"),
+        ((-0.4, float("nan")), "--band"),
+        ((-1, 1, 3.0), "--hysteresis"),
+        ((-1, 1, 0, 0), "--least"),
     ],
 )
 def test_bands_that_are_none(arguments: Any, message: str) -> None:
@@ -272,7 +272,7 @@ def test_late_records_are_sorted_within_the_watermark() -> None:
     found = [o for number, day in enumerate(days) for o in order.take(opinion("a", day, number), "time")]
     assert [(o.time - START).days for o in found] == [1, 2, 2, 3, 4, 5]
     assert [o.value for o in found if (o.time - START).days == 2] == [2, 3]  # as they came
-    with pytest.raises(BadExample, match="too late.*--late allows 2 days"):
+    with pytest.raises(BadExample, match="--late.*2 days"):
         order.take(opinion("a", 6.9, 0), "time")
     assert [(o.time - START).days for o in [*order.take(opinion("a", 7, 0), "time"), *order.rest()]] == [7, 9]
 
@@ -369,16 +369,16 @@ def test_draws_need_dropout(run: Path, tmp_path: Path) -> None:
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     config.save_pretrained(dry / "backbone")
     classifier = Classifier([dry], draws=2)
-    with pytest.raises(ValueError, match="no dropout"):
+    with pytest.raises(ValueError, match="--draws"):
         classifier.members_of([classifier.encode("the film good", "here")])
-    with pytest.raises(ValueError, match="at least 2 draws"):
+    with pytest.raises(ValueError, match="--draws"):
         Classifier([run], draws=1)
 
 
 def test_runs_of_other_tasks_and_labels(run: Path, finished: Any) -> None:
-    with pytest.raises(ValueError, match="needs runs of one task"):
+    with pytest.raises(ValueError, match="labels"):
         Classifier([run, Path(finished.run_dir)])
-    with pytest.raises(ValueError, match="not a run directory"):
+    with pytest.raises(ValueError, match="checkpoints"):
         Classifier([run / "checkpoints"])
 
 
@@ -417,7 +417,7 @@ def test_a_planted_crossing_is_found(
         rolling = pd.Series(group.value.to_numpy(), index).rolling(timedelta(days=7))
         np.testing.assert_allclose(group.score, rolling.mean(), atol=1e-9)
         assert group.records.tolist() == rolling.count().tolist()
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="--out"):
         go(capsys, run, "--input", stream, "--out", out)
 
 
@@ -464,7 +464,7 @@ def test_bad_records(
         ([1], "wrong type"),
         ({**good, "text": None}, "empty field"),
         ({**good, "text": 5}, "wrong type"),
-        ({"text": "x", "entty": "a", "time": 1}, "'entity'.*missing field.*Did you mean"),
+        ({"text": "x", "entty": "a", "time": 1}, "'entity'.*entty"),
         ({**good, "time": "soon"}, "bad time"),
         ({**good, "time": "2024-04-30"}, "too late"),
         ({**good, "entity": 1.5}, "wrong type"),
@@ -482,18 +482,18 @@ def test_bad_records(
             go(capsys, run)
     feed(lines)
     _, told = go(capsys, run, "--on_bad_record", "skip")
-    assert "1 records, 0 alerts." in told and f"{len(bad)} records were skipped as bad" in told
-    assert "1 times named no time zone: they were read as UTC." in told
+    assert "1 records, 0 alerts." in told and f"{len(bad)} bad records" in told
+    assert "UTC" in told
 
 
 def test_options_that_cannot_be(run: Path, finished: Any, stream: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in [
-        ((run, "--band", "-1", "1"), "none ever leaves it"),
-        ((run, "--values", '{"good": 1}'), "none of the run's labels"),
-        ((run, "--values", "good"), "not JSON"),
-        ((finished.run_dir,), "says nothing of"),
+        ((run, "--band", "-1", "1"), "--band"),
+        ((run, "--values", '{"good": 1}'), "--values.*'good'"),
+        ((run, "--values", "good"), "--values.*JSON"),
+        ((finished.run_dir,), "--values"),
         ((run, "--timezone", "Mars"), "Mars"),
-        ((run, "--window", "soon"), "no length of time"),
+        ((run, "--window", "soon"), "'soon'"),
     ]:
         with pytest.raises(ValueError, match=message):
             go(capsys, *arguments, "--input", stream)

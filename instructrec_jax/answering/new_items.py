@@ -84,7 +84,8 @@ def _fact(name: str, value: Any, kind: type | None, where: str) -> Any:
             pass  # the error below names the fact and the line
     if kind is str and isinstance(value, int | float):
         return str(value)
-    if isinstance(value, kind) and (kind is not list or all(isinstance(part, str) for part in value)):
+    fits = isinstance(value, kind)
+    if fits and (kind is not list or all(isinstance(part, str) for part in value)):
         return value
     if kind is float and isinstance(value, int):
         return float(value)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Starts a training run as a Kubernetes Job, one pod a machine, which starts pods again until the run is done.
+# Starts a training run as a Kubernetes Job, one pod per machine, which restarts pods until the run is finished.
 #
 #   NAME=tuning IMAGE=registry/instructrec PODS=4 RESOURCE=google.com/tpu COUNT=4 CLAIM=shared \
 #     scripts/launch/kubernetes.sh [--dry-run] --run_dir /shared/run --config_path X.yaml ...
 #
-# Everything after --dry-run are arguments of `python -m instructrec_jax.train`. The volume claim CLAIM
+# The arguments after --dry-run are those of `python -m instructrec_jax.train`. The volume claim CLAIM
 # (ReadWriteMany) is mounted at /shared. Each pod gets COUNT of RESOURCE (nvidia.com/gpu, google.com/tpu); NODES is a
-# JSON object of node labels that pods want. See docs/pods.md.
+# JSON object of node labels that pods require. See docs/pods.md.
 set -euo pipefail
 
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -26,8 +26,8 @@ name=${NAME:-instructrec}
 pods=${PODS:-1}
 
 # Pod i is named $name-i in the headless service's domain, so the first one has an address before it runs.
-# bash waits for the training, so SIGTERM is passed on. A run that was interrupted ends well too; only a finished one
-# has a report. Exit status 2 is an error that another start repeats.
+# bash waits for the training, so SIGTERM is forwarded. An interrupted run also exits with 0; only a finished one has a
+# report. Exit status 2: an error that a restart repeats.
 manifest=$(cat <<MANIFEST
 apiVersion: v1
 kind: Service

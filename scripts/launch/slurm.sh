@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Submits a training run to SLURM, one process a GPU; the job queues itself again until the run is done.
+# Submits a training run to SLURM, one process per GPU; the job requeues itself until the run is finished.
 #
 #   NODES=2 GPUS=8 TIME=24:00:00 scripts/launch/slurm.sh [--dry-run] --run_dir /shared/run --config_path X.yaml ...
 #
-# Everything after --dry-run are arguments of `python -m instructrec_jax.train`. run_dir lies on a disk that all nodes
-# share. SBATCH_* variables (SBATCH_PARTITION, SBATCH_ACCOUNT ...) are sbatch's own. See docs/pods.md.
+# The arguments after --dry-run are those of `python -m instructrec_jax.train`. run_dir must be on a disk shared by all
+# nodes. SBATCH_* variables (SBATCH_PARTITION, SBATCH_ACCOUNT ...) are sbatch's own. See docs/pods.md.
 set -euo pipefail
 
 usage() { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -19,7 +19,7 @@ if [ -z "$run_dir" ]; then echo "error: --run_dir is missing: a folder on a disk
 nodes=${NODES:-1}
 gpus=${GPUS:-8}
 
-# All GPUs of a node are visible to each of its processes; jax gives every process the one of its local number.
+# Each process of a node sees all its GPUs; jax assigns it the one with its local index.
 job=$(cat <<JOB
 #!/usr/bin/env bash
 #SBATCH --job-name=instructrec
@@ -34,7 +34,7 @@ job=$(cat <<JOB
 cd $(printf %q "$PWD")
 status=0
 srun --kill-on-bad-exit=1 ${PYTHON:-python} -m instructrec_jax.train$(printf ' %q' "$@") || status=\$?
-# A run that was interrupted ends well too; only a finished one has a report. 2: an error that another start repeats.
+# An interrupted run also exits with 0; only a finished one has a report. Exit status 2: an error that a restart repeats.
 if [ -e $(printf %q "$run_dir/report.html") ] || [ \$status -eq 2 ]; then exit \$status; fi
 if [ "\${SLURM_RESTART_COUNT:-0}" -lt ${ATTEMPTS:-20} ]; then scontrol requeue "\$SLURM_JOB_ID"; fi
 exit \$status

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains on all machines of a TPU VM pod, and starts again until the run is done.
+# Trains on all machines of a TPU VM pod, and restarts until the run is finished.
 #
 #   TPU=my-pod ZONE=us-east5-a scripts/launch/tpu_pod.sh [--dry-run] --run_dir /mnt/shared/run --config_path X.yaml ...
 #
-# Everything after --dry-run are arguments of `python -m instructrec_jax.train`. Paths are those on the machines, and
-# run_dir lies on a disk that all of them share. See docs/pods.md.
+# The arguments after --dry-run are those of `python -m instructrec_jax.train`. Paths are paths on the machines, and
+# run_dir must be on a disk shared by all of them. See docs/pods.md.
 set -euo pipefail
 
 usage() { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -18,10 +18,10 @@ done
 if [ -z "$run_dir" ]; then echo "error: --run_dir is missing: a folder on a disk that all machines share." >&2; usage; fi
 if [ -z "${TPU:-}" ] || [ -z "${ZONE:-}" ]; then echo "error: set TPU and ZONE to the pod's name and zone." >&2; usage; fi
 attempts=${ATTEMPTS:-20}
-pause=${PAUSE:-90} # seconds: what is left of an attempt has ended by itself after 60
-folder=${FOLDER:-instructrec_jax} # of this repository, below the home folder on the machines
+pause=${PAUSE:-90} # seconds; remaining processes of an attempt end by themselves after 60
+folder=${FOLDER:-instructrec_jax} # folder of this repository in the home folder of the machines
 
-# A run that was interrupted ends well too; only a finished one has a report.
+# An interrupted run also exits with 0; only a finished one has a report.
 train="cd $(printf %q "$folder") && ${PYTHON:-python3} -m instructrec_jax.train$(printf ' %q' "$@")"
 train+=" && test -e $(printf %q "$run_dir/report.html")"
 command=(gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker all --command "$train")
@@ -29,7 +29,7 @@ command=(gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker all --com
 if $dry_run; then printf '%q ' "${command[@]}"; echo; exit; fi
 for ((attempt = 1; attempt <= attempts; attempt++)); do
   if "${command[@]}"; then exit 0; fi
-  echo "attempt $attempt of $attempts ended before the run was done; the next one goes on from its last checkpoint" >&2
+  echo "attempt $attempt of $attempts ended before the run was finished; the next one resumes from its last checkpoint" >&2
   sleep "$pause"
 done
 exit 1

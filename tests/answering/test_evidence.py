@@ -44,7 +44,7 @@ def test_the_line_is_made_of_the_numbers() -> None:
     assert line(strongest(parts, values[:, 0])) == '+0.50 "scary", +0.12 "space"'
     assert line(strongest(parts, values[:, 1])) == '+1.0 "space", −0.25 "scary"'
     assert line([Evidence(Part("history", "Alien (1979)"), -0.012)]) == "−0.012 Alien (1979)"
-    assert line([Evidence(Part("word", "x"), 0.0)]) == "no single part moved it"
+    assert line([Evidence(Part("word", "x"), 0.0)]).startswith("no single part")
     assert line([]) == ""
 
 

@@ -47,18 +47,18 @@ def test_all_conditions_hold() -> None:
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("yaer>1990", "no fact 'yaer'; there is year, .*Did you mean \"year\""),
-        ("genre=Horor", "no item has the genres 'Horor'. Did you mean \"horror\""),
-        ("genre!=Horor", "no item has"),
-        ("director=Nobody", "There is John Lasseter, Ridley Scott, 李安"),
-        ("year>soon", "year is a number, but 'soon' is none"),
-        ("year=nan", "but 'nan' is none"),
-        ("genre>3", "genres is a list, so only = and !="),
-        ("director<b", "director is no number"),
-        ("year", "write it as name=value"),
-        ("year>", "write it as name=value"),
-        ("=3", "write it as name=value"),
-        ("", "write it as name=value"),
+        ("yaer>1990", "'yaer'.*\"year\""),
+        ("genre=Horor", "genres 'Horor'.*\"horror\""),
+        ("genre!=Horor", "'Horor'"),
+        ("director=Nobody", "John Lasseter, Ridley Scott, 李安"),
+        ("year>soon", "year.*'soon'"),
+        ("year=nan", "year.*'nan'"),
+        ("genre>3", "genres.*list"),
+        ("director<b", "director.*number"),
+        ("year", "name=value"),
+        ("year>", "name=value"),
+        ("=3", "name=value"),
+        ("", "name=value"),
     ],
 )
 def test_unusable_conditions_say_why(condition: str, message: str) -> None:
@@ -67,5 +67,5 @@ def test_unusable_conditions_say_why(condition: str, message: str) -> None:
 
 
 def test_a_catalogue_without_facts_says_so() -> None:
-    with pytest.raises(ValueError, match="no facts"):
+    with pytest.raises(ValueError, match="facts"):
         matching(Catalogue(["a"], ["a"], ["a"]), ["year>3"])

@@ -100,7 +100,7 @@ def test_an_encoder_decoder(language_models: dict[str, Path]) -> None:
         logits = theirs(input_ids=torch.tensor([source]), decoder_input_ids=inputs).logits[0]
     each = torch.log_softmax(logits, -1)[torch.arange(len(answer)), torch.tensor(answer)]
     assert found[0] == pytest.approx(float(each.sum()), abs=1e-4)
-    with pytest.raises(ValueError, match="no likelihood of a text by itself"):
+    with pytest.raises(ValueError, match="--lm_eval"):
         ours.loglikelihood_rolling([Asked(("a",))])
 
 
@@ -134,7 +134,7 @@ def test_a_task_of_ones_own(language_models: dict[str, Path], tmp_path: Path, ca
         hits.append(int(np.argmax([value for value, _ in model.loglikelihood(asked)])) == row["answer"])
     assert result["acc,none"] == pytest.approx(np.mean(hits))
     assert "my_films" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="lm-eval has no task 'nothing'"):
+    with pytest.raises(ValueError, match="'nothing'"):
         evaluate([folder, "--lm_eval", "nothing", "--task.type", "language_model"])
 
 

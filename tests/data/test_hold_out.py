@@ -86,8 +86,8 @@ def test_seen_and_unseen_side_by_side(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("hold_out", "words"),
     [
-        (HoldOutConfig(templates=["newer"]), "hold_out.templates names 'newer', but no example of data.test has it"),
-        (HoldOutConfig(templates=["*"]), "leaves nothing of data.train"),
+        (HoldOutConfig(templates=["newer"]), "hold_out.templates.*'newer'.*data.test"),
+        (HoldOutConfig(templates=["*"]), "data.hold_out.*data.train"),
     ],
 )
 def test_a_hold_out_that_cannot_be(hold_out: HoldOutConfig, words: str, checkpoint: Path, tmp_path: Path) -> None:
