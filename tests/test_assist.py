@@ -1,4 +1,4 @@
-"""The desk: intents, slots, actions and replies; the threshold and its ROC against brute force."""
+"""The desk: intents, slots, actions, replies; the threshold and its ROC, compared with brute force."""
 
 import io
 import json
@@ -71,7 +71,7 @@ def text(rng: np.random.Generator, word: str) -> str:
 
 @pytest.fixture(scope="module")
 def run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labels learnt from the data: the task names none."""
+    """Labels taken from the data: the task lists none."""
     rng = np.random.default_rng(0)
     chosen = [INTENTS[i] for i in rng.integers(0, 3, 96)]
     examples = [Example(instruction=text(rng, intent[4:]), output=intent) for intent in chosen]
@@ -106,7 +106,7 @@ def test_replies_questions_and_handing_over(actions: Path) -> None:
     asked = {"action": "ask", "reply": "Which day?", "missing": ["day"]}
     assert respond(read, "ask_love", {"order": "4711"}) == asked
     assert respond(read, "ask_love", {})["missing"] == ["order", "day"]
-    # what a customer wrote is never read as a template
+    # a customer's text is never used as a template
     both = respond(read, "ask_love", {"order": "{day} {0}", "day": "monday"})
     assert both == {"action": "find_order", "reply": "Order {day} {0} comes on monday. 你好 {}"}
     handed = {"action": "hand_over", "reply": "A colleague will answer."}
@@ -149,7 +149,7 @@ def test_actions_files_with_mistakes(old: str, new: str, message: str, actions: 
 
 
 def test_the_example_of_configs_is_whole() -> None:
-    """For the intents that it names; that Banking77 has them is a matter of its own data."""
+    """Checked with the intents that the file names, which Banking77's own data contain."""
     file = ROOT / "configs" / "customer_service" / "actions.yaml"
     import yaml
 
@@ -272,7 +272,7 @@ def test_a_tuned_threshold_is_kept_with_the_run(
     scores = [a["scope_score"] for a in [*of_inside, *of_outside]]
     assert told["auroc"] == pytest.approx(roc_auc_score(truth, scores))
     assert all(a["action"] == "hand_over" for a in of_outside if a["out_of_scope"])
-    # one request alone meets the same verdict
+    # a single request gets the same verdict
     for number in range(3):
         assert desk.answer([("", strange[number])])[0]["out_of_scope"] == of_outside[number]["out_of_scope"]
 

@@ -1,4 +1,4 @@
-"""What the verb evaluate prints is what the run said, and what its predictions say when they are counted by hand."""
+"""evaluate gives the run's own numbers, which follow from its predictions by hand counts."""
 
 import shutil
 from dataclasses import replace
@@ -77,7 +77,7 @@ def test_a_path_that_is_neither_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_devices_than_the_run_had(finished: Config, tmp_path: Path) -> None:
-    """Any mesh gives the same numbers, and a run's own need not fit the machine that evaluates it."""
+    """Any mesh gives the same numbers; the run's own mesh need not fit the evaluating machine."""
     arguments: list[Any] = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2", "--no_baselines"]
     evaluate.main([finished.run_dir, "--out", str(tmp_path), *arguments])
     assert numbers(tmp_path, "tuned") == pytest.approx(numbers(finished.run_dir, "after tuning"))
@@ -96,7 +96,7 @@ def test_other_devices_than_the_run_had(finished: Config, tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def rankers(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Config]:
-    """Finished runs of a dual encoder and of a sequence head over the same catalogue and cases."""
+    """Finished runs of a dual encoder and a sequence model on the same catalogue and cases."""
     folder = tmp_path_factory.mktemp("rankers")
     dual = tiny_run("retrieval", checkpoint, folder, task__protocols=["full", "uni5"])
     task = task_config("sequence", folder / "catalogue", protocols=["full", "uni5"])
@@ -120,7 +120,7 @@ def test_other_runs_and_hybrids_share_the_table(rankers: tuple[Config, Config], 
     assert [name.split(" (")[0] for name in mixed] == ["hybrid with sequence", "hybrid with coKNN"]
     assert all(set(values) == set(rows["tuned"]) for values in mixed.values())
     others = {"hybrid with sequence": rows["sequence"], "hybrid with coKNN": rows["coKNN"]}
-    for name, values in mixed.items():  # all of the weight on one side gives that side's row
+    for name, values in mixed.items():  # all weight on one side gives that side's row
         weight = float(name.split("weight ")[1].rstrip(")"))
         if weight in (0, 1):
             alone = rows["tuned"] if weight == 0 else others[name.split(" (")[0]]
@@ -153,8 +153,8 @@ def test_hybrids_that_cannot_be(rankers: tuple[Config, Config], finished: Config
 # ------------------------------------------------------------------ two stages
 
 
-def test_a_second_run_ranks_anew_what_the_first_retrieves(rankers: tuple[Config, Config], tmp_path: Path) -> None:
-    """With the whole catalogue retrieved and all weight on the second run, its own ranking comes out."""
+def test_a_second_run_reranks_the_first_runs_results(rankers: tuple[Config, Config], tmp_path: Path) -> None:
+    """Retrieving the whole catalogue with all weight on the second run gives the second run's ranking."""
     dual, sequence = rankers
     evaluate.main([dual.run_dir, "--out", str(tmp_path), "--no_baselines", "--rerank", sequence.run_dir])
     rows = {row["name"]: row["values"] for row in read_json(tmp_path / "evaluation.json")["rows"]}
@@ -198,7 +198,7 @@ def test_two_stages_that_cannot_be(rankers: tuple[Config, Config], finished: Con
 def test_recommend_answers_with_the_rankings_that_evaluate_measured(
     kind: str, rankers: tuple[Config, Config], tmp_path: Path
 ) -> None:
-    """The predictions of each row are what recommend answers, with the weight that evaluate kept with the run."""
+    """recommend answers each row's predictions, with the weight that evaluate wrote to the run directory."""
     dual, sequence = rankers
     other = {"hybrid": sequence.run_dir, "baseline": "coKNN", "rerank": sequence.run_dir}.get(kind)
     flag = "--rerank" if kind == "rerank" else "--hybrid"
@@ -216,5 +216,5 @@ def test_recommend_answers_with_the_rankings_that_evaluate_measured(
     answers = model.recommend(asked, k=5, evidence=False)
     for case, said, answer in zip(cases, measured, answers, strict=True):
         if set(case.example.history) & {case.example.output}:
-            continue  # the target competes in an evaluation although it was seen
+            continue  # an evaluation ranks the target even if it was seen
         assert [r.item for r in answer.recommendations] == said

@@ -1,4 +1,4 @@
-"""What leaves a run opens elsewhere, with the same numbers: in plain orbax, and in transformers with PyTorch."""
+"""Exports open with the same numbers in plain orbax and in transformers with PyTorch."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ assert jax.device_count() == 1 and not any(name.startswith("instructrec") for na
 
 
 def run_of_step_1(kind: str, checkpoint: Path, folder: Path, **changes: Any) -> tuple[Path, Any]:
-    """A run directory with one checkpoint of moved parameters, without the training; and these parameters."""
+    """A run directory with one checkpoint of perturbed parameters, without training; and these parameters."""
     config = tiny_run(kind, checkpoint, folder, **changes)
     run = Path(config.run_dir)
     task, mesh = models.open_task(config, checkpoint), make_mesh(config.mesh)
@@ -155,7 +155,7 @@ def test_sentence_transformers_gives_the_same_vectors(
 
 
 def test_a_run_of_many_devices_is_exported_on_others(checkpoint: Path, tmp_path: Path) -> None:
-    """A pod's mesh does not fit here, and does not have to."""
+    """A pod's mesh need not fit this machine."""
     run, _ = run_of_step_1("masked_lm", checkpoint, tmp_path)
     settings = run / "config.yaml"
     settings.write_text(settings.read_text().replace("fsdp: 1", "fsdp: 128"))

@@ -1,4 +1,4 @@
-"""The verb: prompts in, answers out."""
+"""The verb generate."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ torch.set_num_threads(1)  # its threads would wait for each other on a busy mach
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama that writes bytes, many of them no characters."""
+    """A Llama with a byte-level vocabulary, whose bytes are often not characters."""
     path, tokenizer = tmp_path_factory.mktemp("llama"), byte_tokenizer(bos=True)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -106,7 +106,7 @@ def test_stop_texts_end_an_answer_and_are_not_in_it(model: LanguageModel) -> Non
 
 
 def test_a_special_token_can_stop(model: LanguageModel) -> None:
-    """It never becomes text, so it is looked for among the tokens."""
+    """It never becomes text, so the test looks for its token."""
     config = GenerationConfig(max_new_tokens=300, temperature=2.0, seed=1)
     (whole,) = model.generate(["a"], config, raw=True)
     ends = {t: GenerationConfig(max_new_tokens=300, temperature=2.0, seed=1, stop=(t,)) for t in ("<|im_end|>", "<s>")}
@@ -234,4 +234,4 @@ def test_answers_are_held_against_a_catalogue(folder: Path, tmp_path: Path, caps
     file = tmp_path / "in.jsonl"
     file.write_text(json.dumps({"prompt": "Which film?", "history": ["a"]}))
     main([str(folder), "--input", str(file), "--max_new_tokens", "8", "--catalogue", str(tmp_path / "items")])
-    assert "invalid 100.0%" in capsys.readouterr().err  # noise names nothing
+    assert "invalid 100.0%" in capsys.readouterr().err  # random text names no item

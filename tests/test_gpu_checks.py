@@ -1,4 +1,4 @@
-"""The checks for a GPU run, in small, where there is none."""
+"""The GPU checks run at a small size without a GPU."""
 
 import os
 import subprocess

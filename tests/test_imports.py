@@ -1,4 +1,4 @@
-"""What `import instructrec_jax` does, and says."""
+"""The effects and output of `import instructrec_jax`."""
 
 import subprocess
 import sys

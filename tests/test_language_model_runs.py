@@ -1,4 +1,4 @@
-"""Whole runs of language models: tuned, taken out for transformers and PEFT, and generating the same there."""
+"""Whole runs of language models: tuned, exported to transformers and PEFT, generating the same text there."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def language_run(network: Path, folder: Path, **changes: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def tuned(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Finished runs: of llama by rows and with LoRA, of t5 as a whole."""
+    """Finished runs: llama with packed rows and LoRA, t5 with full tuning."""
     runs = {}
     for name, changes in {
         "llama": dict(lora=LoraConfig(rank=4, alpha=64.0), data__batch_size=None, data__batch_rows=8),

@@ -1,4 +1,4 @@
-"""What the launch scripts would submit says what it should, and does it: run here with stand-ins for other tools."""
+"""The launch scripts submit the right jobs, and these jobs work: run here with stubs of other tools."""
 
 import os
 import shlex
@@ -36,7 +36,7 @@ def dry_run(script: str, run_dir: str, **environment: str) -> str:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A folder for stand-ins; `python` and `python3` note their arguments and do what DO says."""
+    """A folder of stubs; `python` and `python3` record their arguments and execute DO."""
     folder = tmp_path / "tools"
     folder.mkdir()
     for name in ("python", "python3"):
@@ -67,7 +67,7 @@ def test_scripts_are_sound_and_say_what_they_need(script: str) -> None:
 
 
 def test_tpu_pod(tools: Path, tmp_path: Path) -> None:
-    """On all workers; again until there is a report, which the second start leaves."""
+    """On all workers, restarting until there is a report, which the second start writes."""
     command = shlex.split(dry_run("tpu_pod.sh", str(tmp_path), FOLDER=str(tmp_path)))
     assert command[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod"]
     assert command[6:10] == ["--zone", "us-east5-a", "--worker", "all"] and command[10] == "--command"
@@ -85,7 +85,7 @@ def test_tpu_pod(tools: Path, tmp_path: Path) -> None:
     [("touch RUN/report.html", 0, False), ("true", 0, True), ("exit 134", 134, True), ("exit 2", 2, False)],
 )
 def test_slurm(does: str, status: int, requeued: bool, tools: Path, tmp_path: Path) -> None:
-    """One task a GPU; queued again where the run is not done, unless another start would meet the same error."""
+    """One task per GPU; requeued while the run is unfinished, unless a restart would meet the same error."""
     job = dry_run("slurm.sh", str(tmp_path))
     wanted = {"--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--requeue", "--signal=TERM@300"}
     assert wanted <= {line.removeprefix("#SBATCH ") for line in job.splitlines()}
@@ -103,7 +103,7 @@ def kubernetes(run_dir: str) -> tuple[Any, Any]:
 
 
 def test_kubernetes_manifest() -> None:
-    """An indexed job behind a headless service, whose first pod the others can reach by name."""
+    """An indexed job with a headless service, so that the other pods reach the first one by name."""
     service, job = kubernetes("/shared/run")
     spec = job["spec"]
     pod = spec["template"]["spec"]
@@ -141,7 +141,7 @@ def test_a_pod_passes_sigterm_on_and_waits(tools: Path, tmp_path: Path) -> None:
 
 
 def start_pod(tools: Path, tmp_path: Path, does: str) -> subprocess.Popen:
-    """The container's command, here, with a report of the run in `tmp_path`."""
+    """The container's command, run here, with a report of the run in `tmp_path`."""
     container = kubernetes("/shared/run")[1]["spec"]["template"]["spec"]["containers"][0]
     script, *arguments = container["args"]
     script = script.replace("/shared/run/report.html", str(tmp_path / "report.html"))

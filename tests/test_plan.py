@@ -1,4 +1,4 @@
-"""The verb, for virtual CPU devices; and for a TPU topology where the compiler for TPUs is installed."""
+"""The verb plan, for virtual CPU devices, and for a TPU topology if the TPU compiler is installed."""
 
 import importlib.util
 import json
@@ -58,11 +58,11 @@ def test_bytes_of_a_device_are_those_counted_by_hand(folder: str) -> None:
     scales = (2 * LAYERS + 1) * HIDDEN
     assert found.parameters == 4 * (matrices + scales) // 8
     moments = found.optimizer - 2 * found.parameters
-    assert 0 <= moments <= 64  # two moments a parameter, and counters
+    assert 0 <= moments <= 64  # two moments per parameter, and counters
     assert found.peak >= found.parameters + found.optimizer + found.temporaries
     assert found.tokens == 16 * LENGTH
-    assert found.chip is None and found.fits and not found.seconds  # nothing is known of a CPU's best
-    # all matrices are gathered; gradients go back to their owners, as a whole or a part of the sum
+    assert found.chip is None and found.fits and not found.seconds  # a CPU's peak is unknown
+    # all matrices are gathered; gradients are reduced or reduce-scattered
     assert found.collectives.sizes["all-gather"] >= 4 * LAYERS * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * MLP)
 
 
@@ -80,7 +80,7 @@ def test_two_slices(folder: str) -> None:
         plan.plan(config_of(folder, "--mesh.fsdp", "4"), "cpu:4", slices=2)
     found = plan.plan(config_of(folder, "--mesh.fsdp", "4", "--mesh.dcn_data", "2"), "cpu:4", slices=2)
     assert (found.chips, found.mesh["data"], found.mesh["fsdp"]) == (8, 2, 4)
-    gradients = 8 * found.parameters // 2  # of a device, whose parameters are a quarter
+    gradients = 8 * found.parameters // 2  # per device, which holds a quarter of the parameters
     assert 0 < found.between_slices <= 4 * gradients
 
 
@@ -90,7 +90,7 @@ def test_two_slices(folder: str) -> None:
         ("v9:4x4", (), "v9:4x4"),
         ("cpu:three", (), "cpu:8"),
         ("cpu:4096", (), "xla_force_host_platform_device_count=4096"),
-        ("cpu:6", (), "mesh.data"),  # 1 x 8 are no 6
+        ("cpu:6", (), "mesh.data"),  # 1 x 8 is not 6
         ("cpu:8", ("--data.batch_rows", "12"), "multiple of 8"),
     ],
 )
@@ -117,10 +117,10 @@ def test_seventy_billion_parameters_are_shapes() -> None:
 
 def test_the_index_is_spread_over_all_devices() -> None:
     mesh = make_mesh(Config().mesh, jax.devices()[:8])
-    assert plan_index(100_001, 16, mesh).vectors == 12_544 * 16 * 4  # 12,501, filled up to whole groups of 64
+    assert plan_index(100_001, 16, mesh).vectors == 12_544 * 16 * 4  # 12,501, padded to a multiple of 64
     found = plan_index(8_000_001, 16, mesh)
     assert found.vectors == 1_000_001 * 16 * 4
-    assert found.vectors < found.peak < 2 * found.vectors  # no device has them all
+    assert found.vectors < found.peak < 2 * found.vectors  # no device has all vectors
     with pytest.raises(ValueError, match="--items"):
         plan_index(9, 16, mesh)
 
@@ -137,7 +137,7 @@ def test_search_ranks_what_fits(
     monkeypatch.setattr(planning_search, "MOST", 2)
     plan.main(["--topology", "cpu:8", "--search", *settings(folder)])
     printed = capsys.readouterr()
-    assert printed.err.count("remat none, accumulation 1") == 2  # as each is known
+    assert printed.err.count("remat none, accumulation 1") == 2  # printed one by one
     assert "2 of 2 fit" in printed.out
     sizes = [float(line.split()[0]) for line in printed.out.splitlines()[1:]]
     assert sizes == sorted(sizes)
@@ -150,13 +150,13 @@ def test_a_tpu_topology(folder: str, tmp_path: Path) -> None:
     assert found.parameters == plan.plan(config_of(folder), "cpu:8").parameters
     assert found.fits and found.peak < 2**30
     assert set(found.seconds) == {"compute", "HBM", "links"} and 0 < found.mfu <= 1
-    assert found.hardware_flops > found.model_flops  # layers are computed again
+    assert found.hardware_flops > found.model_flops  # remat recomputes layers
     assert found.compiler_seconds is not None and found.compiler_seconds > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the compiler for TPUs is not installed")
 def test_predictions_for_several_tpus_compile(folder: str) -> None:
-    """With attention's kernel, also where the rows do not divide over the chips."""
+    """With the attention kernel, also if the number of rows is not a multiple of the chips."""
     config = config_of(folder, "--mesh.fsdp", "4", "--backbone.dtype", "bfloat16")
     mesh = make_mesh(config.mesh, list(chips.topology_devices("v5e:2x2", 1)))
     names = ("tokens", "token_types", "segment_ids", "positions", "labels", "supervised")

@@ -1,4 +1,4 @@
-"""`scripts/prepare_instructions.py`: no instance lies in two of the files."""
+"""`scripts/prepare_instructions.py`: no instance is in two of the files."""
 
 import gzip
 import importlib.util
@@ -21,7 +21,7 @@ WORDS = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "al", 
 
 
 def rows() -> list[dict[str, str]]:
-    """Sixty texts, each asked about by three templates with long wordings of their own."""
+    """Sixty texts, each in three templates with long texts of their own."""
     draw = random.Random(0)
     passages = [" ".join(draw.choices(WORDS, k=60)) for _ in range(60)]
     wordings = [" ".join(draw.choices(WORDS, k=20)) for _ in range(3)]

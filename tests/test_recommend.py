@@ -1,4 +1,4 @@
-"""The verb on tiny runs of every task that ranks: what comes back is what the task's own scores say."""
+"""The verb recommend on tiny runs of every ranking task: the answers follow the task's own scores."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ WHOLE = dict(protocols=["full"])
 
 @pytest.fixture(scope="module")
 def network(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT that reads longer texts than the one of other tests."""
+    """A random BERT with a longer context than that of other tests."""
     folder = tmp_path_factory.mktemp("network")
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -90,7 +90,7 @@ def model(runs: dict[str, Path]) -> Recommender:
 
 
 def scores_of(run: Path, examples: list[Example]) -> np.ndarray:
-    """float [examples, items]: what the run's task says when it is asked as in an evaluation."""
+    """float [examples, items]: the task's scores, computed as in an evaluation."""
     opened = Run.open(run)
     config, task, mesh = opened.config, opened.task, opened.mesh
     assembly = models.restored_model(config, task, run, mesh)
@@ -221,7 +221,7 @@ def test_conditions_and_exclusions(model: Recommender) -> None:
 
 
 def test_what_is_cut_is_told_once(runs: dict[str, Path]) -> None:
-    """The sequence task looks at the last four items."""
+    """The sequence task reads the last four items."""
     history = ["Space; Crime; Music; Old Love; New War; Dull"]
     (answer,) = Recommender(runs["sequence"]).recommend([Request(history=history)], k=2)
     assert answer.notes == ["history items beyond task.history_limit: 2."]
@@ -310,7 +310,7 @@ def test_item_vectors_are_kept_until_the_run_changes(runs: dict[str, Path], cata
 
 @pytest.mark.parametrize("kind", ["retrieval", "sequence", "reranker", "language_model_ranking"])
 def test_new_items_join_by_their_text(kind: str, runs: dict[str, Path], tmp_path: Path) -> None:
-    """The old items' scores stay; one whose text is an old one's scores as that one does, where there is only text."""
+    """Old items keep their scores; in a text-only run, a new item with an old item's text gets the same score."""
     file = tmp_path / "new.jsonl"
     text = "a film about war very "
     write_jsonl(
@@ -323,7 +323,7 @@ def test_new_items_join_by_their_text(kind: str, runs: dict[str, Path], tmp_path
     assert len(scores) == ITEMS + 2 - 1 and "new-2" in scores
     for r in before.recommendations:
         assert scores[r.item] == pytest.approx(r.score, abs=1e-5)
-    if kind != "sequence":  # there the old one also has a vector of its own
+    if kind != "sequence":  # there the old item also has its own vector
         assert scores["twin"] == pytest.approx(scores["i1"], abs=1e-5)
     (chosen,) = model.recommend(
         [Request(history=["Bright"], where=["genre=x"], instruction="new")], include_seen=True, k=1

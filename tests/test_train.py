@@ -1,4 +1,4 @@
-"""Whole runs: streams, skipped rows, frozen backbones, and what a run leaves for people to read."""
+"""Whole runs: streams, skipped rows, frozen backbones, summaries and reports."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ from instructrec_jax.training.step import make_train_step
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """As if SIGTERM arrived while the loop was at its next step."""
+    """Simulates SIGTERM during the loop's next step."""
     seen = iter(range(steps))
 
     def requested(self: Interrupt) -> str | None:
@@ -45,7 +45,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 def test_a_stream_trains_and_goes_on_where_it_stopped(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """7 examples are left of each epoch of 24, so that batches reach over the epochs' ends."""
+    """7 examples remain of each epoch of 24, so that batches cross the ends of epochs."""
     config = tiny_run("classification", checkpoint, tmp_path, steps=7, evaluation__every=0, data__test=[])
     config = changed(config, data__validation=[], data__batch_size=7, data__on_bad_example="skip")
     folder = tmp_path / "stream"
@@ -119,7 +119,7 @@ def test_a_frozen_backbone_is_restored_too(checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_accumulation_and_meshes_give_the_same_run(checkpoint: Path, tmp_path: Path) -> None:
-    """Retrieval couples the examples of a batch; two parts over 2 x 2 x 2 devices are still the same batch."""
+    """Retrieval couples the examples of a batch; two micro-batches on 2 x 2 x 2 devices give the same batch."""
     config = tiny_run("retrieval", checkpoint, tmp_path, steps=3, data__validation=[], data__test=[])
     train.train(config)
     other = changed(config, run_dir=str(tmp_path / "other"), accumulation=2, mesh=MeshConfig(2, 2, 2))
@@ -140,7 +140,7 @@ class _WordCounts(nnx.Module):
 
 
 class _WordCountTask(Task):
-    """Regression without any pretrained part."""
+    """Regression without a backbone."""
 
     def loss(self, model: Any, batch: Any, *, dropout: Any, buffers: Any, parts: int) -> tuple[jax.Array, jax.Array]:
         answers = model.head(batch["tokens"], batch["segment_ids"], batch["weights"].shape[1])
@@ -235,7 +235,7 @@ def test_a_broken_backbone_is_named(damage: Any, message: str, finished: Config,
 
 
 def test_few_examples_are_enough(finished: Config, tmp_path: Path) -> None:
-    """One example, in a batch of eight: it comes eight times, as the endless order of epochs has it."""
+    """One example in a batch of eight is repeated eight times, since epochs follow each other."""
     file = tmp_path / "one.jsonl"
     write_jsonl(file, read_jsonl(finished.data.train[0].path)[:1])
     one = [SourceConfig(path=str(file))]
@@ -258,7 +258,7 @@ def test_the_steps_asked_for_are_traced(checkpoint: Path, tmp_path: Path) -> Non
     lines = [row for row in read_jsonl(run / "metrics.jsonl") if row["kind"] == "train"]
     parts = ("input_share", "checkpoint_share", "logging_share", "step_share")
     assert all(sum(row[part] for part in parts) == pytest.approx(1) for row in lines if row["step_share"] > 0)
-    assert all("mfu" not in row for row in lines)  # nobody knows the peak of this CPU
+    assert all("mfu" not in row for row in lines)  # the peak of this CPU is unknown
 
 
 @pytest.mark.parametrize("steps", ["", "3..2", "0..2", "a", "1-3", "5..7"])  # the run has 6

@@ -1,4 +1,4 @@
-"""The financial watch: times, order, windows and bands against brute force, and a stream with planted events."""
+"""The financial watch: times, order, windows and bands against brute force; a stream with planted events."""
 
 import importlib.util
 import io
@@ -54,7 +54,7 @@ def sentence(rng: np.random.Generator, label: str) -> str:
 
 @pytest.fixture(scope="module")
 def run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny network that has learnt to tell good from bad words."""
+    """A tiny network trained to distinguish good from bad words."""
     folder = tmp_path_factory.mktemp("watch")
     rng = np.random.default_rng(0)
     sources = {}
@@ -80,7 +80,7 @@ def run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three entities; from day 20 on, "b" has nothing but bad news."""
+    """Three entities; from day 20 on, "b" has only bad news."""
     rng = np.random.default_rng(1)
     made = []
     for number in range(240):
@@ -97,7 +97,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def brute_force(opinions: list[Opinion], window: timedelta, band: Band) -> list[tuple[float, str | None]]:
-    """Each time everything anew: the score, and the direction of an alert."""
+    """Brute force at each record: the score, and the direction of an alert."""
     found: list[tuple[float, str | None]] = []
     sides: dict[str, str | None] = {}
     for number, now in enumerate(opinions):
@@ -118,7 +118,7 @@ def brute_force(opinions: list[Opinion], window: timedelta, band: Band) -> list[
 
 @pytest.mark.parametrize("hysteresis", [0.0, 0.1, 0.4])
 def test_scores_and_alerts_equal_brute_force(hysteresis: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("instructrec_jax.answering.rolling.SWEEP", 7)  # forgetting changes nothing
+    monkeypatch.setattr("instructrec_jax.answering.rolling.SWEEP", 7)  # removing idle entities changes nothing
     rng = np.random.default_rng(0)
     days = np.sort(rng.uniform(0, 120, 600)).round(2)  # equal times are among them
     opinions = [
@@ -157,8 +157,8 @@ def test_an_alert_is_raised_once_for_each_crossing() -> None:
     # 0.4 is inside the band, but not by the hysteresis; 0.2 is
     assert directions([1, 1, -0.2, 1, 1]) == ["above", None, None, None, None]
     assert directions([1, 1, -0.6, 1, 1]) == ["above", None, None, None, "above"]
-    assert directions([1, 1, -3, -1]) == ["above", None, "below", None]  # right through the band
-    assert directions([-1, -1, -1], [0, 1, 9]) == ["below", None, "below"]  # after a window of silence
+    assert directions([1, 1, -3, -1]) == ["above", None, "below", None]  # across the band
+    assert directions([-1, -1, -1], [0, 1, 9]) == ["below", None, "below"]  # after a window without records
 
 
 def test_too_few_records_raise_nothing() -> None:
@@ -271,7 +271,7 @@ def test_late_records_are_sorted_within_the_watermark() -> None:
     days = [1, 3, 2, 2, 5, 4, 9]
     found = [o for number, day in enumerate(days) for o in order.take(opinion("a", day, number), "time")]
     assert [(o.time - START).days for o in found] == [1, 2, 2, 3, 4, 5]
-    assert [o.value for o in found if (o.time - START).days == 2] == [2, 3]  # as they came
+    assert [o.value for o in found if (o.time - START).days == 2] == [2, 3]  # in order of arrival
     with pytest.raises(BadExample, match="--late.*2 days"):
         order.take(opinion("a", 6.9, 0), "time")
     assert [(o.time - START).days for o in [*order.take(opinion("a", 7, 0), "time"), *order.rest()]] == [7, 9]
@@ -293,7 +293,7 @@ def test_what_came_before_an_error_is_delivered(live: bool, size: int) -> None:
 
 
 def test_live_blocks_hold_nothing_back() -> None:
-    """The second item is made only after the first was handed out."""
+    """The second item is produced only after the first was consumed."""
     taken = threading.Event()
 
     def items() -> Iterator[int]:
@@ -408,7 +408,7 @@ def test_a_planted_crossing_is_found(
 
     records = pd.DataFrame(read_jsonl(scores))
     truth = [record["label"] for record in read_jsonl(stream)]
-    assert np.mean(records.label == truth) > 0.95  # the network did learn
+    assert np.mean(records.label == truth) > 0.95  # the network was trained
     given = pd.DataFrame(records.probabilities.tolist())
     np.testing.assert_allclose(records.value, given.positive - given.negative, atol=1e-12)
     np.testing.assert_allclose(records.entropy, scipy_entropy(given.to_numpy(), axis=-1), atol=1e-9)
@@ -431,7 +431,7 @@ def test_draws_weights_and_values(run: Path, stream: Path, tmp_path: Path, capsy
         return pd.DataFrame(read_jsonl(file))
 
     first, again, other = scored("first"), scored("again", "--batch", 7), scored("other", "--seed", 1)
-    np.testing.assert_allclose(first.value, again.value, atol=1e-5)  # however many are labelled at a time
+    np.testing.assert_allclose(first.value, again.value, atol=1e-5)  # independent of the batch size
     assert np.abs(first.value - other.value).max() > 1e-4
     assert (first.mutual_information > 0).all()
 
@@ -503,7 +503,7 @@ def test_options_that_cannot_be(run: Path, finished: Any, stream: Path, capsys: 
 
 
 class Oracle:
-    """In place of a classifier: knows the label of each template."""
+    """Replaces a classifier: knows the label of each template."""
 
     labels, members = LABELS, 1
 

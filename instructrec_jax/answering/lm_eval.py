@@ -105,7 +105,7 @@ class Harness(TemplateLM):
             return str(self.tokenizer.apply_chat_template(rest, **options))
 
     @cached_property
-    def chat_template_used(self) -> Any:
+    def chat_template_used(self) -> str | None:
         """The template that `export --format hf` writes."""
         task = self.model.task
         return exported_template(task.template, self.tokenizer, task.rendering)

@@ -46,7 +46,7 @@ def roc(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
     }
 
 
-def choose(curve: Mapping[str, Any], rate: float) -> dict[str, float]:
+def choose(curve: Mapping[str, object], rate: float) -> dict[str, float]:
     """The lowest threshold with a false-positive rate of at most `rate`: {"threshold", "fpr", "tpr"}.
 
     It is the midpoint of two observed scores, so that rounding moves no score across it.

@@ -168,7 +168,7 @@ def _check_columns(record: Mapping[str, Any], file: str | Path) -> None:
         raise _BadTable(f"{file} has the columns {', '.join(record)}; a request needs one of {', '.join(needed)}.")
 
 
-def _cells(value: Any) -> Any:
+def _cells(value: object) -> object:
     return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
 

@@ -197,14 +197,14 @@ def show(plan: Plan) -> str:
         lines.append(
             f"  {kind:18}{moved.sizes[kind] / GB:10.2f} GB in {moved.counts[kind]:,}, {moved.sent[kind] / GB:.2f} sent"
         )
-    if plan.seconds:
+    if plan.seconds and plan.chip is not None:
         parts = ", ".join(f"{name} {value:.3f}" for name, value in plan.seconds.items())
         lines += [
             "",
             f"Seconds, each alone at peak: {parts}",
             f"  roofline          {plan.step_seconds:10.3f} s if everything overlaps, "
             f"{sum(plan.seconds.values()):.3f} s if nothing does",
-            f"  MFU               {plan.mfu:10.0%}   = model FLOP / roofline / {plan.chip.flops / 1e12:.0f} TFLOP/s"  # type: ignore[union-attr]
+            f"  MFU               {plan.mfu:10.0%}   = model FLOP / roofline / {plan.chip.flops / 1e12:.0f} TFLOP/s"
             f"; {plan.tokens / plan.step_seconds:,.0f} tokens/s",
         ]
     if plan.compiler_seconds:

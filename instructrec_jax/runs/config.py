@@ -5,9 +5,10 @@ import difflib
 import sys
 import typing
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import draccus
 import yaml
@@ -28,6 +29,7 @@ from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.profiling import ProfileConfig
 from instructrec_jax.training.tracking import TrackingConfig
 
+C = TypeVar("C")
 DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run: the settings without --config_path
 
 
@@ -68,7 +70,7 @@ class ConfigError(ValueError):
     """A setting that is misspelled, missing or of the wrong type."""
 
 
-def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -> Any:
+def parse(config_class: type[C], args: list[str], default: Path | None = DEFAULT) -> C:
     """Settings from `--config_path FILE` and `--a.b value` overrides.
 
     Args:
@@ -92,7 +94,7 @@ def parse(config_class: type, args: list[str], default: Path | None = DEFAULT) -
     for name, value in overrides:
         _put(tree, name.split("."), _argument(name, value))
     try:
-        config: Any = draccus.decode(config_class, _spelled(tree))
+        config: C = draccus.decode(config_class, _spelled(tree))
         _check_nulls(config)
     except (draccus.utils.ParsingError, ConfigError) as error:
         hint = ". They belong to another type: change it in the file." if "are not valid for" in str(error) else ""
@@ -172,11 +174,11 @@ def load(path: str | Path) -> Config:
     return parse(Config, ["--config_path", str(path)])
 
 
-def to_yaml(config: Any) -> str:
+def to_yaml(config: object) -> str:
     return yaml.dump(draccus.encode(config), Dumper=YamlDumper)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: object) -> dict[str, Any]:
     return draccus.encode(config)
 
 
@@ -285,7 +287,7 @@ def _check_nulls(config: Any, prefix: str = "") -> None:
                 _check_nulls(below, name + ".")
 
 
-def main_guard(main: Any, *, processes: bool = False) -> None:
+def main_guard(main: Callable[[list[str]], object], *, processes: bool = False) -> None:
     """Runs a verb with the command line's arguments; an error that users can fix prints one paragraph, no traceback.
 
     Args:

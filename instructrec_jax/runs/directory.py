@@ -142,7 +142,7 @@ def _floats(tree: object, name: str = "") -> Iterator[tuple[str, float]]:
         yield from _floats(value, inner)
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: object, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     return {name: value for key, below in tree.items() for name, value in flatten(below, f"{prefix}{key}.").items()}

@@ -63,7 +63,7 @@ def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path 
     Args:
       overrides: as on the command line: ["--data.max_length", "64", "--config_path", "x.yaml"].
     """
-    config: Config = parse(Config, list(overrides), default=Path(path) / "config.yaml" if is_run(path) else default)
+    config = parse(Config, list(overrides), default=Path(path) / "config.yaml" if is_run(path) else default)
     if any(arg.startswith("--mesh") for arg in overrides):
         return config
     return replace(config, mesh=fitting_mesh(config.mesh))

@@ -1,4 +1,4 @@
-"""Evidence is faithful: on a scorer that adds, each part's contribution is what it adds."""
+"""Evidence: with an additive scorer, each part's contribution is its own weight."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ WEIGHTS = {"scary": [0.5, -0.25], "space": [0.125, 1.0], "in": [0.0, 0.0]}
 
 
 def bag(texts: Sequence[str], items: np.ndarray) -> np.ndarray:
-    """The sum of the weights of a text's words, for each of the items."""
+    """Sum of the weights of a text's words, per item."""
     scores = np.array([sum((np.array(WEIGHTS.get(w, [0, 0])) for w in words_of(t)), np.ones(2)) for t in texts])
     return np.take_along_axis(scores, items, axis=1)
 

@@ -1,4 +1,4 @@
-"""Conditions on facts, against a comparison written out by hand."""
+"""Conditions on facts, compared with hand-written comparisons."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""lm-eval on our language models: the numbers are those of PyTorch on the same tokens."""
+"""lm-eval on our language models gives the same numbers as PyTorch on the same tokens."""
 
 import json
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def decoder(language_models: dict[str, Path]) -> tuple[Harness, Any]:
 def test_likelihoods_and_greedy_flags(decoder: tuple[Harness, Any]) -> None:
     ours, theirs = decoder
     asked = list(PAIRS)
-    with torch.no_grad():  # and one that is the likeliest continuation
+    with torch.no_grad():  # and one greedy continuation
         start = ours.tok_encode("the old film")
         out = theirs.generate(torch.tensor([start]), do_sample=False, max_new_tokens=3, eos_token_id=None)
     found = ours._loglikelihood_tokens([(None, start, out[0, len(start) :].tolist())])
@@ -70,7 +70,7 @@ def test_whole_texts_in_windows(decoder: tuple[Harness, Any]) -> None:
     for start in range(0, len(tokens), 50):
         part = tokens[start : start + 50]
         end = start + len(part)
-        with torch.no_grad():  # the last window is full, too: what it does not predict is context
+        with torch.no_grad():  # the last window is full too: tokens it does not predict are context
             logits = theirs(torch.tensor([read[max(0, end - 50) : end]])).logits[0, -len(part) :]
         expected += float(torch.log_softmax(logits, -1)[torch.arange(len(part)), torch.tensor(part)].sum())
     assert len(tokens) > 100 and value == pytest.approx(expected, abs=1e-3)
@@ -105,7 +105,7 @@ def test_an_encoder_decoder(language_models: dict[str, Path]) -> None:
 
 
 def test_a_task_of_ones_own(language_models: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
-    """Multiple choice from a local file, on eight devices; accuracy is that of the likelihoods."""
+    """Multiple choice from a local file, on eight devices; the accuracy follows from the likelihoods."""
     rows = [
         {"question": f"the {word} film", "choices": ["good", "bad", "about war"], "answer": n % 3}
         for n, word in enumerate("old new long short dull bright".split())
@@ -140,7 +140,7 @@ def test_a_task_of_ones_own(language_models: dict[str, Path], tmp_path: Path, ca
 
 @pytest.fixture(scope="module", params=[True, False], ids=["bos", "no bos"])
 def folder_with_bos(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny llama whose tokenizer puts <s> before each text, or does not."""
+    """A tiny llama whose tokenizer does or does not put <s> before each text."""
     folder = tmp_path_factory.mktemp("llama")
     tokenizer = byte_tokenizer(bos=request.param)
     sizes = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)

@@ -1,4 +1,4 @@
-"""Titles as people type them."""
+"""Matching of typed titles."""
 
 import pytest
 
@@ -120,7 +120,7 @@ def test_errors_list_what_there_is(titles: Titles) -> None:
     assert "Rocky II (1979)" in str(error.value) and "--on_unknown skip" in str(error.value)
     with pytest.raises(ValueError) as error:
         resolve(titles, ["The Thing"])
-    assert "--on_unknown" not in str(error.value)  # which would not help
+    assert "--on_unknown" not in str(error.value)  # it would not help
 
 
 def test_unknown_titles_are_skipped_but_ambiguous_ones_are_not(titles: Titles) -> None:

@@ -1,4 +1,4 @@
-"""What is held out is never trained on, never picks a checkpoint, and is reported apart."""
+"""Held-out examples are not trained on, do not choose a checkpoint, and are reported separately."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_which_examples_are_held_out(hold_out: HoldOutConfig, expected: list[str
 
 
 def templates_run(checkpoint: Path, folder: Path, **changes: Any) -> Config:
-    """Each row twice, by two templates, of which one is held out."""
+    """Each row with two templates, one of which is held out."""
     config = tiny_run("classification", checkpoint, folder, **changes)
     for split in ("train", "validation", "test"):
         rows = read_jsonl(folder / f"{split}.jsonl")

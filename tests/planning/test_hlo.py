@@ -1,4 +1,4 @@
-"""What is read from compiled programs, against programs without loops and arithmetic by hand."""
+"""Counts from compiled programs, compared with unrolled programs and hand arithmetic."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ LAYERS, WIDTH, ROWS = 2, 128, 64
 
 
 def compiled(mesh: Mesh, *, unrolled: bool, trips: Any = LAYERS) -> str:
-    """The gradient of a few layers whose matrices are split over 8 devices, as the rows are."""
+    """The gradient of a few layers, with matrices and rows sharded over 8 devices."""
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
     def layer(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ def test_loops_are_multiplied_out(programs: tuple[hlo.Program, hlo.Program]) -> 
     assert any(i.kind == "while" for i, _, _ in hlo.executed(programs[0]))
     assert not any(i.kind == "while" for i, _, _ in hlo.executed(programs[1]))
     matrices = LAYERS * WIDTH * WIDTH * 4
-    # each matrix is gathered once (XLA on CPU keeps it for the way back), each gradient added up
+    # each matrix is gathered once (XLA on CPU keeps it for the backward pass), each gradient is reduced
     assert dict(scanned.sizes) == dict(unrolled.sizes) == {"all-gather": matrices, "all-reduce": matrices}
     assert (
         dict(scanned.sent)
@@ -58,11 +58,11 @@ def test_loops_are_multiplied_out(programs: tuple[hlo.Program, hlo.Program]) -> 
 
 
 def test_memory_traffic_of_a_loop(programs: tuple[hlo.Program, hlo.Program]) -> None:
-    """A loop also makes, writes and reads the stacks of what is kept for the way back: nearly as much again here."""
+    """A loop also writes and reads the stacked residuals of the backward pass: nearly as much again here."""
     scanned, unrolled = map(hlo.memory_traffic, programs)
     assert unrolled < scanned < 2 * unrolled
     matrices = LAYERS * WIDTH * WIDTH * 4
-    assert unrolled > 5 * matrices  # each is written when gathered, read twice; its gradient written, and added up
+    assert unrolled > 5 * matrices  # each is written when gathered and read twice; its gradient is written and reduced
 
 
 def test_a_loop_whose_end_the_program_computes_runs_as_often_as_is_said() -> None:
@@ -90,15 +90,15 @@ ENTRY %main (p: f32[8,16]) -> f32[64,16] {
     assert dict(found.sent) == {
         "all-gather": whole * 7 // 8,
         "all-reduce": 2 * whole * 3 // 4,
-        "reduce-scatter": 4 * part * 3 // 4,  # the array that is scattered is four times what comes out
+        "reduce-scatter": 4 * part * 3 // 4,  # the scattered array is four times the result
         "collective-permute": part,
     }
-    # devices 0-3 are a slice: the reduction stays inside; the scattering is among 0, 2, 4, 6
+    # devices 0-3 are a slice: the reduction stays inside; the scatter is among 0, 2, 4, 6
     assert set(found.between_slices) == {"all-gather", "reduce-scatter", "collective-permute"}
 
 
 def test_a_collective_in_several_fusions_is_one() -> None:
-    """As TPUs write a gather that goes on beside products: begun in one fusion, ended in another."""
+    """A TPU gather that overlaps products: started in one fusion, finished in another."""
     piece = """
 %%%s (p: f32[8,16]) -> f32[64,16] {
   %%p = f32[8,16]{1,0} parameter(0)

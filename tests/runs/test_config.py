@@ -1,4 +1,4 @@
-"""Settings: defaults, files, overrides, and errors that say what to do."""
+"""Settings: defaults, files, overrides and errors."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The files of a run directory, damaged at random: what reads them names the file, or gets what it can work with."""
+"""Randomly damaged files of a run directory: readers name the file or get valid values."""
 
 import json
 import random
@@ -54,7 +54,7 @@ CASES: dict[str, tuple[Any, Callable[[Path], Any]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_damaged_file_is_named_or_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """500 mutations of values and 100 of bytes; the drawing itself, slow and of checked numbers only, is left out."""
+    """500 mutations of values and 100 of bytes, without the slow plotting of checked numbers."""
     monkeypatch.setattr(charts, "_image", lambda *_, **__: "")
     whole, read = CASES[name]
     write = write_jsonl if name.endswith("jsonl") else write_json

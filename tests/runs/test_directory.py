@@ -1,4 +1,4 @@
-"""Run directories: whose they are, what a kill at any moment leaves, and which settings may change on a resume."""
+"""Run directories: the lock, kills at any moment, and settings that may change on resume."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def start(config: Config, *, train: int | None = None, finish: bool = False, data: str = "x") -> Config | None:
-    """A start of training: begins or resumes, leaves a checkpoint folder, and perhaps finishes; the settings before."""
+    """Starts or resumes training, leaves a checkpoint folder, optionally finishes; returns the settings before."""
     run_dir = check_run_dir(config)
     with RunLock(run_dir) as lock:
         before = start_run_dir(config, run_dir, lock, data)
@@ -129,7 +129,7 @@ def test_a_directory_that_cannot_be_written_is_named(config: Config, monkeypatch
 
 
 def killed_while(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> Any:
-    """Ends in the middle, as SIGKILL would: at the call of this number of a function, nothing further happens."""
+    """Stops like SIGKILL at the n-th call of a function: nothing happens after it."""
     real, calls = getattr(owner, name), iter(range(10**6))
 
     def function(*args: Any, **kwargs: Any) -> Any:
@@ -147,14 +147,14 @@ def test_the_same_command_resumes_a_beginning_that_was_killed(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         killed_while(patched, directory, *moment)
         start(config)
-    Path(config.run_dir, f".config.yaml.{'0' * 32}.tmp").write_text("run_d")  # what a SIGKILL leaves besides
+    Path(config.run_dir, f".config.yaml.{'0' * 32}.tmp").write_text("run_d")  # also left by a SIGKILL
     start(config)
     assert load(Path(config.run_dir) / "config.yaml").steps == 10
     assert {path.name for path in Path(config.run_dir).iterdir()} == {".lock", "run.json", "config.yaml"}
 
 
 def test_a_folder_with_only_a_temporary_file_is_a_beginning(config: Config) -> None:
-    """What version 0.1 left when it was killed."""
+    """The files of version 0.1 after a kill."""
     run_dir = Path(config.run_dir)
     run_dir.mkdir()
     (run_dir / f".config.yaml.{'a' * 32}.tmp").write_text("")
@@ -206,14 +206,14 @@ def test_temporary_files_of_killed_writers_are_swept(config: Config) -> None:
 def test_overwrite_resumes_what_it_began_and_deletes_anything_else(config: Config) -> None:
     run_dir, again = Path(config.run_dir), replace(config, overwrite=True)
     start(config, train=4)
-    assert start(again) is None and not (run_dir / "checkpoints").exists()  # begun without overwrite: deleted
+    assert start(again) is None and not (run_dir / "checkpoints").exists()  # started without overwrite: deleted
     (run_dir / "checkpoints" / "4").mkdir(parents=True)
-    before = start(again)  # preempted, and started again
+    before = start(again)  # preempted and restarted
     assert before is not None and (run_dir / "checkpoints" / "4").exists()
-    assert start(config) is not None and start(again) is not None  # also with a start without overwrite between them
+    assert start(config) is not None and start(again) is not None  # also after a start without overwrite
     other = changed(again, optimizer__learning_rate=0.5)
-    assert start(other, train=4) is None  # of other settings: deleted
-    assert start(other, data="y") is None and not (run_dir / "checkpoints").exists()  # of other data: deleted
+    assert start(other, train=4) is None  # other settings: deleted
+    assert start(other, data="y") is None and not (run_dir / "checkpoints").exists()  # other data: deleted
     start(other, train=4, data="y")
     start(other, finish=True, data="y")
     assert (run_dir / "checkpoints" / "4").exists()
