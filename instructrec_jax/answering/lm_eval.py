@@ -94,7 +94,7 @@ class Harness(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        options = dict(tokenize=False, add_generation_prompt=add_generation_prompt)
+        options: dict[str, object] = dict(tokenize=False, add_generation_prompt=add_generation_prompt)
         options |= dict(continue_final_message=not add_generation_prompt)
         if not self.is_pair:
             options |= dict(chat_template=self.chat_template_used)
@@ -105,7 +105,7 @@ class Harness(TemplateLM):
             return str(self.tokenizer.apply_chat_template(rest, **options))
 
     @cached_property
-    def chat_template_used(self) -> str | None:
+    def chat_template_used(self) -> str | dict[str, str]:
         """The template that `export --format hf` writes."""
         task = self.model.task
         return exported_template(task.template, self.tokenizer, task.rendering)

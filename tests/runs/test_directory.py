@@ -225,6 +225,7 @@ def test_overwrite_resumes_what_it_began_and_deletes_anything_else(config: Confi
 
 
 def test_a_run_can_be_prolonged_and_says_what_changed(config: Config) -> None:
+    config = changed(config, optimizer__learning_rate=1e-3)
     start(config, train=10, finish=True)
     longer = changed(config, steps=20, evaluation__every=7, tracking__log_every=3)
     before = start(longer)
