@@ -9,7 +9,7 @@ wordings. Then
     python -m instructrec_jax.train --config_path configs/films_pretraining.yaml
     python -m instructrec_jax.export runs/films_pretraining_run --format hf --dtype float16 --out FOLDER
 
-makes the folder shipped as `instructrec_jax/preparation/films/backbone` (without the retrieval head). The shipped folder
+makes the folder shipped as `instructrec_jax/preparation/films/backbone` (without the retrieval head). The shipped one
 was made from the wordings of version 0.1, so its vocabulary differs slightly from that of the present wordings.
 """
 

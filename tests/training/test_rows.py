@@ -114,9 +114,10 @@ def test_a_run_tells_how_full_its_rows_are(on_eight: Config) -> None:
     assert sum(one_row[:count]) == total and 8 < count < 16
     share = total / (count * 64)
     assert facts["examples"] == (
-        f"36 with {total:,} tokens in {count} rows of 64, {share:.1%} of them real; an epoch is {count / 8:.1f} steps"
+        f"36 examples with {total:,} tokens packed into {count} rows of 64 ({1 - share:.1%} padding); "
+        f"{count / 8:.1f} steps per epoch"
     )
-    assert facts["steps"] == "5 x 8 rows of 64 tokens"
+    assert facts["steps"] == "5 × 8 rows of 64 tokens"
     assert {batch.shape for batch in batches(on_eight, 0, 6)} == {(8, 64)}
 
 
@@ -182,5 +183,5 @@ def test_a_stream_has_no_rows(checkpoint: Path, tmp_path: Path) -> None:
     folder.mkdir()
     Path(config.data.train[0].path).rename(folder / "train.jsonl")
     source = SourceConfig(path=str(folder), kind="datasets", streaming=True)
-    with pytest.raises(ValueError, match=r"data\.batch_rows.*data\.batch_size"):
+    with pytest.raises(ValueError, match=r"data\.batch_rows.*stream.*data\.batch_size"):
         training_data(changed(config, data__train=[source]))
