@@ -50,7 +50,7 @@ def test_unpack_stays_inside(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("ml/fine.txt", "fine")
         archive.writestr(name, "evil")
-    with pytest.raises(ValueError, match="written elsewhere"):
+    with pytest.raises(ValueError, match="a.zip"):
         script.unpack(tmp_path / "a.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not (tmp_path / "outside.txt").exists()
 
@@ -60,5 +60,5 @@ def test_unpack_refuses_links(tmp_path):
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(ValueError, match="written elsewhere"):
+    with pytest.raises(ValueError, match="a.zip"):
         script.unpack(tmp_path / "a.zip", tmp_path / "out")

@@ -75,7 +75,7 @@ def test_tpu_pod(tools: Path, tmp_path: Path) -> None:
     second = f'if [ "$(wc -l < {tools}/calls)" -eq 2 ]; then touch {tmp_path}/report.html; fi'
     names = CLUSTERS["tpu_pod.sh"] | {"FOLDER": str(tmp_path), "DO": second, "PATH": f"{tools}:{os.environ['PATH']}"}
     done = run("tpu_pod.sh", "--run_dir", str(tmp_path), *ARGUMENTS, **names)
-    assert done.returncode == 0 and "attempt 1 of 20 ended before the run was done" in done.stderr
+    assert done.returncode == 0 and "attempt 1 of 20 ended before the run was finished" in done.stderr
     assert given(tmp_path) == expected(tmp_path)
     assert len((tools / "calls").read_text().splitlines()) == 2
 

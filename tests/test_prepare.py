@@ -245,7 +245,7 @@ def test_global_time_never_trains_on_what_came_later(tmp_path, capsys):
     assert [case.origin["user"] for case in cases] == ["u4"] * 3 + ["u5"] * 3  # u5's first choice is no case
     printed = capsys.readouterr().out
     assert "2 users have no items in train" in printed
-    assert "validation begins at time 303, test at 401" in printed
+    assert "validation starts at time 303, test at 401" in printed
 
 
 @pytest.mark.parametrize("columns", ["maker,colour", "[maker, colour]"])

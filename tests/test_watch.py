@@ -461,7 +461,7 @@ def test_bad_records(
     good = {"text": "the film bad", "entity": "a", "time": "2024-05-01"}
     bad: list[tuple[Any, str]] = [
         ("{", "malformed line"),
-        ([1], "wrong type"),
+        ([1], "JSON object"),
         ({**good, "text": None}, "empty field"),
         ({**good, "text": 5}, "wrong type"),
         ({"text": "x", "entty": "a", "time": 1}, "'entity'.*entty"),
