@@ -83,7 +83,8 @@ def write_orbax(folder: Path, model: SplitModel, settings: dict[str, Any], dtype
 
 
 def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str | None) -> None:
-    network: Any = task.view(merge_lora(model.network))
+    merged: Any = merge_lora(model.network)
+    network: Any = task.view(merged)
     kind = head_kind(network.head)
     config = model.source.config
     if kind in ("sequence", "token"):

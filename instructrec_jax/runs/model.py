@@ -49,7 +49,7 @@ class SplitModel:
       is_frozen: path of a parameter -> whether it is frozen.
     """
 
-    graphdef: nnx.GraphDef[nnx.Module]
+    graphdef: nnx.GraphDef[Any]
     params: Tree
     shardings: Tree
     source: Source
