@@ -28,7 +28,7 @@ def main(args: list[str]) -> None:
     options, rest = parse_with_settings(evaluate_parser(__doc__), args)
     out = options.out or (options.path / "evaluation" if is_run(options.path) else Path("evaluation"))
     if options.lm_eval:
-        require("lm_eval", "--lm_eval")  # an extra, and so imported only here
+        require("lm_eval", "--lm_eval")  # an extra, imported only here
         from instructrec_jax.answering.lm_eval import run_harness
 
         model = LanguageModel(options.path, rest, step=options.step)
