@@ -131,7 +131,7 @@ def open_ours(work: Work) -> Iterator[tuple[float, int]]:
 
 
 def input_speed(work: Work) -> float:
-    """Examples/s that are shuffled, packed and laid out, with nothing else to do; tokenised they are once, before."""
+    """Examples/s that are shuffled, packed and laid out, with nothing else to do; tokenized they are once, before."""
     from instructrec_jax.runs import data as run_data
     from instructrec_jax.runs import model as models
 
@@ -301,12 +301,12 @@ def flops(work: Work) -> float:
     return 6 * matrices + 12 * layers * hidden * work.length / 2
 
 
-def labelled(data: str, folder: str) -> str:
+def labeled(data: str, folder: str) -> str:
     """The instructions alone, with labels drawn by their number, as a file."""
     from instructrec_jax.data.sources import SourceConfig, open_sources
 
     source: Any = open_sources([SourceConfig(path=data)])
-    path = Path(folder) / "labelled.jsonl"
+    path = Path(folder) / "labeled.jsonl"
     lines = [{"instruction": source[n].instruction, "output": f"label {n % LABELS}"} for n in range(len(source))]
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     return str(path)
@@ -328,7 +328,7 @@ def main() -> None:
         if options.workload.startswith("decoder"):
             folder = f"{temporary}/llama"
             make_llama(folder, options.model)
-        data = labelled(options.data, temporary) if options.workload == "encoder" else options.data
+        data = labeled(options.data, temporary) if options.workload == "encoder" else options.data
         compare(Work(options.workload, folder, data, options.threads, 3), options.rounds, options.steps)
 
 

@@ -77,7 +77,7 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
     loaded = reading.load_backbone(folder, rngs=nnx.Rngs(0))
     kind = declared_head(loaded.config)
     head, head_report = load_head(folder, kind, loaded)
-    if head_report.initialised and not head_report.used:
+    if head_report.initialized and not head_report.used:
         print(f"config.json promises a {kind!r} head but the weights have none: only the network is compared")
         kind, head, head_report = None, None, reading.LoadReport()
     report = loaded.report + head_report
@@ -120,8 +120,8 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
     same, lines = compare_tensors(folder, loaded, head, kind, report)
     results.append(same)
     print("\n".join(lines))
-    if report.initialised:
-        print(f"  newly initialised, not compared: {', '.join(report.initialised)}")
+    if report.initialized:
+        print(f"  newly initialized, not compared: {', '.join(report.initialized)}")
     print(
         f"{'PASS' if all(results) else 'FAIL'}: {sum(results)} of {len(results)} checks within {tolerance:g} of "
         "PyTorch's float64, or within twice its float32 error"
@@ -232,7 +232,7 @@ def run_torch(model: Any, kind: str | None, batch: dict[str, np.ndarray], loaded
         if "last_hidden_state" in out:
             result["hidden"] = out.last_hidden_state.numpy()
         pooled = getattr(out, "pooler_output", None)
-        if pooled is not None and not any(p.startswith("pooler.") for p in loaded.report.initialised):
+        if pooled is not None and not any(p.startswith("pooler.") for p in loaded.report.initialized):
             result["pooler"] = pooled.numpy()
         if base is not model or "logits" in out:
             whole = out if base is model else model(**tensors)

@@ -1,1 +1,1 @@
-"""What is trained beside or instead of the backbone: task heads and their shapes."""
+"""What is trained beside or instead of the backbone: task heads, LoRA, and the losses."""

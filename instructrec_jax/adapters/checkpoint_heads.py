@@ -1,4 +1,4 @@
-"""A task's head on a checkpoint: the checkpoint's own where it has one that fits, else a new one."""
+"""A task's head: the checkpoint's own if it has a suitable one, otherwise a new one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.adapters.lora import LoraConfig
@@ -15,36 +17,39 @@ from instructrec_jax.backbones.reading import LoadReport, load_head
 
 @dataclass
 class Source:
-    """What a model is made from.
+    """The parts from which a model is built.
 
     Attributes:
-      path: the checkpoint's folder, or None: parameters are drawn.
+      path: the checkpoint's folder, or None for randomly initialized parameters.
       backbone: the loaded network.
-      config: of transformers.
-      pooling: how the checkpoint turns hidden states into one vector.
-      report: what was read; `task_head` adds the head's part.
-      lora: settings of the LoRA matrices that the network was given, if any.
+      config: the config of transformers.
+      pooling: the checkpoint's pooling of hidden states into one vector.
+      report: the loaded tensors; `task_head` adds the head's.
+      rngs: its "params" stream initializes new parameters.
+      dtype: of the activations.
+      shardings: shardings of parameters, see `backbones.reading`.
+      lora: settings of the network's LoRA, if it has one.
       notes: sentences for the start-up summary.
     """
 
     path: str | None
     backbone: nnx.Module
-    config: Any
+    config: PretrainedConfig
     pooling: PoolingSpec
     report: LoadReport
     rngs: nnx.Rngs
-    dtype: Any
+    dtype: DTypeLike
     shardings: Callable[..., jax.sharding.Sharding] | None = None
     lora: LoraConfig | None = None
     notes: list[str] = field(default_factory=list)
 
 
 def task_head(source: Source, kind: str, labels: list[str] | None = None) -> Any:
-    """A SequenceHead, TokenHead or MaskedLMHead in the family's shape.
+    """A SequenceHead, TokenHead, SpanHead or MaskedLMHead in the family's shape.
 
     Args:
       kind: "sequence", "token", "span" or "mlm".
-      labels: one name an output (None for "span" and "mlm").
+      labels: one name per output (None for "span" and "mlm").
 
     Raises:
       ValueError: the checkpoint's head has the same labels in another order.
@@ -58,19 +63,22 @@ def task_head(source: Source, kind: str, labels: list[str] | None = None) -> Any
         return build(source.rngs.params())
     head, report = load_head(source.path, kind, build, rngs=source.rngs, shardings=source.shardings)
     source.report = source.report + report
-    if not report.initialised:
-        source.notes.append(f"the checkpoint's own {kind} head is tuned further")
+    if not report.initialized:
+        source.notes.append(f"the {kind} head is the checkpoint's own")
     return head
 
 
 def _labels_fit(source: Source, kind: str, labels: list[str]) -> bool:
     if declared_head(source.config) != kind:
         return False
-    theirs = [source.config.id2label[i] for i in sorted(source.config.id2label)]
+    by_number = source.config.id2label or {}
+    theirs = [name for _, name in sorted(by_number.items())]
     named = not all(name.startswith("LABEL_") for name in theirs)
     if named and sorted(theirs) == sorted(labels) and theirs != labels:
-        raise ValueError(f"the checkpoint's head has the same labels in another order: set task.labels to {theirs}.")
+        raise ValueError(
+            f"task.labels has the labels of the checkpoint's head in another order: set task.labels to {theirs}."
+        )
     fits = theirs == labels if named else len(theirs) == len(labels)
     if not fits:
-        source.notes.append(f"the checkpoint's head has the labels {theirs[:5]}, so a new one is trained")
+        source.notes.append(f"new head: the checkpoint's head has other labels ({', '.join(map(str, theirs[:5]))})")
     return fits

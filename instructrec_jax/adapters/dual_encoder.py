@@ -1,27 +1,30 @@
-"""The dual-encoder head: one vector a text, compared by cosine."""
-
-from typing import Any
+"""The dual-encoder head: one vector per text, compared by cosine similarity."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from instructrec_jax.adapters.heads import pool_segments
 
-MAX_SCALE = 100.0  # of the logits, as in CLIP (Radford et al., 2021), so that training cannot run away
+MAX_SCALE = 100.0  # maximum scale of the logits, as in CLIP (Radford et al., 2021), so that training stays stable
 
 
 class RetrievalHead(nnx.Module):
-    """Pooling, a linear projection, unit length; and the temperature of the softmax over candidates.
+    """Pooling, linear projection and normalization to unit length; also holds the temperature of the softmax.
 
-    A square projection starts as the identity, so that an untuned model is the pretrained one.
+    A square projection is initialized as the identity, so that an untuned model equals the pretrained one.
 
     Args:
       hidden_size: width of the backbone's hidden states.
-      projection_size: width of the vectors; None leaves the projection out.
-      pooling: how hidden states become one vector a text: see `pool_segments`.
+      projection_size: width of the vectors; None omits the projection.
+      pooling: pooling mode, see `pool_segments`.
       temperature: initial temperature; it is trained.
+      dtype: of the projection's product.
+
+    Raises:
+      ValueError: a temperature below 0.01.
     """
 
     def __init__(
@@ -32,7 +35,7 @@ class RetrievalHead(nnx.Module):
         pooling: str,
         temperature: float,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         if not 1 / MAX_SCALE <= temperature:
             raise ValueError(f"task.temperature must be at least {1 / MAX_SCALE}, but is {temperature}.")
@@ -48,17 +51,17 @@ class RetrievalHead(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, hidden: jax.Array, segment_ids: jax.Array, max_segments: int) -> jax.Array:
-        """[rows, length, hidden] -> float32 [rows, segments, vector] of unit length (absent segments: zeros)."""
+        """hidden [rows, length, hidden] -> float32 unit vectors [rows, segments, vector]; zeros for absent segments."""
         pooled = pool_segments(hidden, segment_ids, self.pooling, max_segments)
         if self.projection is not None:
             pooled = pooled.astype(self.dtype) @ self.projection[...].astype(self.dtype)
         return unit_length(pooled.astype(jnp.float32))
 
     def scale(self) -> jax.Array:
-        """What cosines are multiplied by: 1 / temperature, at most 100.
+        """Scale of the cosines: 1 / temperature, at most 100.
 
-        The gradient passes as if the temperature stood at the cap, so that one beyond it can come back. (CLIP clips the
-        parameter after each update, to the same end.)
+        Beyond the cap the gradient is that at the cap, so that the temperature can return. (CLIP clips the parameter
+        after each update for the same purpose.)
         """
         log_scale = -self.log_temperature[...]
         beyond = jax.lax.stop_gradient(jnp.maximum(log_scale - np.log(MAX_SCALE), 0.0))
@@ -66,5 +69,5 @@ class RetrievalHead(nnx.Module):
 
 
 def unit_length(x: jax.Array) -> jax.Array:
-    """x / |x| over the last axis; zero where |x| is (almost) zero, with a finite gradient there."""
+    """x / |x| over the last axis; zero with a finite gradient where |x| is (almost) zero."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))

@@ -1,13 +1,16 @@
-"""Task heads, in the shape HuggingFace gives them per family (`backbones.family.HeadSpec`).
+"""Task heads in HuggingFace's shape for each family (`backbones.family.HeadSpec`).
 
-All outputs are fp32. A head's dropout keys are folded with numbers the backbone never uses.
+All outputs are fp32. A head folds its dropout keys with numbers that backbones do not use.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.family import HeadSpec, LMHeadSpec
 from instructrec_jax.backbones.folder import find_family
@@ -25,7 +28,7 @@ from instructrec_jax.backbones.layers import (
 )
 
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "lasttoken")
-HEAD_SITE = 1 << 20  # dropout sites of heads; a backbone uses 0 (embeddings) and 1 + layer number
+HEAD_SITE = 1 << 20  # first dropout site of heads; a backbone uses 0 (embeddings) and 1 + layer number
 
 
 def pool_segments(hidden: jax.Array, segment_ids: jax.Array, mode: str, max_segments: int) -> jax.Array:
@@ -34,14 +37,15 @@ def pool_segments(hidden: jax.Array, segment_ids: jax.Array, mode: str, max_segm
     Args:
         hidden: float [rows, length, hidden].
         segment_ids: int32 [rows, length], 1..S, 0 = padding.
-        mode: "cls" the segment's first token, "lasttoken" its last one, "mean", "max", "mean_sqrt_len" (the
-            sum over sqrt(number of tokens)), "weightedmean" (weights 1, 2, 3, … by place in the segment).
-        max_segments: the static S; segments 1..S are pooled.
+        mode: "cls" (the segment's first token), "lasttoken" (its last token), "mean", "max", "mean_sqrt_len" (sum
+            divided by sqrt(number of tokens)) or "weightedmean" (weights 1, 2, 3, … by position in the segment).
+        max_segments: S (static); segments 1..S are pooled.
 
-    Returns: [rows, S, hidden] in hidden's dtype, reduced in fp32; zeros for a segment that is not there.
+    Returns: [rows, S, hidden] in hidden's dtype, reduced in fp32; zeros for absent segments.
+    Raises ValueError for an unknown mode.
     """
     if mode not in POOLING_MODES:
-        raise ValueError(f"Unknown pooling mode {mode!r}. Choose one of: {', '.join(POOLING_MODES)}.")
+        raise ValueError(f"unknown pooling mode {mode!r}; choose from {', '.join(POOLING_MODES)}.")
     numbers = jnp.arange(1, max_segments + 1, dtype=segment_ids.dtype)
     member = segment_ids[:, None, :] == numbers[:, None]  # [rows, S, length]
     present = member.any(-1, keepdims=True)
@@ -52,7 +56,7 @@ def pool_segments(hidden: jax.Array, segment_ids: jax.Array, mode: str, max_segm
         picked = jnp.take_along_axis(hidden, index[..., None], axis=1)
         return jnp.where(present, picked, 0)
     if mode == "max":
-        # one segment at a time: [rows, S, length, hidden] must never exist
+        # one segment at a time, to avoid an array [rows, S, length, hidden]
         def largest(number: jax.Array) -> jax.Array:
             return jnp.max(hidden, axis=1, initial=-jnp.inf, where=(segment_ids == number)[..., None])
 
@@ -66,14 +70,18 @@ def pool_segments(hidden: jax.Array, segment_ids: jax.Array, mode: str, max_segm
     return pooled.astype(hidden.dtype)
 
 
-def build_head(config: Any, kind: str, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> Any:
-    """The head that HuggingFace puts on this family, newly initialised.
+def build_head(
+    config: PretrainedConfig, kind: str, num_outputs: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+) -> Any:
+    """HuggingFace's head for the config's family, newly initialized.
 
     Args:
         config: the HuggingFace config of the backbone.
         kind: "sequence" | "token" | "span" | "mlm" | "lm".
-        num_outputs: labels, numbers to regress, or the size of the vocabulary.
+        num_outputs: number of labels or of regressed numbers, or the size of the vocabulary.
         dtype: of the activations.
+
+    Raises ValueError for a kind that the family lacks.
     """
     heads = find_family(config.model_type).heads
     if kind not in heads:
@@ -86,9 +94,9 @@ def _init(spec: HeadSpec, std: float) -> Init:
 
 
 class _Transform(nnx.Module):
-    """The part heads share: dropout → dense → activation → norm → dropout, each where the spec has it."""
+    """The common part of heads: dropout → dense → activation → norm → dropout, each if the spec includes it."""
 
-    def __init__(self, spec: HeadSpec, hidden_size: int, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, spec: HeadSpec, hidden_size: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.spec = spec
         init, width = _init(spec, spec.initializer_range), hidden_size
         self.dense = (
@@ -117,7 +125,9 @@ class _Transform(nnx.Module):
 
 
 class _Classifier(_Transform):
-    def __init__(self, spec: HeadSpec, hidden_size: int, num_outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, spec: HeadSpec, hidden_size: int, num_outputs: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
         super().__init__(spec, hidden_size, dtype, rngs)
         init = _init(spec, spec.initializer_range if spec.output_range is None else spec.output_range)
         self.output = Linear(
@@ -132,7 +142,7 @@ class _Classifier(_Transform):
 
 
 class SequenceHead(_Classifier):
-    """One vector of `num_outputs` per segment: class logits, one logit per label, or numbers to regress."""
+    """`num_outputs` numbers per segment: class logits, one logit per label, or regressed numbers."""
 
     def __call__(
         self,
@@ -145,8 +155,8 @@ class SequenceHead(_Classifier):
     ) -> jax.Array:
         """hidden [rows, length, hidden] → fp32 [rows, max_segments, num_outputs].
 
-        The row of an absent segment means nothing. Of `backbone` only its pooler is used, by the families
-        whose head goes through it (ValueError if it was built without).
+        Rows of absent segments are undefined. Only families whose head includes the backbone's pooler use `backbone`
+        (ValueError if it was built without a pooler).
         """
         pooled = pool_segments(hidden, segment_ids, self.spec.pooling, max_segments)
         if self.spec.use_pooler:
@@ -164,13 +174,15 @@ class TokenHead(_Classifier):
 
 
 class SpanHead(TokenHead):
-    """Two logits at every position: how well an answer begins, and ends, there."""
+    """Two logits at every position: for the start and the end of the answer."""
 
 
 class MaskedLMHead(_Transform):
-    """Logits over the vocabulary, by the backbone's word embedding table (not a copy of it) and a bias."""
+    """Logits over the vocabulary, from the backbone's word embedding table (shared, not copied) and a bias."""
 
-    def __init__(self, spec: HeadSpec, hidden_size: int, vocab_size: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, spec: HeadSpec, hidden_size: int, vocab_size: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
         super().__init__(spec, hidden_size, dtype, rngs)
         bias = jnp.zeros((vocab_size,), jnp.float32)
         self.bias = nnx.Param(bias, axes=("vocab",)) if spec.output_bias else None
@@ -181,7 +193,7 @@ class MaskedLMHead(_Transform):
         self.dtype = dtype
 
     def output(self, backbone: Any) -> tuple[jax.Array, jax.Array | None]:
-        """What follows `transform`: the table [vocab_size, hidden_size], and the bias [vocab_size] or None."""
+        """The layer after `transform`: the table [vocab_size, hidden_size], and the bias [vocab_size] or None."""
         table = backbone.word_embedding_table if self.table is None else self.table[...]
         return table, None if self.bias is None else self.bias[...]
 
@@ -194,10 +206,10 @@ class MaskedLMHead(_Transform):
 
 
 class LMHead(nnx.Module):
-    """Logits of the next token, by the backbone's embedding table or a table of its own."""
+    """Logits of the next token, from the backbone's embedding table or the head's own."""
 
     def __init__(
-        self, spec: LMHeadSpec, hidden_size: int, vocab_size: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self, spec: LMHeadSpec, hidden_size: int, vocab_size: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         init = normal(spec.initializer_range)
         self.table = (
@@ -222,7 +234,7 @@ class LMHead(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-HEADS: dict[str, Any] = {
+HEADS: dict[str, Callable[..., nnx.Module]] = {
     "sequence": SequenceHead,
     "token": TokenHead,
     "span": SpanHead,
@@ -231,6 +243,6 @@ HEADS: dict[str, Any] = {
 }
 
 
-def head_kind(head: Any) -> str | None:
-    """The kind of one of HuggingFace's heads; None for a head that is ours alone."""
+def head_kind(head: nnx.Module) -> str | None:
+    """The kind of a HuggingFace head; None for a head of this package."""
     return next((kind for kind, cls in HEADS.items() if type(head) is cls), None)

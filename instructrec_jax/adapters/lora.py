@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2022): beside a frozen kernel W, a trained update of low rank: y = x W + scale · dropout(x) A B."""
+"""LoRA (Hu et al., 2022): a trained low-rank update A B of a frozen kernel W: y = x W + scale · dropout(x) A B."""
 
 import functools
 import math
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from transformers import PretrainedConfig
 
 from instructrec_jax.adapters.quantized import Quantized, dense_kernel, linears
 from instructrec_jax.backbones.family import Rule
@@ -17,21 +18,23 @@ from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.layers import Axes, DropoutKeys, Linear, dropout
 from instructrec_jax.backbones.tensor_names import rule_names, sites_of
 
-LORA_SITE = 1 << 16  # dropout sites inside a layer; the layer's own are small numbers
+LORA_SITE = 1 << 16  # first dropout site of LoRA inside a layer; the layer itself uses small numbers
+
+Values = jax.Array | jax.ShapeDtypeStruct
 
 
 @dataclass
 class LoraConfig:
-    """Low-rank updates of the backbone's linear layers (LoRA), trained in place of the backbone itself."""
+    """Low-rank updates of the backbone's linear layers (LoRA), trained instead of the backbone itself."""
 
-    rank: int = 0  # rank of each update; 0: no LoRA, the backbone itself is trained
+    rank: int = 0  # rank of the updates; 0: no LoRA, the backbone itself is trained
     alpha: float = 16.0  # updates are scaled by alpha / rank
-    targets: list[str] = field(  # linear layers: all-linear, HuggingFace's names or their ends, or regular expressions
+    targets: list[str] = field(  # linear layers: all-linear, (ends of) HuggingFace's names, or regular expressions
         default_factory=lambda: ["all-linear"]
     )
-    dropout: float = 0.0  # of the input of an update
+    dropout: float = 0.0  # dropout rate of the updates' inputs
     rslora: bool = False  # scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)
-    adapter: str | None = None  # folder of a PEFT adapter to start from, which brings its own rank, alpha and targets
+    adapter: str | None = None  # folder of a PEFT adapter to start from; sets rank, alpha and targets
 
     @property
     def on(self) -> bool:
@@ -43,10 +46,7 @@ class LoraConfig:
 
 
 def check_lora(config: LoraConfig) -> None:
-    """Refuses settings out of their range, and those that nothing would follow.
-
-    Raises ValueError that names the setting.
-    """
+    """Raises ValueError for a setting that is out of range or has no effect."""
     if config.rank < 0:
         raise ValueError(f"lora.rank must be at least 0, but is {config.rank}.")
     if not 0 < config.alpha < math.inf:
@@ -54,13 +54,18 @@ def check_lora(config: LoraConfig) -> None:
     if not 0.0 <= config.dropout < 1.0:
         raise ValueError(f"lora.dropout must lie in [0, 1), but is {config.dropout}.")
     if config.adapter is not None and config.rank:
-        raise ValueError("lora.adapter brings its own rank: leave lora.rank at 0, or start a new LoRA without it.")
+        raise ValueError(
+            "lora.adapter and lora.rank are both set: leave lora.rank at 0 to use the adapter's rank, or remove "
+            "lora.adapter to start a new LoRA."
+        )
     default = LoraConfig()
     given = [n for n in ("alpha", "targets", "dropout", "rslora") if getattr(config, n) != getattr(default, n)]
     if given and config.adapter is not None:
-        raise ValueError(f"lora.{given[0]} has no effect beside lora.adapter, which brings its own: leave it out.")
+        raise ValueError(f"lora.{given[0]} has no effect with lora.adapter, which sets it: remove lora.{given[0]}.")
     if given and not config.rank:
-        raise ValueError(f"lora.{given[0]} has no effect without LoRA: set lora.rank (8, say), or leave it out.")
+        raise ValueError(
+            f"lora.{given[0]} has no effect without LoRA: set lora.rank, such as 8, or remove lora.{given[0]}."
+        )
 
 
 class Lora(nnx.Module):
@@ -68,10 +73,10 @@ class Lora(nnx.Module):
 
     Args:
         axes: the logical axes of the kernel [in, (parts,) out].
-        site: the dropout site, another one for each linear layer of a layer.
+        site: the dropout site, unique among the linear layers of a layer.
     """
 
-    def __init__(self, a: Any, b: Any, *, axes: Axes, scale: float, dropout: float, site: int):
+    def __init__(self, a: Values, b: Values, *, axes: Axes, scale: float, dropout: float, site: int):
         self.a = nnx.Param(a, axes=(axes[0], None))
         self.b = nnx.Param(b, axes=(None, *axes[1:]))
         self.scale = scale
@@ -79,7 +84,7 @@ class Lora(nnx.Module):
         self.site = site
 
     def __call__(self, x: jax.Array, keys: DropoutKeys | None) -> jax.Array:
-        """x [..., in] → [..., (parts,) out] in x's dtype; no dropout where `keys` is None."""
+        """x [..., in] → [..., (parts,) out] in x's dtype; no dropout if `keys` is None."""
         x = dropout(x, self.dropout, None if keys is None else keys.fold(self.site))
         low = jnp.tensordot(x, self.a[...].astype(x.dtype), axes=1) * self.scale
         return jnp.tensordot(low, self.b[...].astype(x.dtype), axes=1)
@@ -95,21 +100,21 @@ class Lora(nnx.Module):
 
 
 def is_lora(path: str) -> bool:
-    """Whether a parameter's path ('backbone/layers/block0/attention/query/lora/a') is one of LoRA's."""
+    """Whether a parameter's path belongs to LoRA, such as 'backbone/layers/block0/attention/query/lora/a'."""
     return "/lora/" in path
 
 
-# ---------------------------------------------------------------- which linear layers
+# ---------------------------------------------------------------- choosing linear layers
 
 
 @dataclass(frozen=True)
 class Place:
-    """A `Linear` of a backbone that LoRA can be added to.
+    """A `Linear` of a backbone to which LoRA can be added.
 
     Attributes:
         names: HuggingFace's module names without the model's prefix, one per layer of a stack.
-        rule: the line of the family's table that its kernel follows.
-        number: of that line.
+        rule: the row of its kernel in the family's table of tensor names.
+        number: the number of that row.
     """
 
     linear: Linear
@@ -129,7 +134,7 @@ class Place:
         return shape[: -len(self.axes)], shape[-len(self.axes) :]
 
 
-def places(backbone: nnx.Module, hf_config: Any) -> list[Place]:
+def places(backbone: nnx.Module, hf_config: PretrainedConfig) -> list[Place]:
     """The backbone's linear layers, in the order of the family's table."""
     rules = {rule.path: (number, rule) for number, rule in enumerate(find_family(hf_config.model_type).mapping)}
     found = []
@@ -144,11 +149,13 @@ def places(backbone: nnx.Module, hf_config: Any) -> list[Place]:
 
 
 def matches(target: str, name: str, prefix: str) -> bool:
-    """Whether an entry of `LoraConfig.targets` means the module `name`, as PEFT has it.
+    """Whether an entry of `LoraConfig.targets` matches the module `name`, by PEFT's rules.
 
-    "all-linear" means every one. A name means the modules that are called so, or whose name ends with "." and it. What
-    has one of \\ * + ? [ ] ( ) { } | ^ $ in it is a regular expression for the whole name, with or without the
+    "all-linear" matches every module. A plain name matches modules with this name or with a name that ends with "." and
+    it. An entry with one of \\ * + ? [ ] ( ) { } | ^ $ is a regular expression for the whole name, with or without the
     model's prefix.
+
+    Raises ValueError for an invalid regular expression.
     """
     if target.lower() == "all-linear":
         return True
@@ -157,21 +164,21 @@ def matches(target: str, name: str, prefix: str) -> bool:
     try:
         return any(re.fullmatch(target, full) for full in (name, prefix + name))
     except re.error as error:
-        raise ValueError(f"lora.targets: {target!r} is no regular expression ({error}).") from error
+        raise ValueError(f"lora.targets: {target!r} is not a valid regular expression ({error}).") from error
 
 
-def find_places(backbone: nnx.Module, hf_config: Any, targets: Sequence[str]) -> list[Place]:
-    """The linear layers that `targets` mean.
+def find_places(backbone: nnx.Module, hf_config: PretrainedConfig, targets: Sequence[str]) -> list[Place]:
+    """The linear layers that `targets` match.
 
-    Raises ValueError for a target without a match, and where some layers of a stack are meant and others are not.
+    Raises ValueError for a target without a match, and for targets that match only some layers of a stack.
     """
     all_places, prefix = places(backbone, hf_config), find_family(hf_config.model_type).prefix
     for target in targets or [""]:
         if not any(matches(target, name, prefix) for place in all_places for name in place.names):
             known = dict.fromkeys(place.rule.name.removesuffix(".weight") for place in all_places)
             raise ValueError(
-                f"lora.targets: {target!r} matches no linear layer of this {hf_config.model_type} network. "
-                f"There are all-linear and: {', '.join(known)}."
+                f"lora.targets: {target!r} matches no linear layer of this {hf_config.model_type} network; choose "
+                f"all-linear or from {', '.join(known)}."
             )
     chosen = []
     for place in all_places:
@@ -179,8 +186,8 @@ def find_places(backbone: nnx.Module, hf_config: Any, targets: Sequence[str]) ->
         if any(hits) and not all(hits):
             odd = place.names[hits.index(False)]
             raise ValueError(
-                f"lora.targets {list(targets)} mean {place.names[hits.index(True)]} but not {odd}. Layers that are "
-                "stored as one get LoRA together: name the module without the layer's number."
+                f"lora.targets {list(targets)} match {place.names[hits.index(True)]} but not {odd}. These layers are "
+                "stacked and get LoRA together: name the module without the layer number."
             )
         if all(hits):
             chosen.append(place)
@@ -190,17 +197,17 @@ def find_places(backbone: nnx.Module, hf_config: Any, targets: Sequence[str]) ->
 # ---------------------------------------------------------------- adding and merging
 
 
-def add_lora(backbone: nnx.Module, hf_config: Any, config: LoraConfig, rngs: nnx.Rngs) -> list[str]:
-    """Gives linear layers of a finished (or abstract) network their updates, in place, initialised as PEFT does.
+def add_lora(backbone: nnx.Module, hf_config: PretrainedConfig, config: LoraConfig, rngs: nnx.Rngs) -> list[str]:
+    """Adds LoRA to linear layers of a (possibly abstract) network, in place, initialized as in PEFT.
 
-    A is uniform in ± 1 / sqrt(in) and B zero, so that the network computes what it did before.
+    A is uniform in ± 1 / sqrt(in) and B is zero, so that the network's outputs do not change.
 
     Args:
         hf_config: the HuggingFace config of the backbone.
-        rngs: its "params" stream draws A.
+        rngs: its "params" stream initializes A.
 
     Returns HuggingFace's names of the modules, without the model's prefix.
-    Raises ValueError for a target that matches nothing, settings out of range, and a layer that has LoRA already.
+    Raises ValueError for a target without a match, a setting out of range, and a layer that already has LoRA.
     """
     if config.rank < 1:
         raise ValueError(f"lora.rank must be at least 1 to add LoRA, but is {config.rank}.")
@@ -217,7 +224,7 @@ def add_lora(backbone: nnx.Module, hf_config: Any, config: LoraConfig, rngs: nnx
 
 
 def _check_rank(rank: int, chosen: Sequence[Place]) -> None:
-    """A product a b has at most the rank of the kernel beside it: the smaller of its two sizes."""
+    """Raises ValueError for a rank above the rank of the largest kernel, which is the smaller of its two sizes."""
 
     def sizes(place: Place) -> tuple[int, int]:
         size, *out = place.kernel_shape[1]
@@ -227,8 +234,8 @@ def _check_rank(rank: int, chosen: Sequence[Place]) -> None:
     size, out = sizes(largest)
     if rank > min(size, out):
         raise ValueError(
-            f"lora.rank is {rank:,}, but the largest of the layers in lora.targets, {largest.names[0]}, is {size:,} x "
-            f"{out:,}: the rank can be at most {min(size, out):,}."
+            f"lora.rank is {rank:,}, but the largest layer in lora.targets, {largest.names[0]}, is {size:,} x {out:,}: "
+            f"set lora.rank to at most {min(size, out):,}."
         )
 
 
@@ -237,18 +244,19 @@ def _draw(key: jax.Array, shape_a: tuple[int, ...], shape_b: tuple[int, ...]) ->
     return jax.random.uniform(key, shape_a, jnp.float32, -bound, bound), jnp.zeros(shape_b, jnp.float32)
 
 
-def set_lora(place: Place, a: Any, b: Any, *, scale: float, dropout: float) -> None:
+def set_lora(place: Place, a: Values, b: Values, *, scale: float, dropout: float) -> None:
+    """Adds LoRA with the given matrices (see `Lora`) to a layer without LoRA."""
     if place.linear.lora is not None:
-        raise ValueError(f"{place.names[0]} has LoRA already: merge it first.")
+        raise ValueError(f"{place.names[0]} already has LoRA: merge it first.")
     site = LORA_SITE + place.number
     place.linear.lora = Lora(a, b, axes=place.axes, scale=scale, dropout=dropout, site=site)
 
 
 def merge_lora(network: nnx.Module) -> nnx.Module:
-    """Adds the updates to their kernels, in place and in fp32, and returns the network, now without LoRA.
+    """Adds LoRA's updates to their kernels, in place and in fp32, and returns the network, now without LoRA.
 
-    Quantised kernels, updated or not, become plain ones: what their codes stand for, plus the update. That is the
-    network that was trained; it isn't the update of the weights from before they were quantised.
+    Quantized kernels, with or without LoRA, become plain kernels: the dequantized values plus the update. This is the
+    network that was trained, as opposed to the update added to the original, unquantized weights.
     """
     for linear in linears(network):
         linear.kernel = dense_kernel(linear)

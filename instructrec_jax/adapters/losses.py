@@ -1,11 +1,12 @@
-"""Losses, in float32. The sums and weights over a batch are the task's business.
+"""Losses, in float32. Tasks compute the sums and weights over a batch.
 
-Over a vocabulary, logits [rows, length, vocab] would be the largest array of a training run by far, so
-`linear_cross_entropy` takes the output layer's input and its table instead, and works through the row in chunks.
-Where the arrays lie on a mesh, each device does so with its own rows, and gradients meet once, at the end.
+Logits over a vocabulary, [rows, length, vocab], would be by far the largest array of a training run.
+`linear_cross_entropy` takes the output layer's input and table instead and processes rows in chunks. On a mesh each
+device processes its own rows, and gradients are summed over devices once, at the end.
 """
 
-# Why our own: optax 0.2.8 takes whole logits; tokamax 0.0.12 too, off TPU, and knows no weights, bias or smoothing.
+# Why our own: optax 0.2.8 needs whole logits, as does tokamax 0.0.12 off TPU, which also lacks weights, bias and
+# smoothing.
 
 import functools
 from collections.abc import Callable
@@ -21,8 +22,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from instructrec_jax.distributed.mesh import mesh_axes
 
-CHUNK_BYTES = 2**28  # the most that one chunk's fp32 logits take on a device
-CHUNK_TOKENS = 1024  # a chunk has about as many on a device, or more, where they fit
+CHUNK_BYTES = 2**28  # maximum size of one chunk's fp32 logits on a device
+CHUNK_TOKENS = 1024  # minimum number of tokens per chunk and device, within CHUNK_BYTES
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -65,33 +66,33 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     chunk: int | None = None,
 ) -> jax.Array:
-    """Σ w ℓ over a vocabulary, without ever holding [rows, length, vocab].
+    """Σ w ℓ over a vocabulary, without an array [rows, length, vocab].
 
         z = soft_cap(scale · hidden @ tableᵀ + bias)
         ℓ = −(1 − ε) log softmax(z)[label] − ε mean(log softmax(z)) + z_loss · logsumexp(z)²
 
     with ε = `label_smoothing` (Szegedy et al., 2016; as in torch.nn.functional.cross_entropy). The z-loss is that of
-    PaLM (Chowdhery et al., 2022). The gradients are made together with each chunk's logits (Hsu et al., "Liger
-    Kernel", 2024), so nothing is computed twice. Places without weight are sorted to the end of their row, and
-    chunks that hold nothing else are left out.
+    PaLM (Chowdhery et al., 2022). Each chunk's gradients are computed together with its logits (Hsu et al., "Liger
+    Kernel", 2024), so nothing is recomputed. Positions of weight 0 are sorted to the end of their row, and chunks
+    without any other positions are skipped.
 
     Args:
         hidden: float [rows, length, h]. Matrix products are computed in its dtype and summed in fp32.
         table: float [vocab, h].
-        labels: int32 [rows, length]. One outside the vocabulary gives NaN where its weight is not 0.
-        weights: float32 [rows, length], constants: asking for their gradient is a ValueError.
+        labels: int32 [rows, length]. A label outside the vocabulary gives NaN, unless its weight is 0.
+        weights: float32 [rows, length], constants: a gradient by weights is a ValueError.
         bias: float [vocab].
-        scale: of hidden.
+        scale: factor of hidden.
         soft_cap: logits become soft_cap · tanh(logits / soft_cap).
-        chunk: places of each row that are worked on at once; None chooses it, see `CHUNK_BYTES`.
+        chunk: positions per row and chunk; None chooses it, see `chunk_size`.
 
     Returns: float32 scalar.
-    Raises ValueError for shapes that don't fit together and for options out of range.
+    Raises ValueError for inconsistent shapes and for options out of range.
     """
     if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing should lie in [0, 1), but is {label_smoothing}.")
+        raise ValueError(f"label_smoothing must be in [0, 1), but is {label_smoothing}.")
     if z_loss < 0:
-        raise ValueError(f"z_loss should not be negative, but is {z_loss}.")
+        raise ValueError(f"z_loss must be at least 0, but is {z_loss}.")
     _check(hidden, table, labels, weights, bias, soft_cap, chunk)
     options = _Options(scale, soft_cap, label_smoothing, z_loss, chunk)
     return _weighted_sum(options, hidden, table, bias, labels, weights)
@@ -110,8 +111,8 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """−log softmax(z)[label] and whether the label is the argmax of z, both [rows, length]; not differentiable.
 
-    Arguments as in `linear_cross_entropy`. Places whose weight is 0 are not computed: they get 0 and False.
-    A label outside the vocabulary gives NaN and False.
+    Arguments as in `linear_cross_entropy`. Positions of weight 0 are not computed and give 0 and False. A label outside
+    the vocabulary gives NaN and False.
     """
     weights = jnp.ones(labels.shape, jnp.float32) if weights is None else weights
     _check(hidden, table, labels, weights, bias, soft_cap, chunk)
@@ -134,15 +135,15 @@ def _check(
         shapes = {"hidden": hidden, "table": table, "labels": labels, "weights": weights, "bias": bias}
         found = ", ".join(f"{name} {list(x.shape)}" for name, x in shapes.items() if x is not None)
         raise ValueError(
-            "expected hidden [rows, length, h], table [vocab, h], labels and weights [rows, length] and bias [vocab], "
-            f"but got {found}."
+            "the shapes must be hidden [rows, length, h], table [vocab, h], labels and weights [rows, length] and bias "
+            f"[vocab], but are {found}."
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels should be integers, but are {labels.dtype}.")
+        raise ValueError(f"labels must be integers, but are {labels.dtype}.")
     if soft_cap is not None and soft_cap <= 0:
-        raise ValueError(f"soft_cap should be positive (or None for no cap), but is {soft_cap}.")
+        raise ValueError(f"soft_cap must be positive (or None for no cap), but is {soft_cap}.")
     if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk should be at least 1, but is {chunk}.")
+        raise ValueError(f"chunk must be at least 1, but is {chunk}.")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -152,11 +153,11 @@ def _weighted_sum(options: _Options, *inputs: Any) -> jax.Array:
 
 def _forward(options: _Options, *inputs: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     names = ("hidden", "table", "bias", "labels", "weights")
-    # only what is asked for: the table of a frozen network has no gradient
-    wanted = tuple(name for name, x in zip(names, inputs, strict=True) if x is not None and x.perturbed)
-    if "weights" in wanted:
-        raise ValueError("linear_cross_entropy has no gradient by its weights: give it jax.lax.stop_gradient(weights).")
-    return _sum_and_gradients(options, wanted, *(None if x is None else x.value for x in inputs))
+    # only the gradients in use: the table of a frozen network has none
+    by = tuple(name for name, x in zip(names, inputs, strict=True) if x is not None and x.perturbed)
+    if "weights" in by:
+        raise ValueError("linear_cross_entropy has no gradient by weights: pass jax.lax.stop_gradient(weights).")
+    return _sum_and_gradients(options, by, *(None if x is None else x.value for x in inputs))
 
 
 def _backward(_: _Options, gradients: dict[str, jax.Array], cotangent: Any) -> tuple[Any, ...]:
@@ -170,14 +171,14 @@ _weighted_sum.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _by_rows(function: Callable[..., Any], outputs: Any, hidden: jax.Array, table: Any, bias: Any, *rest: Any) -> Any:
-    """function(hidden, table, bias, labels, weights, axes=), by each device of the mesh with the places that it has.
+    """Runs function(hidden, table, bias, labels, weights, axes=) on each device of the mesh with the device's rows.
 
-    Left to itself, the compiler would add up the table's gradient over the devices in every chunk. Tensor parallelism
-    is left to it.
+    The compiler alone would sum the table's gradient over devices in every chunk. Tensor parallelism is left to the
+    compiler.
 
     Args:
-        outputs: nested like the function's result: True for an array with rows, False for one that the function makes
-            equal everywhere (a sum over `axes`, the mesh axes that split rows and length).
+        outputs: as nested as the function's result: True for an array with rows, False for an array that is equal on
+            all devices (a sum over `axes`, the mesh axes that split rows and length).
     """
     mesh = jax.typeof(hidden).sharding.mesh
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
@@ -204,10 +205,10 @@ def _by_rows(function: Callable[..., Any], outputs: Any, hidden: jax.Array, tabl
 
 @dataclass(frozen=True)
 class _Chunks:
-    """The places of each row, those with weight first, cut into chunks.
+    """The positions of each row, those of nonzero weight first, split into chunks.
 
-    `order` int32 [rows, count * size] is the place in the row (0 beyond its end), `back` [rows, length] its inverse;
-    only the first `used` chunks hold a place with weight.
+    `order` int32 [rows, count * size] holds positions in the row (0 beyond its end), `back` [rows, length] is its
+    inverse; only the first `used` chunks contain a position of nonzero weight.
     """
 
     order: jax.Array
@@ -220,7 +221,7 @@ class _Chunks:
         length = weights.shape[1]
         order = jnp.argsort(weights == 0, axis=1, stable=True)
         most = jnp.sum(weights != 0, axis=1).max(initial=0)
-        most = jax.lax.pmax(most, axes) if axes else most  # devices may meet inside a chunk: all take the same number
+        most = jax.lax.pmax(most, axes) if axes else most  # same count on all devices, for collectives inside a chunk
         padded = jnp.pad(order, ((0, 0), (0, -length % size)))
         return cls(padded, jnp.argsort(order, axis=1), (most + size - 1) // size, size)
 
@@ -239,15 +240,15 @@ class _Chunks:
         return jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), number * self.size, axis=1)
 
     def restore(self, whole: jax.Array) -> jax.Array:
-        """[rows, count * size, ...] in chunk order -> [rows, length, ...] in the row's own."""
+        """[rows, count * size, ...] in the order of chunks -> [rows, length, ...] in the order of the row."""
         back = self.back.reshape(*self.back.shape, *(1,) * (whole.ndim - 2))
         return jnp.take_along_axis(whole, back, axis=1)
 
 
 def chunk_size(rows: int, length: int, vocab: int, chunk: int | None) -> int:
-    """Places of a row that make a chunk: of equal size, and as few chunks as the bounds allow."""
+    """Positions per chunk of a row: chunks of equal size, as few as the bounds allow."""
     if chunk is None:
-        # an eighth of the row, so that places without weight are left out, but enough for a matrix product to pay
+        # an eighth of the row, so that positions of weight 0 are skipped, but enough for efficient matrix products
         worthwhile = max(length // 8, CHUNK_TOKENS // rows)
         chunk = max(1, min(worthwhile, CHUNK_BYTES // (4 * rows * vocab)))
     return -(-length // -(-length // chunk))
@@ -261,9 +262,9 @@ def _logits(options: _Options, x: jax.Array, table: jax.Array, bias: jax.Array |
 
 
 def _compare(z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which logit is the label's [..., vocab], its value [...] and logsumexp(z) [...]: NaN without such a logit.
+    """Mask of the label's logit [..., vocab], its value [...], and logsumexp(z) [...] (NaN for an unknown label).
 
-    A masked sum and not a look-up, which would gather logits that are split over devices.
+    The value is a masked sum, because a look-up would gather logits that are split over devices.
     """
     chosen = jnp.arange(z.shape[-1]) == labels[..., None]
     known = (labels >= 0) & (labels < z.shape[-1])
@@ -271,15 +272,15 @@ def _compare(z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax
     return chosen, jnp.sum(jnp.where(chosen, z, 0), axis=-1), log_z
 
 
-def _sum_and_gradients(options: _Options, wanted: tuple[str, ...], *inputs: Any) -> tuple[jax.Array, dict[str, Any]]:
-    """Σ w ℓ, and the `wanted` of its gradients by hidden, table and bias, in the dtypes of these."""
-    outputs = (False, {name: name == "hidden" for name in wanted})
-    return _by_rows(functools.partial(_rows_sum_and_gradients, options, wanted), outputs, *inputs)
+def _sum_and_gradients(options: _Options, by: tuple[str, ...], *inputs: Any) -> tuple[jax.Array, dict[str, Any]]:
+    """Σ w ℓ, and its gradients by the inputs named in `by` (hidden, table, bias), in their dtypes."""
+    outputs = (False, {name: name == "hidden" for name in by})
+    return _by_rows(functools.partial(_rows_sum_and_gradients, options, by), outputs, *inputs)
 
 
 def _rows_sum_and_gradients(
     options: _Options,
-    wanted: tuple[str, ...],
+    by: tuple[str, ...],
     hidden: Any,
     table: Any,
     bias: Any,
@@ -300,7 +301,7 @@ def _rows_sum_and_gradients(
         loss = log_z - (1 - smoothing) * at_label + options.z_loss * jnp.square(log_z)
         loss = loss - smoothing * z.mean(-1) if smoothing else loss
         total += jnp.sum(jnp.where(weight != 0, weight * loss, 0))
-        if not wanted:
+        if not by:
             return total, sums
 
         # dℓ/dz = softmax(z) (1 + 2 z_loss logsumexp(z)) − (1 − ε) [label] − ε / vocab; dz of the capped logits last
@@ -313,7 +314,7 @@ def _rows_sum_and_gradients(
             sums["bias"] += dz.sum((0, 1))
         dz = dz.astype(x.dtype)
         if "table" in sums:
-            # places as one dimension: over two, XLA on CPU takes twice as long
+            # positions as one dimension: with two, XLA on CPU takes twice as long
             by_place = dz.reshape(-1, vocab), x.reshape(-1, width)
             sums["table"] += jnp.einsum("pv,ph->vh", *by_place, preferred_element_type=jnp.float32) * options.scale
         if "hidden" in sums:
@@ -326,7 +327,7 @@ def _rows_sum_and_gradients(
         "table": lambda: jnp.zeros(table.shape, jnp.float32),
         "bias": lambda: jnp.zeros(bias.shape, jnp.float32),
     }
-    start = (jnp.zeros(()), {name: zeros[name]() for name in wanted})
+    start = (jnp.zeros(()), {name: zeros[name]() for name in by})
     total, sums = jax.lax.fori_loop(0, chunks.used, step, start)
     by_rows = {"hidden": chunks.restore(sums.pop("hidden"))} if "hidden" in sums else {}
     total, sums = jax.lax.psum((total, sums), axes) if axes else (total, sums)

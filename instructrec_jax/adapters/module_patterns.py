@@ -1,9 +1,9 @@
 """Regular expressions of an adapter's config, matched in bounded time.
 
-Why our own: PEFT gives these texts, which come from a stranger, to `re`, whose backtracking takes exponential time on
-some of them (`(a+)+$`). Here a pattern is parsed into a tree, and what is followed through a name is the set of places
-that a part of the pattern can reach: at most as many as the name has letters, in whatever order they are tried. Only
-what a backtracking matcher alone can do (back references, look-behind) is missing, and refused by name.
+Why our own: PEFT passes these untrusted patterns to `re`, whose backtracking takes exponential time on some of them
+(`(a+)+$`). Here a pattern is parsed into functions on sets of positions in a name: each maps the positions where its
+part can begin to those where it can end. A set has at most as many positions as the name has letters. Features that
+need backtracking (back references, look-behind) are not supported and refused by name.
 """
 
 import functools
@@ -11,17 +11,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MOST_LETTERS = 20_000  # of a pattern: PEFT lists the numbers of all layers in some
-MOST_REPEATS = 100  # {n}: it is followed n times
-DEEPEST = 10  # groups inside groups
+MOST_LETTERS = 20_000  # maximum length of a pattern; PEFT lists all layer numbers in some
+MOST_REPEATS = 100  # maximum n in {n}, which takes n rounds
+DEEPEST = 10  # maximum depth of nested groups
 
-Ends = Callable[[str, frozenset[int]], frozenset[int]]  # (name, places where a part begins) -> where it can end
+Ends = Callable[[str, frozenset[int]], frozenset[int]]  # (name, positions where a part begins) -> where it can end
 
 
 def matches(pattern: str, name: str, *, whole: bool = True) -> bool:
-    """Whether `pattern` matches `name` as `re.fullmatch` has it, or as `re.match` where not `whole`.
+    """Whether `pattern` matches `name`, like `re.fullmatch`, or like `re.match` if not `whole`.
 
-    Raises ValueError for what is no regular expression, or cannot be matched in bounded time.
+    Raises ValueError for an invalid regular expression, and for one that cannot be matched in bounded time.
     """
     ends = _compiled(pattern)(name, frozenset([0]))
     return len(name) in ends if whole else bool(ends)
@@ -30,15 +30,15 @@ def matches(pattern: str, name: str, *, whole: bool = True) -> bool:
 @functools.lru_cache(256)
 def _compiled(pattern: str) -> Ends:
     if len(pattern) > MOST_LETTERS:
-        raise ValueError(f"the pattern {pattern[:40]!r}… has {len(pattern):,} letters; {MOST_LETTERS:,} is the limit.")
+        raise ValueError(f"the pattern {pattern[:40]!r}… has {len(pattern):,} letters; the limit is {MOST_LETTERS:,}.")
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{_short(pattern)} is no regular expression ({error}).") from None
+        raise ValueError(f"{_short(pattern)} is not a valid regular expression ({error}).") from None
     parser = _Parser(pattern)
     ends = parser.alternatives(0)
     if parser.at < len(pattern):
-        parser.refuse("a parenthesis too many")
+        parser.refuse("an unmatched parenthesis")
     return ends
 
 
@@ -74,10 +74,10 @@ def _repeat(part: Ends, least: int, most: int | None) -> Ends:
     def ends(name: str, starts: frozenset[int]) -> frozenset[int]:
         for _ in range(least):
             before, starts = starts, part(name, starts)
-            if starts == before:  # as it will be after every further round
+            if starts == before:  # no further round changes it
                 break
         reached, new, count = starts, starts, least
-        while new and (most is None or count < most):  # each round reaches a new place, or is the last
+        while new and (most is None or count < most):  # each round reaches a new position or is the last
             new = part(name, new) - reached
             reached, count = reached | new, count + 1
         return reached
@@ -85,8 +85,8 @@ def _repeat(part: Ends, least: int, most: int | None) -> Ends:
     return ends
 
 
-def _look_ahead(part: Ends, wanted: bool) -> Ends:
-    return lambda name, starts: frozenset(i for i in starts if bool(part(name, frozenset([i]))) is wanted)
+def _look_ahead(part: Ends, positive: bool) -> Ends:
+    return lambda name, starts: frozenset(i for i in starts if bool(part(name, frozenset([i]))) is positive)
 
 
 def _is_boundary(name: str, place: int) -> bool:
@@ -124,8 +124,8 @@ class _Parser:
 
     def refuse(self, what: str) -> None:
         raise ValueError(
-            f"the pattern {_short(self.pattern)} has {what}, which is not matched here: a pattern of a stranger has to "
-            "be matched in bounded time. List the names of the modules instead."
+            f"the pattern {_short(self.pattern)} has {what}, which is not supported, because patterns are matched in "
+            "bounded time. List the names of the modules instead."
         )
 
     def alternatives(self, depth: int) -> Ends:
@@ -153,12 +153,12 @@ class _Parser:
             source = found[0] if found is not None else "["
         elif rest[0] == "\\":
             if len(rest) < 2 or (rest[1].isalnum() and not ESCAPED_CLASS.match(rest) and rest[1] not in "tnrfv"):
-                self.refuse(f"{rest} (a back reference or a code)")
+                self.refuse(f"{rest} (a back reference or a character code)")
             source = rest
         else:
             source = rest[0]
         self.at += len(source)
-        test = re.compile(source)  # of one letter: nothing to backtrack over
+        test = re.compile(source)  # matches one letter, so it cannot backtrack
         return _letter(lambda letter: test.fullmatch(letter) is not None)
 
     def _group(self, depth: int) -> Ends:
@@ -169,7 +169,7 @@ class _Parser:
             self.refuse(self.pattern[self.at : self.at + 4])
         self.at += len(opening)
         inner = self.alternatives(depth + 1)
-        self.at += 1  # the closing parenthesis, which `re.compile` made sure of
+        self.at += 1  # the closing parenthesis, guaranteed by `re.compile`
         return _look_ahead(inner, opening == "(?=") if opening in ("(?=", "(?!") else inner
 
     def _repeated(self, part: Ends) -> Ends:
@@ -183,11 +183,11 @@ class _Parser:
             least = int(count[1] or 0)
             most = (int(count[3]) if count[3] else None) if count[2] else least
             if max(least, most or 0) > MOST_REPEATS:
-                self.refuse(f"{count[0]}, more than {MOST_REPEATS} times the same,")
+                self.refuse(f"{count[0]}, more than {MOST_REPEATS} repeats,")
         else:
             return part
         following = self.pattern[self.at : self.at + 1]
-        if following == "?":  # lazy: the same names match
+        if following == "?":  # lazy: matches the same names
             self.at += 1
         elif following == "+":
             self.refuse("a possessive repeat")

@@ -1,9 +1,9 @@
-"""The sequence head: a small causal transformer over item vectors, with the instruction's vector as their prefix.
+"""The sequence head: a small causal transformer over item vectors, with the instruction's vector as prefix.
 
-SASRec (Kang & McAuley, 2018) where item vectors are free parameters; with vectors of the items' texts it also scores
-items that nobody has chosen yet (UniSRec; Hou et al., 2022). It differs from the paper's network: GELU and a
-feed-forward layer four times as wide (theirs: ReLU, as wide as the item vectors), no dropout of attention weights,
-softmax over all items (theirs: one negative a positive).
+With free item vectors it is SASRec (Kang & McAuley, 2018); with vectors of the items' texts it also scores items
+without interactions (UniSRec; Hou et al., 2022). Differences from the paper's network: GELU and a feed-forward layer
+four times as wide (paper: ReLU, as wide as the item vectors), no dropout of attention weights, softmax over all items
+(paper: one negative per positive).
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from instructrec_jax.backbones.decoder import run_layers
 from instructrec_jax.backbones.gpt2 import GPT2Spec, Layer
@@ -29,29 +30,34 @@ from instructrec_jax.backbones.layers import (
 
 @dataclass(frozen=True)
 class NextItemSpec:
+    """Sizes of a `NextItemHead`."""
+
     num_items: int
-    text_size: int  # width of the texts' vectors; 0: items are known by their numbers alone
-    ids: bool  # whether each item also has a vector of its own
+    text_size: int  # width of the texts' vectors; 0: items have no text vectors
+    ids: bool  # whether items have trained vectors of their own
     hidden_size: int
     num_layers: int
     num_heads: int
-    max_length: int  # places of a sequence, the instruction's included
+    max_length: int  # positions of a sequence, including the instruction's
     dropout: float
 
 
 class NextItemHead(nnx.Module):
-    """Sequences of places: first the instruction, then the items of a history, oldest first.
+    """Reads sequences: first the instruction, then the items of a history, oldest first.
 
-    An item's vector is W t / sqrt(hidden_size) + e with its text's vector t and its own e, each where the spec has it.
-    The same vectors come in, times sqrt(hidden_size), and are scored against: score of item i = q · vector_i + bias_i.
-    So e is small beside what comes in, and the steps of Adam move it as fast as scores need (Vaswani et al., 2017).
+    An item's vector is W t / sqrt(hidden_size) + e, with its text's vector t and its own vector e, each if the spec
+    includes it. The same vectors serve as input, times sqrt(hidden_size), and as output: the score of item i is
+    q · vector_i + bias_i. So e is small compared with the input, and Adam's steps suit its scale in the scores (Vaswani
+    et al., 2017).
     """
 
-    def __init__(self, spec: NextItemSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(self, spec: NextItemSpec, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         if not (spec.text_size or spec.ids):
-            raise ValueError("items need a vector: of their text, of their own (ids), or both.")
+            raise ValueError("items need vectors: set text_size (vectors of their texts), ids (their own), or both.")
         if spec.hidden_size % spec.num_heads:
-            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+            raise ValueError(
+                f"hidden size {spec.hidden_size} must be a multiple of the number of attention heads, {spec.num_heads}."
+            )
         width = spec.hidden_size
 
         def from_text(scale: float) -> Linear:
@@ -62,7 +68,7 @@ class NextItemHead(nnx.Module):
 
         self.item_projection = from_text(0.5) if spec.text_size else None
         self.instruction_projection = from_text(0.02) if spec.text_size else None
-        # Beside texts, what an item has of its own begins near zero: it is a residual.
+        # With text vectors an item's own vector starts near zero, as a residual.
         own = normal(0.002 if spec.text_size else 0.02)
         self.items = Embedding(spec.num_items, width, init=own, dtype=dtype, rngs=rngs) if spec.ids else None
         self.bias = nnx.Param(jnp.zeros((spec.num_items,), jnp.float32), axes=("vocab",)) if spec.ids else None
@@ -94,12 +100,12 @@ class NextItemHead(nnx.Module):
         self.dtype = dtype
 
     def item_vectors(self, texts: jax.Array, numbers: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
-        """Vectors of the items `numbers` (None: of all of them) and their biases.
+        """Vectors and biases of items.
 
         Args:
           texts: float [items, text_size], of all items.
-          numbers: int32 [...]. One beyond the spec's num_items is an item known by its text alone: it has neither a
-            vector of its own nor a bias.
+          numbers: int32 [...], the items; None: all items. An item beyond the spec's num_items has only its text
+            vector: neither a vector of its own nor a bias.
 
         Returns: ([..., hidden_size], float32 [...] or None).
         """
@@ -124,12 +130,12 @@ class NextItemHead(nnx.Module):
         instruction_texts: jax.Array,
         keys: DropoutKeys | None = None,
     ) -> jax.Array:
-        """What is scored against the next item's vector, at every place: [rows, length, hidden_size].
+        """The query vector for the next item at every position: [rows, length, hidden_size].
 
         Args:
-          tokens: int32 [rows, length]; at position 0 of a segment the number of an instruction, then those of items.
+          tokens: int32 [rows, length]; an instruction's number at position 0 of a segment, then numbers of items.
           item_texts: float [items, text_size].
-          instruction_texts: float [instructions, text_size]; where there are none, sequences begin without words.
+          instruction_texts: float [instructions, text_size]; if empty, the prefix is zero.
         """
         first = positions == 0
         x, _ = self.item_vectors(item_texts, jnp.where(first, 0, tokens))

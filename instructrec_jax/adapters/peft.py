@@ -1,9 +1,10 @@
-"""LoRA adapters in the files of HuggingFace's PEFT: adapter_config.json and adapter_model.safetensors."""
+"""LoRA adapters in HuggingFace's PEFT format: adapter_config.json and adapter_model.safetensors."""
 
 import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from transformers import PretrainedConfig
 
 from instructrec_jax.adapters.lora import LoraConfig, Place, places, set_lora
 from instructrec_jax.adapters.module_patterns import matches
@@ -24,12 +26,12 @@ from instructrec_jax.files import write_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."  # PEFT's wrappers around the HuggingFace model
-# Heads that are trained beside LoRA and go along (modules_to_save), with PEFT's name of the task.
+# Heads that are trained and saved with LoRA (modules_to_save): kind -> PEFT's name of the task.
 TRAINED_HEADS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS"}
 TASK_TYPES = (*TRAINED_HEADS.values(), "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 
-# Fields of adapter_config.json that are followed here, or that say nothing about the network. PEFT has many more, for
-# variants of LoRA; one of them that is set is refused.
+# Fields of adapter_config.json that are supported, and fields that do not affect the network. PEFT has many more, for
+# variants of LoRA; an adapter that sets one of those is refused.
 FOLLOWED = {
     "alpha_pattern",
     "exclude_modules",
@@ -58,14 +60,14 @@ HARMLESS = {
     "revision",
     "task_type",
 }
-# The other ways to initialise change the base's weights too, so their adapters fit only the changed ones.
-INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+# Other initializations also change the base's weights, so their adapters fit only the changed weights.
+INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def write_peft(
     folder: str | os.PathLike[str],
     backbone: nnx.Module,
-    hf_config: Any,
+    hf_config: PretrainedConfig,
     config: LoraConfig,
     base_name: str,
     task_type: str | None,
@@ -73,65 +75,31 @@ def write_peft(
     head_kind: str | None = None,
     saved: Sequence[str] = (),
 ) -> None:
-    """Writes what `peft.PeftModel.from_pretrained(base model, folder)` opens.
+    """Writes an adapter for `peft.PeftModel.from_pretrained(base model, folder)`.
 
     Args:
-        folder: made if need be.
-        backbone: with LoRA (`add_lora`), quantised or not; only LoRA's matrices are written.
+        folder: created if necessary.
+        backbone: with LoRA (`add_lora`), quantized or not; only LoRA's matrices are written.
         hf_config: the HuggingFace config of the backbone.
         config: the settings of its LoRA.
         base_name: folder or hub id of the base model.
-        task_type: PEFT's name of the task, one of `TASK_TYPES`; None for any other.
-        head: the trained head of one of the kinds `TRAINED_HEADS`, which goes along (PEFT's modules_to_save).
+        task_type: PEFT's name of the task, one of `TASK_TYPES`; None for any other task.
+        head: the trained head, of a kind in `TRAINED_HEADS`, to be saved with LoRA (PEFT's modules_to_save).
         head_kind: the kind of head in the HuggingFace model, a key of `Family.heads`; None for the bare network.
-        saved: names of linear layers of the backbone that are written whole, their update merged, because the base
-            model doesn't have them: "pooler.dense", where the pooler was newly initialised.
+        saved: names of linear layers of the backbone that are written whole, with their update merged, because the base
+            model lacks them: "pooler.dense" for a newly initialized pooler.
 
-    Raises ValueError for a network without LoRA, and where head, kind and task do not belong together.
+    Raises ValueError for a network without LoRA, and for inconsistent head, kind and task.
     """
     family = find_family(hf_config.model_type)
-    if task_type not in (*TASK_TYPES, None):
-        raise ValueError(f"PEFT has no task type {task_type!r}; choose one of {', '.join(TASK_TYPES)} or None.")
-    if head_kind is not None and head_kind not in family.heads:
-        raise ValueError(f"model_type {hf_config.model_type!r} has no {head_kind!r} head: {', '.join(family.heads)}.")
-    trained = TRAINED_HEADS.get(head_kind or "")
-    if (head is not None) != (trained is not None) or trained != (
-        task_type if task_type in TRAINED_HEADS.values() else None
-    ):
-        raise ValueError(
-            f"The PEFT task {task_type!r} does not go with the head kind {head_kind!r} and "
-            f"{'a' if head is not None else 'no'} head. SEQ_CLS, TOKEN_CLS and QUESTION_ANS need the kind "
-            "'sequence', 'token' or 'span' and the trained head; other heads belong to the base model and are not "
-            "written."
-        )
+    _check_head(hf_config.model_type, task_type, head, head_kind)
     prefix = family.prefix if head_kind else ""
-    tensors: dict[str, np.ndarray] = {}
-    rank_pattern, alpha_pattern, targets = {}, {}, []
-    for place in places(backbone, hf_config):
-        lora = place.linear.lora
-        whole = [name for name in place.names if name in saved]
-        if whole:
-            tensors |= {f"{prefix}{name}": value for name, value in _whole(place).items()}
-        elif lora is not None:
-            a, b = (np.asarray(v[...], np.float32).reshape(-1, *v.shape[v.ndim - n :]) for v, n in _ranked(place))
-            rank = a.shape[-1]
-            alpha = lora.scale * (math.sqrt(rank) if config.rslora else rank)
-            for name, one_a, one_b in zip(place.names, a, b, strict=True):
-                full = prefix + name
-                targets.append(full)
-                tensors[f"{full}.lora_A.weight"] = one_a.T
-                tensors[f"{full}.lora_B.weight"] = one_b.reshape(rank, -1).T
-                if rank != config.rank:
-                    rank_pattern[full] = rank
-                if not math.isclose(alpha, config.alpha):
-                    alpha_pattern[full] = alpha
-    if not targets:
-        raise ValueError("This network has no LoRA to write (it may be merged already).")
-    modules = [prefix + name for name in saved]
+    written = _lora_tensors(places(backbone, hf_config), config, prefix, saved)
+    tensors, modules = dict(written.tensors), [prefix + name for name in saved]
     if head is not None and head_kind is not None:
-        written = _head_tensors(head, family.heads[head_kind])
-        modules += sorted({name.partition(".")[0] for name in written})
-        tensors |= written
+        of_head = _head_tensors(head, family.heads[head_kind])
+        modules += sorted({name.partition(".")[0] for name in of_head})
+        tensors |= of_head
     settings = {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -140,9 +108,9 @@ def write_peft(
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
-        "target_modules": sorted(targets),
-        "rank_pattern": rank_pattern,
-        "alpha_pattern": alpha_pattern,
+        "target_modules": sorted(written.targets),
+        "rank_pattern": written.ranks,
+        "alpha_pattern": written.alphas,
         "modules_to_save": modules or None,
         "bias": "none",
         "fan_in_fan_out": any(is_conv1d(place.rule) for place in places(backbone, hf_config)),
@@ -156,69 +124,94 @@ def write_peft(
     write_json(folder / CONFIG, settings)
 
 
+def _check_head(model_type: str, task_type: str | None, head: nnx.Module | None, head_kind: str | None) -> None:
+    """Raises ValueError for inconsistent head, kind and task, see `write_peft`."""
+    heads = find_family(model_type).heads
+    if task_type not in (*TASK_TYPES, None):
+        raise ValueError(f"unknown PEFT task type {task_type!r}; choose from {', '.join(TASK_TYPES)} or None.")
+    if head_kind is not None and head_kind not in heads:
+        raise ValueError(f"model_type {model_type!r} has no {head_kind!r} head; it has: {', '.join(heads)}.")
+    trained = TRAINED_HEADS.get(head_kind or "")
+    trained_task = task_type if task_type in TRAINED_HEADS.values() else None
+    if (head is not None) != (trained is not None) or trained != trained_task:
+        raise ValueError(
+            f"the PEFT task {task_type!r} does not fit the head kind {head_kind!r} and "
+            f"{'a' if head is not None else 'no'} head: SEQ_CLS, TOKEN_CLS and QUESTION_ANS need the kind 'sequence', "
+            "'token' or 'span' and the trained head; other heads belong to the base model and are not written."
+        )
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Tensors of an adapter, the names of its modules with LoRA, and ranks and alphas that differ from the config's."""
+
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    targets: list[str] = field(default_factory=list)
+    ranks: dict[str, int] = field(default_factory=dict)
+    alphas: dict[str, float] = field(default_factory=dict)
+
+
+def _lora_tensors(found: Sequence[Place], config: LoraConfig, prefix: str, saved: Sequence[str]) -> _Written:
+    out = _Written()
+    for place in found:
+        lora = place.linear.lora
+        if any(name in saved for name in place.names):
+            out.tensors.update({f"{prefix}{name}": value for name, value in _whole(place).items()})
+        elif lora is not None:
+            a, b = (np.asarray(v[...], np.float32).reshape(-1, *v.shape[v.ndim - n :]) for v, n in _ranked(place))
+            rank = a.shape[-1]
+            alpha = lora.scale * (math.sqrt(rank) if config.rslora else rank)
+            for name, one_a, one_b in zip(place.names, a, b, strict=True):
+                full = prefix + name
+                out.targets.append(full)
+                out.tensors[f"{full}.lora_A.weight"] = one_a.T
+                out.tensors[f"{full}.lora_B.weight"] = one_b.reshape(rank, -1).T
+                if rank != config.rank:
+                    out.ranks[full] = rank
+                if not math.isclose(alpha, config.alpha):
+                    out.alphas[full] = alpha
+    if not out.targets:
+        raise ValueError("the network has no LoRA to write (it may be merged already).")
+    return out
+
+
 def read_peft(
     folder: str | os.PathLike[str],
     backbone: nnx.Module,
-    hf_config: Any,
+    hf_config: PretrainedConfig,
     head: nnx.Module | None = None,
     head_kind: str | None = None,
 ) -> LoraConfig:
-    """Gives a network the LoRA matrices, and the head the values, of an adapter that PEFT wrote; both in place.
+    """Loads a PEFT adapter's LoRA matrices into a network, and its head into `head`, both in place.
 
     Args:
         backbone: the loaded base network, without LoRA.
-        head: the base's head, with its kind (one of `TRAINED_HEADS`): the modules of it that the adapter has
-            (modules_to_save) take the adapter's values.
+        hf_config: the HuggingFace config of the backbone.
+        head: the base's head; its modules that the adapter has (modules_to_save) take the adapter's values.
+        head_kind: the kind of `head`, one of `TRAINED_HEADS`.
 
-    Returns its settings. Where ranks or alphas differ between modules, those of the network are the true ones.
-    Raises ValueError for what is not plain LoRA on linear layers (DoRA, trained biases, …), layers of one stack that
-    differ, a base of another shape, tensors that are missing or have no place, and pickles.
+    Returns the adapter's settings. If ranks or alphas differ between modules, the network has each module's own.
+    Raises ValueError for anything but plain LoRA on linear layers (DoRA, trained biases, …), differing layers of one
+    stack, a base of another shape, missing or unknown tensors, and pickles.
     """
     folder = Path(folder)
     settings = _read_config(folder)
     tensors = _read_tensors(folder)
     family = find_family(hf_config.model_type)
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
-    rslora = bool(settings.get("use_rslora"))
     missing = []
     for place in places(backbone, hf_config):
-        full = [prefix + name for name in place.names]
-        here = [name for name in full if any(f"{name}.lora_{m}.weight" in tensors for m in "AB")]
-        saved = [name for name in full if f"{name}.weight" in tensors]
-        if saved:
-            _set_whole(place, tensors, saved[0], folder)
-            continue
-        lacking = [name for name in full if name not in here]
-        if here and lacking and settings.get("layers_to_transform") is not None:
-            raise ValueError(
-                f"{folder}: layers_to_transform leaves out {lacking[0]}. Layers that are stored as one get LoRA "
-                f"together: {', '.join(full)}."
-            )
-        missing += [f"{name}.lora_A.weight" for name in lacking if here or _means(settings, name)]
-        if lacking:
-            continue
-        ranks = {(_pattern(settings, "rank", name), _pattern(settings, "alpha", name)) for name in full}
-        if len(ranks) > 1:
-            raise ValueError(
-                f"{folder}: rank_pattern or alpha_pattern sets the layers {full[0]} … {full[-1]} apart, which are "
-                "stored as one here; they need one rank and one alpha."
-            )
-        ((rank, alpha),) = ranks
-        matrices = [_pop_matrices(tensors, name, place, rank, folder) for name in full]
-        stack = np.stack if place.kernel_shape[0] else lambda arrays: arrays[0]
-        a, b = (jnp.asarray(stack(arrays)) for arrays in zip(*matrices, strict=True))
-        scale = alpha / (math.sqrt(rank) if rslora else rank)
-        set_lora(place, a, b, scale=scale, dropout=float(settings.get("lora_dropout", 0.0)))
+        missing += _fill_place(place, settings, tensors, prefix, folder)
     if missing:
         raise ValueError(f"{folder / TENSORS} lacks {len(missing)} tensors: {_some(missing)}.")
     if head is not None:
         if head_kind not in TRAINED_HEADS:
             known = ", ".join(map(repr, TRAINED_HEADS))
-            raise ValueError(f"A {head_kind!r} head is not read from an adapter; only these are: {known}.")
+            raise ValueError(f"a {head_kind!r} head cannot be read from an adapter; the kinds that can are {known}.")
         _fill_head(head, family.heads[head_kind], tensors, folder)
     if tensors:
         raise ValueError(
-            f"{folder / TENSORS} holds {len(tensors)} tensors that have no place in this {hf_config.model_type} network"
+            f"{folder / TENSORS} contains {len(tensors)} tensors unknown to this {hf_config.model_type} network"
             f"{' without its head' if head is None else ''}: {_some(sorted(tensors))}."
         )
     targets = settings.get("target_modules") or ["all-linear"]
@@ -227,12 +220,45 @@ def read_peft(
         alpha=float(settings.get("lora_alpha", 8)),
         targets=[targets] if isinstance(targets, str) else sorted(targets),
         dropout=float(settings.get("lora_dropout", 0.0)),
-        rslora=rslora,
+        rslora=bool(settings.get("use_rslora")),
     )
 
 
+def _fill_place(
+    place: Place, settings: Mapping[str, Any], tensors: dict[str, np.ndarray], prefix: str, folder: Path
+) -> list[str]:
+    """Moves a module's tensors out of `tensors` into the network. Returns the names of missing tensors."""
+    full = [prefix + name for name in place.names]
+    here = [name for name in full if any(f"{name}.lora_{m}.weight" in tensors for m in "AB")]
+    saved = [name for name in full if f"{name}.weight" in tensors]
+    if saved:
+        _set_whole(place, tensors, saved[0], folder)
+        return []
+    lacking = [name for name in full if name not in here]
+    if here and lacking and settings.get("layers_to_transform") is not None:
+        raise ValueError(
+            f"{folder}: layers_to_transform excludes {lacking[0]}, but these layers are stacked and get LoRA together: "
+            f"{', '.join(full)}."
+        )
+    if lacking:
+        return [f"{name}.lora_A.weight" for name in lacking if here or _is_target(settings, name)]
+    ranks = {(_pattern(settings, "rank", name), _pattern(settings, "alpha", name)) for name in full}
+    if len(ranks) > 1:
+        raise ValueError(
+            f"{folder}: rank_pattern or alpha_pattern differs between the layers {full[0]} … {full[-1]}, but these "
+            "layers are stacked and need one rank and one alpha."
+        )
+    ((rank, alpha),) = ranks
+    matrices = [_pop_matrices(tensors, name, place, rank, folder) for name in full]
+    stack = np.stack if place.kernel_shape[0] else lambda arrays: arrays[0]
+    a, b = (jnp.asarray(stack(arrays)) for arrays in zip(*matrices, strict=True))
+    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    set_lora(place, a, b, scale=scale, dropout=float(settings.get("lora_dropout", 0.0)))
+    return []
+
+
 def is_conv1d(rule: Rule) -> bool:
-    """Whether HuggingFace keeps this weight as [in, out] (GPT-2's Conv1D)."""
+    """Whether HuggingFace stores this weight as [in, out] (GPT-2's Conv1D)."""
     return file_shape(rule.transform, (2, 1, 3))[0] == 2
 
 
@@ -240,7 +266,7 @@ def is_conv1d(rule: Rule) -> bool:
 
 
 def _ranked(place: Place) -> list[tuple[Any, int]]:
-    """Each matrix with the number of its dimensions in one layer."""
+    """Both matrices, each with its number of dimensions in one layer."""
     return [(place.linear.lora.a, 2), (place.linear.lora.b, len(place.axes))]
 
 
@@ -265,7 +291,7 @@ def _set_whole(place: Place, tensors: dict[str, np.ndarray], name: str, folder: 
 
 def _refuse_stacked(place: Place) -> None:
     if place.kernel_shape[0]:
-        raise ValueError(f"{place.names[0]} is one of the layers and cannot be saved whole beside LoRA.")
+        raise ValueError(f"{place.names[0]} belongs to a stack of layers and cannot be saved whole with LoRA.")
 
 
 def _head_tensors(head: nnx.Module, kind: Head) -> dict[str, np.ndarray]:
@@ -275,13 +301,13 @@ def _head_tensors(head: nnx.Module, kind: Head) -> dict[str, np.ndarray]:
 
 
 def _fill_head(head: nnx.Module, kind: Head, tensors: dict[str, np.ndarray], folder: Path) -> None:
-    """PEFT may save a part of the head alone; the other modules stay as they are, which is the base's values."""
+    """Loads the head's modules that the adapter has; PEFT may omit modules, which keep the base's values."""
     rules = {rule.path: rule for rule in kind.mapping}
     modules = {name.rpartition(".")[0] for name in tensors}
     saved = [(k, rules[".".join(map(str, k))]) for k, _ in nnx.to_flat_state(nnx.state(head))]
     saved = [(keys, rule) for keys, rule in saved if rule.name.rpartition(".")[0] in modules]
     if not saved:
-        raise ValueError(f"{folder / TENSORS} holds no head; it has to be read from the base model.")
+        raise ValueError(f"{folder / TENSORS} contains no head: read it from the base model instead.")
     for keys, rule in saved:
         _set(functools.reduce(getattr, map(str, keys), head), tensors, rule.name, rule.transform, folder)
 
@@ -290,11 +316,11 @@ def _set(variable: Any, tensors: dict[str, np.ndarray], name: str, transform: st
     """Moves a tensor out of `tensors` into a parameter."""
     shape = tuple(variable.shape)
     if name not in tensors:
-        raise ValueError(f"{folder / TENSORS} lacks {name}, which was to be read from this adapter.")
+        raise ValueError(f"{folder / TENSORS} lacks {name}.")
     value = tensors.pop(name)
     if value.shape != file_shape(transform, shape):
         expected = list(file_shape(transform, shape))
-        raise ValueError(f"{folder / TENSORS}: {name} has shape {list(value.shape)}, but this network's is {expected}.")
+        raise ValueError(f"{folder / TENSORS}: {name} has shape {list(value.shape)}, but the network's is {expected}.")
     variable[...] = jnp.asarray(value.T if transform == "transpose" else value).reshape(shape)
 
 
@@ -311,8 +337,8 @@ def _pop_matrices(
         value = tensors.pop(key)
         if value.shape != shape:
             raise ValueError(
-                f"{folder / TENSORS}: {key} has shape {list(value.shape)}, but this base and rank {rank} call for "
-                f"{list(shape)}. The adapter was trained on another base."
+                f"{folder / TENSORS}: {key} has shape {list(value.shape)}, but this base with rank {rank} needs "
+                f"{list(shape)}: the adapter belongs to another base model."
             )
         found.append(value)
     return found[0].T, found[1].T.reshape(rank, *out)
@@ -327,18 +353,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     fields = read_fields(folder / CONFIG)
     kind = fields.text("peft_type")
     if kind != "LORA":
-        raise ValueError(f"{folder / CONFIG}: only adapters of the type LORA are supported, this one is {kind!r}.")
+        raise ValueError(f"{folder / CONFIG}: peft_type is {kind!r}, but only LORA is supported.")
     _check_fields(fields)
     settings = dict(fields.values)
     neutral: tuple[Any, ...] = (None, False, "none", {}, [])
     odd = {k: v for k, v in settings.items() if k not in FOLLOWED | HARMLESS and v not in neutral}
-    if settings.get("init_lora_weights", True) not in INITIALISATIONS:
+    if settings.get("init_lora_weights", True) not in INITIALIZATIONS:
         odd["init_lora_weights"] = settings["init_lora_weights"]
     if odd:
         named = ", ".join(f"{key}={value!r}" for key, value in odd.items())
         raise ValueError(
-            f"{folder / CONFIG} has {named}, which is not supported. Plain LoRA on linear layers is; loading the "
-            "adapter anyway would give wrong numbers."
+            f"{folder / CONFIG} has {named}, which is not supported: only plain LoRA on linear layers is, and loading "
+            "this adapter would give wrong numbers."
         )
     return settings
 
@@ -347,7 +373,7 @@ MOST_RANK = 1 << 16
 
 
 def _check_fields(fields: Fields) -> None:
-    """Raises ValueError for a field of another type or range, and for a pattern that is not matched in bounded time."""
+    """Raises ValueError for a field of a wrong type or range, and for a pattern not matchable in bounded time."""
     if fields.integer("r", 1, MOST_RANK) is None:
         fields.refuse("r", "an integer")
     fields.number("lora_alpha", 0.0)
@@ -378,31 +404,29 @@ def _check_fields(fields: Fields) -> None:
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """The adapter's tensors in fp32, by name without PEFT's wrappers."""
+    """The adapter's tensors in fp32, by name without PEFT's prefix."""
     if not (folder / TENSORS).is_file():
         pickle = (folder / "adapter_model.bin").is_file()
-        remedy = (
-            " Its adapter_model.bin is a pickle and is never opened here: save it anew with PEFT." if pickle else ""
-        )
+        remedy = " Its adapter_model.bin is a pickle, which is never opened: save it again with PEFT." if pickle else ""
         raise ValueError(f"{folder} has no {TENSORS}.{remedy}")
     try:
         with safe_open(folder / TENSORS, framework="np") as file:
             found = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"Cannot open {folder / TENSORS}: {error}. Is the download complete?") from error
+        raise ValueError(f"cannot open {folder / TENSORS}: {error}. Is the download complete?") from error
     broken = [name for name, value in found.items() if not np.isfinite(value).all()]
     if broken:
-        raise ValueError(f"{folder / TENSORS}: tensor {broken[0]} holds NaN or infinity. Take another copy of it.")
+        raise ValueError(f"{folder / TENSORS}: tensor {broken[0]} contains NaN or infinity. Get another copy of it.")
     strange = [name for name in found if not name.startswith(ROOT)]
     if strange:
-        raise ValueError(f"{folder / TENSORS}: {strange[0]} does not begin with {ROOT!r}, as PEFT's names do.")
+        raise ValueError(f"{folder / TENSORS}: {strange[0]} does not start with {ROOT!r} like PEFT's names.")
     return {name.removeprefix(ROOT): value for name, value in found.items()}
 
 
-def _means(settings: Mapping[str, Any], name: str) -> bool:
-    """Whether the config's target_modules mean this module (PEFT's rule: a string is a regular expression)."""
+def _is_target(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether the config's target_modules match this module (PEFT's rule: a string is a regular expression)."""
 
-    def hit(modules: Any) -> bool:
+    def hit(modules: str | Sequence[str] | None) -> bool:
         if isinstance(modules, str):
             return modules.lower() == "all-linear" or matches(modules, name)
         return any(f".{name}".endswith(f".{module}") for module in modules or ())
@@ -413,7 +437,7 @@ def _means(settings: Mapping[str, Any], name: str) -> bool:
 
 
 def _pattern(settings: Mapping[str, Any], kind: str, name: str) -> Any:
-    """A module's rank or alpha, from the first pattern that finds its name's end, else the config's own."""
+    """A module's rank or alpha: from the first pattern that matches the end of its name, else the config's own."""
     for key, value in (settings.get(f"{kind}_pattern") or {}).items():
         if matches(rf"(?:.*\.)?(?:{key})$", name, whole=False):
             return value

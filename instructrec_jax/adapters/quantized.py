@@ -1,9 +1,9 @@
-"""Frozen weights in 8 or 4 bits, turned back on the fly: the base of QLoRA (Dettmers et al., 2023).
+"""Frozen weights in 8 or 4 bits, dequantized on the fly: the base of QLoRA (Dettmers et al., 2023).
 
-Why our own and not qwix: it rewrites a model's products by rules while it is traced. Here codes and scales are
-parameters with names, shapes and logical axes of their own, as sharding, checkpoints, export and the readers of
-HuggingFace files need them; NF4 has QLoRA's blocks along the inputs, two codes to a byte in any backend; and the
-backward pass turns the codes back once more in place of keeping every kernel in full.
+Why our own: qwix rewrites a model's products by rules during tracing. Here codes and scales are parameters with names,
+shapes and logical axes, as needed for sharding, checkpoints, export and reading HuggingFace files; NF4 has QLoRA's
+blocks along the inputs, with two codes per byte on every backend; and the backward pass dequantizes again instead of
+keeping every kernel in fp32.
 """
 
 from collections.abc import Callable
@@ -44,11 +44,11 @@ NF4 = np.array(
 
 
 def encode(kind: str, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(codes, scales) of one layer's kernel [in, ..., out]; each output channel has scales of its own.
+    """(codes, scales) of one layer's kernel [in, ..., out], with separate scales for each output channel.
 
     int8: codes int8 [in, ..., out] = round(kernel / scale), scales fp32 [1, ..., out] = max |kernel| / 127.
-    nf4: codes uint8 [ceil(in / 2), ..., out], two to a byte, the earlier one in its low bits; scales fp32
-    [ceil(in / 64), ..., out] = max |kernel| of 64 weights in turn (the last ones may be fewer).
+    nf4: codes uint8 [ceil(in / 2), ..., out], two per byte, the first in the low bits; scales fp32
+    [ceil(in / 64), ..., out] = max |kernel| per block of 64 weights (the last block may be shorter).
     """
     kernel = kernel.astype(jnp.float32)
     if kind == "int8":
@@ -65,7 +65,7 @@ def encode(kind: str, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def decode(kind: str, codes: jax.Array, scales: jax.Array, size: int) -> jax.Array:
-    """The fp32 kernel [size, ..., out] that `encode` made into codes and scales."""
+    """The inverse of `encode`, up to rounding: the fp32 kernel [size, ..., out]."""
     if kind == "int8":
         return codes.astype(jnp.float32) * scales
     nibbles = jnp.stack([codes & 15, codes >> 4], axis=1).reshape(-1, *codes.shape[1:])[:size]
@@ -74,10 +74,10 @@ def decode(kind: str, codes: jax.Array, scales: jax.Array, size: int) -> jax.Arr
 
 
 class Quantized(nnx.Module):
-    """Stands where a `Linear` has its kernel, and takes the product with it.
+    """A quantized kernel of a `Linear`.
 
-    `codes` and `scales` are parameters as `encode` makes them, with the kernel's logical axes, and with its leading
-    "layers" axis in a stack. They have no gradients.
+    `codes` and `scales` are parameters in the format of `encode`, with the kernel's logical axes, and in a stack its
+    leading "layers" axis. They have no gradients.
     """
 
     def __init__(self, kind: str, codes: jax.Array, scales: jax.Array, *, size: int, axes: Axes):
@@ -89,7 +89,7 @@ class Quantized(nnx.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The kernel's."""
+        """The kernel's shape."""
         inputs = self.codes.ndim - len(self.axes)
         return (*self.codes.shape[:inputs], self.size, *self.codes.shape[inputs + 1 :])
 
@@ -105,8 +105,7 @@ class Quantized(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [..., in] times the kernel, in x's dtype."""
 
-        # Under jax.checkpoint the backward pass turns the codes back once more: otherwise it would keep every layer's
-        # kernel in full.
+        # With jax.checkpoint the backward pass dequantizes again instead of keeping every layer's kernel in fp32.
         @jax.checkpoint
         def product(x: jax.Array, codes: jax.Array, scales: jax.Array) -> jax.Array:
             return jnp.tensordot(x, decode(self.kind, codes, scales, self.size).astype(x.dtype), axes=1)
@@ -117,38 +116,39 @@ class Quantized(nnx.Module):
 def quantize_backbone(backbone: nnx.Module, kind: str) -> None:
     """Replaces the kernel of each linear layer by codes and scales, in place; embeddings, norms and biases stay.
 
-    One parameter is encoded at a time, layer by layer, and its fp32 values are let go. The network may be abstract
+    Encodes one parameter at a time, layer by layer, and frees its fp32 values. The network may be abstract
     (jax.ShapeDtypeStruct for values).
 
     Args:
         kind: "int8" | "nf4"; see `encode`.
 
-    Raises ValueError for another kind and for a network that is quantised already.
+    Raises ValueError for an unknown kind and for a network that is already quantized.
     """
     if kind not in KINDS:
-        raise ValueError(f"Weights cannot be quantised to {kind!r}; choose one of: {', '.join(KINDS)}.")
+        raise ValueError(f"unknown quantization {kind!r}; choose from {', '.join(KINDS)}.")
     for linear in linears(backbone):
         if isinstance(linear.kernel, Quantized):
-            raise ValueError("This network is quantised already; quantise the original weights instead.")
+            raise ValueError("the network is already quantized: quantize the original weights instead.")
         axes = linear.kernel.get_metadata()["axes"]
         stacked = linear.kernel.ndim > len(axes)
         codes, scales = compute(_encode_layers if stacked else _encode, kind, linear.kernel.get_value())
         linear.kernel = Quantized(kind, codes, scales, size=linear.kernel.shape[stacked], axes=axes)
 
 
-def dense_kernel(linear: Linear) -> nnx.Param:
-    """The kernel itself, or what its codes stand for."""
+def dense_kernel(linear: Linear) -> "nnx.Param[jax.Array]":
+    """The kernel, dequantized if necessary."""
     if isinstance(linear.kernel, Quantized):
         return nnx.Param(linear.kernel.dequantize(), axes=linear.kernel.axes)
     return linear.kernel
 
 
 def linears(network: nnx.Module) -> list[Linear]:
+    """All linear layers of a network."""
     return [node for _, node in nnx.iter_modules(network) if isinstance(node, Linear)]
 
 
 def compute(function: Callable[..., Any], kind: str, value: Any) -> Any:
-    """function(kind, value), or only its shapes where `value` is a jax.ShapeDtypeStruct."""
+    """function(kind, value), or only its shapes if `value` is a jax.ShapeDtypeStruct."""
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.eval_shape(lambda v: function(kind, v), value)
     return function(kind, value)

@@ -141,7 +141,7 @@ def write_adapter(folder: Path, model: SplitModel, run: Path, task: Task) -> Non
     pairs = find_family(source.config.model_type).kind == "encoder_decoder"
     tasks = TRAINED_HEADS | {"lm": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM"}
     trained = network.head if kind in TRAINED_HEADS else None
-    new_pooler = any(path.startswith("pooler.") for path in source.report.initialised)
+    new_pooler = any(path.startswith("pooler.") for path in source.report.initialized)
     write_peft(
         folder,
         network.backbone,

@@ -62,7 +62,7 @@ class LanguageModel:
         self.task: LanguageModelTask = task
         self.tokenizer = task.context.tokenizer
         model = self.run.model
-        if not self.run.trained and any(name.startswith("table") for name in model.source.report.initialised):
+        if not self.run.trained and any(name.startswith("table") for name in model.source.report.initialized):
             raise ValueError(f"{folder} has no language-model head: name a checkpoint of a language model.")
         self.params = in_dtype(model.params, compute_dtype(config))
         self.writer = open_writer(task, model.graphdef, self.run.mesh)

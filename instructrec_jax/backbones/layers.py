@@ -21,7 +21,7 @@ Axes = tuple[str | None, ...]
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
-# ---------------------------------------------------------------- initialisers
+# ---------------------------------------------------------------- initializers
 
 
 def normal(std: float) -> Init:
@@ -90,7 +90,7 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Embedding(nnx.Module):
-    """A table [size, features]. An id outside the table gives NaN (never a silently clamped neighbour)."""
+    """A table [size, features]. An id outside the table gives NaN (never a silently clamped neighbor)."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Embedding(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis, computed in fp32, returned in `dtype`."""
+    """Layer normalization over the last axis, computed in fp32, returned in `dtype`."""
 
     def __init__(self, features: int, *, eps: float, use_bias: bool = True, dtype: Any = jnp.float32):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("embed",))
@@ -130,7 +130,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root mean square normalisation over the last axis (Zhang & Sennrich, 2019), in fp32, returned in `dtype`.
+    """Root mean square normalization over the last axis (Zhang & Sennrich, 2019), in fp32, returned in `dtype`.
 
     The factor on the result is `offset` + scale: with the offset 1, weight decay pulls it to 1 (Gemma).
     """

@@ -47,17 +47,17 @@ class LoadReport:
     Attributes:
         used: tensor name in the file → its dtype there ("F32", "F16", "BF16").
         unused: names in the file that no parameter took.
-        initialised: our parameter paths that the file lacks and that were newly initialised.
+        initialized: our parameter paths that the file lacks and that were newly initialized.
     """
 
     used: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
-    initialised: tuple[str, ...] = ()
+    initialized: tuple[str, ...] = ()
 
     def __add__(self, other: "LoadReport") -> "LoadReport":
         used = {**self.used, **other.used}
         unused = dict.fromkeys((*self.unused, *other.unused))
-        return LoadReport(used, tuple(n for n in unused if n not in used), self.initialised + other.initialised)
+        return LoadReport(used, tuple(n for n in unused if n not in used), self.initialized + other.initialized)
 
     def __str__(self) -> str:
         def some(names: tuple[str, ...]) -> str:
@@ -66,7 +66,7 @@ class LoadReport:
 
         return (
             f"{len(self.used)} tensors read, {some(self.unused)} not used, "
-            f"{some(self.initialised)} parameters newly initialised"
+            f"{some(self.initialized)} parameters newly initialized"
         )
 
 
@@ -89,7 +89,7 @@ def build_backbone(
     pooler: bool = True,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """The network of a HuggingFace config, initialised as HuggingFace does; see `Family` for its call.
+    """The network of a HuggingFace config, initialized as HuggingFace does; see `Family` for its call.
 
     Raises ValueError for a config that no network can have.
     """
@@ -131,10 +131,10 @@ def load_backbone(
         path_or_hub_id: a HuggingFace folder with config.json and safetensors, or a hub id.
         dtype: of the activations; parameters are fp32 whatever the file holds.
         stack: see `layers.StackOptions`.
-        pooler: keep BERT's pooler (newly initialised and reported when the file has none); False leaves it
+        pooler: keep BERT's pooler (newly initialized and reported when the file has none); False leaves it
             out.
         random_init: take only the config from the folder and draw fresh weights.
-        rngs: its "params" stream serves what is newly initialised.
+        rngs: its "params" stream serves what is newly initialized.
         shardings: shardings(path, shape, axes) -> Sharding for each parameter; stacked parameters come with
             a leading "layers" axis in both. Each device's slice is read straight from the file. None: the
             default device.
@@ -187,7 +187,7 @@ def load_head(
         build: build(key) -> head module (`adapters.heads`), key a jax random key.
 
     Returns the head and a report; where the checkpoint has no such head, every parameter is in
-    `report.initialised`.
+    `report.initialized`.
     Raises ValueError when only a part of the head is there, when its shape (number of labels) differs, or when a
     language model lacks its output matrix.
     """
@@ -207,7 +207,7 @@ def load_head(
             name = next(rule.name for rule in rules if rule.path == "table")
             raise ValueError(
                 f"{folder}: {name} is missing. If the output layer is the word embeddings, set tie_word_embeddings to "
-                "true in config.json; a newly initialised one would have to learn all words again."
+                "true in config.json; a newly initialized one would have to learn all words again."
             )
         if not present & set(wanted):
             return _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
@@ -290,7 +290,7 @@ def _fill(
     shardings: Shardings | None,
     may_lack: Callable[[str], bool],
 ) -> tuple[nnx.Module, LoadReport]:
-    """Builds a module whose parameters come from `files` by `rules`; the ones it may lack are initialised."""
+    """Builds a module whose parameters come from `files` by `rules`; the ones it may lack are initialized."""
     by_path = {rule.path: rule for rule in rules}
     sites = sites_of(abstract_module(build))
     found: dict[str, list[str]] = {}
@@ -324,7 +324,7 @@ def _fill(
             assert files is not None
             values[site.path] = _read(site, by_path[site.rule_path], found[site.path], files, shardings)
     if lacking:
-        values.update(_initialise(build, key, [s for s in sites if s.path in set(lacking)], shardings))
+        values.update(_initialize(build, key, [s for s in sites if s.path in set(lacking)], shardings))
 
     graphdef, state = nnx.split(abstract_module(build))
     flat = [(keys, variable.replace(values[".".join(map(str, keys))])) for keys, variable in nnx.to_flat_state(state)]
@@ -353,7 +353,7 @@ def _where_else(missing: list[str], files: TensorFiles | None) -> str:
     return "Is this the whole checkpoint, and does config.json belong to it?"
 
 
-def _initialise(
+def _initialize(
     build: Callable[[jax.Array], nnx.Module], key: jax.Array, sites: list[Site], shardings: Shardings | None
 ) -> dict[str, jax.Array]:
     wanted = {site.path for site in sites}

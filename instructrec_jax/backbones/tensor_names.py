@@ -165,7 +165,7 @@ class TensorFiles:
         if stored.dtype not in FILE_DTYPES:
             raise ValueError(
                 f"{self.folder}: tensor {name} is stored as {stored.dtype}; only {', '.join(FILE_DTYPES)} weights can "
-                "be loaded (not quantised or 64-bit ones)."
+                "be loaded (not quantized or 64-bit ones)."
             )
         whole = (slice(None),) * (len(stored.shape) - len(index))
         bounds = [s.indices(size)[:2] for s, size in zip((*index, *whole), stored.shape, strict=True)]

@@ -1,4 +1,4 @@
-"""The memory of a machine whose CPU is the accelerator."""
+"""Settings of malloc for training on the CPU."""
 
 import ctypes
 import os
@@ -6,20 +6,19 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
-ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")  # below /dev: NVIDIA, AMD, TPU
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from malloc.h
+ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")  # in /dev: NVIDIA, AMD, TPU
 
 
 def keep_freed_memory(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:
-    """Lets a step have the pages of the step before, where steps run on the CPU. Returns whether it did.
+    """Configures glibc's malloc to keep freed memory, if training runs on the CPU. Returns whether it did.
 
-    XLA asks malloc for the buffers of each step anew. glibc maps large ones, and unmaps them after use, so that the
-    kernel clears every page again in each step, which takes up to half of its time. One arena that maps nothing and
-    gives nothing back (mallopt(3)) has them ready. In exchange, what has just been freed stays with the process until
-    `release_freed_memory`.
+    XLA allocates the buffers of each step again. glibc maps and unmaps large buffers, so the kernel clears all their
+    pages in every step, which takes up to half of the step's time. With one arena, no mapping and no trimming
+    (mallopt(3)) the pages are reused. In exchange, the process keeps freed memory until `release_freed_memory`.
 
-    To be called before jax looks for devices, since each of its threads chooses an arena as it starts. Nothing changes
-    where jax will find an accelerator, where malloc is not glibc's, or where the environment already tunes it.
+    Call it before jax initializes its devices, because each of jax's threads chooses an arena when it starts. Nothing
+    changes if jax will find an accelerator, if malloc is not glibc's, or if the environment already tunes malloc.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
         return False
@@ -34,9 +33,9 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ, devices: Path
 
 
 def release_freed_memory() -> None:
-    """Gives back what is free now, after something that needed memory of other sizes: a compilation, an evaluation.
+    """Returns free memory to the system, after a compilation or an evaluation, which need buffers of other sizes.
 
-    Else the next step could find no hole that is large enough, and take as much again.
+    Otherwise the next step may find no free block that is large enough and allocate its buffers on top.
     """
     if trim := _of_glibc("malloc_trim"):
         trim(0)

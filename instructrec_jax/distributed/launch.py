@@ -1,7 +1,7 @@
-"""Several processes as one program: who they are, what they do together, and how they end when one of them dies.
+"""Multi-process programs: initialization, collective operations, and the end of all processes when one dies.
 
-Every process runs the same code on the same settings. What is computed is computed by all of them; what is written and
-said is written and said by the first. They share one file system.
+Every process runs the same code with the same settings. All processes compute; only the first writes files and prints.
+They share one file system.
 """
 
 import atexit
@@ -24,30 +24,31 @@ from jax.experimental import multihost_utils
 
 from instructrec_jax.extras import installed
 
-HEARTBEAT_SECONDS = 60  # a process that has not been heard of for so long is taken for dead
-SHUTDOWN_SECONDS = 300  # how long a process that is done waits for the others
-SHARED_SECONDS = 60  # how long a network file system may take to show one machine what another wrote
+HEARTBEAT_SECONDS = 60  # a process without a heartbeat for this long counts as dead
+SHUTDOWN_SECONDS = 300  # how long a finished process waits for the others
+SHARED_SECONDS = 60  # maximum delay until a network file system shows another machine's files
 
 ADDRESS, NUMBER, COUNT = "COORDINATOR_ADDRESS", "PROCESS_ID", "NUM_PROCESSES"
-# What jax asks for itself, so with all of these (and more than one process) it finds out the rest.
+# Variables that jax's own cluster detection reads: if all are set (with more than one process), jax needs no arguments.
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 OPEN_MPI = ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
-RANKS = {  # who starts processes -> names for their number, their count, and the number within a machine
+RANKS = {  # launcher -> variables of the process number, the process count and the number within a machine
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
 }
 
 
-# ---------------------------------------------------------------- who we are
+# ---------------------------------------------------------------- initialization
 
 
 def settings_from(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments for `jax.distributed.initialize`, or None where this process is alone.
+    """Arguments for `jax.distributed.initialize`, or None for a single process.
 
-    In this order: COORDINATOR_ADDRESS (host:port of the first process) with PROCESS_ID and NUM_PROCESSES, which Open
-    MPI and SLURM may give in their own names; Open MPI and SLURM by themselves; a TPU machine, which knows its pod.
+    Order of precedence: COORDINATOR_ADDRESS (host:port of the first process) with PROCESS_ID and NUM_PROCESSES, or with
+    the equivalents of Open MPI and SLURM; Open MPI and SLURM alone; a TPU machine, which knows its pod.
 
-    Raises ValueError, naming what is missing, where only a part of this is set.
+    Raises:
+      ValueError: only some of the variables are set; the error names the missing ones.
     """
     if any(environment.get(name) for name in (ADDRESS, NUMBER, COUNT)):
         return _by_hand(environment)
@@ -57,10 +58,10 @@ def settings_from(environment: Mapping[str, str]) -> dict[str, Any] | None:
             continue
         if all(name in environment for name in names):
             return {}
-        if launcher == "Open MPI":  # from its version 5 on it no longer says where the first process is
+        if launcher == "Open MPI":  # version 5 and later do not publish the first process's address
             raise ValueError(
-                f"Open MPI started {count} processes, but does not say where the first one runs: set {ADDRESS} to its "
-                f"host and a free port, as in `mpirun -x {ADDRESS}=node1:8476 ...`."
+                f"Open MPI started {count} processes without the address of the first one: set {ADDRESS} to its host "
+                f"and a free port, as in `mpirun -x {ADDRESS}=node1:8476 ...`."
             )
     return {} if _on_a_tpu_machine(environment) else None
 
@@ -76,18 +77,18 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any] | None:
                 break
     if missing := [name for name in (ADDRESS, NUMBER, COUNT) if name not in found]:
         raise ValueError(
-            f"{', '.join(found)} is set, but {' and '.join(missing)} is not: several processes need {ADDRESS} "
-            f"(host:port of the first one), {NUMBER} (0, 1, ...) and {COUNT}. To run a single one, unset all three."
+            f"{', '.join(found)} is set without {' and '.join(missing)}: several processes need {ADDRESS} (host:port "
+            f"of the first one), {NUMBER} (0, 1, ...) and {COUNT}. To run a single process, unset all three."
         )
     address, numbers = found[ADDRESS], {}
     for name in (NUMBER, COUNT):
         if not found[name].isdecimal():
-            raise ValueError(f"{name} should be a number, but is {found[name]!r}.")
+            raise ValueError(f"{name} must be a number, but is {found[name]!r}.")
         numbers[name] = int(found[name])
     if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal():
-        raise ValueError(f"{ADDRESS} should be host:port of the first process, but is {address!r}.")
+        raise ValueError(f"{ADDRESS} must be host:port of the first process, but is {address!r}.")
     if numbers[NUMBER] >= numbers[COUNT]:
-        raise ValueError(f"{NUMBER} is {numbers[NUMBER]}, but should be below {COUNT}, which is {numbers[COUNT]}.")
+        raise ValueError(f"{NUMBER} is {numbers[NUMBER]}, but must be below {COUNT}, which is {numbers[COUNT]}.")
     if numbers[COUNT] == 1:
         return None
     return {
@@ -109,71 +110,71 @@ def _on_a_tpu_machine(environment: Mapping[str, str]) -> bool:
 
 
 def initialize() -> None:
-    """Joins the other processes, where the environment says that there are some. Call it before any device is used.
+    """Connects the processes that the environment describes, if any. Call it before using any device.
 
     Raises:
-      ValueError: the environment says only a part of what is needed.
-      ConnectionError: the others could not be reached.
+      ValueError: the environment sets only some of the variables.
+      ConnectionError: the other processes could not be reached.
     """
     settings = settings_from(os.environ)
     if settings is None:
         return
-    _leave_last_words()
+    _start_watchdog()
     try:
         jax.distributed.initialize(
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS, **settings
         )
     except RuntimeError as error:
         raise ConnectionError(
-            f"the processes of this run did not find each other ({error}). Start all of them within five minutes, "
-            f"each with its own number; the first must be reached at {settings.get('coordinator_address', 'its host')}."
+            f"the processes of this run could not connect ({error}). Start all of them within five minutes, each with "
+            f"its own number; the first must be reachable at {settings.get('coordinator_address', 'its host')}."
         ) from error
     if not is_first():
         logging.getLogger("instructrec_jax").setLevel(logging.ERROR)  # the first one warns for all
 
 
 def refuse_others(verb: str) -> None:
-    """Raises ValueError where the environment starts several processes of a verb that works in one."""
+    """Raises ValueError if the environment starts several processes of a single-process verb."""
     if settings_from(os.environ) is not None and not _on_a_tpu_machine(os.environ):
         raise ValueError(
-            f"{verb} runs in one process, on the devices of one machine, but the environment starts several of them: "
-            f"start it once, without {COUNT}, srun or mpirun."
+            f"{verb} runs in one process, on the devices of one machine, but the environment starts several: start it "
+            f"once, without {COUNT}, srun or mpirun."
         )
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
-# ---------------------------------------------------------------- what they do together
+# ---------------------------------------------------------------- collective operations
 
 
 def barrier(name: str) -> None:
-    """Returns when every process has come here."""
+    """Blocks until all processes arrive."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-def once(do: Callable[[], Any]) -> None:
-    """The first process does it; the others go on when it is done."""
-    barrier("before")  # nobody still looks at what it is about to change
+def once(do: Callable[[], object]) -> None:
+    """Runs `do` in the first process; the others wait until it returns."""
+    barrier("before")  # no process still reads what `do` changes
     if is_first():
         do()
     barrier("after")
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Prints, in the first process only, on stderr unless another file is given."""
+    """Prints `text` in the first process only, to stderr by default."""
     if is_first():
         print(text, file=sys.stderr if file is None else file, flush=True)
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Like `jax.device_put`, for values that are the same in every process: none is asked whether they are.
+    """Like `jax.device_put`, for values that are equal in every process; unlike it, does not check that they are.
 
     Args:
-      shardings: a tree like `tree`, or one sharding for all.
+      shardings: a tree like `tree`, or one sharding for all of its leaves.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
@@ -191,69 +192,69 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def fetch(array: Any) -> np.ndarray:
-    """The whole of an array, in every process."""
+    """The whole array as NumPy, in every process."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def check_shared(path: Path, text: str) -> None:
-    """Raises ValueError where this process does not see what the first one wrote to `path`."""
+    """Raises ValueError if this process does not see the first process's file `path` with the content `text`."""
     deadline = time.monotonic() + SHARED_SECONDS
     while not (path.is_file() and path.read_text(encoding="utf-8") == text):
         if time.monotonic() > deadline:
             raise ValueError(
-                f"process {jax.process_index()} does not see {path} as process 0 wrote it: put {path.parent} on a file "
-                "system that all machines share (NFS, or a mounted bucket)."
+                f"process {jax.process_index()} does not see process 0's {path}: put {path.parent} on a file system "
+                "that all machines share (NFS or a mounted bucket)."
             )
         time.sleep(0.5)
 
 
-# ---------------------------------------------------------------- how they end
+# ---------------------------------------------------------------- failures
 
 
-# Speaks when its standard input ends without a word. Signals for the whole group are not meant for it.
-_WATCHER = """
+# Prints its argument if its standard input closes without any text. It ignores signals sent to the process group.
+_WATCHDOG = """
 import signal, sys
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
 if not sys.stdin.read():
     print(sys.argv[1], file=sys.stderr)
 """
-AGAIN = "Start all processes again with the same command: training goes on from the last checkpoint."
-_watchers: list[subprocess.Popen] = []
+AGAIN = "Start all processes again with the same command: training resumes from the last checkpoint."
+_watchdogs: list[subprocess.Popen[str]] = []
 
 
-def _leave_last_words() -> None:
-    """Lets another process say what to do should this one end without a word, by SIGKILL or by jax's own hand.
+def _start_watchdog() -> None:
+    """Starts a process that explains what to do if this one ends without a message, by SIGKILL or through jax.
 
-    When a process dies, falls silent or never comes, jax ends the others in the middle of whatever they do (`abort`).
+    When a process dies, stops responding or never starts, jax aborts the others (`abort`) wherever they are.
     """
     text = (
-        f"error: process {os.environ.get(NUMBER, '')} (pid {os.getpid()} on {socket.gethostname()}) did not end by "
-        "itself. Where jax says above that it lost its distributed service or another task, another process died, lost "
-        "its machine or was never started, and the output of that one says more. Where nothing is said, this one was "
-        f"killed (short of memory, perhaps). {AGAIN}"
+        f"error: process {os.environ.get(NUMBER, '')} (pid {os.getpid()} on {socket.gethostname()}) was terminated. If "
+        "jax reports above that it lost its distributed service or another task, then another process died, lost its "
+        "machine or was never started: see the output of that process. If there is no report, this process was killed "
+        f"(possibly out of memory). {AGAIN}"
     )
-    command = [sys.executable, "-S", "-c", _WATCHER, text]
-    _watchers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
-    atexit.register(_dismiss)
+    command = [sys.executable, "-S", "-c", _WATCHDOG, text]
+    _watchdogs.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+    atexit.register(_stop_watchdog)
 
 
-def _dismiss() -> None:
-    while _watchers:
-        _watchers.pop().communicate("this end is in order")
+def _stop_watchdog() -> None:
+    while _watchdogs:
+        _watchdogs.pop().communicate("clean exit")
 
 
 @contextmanager
 def guard(passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Ends this process at once where the work inside cannot go on in all processes; alone it does nothing.
+    """Ends this process at once if the code inside fails; does nothing in a single-process program.
 
-    On the way out of an ordinary error much would wait for the other processes (a checkpoint that is being written, and
-    the interpreter's end itself), and so for a dead one.
+    An ordinary exit would wait for the other processes (a checkpoint being written, the interpreter's shutdown), and so
+    possibly for a dead one.
 
     Args:
-      passing: errors that all processes meet alike, which are left to whoever handles them.
+      passing: errors that occur in all processes alike; they are raised as usual.
     """
     try:
         yield
@@ -265,7 +266,7 @@ def guard(passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
 
 
 def is_loss_of_another(error: BaseException) -> bool:
-    """Whether an error says that another process is gone; jax has several classes for it, ValueError among them."""
+    """Whether an error reports the loss of another process; jax uses several classes for it, including ValueError."""
     text = str(error)
     return jax.distributed.is_initialized() and (
         re.search("gloo|nccl|coordination.?service|barrier|heartbeat", text, re.IGNORECASE) is not None
@@ -274,14 +275,14 @@ def is_loss_of_another(error: BaseException) -> bool:
 
 
 def end(error: BaseException) -> NoReturn:
-    """Says what happened, and leaves without waiting for the other processes, who notice it."""
+    """Prints the error and exits without waiting for the other processes, which notice it."""
     where = f"process {jax.process_index()} of {jax.process_count()}"
     code = 1
     if is_loss_of_another(error):
         first_line = str(error).partition("\n")[0]
         print(
-            f"error: {where} stops, because it lost another one ({first_line}). Most likely that process was killed, "
-            f"ran out of memory or lost its machine: its own output says more. {AGAIN}",
+            f"error: {where} stops because another process was lost ({first_line}). Most likely that process was "
+            f"killed, ran out of memory or lost its machine: see its output. {AGAIN}",
             file=sys.stderr,
         )
     elif isinstance(error, ValueError | OSError | FloatingPointError):
@@ -293,7 +294,7 @@ def end(error: BaseException) -> NoReturn:
     else:
         print(f"error: {where} failed:", file=sys.stderr)
         traceback.print_exception(error)
-    _dismiss()
+    _stop_watchdog()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

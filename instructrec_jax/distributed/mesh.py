@@ -1,4 +1,4 @@
-"""The device mesh, and the one table that says how arrays lie on it."""
+"""The device mesh and the table of sharding rules."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "context", "tensor")
 
-# Logical axis -> mesh axes. A parameter names its logical axes where it is made (`nnx.Param(..., axes=...)`), an
-# activation where it is constrained (`constrain`). `mesh.rules` of the settings change the table for one mesh.
+# Logical axis -> mesh axes. A parameter names its logical axes at its definition (`nnx.Param(..., axes=...)`), an
+# activation at `constrain`. The setting `mesh.rules` changes the table for one mesh.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": ("context",),
@@ -26,35 +26,35 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "items": ("data", "fsdp", "context", "tensor"),
 }
-# The rules of the mesh whose program is being traced, for code inside networks that has no mesh at hand.
+# The rules of the mesh for which a program is being traced, for network code, which has no mesh argument.
 _traced_rules: ContextVar[Mapping[str, tuple[str, ...]]] = ContextVar("traced_rules", default=RULES)
 
-# Named, because --help shows a setting's comment only where its type is a plain name.
+# Named because --help shows a setting's comment only if its type is a plain name.
 Size = int | Literal["auto"] | None  # null means auto
 
 
 @dataclass
 class MeshConfig:
-    """How the devices are arranged."""
+    """Sizes of the device mesh's axes."""
 
-    data: Size = "auto"  # devices that hold whole copies of the parameters; auto (of one axis): all that are left
-    fsdp: Size = 1  # devices over which parameters and optimizer are split, each working on its own rows
-    tensor: Size = 1  # devices over which single matrix products are split
-    context: Size = 1  # devices over which the length of rows is split
-    dcn_data: int = 1  # slices, or nodes, over which data is split besides: so many times the devices of one
-    dcn_fsdp: int = 1  # slices, or nodes, over which fsdp is split besides
-    rules: dict[str, list[str]] = field(default_factory=dict)  # logical axis: mesh axes, changes of the sharding rules
+    data: Size = "auto"  # data parallelism: devices with whole parameters; auto (one axis only): remaining devices
+    fsdp: Size = 1  # data parallelism with parameters and optimizer state split over the devices
+    tensor: Size = 1  # tensor parallelism: devices over which each matrix product is split
+    context: Size = 1  # context parallelism: devices over which the length of rows is split
+    dcn_data: int = 1  # slices (or nodes) of additional data parallelism; the sizes above are those within a slice
+    dcn_fsdp: int = 1  # slices (or nodes) over which fsdp is split in addition
+    rules: dict[str, list[str]] = field(default_factory=dict)  # changes of the sharding rules, logical axis: mesh axes
 
 
 @dataclass(frozen=True)
 class DeviceMesh:
-    """Devices arranged along the axes data, fsdp, context and tensor, with the rules of how arrays lie on them.
+    """Devices arranged along the axes data, fsdp, context and tensor, with the sharding rules.
 
     Hashable, so that it can be a static argument of `jax.jit`.
 
     Attributes:
-      jax_mesh: the mesh as jax knows it.
-      table: the rules, (logical axis, mesh axes) of each.
+      jax_mesh: the mesh of jax.
+      table: the sharding rules, (logical axis, mesh axes) each.
     """
 
     jax_mesh: Mesh
@@ -79,7 +79,7 @@ class DeviceMesh:
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """Inside, networks are traced for this mesh: `constrain`, `is_split` and `mesh_axes` follow its rules."""
+        """Context in which networks are traced for this mesh: `constrain`, `is_split`, `mesh_axes` use its rules."""
         before = _traced_rules.set(self.rules)
         try:
             with jax.sharding.use_abstract_mesh(self.jax_mesh.abstract_mesh):
@@ -88,13 +88,14 @@ class DeviceMesh:
             _traced_rules.reset(before)
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> DeviceMesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> DeviceMesh:
     """Arranges the devices as a mesh with the axes data, fsdp, context and tensor.
 
-    With several slices (or nodes) the outer part of data and fsdp lies across them, so that all other collectives stay
-    on the fast links inside one.
+    With several slices (or nodes) the outer part of data and fsdp runs across slices, so that all other collectives use
+    the fast links within a slice.
 
-    Raises ValueError when the sizes do not multiply to the number of devices, and for rules of unknown axes.
+    Raises:
+      ValueError: the product of the sizes differs from the number of devices, or a rule has an unknown axis.
     """
     devices = jax.devices() if devices is None else list(devices)
     table = tuple(_rules(config.rules).items())
@@ -107,7 +108,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Devic
 
 
 def fitting_mesh(config: MeshConfig) -> MeshConfig:
-    """The same settings where they fit this machine's devices, else parameters split over all of the devices."""
+    """The same settings if they fit this machine's devices, otherwise parameters split over all devices."""
     try:
         _infer(config, jax.device_count())
     except ValueError:
@@ -128,7 +129,7 @@ def _infer(config: MeshConfig, devices: int) -> tuple[int, ...]:
     shown = " x ".join(f"{name} ({size})" for name, size in named.items())
     unknown = [axis for axis, size in given.items() if size == "auto"]
     if len(unknown) > 1:
-        raise ValueError(f"mesh.{unknown[0]} and mesh.{unknown[1]} are both auto: only one size can be inferred.")
+        raise ValueError(f"mesh.{unknown[0]} and mesh.{unknown[1]} are both auto: set one of them to a number.")
     if unknown:
         if devices % product:
             raise ValueError(
@@ -138,12 +139,12 @@ def _infer(config: MeshConfig, devices: int) -> tuple[int, ...]:
         given[unknown[0]] = devices // product
     elif product != devices:
         raise ValueError(
-            f"{shown} = {product}, but there are {devices} devices. Set mesh.data to auto to use all that are left."
+            f"{shown} = {product}, but there are {devices} devices. Set mesh.data to auto to use the remaining devices."
         )
     return tuple(int(size) for size in given.values())
 
 
-def _across_slices(sizes: tuple[int, ...], slices: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+def _across_slices(sizes: tuple[int, ...], slices: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
     """Devices as an array of shape sizes * slices, the slices outermost in each axis."""
     count = int(np.prod(slices))
     by_slice = {getattr(device, "slice_index", None) for device in devices}
@@ -154,10 +155,10 @@ def _across_slices(sizes: tuple[int, ...], slices: tuple[int, ...], devices: lis
         )
     if max(len(by_slice), len(by_process)) > 1:
         raise ValueError(
-            f"mesh.dcn_data x mesh.dcn_fsdp = {count}, but the devices lie in {len(by_slice)} slices and "
-            f"{len(by_process)} processes: set their product to one of these."
+            f"mesh.dcn_data x mesh.dcn_fsdp = {count}, but the devices belong to {len(by_slice)} slices and "
+            f"{len(by_process)} processes: set the product to one of these numbers."
         )
-    # Devices of one process pretend to be several slices: neighbours stand for one.
+    # Devices of a single process simulate several slices; adjacent devices form a slice.
     outer_first = np.array(devices).reshape(*slices, *sizes)
     order = [axis for pair in zip(range(4), range(4, 8), strict=True) for axis in pair]
     return outer_first.transpose(order).reshape([a * b for a, b in zip(slices, sizes, strict=True)])
@@ -167,7 +168,7 @@ def _across_slices(sizes: tuple[int, ...], slices: tuple[int, ...], devices: lis
 
 
 def _rules(changes: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    """RULES with some of them changed."""
+    """RULES with the given changes."""
     for name, axes in changes.items():
         if name not in RULES:
             raise ValueError(f"mesh.rules: unknown logical axis {name!r}; choose from {', '.join(RULES)}.")
@@ -189,7 +190,7 @@ def _spec(
     shape: tuple[int, ...],
     axes: Sequence[str | None],
 ) -> list[tuple[str, ...] | None]:
-    """Per dimension the mesh axes that split it: those of its rule that the dimension divides and that are free."""
+    """Per dimension the mesh axes that split it: the unused axes of its rule, if their size divides the dimension."""
     spec: list[tuple[str, ...] | None] = []
     taken: set[str] = set()
     for size, axis in zip(shape, axes, strict=True):
@@ -201,7 +202,7 @@ def _spec(
 
 
 def data_shards(mesh: DeviceMesh) -> int:
-    """Number of parts into which the rows of a batch are split."""
+    """Number of shards into which the rows of a batch are split."""
     return int(np.prod([mesh.shape[axis] for axis in mesh.axes("batch")]))
 
 
@@ -210,41 +211,42 @@ def replicated(mesh: DeviceMesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: DeviceMesh, leading: int) -> NamedSharding:
-    """Splits the leading dimension over the data-parallel devices; whole on each where it does not divide."""
+    """Splits the leading dimension over the data-parallel devices; whole on each device if they do not divide it."""
     return activation_sharding(mesh, (leading,), ("batch",))
 
 
 def activation_sharding(mesh: DeviceMesh, shape: tuple[int, ...], axes: Sequence[str | None]) -> NamedSharding:
-    """Where an activation lies, by its logical axes; a dimension that its mesh axes do not divide stays whole."""
+    """Sharding of an activation by its logical axes; a dimension that its mesh axes do not divide stays whole."""
     return NamedSharding(mesh.jax_mesh, PartitionSpec(*_spec(mesh.rules, mesh.shape, shape, axes)))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x, laid out by its logical axes on the mesh that the step runs on; as it is where there is none.
+    """Constrains x to its logical axes' sharding on the mesh being traced for; returns x unchanged without a mesh.
 
-    Tells the compiler where an activation lies, so that it moves parameters to it and never the other way round.
+    With activations constrained, the compiler moves parameters to activations and never the reverse.
     """
     mesh = jax.sharding.get_abstract_mesh()
     automatic = [a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
-    if mesh.empty or len(automatic) < len(mesh.axis_names):  # inside a shard_map arrays are the devices' own
+    if mesh.empty or len(automatic) < len(mesh.axis_names):  # inside a shard_map arrays are local to a device
         return x
     spec = _spec(_traced_rules.get(), mesh.shape, x.shape, axes)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if any(spec) else x
 
 
 def is_split(name: str) -> bool:
-    """Whether the mesh that the step runs on splits a logical axis."""
+    """Whether the mesh being traced for splits a logical axis."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and any(mesh.shape[axis] > 1 for axis in mesh_axes(name))
 
 
 def parameter_sharding(mesh: DeviceMesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
-    """Where a parameter lies, by its logical axes.
+    """Sharding of a parameter by its logical axes.
 
-    A dimension that its mesh axes do not divide (a vocabulary of 50,257, say) passes them on to another dimension of
-    the parameter that they do divide. A vector may be whole on each device instead, and one of size 1 always is.
+    If mesh axes do not divide their dimension (such as a vocabulary of 50,257), they split another dimension of the
+    parameter that they do divide. Otherwise a vector stays whole on each device; dimensions of size 1 always do.
 
-    Raises ValueError, naming the dimensions, for a matrix that would be whole on devices which are to split it.
+    Raises:
+      ValueError: mesh axes divide no dimension of a matrix; the error names the dimensions.
     """
     spec = _spec(mesh.rules, mesh.shape, shape, axes)
     for place, axis in enumerate(axes):
@@ -262,14 +264,14 @@ def parameter_sharding(mesh: DeviceMesh, shape: tuple[int, ...], axes: tuple[str
             if len(named) > 1:
                 sizes = " x ".join(f"mesh.{a} {mesh.shape[a]}" for a in left)
                 raise ValueError(
-                    f"a parameter with the dimensions {', '.join(named)} cannot be split over {sizes}, which divides "
-                    "none of them: choose a size that does."
+                    f"a parameter with the dimensions {', '.join(named)} cannot be split over {sizes}: choose a mesh "
+                    "size that divides one of them."
                 )
     return NamedSharding(mesh.jax_mesh, PartitionSpec(*spec))
 
 
 def parameter_shardings(mesh: DeviceMesh, model: nnx.Module) -> dict[str, Any]:
-    """Shardings of a (possibly abstract) model's parameters, nested like `nnx.to_pure_dict(nnx.state(model))`."""
+    """Shardings of a (possibly abstract) model's parameters, as nested as `nnx.to_pure_dict(nnx.state(model))`."""
     tree: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         shape, axes = variable.get_value().shape, variable.get_metadata()["axes"]

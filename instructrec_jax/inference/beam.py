@@ -1,8 +1,8 @@
 """Beam search with a length penalty, as `transformers` defines it (num_beams, early_stopping=False).
 
-Each prompt has `beams` rows side by side. Finished answers leave the rows for a list of the best `beams` of them,
-scored by log-probability / tokens ** length_penalty (Wu et al., 2016, without its constant). A prompt is done when the
-best running answer, scored at its present length, is no better than the worst finished one.
+Each prompt has `beams` rows. A finished answer moves from its row to a list of the `beams` best finished ones, scored
+by log-probability / tokens ** length_penalty (Wu et al., 2016, without its constant). A prompt is done when its best
+running answer, scored at its present length, is no better than its worst finished one.
 """
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.inference.sampling import State, adjust
 
-NEVER = -1e9  # the score of what must not be chosen; finite, as in transformers, because it is added to scores
+NEVER = -1e9  # score of a forbidden choice; finite, as in transformers, because it is added to scores
 
 
 def _pick(array: jax.Array, index: jax.Array) -> jax.Array:
@@ -20,7 +20,7 @@ def _pick(array: jax.Array, index: jax.Array) -> jax.Array:
 
 
 class BeamSearch:
-    """Rows of the network are [prompts, beams], flattened."""
+    """Beam search. The network's rows are [prompts, beams], flattened."""
 
     def __init__(self, structure: GenerationConfig, rules: TokenRules):
         self.structure, self.rules = structure, rules
@@ -28,7 +28,7 @@ class BeamSearch:
     def begin(self, state: State, room: int) -> State:
         prompts, beams = len(state["done"]), self.structure.beams
         tokens = jnp.full((prompts, beams, room), self.rules.pad, jnp.int32)
-        # all beams are equal at first: only the first one may be continued, or all would stay equal
+        # all beams start equal: only the first may be continued, otherwise all would stay equal
         scores = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, NEVER), (prompts, beams))
 
         def repeat(x: jax.Array, axis: int = 0) -> jax.Array:
@@ -47,7 +47,7 @@ class BeamSearch:
         }  # fmt: skip
 
     def advance(self, state: State, logits: jax.Array) -> State:
-        """Continues the best `beams` answers of every prompt by a token, and finishes those that end."""
+        """Extends the best `beams` answers of every prompt by one token and moves ended ones to the finished list."""
         prompts, beams, room = state["tokens"].shape
         step, vocab = state["count"], logits.shape[-1]
         weight = (step + 1).astype(jnp.float32) ** state["length_penalty"]  # of an answer that the chosen token ends
@@ -55,19 +55,19 @@ class BeamSearch:
         log_probs = adjust(jax.nn.log_softmax(logits), state, self.rules)
         totals = (log_probs.reshape(prompts, beams, vocab) + state["scores"][..., None]).reshape(prompts, -1)
 
-        # so many that `beams` go on even where every beam has all ends of an answer among its best
+        # enough candidates that `beams` of them continue even if every beam ranks all end tokens highest
         candidates = min(max(2, 1 + len(self.rules.eos)) * beams, totals.shape[-1])
         totals, index = jax.lax.top_k(totals, candidates)
         parent, chosen = index // vocab, (index % vocab).astype(jnp.int32)
         tokens = jax.lax.dynamic_update_slice(_pick(state["tokens"], parent), chosen[..., None], (0, 0, step))
         ends = jnp.isin(chosen, jnp.array(self.rules.eos, jnp.int32)) | (step + 1 >= state["limit"])
 
-        # the answers that go on
+        # running answers
         scores, going = jax.lax.top_k(totals + ends * NEVER, beams)
         parent, last = _pick(parent, going), _pick(chosen, going)
         running = {"tokens": _pick(tokens, going), "scores": scores, "last": last.reshape(-1)}
 
-        # the answers that end: only those among the best `beams` candidates count
+        # ended answers: only those among the best `beams` candidates count
         ending = ends & (jnp.arange(candidates) < beams)
         new_scores = totals / weight + (state["done"][:, None] | ~ending) * NEVER
         finished_scores, best = jax.lax.top_k(jnp.concatenate([state["finished_scores"], new_scores], 1), beams)
@@ -95,12 +95,12 @@ class BeamSearch:
 
     @staticmethod
     def _reorder(cache: State, rows: jax.Array) -> State:
-        # which places are filled is the same for all beams of a prompt, and so is the encoded text
+        # the filled positions and the encoded text are the same for all beams of a prompt
         def take(layers: State) -> State:
             return {name: x if name.startswith("encoded") else x[:, rows] for name, x in layers.items()}
 
         return cache | {"layers": {block: take(layers) for block, layers in cache["layers"].items()}}
 
     def answers(self, state: State) -> tuple[jax.Array, jax.Array]:
-        """int32 (tokens [prompts, room], their number [prompts]) of the best answer of each."""
+        """The best answer of each prompt: int32 (tokens [prompts, room], token counts [prompts])."""
         return state["finished_tokens"][:, 0], state["finished_lengths"][:, 0]

@@ -1,14 +1,14 @@
-"""Decoding with a key–value cache: a prompt is read once (prefill), then a token is added at a time (decode).
+"""Decoding with a key–value cache: prefill reads a prompt once, decode adds one token at a time.
 
-Both are compiled, once a shape: prompts are padded on the right to a bucket of lengths, answers have room for a
-multiple of `ROOM` tokens, and a batch always has the same number of rows. Parameters stay as they lie on the mesh; rows
-are split over its data axes. Which token comes next is decided by a `Sampling` or a `BeamSearch`.
+Each is compiled once per shape: prompts are padded on the right to a length bucket, answers have room for a multiple of
+`ROOM` tokens, and every batch has the same number of rows. Parameters keep their shardings; rows are split over the
+mesh's data axes. A `Sampling` or a `BeamSearch` chooses the next token.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,31 @@ from instructrec_jax.inference.beam import BeamSearch
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.inference.sampling import Sampling, State, seen_tokens
 
-ROOM = 32
+ROOM = 32  # answers have room for a multiple of this number of tokens
+
+Parameters = Mapping[str, Any]  # the state of a model, as nested as its modules
+
+
+class Search(Protocol):
+    """A way of choosing tokens: `Sampling` or `BeamSearch`."""
+
+    structure: GenerationConfig
+
+    def begin(self, state: State, room: int) -> State:
+        """Adds the search's own arrays to the state, with room for `room` tokens per answer."""
+
+    def advance(self, state: State, logits: jax.Array) -> State:
+        """Chooses the next token from logits float32 [rows, vocab]."""
+
+    def answers(self, state: State) -> tuple[jax.Array, jax.Array]:
+        """int32 (tokens [prompts, room], token counts [prompts])."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The tokens of an answer, the end-of-sequence token included.
+    """The tokens of an answer, including the end-of-sequence token.
 
-    `finish` tells why it ended: "eos", "stop" (what was asked to stop it), or "length" (max_new_tokens).
+    `finish` is the reason why it ended: "eos", "stop" (a stop sequence) or "length" (max_new_tokens).
     """
 
     tokens: list[int]
@@ -39,17 +56,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Programs:
-    """What is compiled for one way of choosing tokens.
+    """The compiled programs for one structure of a config.
 
-    `prefill(params, prompts, room)` makes a state: the cache, the tokens chosen so far (the first already), and what
-    the search needs. `decode(params, state, until)` goes on, on the device, until `until` tokens are chosen or all rows
-    are done, and uses up the state it is given. So one program streams token by token, looks for stop texts every few
-    tokens, or writes whole answers.
+    `prefill(params, prompts, room)` returns a state: the cache, the tokens chosen so far (including the first) and the
+    search's own arrays. `decode(params, state, until)` runs on the device until `until` tokens are chosen or all rows
+    are done; it donates its state. The same program therefore streams token by token, checks for stop sequences every
+    few tokens, or writes whole answers.
     """
 
-    search: Any
-    prefill: Callable[[Any, dict[str, jax.Array], int], State]
-    decode: Callable[[Any, State, np.int32], State]
+    search: Search
+    prefill: Callable[[Parameters, dict[str, jax.Array], int], State]
+    decode: Callable[[Parameters, State, np.int32], State]
 
 
 def check_prompts(
@@ -60,40 +77,42 @@ def check_prompts(
     max_length: int,
     encoder_decoder: bool,
 ) -> None:
-    """Refuses prompts that cannot be answered.
+    """Checks that every prompt can be answered.
 
     Args:
-      prompts: int32 [tokens] each; `names` is what errors call them.
-      max_length: tokens that prompt and answer may have together (an encoder–decoder: each of them).
+      prompts: int32 [tokens] each.
+      names: the prompts' names in errors.
+      max_length: maximum tokens of prompt and answer together (encoder–decoder: of each).
 
-    Raises ValueError for a prompt without tokens, and for one that leaves no room for the answer.
+    Raises:
+      ValueError: a prompt has no tokens, or leaves no room for the answer.
     """
     new = config.max_new_tokens
     for prompt, name in zip(prompts, names, strict=True):
         if len(prompt) == 0:
-            raise ValueError(f"{name} has no tokens: there is nothing to answer.")
-        total, share = len(prompt) + new, "of both together"
+            raise ValueError(f"{name} has no tokens: give a prompt that is not empty.")
+        total, share = len(prompt) + new, "for both together"
         if encoder_decoder:
-            total, share = max(len(prompt), new), "of each"
+            total, share = max(len(prompt), new), "for each"
         if total > max_length:
             raise ValueError(
-                f"{name} has {len(prompt):,} tokens and max_new_tokens is {new:,}, but the network reads at most "
-                f"{max_length:,} {share}: shorten the prompt, or lower max_new_tokens."
+                f"{name} has {len(prompt):,} tokens and max_new_tokens is {new:,}, but the network's limit is "
+                f"{max_length:,} tokens {share}: shorten the prompt, or lower max_new_tokens."
             )
 
 
 class Decoder:
-    """Answers prompts of tokens with a network on a mesh.
+    """Answers tokenized prompts with a network on a mesh.
 
     Args:
       graphdef: of a `tasks.base.Model` with a language-model head.
-      max_length: tokens that prompt and answer may have together (an encoder–decoder: each of them).
-      view: the network -> the part of it with `backbone` and `head`, where it is more than these.
+      max_length: maximum tokens of prompt and answer together (encoder–decoder: of each).
+      view: the network -> its part with `backbone` and `head`.
     """
 
     def __init__(
         self,
-        graphdef: Any,
+        graphdef: nnx.GraphDef[Any],
         mesh: DeviceMesh,
         rules: TokenRules,
         *,
@@ -106,7 +125,7 @@ class Decoder:
         self._programs: dict[GenerationConfig, Programs] = {}
 
     def programs(self, config: GenerationConfig) -> Programs:
-        """The programs of a config, made once for all configs of this structure."""
+        """The programs of a config, built once per structure."""
         structure = config.structure()
         if structure not in self._programs:
             search = (BeamSearch if config.beams > 1 else Sampling)(structure, self.rules)
@@ -119,7 +138,7 @@ class Decoder:
 
     # ---------------------------------------------------------------- on the device
 
-    def _prefill(self, search: Any, params: Any, prompts: dict[str, jax.Array], room: int) -> State:
+    def _prefill(self, search: Search, params: Parameters, prompts: dict[str, jax.Array], room: int) -> State:
         model = self.view(nnx.merge(self.graphdef, params))
         tokens, lengths = prompts["tokens"], prompts["lengths"]
         rows, length = tokens.shape
@@ -138,7 +157,7 @@ class Decoder:
             cache = model.backbone.empty_cache(rows, length + room)
             types = jnp.zeros_like(tokens)
             hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=cache)
-            # only the last place of a prompt goes through the vocabulary-wide head
+            # only a prompt's last position goes through the head, whose output is as wide as the vocabulary
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
             state["position"] = lengths
         logits = model.head(model.backbone, last)
@@ -147,7 +166,7 @@ class Decoder:
         state = search.begin(state | {"cache": cache}, room)
         return self._constrain(search.advance(_watch(state, logits), logits))
 
-    def _decode(self, search: Any, params: Any, state: State, until: jax.Array) -> State:
+    def _decode(self, search: Search, params: Parameters, state: State, until: jax.Array) -> State:
         model = self.view(nnx.merge(self.graphdef, params))
         until = jnp.minimum(until, state["limit"])
 
@@ -168,7 +187,7 @@ class Decoder:
         return self._constrain(jax.lax.while_loop(unfinished, step, state))
 
     def _constrain(self, state: State) -> State:
-        """Pins rows to the data axes and key heads to the tensor axis, so that a state fits the next call."""
+        """Constrains rows to data axes and key heads to the tensor axis, so that the next call is not recompiled."""
 
         def pin(path: Any, x: jax.Array) -> jax.Array:
             layers = any(getattr(key, "key", None) == "layers" for key in path)
@@ -189,9 +208,9 @@ class Decoder:
     def batches(
         self, prompts: Sequence[np.ndarray], config: GenerationConfig
     ) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
-        """Prompts of about the same length, `batch_size` at a time: (their numbers, the arguments of prefill)."""
+        """Batches of `batch_size` prompts of similar length: (their numbers, the arguments of prefill)."""
         lengths = np.array([len(prompt) for prompt in prompts])
-        # the next power of two will do: T5 has no longest text
+        # bounded by the next power of two, because T5 has no maximum length
         buckets = length_buckets(min(self.max_length, 2 ** int(lengths.max()).bit_length()))
         bucket_of = np.searchsorted(buckets, lengths)
         rows = min(config.batch_size, len(prompts))
@@ -204,7 +223,7 @@ class Decoder:
     def _lay_out(
         self, prompts: list[np.ndarray], numbers: np.ndarray, rows: int, length: int, config: GenerationConfig
     ) -> dict[str, jax.Array]:
-        """The arguments of prefill; rows that are left over repeat the first prompt and are done from the start."""
+        """The arguments of prefill; unused rows repeat the first prompt and are done from the start."""
         filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
         tokens = np.full((rows, length), self.rules.pad, np.int32)
         for row, prompt in enumerate(filled):
@@ -222,18 +241,21 @@ class Decoder:
 
     def answer(
         self,
-        params: Any,
+        params: Parameters,
         prompts: Sequence[np.ndarray],
         config: GenerationConfig,
         *,
         every: int | None = None,
         stops: Callable[[int, list[int]], bool] | None = None,
     ) -> Iterator[tuple[int, Answer]]:
-        """Answers prompts (int32 [tokens] each, see `check`), batch by batch: (number of the prompt, answer).
+        """Answers prompts (int32 [tokens] each, see `check`) and yields (number of the prompt, answer) by batch.
 
         Args:
-          every: tokens between two looks at the answers; None: only at the end.
-          stops: stops(number, tokens so far) -> whether this answer shall end here; called at every look.
+          every: tokens between two checks of the answers; None: check only at the end.
+          stops: stops(number, tokens so far) -> whether this answer ends here; called at every check.
+
+        Raises:
+          FloatingPointError: the network's logits are NaN.
         """
         programs = self.programs(config)
         limit = config.max_new_tokens
@@ -254,8 +276,8 @@ class Decoder:
                     done = ended
                 if fetch(state["broken"]).any():
                     raise FloatingPointError(
-                        "the network computed NaN instead of scores of tokens: its weights hold NaN or infinity, or "
-                        "backbone.dtype is too narrow for them (float32 is the widest)."
+                        "the network's logits are NaN: its weights contain NaN or infinity, or backbone.dtype is too "
+                        "narrow for them (float32 is the widest)."
                     )
                 if done.all() or count >= limit:
                     break
@@ -268,6 +290,6 @@ class Decoder:
 
 
 def _watch(state: State, logits: jax.Array) -> State:
-    """Notes prompts whose scores are NaN: argmax would hand out some token all the same."""
+    """Marks prompts whose logits are NaN, because argmax would return a token anyway."""
     broken = jnp.isnan(logits).reshape(len(state["done"]), -1).any(-1) & ~state["done"]
     return state | {"broken": state["broken"] | broken}

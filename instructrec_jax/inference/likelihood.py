@@ -1,12 +1,12 @@
-"""How likely a language model finds given answers to a prompt, which it reads once for all of them.
+"""Likelihoods of given answers to a prompt. The language model reads the prompt once for all of them.
 
-A decoder reads what the texts of a request have in common into its KV cache. In a second call it reads what differs,
-all answers side by side in one row: each is a branch (`backbones.attention.BRANCH`) that sees the cache and itself. An
-encoder–decoder encodes the prompt once, and its decoder reads the answers as such branches. Requests are packed into
-rows and run through a `Predict` like any other texts, so their shapes are few and the mesh is used as ever.
+A decoder reads the shared prefix of a request's texts into its KV cache. A second call reads the remainders, all
+answers in one row: each is a branch (`backbones.attention.BRANCH`) that attends to the cache and itself. An
+encoder–decoder encodes the prompt once, and its decoder reads the answers as branches. Requests are packed into rows
+and run through a `Predict` like other texts, so there are few compiled shapes and rows are split over the mesh.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from instructrec_jax.adapters.losses import token_losses
 from instructrec_jax.backbones.attention import BRANCH
 from instructrec_jax.data.loader import Text
 
-MOST_TOKENS = 1024  # answers with more tokens together are scored in several rows, each of which reads the prompt
+MOST_TOKENS = 1024  # tokens of answers per row; more are scored in several rows, each of which reads the prompt
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Branch:
     """One answer.
 
     Attributes:
-      tokens: int32 [n], what the network reads behind the prefix.
-      labels: int32 [n], the token that comes next at each of these places.
-      counts: bool [n], where that token's likelihood is asked for.
+      tokens: int32 [n], the network's input after the prefix.
+      labels: int32 [n], the next token at each of these positions.
+      counts: bool [n], whether that label's likelihood counts.
       place: position of the first of `tokens` in its text.
     """
 
@@ -40,27 +40,27 @@ class Branch:
 
 @dataclass(frozen=True)
 class Request:
-    """What the network reads once (a decoder: the shared tokens; an encoder–decoder: its source), and the answers."""
+    """The text that is read once (decoder: the shared prefix; encoder–decoder: the source), and the answers."""
 
     prefix: Text
     branches: list[Branch]
 
 
 def share_prefix(texts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Request:
-    """The request to a decoder for some of the tokens of whole texts.
+    """The request to a decoder for the likelihoods of some tokens of whole texts.
 
-    The prefix is what all texts have in common, less what is needed to predict the first token that counts. Texts are
-    compared token by token, so a token across the border of prompt and answer is where the tokenizer puts it.
+    The prefix is the longest common prefix of all texts that leaves out the token which predicts the first counted one.
+    Texts are compared token by token, so a token across the boundary of prompt and answer stays as tokenized.
 
     Args:
-      texts: (tokens int32 [length], whether each one's likelihood is asked for, bool [length]), at least one.
+      texts: (tokens int32 [length], whether each token counts, bool [length]), at least one.
 
     Raises:
-      ValueError: a text where no token counts, or the first one does, which nothing predicts.
+      ValueError: a text has no counted token, or its first token counts, which no token predicts.
     """
     for _, counts in texts:
         if not counts.any() or counts[0]:
-            raise ValueError("a text needs a token that counts, and at least one token before the first of these.")
+            raise ValueError("a text needs a counted token, and at least one token before the first counted one.")
     shared = min(int(np.argmax(counts)) - 1 for _, counts in texts)
     first = texts[0][0]
     for tokens, _ in texts[1:]:
@@ -76,9 +76,9 @@ def encode_once(source: Text, answers: Sequence[tuple[np.ndarray, np.ndarray]], 
     """The request to an encoder–decoder.
 
     Args:
-      source: what the encoder reads.
-      answers: (tokens int32 [length] without the start token, whether each one counts).
-      start: the token that an answer begins with.
+      source: the encoder's input.
+      answers: (tokens int32 [length] without the start token, whether each token counts).
+      start: the decoder start token.
     """
     branches = [Branch(np.append(start, tokens[:-1]).astype(np.int32), tokens, counts, 0) for tokens, counts in answers]
     return Request(Text(source.tokens, source.types), branches)
@@ -88,12 +88,12 @@ def encode_once(source: Text, answers: Sequence[tuple[np.ndarray, np.ndarray]], 
 
 
 def branch_log_probs(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """Log-probability of each label, float32 [rows, target length]; 0 where it does not count.
+    """Log-probability of each label, float32 [rows, target length]; 0 for labels that do not count.
 
     Args:
       model: a `tasks.base.Model` with a language-model head.
-      batch: of texts with targets, as `log_likelihoods` lays them out: beside the usual arrays int32 [rows, target
-        length] `labels`, `counts`, `branches` (1, 2, ... within a text) and `places` (positions).
+      batch: texts with targets as made by `log_likelihoods`: besides the usual arrays, int32 [rows, target length]
+        `labels`, `counts`, `branches` (1, 2, ... within a text) and `places` (positions).
     """
     backbone = model.backbone
     prefix, positions = batch["segment_ids"] * BRANCH, batch["positions"]
@@ -116,15 +116,15 @@ def branch_log_probs(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
 # ---------------------------------------------------------------- on the host
 
 
-def log_likelihoods(predict: Any, requests: Sequence[Request]) -> list[np.ndarray]:
-    """Of each request float64 [answers, 2]: Σ log p(token | what is before it) over the tokens that count; how many.
+def log_likelihoods(predict: Callable[..., list[np.ndarray]], requests: Sequence[Request]) -> list[np.ndarray]:
+    """For each request float64 [answers, 2]: Σ log p(token | preceding tokens) over counted tokens, and their number.
 
     Args:
       predict: `tasks.base.Predict` of a model whose predictions are `branch_log_probs`.
     """
     texts: list[Text] = []
     arrays: dict[str, list[np.ndarray]] = {"labels": [], "counts": [], "branches": [], "places": []}
-    owners: list[tuple[int, list[int]]] = []  # of each text: the request, and which of its answers
+    owners: list[tuple[int, list[int]]] = []  # per text: number of the request, numbers of its answers
     for number, request in enumerate(requests):
         for group in _groups([len(branch.tokens) for branch in request.branches]):
             branches = [request.branches[index] for index in group]
@@ -149,7 +149,7 @@ def log_likelihoods(predict: Any, requests: Sequence[Request]) -> list[np.ndarra
 
 
 def _groups(sizes: Sequence[int]) -> list[list[int]]:
-    """Numbers of answers, in order, cut so that each group has at most `MOST_TOKENS` tokens (or one answer)."""
+    """Groups of answer numbers, in order, with at most `MOST_TOKENS` tokens (or one answer) per group."""
     groups: list[list[int]] = []
     room = 0
     for number, size in enumerate(sizes):
@@ -161,11 +161,11 @@ def _groups(sizes: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def normalised(found: np.ndarray, alpha: float) -> np.ndarray:
-    """Length-normalised log-likelihoods, Σ log p / tokens ** alpha (as beam search does; Wu et al., 2016).
+def normalized(found: np.ndarray, alpha: float) -> np.ndarray:
+    """Length-normalized log-likelihoods, Σ log p / tokens ** alpha (as beam search does; Wu et al., 2016).
 
     Args:
       found: float64 [..., 2] of `log_likelihoods`.
-      alpha: 0: the log-likelihood itself; 1: the mean of a token.
+      alpha: 0: the log-likelihood itself; 1: the mean per token.
     """
     return found[..., 0] / found[..., 1] ** alpha

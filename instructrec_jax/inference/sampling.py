@@ -1,7 +1,7 @@
-"""Which token comes next: penalties, forced and suppressed tokens, and drawing.
+"""Choice of the next token: penalties, forced and suppressed tokens, sampling.
 
-Every function takes scores float32 [rows, vocab] (logits or log-probabilities) and follows the logits processor of
-`transformers` of the same name, in whose order `adjust` and `warp` apply them.
+Every function takes scores float32 [rows, vocab] (logits or log-probabilities) and matches the logits processor of the
+same name in `transformers`; `adjust` and `warp` apply them in the same order.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ Scalar = float | jax.Array
 
 
 def penalize_repetition(scores: jax.Array, seen: jax.Array, penalty: Scalar) -> jax.Array:
-    """Makes tokens that occurred less likely (Keskar et al., 2019, "CTRL"). seen: bool [rows, vocab]."""
+    """Lowers the scores of tokens that occurred (Keskar et al., 2019, "CTRL"). seen: bool [rows, vocab]."""
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 def keep_top_k(scores: jax.Array, k: int) -> jax.Array:
-    """-inf for all but the k largest scores; equals of the k-th stay."""
+    """Sets all but the k largest scores to -inf; ties with the k-th stay."""
     smallest = jax.lax.top_k(scores, min(k, scores.shape[-1]))[0][:, -1:]
     return jnp.where(scores < smallest, -jnp.inf, scores)
 
 
 def keep_top_p(scores: jax.Array, p: Scalar) -> jax.Array:
-    """-inf for all but the fewest tokens whose probability is at least p together (Holtzman et al., 2020)."""
+    """Sets all but the fewest tokens with a total probability of at least p to -inf (Holtzman et al., 2020)."""
     order = jnp.argsort(scores, axis=-1, stable=True)  # the likeliest last
     cumulative = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1), axis=-1)
     remove = (cumulative <= 1 - p).at[:, -1].set(False)
@@ -37,17 +37,17 @@ def keep_top_p(scores: jax.Array, p: Scalar) -> jax.Array:
 
 
 def keep_min_p(scores: jax.Array, p: Scalar) -> jax.Array:
-    """-inf for tokens less than p times as likely as the likeliest (Nguyen et al., 2024)."""
+    """Sets tokens less than p times as likely as the likeliest to -inf (Nguyen et al., 2024)."""
     probabilities = jax.nn.softmax(scores, axis=-1)
     return jnp.where(probabilities < p * probabilities.max(-1, keepdims=True), -jnp.inf, scores)
 
 
 def adjust(scores: jax.Array, state: State, rules: TokenRules) -> jax.Array:
-    """What holds for greedy, drawn and beam-searched answers alike.
+    """Applies the rules common to greedy search, sampling and beam search.
 
     Args:
-      state: "count" tokens were chosen so far, of "limit"; "seen" bool [rows, vocab] tells which occurred, where there
-        is a repetition penalty.
+      state: "count", the number of tokens chosen so far; "limit", the maximum; with a repetition penalty also "seen",
+        bool [rows, vocab], the tokens that occurred.
     """
     tokens = jnp.arange(scores.shape[-1])
     if "seen" in state:
@@ -72,11 +72,11 @@ def adjust(scores: jax.Array, state: State, rules: TokenRules) -> jax.Array:
 
 
 def warp(scores: jax.Array, structure: GenerationConfig, scalars: Mapping[str, Scalar]) -> jax.Array:
-    """Logits of the distribution that is drawn from.
+    """Logits of the sampling distribution.
 
     Args:
-      structure: which of the steps there are; the temperature is not 0.
-      scalars: their numbers.
+      structure: the steps to apply; its temperature is not 0.
+      scalars: the steps' numbers.
     """
     scores = scores / scalars["temperature"]
     if structure.top_k is not None:
@@ -87,9 +87,9 @@ def warp(scores: jax.Array, structure: GenerationConfig, scalars: Mapping[str, S
 
 
 def draw(scores: jax.Array, seed: jax.Array, numbers: jax.Array, step: jax.Array) -> jax.Array:
-    """int32 [rows]: one token a row.
+    """Samples one token per row, int32 [rows].
 
-    The draw depends on (seed, number of the prompt, step) alone, never on what else is in the batch.
+    The sample depends on (seed, number of the prompt, step) alone, never on the other rows of the batch.
     """
 
     def one(number: jax.Array, row: jax.Array) -> jax.Array:
@@ -100,13 +100,13 @@ def draw(scores: jax.Array, seed: jax.Array, numbers: jax.Array, step: jax.Array
 
 
 def seen_tokens(tokens: jax.Array, valid: jax.Array, vocab_size: int) -> jax.Array:
-    """bool [rows, vocab]: the tokens [rows, length] that occur where `valid` [rows, length] is true."""
+    """bool [rows, vocab]: the tokens that occur in `tokens` [rows, length] where `valid` [rows, length] is true."""
     rows = jnp.arange(len(tokens))[:, None]
     return jnp.zeros((len(tokens), vocab_size), bool).at[rows, tokens].max(valid)
 
 
 class Sampling:
-    """Greedy search and drawing: each row of the network is one answer."""
+    """Greedy search and sampling: each row of the network is one answer."""
 
     def __init__(self, structure: GenerationConfig, rules: TokenRules):
         self.structure, self.rules = structure, rules
@@ -138,5 +138,5 @@ class Sampling:
         return state | new
 
     def answers(self, state: State) -> tuple[jax.Array, jax.Array]:
-        """int32 (tokens [rows, room], their number [rows])."""
+        """int32 (tokens [rows, room], token counts [rows])."""
         return state["tokens"], state["lengths"]

@@ -1,24 +1,27 @@
-"""From prompts of tokens to answers of text."""
+"""From tokenized prompts to answers as text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from flax import nnx
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.distributed.mesh import DeviceMesh
-from instructrec_jax.inference.decoding import Answer, Decoder
+from instructrec_jax.inference.decoding import Answer, Decoder, Parameters
 from instructrec_jax.inference.generation_config import GenerationConfig, token_rules
 from instructrec_jax.inference.text import TextStream, cut_at_stop
 
-LOOK_EVERY = 8  # tokens between two searches for stop texts
+LOOK_EVERY = 8  # tokens between two searches for stop sequences
 
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer: its text, and why it ended: "eos", "stop" (before a stop text) or "length" (max_new_tokens)."""
+    """An answer's text, and the reason why it ended: "eos", "stop" (a stop sequence) or "length" (max_new_tokens)."""
 
     text: str
     finish: str
@@ -26,15 +29,15 @@ class Generated:
 
 @dataclass(frozen=True)
 class Writer:
-    """A decoder, and the tokenizer that reads its tokens."""
+    """A decoder and its tokenizer."""
 
     decoder: Decoder
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
 
     def write(
         self,
-        params: Any,
-        prompts: Sequence[Any],
+        params: Parameters,
+        prompts: Sequence[np.ndarray],
         names: Sequence[str],
         config: GenerationConfig,
         *,
@@ -44,22 +47,23 @@ class Writer:
         """Answers prompts (int32 [tokens] each), in their order.
 
         Args:
-          names: what to call each prompt in an error.
-          show: called with the answer to a single prompt, piece by piece: whole characters, no stop texts.
+          names: the prompts' names in errors.
+          show: receives the answer to a single prompt piece by piece: whole characters, without stop sequences.
+          progress: whether to show a progress bar.
 
         Raises:
-          ValueError: before anything runs, for a prompt that is empty, or too long beside `max_new_tokens`.
+          ValueError: before any computation: a prompt is empty, or too long for `max_new_tokens`.
         """
         if not prompts:
             return []
         self.decoder.check(prompts, names, config)
-        # a stop text that is a special token never becomes text
+        # a stop sequence that is a special token never appears in decoded text
         stop_ids = {self.tokenizer.get_vocab()[s] for s in config.stop if s in self.tokenizer.all_special_tokens}
 
         def text(ids: list[int]) -> str:
             ends = stop_ids | set(self.decoder.rules.eos)
             stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-            return self.tokenizer.decode(ids[:stop], skip_special_tokens=True)
+            return str(self.tokenizer.decode(ids[:stop], skip_special_tokens=True))
 
         stream = TextStream(text, config.stop)
 
@@ -83,8 +87,8 @@ class Writer:
         return [Generated(cut_at_stop(text(answer.tokens), config.stop)[0], answer.finish) for answer in ordered]
 
 
-def open_writer(task: Any, graphdef: Any, mesh: DeviceMesh) -> Writer:
-    """The writer of a language-model task (`tasks.language_model`): prompt and answer share what the network reads."""
+def open_writer(task: Any, graphdef: nnx.GraphDef[Any], mesh: DeviceMesh) -> Writer:
+    """The writer of a language-model task (`tasks.language_model`), limited to the network's input length."""
     context = task.context
     network = read_config(context.folder)
     rules = token_rules(context.folder, network, context.tokenizer, context.kind, task.ends)

@@ -42,7 +42,7 @@ def test_pooling_is_per_segment_and_zero_where_there_is_none(mode):
 
 
 def test_unknown_pooling_is_named():
-    with pytest.raises(ValueError, match="'median'.*cls, mean"):
+    with pytest.raises(ValueError, match="'median'"):
         pool_segments(jnp.ones((1, 2, 3)), jnp.ones((1, 2), jnp.int32), "median", 1)
 
 
@@ -101,7 +101,7 @@ def test_token_head_answers_at_every_position():
 
 
 def test_unknown_head_is_named():
-    with pytest.raises(ValueError, match="no 'nsp' head; it has: sequence, token, span, mlm"):
+    with pytest.raises(ValueError, match="'nsp'.*sequence, token, span, mlm"):
         build_head(BertConfig(**SMALL), "nsp", 2, rngs=nnx.Rngs(0))
 
 

@@ -93,7 +93,7 @@ POSITIONS = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), TOKENS.shape)
 
 
 def scatter(module: Any, seed: int) -> None:
-    """Values less regular than an initialisation's: a zero or a swapped matrix would show."""
+    """Values less regular than an initialization's: a zero or a swapped matrix would show."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -130,7 +130,7 @@ def load(folder: Path, kind: str | None, **options: Any) -> tuple[Any, Any, Any]
             return build_head(loaded.config, ours, outputs, rngs=nnx.Rngs(params=key))
 
         head, report = load_head(folder, ours, build, rngs=nnx.Rngs(0))
-        assert not report.initialised
+        assert not report.initialized
     return loaded.module, head, loaded.config
 
 
@@ -317,11 +317,11 @@ def adapter(checkpoint, tmp_path) -> Any:
         ("trainable_token_indices", [1], "trainable_token_indices"),
         ("a_flag_of_next_year", True, "a_flag_of_next_year=True"),
         ("init_lora_weights", "pissa", "init_lora_weights='pissa'"),
-        ("peft_type", "IA3", "type LORA.*'IA3'"),
-        ("rank_pattern", {"layer.0.attention.self.query": 2}, "rank_pattern or alpha_pattern.*one rank"),
-        ("alpha_pattern", {"layer.1.attention.self.query": 2}, "rank_pattern or alpha_pattern.*one rank"),
-        ("r", 5, r"lora_A.weight has shape \[4, 32\], but .* rank 5 call for \[5, 32\].*another base"),
-        ("target_modules", ["query", "key"], "lacks 2 tensors: encoder.layer.0.attention.self.key.lora_A.weight"),
+        ("peft_type", "IA3", "peft_type.*'IA3'"),
+        ("rank_pattern", {"layer.0.attention.self.query": 2}, "rank_pattern"),
+        ("alpha_pattern", {"layer.1.attention.self.query": 2}, "rank_pattern"),
+        ("r", 5, r"lora_A.weight.*\[4, 32\].*rank 5.*\[5, 32\]"),
+        ("target_modules", ["query", "key"], "encoder.layer.0.attention.self.key.lora_A.weight"),
     ],
 )
 def test_settings_that_would_give_wrong_numbers_are_refused(adapter, setting, value, message):
@@ -338,15 +338,15 @@ QUERY = "base_model.model.encoder.layer.1.attention.self.query.lora_"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(QUERY + "B.weight"), "lacks .*layer.1.attention.self.query.lora_B.weight"),
-        (lambda t: (t.pop(QUERY + "A.weight"), t.pop(QUERY + "B.weight")), "lacks 1 tensors: encoder.layer.1"),
-        (lambda t: t.update({QUERY + "C.weight": t[QUERY + "A.weight"]}), "1 tensors that have no place.*lora_C"),
+        (lambda t: t.pop(QUERY + "B.weight"), "layer.1.attention.self.query.lora_B.weight"),
+        (lambda t: (t.pop(QUERY + "A.weight"), t.pop(QUERY + "B.weight")), "encoder.layer.1"),
+        (lambda t: t.update({QUERY + "C.weight": t[QUERY + "A.weight"]}), "lora_C"),
         (
             lambda t: t.update({"base_model.model.classifier.weight": np.ones((3, 32), np.float32)}),
-            "no place in this bert network without its head: classifier.weight",
+            "bert.*classifier.weight",
         ),
-        (lambda t: t.update({QUERY + "A.weight": t[QUERY + "A.weight"][:, :16]}), "another base"),
-        (lambda t: t.update({"other.weight": np.ones(2, np.float32)}), "does not begin with 'base_model.model.'"),
+        (lambda t: t.update({QUERY + "A.weight": t[QUERY + "A.weight"][:, :16]}), "query.lora_A.weight.*shape"),
+        (lambda t: t.update({"other.weight": np.ones(2, np.float32)}), "other.weight.*'base_model.model.'"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(adapter, change, message):
@@ -364,26 +364,26 @@ def test_layer_ranges_and_pickles_are_refused(adapter):
     save_file({n: t for n, t in tensors.items() if ".layer.0." in n}, folder / "adapter_model.safetensors")
     settings = json.loads((folder / "adapter_config.json").read_text()) | {"layers_to_transform": [0]}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="layers_to_transform leaves out encoder.layer.1.*LoRA together"):
+    with pytest.raises(ValueError, match="layers_to_transform.*encoder.layer.1"):
         read()
     shutil.move(folder / "adapter_model.safetensors", folder / "adapter_model.bin")
-    with pytest.raises(ValueError, match="adapter_model.bin is a pickle and is never opened"):
+    with pytest.raises(ValueError, match="adapter_model.bin"):
         read()
 
 
 def test_what_cannot_be_written_is_named(checkpoint, tmp_path):
     backbone, head, config = load(checkpoint("bert", "sequence"), "sequence")
     lora = LoraConfig(rank=2)
-    with pytest.raises(ValueError, match="no LoRA to write"):
+    with pytest.raises(ValueError, match="LoRA"):
         write_peft(tmp_path, backbone, config, lora, "base", None)
     add_lora(backbone, config, lora, nnx.Rngs(0))
-    with pytest.raises(ValueError, match="need the kind 'sequence' or 'token' and the trained head"):
+    with pytest.raises(ValueError, match="'SEQ_CLS'.*'sequence'"):
         write_peft(tmp_path, backbone, config, lora, "base", "SEQ_CLS")
-    with pytest.raises(ValueError, match="no task type 'CLASSIFY'"):
+    with pytest.raises(ValueError, match="'CLASSIFY'"):
         write_peft(tmp_path, backbone, config, lora, "base", "CLASSIFY", head, "sequence")
-    with pytest.raises(ValueError, match="no 'lm' head"):
+    with pytest.raises(ValueError, match="'lm'"):
         write_peft(tmp_path, backbone, config, lora, "base", "CAUSAL_LM", None, "lm")
-    with pytest.raises(ValueError, match="one of the layers"):
+    with pytest.raises(ValueError, match="encoder.layer.0.output.dense"):
         name = "encoder.layer.0.output.dense"
         write_peft(tmp_path, backbone, config, lora, "base", "SEQ_CLS", head, "sequence", saved=[name])
     assert not list(tmp_path.iterdir())
@@ -455,32 +455,30 @@ def test_targets_that_mean_nothing_or_half_a_stack_are_named():
         backbone = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(0)))
         add_lora(backbone, config, LoraConfig(**{"rank": 2, "targets": list(targets)} | options), nnx.Rngs(0))
 
-    with pytest.raises(
-        ValueError, match=r"'q_proj' matches no linear.*all-linear and: encoder.layer.\{layer\}.attention"
-    ):
+    with pytest.raises(ValueError, match=r"'q_proj'.*all-linear.*encoder.layer.\{layer\}.attention"):
         add("query", "q_proj")
-    with pytest.raises(ValueError, match="matches no linear"):
+    with pytest.raises(ValueError, match="lora.targets"):
         add()
-    with pytest.raises(ValueError, match="mean encoder.layer.0.attention.self.query but not encoder.layer.1"):
+    with pytest.raises(ValueError, match="encoder.layer.0.attention.self.query.*encoder.layer.1"):
         add("layer.0.attention.self.query")
-    with pytest.raises(ValueError, match="'[(]query' is no regular expression"):
+    with pytest.raises(ValueError, match="'[(]query'"):
         add("(query")
-    with pytest.raises(ValueError, match="lora.rank must be at least 1"):
+    with pytest.raises(ValueError, match="lora.rank"):
         add("query", rank=0)
-    with pytest.raises(ValueError, match="lora.dropout must lie"):
+    with pytest.raises(ValueError, match="lora.dropout"):
         add("query", dropout=1.0)
     # stored apart, the layer can be meant alone
     backbone = build_backbone(config, stack=StackOptions(train_last=1), rngs=nnx.Rngs(0))
     lora = LoraConfig(rank=2, targets=["layer.1.attention.self.query"])
     assert add_lora(backbone, config, lora, nnx.Rngs(0)) == ["encoder.layer.1.attention.self.query"]
-    with pytest.raises(ValueError, match="has LoRA already"):
+    with pytest.raises(ValueError, match="LoRA"):
         add_lora(backbone, config, lora, nnx.Rngs(0))
 
 
 # ---------------------------------------------------------------- the arithmetic
 
 
-def test_initialisation_is_pefts():
+def test_initialization_is_pefts():
     """A: kaiming uniform with a = sqrt(5), which is uniform in ± 1 / sqrt(in). B: zero."""
     config = transformers.BertConfig(**BASE | dict(hidden_size=256, num_hidden_layers=3))
     backbone = build_backbone(config, rngs=nnx.Rngs(0))

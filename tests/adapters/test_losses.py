@@ -304,7 +304,7 @@ def test_rows_that_do_not_divide_over_the_devices() -> None:
 
 
 def test_under_scan_and_checkpoint_on_a_mesh() -> None:
-    """As in accumulation: gradients of micro-batches, rematerialised, summed in a scan."""
+    """As in accumulation: gradients of micro-batches, rematerialized, summed in a scan."""
     hidden, table, bias, labels, weights = given = inputs(rows=16)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 
@@ -335,11 +335,11 @@ def test_under_scan_and_checkpoint_on_a_mesh() -> None:
 def test_bad_input_is_named() -> None:
     hidden, table, bias, labels, weights = inputs()
     for changed, message in [
-        (dict(label_smoothing=1.0), "label_smoothing should lie in"),
-        (dict(z_loss=-1.0), "z_loss should not be negative"),
-        (dict(soft_cap=0.0), "soft_cap should be positive"),
-        (dict(chunk=0), "chunk should be at least 1"),
-        (dict(bias=bias[1:]), r"bias \[vocab\], but got .*bias \[39\]"),
+        (dict(label_smoothing=1.0), "label_smoothing"),
+        (dict(z_loss=-1.0), "z_loss"),
+        (dict(soft_cap=0.0), "soft_cap"),
+        (dict(chunk=0), "chunk"),
+        (dict(bias=bias[1:]), r"bias \[39\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             linear_cross_entropy(hidden, table, labels, weights, **changed)
@@ -347,11 +347,11 @@ def test_bad_input_is_named() -> None:
         linear_cross_entropy(hidden, table.T, labels, weights)
     with pytest.raises(ValueError, match=r"labels \[8, 12\]"):
         token_losses(hidden, table, labels[:, 1:])
-    with pytest.raises(ValueError, match="labels should be integers"):
+    with pytest.raises(ValueError, match="labels.*float32"):
         token_losses(hidden, table, labels.astype(np.float32))
 
 
 def test_weights_have_no_gradient() -> None:
     hidden, table, _, labels, weights = inputs()
-    with pytest.raises(ValueError, match="no gradient by its weights"):
+    with pytest.raises(ValueError, match="weights"):
         jax.grad(lambda w: linear_cross_entropy(hidden, table, labels, w))(weights)

@@ -29,8 +29,8 @@ def numpy_queries(head: NextItemHead, first: np.ndarray, items: list[int], texts
     f = {"/".join(map(str, p)): np.asarray(v[...], np.float64) for p, v in nnx.to_flat_state(nnx.state(head))}
 
     def norm(x: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * scale + bias
+        centered = x - x.mean(-1, keepdims=True)
+        return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6) * scale + bias
 
     x = np.zeros((1 + len(items), WIDTH))
     if head.item_projection is not None:
@@ -101,7 +101,7 @@ def test_a_sequence_longer_than_the_head_is_not_a_number() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"text_size": 0, "ids": False}, "items need a vector"), ({"num_heads": 3}, "not a multiple of 3")],
+    [({"text_size": 0, "ids": False}, "ids"), ({"num_heads": 3}, "hidden size 8.* 3")],
 )
 def test_specs_that_cannot_be(changes: dict[str, int], words: str) -> None:
     spec = {"num_items": 5, "text_size": 4, "ids": True, "hidden_size": 8, "num_layers": 1, "num_heads": 2}

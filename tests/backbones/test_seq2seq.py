@@ -145,7 +145,7 @@ def test_numbers(make_checkpoint, model_type, options):
     folder = make_checkpoint(model_type, LM, **options)
     model = open_torch(folder, type(read_config(folder)).__name__.replace("Config", LM))
     loaded, head, report = load_both(folder)
-    assert not report.unused and not report.initialised
+    assert not report.unused and not report.initialized
     assert loaded.module.hidden_size == 32 and loaded.module.vocab_size == 61
     expected = run_torch(model, SOURCE, TARGET)
     encoded, hidden = run(loaded.module, SOURCE, TARGET)
@@ -405,18 +405,18 @@ def test_misuse_of_the_cache(small):
     network = load(small).module
     source, target = texts((5,), 5), texts((3,), 3)
     encoded = network.encode(*source)
-    with pytest.raises(ValueError, match="needs `encoded`"):
+    with pytest.raises(ValueError, match="encoded"):
         network.decode(*target)
     with pytest.raises(ValueError, match="encoded_segment_ids"):
         network.decode(*target, encoded)
-    with pytest.raises(ValueError, match="first decode"):
+    with pytest.raises(ValueError, match="encoded"):
         network.decode(*target, cache=network.empty_cache(1, 4, 5))
-    with pytest.raises(ValueError, match="made for 6 encoded tokens, but there are 5"):
+    with pytest.raises(ValueError, match="6 .*5"):
         network.decode(*target, encoded, source[1], cache=network.empty_cache(1, 4, 6))
-    with pytest.raises(ValueError, match="3 more tokens do not fit into a cache of 2 places, 0 of"):
+    with pytest.raises(ValueError, match="3 .*cache.* 2 .* 0 "):
         network.decode(*target, encoded, source[1], cache=network.empty_cache(1, 2, 5))
     _, cache = network.decode(*target, encoded, source[1], cache=network.empty_cache(1, 5, 5))
-    with pytest.raises(ValueError, match="3 more tokens do not fit into a cache of 5 places, 3 of"):
+    with pytest.raises(ValueError, match="3 .*cache.* 5 .* 3 "):
         network.decode(*target, cache=cache)
 
     decode = nnx.jit(lambda network, target, cache: network.decode(*target, cache=cache)[0])
@@ -471,18 +471,18 @@ def test_copies_of_the_word_embeddings(checkpoint, tmp_path):
             changed[name][-1, -1] += 1
             return changed
 
-        with pytest.raises(ValueError, match=f"{name} differs from {prefix}shared.weight"):
+        with pytest.raises(ValueError, match=f"{name}.*{prefix}shared.weight"):
             load(edited(checkpoint, tmp_path / "different", different))
 
 
 def test_weights_that_do_not_belong_to_the_config(make_checkpoint, t5, bart, tmp_path):
-    with pytest.raises(ValueError, match=r"missing.*wi_0"):
+    with pytest.raises(ValueError, match="wi_0"):
         load(edited(t5, tmp_path / "gated", feed_forward_proj="gated-gelu", is_gated_act=True, dense_act_fn="gelu"))
-    with pytest.raises(ValueError, match=r"no place for tensor decoder\.block\.2\."):
+    with pytest.raises(ValueError, match=r"decoder\.block\.2\."):
         load(edited(t5, tmp_path / "shallow", num_decoder_layers=2))
-    with pytest.raises(ValueError, match=r"no place for tensor model\.encoder\.layers\.1\."):
+    with pytest.raises(ValueError, match=r"model\.encoder\.layers\.1\."):
         load(edited(bart, tmp_path / "shallower", encoder_layers=1))
-    with pytest.raises(ValueError, match=r"embed_positions\.weight has shape \[42, 32\]"):
+    with pytest.raises(ValueError, match=r"embed_positions\.weight.*\[42, 32\]"):
         load(edited(bart, tmp_path / "long", max_position_embeddings=50))
 
 
@@ -496,7 +496,7 @@ def test_slices_of_final_logits_bias(bart):
 def test_bart_without_final_logits_bias(bart, tmp_path):
     folder = edited(bart, tmp_path, lambda tensors: {n: t for n, t in tensors.items() if n != "final_logits_bias"})
     _, head, report = load_both(folder)
-    assert report.initialised == ("bias",) and not np.asarray(head.bias[...]).any()
+    assert report.initialized == ("bias",) and not np.asarray(head.bias[...]).any()
 
 
 @pytest.mark.parametrize(
@@ -530,10 +530,10 @@ def test_refused(t5, bart, model_type, field, value):
 def test_too_long_for_bart(bart):
     network = load(bart).module
     assert network.max_length == 40
-    with pytest.raises(ValueError, match="41 tokens is longer than the 40 positions"):
+    with pytest.raises(ValueError, match="41 .*40"):
         network.encode(*texts((41,), 41))
     encoded = network.encode(*texts((5,), 5))
-    with pytest.raises(ValueError, match="41 tokens is longer than the 40 positions"):
+    with pytest.raises(ValueError, match="41 .*40"):
         network.decode(*texts((41,), 41), encoded, texts((5,), 5)[1])
     one, late = np.array([[1]], np.int32), np.array([[40]], np.int32)
     assert np.isnan(nnx.jit(lambda network, late: network.encode(one, one, late))(network, late)).all()
@@ -560,7 +560,7 @@ def test_train_last_is_of_the_decoder(checkpoint):
         ("bart", dict(init_std=0.07, pad_token_id=4)),
     ],
 )
-def test_initialisation_is_that_of_transformers(make_checkpoint, model_type, options):
+def test_initialization_is_that_of_transformers(make_checkpoint, model_type, options):
     config = read_config(make_checkpoint(model_type, LM, **options))
     model = getattr(transformers, type(config).__name__.replace("Config", LM))(config)
     theirs = {name: tensor.numpy() for name, tensor in model.state_dict().items()}

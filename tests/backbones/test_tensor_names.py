@@ -88,7 +88,7 @@ def test_a_new_model_leaves_nothing_of_an_old_one(tmp_path):
     save_pretrained(tmp_path, module, config, max_shard_bytes=2000)
     several = sorted(file.name for file in tmp_path.glob("*.safetensors"))
     assert len(several) > 2 and "model.safetensors" not in several
-    assert load_backbone(tmp_path, rngs=nnx.Rngs(1)).report.initialised == ()
+    assert load_backbone(tmp_path, rngs=nnx.Rngs(1)).report.initialized == ()
     save_pretrained(tmp_path, module, config)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -96,6 +96,6 @@ def test_a_new_model_leaves_nothing_of_an_old_one(tmp_path):
 def test_a_value_that_does_not_fit_leaves_no_half_file(tmp_path):
     module, config = network()
     module.embedding_norm.scale[...] = np.full(8, 1e6, np.float32)
-    with pytest.raises(ValueError, match="LayerNorm.weight does not fit float16"):
+    with pytest.raises(ValueError, match="LayerNorm.weight.*float16"):
         save_pretrained(tmp_path, module, config, dtype="float16")
     assert not list(tmp_path.iterdir())

@@ -240,19 +240,19 @@ def test_a_process_without_launcher_is_alone() -> None:
     assert launch.settings_from(SLURM | {"SLURM_NTASKS": "1"}) is None
     assert launch.settings_from({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}) is None  # sbatch's own shell, without srun
     assert launch.settings_from(SLURM) == {}
-    given = launch.settings_from(BY_HAND | SLURM)  # what is said by name comes first
+    given = launch.settings_from(BY_HAND | SLURM)  # COORDINATOR_ADDRESS takes precedence
     assert given is not None and (given["process_id"], given["num_processes"]) == (1, 2)
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"COORDINATOR_ADDRESS": "node1:8476"}, "PROCESS_ID and NUM_PROCESSES is not"),
-        ({"COORDINATOR_ADDRESS": "node1:8476", "NUM_PROCESSES": "2"}, "but PROCESS_ID is not"),
-        ({"PROCESS_ID": "0", "NUM_PROCESSES": "2"}, "but COORDINATOR_ADDRESS is not"),
-        (BY_HAND | {"PROCESS_ID": "2"}, "PROCESS_ID is 2, but should be below NUM_PROCESSES"),
-        (BY_HAND | {"PROCESS_ID": "one"}, "PROCESS_ID should be a number"),
-        (BY_HAND | {"COORDINATOR_ADDRESS": "node1"}, "COORDINATOR_ADDRESS should be host:port"),
+        ({"COORDINATOR_ADDRESS": "node1:8476"}, "PROCESS_ID and NUM_PROCESSES"),
+        ({"COORDINATOR_ADDRESS": "node1:8476", "NUM_PROCESSES": "2"}, "not.*PROCESS_ID|PROCESS_ID.*not"),
+        ({"PROCESS_ID": "0", "NUM_PROCESSES": "2"}, "COORDINATOR_ADDRESS"),
+        (BY_HAND | {"PROCESS_ID": "2"}, "PROCESS_ID.* 2"),
+        (BY_HAND | {"PROCESS_ID": "one"}, "PROCESS_ID.*'one'"),
+        (BY_HAND | {"COORDINATOR_ADDRESS": "node1"}, "COORDINATOR_ADDRESS.*host:port"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "mpirun -x COORDINATOR_ADDRESS"),
     ],
 )
@@ -264,7 +264,7 @@ def test_half_an_environment_is_an_error(environment: dict[str, str], message: s
 def test_a_verb_of_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in BY_HAND.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="export runs in one process"):
+    with pytest.raises(ValueError, match="export"):
         launch.refuse_others("export")
 
 

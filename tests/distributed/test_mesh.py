@@ -56,11 +56,11 @@ def test_some_of_the_devices() -> None:
         (MeshConfig(data=0), ["data=0"]),
         (MeshConfig(fsdp=-1), ["fsdp=-1"]),
         (MeshConfig(tensor=0), ["tensor=0"]),
-        (MeshConfig(fsdp="auto"), ["mesh.data and mesh.fsdp are both auto"]),
+        (MeshConfig(fsdp="auto"), ["mesh.data.*mesh.fsdp.*auto"]),
         (MeshConfig(dcn_data=3), [r"mesh\.dcn_data \(3\)", "8 devices"]),
         (MeshConfig(rules={"vocabulary": ["tensor"]}), ["rules.*vocabulary"]),
         (MeshConfig(rules={"vocab": ["tenser"]}), ["rules.vocab.*tenser"]),
-        (MeshConfig(rules={"vocab": ["fsdp", "fsdp"]}), ["twice"]),
+        (MeshConfig(rules={"vocab": ["fsdp", "fsdp"]}), ["rules.vocab.*fsdp"]),
     ],
 )
 def test_an_error_names_the_dimension(config: MeshConfig, words: list[str]) -> None:
@@ -99,7 +99,7 @@ def test_a_parameter_lies_by_its_axes(shape: tuple[int, ...], axes: tuple[str | 
 
 
 def test_a_matrix_that_nothing_divides_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"embed 33, mlp 35 cannot be split over mesh.fsdp 2"):
+    with pytest.raises(ValueError, match=r"embed 33, mlp 35.*mesh.fsdp 2"):
         parameter_sharding(make_mesh(MeshConfig(fsdp=2, tensor=2)), (33, 35), ("embed", "mlp"))
 
 
@@ -119,7 +119,7 @@ def test_rules_belong_to_their_mesh() -> None:
 
 
 def test_slices_are_the_outer_part_of_their_axis() -> None:
-    """Neighbouring devices, which stand for one slice, share everything but the outermost part of fsdp."""
+    """Neighboring devices, which stand for one slice, share everything but the outermost part of fsdp."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, dcn_fsdp=2))
     numbers = np.vectorize(lambda device: device.id)(mesh.devices)[:, :, 0, 0]
     np.testing.assert_array_equal(numbers, [[0, 1, 4, 5], [2, 3, 6, 7]])
@@ -140,7 +140,7 @@ def test_real_slices_are_told_apart_by_their_number() -> None:
     np.testing.assert_array_equal(
         [[d.slice_index for d in row] for row in found[:, :, 0, 0]], [[0] * 2] * 2 + [[1] * 2] * 2
     )
-    with pytest.raises(ValueError, match="= 4, but the devices lie in 2 slices"):
+    with pytest.raises(ValueError, match="= 4.* 2 slices"):
         _across_slices((2, 1, 1, 1), (4, 1, 1, 1), devices)
 
 

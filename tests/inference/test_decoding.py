@@ -154,12 +154,12 @@ def test_prompts_that_do_not_fit_are_named(network: Make, kind: str) -> None:
     decoder, _ = network(kind).decoder()
     config = GenerationConfig(max_new_tokens=30)
     decoder.check([np.ones(34, np.int32)], ["a"], config)
-    with pytest.raises(ValueError, match="b has no tokens"):
+    with pytest.raises(ValueError, match="^b .*tokens"):
         decoder.check([np.ones(3, np.int32), np.ones(0, np.int32)], ["a", "b"], config)
     if kind == "t5":  # no longest text
         return
     size = 65 if kind in ENCODER_DECODERS else 35
-    with pytest.raises(ValueError, match=f"b has {size} tokens and max_new_tokens is 30, .* at most 64"):
+    with pytest.raises(ValueError, match=f"^b .*{size}.*max_new_tokens.* 30.* 64"):
         decoder.check([np.ones(3, np.int32), np.ones(size, np.int32)], ["a", "b"], config)
 
 

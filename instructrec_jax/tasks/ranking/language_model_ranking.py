@@ -18,7 +18,7 @@ import numpy as np
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.prompts import TemplateName, question
-from instructrec_jax.inference.likelihood import normalised
+from instructrec_jax.inference.likelihood import normalized
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
@@ -306,7 +306,7 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
             ask = (lambda e, items: self._ask(e)) if form == "likelihood" else self._choice
             asked = [[(ask(e, items), [names[item] for item in items])] for e, items in pairs]
             found = self.log_likelihoods(predict, asked, end=self.config.end_token)
-            return [normalised(values[0], self.config.alpha) for values in found]
+            return [normalized(values[0], self.config.alpha) for values in found]
         if form == "yes_no":
             words = [self.config.yes, self.config.no]
             asked = [[(self._yes_no(e, item), words) for item in items] for e, items in pairs]
@@ -319,7 +319,7 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
         ]
         found = self.log_likelihoods(predict, asked, end=self.config.end_token)
         return [
-            tournament(len(items), [normalised(each, self.config.alpha) for each in values])
+            tournament(len(items), [normalized(each, self.config.alpha) for each in values])
             for (_, items), values in zip(pairs, found, strict=True)
         ]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import TemplateName, question
-from instructrec_jax.inference.likelihood import normalised
+from instructrec_jax.inference.likelihood import normalized
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, NextTokens, TrainOn
@@ -107,7 +107,7 @@ class ChoiceTask(LikelihoodTask):
         """float64 [candidates] of each example."""
         asked = [[(question(e), list(o.texts))] for e, o in zip(examples, options, strict=True)]
         found = self.log_likelihoods(predict, asked, end=True)
-        return [normalised(values[0], self.config.alpha) for values in found]
+        return [normalized(values[0], self.config.alpha) for values in found]
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         train_options, options = ([e.target.options for e in some] for some in (train, test))
