@@ -1,4 +1,4 @@
-"""The activations that HuggingFace configs name."""
+"""The activations of HuggingFace configs."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    # the erf form costs a third of jax.nn.gelu(approximate=False) on CPU, which goes through erfc
+    # on CPU, erf costs a third of jax.nn.gelu(approximate=False), which uses erfc
     return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
@@ -42,21 +42,20 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The activation that HuggingFace calls `name`, computed in fp32 and returned in the dtype of its argument.
+    """HuggingFace's activation `name`, computed in fp32 and returned in the dtype of its argument.
 
-    Raises ValueError for an unknown one.
+    Raises ValueError for an unknown activation.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"Activation {name!r} is not supported. Supported: {', '.join(sorted(ACTIVATIONS))}.")
+        raise ValueError(f"the activation {name!r} is not supported; supported: {', '.join(sorted(ACTIVATIONS))}.")
     return _rounded_once(ACTIVATIONS[name])
 
 
 @functools.cache
 def _rounded_once(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """An elementwise function in fp32 whatever the dtype of its argument: 1 + erf(x) keeps no digit in bfloat16 where
-    it is close to 0.
+    """Computes an elementwise function in fp32 for arguments of any dtype (near 0, 1 + erf(x) has no digits in bfloat16).
 
-    The backward pass keeps the slope in the argument's dtype, half the memory of the fp32 values that it is made of.
+    The backward pass keeps the slope in the argument's dtype, half the memory of the fp32 values.
     """
 
     @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""The one door to attention: kernels for an accelerator are chosen behind it."""
+"""Attention: the single entry point, which chooses a kernel for the device."""
 
 import functools
 from typing import Any
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from instructrec_jax.backbones import attention_kernels as kernels
 from instructrec_jax.backbones.layers import DropoutKeys, attention_dropout_bits, keep_mask
 
-BRANCH = 1 << 16  # segment n · BRANCH + b is branch b of segment n · BRANCH: it also sees that one's tokens
+BRANCH = 1 << 16  # segment n · BRANCH + b is branch b of segment n · BRANCH: it also attends to that segment
 
 
 def attention(
@@ -33,32 +33,31 @@ def attention(
 
     Args:
         q: [rows, queries, heads, head_dim], any float dtype.
-        k, v: [rows, keys, key_heads, head_dim]; each key head serves heads / key_heads query heads that follow one
-            another (grouped-query attention, Ainslie et al., 2023).
-        segment_ids: int32 [rows, queries]; a token sees the tokens of its own segment only (and of the one it
-            branches off, see `BRANCH`); 0 is padding, which sees nothing and is seen by nothing (its output is zero).
-        positions: int32 [rows, queries], position inside the segment; used by `window`, `causal` and dropout.
-        key_segment_ids, key_positions: int32 [rows, keys], of the keys where they are not the queries' own tokens
-            (a cache, another text). With another text `causal` and `window` have no meaning.
+        k, v: [rows, keys, key_heads, head_dim]; each key head serves heads / key_heads consecutive query heads
+            (grouped-query attention, Ainslie et al., 2023).
+        segment_ids: int32 [rows, queries]; a token attends only to its own segment (and to the segment of which it is a
+            branch, see `BRANCH`); 0 is padding, which neither attends nor is attended to (its output is zero).
+        positions: int32 [rows, queries], position in the segment; used by `window`, `causal` and dropout.
+        key_segment_ids, key_positions: int32 [rows, keys], of keys other than the queries' own tokens (a cache or
+            another text). With another text, `causal` and `window` must not be used.
         bias: float [rows or 1, heads or 1, queries, keys] added to the scores, or None.
-        window: largest distance |position - position| that is seen (inclusive), or None for all.
-        causal: a token sees itself and earlier positions only.
+        window: maximum distance |query position - key position| (inclusive), or None for no limit.
+        causal: a token attends to itself and earlier positions only.
         soft_cap: scores become soft_cap · tanh(scores / soft_cap) before the bias (Gemma 2).
-        dropout_rate, dropout_keys: dropout of the probabilities; off when the keys are None.
+        dropout_rate, dropout_keys: dropout of the probabilities; none if the keys are None.
         scale: factor on the scores; head_dim ** -0.5 by default.
 
     Returns: [rows, queries, heads, head_dim] in v's dtype.
 
-    A kernel is chosen by the devices and the arguments (`attention_kernels.choose`); all give the same to rounding.
+    `attention_kernels.choose` chooses the kernel by devices and arguments; all kernels agree up to rounding.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     own = all(x is None or x is y for x, y in ((key_segment_ids, segment_ids), (key_positions, positions)))
     drops = dropout_keys is not None and dropout_rate > 0.0
     kernel = kernels.choose(q, own=own, bias=bias, dropout=drops, soft_cap=soft_cap)
     if kernel == "splash":
-        return kernels.splash_attention(
-            q, k, v, segment_ids, causal=causal, window=window, soft_cap=soft_cap, scale=scale
-        )
+        options: dict[str, Any] = dict(causal=causal, window=window, soft_cap=soft_cap, scale=scale)
+        return kernels.splash_attention(q, k, v, segment_ids, **options)
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     key_positions = positions if key_positions is None else key_positions
     if kernel == "cudnn":
@@ -94,14 +93,14 @@ def _plain(
     dropout_rate: float,
     scale: float,
 ) -> jax.Array:
-    """All scores at once. `bias` is [rows or 1, queries, heads or 1, keys]; `keys`: uint32 [rows, queries]."""
+    """Computes all scores at once. `bias`: [rows or 1, queries, heads or 1, keys]; `keys`: uint32 [rows, queries]."""
     mask = _mask(segment_ids, positions, key_segment_ids, key_positions, window, causal)[:, None]
     rows, queries, heads, head_dim = q.shape
     key_count, key_heads = k.shape[1:3]
 
-    # heads before length: the batched products and their gradients run faster on CPU than in the given layout
+    # heads before length: batched products and their gradients are faster on CPU than in the given layout
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * scale, k, v))
-    q = q.reshape(rows, key_heads, heads // key_heads * queries, head_dim)  # the queries of a group, side by side
+    q = q.reshape(rows, key_heads, heads // key_heads * queries, head_dim)  # a group's queries side by side
     scores = jnp.einsum("bhld,bhmd->bhlm", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(rows, heads, queries, key_count)
     if soft_cap is not None:
@@ -115,7 +114,7 @@ def _plain(
     if keys is not None:
         bits = attention_dropout_bits(DropoutKeys(keys), heads, key_positions)
         weights = jnp.where(keep_mask(bits, dropout_rate), weights / (1.0 - dropout_rate), 0.0)
-    # dividing after the product touches head_dim numbers a query instead of one a key
+    # dividing after the product takes head_dim divisions per query instead of one per key
     weights = weights.astype(v.dtype).reshape(rows, key_heads, -1, key_count)
     out = jnp.einsum("bhlm,bhmd->bhld", weights, v, preferred_element_type=jnp.float32)
     out = out.reshape(rows, heads, queries, head_dim) / jnp.where(total == 0.0, 1.0, total)
@@ -130,7 +129,7 @@ def _mask(
     window: int | None,
     causal: bool,
 ) -> jax.Array:
-    """bool [rows, queries, keys]: which key a query sees."""
+    """bool [rows, queries, keys]: whether a query attends to a key."""
     queries, keys, trunk = segment_ids[:, :, None], key_segment_ids[:, None, :], segment_ids // BRANCH * BRANCH
     mask = ((queries == keys) | (trunk[:, :, None] == keys)) & (keys != 0)
     distance = positions[:, :, None] - key_positions[:, None, :]

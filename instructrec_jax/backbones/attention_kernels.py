@@ -1,7 +1,7 @@
-"""Attention by the kernels of accelerators, and by blocks of queries where there is none.
+"""Attention kernels of accelerators, and attention by blocks of queries for other devices.
 
-Each takes [rows, length, heads, head_dim] and gives what `attention.plain` does, without [length, length] numbers in
-memory. `choose` says which one applies, and announces once where the fast one cannot be used.
+All take [rows, length, heads, head_dim] and compute the same as `attention._plain`, without a [length, length] array in
+memory. `choose` chooses the kernel and logs once why the fast one cannot be used.
 """
 
 import logging
@@ -19,23 +19,23 @@ from instructrec_jax.distributed.mesh import is_split, mesh_axes
 
 logger = logging.getLogger(__name__)
 
-LANES = 128  # splash attention works on blocks of so many places at least
-SPLASH_BLOCK = 512
-QUERY_BLOCK = 512  # queries whose scores exist at a time
-LONG = 2048  # queries x keys from LONG² on are worked through in blocks
+LANES = 128  # minimum block size of splash attention
+SPLASH_BLOCK = 512  # maximum block size of splash attention
+QUERY_BLOCK = 512  # queries per block
+LONG = 2048  # minimum length for attention by blocks
 
 _announced: set[str] = set()
 
 
 def platform() -> str:
-    """Of the devices that the step runs on: those of the ambient mesh, or jax's own."""
+    """The platform of the step's devices: those of the current mesh, or jax's default."""
     mesh = jax.sharding.get_abstract_mesh()
     device = getattr(mesh, "abstract_device", None)
     return device.platform if device is not None else jax.default_backend()
 
 
 def compute_capability() -> tuple[int, int]:
-    """Of the GPU that the step runs on: (8, 0) is an A100, (9, 0) an H100. (0, 0) where the device does not say."""
+    """The compute capability of the step's GPU: (8, 0) for an A100, (9, 0) for an H100, (0, 0) if unknown."""
     mesh = jax.sharding.get_abstract_mesh()
     described = getattr(getattr(mesh, "abstract_device", None), "device_kind", None)
     kinds = [d for d in jax.local_devices() if described is None or d.device_kind == described]
@@ -45,47 +45,49 @@ def compute_capability() -> tuple[int, int]:
 
 
 def announce(reason: str) -> None:
-    """Says once in a program why a kernel is not used."""
+    """Logs a reason once per program."""
     if reason not in _announced:
         _announced.add(reason)
         logger.warning("attention: %s", reason)
 
 
 def choose(q: jax.Array, *, own: bool, bias: Any, dropout: bool, soft_cap: float | None) -> str:
-    """splash (TPU), cudnn (GPU), blocked (long texts) or plain.
+    """The kernel: "splash" (TPU), "cudnn" (GPU), "blocked" (long texts) or "plain".
 
     Args:
-      own: keys are those of the queries' own tokens, as in training; else a cache, or another text.
+      q: [rows, queries, heads, head_dim].
+      own: whether the keys are the queries' own tokens, as in training, and not a cache or another text.
       bias: added to the scores, or None.
-      dropout: of the probabilities.
+      dropout: whether probabilities have dropout.
+      soft_cap: see `attention.attention`.
     """
     length, head_dim, device = q.shape[1], q.shape[3], platform()
     plain = "blocked" if own and length >= LONG else "plain"
     kernel = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(device)
     if kernel is None or not own:
         return plain
-    # What cuDNN asks for: jax tells of it when the step is compiled, by an exception.
+    # cuDNN's requirements; jax raises an exception for violations, but only when the step is compiled.
     capability = compute_capability() if kernel == "cudnn" else (0, 0)
     widest = 256 if capability >= (9, 0) else 128
     no_mesh = jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1
     reasons = {
-        "devices that it is not told of (decoding)": kernel == "splash" and no_mesh,
+        "several devices without a mesh (decoding)": kernel == "splash" and no_mesh,
         "dropout of the probabilities (attention_dropout in config.json)": dropout,
-        # with cuDNN too: together with the mask it becomes [rows, heads, length, length] numbers all the same, and
-        # what becomes of its gradient, and of float32 beside bfloat16, differs between versions
+        # also with cuDNN: mask and bias together would still need a [rows, heads, length, length] array, and the
+        # treatment of the bias's gradient and of float32 with bfloat16 differs between versions
         "a bias on the scores": bias is not None,
-        f"rows of {length} tokens, which {LANES} does not divide": kernel == "splash" and length % LANES > 0,
-        "a length that devices split (mesh.context)": is_split("length"),
-        "a cap on the scores": kernel == "cudnn" and soft_cap is not None,
-        f"rows of {length} tokens, an odd number, beside a mask": kernel == "cudnn" and length % 2 > 0,
-        f"heads of {head_dim} features (a multiple of 8 and at most {widest} on this GPU)": kernel == "cudnn"
+        f"rows of {length} tokens (a multiple of {LANES} is needed)": kernel == "splash" and length % LANES > 0,
+        "rows split over devices (mesh.context)": is_split("length"),
+        "a soft cap on the scores": kernel == "cudnn" and soft_cap is not None,
+        f"masked rows of {length} tokens (an even number is needed)": kernel == "cudnn" and length % 2 > 0,
+        f"heads of {head_dim} features (a multiple of 8, at most {widest} on this GPU, is needed)": kernel == "cudnn"
         and (head_dim % 8 > 0 or head_dim > widest),
-        "a GPU that is not an NVIDIA Ampere or later": kernel == "cudnn" and capability < (8, 0),
+        "a GPU older than NVIDIA Ampere or of another vendor": kernel == "cudnn" and capability < (8, 0),
         "float32": kernel == "cudnn" and q.dtype == jnp.float32,
     }
     for reason, holds in reasons.items():
         if holds:
-            announce(f"the {kernel} kernel has no room for {reason}; XLA's own attention is used ({plain}).")
+            announce(f"the {kernel} kernel does not support {reason}; using XLA's attention ({plain}).")
             return plain
     return kernel
 
@@ -105,10 +107,9 @@ def splash_attention(
     scale: float,
     interpret: bool = False,
 ) -> jax.Array:
-    """Splash attention (a flash attention for TPUs that skips blocks which a mask empties), by each device with its
-    rows and heads.
+    """Splash attention (flash attention for TPUs that skips fully masked blocks), on each device with its rows and heads.
 
-    Inside a segment tokens lie one after another, so causal and window by place in the row are those by position.
+    A segment's tokens are contiguous in their row, so causal masks and windows by index equal those by position.
     """
     length = q.shape[1]
     if window is not None:
@@ -130,7 +131,7 @@ def splash_attention(
         )
         q, k, v = (x.transpose(0, 2, 1, 3) for x in ((q * scale).astype(q.dtype), k, v))
         out = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))(q, k, v, segment_ids)
-        # the kernel lets padding see padding
+        # the kernel lets padding attend to padding
         return jnp.where((segment_ids > 0)[:, :, None, None], out.transpose(0, 2, 1, 3), 0).astype(v.dtype)
 
     mesh = jax.sharding.get_abstract_mesh()
@@ -141,7 +142,7 @@ def splash_attention(
         axes = tuple(axis for axis in mesh_axes(name) if mesh.shape[axis] > 1)
         return axes if axes and all(dim % math.prod(mesh.shape[a] for a in axes) == 0 for dim in dims) else None
 
-    # What does not divide is whole on each device; the compiler itself cannot split a kernel.
+    # Dimensions that devices do not divide stay whole on each device; the compiler itself cannot split a kernel.
     rows, heads = over("batch", q.shape[0]), over("heads", q.shape[2], k.shape[2])
     whole, ids = PartitionSpec(rows, None, heads, None), PartitionSpec(rows, None)
     split = jax.shard_map(here, mesh=mesh, in_specs=(whole, whole, whole, ids), out_specs=whole, check_vma=False)
@@ -152,13 +153,13 @@ def splash_attention(
 
 
 def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, scale: float) -> jax.Array:
-    """cuDNN's flash attention. It knows no segments, so who sees whom is an array of rows x length x length bytes.
+    """cuDNN's flash attention. It does not support segments, so it takes a mask of rows x length x length bytes.
 
     Args:
       mask: bool [rows, 1, queries, keys].
     """
-    announce(f"cuDNN takes packed rows by an explicit mask of {mask.size / 1e6:,.0f} MB.")
-    some = mask.any(-1)  # a row of padding sees nothing, of which no softmax can be made: it sees the first, then is 0
+    announce(f"cuDNN needs an explicit mask of {mask.size / 1e6:,.0f} MB for packed rows.")
+    some = mask.any(-1)  # a fully masked query has no softmax: let it attend to the first key, then set it to 0
     first = jnp.arange(mask.shape[-1]) == 0
     out = jax.nn.dot_product_attention(
         q, k, v, mask=mask | (~some[..., None] & first), scale=scale, implementation="cudnn"
@@ -170,12 +171,12 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *
 
 
 def by_query_blocks(function: Callable[..., jax.Array], queries: dict[str, Any], rest: dict[str, Any]) -> jax.Array:
-    """function(**queries, **rest) for QUERY_BLOCK queries at a time; the backward pass computes each block again.
+    """Runs function(**queries, **rest) on blocks of QUERY_BLOCK queries; the backward pass recomputes each block.
 
     Args:
-      function: gives [rows, queries, heads, head_dim].
-      queries: arrays [rows, queries, ...], to be cut, or None.
-      rest: what every block gets whole.
+      function: returns [rows, queries, heads, head_dim].
+      queries: arrays [rows, queries, ...] to be split, or None.
+      rest: arguments passed whole to every block.
     """
     length = next(x.shape[1] for x in queries.values() if x is not None)
     blocks = -(-length // QUERY_BLOCK)

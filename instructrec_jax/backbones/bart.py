@@ -34,7 +34,7 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class BartSpec:
-    """One side."""
+    """Sizes of the encoder or of the decoder."""
 
     attention: AttentionSpec
     decoder: bool
@@ -114,7 +114,7 @@ class Side(nnx.Module):
 _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
-def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def _refuse_variants(config: Any) -> None:
     refuse(
         config,
         is_encoder_decoder=True,
@@ -122,7 +122,7 @@ def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: n
         tie_word_embeddings=True,
         tie_encoder_decoder=False,
         pruned_heads=({}, []),
-        # fields of old files, which transformers no longer reads
+        # fields of old files that transformers no longer reads
         normalize_before=False,
         normalize_embedding=True,
         add_final_layer_norm=False,
@@ -132,43 +132,47 @@ def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: n
     for name in ("encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, name):
             raise ValueError(
-                f"config.json has {name}={getattr(config, name)}: dropping whole layers in training is not "
-                "implemented. Set it to 0.0 to train without; nothing else depends on it."
+                f"config.json has {name}={getattr(config, name)}, but layer dropout is not implemented: set {name} to "
+                "0.0 to train without it (nothing else depends on it)."
             )
-    activation(config.activation_function)
+
+
+def _side_spec(config: Any, side: str) -> BartSpec:
+    """The spec of the "encoder" or "decoder"."""
     width, std = config.d_model, config.init_std
-
-    def side_spec(side: str) -> BartSpec:
-        heads = getattr(config, f"{side}_attention_heads")
-        if width % heads:
-            raise ValueError(f"config.json has d_model {width}, no multiple of its {heads} {side}_attention_heads.")
-        return BartSpec(
-            attention=AttentionSpec(
-                hidden_size=width,
-                num_heads=heads,
-                head_dim=width // heads,
-                scale=(width // heads) ** -0.5,
-                use_bias=True,
-                dropout=config.attention_dropout,
-                query_range=std,
-                key_range=std,
-                output_range=std,
-            ),
-            decoder=side == "decoder",
-            num_layers=getattr(config, f"{side}_layers"),
-            mlp_size=getattr(config, f"{side}_ffn_dim"),
-            activation=config.activation_function,
-            max_length=config.max_position_embeddings,
-            embedding_scale=math.sqrt(width) if config.scale_embedding else 1.0,
-            dropout=config.dropout,
-            activation_dropout=config.activation_dropout,
-            initializer_range=std,
-        )
-
-    encoder, decoder = side_spec("encoder"), side_spec("decoder")
-    table = Embedding(
-        config.vocab_size, width, init=normal(std), padding_id=config.pad_token_id, dtype=dtype, rngs=rngs
+    heads = getattr(config, f"{side}_attention_heads")
+    if width % heads:
+        raise ValueError(f"config.json: d_model is {width}, but must be a multiple of {side}_attention_heads, {heads}.")
+    return BartSpec(
+        attention=AttentionSpec(
+            hidden_size=width,
+            num_heads=heads,
+            head_dim=width // heads,
+            scale=(width // heads) ** -0.5,
+            use_bias=True,
+            dropout=config.attention_dropout,
+            query_range=std,
+            key_range=std,
+            output_range=std,
+        ),
+        decoder=side == "decoder",
+        num_layers=getattr(config, f"{side}_layers"),
+        mlp_size=getattr(config, f"{side}_ffn_dim"),
+        activation=config.activation_function,
+        max_length=config.max_position_embeddings,
+        embedding_scale=math.sqrt(width) if config.scale_embedding else 1.0,
+        dropout=config.dropout,
+        activation_dropout=config.activation_dropout,
+        initializer_range=std,
     )
+
+
+def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+    _refuse_variants(config)
+    activation(config.activation_function)
+    encoder, decoder = _side_spec(config, "encoder"), _side_spec(config, "decoder")
+    init, padding_id = normal(config.init_std), config.pad_token_id
+    table = Embedding(config.vocab_size, config.d_model, init=init, padding_id=padding_id, dtype=dtype, rngs=rngs)
     return EncoderDecoder(
         table,
         Side(encoder, dtype=dtype, stack=encoder_options(stack), rngs=rngs),

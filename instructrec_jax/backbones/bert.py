@@ -31,7 +31,7 @@ def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: n
 
 
 def refuse_variants(config: Any) -> None:
-    """Config fields of the BERT lineage that change the numbers and have one supported value."""
+    """Raises ValueError for unsupported values of config fields that BERT-like networks share."""
     refuse(
         config,
         position_embedding_type="absolute",
@@ -42,7 +42,7 @@ def refuse_variants(config: Any) -> None:
 
 
 def layer_rules(name: str) -> tuple[Rule, ...]:
-    """The table of one BERT-shaped layer; RoBERTa has the same."""
+    """The tensor names of a BERT layer, also used by RoBERTa."""
     return (
         *linear(f"{name}.attention.self.query", "layers.{layer}.attention.query"),
         *linear(f"{name}.attention.self.key", "layers.{layer}.attention.key"),

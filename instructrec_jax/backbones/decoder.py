@@ -1,4 +1,4 @@
-"""The pre-norm decoder that Llama, Mistral, Qwen and Gemma share; each fills in a `DecoderSpec`."""
+"""The pre-norm decoder of Llama, Mistral, Qwen and Gemma, each described by a `DecoderSpec`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +28,11 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class DecoderSpec:
+    """Sizes and variants of a `Decoder`."""
+
     vocab_size: int
     hidden_size: int
-    layer_types: tuple[str, ...]  # one a layer: GLOBAL, or LOCAL for a sliding window
+    layer_types: tuple[str, ...]  # per layer: GLOBAL, or LOCAL for a sliding window
     num_heads: int
     num_key_heads: int
     head_dim: int
@@ -39,13 +41,13 @@ class DecoderSpec:
     eps: float
     max_length: int
     ropes: tuple[tuple[str, Rope], ...]  # by layer type
-    window: int | None = None  # tokens that a LOCAL layer sees, itself included
+    window: int | None = None  # sliding window of LOCAL layers, in tokens including the query's own
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     query_key_norm: bool = False  # RMSNorm of each head's query and key
     norm_offset: float = 0.0  # see `RMSNorm`
-    post_norms: bool = False  # norms also after attention and after the MLP, before they are added
+    post_norms: bool = False  # additional norms of the outputs of attention and MLP, before the residual sum
     embedding_scale: float | None = None
     attention_scale: float | None = None  # None: head_dim ** -0.5
     attention_soft_cap: float | None = None
@@ -55,9 +57,9 @@ class DecoderSpec:
 
 
 def read_spec(config: Any, *, activation: str, ropes: dict[str, Rope], **fields: Any) -> DecoderSpec:
-    """The spec of a HuggingFace config, from the fields that all these families name alike; the others in `fields`.
+    """The spec of a HuggingFace config, from the fields common to these families; `fields` gives the others.
 
-    Raises ValueError for a config that contradicts itself, or changes the numbers in a way not implemented.
+    Raises ValueError for an inconsistent config, and for variants that are not implemented.
     """
     refuse(config, is_causal=True, is_heterogeneous=False, use_bidirectional_attention=False)
     layer_types = fields.pop("layer_types", None) or tuple(config.layer_types)
@@ -65,14 +67,16 @@ def read_spec(config: Any, *, activation: str, ropes: dict[str, Rope], **fields:
     unknown = set(layer_types) - {GLOBAL, LOCAL}
     if unknown or len(layer_types) != config.num_hidden_layers:
         raise ValueError(
-            f"config.json has layer_types {list(layer_types)}; {config.num_hidden_layers} values out of "
-            f"{GLOBAL!r} and {LOCAL!r} are needed."
+            f"config.json: layer_types is {list(layer_types)}, but must have {config.num_hidden_layers} values out of "
+            f"{GLOBAL!r} and {LOCAL!r}."
         )
     if LOCAL in layer_types and (window is None or window < 1):
-        raise ValueError(f"config.json has {LOCAL!r} layers, but its sliding_window is {window!r} (1 or more needed).")
+        raise ValueError(f"config.json: sliding_window is {window!r}, but must be at least 1 for {LOCAL!r} layers.")
     heads, key_heads = config.num_attention_heads, config.num_key_value_heads
     if heads % key_heads:
-        raise ValueError(f"config.json has {heads} attention heads, no multiple of its {key_heads} key-value heads.")
+        raise ValueError(
+            f"config.json has {heads} attention heads, but needs a multiple of its key-value heads, {key_heads}."
+        )
     return DecoderSpec(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -93,16 +97,16 @@ def read_spec(config: Any, *, activation: str, ropes: dict[str, Rope], **fields:
     )
 
 
-# ---------------------------------------------------------------- the cache, which GPT-2 uses too
+# ---------------------------------------------------------------- the cache, also used by GPT-2
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Context:
-    """What every layer sees besides the hidden states.
+    """The inputs of every layer besides the hidden states.
 
-    `key_*` belong to the keys: the tokens of this call, or all places of the cache, where this call's tokens lie from
-    `index` on. `rotations` are (cos, sin) by layer type.
+    `key_*` belong to the keys: the tokens of this call, or all slots of the cache, with this call's tokens starting at
+    slot `index`. `rotations` are (cos, sin) by layer type.
     """
 
     segment_ids: jax.Array
@@ -114,7 +118,7 @@ class Context:
 
 
 def empty_cache(layers: Stack, rows: int, capacity: int, heads: int, head_dim: int, dtype: Any) -> dict[str, Any]:
-    """A cache (see `Family`) of keys and values for `capacity` tokens a row."""
+    """A cache (see `Family`) of keys and values for `capacity` tokens per row."""
     shape = (capacity, heads, head_dim)
     return {
         "layers": layers.empty_cache(rows, {"key": shape, "value": shape}, dtype),
@@ -125,7 +129,7 @@ def empty_cache(layers: Stack, rows: int, capacity: int, heads: int, head_dim: i
 
 
 def append(cache: jax.Array, new: jax.Array, index: jax.Array | int) -> jax.Array:
-    """A cache [rows, capacity, ...] with `new` [rows, tokens, ...] from place `index` on."""
+    """The cache [rows, capacity, ...] with `new` [rows, tokens, ...] written from slot `index`."""
     return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), index, axis=1)
 
 
@@ -139,10 +143,10 @@ def run_layers(
     dropout: DropoutKeys | None,
     cache: dict[str, Any] | None,
 ) -> tuple[jax.Array, dict[str, Any] | None]:
-    """Runs the stack; returns its output, and the cache with this call's tokens in it.
+    """Runs the stack. Returns its output, and the cache including this call's tokens.
 
-    Raises ValueError when a position lies beyond `max_length` or the tokens do not fit into the cache; inside jit,
-    where positions and the number of filled places have no value yet, the output of such tokens is NaN instead.
+    Raises ValueError if a position exceeds `max_length` or the tokens do not fit into the cache. Inside jit, where
+    these values are unknown, the output of such tokens is NaN instead.
     """
     check_positions(positions, max_length)
     beyond = ((positions >= max_length) & (segment_ids != 0))[..., None]
@@ -154,8 +158,8 @@ def run_layers(
     filled = 0 if isinstance(index, jax.core.Tracer) else int(np.asarray(index))
     if filled + tokens > capacity:
         raise ValueError(
-            f"{tokens} more tokens do not fit into a cache of {capacity} places, {filled} of which are filled. "
-            "Make it with a larger capacity."
+            f"{tokens} more tokens do not fit into a cache of {capacity} slots with {filled} filled: create the cache "
+            "with a larger capacity."
         )
     key_segment_ids = append(cache["segment_ids"], segment_ids, index)
     key_positions = append(cache["positions"], positions, index)
@@ -283,9 +287,9 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Embeddings, pre-norm layers and a last norm. Arguments of a call: see `Family`; token types are ignored.
+    """Embeddings, pre-norm layers and a final norm. For the arguments of a call see `Family`; token types are ignored.
 
-    What does not fit into `max_length` or into the cache is an error, or NaN: see `run_layers`.
+    Tokens beyond `max_length` or the cache's capacity raise an error or give NaN, see `run_layers`.
     """
 
     def __init__(self, spec: DecoderSpec, *, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
@@ -313,11 +317,11 @@ class Decoder(nnx.Module):
 
     @property
     def word_embedding_table(self) -> jax.Array:
-        """The table [vocab_size, hidden_size] that a language-model head may be tied to."""
+        """The embedding table [vocab_size, hidden_size], also used by tied language-model heads."""
         return self.word_embeddings.table[...]
 
     def empty_cache(self, rows: int, capacity: int) -> dict[str, Any]:
-        """A cache for `capacity` tokens a row, in the dtype of the activations."""
+        """A cache for `capacity` tokens per row, in the dtype of the activations."""
         return empty_cache(self.layers, rows, capacity, self.spec.num_key_heads, self.spec.head_dim, self.dtype)
 
     def __call__(

@@ -9,7 +9,7 @@ from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm
 from instructrec_jax.backbones.layers import StackOptions
 
-EPS = 1e-12  # fixed in the architecture, not a config field
+EPS = 1e-12  # fixed by the architecture, not a config field
 
 
 def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:

@@ -1,4 +1,4 @@
-"""The post-norm encoder that BERT, RoBERTa, DistilBERT and MPNet share; each fills in an `EncoderSpec`."""
+"""The post-norm encoder of BERT, RoBERTa, DistilBERT and MPNet, each described by an `EncoderSpec`."""
 
 import math
 from dataclasses import dataclass
@@ -25,6 +25,8 @@ from instructrec_jax.backbones.layers import (
 
 @dataclass(frozen=True)
 class EncoderSpec:
+    """Sizes and variants of an `Encoder`."""
+
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -35,7 +37,7 @@ class EncoderSpec:
     num_positions: int  # rows of the position table
     position_offset: int = 0  # the first token's row in it
     num_token_types: int = 0  # 0: the family has no token types
-    sinusoidal_positions: bool = False  # how a fresh position table is filled
+    sinusoidal_positions: bool = False  # initialization of a new position table
     relative_buckets: int = 0  # rows of the relative position bias table (MPNet); 0: none
     padding_id: int | None = None
     hidden_dropout: float = 0.0
@@ -47,7 +49,7 @@ class EncoderSpec:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Context:
-    """What every layer sees besides the hidden states."""
+    """The inputs of every layer besides the hidden states."""
 
     segment_ids: jax.Array
     positions: jax.Array
@@ -109,15 +111,18 @@ class PostNormLayer(nnx.Module):
 class Encoder(nnx.Module):
     """Embeddings, post-norm layers and, if `pooler`, BERT's pooler.
 
-    Arguments of a call are int32 [rows, length] (see `Family`); the result is hidden states
-    [rows, length, hidden_size] in `dtype`. Raises ValueError when a position lies beyond the position table;
-    inside jit, where positions have no value yet, such a token's hidden state is NaN instead.
+    A call takes int32 [rows, length] arrays (see `Family`) and returns hidden states [rows, length, hidden_size] in
+    `dtype`. Raises ValueError if a position exceeds the position table; inside jit, where positions are unknown, the
+    token's hidden state is NaN instead.
     """
 
     def __init__(self, spec: EncoderSpec, *, pooler: bool, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
-            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+            raise ValueError(
+                f"config.json: the hidden size, {spec.hidden_size}, must be a multiple of the number of attention "
+                f"heads, {spec.num_heads}."
+            )
         init = normal(spec.initializer_range)
 
         def table(size: int, axes: tuple[str | None, str | None], padding_id: int | None = None) -> Embedding:
@@ -154,7 +159,7 @@ class Encoder(nnx.Module):
 
     @property
     def word_embedding_table(self) -> jax.Array:
-        """The table [vocab_size, hidden_size] that a masked-language-model head is tied to."""
+        """The embedding table [vocab_size, hidden_size], also used by tied masked-language-model heads."""
         return self.word_embeddings.table[...]
 
     def __call__(
@@ -176,9 +181,9 @@ class Encoder(nnx.Module):
         return self.layers(x, context, dropout)
 
     def pool(self, first: jax.Array) -> jax.Array:
-        """tanh(W · first token + b), as BERT's pooler: [..., hidden_size] → [..., hidden_size]."""
+        """BERT's pooler, tanh(W · first token + b): [..., hidden_size] → [..., hidden_size]."""
         if self.pooler is None:
-            raise ValueError("This network was built without a pooler; load it with pooler=True.")
+            raise ValueError("the network has no pooler: load it with pooler=True.")
         return jnp.tanh(self.pooler(first))
 
     def _relative_bias(self, positions: jax.Array) -> jax.Array | None:
@@ -193,15 +198,15 @@ _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
 def check_positions(positions: jax.Array, max_length: int) -> None:
-    """Raises ValueError if a position does not fit; tracers have no value and pass."""
+    """Raises ValueError if a position is max_length or more; tracers, whose values are unknown, pass."""
     if isinstance(positions, jax.core.Tracer) or positions.size == 0:
         return
     # numpy, since inside jit jnp would make a tracer even of a constant
     longest = int(np.asarray(positions).max()) + 1
     if longest > max_length:
         raise ValueError(
-            f"An input of {longest} tokens is longer than the {max_length} positions of this network. "
-            f"Cut the input to {max_length} tokens or choose a network with more positions."
+            f"an input has {longest} tokens, but the network has {max_length} positions: shorten the input or choose a "
+            "network with more positions."
         )
 
 
@@ -218,11 +223,10 @@ NUM_BUCKETS = 32
 def relative_buckets(
     distance: np.ndarray, *, num_buckets: int = NUM_BUCKETS, max_distance: int = 128, bidirectional: bool = True
 ) -> np.ndarray:
-    """Bucket of each signed distance key - query: exact when near, logarithmic up to `max_distance`.
+    """Bucket of each signed distance key - query: exact for near keys, logarithmic up to `max_distance`.
 
-    With `bidirectional` half of the buckets are for keys behind the query; else those share the bucket of distance 0.
-    Source: Raffel et al., 2020 (T5). fp32 as in PyTorch, since the borders of the buckets hang on the
-    rounding.
+    With `bidirectional`, half of the buckets are for keys after the query; otherwise those share the bucket of distance
+    0. Source: Raffel et al., 2020 (T5). Computed in fp32 like PyTorch, because bucket boundaries depend on rounding.
     """
     half = num_buckets // 2 if bidirectional else num_buckets
     exact = half // 2
@@ -235,13 +239,13 @@ def relative_buckets(
 
 
 def relative_bias(table: Embedding, buckets: np.ndarray, positions: jax.Array, key_positions: jax.Array) -> jax.Array:
-    """[rows, heads, queries, keys]: the bias of each pair of tokens by the distance between their positions.
+    """The bias [rows, heads, queries, keys] of each pair of tokens by the distance of their positions.
 
-    It hangs on positions alone, so that every segment of a packed row gets the bias it has alone.
+    It depends on positions alone, so every segment of a packed row has the same bias as unpacked.
 
     Args:
         table: [number of buckets, heads].
-        buckets: the bucket of each distance key - query from -reach to reach; what is farther has the last one.
+        buckets: the bucket of each distance key - query from -reach to reach; larger distances have the last bucket.
         positions, key_positions: int32 [rows, queries] and [rows, keys].
     """
     reach = len(buckets) // 2

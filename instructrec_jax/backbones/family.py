@@ -1,4 +1,4 @@
-"""What a family declares: how to build it, and one table of HuggingFace tensor names ↔ parameter paths."""
+"""The declaration of a family: how to build it, and one table of HuggingFace tensor names ↔ parameter paths."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,16 +9,15 @@ from flax import nnx
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a mapping table; reading and writing both follow it.
+    """One row of a mapping table, used for both reading and writing.
 
     Attributes:
-        name: HuggingFace's tensor name without the model prefix; "{layer}" stands for a layer number.
-        path: our dotted parameter path; "{layer}" stands where a stack keeps its block name.
+        name: HuggingFace's tensor name without the model prefix; "{layer}" stands for the layer number.
+        path: our dotted parameter path; "{layer}" stands for the name of a stack's block.
         transform: "none" keeps the tensor; "transpose" turns [out, in] into [in, out], or [parts * out, in]
             into [in, parts, out]; "split" turns [..., parts * out] into [..., parts, out]; "row" turns [1, n] into [n].
-        old_names: other names of the same tensor in older files; looked for first, so that a stale twin
-            loses.
-        copies: names under which a file may hold the tensor again; equal copies are left out, others refused.
+        old_names: names of the tensor in older files; they take precedence over a stale tensor `name`.
+        copies: names of possible copies of the tensor in a file; equal copies are ignored, others refused.
     """
 
     name: str
@@ -37,7 +36,7 @@ def linear(name: str, path: str, *, parts: int = 1) -> tuple[Rule, ...]:
 
 
 def norm(name: str, path: str) -> tuple[Rule, ...]:
-    """The rules of a torch.nn.LayerNorm ↔ `layers.LayerNorm`; some files say gamma and beta."""
+    """The rules of a torch.nn.LayerNorm ↔ `layers.LayerNorm`; some files use the names gamma and beta."""
     return (
         Rule(f"{name}.weight", f"{path}.scale", old_names=(f"{name}.gamma",)),
         Rule(f"{name}.bias", f"{path}.bias", old_names=(f"{name}.beta",)),
@@ -51,13 +50,13 @@ def embedding(name: str, path: str) -> tuple[Rule, ...]:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """The shape HuggingFace gives a family's task head; `adapters.heads` builds it.
+    """HuggingFace's shape of a family's task head; `adapters.heads` builds it.
 
     vectors → dropout(input_dropout) → [dense → activation → [norm]] → dropout(dropout) → output layer
     """
 
     dropout: float = 0.0
-    pooling: str = "cls"  # how a segment becomes one vector: "cls" | "mean" | "lasttoken" (sequence heads)
+    pooling: str = "cls"  # pooling of a segment (sequence heads): "cls" | "mean" | "lasttoken"
     use_pooler: bool = False  # pass the vector through the backbone's own pooler (BERT)
     input_dropout: float = 0.0
     dense: bool = False
@@ -68,9 +67,9 @@ class HeadSpec:
     norm_bias: bool = True
     output_bias: bool = True
     tied: bool = True  # masked-language-model heads: the output layer is the backbone's embedding table
-    initializer_range: float = 0.02  # standard deviation of fresh kernels
-    output_range: float | None = None  # of the output layer's, where it differs
-    initializer_cutoff: float | None = None  # truncate the draw at ± this many standard deviations
+    initializer_range: float = 0.02  # standard deviation of new kernels
+    output_range: float | None = None  # standard deviation of the output layer's kernel; None: initializer_range
+    initializer_cutoff: float | None = None  # truncate the initial normal distribution at ± N standard deviations
 
 
 @dataclass(frozen=True)
@@ -91,35 +90,35 @@ class Head:
     suffix: str  # of the class name in config.architectures, e.g. "ForSequenceClassification"
     spec: Callable[[Any], Any]  # HuggingFace config -> HeadSpec, or LMHeadSpec for the kind "lm"
     mapping: tuple[Rule, ...]
-    architecture: str | None = None  # the whole class name, where it is not the base class's with the suffix
+    architecture: str | None = None  # the whole class name, if it is not the base class's name with the suffix
 
 
 @dataclass(frozen=True)
 class Family:
-    """Everything that reading and writing need to know about one `model_type`.
+    """The description of one `model_type` for reading and writing.
 
     Attributes:
         build: build(config, dtype=, stack=, pooler=, rngs=) -> network (`stack`: see `layers.StackOptions`). Raises
             ValueError for a config field whose effect is not implemented. Every network has `hidden_size`,
-            `vocab_size`, `max_length`, `word_embedding_table` and, where there is one, `pool(first)`; its calls are
-            below.
-        prefix: of the tensor names inside a task checkpoint, e.g. "bert.".
+            `vocab_size`, `max_length`, `word_embedding_table` and, with a pooler, `pool(first)`; see below for its
+            calls.
+        prefix: of the tensor names in a task checkpoint, e.g. "bert.".
         mapping: the backbone's table, names without the prefix.
-        heads: by kind: "sequence", "token", "span", "mlm", "lm"; their tables hold complete names.
-        pooling: how a sentence becomes one vector when the checkpoint doesn't say.
+        heads: by kind: "sequence", "token", "span", "mlm", "lm"; their tables have complete names.
+        pooling: default pooling for sentence vectors.
         base_class: HuggingFace's class name of the bare network.
         kind: "encoder", "decoder" or "encoder_decoder".
-        output_table: name of a language-model head's table for families whose config.json doesn't say whether it is
-            tied (T5): it is not, if the file holds this tensor and it differs from the word embeddings.
+        output_table: name of the language-model head's table in families whose config.json does not declare whether it
+            is tied (T5): it is untied if the file has this tensor and it differs from the word embeddings.
 
     Encoders and decoders are called as
 
         network(tokens, segment_ids, positions, token_types, *, dropout=None) -> hidden [rows, length, hidden]
 
     with int32 [rows, length] arguments. Decoders also take `cache=network.empty_cache(rows, capacity)` and then return
-    (hidden, cache): the tokens of the call are appended to the cache (also padding, which stays unseen), and see what
-    is in it. A cache is {"layers": a `layers.Cache`, "segment_ids": int32 [rows, capacity], "positions": int32 [rows,
-    capacity], "index": int32 scalar, the places filled}.
+    (hidden, cache): the call's tokens (including padding, which stays masked) are appended to the cache and attend to
+    it. A cache is {"layers": a `layers.Cache`, "segment_ids": int32 [rows, capacity], "positions": int32 [rows,
+    capacity], "index": int32 scalar, the number of filled slots}.
 
     Encoder–decoders have
 
@@ -127,9 +126,9 @@ class Family:
         network.decode(tokens, segment_ids, positions, encoded, encoded_segment_ids, *, dropout=None, cache=None)
             -> hidden [rows, target length, hidden], or (hidden, cache)
 
-    where a target token sees the earlier ones of its segment, and the encoded tokens with the same segment number.
-    Its `network.empty_cache(rows, capacity, encoded_length)` also keeps each layer's keys and values of `encoded`, and
-    "encoded_segment_ids": the first call fills them; later calls pass neither, or `encoded=None`.
+    where a target token attends to itself and earlier tokens of its segment, and to the encoded tokens of the same
+    segment number. Its `network.empty_cache(rows, capacity, encoded_length)` also has each layer's keys and values of
+    `encoded`, and "encoded_segment_ids": the first call fills them; later calls omit both, or pass `encoded=None`.
     """
 
     build: Callable[..., nnx.Module]
@@ -143,16 +142,15 @@ class Family:
 
 
 def refuse(config: Any, **allowed: Any) -> None:
-    """Raises ValueError for a config field that differs from the only value implemented here.
+    """Raises ValueError for a config field whose value is not implemented.
 
-    `allowed` gives, per field, the accepted value or a tuple of them. A field that is absent or None passes.
+    `allowed` has the supported value, or a tuple of values, per field. An absent field or None passes.
     """
     for name, values in allowed.items():
         values = values if isinstance(values, tuple) else (values,)
         value = getattr(config, name, None)
         if value is not None and value not in values:
             raise ValueError(
-                f"config.json of this {config.model_type} model has {name}={value!r}, which is not "
-                f"implemented (supported: {', '.join(map(repr, values))}). Loading it anyway would give "
-                "wrong numbers."
+                f"config.json of this {config.model_type} model has {name}={value!r}, which is not implemented "
+                f"(supported: {', '.join(map(repr, values))}); loading the model would give wrong numbers."
             )

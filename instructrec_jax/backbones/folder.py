@@ -1,4 +1,4 @@
-"""What a HuggingFace folder declares: its config, its family, its task head, its pooling."""
+"""The declarations of a HuggingFace folder: config, family, task head, pooling."""
 
 import hashlib
 import os
@@ -33,20 +33,20 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-STALE = ("quantization_config", "compression_config", "auto_map")
+STALE = ("quantization_config", "compression_config", "auto_map")  # see `read_config`
 
 
 @dataclass(frozen=True)
 class PoolingSpec:
-    """How a sentence becomes one vector: what sentence-transformers files declare, else by family.
+    """Pooling of a text into one vector, from sentence-transformers files or the family's default.
 
     Attributes:
         mode: "cls" | "mean" | "max" | "mean_sqrt_len" | "weightedmean" | "lasttoken".
         normalize: scale the vector to length 1.
-        max_length: tokens a text is cut to (None: the network's limit).
-        lower_case: the text is lower-cased before the tokenizer sees it.
-        prompt: what is put before each text (sentence-transformers' default prompt).
-        declared: False when the folder says nothing and this is the family's default.
+        max_length: maximum tokens of a text (None: the network's limit).
+        lower_case: lower-case texts before tokenizing.
+        prompt: prefix of each text (sentence-transformers' default prompt).
+        declared: False for the family's default.
     """
 
     mode: str
@@ -58,53 +58,53 @@ class PoolingSpec:
 
 
 def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
-    """The local folder of a checkpoint; a hub id (`owner/name`) is fetched into huggingface_hub's cache.
+    """The local folder of a checkpoint; a hub id (`owner/name`) is downloaded into huggingface_hub's cache.
 
-    Only config, tokenizer and safetensors files are fetched. Raises ValueError when there is neither.
+    Downloads only config, tokenizer and safetensors files. Raises ValueError if neither exists.
     """
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir():
         return folder
     name = str(path_or_hub_id)
     if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or folder.exists():
-        raise ValueError(f"{name} is not a folder. Give a folder with config.json and model.safetensors, or a hub id.")
+        raise ValueError(f"{name} is not a folder: give a folder with config.json and model.safetensors, or a hub id.")
     import huggingface_hub
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
         raise ValueError(
-            f"{name!r} is neither a local folder nor a checkpoint that could be fetched from the "
-            f"HuggingFace hub ({type(error).__name__}: {str(error).partition(chr(10))[0]})."
+            f"{name!r} is not a local folder and could not be downloaded from the HuggingFace hub "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})."
         ) from error
 
 
 def read_config(path_or_hub_id: str | os.PathLike[str]) -> Any:
     """The `transformers` config of a folder.
 
-    Declarations that belong to how its file stores the weights (quantization_config), or to code that is never run
-    here (auto_map), are left out: they would be wrong in what is written from this config.
+    Fields about the storage of the weights (quantization_config) and about remote code, which is never run (auto_map),
+    are removed, because they would be wrong in exports with this config.
 
-    Raises ValueError for a missing file, an unsupported model_type, a field of another type or an impossible value.
+    Raises ValueError for a missing file, an unsupported model_type, a field of a wrong type or an impossible value.
     """
     folder = find_folder(path_or_hub_id)
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder} has no config.json; it is not a HuggingFace checkpoint folder.")
+        raise ValueError(f"{folder} has no config.json: it is not a HuggingFace checkpoint folder.")
     fields = read_fields(file)
     family = find_family(fields.text("model_type"), str(folder))
     config = read_network_config(folder)
     for name in STALE:
         if hasattr(config, name):
             delattr(config, name)
-    if family.output_table is not None:  # transformers says "tied" of every T5
+    if family.output_table is not None:  # transformers declares every T5 tied
         config.tie_word_embeddings = _is_tied(folder, family, fields.flag("tie_word_embeddings", True))
     return config
 
 
 def _is_tied(folder: Path, family: Family, declared: bool) -> bool:
-    """Whether the files tie a T5's output table to the word embeddings; without files, whether config.json does."""
+    """Whether a T5's output table equals the word embeddings in the files; without files, config.json's value."""
     if not has_tensors(folder):
         return declared
     table = next(rule.name for rule in family.mapping if rule.path == "word_embeddings.table")
@@ -114,16 +114,16 @@ def _is_tied(folder: Path, family: Family, declared: bool) -> bool:
 
 
 def find_family(model_type: str | None, where: str = "the config") -> Family:
-    """The family of a `model_type`. Raises ValueError that lists the supported ones."""
+    """The family of a `model_type`. Raises ValueError for an unsupported one."""
     if model_type not in FAMILIES:
         raise ValueError(
-            f"model_type {model_type!r} of {where} is not supported. Supported: {', '.join(sorted(FAMILIES))}."
+            f"model_type {model_type!r} of {where} is not supported; supported: {', '.join(sorted(FAMILIES))}."
         )
     return FAMILIES[model_type]
 
 
 def declared_head(config: Any) -> str | None:
-    """The kind of task head the checkpoint's `architectures` promises: "sequence", "token", "mlm", "lm" or None."""
+    """The kind of task head in the config's `architectures`: "sequence", "token", "span", "mlm", "lm" or None."""
     names = getattr(config, "architectures", None) or ()
     for kind, head in find_family(config.model_type).heads.items():
         suffixes = (head.suffix, "ForPreTraining") if kind == "mlm" else (head.suffix,)
@@ -133,7 +133,7 @@ def declared_head(config: Any) -> str | None:
 
 
 def read_pooling(path_or_hub_id: str | os.PathLike[str]) -> PoolingSpec:
-    """The pooling that a sentence-transformers folder declares in `modules.json`, else the family's.
+    """The pooling declared in a sentence-transformers folder's `modules.json`, else the family's default.
 
     Raises ValueError for a module or mode that is not implemented.
     """
@@ -153,16 +153,16 @@ def read_pooling(path_or_hub_id: str | os.PathLike[str]) -> PoolingSpec:
             mode = _pooling_mode(pooling)
             if prompt and not pooling.flag("include_prompt", True):
                 raise ValueError(
-                    f"{pooling.where}: include_prompt is false, so the default prompt {prompt!r} would be left out of "
-                    "the pooling, which is not implemented. Set default_prompt_name to null in "
-                    f"{folder / PROMPTS} and put the prompt into your texts, if you want it."
+                    f"{pooling.where}: include_prompt is false, which excludes the default prompt {prompt!r} from the "
+                    f"pooling; this is not implemented. Set default_prompt_name to null in {folder / PROMPTS} and, if "
+                    "you need the prompt, add it to your texts."
                 )
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
             raise ValueError(
-                f"{modules} lists a {kind!r} module, which is not supported "
-                "(supported: Transformer, Pooling, Normalize). Ignoring it would change the vectors."
+                f"{modules} has a {kind!r} module, which is not supported (supported: Transformer, Pooling, "
+                "Normalize); ignoring it would change the vectors."
             )
     files = sorted(folder.glob("sentence_*_config.json"))
     text = read_fields(files[0]) if files else Fields("", {})
@@ -175,7 +175,7 @@ PROMPTS = "config_sentence_transformers.json"
 
 
 def _default_prompt(folder: Path) -> str:
-    """The prompt that sentence-transformers puts before each text when the caller names none."""
+    """The default prompt of a sentence-transformers folder."""
     if not (folder / PROMPTS).is_file():
         return ""
     fields = read_fields(folder / PROMPTS)
@@ -210,17 +210,14 @@ def _pooling_mode(config: Fields) -> str:
         modes = [POOLING_MODES.get(key, key) for key in switches if config.flag(key)]
     if len(modes) != 1 or modes[0] not in POOLING_MODES.values():
         raise ValueError(
-            f"{config.where}: pooling {' + '.join(modes) or '(none)'} is not supported; supported is exactly one "
-            f"of {', '.join(POOLING_MODES.values())}."
+            f"{config.where}: pooling {' + '.join(modes) or '(none)'} is not supported; choose exactly one of "
+            f"{', '.join(POOLING_MODES.values())}."
         )
     return modes[0]
 
 
 def keep_declared_files(folder: Path, target: Path) -> None:
-    """Copies what a folder declares beside its config and tokenizer: how to generate, and how to make vectors.
-
-    Such files of another checkpoint that lie in `target` are removed.
-    """
+    """Copies a folder's files about generation and pooling to `target`, replacing those of another checkpoint."""
     patterns = ("generation_config.json", "modules.json", "sentence_*_config.json", PROMPTS)
     for old in [file for pattern in (*patterns, "*_*/config.json") for file in target.glob(pattern)]:
         old.unlink()
@@ -236,7 +233,7 @@ def keep_declared_files(folder: Path, target: Path) -> None:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """64 hex digits that change when the weights do: sizes and samples (1 MiB a file and more) of all safetensors."""
+    """64 hex digits that identify the weights: hash of sizes and samples (up to 1 MiB per file) of all safetensors."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size

@@ -1,4 +1,4 @@
-"""Gemma 2 and Gemma 3, its text part (Gemma Team, 2024 and 2025)."""
+"""Gemma 2 and the text network of Gemma 3 (Gemma Team, 2024 and 2025)."""
 
 import dataclasses
 from typing import Any
@@ -34,7 +34,7 @@ def build_gemma2(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, 
 
 
 def build_gemma3(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
-    # transformers reads the field and does not use it, so what such a checkpoint means is unknown
+    # transformers reads the field without using it, so its meaning in a checkpoint is unknown
     refuse(config, attn_logit_softcapping=None)
     ropes = {kind: read_rope(config, kind) for kind in (GLOBAL, LOCAL)}
     return Decoder(gemma_spec(config, ropes, query_key_norm=True), dtype=dtype, stack=stack, rngs=rngs)

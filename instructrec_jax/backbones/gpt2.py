@@ -27,9 +27,11 @@ from instructrec_jax.backbones.llama import LM_RULES, lm_head, sequence_head, to
 
 @dataclass(frozen=True)
 class GPT2Spec:
+    """Sizes and variants of a `GPT2`."""
+
     vocab_size: int
     hidden_size: int
-    attention_scales: tuple[float, ...]  # one a layer: factor on its attention scores
+    attention_scales: tuple[float, ...]  # per layer: factor of its attention scores
     num_heads: int
     mlp_size: int
     activation: str
@@ -42,7 +44,7 @@ class GPT2Spec:
 
     @property
     def output_range(self) -> float:
-        """Standard deviation of the layers that write to the residual stream: narrower the deeper the network."""
+        """Initial standard deviation of layers that write to the residual stream; smaller for deeper networks."""
         return self.initializer_range / math.sqrt(2 * len(self.attention_scales))
 
 
@@ -97,15 +99,18 @@ class Layer(nnx.Module):
 
 
 class GPT2(nnx.Module):
-    """Arguments of a call: see `Family`; token types are ignored.
+    """GPT-2's network. For the arguments of a call see `Family`; token types are ignored.
 
-    What does not fit into `max_length` or into the cache is an error, or NaN: see `run_layers`.
+    Tokens beyond `max_length` or the cache's capacity raise an error or give NaN, see `run_layers`.
     """
 
     def __init__(self, spec: GPT2Spec, *, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
-            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+            raise ValueError(
+                f"config.json: the hidden size, {spec.hidden_size}, must be a multiple of the number of attention "
+                f"heads, {spec.num_heads}."
+            )
         init = normal(spec.initializer_range)
         self.word_embeddings = Embedding(spec.vocab_size, spec.hidden_size, init=init, dtype=dtype, rngs=rngs)
         self.position_embeddings = Embedding(
@@ -126,11 +131,11 @@ class GPT2(nnx.Module):
 
     @property
     def word_embedding_table(self) -> jax.Array:
-        """The table [vocab_size, hidden_size] that a language-model head may be tied to."""
+        """The embedding table [vocab_size, hidden_size], also used by tied language-model heads."""
         return self.word_embeddings.table[...]
 
     def empty_cache(self, rows: int, capacity: int) -> dict[str, Any]:
-        """A cache for `capacity` tokens a row, in the dtype of the activations."""
+        """A cache for `capacity` tokens per row, in the dtype of the activations."""
         heads = self.spec.num_heads
         return empty_cache(self.layers, rows, capacity, heads, self.hidden_size // heads, self.dtype)
 
@@ -144,7 +149,7 @@ class GPT2(nnx.Module):
         dropout: DropoutKeys | None = None,
         cache: dict[str, Any] | None = None,
     ) -> Any:
-        # `run_layers` turns the outputs beyond the table into NaN; NaN inputs would spread over their row
+        # `run_layers` sets outputs beyond the table to NaN; NaN inputs would spread over their row
         rows = jnp.minimum(positions, self.max_length - 1)
         x = self.word_embeddings(tokens) + self.position_embeddings(rows)
         x = _dropout(x, self.spec.embedding_dropout, None if dropout is None else dropout.fold(0))
@@ -157,7 +162,7 @@ _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
 def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
-    # reorder_and_upcast_attn is about the order of roundings below fp32; scores are computed in fp32 here anyway
+    # reorder_and_upcast_attn affects only rounding below fp32; scores are always computed in fp32 here
     refuse(config, add_cross_attention=False, is_causal=True, is_heterogeneous=False, pruned_heads=({}, []))
     scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
     layers = range(1, config.n_layer + 1)
@@ -179,7 +184,7 @@ def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: n
 
 
 def conv1d(name: str, path: str, *, parts: int = 1) -> tuple[Rule, ...]:
-    """The rules of a transformers Conv1D ↔ `layers.Linear`: its weight is [in, out] in the file, too."""
+    """The rules of a transformers Conv1D ↔ `layers.Linear`; the file's weight is [in, out] too."""
     transform = "none" if parts == 1 else "split"
     return Rule(f"{name}.weight", f"{path}.kernel", transform), Rule(f"{name}.bias", f"{path}.bias", transform)
 

@@ -1,7 +1,6 @@
-"""The door for JSON files that other programs wrote: config.json and its kin, an index of shards, an adapter's config.
+"""Reading of JSON files written by other programs: config.json and the like, an index of shards, an adapter's config.
 
-Whatever such a file holds, reading it gives values of the type that was asked for, or a ValueError that names the file,
-the field and the value.
+For any content, reading returns values of the expected type, or raises a ValueError that names file, field and value.
 """
 
 import math
@@ -12,15 +11,15 @@ from typing import NoReturn
 
 from instructrec_jax.files import read_json
 
-DEEPEST = 64  # levels of nesting; real files have about six, and libraries that walk them recurse
+DEEPEST = 64  # maximum levels of nesting; real files have about six, and libraries traverse them recursively
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A JSON object and where it came from. A field that is null counts as absent.
+    """A JSON object and its origin. A field with the value null counts as absent.
 
     Attributes:
-        where: the file, for errors (and the place in it, for an object inside of another).
+        where: the file (and for a nested object its field), named in errors.
         values: field name -> JSON value.
     """
 
@@ -28,10 +27,10 @@ class Fields:
     values: Mapping[str, object]
 
     def refuse(self, name: str, expected: str) -> NoReturn:
-        """Raises the ValueError of a field that is not what it should be."""
+        """Raises the ValueError of a missing or invalid field."""
         if self.values.get(name) is None:
-            raise ValueError(f"{self.where}: {name} is missing; {expected} is needed.")
-        raise ValueError(f"{self.where}: {name} is {_shown(self.values[name])}, but should be {expected}.")
+            raise ValueError(f"{self.where}: {name} is missing, but must be {expected}.")
+        raise ValueError(f"{self.where}: {name} is {_shown(self.values[name])}, but must be {expected}.")
 
     def text(self, name: str) -> str | None:
         value = self.values.get(name)
@@ -84,15 +83,15 @@ def read_fields(file: Path) -> Fields:
     """The JSON object of a file. Raises ValueError for another value, deep nesting and numbers beyond a float."""
     value = _checked(file)
     if not isinstance(value, dict):
-        raise ValueError(f"{file} should hold a JSON object, but holds {_shown(value)}.")
+        raise ValueError(f"{file} must contain a JSON object, but contains {_shown(value)}.")
     return Fields(str(file), value)
 
 
 def read_objects(file: Path) -> list[Fields]:
-    """The JSON objects of a file that holds a list of them."""
+    """The JSON objects of a file with a list of objects. Raises ValueError as `read_fields` does."""
     value = _checked(file)
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise ValueError(f"{file} should hold a JSON list of objects, but holds {_shown(value)}.")
+        raise ValueError(f"{file} must contain a JSON list of objects, but contains {_shown(value)}.")
     return [Fields(f"{file}, entry {number}", one) for number, one in enumerate(value)]
 
 
@@ -100,12 +99,12 @@ def _checked(file: Path) -> object:
     value: object = read_json(file)
     for number in _numbers(value, file):
         if isinstance(number, float) and not math.isfinite(number):
-            raise ValueError(f"{file} holds a number that is too large for a float.")
+            raise ValueError(f"{file} contains a number that is too large for a float.")
     return value
 
 
 def _numbers(value: object, file: Path) -> Iterator[float]:
-    """All numbers inside a JSON value, without recursion. Raises ValueError for a value nested too deeply."""
+    """All numbers in a JSON value, without recursion. Raises ValueError for a value nested too deeply."""
     waiting: list[tuple[object, int]] = [(value, 0)]
     while waiting:
         one, depth = waiting.pop()

@@ -1,7 +1,7 @@
-"""The pieces every family is made of: linear, embedding, norms, keyed dropout, and the scanned layer stack.
+"""The components of all families: linear, embedding, norms, keyed dropout, and the scanned layer stack.
 
-Parameters are fp32 `nnx.Param`s that carry `axes`, one logical axis name (or None) per dimension of one
-layer; activations are computed in the module's `dtype`; norms and softmax are computed in fp32.
+Parameters are fp32 `nnx.Param`s with `axes`, one logical axis name (or None) per dimension of a layer; activations are
+computed in the module's `dtype`; norms and softmax are computed in fp32.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 
 def normal(std: float) -> Init:
-    """Plain normal(0, std), HuggingFace's default for `initializer_range`."""
+    """normal(0, std), HuggingFace's default for `initializer_range`."""
     return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
 
 
@@ -34,18 +34,18 @@ def truncated_normal(std: float, cutoff: float) -> Init:
     return lambda key, shape: std * jax.random.truncated_normal(key, -cutoff, cutoff, shape, jnp.float32)
 
 
-# ---------------------------------------------------------------- parametrised layers
+# ---------------------------------------------------------------- layers with parameters
 
 
 class Linear(nnx.Module):
     """y = x W + b, with W stored [in, out].
 
-    With `parts` > 1 the kernel is [in, parts, out] and the output [..., parts, out]: several projections
-    that the checkpoint keeps in one matrix (a fused QKV, the two halves of a GLU). They stay one parameter,
-    so LoRA finds HuggingFace's module, and each part is sharded evenly over `out`.
+    With `parts` > 1 the kernel is [in, parts, out] and the output [..., parts, out]: several projections that the
+    checkpoint stores as one matrix (a fused QKV, the two halves of a GLU). They stay one parameter, so that LoRA finds
+    HuggingFace's module, and each is sharded evenly over `out`.
 
-    `lora` is set by `adapters.lora` on a finished network; `keys` of a call serve its dropout alone. The kernel may be
-    replaced by a module that takes the product itself (`adapters.quantized`).
+    `adapters.lora` sets `lora` on a finished network; a call's `keys` are used only by LoRA's dropout. A module that
+    computes the product itself may replace the kernel (`adapters.quantized`).
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Linear(nnx.Module):
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[..., in] times [in, ...out].
 
-    As one matrix of all tokens, so that the kernel's gradient sums over one dimension: over two, XLA on CPU takes twice
-    as long. Where devices split the length of rows, rows and length cannot become one dimension.
+    Rows and length are merged, so that the kernel's gradient sums over one dimension: with two, XLA on CPU takes twice
+    as long. They cannot be merged if devices split the length of rows.
     """
     if is_split("length"):
         return jnp.tensordot(x, kernel, axes=1)
@@ -90,7 +90,7 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Embedding(nnx.Module):
-    """A table [size, features]. An id outside the table gives NaN (never a silently clamped neighbor)."""
+    """A table [size, features]. An id outside the table gives NaN (instead of a clamped row)."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root mean square normalization over the last axis (Zhang & Sennrich, 2019), in fp32, returned in `dtype`.
 
-    The factor on the result is `offset` + scale: with the offset 1, weight decay pulls it to 1 (Gemma).
+    The result's factor is `offset` + scale: with offset 1, weight decay pulls it to 1 (Gemma).
     """
 
     def __init__(
@@ -173,18 +173,17 @@ def _hash(x: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DropoutKeys:
-    """uint32 keys [rows, length], one per token, which `dropout_keys` makes of (seed, example, position).
+    """uint32 keys [rows, length], one per token, made by `dropout_keys` from (seed, example, position).
 
-    The bits drawn from a key depend on nothing else, so they stay the same however examples are packed into
-    rows, accumulated over micro-batches or spread over devices. `target` holds the keys of the target texts of an
-    encoder–decoder.
+    Random bits depend on these keys alone, so they do not change with the packing of examples into rows, with
+    micro-batches or with devices. `target` has the keys of an encoder–decoder's target texts.
     """
 
     tokens: jax.Array
     target: "DropoutKeys | None" = None
 
     def fold(self, site: int | jax.Array) -> "DropoutKeys":
-        """Independent keys for one dropout site (a layer number, then a place in the layer)."""
+        """Independent keys for one dropout site (first a layer number, then a site in the layer)."""
         return DropoutKeys(_hash(self.tokens + _SITE * (jnp.asarray(site).astype(jnp.uint32) + np.uint32(1))))
 
 
@@ -192,10 +191,9 @@ def dropout_keys(seed: jax.Array, example_numbers: jax.Array, positions: jax.Arr
     """Keys of a batch.
 
     Args:
-        seed: uint32 scalar, another one each step.
-        example_numbers: integer [rows, length], the global number of the example a token belongs to, modulo
-            2^32.
-        positions: int32 [rows, length], the token's position inside its example.
+        seed: uint32 scalar, different for each step.
+        example_numbers: integer [rows, length], the global number of a token's example, modulo 2^32.
+        positions: int32 [rows, length], the token's position in its example.
     """
     step = _hash(jnp.asarray(seed).astype(jnp.uint32) + _GOLDEN)
     example = _hash(step + _GOLDEN * example_numbers.astype(jnp.uint32))
@@ -203,14 +201,14 @@ def dropout_keys(seed: jax.Array, example_numbers: jax.Array, positions: jax.Arr
 
 
 def keep_mask(bits: jax.Array, rate: float) -> jax.Array:
-    """bool: True where a value is kept, with probability 1 - rate, from uniform uint32 `bits`."""
+    """bool mask, True with probability 1 - rate for values to keep, from uniform uint32 `bits`."""
     if not 0.0 <= rate < 1.0:
-        raise ValueError(f"A dropout rate must lie in [0, 1), got {rate}.")
+        raise ValueError(f"a dropout rate must be in [0, 1), but is {rate}.")
     return bits >= np.uint32(round(rate * 2**32))
 
 
 def dropout(x: jax.Array, rate: float, keys: DropoutKeys | None) -> jax.Array:
-    """Inverted dropout of x [rows, length, ...features]; the identity when `keys` is None or `rate` is 0."""
+    """Inverted dropout of x [rows, length, ...features]; the identity if `keys` is None or `rate` is 0."""
     if keys is None or rate == 0.0:
         return x
     features = jnp.arange(np.prod(x.shape[2:], dtype=int), dtype=jnp.uint32).reshape(x.shape[2:])
@@ -220,19 +218,19 @@ def dropout(x: jax.Array, rate: float, keys: DropoutKeys | None) -> jax.Array:
 
 
 def attention_dropout_bits(keys: DropoutKeys, heads: int, key_positions: jax.Array) -> jax.Array:
-    """uint32 bits [rows, heads, queries, keys] of the query's key, the head, and the key's position."""
+    """uint32 bits [rows, heads, queries, keys] from the query's dropout key, the head, and the key's position."""
     per_head = _hash(keys.tokens[:, None, :] + _SITE * jnp.arange(1, heads + 1, dtype=jnp.uint32)[:, None])
     return _hash(per_head[..., None] + _GOLDEN * key_positions.astype(jnp.uint32)[:, None, None, :])
 
 
 def segment_keys(keys: DropoutKeys, segment_ids: jax.Array, max_segments: int) -> DropoutKeys:
-    """Keys [rows, max_segments] for pooled vectors: each segment takes the key of its first token."""
+    """Keys [rows, max_segments] for pooled vectors: the key of each segment's first token."""
     first = first_tokens(segment_ids, max_segments)
     return DropoutKeys(jnp.take_along_axis(keys.tokens, first, axis=1))
 
 
 def first_tokens(segment_ids: jax.Array, max_segments: int) -> jax.Array:
-    """int32 [rows, max_segments]: place in the row of each segment's first token (0 if it is absent)."""
+    """int32 [rows, max_segments]: index in the row of each segment's first token (0 for an absent segment)."""
     numbers = jnp.arange(1, max_segments + 1, dtype=segment_ids.dtype)
     return jnp.argmax(segment_ids[:, None, :] == numbers[:, None], axis=-1).astype(jnp.int32)
 
@@ -242,7 +240,7 @@ def first_tokens(segment_ids: jax.Array, max_segments: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Layers first, first+step, … (count of them), stored as one module with a leading "layers" axis."""
+    """The `count` layers first, first + step, …, stored as one module with a leading "layers" axis."""
 
     name: str
     first: int
@@ -257,9 +255,9 @@ class Block:
 def plan_blocks(kinds: Sequence[Hashable], start: int = 0, stop: int | None = None) -> tuple[tuple[Block, ...], ...]:
     """Groups the layers start .. stop - 1 so that as few layer bodies as possible are compiled.
 
-    A group is a pattern of blocks that repeats `count` times and is scanned; layers before and after the
-    repeating pattern form groups that are unrolled (count 1). Example: kinds "g0 l l g l l g l" (the first
-    one is special) becomes [g0] · [l l g]×2 · [l].
+    A group is a pattern of blocks that repeats `count` times and is scanned; layers before and after the repeating
+    pattern form unrolled groups (count 1). Example: kinds "g0 l l g l l g l" (with a special first layer) become
+    [g0] · [l l g]×2 · [l].
     """
     kinds = kinds[start:stop]
     n = len(kinds)
@@ -286,7 +284,7 @@ def plan_blocks(kinds: Sequence[Hashable], start: int = 0, stop: int | None = No
 
 
 def _all_but_attention(_: Any, *inputs: Any, **__: Any) -> bool:
-    """Only inside of attention are heads a dimension of their own: [rows, heads, length, ...]."""
+    """Policy that saves all but attention, where alone heads are a separate dimension: [rows, heads, length, ...]."""
     return all(getattr(x, "ndim", 0) < 4 for x in inputs)
 
 
@@ -304,11 +302,11 @@ class StackOptions:
     """How the layers of a network are stored and run.
 
     Attributes:
-        remat: what the backward pass computes again. "none": nothing, every activation is kept; "attention": what
-            lies inside of attention (scores, probabilities); "dots": all but the outputs of the matrix products;
-            "offload": the same, and these wait in the host's memory; "full": each layer from its input.
-        train_last: the last so many layers are stored apart from the others, so that these can be frozen: they then
-            have no gradients and no moments. None: all are stored together.
+        remat: gradient checkpointing policy, the activations that the backward pass recomputes. "none": no activations;
+            "attention": those in attention (scores, probabilities); "dots": all but the outputs of matrix products;
+            "offload": like "dots", with the saved activations in host memory; "full": all, from each layer's input.
+        train_last: store the last N layers separately, so that the others can be frozen without gradients and moments.
+            None: store all layers together.
     """
 
     remat: str = "none"
@@ -323,13 +321,12 @@ class Stack(nnx.Module):
     """The layers of a network, stored stacked and run with `jax.lax.scan` over their repeating pattern.
 
     Args:
-        kinds: one hashable value per layer; layers of equal kind have the same parameters and the same code.
+        kinds: one hashable value per layer; layers of equal kind have the same parameter shapes and the same code.
         make: builds one layer: `make(kind, rngs) -> nnx.Module`, called as `layer(x, context, dropout) -> x`, or, with
             a cache, as `layer(x, context, dropout, cache) -> (x, entries)`; see `__call__`.
 
-    Parameters live at `<block name>.<path in the layer>`, always with a leading "layers" axis;
-    `locate(layer)` gives the block and the index in it. `__call__` folds the dropout keys by
-    layer number + 1 (0 is for the embeddings).
+    Parameter paths are `<block name>.<path in the layer>`, always with a leading "layers" axis; `locate(layer)` returns
+    the block and the index in it. `__call__` folds the dropout keys by layer number + 1 (0 is for embeddings).
     """
 
     def __init__(
@@ -341,13 +338,13 @@ class Stack(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if options.remat not in REMAT_POLICIES:
-            raise ValueError(f"Unknown remat policy {options.remat!r}. Choose one of: {', '.join(REMAT_POLICIES)}.")
+            raise ValueError(f"unknown remat policy {options.remat!r}; choose from {', '.join(REMAT_POLICIES)}.")
         kinds = tuple(kinds)
         if not kinds:
-            raise ValueError("A network needs at least one layer.")
+            raise ValueError("a network needs at least one layer.")
         trained = len(kinds) if options.train_last is None else options.train_last
         if not 0 <= trained <= len(kinds):
-            raise ValueError(f"The last {trained} layers are to be trained, but the network has {len(kinds)}.")
+            raise ValueError(f"train_last is {trained}, but must be from 0 to the network's {len(kinds)} layers.")
         self.num_layers = len(kinds)
         self.first_trained = len(kinds) - trained
         self.groups = plan_blocks(kinds, 0, self.first_trained) + plan_blocks(kinds, self.first_trained, len(kinds))
@@ -370,10 +367,10 @@ class Stack(nnx.Module):
         for block in self.blocks:
             if layer in block.layers:
                 return block.name, block.layers.index(layer)
-        raise ValueError(f"There is no layer {layer}; this network has {self.num_layers} layers.")
+        raise ValueError(f"there is no layer {layer}: the network has {self.num_layers} layers.")
 
     def empty_cache(self, rows: int, shapes: dict[str, tuple[int, ...]], dtype: Any) -> Cache:
-        """Zeros [layers, rows, *shape] by block and name; the first axis of each shape is the place in the text."""
+        """Zeros [layers, rows, *shape] by block and name; the first axis of each shape is the slot."""
         return {
             block.name: {name: jnp.zeros((block.count, rows, *shape), dtype) for name, shape in shapes.items()}
             for block in self.blocks
@@ -387,11 +384,11 @@ class Stack(nnx.Module):
         cache: Cache | None = None,
         index: jax.Array | int = 0,
     ) -> Any:
-        """Runs the layers; returns x, or (x, cache) if there is a cache.
+        """Runs the layers. Returns x, or (x, cache) if there is a cache.
 
-        With a cache a layer sees its own part of it, name -> [rows, places, ...], and returns the entries of the
-        tokens it was called with, name -> [rows, tokens, ...]; they are written from place `index` on. Entries with
-        as many places as their own cache (a whole encoded text, say) replace it; those a layer leaves out stay.
+        With a cache, a layer gets its own cache, name -> [rows, slots, ...], and returns the entries of the call's
+        tokens, name -> [rows, tokens, ...], which are written from slot `index`. Entries as long as the cache (such as
+        those of a whole encoded text) replace it; names without new entries keep theirs.
         """
         x = constrain(x, "batch", "length", None)
         for group in self.groups:
@@ -421,7 +418,7 @@ class Stack(nnx.Module):
                     x = constrain(layer(x, context, keys), "batch", "length", None)
                     continue
                 x, entries = layer(x, context, keys, {name: c[repeat] for name, c in caches[block.name].items()})
-                # only the new entries are written: the loop's carry is updated in place
+                # write only the new entries, so that the loop's carry is updated in place
                 entries = {name: _after(x, e) for name, e in entries.items()}
                 written = {name: _write(caches[block.name][name], e, repeat, index) for name, e in entries.items()}
                 caches = caches | {block.name: caches[block.name] | written}
@@ -434,16 +431,16 @@ class Stack(nnx.Module):
 
 
 def _after(x: jax.Array, entries: jax.Array) -> jax.Array:
-    """The entries, but not known before a layer's output x is: they are written when the layer has read its cache.
+    """The entries, made dependent on a layer's output x, so that they are written after the layer has read its cache.
 
-    XLA would not see that order otherwise, and on CPU copied the whole cache in every layer to keep what is read.
+    Without this order, XLA on CPU copies the whole cache in every layer to preserve the values being read.
     """
     some = x[:, :1, :1].reshape(len(x), *[1] * (entries.ndim - 1)).astype(entries.dtype)
     return jax.lax.clamp(entries, jnp.broadcast_to(some, entries.shape), entries)
 
 
 def _write(cache: jax.Array, entries: jax.Array, layer: jax.Array, index: jax.Array | int) -> jax.Array:
-    """Writes entries [rows, tokens, ...] of one layer into a cache [layers, rows, places, ...]."""
+    """Writes entries [rows, tokens, ...] of one layer into a cache [layers, rows, slots, ...]."""
     place = 0 if entries.shape[1] == cache.shape[2] else index
     start = (layer, 0, place, *(0 for _ in entries.shape[2:]))
     return jax.lax.dynamic_update_slice(cache, entries[None].astype(cache.dtype), start)

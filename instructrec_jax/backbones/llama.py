@@ -1,5 +1,6 @@
 """Llama (Touvron et al., 2023), Mistral (Jiang et al., 2023), Qwen2 and Qwen3 (Yang et al., 2024 and 2025)."""
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
@@ -106,8 +107,8 @@ HEADS = {
 }
 
 
-def family(read: Any, base_class: str) -> Family:
-    """A family of this lineage: only how its config becomes a spec differs."""
+def family(read: Callable[[Any], DecoderSpec], base_class: str) -> Family:
+    """A Llama-like family; `read(config)` returns its spec."""
 
     def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
         return Decoder(read(config), dtype=dtype, stack=stack, rngs=rngs)

@@ -28,6 +28,8 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class ModernBertSpec:
+    """Sizes and variants of a `ModernBert`."""
+
     vocab_size: int
     hidden_size: int
     layer_types: tuple[str, ...]
@@ -38,7 +40,7 @@ class ModernBertSpec:
     norm_bias: bool
     attention_bias: bool
     mlp_bias: bool
-    window: int  # largest distance a local layer sees, each way
+    window: int  # maximum distance of keys in local layers, in each direction
     padding_id: int | None
     embedding_dropout: float
     attention_dropout: float
@@ -51,7 +53,7 @@ class ModernBertSpec:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Context:
-    """What every layer sees besides the hidden states; the rotation (cos, sin) by attention type."""
+    """The inputs of every layer besides the hidden states; rotations (cos, sin) are by attention type."""
 
     segment_ids: jax.Array
     positions: jax.Array
@@ -133,7 +135,7 @@ class Layer(nnx.Module):
 
 
 class ModernBert(nnx.Module):
-    """Arguments of a call are int32 [rows, length] (see `Family`); token types are ignored."""
+    """ModernBERT's network. A call takes int32 [rows, length] arrays (see `Family`); token types are ignored."""
 
     def __init__(
         self,
@@ -147,7 +149,10 @@ class ModernBert(nnx.Module):
     ):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
-            raise ValueError(f"hidden size {spec.hidden_size} is not a multiple of {spec.num_heads} attention heads.")
+            raise ValueError(
+                f"config.json: the hidden size, {spec.hidden_size}, must be a multiple of the number of attention "
+                f"heads, {spec.num_heads}."
+            )
         init = truncated_normal(spec.initializer_range, spec.initializer_cutoff)
         self.word_embeddings = Embedding(
             spec.vocab_size, spec.hidden_size, init=init, padding_id=spec.padding_id, dtype=dtype, rngs=rngs
@@ -168,7 +173,7 @@ class ModernBert(nnx.Module):
 
     @property
     def word_embedding_table(self) -> jax.Array:
-        """The table [vocab_size, hidden_size] that a masked-language-model head is tied to."""
+        """The embedding table [vocab_size, hidden_size], also used by tied masked-language-model heads."""
         return self.word_embeddings.table[...]
 
     def __call__(
@@ -191,7 +196,7 @@ _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
 def output_range(config: Any) -> float:
-    """Standard deviation of the layers that write to the residual stream: narrower the deeper the network."""
+    """Initial standard deviation of layers that write to the residual stream; smaller for deeper networks."""
     return config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
 
 
@@ -207,8 +212,8 @@ def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: n
     unknown = set(config.layer_types) - {GLOBAL, LOCAL}
     if unknown or len(config.layer_types) != config.num_hidden_layers:
         raise ValueError(
-            f"config.json has layer_types {config.layer_types}; {config.num_hidden_layers} values out of "
-            f"{GLOBAL!r} and {LOCAL!r} are needed."
+            f"config.json: layer_types is {config.layer_types}, but must have {config.num_hidden_layers} values out of "
+            f"{GLOBAL!r} and {LOCAL!r}."
         )
     spec = ModernBertSpec(
         vocab_size=config.vocab_size,

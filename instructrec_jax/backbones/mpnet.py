@@ -1,4 +1,4 @@
-"""MPNet (Song et al., 2020): BERT's layers, a relative position bias that they share, no token types."""
+"""MPNet (Song et al., 2020): BERT's layers with a shared relative position bias, no token types."""
 
 from typing import Any
 
@@ -10,16 +10,15 @@ from instructrec_jax.backbones.family import Family, Head, HeadSpec, embedding, 
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.roberta import HEADS as ROBERTA_HEADS
 
-PADDING_ID = 1  # fixed in the architecture: positions start at 2 whatever pad_token_id says
+PADDING_ID = 1  # fixed by the architecture: positions start at 2 for any pad_token_id
 
 
 def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
     refuse_variants(config)
     if config.relative_attention_num_buckets < NUM_BUCKETS:
         raise ValueError(
-            f"config.json has relative_attention_num_buckets={config.relative_attention_num_buckets}; MPNet "
-            f"numbers its buckets 0 to {NUM_BUCKETS - 1} whatever this says (in transformers too), so it "
-            "cannot work with fewer."
+            f"config.json: relative_attention_num_buckets is {config.relative_attention_num_buckets}, but must be at "
+            f"least {NUM_BUCKETS}, the fixed number of buckets in MPNet (and in transformers)."
         )
     spec = EncoderSpec(
         vocab_size=config.vocab_size,

@@ -1,4 +1,4 @@
-"""config.json of a HuggingFace folder: what it may hold, and the `transformers` config made of it."""
+"""config.json of a HuggingFace folder: checks of its fields, and the `transformers` config."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from instructrec_jax.backbones.json_fields import Fields, read_fields
 
-# Fields of config.json by what they may be, over all families. transformers checks some of the types, and no range.
+# Fields of config.json by their allowed values, for all families. transformers checks some types, but no ranges.
 LAYERS = "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers".split()
 SIZES = """
     vocab_size hidden_size d_model dim n_embd num_attention_heads num_heads n_head n_heads encoder_attention_heads
@@ -41,25 +41,25 @@ ROPE_NUMBERS = """
 
 
 def read_network_config(folder: Path) -> Any:
-    """The `transformers` config of a folder whose model_type is supported.
+    """The `transformers` config of a folder of a supported model_type.
 
-    Raises ValueError that names the file, and the field and its value where a field has a wrong type or range.
+    Raises ValueError that names the file and, for a wrong type or range, the field and its value.
     """
     file = folder / "config.json"
     fields = read_fields(file)
     check_fields(fields)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except StrictDataclassError as error:  # says which field, and its value
+    except StrictDataclassError as error:  # names the field and its value
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
-    except Exception as error:  # whatever else the file holds: transformers raises many kinds
+    except Exception as error:  # transformers raises many kinds
         raise ValueError(
             f"{file} cannot be read by transformers ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
         ) from error
 
 
 def check_fields(fields: Fields) -> None:
-    """Raises ValueError for a field of config.json of another type, or outside of the range that a network can have."""
+    """Raises ValueError for a field of config.json of a wrong type or range."""
     values = fields.values
     for name in (*LAYERS, *SIZES):
         if name in values and fields.integer(name, 1, MOST_LAYERS if name in LAYERS else 2**31 - 1) is None:
@@ -106,7 +106,7 @@ def _check_rope(rope: Fields) -> None:
 
 
 def quantization_method(values: Mapping[str, object], where: str) -> str | None:
-    """What config.json says its weights are quantized by, or None."""
+    """The quantization method declared in config.json, or None."""
     for name in ("quantization_config", "compression_config"):
         declared = Fields(where, values).object(name)
         if declared is not None:

@@ -1,4 +1,4 @@
-"""Reads HuggingFace folders: safetensors → parameters, by each family's table."""
+"""Reads HuggingFace folders: safetensors → parameters, by each family's mapping table."""
 
 import os
 import re
@@ -42,12 +42,12 @@ Shardings = Callable[[str, tuple[int, ...], Axes], jax.sharding.Sharding]
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each tensor.
+    """The tensors that were loaded, ignored and newly initialized.
 
     Attributes:
-        used: tensor name in the file → its dtype there ("F32", "F16", "BF16").
-        unused: names in the file that no parameter took.
-        initialized: our parameter paths that the file lacks and that were newly initialized.
+        used: loaded tensors: name in the file → dtype in the file ("F32", "F16", "BF16").
+        unused: names of the file's other tensors.
+        initialized: paths of newly initialized parameters, which the file lacks.
     """
 
     used: Mapping[str, str] = field(default_factory=dict)
@@ -62,17 +62,17 @@ class LoadReport:
     def __str__(self) -> str:
         def some(names: tuple[str, ...]) -> str:
             shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-            return f"{len(names)}" + (f" ({shown})" if names else "")
+            return f"{len(names)} ({shown})" if names else "none"
 
         return (
-            f"{len(self.used)} tensors read, {some(self.unused)} not used, "
-            f"{some(self.initialized)} parameters newly initialized"
+            f"{len(self.used)} tensors loaded, {some(self.unused)} unused; "
+            f"{some(self.initialized)} newly initialized"
         )
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A loaded network (parameters fp32), its HuggingFace config, and what there is to know about it."""
+    """A loaded network (parameters fp32) with its HuggingFace config, family, load report and pooling."""
 
     module: nnx.Module
     config: Any
@@ -89,9 +89,9 @@ def build_backbone(
     pooler: bool = True,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """The network of a HuggingFace config, initialized as HuggingFace does; see `Family` for its call.
+    """The network of a HuggingFace config, initialized as in HuggingFace; see `Family` for its call.
 
-    Raises ValueError for a config that no network can have.
+    Raises ValueError for an impossible config.
     """
     family = find_family(config.model_type)
     try:
@@ -100,15 +100,15 @@ def build_backbone(
         if "config.json" in str(error):
             raise
         raise ValueError(
-            f"config.json of this {config.model_type} model describes no network that can be built "
+            f"no network can be built from the config.json of this {config.model_type} model "
             f"({type(error).__name__}: {error})"
         ) from error
 
 
 def input_limit(config: Any) -> int:
-    """The most tokens one input may have, special tokens included.
+    """Maximum number of tokens of an input, including special tokens.
 
-    Not always `max_position_embeddings`: RoBERTa and MPNet keep the first rows of that table for padding.
+    It may differ from `max_position_embeddings`: RoBERTa and MPNet reserve the first rows of that table for padding.
     """
     module: Any = abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key)))
     return module.max_length
@@ -129,19 +129,17 @@ def load_backbone(
 
     Args:
         path_or_hub_id: a HuggingFace folder with config.json and safetensors, or a hub id.
-        dtype: of the activations; parameters are fp32 whatever the file holds.
+        dtype: of the activations; parameters are always fp32.
         stack: see `layers.StackOptions`.
-        pooler: keep BERT's pooler (newly initialized and reported when the file has none); False leaves it
-            out.
-        random_init: take only the config from the folder and draw fresh weights.
-        rngs: its "params" stream serves what is newly initialized.
-        shardings: shardings(path, shape, axes) -> Sharding for each parameter; stacked parameters come with
-            a leading "layers" axis in both. Each device's slice is read straight from the file. None: the
-            default device.
-        verify: compare the files with the hub's SHA-256 first (see `verify_checksums`); reads them once more.
+        pooler: include BERT's pooler (newly initialized and reported if the file has none).
+        random_init: use only the folder's config, with randomly initialized weights.
+        rngs: its "params" stream initializes new parameters.
+        shardings: shardings(path, shape, axes) -> Sharding for each parameter; shape and axes of stacked parameters
+            start with "layers". Each device's slice is read directly from the file. None: the default device.
+        verify: first compare the files with the hub's SHA-256 (see `verify_checksums`), which reads them twice.
 
-    Raises ValueError for an unsupported model_type or config field, a missing or misshapen tensor, NaN or infinity in
-    one, quantized weights, a pickle-only folder.
+    Raises ValueError for an unsupported model_type or config field, a missing or misshapen tensor, NaN or infinity,
+    quantized weights, a folder with only pickles.
     """
     folder = find_folder(path_or_hub_id)
     config = read_config(folder)
@@ -180,16 +178,15 @@ def load_head(
     rngs: nnx.Rngs,
     shardings: Shardings | None = None,
 ) -> tuple[nnx.Module, LoadReport]:
-    """Builds a task head and fills it with the checkpoint's own, when it has one of this kind.
+    """Builds a task head and loads the checkpoint's own head into it, if it has one of this kind.
 
     Args:
         kind: "sequence" | "token" | "span" | "mlm" | "lm".
         build: build(key) -> head module (`adapters.heads`), key a jax random key.
 
-    Returns the head and a report; where the checkpoint has no such head, every parameter is in
-    `report.initialized`.
-    Raises ValueError when only a part of the head is there, when its shape (number of labels) differs, or when a
-    language model lacks its output matrix.
+    Returns the head and a report; if the checkpoint has no such head, `report.initialized` has every parameter.
+    Raises ValueError for an incomplete head, another shape (number of labels), and a language model without its output
+    matrix.
     """
     folder = find_folder(path_or_hub_id)
     config = read_config(folder)
@@ -200,22 +197,22 @@ def load_head(
         return _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
     rules = family.heads[kind].mapping
     with TensorFiles(folder) as files:
-        wanted = [path for site in sites_of(abstract_module(build)) for path in [site.path]]
+        needed = [site.path for site in sites_of(abstract_module(build))]
         present = {rule.path for rule in rules if find_name(rule.name, rule.old_names, "", files.names)}
-        _check_tied(files, family, rules, wanted)
-        if kind == "lm" and declared_head(config) == kind and "table" in wanted and "table" not in present:
+        _check_tied(files, family, rules, needed)
+        if kind == "lm" and declared_head(config) == kind and "table" in needed and "table" not in present:
             name = next(rule.name for rule in rules if rule.path == "table")
             raise ValueError(
-                f"{folder}: {name} is missing. If the output layer is the word embeddings, set tie_word_embeddings to "
-                "true in config.json; a newly initialized one would have to learn all words again."
+                f"{folder}: {name} is missing. If the output layer shares the word embeddings, set tie_word_embeddings "
+                "to true in config.json; a newly initialized output layer would have to be trained from scratch."
             )
-        if not present & set(wanted):
+        if not present & set(needed):
             return _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
         return _fill(build, files, rules, "", rngs.params(), shardings, lambda path: False)
 
 
-# Endings of tensor names that hold packed weights or their scales: GPTQ and AWQ, bitsandbytes, compressed-tensors and
-# FP8, MXFP4.
+# Suffixes of the names of packed weights and their scales: GPTQ and AWQ, bitsandbytes, compressed-tensors and FP8,
+# MXFP4.
 PACKED = (
     *(".qweight", ".qzeros", ".g_idx"),
     *(".absmax", ".quant_map", ".SCB", ".weight_format"),
@@ -225,9 +222,9 @@ PACKED = (
 
 
 def _refuse_quantized(files: TensorFiles) -> None:
-    """Refuses weights that another program packed.
+    """Raises ValueError for quantized weights.
 
-    A quantization_config beside plain weights says nothing (merging tools leave it behind), and is not taken over.
+    A quantization_config with plain weights is ignored, because tools for merging leave it behind.
     """
     file = files.folder / "config.json"
     method = quantization_method(read_fields(file).values, str(file))
@@ -237,13 +234,13 @@ def _refuse_quantized(files: TensorFiles) -> None:
     if packed is not None:
         by = f"by {method} (quantization_config in config.json)" if method else "(its method is not declared)"
         raise ValueError(
-            f"{files.folder}: this checkpoint is quantized {by}: tensor {packed} is stored as {files.dtype(packed)}. "
-            "Take the original, unquantized checkpoint instead; backbone.quantize quantizes it here."
+            f"{files.folder}: the checkpoint is quantized {by}: tensor {packed} has dtype {files.dtype(packed)}. Use "
+            "the original, unquantized checkpoint instead; backbone.quantize can quantize it."
         )
 
 
 def _refuse_leftovers(files: TensorFiles, family: Family, prefix: str, report: LoadReport, pooler: bool) -> None:
-    """A tensor that a rule knows but no parameter took (a 13th layer, say): config and weights disagree."""
+    """Raises ValueError for an unused tensor that a rule matches (such as a 13th layer): config and weights disagree."""
     known = [(rule, re.escape(prefix + rule.name).replace(r"\{layer\}", r"\d+")) for rule in family.mapping]
     for name in report.unused:
         for rule, pattern in known:
@@ -251,33 +248,33 @@ def _refuse_leftovers(files: TensorFiles, family: Family, prefix: str, report: L
             dropped = rule.path.startswith("pooler.") and not pooler
             if re.fullmatch(pattern, name) and not dropped and not any(twin in report.used for twin in twins):
                 raise ValueError(
-                    f"{files.folder}: the network that config.json describes has no place for tensor "
-                    f"{name}. The config does not belong to these weights."
+                    f"{files.folder}: config.json does not fit the weights: its network has no parameter for tensor "
+                    f"{name}."
                 )
 
 
 def _check_copies(files: TensorFiles, family: Family, prefix: str) -> None:
-    """A copy of a tensor that differs from it would be lost: refuse it."""
+    """Raises ValueError for a copy that differs from its tensor, because it would be lost."""
     for rule in family.mapping:
         for copy in rule.copies:
             if prefix + copy in files.names and not files.equal(prefix + copy, prefix + rule.name):
                 raise ValueError(
-                    f"{files.folder}: {prefix + copy} differs from {prefix + rule.name}; in this family both are one "
-                    "tensor. A network where they differ is not supported."
+                    f"{files.folder}: {prefix + copy} differs from {prefix + rule.name}, but this family shares both; "
+                    "networks that do not are not supported."
                 )
 
 
-def _check_tied(files: TensorFiles, family: Family, rules: tuple[Rule, ...], wanted: list[str]) -> None:
-    """An untied output matrix in the file of a network whose config says "tied" would be lost: refuse it."""
+def _check_tied(files: TensorFiles, family: Family, rules: tuple[Rule, ...], needed: list[str]) -> None:
+    """Raises ValueError for an untied output matrix of a network whose config says "tied", because it would be lost."""
     for rule in rules:
-        if rule.path == "table" and rule.path not in wanted and rule.name in files.names:
+        if rule.path == "table" and rule.path not in needed and rule.name in files.names:
             source = next(r for r in family.mapping if r.path == "word_embeddings.table")
             names = [find_name(source.name, source.old_names, prefix, files.names) for prefix in (family.prefix, "")]
             name = names[0] or names[1]
             if name is None or not files.equal(rule.name, name):
                 raise ValueError(
-                    f"{files.folder}: {rule.name} differs from the word embeddings, though config.json "
-                    "says they are tied. Set tie_word_embeddings to false in config.json to use it."
+                    f"{files.folder}: {rule.name} differs from the word embeddings, but config.json declares them "
+                    f"tied: set tie_word_embeddings to false in config.json to use {rule.name}."
                 )
 
 
@@ -290,7 +287,7 @@ def _fill(
     shardings: Shardings | None,
     may_lack: Callable[[str], bool],
 ) -> tuple[nnx.Module, LoadReport]:
-    """Builds a module whose parameters come from `files` by `rules`; the ones it may lack are initialized."""
+    """Builds a module with parameters from `files` by `rules`; initializes absent ones if `may_lack(path)`."""
     by_path = {rule.path: rule for rule in rules}
     sites = sites_of(abstract_module(build))
     found: dict[str, list[str]] = {}
@@ -314,8 +311,8 @@ def _fill(
             missing += absent
     if missing:
         raise ValueError(
-            f"{files.folder if files else ''}: {len(missing)} tensors that this network needs are missing: "
-            f"{', '.join(missing[:8])}{', …' if len(missing) > 8 else ''}. {_where_else(missing, files)}"
+            f"{files.folder if files else ''}: {len(missing)} tensors of the network are missing: "
+            f"{', '.join(missing[:8])}{', …' if len(missing) > 8 else ''}. {_likely_cause(missing, files)}"
         )
 
     values: dict[str, jax.Array] = {}
@@ -334,36 +331,36 @@ def _fill(
     return module, LoadReport(used, unused, tuple(lacking))
 
 
-# What torch.compile, DistributedDataParallel and PEFT put before the names of a network that is saved inside of them.
+# Prefixes that torch.compile, DistributedDataParallel and PEFT add to the names of a wrapped network.
 WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
 
 
-def _where_else(missing: list[str], files: TensorFiles | None) -> str:
-    """What may be wrong: the same tensors under names with something before them (or less), or not all of them."""
+def _likely_cause(missing: list[str], files: TensorFiles | None) -> str:
+    """The likely cause of missing tensors: an added or missing prefix of the names, or an incomplete checkpoint."""
     names = list(files.names) if files is not None else []
     for lacking in missing:
         for name in names:
             if name.endswith(f".{lacking}"):
                 before = name.removesuffix(lacking)
                 before = next((wrapper for wrapper in WRAPPERS if before.startswith(wrapper)), before)
-                return f"The file has {name}: rename its tensors, without {before!r} at the beginning."
+                return f"The file has {name}: rename its tensors without the prefix {before!r}."
             if lacking.endswith(f".{name}") and name.count(".") > 1:
                 before = lacking.removesuffix(name)
-                return f"The file has {name}: rename its tensors, with {before!r} at the beginning."
-    return "Is this the whole checkpoint, and does config.json belong to it?"
+                return f"The file has {name}: rename its tensors with the prefix {before!r}."
+    return "Is the checkpoint complete, and does config.json belong to it?"
 
 
 def _initialize(
     build: Callable[[jax.Array], nnx.Module], key: jax.Array, sites: list[Site], shardings: Shardings | None
 ) -> dict[str, jax.Array]:
-    wanted = {site.path for site in sites}
+    paths = {site.path for site in sites}
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:
         flat = nnx.to_flat_state(nnx.state(build(key)))
-        return {p: v[...] for keys, v in flat for p in [".".join(map(str, keys))] if p in wanted}
+        return {p: v[...] for keys, v in flat for p in [".".join(map(str, keys))] if p in paths}
 
     out = {s.path: shardings(s.path, s.shape, s.axes) for s in sites} if shardings else None
-    return jax.jit(draw, out_shardings=out)(key)  # under jit only the wanted parameters are ever made
+    return jax.jit(draw, out_shardings=out)(key)  # under jit only these parameters are computed
 
 
 def _read(site: Site, rule: Rule, names: list[str], files: TensorFiles, shardings: Shardings | None) -> jax.Array:
@@ -372,9 +369,8 @@ def _read(site: Site, rule: Rule, names: list[str], files: TensorFiles, sharding
     for name in names:
         if files.shape(name) != expected:
             raise ValueError(
-                f"{files.folder}: tensor {name} has shape {list(files.shape(name))}, but config.json calls "
-                f"for {list(expected)}. The config does not belong to these weights (or the number of "
-                "labels differs)."
+                f"{files.folder}: tensor {name} has shape {list(files.shape(name))}, but config.json needs "
+                f"{list(expected)}: the config belongs to other weights, or the number of labels differs."
             )
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -384,7 +380,7 @@ def _read(site: Site, rule: Rule, names: list[str], files: TensorFiles, sharding
         first = read_slice(files, chosen[0], rule.transform, shape, index[1:])
         out = empty((len(chosen), *first.shape), np.float32)
         out[0] = first
-        for i, name in enumerate(chosen[1:], 1):  # one layer at a time: the host holds the result and one slice
+        for i, name in enumerate(chosen[1:], 1):  # one layer at a time: the host has the result and one slice in memory
             out[i] = read_slice(files, name, rule.transform, shape, index[1:])
         return out
 
@@ -392,10 +388,10 @@ def _read(site: Site, rule: Rule, names: list[str], files: TensorFiles, sharding
     if shardings is not None:
         sharding = shardings(site.path, site.shape, site.axes)
     where = sharding.addressable_devices_indices_map(site.shape)
-    # One slice at a time on the host, which is why this is not `jax.make_array_from_callback`.
+    # One slice at a time in host memory, unlike `jax.make_array_from_callback`.
     arrays, at, value = [], "", np.empty(0)
     for device, index in sorted(where.items(), key=lambda item: repr(item[1])):
-        if repr(index) != at:  # replicas ask for the same slice
+        if repr(index) != at:  # replicas share a slice
             at, value = repr(index), np.empty(0)
             value = read(index or (slice(None),) * len(site.shape))
         arrays.append(jax.device_put(value, device).block_until_ready())
