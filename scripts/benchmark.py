@@ -34,7 +34,7 @@ MB = 1e6
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> float:
-    """The median time of a call, after one that compiles."""
+    """The median time of a call in seconds, after a call that compiles."""
     jax.block_until_ready(function())
     times = []
     for _ in range(repeats):
@@ -53,7 +53,7 @@ def plain_loss(hidden: jax.Array, table: jax.Array, labels: jax.Array, weights: 
 
 
 def loss(rows: int, length: int, width: int, vocab: int, small: int, repeats: int) -> None:
-    """Loss and gradients over a vocabulary: all logits at once, and in chunks."""
+    """Loss and gradients over a vocabulary: all logits at once against chunks."""
     kinds = {"plain": plain_loss, "chunked": losses.linear_cross_entropy}
     steps = {name: jax.jit(jax.value_and_grad(function, (0, 1))) for name, function in kinds.items()}
     place = (rows, length)
@@ -76,14 +76,14 @@ def loss(rows: int, length: int, width: int, vocab: int, small: int, repeats: in
         weights = jnp.asarray(rng.random((rows, length)) < share, jnp.float32)
         for name, step in steps.items():
             took = seconds(functools.partial(step, hidden, table, labels, weights), repeats)
-            print(f"  {share:4.0%} of the places with weight  {name:8} {took * 1e3:10,.1f} ms")
+            print(f"  {share:4.0%} of positions have weight  {name:8} {took * 1e3:10,.1f} ms")
 
 
 # ---------------------------------------------------------------- loading and writing
 
 
 def resident(what: str) -> int:
-    """Bytes of this process in memory: "VmRSS" now, "VmHWM" at most since `reset_peak` (Linux)."""
+    """Resident memory of this process in bytes: "VmRSS" now, "VmHWM" the peak since `reset_peak` (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(what)).split()[1]) * 1024
 
@@ -102,13 +102,13 @@ def make_checkpoint(folder: str, layers: int, width: int, vocab: int, dtype: str
 
 
 def in_another_process(function: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
-    """Calls a function of this file several times; the memory it took is gone afterwards."""
+    """Calls a function of this file several times in a process of its own, whose memory is freed afterwards."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         pool.starmap(function, calls)
 
 
 def loading(layers: int, width: int, vocab: int, dtype: str, devices: int, shard_mb: int) -> None:
-    """Host memory of reading a checkpoint onto the devices of a CPU, sharded, and of writing it again."""
+    """Host memory for reading a checkpoint onto CPU devices, sharded, and for writing it."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     mesh = make_mesh(MeshConfig(fsdp=devices))
@@ -125,7 +125,7 @@ def loading(layers: int, width: int, vocab: int, dtype: str, devices: int, shard
         files = list(Path(large).glob("*.safetensors"))
         print(f"{len(files)} files, {sum(f.stat().st_size for f in files) / MB:,.0f} MB in {dtype}; {devices} devices")
 
-        load(tiny)  # the code itself is loaded
+        load(tiny)  # loads the code
         reset_peak()
         before, start = resident("VmRSS"), time.perf_counter()
         module = load(large)
@@ -155,7 +155,7 @@ def loading(layers: int, width: int, vocab: int, dtype: str, devices: int, shard
 def generation(
     width: int, layers: int, heads: int, vocab: int, rows: int, prompt: int, new: int, threads: int, rounds: int
 ) -> None:
-    """Greedy answers of a random Llama on a CPU: ours and transformers.generate, one after the other in each round."""
+    """Greedy generation by a random Llama on a CPU: ours and transformers.generate, alternating in each round."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -189,7 +189,7 @@ def generation(
 
     print(f"{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.0f} M parameters, float32, {threads} threads of torch")
     same = ours(new) == others(new)  # also compiles
-    print(f"{rows} prompts of {prompt} tokens, {new} new ones each, greedy; the same tokens: {'yes' if same else 'NO'}")
+    print(f"{rows} prompts of {prompt} tokens, {new} new tokens each, greedy; equal tokens: {'yes' if same else 'NO'}")
     ours(1)
     times: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -199,18 +199,18 @@ def generation(
                 function(count)
                 times.setdefault(f"{name} {count}", []).append(time.perf_counter() - start)
     median = {name: float(np.median(each)) for name, each in times.items()}
-    print(f"tokens/s = {rows} x {new} / median time of the whole answers, of {rounds} rounds")
-    print(f"ms a step = (median time of {new} tokens - median time of 1) / {new - 1}")
+    print(f"tokens/s = {rows} x {new} / median time of whole answers in {rounds} rounds")
+    print(f"ms per step = (median time of {new} tokens - median time of 1) / {new - 1}")
     for name in ("ours", "transformers"):
         whole, first = median[f"{name} {new}"], median[f"{name} 1"]
-        print(f"  {name:12} {rows * new / whole:8,.0f} tokens/s {(whole - first) / (new - 1) * 1e3:8,.1f} ms a step")
+        print(f"  {name:12} {rows * new / whole:8,.0f} tokens/s {(whole - first) / (new - 1) * 1e3:8,.1f} ms per step")
 
 
 # ---------------------------------------------------------------- retrieval
 
 
 def numpy_search(vectors: np.ndarray, queries: np.ndarray, k: int, block: int) -> np.ndarray:
-    """Blocked product, argpartition, merge: item numbers [q, k], best first."""
+    """NumPy's search by blocked product, argpartition and merge: item numbers [q, k], best first."""
     best = np.full((len(queries), k), -np.inf, np.float32)
     items = np.full((len(queries), k), -1)
     for start in range(0, len(vectors), block):
@@ -224,7 +224,7 @@ def numpy_search(vectors: np.ndarray, queries: np.ndarray, k: int, block: int) -
 
 
 def retrieval(items: int, width: int, queries: int, k: int, rounds: int) -> None:
-    """The k best of many items by inner product: ours, NumPy and faiss (where installed), in turn in each round."""
+    """The k best of many items by inner product: ours, NumPy and faiss (if installed), alternating in each round."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((items, width), np.float32)
     asked = rng.standard_normal((queries, width), np.float32)
@@ -241,7 +241,7 @@ def retrieval(items: int, width: int, queries: int, k: int, rounds: int) -> None
     try:
         import faiss
     except ImportError:
-        print("faiss is left out: `pip install faiss-cpu` to compare with it")
+        print("faiss is not installed: `pip install faiss-cpu` to compare with it")
     else:
         flat = faiss.IndexFlatIP(width)
         flat.add(vectors)
@@ -252,15 +252,15 @@ def retrieval(items: int, width: int, queries: int, k: int, rounds: int) -> None
             start = time.perf_counter(), time.process_time()
             found[name] = search()
             times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    print(f"queries/s = {queries} / median time, of {rounds} rounds (the longest and the shortest beside it)")
-    print("CPU s = median time of all threads together; of a busy machine, this says more")
+    print(f"queries/s = {queries} / median time in {rounds} rounds (slowest to fastest round)")
+    print("CPU s = median total time of all threads, more reliable on a busy machine")
     for name, each in times.items():
         wall, work = np.median(each, axis=0)
         slow, fast = (queries / pick(each)[0] for pick in (max, min))
         same = np.mean(found[name] == found["ours"])
         print(
             f"  {name:6} {queries / wall:8,.1f} queries/s ({slow:,.1f} to {fast:,.1f}), {work:.2f} CPU s; "
-            f"{same:.3%} of its answers are ours"
+            f"{same:.3%} of its results equal ours"
         )
 
 

@@ -1,9 +1,9 @@
-"""Training steps beside PyTorch's, one system at a time: `python scripts/benchmark_training.py WORKLOAD --data FILE`.
+"""Training speed against PyTorch, one system at a time: `python scripts/benchmark_training.py WORKLOAD --data FILE`.
 
-    encoder          classification by a MiniLM-like encoder: ragged texts, 32 a step; theirs padded to the longest
+    encoder          classification by a MiniLM-like encoder: ragged texts, 32 per step; PyTorch pads to the longest
     encoder_fixed    the same on 32 x 128 tokens without padding
     decoder          Llama (hidden 512, 8 layers, heads 8/4, vocabulary 32,000) on 4 x 512 tokens without padding
-    decoder_ragged   the same on ragged texts: ours packs rows of 512, theirs pads to the longest of a batch
+    decoder_ragged   the same on ragged texts: ours packs rows of 512, PyTorch pads to the longest of a batch
 
 FILE holds instructions (any format that data.train reads, alpaca's for instance). Each system lives in a process of its
 own and works only while the other waits; a round is a few steps of each. Both start from the same weights, and the
@@ -31,13 +31,13 @@ LABELS = 10
 
 @dataclass
 class Work:
-    """What both systems are given."""
+    """The workload of both systems."""
 
     workload: str
     folder: str  # HuggingFace checkpoint
     data: str  # instructions
     threads: int
-    steps: int  # that are different; then they begin again
+    steps: int  # number of different steps, which then repeat
     on_gpu: bool = False  # products in bfloat16, parameters in float32
 
     @property
@@ -46,7 +46,7 @@ class Work:
 
     @property
     def length(self) -> int:
-        """Of a row."""
+        """Tokens of a row."""
         return min(LENGTH[self.workload], self.config["max_position_embeddings"])
 
     @property
@@ -59,7 +59,7 @@ class Work:
 
     @property
     def warm_up(self) -> int:
-        """Steps until every shape of a batch was compiled: rows have one, but examples several."""
+        """Steps until every batch shape is compiled: rows have one shape, examples several."""
         return 40 if self.workload == "encoder" else 1
 
 
@@ -92,7 +92,7 @@ def our_config(work: Work) -> Any:
 
 
 def open_ours(work: Work) -> Iterator[tuple[float, int]]:
-    """One training step at a time, with packing and transfer: (loss, real tokens)."""
+    """Runs one training step at a time, including packing and transfer: (loss, tokens without padding)."""
 
     from instructrec_jax.data.loader import BatchTexts, Text, pack, to_devices
     from instructrec_jax.distributed.mesh import make_mesh
@@ -131,7 +131,7 @@ def open_ours(work: Work) -> Iterator[tuple[float, int]]:
 
 
 def input_speed(work: Work) -> float:
-    """Examples/s that are shuffled, packed and laid out, with nothing else to do; tokenized they are once, before."""
+    """Examples/s of shuffling, packing and batching alone; tokenizing happens once, before."""
     from instructrec_jax.runs import data as run_data
     from instructrec_jax.runs import model as models
 
@@ -151,7 +151,7 @@ def input_speed(work: Work) -> float:
 
 
 def open_torch(work: Work) -> Iterator[tuple[float, int]]:
-    """The same by transformers and torch.optim.AdamW."""
+    """The same steps with transformers and torch.optim.AdamW."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -188,17 +188,17 @@ def open_torch(work: Work) -> Iterator[tuple[float, int]]:
         number += 1
 
 
-# ---------------------------------------------------------------- the same texts for both
+# ---------------------------------------------------------------- the texts of both systems
 
 
 def fixed_tokens(work: Work, number: int) -> np.ndarray:
-    """int32 [rows, length] of the step's number."""
+    """int32 [rows, length], depending on the step's number alone."""
     vocab, shape = work.config["vocab_size"], (ROWS[work.workload], work.length)
     return np.random.default_rng(number).integers(vocab // 30, vocab, shape).astype(np.int32)
 
 
 def ragged_tokens(work: Work) -> list[list[np.ndarray]]:
-    """Batches of the texts in the order of our epochs, each of as many texts as ours have on average."""
+    """Batches of texts in the order of our epochs, with our batches' average number of texts."""
     from instructrec_jax.runs import data as run_data
     from instructrec_jax.runs import model as models
 
@@ -215,7 +215,7 @@ def ragged_tokens(work: Work) -> list[list[np.ndarray]]:
 
 
 def matmul_speed(system: str, threads: int) -> float:
-    """FLOP/s of 4096 x 1024 x 4096 in float32, the best of 5."""
+    """FLOP/s of a 4096 x 1024 x 4096 product in float32, the best of 5."""
     sizes = (4096, 1024), (1024, 4096)
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=size).astype(np.float32) for size in sizes)
@@ -246,10 +246,10 @@ def matmul_speed(system: str, threads: int) -> float:
 
 
 def serve(pipe: Any, system: str, work: Work) -> None:
-    """Answers "matmul", "input" and a number of steps until "stop"."""
+    """Process of one system: handles "matmul", "input" and a number of steps, until "stop"."""
     began = time.perf_counter()
     if system == "ours":
-        keep_freed_memory()  # as each verb does
+        keep_freed_memory()  # as in each verb
 
         import jax
 
@@ -261,7 +261,7 @@ def serve(pipe: Any, system: str, work: Work) -> None:
     imported = time.perf_counter() - began
     steps = {"ours": open_ours, "PyTorch": open_torch}[system](work)
     first_loss, _ = next(steps)
-    release_freed_memory()  # as training does when a shape is new
+    release_freed_memory()  # as in training after a new shape
     first_step = time.perf_counter() - began - imported
     pipe.send((imported, first_step, first_loss))
     while (request := pipe.recv()) != "stop":
@@ -286,12 +286,12 @@ def make_llama(folder: str, tokenizer: str, layers: int = 8) -> None:
     groups: dict[str, Any] = dict(num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512)
     LlamaForCausalLM(LlamaConfig(**sizes, **groups)).save_pretrained(folder)
     words = AutoTokenizer.from_pretrained(tokenizer)
-    words.eos_token = words.sep_token  # an answer has to end
+    words.eos_token = words.sep_token  # a language model needs an end-of-sequence token
     words.save_pretrained(folder)
 
 
 def flops(work: Work) -> float:
-    """Of a token in a full row, forward and backward: 6 x parameters of products + 12 x layers x hidden x keys."""
+    """FLOP per token of a full row, forward and backward: 6 x parameters in products + 12 x layers x hidden x keys."""
     config = work.config
     hidden, layers, inner = (config[n] for n in ("hidden_size", "num_hidden_layers", "intermediate_size"))
     if work.is_encoder:
@@ -302,7 +302,7 @@ def flops(work: Work) -> float:
 
 
 def labeled(data: str, folder: str) -> str:
-    """The instructions alone, with labels drawn by their number, as a file."""
+    """Writes a file of the instructions with labels by their number."""
     from instructrec_jax.data.sources import SourceConfig, open_sources
 
     source: Any = open_sources([SourceConfig(path=data)])
@@ -317,9 +317,9 @@ def main() -> None:
     parser.add_argument("workload", choices=list(ROWS))
     parser.add_argument("--data", default="", help="file with instructions, for the ragged workloads")
     parser.add_argument("--model", required=True, help="folder of all-MiniLM-L6-v2; the decoder takes its tokenizer")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="in a round")
+    parser.add_argument("--steps", type=int, default=3, help="steps per round")
     options = parser.parse_args()
     if options.workload in ("encoder", "decoder_ragged") and not options.data:
         parser.error("--data is needed for ragged texts")
@@ -339,12 +339,12 @@ def compare(work: Work, rounds: int, steps: int) -> None:
         pipes[system], other_end = context.Pipe()
         processes[system] = context.Process(target=serve, args=(other_end, system, work), daemon=True)
         processes[system].start()
-        other_end.close()  # so that the end of the process is the end of the pipe
+        other_end.close()  # so that the pipe closes when the process ends
         imported, first, loss = pipes[system].recv()
         print(f"{system:8} import {imported:5.1f} s, set-up and first step {first:5.1f} s, first loss {loss:.4f}")
     ask = {system: lambda request, p=pipe: (p.send(request), p.recv())[1] for system, pipe in pipes.items()}
     speed = {system: ask[system]("matmul") for system in ask}
-    ask["ours"](work.warm_up)  # the shapes of ragged texts are compiled now
+    ask["ours"](work.warm_up)  # compiles the shapes of ragged texts
     ask["PyTorch"](1)
     found: dict[str, list[tuple[float, int]]] = {system: [] for system in ask}
     for _ in range(rounds):
@@ -352,9 +352,9 @@ def compare(work: Work, rounds: int, steps: int) -> None:
             found[system].append(ask[system](steps))
     rate = {system: np.array([tokens / took for took, tokens in each]) for system, each in found.items()}
     print(
-        f"{work.workload}: tokens/s = real tokens / time, of {rounds} rounds of {steps} steps; matmul = the fastest of"
+        f"{work.workload}: tokens/s = tokens without padding / time, {rounds} rounds of {steps} steps; matmul = best of"
     )
-    print("4096 x 1024 x 4096 in this run; share = tokens/s x FLOP of a token in a full row / matmul")
+    print("4096 x 1024 x 4096 in this run; share = tokens/s x FLOP per token of a full row / matmul")
     if work.ragged:
         print(f"our input pipeline alone: {ask['ours']('input'):,.0f} examples/s")
     for system, values in rate.items():

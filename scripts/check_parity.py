@@ -2,14 +2,14 @@
 
     python scripts/check_parity.py --model FOLDER
 
-Both sides run in float32 on CPU, and PyTorch in float64 too, on ragged batches (padding, token types, a single token,
-the longest length the network takes); ours also on one packed row. Prints how far our hidden states, pooler's output,
-logits of the task head where the checkpoint has one, and each token's loss for a language-model head, are from
-PyTorch's float64 (the largest absolute difference), beside the same of PyTorch's float32. A check passes within the
-tolerance, or within twice PyTorch's own float32 error. Compares greedily generated texts token for token (ours from a
-cache, all prompts at once). An encoder–decoder reads pairs of a text and a target. Checks that each tensor read goes
-HuggingFace → JAX → HuggingFace byte-equal in the file's dtype; lists the tensors that are not used. Exits 1 on any
-failed check. Needs torch (the `test` extra).
+Both run in float32 on CPU, and PyTorch also in float64, on ragged batches (padding, token types, a single token, the
+network's maximum length); ours also on one packed row. Prints the largest absolute difference from PyTorch's float64 of
+our hidden states, pooler output, logits of the checkpoint's task head and, for a language-model head, each token's
+loss, with the difference of PyTorch's float32. A check passes within the tolerance, or within twice PyTorch's own
+float32 error. Compares greedily generated texts token by token (ours with a cache, all prompts at once).
+Encoder–decoders read pairs of a text and a target. Checks that each loaded tensor is byte-equal after HuggingFace →
+JAX → HuggingFace in the file's dtype; lists unused tensors. Exits with 1 if a check fails. Needs torch (the `test`
+extra).
 """
 
 import argparse
@@ -38,7 +38,7 @@ from instructrec_jax.backbones import tensor_names as tensors
 from instructrec_jax.backbones.folder import declared_head, find_folder, read_config
 
 TOLERANCE = 1e-4
-LONGEST = 2048  # a longer network is compared up to here, to keep the check short
+LONGEST = 2048  # maximum length of a comparison, to keep the check short
 LONGEST_LM = 256  # the same with a language-model head, whose logits are large
 GENERATED = 12  # tokens
 RAGGED = "ragged batch"
@@ -56,7 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a HuggingFace folder or hub id")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="allowed difference from float64")
-    parser.add_argument("--seed", type=int, default=0, help="of the random tokens")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the tokens")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     try:
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
-    """Runs every comparison, prints a line for each, and says whether all of them hold."""
+    """Runs all comparisons and prints a line for each. Returns whether all pass."""
     with jax.default_matmul_precision("highest"):
         return compare(model, tolerance, seed)
 
@@ -78,7 +78,7 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
     kind = declared_head(loaded.config)
     head, head_report = load_head(folder, kind, loaded)
     if head_report.initialized and not head_report.used:
-        print(f"config.json promises a {kind!r} head but the weights have none: only the network is compared")
+        print(f"config.json declares a {kind!r} head, but the weights have none: comparing only the network")
         kind, head, head_report = None, None, reading.LoadReport()
     report = loaded.report + head_report
     pairs = loaded.family.kind == "encoder_decoder"
@@ -131,8 +131,7 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
 
 @contextmanager
 def softmax_of_float64() -> Iterator[None]:
-    """transformers asks for softmax in float32 whatever it is given; there the mask of float64 becomes -inf, and a row
-    of padding NaN."""
+    """transformers computes softmax in float32, where float64's mask becomes -inf and padding rows NaN: patches it."""
     functional: Any = torch.nn.functional
     plain = functional.softmax
 
@@ -181,12 +180,12 @@ def batches(loaded: Any, kind: str | None, rng: np.random.Generator) -> list[tup
 
 
 def side_of(name: str, batch: dict[str, np.ndarray]) -> str:
-    """'target_' if the output `name` belongs to the target texts, else ''."""
+    """'target_' if the output `name` belongs to the target texts, otherwise ''."""
     return "target_" if "target_tokens" in batch and name != "encoded" else ""
 
 
 def make_batch(loaded: Any, rng: np.random.Generator, lengths: list[int]) -> dict[str, np.ndarray]:
-    """Random tokens (never the padding token), padded to the longest length; token types switch half-way."""
+    """Random tokens (no padding tokens), padded to the maximum length; token types change in the middle."""
     rows, length = len(lengths), max(lengths)
     place = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
     real = place < np.array(lengths)[:, None]
@@ -208,14 +207,14 @@ def padding_id(config: Any) -> int:
 
 
 def next_tokens(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The token after each one (zero for the last), and 1.0 where there is one: int32 and float32 [rows, length]."""
+    """Each token's next token (0 for the last), and 1.0 if there is one: int32 and float32 [rows, length]."""
     side = side_of("labels", batch)
     labels = np.pad(batch[f"{side}tokens"][:, 1:], ((0, 0), (0, 1)))
     return labels, np.pad(batch[f"{side}segment_ids"][:, 1:] != 0, ((0, 0), (0, 1))).astype(np.float32)
 
 
 def run_torch(model: Any, kind: str | None, batch: dict[str, np.ndarray], loaded: Any) -> dict[str, np.ndarray]:
-    """Arrays by name: hidden states [rows, length, hidden], and what the checkpoint makes of them."""
+    """PyTorch's outputs by name: hidden states [rows, length, hidden], and those of pooling and head."""
     inputs = {"input_ids": batch["tokens"], "attention_mask": batch["segment_ids"]}
     if getattr(loaded.config, "type_vocab_size", 0) > 0:
         inputs["token_type_ids"] = batch["token_types"]
@@ -223,7 +222,7 @@ def run_torch(model: Any, kind: str | None, batch: dict[str, np.ndarray], loaded
     if pairs:
         inputs |= {"decoder_input_ids": batch["target_tokens"], "decoder_attention_mask": batch["target_segment_ids"]}
     if kind == "sequence":
-        model.config.pad_token_id = padding_id(loaded.config)  # decoders find a text's last token by it
+        model.config.pad_token_id = padding_id(loaded.config)  # decoders use it to find a text's last token
     base = model if pairs else getattr(model, model.base_model_prefix, model)
     with torch.no_grad():
         tensors = {name: torch.tensor(value, dtype=torch.long) for name, value in inputs.items()}
@@ -273,23 +272,23 @@ def _forward(module: Any, head: Any, kind: str | None, batch: Any) -> dict[str, 
 
 
 def run_ours(loaded: Any, head: Any, kind: str | None, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same arrays from here."""
+    """Our outputs by name, as in PyTorch's."""
     labels, weights = next_tokens(batch)
     inputs = batch | {"labels": labels, "weights": weights}
     return {name: np.asarray(value) for name, value in _forward(loaded.module, head, kind, inputs).items()}
 
 
 def compare_generation(model: Any, loaded: Any, head: Any, rng: np.random.Generator) -> bool:
-    """Greedy generation: in PyTorch each prompt alone, here all of them in one padded batch, from the cache."""
+    """Compares greedy generation: PyTorch's for each prompt alone, ours for one padded batch with a cache."""
     lengths = [min(n, max(1, loaded.module.max_length - GENERATED)) for n in (11, 1, 5, 8, 2)]
     steps = min(GENERATED, loaded.module.max_length - max(lengths))
     batch = make_batch(loaded, rng, lengths)
     start = start_id(loaded.config)
     actual = np.asarray(_generate(loaded.module, head, batch, np.array(lengths, np.int32), start, steps))
     options = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False, "eos_token_id": None}
-    if loaded.family.kind == "encoder_decoder":  # without what the checkpoint's own settings would add, such as beams
+    if loaded.family.kind == "encoder_decoder":  # without the checkpoint's own settings, such as beams
         model.generation_config = transformers.GenerationConfig(decoder_start_token_id=start)
-        # transformers 5.24 makes a T5's cache for as many layers as the encoder has
+        # transformers 5.24 sizes a T5's cache by the encoder's number of layers
         options["use_cache"] = getattr(loaded.config, "num_decoder_layers", 0) <= loaded.config.num_hidden_layers
     expected = np.stack(
         [
@@ -306,14 +305,14 @@ def compare_generation(model: Any, loaded: Any, head: Any, rng: np.random.Genera
 
 
 def start_id(config: Any) -> int:
-    """What an encoder–decoder's answer begins with."""
+    """The decoder start token of an encoder–decoder."""
     start = getattr(config, "decoder_start_token_id", None)
     return padding_id(config) if start is None else start
 
 
 @nnx.jit(static_argnames=("start", "steps"))
 def _generate(module: Any, head: Any, batch: Any, lengths: Any, start: int, steps: int) -> jax.Array:
-    """int32 [rows, steps]: the most likely next tokens, one after the other; `start` is for encoder–decoders."""
+    """int32 [rows, steps]: the most likely next tokens in order; `start` is for encoder–decoders."""
     rows, length = batch["tokens"].shape
     inputs = (batch["tokens"], batch["segment_ids"], batch["positions"])
     one = np.ones((rows, 1), np.int32)
@@ -337,7 +336,7 @@ def _generate(module: Any, head: Any, batch: Any, lengths: Any, start: int, step
 
 
 def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All examples of a batch in one row, one after the other, and three tokens of padding; targets in the same way."""
+    """All examples of a batch packed into one row with three padding tokens; targets likewise."""
     result = {}
     for name, value in batch.items():
         real = batch["target_segment_ids" if name.startswith("target_") else "segment_ids"] != 0
@@ -350,7 +349,7 @@ def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def compare_tensors(
     folder: Path, loaded: Any, head: Any, kind: str | None, report: reading.LoadReport
 ) -> tuple[bool, list[str]]:
-    """Writes everything back and compares the bytes of each tensor that was read, in the file's dtype."""
+    """Writes the checkpoint and compares the bytes of each loaded tensor, in the file's dtype."""
     with tempfile.TemporaryDirectory() as out:
         writing.save_pretrained(
             out,
@@ -361,7 +360,7 @@ def compare_tensors(
             head_kind=kind if head is not None else None,
         )
         with tensors.TensorFiles(folder) as source, tensors.TensorFiles(Path(out)) as written:
-            # a language model is written with its prefix, which some files (GPT-2's own) leave out
+            # a language model is written with its prefix, which some files (GPT-2's own) omit
             prefix = loaded.family.prefix
             places = {name: name if name in written.names else prefix + name for name in report.used}
             different = [
@@ -376,7 +375,7 @@ def compare_tensors(
         f"  {'FAIL' if different else 'ok  '} {equal} of {len(report.used)} tensors byte-equal after the round trip"
     ]
     lines += [f"       differs: {name}" for name in different]
-    lines.append(f"  tensors not used ({len(report.unused)}): {', '.join(report.unused) or 'none'}")
+    lines.append(f"  unused tensors ({len(report.unused)}): {', '.join(report.unused) or 'none'}")
     return not different, lines
 
 

@@ -1,11 +1,11 @@
-"""Everything that only a GPU can show, in one go: `python scripts/gpu_checks.py --model FOLDER_OF_MINILM`.
+"""All checks that need a GPU: `python scripts/gpu_checks.py --model FOLDER_OF_MINILM`.
 
-    kernels    cuDNN's attention against the plain one, packed rows, forward and gradients, bfloat16
-    training   tokens/s and MFU of a Llama (hidden 512, 8 layers, 4 x 512 tokens), beside PyTorch on the same card
+    kernels    cuDNN's attention against plain attention, packed rows, forward and gradients, bfloat16
+    training   tokens/s and MFU of a Llama (hidden 512, 8 layers, 4 x 512 tokens), with PyTorch's on the same card
     decoding   greedy tokens/s of the same network, 8 prompts
 
-The tokenizer of the folder is all that is taken from it. `--tiny` runs the same code with small numbers, on a CPU too.
-A check that fails ends with status 1; PyTorch is left out, with a line that says so, where it is not installed.
+Only the folder's tokenizer is used. `--tiny` runs the same code with small sizes on any device. Exits with 1 if a check
+fails. Without PyTorch, measures only ours and prints a note.
 """
 
 import argparse
@@ -33,14 +33,14 @@ from instructrec_jax.inference.decoding import Decoder
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.tasks.base import Model
 
-TOLERANCE = 0.03  # of bfloat16 beside float32: 8 bits of mantissa, values around 1, sums of some dozens
+TOLERANCE = 0.03  # of bfloat16 against float32: 8 bits of mantissa, values around 1, sums of dozens of values
 
 
 # ---------------------------------------------------------------- kernels
 
 
 def check_kernels(length: int) -> bool:
-    """Largest difference of what `attention` chooses here in bfloat16 from the plain one in float32."""
+    """Largest difference of attention with the chosen kernel in bfloat16 from plain attention in float32."""
     rng = np.random.default_rng(0)
     segments, positions = np.zeros((2, length), np.int32), np.zeros((2, length), np.int32)
     for row, ends in enumerate(([length // 3, length - 5], [length])):
@@ -83,7 +83,7 @@ def check_kernels(length: int) -> bool:
 
 
 def speed(steps: Iterator[tuple[float, int]], count: int) -> float:
-    """Tokens/s of so many steps, after three that compile and warm up."""
+    """Tokens/s of N steps, after three steps for compilation and warm-up."""
     for _ in range(3):
         next(steps)
     began, tokens = time.perf_counter(), 0
@@ -96,7 +96,7 @@ def check_training(work: Work, steps: int) -> None:
     peak = peak_flops(jax.devices()[0])
     systems: dict[str, Callable[[Work], Iterator[tuple[float, int]]]] = {"ours": open_ours}
     if importlib.util.find_spec("torch") is None:
-        print("  PyTorch is not installed: ours alone")
+        print("  PyTorch is not installed: measuring only ours")
     else:
         systems["PyTorch"] = open_torch
     for name, open_system in systems.items():
@@ -127,18 +127,18 @@ def check_decoding(folder: str, prompt: int, new: int, vocab: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of all-MiniLM-L6-v2, for its tokenizer")
-    parser.add_argument("--tiny", action="store_true", help="small numbers, on any device")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, on any device")
     options = parser.parse_args()
     device = jax.devices()[0]
     if device.platform != "gpu" and not options.tiny:
-        raise SystemExit(f"there is no GPU here, but {device.device_kind}: `--tiny` runs the checks in small.")
+        raise SystemExit(f"the device is {device.device_kind}, not a GPU: add --tiny to run small checks on it.")
     print(f"{device.device_kind}, jax {jax.__version__}")
-    print(f"attention, bfloat16 against float32 (tolerance {TOLERANCE}; gradients by their largest):")
+    print(f"attention, bfloat16 against float32 (tolerance {TOLERANCE}; gradients relative to their maximum):")
     good = check_kernels(128 if options.tiny else 1024)
     with tempfile.TemporaryDirectory() as folder:
         make_llama(folder, options.model, layers=1 if options.tiny else 8)
         work = Work("decoder", folder, "", threads=2, steps=3, on_gpu=device.platform == "gpu")
-        print("training, 4 x 512 tokens a step, AdamW; MFU = tokens/s x FLOP of a token / peak:")
+        print("training, 4 x 512 tokens per step, AdamW; MFU = tokens/s x FLOP per token / peak FLOP/s:")
         check_training(work, steps=1 if options.tiny else 50)
         print("decoding:")
         check_decoding(folder, prompt=16 if options.tiny else 64, new=4 if options.tiny else 64, vocab=32_000)

@@ -53,7 +53,7 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 @functools.cache
 def _rounded_once(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """Computes an elementwise function in fp32 for arguments of any dtype (near 0, 1 + erf(x) has no digits in bfloat16).
+    """Computes an elementwise function in fp32 for any dtype: 1 + erf(x) near 0 has no digits in bfloat16.
 
     The backward pass keeps the slope in the argument's dtype, half the memory of the fp32 values.
     """

@@ -107,7 +107,7 @@ def splash_attention(
     scale: float,
     interpret: bool = False,
 ) -> jax.Array:
-    """Splash attention (flash attention for TPUs that skips fully masked blocks), on each device with its rows and heads.
+    """Splash attention (flash attention for TPUs that skips fully masked blocks); each device has its rows and heads.
 
     A segment's tokens are contiguous in their row, so causal masks and windows by index equal those by position.
     """

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.family import Family, Head, LMHeadSpec, Rule, embedding, linear, norm, refuse
 from instructrec_jax.backbones.layers import (
@@ -51,7 +53,7 @@ class BartSpec:
 class Layer(nnx.Module):
     """x = norm(x + attention(x)); in a decoder x = norm(x + cross_attention(x)); x = norm(x + mlp(x))."""
 
-    def __init__(self, spec: BartSpec, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, spec: BartSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         width, init = spec.attention.hidden_size, normal(spec.initializer_range)
 
         def norm() -> LayerNorm:
@@ -88,7 +90,7 @@ class Layer(nnx.Module):
 class Side(nnx.Module):
     """The encoder or the decoder: word embeddings -> hidden states."""
 
-    def __init__(self, spec: BartSpec, *, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
+    def __init__(self, spec: BartSpec, *, dtype: DTypeLike, stack: StackOptions, rngs: nnx.Rngs):
         width = spec.attention.hidden_size
         self.position_embeddings = Embedding(
             spec.max_length + POSITION_OFFSET,
@@ -114,7 +116,7 @@ class Side(nnx.Module):
 _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
-def _refuse_variants(config: Any) -> None:
+def _refuse_variants(config: PretrainedConfig) -> None:
     refuse(
         config,
         is_encoder_decoder=True,
@@ -137,7 +139,7 @@ def _refuse_variants(config: Any) -> None:
             )
 
 
-def _side_spec(config: Any, side: str) -> BartSpec:
+def _side_spec(config: PretrainedConfig, side: str) -> BartSpec:
     """The spec of the "encoder" or "decoder"."""
     width, std = config.d_model, config.init_std
     heads = getattr(config, f"{side}_attention_heads")
@@ -167,7 +169,9 @@ def _side_spec(config: Any, side: str) -> BartSpec:
     )
 
 
-def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     _refuse_variants(config)
     activation(config.activation_function)
     encoder, decoder = _side_spec(config, "encoder"), _side_spec(config, "decoder")
@@ -206,7 +210,7 @@ def side_rules(side: str) -> tuple[Rule, ...]:
     )
 
 
-def lm_head(config: Any) -> LMHeadSpec:
+def lm_head(config: PretrainedConfig) -> LMHeadSpec:
     return LMHeadSpec(bias=True, initializer_range=config.init_std)
 
 

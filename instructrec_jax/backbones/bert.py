@@ -1,15 +1,17 @@
 """BERT (Devlin et al., 2018)."""
 
-from typing import Any
-
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
 from instructrec_jax.backbones.layers import StackOptions
 
 
-def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     refuse_variants(config)
     spec = EncoderSpec(
         vocab_size=config.vocab_size,
@@ -30,7 +32,7 @@ def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: n
     return Encoder(spec, pooler=pooler, dtype=dtype, stack=stack, rngs=rngs)
 
 
-def refuse_variants(config: Any) -> None:
+def refuse_variants(config: PretrainedConfig) -> None:
     """Raises ValueError for unsupported values of config fields that BERT-like networks share."""
     refuse(
         config,
@@ -65,20 +67,20 @@ MAPPING = (
 )
 
 
-def classifier_dropout(config: Any) -> float:
+def classifier_dropout(config: PretrainedConfig) -> float:
     value = getattr(config, "classifier_dropout", None)
     return config.hidden_dropout_prob if value is None else value
 
 
-def sequence_head(config: Any) -> HeadSpec:
+def sequence_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(dropout=classifier_dropout(config), use_pooler=True, initializer_range=config.initializer_range)
 
 
-def token_head(config: Any) -> HeadSpec:
+def token_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(dropout=classifier_dropout(config), initializer_range=config.initializer_range)
 
 
-def mlm_head(config: Any) -> HeadSpec:
+def mlm_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(
         dense=True,
         activation=config.hidden_act,
@@ -89,7 +91,7 @@ def mlm_head(config: Any) -> HeadSpec:
     )
 
 
-def span_head(config: Any) -> HeadSpec:
+def span_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(initializer_range=config.initializer_range)
 
 

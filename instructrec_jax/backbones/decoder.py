@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.encoder import check_positions
@@ -56,7 +58,7 @@ class DecoderSpec:
     initializer_range: float = 0.02
 
 
-def read_spec(config: Any, *, activation: str, ropes: dict[str, Rope], **fields: Any) -> DecoderSpec:
+def read_spec(config: PretrainedConfig, *, activation: str, ropes: dict[str, Rope], **fields: Any) -> DecoderSpec:
     """The spec of a HuggingFace config, from the fields common to these families; `fields` gives the others.
 
     Raises ValueError for an inconsistent config, and for variants that are not implemented.
@@ -117,7 +119,7 @@ class Context:
     rotations: dict[str, tuple[jax.Array, jax.Array]]
 
 
-def empty_cache(layers: Stack, rows: int, capacity: int, heads: int, head_dim: int, dtype: Any) -> dict[str, Any]:
+def empty_cache(layers: Stack, rows: int, capacity: int, heads: int, head_dim: int, dtype: DTypeLike) -> dict[str, Any]:
     """A cache (see `Family`) of keys and values for `capacity` tokens per row."""
     shape = (capacity, heads, head_dim)
     return {
@@ -179,7 +181,7 @@ def run_layers(
 class Attention(nnx.Module):
     """Causal grouped-query attention with rotary positions."""
 
-    def __init__(self, kind: str, spec: DecoderSpec, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, kind: str, spec: DecoderSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         width, dim, init = spec.hidden_size, spec.head_dim, normal(spec.initializer_range)
 
         def projection(heads: int) -> Linear:
@@ -252,7 +254,7 @@ class Attention(nnx.Module):
 class Layer(nnx.Module):
     """x = x + attention(norm(x)); x = x + mlp(norm(x)), with a gated MLP (Shazeer, 2020)."""
 
-    def __init__(self, kind: str, spec: DecoderSpec, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, kind: str, spec: DecoderSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         width, init = spec.hidden_size, normal(spec.initializer_range)
 
         def norm() -> RMSNorm:
@@ -292,7 +294,7 @@ class Decoder(nnx.Module):
     Tokens beyond `max_length` or the cache's capacity raise an error or give NaN, see `run_layers`.
     """
 
-    def __init__(self, spec: DecoderSpec, *, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
+    def __init__(self, spec: DecoderSpec, *, dtype: DTypeLike, stack: StackOptions, rngs: nnx.Rngs):
         activation(spec.activation)
         self.word_embeddings = Embedding(
             spec.vocab_size,

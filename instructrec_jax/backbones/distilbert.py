@@ -1,8 +1,8 @@
 """DistilBERT (Sanh et al., 2019): BERT's layers without token types and pooler."""
 
-from typing import Any
-
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.bert import CLASSIFIER, refuse_variants
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
@@ -12,7 +12,9 @@ from instructrec_jax.backbones.layers import StackOptions
 EPS = 1e-12  # fixed by the architecture, not a config field
 
 
-def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     refuse_variants(config)
     spec = EncoderSpec(
         vocab_size=config.vocab_size,
@@ -48,7 +50,7 @@ MAPPING = (
 )
 
 
-def sequence_head(config: Any) -> HeadSpec:
+def sequence_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(
         dropout=config.seq_classif_dropout,
         dense=True,
@@ -57,15 +59,15 @@ def sequence_head(config: Any) -> HeadSpec:
     )
 
 
-def token_head(config: Any) -> HeadSpec:
+def token_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(dropout=config.dropout, initializer_range=config.initializer_range)
 
 
-def span_head(config: Any) -> HeadSpec:
+def span_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(dropout=config.qa_dropout, initializer_range=config.initializer_range)
 
 
-def mlm_head(config: Any) -> HeadSpec:
+def mlm_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(
         dense=True,
         activation=config.activation,

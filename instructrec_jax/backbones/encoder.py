@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.layers import (
@@ -57,7 +57,7 @@ class Context:
 
 
 class Attention(nnx.Module):
-    def __init__(self, spec: EncoderSpec, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, spec: EncoderSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         def projection(axes: tuple[str, str]) -> Linear:
             init = normal(spec.initializer_range)
             return Linear(spec.hidden_size, spec.hidden_size, axes=axes, init=init, dtype=dtype, rngs=rngs)
@@ -89,7 +89,7 @@ class Attention(nnx.Module):
 class PostNormLayer(nnx.Module):
     """x = norm(x + attention(x)); x = norm(x + mlp(x)) (Vaswani et al., 2017)."""
 
-    def __init__(self, spec: EncoderSpec, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, spec: EncoderSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         init = normal(spec.initializer_range)
         self.attention = Attention(spec, dtype, rngs)
         self.attention_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
@@ -116,7 +116,7 @@ class Encoder(nnx.Module):
     token's hidden state is NaN instead.
     """
 
-    def __init__(self, spec: EncoderSpec, *, pooler: bool, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
+    def __init__(self, spec: EncoderSpec, *, pooler: bool, dtype: DTypeLike, stack: StackOptions, rngs: nnx.Rngs):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
             raise ValueError(

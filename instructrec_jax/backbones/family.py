@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flax import nnx
+from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Family:
     output_table: str | None = None
 
 
-def refuse(config: Any, **allowed: Any) -> None:
+def refuse(config: PretrainedConfig, **allowed: Any) -> None:
     """Raises ValueError for a config field whose value is not implemented.
 
     `allowed` has the supported value, or a tuple of values, per field. An absent field or None passes.

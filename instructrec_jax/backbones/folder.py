@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from instructrec_jax.backbones import bart, bert, distilbert, gemma, gpt2, llama, modernbert, mpnet, roberta, t5
 from instructrec_jax.backbones.family import Family
 from instructrec_jax.backbones.json_fields import Fields, read_fields, read_objects
@@ -122,7 +124,7 @@ def find_family(model_type: str | None, where: str = "the config") -> Family:
     return FAMILIES[model_type]
 
 
-def declared_head(config: Any) -> str | None:
+def declared_head(config: PretrainedConfig) -> str | None:
     """The kind of task head in the config's `architectures`: "sequence", "token", "span", "mlm", "lm" or None."""
     names = getattr(config, "architectures", None) or ()
     for kind, head in find_family(config.model_type).heads.items():

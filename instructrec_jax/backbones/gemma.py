@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any
 
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.decoder import GLOBAL, LOCAL, Decoder, DecoderSpec, read_spec
 from instructrec_jax.backbones.family import Family, Rule, embedding, refuse
@@ -12,7 +14,7 @@ from instructrec_jax.backbones.llama import HEADS, LAYER, PROJECTIONS
 from instructrec_jax.backbones.rope import Rope, read_rope
 
 
-def gemma_spec(config: Any, ropes: dict[str, Rope], **fields: Any) -> DecoderSpec:
+def gemma_spec(config: PretrainedConfig, ropes: dict[str, Rope], **fields: Any) -> DecoderSpec:
     return read_spec(
         config,
         activation=config.hidden_activation,
@@ -27,13 +29,17 @@ def gemma_spec(config: Any, ropes: dict[str, Rope], **fields: Any) -> DecoderSpe
     )
 
 
-def build_gemma2(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build_gemma2(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     rope = read_rope(config)
     spec = gemma_spec(config, {GLOBAL: rope, LOCAL: rope}, attention_soft_cap=config.attn_logit_softcapping)
     return Decoder(spec, dtype=dtype, stack=stack, rngs=rngs)
 
 
-def build_gemma3(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build_gemma3(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     # transformers reads the field without using it, so its meaning in a checkpoint is unknown
     refuse(config, attn_logit_softcapping=None)
     ropes = {kind: read_rope(config, kind) for kind in (GLOBAL, LOCAL)}

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.decoder import Context, append, empty_cache, run_layers
@@ -51,7 +53,7 @@ class GPT2Spec:
 class Layer(nnx.Module):
     """x = x + attention(norm(x)); x = x + mlp(norm(x))."""
 
-    def __init__(self, attention_scale: float, spec: GPT2Spec, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, attention_scale: float, spec: GPT2Spec, dtype: DTypeLike, rngs: nnx.Rngs):
         width, mlp = spec.hidden_size, spec.mlp_size
         init, init_out = normal(spec.initializer_range), normal(spec.output_range)
         self.attention_norm = LayerNorm(width, eps=spec.eps, dtype=dtype)
@@ -104,7 +106,7 @@ class GPT2(nnx.Module):
     Tokens beyond `max_length` or the cache's capacity raise an error or give NaN, see `run_layers`.
     """
 
-    def __init__(self, spec: GPT2Spec, *, dtype: Any, stack: StackOptions, rngs: nnx.Rngs):
+    def __init__(self, spec: GPT2Spec, *, dtype: DTypeLike, stack: StackOptions, rngs: nnx.Rngs):
         activation(spec.activation)
         if spec.hidden_size % spec.num_heads:
             raise ValueError(
@@ -161,7 +163,9 @@ class GPT2(nnx.Module):
 _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
-def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     # reorder_and_upcast_attn affects only rounding below fp32; scores are always computed in fp32 here
     refuse(config, add_cross_attention=False, is_causal=True, is_heterogeneous=False, pruned_heads=({}, []))
     scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
@@ -203,7 +207,7 @@ MAPPING = (
 )
 
 
-def token_head(config: Any) -> HeadSpec:
+def token_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(dropout=token_dropout(config), initializer_range=config.initializer_range)
 
 

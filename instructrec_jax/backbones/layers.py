@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from instructrec_jax.backbones.activations import ACTIVATIONS as ACTIVATIONS
 from instructrec_jax.backbones.activations import activation as activation
@@ -57,7 +58,7 @@ class Linear(nnx.Module):
         init: Init,
         use_bias: bool = True,
         parts: int = 1,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         out = (out_features,) if parts == 1 else (parts, out_features)
@@ -100,7 +101,7 @@ class Embedding(nnx.Module):
         init: Init,
         axes: Axes = ("vocab", "embed"),
         padding_id: int | None = None,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         table = init(rngs.params(), (size, features))
@@ -116,7 +117,7 @@ class Embedding(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalization over the last axis, computed in fp32, returned in `dtype`."""
 
-    def __init__(self, features: int, *, eps: float, use_bias: bool = True, dtype: Any = jnp.float32):
+    def __init__(self, features: int, *, eps: float, use_bias: bool = True, dtype: DTypeLike = jnp.float32):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("embed",))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=("embed",)) if use_bias else None
         self.eps = eps
@@ -142,7 +143,7 @@ class RMSNorm(nnx.Module):
         eps: float,
         offset: float = 0.0,
         axes: Axes = ("embed",),
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.scale = nnx.Param(jnp.full((features,), 1.0 - offset, jnp.float32), axes=axes)
         self.eps = eps
@@ -369,7 +370,7 @@ class Stack(nnx.Module):
                 return block.name, block.layers.index(layer)
         raise ValueError(f"there is no layer {layer}: the network has {self.num_layers} layers.")
 
-    def empty_cache(self, rows: int, shapes: dict[str, tuple[int, ...]], dtype: Any) -> Cache:
+    def empty_cache(self, rows: int, shapes: dict[str, tuple[int, ...]], dtype: DTypeLike) -> Cache:
         """Zeros [layers, rows, *shape] by block and name; the first axis of each shape is the slot."""
         return {
             block.name: {name: jnp.zeros((block.count, rows, *shape), dtype) for name, shape in shapes.items()}

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.decoder import GLOBAL, LOCAL, Decoder, DecoderSpec, read_spec
 from instructrec_jax.backbones.family import Family, Head, HeadSpec, LMHeadSpec, Rule, embedding, linear, refuse
@@ -11,7 +13,7 @@ from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.rope import read_rope
 
 
-def llama_spec(config: Any) -> DecoderSpec:
+def llama_spec(config: PretrainedConfig) -> DecoderSpec:
     refuse(config, layer_types=([GLOBAL] * config.num_hidden_layers,))
     return read_spec(
         config,
@@ -24,7 +26,7 @@ def llama_spec(config: Any) -> DecoderSpec:
     )
 
 
-def mistral_spec(config: Any) -> DecoderSpec:
+def mistral_spec(config: PretrainedConfig) -> DecoderSpec:
     kind = GLOBAL if config.sliding_window is None else LOCAL
     refuse(config, layer_types=([kind] * config.num_hidden_layers,))
     return read_spec(
@@ -35,13 +37,13 @@ def mistral_spec(config: Any) -> DecoderSpec:
     )
 
 
-def qwen2_spec(config: Any) -> DecoderSpec:
+def qwen2_spec(config: PretrainedConfig) -> DecoderSpec:
     refuse(config, use_mrope=False)
     rope = read_rope(config)
     return read_spec(config, activation=config.hidden_act, ropes={GLOBAL: rope, LOCAL: rope}, qkv_bias=True)
 
 
-def qwen3_spec(config: Any) -> DecoderSpec:
+def qwen3_spec(config: PretrainedConfig) -> DecoderSpec:
     rope = read_rope(config)
     return read_spec(
         config,
@@ -74,7 +76,7 @@ MAPPING = (
 )
 
 
-def lm_head(config: Any) -> LMHeadSpec:
+def lm_head(config: PretrainedConfig) -> LMHeadSpec:
     return LMHeadSpec(
         tied=config.tie_word_embeddings,
         soft_cap=getattr(config, "final_logit_softcapping", None),
@@ -82,11 +84,11 @@ def lm_head(config: Any) -> LMHeadSpec:
     )
 
 
-def sequence_head(config: Any) -> HeadSpec:
+def sequence_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(pooling="lasttoken", output_bias=False, initializer_range=config.initializer_range)
 
 
-def token_head(config: Any) -> HeadSpec:
+def token_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(
         dropout=token_dropout(config),
         output_bias=getattr(config, "token_classification_bias", True),
@@ -94,7 +96,7 @@ def token_head(config: Any) -> HeadSpec:
     )
 
 
-def token_dropout(config: Any) -> float:
+def token_dropout(config: PretrainedConfig) -> float:
     values = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
     return next((value for value in values if value is not None), 0.1)
 
@@ -110,7 +112,9 @@ HEADS = {
 def family(read: Callable[[Any], DecoderSpec], base_class: str) -> Family:
     """A Llama-like family; `read(config)` returns its spec."""
 
-    def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+    def build(
+        config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+    ) -> nnx.Module:
         return Decoder(read(config), dtype=dtype, stack=stack, rngs=rngs)
 
     return Family(

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.encoder import check_positions
@@ -63,7 +64,7 @@ class Context:
 class Layer(nnx.Module):
     """x = x + attention(norm(x)); x = x + mlp(norm(x)). The first layer has no norm before attention."""
 
-    def __init__(self, kind: tuple[str, bool], spec: ModernBertSpec, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, kind: tuple[str, bool], spec: ModernBertSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         self.attention_type, is_first = kind
         self.spec = spec
         width, mlp = spec.hidden_size, spec.mlp_size
@@ -143,7 +144,7 @@ class ModernBert(nnx.Module):
         *,
         max_length: int,
         ropes: dict[str, Rope],
-        dtype: Any,
+        dtype: DTypeLike,
         stack: StackOptions,
         rngs: nnx.Rngs,
     ):
@@ -195,12 +196,14 @@ class ModernBert(nnx.Module):
 _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
-def output_range(config: Any) -> float:
+def output_range(config: PretrainedConfig) -> float:
     """Initial standard deviation of layers that write to the residual stream; smaller for deeper networks."""
     return config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
 
 
-def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     head_dim = config.hidden_size // config.num_attention_heads
     refuse(
         config,
@@ -259,7 +262,7 @@ MAPPING = (
 )
 
 
-def classifier_head(config: Any) -> HeadSpec:
+def classifier_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(
         dropout=config.classifier_dropout,
         pooling=config.classifier_pooling,
@@ -275,7 +278,7 @@ def classifier_head(config: Any) -> HeadSpec:
     )
 
 
-def mlm_head(config: Any) -> HeadSpec:
+def mlm_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(
         dense=True,
         dense_bias=config.classifier_bias,

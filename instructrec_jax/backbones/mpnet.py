@@ -1,8 +1,8 @@
 """MPNet (Song et al., 2020): BERT's layers with a shared relative position bias, no token types."""
 
-from typing import Any
-
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.bert import CLASSIFIER, SPAN, refuse_variants
 from instructrec_jax.backbones.encoder import NUM_BUCKETS, Encoder, EncoderSpec
@@ -13,7 +13,9 @@ from instructrec_jax.backbones.roberta import HEADS as ROBERTA_HEADS
 PADDING_ID = 1  # fixed by the architecture: positions start at 2 for any pad_token_id
 
 
-def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     refuse_variants(config)
     if config.relative_attention_num_buckets < NUM_BUCKETS:
         raise ValueError(
@@ -58,7 +60,7 @@ MAPPING = (
 )
 
 
-def sequence_head(config: Any) -> HeadSpec:
+def sequence_head(config: PretrainedConfig) -> HeadSpec:
     rate = config.hidden_dropout_prob
     return HeadSpec(
         dropout=rate,
@@ -69,7 +71,7 @@ def sequence_head(config: Any) -> HeadSpec:
     )
 
 
-def token_head(config: Any) -> HeadSpec:
+def token_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(dropout=config.hidden_dropout_prob, initializer_range=config.initializer_range)
 
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.family import Family, Rule
 from instructrec_jax.backbones.folder import (
@@ -65,8 +67,7 @@ class LoadReport:
             return f"{len(names)} ({shown})" if names else "none"
 
         return (
-            f"{len(self.used)} tensors loaded, {some(self.unused)} unused; "
-            f"{some(self.initialized)} newly initialized"
+            f"{len(self.used)} tensors loaded, {some(self.unused)} unused, {some(self.initialized)} newly initialized"
         )
 
 
@@ -75,16 +76,16 @@ class Pretrained:
     """A loaded network (parameters fp32) with its HuggingFace config, family, load report and pooling."""
 
     module: nnx.Module
-    config: Any
+    config: PretrainedConfig
     family: Family
     report: LoadReport
     pooling: PoolingSpec
 
 
 def build_backbone(
-    config: Any,
+    config: PretrainedConfig,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     stack: StackOptions = WHOLE_STACK,
     pooler: bool = True,
     rngs: nnx.Rngs,
@@ -105,7 +106,7 @@ def build_backbone(
         ) from error
 
 
-def input_limit(config: Any) -> int:
+def input_limit(config: PretrainedConfig) -> int:
     """Maximum number of tokens of an input, including special tokens.
 
     It may differ from `max_position_embeddings`: RoBERTa and MPNet reserve the first rows of that table for padding.
@@ -117,7 +118,7 @@ def input_limit(config: Any) -> int:
 def load_backbone(
     path_or_hub_id: str | os.PathLike[str],
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     stack: StackOptions = WHOLE_STACK,
     pooler: bool = True,
     random_init: bool = False,
@@ -240,7 +241,7 @@ def _refuse_quantized(files: TensorFiles) -> None:
 
 
 def _refuse_leftovers(files: TensorFiles, family: Family, prefix: str, report: LoadReport, pooler: bool) -> None:
-    """Raises ValueError for an unused tensor that a rule matches (such as a 13th layer): config and weights disagree."""
+    """Raises ValueError for an unused tensor that a rule matches, such as a 13th layer's: the config does not fit."""
     known = [(rule, re.escape(prefix + rule.name).replace(r"\{layer\}", r"\d+")) for rule in family.mapping]
     for name in report.unused:
         for rule, pattern in known:

@@ -1,8 +1,8 @@
 """RoBERTa (Liu et al., 2019) and XLM-RoBERTa (Conneau et al., 2019): BERT with positions from padding + 1."""
 
-from typing import Any
-
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.bert import (
     CLASSIFIER,
@@ -17,11 +17,13 @@ from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, linea
 from instructrec_jax.backbones.layers import StackOptions
 
 
-def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     refuse_variants(config)
     if config.pad_token_id is None:
         raise ValueError(
-            f"config.json of this {config.model_type} model has no pad_token_id, from which its positions are counted."
+            f"config.json of this {config.model_type} model has no pad_token_id, which its positions depend on: set it."
         )
     spec = EncoderSpec(
         vocab_size=config.vocab_size,
@@ -43,7 +45,7 @@ def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: n
     return Encoder(spec, pooler=pooler, dtype=dtype, stack=stack, rngs=rngs)
 
 
-def sequence_head(config: Any) -> HeadSpec:
+def sequence_head(config: PretrainedConfig) -> HeadSpec:
     rate = classifier_dropout(config)
     return HeadSpec(
         dropout=rate,
@@ -54,10 +56,10 @@ def sequence_head(config: Any) -> HeadSpec:
     )
 
 
-def mlm_head(config: Any) -> HeadSpec:
+def mlm_head(config: PretrainedConfig) -> HeadSpec:
     return HeadSpec(
         dense=True,
-        activation="gelu",  # whatever hidden_act says, as in transformers
+        activation="gelu",  # for any hidden_act, as in transformers
         norm=True,
         norm_eps=config.layer_norm_eps,
         tied=config.tie_word_embeddings,

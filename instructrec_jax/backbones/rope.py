@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al., 2021) and the ways of stretching them that configs ask for."""
+"""Rotary positions (Su et al., 2021) and their scaling for longer inputs."""
 
 import math
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class Rope:
     """Rotary positions of one kind of layer.
 
     Attributes:
-        frequencies: radians a position, one for each pair of features: head_dim / 2 of them.
-        scale: factor on cos and sin, so its square is one on the attention scores (YaRN).
+        frequencies: radians per position, one for each of the head_dim / 2 pairs of features.
+        scale: factor of cos and sin; attention scores are scaled by its square (YaRN).
     """
 
     frequencies: tuple[float, ...]
@@ -36,17 +37,17 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def read_rope(config: Any, kind: str | None = None) -> Rope:
-    """The rotary positions of a HuggingFace config: its `rope_parameters` (where AutoConfig puts `rope_scaling` too).
+def read_rope(config: PretrainedConfig, kind: str | None = None) -> Rope:
+    """The rotary positions of a HuggingFace config: its `rope_parameters`, which include AutoConfig's `rope_scaling`.
 
     Args:
         config: of `transformers`.
-        kind: the layer type, where the config has rope parameters for each of them.
+        kind: the layer type, if the config has rope parameters by layer type.
 
-    rope_type "dynamic" stretches positions only in inputs longer than `max_position_embeddings`, which every network
-    here refuses (`max_length`): up to there it is the default.
+    rope_type "dynamic" scales positions only in inputs longer than `max_position_embeddings`, which every network here
+    refuses (`max_length`), so it equals the default.
 
-    Raises ValueError for a rope_type that is not implemented, or a field of one.
+    Raises ValueError for a rope_type, or one of its fields, that is not implemented.
     """
     config.standardize_rope_params()
     parameters = config.rope_parameters if kind is None else config.rope_parameters[kind]
@@ -54,53 +55,52 @@ def read_rope(config: Any, kind: str | None = None) -> Rope:
     of = "" if kind is None else f" of {kind} layers"
     if rope_type not in SCALINGS:
         raise ValueError(
-            f"config.json asks for rope_type {rope_type!r}{of}, which is not implemented "
-            f"(supported: {', '.join(SCALINGS)})."
+            f"config.json has rope_type {rope_type!r}{of}, which is not implemented (supported: {', '.join(SCALINGS)})."
         )
     if parameters.get("partial_rotary_factor") not in (None, 1.0):
         raise ValueError(f"config.json has a partial_rotary_factor other than 1{of}, which is not implemented.")
     if kind is not None and rope_type == "yarn" and not parameters.get("truncate", True):
-        # transformers reads it at the top of rope_parameters only: what the checkpoint was made with is unknown
+        # transformers reads it only at the top of rope_parameters, so its effect in training is unknown
         raise ValueError(f"config.json has truncate=false in the yarn parameters{of}, which is not implemented.")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_dim % 2:
-        raise ValueError(f"Rotary positions turn pairs of features, but config.json has an odd head_dim ({head_dim}).")
-    # fp32 throughout, as in PyTorch: the rounding of a frequency counts at far positions
+        raise ValueError(f"config.json: head_dim is {head_dim}, but must be even for rotary positions.")
+    # fp32 throughout, as in PyTorch, because rounding of frequencies matters at distant positions
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1.0) / np.power(np.float32(parameters["rope_theta"]), exponents)
     frequencies, scale = SCALINGS[rope_type](frequencies, parameters, config)
     return Rope(tuple(map(float, frequencies)), scale)
 
 
-Scaled = tuple[np.ndarray, float]  # frequencies, fp32 [head_dim / 2], and the factor on cos and sin
+Scaled = tuple[np.ndarray, float]  # frequencies, fp32 [head_dim / 2], and the factor of cos and sin
 
 
-def _default(frequencies: np.ndarray, parameters: Mapping[str, Any], config: Any) -> Scaled:
+def _default(frequencies: np.ndarray, parameters: Mapping[str, Any], config: PretrainedConfig) -> Scaled:
     return frequencies, 1.0
 
 
-def _linear(frequencies: np.ndarray, parameters: Mapping[str, Any], config: Any) -> Scaled:
+def _linear(frequencies: np.ndarray, parameters: Mapping[str, Any], config: PretrainedConfig) -> Scaled:
     """Position interpolation (Chen et al., 2023)."""
     return frequencies / np.float32(parameters["factor"]), 1.0
 
 
-def _llama3(frequencies: np.ndarray, parameters: Mapping[str, Any], config: Any) -> Scaled:
-    """Llama 3.1: long waves are stretched by `factor`, short ones kept, those between blended."""
+def _llama3(frequencies: np.ndarray, parameters: Mapping[str, Any], config: PretrainedConfig) -> Scaled:
+    """Llama 3.1: stretches long waves by `factor`, keeps short ones, and interpolates between the two."""
     factor, length = parameters["factor"], parameters["original_max_position_embeddings"]
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-    waves = np.float32(2 * math.pi) / frequencies  # positions a turn
+    waves = np.float32(2 * math.pi) / frequencies  # positions per turn
     keep = np.clip((length / waves - low) / (high - low), 0.0, 1.0)
     return ((1 - keep) * frequencies / factor + keep * frequencies).astype(np.float32), 1.0
 
 
-def _yarn(frequencies: np.ndarray, parameters: Mapping[str, Any], config: Any) -> Scaled:
-    """YaRN (Peng et al., 2023): as llama3, blended by the number of turns within the original length."""
+def _yarn(frequencies: np.ndarray, parameters: Mapping[str, Any], config: PretrainedConfig) -> Scaled:
+    """YaRN (Peng et al., 2023): like llama3, interpolated by the number of turns within the original length."""
     length = parameters["original_max_position_embeddings"]
     factor = parameters["factor"] or config.max_position_embeddings / length
     dim = 2 * len(frequencies)
 
     def feature(turns: float) -> float:
-        """The feature whose pair makes this many turns within `length` positions."""
+        """The feature whose pair makes `turns` turns within `length` positions."""
         return dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(parameters["rope_theta"]))
 
     low, high = feature(parameters.get("beta_fast") or 32), feature(parameters.get("beta_slow") or 1)

@@ -1,7 +1,7 @@
-"""Writes what makes a HuggingFace folder a sentence-transformers one: modules.json and a folder for each module.
+"""Writes the sentence-transformers files of a HuggingFace folder: modules.json and a folder for each module.
 
-The layout is the one that its releases from 2.0 on read: modules.json lists Transformer, Pooling, Dense (where there is
-a projection) and Normalize in this order; vectors are what comes out of the last.
+The layout is that of sentence-transformers 2.0 and later: modules.json lists Transformer, Pooling, Dense (with a
+projection) and Normalize, applied in this order.
 """
 
 import shutil
@@ -25,17 +25,18 @@ def write_sentence_modules(
     max_length: int,
     lower_case: bool,
 ) -> None:
-    """Declares how the network in `folder` makes a vector of unit length of a text; replaces older declarations.
+    """Declares pooling, projection and normalization of the network in `folder`, replacing older declarations.
 
-    A config_sentence_transformers.json that lies there (with its prompts) is kept.
+    Keeps the folder's config_sentence_transformers.json (with its prompts).
 
     Args:
+        hidden_size: width of the network's hidden states.
         pooling: one of the values of `POOLING_MODES`.
-        projection: float [hidden_size, vector], which the pooled vector is multiplied by, or None.
-        max_length: tokens that a text is cut to.
-        lower_case: texts are lower-cased first.
+        projection: float [hidden_size, vector], by which pooled vectors are multiplied, or None.
+        max_length: maximum tokens of a text.
+        lower_case: lower-case texts before tokenizing.
 
-    Raises ValueError where the projection is not finite.
+    Raises ValueError for a projection that is not finite.
     """
     for old in [path for path in folder.glob("[0-9]*_*") if path.is_dir()]:
         shutil.rmtree(old)
@@ -51,7 +52,7 @@ def write_sentence_modules(
     write_json(folder / paths[1] / "config.json", {"word_embedding_dimension": hidden_size} | switches)
     if projection is not None:
         if not np.isfinite(projection).all():
-            raise ValueError("the projection of the retrieval head holds NaN or infinity, so it is not written.")
+            raise ValueError("the projection of the retrieval head contains NaN or infinity and is not written.")
         dense = {
             "in_features": projection.shape[0],
             "out_features": projection.shape[1],

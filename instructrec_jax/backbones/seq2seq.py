@@ -1,4 +1,4 @@
-"""What encoder–decoders share: attention, encode, decode and the cache; a family adds its layers and its two sides."""
+"""The common part of encoder–decoders: attention, encode, decode and the cache. Families add the layers."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.decoder import append
@@ -17,19 +18,18 @@ from instructrec_jax.backbones.layers import DropoutKeys, Embedding, Linear, Sta
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Context:
-    """What every layer sees besides the hidden states.
+    """The inputs of every layer besides the hidden states.
 
     Attributes:
-        segment_ids, positions: int32 [rows, length], of the tokens of this call.
-        key_segment_ids, key_positions: int32 [rows, keys], of the tokens that self-attention sees: the same ones, or
-            those in the cache.
-        index: int32 scalar, the place in the cache where the tokens of this call begin.
+        segment_ids, positions: int32 [rows, length], of the call's tokens.
+        key_segment_ids, key_positions: int32 [rows, keys], of self-attention's keys: the call's tokens, or the cache's.
+        index: int32 scalar, the slot of the cache where the call's tokens start.
         bias: [rows, heads, length, keys] added to the scores of self-attention, or None.
-        encoded: [rows, encoded length, hidden], the text that cross-attention sees; None in an encoder, and where its
-            keys and values are in the cache.
+        encoded: [rows, encoded length, hidden], the keys' text of cross-attention; None in an encoder, and if its keys
+            and values are in the cache.
         encoded_segment_ids, encoded_positions: int32 [rows, encoded length]; None in an encoder.
-        encoded_partners: int32 [rows, encoded length], the place of the first token of the call in the same segment;
-            None in an encoder.
+        encoded_partners: int32 [rows, encoded length], the index of the call's first token in the same segment; None in
+            an encoder.
     """
 
     segment_ids: jax.Array
@@ -46,21 +46,23 @@ class Context:
 
 @dataclass(frozen=True)
 class AttentionSpec:
+    """Sizes of an `Attention`."""
+
     hidden_size: int
     num_heads: int
     head_dim: int
-    scale: float  # factor on the scores
+    scale: float  # factor of the scores
     use_bias: bool
     dropout: float  # of the attention weights
-    query_range: float  # standard deviations of fresh kernels
-    key_range: float  # and of the values'
-    output_range: float
+    query_range: float  # initial standard deviation of the query kernel
+    key_range: float  # of the key and value kernels
+    output_range: float  # of the output kernel
 
 
 class Attention(nnx.Module):
-    """The projections that self-attention and cross-attention have in common."""
+    """The common projections of self-attention and cross-attention."""
 
-    def __init__(self, spec: AttentionSpec, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, spec: AttentionSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         width, inner = spec.hidden_size, spec.num_heads * spec.head_dim
 
         def projection(std: float) -> Linear:
@@ -102,9 +104,9 @@ class Attention(nnx.Module):
 
 
 class SelfAttention(Attention):
-    """Each token sees its own segment, in a decoder (`causal`) up to itself."""
+    """Attention within a segment; in a decoder (`causal`) only to the token itself and earlier ones."""
 
-    def __init__(self, spec: AttentionSpec, causal: bool, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, spec: AttentionSpec, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         super().__init__(spec, dtype, rngs)
         self.causal = causal
 
@@ -131,7 +133,7 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Each token sees the encoded tokens with its segment number."""
+    """Attention to the encoded tokens with the same segment number."""
 
     def __call__(
         self, x: jax.Array, context: Context, keys: DropoutKeys | None, cache: dict[str, jax.Array] | None
@@ -158,7 +160,7 @@ class CrossAttention(Attention):
         return out, entries
 
     def encoded_keys(self, context: Context, keys: DropoutKeys | None) -> DropoutKeys | None:
-        """Keys for the encoded tokens, which have none here: of their segment's first token and the position."""
+        """Dropout keys of encoded tokens, derived from the key of their segment's first target token and position."""
         if keys is None:
             return None
         assert context.encoded_partners is not None and context.encoded_positions is not None
@@ -171,11 +173,11 @@ class EncoderDecoder(nnx.Module):
     """A network of the kind "encoder_decoder"; see `Family` for its calls.
 
     Args:
-        word_embeddings: the table that both sides read.
+        word_embeddings: the table shared by encoder and decoder.
         encoder, decoder: `side(x, context, dropout, cache) -> x, or (x, cache)`, from word embeddings to the last
-            hidden states; each has its layers in `layers`, a `Stack`.
+            hidden states; each has a `Stack` named `layers`.
         cache_shape: (heads, head_dim) of the decoder.
-        max_length: the longest text of either side.
+        max_length: maximum length of source and target.
         dtype: of the activations.
     """
 
@@ -187,7 +189,7 @@ class EncoderDecoder(nnx.Module):
         *,
         cache_shape: tuple[int, int],
         max_length: int,
-        dtype: Any,
+        dtype: DTypeLike,
     ):
         self.word_embeddings = word_embeddings
         self.encoder: Any = encoder
@@ -199,7 +201,7 @@ class EncoderDecoder(nnx.Module):
 
     @property
     def word_embedding_table(self) -> jax.Array:
-        """The table [vocab_size, hidden_size] that a language-model head may be tied to."""
+        """The embedding table [vocab_size, hidden_size], also used by tied language-model heads."""
         return self.word_embeddings.table[...]
 
     def encode(
@@ -207,7 +209,7 @@ class EncoderDecoder(nnx.Module):
     ) -> jax.Array:
         """int32 [rows, length] each -> [rows, length, hidden_size].
 
-        Raises ValueError when a position lies beyond the network's; inside jit that token's hidden state is NaN.
+        Raises ValueError if a position exceeds `max_length`; inside jit the token's hidden state is NaN instead.
         """
         check_positions(positions, self.max_length)
         context = Context(segment_ids, positions, segment_ids, positions)
@@ -227,60 +229,45 @@ class EncoderDecoder(nnx.Module):
         """int32 [rows, target length] each -> [rows, target length, hidden_size], or (that, cache).
 
         Args:
-            encoded: [rows, encoded length, hidden_size]; None after the first call with a cache, which keeps what is
-                needed of it.
-            encoded_segment_ids: int32 [rows, encoded length]: a target token sees the encoded tokens of its number.
-                The tokens of a segment lie side by side. None after the first call with a cache, which keeps them.
+            encoded: [rows, encoded length, hidden_size]; None after the first call with a cache, which has its keys and
+                values.
+            encoded_segment_ids: int32 [rows, encoded length]; a target token attends to encoded tokens of the same
+                number. A segment's tokens are contiguous. None after the first call with a cache, which keeps them.
             dropout: keys of the target tokens.
-            cache: of `empty_cache`, or of an earlier call.
+            cache: from `empty_cache` or an earlier call.
 
-        Raises ValueError when a position lies beyond the network's, when the cache is full, or when `encoded` is
-        missing or not of the cache's length; inside jit, what has no value yet makes NaN of the hidden states instead.
+        Raises ValueError for a position beyond `max_length`, a full cache, and `encoded` missing or of another length
+        than the cache's. Inside jit, where values are unknown, the hidden states are NaN instead.
         """
         check_positions(positions, self.max_length)
         if encoded is not None and encoded_segment_ids is None:
-            raise ValueError("decode() needs the `encoded_segment_ids` that belong to `encoded`.")
-        index: jax.Array | int = 0
-        key_segment_ids, key_positions = segment_ids, positions
-        if cache is not None:
-            usable = _check_cache(cache, tokens, encoded)
-            index = cache["index"]
-            key_segment_ids = append(cache["segment_ids"], segment_ids, index)
-            key_positions = append(cache["positions"], positions, index)
-            if encoded_segment_ids is None:
-                encoded_segment_ids = cache["encoded_segment_ids"]
-        elif encoded is None:
-            raise ValueError("decode() needs `encoded`, what encode() returned, unless a cache holds it.")
-        assert encoded_segment_ids is not None
-        partners = encoded_segment_ids[:, :, None] == segment_ids[:, None, :]
-        context = Context(
-            segment_ids,
-            positions,
-            key_segment_ids,
-            key_positions,
-            index,
-            encoded=encoded,
-            encoded_segment_ids=encoded_segment_ids,
-            encoded_positions=positions_of(encoded_segment_ids),
-            encoded_partners=jnp.argmax(partners, axis=-1).astype(jnp.int32),
-        )
+            raise ValueError("decode() needs `encoded_segment_ids` with `encoded`.")
         x = self.word_embeddings(tokens)
         if cache is None:
-            return self.decoder(x, context, dropout, None)
+            if encoded is None or encoded_segment_ids is None:
+                raise ValueError("decode() needs `encoded`, the result of encode(), or a cache that has it.")
+            own = (segment_ids, positions)
+            return self.decoder(x, _context(own, own, 0, encoded, encoded_segment_ids), dropout, None)
+        usable = _check_cache(cache, tokens, encoded)
+        index = cache["index"]
+        keys = append(cache["segment_ids"], segment_ids, index), append(cache["positions"], positions, index)
+        if encoded_segment_ids is None:
+            encoded_segment_ids = cache["encoded_segment_ids"]
+        context = _context((segment_ids, positions), keys, index, encoded, encoded_segment_ids)
         x, layers = self.decoder(x, context, dropout, cache["layers"])
         return jnp.where(usable, x, jnp.nan), {
             "layers": layers,
-            "segment_ids": key_segment_ids,
-            "positions": key_positions,
+            "segment_ids": keys[0],
+            "positions": keys[1],
             "index": index + tokens.shape[1],
             "encoded_segment_ids": encoded_segment_ids,
         }
 
     def empty_cache(self, rows: int, capacity: int, encoded_length: int) -> dict[str, Any]:
-        """What `decode` needs of earlier calls, for `capacity` target tokens a row.
+        """A cache for `decode`, for `capacity` target tokens per row.
 
-        As in `Family`, and "encoded_segment_ids" int32 [rows, encoded_length]; "layers" also holds each layer's keys
-        and values of the encoded text.
+        As in `Family`, with "encoded_segment_ids" int32 [rows, encoded_length], and with each layer's keys and values
+        of the encoded text in "layers".
         """
         own, encoded = (capacity, *self.cache_shape), (encoded_length, *self.cache_shape)
         shapes = {"key": own, "value": own, "encoded_key": encoded, "encoded_value": encoded}
@@ -295,30 +282,50 @@ class EncoderDecoder(nnx.Module):
 
 
 def encoder_options(stack: StackOptions) -> StackOptions:
-    """The encoder's part of a network's options: the last layers, where only these are trained, are the decoder's."""
+    """The encoder's options: with `train_last`, only layers of the decoder are trained."""
     return stack if stack.train_last is None else replace(stack, train_last=0)
 
 
 def positions_of(segment_ids: jax.Array) -> jax.Array:
-    """int32 [rows, length]: each token's place in its segment, whose tokens lie side by side."""
+    """int32 [rows, length]: each token's position in its segment, whose tokens are contiguous."""
     place = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
     begins = segment_ids != jnp.pad(segment_ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
     return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
 
 
+def _context(
+    queries: tuple[jax.Array, jax.Array],
+    keys: tuple[jax.Array, jax.Array],
+    index: jax.Array | int,
+    encoded: jax.Array | None,
+    encoded_segment_ids: jax.Array,
+) -> Context:
+    """The decoder's context; `queries` and `keys` are (segment_ids, positions)."""
+    partners = encoded_segment_ids[:, :, None] == queries[0][:, None, :]
+    return Context(
+        *queries,
+        *keys,
+        index,
+        encoded=encoded,
+        encoded_segment_ids=encoded_segment_ids,
+        encoded_positions=positions_of(encoded_segment_ids),
+        encoded_partners=jnp.argmax(partners, axis=-1).astype(jnp.int32),
+    )
+
+
 def _check_cache(cache: dict[str, Any], tokens: jax.Array, encoded: jax.Array | None) -> jax.Array:
-    """bool scalar: whether the tokens fit behind what is in the cache, and the encoded text is known."""
+    """bool scalar: whether the tokens fit into the cache and the encoded text is known. Raises ValueError if not."""
     capacity, encoded_length = cache["segment_ids"].shape[1], cache["encoded_segment_ids"].shape[1]
     if encoded is not None and encoded.shape[1] != encoded_length:
-        raise ValueError(f"The cache was made for {encoded_length} encoded tokens, but there are {encoded.shape[1]}.")
+        raise ValueError(f"the cache has room for {encoded_length} encoded tokens, but there are {encoded.shape[1]}.")
     index, more = cache["index"], tokens.shape[1]
     # numpy, since inside jit jnp would make a tracer even of a constant
     filled = None if isinstance(index, jax.core.Tracer) else int(np.asarray(index))
     if filled == 0 and encoded is None:
-        raise ValueError("The first decode() with a cache needs `encoded`, what encode() returned.")
+        raise ValueError("the first decode() with a cache needs `encoded`, the result of encode().")
     if (filled or 0) + more > capacity:
         raise ValueError(
-            f"{more} more tokens do not fit into a cache of {capacity} places, {filled or 0} of which are filled. "
-            "Make it with a larger capacity."
+            f"{more} more tokens do not fit into a cache of {capacity} slots with {filled or 0} filled: create the "
+            "cache with a larger capacity."
         )
     return (index + more <= capacity) & ((index > 0) | (encoded is not None))

@@ -1,6 +1,7 @@
 """T5 (Raffel et al., 2020), its version 1.1 and Flan-T5, and mT5 (Xue et al., 2021).
 
-Pre-norm without means and biases, unscaled attention, and a bias by relative position that all layers of a side share.
+Pre-norm with RMSNorm, no biases, unscaled attention, and a relative position bias shared by all layers of the encoder
+and by all layers of the decoder.
 """
 
 from dataclasses import dataclass, replace
@@ -9,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.encoder import relative_bias, relative_buckets
 from instructrec_jax.backbones.family import Family, Head, LMHeadSpec, Rule, embedding, linear, norm, refuse
@@ -32,23 +35,25 @@ from instructrec_jax.backbones.seq2seq import (
     encoder_options,
 )
 
-UNLIMITED = 2**31 - 1  # positions are int32; there is no table of them
+UNLIMITED = 2**31 - 1  # positions are int32, without a position table
 
 
 @dataclass(frozen=True)
 class T5Spec:
+    """Sizes and variants of a T5."""
+
     attention: AttentionSpec
     mlp_size: int
     activation: str
     gated: bool
     eps: float
     num_buckets: int
-    max_distance: int  # from here on all distances share a bucket
+    max_distance: int  # this and larger distances share a bucket
     dropout: float
-    factor: float  # on the standard deviations of fresh parameters
+    factor: float  # factor of the initial standard deviations
 
 
-def make_norm(spec: T5Spec, dtype: Any) -> RMSNorm:
+def make_norm(spec: T5Spec, dtype: DTypeLike) -> RMSNorm:
     norm = RMSNorm(spec.attention.hidden_size, eps=spec.eps, dtype=dtype)
     norm.scale[...] = norm.scale[...] * spec.factor
     return norm
@@ -57,7 +62,7 @@ def make_norm(spec: T5Spec, dtype: Any) -> RMSNorm:
 class MLP(nnx.Module):
     """output(act(gate(x)) · up(x)), or output(act(input(x)))."""
 
-    def __init__(self, spec: T5Spec, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, spec: T5Spec, dtype: DTypeLike, rngs: nnx.Rngs):
         width, mlp = spec.attention.hidden_size, spec.mlp_size
 
         def linear(rows: int, columns: int, axes: tuple[str, str]) -> Linear:
@@ -83,7 +88,7 @@ class MLP(nnx.Module):
 class Layer(nnx.Module):
     """x += attention(norm(x)); in a decoder x += cross_attention(norm(x)); x += mlp(norm(x))."""
 
-    def __init__(self, spec: T5Spec, decoder: bool, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, spec: T5Spec, decoder: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         def norm() -> RMSNorm:
             return make_norm(spec, dtype)
 
@@ -114,7 +119,7 @@ class Side(nnx.Module):
     """The encoder or the decoder: word embeddings -> hidden states."""
 
     def __init__(
-        self, spec: T5Spec, num_layers: int, *, decoder: bool, dtype: Any, stack: StackOptions, rngs: nnx.Rngs
+        self, spec: T5Spec, num_layers: int, *, decoder: bool, dtype: DTypeLike, stack: StackOptions, rngs: nnx.Rngs
     ):
         width, heads = spec.attention.hidden_size, spec.attention.num_heads
         init = normal(spec.factor * width**-0.5)
@@ -149,14 +154,16 @@ class Side(nnx.Module):
 _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
-def build(config: Any, *, dtype: Any, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> nnx.Module:
+def build(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> nnx.Module:
     refuse(config, is_encoder_decoder=True, is_decoder=False, tie_encoder_decoder=False, pruned_heads=({}, []))
     activation(config.dense_act_fn)
-    exact = config.relative_attention_num_buckets // 4  # distances of the encoder with a bucket of their own
+    exact = config.relative_attention_num_buckets // 4  # number of the encoder's distances with separate buckets
     if exact < 1 or config.relative_attention_max_distance <= config.relative_attention_num_buckets // 2:
         raise ValueError(
             f"config.json has relative_attention_num_buckets={config.relative_attention_num_buckets} and "
-            f"relative_attention_max_distance={config.relative_attention_max_distance}; at least 4 buckets are needed, "
+            f"relative_attention_max_distance={config.relative_attention_max_distance}, but needs at least 4 buckets "
             "and a distance greater than half their number."
         )
     width, factor = config.d_model, config.initializer_factor
@@ -225,8 +232,8 @@ MAPPING = (
 )
 
 
-def lm_head(config: Any) -> LMHeadSpec:
-    # T5 scales what goes into a tied table; version 1.1 does not, and transformers 5 never does so for mT5
+def lm_head(config: PretrainedConfig) -> LMHeadSpec:
+    # T5 scales the input of a tied table; version 1.1 does not, and transformers 5 never does for mT5
     scaled = getattr(config, "scale_decoder_outputs", False)
     return LMHeadSpec(
         tied=config.tie_word_embeddings,

@@ -1,4 +1,4 @@
-"""Safetensors files and how their tensors become parameters: names, layouts, slices."""
+"""Safetensors files, and the conversion of their tensors to parameters: names, layouts, slices."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ import jax
 import ml_dtypes
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from instructrec_jax.backbones.family import Rule
@@ -30,7 +31,7 @@ def has_tensors(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor lies: row-major at `offset` bytes from the start of `file`."""
+    """The location of a tensor: row-major at `offset` bytes from the start of `file`."""
 
     file: BinaryIO
     offset: int
@@ -38,21 +39,21 @@ class _Stored:
     shape: tuple[int, ...]
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A host array on its way to a device.
+def empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """An uninitialized host array, to be copied to a device.
 
-    Its memory goes back to the system when it is freed; malloc would keep much of it. It does not begin at a multiple
-    of 64 bytes: JAX on CPU would take such an array over instead of copying it, and could not reuse its memory when
-    the parameter is donated.
+    Freeing it returns its memory to the system, while malloc would keep much of it. It does not start at a multiple of
+    64 bytes, because JAX on CPU would adopt such an array instead of copying it and could not reuse its memory when the
+    parameter is donated.
     """
     size = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
     return np.ndarray(shape, dtype, buffer=mmap.mmap(-1, 16 + size), offset=16)
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of a folder's safetensors files: the single one, else those of the index.
+    """Names of a folder's safetensors files: the single one, otherwise those of the index.
 
-    Raises ValueError where there are none, and for an index that is none.
+    Raises ValueError if there are none, and for an invalid index.
     """
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
@@ -60,7 +61,7 @@ def weight_files(folder: Path) -> list[str]:
     if index.is_file():
         places = read_fields(index).object("weight_map")
         if places is None or not places.values:
-            raise ValueError(f"{index}: weight_map is missing or empty, so no file of weights is known.")
+            raise ValueError(f"{index}: weight_map is missing or empty: download the file again.")
         for tensor in places.values:
             name = places.text(tensor)
             if name is None or Path(name).name != name or not name.endswith(".safetensors"):
@@ -68,8 +69,8 @@ def weight_files(folder: Path) -> list[str]:
         return sorted({str(name) for name in places.values.values()})
     pickles = [f.name for f in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt"))]
     remedy = (
-        f" It has {', '.join(sorted(pickles))}, which is a pickle and is never opened here. "
-        "Convert it once, on a machine you trust it on, with transformers and torch: "
+        f" It has {', '.join(sorted(pickles))}, but pickles are never opened, because they can run code. Convert it "
+        "once, on an isolated machine, with transformers and torch: "
         "`AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)` writes safetensors."
         if pickles
         else ""
@@ -78,25 +79,25 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def verify_checksums(folder: Path) -> None:
-    """Compares each safetensors file with the SHA-256 that the HuggingFace hub gave for it.
+    """Compares each safetensors file with its SHA-256 on the HuggingFace hub.
 
-    The hub's cache names a file by it (`blobs/<sha256>`, to which the snapshot links); a download into a folder notes
-    it in `.cache/huggingface/download/<file>.metadata`, on the second line.
+    In the hub's cache it is the file's name (`blobs/<sha256>`, to which the snapshot links); after a download into a
+    folder it is the second line of `.cache/huggingface/download/<file>.metadata`.
 
-    Raises ValueError where a file differs, and where no SHA-256 of it is known.
+    Raises ValueError for a file that differs or has no known SHA-256.
     """
     for name in weight_files(folder):
         expected = _known_sha256(folder, name)
         if expected is None:
             raise ValueError(
-                f"backbone.verify is on, but no SHA-256 of {folder / name} is known: it was not downloaded by "
-                "huggingface_hub. Leave backbone.verify off, or give the hub id."
+                f"backbone.verify is true, but the SHA-256 of {folder / name} is unknown, because huggingface_hub did "
+                "not download it: set backbone.verify to false, or backbone.path to the hub id."
             )
         with open(folder / name, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             raise ValueError(
-                f"{folder / name} is damaged: its SHA-256 is {found}, but the hub's is {expected}. Remove it and "
+                f"{folder / name} is damaged: its SHA-256 is {found}, but the hub's is {expected}. Delete it and "
                 "download it again."
             )
 
@@ -113,7 +114,7 @@ def _known_sha256(folder: Path, name: str) -> str | None:
 class TensorFiles:
     """The safetensors files of a folder, read slice by slice. A context manager.
 
-    They are read and not mapped into memory, where their pages would stay, beside the parameters made of them.
+    Files are read rather than memory-mapped, because mapped pages would stay in memory along with the parameters.
     """
 
     def __init__(self, folder: Path):
@@ -128,15 +129,15 @@ class TensorFiles:
                 file = self._stack.enter_context(open(folder / name, "rb"))
             except (OSError, SafetensorError) as error:
                 self._stack.close()
-                raise ValueError(f"Cannot open {folder / name}: {error}. Is the download complete?") from error
+                raise ValueError(f"cannot open {folder / name}: {error}. Is the download complete?") from error
             stored = _header(file)
             twice = sorted(set(stored) & set(self._stored))
             if twice:
                 other = self._stored[twice[0]].file.name
                 self._stack.close()
                 raise ValueError(
-                    f"{folder}: tensor {twice[0]} lies in {Path(other).name} and again in {name}, so which one is "
-                    "meant is unknown. Download the checkpoint again, or remove the stale file."
+                    f"{folder}: tensor {twice[0]} is in both {Path(other).name} and {name}: download the checkpoint "
+                    "again, or delete the stale file."
                 )
             self._stored.update(stored)
 
@@ -157,15 +158,15 @@ class TensorFiles:
         return self._stored[name].dtype
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The tensor, or a rectangular slice of it, in the file's dtype: the host holds no more than that.
+        """The tensor, or a rectangular slice of it, in the file's dtype; reads nothing else into memory.
 
-        Raises ValueError for a tensor that is not in one of the `FILE_DTYPES`.
+        Raises ValueError for a tensor of a dtype other than `FILE_DTYPES`.
         """
         stored = self._stored[name]
         if stored.dtype not in FILE_DTYPES:
             raise ValueError(
-                f"{self.folder}: tensor {name} is stored as {stored.dtype}; only {', '.join(FILE_DTYPES)} weights can "
-                "be loaded (not quantized or 64-bit ones)."
+                f"{self.folder}: tensor {name} has dtype {stored.dtype}, but only {', '.join(FILE_DTYPES)} weights can "
+                "be loaded (no quantized or 64-bit weights)."
             )
         whole = (slice(None),) * (len(stored.shape) - len(index))
         bounds = [s.indices(size)[:2] for s, size in zip((*index, *whole), stored.shape, strict=True)]
@@ -184,7 +185,7 @@ class TensorFiles:
 
 
 def _header(file: BinaryIO) -> dict[str, _Stored]:
-    """The tensors of a safetensors file: 8 bytes say how long the JSON is that says where each one lies after it."""
+    """The tensors of a safetensors file: 8 bytes with the length of a JSON header, the header, then the tensors."""
     size = int.from_bytes(file.read(8), "little")
     tensors = json.loads(file.read(size))
     return {
@@ -194,7 +195,7 @@ def _header(file: BinaryIO) -> dict[str, _Stored]:
     }
 
 
-READ_BYTES = 1 << 20  # read at once from a tensor of which only some columns are wanted
+READ_BYTES = 1 << 20  # size of a read from a tensor of which only some columns are needed
 
 
 def _read_into(
@@ -203,12 +204,12 @@ def _read_into(
     """Fills `out` with the rectangle `bounds` of the array of `shape` that starts at `offset`."""
     if out.size == 0:
         return
-    if all(bound == (0, size) for bound, size in zip(bounds[1:], shape[1:], strict=True)):  # one stretch of the file
+    if all(bound == (0, size) for bound, size in zip(bounds[1:], shape[1:], strict=True)):  # contiguous in the file
         row = out.itemsize * int(np.prod(shape[1:], dtype=int))
         file.seek(offset + (bounds[0][0] * row if bounds else 0))
         flat = out.reshape(-1).view(np.uint8)
         if file.readinto(flat) != flat.size:  # type: ignore[attr-defined]
-            raise ValueError(f"{file.name} became shorter while it was read.")
+            raise ValueError(f"{file.name} is shorter than its header declares: download it again.")
         return
     (start, stop), row = bounds[0], out.itemsize * int(np.prod(shape[1:], dtype=int))
     if row > READ_BYTES:
@@ -226,7 +227,7 @@ def _read_into(
 
 @dataclass(frozen=True)
 class Site:
-    """One parameter: its dotted path, the same with "{layer}" for the block, its layers, shape and axes."""
+    """One parameter: its dotted path, the path with "{layer}" for the block, its layers, shape and axes."""
 
     path: str
     rule_path: str
@@ -236,11 +237,12 @@ class Site:
 
 
 def abstract_module(build: Callable[[jax.Array], nnx.Module]) -> nnx.Module:
-    """The module with shapes for values: nothing is allocated."""
+    """The module with shapes for values; allocates nothing."""
     return nnx.merge(*jax.eval_shape(lambda key: nnx.split(build(key)), jax.random.key(0)))
 
 
 def sites_of(module: nnx.Module) -> list[Site]:
+    """All parameters of a module."""
     sites = []
     for keys, variable in nnx.to_flat_state(nnx.state(module)):
         owner: Any = module
@@ -258,7 +260,7 @@ def sites_of(module: nnx.Module) -> list[Site]:
 
 
 def find_name(name: str, old_names: Iterable[str], prefix: str, names: Mapping[str, Any]) -> str | None:
-    """The name under which a tensor is in the file, older names first."""
+    """A tensor's name in the file; older names take precedence."""
     return next((prefix + n for n in (*old_names, name) if prefix + n in names), None)
 
 
@@ -270,7 +272,7 @@ def rule_names(rule: Rule, layer: int | None) -> tuple[str, tuple[str, ...]]:
 
 
 def file_shape(transform: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape a tensor has in the file, from our shape of one layer."""
+    """A tensor's shape in the file, from our shape of one layer."""
     if transform == "transpose":
         return (int(np.prod(shape[1:])), shape[0])
     if transform == "row":
@@ -281,16 +283,16 @@ def file_shape(transform: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def read_slice(
     files: TensorFiles, name: str, transform: str, shape: tuple[int, ...], index: tuple[slice, ...]
 ) -> np.ndarray:
-    """The slice `index` of our array of `shape`, in fp32, from the file's tensor: nothing more is read.
+    """The slice `index` of our array of `shape`, in fp32, from the file's tensor; reads nothing else.
 
-    Raises ValueError where a value of it is NaN or infinite.
+    Raises ValueError for a value that is NaN or infinite.
     """
     out = _read_transformed(files, name, transform, shape, index)
-    # the smallest and the largest tell of NaN and infinity without an array of booleans
+    # minimum and maximum reveal NaN and infinity without an array of booleans
     if out.size and not (np.isfinite(out.min()) and np.isfinite(out.max())):
         raise ValueError(
-            f"{files.folder}: tensor {name} holds NaN or infinity, so every output would too. The file is damaged, or "
-            "its training diverged: take another copy or an earlier checkpoint."
+            f"{files.folder}: tensor {name} contains NaN or infinity: the file is damaged, or its training diverged. "
+            "Use another copy or an earlier checkpoint."
         )
     return out
 
@@ -304,7 +306,7 @@ def _read_transformed(
         return files.read(name, (slice(None), *index))[0].astype(np.float32, copy=False)
     if transform == "transpose" and len(shape) == 2:
         return files.read(name, (index[1], index[0])).T.astype(np.float32, order="C")
-    # [..., parts, out] here; there [..., parts * out], or [parts * out, in]
+    # [..., parts, out] here; in the file [..., parts * out] or [parts * out, in]
     *outer, part_index, out_index = index
     start, stop, _ = out_index.indices(shape[-1])
     slices = [slice(p * shape[-1] + start, p * shape[-1] + stop) for p in range(*part_index.indices(shape[-2]))]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PretrainedConfig
 
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.json_fields import Fields, read_fields
@@ -12,26 +12,26 @@ from instructrec_jax.extras import require
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "cls_token_id", "sep_token_id")
 
 
-def open_tokenizer(folder: Path, network_config: Any) -> Any:
-    """The `transformers` tokenizer of a folder; only its files are read, never code from a hub.
+def open_tokenizer(folder: Path, network_config: PretrainedConfig) -> Any:
+    """The `transformers` tokenizer of a folder, without running remote code.
 
-    Published decoders have tokenizers with a token or two more than the network's table (Gemma 3: <image_soft_token>).
-    Such a tokenizer opens, and refuses a text that contains one of these tokens.
+    Tokenizers of some published decoders have a few tokens beyond the network's vocabulary (Gemma 3:
+    <image_soft_token>). Such a tokenizer can be opened, but raises ValueError for a text with one of these tokens.
 
     Args:
         network_config: the network's `transformers` config.
 
-    Raises ValueError for missing or broken files, naming the file and the field where it is one, and for a tokenizer
-    that does not belong to the network.
+    Raises ValueError for missing or invalid files (naming file and field), and for a tokenizer that does not fit the
+    network.
     """
     _check_settings(folder)
     _need_sentencepiece(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except Exception as error:  # whatever the files hold: transformers raises many kinds
+    except Exception as error:  # transformers raises many kinds
         raise ValueError(
-            f"{folder} has no tokenizer that can be read ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
-            "It needs the tokenizer's files beside config.json, tokenizer.json above all."
+            f"{folder} has no readable tokenizer ({type(error).__name__}: {str(error).partition(chr(10))[0]}): put the "
+            "tokenizer's files, in particular tokenizer.json, beside config.json."
         ) from error
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     if set(vocabulary) <= set(tokenizer.all_special_tokens):
@@ -42,19 +42,21 @@ def open_tokenizer(folder: Path, network_config: Any) -> Any:
         return tokenizer
     added = {number for number in beyond if number in tokenizer.added_tokens_decoder}
     needed = [name for name in SPECIAL if getattr(tokenizer, name, None) in beyond]
-    encoder = find_family(network_config.model_type).kind == "encoder"  # masked tokens are drawn from all
+    encoder = (
+        find_family(network_config.model_type).kind == "encoder"
+    )  # masked-language modeling samples from all tokens
     if encoder or needed or len(added) < len(beyond):
         some = needed[0].removesuffix("_id") + " " if needed else ""
         raise ValueError(
-            f"the tokenizer of {folder} has {len(vocabulary):,} tokens, but the network knows only {size:,} "
-            f"(vocab_size in config.json), so its {some}{_named(beyond)} has no row in the word embeddings: they do "
-            "not belong together."
+            f"the tokenizer of {folder} has {len(vocabulary):,} tokens, but the network only {size:,} (vocab_size in "
+            f"config.json), so its {some}{_named(beyond)} has no row in the word embeddings: use the network's own "
+            "tokenizer."
         )
     return _refusing(tokenizer, beyond, size)
 
 
 def _refusing(tokenizer: Any, beyond: dict[int, str], size: int) -> Any:
-    """The same tokenizer, whose call raises ValueError where a text contains one of the tokens `beyond`."""
+    """The tokenizer, changed so that a call raises ValueError for a text with one of the tokens `beyond`."""
     plain: Any = type(tokenizer)
 
     def call(self: Any, *texts: Any, **options: Any) -> Any:
@@ -64,12 +66,12 @@ def _refusing(tokenizer: Any, beyond: dict[int, str], size: int) -> Any:
             if len(row) and max(row) >= size:
                 token = beyond[next(number for number in row if number >= size)]
                 raise ValueError(
-                    f"a text contains {token!r}, for which the network has no row in its word embeddings (vocab_size "
-                    f"{size:,} in config.json). Take it out of the text."
+                    f"a text contains {token!r}, which has no row in the network's word embeddings (vocab_size is "
+                    f"{size:,} in config.json): remove it from the text."
                 )
         return encoded
 
-    # A class of the same name, as save_pretrained writes it into tokenizer_config.json.
+    # A class of the same name, because save_pretrained writes the name into tokenizer_config.json.
     tokenizer.__class__ = type(plain.__name__, (plain,), {"__call__": call, "__module__": plain.__module__})
     return tokenizer
 
@@ -80,7 +82,7 @@ def _named(tokens: dict[int, str]) -> str:
 
 
 def _check_settings(folder: Path) -> None:
-    """Raises ValueError for a field of tokenizer_config.json or special_tokens_map.json of another type."""
+    """Raises ValueError for a field of a wrong type in tokenizer_config.json or special_tokens_map.json."""
     file = folder / "tokenizer_config.json"
     if file.is_file():
         fields = read_fields(file)
@@ -113,7 +115,7 @@ def _check_tokens(fields: Fields) -> None:
 
 
 def _check_template(fields: Fields) -> None:
-    """chat_template: one template, or a list of {"name", "template"}."""
+    """Raises ValueError unless chat_template is a template or a list of {"name", "template"}."""
     value = fields.values.get("chat_template")
     if value is None or isinstance(value, str):
         return

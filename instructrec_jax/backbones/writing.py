@@ -1,4 +1,4 @@
-"""Writes HuggingFace folders: parameters → config.json and safetensors, by each family's table."""
+"""Writes HuggingFace folders: parameters → config.json and safetensors, by each family's mapping table."""
 
 import copy
 import json
@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import STALE, find_family
@@ -31,7 +32,7 @@ from instructrec_jax.files import replacing, write_json
 def save_pretrained(
     folder: str | os.PathLike[str],
     backbone: nnx.Module,
-    config: Any,
+    config: PretrainedConfig,
     *,
     report: LoadReport | None = None,
     head: nnx.Module | None = None,
@@ -39,18 +40,18 @@ def save_pretrained(
     dtype: str | None = None,
     max_shard_bytes: int = 2_000_000_000,
 ) -> None:
-    """Writes config.json and safetensors that `transformers` opens, with one tensor at a time on the host.
+    """Writes config.json and safetensors for `transformers`, with one tensor at a time in host memory.
 
     Args:
-        folder: made if need be; safetensors of an older model in it are removed.
-        backbone, head: modules with their present values; `head_kind` is "sequence" | "token" | "span" | "mlm" | "lm".
+        folder: created if necessary; safetensors of an older model in it are deleted.
+        backbone, head: modules with their current values.
         config: the HuggingFace config (not changed).
-        report: of the load; each tensor is then written under the name and in the dtype it was read with,
-            byte-equal if untouched.
-        dtype: "float32" | "float16" | "bfloat16" for all tensors instead.
-        max_shard_bytes: beyond it the weights are split into several files with an index.
+        report: from loading; each tensor is written with its original name and dtype, byte-equal if unchanged.
+        head_kind: the kind of `head`: "sequence" | "token" | "span" | "mlm" | "lm".
+        dtype: "float32" | "float16" | "bfloat16" for all tensors; None: the original dtypes.
+        max_shard_bytes: maximum size of a file; larger weights are split into several files with an index.
 
-    Raises ValueError when a value does not fit the file's dtype.
+    Raises ValueError for a value out of the range of the file's dtype.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def save_pretrained(
         kind = family.heads[head_kind]
         name = kind.architecture or family.base_class.removesuffix("Model") + kind.suffix
     config.architectures = [name]
-    for stale in STALE:  # what is written is plain
+    for stale in STALE:  # the written weights are not quantized
         if hasattr(config, stale):
             delattr(config, stale)
     kinds = {tensor.kind for tensor in tensors}
@@ -73,14 +74,14 @@ def save_pretrained(
 
 def export_tensors(
     backbone: nnx.Module,
-    config: Any,
+    config: PretrainedConfig,
     *,
     report: LoadReport | None = None,
     head: nnx.Module | None = None,
     head_kind: str | None = None,
     dtype: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """HuggingFace name → tensor in its layout and the file's dtype; arguments as in `save_pretrained`."""
+    """HuggingFace name → tensor in HuggingFace's layout and the file's dtype; arguments as in `save_pretrained`."""
     tensors = _plan(backbone, config, report=report, head=head, head_kind=head_kind, dtype=dtype)
     return {tensor.name: tensor.fetch() for tensor in tensors}
 
@@ -109,19 +110,19 @@ class _Tensor:
             out[...] = one
         if not np.isfinite(out).all() and np.isfinite(one).all():
             raise ValueError(
-                f"A value of {self.name} does not fit {DTYPE_NAMES[self.kind]}, the dtype of the file "
-                "it came from. Write it with dtype='float32' or 'bfloat16'."
+                f"a value of {self.name} is out of the range of {DTYPE_NAMES[self.kind]}, the dtype of its original "
+                "file: write it with dtype='float32' or 'bfloat16'."
             )
         return out
 
     def _part(self) -> Any:
-        """A copy, because a jax array keeps the host's copy of itself for as long as it lives."""
+        """A copy, because a jax array keeps its host copy for its whole lifetime."""
         return jnp.copy(self.value) if self.layer is None else self.value[self.layer]
 
 
 def _plan(
     backbone: nnx.Module,
-    config: Any,
+    config: PretrainedConfig,
     *,
     report: LoadReport | None,
     head: nnx.Module | None,
@@ -130,14 +131,14 @@ def _plan(
 ) -> list[_Tensor]:
     family = find_family(config.model_type)
     if (head is None) != (head_kind is None):
-        raise ValueError("Give `head` and `head_kind` together.")
+        raise ValueError("`head` and `head_kind` must be given together.")
     source = dict(report.used) if report else {}
     prefixed = head is not None or any(name.startswith(family.prefix) for name in source)
     bare = {name.removeprefix(family.prefix): kind for name, kind in source.items()}
     tensors = _plan_module(backbone, family.mapping, family.prefix if prefixed else "", bare, dtype)
     if head is not None and head_kind is not None:
         tensors += _plan_module(head, family.heads[head_kind].mapping, "", bare, dtype)
-    assert len({tensor.name for tensor in tensors}) == len(tensors), "two parameters of a family have one name"
+    assert len({tensor.name for tensor in tensors}) == len(tensors), "two parameters of a family share a name"
     return tensors
 
 
@@ -146,11 +147,11 @@ def _plan_module(
 ) -> list[_Tensor]:
     by_path = {rule.path: rule for rule in rules}
     values = {".".join(map(str, keys)): v[...] for keys, v in nnx.to_flat_state(nnx.state(module))}
-    wanted = {name: kind for kind, name in DTYPE_NAMES.items()}
-    if dtype is not None and dtype not in wanted:
-        raise ValueError(f"dtype {dtype!r} cannot be written; choose one of {', '.join(wanted)}.")
+    by_name = {name: kind for kind, name in DTYPE_NAMES.items()}
+    if dtype is not None and dtype not in by_name:
+        raise ValueError(f"unknown dtype {dtype!r}; choose from {', '.join(by_name)}.")
     kinds = list(source.values()) or ["F32"]
-    common = max(sorted(set(kinds)), key=kinds.count)  # for what is new
+    common = max(sorted(set(kinds)), key=kinds.count)  # for new tensors
     tensors = []
     for site in sites_of(module):
         rule = by_path[site.rule_path]
@@ -158,7 +159,7 @@ def _plan_module(
         for i, layer in enumerate(site.layers or (None,)):
             canonical, old_names = rule_names(rule, layer)
             name = find_name(canonical, old_names, "", source) or canonical
-            kind = wanted[dtype] if dtype else source.get(name, common)
+            kind = by_name[dtype] if dtype else source.get(name, common)
             index = None if layer is None else i
             tensors.append(_Tensor(prefix + name, kind, shape, rule.transform, values[site.path], index))
     return tensors
@@ -180,7 +181,7 @@ def _write_shards(folder: Path, tensors: list[_Tensor], max_shard_bytes: int) ->
         _write_file(folder / file, shard)
     index = folder / "model.safetensors.index.json"
     for old in {*folder.glob("model*.safetensors"), index} - {folder / file for file in files}:
-        old.unlink(missing_ok=True)  # a reader would take it for a part of this model
+        old.unlink(missing_ok=True)  # otherwise it would be read as a part of this model
     if count > 1:
         total = sum(tensor.nbytes for tensor in tensors)
         place = {tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
@@ -188,11 +189,11 @@ def _write_shards(folder: Path, tensors: list[_Tensor], max_shard_bytes: int) ->
 
 
 def _write_file(path: Path, tensors: list[_Tensor]) -> None:
-    """A safetensors file: the length of a JSON header in 8 bytes, the header, the tensors one after the other.
+    """Writes a safetensors file: the length of a JSON header in 8 bytes, the header, then the tensors.
 
-    By hand, because `safetensors.numpy.save_file` wants all tensors in memory, and copies them there once more.
+    Why our own: `safetensors.numpy.save_file` needs all tensors in memory and copies them there.
     """
-    tensors = sorted(tensors, key=lambda t: -FILE_DTYPES[t.kind].itemsize)  # so that each one is aligned
+    tensors = sorted(tensors, key=lambda t: -FILE_DTYPES[t.kind].itemsize)  # so that every tensor is aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:

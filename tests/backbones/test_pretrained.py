@@ -137,7 +137,7 @@ def test_report_and_pooler(bert):
     loaded = load(bert)
     assert loaded.report.initialized == ("pooler.bias", "pooler.kernel")
     assert "cls.predictions.bias" in loaded.report.unused and len(loaded.report.unused) == 5
-    assert "2 parameters" in str(loaded.report)
+    assert "2 (pooler.bias, pooler.kernel)" in str(loaded.report)
     without = load(bert, pooler=False)
     assert without.report.initialized == () and without.module.pooler is None
     with pytest.raises(ValueError, match="pooler=True"):
