@@ -126,7 +126,7 @@ def test_the_incoming_cotangent_scales_the_gradients() -> None:
 
 
 def test_tied_table_gets_both_gradients() -> None:
-    """The table is also what hidden is made of."""
+    """Tied embeddings: hidden is computed from the same table."""
     _, table, bias, labels, weights = inputs()
     ids = labels[:, ::-1]
     _, by_hidden = oracle(table[ids], table, bias, labels, weights)
@@ -239,8 +239,8 @@ def test_the_default_chunk_keeps_logits_within_the_bound() -> None:
 def test_only_the_gradients_asked_for_are_made() -> None:
     given = inputs()
 
-    def shapes(wanted: Any) -> set:
-        jaxpr = jax.make_jaxpr(jax.grad(lambda *a: loss(*a, chunk=4), wanted))(*given).jaxpr
+    def shapes(by: Any) -> set[tuple[int, ...]]:
+        jaxpr = jax.make_jaxpr(jax.grad(lambda *a: loss(*a, chunk=4), by))(*given).jaxpr
         return {x.shape for x in arrays_in(jaxpr)}
 
     table = (VOCAB, WIDTH)

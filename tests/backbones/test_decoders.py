@@ -101,7 +101,7 @@ def pick(batch: dict, rows: np.ndarray, places: np.ndarray) -> dict:
 
 @pytest.mark.parametrize(("model_type", "train_last"), [*((name, None) for name in CONFIGS), ("qwen2", 1)])
 def test_prefill_and_single_tokens_equal_the_full_pass(model_type, train_last):
-    """Ragged, right-padded prompts; then each row goes on at its own position, one token at a time."""
+    """Ragged, right-padded prompts; then each row continues at its own position, one token at a time."""
     module = network(model_type, stack=StackOptions(train_last=train_last))
     prompts, steps = np.array([7, 1, 4]), 5
     batch = texts(list(prompts + steps))
@@ -120,7 +120,7 @@ def test_prefill_and_single_tokens_equal_the_full_pass(model_type, train_last):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "qwen2", "gemma3_text"])
 def test_packed_prompts_in_the_cache(model_type):
-    """Two prompts share a row, read in two calls; then both go on, a token each a call."""
+    """Two prompts share a row, read in two calls; then both continue by one token per call."""
     module = network(model_type)
     batch = texts([9, 8])
     full = np.asarray(run(module, batch))

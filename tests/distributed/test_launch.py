@@ -37,7 +37,7 @@ MESSAGE = "Start all processes again with the same command"
 
 
 class Processes:
-    """The same command in so many processes on this machine, with some virtual devices each."""
+    """Runs a command in several processes on this machine, with virtual devices each."""
 
     def __init__(self, command: list[str], count: int, devices: int, folder: Path, **environment: str):
         with socket.socket() as free:
@@ -46,7 +46,7 @@ class Processes:
         flags = f"--xla_force_host_platform_device_count={devices}"
         folder.mkdir(parents=True, exist_ok=True)
         self.logs = [folder / f"{len(list(folder.iterdir()))}-{number}.log" for number in range(count)]
-        self.all: list[subprocess.Popen] = []
+        self.all: list[subprocess.Popen[bytes]] = []
         for number, log in enumerate(self.logs):
             names = {"COORDINATOR_ADDRESS": address, "PROCESS_ID": str(number), "NUM_PROCESSES": str(count)}
             cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
@@ -155,7 +155,7 @@ def killed(alone: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         assert statuses.pop(2) == -signal.SIGKILL
         assert not {0, -signal.SIGKILL} & set(statuses), [four.said(number) for number in range(4)]
         for number in range(4):
-            deadline = time.monotonic() + 5  # the last words of a process come after its end
+            deadline = time.monotonic() + 5  # the watchdog prints after its process ended
             while MESSAGE not in four.said(number):
                 assert time.monotonic() < deadline, four.said(number)
     yield config, command, folder

@@ -132,7 +132,7 @@ def test_one_compile_a_shape(network: Make, mesh: tuple[int, int, int], beams: i
 
 
 def test_rows_end_when_they_are_stopped(network: Make) -> None:
-    """A stopped answer keeps the tokens up to that look at it; the others go on as if it were not there."""
+    """A stopped answer keeps its tokens up to that check; the others continue unaffected."""
     net, asked = network("llama", 3), prompts(4, 3)
     whole = net.answers(asked, max_new_tokens=12)
     decoder, params = net.decoder()
