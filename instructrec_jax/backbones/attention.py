@@ -45,11 +45,9 @@ def attention(
         causal: a token attends to itself and earlier positions only.
         soft_cap: scores become soft_cap · tanh(scores / soft_cap) before the bias (Gemma 2).
         dropout_rate, dropout_keys: dropout of the probabilities; none if the keys are None.
-        scale: factor on the scores; head_dim ** -0.5 by default.
+        scale: factor of the scores; head_dim ** -0.5 by default.
 
-    Returns: [rows, queries, heads, head_dim] in v's dtype.
-
-    `attention_kernels.choose` chooses the kernel by devices and arguments; all kernels agree up to rounding.
+    Returns: [rows, queries, heads, head_dim] in v's dtype; all kernels (`attention_kernels.choose`) up to rounding.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     own = all(x is None or x is y for x, y in ((key_segment_ids, segment_ids), (key_positions, positions)))
