@@ -157,7 +157,9 @@ def search_items(
     """(item numbers int32 [q, k], scores float32 [q, k]) over the items of all devices."""
     axes = mesh.axes("items")
 
-    def on_device(vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array) -> tuple:
+    def on_device(
+        vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         first = lax.axis_index(axes) * len(vectors)
         # The devices' lists follow one another in the order of the item numbers, so ties stay right.
         lists = lax.all_gather(_best_of_device(vectors, bias, queries, hidden, first, k), axes)
