@@ -13,7 +13,7 @@ import numpy as np
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.example import BadExample, Example, is_blank
-from instructrec_jax.data.prompts import tokenise_pieces
+from instructrec_jax.data.prompts import tokenize_pieces
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.data.unread import MEANING
 from instructrec_jax.inference.generation_config import GenerationConfig, recommendations
@@ -77,7 +77,7 @@ class LanguageModel:
             raise ValueError(f'{name}: a raw prompt must be a text: {{"prompt": "..."}}.')
         if self.writer.decoder.encoder_decoder:
             return self.tokenizer([prompt], return_tensors="np")["input_ids"][0]
-        return tokenise_pieces([[(prompt, False)]], self.tokenizer, raw=True)[0].ids
+        return tokenize_pieces([[(prompt, False)]], self.tokenizer, raw=True)[0].ids
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""Chat templates in Jinja, so that `transformers` renders a chat as the model was trained on it."""
+"""Jinja chat templates for exported models: `transformers` renders a chat with the tokens of training."""
 
 import json
 import re
@@ -13,11 +13,11 @@ from instructrec_jax.data.templates import Template
 def exported_template(template: Template | None, tokenizer: Any, rendering: Rendering) -> str | dict[str, str]:
     """The chat template with which `apply_chat_template` gives the tokens of training.
 
-    It adds no tokens of its own, so the template writes what the tokenizer puts before each text (BOS). The tokenizer's
-    own template keeps the day and the setting of thinking that it was told in training.
+    `apply_chat_template` adds no special tokens, so the template writes BOS itself. The tokenizer's own template gets
+    the date and the `enable_thinking` of training as defaults.
 
     Args:
-      template: None: the tokenizer's own.
+      template: a named template; None: the tokenizer's own.
     """
     opening = opening_text(tokenizer)
     if template is not None:
@@ -25,18 +25,19 @@ def exported_template(template: Template | None, tokenizer: Any, rendering: Rend
     asked = OwnTemplate(tokenizer, rendering).asked([Message("user", "a")])
     before = "" if asked.startswith(opening) else opening
     if isinstance(tokenizer.chat_template, dict):
-        return {name: _as_told(source, rendering, before) for name, source in tokenizer.chat_template.items()}
-    return _as_told(tokenizer.chat_template, rendering, before)
+        return {name: _with_defaults(source, rendering, before) for name, source in tokenizer.chat_template.items()}
+    return _with_defaults(tokenizer.chat_template, rendering, before)
 
 
-def _as_told(source: str, rendering: Rendering, before: str) -> str:
+def _with_defaults(source: str, rendering: Rendering, before: str) -> str:
+    """The template behind the text `before`, with the variables of training as defaults."""
     told = {"date_string": rendering.day.strftime("%d %b %Y"), "enable_thinking": rendering.enable_thinking}
     lines = ""
     for name, value in told.items():
         if value is not None and re.search(rf"\b{name}\b", source):
             lines += f"{{%- if {name} is not defined %}}{{%- set {name} = {json.dumps(value)} %}}{{%- endif %}}"
     stopped = stopped_clock(source, rendering.day)
-    # a variable last: behind a block, Jinja would take the first newline of the template away
+    # The last line is a variable: after a block, Jinja would drop the template's first newline.
     return f"{lines}{{{{- {json.dumps(before)} }}}}{stopped}" if lines or before else stopped
 
 
@@ -44,7 +45,7 @@ def chat_template(template: Template, opening: str = "") -> str:
     """A named template for `apply_chat_template(messages, add_generation_prompt=...)`.
 
     Args:
-      opening: what stands before everything else.
+      opening: text before everything else (BOS).
     """
 
     def say(*parts: str) -> str:

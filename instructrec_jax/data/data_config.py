@@ -1,4 +1,4 @@
-"""Settings of the data: what is read, and how it is cut into batches."""
+"""Settings of the data: sources, mixture and batches."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,16 +19,16 @@ class DataConfig:
     """Where examples come from, and the shape of a batch."""
 
     train: list[SourceConfig] = field(default_factory=list)  # sources to train on, mixed by their weights
-    validation: list[SourceConfig] = field(default_factory=list)  # watched while training; picks the best checkpoint
+    validation: list[SourceConfig] = field(default_factory=list)  # evaluated during training; picks the best checkpoint
     test: list[SourceConfig] = field(default_factory=list)  # evaluated before and after tuning
-    prepare: str | None = None  # name of an embedded demo: its data is written to task.catalogue if that does not exist
+    prepare: str | None = None  # name of a bundled demo, whose data is written to task.catalogue unless that exists
     temperature: float = 1.0  # tasks are mixed in proportion to size ** (1 / temperature)
-    size_cap: int | None = None  # a task's size counts at most so much in the mixture; null: no cap
+    size_cap: int | None = None  # cap on a task's size when computing mixture weights; null: no cap
     batch_size: int | None = None  # examples per step, over all devices; null: 32, unless batch_rows is set
     batch_rows: int | None = None  # instead of batch_size: packed rows of max_length tokens per step, over all devices
-    max_length: int = 128  # tokens a text, special tokens included
-    truncate: Truncate = "error"  # what happens to longer texts (it is counted)
-    on_bad_example: OnBadExample = "error"  # stop at a bad record, or count it and go on
+    max_length: int = 128  # maximum tokens per text, special tokens included
+    truncate: Truncate = "error"  # longer texts: error, cut on the left or right, or drop (cuts and drops are counted)
+    on_bad_example: OnBadExample = "error"  # error: stop at a bad record; skip: leave it out and count it
     hold_out: HoldOutConfig = field(default_factory=HoldOutConfig)
 
     @property

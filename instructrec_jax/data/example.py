@@ -1,4 +1,4 @@
-"""The one record that every source yields and every task reads."""
+"""The `Example`: the record that every source yields and every task reads."""
 
 import difflib
 import hashlib
@@ -20,8 +20,8 @@ _SPOKEN_BY = {  # other names of the roles, as in ShareGPT
     "bot": "assistant",
     "model": "assistant",
 }
-REASONING = ("reasoning_content", "reasoning", "thinking")  # three names of one thing; transformers reads each
-FOR_TEMPLATES = (*REASONING, "tool_calls", "tool_call_id", "name")  # what chat templates may write of a message
+REASONING = ("reasoning_content", "reasoning", "thinking")  # names of a turn's reasoning in chat templates
+FOR_TEMPLATES = (*REASONING, "tool_calls", "tool_call_id", "name")  # keys of a message for the chat template
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Message:
 
     Attributes:
       role: one of `ROLES`.
-      content: what is said. May be empty only beside a call of tools or reasoning.
-      learn: of the assistant's turns, whether it is learnt; False: context alone.
-      extra: what the tokenizer's chat template gets beside role and content, under its own name: see `FOR_TEMPLATES`.
+      content: the text. Empty only in a turn with tool calls or reasoning.
+      learn: whether an assistant turn is trained on; False: context only.
+      extra: further keys for the tokenizer's chat template, see `FOR_TEMPLATES`.
     """
 
     role: str
@@ -41,32 +41,31 @@ class Message:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_record(self) -> dict[str, Any]:
-        """A dict that JSON can hold; `read_message` makes an equal message of it."""
+        """A JSON-serializable dict; `read_message` is the inverse."""
         record = {"role": self.role, "content": self.content, **self.extra}
         return record if self.learn else record | {"weight": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One instruction and, when it is known, the answer.
+    """One instruction with its answer, if known.
 
     Attributes:
-      instruction: what to do, in words. May be empty only when `messages` are given.
-      input: what to do it to; None when the instruction says it all.
-      output: the answer: a text, the name of a label, a number, the id of an item; a tuple holds several
-        labels or items, or one tag per word. None: unknown (nothing to learn from, only to predict).
+      instruction: the instruction text. Empty only when `messages` are given.
+      input: the text that the instruction is about; None: none.
+      output: the answer: a text, a label name, a number or an item id; a tuple of several labels or items, or of one
+        tag per word. None: unknown (the example can only be predicted).
       messages: a conversation, oldest turn first, instead of or beside the instruction.
-      candidates: ids (or texts) of the items to choose among.
-      history: ids of the items already seen, oldest first.
+      candidates: ids (or texts) of the items to choose from.
+      history: ids of the items seen before, oldest first.
       task: name of the task; groups sources in a mixture.
-      id: whatever identifies the record to a reader.
-      origin: where a generated example came from: template, variant, user, split ...
-      system: a system prompt: stands before instruction or messages.
+      id: name of the record in reports.
+      origin: provenance of a generated example: template, variant, user, split ...
+      system: system prompt, before instruction or messages.
       tools: JSON schemas of the functions that the assistant may call, for the tokenizer's chat template.
-      words: the words of `input` where the record lists them, a label each, and spaces do not part them (words with a
-        space inside, or empty ones).
-      where: file and line, or data set and row, of the record, for error messages. Not a part of the example: equal
-        examples may come from different places.
+      words: the words of `input`, one label each, where splitting `input` at spaces would not give them (words that
+        are empty or contain a space).
+      where: file and line, or data set and row, of the record, for error messages. Ignored by comparisons.
     """
 
     instruction: str
@@ -84,7 +83,7 @@ class Example:
     where: str = field(default="", compare=False)
 
     def to_record(self) -> dict[str, Any]:
-        """A dict that JSON can hold, without the empty fields; `from_record` makes an equal example of it."""
+        """A JSON-serializable dict without the empty fields; `from_record` is the inverse."""
         record: dict[str, Any] = {}
         for name in _FIELDS:
             value = getattr(self, name)
@@ -95,7 +94,7 @@ class Example:
             elif isinstance(value, tuple):
                 value = list(value)
             if name == "output" and value is not None or value not in (None, "", [], {}):
-                record[name] = value  # an output of 0, "" or [] is an output
+                record[name] = value  # an output of 0, "" or [] is not missing
         return record
 
     @classmethod
@@ -126,14 +125,13 @@ _FIELDS = tuple(f.name for f in fields(Example) if f.name != "where")
 
 
 class BadExample(ValueError):
-    """One record that cannot become an `Example`.
+    """A record that is not a valid `Example`.
 
     Attributes:
       field: the field of the example, e.g. `output` or `messages[2].content`; "" for an unreadable record.
-      reason: a few words that records can be counted by: malformed line, missing column, wrong type, empty
-        text, unknown label ...
-      detail: a sentence with what was found and what to do about it.
-      where: file and line, or data set and row; "" until the source that read the record fills it in.
+      reason: category for counting: malformed line, missing column, wrong type, empty text, unknown label ...
+      detail: the value found and the remedy, in a sentence.
+      where: file and line, or data set and row; "" until the source fills it in.
     """
 
     def __init__(self, field: str, reason: str, detail: str, where: str = "") -> None:
@@ -141,7 +139,7 @@ class BadExample(ValueError):
         self.field, self.reason, self.detail, self.where = field, reason, detail, where
 
     def at(self, where: str) -> "BadExample":
-        """The same, with its place."""
+        """The same error with `where` set."""
         return BadExample(self.field, self.reason, self.detail, where)
 
     def __str__(self) -> str:
@@ -150,21 +148,21 @@ class BadExample(ValueError):
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a cell says nothing: null, or an empty text, list or object. (0 and false do say something.)"""
+    """Whether a cell is null or an empty text, list or object. (0 and false are values.)"""
     return value is None or isinstance(value, str | list | tuple | dict) and not value
 
 
 def read_message(turn: Any, place: str, ignore: frozenset[str] = frozenset()) -> Message:
-    """A turn as {role, content} or {from, value}; every other key is used, or ignored by name, or an error.
+    """Reads a turn, {role, content} or {from, value}. An unknown key is an error unless it is ignored by name.
 
-    `weight` (0 or 1) and `train` (true or false) say whether a turn of the assistant is learnt. `FOR_TEMPLATES` go to
-    the tokenizer's chat template.
+    `weight` (0 or 1) and `train` (true or false) say whether an assistant turn is trained on. The keys `FOR_TEMPLATES`
+    go to the tokenizer's chat template.
 
     Args:
-      ignore: keys that are left out.
+      ignore: keys to leave out.
 
     Raises:
-      BadExample: a wrong type, or a key that nothing reads.
+      BadExample: a wrong type or an unknown key.
     """
     if not isinstance(turn, Mapping):
         raise BadExample(place, "wrong type", f"expected {{role, content}}, found {show(turn)}.")
@@ -172,7 +170,7 @@ def read_message(turn: Any, place: str, ignore: frozenset[str] = frozenset()) ->
     role = rest.pop("role" if "role" in rest else "from", None)
     content = rest.pop("content" if "content" in rest else "value", turn.get("content", turn.get("value")))
     if "function_call" in rest:
-        raise BadExample(place, "wrong type", "function_call is not read: write it as tool_calls, or as content.")
+        raise BadExample(place, "wrong type", "function_call is not supported: use tool_calls or content.")
     if not isinstance(role, str):
         raise BadExample(f"{place}.role", "missing column", f"expected role (or from), found {show(turn)}.")
     role = _SPOKEN_BY.get(role, role)
@@ -182,10 +180,10 @@ def read_message(turn: Any, place: str, ignore: frozenset[str] = frozenset()) ->
             check_text(extra[name], f"{place}.{name}")
     if "tool_calls" in extra:
         extra["tool_calls"] = _tool_calls(extra["tool_calls"], place)
-    learn = _is_learnt(rest, role, place)
+    learn = _is_learned(rest, role, place)
     if rest:
         names = ", ".join(f"messages.{name}" for name in rest)
-        detail = f"nothing reads this key of a message: to leave it out, set fields.ignore to [{names}]."
+        detail = f"this key of a message is unknown: to leave it out, set fields.ignore to [{names}]."
         raise BadExample(f"{place}.{next(iter(rest))}", "unread field", detail)
     may_be_blank = "tool_calls" in extra or any(name in extra for name in REASONING)
     if not may_be_blank and "content" not in turn and "value" not in turn:
@@ -194,25 +192,25 @@ def read_message(turn: Any, place: str, ignore: frozenset[str] = frozenset()) ->
     return Message(role, content, learn, extra)
 
 
-def _is_learnt(rest: dict[str, Any], role: str, place: str) -> bool:
-    """Takes the keys `weight` and `train` out of `rest`."""
+def _is_learned(rest: dict[str, Any], role: str, place: str) -> bool:
+    """Whether to train on the turn; removes the keys `weight` and `train` from `rest`."""
     learn = True
     for name in ("weight", "train"):
         if name not in rest:
             continue
         value = rest.pop(name)
         if value not in (0, 1) or not isinstance(value, bool | int | float):
-            detail = f"found {show(value)}: a turn is learnt (1, true) or not (0, false)."
+            detail = f"found {show(value)}: use 1 or true to train on a turn, 0 or false for context only."
             raise BadExample(f"{place}.{name}", "wrong type", detail)
         if value and role != "assistant":
-            detail = f"only the assistant's turns are learnt, and this is the {role}'s: remove {name}, or set it to 0."
-            raise BadExample(f"{place}.{name}", "not learnt", detail)
+            detail = f"only assistant turns are trained on, but this role is {role}: remove {name}, or set it to 0."
+            raise BadExample(f"{place}.{name}", "not learned", detail)
         learn = learn and bool(value)
     return learn or role != "assistant"
 
 
 def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
-    """Calls of functions as chat templates read them: arguments are an object, also where the file has them as JSON."""
+    """Tool calls as chat templates read them, with arguments as an object (decoded if the file has a JSON text)."""
     shape = 'tool_calls: expected a list of {"function": {"name": ..., "arguments": {...}}}'
     read = []
     for call in calls if isinstance(calls, list | tuple) else [calls]:
@@ -224,7 +222,7 @@ def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
             try:
                 arguments = json.loads(arguments)
             except ValueError as error:
-                raise BadExample(place, "wrong type", f"{shape}; the arguments are no JSON ({error}).") from None
+                raise BadExample(place, "wrong type", f"{shape}; the arguments are invalid JSON ({error}).") from None
         if not isinstance(arguments, Mapping):
             raise BadExample(place, "wrong type", f"{shape}; the arguments are {show(arguments)}.")
         made = {**function, "arguments": dict(arguments)}
@@ -233,7 +231,7 @@ def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
 
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """The tools of a record: a list of JSON schemas, or its JSON. Raises `BadExample` for anything else."""
+    """The tools of a record, given as a list of JSON schemas or as its JSON text. Raises `BadExample` otherwise."""
     if is_blank(value) or isinstance(value, str) and not value.strip():
         return ()
     found = value
@@ -258,16 +256,16 @@ def show(value: Any) -> str:
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """' Did you mean "x"?', or nothing when no choice resembles the word."""
+    """' Did you mean "x"?', or "" when no choice resembles the word."""
     close = difflib.get_close_matches(word[:200], [choice for choice in choices if len(choice) <= 200], 1)
     return f' Did you mean "{close[0]}"?' if close else ""
 
 
 def check_text(value: Any, field: str, allow_blank: bool = False) -> str:
-    """The text itself, unchanged.
+    """Returns the text unchanged.
 
     Raises:
-      BadExample: not a text, blank, or with characters that no tokenizer can take.
+      BadExample: not a text, blank, or with characters that no tokenizer accepts (NUL, lone surrogates).
     """
     if not isinstance(value, str):
         raise BadExample(field, "wrong type", f"expected text, found {show(value)}.")
@@ -275,40 +273,40 @@ def check_text(value: Any, field: str, allow_blank: bool = False) -> str:
         raise BadExample(field, "empty text", f"expected text, found {value[:20]!r}: fill it in or remove the row.")
     if "\x00" in value:
         place = value.index("\x00")
-        detail = f"character {place} is NUL (\\x00), the sign of a damaged file: remove it ({show(value)})."
+        detail = f"character {place} is NUL (\\x00), so the file may be damaged: remove it ({show(value)})."
         raise BadExample(field, "unusable character", detail)
     try:
         value.encode()
     except UnicodeEncodeError as error:
         detail = (
             f"character {error.start} is half a surrogate pair (\\u{ord(value[error.start]):04x}), not text: "
-            "write the file anew from the original text, as UTF-8."
+            "write the file again from the original text, as UTF-8."
         )
         raise BadExample(field, "unusable character", detail) from None
     return value
 
 
 def check_number(value: Any, field: str) -> int | float:
-    """The number itself, unchanged. Raises `BadExample` when it is not a finite number."""
+    """Returns the number unchanged. Raises `BadExample` when it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadExample(field, "wrong type", f"expected a number, found {show(value)}.")
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         raise BadExample(field, "not a finite number", f"found {len(str(value)):,} digits, more than a float holds.")
     if isinstance(value, float) and not math.isfinite(value):
-        raise BadExample(field, "not a finite number", f"found {value}: give the true value or remove the row.")
+        raise BadExample(field, "not a finite number", f"found {value}: correct the value or remove the row.")
     return value
 
 
 def check_texts(value: Any, field: str) -> tuple[str, ...]:
     if not isinstance(value, tuple):
-        raise BadExample(field, "wrong type", f"expected several texts, found {show(value)}.")
+        raise BadExample(field, "wrong type", f"expected a tuple of texts, found {show(value)}.")
     for number, text in enumerate(value):
         check_text(text, f"{field}[{number}]")
     return value
 
 
 def check_example(example: Example) -> Example:
-    """The example itself, if every field holds what the class promises.
+    """Returns the example if every field has the type that `Example` documents.
 
     Raises:
       BadExample: a wrong type, an empty text, an unusable character or a number that is not finite.
@@ -328,11 +326,11 @@ def check_example(example: Example) -> Example:
     check_texts(example.candidates, "candidates")
     check_texts(example.history, "history")
     if not isinstance(example.words, tuple) or not all(isinstance(word, str) for word in example.words):
-        raise BadExample("words", "wrong type", f"expected several texts, found {show(example.words)}.")
+        raise BadExample("words", "wrong type", f"expected a tuple of texts, found {show(example.words)}.")
     check_text(example.task, "task", allow_blank=True)
     check_text(example.id, "id", allow_blank=True)
     if not isinstance(example.origin, Mapping):
-        raise BadExample("origin", "wrong type", f"expected names with texts, found {show(example.origin)}.")
+        raise BadExample("origin", "wrong type", f"expected a mapping of texts, found {show(example.origin)}.")
     for name, text in example.origin.items():
         check_text(name, "origin")
         check_text(text, f"origin.{name}", allow_blank=True)
@@ -350,16 +348,16 @@ def check_messages(messages: tuple[Message, ...]) -> None:
             detail = f"found {show(message.role)}; the roles are {', '.join(ROLES)}."
             raise BadExample(f"{place}.role", "unknown role", detail)
         if message.role == "system" and number > 0:
-            detail = "a system message can only be the first: move it or join it to the first one."
+            detail = "only the first message may be a system message: move it or join it to the first one."
             raise BadExample(f"{place}.role", "misplaced system message", detail)
         check_text(message.content, f"{place}.content", allow_blank=bool(message.extra))
 
 
 def check_labels(example: Example, labels: Iterable[str]) -> None:
-    """Checks the output, or each of several outputs, against the known labels (an absent output passes).
+    """Checks the output, or each of several outputs, against the labels (a missing output passes).
 
     Raises:
-      BadExample: an output that is no label.
+      BadExample: an output that is not a label.
     """
     labels = list(labels) if not isinstance(labels, list | tuple | frozenset | set) else labels
     several = isinstance(example.output, tuple)
@@ -367,7 +365,7 @@ def check_labels(example: Example, labels: Iterable[str]) -> None:
     for number, output in enumerate(outputs):
         place = f"output[{number}]" if several else "output"
         if not isinstance(output, str):
-            detail = f"found {show(output)}, which is no name: map numbers to names with fields.label_names."
+            detail = f"found {show(output)}, not a name: map numbers to names with fields.label_names."
             raise BadExample(place, "unknown label", detail)
         if output not in labels:
             listed = ", ".join(sorted(labels)[:20]) + (", ..." if len(labels) > 20 else "")
@@ -376,7 +374,7 @@ def check_labels(example: Example, labels: Iterable[str]) -> None:
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """64 hex digits for the examples and their order, the same on every machine: SHA-256 of their JSON."""
+    """SHA-256 (64 hex digits) of the examples' JSON in order, the same on every machine."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(fingerprint_bytes(example))

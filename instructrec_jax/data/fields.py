@@ -1,4 +1,4 @@
-"""How the columns of a record become the fields of an `Example`."""
+"""Maps the columns of a record to the fields of an `Example`."""
 
 import json
 import string
@@ -23,43 +23,42 @@ from instructrec_jax.data.example import (
 from instructrec_jax.data.labels import Labels, chosen, named
 from instructrec_jax.data.unread import MEANING, check_ignored, unread_fields
 
-OutputType = Literal["auto", "text", "number", "list", "candidate"]  # auto: as it stands in the file
+OutputType = Literal["auto", "text", "number", "list", "candidate"]  # auto: the type in the file
 
 
 @dataclass
 class FieldsConfig:
-    """What each field of an example is made of.
+    """The source of each field of an example.
 
     A value is one of:
-      the name of a column, `text` (a dotted path reaches inside: `translation.de`, `answers.text.0`);
-      a template with columns in braces, `Is this review positive? {text}` (`{{` and `}}` stand for braces);
-      a fixed text after an equals sign, `=Summarise the text.`;
-      null, and the field stays empty.
+      a column name, `text` (a dotted path reaches inside: `translation.de`, `answers.text.0`);
+      a template with columns in braces, `Is this review positive? {text}` (`{{` and `}}` are literal braces);
+      a fixed text after an equals sign, `=Summarize the text.`;
+      null: the field is empty.
 
-    The defaults read records that are laid out like an `Example` itself, hence also Alpaca files
-    (instruction, input, output) and conversations (messages). A column that bears the name of its own field
-    may be absent, except `instruction` and `output`, which a record without messages must have. Any other
-    must be there.
+    The defaults read records with the field names of `Example`, hence also Alpaca files (instruction, input, output)
+    and conversations (messages). With a default, the column may be missing, except `instruction` and `output` in a
+    record without messages. Any other column must exist.
 
-    Answers of output_type candidate are the candidates' own labels where those stand beside them (`choices.label`
-    beside `choices.text`); else numbers count from 0 and letters from A.
+    With output_type candidate, an answer is the candidate's label if the record has labels (`choices.label` beside
+    `choices.text`); otherwise a number counted from 0 or a letter from A.
     """
 
-    instruction: str | None = "instruction"  # What to do: a column, a template "Translate: {text}", or "=a fixed text".
-    input: str | None = "input"  # What to do it to: likewise (a list of words is joined). Null or empty: no input.
-    output: str | None = "output"  # The right answer: likewise. Null when there is none (data to predict for).
+    instruction: str | None = "instruction"  # A column, a template "Translate: {text}", or a fixed text "=Translate.".
+    input: str | None = "input"  # Text that the instruction is about: likewise (a list of words is joined).
+    output: str | None = "output"  # The target: likewise. Null: no target (data to predict).
     output_type: OutputType = "auto"  # text: 318 -> "318"; number: "3.5" -> 3.5; candidate: 0, A or its label.
-    label_names: dict[int, str] = field(default_factory=dict)  # Names for class numbers: {0: negative, 1: positive}.
+    label_names: dict[int, str] = field(default_factory=dict)  # Names of class numbers: {0: negative, 1: positive}.
     messages: str | None = "messages"  # Column with a conversation: a list of {role, content} or of {from, value}.
-    system: str | None = "system"  # A system prompt: a column, a template, or "=a fixed text".
+    system: str | None = "system"  # System prompt: a column, a template, or "=a fixed text".
     tools: str | None = "tools"  # Column with the tools that the assistant may call: a list of JSON schemas.
-    ignore: list[str] = field(default_factory=list)  # Columns that are left out, and keys of messages: messages.weight.
-    candidates: str | None = "candidates"  # Ids of the items to choose among: a list, or text (see separator).
+    ignore: list[str] = field(default_factory=list)  # Columns to leave out, and keys of messages: messages.weight.
+    candidates: str | None = "candidates"  # Ids of the items to choose from: a list, or text (see separator).
     history: str | None = "history"  # Ids of items seen, oldest first: list or text (see separator); or earlier turns.
-    task: str | None = "task"  # Name of the task, unless the source itself sets one.
-    id: str | None = "id"  # What to call the record in reports.
-    origin: str | None = "origin"  # Column with where an example came from: a text, or an object (of lists the first).
-    separator: str = ""  # Splits a text cell into the parts of a list, as in "12|55|9": useful in CSV files.
+    task: str | None = "task"  # Task name, unless the source sets one.
+    id: str | None = "id"  # Name of the record in reports.
+    origin: str | None = "origin"  # Column with the provenance: a text, or an object (of lists, the first entry).
+    separator: str = ""  # Splits a text cell into a list, as in "12|55|9": useful in CSV files.
 
 
 _MISSING = object()
@@ -67,10 +66,10 @@ _MISSING = object()
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
-    """One parsed value of `FieldsConfig`: either a column as it is, or texts and columns in turn."""
+    """A parsed value of `FieldsConfig`: a column, or alternating texts and columns."""
 
-    parts: tuple[tuple[str, str | None], ...]  # (fixed text, column after it or None), as string.Formatter cuts them
-    column: str | None  # the whole value is this column, whatever its type
+    parts: tuple[tuple[str, str | None], ...]  # (fixed text, column after it or None), as string.Formatter splits them
+    column: str | None  # the value is this column, of any type
 
     @property
     def columns(self) -> list[str]:
@@ -90,16 +89,16 @@ def _parse(field: str, value: str) -> _Recipe:
     try:
         pieces = list(string.Formatter().parse(value))
     except ValueError as error:
-        message = f"{place}: {value!r} is no valid template ({error}); write {{{{ and }}}} for braces in the text."
+        message = f"{place}: {value!r} is not a valid template ({error}); write {{{{ and }}}} for literal braces."
         raise ValueError(message) from None
     for _, column, spec, conversion in pieces:
         if column is not None and (not column.strip() or spec or conversion):
-            raise ValueError(f"{place}: in the template {value!r} only the name of a column can stand in braces.")
+            raise ValueError(f"{place}: the braces of the template {value!r} may hold a column name only.")
     return _Recipe(tuple((text, column) for text, column, _, _ in pieces), None)
 
 
 def look_up(row: Mapping[str, Any], path: str) -> Any:
-    """The value of a column, or of a dotted path into it; `_MISSING` when there is none."""
+    """The value of a column or of a dotted path into it; `_MISSING` if there is none."""
     if path in row:
         return row[path]
     value: Any = row
@@ -117,13 +116,13 @@ class FieldMapper:
     """Turns records into examples: `mapper(row) -> Example`.
 
     Args:
-      fields: which column goes where.
-      task: name of the task of every example; "" leaves it to the record.
-      labels: when given, every output must be one of them.
-      class_names: names of the numbers of class columns, by column (`datasets` and tfds know them).
+      fields: the source of each field.
+      task: task name of every example; "": the record's own.
+      labels: if given, every output must be one of them.
+      class_names: label names of class columns, by column (from `datasets` or tfds).
 
     Raises:
-      ValueError: a setting that makes no sense. Calling the mapper raises `BadExample`.
+      ValueError: an invalid setting. Calling the mapper raises `BadExample`.
     """
 
     def __init__(
@@ -144,11 +143,11 @@ class FieldMapper:
         for name in ("messages", "origin", "tools"):
             recipe = self.recipes[name]
             if recipe and not recipe.column:
-                raise ValueError(f"setting `fields.{name}`: {values[name]!r} must be the name of a column.")
+                raise ValueError(f"setting `fields.{name}`: {values[name]!r} must be a column name.")
         if not self.recipes["instruction"] and not self.recipes["messages"]:
             raise ValueError("settings `fields`: instruction and messages are both null; an example needs one of them.")
         if fields.label_names and fields.output_type in ("number", "text", "candidate"):
-            message = f"label_names make names of numbers, output_type: {fields.output_type} keeps them; drop one."
+            message = f"label_names contradicts output_type: {fields.output_type}; drop one."
             raise ValueError(f"settings `fields`: {message}")
 
         named = {column for recipe in self.recipes.values() if recipe for column in recipe.columns}
@@ -160,22 +159,22 @@ class FieldMapper:
         )
 
     def columns(self) -> set[str]:
-        """The columns that have to be read; of a dotted path also its first part."""
+        """The columns to read; of a dotted path also its first part."""
         return self.used | (MEANING - self.ignored)
 
     def unread(self, row: Mapping[str, Any], all_columns: Sequence[str] | None = None) -> list[str]:
-        """The columns of a row that hold something, and that neither are read nor ignored: see `data.unread`."""
+        """The non-empty columns of a row that are neither read nor ignored: see `data.unread`."""
         rest = unread_fields(row, self.used, self.ignored)
         unseen = [] if all_columns is None else [name for name in all_columns if name not in row]
         return rest + [name for name in unseen if name not in self.used and name not in self.ignored]
 
     def _candidate_labels(self) -> str:
-        """The column with what a record calls its candidates: `choices.label` beside `choices.text`; "" if none."""
+        """The column with the candidates' labels: `choices.label` beside `choices.text`; "" if none."""
         column = (self.recipes["candidates"] and self.recipes["candidates"].column) or ""
         return column.removesuffix("text") + "label" if column.endswith(".text") else ""
 
     def __call__(self, row: Mapping[str, Any], all_columns: Sequence[str] | None = None) -> Example:
-        """`all_columns`: the names to list in an error when `row` holds only those that are needed."""
+        """Maps a row. `all_columns`: the columns to name in an error where `row` holds only the needed ones."""
         there = list(row) if all_columns is None else list(all_columns)
 
         def value(name: str) -> Any:
@@ -212,7 +211,7 @@ class FieldMapper:
         return example
 
     def _is_named(self, name: str) -> bool:
-        """Whether the user chose this column, so that it must be there."""
+        """Whether the user named this column, so that it must exist."""
         recipe = self.recipes[name]
         return recipe is not None and recipe.column != name
 
@@ -296,19 +295,19 @@ class FieldMapper:
         if kind == "number":
             return check_number(_number(value) if isinstance(value, str) else value, "output")
         if isinstance(value, bool):
-            detail = f"found {show(value)}: name both values, label_names: {{0: no, 1: yes}}."
+            detail = f"found {show(value)}: name both values with fields.label_names: {{0: no, 1: yes}}."
             raise BadExample("output", "wrong type", detail)
         if not isinstance(value, str | int | float):
             raise BadExample("output", "wrong type", f"expected text, a number or a list, found {show(value)}.")
         return value
 
     def _label(self, value: Any) -> str | None:
-        """The task's label that a value means, whatever it is to the file: a text, a number or a truth value."""
+        """The task's label that equals a value (text, number or boolean) in normalized form, or None."""
         return None if self.labels is None else self.labels.find(value)
 
     def _split(self, name: str, value: str) -> list[str]:
         if not self.fields.separator:
-            detail = f"expected a list, found {show(value)}: set fields.separator to what parts the cell."
+            detail = f"expected a list, found {show(value)}: set fields.separator to the cell's separator."
             raise BadExample(name, "wrong type", detail)
         return [part.strip() for part in value.split(self.fields.separator)] if value.strip() else []
 
@@ -318,7 +317,7 @@ class FieldMapper:
         if isinstance(value, str):
             value = self._split(name, value) if value.strip() else []
         if not isinstance(value, list | tuple):
-            hint = f"set fields.{name} to null if the column means something else."
+            hint = f"set fields.{name} to null if the column is unrelated."
             raise BadExample(name, "wrong type", f"expected a list of ids, found {show(value)}; {hint}")
         return tuple(_id_text(item, f"{name}[{number}]") for number, item in enumerate(value))
 
@@ -348,18 +347,18 @@ def _number(value: str) -> int | float | str:
 
 
 def _id_text(value: Any, place: str) -> str:
-    """Item ids, labels and names may be whole numbers in the file; in an example they are texts."""
+    """An id, label or name as text; the file may have it as an integer."""
     if isinstance(value, float) and value.is_integer():  # a column of whole numbers with gaps
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise BadExample(place, "wrong type", f"expected text or a whole number, found {show(value)}.")
+        raise BadExample(place, "wrong type", f"expected text or an integer, found {show(value)}.")
     return check_text(value, place)
 
 
 def _record_id(value: Any) -> str:
-    """What a record is called, whatever the column holds, since it only names the record: "" where it is blank."""
+    """The name of a record as text, from a column of any type; "" if it is blank."""
     if value is None or value != value or isinstance(value, str) and not value.strip():  # NaN is not itself
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -375,7 +374,7 @@ def _messages(value: Any, required: bool, ignored: frozenset[str]) -> tuple[Mess
     if value is None and not required:
         return ()
     if not isinstance(value, list | tuple):
-        hint = "set fields.messages to null if the column means something else."
+        hint = "set fields.messages to null if the column is unrelated."
         raise BadExample("messages", "wrong type", f"expected a list of messages, found {show(value)}; {hint}")
     if required and not value:
         raise BadExample("messages", "empty text", "the conversation has no messages: remove the row.")
@@ -383,7 +382,7 @@ def _messages(value: Any, required: bool, ignored: frozenset[str]) -> tuple[Mess
 
 
 def _is_dialogue(history: Any) -> bool:
-    """Whether a history holds what was said before, as [request, answer] pairs, and not the ids of items."""
+    """Whether a history holds earlier turns as [request, answer] pairs, not item ids."""
     return (
         isinstance(history, list | tuple)
         and bool(history)
@@ -392,9 +391,9 @@ def _is_dialogue(history: Any) -> bool:
 
 
 def _with_earlier_turns(example: Example, history: Sequence[Sequence[Any]]) -> Example:
-    """The example as a conversation that its history begins; instruction and input are the user's last turn."""
+    """The example as a conversation: the history, then instruction and input as the user's last turn."""
     if example.messages:
-        raise BadExample("history", "two conversations", "the record has messages, too: set fields.history to null.")
+        raise BadExample("history", "two conversations", "the record also has messages: set fields.history to null.")
     turns = []
     for number, pair in enumerate(history):
         for role, text in zip(("user", "assistant"), pair, strict=True):
@@ -404,20 +403,20 @@ def _with_earlier_turns(example: Example, history: Sequence[Sequence[Any]]) -> E
 
 
 def _own_words(listed: Any) -> tuple[str, ...]:
-    """The words of a list that are lost when they are joined by spaces: see `Example.words`."""
+    """The words of a list, if joining them with spaces is not reversible: see `Example.words`."""
     if not isinstance(listed, list | tuple) or not all(isinstance(word, str) for word in listed):
         return ()
     return () if " ".join(listed).split() == list(listed) else tuple(listed)
 
 
 def _origin(value: Any, column: str) -> dict[str, str]:
-    """A text is named after the column that it stands in. Numbers become texts; of a list the first one counts."""
+    """The provenance as a dict: a text under its column's name, numbers as texts, of a list the first entry."""
     if value is None:
         return {}
     if isinstance(value, str) and column != "origin":
         return {column: value}
     if not isinstance(value, Mapping):
-        hint = "set fields.origin to null if the column means something else."
+        hint = "set fields.origin to null if the column is unrelated."
         raise BadExample("origin", "wrong type", f"expected an object of texts, found {show(value)}; {hint}")
     first = {name: one[0] if isinstance(one, list | tuple) and one else one for name, one in value.items()}
     return {

@@ -1,4 +1,4 @@
-"""What training must not see, so that a test can tell what was learnt from what was known."""
+"""Held-out tasks, templates and labels: excluded from training, reported apart in the test."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ SEEN, UNSEEN = "seen", "unseen"
 
 @dataclass
 class HoldOutConfig:
-    """Examples that data.train and data.validation leave out; the test reports on them apart from the others."""
+    """Examples excluded from data.train and data.validation; the test reports on them separately."""
 
-    tasks: list[str] = field(default_factory=list)  # names of tasks; * stands for anything
-    templates: list[str] = field(default_factory=list)  # values of the examples' origin.template; * for anything
-    labels: list[str] = field(default_factory=list)  # answers (any of several)
+    tasks: list[str] = field(default_factory=list)  # task names; * is a wildcard
+    templates: list[str] = field(default_factory=list)  # values of origin.template; * is a wildcard
+    labels: list[str] = field(default_factory=list)  # labels; holds out every example with one of them
 
     def __bool__(self) -> bool:
         return bool(self.tasks or self.templates or self.labels)
@@ -34,7 +34,7 @@ def is_held_out(example: Example, config: HoldOutConfig) -> bool:
 
 
 def check_hold_out(examples: Sequence[Example], config: HoldOutConfig, where: str) -> None:
-    """Raises ValueError for a name that none of the examples has: a misspelt one would hold nothing out."""
+    """Raises ValueError for a name that no example has: a misspelled name would hold nothing out."""
     for kind in ("tasks", "templates", "labels"):
         for name in getattr(config, kind):
             only = HoldOutConfig(**{kind: [name]})

@@ -11,7 +11,7 @@ from instructrec_jax.extras import require
 
 
 def class_names(features: Any, path: str = "") -> dict[str, list[str]]:
-    """Names of the numbers in every class column of `datasets` or tfds features, by (dotted) column."""
+    """Label names of every class column of `datasets` or tfds features, by (dotted) column."""
     if isinstance(getattr(features, "names", None), list):
         return {path: list(features.names)}
     if hasattr(features, "feature"):  # a list of classes
@@ -24,7 +24,7 @@ def class_names(features: Any, path: str = "") -> dict[str, list[str]]:
 
 
 class DatasetRows:
-    """The rows of a HuggingFace `Dataset`; columns that the mapping does not need are not decoded."""
+    """The rows of a HuggingFace `Dataset`; only the columns that the mapping needs are decoded."""
 
     def __init__(self, dataset: Any, name: str, wanted: set[str]) -> None:
         self.columns: list[str] = dataset.column_names
@@ -53,7 +53,7 @@ def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> 
             return datasets.load_dataset(place, subset, split=split, streaming=streaming)
         dataset = datasets.load_from_disk(place)
     except Exception as error:
-        hint = "check path, subset and split, and that the hub can be reached if it is a hub id"
+        hint = "check path, subset and split, and for a hub id the connection to the hub"
         message = f"cannot be opened ({_brief(error)}); {hint}."
         raise ValueError(f"data set {path} (split {split}): {message}") from error
     if isinstance(dataset, datasets.DatasetDict):
@@ -66,12 +66,12 @@ def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> 
 
 
 def _brief(error: Exception) -> str:
-    """The first line of a message of another library (the whole of it is in the traceback)."""
+    """The first line of another library's error message (the traceback has the rest)."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
 class TfdsRows:
-    """The rows of a `tensorflow-datasets` data source: texts are bytes there, numbers belong to numpy."""
+    """The rows of a `tensorflow-datasets` data source, with bytes decoded and numpy values as Python's own."""
 
     columns = None
 
@@ -118,6 +118,6 @@ def open_tfds(path: str, split: str) -> tuple[Any, Any]:
             builder.download_and_prepare()
         return builder.as_data_source(split=split), builder.info.features
     except Exception as error:
-        hint = "check name, or folder (the one with dataset_info.json), and split, and that it is ArrayRecord"
+        hint = "check the name or folder (with dataset_info.json), the split, and that the format is ArrayRecord"
         message = f"cannot be opened ({_brief(error)}); {hint}."
         raise ValueError(f"data set {path} (split {split}): {message}") from error

@@ -1,4 +1,4 @@
-"""Labels as files and settings spell them, compared in one form: a CSV's "1.0" is JSON's 1 and the setting's 1."""
+"""Labels compared in a normalized form: a CSV's "1.0" equals JSON's 1 and the setting's 1."""
 
 import math
 import re
@@ -12,9 +12,9 @@ _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,15})(\.\d+)?")  # 007 and 1e3 are names
 
 
 def label_form(value: Any) -> str | None:
-    """What equal labels have in common; None for what can be no label.
+    """The normalized form of a label; None for a value that cannot be a label.
 
-    "1" for 1, 1.0, "1.0" and " 1"; "true" for True, "True" and "TRUE"; any other text is its own form.
+    "1" for 1, 1.0, "1.0" and " 1"; "true" for True, "True" and "TRUE"; other texts are unchanged.
     """
     if isinstance(value, bool):
         return str(value).lower()
@@ -31,7 +31,7 @@ def label_form(value: Any) -> str | None:
 
 
 class Labels:
-    """The labels that outputs may have."""
+    """The labels of a task, with look-up by normalized form."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = frozenset(names)
@@ -39,14 +39,14 @@ class Labels:
         self.by_form = {label_form(name): name for name in self.names if counts[label_form(name)] == 1}
 
     def find(self, value: Any) -> str | None:
-        """The label that a value of a file means, or None."""
+        """The label that equals a value of a file in normalized form, or None."""
         if isinstance(value, str) and value in self.names:
             return value
         return self.by_form.get(label_form(value)) if isinstance(value, str | int | float) else None
 
 
 def named(value: Any, names: Mapping[int, str], place: str) -> str:
-    """The name of a class number, however the file spells it; or the name itself. Raises BadExample for others."""
+    """The label name of a class number or name. Raises BadExample for any other value."""
     form = {"true": "1", "false": "0"}.get(str(label_form(value)), label_form(value))
     number = int(form) if form is not None and re.fullmatch(r"-?\d+", form) else None
     if number is not None and number in names:
@@ -59,32 +59,32 @@ def named(value: Any, names: Mapping[int, str], place: str) -> str:
 
 def withheld(number: int | None) -> str:
     """A hint where a class number is -1."""
-    hint = " -1 usually marks a withheld answer: choose another split, or set fields.output to null."
+    hint = " -1 usually marks a withheld label: choose another split, or set fields.output to null."
     return hint if number == -1 else ""
 
 
 def chosen(value: Any, candidates: Sequence[str], called: Any, styles: Counter[str]) -> str:
-    """Which of the candidates an answer means.
+    """The candidate that an answer refers to.
 
     Args:
-      called: what the record itself calls them (["A", "B", ...] or ["1", "2", ...]); None where it does not say: then
-        numbers count from 0, and letters from a or A.
-      styles: counts the letters and the numbers among answers to candidates that are not called anything. A source
-        with both is not to be trusted: its numbers may count from 1.
+      called: the record's labels of the candidates (["A", "B", ...] or ["1", "2", ...]); None: the record has none, so
+        numbers count from 0 and letters from A.
+      styles: updated counts of letter and number answers without such labels. `check_styles` refuses a source with
+        both, because its numbers may count from 1.
 
     Raises:
-      BadExample: an answer that is none of them, or names that do not fit the candidates.
+      BadExample: an answer that is not a candidate, or labels that do not match the candidates.
     """
     if called is not None:
         forms = [label_form(name) for name in called] if isinstance(called, list | tuple) else []
         if len(forms) != len(candidates) or len(set(forms)) != len(forms) or None in forms:
-            detail = f"{len(candidates)} candidates are called {show(called)}: each needs a name of its own."
+            detail = f"{len(candidates)} candidates have the labels {show(called)}: each needs a distinct label."
             raise BadExample("candidates", "unknown label", detail)
         form = label_form(value.strip() if isinstance(value, str) else value)
         if form in forms:
             return candidates[forms.index(form)]
         names = ", ".join(map(str, called))
-        raise BadExample("output", "unknown label", f"found {show(value)}, but the candidates are called {names}.")
+        raise BadExample("output", "unknown label", f"found {show(value)}, but the candidates' labels are {names}.")
     form, number = label_form(value), None
     if form is not None and not isinstance(value, bool) and re.fullmatch(r"-?\d+", form):
         number, style = int(form), "numbers"
@@ -98,10 +98,10 @@ def chosen(value: Any, candidates: Sequence[str], called: Any, styles: Counter[s
 
 
 def check_styles(styles: Counter[str], name: str) -> None:
-    """Refuses a source whose answers are letters here and numbers there."""
+    """Raises ValueError for a source whose answers mix letters and numbers."""
     if len(styles) > 1:
         raise ValueError(
-            f"source {name}: of its answers, {styles['letters']:,} are letters and {styles['numbers']:,} are numbers, "
-            "which may count from 0 or from 1. Write all of them as letters; or, where the records hold what the "
-            "candidates are called, as in choices.label beside choices.text, set fields.candidates to choices.text."
+            f"source {name}: {styles['letters']:,} letters and {styles['numbers']:,} numbers as answers. Numbers "
+            "may count from 0 or from 1. Write all answers as letters, or add the candidates' labels to the records "
+            "(choices.label beside choices.text) and set fields.candidates to choices.text."
         )

@@ -5,13 +5,13 @@ and nothing repeats or goes missing when the number of devices or hosts changes.
 carries
 
     tokens, token_types, segment_ids, positions   int32 [rows, length]; segment 0 is padding
-    text_numbers                                  int32 [rows, segments], which text of the batch lies there
+    text_numbers                                  int32 [rows, segments], index in the batch of each segment's text
 
-beside the arrays that the task adds; and for an encoder–decoder
+and the arrays that the task adds; and for an encoder–decoder
 
     target_tokens, target_segment_ids, target_positions   int32 [rows, target_length]
 
-where the target of a text has the row and segment number of its text.
+where a target has the row and segment number of its text.
 """
 
 import bisect
@@ -29,9 +29,9 @@ from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding, data_sh
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One tokenised text: int32 [length] tokens, and token types where the network has them.
+    """One tokenized text: int32 [length] tokens, and token types where the network has them.
 
-    `target`: for an encoder–decoder, int32 [target length], what the decoder reads.
+    `target`: decoder input of an encoder–decoder, int32 [target length].
     """
 
     tokens: np.ndarray
@@ -41,50 +41,50 @@ class Text:
 
 @dataclass
 class BatchTexts:
-    """What a task makes of some examples, before the texts are laid out in rows.
+    """A task's texts and arrays for some examples, before packing.
 
-    Arrays per token are of the texts' lengths, or, where the texts have targets, of the targets'.
+    Arrays per token have the lengths of the texts or, with targets, of the targets.
     """
 
     texts: list[Text]
-    per_token: dict[str, list[np.ndarray]] = field(default_factory=dict)  # one [length] array a text
+    per_token: dict[str, list[np.ndarray]] = field(default_factory=dict)  # one [length] array per text
     per_text: dict[str, np.ndarray] = field(default_factory=dict)  # [texts, ...] -> [rows, segments, ...]
-    per_example: dict[str, np.ndarray] = field(default_factory=dict)  # as it is
-    slots: dict[str, np.ndarray] = field(default_factory=dict)  # numbers of texts -> indices of pooled vectors
+    per_example: dict[str, np.ndarray] = field(default_factory=dict)  # unchanged
+    slots: dict[str, np.ndarray] = field(default_factory=dict)  # indices of texts -> indices of pooled vectors
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of this process (all of them on one process) and what the batch holds in total."""
+    """The rows of this process, and the sizes of the global batch."""
 
     arrays: dict[str, np.ndarray]
-    tokens: int  # without padding, targets included, over all processes
+    tokens: int  # without padding, with targets, over all processes
     shape: tuple[int, ...]  # (rows, length) or (rows, length, target_length), over all processes
-    totals: dict[str, int]  # of each array, its leading dimension over all processes
-    position: Any = None  # of a stream, after this batch
+    totals: dict[str, int]  # leading dimension of each array over all processes
+    position: Mapping[str, Any] | None = None  # of a stream, after this batch
 
 
 def lengths_of(texts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Tokens of each text, int64 [texts], and of each target, or None where there are no targets.
+    """Tokens of each text, int64 [texts], and of each target, or None without targets.
 
-    Raises ValueError where some texts have targets and others have none.
+    Raises ValueError when some texts have targets and others do not.
     """
     lengths = np.array([len(text.tokens) for text in texts])
     targets = [len(text.target) for text in texts if text.target is not None]
     if targets and len(targets) < len(texts):
-        raise ValueError(f"{len(targets)} of {len(texts)} texts have a target: all of them should have one, or none.")
+        raise ValueError(f"{len(targets)} of {len(texts)} texts have a target: either all or none must have one.")
     return lengths, np.array(targets) if targets else None
 
 
 def lay_out(
     parts: BatchTexts, plan: Plan, process_index: int = 0, process_count: int = 1, multiple: int = 1
 ) -> dict[str, np.ndarray]:
-    """Lays texts out as planned. Each process gets an equal share of every array's leading dimension.
+    """The arrays of a plan. Each process gets an equal share of every array's leading dimension.
 
-    An array that the rows' devices cannot split, because its length is no `multiple`, is whole in each process.
+    An array whose length is not a multiple of `multiple` cannot be split over devices: each process gets all of it.
     """
     if (lengths_of(parts.texts)[1] is None) != (plan.target_length is None):
-        raise ValueError("texts with targets need a plan with target rows, and texts without targets one without.")
+        raise ValueError("the texts and the plan disagree: either both or neither must have targets.")
 
     def mine(array: np.ndarray) -> np.ndarray:
         if len(array) % process_count or len(array) % multiple:
@@ -137,12 +137,12 @@ class Loader:
     """Batches of an indexable data set.
 
     Attributes:
-      order: epoch -> int64 [examples an epoch], indices of examples in that epoch's order.
-      gather: (indices, random generator) -> BatchTexts: the task's view of some examples.
-      batch_size: examples a step, over all processes.
+      order: epoch -> int64 [examples per epoch], indices of examples in the epoch's order.
+      gather: (indices, random generator) -> BatchTexts: the task's texts of some examples.
+      batch_size: examples per step, over all processes.
       buckets: allowed row lengths.
-      row_multiple: rows are a multiple of this (data-parallel devices x accumulation).
-      target_buckets: allowed lengths of target rows, where texts have targets.
+      row_multiple: divisor of the row count (data-parallel devices x accumulation).
+      target_buckets: allowed lengths of target rows; () without targets.
     """
 
     order: Callable[[int], np.ndarray]
@@ -164,7 +164,7 @@ class Loader:
         return self._epochs[epoch]
 
     def indices(self, step: int) -> np.ndarray:
-        """Examples of a step: the epochs follow one another without a gap, each holds every example once."""
+        """The examples of a step, from the epochs put end to end, int64 [batch_size]."""
         size = len(self._epoch(0))
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return np.array([self._epoch(int(p // size))[p % size] for p in positions])
@@ -201,23 +201,23 @@ def planned_batch(parts: BatchTexts, plan: Plan, process_index: int, process_cou
 
 @dataclass(frozen=True)
 class RowLoader:
-    """Batches of so many full rows of an indexable data set, with whatever number of examples fits into them.
+    """Batches of a fixed number of packed rows of an indexable data set.
 
-    The examples of an epoch are packed as a whole, and its rows come in a shuffled order: batch(step) holds the rows
+    The examples of an epoch are packed as a whole, and its rows are shuffled: batch(step) holds the rows
     step * batch_rows to (step + 1) * batch_rows - 1 of the epochs put end to end. All batches have one shape.
 
-    How lengths go together depends on the seed and on the lengths of the epoch's examples, not on their order, so
-    epochs with the same lengths have the same number of rows, and where a later epoch begins is known without packing
-    the ones before it. (Epochs of a weighted mixture differ in their lengths; each is packed once to count its rows.)
-    Which of the examples of a length takes which of its places is drawn anew for each epoch; an example of a length
-    that no other has keeps its place, and so shares its row with the same lengths each time.
+    The packing depends on the seed and on the lengths of the epoch's examples, not on their order. So epochs with the
+    same lengths have the same number of rows, and the start of a later epoch is known without packing the earlier
+    ones. (Epochs of a weighted mixture differ in their lengths; each is packed once to count its rows.) Examples of
+    equal length exchange places from epoch to epoch; an example with a unique length shares its row with the same
+    lengths in every epoch.
 
     Attributes:
-      order, gather, seed: as in `Loader`; `gather` gives one text an example.
+      order, gather, seed: as in `Loader`; `gather` gives one text per example.
       lengths: int [examples], tokens of each example.
-      target_lengths: the same of the targets, or None.
-      batch_rows: rows a step, over all processes.
-      length, target_length: of the rows.
+      target_lengths: tokens of each target, or None.
+      batch_rows: rows per step, over all processes.
+      length, target_length: row lengths.
     """
 
     order: Callable[[int], np.ndarray]
@@ -232,14 +232,14 @@ class RowLoader:
     target_length: int | None = None
     _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict, repr=False)
     _ends: list[int] = field(default_factory=list, repr=False)  # rows of the epochs 0..e together
-    _packed: dict[bytes, list[np.ndarray]] = field(default_factory=dict, repr=False)  # the last lengths and their rows
+    _packed: dict[bytes, list[np.ndarray]] = field(default_factory=dict, repr=False)  # rows of the last lengths packed
 
     @property
     def _sides(self) -> list[np.ndarray]:
         return [self.lengths] if self.target_lengths is None else [self.lengths, self.target_lengths]
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The rows of an epoch in their order, each as the examples in it."""
+        """The rows of an epoch in order, each as the indices of its examples."""
         if epoch not in self._epochs:
             for old in [e for e in self._epochs if e < epoch - 1]:
                 del self._epochs[old]
@@ -250,12 +250,12 @@ class RowLoader:
         return self._epochs[epoch]
 
     def _by_length(self, epoch: int) -> np.ndarray:
-        """The examples of an epoch by their lengths; equals in the epoch's own order."""
+        """The examples of an epoch sorted by length, ties in the epoch's order."""
         order = self.order(epoch)
         return order[np.lexsort([side[order] for side in reversed(self._sides)])]
 
     def _pack(self, examples: np.ndarray) -> list[np.ndarray]:
-        """Rows of places in `examples`, which are sorted by length."""
+        """Rows of indices into `examples`, which are sorted by length."""
         lengths = self.lengths[examples]
         targets = None if self.target_lengths is None else self.target_lengths[examples]
         key = b"".join(side[examples].tobytes() for side in self._sides)
@@ -266,7 +266,7 @@ class RowLoader:
         return self._packed[key]
 
     def row(self, number: int) -> np.ndarray:
-        """The examples in a row of the endless order."""
+        """The examples of a row, counted over the epochs put end to end."""
         while not self._ends or self._ends[-1] <= number:
             rows = self._pack(self._by_length(len(self._ends)))
             self._ends.append(len(rows) + (self._ends[-1] if self._ends else 0))
@@ -274,7 +274,7 @@ class RowLoader:
         return self.epoch(epoch)[number - (self._ends[epoch - 1] if epoch else 0)]
 
     def real_share(self) -> float:
-        """The share of the places in the rows of the first epoch that hold a token."""
+        """The share of positions in the first epoch's rows that are not padding."""
         rows = self.epoch(0)
         tokens = sum(int(side[np.concatenate(rows)].sum()) for side in self._sides)
         return tokens / (len(rows) * (self.length + (self.target_length or 0)))
@@ -294,7 +294,7 @@ class RowLoader:
         made = [lengths] if target_lengths is None else [lengths, target_lengths]
         same = len(made) == len(self._sides) and all(map(np.array_equal, made, (s[indices] for s in self._sides)))
         if parts.per_example or parts.slots or not same:
-            raise ValueError("rows are planned for one text an example, but the task made other texts of the examples.")
+            raise ValueError("batch_rows needs one text per example, but the task made other texts of the examples.")
         plan = Plan(
             self.batch_rows,
             self.length,
@@ -313,7 +313,7 @@ class RowLoader:
 
 @dataclass(frozen=True)
 class _Steps:
-    """The shape of a random-access source that grain asks for."""
+    """A function of the step as grain's random-access source."""
 
     function: Callable[[int], Batch]
     start: int
@@ -335,10 +335,10 @@ def prefetch(function: Callable[[int], Batch], start: int, stop: int) -> Iterato
 
 @dataclass
 class StreamLoader:
-    """Batches of a source that can only be read in order.
+    """Batches of a source that is read in order.
 
-    The position of the stream after each batch travels with it and goes into the checkpoint. What a stream cannot
-    promise: a shuffle of the whole, and the same batches when its files or its shard count change.
+    Each batch carries the stream's position after it, which is saved in the checkpoint. Limits: no global shuffle, and
+    other batches when the files or the number of shards change.
     """
 
     stream: Any  # iterable of examples with get_state / set_state
@@ -353,7 +353,7 @@ class StreamLoader:
 
     def batches(self, start: int, stop: int, position: Any = None) -> Iterator[Batch]:
         if start and position is None:
-            raise ValueError("the checkpoint holds no position of the data stream, so it cannot be resumed.")
+            raise ValueError("the checkpoint has no position of the data stream, so the run cannot be resumed.")
         if position is not None:
             self.stream.set_state(position)
         examples = iter(self.stream)
@@ -371,10 +371,10 @@ class StreamLoader:
 
 
 def process_share(mesh: DeviceMesh) -> tuple[int, int]:
-    """Which part of a batch's rows this process works on, and how many such parts there are.
+    """(index, count) of this process's share of a batch's rows.
 
-    Processes that split the length or single products between them work on the same rows. Where the devices of the
-    processes are interleaved, each gets all rows, of which its devices take theirs.
+    Processes that split a sequence or a matrix between them have the same share. Where the devices of processes are
+    interleaved, each process gets all rows: (0, 1).
     """
     shards = data_shards(mesh)
     held: dict[int, set[int]] = {}
@@ -390,11 +390,11 @@ def process_share(mesh: DeviceMesh) -> tuple[int, int]:
 def to_devices(
     arrays: dict[str, np.ndarray], mesh: DeviceMesh, totals: dict[str, int] | None = None
 ) -> dict[str, jax.Array]:
-    """Puts the rows onto their devices.
+    """Puts the rows on their devices.
 
     Args:
-      arrays: of this process, see `process_share`; or whole ones, the same in every process.
-      totals: the leading dimensions over all processes; None: the arrays are whole.
+      arrays: this process's share, see `process_share`; or the global arrays, equal in every process.
+      totals: leading dimensions over all processes; None: `arrays` are global.
     """
     lengths = {name: len(array) for name, array in arrays.items()} if totals is None else totals
     return {

@@ -1,4 +1,4 @@
-"""One order for the examples of one or several sources, as a function of (seed, epoch)."""
+"""The order of the examples of one or several sources, as a function of (seed, epoch)."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ from instructrec_jax.data.example import Example
 
 
 class IndexableSource(Protocol):
-    """Examples by number. `fingerprint`: hex digits for their content and order, alike everywhere."""
+    """Examples by number. `fingerprint`: hash of content and order (hex), the same on every machine."""
 
     name: str
     task: str
@@ -24,12 +24,12 @@ class IndexableSource(Protocol):
 
 
 def permutation(size: int, *key: int) -> np.ndarray:
-    """The numbers 0..size-1, int64 [size], shuffled as the key says, the same with every numpy.
+    """The numbers 0..size-1, int64 [size], in a random order that depends on the key only.
 
-    (`Generator.permutation` may change between versions of numpy; the raw bits of PCG64 do not.)
+    Why our own: `Generator.permutation` may change between numpy versions; the raw bits of PCG64 do not.
     """
     if any(part < 0 for part in key):
-        raise ValueError(f"the key of a shuffle, {key}, holds a negative number; seeds start at 0.")
+        raise ValueError(f"shuffle key {key}: holds a negative number; seeds must be 0 or more.")
     bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
     return np.argsort(bits, kind="stable")
 
@@ -43,14 +43,14 @@ def shares(
 ) -> np.ndarray:
     """The share of each source in a mixture, float64 [sources], sum 1.
 
-    With weights, the shares are proportional to them. Otherwise, with n_t the number of examples of task t in
-    all its sources, a task gets a share proportional to min(n_t, size_cap)^(1 / temperature), and its sources
-    divide that in proportion to their sizes: the examples-proportional and temperature-scaled mixing of
-    Raffel et al. 2020 (T5, section 3.5.2). Temperature 1 draws every example equally often, a high one every
-    task. A source without a task is a task by itself.
+    With weights, the shares are proportional to them. Otherwise a task t with n_t examples in all its sources has a
+    share proportional to min(n_t, size_cap)^(1 / temperature), which its sources divide in proportion to their
+    sizes: the examples-proportional and temperature-scaled mixing of Raffel et al. 2020 (T5, section 3.5.2).
+    Temperature 1 draws every example equally often; a high temperature draws every task equally often. A source
+    without a task counts as a task of its own.
 
     Raises:
-      ValueError: a weight, temperature or cap that is not positive, or weights beside a temperature or a cap.
+      ValueError: a weight, temperature or cap that is not positive, or weights with a temperature or a cap.
     """
     if not math.isfinite(temperature) or temperature <= 0:
         raise ValueError(f"temperature {temperature}: must be a positive number; 1 draws in proportion to size.")
@@ -59,7 +59,7 @@ def shares(
     if weights is not None:
         if temperature != 1 or size_cap is not None:
             raise ValueError(
-                "the sources have weights, so temperature and size_cap mean nothing: drop one or the other."
+                "the sources have weights, which contradict temperature and size_cap: drop one or the other."
             )
         for weight in weights:
             if not math.isfinite(weight) or weight <= 0:
@@ -75,9 +75,9 @@ def shares(
 
 
 def apportion(portions: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers, int64, that sum to `total` and differ from portions * total by less than 1 each.
+    """Integers, int64, that sum to `total` and differ from portions * total by less than 1 each.
 
-    The largest-remainder method; of equal remainders the first one wins.
+    The largest-remainder method; of equal remainders, the first wins.
     """
     exact = portions * total
     whole = np.floor(exact + 1e-9).astype(np.int64)
@@ -91,23 +91,21 @@ class Mixture:
 
     As a sequence, it holds every example once, source after source: `len(mixture)`, `mixture[i]`.
 
-    For training, an epoch is as many draws as the sources hold examples together. Each source gets its share
-    of them (see `shares`), the same number in every epoch, and draws from its own examples in a shuffled
-    order; when all of them have been drawn, and only then, it goes on with the next shuffle of the same
-    examples, also from one epoch to the next. So a source that has more examples than draws is not finished
-    in one epoch, and the next epoch goes on where it stopped. Without weights, with temperature 1, every
-    epoch holds every example exactly once.
+    An epoch has as many draws as the sources have examples together. Each source has the same number of draws in
+    every epoch (see `shares`). It draws its examples in a shuffled order, and draws all of them before the next
+    shuffle starts, also across epochs: a source with more examples than draws continues in the next epoch where it
+    stopped. Without weights, with temperature 1, every epoch holds every example exactly once.
 
-    Within an epoch the sources alternate evenly: in the first P of N draws, source i has been drawn P *
-    share_i times, give or take 1 + sources / 2. A single source is simply shuffled anew in each epoch.
+    Within an epoch the sources alternate evenly: the first P draws hold source i P * share_i times, within
+    1 + sources / 2. A single source is shuffled again in each epoch.
 
     Args:
-      weights: one positive number a source, or None for shares by size, temperature and cap.
+      weights: one positive number per source, or None for shares by size, temperature and cap.
       temperature, size_cap: see `shares`.
       seed: of the shuffles, 0 or more.
 
     Raises:
-      ValueError: no sources, an empty one, one whose share is too small to be drawn, or bad weights.
+      ValueError: no sources, an empty source, a source whose share is too small to be drawn, or bad weights.
     """
 
     def __init__(
@@ -122,7 +120,7 @@ class Mixture:
         if not sources:
             raise ValueError("there are no sources: name at least one file or data set.")
         if weights is not None and len(weights) != len(sources):
-            raise ValueError(f"{len(weights)} weights for {len(sources)} sources: give one weight a source.")
+            raise ValueError(f"{len(weights)} weights for {len(sources)} sources: give one weight per source.")
         if seed < 0:
             raise ValueError(f"seed {seed}: must be 0 or more.")
         self.sources, self.seed = list(sources), seed
@@ -136,8 +134,8 @@ class Mixture:
         self.draws = apportion(self.shares, len(self))  # int64 [sources], in each epoch
         for source, draws, share in zip(sources, self.draws, self.shares, strict=True):
             if not draws:
-                message = f"its share of {share:.2g} is less than one of the {len(self)} draws of an epoch"
-                raise ValueError(f"source {source.name}: {message}, so it would never be read; give it more weight.")
+                message = f"its share of {share:.2g} gives less than one of the {len(self)} draws per epoch"
+                raise ValueError(f"source {source.name}: {message}, so it would never be read; raise its weight.")
         self._cached: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -151,29 +149,29 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digits for the examples, their sources and the shares (not the seed)."""
+        """Hash (hex) of the examples, their sources and the shares, without the seed."""
         text = "\n".join(f"{s.fingerprint} {draws}" for s, draws in zip(self.sources, self.draws, strict=True))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def skipped(self) -> list[Any]:
-        """The rows that all the sources left out (`SkippedRow`)."""
+        """The skipped rows of all sources (`SkippedRow`)."""
         return [row for source in self.sources for row in source.skipped]
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """The draws of an epoch (counted from 0) in order, int64 [len(self), 2]: source, index in it."""
+        """The draws of an epoch (counted from 0) in order, int64 [len(self), 2]: source, index in the source."""
         cached = self._cached
         if cached is None or cached[0] != epoch:
             self._cached = cached = (epoch, self._order(epoch))
         return cached[1]
 
     def order(self, epoch: int) -> np.ndarray:
-        """The same order as indices of this sequence, int64 [len(self)]."""
+        """The draws of an epoch as indices into this sequence, int64 [len(self)]."""
         pairs = self.epoch_order(epoch)
         return self.offsets[pairs[:, 0]] + pairs[:, 1]
 
     def example_at(self, position: int) -> Example:
-        """The example at a position of the endless order, epoch after epoch; depends on the seed only."""
+        """The example at a position of the epochs put end to end."""
         epoch, place = divmod(position, len(self))
         source, index = self.epoch_order(epoch)[place]
         return self.sources[source][int(index)]
@@ -181,7 +179,7 @@ class Mixture:
     def _order(self, epoch: int) -> np.ndarray:
         if epoch < 0:
             raise ValueError(f"epoch {epoch}: epochs are counted from 0.")
-        # Draw k of a source's d draws belongs at (k + 1/2) / d of the epoch; sorting interleaves them.
+        # Draw k of a source's d draws is due at (k + 1/2) / d of the epoch; sorting by time interleaves the sources.
         times = np.concatenate([(np.arange(draws) + 0.5) / draws for draws in self.draws])
         source = np.repeat(np.arange(len(self.draws)), self.draws)
         index = np.concatenate([self._drawn(number, epoch) for number in range(len(self.draws))])
@@ -191,7 +189,7 @@ class Mixture:
         return pairs
 
     def _drawn(self, source: int, epoch: int) -> np.ndarray:
-        """What a source gives in an epoch: a stretch of its shuffles put end to end, int64 [draws]."""
+        """A source's draws in an epoch, int64 [draws]: a slice of its shuffles put end to end."""
         size, draws = int(self.sizes[source]), int(self.draws[source])
         first, last = epoch * draws, (epoch + 1) * draws
         rounds = range(first // size, (last - 1) // size + 1)
@@ -199,8 +197,8 @@ class Mixture:
         return endless[first - rounds.start * size : last - rounds.start * size]
 
     def summary(self) -> str:
-        """A line for each source: examples, draws in an epoch, how often that goes through its examples."""
-        rows = [("source", "task", "examples", "drawn an epoch", "share", "times through")]
+        """A table with a line per source: examples, draws per epoch, share, passes over its examples per epoch."""
+        rows = [("source", "task", "examples", "draws per epoch", "share", "passes")]
         for s, size, draws in zip(self.sources, self.sizes, self.draws, strict=True):
             share, times = f"{100 * draws / len(self):.1f} %", f"{draws / size:.2f}"
             rows.append((s.name, s.task or "-", f"{size:,}", f"{draws:,}", share, times))

@@ -1,7 +1,7 @@
-"""Conversations as a tokenizer's own chat template writes them, and which characters the assistant says.
+"""Conversations rendered by a tokenizer's own chat template, and the characters that belong to the assistant.
 
-A template is a program, and only what it writes tells what it does. Where the assistant's words begin follows from what
-the template writes before an answer (`add_generation_prompt`), where they end from the special token behind them.
+A template is a program, so spans are found from its output: an answer starts after the generation prompt
+(`add_generation_prompt`) and ends with the special token that follows it.
 """
 
 import re
@@ -19,19 +19,19 @@ import numpy as np
 from instructrec_jax.data.example import REASONING, Message
 from instructrec_jax.data.templates import TEMPLATES
 
-Pieces = list[tuple[str, bool]]  # texts that make up the whole one, and whether the assistant says (and learns) it
-Span = tuple[int, int, bool]  # first character, the one behind the last, and whether it is learnt
-INVITED = "answers that the chat template invites otherwise than it writes them"
+Pieces = list[tuple[str, bool]]  # consecutive texts, and whether each is trained on
+Span = tuple[int, int, bool]  # first character, character after the last, whether it is trained on
+INVITED = "answers whose generation prompt differs from the text before them in training"
 OTHERS = f"Choose another task.template: {', '.join(TEMPLATES)}."
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a chat template is told beside the conversation.
+    """Variables of a chat template beside the conversation.
 
     Attributes:
-      day: what it takes for today, so that no text depends on the day of the run.
-      enable_thinking: given to the template under this name; None: the template decides.
+      day: the template's current date, fixed so that no text depends on the day of the run.
+      enable_thinking: passed to the template; None: the template's default.
     """
 
     day: date = date(2024, 7, 26)
@@ -44,7 +44,7 @@ AS_IT_IS = Rendering()
 def check_fast(tokenizer: Any) -> None:
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not tell where its tokens lie in the text. "
+            f"{type(tokenizer).__name__} is a slow tokenizer, which gives no offsets of its tokens in the text. "
             "Save it with a tokenizer.json (transformers' use_fast=True)."
         )
 
@@ -58,10 +58,10 @@ _CLOCK = re.compile(r"""strftime_now\(\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\)""")
 
 @lru_cache(maxsize=8)
 def stopped_clock(template: str, day: date) -> str:
-    """A Jinja chat template that takes a day for today.
+    """A Jinja chat template with its current date replaced by a fixed day.
 
     Raises:
-      ValueError: it asks for the time otherwise than by strftime_now("a fixed format").
+      ValueError: it reads the time other than by strftime_now("a fixed format").
     """
 
     def write(found: re.Match[str]) -> str:
@@ -70,7 +70,7 @@ def stopped_clock(template: str, day: date) -> str:
     stopped = _CLOCK.sub(write, template)
     if re.search(r"strftime_now\s*\(", stopped):
         raise ValueError(
-            'the tokenizer\'s chat template asks for the time otherwise than by strftime_now("..."), so its texts '
+            'the tokenizer\'s chat template reads the time other than by strftime_now("a fixed format"), so its texts '
             f"would change from day to day. {OTHERS}"
         )
     return stopped
@@ -80,7 +80,7 @@ class OwnTemplate:
     """The chat template of a tokenizer.
 
     Raises:
-      ValueError: when it writes, for a conversation that it does not take, or of which it leaves something out.
+      ValueError: on rendering, for a conversation that the template refuses or does not render in full.
     """
 
     def __init__(self, tokenizer: Any, rendering: Rendering, tools: Sequence[Any] = ()):
@@ -91,7 +91,7 @@ class OwnTemplate:
         if rendering.enable_thinking is not None:
             if not self.knows("enable_thinking"):
                 raise ValueError(
-                    "task.enable_thinking is set, but the tokenizer's chat template does not know it: leave it out."
+                    "task.enable_thinking is set, but the tokenizer's chat template does not use it: remove it."
                 )
             self.told["enable_thinking"] = rendering.enable_thinking
 
@@ -103,15 +103,15 @@ class OwnTemplate:
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
     def render(self, turns: Sequence[Message], **options: Any) -> Any:
-        """What transformers' apply_chat_template gives, a text unless the options say otherwise."""
+        """The result of transformers' `apply_chat_template`: a text, unless the options ask for tokens."""
         messages = [{"role": turn.role, "content": turn.content, **turn.extra} for turn in turns]
         options = {"tokenize": False, "tools": self.tools} | options
         roles = ", ".join(turn.role for turn in turns)
         try:
             return self.tokenizer.apply_chat_template(messages, chat_template=self.stopped, **options, **self.told)
-        except jinja2.TemplateError as error:  # what a template raises, and what is wrong with one
+        except jinja2.TemplateError as error:  # raised by the template, or an error in it
             raise ValueError(
-                f"the tokenizer's chat template does not take this conversation of {roles}: {error} {OTHERS}"
+                f"the tokenizer's chat template refuses this conversation of {roles}: {error} {OTHERS}"
             ) from error
         except (TypeError, LookupError, ArithmeticError, AttributeError) as error:
             raise ValueError(
@@ -119,15 +119,15 @@ class OwnTemplate:
             ) from error
 
     def asked(self, turns: Sequence[Message]) -> str:
-        """The conversation and what invites an answer to it."""
+        """The conversation with the generation prompt."""
         return str(self.render(turns, add_generation_prompt=True))
 
     def invites(self, turns: Sequence[Message], asked: str) -> bool:
-        """Whether the template writes something to invite an answer to these turns."""
+        """Whether the template writes a generation prompt after these turns."""
         return asked != self.render(turns)
 
     def _asked(self, turns: Sequence[Message]) -> str | None:
-        """`asked`, or None where the template takes no conversation without its answer, or does not invite one."""
+        """`asked`, or None where the template refuses a conversation without answer or has no generation prompt."""
         try:
             asked = self.asked(turns)
             return asked if self.invites(turns, asked) else None
@@ -137,7 +137,7 @@ class OwnTemplate:
     # ------------------------------------------------------------ the text of training
 
     def pieces(self, turns: Sequence[Message], eos: str | None, notes: Counter[str]) -> Pieces:
-        """The conversation, which ends with an answer: see `prompts.written`."""
+        """The pieces of a conversation that ends with an answer: see `prompts.written`."""
         self._check(turns)
         text = str(self.render(turns))
         if self.has_marks:
@@ -145,7 +145,7 @@ class OwnTemplate:
             notes[INVITED] += asked is not None and not text[: spans[-1][0]] == asked
         else:
             spans = self._found_spans(turns, text, notes)
-        # What ends a turn: the special token that follows it, unless the template's marks include one behind the words.
+        # A turn ends with the special token after it, unless the template's marks already include one.
         ends = special_tokens(self.tokenizer) - ({self.tokenizer.bos_token} - {self.tokenizer.eos_token})
         special = "|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True))
         ended, follows = re.compile(rf"(?:{special})\s*$"), re.compile(rf"\s*(?:{special})")
@@ -162,15 +162,16 @@ class OwnTemplate:
             if number == len(spans) - 1 and not is_ended:
                 if eos is None:
                     raise ValueError(
-                        "neither the tokenizer's chat template nor an eos_token ends an answer. Set one in its files."
+                        "neither the tokenizer's chat template nor an eos_token ends an answer. "
+                        "Set an eos_token in the tokenizer's files."
                     )
                 pieces[-1] = (text[start:] + eos, learn)
         return [piece for piece in pieces if piece[0]]
 
     def _check(self, turns: Sequence[Message]) -> None:
-        """Refuses what the template knows nothing of: see `Message.extra`."""
+        """Raises ValueError for keys of messages, or tools, that the template does not write: see `Message.extra`."""
         for number, turn in enumerate(turns):
-            for name in turn.extra if turn.role != "tool" else ():  # a tool's name and call say whose result this is
+            for name in turn.extra if turn.role != "tool" else ():  # a tool turn's name and id only assign the result
                 if not self._writes(name, turns, number):
                     raise ValueError(
                         f"the tokenizer's chat template does not write {name} of messages[{number}]: to leave it out, "
@@ -182,7 +183,7 @@ class OwnTemplate:
             )
 
     def _writes(self, name: str, turns: Sequence[Message], number: int) -> bool:
-        """Whether the template knows a key of a message. (Of reasoning in earlier turns many templates write none.)"""
+        """Whether the template uses a key of a message. (Many templates leave out the reasoning of earlier turns.)"""
         if name != "name":
             return any(map(self.knows, REASONING if name in REASONING else (name,)))
         turn = turns[number]
@@ -190,7 +191,7 @@ class OwnTemplate:
         return bool(self.render(turns) != self.render([*turns[:number], without, *turns[number + 1 :]]))
 
     def _marked_spans(self, turns: Sequence[Message]) -> list[Span]:
-        """What lies between the template's {% generation %} marks; transformers tells it of tokens."""
+        """The spans between the template's {% generation %} marks, from transformers' mask of tokens."""
         check_fast(self.tokenizer)
         out = self.render(
             turns,
@@ -204,33 +205,33 @@ class OwnTemplate:
         offsets = out["offset_mapping"]
         said = [turn for turn in turns if turn.role == "assistant"]
         is_last = len(first) > 0
-        if is_last and len(first) < len(said):  # does the template mark the last one?
+        if is_last and len(first) < len(said):  # does the template mark the last answer?
             before = len(commonprefix([self.render(turns), self.render(turns[:-1])]))
             is_last = offsets[first[-1]][0] >= before
         if not is_last:
             raise ValueError(
-                "the {% generation %} marks of the tokenizer's chat template do not hold this conversation's last "
+                "the {% generation %} marks of the tokenizer's chat template do not include this conversation's last "
                 f"answer. {OTHERS}"
             )
         if len(first) != len(said):
             if not all(turn.learn for turn in said):
                 raise ValueError(
-                    f"the tokenizer's chat template marks {len(first)} answers of {len(said)}, so it is unknown where "
-                    f"the turns of weight 0 lie. {OTHERS}"
+                    f"the tokenizer's chat template marks {len(first)} answers of {len(said)}, so turns of weight 0 "
+                    f"cannot be located. {OTHERS}"
                 )
             said = said[-1:] * len(first)
         return [(offsets[a][0], offsets[b][1], turn.learn) for a, b, turn in zip(first, last, said, strict=True)]
 
     def _found_spans(self, turns: Sequence[Message], text: str, notes: Counter[str]) -> list[Span]:
-        """Where a template without marks writes what the assistant says."""
+        """The spans of the assistant's turns, for a template without marks."""
         spans = self._verbatim_spans(turns, text)
         if spans is None:
             return self._rewritten_spans(turns, text, notes)
         asked = self._asked(turns[:-1])
         if asked is None or asked == text[: spans[-1][0]]:
             return spans
-        # What the template adds between its invitation and the words (an empty block of thoughts, say) has to be
-        # written by who answers, and is learnt.
+        # Text between the generation prompt and the content (an empty thinking block, say) is generated by the model
+        # when it answers, so it is trained on.
         numbers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
         found, before = [], 0
         for number, (start, stop, learn) in zip(numbers, spans, strict=True):
@@ -243,7 +244,10 @@ class OwnTemplate:
         return found
 
     def _verbatim_spans(self, turns: Sequence[Message], text: str) -> list[Span] | None:
-        """Where the assistant's words stand as they are, or stripped: where the template puts other words instead."""
+        """Spans of contents that the template writes unchanged or stripped, found by rendering placeholders.
+
+        None where the template changes the contents.
+        """
         said = [turn for turn in turns if turn.role == "assistant"]
         if any(not turn.content.strip() or set(turn.extra) - {"name"} for turn in said):
             return None
@@ -267,9 +271,9 @@ class OwnTemplate:
         return None
 
     def _rewritten_spans(self, turns: Sequence[Message], text: str, notes: Counter[str]) -> list[Span]:
-        """What follows the template's invitation to answer, where it writes the answer in a form of its own.
+        """Spans after the generation prompt, for a template that rewrites answers.
 
-        Earlier turns are learnt where they stand in the text as they did when they were the last.
+        An earlier turn is trained on only if the text has it in the same form as when it was the last turn.
         """
         spans: list[Span] = []
         for number, turn in enumerate(turns):
@@ -280,14 +284,14 @@ class OwnTemplate:
             fits = asked is not None and text.startswith(whole) and whole.startswith(asked)
             if is_last and not (asked is not None and fits and _holds(whole[len(asked) :], turn)):
                 raise ValueError(
-                    "the tokenizer's chat template changes what the assistant says in this conversation, or leaves a "
-                    f"turn out, so it is unknown what there is to learn. {OTHERS[:-1]}; or put {{% generation %}} ... "
-                    "{% endgeneration %} around the assistant's words in the chat template."
+                    "the tokenizer's chat template rewrites an answer of this conversation or omits a turn, so the "
+                    f"text to train on cannot be located. {OTHERS[:-1]}; or put {{% generation %}} ... "
+                    "{% endgeneration %} around the answer in the chat template."
                 )
             if asked is not None and fits:
                 spans.append((len(asked), len(whole.rstrip()), turn.learn))
             elif turn.learn:
-                notes["earlier answers that the chat template rewrites, which are not learnt"] += 1
+                notes["earlier answers rewritten by the chat template, which are not trained on"] += 1
         return spans
 
 
@@ -299,7 +303,7 @@ TRIMS: tuple[Callable[[str], str], ...] = (
 
 
 def _holds(text: str, turn: Message) -> bool:
-    """Whether a text has all words of a turn: what it says, its reasoning, and the names of the tools it calls."""
+    """Whether a text contains a turn's content, its reasoning and the names of the tools it calls."""
     written = "".join(text.split())
     words = [turn.content, *(str(turn.extra[name]) for name in REASONING if name in turn.extra)]
     words += [call["function"]["name"] for call in turn.extra.get("tool_calls", ())]

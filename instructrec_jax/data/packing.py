@@ -1,8 +1,8 @@
-"""Several short texts to a row: which text goes where, and in which shape.
+"""Packing: the row, segment and offset of each text, and the shape of the batch.
 
-The plan is made from lengths alone, so every host makes the same one; attention stays inside a segment, so a
-packed batch computes what an unpacked one does. A text may have a target (what the decoder of an encoder–decoder
-reads): it lies in a row of its own kind, with the row and segment number of its text.
+The plan depends on the lengths alone, so all hosts make the same plan. Attention stays inside a segment, so a packed
+batch computes the same as an unpacked one. The target of a text (the decoder input of an encoder–decoder) is in a
+target row, with the row and segment number of its text.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,15 @@ from itertools import product
 import numpy as np
 
 TOKENS_PER_SEGMENT = 8  # a row of length L holds at most L // 8 texts: bounds the pooled [rows, segments, hidden]
-EPOCH_PART = 32768  # texts of an epoch that are packed together: bounds the rows that a pair is tried on
+EPOCH_PART = 32768  # texts packed together in an epoch: bounds the rows searched for each pair
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each text lies. `row` and `segment` (1-based) and `start` are int arrays, one entry a text.
+    """The place of each text: `row`, `segment` (from 1) and `start` are int [texts].
 
-    Where texts have targets, `target_length` is the length of their rows and `target_start` says where each begins.
+    With targets, `target_length` is the length of target rows and `target_start`, int [texts], the start of each
+    target in its row.
     """
 
     rows: int
@@ -56,7 +57,7 @@ def length_buckets(max_length: int) -> tuple[int, ...]:
 
 
 def round_up(count: int, multiple: int) -> int:
-    """Rounds a row count up to a coarse ladder (eight steps an octave) so that few shapes occur."""
+    """Rounds a row count up to one of eight steps per octave, so that few shapes are compiled."""
     step = max(1, 2 ** (count.bit_length() - 4))
     step = step * multiple // np.gcd(step, multiple)
     return int(-(-count // step) * step)
@@ -65,15 +66,15 @@ def round_up(count: int, multiple: int) -> int:
 def best_fit(
     lengths: np.ndarray, row_length: int, longest_first: bool = True
 ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Best-fit bin packing (Johnson, 1973): rows used, then row, segment and start of each text.
+    """Best-fit bin packing (Johnson, 1973): number of rows, then row, segment and start of each text.
 
-    Each text goes into the row that it fills best: the longest first, which packs tightest, or as they come.
+    Each text goes into the row with the least sufficient room. `longest_first` packs tighter than the given order.
     """
     count, most = len(lengths), max_segments(row_length)
     row, segment, start = (np.zeros(count, np.int32) for _ in range(3))
     segments: list[int] = []
     with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # room left -> rows
-    rooms = 0  # bit r is set where some row has room r: the lowest bit from `size` on is the best fit
+    rooms = 0  # bit r is set if some row has room r: the lowest set bit at or above `size` is the best fit
     for index in np.argsort(-lengths, kind="stable").tolist() if longest_first else range(count):
         size = int(lengths[index])
         fitting = rooms >> size
@@ -100,12 +101,12 @@ def best_fit_pairs(
     target_length: int,
     longest_first: bool = True,
 ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The same in two dimensions: a pair fits where both sides do, best where the least room is left, as a share
-    of the two row lengths together. Also gives the start of each target.
+    """Best-fit packing of pairs: a pair fits a row where both sides fit; the best row has the least room left, summed
+    over both sides as shares of their row lengths. Also returns the start of each target.
     """
     count, most = len(lengths), max_segments(row_length)
     row, segment, start, target_start = (np.zeros(count, np.int32) for _ in range(4))
-    # Of each row: the room left on both sides (-1: none at all), both as one number, and the segments in it.
+    # Per row: the room left on each side (-1: the row is closed), both as one number, and the segments in it.
     room, target_room = np.full(count, row_length), np.full(count, target_length)
     left, segments = np.full(count, 2 * row_length * target_length), np.zeros(count, np.int64)
     rows = 0
@@ -134,7 +135,7 @@ def fit(
     target_length: int | None = None,
     longest_first: bool = True,
 ) -> Plan:
-    """Packs texts, or pairs of a text and its target, into as few rows of one shape as best fit finds.
+    """Packs texts, or pairs of a text and its target, into rows of one shape by best fit.
 
     Raises ValueError for a text or target that is longer than a row.
     """
@@ -156,11 +157,11 @@ def fit_epoch(
     target_length: int | None,
     order: np.ndarray,
 ) -> list[np.ndarray]:
-    """The rows of an epoch, each as the numbers of its texts.
+    """The rows of an epoch, each as the indices of its texts.
 
-    The texts are packed in a random `order`, but of every `EPOCH_PART` of them those longer than half a row first,
-    since no two of these fit together. The longest first throughout would fill some rows with long texts alone and
-    others with short ones, for a few tokens more to a row.
+    The texts are packed in a random `order`; within each `EPOCH_PART`, texts longer than half a row come first,
+    because no two of them share a row. Sorting all texts by length would separate long from short texts and gain only
+    a few tokens per row.
     """
     long = lengths > length // 2
     if target_lengths is not None and target_length is not None:
@@ -180,11 +181,10 @@ def check_fits(
     lengths: np.ndarray, length: int, target_lengths: np.ndarray | None = None, target_length: int | None = None
 ) -> None:
     if lengths.max() > length:
-        raise ValueError(f"a text of {lengths.max()} tokens does not fit into the longest row ({length}).")
+        raise ValueError(f"a text of {lengths.max()} tokens exceeds the longest row ({length}).")
     if target_lengths is not None and target_lengths.max() > (target_length or 0):
         raise ValueError(
-            f"a target of {target_lengths.max()} tokens does not fit into the longest row of targets "
-            f"({target_length or 0})."
+            f"a target of {target_lengths.max()} tokens exceeds the longest target row ({target_length or 0})."
         )
 
 
@@ -195,13 +195,13 @@ def plan_batch(
     target_lengths: np.ndarray | None = None,
     target_buckets: Sequence[int] = (),
 ) -> Plan:
-    """Packs one global batch into the cheapest of the allowed shapes.
+    """Packs one global batch into the cheapest allowed shape.
 
     Args:
       lengths: int [texts], each at least 1 and at most `buckets[-1]`.
-      buckets: the row lengths to choose from, ascending.
-      row_multiple: the row count is a multiple of this (data-parallel devices x accumulation).
-      target_lengths, target_buckets: the same for the targets of the texts, where they have them.
+      buckets: allowed row lengths, ascending.
+      row_multiple: divisor of the row count (data-parallel devices x accumulation).
+      target_lengths, target_buckets: the same for targets; None and () without targets.
     """
     check_fits(lengths, buckets[-1], target_lengths, target_buckets[-1] if target_buckets else None)
     longest, longest_target = lengths.max(), 0 if target_lengths is None else target_lengths.max()
@@ -209,7 +209,7 @@ def plan_batch(
     for length, target_length in product(buckets, [0] if target_lengths is None else target_buckets):
         if length < longest or target_length < longest_target:
             continue
-        # A token costs its share of the layers, and the tokens it attends to (a target's also those of the text).
+        # Cost of a token: its layers, and the tokens it attends to (a target attends to the text, too).
         cost = length * (1 + length / 2048) + target_length * (1 + (length + target_length) / 2048)
         least = -(-lengths.sum() // length)
         if target_lengths is not None:
@@ -220,12 +220,12 @@ def plan_batch(
         rows = round_up(plan.rows, row_multiple)
         if best is None or rows * cost < best[0]:
             best = rows * cost, replace(plan, rows=rows)
-    assert best is not None  # the longest buckets hold everything
+    assert best is not None  # check_fits: the longest buckets hold every text
     return best[1]
 
 
 def unpacked(lengths: np.ndarray, length: int, row_multiple: int = 1, target_length: int | None = None) -> Plan:
-    """One text a row, in order: the plain layout that packing is tested against."""
+    """One text per row, in order: the reference layout for tests of packing."""
     count = len(lengths)
     rows = -(-count // row_multiple) * row_multiple
     zeros = np.zeros(count, np.int32)

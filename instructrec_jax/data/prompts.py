@@ -1,7 +1,7 @@
-"""How an example becomes the text that a network reads.
+"""Renders examples as prompts.
 
-Encoders read `render(example)`. A language model reads a conversation as a template writes it: `written` gives the text
-in pieces, and says which of them the assistant speaks; `tokenise_pieces` makes tokens of it, and says the same of them.
+Encoders read `render(example)`. Language models read a conversation rendered by a template: `written` gives the text in
+pieces, each marked as trained on or not; `tokenize_pieces` tokenizes them and marks the tokens.
 """
 
 from collections import Counter
@@ -21,8 +21,8 @@ from instructrec_jax.data.templates import TEMPLATES, Template, TemplateName
 def question(example: Example) -> Example:
     """The example without its answer.
 
-    The answer is `output`; where there is none, it is the last turn of a conversation that the assistant ends. A
-    conversation beside an output belongs to the question, except for a last turn that says the output again.
+    The answer is `output` or, without an output, a final assistant turn. With an output, the conversation belongs to
+    the question, except for a final assistant turn that repeats the output.
     """
     turns = example.messages
     if turns and turns[-1].role == "assistant" and turns[-1].content == answer(example):
@@ -31,7 +31,7 @@ def question(example: Example) -> Example:
 
 
 def answer(example: Example) -> str | None:
-    """The answer as text: the output, or else the last turn of a conversation that the assistant ends."""
+    """The answer as text: the output or, without an output, a final assistant turn."""
     if example.output is not None:
         return as_text(example.output)
     last = example.messages[-1] if example.messages else None
@@ -39,12 +39,12 @@ def answer(example: Example) -> str | None:
 
 
 def as_text(output: Output) -> str:
-    """A number as Python writes it (3.5, 4); several labels or items with ", " between them."""
+    """The output as text: a number as Python writes it (3.5, 4), several labels or items joined by ", "."""
     return ", ".join(output) if isinstance(output, tuple) else str(output)
 
 
 def render(example: Example) -> str:
-    """Instruction, then input, then the turns of a conversation, one a line; nothing of the answer (see `question`)."""
+    """System prompt, instruction, input and the turns of a conversation, one per line, without the answer."""
     example = question(example)
     turns = [f"{message.role}: {message.content}" for message in example.messages]
     system = f"system: {example.system}" if example.system else ""
@@ -52,29 +52,29 @@ def render(example: Example) -> str:
 
 
 def conversation(example: Example, joint: str = "\n") -> list[Message]:
-    """The turns of an example, the answer last where it is known.
+    """The turns of an example, with the answer last if it is known.
 
-    The instruction, and after `joint` the input, are the user's turn; the output is the assistant's (see `as_text`).
-    Messages stay as they are. Beside messages, instruction and input are the system turn, below the system turn that
-    the messages may have and a blank line.
+    Without messages, the user turn is the instruction, `joint` and the input, and the assistant turn is the output
+    (see `as_text`). Messages are unchanged. With messages, instruction and input are appended to the system turn after
+    a blank line.
 
-    The example's system prompt is the system turn, or its beginning.
+    The example's system prompt starts the system turn.
 
     Raises:
-      ValueError: an output beside messages that end with another answer, or two system prompts.
+      ValueError: an output with messages that end with another answer, or two system prompts.
     """
     asked, said = question(example), answer(example)
     turns = list(asked.messages)
     if said is not None and turns and turns[-1].role == "assistant":
         raise ValueError(
-            "the conversation ends with the assistant's turn, and beside it there is another output: "
+            "the conversation ends with an assistant turn that differs from the output: "
             "keep one of them as the answer (fields.messages, fields.output)."
         )
     system = [] if asked.system is None else [asked.system]
     if turns and turns[0].role == "system":
         if system:
             raise ValueError(
-                "there is a system prompt beside messages with a system turn: set fields.system to null, or remove one."
+                "the record has a system prompt and a system message: set fields.system to null, or remove one of them."
             )
         system = [turns.pop(0).content]
     if turns:
@@ -94,10 +94,10 @@ def conversation(example: Example, joint: str = "\n") -> list[Message]:
 
 
 def find_template(name: TemplateName, tokenizer: Any, kind: str) -> Template | None:
-    """The template of a setting; None stands for the tokenizer's own chat template.
+    """The template of the setting `task.template`; None: the tokenizer's own chat template.
 
     Args:
-      name: `auto` is the tokenizer's own chat template where it has one, else alpaca for decoders and plain for
+      name: `auto` is the tokenizer's own chat template if it has one, else alpaca for decoders and plain for
         encoder–decoders.
       kind: of the network, see `backbones.family.Family`.
 
@@ -108,14 +108,15 @@ def find_template(name: TemplateName, tokenizer: Any, kind: str) -> Template | N
         name = "tokenizer" if tokenizer.chat_template else "alpaca" if kind == "decoder" else "plain"
     if name == "tokenizer":
         if not tokenizer.chat_template:
-            raise ValueError(f"task.template is tokenizer, but it has no chat template. Choose {', '.join(TEMPLATES)}.")
+            message = "task.template is tokenizer, but the tokenizer has no chat template"
+            raise ValueError(f"{message}. Choose {', '.join(TEMPLATES)}.")
         return None
     if name not in TEMPLATES:
         raise ValueError(f"task.template {name!r} is unknown. Choose auto, tokenizer, {', '.join(TEMPLATES)}.")
     missing = [token for token in TEMPLATES[name].special if token not in tokenizer.get_vocab()]
     if missing:
         raise ValueError(
-            f"the template {name} needs {', '.join(missing)}, which the tokenizer has not as tokens of their own. "
+            f"the template {name} needs the tokens {', '.join(missing)}, which the tokenizer lacks. "
             "Choose alpaca or plain."
         )
     return TEMPLATES[name]
@@ -130,52 +131,50 @@ def written(
     rendering: Rendering = AS_IT_IS,
     notes: Counter[str] | None = None,
 ) -> Pieces:
-    """The conversation of an example with an answer, as a template writes it.
+    """The conversation of an example with an answer, rendered by a template.
 
-    The assistant's pieces hold the words of a turn and what ends it: the template's end-of-turn token or EOS. The last
-    of them is the end of the text.
+    An assistant piece is the content of a turn and its end: the template's end-of-turn token or EOS. The text ends with
+    an assistant piece.
 
     Args:
       template: None: the tokenizer's own chat template.
-      eos: what ends an answer where the template has nothing of its own; None: there is no such token.
-      rendering: what the tokenizer's own chat template is told beside the conversation.
-      notes: counts what is not as people may expect it, by what it is.
+      eos: ends an answer where the template has no end-of-turn token; None: there is no such token.
+      rendering: variables of the tokenizer's own chat template.
+      notes: updated counts of unexpected cases, by description.
 
     Raises:
-      ValueError: no answer, or none to learn; or the template cannot write the conversation, or leaves out some of it.
+      ValueError: no answer, or no answer to train on; or the template cannot render the conversation in full.
     """
     turns = conversation(example, template.joint if template else "\n")
     if not turns or turns[-1].role != "assistant":
-        ends = " (the conversation does not end with the assistant's turn)" if example.messages else ""
-        raise ValueError(f"there is no answer to learn{ends}: name it in fields.output, or remove the row.")
+        ends = " (the conversation does not end with an assistant turn)" if example.messages else ""
+        raise ValueError(f"the example has no answer{ends}: set fields.output, or remove the row.")
     if not turns[-1].content.strip() and not turns[-1].extra:
         raise ValueError("the answer is empty: fill it in, or remove the row.")
     if not any(turn.learn for turn in turns if turn.role == "assistant"):
-        raise ValueError("no turn of the assistant is to be learnt (weight 0, train false): remove the row.")
+        raise ValueError("every assistant turn has weight 0 or train false, so none is trained on: remove the row.")
     if template is None:
         own = OwnTemplate(tokenizer, rendering, example.tools)
         pieces = own.pieces(turns, eos, Counter() if notes is None else notes)
     else:
         pieces = _by_name(example, turns, template, eos)
     if not any(learn for _, learn in pieces):
-        raise ValueError(
-            "the chat template rewrites every turn of weight 1, so there is nothing to learn: remove the row."
-        )
+        raise ValueError("the chat template rewrites every turn of weight 1, so nothing is trained on: remove the row.")
     return pieces
 
 
 def _by_name(example: Example, turns: Sequence[Message], template: Template, eos: str | None) -> Pieces:
-    """The conversation as a named template writes it, which knows nothing but roles and contents."""
+    """The conversation rendered by a named template, which uses roles and contents only."""
     extra = [f"{name} of messages" for turn in turns for name in turn.extra] + ["tools"] * bool(example.tools)
     if extra:
         key = extra[0].split(" of ")
         raise ValueError(
-            f"this template does not write {extra[0]}: set task.template to tokenizer where its chat template does, "
-            f"or, to leave it out, fields.ignore to [{'.'.join(reversed(key))}]."
+            f"this template does not write {extra[0]}: set task.template to tokenizer if its chat template does, "
+            f"or set fields.ignore to [{'.'.join(reversed(key))}] to leave it out."
         )
     end = eos if template.end is None else template.end
     if end is None:
-        raise ValueError("the tokenizer has no eos_token, so nothing could end an answer. Set one in its files.")
+        raise ValueError("the tokenizer has no eos_token to end an answer. Set one in the tokenizer's files.")
     preamble = template.preamble_with_input if example.input and not example.messages else template.preamble
     pieces = [(template.start + (preamble if turns[0].role != "system" else ""), False)]
     for number, turn in enumerate(turns):
@@ -189,7 +188,7 @@ def _by_name(example: Example, turns: Sequence[Message], template: Template, eos
             continue
         affixes = {"system": template.system, "user": template.user, "tool": template.tool}[turn.role]
         if affixes is None:
-            raise ValueError(f"this template knows no {turn.role} turns: choose chatml, llama-3 or tokenizer.")
+            raise ValueError(f"this template has no {turn.role} turns: choose chatml, llama-3 or tokenizer.")
         pieces.append((affixes[0] + turn.content + affixes[1], False))
     return [piece for piece in pieces if piece[0]]
 
@@ -201,11 +200,10 @@ def prompt(
     kind: str = "decoder",
     rendering: Rendering = AS_IT_IS,
 ) -> str:
-    """What a decoder continues with an answer; an encoder–decoder's source.
+    """The prompt for an answer: the prefix for a decoder, the source for an encoder–decoder.
 
-    The tokenizer's own chat template invites the answer in its own way, as transformers' apply_chat_template does with
-    add_generation_prompt. Where it has no way, and with a named template, it is what stands before the answer in
-    training.
+    With the tokenizer's own chat template, it is transformers' `apply_chat_template(add_generation_prompt=True)`.
+    Without a generation prompt, and with a named template, it is the text before the answer in training.
     """
     some = replace(question(example), output="x")
     if template is None:
@@ -218,7 +216,7 @@ def prompt(
     pieces = written(some, template, tokenizer, eos=eos, rendering=rendering)
     text = "".join(piece for piece, _ in pieces[:-1])
     if template is None and text.startswith(asked) and text.rstrip() == asked.rstrip():
-        return asked  # the space before the answer is the beginning of its first token
+        return asked  # the space before the answer belongs to the answer's first token
     if kind == "encoder_decoder" and template is not None and not template.source_ends_with_prompt:
         return text.removesuffix(template.assistant)
     return text
@@ -229,13 +227,13 @@ def prompt(
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenised text.
+    """A tokenized text.
 
     Attributes:
       ids: int32 [length].
-      said: bool [length], the assistant's.
-      opening: how many tokens at the beginning are BOS.
-      torn: how many of the assistant's pieces begin inside a token that is not the assistant's.
+      said: bool [length], the assistant's tokens that are trained on.
+      opening: number of BOS tokens at the start.
+      torn: number of assistant pieces that start inside a token of another piece.
     """
 
     ids: np.ndarray
@@ -245,37 +243,36 @@ class Tokens:
 
 
 def opening_tokens(tokenizer: Any) -> list[int]:
-    """What a tokenizer puts before each text: BOS, or nothing."""
+    """The tokens that a tokenizer puts before each text: BOS, or none."""
     probe = tokenizer("a", return_special_tokens_mask=True)
     return list(probe["input_ids"][: probe["special_tokens_mask"].index(0)])
 
 
 def opening_text(tokenizer: Any) -> str:
-    """The same as text; "" for nothing, or for tokens that no text gives."""
+    """`opening_tokens` as text; "" if there are none or no text gives them."""
     opening = opening_tokens(tokenizer)
     text = "".join(tokenizer.convert_ids_to_tokens(opening))
     return text if tokenizer(text, add_special_tokens=False)["input_ids"] == opening else ""
 
 
 def with_opening(pieces: Pieces, spelled: str) -> Pieces:
-    """The pieces behind what the tokenizer puts before each text, if the template did not write it."""
+    """The pieces, after the opening text `spelled` unless the template wrote it."""
     begins = "".join(piece for piece, _ in pieces).startswith(spelled)
     return list(pieces) if begins else [(spelled, False), *pieces]
 
 
-def tokenise_pieces(texts: Sequence[Pieces], tokenizer: Any, *, raw: bool = False) -> list[Tokens]:
-    """Tokenises each text as a whole.
+def tokenize_pieces(texts: Sequence[Pieces], tokenizer: Any, *, raw: bool = False) -> list[Tokens]:
+    """Tokenizes each text as a whole.
 
-    A token belongs to the piece where its first visible character lies; one of white space alone, or without width, to
-    the piece where it begins. So " yes" counts as the assistant's also where the space is the template's. The tokens
-    that the tokenizer puts before a text (BOS) are added where the template wrote none; none are put behind it. They
-    are written as text where that gives them: just so an exported chat template begins (see `opening_text`). Raw texts
-    get them as `tokenizer(text)` puts them there.
+    A token belongs to the piece of its first visible character; a token of white space, or without width, to the piece
+    where it starts. So " yes" is the assistant's even if the template wrote the space. BOS is added at the start where
+    the template wrote none, as text if that gives the same tokens (as in an exported chat template, see
+    `opening_text`); with `raw`, as `tokenizer(text)` adds it. Nothing is added at the end.
     """
     check_fast(tokenizer)
     opening, spelled = opening_tokens(tokenizer), "" if raw else opening_text(tokenizer)
     result = []
-    for first in range(0, len(texts), 1000):  # offsets are Python objects: not those of a whole data set at once
+    for first in range(0, len(texts), 1000):  # in blocks, because offsets are Python objects
         block = [with_opening(pieces, spelled) for pieces in texts[first : first + 1000]]
         whole = ["".join(piece for piece, _ in pieces) for pieces in block]
         encoded = tokenizer(
@@ -295,7 +292,7 @@ def tokenise_pieces(texts: Sequence[Pieces], tokenizer: Any, *, raw: bool = Fals
 
 
 def _said(pieces: Pieces, text: str, offsets: np.ndarray) -> tuple[np.ndarray, int]:
-    """bool [tokens]: those of the assistant's pieces; and `Tokens.torn`. offsets int [tokens, 2]: begin and end."""
+    """Mask of the assistant's tokens, bool [tokens], and `Tokens.torn`. offsets: int [tokens, 2], start and end."""
     ends = np.cumsum([len(piece) for piece, _ in pieces])
     begins = offsets[:, 0].copy()
     across = np.searchsorted(ends, begins, "right") != np.searchsorted(ends, offsets[:, 1], "left")

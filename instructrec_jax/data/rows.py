@@ -1,7 +1,7 @@
 """Records of JSONL, JSON, CSV, TSV, Parquet and parallel text files, plain or gzipped, by number.
 
-`open_rows(path)` finds out where each record lies; `rows.row(i)` then reads that one. A damaged record raises
-`BadExample` when it is read; a file that cannot be read at all raises `ValueError` at once.
+`open_rows(path)` indexes the records; `rows.row(i)` reads one. A damaged record raises `BadExample` when it is read;
+an unreadable file raises `ValueError` at once.
 """
 
 import csv
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Rows(Protocol):
-    """Records by number. `columns`: all there are, where `row` gives only some of them; else None."""
+    """Records by number. `columns`: all columns of the file where `row` gives a subset of them; else None."""
 
     @property
     def columns(self) -> Sequence[str] | None: ...
@@ -41,26 +41,26 @@ class Rows(Protocol):
         """Raises `BadExample` when the record is damaged."""
 
     def where(self, index: int) -> str:
-        """File and line, for people."""
+        """File and line (or row), for messages."""
 
 
 def open_rows(path: str, columns: set[str] | None = None) -> "ChainedRows":
-    """The records of a file, of all data files right inside a folder (sorted by name), or of a glob pattern.
+    """The records of a file, of all data files directly inside a folder (sorted by name), or of a glob pattern.
 
     Args:
-      columns: the ones that are needed; where the format allows (Parquet), the others are not read.
+      columns: the columns to read (Parquet only); None: all.
 
     Raises:
-      ValueError: nothing there, an unknown kind of file, or a file that is empty or damaged as a whole.
+      ValueError: no such file, an unknown format, or an empty or damaged file.
     """
     return ChainedRows([_open_file(file, columns) for file in find_files(path)])
 
 
 def open_parallel(path: str, targets: str) -> "ParallelRows":
-    """The lines of two text files: {"instruction": line n of one, "output": line n of the other}.
+    """The lines of two text files: {"instruction": line n of `path`, "output": line n of `targets`}.
 
     Raises:
-      ValueError: no such files, an empty one, or one with more lines than the other.
+      ValueError: a file is missing or empty, or the line counts differ.
     """
     if not (Path(targets).expanduser().is_file() and Path(path).expanduser().is_file()):
         raise ValueError(f"path {path} with targets {targets}: both must be text files.")
@@ -82,8 +82,8 @@ def find_files(path: str) -> list[Path]:
         if not files:
             found = sorted(file.name for file in place.iterdir())
             listed = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "") if found else "nothing"
-            message = f"folder {path}: no data files right inside it ({kinds}); it holds {listed}."
-            raise ValueError(f"{message} Files in deeper folders are found by a pattern: {path}/**/*.jsonl.")
+            message = f"folder {path}: no data files directly inside it ({kinds}); it holds {listed}."
+            raise ValueError(f"{message} For files in subfolders, use a pattern: {path}/**/*.jsonl.")
         return files
     matches = sorted(glob.glob(str(place), recursive=True)) if glob.has_magic(path) else []
     files = [Path(match) for match in matches if Path(match).is_file()]
@@ -101,7 +101,7 @@ def _suffix(file: Path) -> str:
 def _open_file(file: Path, columns: set[str] | None) -> Rows:
     suffix = _suffix(file)
     if suffix not in SUFFIXES:
-        message = f"file {file}: unknown kind {suffix or '(no suffix)'}; expected {', '.join(SUFFIXES)}"
+        message = f"file {file}: unknown format {suffix or '(no suffix)'}; expected {', '.join(SUFFIXES)}"
         raise ValueError(f"{message}, each optionally followed by .gz.")
     if suffix == ".parquet":
         return _reading(file, partial(ParquetRows, columns=columns))
@@ -111,7 +111,7 @@ def _open_file(file: Path, columns: set[str] | None) -> Rows:
 
 
 def _reading(file: Path, make: Callable[[Path, bytes | None], R]) -> R:
-    """make(file, what it holds unzipped if it is zipped), with errors that name the file."""
+    """make(file, unzipped content of a .gz or None), with errors that name the file."""
     memory = _unzip(file) if file.name.lower().endswith(".gz") else None
     try:
         size = file.stat().st_size if memory is None else len(memory)
@@ -156,14 +156,14 @@ class ChainedRows:
 
 
 class TextRows:
-    """JSONL, CSV, TSV or lines. Only the places of the records are kept; a zipped file is held in memory unzipped.
+    """JSONL, CSV, TSV or lines of text. Holds the byte offsets of the records, and a gzipped file's content.
 
     The first record of CSV and TSV names the columns. CSV follows RFC 4180: a cell with commas, quotes or line breaks
-    stands in double quotes. A quote that is never closed spoils its own line, not the rest; how many records run over
-    several lines is logged. TSV has no quoting: a record is a line, and a quotation mark is text.
+    is in double quotes. An unclosed quote makes only its own line a bad record; the number of records over several
+    lines is logged. TSV has no quoting: a record is a line, and a quotation mark is text.
 
     Args:
-      kind: ".jsonl", ".csv", ".tsv", or "" for a text whose lines `text` gives.
+      kind: ".jsonl", ".csv", ".tsv", or "" for plain lines, read by `text`.
     """
 
     columns = None
@@ -214,13 +214,13 @@ class TextRows:
         return self._parse_cells(text) if self.header else _parse_json(text)
 
     def _log_long(self, spans: np.ndarray) -> None:
-        """Says how many records of a CSV run over several lines: they do, too, behind a quote that means nothing."""
+        """Warns of CSV records over several lines: a quotation mark meant as text causes them, too."""
         last = spans[-1, 2] + self._bytes(*spans[-1, :2]).rstrip(b"\r\n").count(_NEWLINE) + 1
         lines = np.diff(spans[:, 2], append=last)
         if many := int((lines > 1).sum()):
             first, longest = spans[np.argmax(lines > 1), 2], lines.max()
             log.warning(
-                "file %s: %d of %d records run over several lines, the first at line %d, the longest over %d. If the "
+                "file %s: %d of %d records span several lines, the first at line %d, the longest over %d. If the "
                 "quotation marks there are text, double them and put the cell in quotes, or save the file as .tsv.",
                 *(self.file, many, len(spans), first, longest),
             )
@@ -231,7 +231,7 @@ class TextRows:
         if self.handle is None:
             self.handle = open(self.file, "rb", buffering=0)
         if _identity(os.fstat(self.handle.fileno())) != self.stat:
-            raise ValueError(f"file {self.file}: it changed while it was in use; start again.")
+            raise ValueError(f"file {self.file}: it changed while in use; start again.")
         if hasattr(os, "pread"):  # safe when threads share the file
             data = os.pread(self.handle.fileno(), end - start, start)
         else:
@@ -239,7 +239,7 @@ class TextRows:
                 stream.seek(start)
                 data = stream.read(end - start)
         if len(data) != end - start:
-            raise ValueError(f"file {self.file}: only {len(data)} of {end - start} bytes came back; start again.")
+            raise ValueError(f"file {self.file}: read only {len(data)} of {end - start} bytes; start again.")
         return data
 
     def _text(self, start: int, end: int, line: int) -> str:
@@ -259,13 +259,13 @@ class TextRows:
         try:
             names = self._cells(self._text(start, end, line))
         except BadExample as error:
-            raise ValueError(f"file {self.file}, line {line} (the names of the columns): {error.detail}") from None
+            raise ValueError(f"file {self.file}, line {line} (column names): {error.detail}") from None
         if not any(names):
             raise ValueError(f"file {self.file}, line {line}: blank; it must name the columns.")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            found = f"found {', '.join(names)}; name each one differently."
-            raise ValueError(f"file {self.file}, line {line}: two columns are called {twice[0]!r}; {found}")
+            found = f"found {', '.join(names)}; give each a distinct name."
+            raise ValueError(f"file {self.file}, line {line}: two columns are named {twice[0]!r}; {found}")
         return names
 
     def _cells(self, text: str) -> list[str]:
@@ -275,16 +275,16 @@ class TextRows:
         cells = self._cells(text)
         if len(cells) != len(self.header):
             columns = ", ".join(self.header)[:200]
-            rule = "a cell that holds a comma or a line break must stand in double quotes, quotes in it doubled."
+            rule = "put a cell with a comma or a line break in double quotes, and double the quotes inside it."
             if self.kind == ".tsv":
-                rule = "a cell of a .tsv holds no tab and no line break, and is never quoted: use .csv for such texts."
+                rule = "a cell of a .tsv cannot hold a tab or a line break, nor be quoted: use .csv for such texts."
             detail = f"{len(cells)} cells, but {len(self.header)} columns ({columns}): {rule}"
             raise BadExample("", "malformed line", detail)
         return dict(zip(self.header, cells, strict=True))
 
 
 class ParallelRows:
-    """Two texts, each line of one answering the same line of the other."""
+    """Two text files: line n of `targets` is the output for line n of `sources`."""
 
     columns = None
 
@@ -292,8 +292,8 @@ class ParallelRows:
         self.sources, self.targets = sources, targets
         if len(sources) != len(targets):
             raise ValueError(
-                f"files {sources.file} and {targets.file}: {len(sources):,} and {len(targets):,} lines, but each line "
-                "of one answers the same line of the other. Find where they part, or cut them anew."
+                f"files {sources.file} and {targets.file}: {len(sources):,} and {len(targets):,} lines. Line n of one "
+                "must be the output for line n of the other: align the files."
             )
 
     def __len__(self) -> int:
@@ -321,7 +321,7 @@ def _line_spans(stream: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _csv_spans(stream: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
-    """Where the records begin and end, also those that break the rules."""
+    """(first byte, byte after the last, first line) of each record; a malformed record is one line."""
     line = 1
     with _long_cells():
         while True:
@@ -334,7 +334,7 @@ def _csv_spans(stream: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
                     start = edges[-1]
                     edges[:] = [start]
                 return
-            except csv.Error:  # give up on its first line, and go on behind that
+            except csv.Error:  # its first line is the bad record; continue with the next line
                 yield start, edges[1], line
                 start, line = edges[1], line + 1
 
@@ -342,11 +342,11 @@ def _csv_spans(stream: BinaryIO, start: int) -> Iterator[tuple[int, int, int]]:
 def _characters(stream: BinaryIO, edges: list[int]) -> Iterator[str]:
     for data in stream:
         edges.append(edges[-1] + len(data))
-        yield data.decode("latin-1")  # a character for every byte: separators and quotes keep their places
+        yield data.decode("latin-1")  # one character per byte, so offsets of separators and quotes are byte offsets
 
 
 class _long_cells:
-    """Lifts the limit that the csv module sets to the length of a cell (one for the whole process)."""
+    """Lifts the csv module's limit on the length of a cell (a global of the process)."""
 
     def __enter__(self) -> None:
         self.limit = csv.field_size_limit(2**31 - 1)
@@ -360,10 +360,10 @@ def _csv_cells(text: str) -> list[str]:
         with _long_cells():
             records = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
-        detail = f"{error}: a cell in double quotes must be closed, and quotes inside it doubled."
+        detail = f"{error}: close the double quotes of the cell, and double the quotes inside it."
         raise BadExample("", "malformed line", detail) from None
     if len(records) != 1:
-        raise BadExample("", "malformed line", f"{len(records)} records where one was expected.")
+        raise BadExample("", "malformed line", f"expected one record, found {len(records)}.")
     return records[0]
 
 
@@ -373,7 +373,7 @@ def _parse_json(text: str) -> dict[str, Any]:
     except BadExample:
         raise
     except ValueError as error:
-        detail = f"no valid JSON ({error}): each line of a JSONL file is one complete JSON object."
+        detail = f"invalid JSON ({error}): each line of a JSONL file must be one complete JSON object."
         raise BadExample("", "malformed line", detail) from None
 
 
@@ -384,7 +384,7 @@ def _object(record: Any) -> dict[str, Any]:
 
 
 class JsonRows:
-    """A JSON file with one array of objects, all held in memory; large data is better off in JSONL."""
+    """A JSON file with one array of objects, held in memory; prefer JSONL for large data."""
 
     columns = None
 
@@ -399,7 +399,7 @@ class JsonRows:
             byte = f"byte 0x{data[error.start]:02x}"
             raise ValueError(f"file {file}, line {line}: {byte} is not UTF-8; save the file as UTF-8.") from None
         except ValueError as error:
-            raise ValueError(f"file {file}: no usable JSON ({error}); {hint}") from None
+            raise ValueError(f"file {file}: invalid JSON ({error}); {hint}") from None
         if not isinstance(records, list):
             raise ValueError(f"file {file}: found {show(records)}; {hint}")
         if not records:
@@ -417,14 +417,14 @@ class JsonRows:
 
 
 class ParquetRows:
-    """A Parquet file. The needed columns are held in memory in Arrow's compact form."""
+    """A Parquet file, its needed columns held in memory as an Arrow table."""
 
     def __init__(self, file: Path, memory: bytes | None, columns: set[str] | None) -> None:
         self.file = file
         parquet = open_parquet(file, memory)
         self.columns: list[str] = parquet.schema_arrow.names
-        wanted = [name for name in self.columns if columns is None or name in columns]
-        self.table = read_parquet(file, wanted, memory)
+        needed = [name for name in self.columns if columns is None or name in columns]
+        self.table = read_parquet(file, needed, memory)
         if not parquet.metadata.num_rows:
             raise ValueError(f"file {file}: it holds no records; remove it from the sources or fill it.")
         self.length = parquet.metadata.num_rows

@@ -1,4 +1,4 @@
-"""What is kept of bad rows, and how people hear of them."""
+"""Skipped rows: the record of each, the summary for users, and the file skipped.jsonl."""
 
 import os
 from collections import Counter
@@ -15,7 +15,7 @@ OnBadExample = Literal["error", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class SkippedRow:
-    """A row that was left out: where it is, which field is bad, why in a few words, and what was found."""
+    """A skipped row: file and line, the bad field, the category of the error, and the value found."""
 
     where: str
     field: str
@@ -30,18 +30,18 @@ def listing(rows: Sequence[SkippedRow]) -> str:
 
 def bad_rows(name: str, rows: Sequence[SkippedRow]) -> str:
     many = "at least 10 bad rows" if len(rows) >= 10 else f"{len(rows)} bad row{'s' if len(rows) > 1 else ''}"
-    hint = "Correct them, or set on_bad_example: skip to leave such rows out (they are counted and listed)."
+    hint = "Correct them, or set on_bad_example: skip to leave bad rows out (they are counted and listed)."
     return f"source {name}: {many}.\n{listing(rows)}\n{hint}"
 
 
 def summarize_skipped(rows: Sequence[SkippedRow]) -> str:
-    """A paragraph on what was left out, for the end of a run; "" when nothing was."""
+    """A summary of the skipped rows for the end of a run; "" for none."""
     if not rows:
         return ""
     counts = Counter((row.reason, row.field.split("[")[0]) for row in rows)
     kinds = [f"{n:,} {reason}" + (f" ({name})" if name else "") for (reason, name), n in counts.most_common()]
     first = str(BadExample(rows[0].field, rows[0].reason, rows[0].detail, rows[0].where))
-    return f"{len(rows):,} rows were skipped as bad: {', '.join(kinds)}. The first: {first}"
+    return f"{len(rows):,} bad rows were skipped: {', '.join(kinds)}. The first: {first}"
 
 
 class SkippedFields(TypedDict):
@@ -64,9 +64,9 @@ def write_skipped(run_dir: str | os.PathLike[str], rows: Sequence[SkippedRow]) -
 
 
 def add_skipped(run_dir: str | os.PathLike[str], rows: Sequence[SkippedRow], written: int) -> int:
-    """Adds the rows after the first `written` ones to `skipped.jsonl`; returns how many there are now.
+    """Appends the rows after the first `written` ones to `skipped.jsonl`; returns the new number of rows.
 
-    For a stream, whose bad rows come to light as it is read: each is on disk before the checkpoint that lies behind it.
+    For a stream, whose bad rows are found while it is read: a bad row is on disk before the next checkpoint.
     """
     if rows[written:]:
         append_jsonl(Path(run_dir) / "skipped.jsonl", map(asdict, rows[written:]))
@@ -74,7 +74,7 @@ def add_skipped(run_dir: str | os.PathLike[str], rows: Sequence[SkippedRow], wri
 
 
 def read_skipped(run_dir: str | os.PathLike[str]) -> list[SkippedRow]:
-    """The rows of `skipped.jsonl`; none where there is no such file. A damaged file is a ValueError that names it."""
+    """The rows of `skipped.jsonl`; [] without such a file. Raises ValueError naming a damaged file."""
     path = Path(run_dir) / "skipped.jsonl"
     rows = read_jsonl(path, SkippedFields) if path.exists() else []
     return [SkippedRow(row["where"], row["field"], row["reason"], row["detail"]) for row in rows]

@@ -1,7 +1,6 @@
-"""Where examples come from: files, HuggingFace `datasets`, `tensorflow-datasets`, lists and streams.
+"""Sources of examples: files, HuggingFace `datasets`, `tensorflow-datasets`, lists and streams.
 
-`open_sources` reads every row once, so that a bad one is an error (or counted and listed) before training
-begins.
+`open_sources` reads every row once, so that bad rows are reported before training starts.
 """
 
 import hashlib
@@ -30,30 +29,29 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class SourceConfig:
-    """One place that examples come from."""
+    """One source of examples."""
 
     path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, or the name of a data set.
-    kind: Kind = "file"  # file: jsonl, json, csv, tsv, parquet, or those with .gz; datasets: HuggingFace's.
-    targets: str = ""  # file only: path is a text whose lines this text answers, line by line (train.en, train.zh).
-    name: str = ""  # What to call the source in reports; empty: its path.
-    subset: str | None = None  # datasets only: which part of a collection, for example sst2 of glue.
+    kind: Kind = "file"  # file: jsonl, json, csv, tsv or parquet, also with .gz; datasets: HuggingFace's.
+    targets: str = ""  # file only: text file whose line n is the output for line n of path (train.en, train.zh).
+    name: str = ""  # Name of the source in reports; empty: its path.
+    subset: str | None = None  # datasets only: configuration of the data set, for example sst2 of glue.
     split: str = "train"  # datasets and tfds only: train, test, train[:1000] ...
     streaming: bool = False  # datasets only: read rows as they arrive instead of downloading them first.
-    shuffle_block: int = 1000  # streaming only: shuffle within blocks of so many rows; 1 keeps their order.
-    fields: FieldsConfig = field(default_factory=FieldsConfig)  # Which columns make an example.
-    task: str = ""  # Name of the task of all these examples; empty: each record's own.
+    shuffle_block: int = 1000  # streaming only: shuffle within blocks of N rows; 1 keeps their order.
+    fields: FieldsConfig = field(default_factory=FieldsConfig)  # Columns of each field of an example.
+    task: str = ""  # Task name of all examples; empty: each record's own.
     weight: float | None = None  # Share in a mixture, relative to the others; null: by number of examples.
 
 
 class RowSource:
-    """The usable rows of a file or data set, by number, each parsed once when the source is opened.
+    """The valid rows of a file or data set, by number, each parsed once when the source is opened.
 
     Args:
-      on_bad_example: `error` raises at the first bad rows, `skip` leaves them out and lists them in
-        `skipped`.
+      on_bad_example: `error` raises for bad rows (the first 10), `skip` leaves them out and lists them in `skipped`.
 
     Raises:
-      ValueError: bad rows, or not a single usable one.
+      ValueError: bad rows, or no valid row.
     """
 
     def __init__(self, rows: Rows, mapper: FieldMapper, name: str, on_bad_example: OnBadExample = "error") -> None:
@@ -74,7 +72,7 @@ class RowSource:
             self.examples.append(example)
         self.fingerprint = digest.hexdigest()
         if not self.examples:
-            raise ValueError(f"source {name}: none of its {len(rows)} rows is usable.\n{listing(self.skipped)}")
+            raise ValueError(f"source {name}: none of its {len(rows)} rows is valid.\n{listing(self.skipped)}")
         if self.skipped and on_bad_example == "error":
             raise ValueError(bad_rows(name, self.skipped))
         check_styles(mapper.answer_styles, name)
@@ -82,7 +80,7 @@ class RowSource:
             log.warning(note)
 
     def _read(self, index: int, unread: Counter[str]) -> Example:
-        """One example; the fields of its record that nobody reads are counted in `unread`."""
+        """One example; counts the unread fields of its record in `unread`."""
         try:
             row = self.rows.row(index)
             example = self.mapper(row, self.rows.columns)
@@ -102,7 +100,7 @@ class ListSource:
     """Examples in memory as a source.
 
     Raises:
-      ValueError: no examples. BadExample (a ValueError): one that is not valid, or whose output is no label.
+      ValueError: no examples. BadExample (a ValueError): an invalid example, or an output that is not a label.
     """
 
     def __init__(
@@ -143,17 +141,16 @@ def open_sources(
     size_cap: int | None = None,
     seed: int = 0,
 ) -> Mixture | StreamSource:
-    """Opens and checks all sources: a `Mixture`, or the stream if the only source is one.
+    """Opens and checks all sources: a `Mixture`, or the stream if there is one.
 
     Args:
-      labels: when there are any, every output must be one of them.
-      on_bad_example: `error`, or `skip` and list the bad rows in `.skipped`.
-      temperature, size_cap: how the tasks share a mixture whose sources have no weights; see
-        `mixture.shares`.
+      labels: unless empty, every output must be one of them.
+      on_bad_example: `error`, or `skip` to list the bad rows in `.skipped`.
+      temperature, size_cap: mixture of sources without weights; see `mixture.shares`.
       seed: of all shuffles.
 
     Raises:
-      ValueError: a source that cannot be opened, bad or no rows, settings that contradict each other.
+      ValueError: a source cannot be opened, rows are bad or missing, or settings contradict each other.
     """
     if not configs:
         raise ValueError("there are no sources: name at least one file or data set.")
@@ -200,8 +197,8 @@ def _open(
     idle += [("split", config.split != "train" and config.kind == "file")]
     for setting, used in idle:
         if used:
-            hint = "drop it" + (" and name the file that you want" if setting == "split" else "")
-            raise ValueError(f"source {name}: kind {config.kind} knows no {setting}; {hint}.")
+            hint = "drop it" + (" and set path to the file of the split" if setting == "split" else "")
+            raise ValueError(f"source {name}: kind {config.kind} does not support {setting}; {hint}.")
 
     def mapper(features: Any = None) -> FieldMapper:
         names = class_names(features)
@@ -222,9 +219,9 @@ def _open(
     mapped = mapper(dataset.features)
     if config.streaming:
         log.warning(
-            "source %s is read as a stream: its rows are checked only as they come, it is shuffled only "
-            "within blocks of %d rows, its size is unknown, and resuming is exact only while the data behind "
-            "it stays the same. Set streaming: false for all of that.",
+            "source %s is a stream: rows are checked when they are read and shuffled within blocks of %d rows, "
+            "the size is unknown, and resuming is exact only if the data does not change. Set streaming: false to "
+            "lift these limits.",
             name,
             config.shuffle_block,
         )

@@ -1,4 +1,4 @@
-"""A source that can only be read in order."""
+"""A source that is read in order: a HuggingFace `IterableDataset`."""
 
 import copy
 import itertools
@@ -30,17 +30,15 @@ class StreamSource:
     """A HuggingFace `IterableDataset`, read in order, epoch after epoch.
 
     `for example in stream` yields the rest of the current epoch; the next loop yields the next epoch.
-    `get_state()` after an example is a dict that JSON can hold; `set_state` goes back to there, and the same
-    examples follow in the same order, if the data behind the stream is unchanged and has the same shards.
-    `set_state(None)` goes back to the beginning of the current epoch. All processes read the whole stream in
-    the same order.
+    `get_state()` gives a JSON-serializable position; `set_state` returns to it, and the same examples follow in the
+    same order if the data and its shards are unchanged. `set_state(None)` returns to the start of the current epoch.
+    All processes read the whole stream in the same order.
 
-    What it cannot promise: that all rows are good (they are checked as they come), how many there are, a
-    shuffle of the whole (only of blocks of `shuffle_block` rows), reading from any place without a saved
-    state.
+    Limits: rows are checked when they are read, their number is unknown, the shuffle is within blocks of
+    `shuffle_block` rows, and only saved positions can be read from.
 
     Raises, while it is read:
-      ValueError: a bad row (`on_bad_example="error"`), or an epoch without a usable row.
+      ValueError: a bad row (`on_bad_example="error"`), or an epoch without a valid row.
     """
 
     def __init__(
@@ -60,21 +58,21 @@ class StreamSource:
         self._beginning = copy.deepcopy(dataset.state_dict())
         self._skipped: dict[str, SkippedRow] = {}
         self._unread: set[str] = set()
-        self.check: Callable[[Example], None] = lambda example: None  # raises BadExample for what the task cannot take
+        self.check: Callable[[Example], None] = lambda example: None  # the task's check, which raises BadExample
         self._epoch = 0
         self._rewind()
 
     def _rewind(self) -> None:
-        self._block = self._taken = 0  # blocks finished, rows taken from this one
-        self._usable = 0  # examples in this epoch so far
-        self._block_state = copy.deepcopy(self._beginning)  # of the data set, where this block begins
+        self._block = self._taken = 0  # finished blocks, rows taken from the current block
+        self._usable = 0  # valid examples of this epoch so far
+        self._block_state = copy.deepcopy(self._beginning)  # the data set's state at the start of the current block
 
     @property
     def skipped(self) -> list[SkippedRow]:
         return list(self._skipped.values())
 
     def know_skipped(self, rows: Iterable[SkippedRow]) -> None:
-        """Adds rows that were skipped before this stream was opened, by a run that is resumed; a state has none."""
+        """Adds the rows that the resumed run had skipped (the stream's state does not hold them)."""
         self._skipped |= {row.where: row for row in rows}
 
     def get_state(self) -> dict[str, Any]:
@@ -115,7 +113,7 @@ class StreamSource:
             if len(block) < self.shuffle_block:
                 break
         if not self._usable:
-            raise ValueError(f"source {self.name}: none of its rows is usable.\n{listing(self.skipped)}")
+            raise ValueError(f"source {self.name}: none of its rows is valid.\n{listing(self.skipped)}")
         self._epoch += 1
         self._rewind()
 
@@ -138,18 +136,18 @@ class StreamSource:
         if new:
             self._unread.update(new)
             log.warning(
-                "source %s: fields that are not read: %s. Name them in fields.ignore where that is meant.",
+                "source %s: unread fields: %s. Name them in fields.ignore to silence this warning.",
                 self.name,
                 ", ".join(new),
             )
 
 
 def resume_skipped(source: object, run_dir: Path, resumes: bool) -> int:
-    """Prepares skipped.jsonl, which the rows of a stream go to as it is read; returns how many are in it.
+    """Prepares skipped.jsonl for the bad rows of a stream; returns the number of rows in it.
 
     Args:
-      source: of the training data; only a stream finds bad rows while it is read.
-      resumes: whether a run is resumed, whose rows are in the file; otherwise it is begun anew.
+      source: the training data; only a stream finds bad rows while it is read.
+      resumes: whether the run is resumed and keeps the file; otherwise the file starts empty.
     """
     if not isinstance(source, StreamSource):
         return 0
@@ -162,7 +160,7 @@ def resume_skipped(source: object, run_dir: Path, resumes: bool) -> int:
 
 
 def list_skipped(source: object, run_dir: Path, listed: int) -> int:
-    """Adds the rows of a stream after the first `listed` ones to skipped.jsonl; returns how many there are."""
+    """Appends a stream's skipped rows after the first `listed` ones to skipped.jsonl; returns the new number."""
     if isinstance(source, StreamSource) and is_first():
         return add_skipped(run_dir, source.skipped, listed)
     return listed

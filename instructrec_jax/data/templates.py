@@ -1,4 +1,4 @@
-"""The named templates: how a conversation is written where the tokenizer has no chat template of its own."""
+"""The named chat templates, for tokenizers without a chat template."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,16 +9,16 @@ TemplateName = Literal["auto", "tokenizer", "alpaca", "chatml", "llama-3", "plai
 
 @dataclass(frozen=True)
 class Template:
-    """How a conversation is written. A turn is (what stands before its words, what stands after them).
+    """The layout of a conversation. A turn is (text before its content, text after it).
 
     Attributes:
-      assistant: what stands before an answer: the generation prompt.
-      end: ends an answer, and is learnt with it; None: the tokenizer's eos_token.
-      between: follows the end of an answer that is not the last turn.
-      tool: None where the template knows no such turn.
-      start: of the whole text.
-      joint: stands between instruction and input.
-      preamble, preamble_with_input: stand where a conversation without system turn begins.
+      assistant: the generation prompt, before an answer.
+      end: text after an answer, trained on with it; None: the tokenizer's eos_token.
+      between: text after the `end` of an answer that is not the last turn.
+      tool: None: the template has no tool turns.
+      start: text before the whole conversation.
+      joint: text between instruction and input.
+      preamble, preamble_with_input: text before a conversation without system turn.
       source_ends_with_prompt: whether an encoder–decoder's source includes the last generation prompt.
       special: tokens that the tokenizer must have.
     """
@@ -38,8 +38,8 @@ class Template:
 
 
 TEMPLATES = {
-    # tatsu-lab/stanford_alpaca, train.py (Taori et al., 2023): both texts, and the answer right behind them. A system
-    # turn stands where the first sentences do; the original has neither it nor further turns.
+    # tatsu-lab/stanford_alpaca, train.py (Taori et al., 2023). The answer follows the prompt without a space. Our
+    # extension: a system turn replaces the preamble, and there may be several turns.
     "alpaca": Template(
         system=("", "\n\n"),
         user=("### Instruction:\n", "\n\n"),
@@ -65,7 +65,7 @@ TEMPLATES = {
         tool=("<|im_start|>tool\n", "<|im_end|>\n"),
         special=("<|im_start|>", "<|im_end|>"),
     ),
-    # Meta's prompt format of Llama 3 and 3.1, without the system text that mentions dates. Tools answer as ipython.
+    # Meta's prompt format of Llama 3 and 3.1, without the system text with dates. The role of tools is ipython.
     "llama-3": Template(
         start="<|begin_of_text|>",
         system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
@@ -76,6 +76,6 @@ TEMPLATES = {
         tool=("<|start_header_id|>ipython<|end_header_id|>\n\n", "<|eot_id|>"),
         special=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
-    # The words alone, one turn a line. An encoder–decoder's source is the question, its target the answer.
+    # The contents alone, one turn a line. An encoder–decoder's source is the question, its target the answer.
     "plain": Template(system=("", "\n"), user=("", ""), assistant="\n", between="\n", source_ends_with_prompt=False),
 }

@@ -1,7 +1,7 @@
-"""What of a record nobody reads: one rule for every reader.
+"""Unread fields of records: one rule for every reader.
 
-A field of a record is used, or named as ignored, or it is told of: as an error where it changes what the record means
-(tools, a system prompt, pictures), else in a note that is printed once a source, with a count.
+A field that is neither read nor ignored is reported: as an error if it changes the meaning of the record (tools, a
+system prompt, pictures), otherwise in one note per source, with a count.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -9,41 +9,41 @@ from typing import Any
 
 from instructrec_jax.data.example import BadExample, is_blank
 
-# Columns that change what is asked. `datasets` fills absent ones with nulls, which say nothing.
+# Columns that change the meaning of a record. (`datasets` fills missing columns with null, which counts as empty.)
 MEANING = frozenset(
     "tools functions system system_prompt images image audios audio videos video documents chat_template_kwargs".split()
 )
 
 
 def unread_fields(record: Mapping[str, Any], used: Collection[str], ignored: Collection[str]) -> list[str]:
-    """The fields that hold something, and are neither used nor ignored.
+    """The non-empty fields that are neither used nor ignored.
 
     Raises:
-      BadExample: one of them changes what the record means.
+      BadExample: one of them changes the meaning of the record, see `MEANING`.
     """
     found = [name for name, value in record.items() if name not in used and name not in ignored and not is_blank(value)]
     for name in found:
         if name in MEANING:
             detail = (
-                "nothing reads this field, which may change what the record asks: name it in one of the settings "
-                f"`fields`, or, to leave it out, set fields.ignore to [{name}]."
+                "this field is not read, but may change the meaning of the record: name it in one of the settings "
+                f"`fields`, or set fields.ignore to [{name}] to leave it out."
             )
             raise BadExample(name, "unread field", detail)
     return found
 
 
 def unread_note(source: str, counts: Mapping[str, int], rows: int) -> str:
-    """One line on what is not read of a source; "" where all is.
+    """One line on the unread fields of a source; "" for none.
 
     Args:
-      counts: in how many of the rows each unread field stands.
+      counts: number of rows with each unread field.
     """
     if not counts:
         return ""
     named = ", ".join(f"{name} ({number:,})" for name, number in counts.items())
     return (
-        f"source {source}: of {rows:,} rows, these fields are not read (and so many rows have them): {named}. "
-        "Name them in fields.ignore where that is meant."
+        f"source {source} ({rows:,} rows): unread fields, with the number of rows that have them: {named}. "
+        "Name them in fields.ignore to silence this warning."
     )
 
 

@@ -1,10 +1,9 @@
-"""Ranking metrics for one or several relevant items per case: HR@k, Recall@k, NDCG@k, MRR@k.
+"""Ranking metrics for one or several positive items per case: HR@k, Recall@k, NDCG@k, MRR@k.
 
-Ties are never broken by the order of an array. A wanted item is kept as (`better`, `tied`): how many other items
-score higher than it and how many score the same. Its rank under random tie-breaking is then uniform on
-better + 1 .. better + tied + 1, and every metric here is the exact expectation over that: a model that scores all
-items alike gets what guessing gets, not a perfect or a zero score. `Ranks.pessimistic()` counts every tie against
-the wanted items instead.
+Ties are never broken by the order of an array. A positive item is represented by the number of other items that score
+higher (`better`) and equal (`tied`). Its rank under random tie-breaking is uniform on better + 1 .. better + tied + 1,
+and every metric is the exact expectation over it: a model with equal scores for all items gets the value of random
+guessing. `Ranks.pessimistic()` counts every tie against the positive items instead.
 """
 
 from collections.abc import Sequence
@@ -16,14 +15,14 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the wanted items stand, one or several a case. All arrays are int64 [wanted items]."""
+    """Ranks of the positive items, one or several per case. All arrays are int64 [positive items]."""
 
     better: np.ndarray
-    """items scored strictly higher"""
+    """number of items with a higher score"""
     tied: np.ndarray
-    """other items scored exactly alike"""
+    """number of other items with the same score"""
     case: np.ndarray | None = None
-    """the case that each wanted item belongs to, 0 .. cases - 1, ascending; None: one item a case"""
+    """case of each positive item, 0 .. cases - 1, ascending; None: one positive item per case"""
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -32,12 +31,12 @@ class Ranks:
         return int(self.case[-1]) + 1 if len(self.case) else 0
 
     def expected(self) -> np.ndarray:
-        """Expected 1-based rank of each wanted item, float64 [wanted items]."""
+        """Expected 1-based rank of each positive item, float64 [positive items]."""
         return self.better + self.tied / 2 + 1
 
     def pessimistic(self) -> "Ranks":
-        """The same cases with every tie counted against the wanted items (not against each other)."""
-        alike = self._wanted_alike()
+        """The same cases with every tie counted against the positive items (not against each other)."""
+        alike = self._positives_alike()
         return Ranks(self.better + self.tied + 1 - alike, alike - 1, self.case)
 
     def counts(self) -> np.ndarray:
@@ -47,15 +46,15 @@ class Ranks:
         return np.bincount(self.case, minlength=len(self))
 
     def best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each case's highest wanted item: items better, items scored alike (with itself), wanted ones of these."""
+        """Of each case's best positive item: items better, items of equal score (with itself), positives among these."""
         if self.case is None:
             return self.better, self.tied + 1, np.ones_like(self.better)
         order = np.lexsort((self.better, self.case))
         first = order[np.searchsorted(self.case[order], np.arange(len(self)))]
-        return self.better[first], self.tied[first] + 1, self._wanted_alike()[first]
+        return self.better[first], self.tied[first] + 1, self._positives_alike()[first]
 
-    def _wanted_alike(self) -> np.ndarray:
-        """How many wanted items of the same case have the same score, itself included: those with as many better."""
+    def _positives_alike(self) -> np.ndarray:
+        """Number of positive items of the same case and score, itself included, i.e. with equal `better`."""
         if self.case is None:
             return np.ones_like(self.better)
         keys = np.stack([self.case, self.better])
@@ -67,21 +66,21 @@ def ranks_from(ranks: ArrayLike) -> Ranks:
     """`Ranks` from plain 1-based integer ranks [cases] without ties."""
     array = np.asarray(ranks)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise ValueError(f"ranks must be whole numbers [cases], got {array.dtype} {array.shape}.")
+        raise ValueError(f"ranks must be integers [cases], got {array.dtype} {array.shape}.")
     if array.size and array.min() < 1:
-        raise ValueError(f"ranks count from 1, got {array.min()}: add 1 to ranks that count from 0.")
+        raise ValueError(f"ranks must be at least 1, got {array.min()}: add 1 to ranks counted from 0.")
     return Ranks(array.astype(np.int64) - 1, np.zeros(len(array), np.int64))
 
 
 def target_ranks(scores: ArrayLike, targets: ArrayLike) -> Ranks:
-    """Ranks of one target a case. scores: float [cases, items], higher is better; targets: int [cases], columns.
+    """Ranks of one target per case. scores: float [cases, items], higher is better; targets: int [cases], columns.
 
     Raises ValueError for NaN.
     """
-    values, wanted = np.asarray(scores), np.asarray(targets, np.int64)
+    values, columns = np.asarray(scores), np.asarray(targets, np.int64)
     if np.isnan(values).any():
-        raise ValueError("scores hold NaN: a model that diverged has no ranking.")
-    own = np.take_along_axis(values, wanted[:, None], axis=1)
+        raise ValueError("scores hold NaN: the model may have diverged.")
+    own = np.take_along_axis(values, columns[:, None], axis=1)
     return Ranks((values > own).sum(1, dtype=np.int64), (values == own).sum(1, dtype=np.int64) - 1)
 
 
@@ -102,7 +101,7 @@ def _ranks(ranks: Ranks | ArrayLike) -> Ranks:
 
 
 def _expectation(ranks: Ranks, gains: np.ndarray) -> np.ndarray:
-    """Sum over the wanted items of each case of the mean of gains[r - 1] over its tied ranks; gains end with 0."""
+    """Sum over a case's positive items of the mean of gains[r - 1] over the tied ranks r; gains beyond the end are 0."""
     cumulative = np.concatenate([[0.0], np.cumsum(gains)])
     first = np.minimum(ranks.better, len(gains))
     last = np.minimum(ranks.better + ranks.tied + 1, len(gains))
@@ -112,31 +111,31 @@ def _expectation(ranks: Ranks, gains: np.ndarray) -> np.ndarray:
 
 def _positions(k: int) -> np.ndarray:
     if k < 1:
-        raise ValueError(f"a cut-off k must be at least 1, got {k}.")
+        raise ValueError(f"a cutoff k must be at least 1, got {k}.")
     return np.arange(1, k + 1, dtype=np.float64)
 
 
 def hit_rate(ranks: Ranks | ArrayLike, k: int) -> np.ndarray:
-    """HR@k of each case, float64 [cases]: 1 if a wanted item is among the first k (= recall with one wanted item)."""
-    better, alike, wanted = _ranks(ranks).best()
+    """HR@k of each case, float64 [cases]: 1 if a positive item is among the first k (= recall if there is one)."""
+    better, alike, positives = _ranks(ranks).best()
     inside = np.clip(_positions(k)[-1] - better, 0, alike)
-    # None of the wanted ones is among the `inside` first of `alike` items in random order: draws without replacement.
+    # P(no positive item among the first `inside` of `alike` items in random order): draws without replacement.
     missed = np.ones(len(better))
-    for n in range(int(wanted.max(initial=0))):
+    for n in range(int(positives.max(initial=0))):
         left = np.maximum(alike - inside - n, 0) / np.maximum(alike - n, 1)
-        missed *= np.where(n < wanted, left, 1)
+        missed *= np.where(n < positives, left, 1)
     return 1 - missed
 
 
 def recall(ranks: Ranks | ArrayLike, k: int) -> np.ndarray:
-    """Recall@k of each case, float64 [cases]: the share of its wanted items that are among the first k."""
+    """Recall@k of each case, float64 [cases]: the share of its positive items among the first k."""
     where = _ranks(ranks)
     return _expectation(where, np.ones_like(_positions(k))) / where.counts()
 
 
 def ndcg(ranks: Ranks | ArrayLike, k: int) -> np.ndarray:
-    """NDCG@k of each case, float64 [cases]: the sum of 1 / log2(rank + 1) over wanted items of rank <= k, divided by
-    what it would be if they stood first (Järvelin & Kekäläinen 2002); with one wanted item that is 1.
+    """NDCG@k of each case, float64 [cases]: the sum of 1 / log2(rank + 1) over positive items of rank <= k, divided by
+    its value for the ideal ranking (Järvelin & Kekäläinen 2002), which is 1 with one positive item.
     """
     where = _ranks(ranks)
     gains = 1 / np.log2(_positions(k) + 1)
@@ -144,7 +143,7 @@ def ndcg(ranks: Ranks | ArrayLike, k: int) -> np.ndarray:
 
 
 def mrr(ranks: Ranks | ArrayLike, k: int) -> np.ndarray:
-    """MRR@k of each case, float64 [cases]: 1 / rank of its highest wanted item up to rank k, else 0."""
+    """MRR@k of each case, float64 [cases]: 1 / rank of its best positive item if that rank is <= k, else 0."""
     where = _ranks(ranks)
     if where.case is None:
         return _expectation(where, 1 / _positions(k))

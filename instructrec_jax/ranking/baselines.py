@@ -1,8 +1,8 @@
-"""Simple recommenders every claim is measured against: random, popularity, Markov-1, coKNN, BPR-MF, BM25.
+"""Baselines: random, popularity, Markov-1, coKNN, BPR-MF, BM25.
 
 All share one protocol: `fit(sequences, num_items)` on training sequences (item numbers, oldest first) and
-`score(histories, instructions)` → float64 [cases, items], higher is better. Scores depend on a case alone, not on
-the block it is scored in, so large sets are scored block by block.
+`score(histories, instructions)` → float64 [cases, items], higher is better. The scores of a case do not depend on the
+other cases, so large sets can be scored block by block.
 """
 
 import re
@@ -21,14 +21,14 @@ class Baseline(Protocol):
     name: str
 
     def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
-        """Learn from training sequences of item numbers in 0 .. num_items - 1, oldest first."""
+        """Fits to training sequences of item numbers in 0 .. num_items - 1, oldest first."""
 
     def score(self, histories: Sequence[ArrayLike], instructions: Sequence[str] = ()) -> np.ndarray:
-        """Float64 [cases, items] for histories of item numbers, oldest first, and what was asked in words."""
+        """Scores, float64 [cases, items]. histories: item numbers, oldest first; instructions: their texts."""
 
 
 class Random:
-    """Uniform scores, the same for the same history and instruction under one seed."""
+    """Uniform random scores, determined by seed, history and instruction."""
 
     name = "random"
 
@@ -48,7 +48,7 @@ class Random:
 
 
 class Popularity:
-    """How many training interactions an item has."""
+    """The number of training interactions of an item."""
 
     name = "popularity"
 
@@ -61,7 +61,7 @@ class Popularity:
 
 
 class Markov:
-    """How often an item came right after the last one; popularity decides ties and for empty histories."""
+    """The number of times an item followed the last item; ties and empty histories are ranked by popularity."""
 
     name = "Markov-1"
 
@@ -81,10 +81,10 @@ class CoOccurrence:
     """Item-to-item kNN on sequences.
 
     Within a training sequence, an item b that follows a at distance g <= window adds 1/g to the link a → b
-    and `backwards` times that to b → a. A link into b is divided by the square root of b's popularity, or with
-    `divide_by` "source" (its name is then coKNN-source) of a's, so that popular items stay ahead of rare ones.
-    The score of an item is the sum of the links into it from the last `depth` items of the history, the n-th
-    before the last weighted by decay^n. Items that nothing in the history links to come after, by popularity.
+    and `backwards` times that to b → a. The link a → b is divided by the square root of b's popularity, or, with
+    `divide_by` "source" (named coKNN-source), of a's popularity, which ranks popular items higher.
+    The score of an item is the sum of its links from the last `depth` items of the history, the n-th before the last
+    weighted by decay^n. Items without such links follow, by popularity.
     """
 
     def __init__(
@@ -116,19 +116,19 @@ class CoOccurrence:
 
 
 class BPR:
-    """Matrix factorisation by Bayesian personalised ranking (Rendle et al. 2009).
+    """Matrix factorization by Bayesian personalized ranking (Rendle et al. 2009).
 
-    A user u gives item i the score b_i + p_u · q_i. Training minimises, over the interactions (u, i) with items j that
-    u never chose, drawn uniformly anew in each epoch,
+    The score of item i for user u is b_i + p_u · q_i. Training minimizes, over the interactions (u, i) with negatives j
+    drawn uniformly in each epoch from the items without an interaction of u,
 
-        softplus(score_uj - score_ui) + regularisation / 2 · (|p_u|² + |q_i|² + |q_j|² + b_i² + b_j²)
+        softplus(score_uj - score_ui) + regularization / 2 · (|p_u|² + |q_i|² + |q_j|² + b_i² + b_j²)
 
     by AdaGrad (Duchi et al. 2011) on batches of interactions in random order.
 
-    A case is known by its history alone, so its user is folded in: p is what minimises the same objective for the
-    items of the history while q and b stay as they are, with one fixed sample of items as the j. It is convex in p;
-    steps under the bound 1/4 on the curvature of softplus (Böhning & Lindsay 1988) go down each time. Users seen in
-    training are treated like new ones, whose score for an empty history is b.
+    The user of a case is folded in from the history: p minimizes the same objective over the items of the history, with
+    q and b fixed and one fixed sample of negatives j. The objective is convex in p; steps with the bound 1/4 on the
+    curvature of softplus (Böhning & Lindsay 1988) always decrease it. Users of the training data are folded in, too.
+    The scores of an empty history are b.
     """
 
     name = "BPR-MF"
@@ -138,61 +138,61 @@ class BPR:
         size: int = 64,
         epochs: int = 40,
         learning_rate: float = 0.1,
-        regularisation: float = 0.03,
+        regularization: float = 0.03,
         batch: int = 2048,
         seed: int = 0,
     ) -> None:
         self.size, self.epochs, self.learning_rate = size, epochs, learning_rate
-        self.regularisation, self.batch, self.seed = regularisation, batch, seed
-        self.others, self.steps = 200, 20  # of the folding in: items that stand for all others, and steps
+        self.regularization, self.batch, self.seed = regularization, batch, seed
+        self.others, self.steps = 200, 20  # for folding in: sampled negatives, and steps
 
     def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
         items, owners = _flatten(sequences, num_items)
         chosen = np.unique(owners * num_items + items)  # sorted, to look up whether a user chose an item
         rng = np.random.default_rng(self.seed)
-        # The last column of a user is 1, that of an item its bias.
+        # The last column is 1 for users and the bias for items.
         users = rng.normal(0, 0.1, (len(sequences), self.size + 1)).astype(np.float32)
         self.factors = rng.normal(0, 0.1, (num_items, self.size + 1)).astype(np.float32)
         users[:, -1], self.factors[:, -1] = 1, 0
         squares = np.zeros_like(users), np.zeros_like(self.factors)
         for _ in range(self.epochs):
             order = rng.permutation(len(items))
-            user, wanted = owners[order], items[order]
+            user, positives = owners[order], items[order]
             other = rng.integers(0, num_items, len(items))
             for _ in range(10):
                 known = contains(chosen, user * num_items + other)
                 other[known] = rng.integers(0, num_items, known.sum())
-            kept = ~contains(chosen, user * num_items + other)  # a user who chose nearly everything
-            user, wanted, other = user[kept], wanted[kept], other[kept]
+            kept = ~contains(chosen, user * num_items + other)  # drops users with nearly all items
+            user, positives, other = user[kept], positives[kept], other[kept]
             for start in range(0, len(user), self.batch):
                 part = slice(start, start + self.batch)
-                of_users, of_items = self._gradients(users, self.factors, user[part], wanted[part], other[part])
-                both = np.concatenate([wanted[part], other[part]])
+                of_users, of_items = self._gradients(users, self.factors, user[part], positives[part], other[part])
+                both = np.concatenate([positives[part], other[part]])
                 _adagrad(users, squares[0], user[part], of_users, self.learning_rate)
                 _adagrad(self.factors, squares[1], both, of_items, self.learning_rate)
         self._prepare(rng.integers(0, num_items, self.others))
         return self
 
     def _gradients(
-        self, users: np.ndarray, factors: np.ndarray, user: np.ndarray, wanted: np.ndarray, other: np.ndarray
+        self, users: np.ndarray, factors: np.ndarray, user: np.ndarray, positives: np.ndarray, other: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Gradients [n, size + 1] of the objective by each triple's user, and [2 n, size + 1] by its two items."""
-        p, q, r = users[user], factors[wanted], factors[other]
-        push = _sigmoid(np.einsum("nd,nd->n", p, r - q))[:, None]  # of how far the order is still wrong
-        of_user = push * (r - q) + self.regularisation * p
+        """Gradients of the objective for each triple's user, [n, size + 1], and its two items, [2 n, size + 1]."""
+        p, q, r = users[user], factors[positives], factors[other]
+        push = _sigmoid(np.einsum("nd,nd->n", p, r - q))[:, None]  # near 1 where the negative scores higher
+        of_user = push * (r - q) + self.regularization * p
         of_user[:, -1] = 0
-        of_items = np.concatenate([self.regularisation * q - push * p, self.regularisation * r + push * p])
+        of_items = np.concatenate([self.regularization * q - push * p, self.regularization * r + push * p])
         return of_user, of_items
 
     def _prepare(self, others: np.ndarray) -> None:
-        """What folding in needs of the items that stand for all others."""
+        """Precomputes statistics of the sampled negatives for folding in."""
         self.q, self.bias = self.factors[:, :-1], self.factors[:, -1]
         self.compared, self.compared_bias = self.q[others], self.bias[others]
         self.mean = self.compared.mean(0)
         self.second_moment = self.compared.T @ self.compared / len(others)
 
     def fold_in(self, history: ArrayLike) -> np.ndarray:
-        """The vector [size] of the user with this history of item numbers."""
+        """The user vector [size] for a history of item numbers."""
         p = np.zeros(self.size, np.float32)
         items = np.asarray(history, np.int64)
         if not len(items):
@@ -200,34 +200,34 @@ class BPR:
         q, bias = self.q[items], self.bias[items]
         mean = q.mean(0)
         curvature = (q.T @ q / len(q) + self.second_moment - np.outer(mean, self.mean) - np.outer(self.mean, mean)) / 4
-        step = np.linalg.inv(curvature + self.regularisation * np.eye(self.size, dtype=np.float32))
+        step = np.linalg.inv(curvature + self.regularization * np.eye(self.size, dtype=np.float32))
         for _ in range(self.steps):
             margins = (self.compared @ p + self.compared_bias) - (q @ p + bias)[:, None]
             push = _sigmoid(margins) / margins.size  # [history, others]
-            p = p - step @ (push.sum(0) @ self.compared - push.sum(1) @ q + self.regularisation * p)
+            p = p - step @ (push.sum(0) @ self.compared - push.sum(1) @ q + self.regularization * p)
         return p
 
     def score(self, histories: Sequence[ArrayLike], instructions: Sequence[str] = ()) -> np.ndarray:
-        _flatten(histories, len(self.factors))  # all numbers are items
+        _flatten(histories, len(self.factors))  # checks the item numbers
         scores = np.empty((len(histories), len(self.factors)))
         for case, history in enumerate(histories):
             scores[case] = self.q @ self.fold_in(history) + self.bias
         return scores
 
 
-BPR_GRID = ((64, 0.03), (64, 0.1), (8, 0.3))  # (size, regularisation)
-TUNING_INTERACTIONS = 20_000  # of users drawn at random, that the grid is tried on
+BPR_GRID = ((64, 0.03), (64, 0.1), (8, 0.3))  # (size, regularization)
+TUNING_INTERACTIONS = 20_000  # interactions of randomly drawn users for tuning on the grid
 
 
 def tuned_bpr(train: Sequence[ArrayLike], validation: Sequence[ArrayLike], num_items: int, seed: int = 0) -> BPR:
-    """BPR-MF fitted on `train`, with the size and regularisation of `BPR_GRID` that are best on validation items.
+    """BPR-MF fitted to `train`, with size and regularization from `BPR_GRID` tuned on validation items.
 
-    The best is that of NDCG@10 over all items but the seen ones, of up to three last validation items a user. Each try
-    is fitted on the training items of the same users, drawn by seed, with `TUNING_INTERACTIONS` interactions at most.
-    Without validation items the settings are BPR's own.
+    Tuning maximizes NDCG@10 over all unseen items, on up to three last validation items per user. It fits and measures
+    on the same users, drawn by seed, with at most `TUNING_INTERACTIONS` interactions. Without validation items, the
+    settings are BPR's defaults.
 
     Args:
-      train, validation: of each user the item numbers, oldest first; either may be empty.
+      train, validation: item numbers of each user, oldest first; either may be empty.
     """
     known, held_out = ([np.asarray(items, np.int64) for items in part] for part in (train, validation))
     order = np.random.default_rng(seed).permutation(len(known))
@@ -239,24 +239,24 @@ def tuned_bpr(train: Sequence[ArrayLike], validation: Sequence[ArrayLike], num_i
         cases += [(whole[:n], whole[n]) for n in range(max(1, len(known[user]), len(whole) - 3), len(whole))]
     if not cases:
         return BPR(seed=seed).fit(train, num_items)
-    histories, wanted = zip(*cases, strict=True)
+    histories, positives = zip(*cases, strict=True)
     seen = [history[history != item] for history, item in cases]
 
-    def quality(size: int, regularisation: float) -> float:
-        model = BPR(size=size, regularisation=regularisation, seed=seed).fit([known[u] for u in users], num_items)
+    def quality(size: int, regularization: float) -> float:
+        model = BPR(size=size, regularization=regularization, seed=seed).fit([known[u] for u in users], num_items)
         blocks = [slice(start, start + BLOCK) for start in range(0, len(cases), BLOCK)]
-        gains = [ndcg_at(mask(model.score(histories[b]), seen[b]), wanted[b]) for b in blocks]
+        gains = [ndcg_at(mask(model.score(histories[b]), seen[b]), positives[b]) for b in blocks]
         return float(np.concatenate(gains).mean())
 
-    size, regularisation = max(BPR_GRID, key=lambda settings: quality(*settings))
-    return BPR(size=size, regularisation=regularisation, seed=seed).fit(train, num_items)
+    size, regularization = max(BPR_GRID, key=lambda settings: quality(*settings))
+    return BPR(size=size, regularization=regularization, seed=seed).fit(train, num_items)
 
 
 class BM25:
-    """Words of the instruction against the words of item texts (Robertson & Zaragoza 2009, equation 3.15).
+    """BM25 of the instruction's words in the item texts (Robertson & Zaragoza 2009, equation 3.15).
 
-    idf is log(1 + (N - n + 0.5) / (n + 0.5)): the added 1 keeps words of more than half the items from
-    counting against an item. A word asked for twice counts twice. Histories are not looked at.
+    idf is log(1 + (N - n + 0.5) / (n + 0.5)): the added 1 keeps it positive for words in more than half of the items.
+    A repeated word of the instruction counts repeatedly. Histories are ignored.
     """
 
     name = "BM25"
@@ -278,16 +278,16 @@ class BM25:
 
     def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
         if num_items != self.weights.shape[0]:
-            raise ValueError(f"BM25 was made of {self.weights.shape[0]} item texts, the catalogue has {num_items}.")
+            raise ValueError(f"BM25 has {self.weights.shape[0]} item texts, but the catalogue has {num_items} items.")
         return self
 
     def score(self, histories: Sequence[ArrayLike], instructions: Sequence[str] = ()) -> np.ndarray:
         if len(instructions) != len(histories):
-            raise ValueError(f"BM25 ranks by words: it needs {len(histories)} instructions, got {len(instructions)}.")
+            raise ValueError(f"BM25 needs {len(histories)} instructions, one per history, got {len(instructions)}.")
         return (self._counts([words(text) for text in instructions]) @ self.weights.T).toarray()
 
     def _counts(self, documents: Sequence[Sequence[str]]) -> sparse.csr_array:
-        """Word counts float64 [documents, vocabulary]; words outside the vocabulary are left out."""
+        """Word counts float64 [documents, vocabulary]; unknown words are ignored."""
         pairs = [
             (row, self.vocabulary[word])
             for row, document in enumerate(documents)
@@ -300,16 +300,16 @@ class BM25:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words; each Chinese character counts as one."""
+    """Lower-case words; each Chinese character is a word."""
     return re.findall(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+", text.lower())
 
 
 def _flatten(sequences: Sequence[ArrayLike], num_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """All items one after another, int32, and the number of the sequence each belongs to."""
+    """The concatenated items, int32, and the sequence number of each. Raises ValueError for unknown item numbers."""
     arrays = [np.asarray(sequence, np.int32) for sequence in sequences]
     items = np.concatenate([np.empty(0, np.int32), *arrays])
     if len(items) and not (0 <= items.min() and items.max() < num_items):
-        raise ValueError(f"item numbers must lie in 0..{num_items - 1}, found {items.min()}..{items.max()}.")
+        raise ValueError(f"item numbers must be in 0..{num_items - 1}, found {items.min()}..{items.max()}.")
     return items, np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
 
 
@@ -318,7 +318,7 @@ def _popularity(items: np.ndarray, num_items: int) -> np.ndarray:
 
 
 def _pairs(items: np.ndarray, owners: np.ndarray, gap: int, num_items: int) -> sparse.csr_array:
-    """counts[a, b] = how often b stands `gap` places after a in one sequence."""
+    """counts[a, b]: number of times b is `gap` places after a in a sequence."""
     same = owners[:-gap] == owners[gap:]
     before, after = items[:-gap][same], items[gap:][same]
     return sparse.csr_array((np.ones(len(before)), (before, after)), shape=(num_items, num_items))
@@ -333,7 +333,7 @@ def _history_weights(histories: Sequence[ArrayLike], num_items: int, depth: int,
 
 
 def contains(ordered: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """bool, of the shape of `asked`: whether each number is in the sorted array."""
+    """Whether each number of `asked` is in the sorted array `ordered`, bool like `asked`."""
     if not len(ordered):
         return np.zeros(asked.shape, bool)
     return ordered[np.minimum(np.searchsorted(ordered, asked), len(ordered) - 1)] == asked
@@ -344,7 +344,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _adagrad(table: np.ndarray, squares: np.ndarray, rows: np.ndarray, gradients: np.ndarray, rate: float) -> None:
-    """One step, in place, by the gradients of these rows; those of one row are added up first."""
+    """One AdaGrad step in place on these rows; gradients of repeated rows are summed first."""
     unique, place = np.unique(rows, return_inverse=True)
     ones, columns = np.ones(len(rows), gradients.dtype), np.arange(len(rows))
     total = sparse.csr_array((ones, (place, columns)), shape=(len(unique), len(rows))) @ gradients

@@ -1,14 +1,14 @@
-"""What a wanted item is ranked among, when not the whole catalogue: candidates drawn by seed, or read from a file.
+"""Candidate sets for sampled evaluation: drawn by seed, or read from a file.
 
-    uni9, uni99    as many items, uniformly
-    pop99          as many, by their number of training interactions (without replacement)
-    hard9          the nearest by text: cosine of TF-IDF, ties at random
-    listed         the candidates that the examples themselves list
-    FILE, FILE:19  anybody's own: lines `user<TAB>ids` or JSON lines {"user", "candidates"}, .gz or not; the first 19
+    uni9, uni99    9 or 99 items, drawn uniformly
+    pop99          99 items, drawn in proportion to their training interactions, without replacement
+    hard9          the 9 nearest items by text: cosine of TF-IDF, ties at random
+    listed         the candidates listed in the examples
+    FILE, FILE:19  a candidate file: lines `user<TAB>ids` or JSON lines {"user", "candidates"}, .gz or not; the first 19
 
-Any number will do (uni49). Drawn candidates are never the user's own, in any split. A draw depends on the seed, the
-protocol, the user and the wanted items alone, not on which other cases are looked at. `prepare` writes draws down,
-one line for each held-out interaction: FOLDER/candidates/{protocol}.{split}.jsonl {"user", "item", "candidates"}.
+Any number works (uni49). Drawn candidates exclude the user's items of all splits. A draw depends only on the seed, the
+protocol, the user and the positive items, not on the other cases. `prepare` saves the draws, one line per held-out
+interaction: FOLDER/candidates/{protocol}.{split}.jsonl {"user", "item", "candidates"}.
 """
 
 import hashlib
@@ -27,63 +27,63 @@ from instructrec_jax.parsing import read_json_lines, text_lines
 from instructrec_jax.ranking.baselines import contains, words
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 
-ROUNDS = 8  # of drawing and rejecting, before what is left is drawn from lists
-BLOCK = 256  # cases whose similarities to all items are held at once
+ROUNDS = 8  # of rejection sampling, before the remaining draws are made from lists
+BLOCK = 256  # cases whose similarities to all items are in memory at once
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What each case's wanted items are ranked among, besides themselves."""
+    """The candidates of each case, without its positive items."""
 
     name: str
-    """of the protocol, before its metrics: "uni9 NDCG@3" """
+    """name of the protocol, the prefix of its metrics: "uni9 NDCG@3" """
     items: np.ndarray
     """int32 [cases, k]; −1: no item"""
-    said: str
-    """where they come from, in words"""
+    description: str
+    """origin of the candidates, for reports"""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The cases that candidates are for. One entry a case."""
+    """The cases that need candidates. One entry per case."""
 
     users: Sequence[str]
-    """user ids, "" where there is none"""
-    wanted: Sequence[np.ndarray]
-    """item numbers"""
+    """user ids; "": none"""
+    positives: Sequence[np.ndarray]
+    """numbers of the positive items"""
     own: Sequence[np.ndarray]
-    """item numbers that are no candidates, the wanted ones or not: all that the user ever chose"""
+    """item numbers of all the user's interactions, which are never candidates; with or without the positives"""
     splits: Sequence[str]
-    """the split each case is of, "" where that is unknown"""
+    """split of each case; "": unknown"""
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, numbers: np.ndarray) -> "Asked":
-        """Some of the cases."""
+        """The cases with these numbers."""
         return Asked(
             [self.users[i] for i in numbers],
-            [self.wanted[i] for i in numbers],
+            [self.positives[i] for i in numbers],
             [self.own[i] for i in numbers],
             [self.splits[i] for i in numbers],
         )
 
 
 def check_protocol(protocol: str) -> None:
-    """A ValueError unless there is such a protocol."""
+    """Raises ValueError for an unknown protocol."""
     if protocol in ("full", "listed") or _drawn(protocol) or _own_file(protocol)[0].is_file():
         return
     raise ValueError(
-        f"unknown protocol {protocol!r}: there is full, listed, uni9, uni99, pop99, hard9 (any number will do), or the "
-        "path of a file with candidates."
+        f"unknown protocol {protocol!r}; choose full, listed, uni9, uni99, pop99, hard9 (or another number), or the "
+        "path of a candidate file."
     )
 
 
 def check_drawn(protocols: Sequence[str]) -> None:
-    """A ValueError unless candidates can be drawn for all of them."""
+    """Raises ValueError unless candidates can be drawn for all protocols."""
     for protocol in protocols:
         if not _drawn(protocol):
-            raise ValueError(f"candidates cannot be drawn for {protocol!r}: there is uni9, uni99, pop99, hard9.")
+            raise ValueError(f"no candidates can be drawn for protocol {protocol!r}; choose uni9, uni99, pop99 or hard9.")
 
 
 def candidates_for(
@@ -96,14 +96,14 @@ def candidates_for(
     listed: Sequence[Sequence[str]] = (),
     seed: int = 0,
 ) -> Candidates:
-    """The candidates of each case: from a file where there is one, otherwise drawn.
+    """The candidates of each case: from a file if there is one, otherwise drawn.
 
     Args:
-      folder: of the prepared data, which may hold candidates/.
+      folder: the prepared folder, which may have candidates/.
       popularity: training interactions of each item [items].
-      listed: item ids that each example lists, for `listed`.
+      listed: item ids listed in each example, for `listed`.
 
-    Raises ValueError for an unknown protocol, and where fewer candidates are left than it asks for.
+    Raises ValueError for an unknown protocol, and for a case with fewer possible candidates than the protocol needs.
     """
     check_protocol(protocol)
     if protocol == "listed":
@@ -113,22 +113,22 @@ def candidates_for(
         path, first = _own_file(protocol)
         by_user = _read_own(path, catalogue)
         name = name_and_size(protocol)[0]
-        items, said = _from_lists(name, [by_user.get(user) for user in asked.users], asked, first)
-        return Candidates(name, items, said)
+        items, description = _from_lists(name, [by_user.get(user) for user in asked.users], asked, first)
+        return Candidates(name, items, description)
     items, missing = _frozen(Path(folder), protocol, asked, catalogue)
-    said = _in_words(protocol)
+    description = _described(protocol)
     if frozen := len(asked) - len(missing):
-        said += f", frozen in candidates/{protocol}.*.jsonl" + (f" for {frozen:,} cases" if len(missing) else "")
+        description += f", read from candidates/{protocol}.*.jsonl" + (f" for {frozen:,} cases" if len(missing) else "")
     if len(missing):
         items[missing] = draw(protocol, asked.take(missing), catalogue, popularity, seed)
-        said += ("; the others" if frozen else ",") + f" drawn by seed {seed}"
-    return Candidates(protocol, items, said)
+        description += ("; the others" if frozen else ",") + f" drawn with seed {seed}"
+    return Candidates(protocol, items, description)
 
 
 def write_candidates(
     folder: str | Path, catalogue: Catalogue, splits: Splits, protocols: Sequence[str], seed: int = 0
 ) -> dict[str, int]:
-    """Freezes candidates for every validation and test interaction; returns the lines of each file, by its name."""
+    """Draws and saves candidates for every validation and test interaction; returns file name -> number of lines."""
     check_drawn(protocols)
     popularity = np.zeros(len(catalogue))
     for items in splits.train:
@@ -159,29 +159,30 @@ def write_candidates(
 
 
 def draw(protocol: str, asked: Asked, catalogue: Catalogue, popularity: ArrayLike, seed: int = 0) -> np.ndarray:
-    """int32 [cases, k]: distinct items, none of them wanted or the user's own."""
+    """Candidates, int32 [cases, k]: distinct items, without the positive items and the user's own."""
     kind, size = _drawn(protocol) or ("", 0)
     num_items, keys = len(catalogue), _keys(protocol, asked, catalogue, seed)
-    forbidden = pairs([np.concatenate(both) for both in zip(asked.own, asked.wanted, strict=True)], num_items)
+    forbidden = pairs([np.concatenate(both) for both in zip(asked.own, asked.positives, strict=True)], num_items)
     left = num_items - np.bincount(forbidden // num_items, minlength=len(asked))
     if (left < size).any():
         case = int(np.argmin(left))
         raise ValueError(
-            f"protocol {protocol}: only {left[case]} of {num_items} items are left for user {asked.users[case]!r} who "
-            f"never chose them. Ask for fewer."
+            f"protocol {protocol}: user {asked.users[case]!r} has no interaction with only {left[case]} of {num_items} "
+            "items. Choose a smaller number."
         )
     if kind == "hard":
         return _nearest(asked, catalogue, forbidden, keys, size)
     weights = np.ones(num_items) if kind == "uni" else np.asarray(popularity, np.float64)
     if (possible := np.count_nonzero(weights)) < size:
-        raise ValueError(f"protocol {protocol}: only {possible} items have training interactions. Ask for fewer.")
+        message = f"only {possible} items have training interactions"
+        raise ValueError(f"protocol {protocol}: {message}. Choose a smaller number.")
     return _by_weight(protocol, asked, weights, forbidden, keys, size)
 
 
 def _by_weight(
     protocol: str, asked: Asked, weights: np.ndarray, forbidden: np.ndarray, keys: np.ndarray, size: int
 ) -> np.ndarray:
-    """Draws one after another without replacement, by weight: what was drawn before or is forbidden is drawn again."""
+    """Draws by weight without replacement: repeated and forbidden items are drawn again."""
     num_items, width = len(weights), size + size // 4 + 4
     edges = np.cumsum(weights) / weights.sum()
     chosen = np.full((len(asked), size), -1, np.int64)
@@ -195,7 +196,7 @@ def _by_weight(
         open_rows = open_rows[chosen[open_rows, -1] < 0]
         if not len(open_rows):
             return chosen.astype(np.int32)
-    # Who chose nearly everything that weighs: the rest from a list, by the Gumbel trick (the same distribution).
+    # Users with nearly all weighted items: draw the rest from a list by the Gumbel trick (the same distribution).
     for row in open_rows.tolist():
         start, end = np.searchsorted(forbidden, [row * num_items, (row + 1) * num_items])
         possible = weights > 0
@@ -205,8 +206,8 @@ def _by_weight(
         rest, need = np.flatnonzero(possible), size - len(kept)
         if len(rest) < need:
             raise ValueError(
-                f"protocol {protocol}: only {len(rest) + len(kept)} items with training interactions are left for "
-                f"user {asked.users[row]!r} who never chose them. Ask for fewer."
+                f"protocol {protocol}: user {asked.users[row]!r} has no interaction with only {len(rest) + len(kept)} of "
+                "the items with training interactions. Choose a smaller number."
             )
         order = np.log(weights[rest]) + np.random.default_rng(int(keys[row])).gumbel(size=len(rest))
         chosen[row, len(kept) :] = rest[np.argsort(-order)[:need]]
@@ -214,16 +215,16 @@ def _by_weight(
 
 
 def _nearest(asked: Asked, catalogue: Catalogue, forbidden: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
-    """The items whose texts are most like the wanted item's (of several: like the sum of their vectors)."""
+    """The items whose texts are most similar to the positive item's (to the sum of vectors of several)."""
     from scipy import sparse
     from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
 
     num_items = len(catalogue)
     vectors = TfidfVectorizer(analyzer=words, dtype=np.float32).fit_transform(catalogue.texts).tocsr()
-    counts = [len(items) for items in asked.wanted]
-    picks = (np.ones(sum(counts), np.float32), (np.repeat(np.arange(len(asked)), counts), np.concatenate(asked.wanted)))
+    counts = [len(items) for items in asked.positives]
+    picks = (np.ones(sum(counts), np.float32), (np.repeat(np.arange(len(asked)), counts), np.concatenate(asked.positives)))
     queries = sparse.csr_array(picks, shape=(len(asked), num_items)) @ vectors
-    # Far less than any likeness, and other for each case: texts without a common word come in random order.
+    # Far smaller than any similarity, and different for each case: texts without a common word are in random order.
     jitter = np.random.default_rng(0).permutation(num_items).astype(np.float32) * np.float32(1e-6 / num_items)
     shifted = np.lib.stride_tricks.sliding_window_view(np.concatenate([jitter, jitter]), num_items)
     found = np.empty((len(asked), size), np.int32)
@@ -240,13 +241,13 @@ def _nearest(asked: Asked, catalogue: Catalogue, forbidden: np.ndarray, keys: np
 
 
 def pairs(items: Sequence[np.ndarray], num_items: int) -> np.ndarray:
-    """Sorted distinct case · num_items + item, int64: a set of (case, item) that can be searched at once."""
+    """The set of (case, item) pairs as sorted distinct case · num_items + item, int64."""
     flat = np.concatenate([np.empty(0, np.int64), *items]).astype(np.int64)
     return np.unique(np.repeat(np.arange(len(items)), [len(each) for each in items]) * num_items + flat)
 
 
 def _repeated(rows: np.ndarray) -> np.ndarray:
-    """Which entries stand earlier in their row already."""
+    """Mask of the entries that occur earlier in their row, bool like `rows`."""
     order = np.argsort(rows, axis=1, kind="stable")
     in_order = np.take_along_axis(rows, order, axis=1)
     again = np.zeros(rows.shape, bool)
@@ -257,13 +258,13 @@ def _repeated(rows: np.ndarray) -> np.ndarray:
 
 
 def _keys(protocol: str, asked: Asked, catalogue: Catalogue, seed: int) -> np.ndarray:
-    """uint64 [cases]: a hash of what a draw depends on."""
+    """uint64 [cases]: a hash of seed, protocol, user and positive items."""
 
-    def key(user: str, wanted: np.ndarray) -> bytes:
-        content = json.dumps([seed, protocol, user, [catalogue.ids[i] for i in wanted]])
+    def key(user: str, positives: np.ndarray) -> bytes:
+        content = json.dumps([seed, protocol, user, [catalogue.ids[i] for i in positives]])
         return hashlib.blake2b(content.encode(), digest_size=8).digest()
 
-    return np.frombuffer(b"".join(map(key, asked.users, asked.wanted)), np.uint64)
+    return np.frombuffer(b"".join(map(key, asked.users, asked.positives)), np.uint64)
 
 
 def _uniform(keys: np.ndarray, first: int, count: int) -> np.ndarray:
@@ -278,7 +279,7 @@ def _uniform(keys: np.ndarray, first: int, count: int) -> np.ndarray:
 
 
 def _frozen(folder: Path, protocol: str, asked: Asked, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
-    """int32 [cases, k] from the files of the cases' splits, and the numbers of the cases that they do not hold."""
+    """int32 [cases, k] from the candidate files of the cases' splits, and the numbers of the cases without an entry."""
     size = (_drawn(protocol) or ("", 0))[1]
     items, found = np.full((len(asked), size), -1, np.int32), np.zeros(len(asked), bool)
     for split in sorted(set(asked.splits) - {""}):
@@ -286,9 +287,9 @@ def _frozen(folder: Path, protocol: str, asked: Asked, catalogue: Catalogue) -> 
         if not path.is_file():
             continue
         place = {
-            (user, catalogue.ids[wanted[0]]): case
-            for case, (user, wanted, its) in enumerate(zip(asked.users, asked.wanted, asked.splits, strict=True))
-            if its == split and len(wanted) == 1
+            (user, catalogue.ids[positives[0]]): case
+            for case, (user, positives, its) in enumerate(zip(asked.users, asked.positives, asked.splits, strict=True))
+            if its == split and len(positives) == 1
         }
         for where, user, item, ids in _rows(path):
             case = place.get((user, item))
@@ -296,8 +297,8 @@ def _frozen(folder: Path, protocol: str, asked: Asked, catalogue: Catalogue) -> 
                 continue
             items[case] = _numbers(catalogue, ids, where, size)
             found[case] = True
-            if asked.wanted[case][0] in items[case]:
-                raise ValueError(f"{where}: the wanted item is among its own candidates.")
+            if asked.positives[case][0] in items[case]:
+                raise ValueError(f"{where}: the candidates include the positive item.")
     return items, np.flatnonzero(~found)
 
 
@@ -306,7 +307,7 @@ def _read_own(path: Path, catalogue: Catalogue) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for where, user, ids in _own_lines(path):
         if user in found:
-            raise ValueError(f"{where}: the user {user!r} occurs a second time.")
+            raise ValueError(f"{where}: the user {user!r} occurs twice.")
         found[user] = _numbers(catalogue, ids, where)
     return found
 
@@ -319,7 +320,7 @@ def _own_lines(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     for number, line in enumerate(text_lines(path), 1):
         user, tab, ids = line.rstrip("\r\n").partition("\t")
         if not tab or not user.strip():
-            raise ValueError(f"{path}:{number}: expected a user, a tab, and item ids between blanks.")
+            raise ValueError(f"{path}:{number}: expected a user, a tab, and item ids separated by spaces.")
         yield f"{path}:{number}", user, ids.split()
 
 
@@ -353,22 +354,22 @@ def _numbers(catalogue: Catalogue, ids: Sequence[str], where: str, size: int | N
 def _from_lists(
     name: str, lists: Sequence[np.ndarray | None], asked: Asked, first: int | None
 ) -> tuple[np.ndarray, str]:
-    """([cases, k], in words): the lists without wanted items, cut to their `first` entries if that is given."""
+    """(candidates [cases, k], description): the lists without positive items, cut to the `first` entries if given."""
     kept = [
-        None if items is None else items[~np.isin(items, wanted)][:first]
-        for items, wanted in zip(lists, asked.wanted, strict=True)
+        None if items is None else items[~np.isin(items, positives)][:first]
+        for items, positives in zip(lists, asked.positives, strict=True)
     ]
     lengths = [len(items) for items in kept if items is not None]
     if not lengths:
-        raise ValueError(f"protocol {name}: none of the {len(asked)} cases has candidates there. Are the ids the same?")
+        raise ValueError(f"protocol {name}: none of the {len(asked)} cases has candidates. Check the ids.")
     found = np.full((len(asked), max(lengths)), -1, np.int32)
     for row, items in zip(found, kept, strict=True):
         if items is not None:
             row[: len(items)] = items
     few = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{max(lengths)}"
-    source = "that the examples list" if name == "listed" else "of the file"
+    source = "listed in the examples" if name == "listed" else "from the file"
     only = "" if len(lengths) == len(asked) else f", for {len(lengths):,} of {len(asked):,} cases"
-    return found, f"{few} other candidates {source}{only}"
+    return found, f"{few} candidates {source} beside the positive items{only}"
 
 
 # ---------------------------------------------------------------- names
@@ -381,7 +382,7 @@ def _drawn(protocol: str) -> tuple[str, int] | None:
 
 
 def name_and_size(protocol: str) -> tuple[str, int | None]:
-    """What stands before a protocol's metrics, and how many candidates each case has, where that is known."""
+    """The prefix of a protocol's metrics, and the number of candidates per case, if known."""
     if drawn := _drawn(protocol):
         return protocol, drawn[1]
     if protocol == "listed":
@@ -392,12 +393,12 @@ def name_and_size(protocol: str) -> tuple[str, int | None]:
 
 
 def _own_file(protocol: str) -> tuple[Path, int | None]:
-    """(path, how many of each list): FILE or FILE:19."""
+    """(path, candidates used of each list or None): FILE or FILE:19."""
     match = re.fullmatch(r"(.+):([1-9]\d*)", protocol)
     return (Path(match[1]), int(match[2])) if match and not Path(protocol).is_file() else (Path(protocol), None)
 
 
-def _in_words(protocol: str) -> str:
+def _described(protocol: str) -> str:
     kind, size = _drawn(protocol) or ("", 0)
     how = {"uni": "drawn uniformly", "pop": "drawn by popularity", "hard": "nearest by text (TF-IDF)"}[kind]
-    return f"{size} items {how} that the user never chose"
+    return f"{size} items {how}, without the user's interactions"

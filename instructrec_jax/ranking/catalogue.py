@@ -1,14 +1,13 @@
-"""Items, interactions and the one layout in which prepared data lies on disk.
+"""Items, interactions, and the layout of prepared data on disk.
 
     FOLDER/items.parquet                            id, title, text, then one column per fact
     FOLDER/interactions.parquet                     user, item, timestamp?, rating?: by user, oldest first
     FOLDER/splits/{train,validation,test}.jsonl     {"user": ..., "items": [ids, oldest first]}
     FOLDER/instructions/{...}.jsonl                 `Example` records of the same three splits
-    FOLDER/candidates/{protocol}.{split}.jsonl      {"user", "item", "candidates"}: see `candidates`, where asked for
+    FOLDER/candidates/{protocol}.{split}.jsonl      optional: {"user", "item", "candidates"}, see `candidates`
     FOLDER/card.json                                source, counts, settings, content hash
 
-In memory items are numbered 0 .. len(catalogue) - 1 in the order of items.parquet; ids are for files and
-people.
+In memory, items are numbered 0 .. len(catalogue) - 1 in the order of items.parquet; ids occur in files and messages.
 """
 
 import hashlib
@@ -36,9 +35,9 @@ class Catalogue:
 
     ids: list[str]
     titles: list[str]
-    """as people say them: "The Matrix", without the year"""
+    """without the year: "The Matrix" """
     texts: list[str]
-    """what a backbone reads of an item"""
+    """input of the backbone"""
     facts: dict[str, list[Any]] = field(default_factory=dict)
     """further columns: a text, a number, a list of texts, or None per item; e.g. "year", "genres" """
 
@@ -48,13 +47,13 @@ class Catalogue:
             if len(column) != len(self.ids):
                 raise ValueError(f"catalogue column {name!r} has {len(column)} entries for {len(self.ids)} items.")
         if reserved := {"id", "title", "text"} & set(self.facts):
-            raise ValueError(f"facts may not be called {sorted(reserved)}: these columns are the catalogue's own.")
+            raise ValueError(f"facts must not be named {sorted(reserved)}: these column names are reserved.")
         if len(self.index) != len(self.ids):
             twice = next(x for number, x in enumerate(self.ids) if self.index[x] != number)
             raise ValueError(f"item id {twice!r} occurs twice in the catalogue.")
         for name, texts in (("title", self.titles), ("text", self.texts)):
             if empty := [x for x, text in zip(self.ids, texts, strict=True) if not text.strip()]:
-                raise ValueError(f"{len(empty)} item(s) without {name}, the first is {empty[0]!r}.")
+                raise ValueError(f"{len(empty)} item(s) have no {name}, first {empty[0]!r}.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,19 +64,19 @@ class Catalogue:
         return {item: number for number, item in enumerate(self.ids)}
 
     def numbers(self, ids: Iterable[str]) -> np.ndarray:
-        """Item numbers int32 [len(ids)] of item ids; an unknown id is an error."""
+        """Item numbers int32 [len(ids)] of item ids. Raises ValueError for an unknown id."""
         try:
             return np.fromiter((self.index[item] for item in ids), np.int32)
         except KeyError as error:
             raise ValueError(f"item {error.args[0]!r} is not in the catalogue of {len(self)} items.") from None
 
     def name(self, number: int) -> str:
-        """The title with its year where there is one: "The Matrix (1999)"."""
+        """The title with its year, if known: "The Matrix (1999)"."""
         year = self.facts["year"][number] if "year" in self.facts else None
         return f"{self.titles[number]} ({year})" if year else self.titles[number]
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> "Catalogue":
-        """The catalogue of these items, in this order."""
+        """A catalogue of the items with these numbers, in this order."""
 
         def pick(column: list[Any]) -> list[Any]:
             return [column[number] for number in numbers]
@@ -86,7 +85,7 @@ class Catalogue:
         return Catalogue(pick(self.ids), pick(self.titles), pick(self.texts), facts)
 
     def fingerprint(self) -> str:
-        """sha256 of ids and texts: equal when cached item vectors may be reused."""
+        """sha256 of ids and texts, the key of cached item vectors."""
         digest = hashlib.sha256()
         for item, text in zip(self.ids, self.texts, strict=True):
             digest.update(json.dumps([item, text]).encode())
@@ -118,16 +117,16 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who chose what when. The arrays have one entry per interaction."""
+    """Interactions of users with items. The arrays have one entry per interaction."""
 
     user_ids: list[str]
     """user number → user id"""
     user: np.ndarray
     """int32, user number"""
     item: np.ndarray
-    """int32, item number of the catalogue that goes with it"""
+    """int32, item number in the catalogue"""
     timestamp: np.ndarray | None = None
-    """float64, in the unit of the source, or None: then the order of entries is the order in time"""
+    """float64, in the unit of the source; None: the entries are in order of time"""
     rating: np.ndarray | None = None
     """float32, or None"""
 
@@ -145,7 +144,7 @@ class Interactions:
         )
 
     def by_user(self) -> "Interactions":
-        """Sorted by user, then time; entries of the same time keep their order."""
+        """Sorted by user, then time; the sort is stable."""
         keys = (self.user,) if self.timestamp is None else (self.timestamp, self.user)
         return self.take(np.lexsort(keys))  # lexsort is stable and takes its first key last
 
@@ -171,7 +170,7 @@ class Interactions:
             for name, dtype in (("timestamp", np.float64), ("rating", np.float32))
         }
         if unknown := next((row for row, item in enumerate(items, 1) if item not in catalogue.index), None):
-            raise ValueError(f"{path}, row {unknown}: the item {items[unknown - 1]!r} is not in items.parquet.")
+            raise ValueError(f"{path}, row {unknown}: item {items[unknown - 1]!r} is not in items.parquet.")
         numbers: dict[str, int] = {}
         user = np.fromiter((numbers.setdefault(u, len(numbers)) for u in users), np.int32, len(users))
         if blank := [u for u in numbers if not u.strip()]:
@@ -181,10 +180,10 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Splits:
-    """Each user's interactions shared out to train, validation and test: item numbers int32, oldest first.
+    """Each user's interactions divided into train, validation and test: item numbers int32, oldest first.
 
-    The three lists have one array per user, empty where the user has nothing in that split. What a user did
-    before a validation target is `train`; before a test target, `train` and `validation`.
+    Each list has one array per user, which may be empty. The history of a validation target is `train`; of a test
+    target, `train` and `validation`.
     """
 
     user_ids: list[str]
@@ -216,7 +215,7 @@ class Splits:
 
 
 def has_splits(folder: str | Path) -> bool:
-    """Whether a catalogue's folder also holds who chose what."""
+    """Whether a catalogue's folder also has splits of interactions."""
     return (Path(folder) / "splits" / "train.jsonl").is_file()
 
 
@@ -239,7 +238,7 @@ def load_card(folder: str | Path) -> dict[str, Any]:
     path = _existing(Path(folder) / "card.json")
     card = read_json(path)
     if not isinstance(card, dict):
-        raise ValueError(f"{path} should hold one JSON object, but holds {show(card)}.")
+        raise ValueError(f"{path}: expected a JSON object, found {show(card)}.")
     return card
 
 
@@ -254,10 +253,13 @@ def save_prepared(
     settings: Mapping[str, Any],
     notes: Mapping[str, int | float] | None = None,
 ) -> dict[str, Any]:
-    """Write the whole layout into FOLDER, which exists and is empty; returns the card.
+    """Writes the whole layout to FOLDER, which exists and is empty; returns the card.
 
-    examples: per split, an iterable that is consumed once. source: what the data is called. settings: how it
-    was prepared (JSON-able). notes: further counts, e.g. of what was left out.
+    Args:
+      examples: per split, an iterable that is consumed once.
+      source: name of the data.
+      settings: of the preparation, JSON-serializable.
+      notes: further counts, e.g. of dropped records.
     """
     folder = Path(folder)
     catalogue.save(folder)
@@ -284,7 +286,7 @@ def save_prepared(
 
 
 def _content_hash(folder: Path, catalogue: Catalogue, interactions: Interactions) -> str:
-    """sha256 over the content, not over parquet bytes, which change with the version of the writer."""
+    """sha256 of the content, not of the Parquet bytes, which depend on the writer's version."""
     digest = hashlib.sha256(json.dumps([catalogue.titles, catalogue.facts], default=str).encode())
     digest.update(catalogue.fingerprint().encode())
     digest.update(json.dumps(interactions.user_ids).encode())
@@ -307,7 +309,7 @@ def _sequences(path: Path, catalogue: Catalogue) -> dict[str, np.ndarray]:
                 f'{where}: expected {{"user": text, "items": [texts]}}, found user {show(user)}, items {show(items)}.'
             )
         if user in found:
-            raise ValueError(f"{where}: the user {user!r} occurs a second time.")
+            raise ValueError(f"{where}: the user {user!r} occurs twice.")
         try:
             found[user] = catalogue.numbers(items)
         except ValueError as error:
@@ -321,18 +323,18 @@ def _require(path: Path, columns: Iterable[str], names: Sequence[str]) -> None:
 
 
 def _check_texts(path: Path, name: str, column: list[Any]) -> None:
-    """Ids, titles and texts: each a text, none blank."""
+    """Checks that ids, titles and texts are non-blank texts."""
     for row, value in enumerate(column, 1):
         if not isinstance(value, str):
             hint = f"; write the column as text ({value!r} as '{value}')" if isinstance(value, int) else ""
             raise ValueError(f"{path}, row {row}: {name} should be a text, but is {show(value)}{hint}.")
         if not value.strip() or "\x00" in value:
-            what = "is empty" if not value.strip() else "holds a NUL character, a sign of a damaged file"
+            what = "is empty" if not value.strip() else "holds a NUL character, so the file may be damaged"
             raise ValueError(f"{path}, row {row}: the {name} {what}.")
 
 
 def _check_facts(path: Path, name: str, column: list[Any]) -> None:
-    """A fact is of one kind: texts, numbers or lists of texts; None where an item lacks it."""
+    """Checks that a fact has one type: texts, numbers or lists of texts; None for an item without it."""
     kind: type | None = None
     for row, value in enumerate(column, 1):
         if value is None:
@@ -340,17 +342,17 @@ def _check_facts(path: Path, name: str, column: list[Any]) -> None:
         its = float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
         listed = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if (its not in (str, float) and not listed) or kind not in (None, its):
-            expected = "a text, a number or a list of texts" if kind is None else f"a {kind.__name__} as above"
+            expected = "a text, a number or a list of texts" if kind is None else f"a {kind.__name__} as in earlier rows"
             raise ValueError(f"{path}, row {row}: the fact {name} should be {expected}, but is {show(value)}.")
         kind = its
 
 
 def _texts(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
-    """A column of texts without gaps; interactions are too many to look at each in Python."""
+    """A column of texts without nulls, checked by its type (interactions are too many for a loop in Python)."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or column.null_count:
         _check_texts(path, name, column.to_pylist())
-        raise ValueError(f"{path}: {name} should be a column of texts, but is one of {kind}.")
+        raise ValueError(f"{path}: column {name} should hold texts, but holds {kind}.")
     return column.to_pylist()
 
 
@@ -358,7 +360,7 @@ def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
     """float64 [rows] of a column of finite numbers."""
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise ValueError(f"{path}, row 1: {name} should be a number, but the column is of {column.type}.")
-    found = column.to_numpy().astype(np.float64)  # a gap is NaN
+    found = column.to_numpy().astype(np.float64)  # a null becomes NaN
     if len(bad := np.flatnonzero(~np.isfinite(found))):
         raise ValueError(f"{path}, row {bad[0] + 1}: {name} should be a finite number, but is {found[bad[0]]}.")
     return found
@@ -368,6 +370,6 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist: {path.parent} is not a prepared folder. "
-            "Make one with `python -m instructrec_jax.prepare`."
+            "Create one with `python -m instructrec_jax.prepare`."
         )
     return path

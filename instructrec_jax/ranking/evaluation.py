@@ -1,12 +1,12 @@
-"""The one evaluator: scores of any method -> metrics, per-case values, ranked items, on identical cases.
+"""The ranking evaluator: scores of any method -> metrics, per-case values and ranked items, on the same cases.
 
-    cases = Cases(wanted, histories, num_items, ...)
+    cases = Cases(positives, histories, num_items, ...)
     evaluate(cases, candidate_sets, score_block, ...)             methods that score the whole catalogue, in one pass
-    evaluate_candidates(cases, candidate_sets, score, ...)        methods that score given candidates alone
+    evaluate_candidates(cases, candidate_sets, score, ...)        methods that score given candidates
 
-Metrics of the full catalogue have plain names ("NDCG@10"), those among candidates the protocol's before them
-("uni9 NDCG@3"). Several wanted items in one case: HR@k asks for any of them, Recall@k for the share of them, NDCG@k is
-divided by the best that can be.
+Metrics over the full catalogue have plain names ("NDCG@10"); metrics among candidates are prefixed with the protocol
+("uni9 NDCG@3"). With several positive items in a case, HR@k is 1 if any is among the first k, Recall@k is the share of
+them, and NDCG@k is normalized by the ideal ranking.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,48 +21,48 @@ from instructrec_jax.ranking.candidates import Candidates, name_and_size, pairs
 from instructrec_jax.ranking.fusion import retrieve
 
 BLOCK = 256  # cases scored at a time: [BLOCK, items] is the largest array of an evaluation
-TOP = 20  # items that are kept of each ranking
-COLD_SHARE = 0.25  # users (or wanted items) with the shortest histories (the fewest interactions) are called cold
-MAX_GROUPS = 60  # a label with more values than this is no segment
+TOP = 20  # items kept of each ranking
+COLD_SHARE = 0.25  # cold: this share of the users with the shortest histories, and of items with fewest interactions
+MAX_GROUPS = 60  # a label with more values than this makes no segments
 
 
 @dataclass(frozen=True)
 class Cases:
-    """What is asked, as item numbers. Lists have one entry a case."""
+    """The cases of an evaluation, as item numbers. Lists have one entry per case."""
 
-    wanted: Sequence[np.ndarray]
-    """the relevant items, distinct, at least one"""
+    positives: Sequence[np.ndarray]
+    """the positive items, distinct, at least one"""
     histories: Sequence[np.ndarray]
-    """the items chosen before, oldest first; a wanted item competes although it is among them"""
+    """earlier items, oldest first; they do not compete, except positive items"""
     num_items: int
     popularity: np.ndarray | None = None
-    """training interactions of each item [items], where they are known"""
+    """training interactions of each item [items], if known"""
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """further groupings of the cases: name -> value of each case"""
 
     def __len__(self) -> int:
-        return len(self.wanted)
+        return len(self.positives)
 
     @cached_property
     def owner(self) -> np.ndarray:
-        """The case of each wanted item, int64 [wanted items]."""
-        return np.repeat(np.arange(len(self)), [len(items) for items in self.wanted])
+        """The case of each positive item, int64 [positive items]."""
+        return np.repeat(np.arange(len(self)), [len(items) for items in self.positives])
 
     @cached_property
     def flat(self) -> np.ndarray:
-        """All wanted items, int64 [wanted items]."""
-        return np.concatenate([np.empty(0, np.int64), *self.wanted]).astype(np.int64)
+        """All positive items, int64 [positive items]."""
+        return np.concatenate([np.empty(0, np.int64), *self.positives]).astype(np.int64)
 
     @cached_property
     def seen(self) -> np.ndarray:
-        """case · num_items + item of all items that do not compete, sorted."""
+        """case · num_items + item of all (case, item) pairs that do not compete, sorted."""
         return np.setdiff1d(pairs(self.histories, self.num_items), self.owner * self.num_items + self.flat)
 
     @cached_property
     def segments(self) -> dict[str, np.ndarray]:
-        """Name -> numbers of its cases. Shares are taken among these cases; the names state the limits.
+        """Segment name -> case numbers. Quantiles are taken over these cases; the names state the limits.
 
-        Of segments with the same cases (cold items and the lowest tenth of popularity, say) the first is kept.
+        Of segments with the same cases (cold items and the first popularity decile, say), the first is kept.
         """
         groups: dict[str, np.ndarray] = {}
         lengths = np.array([len(history) for history in self.histories])
@@ -77,13 +77,13 @@ class Cases:
                 groups[f"cold items ({_up_to(limit)} training interactions)"] = np.flatnonzero(chosen <= limit)
             if (chosen == 0).any():
                 groups["new items (no training interactions)"] = np.flatnonzero(chosen == 0)
-            # Items of the same popularity belong to the same tenth, so tenths may be uneven, and some empty.
+            # Items of equal popularity belong to the same decile, so deciles may be uneven, and some empty.
             edges = np.quantile(chosen, np.arange(1, 10) / 10)
             tenth = np.searchsorted(edges, chosen, side="left")
             for number in np.unique(tenth) if chosen.max() > chosen.min() else ():
                 inside = np.flatnonzero(tenth == number)
                 low, high = chosen[inside].min(), chosen[inside].max()
-                groups[f"popularity tenth {number + 1} ({low:.0f} to {high:.0f})"] = inside
+                groups[f"popularity decile {number + 1} ({low:.0f} to {high:.0f} training interactions)"] = inside
         for name, values in self.labels.items():
             distinct, place = np.unique(values, return_inverse=True)
             if 1 < len(distinct) <= MAX_GROUPS:
@@ -104,15 +104,15 @@ class Ranking:
 
     metrics: dict[str, float]
     main: list[str]
-    """the metrics to look at first"""
+    """names of the headline metrics"""
     cases: dict[str, np.ndarray]
-    """metric -> float64 [cases], where it is a mean over cases; NaN for cases that have no candidates"""
+    """metric -> float64 [cases], for means over cases; NaN for cases without candidates"""
     items: np.ndarray
-    """int32 [cases, <= TOP], best first, equal scores in the order of item numbers; −1: no further items"""
+    """int32 [cases, <= TOP], best first, equal scores by item number; −1: no further items"""
     scores: np.ndarray
-    """of these items, float [cases, <= TOP]"""
+    """scores of `items`, float [cases, <= TOP]"""
     protocol: str
-    """how it was measured, in words"""
+    """description of the protocol"""
 
 
 def evaluate(
@@ -125,13 +125,13 @@ def evaluate(
     ties: str = "average",
     mask_seen: bool = True,
 ) -> Ranking:
-    """Ranks by scores of all items: over the catalogue, and among each set of candidates, in one pass.
+    """Ranks by scores of all items: over the catalogue and among each set of candidates, in one pass.
 
     Args:
-      score_block: slice of cases -> float [cases, items], higher is better; infinite scores are fine, NaN is an error.
-      full: whether to rank over the whole catalogue too.
-      ties: "average": the mean over all orders of equal scores; "against": wanted items come after their equals.
-      mask_seen: items of the history do not compete, unless they are wanted.
+      score_block: slice of cases -> float [cases, items], higher is better; may be infinite, NaN is an error.
+      full: whether to rank over the whole catalogue, too.
+      ties: "average": the mean over all orders of equal scores; "against": positive items come after their equals.
+      mask_seen: items of the history do not compete, except positive items.
     """
     found: dict[str, list[Ranks]] = {each.name: [] for each in candidates}
     everywhere: list[Ranks] = []
@@ -141,8 +141,8 @@ def evaluate(
         scores = np.array(score_block(block))  # a copy, to write into
         _check(scores, (block.stop - start, cases.num_items), start)
         first, last = np.searchsorted(cases.owner, [start, block.stop])
-        owner, wanted = cases.owner[first:last] - start, cases.flat[first:last]
-        reached = scores[owner, wanted]
+        owner, positives = cases.owner[first:last] - start, cases.flat[first:last]
+        reached = scores[owner, positives]
         for each in candidates:
             chosen = each.items[block]
             among = np.take_along_axis(scores, np.maximum(chosen, 0), axis=1)
@@ -172,26 +172,25 @@ def evaluate_candidates(
     cutoffs: Sequence[int],
     ties: str = "average",
 ) -> Ranking:
-    """Ranks by scores of given items alone. The ranked items kept are those of the first set of candidates.
+    """Ranks by scores of candidates. The ranked items of the result are those of the first set of candidates.
 
     Args:
-      score: item numbers int32 [cases, k], shuffled -> float [cases, k]. A row that has fewer items than others is
-        filled up with a wanted one.
+      score: item numbers int32 [cases, k], shuffled -> float [cases, k]. Shorter rows are padded with a positive item.
     """
     if not candidates:
-        raise ValueError("there are no candidates to score: name a protocol with candidates, such as uni9.")
+        raise ValueError("no candidates to score: add a protocol with candidates, such as uni9.")
     result = _Result(cases, cutoffs, ties)
     tops: list[tuple[np.ndarray, np.ndarray]] = []
     rows = np.arange(len(cases))
-    place = np.arange(len(cases.owner)) - np.searchsorted(cases.owner, cases.owner)  # of each wanted item in its case
+    place = np.arange(len(cases.owner)) - np.searchsorted(cases.owner, cases.owner)  # index of each positive in its case
     most = int(place.max(initial=0)) + 1
-    wanted = np.full((len(cases), most), -1, np.int32)
-    wanted[cases.owner, place] = cases.flat
+    positives = np.full((len(cases), most), -1, np.int32)
+    positives[cases.owner, place] = cases.flat
     for each in candidates:
-        listed = np.concatenate([wanted, each.items], axis=1)
-        # in an order that gives nothing away to a method that reads the whole list
+        listed = np.concatenate([positives, each.items], axis=1)
+        # shuffled, so that the order tells nothing to a method that reads the whole list
         order = np.argsort(np.random.default_rng(0).random(listed.shape), axis=1)
-        asked = np.take_along_axis(np.where(listed >= 0, listed, wanted[:, :1]), order, axis=1)
+        asked = np.take_along_axis(np.where(listed >= 0, listed, positives[:, :1]), order, axis=1)
         shuffled = np.array(score(asked))
         _check(shuffled, listed.shape, 0)
         scores = np.empty_like(shuffled)
@@ -208,17 +207,17 @@ def evaluate_candidates(
 
 def _check(scores: np.ndarray, shape: tuple[int, ...], start: int) -> None:
     if scores.shape != shape:
-        raise ValueError(f"scores of this block should be {list(shape)}, but are {list(scores.shape)}.")
+        raise ValueError(f"scores of this block should have shape {list(shape)}, but have {list(scores.shape)}.")
     if np.isnan(scores).any():
         case = start + int(np.argmax(np.isnan(scores).any(axis=1)))
-        raise ValueError(f"scores of case {case} hold NaN: a model that diverged has no ranking.")
+        raise ValueError(f"scores of case {case} hold NaN: the model may have diverged.")
 
 
 # ---------------------------------------------------------------- ranks
 
 
 def _ranks_in(scores: np.ndarray, reached: np.ndarray, owner: np.ndarray, masked: np.ndarray) -> Ranks:
-    """Where the wanted items, with scores `reached`, stand in their rows; `masked` entries of a row are −∞."""
+    """Ranks of the positive items, with scores `reached`, in their rows; `masked` is the number of −∞ per row."""
     counts = np.bincount(owner, minlength=len(scores))
     better, at_least = np.empty(len(owner), np.int64), np.empty(len(owner), np.int64)
     alone = counts[owner] == 1
@@ -240,10 +239,10 @@ def _ranks_in(scores: np.ndarray, reached: np.ndarray, owner: np.ndarray, masked
 
 
 def _ranks_among(reached: np.ndarray, owner: np.ndarray, others: np.ndarray, there: np.ndarray) -> Ranks:
-    """Where the wanted items stand among the other candidates of their row and each other.
+    """Ranks of the positive items among the candidates of their row and each other.
 
     Args:
-      others, there: [cases, k], the scores, and whether there is a candidate at all.
+      others, there: [cases, k], scores of candidates, and whether the entry is a candidate.
     """
     mine = reached[:, None]
     better = np.count_nonzero((others[owner] > mine) & there[owner], axis=1)
@@ -258,7 +257,7 @@ def _ranks_among(reached: np.ndarray, owner: np.ndarray, others: np.ndarray, the
 
 
 def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Item numbers int32, −1 for what does not compete, and scores [cases, k] of each row's best items."""
+    """Item numbers int32 (−1: does not compete) and scores [cases, k] of each row's best items."""
     items = retrieve(scores, k)
     values = np.take_along_axis(scores, items, axis=1)
     return np.where(np.isneginf(values), -1, items).astype(np.int32), values
@@ -268,16 +267,15 @@ def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main_cutoff(cutoffs: Sequence[int], size: int) -> int:
-    """The k to look at first, of a ranking of `size` items: 10, or else the largest that is less than `size`."""
+    """The k of the headline metrics for a ranking of `size` items: 10, or else the largest cutoff below `size`."""
     fitting = [k for k in cutoffs if k < size]
     if not fitting:
-        raise ValueError(f"task.cutoffs are {list(cutoffs)}, but there are only {size} items to rank: lower one.")
+        raise ValueError(f"task.cutoffs are {list(cutoffs)}, but only {size} items are ranked: add a smaller cutoff.")
     return 10 if 10 in fitting else max(fitting)
 
 
 def main_metric(cutoffs: Sequence[int], protocol: str, num_items: int) -> str:
-    """The name of the metric to look at first, under the first protocol; where the size of its lists is not known
-    beforehand, the hits at the smallest cut-off."""
+    """The name of the headline metric of a protocol; HR at the smallest cutoff if the number of candidates is unknown."""
     if protocol == "full":
         return f"NDCG@{main_cutoff(cutoffs, num_items)}"
     name, size = name_and_size(protocol)
@@ -289,17 +287,17 @@ class _Result:
 
     def __init__(self, cases: Cases, cutoffs: Sequence[int], ties: str):
         if not len(cases):
-            raise ValueError("no cases to average ranking metrics over.")
+            raise ValueError("ranking metrics need at least one case.")
         if ties not in ("average", "against"):
-            raise ValueError(f"ties are average or against, not {ties!r}.")
+            raise ValueError(f"ties must be average or against, got {ties!r}.")
         if not cutoffs or min(cutoffs) < 1:
-            raise ValueError(f"task.cutoffs must be numbers from 1 on, got {list(cutoffs)}.")
+            raise ValueError(f"task.cutoffs must be at least 1, got {list(cutoffs)}.")
         self.cases_in, self.cutoffs, self.ties = cases, sorted(set(cutoffs)), ties
         self.several = len(cases.owner) > len(cases)
         self.metrics: dict[str, float] = {}
         self.cases: dict[str, np.ndarray] = {}
         self.main: list[str] = []
-        self.said: list[str] = []
+        self.protocols: list[str] = []
 
     def add_full(self, ranks: Ranks, tops: Sequence[tuple[np.ndarray, np.ndarray]], mask_seen: bool) -> None:
         size = self.cases_in.num_items
@@ -310,7 +308,7 @@ class _Result:
         self.metrics |= {f"{name}@{k}": value for name, value in beyond.items()}
         self.main += [f"NDCG@{k}", f"HR@{k}", f"MRR@{k}"]
         seen = "seen items masked" if mask_seen else "seen items compete"
-        self.said.append(f"full: ranked over all {size:,} items, {seen}")
+        self.protocols.append(f"full: ranked over all {size:,} items, {seen}")
 
     def add(self, candidates: Candidates, ranks: Ranks) -> None:
         there = (candidates.items >= 0).sum(axis=1)
@@ -321,7 +319,7 @@ class _Result:
         last = main_cutoff(self.cutoffs, size)
         shown = [f"HR@{self.cutoffs[0]}", *(f"NDCG@{k}" for k in self.cutoffs if 1 < k <= last)]
         self.main += [prefix + name for name in shown if prefix + name in self.metrics]
-        self.said.append(f"{candidates.name}: {candidates.said}")
+        self.protocols.append(f"{candidates.name}: {candidates.description}")
 
     def _add(self, prefix: str, ranks: Ranks, size: int, none: np.ndarray | None) -> None:
         where = ranks.pessimistic() if self.ties == "against" else ranks
@@ -332,7 +330,7 @@ class _Result:
             values = {f"HR@{k}": ranking.hit_rate(where, k)}
             if self.several:
                 values[f"Recall@{k}"] = ranking.recall(where, k)
-            if k > 1 or k == last or self.several:  # with one wanted item NDCG@1 is HR@1
+            if k > 1 or k == last or self.several:  # with one positive item NDCG@1 is HR@1
                 values[f"NDCG@{k}"] = ranking.ndcg(where, k)
             if k == last:
                 values[f"MRR@{k}"] = ranking.mrr(where, k)
@@ -345,20 +343,20 @@ class _Result:
     def done(self, tops: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ranking:
         ties = "equal scores averaged over their orders" if self.ties == "average" else "equal scores counted against"
         items, scores = (np.concatenate(parts) for parts in zip(*tops, strict=True))
-        protocol = "; ".join([*self.said, ties])
+        protocol = "; ".join([*self.protocols, ties])
         return Ranking(self.metrics, self.main, self.cases, items, scores, protocol)
 
 
 def beyond_accuracy(recommended: np.ndarray, num_items: int, popularity: np.ndarray | None = None) -> dict[str, float]:
-    """What lists look like as a whole.
+    """Coverage, Gini coefficient and novelty of the recommended lists.
 
-    coverage: share of the catalogue that is in any list. Gini: of how often items are recommended, over the whole
-    catalogue (0: all alike; 1 − 1/items: always the same one). novelty: mean of −log2 p over what is recommended, with
-    p an item's share of the training interactions after adding one to each (Zhou et al., 2010, for shares of users).
+    coverage: share of the catalogue that is in any list. Gini: of the recommendation counts over the whole catalogue
+    (0: all equal; 1 − 1/items: always the same item). novelty: mean of −log2 p over the recommended items, with p an
+    item's share of the training interactions after adding one to each (Zhou et al., 2010, for shares of users).
 
     Args:
       recommended: item numbers [cases, k]; −1: none.
-      popularity: training interactions [items]; None leaves novelty out.
+      popularity: training interactions [items]; None: no novelty.
     """
     flat = recommended[recommended >= 0]
     counts = np.sort(np.bincount(flat, minlength=num_items))
@@ -378,57 +376,58 @@ def beyond_accuracy(recommended: np.ndarray, num_items: int, popularity: np.ndar
 
 @dataclass(frozen=True)
 class PositionReport:
-    """How answers move when the same candidates are listed in other orders."""
+    """Sensitivity of a ranking to the order in which the candidates are listed."""
 
     top_changes: float
-    """share of cases whose best candidate is not the same in all orders"""
+    """share of cases whose best candidate differs between orders"""
     rank_by_position: np.ndarray
-    """mean rank of the wanted item where it is listed first, second ..., minus its mean over the other orders,
+    """mean rank of the positive item when listed first, second ..., minus its mean over the other orders,
     float64 [k]"""
     hits_by_position: np.ndarray
-    """HR@1 where the wanted item is listed first, second ..., float64 [k]; NaN where it never was"""
+    """HR@1 when the positive item is listed first, second ..., float64 [k]; NaN for a position that did not occur"""
     orders: int
+    """number of orders"""
 
     def __str__(self) -> str:
         lines = [
             f"position report over {self.orders} orders of the candidates: the best candidate changes in "
             f"{self.top_changes:.1%} of the cases",
-            "wanted item listed at   HR@1     rank, against its mean over the other orders",
+            "position of positive   HR@1     rank minus its mean over the other orders",
         ]
         for place, (hit, shift) in enumerate(zip(self.hits_by_position, self.rank_by_position, strict=True), 1):
-            lines.append(f"{place:>21}   {hit:.4f}   {shift:+.3f}")
+            lines.append(f"{place:>20}   {hit:.4f}   {shift:+.3f}")
         return "\n".join(lines)
 
 
 def position_report(
-    score: Callable[[np.ndarray], np.ndarray], wanted: np.ndarray, candidates: np.ndarray, *, orders: int, seed: int = 0
+    score: Callable[[np.ndarray], np.ndarray], positives: np.ndarray, candidates: np.ndarray, *, orders: int, seed: int = 0
 ) -> PositionReport:
-    """Scores the wanted item and its candidates in several random orders. Equal scores are averaged over.
+    """Scores the positive item and its candidates in several random orders. Equal scores are averaged.
 
     Args:
       score: item numbers int32 [cases, k], as listed -> float [cases, k].
-      wanted: int [cases].
-      candidates: int [cases, k - 1], without wanted ones.
+      positives: int [cases].
+      candidates: int [cases, k - 1], without the positive items.
     """
     if orders < 2:
-        raise ValueError(f"a position report compares at least two orders of the candidates, got {orders}.")
+        raise ValueError(f"task.orders must be at least 2 for a position report, got {orders}.")
     if (candidates < 0).any():
-        raise ValueError("a position report needs as many candidates in all cases.")
+        raise ValueError("a position report needs the same number of candidates in all cases.")
     rng = np.random.default_rng(seed)
-    listed = np.concatenate([wanted[:, None], candidates], axis=1).astype(np.int32)
+    listed = np.concatenate([positives[:, None], candidates], axis=1).astype(np.int32)
     rows, size = np.arange(len(listed))[:, None], listed.shape[1]
     ranks, hits, places, best = [], [], [], []
     for _ in range(orders):
         order = np.argsort(rng.random(listed.shape), axis=1)
         scores = np.asarray(score(listed[rows, order]), np.float64)
         _check(scores, listed.shape, 0)
-        place = np.argmin(order, axis=1)  # where the wanted item went
+        place = np.argmin(order, axis=1)  # position of the positive item
         mine = scores[rows[:, 0], place][:, None]
         where = Ranks((scores > mine).sum(axis=1), (scores == mine).sum(axis=1) - 1)
         ranks.append(where.expected())
         hits.append(ranking.hit_rate(where, 1))
         places.append(place)
-        # Of equal ones the first in the unshuffled list, so that no tie counts as a change.
+        # Of equal scores, the first in the unshuffled list wins, so that a tie does not count as a change.
         unshuffled = np.empty_like(scores)
         unshuffled[rows, order] = scores
         best.append(np.argmax(unshuffled, axis=1))
@@ -442,13 +441,13 @@ def position_report(
 def answer_errors(
     answers: Sequence[Sequence[str]], names: Mapping[str, Sequence[int]], histories: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Shares of all answers that are invalid (name no item), duplicate (named before in the list), already seen.
+    """Shares of all answers that are invalid (not an item), duplicate (repeated in the list) or already seen.
 
     Args:
-      answers: for each case, titles or ids as they were generated.
-      names: what items are called -> their numbers; blanks around names and upper case do not matter. A name that
-        several items share is already seen when all of them are.
-      histories: items seen, for each case.
+      answers: generated titles or ids of each case.
+      names: item name -> item numbers; case and surrounding blanks are ignored. A name shared by several items counts
+        as seen when all of them are.
+      histories: items seen in each case.
     """
     known = {name.strip().casefold(): tuple(items) for name, items in names.items()}
     counts = dict.fromkeys(("invalid", "duplicate", "already seen"), 0)
@@ -463,5 +462,5 @@ def answer_errors(
             before.add(what)
     total = sum(map(len, answers))
     if not total:
-        raise ValueError("there are no answers to count errors in.")
+        raise ValueError("no answers to count errors in.")
     return {name: count / total for name, count in counts.items()}

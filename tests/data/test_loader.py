@@ -286,7 +286,7 @@ def test_prefetched_rows_are_the_same() -> None:
 )
 def test_other_texts_than_planned_are_an_error(change: Any) -> None:
     loader = RowLoader(make_row_loader().order, lambda *a: change(gather_rows(*a)), LENGTHS, 4, 48, 0)
-    with pytest.raises(ValueError, match="one text an example"):
+    with pytest.raises(ValueError, match="batch_rows"):
         loader.batch(0)
 
 
@@ -334,5 +334,5 @@ def test_a_stream_of_pairs() -> None:
 
 
 def test_a_stream_cannot_resume_without_a_position() -> None:
-    with pytest.raises(ValueError, match="no position of the data stream"):
+    with pytest.raises(ValueError, match="position"):
         next(make_stream_loader().batches(3, 5))

@@ -10,7 +10,7 @@ from byte_tokenizer import byte_tokenizer
 from instructrec_jax.data.chat_template import exported_template
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.own_template import INVITED, Rendering
-from instructrec_jax.data.prompts import TEMPLATES, prompt, tokenise_pieces, written
+from instructrec_jax.data.prompts import TEMPLATES, prompt, tokenize_pieces, written
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -198,12 +198,12 @@ def test_an_exported_template_asks_the_tokens_of_training(name: str, bos: bool) 
     thinks = False if "enable_thinking" in name else None
     rendering = Rendering(date(2025, 1, 2), thinks)
     for example in (talk("q", "a", "r"), talk("q")):
-        (ours,) = tokenise_pieces([[(prompt(example, template, tokenizer, rendering=rendering), False)]], tokenizer)
+        (ours,) = tokenize_pieces([[(prompt(example, template, tokenizer, rendering=rendering), False)]], tokenizer)
         exported = byte_tokenizer(bos=bos, chat_template=exported_template(template, tokenizer, rendering))
         turns = [{"role": m.role, "content": m.content} for m in example.messages]
         ids = exported.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         assert ids == ours.ids.tolist() and ids.count(1) == (bos or "bos_token" in name)
-        (whole,) = tokenise_pieces(
+        (whole,) = tokenize_pieces(
             [written(talk("q", "a"), template, tokenizer, eos="</s>", rendering=rendering)], tokenizer
         )
     assert tokenizer.decode(whole.ids).startswith(exported.decode(ids))  # of the last one, which training answers

@@ -109,7 +109,7 @@ def test_plan_batch_prefers_short_rows_for_short_texts() -> None:
 
 
 def test_too_long_a_text_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"a text of 129 tokens does not fit into the longest row \(128\)"):
+    with pytest.raises(ValueError, match="129.*128"):
         plan_batch(np.array([5, 129]), BUCKETS, 1)
 
 
@@ -226,9 +226,9 @@ def test_plan_batch_of_pairs_takes_the_cheapest_shape(seed: int) -> None:
 
 
 def test_too_long_a_target_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"a target of 40 tokens does not fit into the longest row of targets \(32\)"):
+    with pytest.raises(ValueError, match="target.*40.*32"):
         plan_batch(np.array([5, 6]), BUCKETS, 1, np.array([3, 40]), (16, 32))
-    with pytest.raises(ValueError, match=r"a target of 40 tokens.*\(0\)"):
+    with pytest.raises(ValueError, match="target.*40"):
         plan_batch(np.array([5, 6]), BUCKETS, 1, np.array([3, 40]))
 
 
@@ -274,13 +274,13 @@ def test_shares_of_processes_are_the_whole_of_pairs() -> None:
 
 def test_all_texts_have_targets_or_none() -> None:
     tokens = np.arange(3, dtype=np.int32)
-    with pytest.raises(ValueError, match="1 of 2 texts have a target"):
+    with pytest.raises(ValueError, match="target"):
         lengths_of([Text(tokens), Text(tokens, target=tokens)])
     for text, plan in [
         (Text(tokens), unpacked(np.array([3]), 8, target_length=8)),
         (Text(tokens, target=tokens), unpacked(np.array([3]), 8)),
     ]:
-        with pytest.raises(ValueError, match="texts with targets need a plan with target rows"):
+        with pytest.raises(ValueError, match="targets"):
             lay_out(BatchTexts([text]), plan)
 
 

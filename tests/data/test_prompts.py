@@ -13,7 +13,7 @@ from instructrec_jax.data.prompts import (
     find_template,
     prompt,
     render,
-    tokenise_pieces,
+    tokenize_pieces,
     written,
 )
 
@@ -64,7 +64,7 @@ def test_messages_stay_as_they_are() -> None:
     assert conversation(talk(*turns)) == messages
     assert conversation(talk(*turns, output="a")) == messages
     assert conversation(talk(*turns[:3], output="a")) == messages
-    with pytest.raises(ValueError, match="ends with the assistant's turn, and beside it there is another output"):
+    with pytest.raises(ValueError, match="fields.output"):
         conversation(talk(*turns, output="b"))
 
 
@@ -129,26 +129,26 @@ def test_auto() -> None:
 
 
 def test_templates_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="it has no chat template"):
+    with pytest.raises(ValueError, match="task.template"):
         find_template("tokenizer", byte_tokenizer(), "decoder")
-    with pytest.raises(ValueError, match="the template chatml needs <.im_start.>, <.im_end.>, which"):
+    with pytest.raises(ValueError, match="chatml.*<.im_start.>, <.im_end.>"):
         find_template("chatml", byte_tokenizer(markers=False), "decoder")
-    with pytest.raises(ValueError, match="'vicuna' is unknown"):
+    with pytest.raises(ValueError, match="vicuna"):
         find_template("vicuna", byte_tokenizer(), "decoder")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="knows no tool turns: choose chatml"):
+    with pytest.raises(ValueError, match="tool turns"):
         text_of(talk((USER, "a"), (TOOL, "b"), (ASSISTANT, "c")), "alpaca")
-    with pytest.raises(ValueError, match="has no eos_token"):
+    with pytest.raises(ValueError, match="eos_token"):
         text_of(Example(instruction="a", output="b"), "alpaca", byte_tokenizer(eos_token=None))
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES])
 def test_examples_without_an_answer(name: Any) -> None:
-    with pytest.raises(ValueError, match="there is no answer to learn: name it in fields.output"):
+    with pytest.raises(ValueError, match="fields.output"):
         text_of(Example(instruction="a"), name)
-    with pytest.raises(ValueError, match="does not end with the assistant's turn"):
+    with pytest.raises(ValueError, match="assistant turn"):
         text_of(talk((USER, "a"), (ASSISTANT, "b"), (USER, "c")), name)
     for output in ("", " \n", ()):
-        with pytest.raises(ValueError, match="the answer is empty"):
+        with pytest.raises(ValueError, match="answer"):
             text_of(Example(instruction="a", output=output), name)
 
 
@@ -202,12 +202,12 @@ def test_own_template_that_strips() -> None:
 )
 def test_own_template_that_changes_the_words(template: str) -> None:
     example = Example(instruction="q", output="<think>hm</think>yes")
-    with pytest.raises(ValueError, match="chat template changes what the assistant says .*alpaca.* generation %}"):
+    with pytest.raises(ValueError, match="alpaca.* generation %}"):
         written(example, None, own(template), eos="</s>")
 
 
 def test_own_template_that_refuses_the_conversation() -> None:
-    with pytest.raises(ValueError, match="does not take this conversation of system, user, assistant: no system turns"):
+    with pytest.raises(ValueError, match="system, user, assistant: no system turns"):
         written(talk((SYSTEM, "s"), (USER, "a"), (ASSISTANT, "b")), None, own(LLAMA_2), eos="</s>")
 
 
@@ -235,7 +235,7 @@ def test_marks_of_the_last_turn_or_of_none() -> None:
     marks += "{{ m.content }}{% endif %}]{% endfor %}"
     assert said_by(TWO_TURNS, None, own(marks.replace("CONDITION", "loop.last"))) == ["d]</s>"]
     for condition in ("false", "loop.index == 2"):
-        with pytest.raises(ValueError, match="do not hold this conversation's last answer"):
+        with pytest.raises(ValueError, match="generation %}"):
             said_by(TWO_TURNS, None, own(marks.replace("CONDITION", condition)))
 
 
@@ -244,7 +244,7 @@ def test_an_end_is_added_where_the_template_has_none() -> None:
     assert text_of(TWO_TURNS, "tokenizer", tokenizer) == "user: a\nassistant: b\nuser: c\nassistant: d\n</s>"
     assert said_by(TWO_TURNS, None, tokenizer) == ["b", "d\n</s>"]
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="neither the tokenizer's chat template nor an eos_token ends an answer"):
+    with pytest.raises(ValueError, match="eos_token"):
         written(TWO_TURNS, None, tokenizer, eos=None)
 
 
@@ -352,7 +352,7 @@ def test_the_assistants_tokens_are_its_words_and_the_end(name: Any, trim_offsets
     rng, end = np.random.default_rng(7), {"llama-3": "<|eot_id|>"}.get(name, "<|im_end|>")
     examples = [random_talk(rng) for _ in range(150)]
     pieces = [written(e, find_template(name, tokenizer, "decoder"), tokenizer, eos="</s>") for e in examples]
-    for example, tokens, texts in zip(examples, tokenise_pieces(pieces, tokenizer), pieces, strict=True):
+    for example, tokens, texts in zip(examples, tokenize_pieces(pieces, tokenizer), pieces, strict=True):
         assert tokenizer.decode(tokens.ids) == "".join(text for text, _ in texts)
         found = said_tokens(tokenizer, tokens)
         expected = [m.content + end for m in example.messages if m.role == ASSISTANT]
@@ -367,7 +367,7 @@ def test_a_token_belongs_where_its_first_visible_character_lies(trim_offsets: bo
     tokenizer = byte_tokenizer(trim_offsets=trim_offsets)
 
     def said(*pieces: tuple[str, bool]) -> list[tuple[str, bool]]:
-        (tokens,) = tokenise_pieces([list(pieces)], tokenizer)
+        (tokens,) = tokenize_pieces([list(pieces)], tokenizer)
         return [(tokenizer.decode([i]), bool(s)) for i, s in zip(tokens.ids, tokens.said, strict=True)]
 
     assert said(("q:", False), (" yes", True)) == [("q", False), (":", False), (" yes", True)]
@@ -382,7 +382,7 @@ def test_torn_answers_are_counted() -> None:
     tokenizer = byte_tokenizer()
 
     def torn(*pieces: tuple[str, bool]) -> int:
-        return tokenise_pieces([list(pieces)], tokenizer)[0].torn
+        return tokenize_pieces([list(pieces)], tokenizer)[0].torn
 
     assert torn(("y", False), ("es", True), ("y", False), ("es", True)) == 2
     assert torn(("q\n", False), ("\n\na", True)) == 1
@@ -391,7 +391,7 @@ def test_torn_answers_are_counted() -> None:
 
 def test_bytes_of_one_character_stay_together() -> None:
     tokenizer = byte_tokenizer()
-    (tokens,) = tokenise_pieces([[("漢", False), ("字🙂", True), ("é", False)]], tokenizer)
+    (tokens,) = tokenize_pieces([[("漢", False), ("字🙂", True), ("é", False)]], tokenizer)
     assert tokens.said.tolist() == [False] * 3 + [True] * 7 + [False] * 2
 
 
@@ -400,13 +400,13 @@ def test_no_doubled_bos() -> None:
     adds, adds_not = byte_tokenizer(bos=True), byte_tokenizer()
     for tokenizer, count in ((adds, 1), (adds_not, 0)):
         plain = written(example, TEMPLATES["plain"], tokenizer, eos="</s>")
-        (tokens,) = tokenise_pieces([plain], tokenizer)
+        (tokens,) = tokenize_pieces([plain], tokenizer)
         assert (tokens.ids == tokenizer.bos_token_id).sum() == count == tokens.opening
         assert tokenizer.decode(tokens.ids) == "<s>" * count + "a\nb</s>"
         assert said_tokens(tokenizer, tokens) == ["b</s>"]
     for settings in (dict(bos=True), dict(bos=False)):  # the template writes it itself
         tokenizer = own(LLAMA_2, **settings)
-        (tokens,) = tokenise_pieces([written(example, None, tokenizer, eos="</s>")], tokenizer)
+        (tokens,) = tokenize_pieces([written(example, None, tokenizer, eos="</s>")], tokenizer)
         assert (tokens.ids == tokenizer.bos_token_id).sum() == 1 == tokens.opening and tokens.ids[0] == 1
         assert tokenizer.decode(tokens.ids[tokens.said]).strip() == "b </s>"
 
@@ -414,7 +414,7 @@ def test_no_doubled_bos() -> None:
 def test_an_eos_of_the_tokenizer_is_not_added_again() -> None:
     tokenizer = byte_tokenizer(bos=True, eos=True)
     pieces = written(Example(instruction="a", output="b"), TEMPLATES["plain"], tokenizer, eos="</s>")
-    (tokens,) = tokenise_pieces([pieces], tokenizer)
+    (tokens,) = tokenize_pieces([pieces], tokenizer)
     assert tokenizer.decode(tokens.ids) == "<s>a\nb</s>"
 
 
@@ -432,7 +432,7 @@ def test_sentencepiece_like_tokenizers() -> None:
     names = dict(unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, chat_template=LLAMA_2, **names)
     example = talk((USER, "a🙂"), (ASSISTANT, "yes🙂"), (USER, "c"), (ASSISTANT, "漢b"))
-    (tokens,) = tokenise_pieces([written(example, None, tokenizer, eos="</s>")], tokenizer)
+    (tokens,) = tokenize_pieces([written(example, None, tokenizer, eos="</s>")], tokenizer)
     assert [text.strip() for text in said_tokens(tokenizer, tokens)] == ["yes🙂 </s>", "漢b </s>"]
 
 
@@ -440,5 +440,5 @@ def test_slow_tokenizers_are_refused() -> None:
     class SlowTokenizer:
         is_fast = False
 
-    with pytest.raises(ValueError, match="SlowTokenizer is a slow tokenizer"):
-        tokenise_pieces([[("a", True)]], SlowTokenizer())
+    with pytest.raises(ValueError, match="SlowTokenizer"):
+        tokenize_pieces([[("a", True)]], SlowTokenizer())

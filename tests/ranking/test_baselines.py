@@ -87,7 +87,7 @@ def objective(model, users, factors, triples):
     for u, i, j in triples:
         margin = users[u] @ factors[i] - users[u] @ factors[j]
         squares = users[u, :-1] @ users[u, :-1] + factors[i] @ factors[i] + factors[j] @ factors[j]
-        total += math.log1p(math.exp(-margin)) + model.regularisation / 2 * squares
+        total += math.log1p(math.exp(-margin)) + model.regularization / 2 * squares
     return total
 
 
@@ -96,7 +96,7 @@ def test_bpr_gradients_against_differences():
     users, factors = rng.normal(size=(3, 5)), rng.normal(size=(6, 5))
     users[:, -1] = 1
     triples = np.array([(0, 1, 2), (0, 1, 3), (1, 5, 0), (2, 2, 1)])
-    model = BPR(size=4, regularisation=0.3)
+    model = BPR(size=4, regularization=0.3)
     user, wanted, other = triples.T
     of_users, of_items = model._gradients(users, factors, user, wanted, other)
     found = np.zeros_like(users), np.zeros_like(factors)
@@ -116,7 +116,7 @@ def test_bpr_gradients_against_differences():
 
 
 def test_bpr_folds_in_the_best_user(sequences, histories):
-    model = BPR(size=4, epochs=5, regularisation=0.05).fit(sequences, ITEMS)
+    model = BPR(size=4, epochs=5, regularization=0.05).fit(sequences, ITEMS)
     others = [int(np.flatnonzero((model.q == q).all(1))[0]) for q in model.compared]
     for history in histories[1:]:
 
@@ -244,13 +244,13 @@ def test_bpr_is_tuned_on_validation_items(monkeypatch):
     train, validation = [items[:5] for items in whole], [items[5:] for items in whole]
     monkeypatch.setattr("instructrec_jax.ranking.baselines.BPR_GRID", ((4, 100.0), (4, 0.03), (8, 100.0)))
     tuned = tuned_bpr(train, validation, 20)
-    assert (tuned.size, tuned.regularisation) == (4, 0.03)
-    fitted = BPR(size=4, regularisation=0.03).fit(train, 20)
+    assert (tuned.size, tuned.regularization) == (4, 0.03)
+    fitted = BPR(size=4, regularization=0.03).fit(train, 20)
     np.testing.assert_array_equal(tuned.factors, fitted.factors)  # on all training items, and the same each time
     nothing = [np.empty(0, np.int32)] * len(train)
     assert tuned_bpr(train, nothing, 20).size == BPR().size
     late = tuned_bpr([*train, *nothing], [*nothing, *whole], 20)  # users of their own to validate on
-    assert late.regularisation == 0.03
+    assert late.regularization == 0.03
     assert tuned_bpr([], [], 20).score([[1]]).shape == (1, 20)
 
 

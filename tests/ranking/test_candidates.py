@@ -97,7 +97,7 @@ def test_uni_draws_uniformly(catalogue: Catalogue) -> None:
 def test_hard_candidates_are_the_nearest_by_tfidf(catalogue: Catalogue) -> None:
     cases = asked()
     vectors = TfidfVectorizer().fit_transform(catalogue.texts).toarray()
-    for row, wanted, own in zip(draw("hard9", cases, catalogue, POPULARITY), cases.wanted, cases.own, strict=True):
+    for row, wanted, own in zip(draw("hard9", cases, catalogue, POPULARITY), cases.positives, cases.own, strict=True):
         alike = vectors @ vectors[wanted[0]]
         others = np.setdiff1d(np.arange(ITEMS), own)
         best = np.sort(alike[others])[::-1][:9]

@@ -65,7 +65,7 @@ def test_full_metrics_equal_the_mean_over_all_orders(
     monkeypatch.setattr(evaluator, "BLOCK", 7)
     cases, scores = problem(several)
     found = evaluate(cases, [], lambda block: scores[block], cutoffs=CUTOFFS, ties=ties, mask_seen=mask_seen)
-    for case, (wanted, history) in enumerate(zip(cases.wanted, cases.histories, strict=True)):
+    for case, (wanted, history) in enumerate(zip(cases.positives, cases.histories, strict=True)):
         out = set(history.tolist()) - set(wanted.tolist()) if mask_seen else set()
         for k in CUTOFFS:
             expected = by_hand(scores[case], wanted.tolist(), k, out, against=ties == "against")
@@ -98,7 +98,7 @@ def test_metrics_among_candidates(several: bool, ties: str, monkeypatch: pytest.
     cases, scores = problem(several, items=9)
     rng = np.random.default_rng(4)
     lists = np.full((60, 5), -1, np.int32)
-    for case, wanted in enumerate(cases.wanted):
+    for case, wanted in enumerate(cases.positives):
         others = rng.permutation(np.setdiff1d(np.arange(9), wanted))[: 5 if case % 5 else 3]
         lists[case, : len(others)] = others
     lists[11] = -1
@@ -109,7 +109,7 @@ def test_metrics_among_candidates(several: bool, ties: str, monkeypatch: pytest.
     alone = evaluate_candidates(cases, [candidates], lambda items: scores[rows, items], **settings)
     for name, values in alone.cases.items():
         np.testing.assert_array_equal(found.cases[name], values)
-    for case, wanted in enumerate(cases.wanted):
+    for case, wanted in enumerate(cases.positives):
         out = set(range(9)) - set(wanted.tolist()) - set(lists[case].tolist())
         for k in (1, 2, 3):
             expected = by_hand(scores[case], wanted.tolist(), k, out, against=ties == "against")
@@ -123,7 +123,7 @@ def test_metrics_among_candidates(several: bool, ties: str, monkeypatch: pytest.
     assert found.main[-3:] == ["uni5 HR@1", "uni5 NDCG@2", "uni5 NDCG@3"] and "uni5: five of them" in found.protocol
     # What is kept of a ranking of candidates: all of them with the wanted ones, by score.
     for case in (0, 3, 11):
-        competing = [*cases.wanted[case].tolist(), *(i for i in lists[case].tolist() if i >= 0)]
+        competing = [*cases.positives[case].tolist(), *(i for i in lists[case].tolist() if i >= 0)]
         order = sorted(competing, key=lambda i: (-scores[case, i], i))
         assert alone.items[case][: len(order)].tolist() == order and (alone.items[case][len(order) :] == -1).all()
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import Text
-from instructrec_jax.data.prompts import Pieces, tokenise_pieces
+from instructrec_jax.data.prompts import Pieces, tokenize_pieces
 from instructrec_jax.inference import likelihood
 from instructrec_jax.tasks.base import Arrays, Network, Predict
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
@@ -20,7 +20,7 @@ Whole = tuple[np.ndarray, np.ndarray]  # tokens of a text, and which of them are
 
 
 class LikelihoodTask(LanguageModelTask):
-    """Prompt and answer are tokenized as one text, as in training (see `data.prompts.tokenise_pieces`).
+    """Prompt and answer are tokenized as one text, as in training (see `data.prompts.tokenize_pieces`).
 
     A token with characters of both belongs to the prompt and is not scored.
     """
@@ -85,7 +85,7 @@ class LikelihoodTask(LanguageModelTask):
                 tokens = np.array(ids if ids[-1:] == [eos] else [*ids, eos], np.int32)
                 found.append((tokens, np.ones(len(tokens), bool)))
         else:
-            tokenized = tokenise_pieces(self._written(example, answers), self.tokenizer)
+            tokenized = tokenize_pieces(self._written(example, answers), self.tokenizer)
             self.context.count(
                 "answers whose first characters share a token with the prompt, which is not scored",
                 sum(t.torn for t in tokenized),
@@ -124,5 +124,5 @@ class LikelihoodTask(LanguageModelTask):
     @cached_property
     def _opening(self) -> int:
         """Number of tokens that the tokenizer or the template puts before every text."""
-        (tokens,) = tokenise_pieces(self._written(Example(instruction="a"), ["b"]), self.tokenizer)
+        (tokens,) = tokenize_pieces(self._written(Example(instruction="a"), ["b"]), self.tokenizer)
         return tokens.opening

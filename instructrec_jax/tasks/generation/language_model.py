@@ -29,7 +29,7 @@ from instructrec_jax.data.prompts import (
     find_template,
     prompt,
     render,
-    tokenise_pieces,
+    tokenize_pieces,
     written,
 )
 from instructrec_jax.tasks.base import (
@@ -171,7 +171,7 @@ class LanguageModelTask(Task):
         self, examples: Sequence[Example], names: list[str], pieces: list[Pieces]
     ) -> list[Encoded[NextTokens] | None]:
         encoded: list[Encoded[NextTokens] | None] = []
-        for example, name, tokens in zip(examples, names, tokenise_pieces(pieces, self.tokenizer), strict=True):
+        for example, name, tokens in zip(examples, names, tokenize_pieces(pieces, self.tokenizer), strict=True):
             if self.config.train_on == "completions":
                 self.context.count(
                     "answers whose first characters share a token with the prompt, which is not trained on", tokens.torn
@@ -241,7 +241,7 @@ class LanguageModelTask(Task):
         if self.is_pair:
             ids = [np.array(row, np.int32) for row in self.tokenizer(texts, verbose=False)["input_ids"]]
         else:
-            ids = [tokens.ids for tokens in tokenise_pieces([[(text, False)] for text in texts], self.tokenizer)]
+            ids = [tokens.ids for tokens in tokenize_pieces([[(text, False)] for text in texts], self.tokenizer)]
         for name, row in zip(names, ids, strict=True):
             if len(row) > self.context.max_length:
                 raise ValueError(
@@ -257,7 +257,7 @@ class LanguageModelTask(Task):
         if self.is_pair:
             return tuple(eos)
         some = self._written_pieces(Example(instruction="a", output="b"), self.tokenizer.eos_token)
-        (tokens,) = tokenise_pieces([some], self.tokenizer)
+        (tokens,) = tokenize_pieces([some], self.tokenizer)
         return tuple(dict.fromkeys([*eos, int(tokens.ids[-1])]))
 
     # ------------------------------------------------------------ loss

@@ -14,7 +14,7 @@ import numpy as np
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.prompts import answer, render, tokenise_pieces
+from instructrec_jax.data.prompts import answer, render, tokenize_pieces
 from instructrec_jax.inference.decoding import check_prompts
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
@@ -153,7 +153,7 @@ class WritingTask(LanguageModelTask):
         examples = [self.trained_form(e.example) for e in encoded]
         prompts = []
         for e, tokens in zip(
-            encoded, tokenise_pieces([[(self._prompt(x), False)] for x in examples], self.tokenizer), strict=True
+            encoded, tokenize_pieces([[(self._prompt(x), False)] for x in examples], self.tokenizer), strict=True
         ):
             ids, name = tokens.ids, f"the prompt of example {e.example.id!r}"
             if len(ids) > self.context.max_length:

@@ -78,7 +78,7 @@ class NamedTarget(Target):
 class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
     """Trained as a language model on the names of positive items; evaluated as a reranker.
 
-    Prompt and name are tokenized as one text, as in training (see `data.prompts.tokenise_pieces`); a token with
+    Prompt and name are tokenized as one text, as in training (see `data.prompts.tokenize_pieces`); a token with
     characters of both belongs to the prompt and is not scored. Names are `Catalogue.name`, stripped.
     """
 

@@ -17,7 +17,7 @@ from tiny_runs import tiny_run
 
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.data.example import Example, Message
-from instructrec_jax.data.prompts import tokenise_pieces, written
+from instructrec_jax.data.prompts import tokenize_pieces, written
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_json
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -75,7 +75,7 @@ def oracle(folders: dict[str, Path]) -> Callable[..., list[float]]:
                 logits = theirs(input_ids=source, labels=labels).logits[0]
                 return torch.log_softmax(logits, -1).gather(1, labels[0][:, None])[:, 0].tolist()
             said = Example(instruction=example.instruction, input=example.input, output=answer)
-            (tokens,) = tokenise_pieces([written(said, task.template, tokenizer, eos=tokenizer.eos_token)], tokenizer)
+            (tokens,) = tokenize_pieces([written(said, task.template, tokenizer, eos=tokenizer.eos_token)], tokenizer)
             whole = torch.tensor(tokens.ids).long()
             each = torch.log_softmax(theirs(input_ids=whole[None]).logits[0, :-1], -1)
             each = each.gather(1, whole[1:, None])[:, 0]
@@ -207,7 +207,7 @@ def test_prompt_and_name_are_tokenised_as_training_does(context: TaskContext, tm
                     task.tokenizer,
                     eos=task.tokenizer.eos_token,
                 )
-                (expected,) = tokenise_pieces([pieces], task.tokenizer)
+                (expected,) = tokenize_pieces([pieces], task.tokenizer)
                 assert tokens.tolist() == expected.ids.tolist()
                 last = np.flatnonzero(~expected.said).max() + 1
                 assert np.flatnonzero(counts).tolist() == list(range(last, len(tokens)))
