@@ -1,15 +1,14 @@
-"""The one place that writes a file safely, and reads back what it wrote.
+"""Safe writing of files, and typed reading of JSON and JSON lines.
 
-A whole file is written beside its final name, forced to disk and moved into place, so that a reader (or a run
-that starts after a crash) finds the old file or the new one, never half of one. Rows are appended in one
-write, so that a killed process leaves at most one torn last line.
+A file is written to a temporary file beside it, forced to disk and moved into place, so that a reader finds the old or
+the new file, never half of one. Rows are appended in one write, so that a killed process leaves at most one incomplete
+last line.
 
-`read_json(path, Kind)` and `read_jsonl(path, Kind)` check what they read against a type (a TypedDict, say), so that a
-damaged file is a ValueError which names the file and the field, wherever it is used. `sweep` deletes the temporary
-files of killed writers.
+`read_json(path, Kind)` and `read_jsonl(path, Kind)` check the content against a type (such as a TypedDict); a damaged
+file is a ValueError that names the file and the field. `sweep` deletes the temporary files of killed writers.
 
-JSON has no NaN and no infinity. They are written as null, because a run whose loss became NaN must still be
-able to say so; what reads null back shows it as missing.
+JSON has no NaN and no infinity. They are written as null, so that a run whose loss became NaN can still write its
+metrics; readers show null as missing.
 """
 
 import errno
@@ -35,9 +34,9 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file as UTF-8 with newlines as they stand, making its folder; returns its path.
+    """Writes a text file as UTF-8 without changing newlines, creating its folder; returns its path.
 
-    Raises OSError with a remedy when the disk refuses, ValueError when the text is not valid Unicode.
+    Raises OSError with a remedy if writing fails, ValueError if the text is not valid Unicode.
     """
     try:
         content = text.encode("utf-8")
@@ -49,7 +48,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write one JSON value, indented; NaN and infinity become null. Returns the path."""
+    """Writes a JSON value, indented; NaN and infinity become null. Returns the path."""
     return write_text(path, _dump(value, path, indent=2) + "\n")
 
 
@@ -61,17 +60,17 @@ def read_json(path: str | Path, kind: Any = object) -> Any:
     """The JSON value of a file.
 
     Args:
-      kind: the type that the value should have, see `check_type`.
+      kind: expected type of the value, see `check_type`.
 
     Raises:
-      ValueError: the file is not JSON, or its value is not of this type; names the file and the field.
+      ValueError: the file is not JSON, or its value has another type; names the file and the field.
       FileNotFoundError: there is no such file.
     """
     return check_type(_load(Path(path).read_bytes(), str(path)), kind, str(path))
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line as a whole file, consuming `rows` once; returns how many."""
+    """Writes a whole file with one JSON object per line, consuming `rows` once; returns the number of rows."""
     count = 0
     with replacing(Path(path)) as file:
         for row in rows:
@@ -81,10 +80,9 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Append one JSON object a line and force them to disk, making the file if needed; returns how many.
+    """Appends one JSON object per line and forces them to disk, creating the file if needed; returns the number of rows.
 
-    A torn last line left by a killed process is removed first (with a warning), so that it never ends up in
-    the middle of the file.
+    An incomplete last line left by a killed process is removed first, with a warning.
     """
     path = Path(path)
     lines = [_line(row, path) for row in rows]
@@ -98,7 +96,7 @@ def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
-                os.truncate(path, end)  # a disk that is full took a part of it
+                os.truncate(path, end)  # a full disk may have taken a part of it
                 raise
         if new:
             sync_folder(path.parent)
@@ -114,9 +112,11 @@ def read_jsonl(path: str | Path, kind: type[T]) -> list[T]: ...
 def read_jsonl(path: str | Path, kind: Any = object) -> Any:
     """The rows of a JSON-lines file, as dictionaries.
 
-    One torn last line (no newline at its end, not JSON: its writer was killed) is left out with a warning.
-    Any other line that is not a JSON object, or not of the type `kind` (see `check_type`), is a ValueError that names
-    the file and the line. A missing file is a FileNotFoundError.
+    An incomplete last line (without newline, not JSON: its writer was killed) is left out with a warning.
+
+    Raises:
+      ValueError: another line is not a JSON object or not of the type `kind` (see `check_type`); names file and line.
+      FileNotFoundError: there is no such file.
     """
     rows = []
     with open(path, "rb") as file:
@@ -129,37 +129,37 @@ def read_jsonl(path: str | Path, kind: Any = object) -> Any:
             except ValueError:
                 if raw.endswith(b"\n"):
                     raise
-                logger.warning("%s: left out a half-written last line; its writer was killed.", where)
+                logger.warning("%s: ignored an incomplete last line; the process that wrote it was killed.", where)
                 break
             rows.append(check_type(row, kind, where))
     return rows
 
 
 def check_type(value: Any, kind: Any, where: str) -> Any:
-    """The value, a JSON value, after a check of its type.
+    """Returns a JSON value after checking its type.
 
     Args:
       kind: object (anything), None, bool, int, float (also an int), str, Literal, list[X], dict[str, X], X | Y,
-        tuple[X, Y] (a list of this length), or a TypedDict, whose fields may be NotRequired. Further fields are
-        allowed: a later version may add some.
+        tuple[X, Y] (a list of this length), or a TypedDict, whose fields may be NotRequired. Additional fields are
+        allowed, because a later version may add some.
       where: the file, for the error.
 
     Raises:
-      ValueError: the value is of another type; names `where`, the field, what it should be and what it is.
+      ValueError: the value has another type; names `where`, the field, the expected type and the value.
     """
     if problem := _type_problem(value, kind, ""):
-        raise ValueError(f"{where}: {problem}. The file is damaged or of another program: repair or remove it.")
+        raise ValueError(f"{where}: {problem}. The file is damaged or not of this program: repair or remove it.")
     return value
 
 
 def _type_problem(value: Any, kind: Any, name: str) -> str | None:
-    """What is wrong with a value, or None."""
+    """The description of a type error, or None."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         problems = [_type_problem(value, each, name) for each in inside]
         if None in problems:
             return None
-        if len(inside) == 2 and type(None) in inside:  # what is wrong deep inside says more
+        if len(inside) == 2 and type(None) in inside:  # X | None: the problem inside X is more specific
             return problems[1 - inside.index(type(None))]
         return _named(name, " or ".join(_described(each) for each in inside), value)
     if origin in (typing.Required, typing.NotRequired):
@@ -210,20 +210,20 @@ def _described(kind: Any) -> str:
     return "an object" if typing.is_typeddict(kind) else names.get(origin or kind, str(kind))
 
 
-def _named(name: str, wanted: str, value: Any) -> str:
-    return f"{name or 'the value'} should be {wanted}, but is {json.dumps(value, default=str)[:60]}"
+def _named(name: str, expected: str, value: object) -> str:
+    return f"{name or 'the value'} should be {expected}, but is {json.dumps(value, default=str)[:60]}"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when the block ends well, and vanishes otherwise."""
-    # A dot file with its own name per writer; not `tempfile`, whose files only their owner may read.
+    """A file to write that replaces `path` when the block ends without an exception, and is deleted otherwise."""
+    # A dot file with a unique name; not `tempfile`, whose files are readable by their owner only.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            with suppress(OSError):  # where the file system has no locks, `sweep` deletes nothing either
-                try_lock(file)  # so that `sweep` leaves it alone
+            with suppress(OSError):  # without locks in the file system, `sweep` deletes nothing either
+                try_lock(file)  # protects it from `sweep`
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -232,7 +232,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        # An OSError with another file's name comes from where the rows are read, not from here.
+        # An OSError that names another file comes from the caller's block.
         ours = {None, str(temporary), *map(str, path.parents)}
         if isinstance(error, OSError) and error.filename in ours:
             explain(error, path)
@@ -245,19 +245,19 @@ def sweep(folder: Path) -> None:
         if not is_temporary(path.name):
             continue
         with suppress(OSError), open(path, "rb") as file:
-            if try_lock(file):  # nobody writes it any more
+            if try_lock(file):  # its writer is gone
                 path.unlink(missing_ok=True)
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one of `replacing`, not yet moved into place."""
+    """Whether this is the name of a temporary file of `replacing`."""
     return re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", name) is not None
 
 
 def try_lock(file: IO[Any]) -> bool:
-    """Locks an open file for this process, until it is closed or the process dies; False where another one holds it.
+    """Locks an open file until it is closed or the process dies; False if another process holds the lock.
 
-    Raises OSError where the file system has no locks.
+    Raises OSError if the file system has no locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -267,11 +267,11 @@ def try_lock(file: IO[Any]) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Forces a folder's names to disk: a file that was moved into place stays there when the power fails."""
+    """Forces a folder's entries to disk, so that a file moved into place survives a power failure."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        return  # some network file systems open no folders, and keep names in order by themselves
+        return  # some network file systems cannot open folders, and need no sync
     try:
         os.fsync(handle)
     except OSError as error:
@@ -282,7 +282,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _mend(file: BinaryIO, path: Path) -> int:
-    """Make an open file end with a newline, dropping a torn last line; returns its length in bytes."""
+    """Makes an open file end with a newline, dropping an incomplete last line; returns its length in bytes."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         return 0
@@ -295,7 +295,7 @@ def _mend(file: BinaryIO, path: Path) -> int:
     try:
         _load(last, str(path))
     except ValueError:
-        logger.warning("%s: removed a half-written last line; its writer was killed.", path)
+        logger.warning("%s: removed an incomplete last line; the process that wrote it was killed.", path)
         return file.truncate(size - len(last))
     file.write(b"\n")
     return size + 1
@@ -309,12 +309,12 @@ def _dump(value: Any, path: str | Path, indent: int | None = None) -> str:
     try:
         try:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
-        except (TypeError, ValueError):  # most values are plain, and looking through each costs more than writing it
+        except (TypeError, ValueError):  # converted only on failure, because most values need no conversion
             value = _plain(value)
             text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the value to write has no place in JSON ({error}).") from None
-    # Half of a surrogate pair has no UTF-8 form, but does have an escaped one.
+        raise ValueError(f"{path}: the value to write is not JSON-serializable ({error}).") from None
+    # Half of a surrogate pair cannot be encoded as UTF-8, but can be escaped.
     return text if _is_unicode(text) else json.dumps(value, allow_nan=False, indent=indent)
 
 
@@ -323,7 +323,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The same value in JSON's own types: NumPy scalars are numbers, paths text, NaN and infinity None."""
+    """The value in JSON's types: NumPy scalars become numbers, paths texts, NaN and infinity None."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -346,13 +346,13 @@ def _load(raw: bytes, where: str) -> Any:
 
 
 def explain(error: OSError, path: Path) -> NoReturn:
-    """The same kind of OSError, with the path and what to do."""
+    """Raises an OSError with the same errno, the path and a remedy."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "the disk is full. Free some space or choose a folder on another disk, then start again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = "writing there is not allowed. Choose a folder that you can write to"
+        remedy = "permission denied. Choose a writable folder"
     elif error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-        remedy = "a file stands where a folder is needed, or the other way round. Choose another path"
+        remedy = "a file exists where a folder is needed, or a folder where a file is needed. Choose another path"
     else:
         remedy = "check the path and the disk, then start again"
     raise OSError(error.errno, f"could not write ({error.strerror}): {remedy}", str(path)) from error

@@ -1,8 +1,7 @@
-"""The one reader of each kind of file that people and other programs write: JSON, JSON lines, YAML and Parquet.
+"""Readers of users' files: JSON, JSON lines, YAML and Parquet, one for each format.
 
-Strict, since a file that is half understood is worse than one that is refused: a key that occurs twice, a nesting
-that no person writes, bytes that are no UTF-8 are errors. Every error is a ValueError that names the file and, where
-there is one, the line.
+The readers are strict: duplicate keys, extreme nesting and bytes that are not UTF-8 are errors. Every error is a
+ValueError that names the file and, if known, the line.
 """
 
 import gzip
@@ -18,15 +17,15 @@ import pyarrow.parquet as pq
 import yaml
 
 BOM = b"\xef\xbb\xbf"
-DEEPEST = 50  # levels of a YAML file
-LARGEST = 1_000_000  # values of a YAML file, those behind aliases counted each time
+DEEPEST = 50  # maximum levels of a YAML file
+LARGEST = 1_000_000  # maximum number of values of a YAML file with its aliases expanded
 
 
 # ---------------------------------------------------------------- lines
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file with their line ends, gzipped (.gz) or not, without a byte-order mark.
+    """The lines of a file, gzipped (.gz) or not, with their line ends and without a byte-order mark.
 
     Raises ValueError for a file that cannot be read or unzipped.
     """
@@ -35,13 +34,13 @@ def raw_lines(path: Path) -> Iterator[bytes]:
             for number, line in enumerate(file):
                 yield line if number else line.removeprefix(BOM)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}). Download or compress it again.") from None
+        raise ValueError(f"{path} is not a complete gzip file ({error}). Download or compress it again.") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}).") from None
 
 
 def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """The lines of a text file with their line ends. Raises ValueError naming the line that is in another encoding."""
+    """The lines of a text file with their line ends. Raises ValueError naming a line in another encoding."""
     for number, line in enumerate(raw_lines(path), 1):
         try:
             yield line.decode(encoding)
@@ -53,7 +52,7 @@ def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
 
 
 def json_value(text: str) -> Any:
-    """A JSON value. Raises ValueError that says what is wrong in it, but not where it stands: the caller knows."""
+    """A JSON value. Raises ValueError with the problem, without the file: the caller adds it."""
     try:
         return json.loads(text, object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
@@ -75,9 +74,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
-    """(number of the line from 1, its JSON object), or instead of the object what is wrong with it.
+    """(line number from 1, its JSON object or a ValueError with the problem). Skips blank lines.
 
-    Blank lines are passed over. Errors name neither file nor line: whoever reads the lines does.
+    The errors name neither file nor line: the caller adds them.
     """
     for number, raw in enumerate(lines, 1):
         if not raw.strip():
@@ -94,7 +93,7 @@ def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | V
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", JSON object) of a file whose lines must all be good. Raises ValueError at the first that is not."""
+    """("file:line", JSON object) of each line of a file. Raises ValueError at the first line that is not an object."""
     for number, value in json_lines(raw_lines(path)):
         if isinstance(value, ValueError):
             raise ValueError(f"{path}:{number}: {value}.")
@@ -105,7 +104,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML 1.2's core schema: `yes`, `no`, `on`, `off`, `12:30`, `1_000` and dates are texts, as they stand there."""
+    """YAML 1.2's core schema: `yes`, `no`, `on`, `off`, `12:30`, `1_000` and dates are texts."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     yaml_constructors: dict[str | None, Any] = {}
@@ -115,7 +114,7 @@ class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
         seen: set[Hashable] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain value", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a scalar", key.start_mark)
             name = self.construct_object(key) if key.tag != _MERGE else key.value
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} occurs twice", key.start_mark)
@@ -142,15 +141,15 @@ class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
 
 
 def _expect(node: yaml.Node, kind: type[yaml.Node]) -> None:
-    """Against tags that lie: `!!map 3`."""
+    """Raises an error for a tag that does not fit its node, such as `!!map 3`."""
     if not isinstance(node, kind):
-        raise yaml.constructor.ConstructorError(None, None, f"this is no {node.tag}", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, f"this is not a {node.tag}", node.start_mark)
 
 
 _TAG = "tag:yaml.org,2002:"
 _MERGE = _TAG + "merge"
 _truth = {"true": True, "false": False}
-# What a plain scalar is, by YAML 1.2.2, section 10.3.2; and the characters that it may begin with.
+# Types of plain scalars by YAML 1.2.2, section 10.3.2: (tag, pattern, first characters).
 _PLAIN = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -175,18 +174,18 @@ YamlLoader.add_constructor(None, yaml.constructor.SafeConstructor.construct_unde
 
 
 class YamlDumper(yaml.SafeDumper):
-    """Quotes every text that YAML 1.1 or 1.2 would read as something else."""
+    """Quotes every text that YAML 1.1 or 1.2 would read as another type."""
 
 
-YamlDumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)  # an OrderedDict is a mapping, too
+YamlDumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)  # also subclasses such as OrderedDict
 for _name, _pattern, _first in _PLAIN:
     YamlDumper.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, as dictionaries, lists, texts, numbers, truth values and None.
+    """The content of a YAML file as dictionaries, lists, texts, numbers, booleans and None.
 
-    Raises ValueError naming the file: none there, no YAML, a key twice or one that is no plain value, too deep.
+    Raises ValueError naming the file: unreadable, invalid YAML, a duplicate key, a key that is not a scalar, too deep.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -198,10 +197,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The same of a text. `where`: what the text is called in an error, a file or an option."""
+    """The content of a YAML text, as `read_yaml`. `where`: name of the text in errors, a file or an option."""
     try:
         depth = 0
-        for event in yaml.parse(text, YamlLoader):  # before any recursion, whose C code would crash
+        for event in yaml.parse(text, YamlLoader):  # checked before loading, which recurses in C and could crash
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise ValueError(f"{where}, line {event.start_mark.line + 1}: nested more than {DEEPEST} levels deep.")
@@ -221,7 +220,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _measure(value: Any, where: str, sizes: dict[int, int], inside: set[int], depth: int) -> int:
-    """How many values there are in a value; an error where aliases make it too many, too deep or endless."""
+    """The number of values inside a value. Raises ValueError if aliases make it too large, too deep or infinite."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) in inside or depth > DEEPEST:
@@ -230,7 +229,7 @@ def _measure(value: Any, where: str, sizes: dict[int, int], inside: set[int], de
         entries = value.values() if isinstance(value, dict) else value
         sizes[id(value)] = 1 + sum(_measure(entry, where, sizes, inside | {id(value)}, depth + 1) for entry in entries)
     if sizes[id(value)] > LARGEST:
-        raise ValueError(f"{where}: it holds more than {LARGEST:,} values once its aliases are written out.")
+        raise ValueError(f"{where}: it holds more than {LARGEST:,} values with its aliases expanded.")
     return sizes[id(value)]
 
 
@@ -238,35 +237,35 @@ def _measure(value: Any, where: str, sizes: dict[int, int], inside: set[int], de
 
 
 def open_parquet(path: Path, memory: bytes | None = None) -> pq.ParquetFile:
-    """A Parquet file, or the unzipped content of one. Raises ValueError naming what is no Parquet."""
+    """A Parquet file, or its content in `memory`. Raises ValueError naming a file that is not Parquet."""
     try:
         found = pq.ParquetFile(path if memory is None else pa.BufferReader(memory))
         names = found.schema_arrow.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"file {path}: no readable Parquet ({error}); write it again.") from None
+        raise ValueError(f"file {path}: unreadable Parquet ({error}); write it again.") from None
     if len(names) != len(set(names)):
         raise ValueError(f"file {path}: two columns share a name ({', '.join(names)}); rename one.")
     return found
 
 
 def read_parquet(path: Path, columns: list[str] | None = None, memory: bytes | None = None) -> pa.Table:
-    """The columns of a Parquet file, all or some. Raises ValueError naming a file that is damaged or broken off."""
+    """Columns of a Parquet file (None: all). Raises ValueError naming a file that is damaged or incomplete."""
     found = open_parquet(path, memory)
     try:
         table = found.read(columns=columns)
-        table.validate(full=True)  # without it, a text that is no UTF-8 is noticed when it is used
+        table.validate(full=True)  # otherwise, invalid UTF-8 is found only when a text is used
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"file {path}: no readable Parquet ({error}); write it again.") from None
+        raise ValueError(f"file {path}: unreadable Parquet ({error}); write it again.") from None
     return table
 
 
 def parquet_lists(path: Path) -> dict[str, list[Any]]:
-    """Column -> values of a Parquet file, as Python's own types. Raises ValueError as `read_parquet` does."""
+    """Column -> values of a Parquet file, as Python objects. Raises ValueError like `read_parquet`."""
     table = read_parquet(path)
     lists: dict[str, list[Any]] = {}
     for name in table.column_names:
         try:
             lists[name] = table.column(name).to_pylist()
         except (ValueError, OverflowError, TypeError, pa.ArrowException) as error:
-            raise ValueError(f"file {path}, column {name!r}: no usable values ({error}).") from None
+            raise ValueError(f"file {path}, column {name!r}: unreadable values ({error}).") from None
     return lists

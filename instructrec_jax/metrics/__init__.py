@@ -1,5 +1,5 @@
-"""Metrics: ranking metrics of our own; thin doors to scikit-learn for classification and regression.
+"""Metrics: our own for ranking; thin wrappers of scikit-learn, scipy, seqeval, sacrebleu and rouge-score for the rest.
 
-Everything here is numpy on the host. Import the module you need (`metrics.ranking`, `metrics.classification`,
-`metrics.regression`): scikit-learn takes a second to load and ranking does without it.
+Everything here is NumPy on the host. Import the module you need (`metrics.ranking`, `metrics.classification`, ...):
+scikit-learn takes a second to import, and ranking does not need it.
 """

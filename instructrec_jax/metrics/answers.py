@@ -1,4 +1,4 @@
-"""Exact match and F1 of short answers, as SQuAD counts them (Rajpurkar et al., 2016, evaluate-v1.1.py)."""
+"""Exact match and F1 of short answers as in SQuAD (Rajpurkar et al., 2016, evaluate-v1.1.py)."""
 
 import re
 import string
@@ -12,10 +12,10 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a normalised answer: lower case, without punctuation and English articles.
+    """The words of a normalized answer: lower case, without punctuation and English articles.
 
-    Each Chinese character is a word (as in CMRC 2018, Cui et al., 2019), and beside the ASCII punctuation that SQuAD's
-    own script removes that of all other scripts is (as in MLQA, Lewis et al., 2020).
+    Each Chinese character is a word (as in CMRC 2018, Cui et al., 2019). SQuAD's script removes ASCII punctuation only;
+    this removes the punctuation of all scripts (as in MLQA, Lewis et al., 2020).
     """
     text = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
     text = CJK.sub(lambda match: f" {match.group()} ", text)
@@ -23,17 +23,17 @@ def tokens(text: str) -> list[str]:
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1 where the prediction has the same words as one of the references, else 0."""
+    """1 if the prediction has the same words as a reference, else 0."""
     return float(any(tokens(prediction) == tokens(reference) for reference in references))
 
 
 def f1(prediction: str, references: Sequence[str]) -> float:
-    """The largest F1 of the words that prediction and a reference share; two empty answers are equal."""
+    """The largest word F1 of the prediction with a reference; 1 if both are empty."""
     return max(_f1(tokens(prediction), tokens(reference)) for reference in references)
 
 
-def _f1(found: list[str], wanted: list[str]) -> float:
-    if not found or not wanted:
-        return float(found == wanted)
-    same = sum((Counter(found) & Counter(wanted)).values())
-    return 2 * same / (len(found) + len(wanted))
+def _f1(found: list[str], reference: list[str]) -> float:
+    if not found or not reference:
+        return float(found == reference)
+    same = sum((Counter(found) & Counter(reference)).values())
+    return 2 * same / (len(found) + len(reference))

@@ -1,8 +1,8 @@
 """95% bootstrap intervals of means and of corpus metrics (Efron & Tibshirani 1993, chapter 13).
 
-Cases that come from one user, document or conversation are alike, so they say less than as many independent ones. Where
-cases share such an owner, owners are drawn, each with all its cases (the cluster bootstrap: Davison & Hinkley 1997,
-section 3.8); drawn one by one, such cases give intervals that are too narrow.
+Cases of one user, document or conversation (their owner) are correlated, so drawing them one by one gives intervals
+that are too narrow. Instead, owners are drawn, each with all its cases (the cluster bootstrap: Davison & Hinkley 1997,
+section 3.8).
 """
 
 from collections.abc import Callable, Iterator
@@ -12,23 +12,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 CORPUS_RESAMPLES = 1000
-CASES_DRAWN = 20_000_000  # at most, of a corpus metric's resamples together; but never fewer than 200 resamples
+CASES_DRAWN = 20_000_000  # limit on a corpus metric's cases over all resamples, of which there are at least 200
 
 
 @dataclass(frozen=True)
 class CorpusMetric:
-    """A metric that is no mean over cases, such as macro F1, BLEU or a correlation.
+    """A metric that is not a mean over cases, such as macro F1, BLEU or a correlation.
 
     Attributes:
-      value: case numbers int64 [n], repeated as drawn -> the metric on these cases; NaN where it is undefined.
-      cases: how many there are.
+      value: case numbers int64 [n], with repetitions -> the metric on these cases; NaN: undefined.
+      cases: number of cases.
     """
 
     value: Callable[[np.ndarray], float]
     cases: int
 
     def on(self, inside: np.ndarray) -> "CorpusMetric":
-        """The same metric on some of the cases, whose numbers are `inside`, int64 [cases]."""
+        """The same metric on the cases with the numbers `inside`, int64 [cases]."""
         return CorpusMetric(lambda drawn: self.value(inside[drawn]), len(inside))
 
 
@@ -37,10 +37,10 @@ def bootstrap_interval(
 ) -> tuple[float, float, float]:
     """(mean, low, high): mean of `values` [cases] and its 95% percentile bootstrap interval.
 
-    n resamples with replacement; same seed, same interval.
-
     Args:
-      owners: int [cases], equal for cases of one owner, which are drawn together; None: each case is drawn alone.
+      owners: int [cases]; cases with the same owner are drawn together. None: each case is drawn by itself.
+      seed: determines the interval.
+      n: number of resamples.
 
     Raises:
       ValueError: no case, a value that is not finite, or an n below 1.
@@ -65,7 +65,7 @@ def bootstrap_interval(
 def _means_of_cases(sample: np.ndarray, rng: np.random.Generator, n: int) -> np.ndarray:
     """Means of n resamples of `sample` [cases], float64 [n]."""
     distinct, counts = np.unique(sample, return_counts=True)
-    if 10 * len(distinct) <= len(sample):  # as ranks give: how often each value is drawn is multinomial, and cheap
+    if 10 * len(distinct) <= len(sample):  # few distinct values (of ranks, say): multinomial counts are cheaper
         return rng.multinomial(len(sample), counts / len(sample), size=n) @ distinct / len(sample)
     return np.concatenate([sample[drawn].mean(axis=1) for drawn in _draws(len(sample), rng, n)])
 
@@ -84,7 +84,7 @@ def _means_of_owners(pairs: np.ndarray, rng: np.random.Generator, n: int) -> np.
 
 
 def _draws(size: int, rng: np.random.Generator, n: int) -> Iterator[np.ndarray]:
-    """n draws of `size` from `size` with replacement, in blocks: [n, size] at once would not fit."""
+    """n draws of `size` from `size` with replacement, in blocks, because [n, size] may not fit in memory."""
     rows = max(1, 4_000_000 // size)
     return (rng.integers(0, size, (min(rows, n - start), size)) for start in range(0, n, rows))
 
@@ -94,20 +94,20 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """(mean difference a - b, low, high): 95% interval with a and b resampled together.
 
-    a, b: one metric value per case, [cases], the same cases in the same order. The difference is taken to be
-    real when the interval excludes 0. `owners` as in `bootstrap_interval`.
+    a, b: one metric value per case, [cases], of the same cases in the same order. The difference is significant if the
+    interval excludes 0. Other arguments as in `bootstrap_interval`.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
-        raise ValueError(f"a paired bootstrap compares the same cases, got {first.shape} and {second.shape}.")
+        raise ValueError(f"a paired bootstrap needs the same cases, got {first.shape} and {second.shape}.")
     return bootstrap_interval(first - second, owners=owners, seed=seed, n=n)
 
 
 def resampled(metric: CorpusMetric, owners: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
-    """The metric on resamples of its cases, float64 [resamples], NaN where it is undefined.
+    """The metric on resamples of its cases, float64 [resamples]; NaN: undefined.
 
-    The draws depend on seed, number of cases and owners alone: differences of two methods' values are paired. There
-    are `CORPUS_RESAMPLES` of them, fewer where there are very many cases.
+    The draws depend only on seed, number of cases and owners, so differences of two methods' values are paired. The
+    number of resamples is `CORPUS_RESAMPLES`, or fewer with very many cases (see `CASES_DRAWN`).
     """
     rng = np.random.default_rng(seed)
     n = min(CORPUS_RESAMPLES, max(200, CASES_DRAWN // metric.cases))
@@ -127,7 +127,7 @@ def resampled(metric: CorpusMetric, owners: np.ndarray | None = None, seed: int 
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float] | None:
-    """The 95% interval of resampled values, which may be NaN; None where all of them are."""
+    """The 95% interval of resampled values without the NaN; None if all are NaN."""
     there = values[~np.isnan(values)]
     return None if not len(there) else (float(np.quantile(there, 0.025)), float(np.quantile(there, 0.975)))
 
@@ -135,5 +135,5 @@ def percentile_interval(values: np.ndarray) -> tuple[float, float] | None:
 def _numbered(owners: np.ndarray, cases: int) -> np.ndarray:
     """The owners as 0, 1, ..., int64 [cases]."""
     if owners.shape != (cases,):
-        raise ValueError(f"owners should be [{cases}], one of each case, but are {list(owners.shape)}.")
+        raise ValueError(f"owners should be [{cases}], one per case, but have shape {list(owners.shape)}.")
     return np.unique(owners, return_inverse=True)[1]

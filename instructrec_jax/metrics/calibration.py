@@ -1,4 +1,4 @@
-"""How far the confidence of predictions is from how often they are right (Guo et al., 2017)."""
+"""Calibration: the confidence of predictions compared with their accuracy (Guo et al., 2017)."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ from numpy.typing import ArrayLike
 
 
 def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> list[dict[str, Any]]:
-    """The cases by their confidence: of each bin of equal width with a case in it, what a reliability diagram shows.
+    """The rows of a reliability diagram: one per non-empty bin of confidence, of equal width.
 
     Args:
-      confidence: float [cases], the probability given to the prediction, from 0 to 1; 0 lies in the first bin.
-      correct: bool [cases], or float: the chance of being right, where a prediction is one of several equal ones.
+      confidence: float [cases], probability of the prediction, from 0 to 1; 0 is in the first bin.
+      correct: bool [cases], or float: the expected accuracy where several labels tie.
 
-    Returns "low", "high" (low < confidence <= high), "cases", mean "confidence" and "accuracy" of each.
+    Returns "low", "high" (low < confidence <= high), "cases", mean "confidence" and "accuracy" of each bin.
     """
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     if confidence.shape != correct.shape or confidence.ndim != 1 or not len(confidence):
         raise ValueError(f"confidence and correct must both be [cases], got {confidence.shape} and {correct.shape}.")
     if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise ValueError("confidence must lie between 0 and 1.")
+        raise ValueError("confidence must be between 0 and 1.")
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     rows = []
     for number in np.unique(place):

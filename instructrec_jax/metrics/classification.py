@@ -1,10 +1,10 @@
-"""Classification metrics: thin doors to scikit-learn, single-label and multi-label.
+"""Classification metrics, single-label and multi-label: thin wrappers of scikit-learn.
 
-Macro averages run over the labels that occur in the targets or the predictions (scikit-learn's own rule); a
-label without a true or a predicted case scores 0, and the report names it.
+Macro averages are over the labels that occur in the targets or the predictions (scikit-learn's rule); a label without a
+true or a predicted case scores 0, and the report names it.
 
-A case whose highest scores are equal predicts each of these labels with an equal share (`Guesses`), never the one that
-happens to be listed first: a classifier that gives all labels the same score gets what guessing gets.
+A case with several highest scores predicts each of these labels with an equal share (`Guesses`), not the label listed
+first: a classifier with equal scores for all labels gets the value of random guessing.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from instructrec_jax.metrics.bootstrap import CorpusMetric
 
 @dataclass(frozen=True)
 class Guesses:
-    """Single-label predictions as scores of the labels give them, ties shared out.
+    """Single-label predictions from scores, with ties divided equally.
 
     Attributes:
-      case, label: int64 [guesses]: a guess is one of a case's highest labels. Cases are in order.
-      share: float64 [guesses]: 1 ÷ how many labels share the highest score of the case.
+      case, label: int64 [guesses]: a guess is a label with the highest score of a case. Cases are in order.
+      share: float64 [guesses]: 1 ÷ number of labels with the highest score of the case.
     """
 
     case: np.ndarray
@@ -32,11 +32,11 @@ class Guesses:
 
     @property
     def first(self) -> np.ndarray:
-        """The label that is shown for each case, int64 [cases]: of equal ones the first."""
+        """The label shown for each case, int64 [cases]: the first of equal labels."""
         return self.label[np.searchsorted(self.case, np.arange(self.case[-1] + 1))]
 
     def right(self, targets: np.ndarray) -> np.ndarray:
-        """Expected accuracy of each case, float64 [cases], where its target is the label number of `targets`."""
+        """Expected accuracy of each case, float64 [cases]; targets: label numbers int [cases]."""
         return np.bincount(self.case, self.share * (self.label == targets[self.case]))
 
 
@@ -48,7 +48,7 @@ def guesses(scores: ArrayLike) -> Guesses:
 
 
 def resampled_macro_f1(targets: ArrayLike, found: Guesses) -> CorpusMetric:
-    """Macro F1 of any of the cases, over the labels that occur there; targets: label numbers int [cases]."""
+    """Macro F1 on resamples of the cases, over the labels that occur in them; targets: label numbers int [cases]."""
     truth = np.asarray(targets, np.int64)
     size = 1 + int(max(truth.max(), found.label.max()))
 
@@ -63,7 +63,7 @@ def resampled_macro_f1(targets: ArrayLike, found: Guesses) -> CorpusMetric:
 
 
 def resampled_multilabel_f1(targets: ArrayLike, predictions: ArrayLike) -> dict[str, CorpusMetric]:
-    """ "macro_f1" and "micro_f1" of any of the cases; targets, predictions: 0/1 [cases, labels]."""
+    """ "macro_f1" and "micro_f1" on resamples of the cases; targets, predictions: 0/1 [cases, labels]."""
     truth, guess = np.asarray(targets, np.int64), np.asarray(predictions, np.int64)
     hits, named = truth * guess, truth + guess
     return {
@@ -75,7 +75,7 @@ def resampled_multilabel_f1(targets: ArrayLike, predictions: ArrayLike) -> dict[
 def resampled_token_f1(
     targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]], labels: Sequence[str]
 ) -> CorpusMetric:
-    """Macro F1 over the tokens of any of the texts; targets, predictions: the labels of each text's tokens."""
+    """Macro F1 over tokens, on resamples of the texts; targets, predictions: the labels of each text's tokens."""
     number = {label: place for place, label in enumerate(labels)}
     hits, named = (np.zeros((len(targets), len(labels)), np.int64) for _ in range(2))
     for row, (truth, guess) in enumerate(zip(targets, predictions, strict=True)):
@@ -90,8 +90,8 @@ def _f1_of_counts(hits: np.ndarray, named: np.ndarray, *, empty: float) -> Corpu
     """The mean F1 of the labels that occur, 2 hits / named.
 
     Args:
-      hits, named: int64 [cases, labels]: right predictions of a label, and predictions plus true cases of it.
-      empty: the value where no label occurs.
+      hits, named: int64 [cases, labels]: correct predictions of a label, and predictions plus true cases of it.
+      empty: the value if no label occurs.
     """
 
     def value(drawn: np.ndarray) -> float:
@@ -111,9 +111,9 @@ def classification_metrics(
 ) -> dict[str, float]:
     """{"accuracy", "macro_f1", "micro_f1"} of single-label predictions.
 
-    targets, predictions: label names [cases]. labels: the names allowed, or None for those that occur; a name
-    outside them is an error. weights: float [cases], such as the shares of `Guesses`. Micro F1 of single-label data
-    equals accuracy.
+    targets, predictions: label names [cases]. labels: the known names; None: the names that occur. weights: float
+    [cases], such as the shares of `Guesses`. Micro F1 of single-label data equals accuracy. Raises ValueError for an
+    unknown label.
     """
     from sklearn import metrics as sk
 
@@ -146,7 +146,7 @@ def classification_report(
 def confusion_matrix(
     targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str], weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """int [labels, labels]: how many cases of the label of a row were predicted as that of a column.
+    """Counts of cases, int [labels, labels]: rows are targets, columns predictions.
 
     weights: float [cases], such as the shares of `Guesses`; the counts are then float.
     """
@@ -156,20 +156,20 @@ def confusion_matrix(
 
 
 def common_mistakes(counts: np.ndarray, labels: Sequence[str], most: int = 10) -> str:
-    """The largest numbers beside the diagonal of a confusion matrix, a line each."""
+    """The largest off-diagonal counts of a confusion matrix, one per line."""
     wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     largest = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = [(int(place) // len(labels), int(place) % len(labels)) for place in largest]
-    lines = [f"{wrong[row, column]:>6.4g} {labels[row]} taken for {labels[column]}" for row, column in pairs]
+    lines = [f"{wrong[row, column]:>6.4g} {labels[row]} predicted as {labels[column]}" for row, column in pairs]
     lines = [line for line, pair in zip(lines, pairs, strict=True) if wrong[pair]]
-    return "\n".join(["Most frequent mistakes", *lines]) if lines else ""
+    return "\n".join(["Most frequent errors", *lines]) if lines else ""
 
 
 def multilabel_metrics(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]) -> dict[str, float]:
     """{"subset_accuracy", "macro_f1", "micro_f1", "sample_f1"} of multi-label predictions.
 
-    targets, predictions: 0/1 [cases, labels]; labels names the columns. Subset accuracy asks for the whole
-    set; sample F1 is averaged over cases, a case with no true and no predicted label counting as 1.
+    targets, predictions: 0/1 [cases, labels]; labels: names of the columns. Subset accuracy counts exact matches of the
+    label set; sample F1 is averaged over cases, and is 1 for a case without true and predicted labels.
     """
     from sklearn import metrics as sk
 
@@ -221,10 +221,10 @@ def _check_multi(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[st
 
 
 def _name_empty(never_predicted: Sequence[str], never_true: Sequence[str]) -> str:
-    """A line for either kind of label whose F1 counts as 0, if there is any."""
+    """A line each on the labels never predicted and never true, whose F1 counts as 0."""
     lines = []
     for what, names in (("predicted", never_predicted), ("in the targets", never_true)):
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            lines.append(f"never {what}, F1 counted as 0: {shown} ({len(names)} in all)\n")
+            lines.append(f"never {what}, F1 counted as 0: {shown} ({len(names)} in total)\n")
     return "".join(lines)

@@ -46,7 +46,7 @@ class Ranks:
         return np.bincount(self.case, minlength=len(self))
 
     def best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each case's best positive item: items better, items of equal score (with itself), positives among these."""
+        """Of each case's best positive item: better items, items of equal score (with itself), positives of these."""
         if self.case is None:
             return self.better, self.tied + 1, np.ones_like(self.better)
         order = np.lexsort((self.better, self.case))
@@ -101,7 +101,7 @@ def _ranks(ranks: Ranks | ArrayLike) -> Ranks:
 
 
 def _expectation(ranks: Ranks, gains: np.ndarray) -> np.ndarray:
-    """Sum over a case's positive items of the mean of gains[r - 1] over the tied ranks r; gains beyond the end are 0."""
+    """Sum over a case's positive items of the mean of gains[r - 1] over tied ranks r; gains beyond the end are 0."""
     cumulative = np.concatenate([[0.0], np.cumsum(gains)])
     first = np.minimum(ranks.better, len(gains))
     last = np.minimum(ranks.better + ranks.tied + 1, len(gains))

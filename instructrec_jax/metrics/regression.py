@@ -1,4 +1,4 @@
-"""Regression metrics: mean squared error, Pearson and Spearman correlation (thin doors to scipy)."""
+"""Regression metrics: mean squared error, Pearson and Spearman correlation (thin wrappers of scipy)."""
 
 import warnings
 
@@ -11,8 +11,8 @@ from instructrec_jax.metrics.bootstrap import CorpusMetric
 def regression_metrics(targets: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
     """{"mse", "pearson", "spearman"} of float [cases], computed in float64.
 
-    A correlation with a constant side (or a single case) is mathematically undefined: it is reported as 0.0,
-    with a warning. NaN or infinity is an error.
+    A correlation with constant targets or predictions (or a single case) is undefined; it is reported as 0.0, with a
+    warning. Raises ValueError for NaN, infinity or shapes that differ.
     """
     truth = np.asarray(targets, dtype=np.float64)
     guess = np.asarray(predictions, dtype=np.float64)
@@ -36,7 +36,7 @@ def regression_metrics(targets: ArrayLike, predictions: ArrayLike) -> dict[str, 
 
 
 def resampled_correlations(targets: ArrayLike, predictions: ArrayLike) -> dict[str, CorpusMetric]:
-    """ "pearson" and "spearman" of any of the cases, NaN where a side is constant there; none for a constant side."""
+    """ "pearson" and "spearman" on resamples of the cases, NaN on a constant resample; {} for constant values."""
     truth, guess = np.asarray(targets, np.float64), np.asarray(predictions, np.float64)
     if np.ptp(truth) == 0 or np.ptp(guess) == 0:
         return {}

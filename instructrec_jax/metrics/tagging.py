@@ -1,4 +1,4 @@
-"""Scores of the spans that tags mark (B-x begins one of kind x, I-x goes on, O is outside): a thin door to seqeval."""
+"""Metrics of spans marked by BIO tags (B-x starts a span of kind x, I-x continues it): a thin wrapper of seqeval."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from instructrec_jax.metrics.bootstrap import CorpusMetric
 
 
 def marks_spans(labels: Sequence[str]) -> bool:
-    """Whether labels are tags of spans: "O" and at least one B-x, and nothing but B-x and I-x beside it."""
+    """Whether labels are BIO tags: "O", at least one B-x, and otherwise only B-x and I-x."""
     others = [label for label in labels if label != "O"]
     return len(others) < len(labels) and "B-" in {x[:2] for x in others} and all(x[:2] in ("B-", "I-") for x in others)
 
@@ -17,9 +17,9 @@ def marks_spans(labels: Sequence[str]) -> bool:
 def span_metrics(
     targets: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
 ) -> tuple[dict[str, float], str]:
-    """Micro-averaged "span_precision", "span_recall" and "span_f1" as conlleval counts them, and a report by kind.
+    """Micro-averaged "span_precision", "span_recall" and "span_f1" as in conlleval, and a report by kind.
 
-    A span is right when its kind and both its ends are. targets, predictions: tags of each text.
+    A span is correct if its kind and both its ends are. targets, predictions: tags of each text.
     """
     from seqeval import metrics as seqeval  # takes a second to import, as it loads scikit-learn
 

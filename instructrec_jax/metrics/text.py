@@ -1,12 +1,12 @@
-"""Metrics of written texts, all from 0 to 1: thin doors to sacrebleu and rouge-score.
+"""Metrics of generated texts, from 0 to 1: thin wrappers of sacrebleu and rouge-score.
 
-A case may have several references. What counts as a word follows the script:
+A case may have several references. Tokenization depends on the script:
 
-* ROUGE: rouge-score's own tokenizer keeps [a-z0-9] alone, so that texts of other scripts score 0. Here words are those
-  of `language.script_words`; ASCII words are stemmed as rouge-score does, so that English scores are rouge-score's.
-* BLEU: where most references have Japanese kana, sacrebleu's ja-mecab if the package mecab-python3 is installed, else
-  its char; char too where most are Thai, Lao, Khmer or Burmese; zh where any has Chinese characters; else 13a. The
-  signature says which.
+* ROUGE: words are those of `language.script_words`, because rouge-score's own tokenizer keeps [a-z0-9] only and scores
+  other scripts 0. ASCII words are stemmed as in rouge-score, so English scores equal rouge-score's.
+* BLEU: sacrebleu's ja-mecab if most references have Japanese kana and mecab-python3 is installed; char for kana
+  without it, and if most references are Thai, Lao, Khmer or Burmese; zh if any has Chinese characters; else 13a. The
+  signature names the tokenizer.
 """
 
 from collections import Counter
@@ -49,19 +49,19 @@ def _sacrebleu() -> Any:
 
 def _check(predictions: Sequence[str], references: References) -> None:
     if len(predictions) != len(references) or not len(predictions):
-        raise ValueError(f"expected as many predictions as cases, got {len(predictions)} and {len(references)}.")
+        raise ValueError(f"predictions and references must be one per case, got {len(predictions)}, {len(references)}.")
     if not all(references):
-        raise ValueError("a case has no reference.")
+        raise ValueError(f"case {[bool(each) for each in references].index(False)} has no reference.")
 
 
 def _streams(references: References) -> list[list[str | None]]:
-    """The references as sacrebleu takes them: the first of each case, the second ...; None where there is none."""
+    """The references in sacrebleu's layout: the first of each case, the second ...; None: no such reference."""
     most = max(map(len, references))
     return [[each[number] if number < len(each) else None for each in references] for number in range(most)]
 
 
 def bleu_tokenizer(references: References) -> str:
-    """sacrebleu's tokenizer for the script of the references: see above."""
+    """sacrebleu's tokenizer for the script of the references, see the module's docstring."""
     texts = [reference for each in references for reference in each]
     if 2 * sum(KANA.search(text) is not None for text in texts) >= len(texts):
         return "ja-mecab" if installed("MeCab") and installed("ipadic") else "char"
@@ -79,7 +79,7 @@ def bleu(predictions: Sequence[str], references: References) -> tuple[float, str
 
 
 def resampled_bleu(predictions: Sequence[str], references: References) -> CorpusMetric:
-    """Corpus BLEU, 0 to 1, of any of the cases, from the counts of n-grams of each."""
+    """Corpus BLEU, 0 to 1, on resamples of the cases, from the n-gram counts of each case."""
     _check(predictions, references)
     library = _sacrebleu()
     metric = library.BLEU(tokenize=bleu_tokenizer(references), effective_order=True)
@@ -114,7 +114,7 @@ def sentence_chrf(predictions: Sequence[str], references: References) -> list[fl
 
 
 class Words:
-    """The tokenizer that rouge-score is given: `language.script_words`, ASCII words stemmed."""
+    """rouge-score's tokenizer: `language.script_words`, with ASCII words stemmed."""
 
     def tokenize(self, text: str) -> list[str]:
         return [_stem(word) if word.isascii() else word for word in script_words(text)]
@@ -133,9 +133,9 @@ def _stem(word: str) -> str:
 
 
 def rouge(predictions: Sequence[str], references: References) -> dict[str, list[float]]:
-    """F-measures of ROUGE-1, -2 and -L of each case, 0 to 1 (Lin, 2004), each with the reference that gives the most.
+    """F-measures of ROUGE-1, -2 and -L of each case, 0 to 1 (Lin, 2004), the maximum over references.
 
-    See `ROUGE_WORDS` for what is counted.
+    See `ROUGE_WORDS` for the tokenization.
     """
     _check(predictions, references)
     require_rouge("ROUGE")
@@ -150,9 +150,9 @@ def rouge(predictions: Sequence[str], references: References) -> dict[str, list[
 
 
 def distinct(predictions: Sequence[str], n: int) -> float:
-    """Different n-grams as a share of all n-grams of the predictions (Li et al., 2016, "distinct-n").
+    """Distinct n-grams divided by all n-grams of the predictions (Li et al., 2016, "distinct-n").
 
-    Words stand between spaces; where a text's script sets none, its characters count.
+    Words are separated by spaces; in scripts without spaces, characters are words.
     """
     counts: Counter[tuple[str, ...]] = Counter()
     for text in predictions:

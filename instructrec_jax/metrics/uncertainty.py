@@ -1,4 +1,4 @@
-"""How sure a classifier is, from its logits or from the probabilities of several members (draws, or an ensemble)."""
+"""Uncertainty of a classifier, from its logits or from the probabilities of several members (draws, or an ensemble)."""
 
 import numpy as np
 from scipy.special import entr, logsumexp, softmax
@@ -10,19 +10,19 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
-    """−Σ p log p in nats, [..., labels] -> [...]: 0 for a certain label, log(labels) for no idea."""
+    """−Σ p log p in nats, [..., labels] -> [...]: 0 for a certain label, log(labels) for a uniform distribution."""
     return entr(probabilities).sum(-1)
 
 
 def mutual_information(members: np.ndarray) -> np.ndarray:
-    """Of a text's label and the member, in nats: [members, ..., labels] probabilities -> [...].
+    """Mutual information of label and member, in nats: probabilities [members, ..., labels] -> [...].
 
-    The entropy of the mean minus the mean of the entropies: 0 where all members say the same, however unsure they are
+    The entropy of the mean minus the mean of the entropies: 0 if all members agree, even if each is uncertain
     (Houlsby et al., "Bayesian Active Learning", 2011; Gal & Ghahramani, 2016; Lakshminarayanan et al., 2017).
     """
     return np.maximum(entropy(members.mean(0)) - entropy(members).mean(0), 0)
 
 
 def negative_energy(logits: np.ndarray) -> np.ndarray:
-    """logsumexp of the logits, [..., labels] -> [...]: high for a text like those of training (Liu et al., 2020)."""
+    """logsumexp of the logits, [..., labels] -> [...]: higher for in-distribution texts (Liu et al., 2020)."""
     return logsumexp(np.asarray(logits, np.float64), axis=-1)

@@ -1,4 +1,4 @@
-"""The settings of `prepare` for each format of raw data: `PrepareConfig` and what the format's reader needs."""
+"""The settings of `prepare` for each format of raw data: `PrepareConfig` and those of the format's reader."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class MovieLensConfig(PrepareConfig):
     """Read a MovieLens folder: ml-latest-small, ml-25m (csv), ml-1m, ml-10m (dat) or ml-100k."""
 
     noun: str = "film"
-    """what items are called: film, game, book, product, item, or a noun of your own from `templates`"""
+    """noun for items: film, game, book, product, item, or a noun defined in `templates`"""
 
     def read(self, bad: BadLines) -> Data:
         return readers.read_movielens(self.source, bad)
@@ -30,13 +30,13 @@ class RecBoleConfig(PrepareConfig):
     item_column: str | None = None
     """field of both files with the item; by default item_id, another usual name, or the one field that both have"""
     time_column: str | None = None
-    """field with the time, a number or ISO 8601; by default timestamp, time, date ...; none: the order of lines"""
+    """field with the time, a number or ISO 8601; default timestamp, time, date ...; none: lines are in order of time"""
     rating_column: str | None = None
     """field with the rating; by default rating, overall, stars or score, if there is one"""
     title_column: str | None = None
-    """column of the item file that names an item; by default title, name, *_title or *_name"""
+    """column of the item file with the title; by default title, name, *_title or *_name"""
     text_columns: list[str] | str | None = None
-    """columns that join the title in an item's text, as a,b; by default genres, categories and brand"""
+    """columns added to the title in an item's text, as a,b; by default genres, categories and brand"""
 
     def read(self, bad: BadLines) -> Data:
         return readers.read_recbole(
@@ -53,12 +53,12 @@ class RecBoleConfig(PrepareConfig):
 
 @dataclass(kw_only=True)
 class SASRecConfig(PrepareConfig):
-    """Read "user item" lines in order of time, as SASRec has them, with a file of titles beside them."""
+    """Read "user item" lines in order of time, as in SASRec, with a file of titles."""
 
     source: str
-    """the file of "user item" lines, or a folder that holds one .txt of them"""
+    """the file of "user item" lines, or a folder with one such .txt file"""
     k_core: int = 0
-    """keep users and items with at least this many interactions (0: all, since such files come filtered already)"""
+    """keep users and items with at least N interactions (0: all; such files are usually filtered already)"""
     items: str | None = None
     """file of `id<TAB>title` lines; by default items.tsv, items.txt ... beside the interactions"""
 
@@ -71,7 +71,7 @@ class P5Config(PrepareConfig):
     """Read P5's sequential_data.txt (with datamaps.json and meta.json) or OpenP5's user_sequence.txt."""
 
     k_core: int = 0
-    """keep users and items with at least this many interactions (0: all, since such files come filtered already)"""
+    """keep users and items with at least N interactions (0: all; such files are usually filtered already)"""
     items: str | None = None
     """file of titles: `id<TAB>title` lines, a JSON object, or item_plain_text.txt; by default one in the folder"""
 
@@ -81,18 +81,18 @@ class P5Config(PrepareConfig):
 
 @dataclass(kw_only=True)
 class SequencesConfig(PrepareConfig):
-    """Read "user<TAB>item item ..." lines with a table of items beside them."""
+    """Read "user<TAB>item item ..." lines with a table of items."""
 
     source: str
-    """the file of sequences, or a folder that holds sequences.tsv"""
+    """the file of sequences, or a folder with sequences.tsv"""
     k_core: int = 0
-    """keep users and items with at least this many interactions (0: all, since such files come filtered already)"""
+    """keep users and items with at least N interactions (0: all; such files are usually filtered already)"""
     items: str | None = None
     """table of items with ids and titles; by default items.tsv, items.csv ... beside the sequences"""
     title_column: str | None = None
-    """column of the item table that names an item; by default title, name, *_title or *_name"""
+    """column of the item table with the title; by default title, name, *_title or *_name"""
     text_columns: list[str] | str | None = None
-    """columns that join the title in an item's text, as a,b; by default genres, categories and brand"""
+    """columns added to the title in an item's text, as a,b; by default genres, categories and brand"""
 
     def read(self, bad: BadLines) -> Data:
         return readers.read_sequences(
@@ -107,7 +107,7 @@ class AmazonConfig(PrepareConfig):
     source: str
     """folder with one file of reviews and its meta_* file, or the file of reviews"""
     noun: str = "product"
-    """what items are called: film, game, book, product, item, or a noun of your own from `templates`"""
+    """noun for items: film, game, book, product, item, or a noun defined in `templates`"""
 
     def read(self, bad: BadLines) -> Data:
         return readers.read_amazon(self.source, bad)
@@ -118,7 +118,7 @@ class GoodbooksConfig(PrepareConfig):
     """Read goodbooks-10k: books.csv, ratings.csv and, for the fact `tags`, book_tags.csv and tags.csv."""
 
     noun: str = "book"
-    """what items are called: film, game, book, product, item, or a noun of your own from `templates`"""
+    """noun for items: film, game, book, product, item, or a noun defined in `templates`"""
 
     def read(self, bad: BadLines) -> Data:
         return readers.read_goodbooks(self.source, bad)
@@ -137,15 +137,15 @@ class TableConfig(PrepareConfig):
     item_column: str | None = None
     """column of the interactions with the item; by default item, item_id, asin ..."""
     time_column: str | None = None
-    """column with the time, a number or ISO 8601; by default timestamp, time, date ...; none: the order of lines"""
+    """column with the time, a number or ISO 8601; default timestamp, time, date ...; none: lines are in order of time"""
     rating_column: str | None = None
     """column with the rating; by default rating, overall, stars or score, if there is one"""
     id_column: str | None = None
     """column of the items with the item's id; by default id, item, item_id, asin ..."""
     title_column: str | None = None
-    """column of the items that names an item; by default title, name, *_title or *_name"""
+    """column of the items with the title; by default title, name, *_title or *_name"""
     text_columns: list[str] | str | None = None
-    """columns that join the title in an item's text, as a,b; by default genres, categories and brand"""
+    """columns added to the title in an item's text, as a,b; by default genres, categories and brand"""
 
     def read(self, bad: BadLines) -> Data:
         return readers.read_table(

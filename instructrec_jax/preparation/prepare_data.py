@@ -1,4 +1,4 @@
-"""From a public data folder to the project's own layout, in one pass that reads top to bottom."""
+"""Converts raw recommendation data to the layout of prepared data: read, filter, split, write."""
 
 import os
 import shutil
@@ -27,45 +27,61 @@ from instructrec_jax.ranking.catalogue import SPLITS, Catalogue, Interactions, S
 
 @dataclass(kw_only=True)
 class PrepareConfig(GrammarConfig):
-    """How raw interactions become a catalogue, splits and instruction examples. `sources.py` has one per format."""
+    """Settings for converting raw interactions to a catalogue, splits and examples. `formats.py` has one per format."""
 
     source: str
     """folder with the raw data"""
     out: str
-    """folder to write; must not exist yet"""
+    """folder to write; must not exist"""
     overwrite: bool = False
     """replace `out` if it holds prepared data"""
     k_core: int = 5
-    """keep users and items with at least this many interactions (0: all)"""
+    """keep users and items with at least N interactions (0: all)"""
     min_rating: float | None = None
-    """drop ratings below this; by default every rating is an interaction"""
+    """drop ratings below this value; by default every rating is an interaction"""
     sequence_limit: int | None = None
-    """keep only this many of each user's interactions, the most recent (null: all); counted after the k-core"""
+    """keep only the last N interactions of each user (null: all); applied after the k-core"""
     split: str = "leave_one_out"
     """leave_one_out: each user's last item is test, the one before it validation; ratio: the last shares of each user's
-    items are; global_time: everything from a moment on is, whoever it is of"""
+    items are test and validation; global_time: all users are split at the same two points in time"""
     validation: float = 0.1
-    """for ratio and global_time: share of the interactions that validate"""
+    """for ratio and global_time: share of the interactions for validation"""
     test: float = 0.1
-    """for ratio and global_time: share of the interactions that test"""
+    """for ratio and global_time: share of the interactions for test"""
     candidates: list[str] = field(default_factory=list)
-    """protocols of the evaluator whose candidates are drawn now and kept in candidates/: uni9, uni99, pop99, hard9"""
+    """evaluation protocols whose candidates are drawn and saved in candidates/: uni9, uni99, pop99, hard9"""
     teacher: str | None = None
-    """run directory or HuggingFace folder of a language model that says the wishes of training examples in its own
-    words; validation and test keep the rules' words"""
+    """run directory or HuggingFace folder of a language model that rephrases the requests of training examples;
+    validation and test keep the generated requests"""
     on_bad_line: str = "error"
-    """error: stop at the first line that cannot be used; skip: leave such lines out, count and list them"""
+    """error: stop at the first bad line; skip: leave bad lines out, count and list them"""
 
     def read(self, bad: BadLines) -> tuple[Catalogue, Interactions]:
-        """The raw data of `source`; lines that cannot be used go to `bad`."""
-        raise TypeError(f"{type(self).__name__} has no read(): choose one of the formats in sources.py.")
+        """The raw data of `source`; bad lines go to `bad`."""
+        raise TypeError(f"{type(self).__name__} has no read(): choose one of the formats in formats.py.")
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The interactions after each step of the filter."""
+
+    raw: Interactions
+    rated: Interactions
+    first: Interactions
+    core: Interactions
+    recent: Interactions
 
 
 def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, Any]:
-    """Read, filter, split, write instructions; returns the card of the folder written.
+    """Reads, filters, splits and writes data with instructions; returns the card of the folder.
 
-    `teacher` is the language model that `config.teacher` names, opened.
-    The folder appears whole or not at all. Bad settings, unusable data and an existing `out` are ValueErrors.
+    The folder is written completely or not at all.
+
+    Args:
+      teacher: the opened language model of `config.teacher`.
+
+    Raises:
+      ValueError: invalid settings, invalid data, or an existing `out`.
     """
     out = Path(config.out).absolute()
     check_target(out, config.overwrite)
@@ -83,29 +99,15 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
     rated = at_least(raw, config.min_rating)
     first = first_per_item(rated)
     catalogue, core = k_core(catalogue, first, config.k_core)
-    interactions = most_recent(core, config.sequence_limit)
+    stages = _Stages(raw, rated, first, core, recent=most_recent(core, config.sequence_limit))
 
     # --- split ---
-    splits = split(interactions, config.split, config.validation, config.test)
+    splits = split(stages.recent, config.split, config.validation, config.test)
     if not any(map(len, splits.test)):
-        raise ValueError(f"no user in {config.source} has the three interactions that the split {config.split} needs.")
+        raise ValueError(f"split {config.split} needs three interactions of a user, but no user in {config.source} has.")
 
     # --- write ---
-    notes: dict[str, int | float] = {
-        "interactions_read": len(raw),
-        "bad_lines": len(bad.skipped),
-        "below_min_rating": len(raw) - len(rated),
-        "repeats": len(rated) - len(first),
-        "outside_k_core": len(first) - len(core),
-        "beyond_sequence_limit": len(core) - len(interactions),
-        **{f"{name}_interactions": sum(map(len, getattr(splits, name))) for name in SPLITS},
-        "users_only_in_train": sum(not len(v) + len(t) for v, t in zip(splits.validation, splits.test, strict=True)),
-        **unseen(splits),
-        "has_timestamps": int(raw.timestamp is not None),
-    }
-    if config.split == "global_time":
-        cuts = cut_times(interactions, config.validation, config.test)
-        notes |= dict(zip(("validation_from", "test_from"), cuts, strict=True))
+    notes = _counts(config, stages, splits, bad)
 
     def examples(name: str) -> Iterable[Example]:
         made = examples_of(config, catalogue, splits, name)
@@ -122,7 +124,7 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
         card = save_prepared(
             folder,
             catalogue,
-            interactions,
+            stages.recent,
             splits,
             {name: examples(name) for name in SPLITS},
             source=Path(config.source).absolute().name,
@@ -136,12 +138,32 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
 
 
 def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, name: str) -> Iterator[Example]:
-    """The instruction examples of one split: the one place where settings become examples."""
+    """The instruction examples of one split."""
     return generate_examples(catalogue, splits, name, config)
 
 
-def _settings(config: PrepareConfig) -> dict[str, Any]:
-    """The settings that shape the data, without the places where files lie on this machine."""
+def _counts(config: PrepareConfig, stages: _Stages, splits: Splits, bad: BadLines) -> dict[str, int | float]:
+    """Counts for the card: interactions dropped by each filter, sizes of the splits, new users and items."""
+    counts: dict[str, int | float] = {
+        "interactions_read": len(stages.raw),
+        "bad_lines": len(bad.skipped),
+        "below_min_rating": len(stages.raw) - len(stages.rated),
+        "repeats": len(stages.rated) - len(stages.first),
+        "outside_k_core": len(stages.first) - len(stages.core),
+        "beyond_sequence_limit": len(stages.core) - len(stages.recent),
+        **{f"{name}_interactions": sum(map(len, getattr(splits, name))) for name in SPLITS},
+        "users_only_in_train": sum(not len(v) + len(t) for v, t in zip(splits.validation, splits.test, strict=True)),
+        **unseen(splits),
+        "has_timestamps": int(stages.raw.timestamp is not None),
+    }
+    if config.split == "global_time":
+        cuts = cut_times(stages.recent, config.validation, config.test)
+        counts |= dict(zip(("validation_from", "test_from"), cuts, strict=True))
+    return counts
+
+
+def _settings(config: PrepareConfig) -> dict[str, object]:
+    """The settings that shape the data, without paths of this machine."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "overwrite")}
     for name in ("items", "templates", "teacher"):
         if settings.get(name):
@@ -150,17 +172,17 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """Refuses to write over what `prepare` did not write, or was not told to replace."""
+    """Raises ValueError if `out` exists, unless it holds prepared data and `overwrite` is set."""
     if not out.exists():
         return
     if not overwrite:
-        raise ValueError(f"{out} exists already. Choose another --out, or replace it with `--overwrite true`.")
+        raise ValueError(f"{out} already exists. Choose another --out, or replace it with `--overwrite true`.")
     if not (out / "card.json").is_file():
-        raise ValueError(f"{out} is not a folder of prepared data (no card.json): it will not be overwritten.")
+        raise ValueError(f"{out} is not a folder of prepared data (no card.json), so it is not overwritten.")
 
 
 def whole_or_nothing(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Let `write` fill a folder beside `out`, then move it into place."""
+    """Lets `write` fill a temporary folder beside `out`, then moves it into place; returns the result of `write`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     old = out.with_name(f".{out.name}.old-{os.getpid()}")

@@ -1,4 +1,4 @@
-"""User tags of a prepared folder's items, as requests in a folder of their own."""
+"""Requests from user tags of a prepared folder's items, written to a folder of their own."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,25 +13,25 @@ from instructrec_jax.ranking.catalogue import SPLITS, Catalogue, Interactions, S
 
 @dataclass(kw_only=True)
 class TagsConfig(TagConfig):
-    """Make requests of a MovieLens tags.csv for the items of a folder that `prepare` wrote."""
+    """Make requests from a MovieLens tags.csv for the items of a prepared folder."""
 
     source: str
     """tags.csv: userId, movieId, tag"""
     catalogue: str
     """prepared folder with the items and the interactions"""
     out: str
-    """folder to write; must not exist yet"""
+    """folder to write; must not exist"""
     overwrite: bool = False
     """replace `out` if it holds prepared data"""
     personal: bool = False
-    """a request is one user's, whose other items are its history; false: of all users, without a history"""
+    """true: a request belongs to one user, whose other items are the history; false: to all users, without history"""
 
 
 def prepare_tags(config: TagsConfig) -> dict[str, Any]:
     """Writes the requests; returns the card of the folder.
 
-    The folder's `splits/` hold the whole sequences, all of them for training, of the users who have tagged nothing, so
-    that a ranker that learns from them has not seen what the users of the requests chose.
+    The folder's `splits/` hold, for training, the whole sequences of the users without tags, so that a ranker trained
+    on them has not seen interactions of the users who made the requests.
     """
     out = Path(config.out).absolute()
     check_target(out, config.overwrite)

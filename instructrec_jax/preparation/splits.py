@@ -1,4 +1,4 @@
-"""From raw interactions to training sequences: one per user and item, k-core, limits, and what is held out."""
+"""Filters and splits of interactions: one per user and item, k-core, length limit, held-out parts."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from instructrec_jax.ranking.catalogue import Catalogue, Interactions, Splits
 def first_per_item(interactions: Interactions) -> Interactions:
     """Each user's first interaction with each item, sorted by user and time.
 
-    A target that the user already had would be hidden by the seen-items mask, and a test target could sit in
-    the user's own training sequence.
+    With repeats, the mask of seen items would hide a target, and a test target could be in the user's training
+    sequence.
     """
     ordered = interactions.by_user()
     key = ordered.user.astype(np.int64) * (int(ordered.item.max(initial=0)) + 1) + ordered.item
@@ -18,19 +18,19 @@ def first_per_item(interactions: Interactions) -> Interactions:
 
 
 def at_least(interactions: Interactions, min_rating: float | None) -> Interactions:
-    """The interactions rated `min_rating` or better; all of them if it is None."""
+    """The interactions with at least the rating `min_rating`; all if it is None."""
     if min_rating is None:
         return interactions
     if interactions.rating is None:
-        raise ValueError(f"min_rating is {min_rating}, but this source has no ratings: leave it out.")
+        raise ValueError(f"min_rating is {min_rating}, but this source has no ratings: remove the setting.")
     return interactions.take(interactions.rating >= min_rating)
 
 
 def k_core(catalogue: Catalogue, interactions: Interactions, k: int) -> tuple[Catalogue, Interactions]:
-    """The largest part in which every user and every item has at least k interactions.
+    """The largest subset in which every user and every item has at least k interactions.
 
-    Users and items below k are removed in turn until none is left to remove; what stays is renumbered, in the
-    old order. k = 0 keeps items that nobody chose. An empty result is an error.
+    Users and items below k are removed until all have k; the rest are renumbered in the old order. k = 0 keeps items
+    without interactions. Raises ValueError for a negative k and an empty result.
     """
     if k < 0:
         raise ValueError(f"k_core must be 0 or more, got {k}.")
@@ -43,7 +43,7 @@ def k_core(catalogue: Catalogue, interactions: Interactions, k: int) -> tuple[Ca
             break
         keep = still
     if not keep.any():
-        raise ValueError(f"no interaction is left of {len(interactions)} after the {k}-core filter: lower k_core.")
+        raise ValueError(f"the {k}-core filter leaves none of {len(interactions)} interactions: lower k_core.")
     user_numbers, item_numbers = np.flatnonzero(users >= max(k, 1)), np.flatnonzero(items >= k)
     kept = interactions.take(keep)
     renumbered = Interactions(
@@ -71,18 +71,18 @@ def most_recent(interactions: Interactions, limit: int | None) -> Interactions:
 
 
 def check_split(how: str, validation: float, test: float) -> None:
-    """A ValueError unless `split` can be called so."""
+    """Raises ValueError for settings that `split` does not accept."""
     if how not in ("leave_one_out", "ratio", "global_time"):
-        raise ValueError(f"unknown split {how!r}; there is leave_one_out, ratio and global_time.")
+        raise ValueError(f"unknown split {how!r}; choose leave_one_out, ratio or global_time.")
     if how != "leave_one_out" and not (0 <= validation and 0 < test and validation + test < 1):
         raise ValueError(
-            f"validation {validation} and test {test} must be shares of the interactions: test above 0, and both "
-            "together below 1, so that something is left to train on."
+            f"validation {validation} and test {test} must be shares of the interactions: test above 0, and their sum "
+            "below 1."
         )
 
 
 def split(interactions: Interactions, how: str, validation: float, test: float) -> Splits:
-    """The splits by name: leave_one_out, ratio or global_time. The shares matter to the last two only."""
+    """The splits by name: leave_one_out, ratio or global_time. The first ignores the shares."""
     check_split(how, validation, test)
     if how == "leave_one_out":
         return leave_one_out(interactions)
@@ -94,7 +94,7 @@ def split(interactions: Interactions, how: str, validation: float, test: float) 
 def leave_one_out(interactions: Interactions) -> Splits:
     """Last interaction of each user = test, last but one = validation, the rest = train.
 
-    A user with fewer than three interactions has no history left to predict from and stays whole in train.
+    A user with fewer than three interactions is in train only.
     """
     ordered = interactions.by_user()
     counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
@@ -105,8 +105,8 @@ def leave_one_out(interactions: Interactions) -> Splits:
 def by_ratio(interactions: Interactions, validation: float, test: float) -> Splits:
     """The last share of each user's interactions = test, the share before it = validation, the rest = train.
 
-    Shares are rounded down, but a user with three interactions or more has at least one in train, in test and,
-    where its share is not 0, in validation. A user with fewer stays whole in train.
+    Shares are rounded down, but a user with three interactions or more has at least one in train, in test and, unless
+    its share is 0, in validation. A user with fewer interactions is in train only.
     """
     ordered = interactions.by_user()
     counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
@@ -118,19 +118,19 @@ def by_ratio(interactions: Interactions, validation: float, test: float) -> Spli
 
 
 def cut_times(interactions: Interactions, validation: float, test: float) -> tuple[float, float]:
-    """The times that validation and test begin at, so that they get these shares of all interactions.
+    """The start times of validation and test that give them these shares of all interactions.
 
-    What happened at the very same time stays together, on the later side of the cut.
+    Interactions at the time of a cut are all on its later side.
     """
     if interactions.timestamp is None:
-        raise ValueError("split global_time needs timestamps, and this source has none: use leave_one_out or ratio.")
+        raise ValueError("split global_time needs timestamps, but this source has none: use leave_one_out or ratio.")
     times = np.sort(interactions.timestamp)
     tests, validations = (int(_share(np.array(len(times)), share)) for share in (test, validation))
     tests = max(1, tests)
     first, second = float(times[-tests - validations]), float(times[-tests])
     if first == times[0]:
         raise ValueError(
-            f"split global_time leaves nothing to train on: too many interactions have the time {first:.0f}. "
+            f"split global_time leaves train empty: too many interactions have the time {first:.0f}. "
             "Use smaller shares, or leave_one_out or ratio."
         )
     return first, second
@@ -139,8 +139,8 @@ def cut_times(interactions: Interactions, validation: float, test: float) -> tup
 def by_global_time(interactions: Interactions, validation_from: float, test_from: float) -> Splits:
     """Before `validation_from` = train, from `test_from` on = test, between = validation.
 
-    So nothing in train is later than anything that is held out, whoever it is of. Users and items that occur only
-    after a cut stay in the held-out parts; `unseen` counts them.
+    So all of train is earlier than all held-out interactions, across users. Users and items that first occur after a
+    cut stay in the held-out parts; `unseen` counts them.
     """
     ordered = interactions.by_user()
     assert ordered.timestamp is not None
@@ -153,7 +153,7 @@ def by_global_time(interactions: Interactions, validation_from: float, test_from
 
 
 def unseen(splits: Splits) -> dict[str, int]:
-    """How many users and items occur in validation or test but not in train."""
+    """The numbers of users and items that occur in validation or test but not in train."""
     held = np.concatenate([*splits.validation, *splits.test])
     return {
         "new_users": sum(
@@ -165,12 +165,12 @@ def unseen(splits: Splits) -> dict[str, int]:
 
 
 def _share(counts: np.ndarray, share: float) -> np.ndarray:
-    """floor(counts · share), where 0.29 · 100 is 29."""
+    """floor(counts · share), robust to rounding: 0.29 · 100 is 29."""
     return np.floor(np.round(counts * share, 9)).astype(int)
 
 
 def _cut(ordered: Interactions, train: np.ndarray, validation: np.ndarray) -> Splits:
-    """Splits of sequences sorted by user and time: the first `train` of each user, the next `validation`, the rest."""
+    """Cuts sequences sorted by user and time: of each user the first `train`, the next `validation`, then test."""
     counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
     sequences = np.split(ordered.item, np.cumsum(counts)[:-1])
     ends = list(zip(train.tolist(), (train + validation).tolist(), strict=True))

@@ -83,7 +83,7 @@ def check_drawn(protocols: Sequence[str]) -> None:
     """Raises ValueError unless candidates can be drawn for all protocols."""
     for protocol in protocols:
         if not _drawn(protocol):
-            raise ValueError(f"no candidates can be drawn for protocol {protocol!r}; choose uni9, uni99, pop99 or hard9.")
+            raise ValueError(f"protocol {protocol!r} draws no candidates; choose uni9, uni99, pop99 or hard9.")
 
 
 def candidates_for(
@@ -167,8 +167,8 @@ def draw(protocol: str, asked: Asked, catalogue: Catalogue, popularity: ArrayLik
     if (left < size).any():
         case = int(np.argmin(left))
         raise ValueError(
-            f"protocol {protocol}: user {asked.users[case]!r} has no interaction with only {left[case]} of {num_items} "
-            "items. Choose a smaller number."
+            f"protocol {protocol}: only {left[case]} of {num_items} items have no interaction by user "
+            f"{asked.users[case]!r}. Choose a smaller number."
         )
     if kind == "hard":
         return _nearest(asked, catalogue, forbidden, keys, size)
@@ -206,8 +206,8 @@ def _by_weight(
         rest, need = np.flatnonzero(possible), size - len(kept)
         if len(rest) < need:
             raise ValueError(
-                f"protocol {protocol}: user {asked.users[row]!r} has no interaction with only {len(rest) + len(kept)} of "
-                "the items with training interactions. Choose a smaller number."
+                f"protocol {protocol}: only {len(rest) + len(kept)} items with training interactions have none by user "
+                f"{asked.users[row]!r}. Choose a smaller number."
             )
         order = np.log(weights[rest]) + np.random.default_rng(int(keys[row])).gumbel(size=len(rest))
         chosen[row, len(kept) :] = rest[np.argsort(-order)[:need]]
@@ -222,7 +222,8 @@ def _nearest(asked: Asked, catalogue: Catalogue, forbidden: np.ndarray, keys: np
     num_items = len(catalogue)
     vectors = TfidfVectorizer(analyzer=words, dtype=np.float32).fit_transform(catalogue.texts).tocsr()
     counts = [len(items) for items in asked.positives]
-    picks = (np.ones(sum(counts), np.float32), (np.repeat(np.arange(len(asked)), counts), np.concatenate(asked.positives)))
+    rows_columns = np.repeat(np.arange(len(asked)), counts), np.concatenate(asked.positives)
+    picks = np.ones(sum(counts), np.float32), rows_columns
     queries = sparse.csr_array(picks, shape=(len(asked), num_items)) @ vectors
     # Far smaller than any similarity, and different for each case: texts without a common word are in random order.
     jitter = np.random.default_rng(0).permutation(num_items).astype(np.float32) * np.float32(1e-6 / num_items)

@@ -342,7 +342,7 @@ def _check_facts(path: Path, name: str, column: list[Any]) -> None:
         its = float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
         listed = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if (its not in (str, float) and not listed) or kind not in (None, its):
-            expected = "a text, a number or a list of texts" if kind is None else f"a {kind.__name__} as in earlier rows"
+            expected = "a text, a number or a list of texts" if kind is None else f"a {kind.__name__} like those before"
             raise ValueError(f"{path}, row {row}: the fact {name} should be {expected}, but is {show(value)}.")
         kind = its
 

@@ -182,7 +182,7 @@ def evaluate_candidates(
     result = _Result(cases, cutoffs, ties)
     tops: list[tuple[np.ndarray, np.ndarray]] = []
     rows = np.arange(len(cases))
-    place = np.arange(len(cases.owner)) - np.searchsorted(cases.owner, cases.owner)  # index of each positive in its case
+    place = np.arange(len(cases.owner)) - np.searchsorted(cases.owner, cases.owner)  # of each positive in its case
     most = int(place.max(initial=0)) + 1
     positives = np.full((len(cases), most), -1, np.int32)
     positives[cases.owner, place] = cases.flat
@@ -275,7 +275,7 @@ def main_cutoff(cutoffs: Sequence[int], size: int) -> int:
 
 
 def main_metric(cutoffs: Sequence[int], protocol: str, num_items: int) -> str:
-    """The name of the headline metric of a protocol; HR at the smallest cutoff if the number of candidates is unknown."""
+    """The headline metric of a protocol; HR at the smallest cutoff if the number of candidates is unknown."""
     if protocol == "full":
         return f"NDCG@{main_cutoff(cutoffs, num_items)}"
     name, size = name_and_size(protocol)
@@ -400,7 +400,12 @@ class PositionReport:
 
 
 def position_report(
-    score: Callable[[np.ndarray], np.ndarray], positives: np.ndarray, candidates: np.ndarray, *, orders: int, seed: int = 0
+    score: Callable[[np.ndarray], np.ndarray],
+    positives: np.ndarray,
+    candidates: np.ndarray,
+    *,
+    orders: int,
+    seed: int = 0,
 ) -> PositionReport:
     """Scores the positive item and its candidates in several random orders. Equal scores are averaged.
 

@@ -67,9 +67,9 @@ def test_concatenate_keeps_order():
 
 
 def test_bad_input_names_itself():
-    with pytest.raises(ValueError, match="count from 1"):
+    with pytest.raises(ValueError, match="ranks"):
         hit_rate([0, 1], 5)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="k "):
         ndcg([1], 0)
 
 

@@ -24,15 +24,15 @@ def test_against_formulas():
 
 
 def test_constant_and_not_finite():
-    with pytest.warns(UserWarning, match="all predictions are 2"):
+    with pytest.warns(UserWarning, match="predictions"):
         assert regression_metrics([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]) == {
             "mse": pytest.approx(2 / 3),
             "pearson": 0.0,
             "spearman": 0.0,
         }
-    with pytest.raises(ValueError, match="1 of 2 predictions are not finite, first case 1"):
+    with pytest.raises(ValueError, match="predictions .*case 1"):
         regression_metrics([1.0, 2.0], [1.0, np.nan])
-    with pytest.raises(ValueError, match="must both be"):
+    with pytest.raises(ValueError, match="targets and predictions"):
         regression_metrics([1.0], [1.0, 2.0])
 
 

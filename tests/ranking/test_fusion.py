@@ -110,7 +110,7 @@ def test_ndcg_of_what_is_not_there_or_masked() -> None:
     row = np.array([[3.0, 2, 1, -np.inf]])
     assert ndcg_at(row, [[-1]])[0] == 0 and ndcg_at(row, [[3]])[0] == 0
     assert ndcg_at(row, [[0, -1]])[0] == pytest.approx(1 / (1 + 1 / np.log2(3)))
-    with pytest.raises(ValueError, match="case 0 wants nothing"):
+    with pytest.raises(ValueError, match="case 0"):
         ndcg_at(row, [[]])
 
 
@@ -140,19 +140,19 @@ def test_the_tuned_weight_is_the_best_of_the_grid(block: int) -> None:
 
 def test_errors() -> None:
     first = scores(2, 4)
-    with pytest.raises(ValueError, match="k, the number of items"):
+    with pytest.raises(ValueError, match="^k"):
         retrieve(first, 0)
-    with pytest.raises(ValueError, match="first stage hold NaN"):
+    with pytest.raises(ValueError, match="first stage.*NaN"):
         retrieve(np.full((1, 3), np.nan), 1)
-    with pytest.raises(ValueError, match="second stage hold NaN"):
+    with pytest.raises(ValueError, match="second stage.*NaN"):
         two_stage(first, lambda items: np.full(items.shape, np.nan), k=2)
-    with pytest.raises(ValueError, match=r"asked for scores \(2, 3\), but gave \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 4\)"):
         two_stage(first, lambda items: first, k=3)
-    with pytest.raises(ValueError, match="weight of a hybrid"):
+    with pytest.raises(ValueError, match="weight"):
         hybrid(first, first, 1.5)
-    with pytest.raises(ValueError, match="same items"):
+    with pytest.raises(ValueError, match="hybrid"):
         hybrid(first, first[:1], 0.5)
-    with pytest.raises(ValueError, match="to be mixed hold NaN or infinity"):
+    with pytest.raises(ValueError, match="hybrid.*NaN"):
         hybrid(first, np.full((2, 4), np.inf), 0.5)
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ValueError, match="validation"):
         tune_weight(lambda b: first, lambda b: first, [])

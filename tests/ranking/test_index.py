@@ -142,14 +142,14 @@ def test_no_queries():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(k=0), r"k is 0.*1 to 6"),
-        (dict(k=7), r"k is 7.*6 items"),
+        (dict(k=0), r"k .*6.* 0"),
+        (dict(k=7), r"k .*6.* 7"),
         (dict(queries=np.ones((2, 4))), r"\[q, 3\]"),
-        (dict(queries=np.array([[1, 1, 1], [1, np.nan, 1]])), "query 1 is not finite"),
-        (dict(queries=np.full((2, 3), 2e38)), "query 0 are beyond float32"),
-        (dict(exclude=[[1]]), "1 rows for 2 queries"),
-        (dict(exclude=[[1], [6]]), r"query 1 names item 6.*0\.\.5"),
-        (dict(exclude=[[-2], []]), r"query 0 names item -2"),
+        (dict(queries=np.array([[1, 1, 1], [1, np.nan, 1]])), "query 1 .*finite"),
+        (dict(queries=np.full((2, 3), 2e38)), "query 0 .*float32"),
+        (dict(exclude=[[1]]), "exclude"),
+        (dict(exclude=[[1], [6]]), r"query 1 .*6.*0\.\.5"),
+        (dict(exclude=[[-2], []]), r"query 0 .*-2"),
     ],
 )
 def test_bad_searches(arguments, words):
@@ -164,13 +164,13 @@ def test_bad_items(monkeypatch):
     for value in (np.nan, np.inf):
         broken = vectors.copy()
         broken[201, 1] = value
-        with pytest.raises(ValueError, match="item 201 is not finite"):
+        with pytest.raises(ValueError, match="item 201"):
             ItemIndex(broken)
     with pytest.raises(ValueError, match=r"\(300,\)"):
         ItemIndex(vectors[:, 0])
     with pytest.raises(ValueError, match=r"\(0, 2\)"):
         ItemIndex(vectors[:0])
-    with pytest.raises(ValueError, match=r"bias should be \[300\]"):
+    with pytest.raises(ValueError, match=r"bias.*\[300\]"):
         ItemIndex(vectors, bias=np.zeros(299))
-    with pytest.raises(ValueError, match="item 2 is nan"):
+    with pytest.raises(ValueError, match="bias of item 2"):
         ItemIndex(vectors, bias=np.where(np.arange(300) == 2, np.nan, 0))

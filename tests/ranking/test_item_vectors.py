@@ -97,17 +97,17 @@ def test_nothing_is_left_of_a_failed_model(tmp_path, monkeypatch):
     def model(texts):
         return [np.full(3, np.nan if t is TEXTS[3] else 1.0) for t in texts]
 
-    with pytest.raises(ValueError, match="item 3 is not finite"):
+    with pytest.raises(ValueError, match="item 3"):
         item_vectors(model, TEXTS, FINGERPRINT, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match="no items"):
+    with pytest.raises(ValueError, match="items"):
         item_vectors(Model(), [], FINGERPRINT, tmp_path)
-    with pytest.raises(ValueError, match="fingerprint .* is empty"):
+    with pytest.raises(ValueError, match="fingerprint"):
         item_vectors(Model(), TEXTS, {}, tmp_path)
-    with pytest.raises(ValueError, match="plain JSON"):
+    with pytest.raises(ValueError, match="fingerprint.*JSON"):
         item_vectors(Model(), TEXTS, {"path": tmp_path}, tmp_path)
-    with pytest.raises(ValueError, match=r"one row of d numbers, but the model gives \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"item vector.*\[2, 3\]"):
         item_vectors(lambda texts: [np.ones((2, 3))] * len(texts), TEXTS, FINGERPRINT, tmp_path)

@@ -1,7 +1,7 @@
-"""Readers of public recommendation data: a folder or file in → (Catalogue, Interactions).
+"""Readers of public recommendation data: folder or file → (Catalogue, Interactions).
 
-One file per family of formats; `lines` holds what all share about files, `items` and `interactions` what all share
-about their content. Items that have no text are an error: a backbone reads them as text.
+One module per family of formats; `lines`, `items` and `interactions` hold their shared parts. Items without text are an
+error, because the backbone reads items as text.
 """
 
 from instructrec_jax.preparation.readers.amazon import read_amazon

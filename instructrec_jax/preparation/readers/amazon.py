@@ -1,10 +1,10 @@
-"""Amazon reviews and product metadata (McAuley lab) of 2014, 2018 and 2023: one record a line, gzipped or not.
+"""Amazon reviews and product metadata (McAuley lab) of 2014, 2018 and 2023: one record per line, gzipped or not.
 
     2014, 2018   reviewerID, asin, overall, unixReviewTime    meta_NAME.json    asin, title, brand, category, price
     2023         user_id, parent_asin, rating, timestamp      meta_NAME.jsonl   parent_asin, title, store, categories
 
-The metadata are as shops wrote them: products without a title or with a page's script for one, products listed
-twice. Each of these is a bad line, and so is a review of a product that has no usable metadata.
+The metadata have errors: products without a title or with a script as title, duplicate products. Each is a bad line,
+and so is a review of a product without valid metadata.
 """
 
 import re
@@ -27,23 +27,23 @@ _PRICE = re.compile(r"\$?\s*(\d{1,3}(?:,\d{3})*|\d+)(\.\d+)?")
 
 
 def read_amazon(source: str | Path, bad: BadLines | None = None) -> tuple[Catalogue, Interactions]:
-    """Read a folder with one file of reviews and one meta_* file, or a file of reviews with a meta_* file beside it.
+    """Reads a folder with one file of reviews and one meta_* file, or a file of reviews beside a meta_* file.
 
-    Reviews may also be the rating-only CSV of 2023. Where several meta_* files lie there, the one that names the
-    same category counts. Facts: categories (list of texts), brand (2023: the store), price (a number, or None
-    where there is not exactly one).
+    Reviews may also be the rating-only CSV of 2023. Of several meta_* files, the one with the category of the reviews
+    is read. Facts: categories (list of texts), brand (2023: the store), price (a number, or None unless there is
+    exactly one).
     """
     source, bad = Path(source), bad or BadLines()
     folder = source.parent if source.is_file() else source
     metas = [p for p in sorted(folder.glob("meta_*")) if p.name.removesuffix(".gz").endswith(_ENDINGS)]
-    what = "of reviews (name the file itself with `--source` where there are several)"
+    what = "of reviews (if there are several, set `--source` to the file)"
     reviews = source if source.is_file() else only(folder, (*_ENDINGS, ".csv"), what, metas)
     fitting = [p for p in metas if reviews.name.removeprefix("reviews_").startswith(_category(p))]
     meta = max(fitting or (metas if len(metas) == 1 else []), key=lambda p: len(_category(p)), default=None)
     if meta is None:
         raise ValueError(
-            f"{folder} holds no product metadata for {reviews.name} (looked for meta_*.json or meta_*.jsonl, or .gz). "
-            "The backbone reads items as text: put the file of titles beside the reviews."
+            f"{folder} has no product metadata for {reviews.name} (looked for meta_*.json and meta_*.jsonl, also .gz). "
+            "The backbone reads items as text: put the metadata with the titles beside the reviews."
         )
     catalogue = read_meta(meta, bad)
     return catalogue, gather(_reviews(reviews, bad), reviews, catalogue, bad)
@@ -52,7 +52,7 @@ def read_amazon(source: str | Path, bad: BadLines | None = None) -> tuple[Catalo
 def read_meta(path: Path, bad: BadLines, names: Mapping[str, str] | None = None) -> Catalogue:
     """The catalogue of a meta_* file of any year.
 
-    names: asin → what the item is called in the catalogue; products that are not in it are left alone.
+    names: asin → item id in the catalogue; other products are skipped. None: all products, by asin.
     """
     items = Items(path, bad, ("categories", "brand"))
     for line, record in json_records(path, bad, python_dicts=True):
@@ -65,7 +65,7 @@ def read_meta(path: Path, bad: BadLines, names: Mapping[str, str] | None = None)
             continue
         title = " ".join(_TAG.sub(" ", plain(title or "")).split())
         if "getTime()" in title:
-            bad(path, line, f"the title of item {asin!r} is a piece of a web page's script")
+            bad(path, line, f"the title of item {asin!r} is JavaScript code")
             continue
         facts = {
             "categories": _categories(record),
@@ -86,8 +86,8 @@ def _reviews(path: Path, bad: BadLines) -> Iterator[tuple[int, tuple[str, str, A
         if layout is None:
             layout = next((keys for keys in LAYOUTS if set(keys) <= set(record)), None)
         if layout is None:
-            wanted = " or ".join(", ".join(keys) for keys in LAYOUTS)
-            bad(path, line, f"no review: expected the keys {wanted}; found {', '.join(map(str, record))}")
+            expected = " or ".join(", ".join(keys) for keys in LAYOUTS)
+            bad(path, line, f"not a review: expected the keys {expected}; found {', '.join(map(str, record))}")
             continue
         values = [record.get(key) for key in layout]
         yield line, (as_id(values[0]), as_id(values[1]), values[2], values[3])
@@ -98,7 +98,7 @@ def _category(meta: Path) -> str:
 
 
 def _categories(record: Mapping[str, Any]) -> list[str]:
-    """2018 calls them category, 2014 has one list a path (the first is taken)."""
+    """The categories of a product: named category in 2018; in 2014 the first of several paths."""
     listed = record.get("categories") or record.get("category") or []
     if isinstance(listed, list) and listed and isinstance(listed[0], list):
         listed = listed[0]
@@ -115,7 +115,7 @@ def _price(value: Any) -> float | None:
 
 
 def _line(value: Any) -> str | None:
-    """A text in one line, or None; brands are at times a page's markup."""
+    """The text in one line; None for other values and for HTML markup, which some brands are."""
     if not isinstance(value, str) or _TAG.search(value):
         return None
     return " ".join(plain(value).split()).strip(" .") or None

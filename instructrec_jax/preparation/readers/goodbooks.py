@@ -1,7 +1,7 @@
-"""goodbooks-10k (Zając 2017): books.csv, ratings.csv, and the readers' tags where book_tags.csv and tags.csv are there.
+"""goodbooks-10k (Zając 2017): books.csv, ratings.csv, and optionally the readers' tags in book_tags.csv and tags.csv.
 
-The release on Kaggle calls the books' own number `id` and Goodreads' number `book_id`; on GitHub they are `book_id`
-and `goodreads_book_id`. Both are read. Ratings have no times: the order of lines is the order in time.
+The columns with the book's number and Goodreads' number are `id` and `book_id` in the Kaggle release, `book_id` and
+`goodreads_book_id` in the GitHub release. Both are read. Ratings have no times: the lines are in order of time.
 """
 
 import re
@@ -14,7 +14,7 @@ from instructrec_jax.preparation.readers.lines import BadLines, csv_rows, first_
 from instructrec_jax.ranking.catalogue import Catalogue, Interactions
 
 TAGS_OF_A_BOOK = 20
-# Shelves that say what a reader did with a book, not what it is.
+# Shelves that describe what a reader did with a book, not its content.
 _SHELVES = re.compile(
     r"\b(to-?read|read|reading|re-?reads?|reread|own|owned|owns?|books?-i-own|favou?rites?|favs?|default|library|"
     r"kindle|e-?books?|audio-?books?|audible|audio|wish-?list|to-buy|bookshelf|shelf|shelves|finished|abandoned|dnf|"
@@ -23,16 +23,16 @@ _SHELVES = re.compile(
 
 
 def read_goodbooks(folder: str | Path, bad: BadLines | None = None) -> tuple[Catalogue, Interactions]:
-    """Read a goodbooks-10k folder.
+    """Reads a goodbooks-10k folder.
 
-    Facts: year, authors, language, average_rating and tags, the 20 commonest that are no reading shelf ([] where
-    there are no files of tags). Texts hold title, year and authors; tags stay out, since they serve as requests.
+    Facts: year, authors, language, average_rating and tags: the 20 most frequent that are not reading shelves ([]
+    without files of tags). Texts hold title, year and authors, but no tags, which serve as requests.
     """
     folder, bad = Path(folder), bad or BadLines()
     books, ratings = first_of(folder, ["books.csv"]), first_of(folder, ["ratings.csv"])
     if books is None or ratings is None:
         lacks = " and ".join(name for name, path in (("books.csv", books), ("ratings.csv", ratings)) if path is None)
-        raise ValueError(f"{folder} is no goodbooks folder: it lacks {lacks} (or .gz).")
+        raise ValueError(f"{folder} is not a goodbooks folder: it lacks {lacks} (or .gz).")
     _, header = next(csv_rows(books), (0, []))
     number, goodreads = ("id", "book_id") if "id" in header else ("book_id", "goodreads_book_id")
     tags = _tags(folder, bad)
@@ -52,7 +52,7 @@ def read_goodbooks(folder: str | Path, bad: BadLines | None = None) -> tuple[Cat
 
 
 def _tags(folder: Path, bad: BadLines) -> dict[str, list[str]]:
-    """Goodreads' book number → tags, commonest first, as words."""
+    """Goodreads' book number → tags, most frequent first, with spaces for hyphens."""
     names, counts = first_of(folder, ["tags.csv"]), first_of(folder, ["book_tags.csv"])
     if names is None or counts is None:
         return {}
@@ -60,7 +60,7 @@ def _tags(folder: Path, bad: BadLines) -> dict[str, list[str]]:
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for line, (book, tag, count) in pick(csv_rows(counts), counts, ("goodreads_book_id", "tag_id", "count"), bad):
         if tag not in words or not re.fullmatch(r"-?\d{1,9}", count):
-            bad(counts, line, f"tag {tag!r} is not in {names.name}, or its count {count!r} is no number")
+            bad(counts, line, f"tag {tag!r} is not in {names.name}, or its count {count!r} is not a number")
         elif not _SHELVES.search(words[tag]):
             found[book][words[tag].strip("-").replace("-", " ")] += int(count)
     return {

@@ -1,4 +1,4 @@
-"""Who chose what: rows of (user, item, rating, time) gathered into `Interactions`."""
+"""Gathers rows of (user, item, rating, time) into `Interactions`."""
 
 import math
 import re
@@ -24,15 +24,19 @@ def gather(
     rated: bool = True,
     timed: bool = True,
 ) -> Interactions:
-    """Columns from (line, (user id, item id, rating, time)); rating and time may be text or numbers, a time a date.
+    """Interactions from rows (line, (user id, item id, rating, time)).
 
-    Times are kept in the unit of the source; dates become seconds since 1970. Two kinds of times in one column, whose
-    order would be a chance one, are a ValueError.
+    Ratings and times may be texts or numbers, times also dates. Times keep the unit of the source; dates become seconds
+    since 1970. Rows with an unknown item, or a rating or time that is not a finite number, go to `bad`.
 
-    rated, timed: whether the source has such a column. Where it has one, a line without a number there is bad.
+    Args:
+      rated, timed: whether the source has ratings and times.
+
+    Raises:
+      ValueError: no valid row, or times in different units.
     """
     users: dict[str, int] = {}
-    # array.array keeps 25 million rows at a few bytes each, where lists of objects would take gigabytes
+    # array.array: 25 million rows would take gigabytes as lists of objects
     user, item, rating, timestamp = array("i"), array("i"), array("f"), array("d")
     index, dates = catalogue.index, 0
     for line, (user_id, item_id, stars, time) in rows:
@@ -42,15 +46,12 @@ def gather(
         if item_id not in index:
             bad(path, line, f"item {item_id!r} is not in the item file")
             continue
+        moment = seconds(time) if timed else 0.0
         try:
-            rate = float(stars) if rated else 0.0
-            moment = seconds(time) if timed else 0.0
-            when = float(moment)
-        except (TypeError, ValueError, OverflowError):
-            bad(path, line, f"rating {stars!r} or timestamp {time!r} is not a number (or date in ISO 8601)")
-            continue
-        if not (math.isfinite(rate) and math.isfinite(when)):
-            bad(path, line, f"rating {stars!r} or timestamp {time!r} is not finite")
+            rate = _finite(stars, "rating") if rated else 0.0
+            when = _finite(moment, "timestamp")
+        except ValueError as error:
+            bad(path, line, str(error))
             continue
         number = users.get(user_id)
         if number is None:
@@ -67,7 +68,7 @@ def gather(
             dates += moment is not time
     if not user:
         why = f" ({bad.skipped[-1]})" if bad.skipped else ""
-        raise ValueError(f"{path} holds no usable interaction{why}.")
+        raise ValueError(f"{path} holds no valid interaction{why}.")
     if timed:
         _one_kind(np.array(timestamp), dates, path)
     return Interactions(
@@ -79,11 +80,23 @@ def gather(
     )
 
 
+def _finite(value: Any, name: str) -> float:
+    """The value as a finite number. Raises ValueError with the column's name for any other value."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        or_date = " or a date in ISO 8601" if name == "timestamp" else ""
+        raise ValueError(f"{name} {value!r} is not a number{or_date}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} {value!r} is not finite")
+    return number
+
+
 def seconds(value: Any) -> Any:
-    """A date or an ISO 8601 text (without a zone: UTC) as seconds since 1970; anything else as it is."""
+    """A date or an ISO 8601 text (UTC unless it has a zone) as seconds since 1970; other values unchanged."""
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
-    if isinstance(value, str) and ("-" in value[1:] or ":" in value):  # numbers in text stay for float()
+    if isinstance(value, str) and ("-" in value[1:] or ":" in value):  # not a number in text
         try:
             value = datetime.fromisoformat(value.strip())
         except ValueError:
@@ -94,7 +107,7 @@ def seconds(value: Any) -> Any:
 
 
 def may_be_times(name: str, values: Sequence[Any]) -> bool:
-    """Whether a column looks as if it held times: by its name, or by values that are dates or plausible seconds."""
+    """Whether a column may hold times: by its name, or by values that are dates or plausible seconds."""
     if re.search(r"time|date|year|month|day|stamp|(^|_)(at|on|when|ts)$", name.lower()):
         return True
     found = [(value, seconds(value)) for value in values if value not in (None, "")]
@@ -112,14 +125,14 @@ SECOND = 10**8  # the least that seconds since 1970 are (1973); milliseconds are
 
 
 def _one_kind(times: np.ndarray, dates: int, path: Path) -> None:
-    """Refuses a column that holds dates here and numbers there, or seconds here and milliseconds there.
+    """Raises ValueError for times of mixed units: dates and numbers, or seconds and milliseconds.
 
     Args:
       times: float64 [interactions].
-      dates: how many of them were dates.
+      dates: number of times that were dates.
     """
     if 0 < dates < len(times):
-        raise ValueError(f"{path}: {dates:,} times are dates and {len(times) - dates:,} are numbers: write one kind.")
+        raise ValueError(f"{path}: {dates:,} times are dates and {len(times) - dates:,} are numbers: use one of them.")
     if dates:
         return
     day = times // 100 % 100, times % 100
@@ -130,4 +143,4 @@ def _one_kind(times: np.ndarray, dates: int, path: Path) -> None:
     kinds = np.unique(unit[unit >= 0])
     if len(kinds) > 1:
         some = [f"{times[np.argmax(unit == kind)]:.0f}" for kind in kinds]
-        raise ValueError(f"{path}: the times are of several units, such as {' and '.join(some)}: write one unit.")
+        raise ValueError(f"{path}: the times have several units, such as {' and '.join(some)}: use one unit.")

@@ -1,4 +1,4 @@
-"""Items as a backbone reads them: titles, texts and facts, gathered line by line into a `Catalogue`."""
+"""Gathers titles, texts and facts of items line by line into a `Catalogue`."""
 
 import html
 import re
@@ -10,9 +10,9 @@ from instructrec_jax.preparation.readers.lines import BadLines
 from instructrec_jax.ranking.catalogue import Catalogue
 
 NO_GENRES = ("(no genres listed)", "unknown", "")
-# Columns that hold several names: they become lists.
+# Columns with several names per cell, which become lists.
 SEVERAL = ("genre", "genres", "class", "category", "categories", "tags", "authors")
-# Columns that join the title in an item's text unless others are asked for. Tags do not: they serve as requests.
+# Columns added to the title in an item's text by default. Not tags, which serve as requests.
 IN_TEXT = ("genre", "genres", "class", "category", "categories", "brand")
 
 _YEAR = re.compile(r"\s*\((\d{4})(?:[-–]\s*(?:\d{4})?)?\)\s*(?:\((?:TV|V|VG|mini)\))?\s*$")
@@ -27,14 +27,14 @@ _FACT_NAMES = {"genre": "genres", "class": "genres", "id": "item_id", "title": "
 
 
 class Items:
-    """A catalogue in the making.
+    """Builds a catalogue item by item.
 
-    Every reader adds its items here, so that all treat titles alike: HTML entities become characters, a year in
-    brackets at the end becomes the fact `year`, "Matrix, The" becomes "The Matrix".
+    Titles are treated the same for all readers: HTML entities become characters, a year in brackets at the end becomes
+    the fact `year`, "Matrix, The" becomes "The Matrix".
     """
 
     def __init__(self, path: Path, bad: BadLines, text_columns: Sequence[str], *, dated: bool = False) -> None:
-        """text_columns: the facts that join the title in an item's text; dated: have a `year` even if all are None."""
+        """text_columns: facts added to the title in an item's text; dated: whether to keep `year` if all are None."""
         self.path, self.bad, self.text_columns, self.dated = path, bad, text_columns, dated
         self.titles: dict[str, str] = {}
         self.texts: list[str] = []
@@ -42,7 +42,7 @@ class Items:
         self.facts: dict[str, list[Any]] = {}
 
     def add(self, line: int, item: str, raw_title: str, facts: Mapping[str, Any], year: int | None = None) -> None:
-        """Add one item; one without id or title, or with a known id, is a bad line. All items have the same facts."""
+        """Adds an item with the same facts as the others; no id, no title or a duplicate id is a bad line."""
         title, in_title = split_title(plain(raw_title))
         if why := _fault(item, title, facts, self.titles):
             self.bad(self.path, line, why)
@@ -56,10 +56,10 @@ class Items:
         self.texts.append(item_text(title, year, {label(n): facts[n] for n in self.text_columns if n in facts}))
 
     def catalogue(self) -> Catalogue:
-        """The catalogue of what was added; none at all is an error."""
+        """The catalogue of the added items. Raises ValueError if there are none."""
         if not self.titles:
             why = f" ({self.bad.skipped[-1]})" if self.bad.skipped else ""
-            raise ValueError(f"{self.path} holds no usable item{why}. Items are read as text: each needs a title.")
+            raise ValueError(f"{self.path} holds no valid item{why}. Items are read as text, so each needs a title.")
         facts: dict[str, list[Any]] = {}
         if damaged := [name for name in self.facts if damage(name)]:
             raise ValueError(f"{self.path}: the column {damaged[0]!r} holds {damage(damaged[0])}.")
@@ -73,10 +73,10 @@ class Items:
 
 
 def split_title(raw: str) -> tuple[str, int | None]:
-    """("The Matrix", 1999) from "Matrix, The (1999)"; other titles in brackets stay."""
+    """("The Matrix", 1999) from "Matrix, The (1999)"; other brackets are kept."""
     year = _YEAR.search(raw)
     title = raw[: year.start()] if year else raw
-    parts = re.split(r"\(([^()]*)\)", title)  # odd entries stood in brackets
+    parts = re.split(r"\(([^()]*)\)", title)  # odd entries were in brackets
     turned = [_ARTICLE.sub(_article_first, part.strip()) for part in parts]
     for index, part in enumerate(parts):
         turned[index] = f"({turned[index]})" if index % 2 else part.replace(part.strip(), turned[index], 1)
@@ -84,7 +84,7 @@ def split_title(raw: str) -> tuple[str, int | None]:
 
 
 def item_text(title: str, year: int | None, details: Mapping[str, Any]) -> str:
-    """What a backbone reads: "The Matrix (1999). Genres: Action, Sci-Fi." Empty details are left out."""
+    """The text of an item: "The Matrix (1999). Genres: Action, Sci-Fi." Empty details are left out."""
     sentences = [f"{title} ({year})" if year else title]
     for name, value in details.items():
         text = ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)
@@ -93,47 +93,47 @@ def item_text(title: str, year: int | None, details: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A text (or each of several) with its HTML entities as characters: "Q&amp;A" is "Q&A"."""
+    """A text, or list of texts, with HTML entities as characters: "Q&amp;A" is "Q&A"."""
     if isinstance(value, list):
         return [plain(entry) for entry in value]
     if isinstance(value, str) and "&" in value:
-        # not html.unescape alone: it also takes "&copy=1" for a sign
+        # html.unescape of the whole text would also replace "&copy=1"
         return _ENTITY.sub(lambda match: html.unescape(match[0]), value)
     return value
 
 
 def label(column: str) -> str:
-    """How a column is called in an item's text."""
+    """The name of a column in an item's text."""
     return _LABELS.get(column, column.replace("_", " ").capitalize())
 
 
-def find_title(columns: Sequence[str], path: Path, wanted: str | None) -> str:
-    """The column that names items: the one asked for, or title, name, ..._title, ..._name, in this order."""
-    if wanted is not None:
-        require_columns([wanted], columns, path)
-        return wanted
+def find_title(columns: Sequence[str], path: Path, asked: str | None) -> str:
+    """The column with the title: `asked`, or the first of title, name, ..._title, ..._name."""
+    if asked is not None:
+        require_columns([asked], columns, path)
+        return asked
     patterns = ("title", "name", ".*_title", ".*_name")
     found = [name for pattern in patterns for name in columns if re.fullmatch(pattern, name, re.IGNORECASE)]
     if not found:
         raise ValueError(
-            f"{path} has no title: its columns are {', '.join(columns)}. The backbone reads items as text; "
-            "say which column names them with `--title_column`."
+            f"{path} has no column for the title: its columns are {', '.join(columns)}. The backbone reads items as "
+            "text; set `--title_column` to the column with their titles."
         )
     return found[0]
 
 
 def require_columns(names: Iterable[str], columns: Sequence[str], path: Path) -> None:
-    """An error for the first of these names that is no column, with what there is."""
+    """Raises ValueError for a name that is not a column, with the columns."""
     if unknown := [name for name in names if name not in columns]:
         raise ValueError(f"{path} has no column {unknown[0]!r}; it has {', '.join(columns)}.")
 
 
 def damage(text: str) -> str | None:
-    """What makes a text unusable as an id or a title, or None."""
+    """The reason why a text cannot be an id or a title, or None."""
     if "\x00" in text:
-        return "a NUL character, a sign of a damaged file"
+        return "a NUL character, so the file may be damaged"
     if _HALF_PAIR.search(text):
-        return "half of a surrogate pair, which is no character"
+        return "half of a surrogate pair, which is not a character"
     return None
 
 
@@ -146,11 +146,11 @@ def _fault(item: str, title: str, facts: Mapping[str, Any], known: Mapping[str, 
     if not item.strip():
         return "empty item id"
     if item in known:
-        return f"item {item!r} a second time"
+        return f"item {item!r} occurs twice"
     if not title:
         return f"item {item!r} has no title"
     if "\n" in title:
-        return f"the title of item {item!r} runs over several lines (a quote that is never closed?)"
+        return f"the title of item {item!r} spans several lines (an unclosed quote?)"
     if why := damage(item + title):
         return f"item {item!r} holds {why}"
     for name, value in facts.items():

@@ -1,7 +1,7 @@
-"""Files line by line: what is done with bad lines, and the raw access that every reader shares.
+"""Reading files line by line, and the treatment of bad lines, for all readers.
 
-A row is (line number from 1, content). Any file may be gzipped (`.gz`). A file that is broken as a whole (not
-UTF-8, half a gzip) is a ValueError at once; a line that is broken goes to `BadLines`.
+A row is (line number from 1, content). Any file may be gzipped (`.gz`). A file that is damaged as a whole (not UTF-8,
+incomplete gzip) is a ValueError at once; a bad line goes to `BadLines`.
 """
 
 import ast
@@ -20,11 +20,11 @@ Record = tuple[int, dict[str, Any]]
 
 @dataclass
 class BadLines:
-    """What to do with lines that cannot be used: stop at the first, or leave them out and keep a list."""
+    """Raises ValueError at the first bad line or, with `skip`, lists the bad lines in `skipped`."""
 
     skip: bool = False
     skipped: list[str] = field(default_factory=list)
-    remedy: str = "Repair the file, or leave such lines out with `--on_bad_line skip`."
+    remedy: str = "Repair the file, or leave bad lines out with `--on_bad_line skip`."
 
     def __call__(self, path: Path, line: int, why: str) -> None:
         if not self.skip:
@@ -36,17 +36,17 @@ class BadLines:
 
 
 def with_gz(path: Path) -> Path | None:
-    """The file or its gzipped form, if one is there."""
+    """The file or its gzipped form, if one exists."""
     return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
 
 
 def first_of(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of these files (or its gzipped form) that a folder holds."""
+    """The first of these files (or its gzipped form) that exists in a folder."""
     return next((path for name in names if (path := with_gz(folder / name))), None)
 
 
 def only(folder: Path, endings: Sequence[str], what: str, without: Iterable[Path | None] = ()) -> Path:
-    """The one file of a folder that ends so (before .gz), hidden ones and `without` aside."""
+    """The only file of a folder with one of these endings (before .gz), except hidden files and `without`."""
     found = [
         p
         for p in (sorted(folder.glob("*")) if folder.is_dir() else [])
@@ -77,7 +77,7 @@ def encoding_of(path: Path) -> str:
 
 
 def csv_rows(path: Path) -> Iterator[Row]:
-    reader = csv.reader(text_lines(path), strict=True)  # strict: a quote left open is an error, not a long field
+    reader = csv.reader(text_lines(path), strict=True)  # strict: an unclosed quote is an error, not a long field
     try:
         for fields in reader:
             if fields:
@@ -87,14 +87,14 @@ def csv_rows(path: Path) -> Iterator[Row]:
 
 
 def split_rows(path: Path, separator: str | None, encoding: str = "utf-8", most: int = -1) -> Iterator[Row]:
-    """Rows without quoting, split at a separator (None: any white space), at `most` times."""
+    """Rows without quoting, split at a separator (None: any white space), at most `most` times."""
     for number, line in enumerate(text_lines(path, encoding), 1):
         if text := line.rstrip("\r\n"):
             yield number, text.split(separator, most)
 
 
 def sized(rows: Iterable[Row], path: Path, count: int, bad: BadLines) -> Iterator[Row]:
-    """The rows of `count` fields."""
+    """The rows with `count` fields; others are bad lines."""
     for number, fields in rows:
         if len(fields) == count:
             yield number, fields
@@ -103,7 +103,7 @@ def sized(rows: Iterable[Row], path: Path, count: int, bad: BadLines) -> Iterato
 
 
 def pick(rows: Iterator[Row], path: Path, names: Sequence[str], bad: BadLines) -> Iterator[Row]:
-    """The named columns of rows under a header row."""
+    """The named columns of rows that start with a header."""
     _, header = next(rows, (0, []))
     if missing := [name for name in names if name not in header]:
         raise ValueError(f"{path} has no column {missing[0]!r}; its header is {','.join(header)!r}.")
@@ -118,7 +118,7 @@ def pick(rows: Iterator[Row], path: Path, names: Sequence[str], bad: BadLines) -
 
 
 def as_id(value: Any) -> str:
-    """An id as text; "" where there is none. Tables of numbers with gaps hold 7 as 7.0."""
+    """An id as text; "" if there is none. (Columns of integers with nulls hold 7 as 7.0.)"""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and value.is_integer():
@@ -127,12 +127,12 @@ def as_id(value: Any) -> str:
 
 
 def json_records(path: Path, bad: BadLines, *, python_dicts: bool = False) -> Iterator[Record]:
-    """One JSON object a line.
+    """One JSON object per line.
 
-    python_dicts: also take lines that are Python literals, as the Amazon dumps up to 2014 have them. They are
-    parsed as literals (`ast.literal_eval`), never run.
+    python_dicts: also accept lines that are Python literals, as in the Amazon data up to 2014. They are parsed as
+    literals (`ast.literal_eval`), never executed.
     """
-    kept: list[bytes] = []  # the line that `json_lines` looks at
+    kept: list[bytes] = []  # the current line of `json_lines`
 
     def lines() -> Iterator[bytes]:
         for line in raw_lines(path):
@@ -154,7 +154,7 @@ def _literal(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of a line that is no literal
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a line that is not a literal
             value = ast.literal_eval(line.decode("utf-8").strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None

@@ -1,7 +1,7 @@
 """MovieLens (Harper & Konstan 2015): the csv layout (latest-small, 20m, 25m, 32m), the `::` layout (1m, 10m) and
 the layout of 100k.
 
-Films carry their text from titles and genres; tags are left alone, since they serve as requests (`tags.py`).
+The text of a film has title and genres, but no tags, which serve as requests (`tags.py`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ GENRES_100K = (
 
 
 def read_movielens(folder: str | Path, bad: BadLines | None = None) -> tuple[Catalogue, Interactions]:
-    """Read a MovieLens folder of any layout. Facts: year (int or None), genres (list of texts)."""
+    """Reads a MovieLens folder of any layout. Facts: year (int or None), genres (list of texts)."""
     folder, bad = Path(folder), bad or BadLines()
     layouts = {
         "csv": ("movies.csv", "ratings.csv"),
@@ -54,7 +54,7 @@ def read_movielens(folder: str | Path, bad: BadLines | None = None) -> tuple[Cat
             rows = sized(split_rows(ratings, "\t"), ratings, 4, bad)
         return catalogue, gather(rows, ratings, catalogue, bad)
     looked_for = "; ".join(" and ".join(names) for names in layouts.values())
-    raise ValueError(f"{folder} is no MovieLens folder. Looked for {looked_for} (or the same with .gz).")
+    raise ValueError(f"{folder} is not a MovieLens folder. Looked for {looked_for} (or the same with .gz).")
 
 
 def _films(rows: Iterable[tuple[int, str, str, list[str]]], path: Path, bad: BadLines) -> Catalogue:

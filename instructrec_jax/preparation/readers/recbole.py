@@ -1,4 +1,4 @@
-"""RecBole's atomic files `NAME.inter` and `NAME.item`: tab-separated under a header of `name:type`."""
+"""RecBole's atomic files `NAME.inter` and `NAME.item`: tab-separated with a header of `name:type`."""
 
 import math
 import re
@@ -34,18 +34,20 @@ def read_recbole(
     title_column: str | None = None,
     text_columns: Sequence[str] | None = None,
 ) -> tuple[Catalogue, Interactions]:
-    """Read RecBole atomic files: NAME.inter (user_id, item_id, rating?, timestamp?), NAME.item (title, ...).
+    """Reads RecBole atomic files: NAME.inter (user_id, item_id, rating?, timestamp?), NAME.item (title, ...).
 
-    user_column, item_column, time_column, rating_column: fields of NAME.inter, where they have names of their own
-    (RecBole's USER_ID_FIELD, ITEM_ID_FIELD, TIME_FIELD); by default the usual names (`table.USUAL`), for the item else
-    the one field that both files have. A time is a number or ISO 8601; "none": the lines are in the order of time.
-    title_column: default is the column called title, name, ..._title or ..._name, in this order.
-    text_columns: what joins the title in an item's text, default genres, categories and brand where there are
-    such columns. All columns but id and title become facts: float → number, genres and categories → list, the
-    rest text; None where empty.
+    All columns except id and title become facts: float → number, genres and categories → list, others → text; None
+    for empty cells.
+
+    Args:
+      user_column, item_column, time_column, rating_column: fields of NAME.inter (RecBole's USER_ID_FIELD,
+        ITEM_ID_FIELD, TIME_FIELD); by default the usual names (`table.USUAL`), and for the item otherwise the only
+        field in both files. A time is a number or ISO 8601; "none": the lines are in order of time.
+      title_column: by default the first of title, name, ..._title, ..._name.
+      text_columns: added to the title in an item's text; by default genres, categories and brand, if they exist.
     """
     folder, bad = Path(folder), bad or BadLines()
-    what = "to be read as RecBole atomic files (files already split into parts are not read: give the whole one)"
+    what = "of a RecBole data set (give the whole file, not files already split into parts)"
     inter, item = only(folder, [".inter"], what), only(folder, [".item"], what)
     names = list(_header(inter, split_rows(inter, "\t")))
     shared = _item_column(names, list(_header(item, split_rows(item, "\t", encoding_of(item)))), inter, item_column)
@@ -76,15 +78,15 @@ def read_recbole(
 
 
 def _item_column(inter: Sequence[str], item: Sequence[str], path: Path, asked: str | None) -> str:
-    """The field with the item's id: the one asked for, one of a usual name, or the only one that both files have."""
+    """The field with the item's id: `asked`, a field with a usual name, or the only field in both files."""
     both = [name for name in inter if name in item]
     found = usual(inter, path, "item", asked)
     if found is None and len(both) == 1:
         found = both[0]
     if found is None or found not in both:
         raise ValueError(
-            f"{path} and its item file share no field that is known to hold the item: the one has {', '.join(inter)}; "
-            f"the other {', '.join(item)}. Name it with `--item_column`."
+            f"{path} and its item file share no field with a usual name for the item: the fields are "
+            f"{', '.join(inter)} and {', '.join(item)}. Set `--item_column`."
         )
     return found
 
@@ -124,7 +126,7 @@ def _fact(raw: str, kind: str, column: str) -> Any:
         except ValueError:
             raise ValueError(f"{column} is {raw!r}, not a number") from None
         return number if math.isfinite(number) else None
-    return raw  # other sequences are running text (descriptions, authors)
+    return raw  # other sequences are texts (descriptions, authors)
 
 
 def _header(path: Path, rows: Iterator[Row]) -> dict[str, str]:
@@ -133,7 +135,7 @@ def _header(path: Path, rows: Iterator[Row]) -> dict[str, str]:
     types = {column.rpartition(":")[0]: column.rpartition(":")[2] for column in header}
     if not header or len(types) != len(header) or not set(types.values()) <= set(KINDS):
         raise ValueError(
-            f"{path}:1: expected a RecBole header of name:type with tabs between (types {', '.join(KINDS)}), "
-            f"each name once; found {' '.join(header)!r}."
+            f"{path}:1: expected a RecBole header of distinct name:type separated by tabs (types {', '.join(KINDS)}); "
+            f"found {' '.join(header)!r}."
         )
     return types

@@ -1,10 +1,10 @@
-"""Sequences of item ids without times: the order of entries is the order in time.
+"""Sequences of item ids in order of time, without times.
 
-- SASRec (Kang & McAuley 2018): one "user item" a line.
-- P5 (Geng et al. 2022): `sequential_data.txt`, "user item item ..." a line; OpenP5 calls it `user_sequence.txt`.
-- TSV: "user<TAB>item item ..." a line.
+- SASRec (Kang & McAuley 2018): one "user item" per line.
+- P5 (Geng et al. 2022): `sequential_data.txt` with "user item item ..." per line; `user_sequence.txt` in OpenP5.
+- TSV: "user<TAB>item item ..." per line.
 
-None of them holds text, so each needs a file of titles beside it.
+None of these formats has item texts, so each needs a file of titles.
 """
 
 import re
@@ -40,7 +40,7 @@ ITEM_FILES = (
 def read_sasrec(
     source: str | Path, bad: BadLines | None = None, *, items: str | Path | None = None
 ) -> tuple[Catalogue, Interactions]:
-    """Read "user item" lines from a file, or from the one .txt of a folder. items: see `read_titles`."""
+    """Reads "user item" lines from a file, or from the only .txt of a folder. items: see `read_titles`."""
     source, bad = Path(source), bad or BadLines()
     titles = _item_file(source, items)
     path = source if source.is_file() else only(source, [".txt"], 'of "user item" lines', [titles])
@@ -53,16 +53,16 @@ def read_sasrec(
 def read_p5(
     source: str | Path, bad: BadLines | None = None, *, items: str | Path | None = None
 ) -> tuple[Catalogue, Interactions]:
-    """Read a P5 or OpenP5 folder, or its sequence file.
+    """Reads a P5 or OpenP5 folder, or its sequence file.
 
-    items: see `read_titles`. Without it, P5's own `meta.json` and `datamaps.json` (item number → asin) are looked
-    for in the folder: items then go by their numbers and take titles, categories and brands from the metadata.
+    items: see `read_titles`. None: P5's `meta.json` and `datamaps.json` (item number → asin), if the folder has them:
+    ids are then the item numbers, and titles, categories and brands come from the metadata.
     """
     source, bad = Path(source), bad or BadLines()
     folder = source.parent if source.is_file() else source
     path = source if source.is_file() else first_of(folder, ["sequential_data.txt", "user_sequence.txt"])
     if path is None:
-        raise ValueError(f"{folder} is no P5 folder: it holds neither sequential_data.txt nor user_sequence.txt.")
+        raise ValueError(f"{folder} is not a P5 folder: it has neither sequential_data.txt nor user_sequence.txt.")
     meta, maps = first_of(folder, ["meta.json"]), folder / "datamaps.json"
     if items is None and meta and maps.is_file():
         catalogue = read_meta(meta, bad, names=_item_numbers(maps))
@@ -79,14 +79,14 @@ def read_sequences(
     title_column: str | None = None,
     text_columns: list[str] | None = None,
 ) -> tuple[Catalogue, Interactions]:
-    """Read "user<TAB>item item ..." lines from a file, or from sequences.tsv in a folder.
+    """Reads "user<TAB>item item ..." lines from a file, or from sequences.tsv in a folder.
 
-    A first line that begins with "user" (or "user_id" ...) is a header. items: see `read_titles`.
+    A first line that starts with "user" (or "user_id" ...) is a header. items: see `read_titles`.
     """
     source, bad = Path(source), bad or BadLines()
     path = source if source.is_file() else first_of(source, ["sequences.tsv", "sequences.txt"])
     if path is None:
-        raise ValueError(f"{source} is neither a file nor a folder that holds sequences.tsv (or .gz).")
+        raise ValueError(f"{source} is neither a file nor a folder with sequences.tsv (or .gz).")
     catalogue = read_titles(_item_file(source, items), bad, title_column=title_column, text_columns=text_columns)
     return catalogue, gather(_steps(path, "\t", bad), path, catalogue, bad, rated=False, timed=False)
 
@@ -94,11 +94,11 @@ def read_sequences(
 def read_titles(
     path: Path, bad: BadLines, *, title_column: str | None = None, text_columns: list[str] | None = None
 ) -> Catalogue:
-    """The catalogue of an item file.
+    """The catalogue of an item file, in one of these formats:
 
-    Either "id<TAB>title" lines without a header; or a table with one (see `table.read_items`), which may have more
-    columns; or a JSON object of id → title; or OpenP5's item_plain_text.txt, "id text" lines, whose text is the
-    title or lists "title: ...; brand: ...; categories: ...".
+    "id<TAB>title" lines without a header; a table with a header (see `table.read_items`); a JSON object of id → title;
+    OpenP5's item_plain_text.txt: "id text" lines, where the text is the title or "title: ...; brand: ...; categories:
+    ...".
     """
     bare = path.name.removesuffix(".gz")
     if bare == "item_plain_text.txt":
@@ -148,8 +148,8 @@ def _item_file(source: Path, items: str | Path | None) -> Path:
     found = first_of(folder, ITEM_FILES)
     if found is None:
         raise ValueError(
-            f"{folder} holds no text of its items (looked for {', '.join(ITEM_FILES)}). The backbone reads items as "
-            "text: name a file of `id<TAB>title` lines with `--items FILE`."
+            f"{folder} has no file of item titles (looked for {', '.join(ITEM_FILES)}). The backbone reads items as "
+            "text: give a file of `id<TAB>title` lines with `--items FILE`."
         )
     return found
 

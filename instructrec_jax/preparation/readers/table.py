@@ -1,8 +1,8 @@
-"""Tables of any origin under a mapping of columns: CSV, TSV, Parquet or JSON lines (one object a line).
+"""Tables with configurable columns: CSV, TSV, Parquet or JSON lines (one object per line).
 
-CSV and TSV (also as .txt; no quoting there) need a header line. Every column of the item table that is neither id
-nor title becomes a fact: numbers where all entries are numbers, lists where the column holds several names (genres,
-categories, tags, authors: split at "|", else at ","), else text; None where empty.
+CSV and TSV (also .txt; without quoting) need a header line. Every column of the item table except id and title becomes
+a fact: numbers if all entries are numbers; lists for columns with several names (genres, categories, tags, authors:
+split at "|", else at ","); otherwise texts; None for empty cells.
 """
 
 import json
@@ -30,7 +30,7 @@ from instructrec_jax.preparation.readers.lines import (
 from instructrec_jax.ranking.catalogue import Catalogue, Interactions
 
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
-# What columns are usually called, in lower case without underscores; the first that is there counts.
+# Usual names of columns, in lower case without underscores; the first that exists is used.
 USUAL = {
     "user": ("user", "userid", "uid", "reviewerid", "customerid"),
     "item": ("item", "itemid", "iid", "asin", "parentasin", "productid", "movieid", "bookid"),
@@ -38,8 +38,8 @@ USUAL = {
     "time": ("timestamp", "time", "ts", "unixreviewtime", "datetime", "date"),
     "rating": ("rating", "overall", "stars", "score"),
 }
-LOOKED_AT = 1000  # rows that tell whether a column holds times
-_NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?")  # not 007: that is a code
+LOOKED_AT = 1000  # rows inspected to detect columns of times
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?")  # not 007, which is a code
 
 
 def read_table(
@@ -55,19 +55,22 @@ def read_table(
     title_column: str | None = None,
     text_columns: Sequence[str] | None = None,
 ) -> tuple[Catalogue, Interactions]:
-    """Read a table of interactions and one of items.
+    """Reads a table of interactions and a table of items.
 
-    source: the table of interactions; or a folder with interactions.* in one of `FORMATS`.
-    items: the table of items; by default items.* in the same folder.
-    Columns left out are looked for under their usual names (`USUAL`). Times are numbers or ISO 8601 (without a
-    zone: UTC); time_column "none": the lines are in the order of time. text_columns: as in `read_recbole`.
+    Args:
+      source: the table of interactions, or a folder with interactions.* in one of `FORMATS`.
+      items: the table of items; by default items.* in the same folder.
+      user_column, item_column, time_column, rating_column, id_column, title_column: by default the usual names
+        (`USUAL`). Times are numbers or ISO 8601 (UTC unless they have a zone); time_column "none": the lines are in
+        order of time.
+      text_columns: as in `read_recbole`.
     """
     source, bad = Path(source), bad or BadLines()
     table = source if source.is_file() else _in_folder(source, "interactions")
     beside = Path(items) if items is not None else first_of(table.parent, [f"items{ending}" for ending in FORMATS])
     if beside is None:
         raise ValueError(
-            f"{table} comes without a table of items. The backbone reads items as text: name a table of ids and "
+            f"{table} has no table of items beside it. The backbone reads items as text: give a table of ids and "
             "titles with `--items FILE`."
         )
     catalogue = read_items(
@@ -83,10 +86,10 @@ def read_table(
     others = [name for name in names if name not in (who, what, rating)]
     some = islice(cells(table, others, BadLines(skip=True)), LOOKED_AT)
     time = find_time(others, table, time_column, [values for _, values in some])
-    wanted = [who, what, *([rating] if rating else []), *([time] if time else [])]
+    used = [who, what, *([rating] if rating else []), *([time] if time else [])]
 
     def rows() -> Iterator[tuple[int, tuple[str, str, Any, Any]]]:
-        for line, values in cells(table, wanted, bad):
+        for line, values in cells(table, used, bad):
             when = values[-1] if time else None
             yield line, (as_id(values[0]), as_id(values[1]), values[2] if rating else None, when)
 
@@ -133,13 +136,13 @@ def read_items(
 
 
 def columns_of(path: Path, bad: BadLines, *, every_line: bool = False) -> list[str]:
-    """The column names of a table; those of JSON lines are the first object's keys, or those of every line's."""
+    """The column names of a table; of JSON lines, the keys of the first object or, with `every_line`, of all."""
     kind = _format(path)
     if kind == ".parquet":
         return list(open_parquet(path).schema_arrow.names)
     if kind == ".jsonl":
         names: dict[str, None] = {}
-        for _, record in json_records(path, BadLines(skip=True)):  # `cells` reports the bad ones
+        for _, record in json_records(path, BadLines(skip=True)):  # `cells` reports bad lines
             names |= dict.fromkeys(record)
             if not every_line:
                 break
@@ -149,7 +152,7 @@ def columns_of(path: Path, bad: BadLines, *, every_line: bool = False) -> list[s
 
 
 def usual(columns: Sequence[str], path: Path, kind: str, asked: str | None) -> str | None:
-    """The column asked for, or the first that has one of the usual names, or None."""
+    """The column `asked` for, or the first with a usual name, or None."""
     if asked is not None:
         require_columns([asked], columns, path)
         return asked
@@ -158,13 +161,14 @@ def usual(columns: Sequence[str], path: Path, kind: str, asked: str | None) -> s
 
 
 def find_time(columns: Sequence[str], path: Path, asked: str | None, rows: Sequence[Sequence[Any]]) -> str | None:
-    """The column of the times; None where there is none, or where "none" is asked for.
+    """The column with the times; None if there is none, or if "none" is `asked` for.
 
-    Without times the order of lines decides what is held out, so a column that may hold them is asked about.
+    Without times, the order of lines decides which interactions are held out. So a column that may hold times, but has
+    no usual name, is a ValueError that asks the user to decide.
 
     Args:
-      columns: those of the interactions that hold nothing else.
-      rows: some of the rows under them.
+      columns: the columns of the interactions without user, item and rating.
+      rows: some rows of these columns.
     """
     if asked == "none" and "none" not in columns:
         return None
@@ -172,33 +176,33 @@ def find_time(columns: Sequence[str], path: Path, asked: str | None, rows: Seque
     for place, name in enumerate(columns if found is None else ()):
         if may_be_times(name, [row[place] for row in rows]):
             raise ValueError(
-                f"{path}: does the column {name!r} hold the times? Say so with `--time_column {name}`; or, if the "
-                "lines already are in the order of time, say `--time_column none`."
+                f"{path}: the column {name!r} may hold the times. If it does, set `--time_column {name}`; if the lines "
+                "are already in order of time, set `--time_column none`."
             )
     return found
 
 
 def choose(columns: Sequence[str], path: Path, kind: str, asked: str | None) -> str:
-    """`usual`, where there must be one."""
+    """The column of `usual`. Raises ValueError if there is none."""
     found = usual(columns, path, kind, asked)
     if found is None:
         raise ValueError(
-            f"{path} has no column that is known to hold the {kind}: its columns are {', '.join(columns)}. "
-            f"Name it with `--{kind}_column`."
+            f"{path} has no column with a usual name for the {kind}: its columns are {', '.join(columns)}. "
+            f"Set `--{kind}_column`."
         )
     return found
 
 
 def cells(path: Path, names: Sequence[str], bad: BadLines) -> Iterator[tuple[int, Sequence[Any]]]:
-    """(line or row number from 1, values of the named columns); a value is None where it is missing."""
+    """(line or row number from 1, values of the named columns); missing values are None."""
     kind = _format(path)
     if kind == ".parquet":
         number = 0
         for batch in _batches(path, names):
             try:
                 columns = [batch.column(name).to_pylist() for name in names]
-            except (ValueError, OverflowError) as error:  # a text that is no UTF-8, a time beyond Python's
-                raise ValueError(f"{path}: from row {number + 1}: no usable values ({error}).") from None
+            except (ValueError, OverflowError) as error:  # invalid UTF-8, a time out of Python's range
+                raise ValueError(f"{path}: from row {number + 1}: unreadable values ({error}).") from None
             for values in zip(*columns, strict=True):
                 number += 1
                 yield number, values
@@ -210,7 +214,7 @@ def cells(path: Path, names: Sequence[str], bad: BadLines) -> Iterator[tuple[int
 
 
 def tidy(column: Sequence[Any], name: str) -> list[Any]:
-    """A column as facts: all numbers, all lists of texts, or all texts; None where empty ([] among lists)."""
+    """A column as facts: all numbers, all lists of texts, or all texts; None for empty cells ([] among lists)."""
     column = [None if _missing(value) else value for value in column]
     there = [value for value in column if value is not None]
     if any(isinstance(value, list) for value in there) or name.lower() in SEVERAL:
@@ -258,12 +262,12 @@ def _batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
         yield from open_parquet(path).iter_batches(columns=list(dict.fromkeys(names)))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: no readable Parquet ({error}); write it again.") from None
+        raise ValueError(f"{path}: unreadable Parquet ({error}); write it again.") from None
 
 
 def _in_folder(folder: Path, name: str) -> Path:
     found = first_of(folder, [name + ending for ending in FORMATS])
     if not found:
         endings = ", ".join(FORMATS)
-        raise ValueError(f"{folder} is neither a table nor a folder that holds {name} as {endings} (or .gz).")
+        raise ValueError(f"{folder} is neither a table nor a folder with {name} as {endings} (or .gz).")
     return found
