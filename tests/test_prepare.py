@@ -87,20 +87,20 @@ def test_settings_act(source, tmp_path):
 def test_existing_output(source, tmp_path):
     out = tmp_path / "out"
     run(source, out)
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="--overwrite"):
         run(source, out)
     run(source, out, "--overwrite", "true", "--seed", "1")
     assert load_card(out)["settings"]["seed"] == 1
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="will not be overwritten"):
+    with pytest.raises(ValueError, match="card.json"):
         run(source, mine, "--overwrite", "true")
     assert (mine / "thesis.txt").exists()
 
 
 def test_a_failure_leaves_nothing_behind(source, tmp_path):
-    with pytest.raises(ValueError, match="unknown noun 'song'"):
+    with pytest.raises(ValueError, match="noun 'song'"):
         run(source, tmp_path / "out", "--noun", "song")
     assert os.listdir(tmp_path) == ["ml-tiny"]
 
@@ -108,7 +108,7 @@ def test_a_failure_leaves_nothing_behind(source, tmp_path):
 def test_bad_lines(source, tmp_path, capsys):
     with open(source / "ratings.csv", "a") as file:
         file.write("90000,555,3,1\n")
-    with pytest.raises(ValueError, match="ratings.csv:43: item '555'"):
+    with pytest.raises(ValueError, match="ratings.csv:43: .*'555'"):
         run(source, tmp_path / "out")
     card = run(source, tmp_path / "out", "--on_bad_line", "skip")
     assert card["bad_lines"] == 1
@@ -122,10 +122,10 @@ def test_bad_lines(source, tmp_path, capsys):
         (["movilens"], 'first word is one of movielens, recbole, sasrec, .*Did you mean "movielens"?'),
         (["movielens", "--k_coer", "3"], "no setting 'k_coer'. Did you mean 'k_core'"),
         (["movielens", "--source", "x"], "`out`"),
-        (["movielens", "--source", "x", "--out", "y"], "no MovieLens folder"),
+        (["movielens", "--source", "x", "--out", "y"], "MovieLens folder"),
         (["movielens", "--source", "x", "--out", "y", "--k_core", "five"], "k_core"),
-        (["movielens", "--source", "x", "--out", "y", "--on_bad_line", "ignore"], "error or skip"),
-        (["movielens", "--source", "x", "--out", "y", "--split", "loo"], "unknown split 'loo'"),
+        (["movielens", "--source", "x", "--out", "y", "--on_bad_line", "ignore"], "on_bad_line"),
+        (["movielens", "--source", "x", "--out", "y", "--split", "loo"], "split 'loo'"),
         (["sequences", "--source", "x", "--out", "y", "--test", "2", "--split", "ratio"], "shares"),
         (["table", "--source", "x", "--out", "y", "--user_colum", "who"], "Did you mean 'user_column'"),
         (
@@ -293,7 +293,7 @@ def test_candidates_are_frozen_where_asked_for(source, tmp_path):
     assert {path.name: len(path.read_text().splitlines()) for path in folder.iterdir()} == {
         f"{protocol}.{split}.jsonl": 5 for protocol in ("uni2", "hard1") for split in ("validation", "test")
     }
-    with pytest.raises(ValueError, match="candidates cannot be drawn for 'full'"):
+    with pytest.raises(ValueError, match="'full'"):
         run(source, tmp_path / "other", "--candidates", "[full]")
     assert not (tmp_path / "other").exists()
 

@@ -30,7 +30,7 @@ class RecBoleConfig(PrepareConfig):
     item_column: str | None = None
     """field of both files with the item; by default item_id, another usual name, or the one field that both have"""
     time_column: str | None = None
-    """field with the time, a number or ISO 8601; default timestamp, time, date ...; none: lines are in order of time"""
+    """field with the time, a number or ISO 8601; default timestamp, time ...; none: lines are in order of time"""
     rating_column: str | None = None
     """field with the rating; by default rating, overall, stars or score, if there is one"""
     title_column: str | None = None
@@ -137,7 +137,7 @@ class TableConfig(PrepareConfig):
     item_column: str | None = None
     """column of the interactions with the item; by default item, item_id, asin ..."""
     time_column: str | None = None
-    """column with the time, a number or ISO 8601; default timestamp, time, date ...; none: lines are in order of time"""
+    """column with the time, a number or ISO 8601; default timestamp, time ...; none: lines are in order of time"""
     rating_column: str | None = None
     """column with the rating; by default rating, overall, stars or score, if there is one"""
     id_column: str | None = None

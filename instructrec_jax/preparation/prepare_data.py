@@ -104,7 +104,9 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
     # --- split ---
     splits = split(stages.recent, config.split, config.validation, config.test)
     if not any(map(len, splits.test)):
-        raise ValueError(f"split {config.split} needs three interactions of a user, but no user in {config.source} has.")
+        raise ValueError(
+            f"split {config.split} needs three interactions of a user, but no user in {config.source} has."
+        )
 
     # --- write ---
     notes = _counts(config, stages, splits, bad)

@@ -44,7 +44,7 @@ def test_at_least():
     assert at_least(raw, 4).item.tolist() == [1, 2]
     assert at_least(raw, None) is raw
     without = Interactions(raw.user_ids, raw.user, raw.item)
-    with pytest.raises(ValueError, match="no ratings"):
+    with pytest.raises(ValueError, match="min_rating"):
         at_least(without, 4)
 
 
@@ -72,7 +72,7 @@ def test_k_core_zero_keeps_items_nobody_chose_and_empty_is_an_error():
     raw = interactions([(0, 0, 1, 1)], 2)
     kept_items, kept = k_core(catalogue(3), raw, 0)
     assert kept_items.ids == ["i0", "i1", "i2"] and kept.user_ids == ["u0"]
-    with pytest.raises(ValueError, match="lower k_core"):
+    with pytest.raises(ValueError, match="k_core"):
         k_core(catalogue(3), raw, 2)
 
 
@@ -122,7 +122,7 @@ def test_most_recent_against_sorting():
             expected += [item for _, item in sorted((t, i) for u, i, t, _ in rows if u == user)[-limit:]]
         assert kept.item.tolist() == expected
     assert most_recent(raw, None) is raw
-    with pytest.raises(ValueError, match="sequence_limit must be at least 1"):
+    with pytest.raises(ValueError, match="sequence_limit"):
         most_recent(raw, 0)
 
 
@@ -186,9 +186,9 @@ def test_unseen_counts_users_and_items():
 @pytest.mark.parametrize(
     ("how", "validation", "test", "message"),
     [
-        ("random", 0.1, 0.1, "unknown split 'random'; there is leave_one_out, ratio and global_time"),
+        ("random", 0.1, 0.1, "'random'"),
         ("ratio", 0.5, 0.5, "shares"),
-        ("ratio", 0.1, 0.0, "test above 0"),
+        ("ratio", 0.1, 0.0, "test 0"),
         ("global_time", -0.1, 0.2, "shares"),
         ("global_time", float("nan"), 0.2, "shares"),
     ],
@@ -199,8 +199,8 @@ def test_wrong_shares(how, validation, test, message):
 
 
 def test_global_time_needs_times_that_differ():
-    with pytest.raises(ValueError, match="nothing to train on: too many interactions have the time 7"):
+    with pytest.raises(ValueError, match="global_time.* 7"):
         split(interactions([(0, n, 7, 1) for n in range(9)], 1), "global_time", 0.1, 0.1)
     without = Interactions(["u"], np.zeros(4, np.int32), np.arange(4, dtype=np.int32))
-    with pytest.raises(ValueError, match="needs timestamps"):
+    with pytest.raises(ValueError, match="global_time.*timestamps"):
         split(without, "global_time", 0.1, 0.1)

@@ -121,7 +121,7 @@ def may_be_times(name: str, values: Sequence[Any]) -> bool:
     return bool(found) and all(plausible(*pair) for pair in found)
 
 
-SECOND = 10**8  # the least that seconds since 1970 are (1973); milliseconds are a thousand times as much, and so on
+SECOND = 10**8  # lower bound of times in seconds since 1970 (1973); 1000 times as much for milliseconds, and so on
 
 
 def _one_kind(times: np.ndarray, dates: int, path: Path) -> None:

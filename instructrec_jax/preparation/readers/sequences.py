@@ -127,7 +127,7 @@ def _steps(path: Path, separator: str | None, bad: BadLines) -> Iterator[tuple[i
             continue
         items = rest[0].split() if rest else []
         if user in users:
-            bad(path, line, f"user {user!r} a second time")
+            bad(path, line, f"user {user!r} occurs twice")
         elif not items:
             bad(path, line, f"user {user!r} has no items (expected the user, then item ids)")
         else:

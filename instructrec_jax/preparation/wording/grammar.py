@@ -1,7 +1,7 @@
-"""The instruction grammar: preference x intention x task form, in words, from histories and a catalogue's facts.
+"""The instruction grammar: preference x intention x task form, generated from histories and a catalogue's facts.
 
-After "Recommendation as Instruction Following" (Zhang et al. 2023, arXiv:2305.07001). Every wording and every rule is
-this project's own: templates lie in `templates/`, what is said of items comes from `intentions.py`.
+After "Recommendation as Instruction Following" (Zhang et al. 2023, arXiv:2305.07001). The wordings and rules are this
+project's own: templates are in `templates/`, descriptions of items and histories come from `intentions.py`.
 """
 
 import warnings
@@ -27,76 +27,76 @@ from instructrec_jax.preparation.wording.wordings import (
 from instructrec_jax.ranking.catalogue import SPLITS, Catalogue, Splits
 
 RANKING_FORMS = ("matching", "pointwise", "pairwise", "reranking")
-TEXT_FORMS = ("request", "preference", "relatedness")  # their answer is a text, for language models
-DRAWS = 50  # of a negative, before one that fits the request as well is taken for want of others
+TEXT_FORMS = ("request", "preference", "relatedness")  # the output is a text, for language models
+DRAWS = 50  # draws of a negative before one that also fits the request is accepted
 
 T = TypeVar("T")
 Cell = tuple[str, str, str]  # form, preference, intention
-PLAIN: Cell = ("matching", "none", "none")  # "What comes next?", for networks that see the history itself
+PLAIN: Cell = ("matching", "none", "none")  # "What comes next?", for networks whose input includes the history
 
 
 @dataclass(kw_only=True)
 class GrammarConfig:
-    """Which instructions are made of histories. Of each list one entry is drawn per example."""
+    """Settings of generated instructions. Of each list, one entry is drawn per example."""
 
     preferences: list[str] = field(default_factory=lambda: ["implicit"])
-    """what an instruction tells of a taste: none, implicit (titles of past items), explicit (a taste in words). With
-    [none] here and in intentions it only asks what comes next, for networks that see the history itself"""
+    """preference in the instruction: none, implicit (titles of past items), explicit (in words). With [none] here and for
+    intentions, the instruction only asks for the next item, for networks whose input includes the history"""
     intentions: list[str] = field(default_factory=lambda: ["none"])
-    """what it asks for: none, vague (one fact of the wanted item, say its genre), specific (several facts)"""
+    """request in the instruction: none, vague (one fact of the target item, say its genre), specific (several facts)"""
     forms: list[str] = field(default_factory=lambda: ["matching"])
     """matching (name the item), pointwise (yes or no), pairwise, reranking (choose from a list); for language models
-    also request (item to wish), preference (history to taste), relatedness (wish and item to history): texts"""
+    also the texts request (from item), preference (from history), relatedness (history from request and item)"""
     languages: list[str] = field(default_factory=lambda: ["en"])
-    """en, zh; titles and facts stay as they are in the catalogue"""
+    """en, zh; titles and facts are not translated"""
     noun: str = "item"
-    """what items are called: film, game, book, product, item, or a noun of your own from `templates`"""
+    """noun for items: film, game, book, product, item, or a noun defined in `templates`"""
     templates: str | None = None
-    """YAML file, or folder of them, with templates and words of your own beside the project's"""
+    """YAML file, or folder of them, with additional templates and words"""
     wordings: str = "both"
-    """templates of the test split: train (the wordings that training uses), held_out (others), both (half and half);
-    validation uses those of training, so that nothing is tuned on held-out wordings"""
+    """templates of the test split: train (those of training), held_out (others), both (half and half); validation uses
+    those of training, so that nothing is tuned on held-out wordings"""
     contexts: float = 0.0
-    """share of instructions that begin with a sentence on time or occasion ("It is the weekend."); some of these are
-    kept for items of a kind that suits them, and so are a hint"""
+    """share of instructions that start with a sentence on time or occasion ("It is the weekend."); some sentences are
+    used only with suitable kinds of items, and so are a hint"""
     negatives: int = 9
-    """wrong candidates beside the right one in reranking, drawn uniformly from what the user never chose"""
+    """negatives in reranking, drawn uniformly from items without an interaction of the user"""
     titles_in_prompt: int = 10
-    """how many of the last titles an instruction names"""
+    """maximum number of past titles in an instruction, the most recent"""
     history_limit: int = 50
-    """how many past items a training example keeps; validation and test keep all, to mask seen items"""
+    """maximum number of past items of a training example; validation and test keep all, to mask seen items"""
     examples_per_user: int | None = 50
-    """training examples per user (null: every position)"""
+    """training examples per user (null: one per position)"""
     positions: str = "random"
-    """which of a user's items these examples ask for, where there are more: random, or last. A network that learns from
-    every place of a history needs one example of each user, the last"""
+    """targets of these examples if a user has more items: random, or last. A network that learns from every position of
+    a history needs one example per user: the last"""
     seed: int = 0
-    """draws training positions, templates, facts, negatives"""
+    """for training positions, templates, facts and negatives"""
 
 
 def generate_examples(catalogue: Catalogue, splits: Splits, split: str, config: GrammarConfig) -> Iterator[Example]:
-    """Instruction examples of one split: a function of its arguments alone.
+    """Instruction examples of one split, determined by the arguments.
 
-    In train every item of a user but the first is a target once (or `examples_per_user` of them), with
-    the last `history_limit` items before it as `history`. In validation and test each held-out item is a target and
-    `history` is everything the user had before: an evaluator masks seen items with it. A user's first item of all is a
-    target only where instructions without a preference are asked for.
+    In train, every item of a user except the first is a target once (or `examples_per_user` of them), with the last
+    `history_limit` items before it as `history`. In validation and test, each held-out item is a target, and `history`
+    holds all earlier items, for the mask of seen items. A user's very first item is a target only in instructions
+    without a preference.
 
     `output` is the target's id; yes or no (是 or 否) in pointwise; a text in the forms request, preference and
-    relatedness. `candidates` are ids in the order of the prompt, which is shuffled. Negatives are never items of the
-    user's own, in any split; without a preference, where the request is all there is to judge by, they do not fit the
-    request either (while others are left). An instruction names its target only as a candidate.
+    relatedness. `candidates` are ids in the shuffled order of the prompt. Negatives are never the user's items, of any
+    split; without a preference, they do not fit the request either (unless no others are left). An instruction names
+    its target only as a candidate.
 
-    Where facts are too few for what was drawn, a specific intention becomes vague, vague none, an explicit preference
-    implicit: `origin` tells what the instruction is, and in `drawn` what it was to be. Of an item and a history of
-    which nothing can be said there is no example; these are counted in a warning at the end.
+    With too few facts, a specific intention becomes vague, a vague one none, and an explicit preference implicit:
+    `origin` has the result, and in `drawn` the original draw. Targets without any facts or history give no example;
+    a warning at the end counts them.
 
-    origin: template, wording, form, preference, intention, language, variant (the columns in words), intention_text,
+    origin: template, wording, form, preference, intention, language, variant (the columns used), intention_text,
     context, split, user, target (an item id), position (of the target in the user's items), source (`user[first:end]`:
-    the items of the user it was made of, the target included). User ids go to `origin` only.
+    the user's items that were used, with the target). User ids are in `origin` only.
 
     Raises:
-      ValueError: settings that do not exist or do not go together, unusable template files, a cell without templates.
+      ValueError: unknown or contradictory settings, invalid template files, a cell without templates.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}.")
@@ -104,7 +104,7 @@ def generate_examples(catalogue: Catalogue, splits: Splits, split: str, config: 
 
 
 def check_grammar(config: GrammarConfig) -> Wordings:
-    """The words that the settings ask for. Raises what `generate_examples` raises for settings and template files."""
+    """The wordings of the settings. Raises ValueError for settings and template files like `generate_examples`."""
     allowed = {
         "preferences": PREFERENCES,
         "intentions": INTENTIONS,
@@ -118,7 +118,7 @@ def check_grammar(config: GrammarConfig) -> Wordings:
         for value in chosen:
             if value not in choices:
                 hint = suggest(str(value), choices)
-                raise ValueError(f"{setting}: {value!r} is unknown; there is {', '.join(choices)}.{hint}")
+                raise ValueError(f"{setting}: {value!r} is unknown; choose from {', '.join(choices)}.{hint}")
     if config.positions not in ("random", "last"):
         raise ValueError(f"positions must be random or last, got {config.positions!r}.")
     if config.wordings not in (*WORDINGS, "both"):
@@ -128,7 +128,7 @@ def check_grammar(config: GrammarConfig) -> Wordings:
         if value is not None and value < 1:
             raise ValueError(f"{setting} must be at least 1, got {value}.")
     if not 0 <= config.contexts <= 1:
-        raise ValueError(f"contexts is a share between 0 and 1, got {config.contexts}.")
+        raise ValueError(f"contexts must be a share between 0 and 1, got {config.contexts}.")
     words = load_wordings(config.templates)
     words.noun(config.noun)
     for form in config.forms:
@@ -138,6 +138,21 @@ def check_grammar(config: GrammarConfig) -> Wordings:
     return words
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The content of an example: its cell, preference and request in words, and language."""
+
+    cell: Cell
+    drawn: Cell  # the cell before facts turned out to be too few
+    taste: Said | None
+    wish: Said | None
+    language: str
+
+    @property
+    def form(self) -> str:
+        return self.cell[0]
+
+
 class _Generator:
     def __init__(self, catalogue: Catalogue, splits: Splits, split: str, config: GrammarConfig):
         self.words = check_grammar(config)
@@ -145,7 +160,7 @@ class _Generator:
         self.describer = Describer(catalogue, self.words, config.noun)
         self.wordings = _wordings(split, config)
         self.cells = {form: _cells(form, config) for form in dict.fromkeys(config.forms)}
-        self.fixed = {  # what the templates say themselves: a target is not to be named by chance
+        self.fixed = {  # fixed texts of the templates, which must not contain a target's title by chance
             (t.name, language): " ".join(part for part in _split(text) if part.strip())
             for t in self.words.templates
             for language, text in t.texts.items()
@@ -177,8 +192,8 @@ class _Generator:
                     yield example
         if unsaid:
             warnings.warn(
-                f"{unsaid} item(s) of the {self.split} split have no instruction: the catalogue's facts are too few "
-                f"for the forms {', '.join(self.config.forms)}, or there is no history.",
+                f"{unsaid} item(s) of the {self.split} split have no instruction, because they have too few facts for "
+                f"the forms {', '.join(self.config.forms)}, or no history.",
                 stacklevel=2,
             )
 
@@ -188,68 +203,32 @@ class _Generator:
         """The example whose target is the last of `items`."""
         target, past = int(items[-1]), items[:-1]
         kept = past[-self.config.history_limit :]
-        told_of = kept[kept != target]  # a choice may repeat, but its title is not given away
-        language = _draw(self.config.languages, rng)
-        drawn = self._draw_cell(bool(len(told_of)), rng)
-        if drawn is None:
+        shown = kept[kept != target]  # an earlier interaction with the target would give its title away
+        plan = self._plan(target, shown, rng)
+        if plan is None:
             return None
-        form = drawn[0]
-        told = self._told(drawn, target, told_of, language, rng)
-        if told is None:
-            return None
-        cell, taste, wish = told
-        template = self._template(cell, target, language, rng)
-
-        # --- candidates ---
-        right, size = True, {"pairwise": 1, "reranking": self.config.negatives}.get(form, 0)
-        if form == "pointwise":
-            right = bool(rng.random() < 0.5)
-            size = 0 if right else 1
-        alone = wish if cell[1] == "none" else None
-        negatives = self._negatives(size, target, own, alone, rng) if size else []
-        candidates = [*([target] if right else []), *negatives] if form in RANKING_FORMS[1:] else []
-        candidates = [candidates[place] for place in rng.permutation(len(candidates))]
-
-        # --- words ---
-        said: dict[str, str] = dict(self.words.nouns[self.config.noun][language])
-        shown = [self._title(item, language) for item in candidates] or [self._title(target, language)]
-        said |= {"candidate": shown[0], "first": shown[0], "second": shown[-1]}
-        said["candidates"] = "\n".join(f"- {title}" for title in shown)
-        said["history"] = self._titles(told_of, language)
-        said |= {"preference": taste.text} if taste else {}
-        said |= {"intention": wish.text} if wish else {}
-        context = self._context(target, language, rng) if form in RANKING_FORMS else ""
-        instruction = context + template.texts[language].format_map(said)
+        template = self._template(plan.cell, target, plan.language, rng)
+        candidates, right = self._candidates(plan, target, own, rng)
+        values = self._slot_values(plan, target, shown, candidates)
+        context = self._context(target, plan.language, rng) if plan.form in RANKING_FORMS else ""
         ids = self.catalogue.ids
         output: str = ids[target]
-        if form == "pointwise":
-            output = self.words.answers["yes" if right else "no"][language]
-        elif form in TEXT_FORMS:
-            output = said[{"request": "intention", "preference": "preference"}.get(form, "history")]
-
-        history = kept if self.split == "train" else past
+        if plan.form == "pointwise":
+            output = self.words.answers["yes" if right else "no"][plan.language]
+        elif plan.form in TEXT_FORMS:
+            output = values[{"request": "intention", "preference": "preference"}.get(plan.form, "history")]
         end = len(items)
-        first = end - 1 - max(len(kept[-self.config.titles_in_prompt :]), len(kept) if taste else 0)
+        first = end - 1 - max(len(kept[-self.config.titles_in_prompt :]), len(kept) if plan.taste else 0)
         user_id = self.splits.user_ids[user]
-        variant = [*(["titles"] if cell[1] == "implicit" else []), *(part.variant for part in (taste, wish) if part)]
         return Example(
-            instruction=instruction,
+            instruction=context + template.texts[plan.language].format_map(values),
             output=output,
             candidates=tuple(ids[item] for item in candidates),
-            history=tuple(ids[item] for item in history),
-            task="recommendation" if form in RANKING_FORMS else "recommendation_text",
+            history=tuple(ids[item] for item in (kept if self.split == "train" else past)),
+            task="recommendation" if plan.form in RANKING_FORMS else "recommendation_text",
             id=name,
             origin={
-                "template": template.name,
-                "variant": "; ".join(variant),
-                "wording": template.wording,
-                "form": form,
-                "preference": cell[1],
-                "intention": cell[2],
-                "language": language,
-                **({"intention_text": wish.text} if wish else {}),
-                **({"context": context.strip()} if context else {}),
-                **({"drawn": f"{drawn[1]} {drawn[2]}"} if drawn != cell else {}),
+                **_origin(plan, template, context),
                 "split": self.split,
                 "user": user_id,
                 "target": ids[target],
@@ -257,6 +236,38 @@ class _Generator:
                 "source": f"{user_id}[{first}:{end}]",
             },
         )
+
+    def _plan(self, target: int, history: np.ndarray, rng: np.random.Generator) -> _Plan | None:
+        """Draws language and cell, and the words for them; None if there are too few facts."""
+        language = _draw(self.config.languages, rng)
+        drawn = self._draw_cell(bool(len(history)), rng)
+        told = None if drawn is None else self._told(drawn, target, history, language, rng)
+        if drawn is None or told is None:
+            return None
+        cell, taste, wish = told
+        return _Plan(cell, drawn, taste, wish, language)
+
+    def _candidates(self, plan: _Plan, target: int, own: set[int], rng: np.random.Generator) -> tuple[list[int], bool]:
+        """The shuffled candidates ([] for matching and texts), and whether the target is the right answer."""
+        right, size = True, {"pairwise": 1, "reranking": self.config.negatives}.get(plan.form, 0)
+        if plan.form == "pointwise":
+            right = bool(rng.random() < 0.5)
+            size = 0 if right else 1
+        alone = plan.wish if plan.cell[1] == "none" else None
+        negatives = self._negatives(size, target, own, alone, rng) if size else []
+        candidates = [*([target] if right else []), *negatives] if plan.form in RANKING_FORMS[1:] else []
+        return [candidates[place] for place in rng.permutation(len(candidates))], right
+
+    def _slot_values(self, plan: _Plan, target: int, history: np.ndarray, candidates: Sequence[int]) -> dict[str, str]:
+        """Slot -> text, for the template."""
+        values: dict[str, str] = dict(self.words.nouns[self.config.noun][plan.language])
+        titles = [self._title(item, plan.language) for item in candidates] or [self._title(target, plan.language)]
+        values |= {"candidate": titles[0], "first": titles[0], "second": titles[-1]}
+        values["candidates"] = "\n".join(f"- {title}" for title in titles)
+        values["history"] = self._titles(history, plan.language)
+        values |= {"preference": plan.taste.text} if plan.taste else {}
+        values |= {"intention": plan.wish.text} if plan.wish else {}
+        return values
 
     def _draw_cell(self, has_history: bool, rng: np.random.Generator) -> Cell | None:
         possible = [
@@ -269,7 +280,7 @@ class _Generator:
     def _told(
         self, drawn: Cell, target: int, history: np.ndarray, language: str, rng: np.random.Generator
     ) -> tuple[Cell, Said | None, Said | None] | None:
-        """What can be said for a cell: the cell it becomes, a taste, a wish; None where nothing can."""
+        """The cell that the facts allow, and the preference and request in words; None if there are too few facts."""
         form, preference, intention = drawn
         title = self.catalogue.titles[target]
         taste = wish = None
@@ -306,7 +317,7 @@ class _Generator:
         templates = self.templates[key]
         order = [templates[place] for place in rng.permutation(len(templates))]
         title = self.catalogue.titles[target]
-        # A film called "It" or "Film" is in every sentence; then any will do.
+        # If the title ("It", "Film") is in every template, use any.
         return next((t for t in order if not names_title(self.fixed[t.name, language], title)), order[0])
 
     def _negatives(
@@ -314,8 +325,8 @@ class _Generator:
     ) -> list[int]:
         if len(self.catalogue) - len(own) < size:
             raise ValueError(
-                f"a user has chosen {len(own)} of the {len(self.catalogue)} items, which leaves no {size} negatives: "
-                "lower `negatives`, or leave out the forms with candidates."
+                f"a user has interactions with {len(own)} of the {len(self.catalogue)} items, which leaves fewer than "
+                f"{size} negatives: lower `negatives`, or remove the forms with candidates."
             )
         taken = set(own)
         names = {self.catalogue.name(target)}
@@ -326,7 +337,7 @@ class _Generator:
             tries += 1
             strict = tries <= DRAWS * size
             if item in taken or (strict and self.catalogue.name(item) in names):
-                continue  # two candidates of one name could not be told apart
+                continue  # candidates need distinct names
             if strict and wish and self.describer.fits(item, wish.facts):
                 continue
             taken.add(item)
@@ -356,6 +367,24 @@ class _Generator:
         return ("; " if language == "en" else "").join(titles)
 
 
+def _origin(plan: _Plan, template: Template, context: str) -> dict[str, str]:
+    """The part of `Example.origin` that describes the wording."""
+    variant = ["titles"] if plan.cell[1] == "implicit" else []
+    variant += [part.variant for part in (plan.taste, plan.wish) if part]
+    return {
+        "template": template.name,
+        "variant": "; ".join(variant),
+        "wording": template.wording,
+        "form": plan.form,
+        "preference": plan.cell[1],
+        "intention": plan.cell[2],
+        "language": plan.language,
+        **({"intention_text": plan.wish.text} if plan.wish else {}),
+        **({"context": context.strip()} if context else {}),
+        **({"drawn": f"{plan.drawn[1]} {plan.drawn[2]}"} if plan.drawn != plan.cell else {}),
+    }
+
+
 def _cells(form: str, config: GrammarConfig) -> list[Cell]:
     wished = [intention for intention in config.intentions if intention != "none"]
     if form == "request":
@@ -370,8 +399,8 @@ def _cells(form: str, config: GrammarConfig) -> list[Cell]:
     cells = [(form, *pair) for pair in pairs if pair != ("none", "none")]
     if not cells:
         raise ValueError(
-            "an instruction with preference none and intention none says nothing: allow one of them, or the form "
-            "matching alone (for networks that see the history itself)."
+            "an instruction with preference none and intention none is empty: allow one of them, or only the form "
+            "matching (for networks whose input includes the history)."
         )
     return cells
 
@@ -385,8 +414,8 @@ def _templates(words: Wordings, cell: Cell, wording: str) -> list[Template]:
     if not found:
         form, preference, intention = cell
         raise ValueError(
-            f"there is no template of {wording} wording for form {form}, preference {preference}, intention "
-            f"{intention}: add one in a file named by `templates`."
+            f"no template of {wording} wording for form {form}, preference {preference}, intention {intention}: add "
+            "one in the file of the setting `templates`."
         )
     return found
 

@@ -1,9 +1,9 @@
-"""What a person may say of items by the facts of a catalogue: requests for an item, a taste for a history of them.
+"""Describes items and histories in words, from the facts of a catalogue: requests for an item, preferences of a user.
 
-Rules only, no model: kinds (genres, categories), years, people and the like by the phrases of words.yaml. Where a
-catalogue has too few facts, words of titles stand in for them: those that several titles share, and at most half of
-those that mark a title. A request may still fit one item alone; it never holds the item's title, nor the part of it
-before a dash, colon or bracket ("Manhunt" of "Manhunt - PlayStation 2").
+Rules, without a model: kinds (genres, categories), years, people etc. with the phrases of words.yaml. With too few
+facts, words of titles are used: those shared by several titles, and at most half of a title's words. A request may fit
+only one item, but never contains its title, nor the title's part before a dash, colon or bracket ("Manhunt" of "Manhunt
+- PlayStation 2").
 """
 
 import re
@@ -18,10 +18,10 @@ from instructrec_jax.preparation.wording.wordings import Wordings
 from instructrec_jax.ranking.baselines import words
 from instructrec_jax.ranking.catalogue import Catalogue
 
-# Shares that decide what is said of a history; they only have to make the words true.
+# Thresholds, as shares of a history, for the words of a preference.
 OFTEN, SOMETIMES, COMMON, ERA = 0.3, 0.1, 0.08, 0.5
-SHARED_BY = 3  # titles that have a word before the word may stand for a fact
-ATTEMPTS = 5  # draws of facts before an item counts as one of which nothing can be said
+SHARED_BY = 3  # minimum number of titles with a word that is used as a fact
+ATTEMPTS = 5  # draws of facts before giving up on an item
 EARLIEST_YEAR = 1500
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _HEAD = re.compile(r" [-–—] |: | [(\[]")
@@ -37,7 +37,7 @@ _DECADES = {
 
 
 class Fact(NamedTuple):
-    """One thing that holds of an item: a column of the catalogue, or decade or title, and a value."""
+    """A fact of an item: a column of the catalogue, or decade or title, and its value."""
 
     column: str
     value: Any
@@ -45,25 +45,25 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True)
 class Said:
-    """Words and the facts in them."""
+    """A phrase and the facts that it states."""
 
     text: str
     facts: tuple[Fact, ...]
 
     @property
     def variant(self) -> str:
-        """The columns that were put into words: "genres+decade"."""
+        """The columns of the facts: "genres+decade"."""
         return "+".join(dict.fromkeys(fact.column for fact in self.facts))
 
 
 def names_title(text: str, title: str) -> bool:
-    """Whether all words of a title stand in a text one after another, in any case of letters."""
+    """Whether a text contains all words of a title in sequence, ignoring case."""
     title = " ".join(words(title))
     return bool(title) and f" {title} " in f" {' '.join(words(text))} "
 
 
 class Describer:
-    """Puts a catalogue's facts into words. `noun` is one of words.yaml; languages are en and zh."""
+    """Describes items and histories by a catalogue's facts. `noun`: see words.yaml; languages: en and zh."""
 
     def __init__(self, catalogue: Catalogue, wordings: Wordings, noun: str):
         self.titles = catalogue.titles
@@ -100,7 +100,7 @@ class Describer:
     # ------------------------------------------------------------------ requests
 
     def intention(self, item: int, kind: str, language: str, rng: np.random.Generator) -> Said | None:
-        """A noun phrase that someone who is happy with the item may have asked for, or None where facts are too few.
+        """A request that the item satisfies, as a noun phrase; None if there are too few facts.
 
         kind: vague: one broad fact (a kind, a decade); specific: two to four facts. The text never names the title.
         """
@@ -115,7 +115,7 @@ class Describer:
         return None
 
     def fits(self, item: int, facts: Sequence[Fact]) -> bool:
-        """Whether all facts hold of an item."""
+        """Whether all facts are true of an item."""
         return all(self._holds(item, fact) for fact in facts)
 
     def _holds(self, item: int, fact: Fact) -> bool:
@@ -153,7 +153,7 @@ class Describer:
         return [pool[place] for place in sorted(rng.permutation(len(pool))[:size])] if len(pool) > 1 else []
 
     def _from_title(self, item: int, size: int, rng: np.random.Generator) -> list[Fact]:
-        """Up to `size` words that the item's title shares with others; half of its words at least stay unsaid."""
+        """Up to `size` words that the item's title shares with others; at most half of its words."""
         shared = self.title_words[item]
         size = min(size, self.title_size[item] // 2)
         return [Fact("title", shared[place]) for place in sorted(rng.permutation(len(shared))[: max(0, size)])]
@@ -190,35 +190,35 @@ class Describer:
     # ------------------------------------------------------------------ tastes
 
     def preference(self, history: Sequence[int] | np.ndarray, language: str, rng: np.random.Generator) -> Said | None:
-        """What the history has much, some and little of, to follow "I watch ..."; None where nothing stands out."""
+        """The preferences of a history, to follow "I watch ..."; None if nothing stands out."""
         counts = Counter(fact for item in history for fact in self.kinds[item])
         shares = {fact: n / len(history) for fact, n in counts.items()}
-        # A kind that is common anyway tells less of a taste than one this history has more of than others.
+        # Weigh a kind's share of the history by its ratio to the catalogue's share: common kinds say less.
         telling = sorted(shares, key=lambda f: (-shares[f] * np.sqrt(shares[f] / self.share[f]), str(f.value)))
         main = sorted([fact for fact in telling if shares[fact] >= OFTEN][:2] or telling[:1], key=self._place)
         era, era_facts = self._era(history, language, rng)
         people = Counter(fact for item in history for fact in self.phrases[item])
-        favourites = [fact for fact, n in people.most_common(1) if n > 1]
+        favorites = [fact for fact, n in people.most_common(1) if n > 1]
         facts = [*main, *era_facts]
         parts = []
         covered = sum(any(fact in self.kinds[item] for fact in main) for item in history) / max(1, len(history))
         if main or era:
             often = "mostly" if (covered >= ERA if main else True) else "often"
             parts.append(self._put(often, self._plural(main, language, era), language, rng))
-        elif not favourites:
+        elif not favorites:
             named = self._title_habits(history)
             if not named:
                 return None
             facts = [Fact("title", word) for word in named]
             parts.append(self._put("mostly", self._named(named, language), language, rng))
-        if favourites:
-            around = self._around(favourites[0], language, rng)
+        if favorites:
+            around = self._around(favorites[0], language, rng)
             noun = self.noun[language]
             x = f"{noun['nouns']} {around}" if language == "en" else around + noun["noun"]
             parts.append(self._put("sometimes" if parts else "often", x, language, rng))
-            facts += favourites
+            facts += favorites
         some = [fact for fact in telling if fact not in main and SOMETIMES <= shares[fact] < OFTEN]
-        if some and not favourites and rng.random() < 0.5:
+        if some and not favorites and rng.random() < 0.5:
             parts.append(self._put("sometimes", self._plural(some[:1], language), language, rng))
             facts += some[:1]
         rare = [f for f, share in self.share.items() if share >= COMMON and shares.get(f, 0) <= share / 4]
@@ -231,7 +231,7 @@ class Describer:
     def _era(
         self, history: Sequence[int] | np.ndarray, language: str, rng: np.random.Generator
     ) -> tuple[str, list[Fact]]:
-        """The decade of half of a history, in words; "" where there is none."""
+        """The decade of at least half of a history, in words; "" if there is none."""
         decades = Counter(year // 10 * 10 for item in history if (year := self.years[item]))
         decade, count = max(decades.items(), key=lambda pair: (pair[1], pair[0]), default=(0, 0))
         if count < max(2, ERA * len(history)):
@@ -239,7 +239,7 @@ class Describer:
         return _decade(decade, language, rng), [Fact("decade", decade)]
 
     def _title_habits(self, history: Sequence[int] | np.ndarray) -> list[str]:
-        """Up to three words that at least two titles of a history share, the most telling first."""
+        """Up to three words shared by at least two titles of a history, the most distinctive first."""
         counts = Counter(word for item in history for word in self.title_words[item])
         shared = [word for word, n in counts.items() if n > 1]
         return sorted(shared, key=lambda word: (-counts[word] * np.sqrt(counts[word] / self.title_count[word]), word))[
@@ -271,9 +271,9 @@ class Describer:
     # ------------------------------------------------------------------ words
 
     def _marking_words(self, texts: Sequence[str]) -> tuple[list[list[str]], list[int], Counter[str]]:
-        """Per text, words it shares with several but not most others, and how many it has; in how many a word is.
+        """Per text, the words shared with several but not most others, and its number of words; texts per word.
 
-        Words are in lower case, without stop words; how they are mostly written goes to `spelling`.
+        Words are in lower case, without stop words; their most frequent spelling goes to `spelling`.
         """
         found = [
             {w.lower(): w for w in _WORD.findall(text) if len(w) > 2 and w.lower() not in self.words.stop_words}
@@ -321,7 +321,7 @@ def _decade(decade: int, language: str, rng: np.random.Generator) -> str:
 
 def _article(text: str) -> str:
     first = re.split(r"[\s-]", text)[0]
-    if first.isupper() and len(first) > 1:  # said letter by letter, except such as IMAX, which begins alike
+    if first.isupper() and len(first) > 1:  # spelled letter by letter (or IMAX, with the same article)
         return "an" if first[0] in "AEFHILMNORSX" else "a"
     return "an" if re.match(r"(?!one|once|uni(?!n)|use|eu)[aeiou]", first.lower()) else "a"
 
@@ -335,7 +335,7 @@ def _list_zh(parts: Sequence[str], link: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    """Chinese text with a space between Chinese characters and Latin words, as is usual; not around digits."""
+    """Chinese text with a space between Chinese characters and Latin words, but not around digits."""
     text = re.sub(r"([\u4e00-\u9fff])([A-Za-z])", r"\1 \2", text)
     return re.sub(r"([A-Za-z])([\u4e00-\u9fff])", r"\1 \2", text)
 

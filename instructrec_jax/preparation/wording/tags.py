@@ -1,6 +1,6 @@
-"""User tags as requests: a tag, or two together, names a wish; the items so tagged are what is wanted.
+"""User tags as requests: a request is one tag or two; the items with these tags are the positive items.
 
-Users, tags and items are split before any example is made. Tags never enter the text of an item.
+Users, tags and items are split before examples are made. Tags are never part of the text of an item.
 """
 
 from collections import Counter, defaultdict
@@ -20,32 +20,32 @@ from instructrec_jax.ranking.catalogue import SPLITS, Catalogue
 
 @dataclass(kw_only=True)
 class TagConfig:
-    """How tag applications become requests."""
+    """Settings for requests from user tags."""
 
     language: str = "en"
-    """en or zh, of the words around a tag; tags stay as they are"""
+    """language of the request, en or zh; tags are not translated"""
     noun: str = "film"
-    """what items are called, see GrammarConfig.noun"""
+    """noun for items, see GrammarConfig.noun"""
     templates: str | None = None
-    """YAML file, or folder of them, with templates of your own of the form tags"""
+    """YAML file, or folder of them, with additional templates of the form tags"""
     shares: tuple[float, float, float] = (0.6, 0.1, 0.3)
-    """of the tag applications, for train, validation and test; a user's applications stay together"""
+    """shares of the tag applications for train, validation and test; each user is in one split"""
     held_out_tags: float = 0.3
-    """share of the tags that training never sees"""
+    """share of the tags without training examples"""
     wordings_per_request: int = 3
-    """training examples of one request, each in another template; validation and test have one"""
+    """training examples per request, each with another template; validation and test have one"""
     min_items: int = 1
-    """a request needs this many relevant items"""
+    """minimum number of positive items per request"""
     pairs_per_item: int = 3
-    """combinations of two tags that are drawn of each item with several (and of each user, with histories); 0: none"""
+    """pairs of tags drawn per item with several tags (with histories, per user and item); 0: none"""
     ignore: tuple[str, ...] = ("in netflix queue",)
-    """tags that say nothing of an item, in lower case"""
+    """tags to ignore because they do not describe an item, in lower case"""
     seed: int = 0
-    """draws the held-out tags and the templates"""
+    """for the held-out tags and the templates"""
 
 
 def read_tags(path: str | Path) -> list[tuple[str, str, str]]:
-    """(user, item, tag) of each row of a MovieLens tags.csv (or .csv.gz), in its order."""
+    """(user, item, tag) of each row of a MovieLens tags.csv (or .csv.gz), in order."""
     path = Path(path)
     rows = pick(csv_rows(path), path, ("userId", "movieId", "tag"), BadLines(remedy="Repair the file."))
     return [(user, item, tag) for _, (user, item, tag) in rows]
@@ -57,25 +57,25 @@ def tag_requests(
     config: TagConfig,
     histories: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, list[Example]]:
-    """Requests of the three splits made of (user id, item id, tag); `output` is the tuple of relevant item ids.
+    """Requests of the three splits from (user id, item id, tag); `output` is the tuple of positive item ids.
 
-    Split beforehand, so that train and test share neither user nor item nor, in test's held-out part, tag:
+    Train and test share no users, no items and, in test's held-out part, no tags:
       users: the most active first, each to the split that lacks most of its share of the applications;
-      items: to the last split (test after validation after train) a user of which has tagged them, where they count;
-      tags: a random share is held out from train and validation. Test has all: `origin.wording` is held_out for a
-        request of which no tag occurs in train, train for one all of whose tags do, else mixed.
-    Templates: training's for train and validation, all for test, where `origin.template_wording` tells them apart.
+      items: to the last split (of train, validation, test) of the users who tagged them; they count only there;
+      tags: a random share is held out from train and validation. Test has all tags: `origin.wording` is held_out if no
+        tag of the request occurs in train, train if all do, else mixed.
+    Templates: those of training for train and validation, all for test, with `origin.template_wording`.
 
-    Tags are compared in lower case. Left out are applications to items outside the catalogue, tags to ignore, and tags
-    that name the item's title.
+    Tags are compared in lower case. Applications to unknown items, ignored tags, and tags with the item's title are
+    dropped.
 
     Args:
-      histories: user id -> ids of the user's items, oldest first. With it a request is one user's: the relevant items
-        are those this user tagged so, and `history` is the user's other items. Without it a request is of all users of
-        a split, and has no history.
+      histories: user id -> ids of the user's items, oldest first. If given, a request belongs to one user: its positive
+        items are those tagged by this user, and `history` is the user's other items. None: a request combines all
+        users of a split, and has no history.
 
     Raises:
-      ValueError: a split that is left without requests, bad settings.
+      ValueError: a split without requests, or invalid settings.
     """
     _check(config)
     rng = np.random.default_rng(config.seed)
@@ -107,8 +107,8 @@ def tag_requests(
         requests[split] = list(_examples(catalogue, own, split, config, words, histories or {}, seen, rng))
         if not requests[split]:
             raise ValueError(
-                f"no tag request is left for {split}: {len(rows)} applications of {len(split_of_user)} users are too "
-                "few to split; change `shares` or lower `held_out_tags` or `min_items`."
+                f"{split} has no requests: {len(rows)} tag applications by {len(split_of_user)} users are too few to "
+                "split; change `shares`, or lower `held_out_tags` or `min_items`."
             )
     return requests
 
@@ -125,19 +125,19 @@ def _examples(
 ) -> Iterator[Example]:
     noun = words.noun(config.noun)[config.language]
     templates = [t for t in words.templates if t.form == "tags" and (split == "test" or t.wording == "train")]
-    wanted: dict[tuple[str, tuple[str, ...]], set[str]] = defaultdict(set)
+    positives: dict[tuple[str, tuple[str, ...]], set[str]] = defaultdict(set)
     tags_of: dict[tuple[str, str], set[str]] = defaultdict(set)
     for user, item, tag in rows:
-        wanted[user, (tag,)].add(item)
+        positives[user, (tag,)].add(item)
         tags_of[user, item].add(tag)
     drawn = set()
     for (user, _), given in tags_of.items():
         pairs = list(combinations(sorted(given), 2))
         drawn |= {(user, pairs[place]) for place in rng.permutation(len(pairs))[: config.pairs_per_item]}
     for user, pair in drawn:
-        wanted[user, pair] = wanted[user, pair[:1]] & wanted[user, pair[1:]]
+        positives[user, pair] = positives[user, pair[:1]] & positives[user, pair[1:]]
     count = 0
-    for (user, tags), items in sorted(wanted.items()):
+    for (user, tags), items in sorted(positives.items()):
         if len(items) < config.min_items:
             continue
         marks, link = (('"', '"'), " and ") if config.language == "en" else (("“", "”"), "和")
@@ -184,8 +184,8 @@ def _check(config: TagConfig) -> None:
     if config.language not in LANGUAGES:
         raise ValueError(f"language must be {' or '.join(LANGUAGES)}, got {config.language!r}.")
     if len(config.shares) != len(SPLITS) or min(config.shares) <= 0 or abs(sum(config.shares) - 1) > 1e-6:
-        raise ValueError(f"shares are three positive numbers that sum to 1, got {config.shares}.")
+        raise ValueError(f"shares must be three positive numbers with sum 1, got {config.shares}.")
     if not 0 <= config.held_out_tags < 1:
-        raise ValueError(f"held_out_tags is a share below 1, got {config.held_out_tags}.")
+        raise ValueError(f"held_out_tags must be a share below 1, got {config.held_out_tags}.")
     if min(config.wordings_per_request, config.min_items) < 1:
         raise ValueError("wordings_per_request and min_items must be at least 1.")

@@ -1,4 +1,4 @@
-"""A language model as teacher: it says the requests of generated examples in its own words."""
+"""A language model as teacher: rephrases the requests of generated examples."""
 
 import warnings
 from collections import Counter
@@ -16,23 +16,23 @@ PROMPTS = {
 
 
 Teacher = Callable[[Sequence[str]], Sequence[str]]
-"""prompts -> the answer to each"""
+"""prompts -> answers"""
 
 
 def rewrite_with_teacher(
     examples: Sequence[Example], teacher: Teacher, catalogue: Catalogue, name: str = "teacher"
 ) -> tuple[list[Example], Counter[str]]:
-    """The examples with their requests (`origin.intention_text`) as a teacher puts them; others stay as they are.
+    """The examples with their requests (`origin.intention_text`) rephrased by a teacher; others are unchanged.
 
-    An answer that is empty, or holds the title of the wanted item, is not used: the example stays, and a warning counts
-    these cases. `origin.teacher` is the teacher's name where its words are used, else "not used: ...".
+    An answer that is empty, or contains the title of the target item, is not used: the example is unchanged, and a
+    warning counts these cases. `origin.teacher` is the teacher's name, or "not used: ..." for such answers.
 
     Args:
-      teacher: asked once, for every distinct request.
-      name: what the teacher is called in `origin`.
+      teacher: called once, with all distinct requests.
+      name: name of the teacher in `origin`.
 
     Returns:
-      the examples in their order, and counts of: rewritten, empty, title, no request.
+      the examples in order, and counts of: rewritten, empty, title, no request.
     """
     prompts = [
         PROMPTS[example.origin["language"]].format(request=example.origin["intention_text"])
@@ -67,8 +67,8 @@ def rewrite_with_teacher(
         result.append(replace(example, origin=origin))
     if unused := counts["empty"] + counts["title"]:
         warnings.warn(
-            f"{unused} of {unused + counts['rewritten']} requests stay as the rules made them: the teacher's answer "
-            f"was empty ({counts['empty']}) or named the wanted item ({counts['title']}).",
+            f"{unused} of {unused + counts['rewritten']} requests are unchanged: the teacher's answer was empty "
+            f"({counts['empty']}) or named the target item ({counts['title']}).",
             stacklevel=2,
         )
     return result, counts

@@ -1,7 +1,7 @@
-"""The words of generated instructions: template files and vocabulary, read and checked.
+"""Reads and checks the templates and the vocabulary of generated instructions.
 
-The project's own files lie in `templates/`; each of them, and any file a user adds, is a YAML mapping with `cells` (the
-templates, by form, preference and intention: the head of matching.yaml explains them) or sections of words.yaml.
+The project's files are in `templates/`; they, and files that users add, are YAML mappings with `cells` (templates by
+form, preference and intention, explained at the top of matching.yaml) or sections of words.yaml.
 """
 
 import re
@@ -19,7 +19,7 @@ LANGUAGES = ("en", "zh")
 PREFERENCES = ("none", "implicit", "explicit")
 INTENTIONS = ("none", "vague", "specific")
 WORDINGS = ("train", "held_out")
-# Form -> the slots each of its templates has beside those of preference and intention.
+# Form -> slots of its templates, beside those of preference and intention.
 FORMS: Mapping[str, frozenset[str]] = {
     "matching": frozenset(),
     "pointwise": frozenset({"candidate"}),
@@ -31,7 +31,7 @@ FORMS: Mapping[str, frozenset[str]] = {
     "tags": frozenset({"tags"}),
 }
 _CONTENT = frozenset({"history", "preference", "intention"}).union(*FORMS.values())
-# A section of words.yaml -> the keys of its entries that must, and that may, be there.
+# Section of words.yaml -> (required keys, optional keys) of its entries.
 _SECTIONS: Mapping[str, tuple[set[str], set[str]]] = {
     "nouns": ({"en", "zh"}, {"genre_nouns"}),
     "facts": (set(), {"kind", "en", "zh", "words"}),
@@ -44,7 +44,7 @@ _SECTIONS: Mapping[str, tuple[set[str], set[str]]] = {
 
 @dataclass(frozen=True)
 class Template:
-    """One wording of one cell of the grammar, in every language. `intention` may be "any": vague or specific."""
+    """A template of a cell of the grammar, in all languages. `intention` may be "any": vague or specific."""
 
     name: str
     form: str
@@ -61,7 +61,7 @@ class Template:
 
 @dataclass
 class Wordings:
-    """Everything the generators say, with the names as in words.yaml."""
+    """Templates and vocabulary, with names as in words.yaml."""
 
     templates: list[Template] = field(default_factory=list)
     nouns: dict[str, Any] = field(default_factory=dict)
@@ -76,18 +76,18 @@ class Wordings:
     def noun(self, name: str) -> dict[str, Any]:
         if name not in self.nouns:
             raise ValueError(
-                f"unknown noun {name!r}; there is {', '.join(self.nouns)}. Choose one of these, or add it under "
-                f"`nouns` in a file named by `templates`.{suggest(name, self.nouns)}"
+                f"unknown noun {name!r}; choose {', '.join(self.nouns)}, or define it under `nouns` in the file of the "
+                f"setting `templates`.{suggest(name, self.nouns)}"
             )
         return self.nouns[name]
 
 
 def load_wordings(extra: str | Path | None = None) -> Wordings:
-    """The project's own words, and those of a file or folder of YAML files of a user's.
+    """The project's wordings, and those of a user's YAML file or folder of YAML files.
 
     Raises:
-      ValueError: a file that is no such YAML, an unknown key or slot, a missing slot or language, a template's name
-        that occurs twice; it names the file and the template.
+      ValueError: invalid YAML, an unknown key or slot, a missing slot or language, a duplicate template name; names the
+        file and the template.
     """
     paths = sorted(FOLDER.glob("*.yaml"))
     if extra is not None:
@@ -101,7 +101,7 @@ def load_wordings(extra: str | Path | None = None) -> Wordings:
     for path in paths:
         cells += [(path, cell) for cell in _read(path, wordings)]
     where: dict[str, Path] = {}
-    for path, cell in cells:  # after all words are known: nouns bring slots
+    for path, cell in cells:  # after all files are read, because nouns define slots
         for template in _cell(path, cell, wordings):
             if template.name in where:
                 raise ValueError(f"{path}: template {template.name!r} is also in {where[template.name]}: rename one.")
@@ -119,7 +119,7 @@ def _read(path: Path, wordings: Wordings) -> list[Any]:
     """Adds a file's words to `wordings`; returns its cells."""
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold `cells` (templates) or sections such as `nouns`; found no mapping.")
+        raise ValueError(f"{path} must be a mapping with `cells` (templates) or sections such as `nouns`.")
     known = ["cells", *_SECTIONS, "stop_words", "stop_kinds"]
     for section, entries in content.items():
         _known(section, known, str(path))
@@ -196,18 +196,18 @@ def _check_slots(text: str, needed: set[str], words: set[str], place: str) -> No
         found = slots(text)
     except ValueError as error:
         raise ValueError(
-            f"{place}: broken braces ({error}): a slot is {{name}}, a brace itself {{{{ or }}}}."
+            f"{place}: unmatched braces ({error}): write a slot as {{name}}, literal braces as {{{{ and }}}}."
         ) from None
     for slot in found:
         if slot not in _CONTENT | words:
             _known(slot, sorted(needed | words), f"{place}: slot", "unknown slot")
         if slot in _CONTENT - needed:
             raise ValueError(
-                f"{place}: the slot {{{slot}}} has no place in this cell, whose slots are {sorted(needed)}."
+                f"{place}: the slot {{{slot}}} is not allowed in this cell, whose slots are {sorted(needed)}."
             )
     for slot in sorted(needed):
         if found.count(slot) != 1:
-            raise ValueError(f"{place}: the slot {{{slot}}} must stand in it once, found {found.count(slot)} times.")
+            raise ValueError(f"{place}: the slot {{{slot}}} must occur once, found {found.count(slot)} times.")
     if re.search(r"\{[^{}]*[:!.\[]", text):
         raise ValueError(f"{place}: a slot is a plain name in braces: {text!r}.")
 
@@ -215,7 +215,7 @@ def _check_slots(text: str, needed: set[str], words: set[str], place: str) -> No
 def _known(name: Any, known: list[str], place: str, what: str = "unknown key") -> None:
     if name not in known:
         hint = suggest(str(name), known)
-        raise ValueError(f"{place}: {what} {name!r}; there is {', '.join(known)}.{hint}")
+        raise ValueError(f"{place}: {what} {name!r}; known are {', '.join(known)}.{hint}")
 
 
 def _list(value: Any, place: str) -> list[Any]:

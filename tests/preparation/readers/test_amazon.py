@@ -87,13 +87,13 @@ def test_the_metadata_of_the_same_category_count(tmp_path):
     write(tmp_path, lines(REVIEWS_2018), lines(META_2018), ("Games_and_Toys_5.json", "meta_Games_and_Toys.json.gz"))
     write(tmp_path, lines(REVIEWS_2018), lines(META_2018[:1]), ("Games_5.json", "meta_Games.json.gz"))
     assert len(read_amazon(tmp_path / "Games_and_Toys_5.json")[0]) == 2
-    with pytest.raises(ValueError, match="exactly one .* several.*found Games_5.json, Games_and_Toys_5.json"):
+    with pytest.raises(ValueError, match="Games_5.json, Games_and_Toys_5.json"):
         read_amazon(tmp_path)
 
 
 def test_reviews_without_metadata(tmp_path):
     (tmp_path / "Games_5.json").write_text(lines(REVIEWS_2018))
-    with pytest.raises(ValueError, match="no product metadata for Games_5.json .*reads items as text"):
+    with pytest.raises(ValueError, match="metadata.*Games_5.json"):
         read_amazon(tmp_path)
 
 
@@ -104,26 +104,26 @@ def more(base, *changes):
 @pytest.mark.parametrize(
     ("reviews", "meta", "message"),
     [
-        (lines(REVIEWS_2018), lines(META_2018) + '{"asin": "B3"}\n', "json.gz:3: item 'B3' has no title"),
-        (lines(REVIEWS_2018), lines(more(META_2018)), "json.gz:3: item 'B2' a second time"),
+        (lines(REVIEWS_2018), lines(META_2018) + '{"asin": "B3"}\n', "json.gz:3: .*'B3'"),
+        (lines(REVIEWS_2018), lines(more(META_2018)), "json.gz:3: .*'B2'"),
         (
             lines(REVIEWS_2018),
             lines(more(META_2018, ("asin", "B3"), ("title", "var aPageStart = (new Date()).getTime();"))),
-            "json.gz:3: the title of item 'B3' is a piece of a web page",
+            "json.gz:3: .*'B3'",
         ),
         (lines(REVIEWS_2018), lines(more(META_2018, ("asin", "B3"), ("title", ["x"]))), "json.gz:3: .*not text"),
         (lines(REVIEWS_2018), lines(more(META_2018, ("asin", "B3"), ("title", "\ud800"))), "json.gz:3: .*surrogate"),
         (lines(REVIEWS_2018), lines(META_2018) + "__import__('os').abort()\n", "json.gz:3: not JSON"),
         (lines(REVIEWS_2018), lines(META_2018) + "[" * 100_000 + "\n", "json.gz:3: not JSON"),
-        (lines(REVIEWS_2018), lines(META_2018) + "[1]\n", "json.gz:3: expected a JSON object"),
-        (lines(more(REVIEWS_2018, ("asin", "B9"))), lines(META_2018), "Games_5.json:4: item 'B9' is not in"),
-        (lines(more(REVIEWS_2018, ("asin", None))), lines(META_2018), "Games_5.json:4: item '' is not in"),
-        (lines(more(REVIEWS_2018, ("asin", ["B1"]))), lines(META_2018), "Games_5.json:4: item '' is not in"),
-        (lines(more(REVIEWS_2018, ("reviewerID", None))), lines(META_2018), "Games_5.json:4: empty user id"),
+        (lines(REVIEWS_2018), lines(META_2018) + "[1]\n", "json.gz:3: .*JSON"),
+        (lines(more(REVIEWS_2018, ("asin", "B9"))), lines(META_2018), "Games_5.json:4: .*'B9'"),
+        (lines(more(REVIEWS_2018, ("asin", None))), lines(META_2018), "Games_5.json:4: .*''"),
+        (lines(more(REVIEWS_2018, ("asin", ["B1"]))), lines(META_2018), "Games_5.json:4: .*''"),
+        (lines(more(REVIEWS_2018, ("reviewerID", None))), lines(META_2018), "Games_5.json:4: .*user"),
         (lines(more(REVIEWS_2018, ("reviewerID", "\ud800"))), lines(META_2018), "Games_5.json:4: user .*surrogate"),
-        (lines(more(REVIEWS_2018, ("overall", None))), lines(META_2018), "Games_5.json:4: rating None"),
-        (lines(more(REVIEWS_2018, ("overall", {}))), lines(META_2018), "Games_5.json:4: rating {}"),
-        (lines(more(REVIEWS_2018, ("overall", 10**400))), lines(META_2018), "Games_5.json:4: rating 1000"),
+        (lines(more(REVIEWS_2018, ("overall", None))), lines(META_2018), "Games_5.json:4: .*rating None"),
+        (lines(more(REVIEWS_2018, ("overall", {}))), lines(META_2018), "Games_5.json:4: .*rating {}"),
+        (lines(more(REVIEWS_2018, ("overall", 10**400))), lines(META_2018), "Games_5.json:4: .*rating 1000"),
         (lines(more(REVIEWS_2018, ("unixReviewTime", float("nan")))), lines(META_2018), "Games_5.json:4: .*not finite"),
         (lines(REVIEWS_2018) + '{"overall": 5, "rev', lines(META_2018), "Games_5.json:4: not JSON"),
     ],
@@ -139,11 +139,11 @@ def test_broken_lines(tmp_path, reviews, meta, message):
 
 def test_other_records_are_no_reviews(tmp_path):
     write(tmp_path, '{"user": "A1", "item": "B1"}\n', lines(META_2018))
-    with pytest.raises(ValueError, match="Games_5.json:1: no review: expected the keys user_id, .* found user, item"):
+    with pytest.raises(ValueError, match="Games_5.json:1: .*user_id, .* user, item"):
         read_amazon(tmp_path)
 
 
 def test_nothing_usable_says_why(tmp_path):
     write(tmp_path, lines(REVIEWS_2018), '{"asin": "B1", "title": ""}\n')
-    with pytest.raises(ValueError, match="no usable item .*item 'B1' has no title.*each needs a title"):
+    with pytest.raises(ValueError, match="'B1'.*title"):
         read_amazon(tmp_path, BadLines(skip=True))

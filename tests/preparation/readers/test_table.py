@@ -126,16 +126,16 @@ def test_nested_facts_become_text(tmp_path):
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("interactions.csv", "u1,99,1,1\n", "interactions.csv:5: item '99' is not in the item file"),
-        ("interactions.csv", "u1,10,1\n", "interactions.csv:5: expected 4 fields, found 3"),
-        ("interactions.csv", ",10,1,1\n", "interactions.csv:5: empty user id"),
-        ("interactions.csv", "u1,10,,1\n", "interactions.csv:5: rating '1' or timestamp '' is not a number"),
-        ("interactions.csv", "u1,10,03/04/2020,1\n", "interactions.csv:5: .*'03/04/2020' is not a number"),
-        ("interactions.csv", "u1,10,2020-13-40,1\n", "interactions.csv:5: .*'2020-13-40' is not a number"),
+        ("interactions.csv", "u1,99,1,1\n", "interactions.csv:5: .*'99'"),
+        ("interactions.csv", "u1,10,1\n", "interactions.csv:5: .*fields"),
+        ("interactions.csv", ",10,1,1\n", "interactions.csv:5: .*user"),
+        ("interactions.csv", "u1,10,,1\n", "interactions.csv:5: .*(rating|timestamp)"),
+        ("interactions.csv", "u1,10,03/04/2020,1\n", "interactions.csv:5: .*'03/04/2020'"),
+        ("interactions.csv", "u1,10,2020-13-40,1\n", "interactions.csv:5: .*'2020-13-40'"),
         ("interactions.csv", "u1,10,inf,1\n", "interactions.csv:5: .*not finite"),
-        ("items.csv", "13,,,,,\n", "items.csv:5: item '13' has no title"),
-        ("items.csv", "12,Pen,,,,\n", "items.csv:5: item '12' a second time"),
-        ("items.csv", ",Pen,,,,\n", "items.csv:5: empty item id"),
+        ("items.csv", "13,,,,,\n", "items.csv:5: .*'13'"),
+        ("items.csv", "12,Pen,,,,\n", "items.csv:5: .*'12'"),
+        ("items.csv", ",Pen,,,,\n", "items.csv:5: .*item"),
     ],
 )
 def test_broken_lines(tmp_path, name, more, message):
@@ -153,13 +153,13 @@ def test_broken_lines(tmp_path, name, more, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"user_column": "whom"}, "no column 'whom'; it has who, what, at, stars"),
-        ({"user_column": None}, "no column that is known to hold the user: .*--user_column"),
+        ({"user_column": "whom"}, "'whom'.*who, what, at, stars"),
+        ({"user_column": None}, "--user_column"),
         ({"item_column": None}, "--item_column"),
-        ({"id_column": None}, "known to hold the id: .*--id_column"),
+        ({"id_column": None}, "--id_column"),
         ({"title_column": None}, "--title_column"),
-        ({"text_columns": ["colour"]}, "no column 'colour'"),
-        ({"items": "nowhere.csv"}, "nowhere.csv does not exist"),
+        ({"text_columns": ["colour"]}, "'colour'"),
+        ({"items": "nowhere.csv"}, "nowhere.csv"),
     ],
 )
 def test_wrong_columns(tmp_path, settings, message):
@@ -170,22 +170,22 @@ def test_wrong_columns(tmp_path, settings, message):
 
 
 def test_wrong_files(tmp_path):
-    with pytest.raises(ValueError, match="neither a table nor a folder that holds interactions"):
+    with pytest.raises(ValueError, match="interactions"):
         read_table(tmp_path)
     write(tmp_path / "interactions.csv", ACTIONS)
-    with pytest.raises(ValueError, match="without a table of items.*--items FILE"):
+    with pytest.raises(ValueError, match="--items"):
         read_table(tmp_path)
     (tmp_path / "items.xlsx").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="tables are read from .csv, .tsv, .parquet, .jsonl"):
+    with pytest.raises(ValueError, match="items.xlsx.*.csv, .tsv, .parquet, .jsonl"):
         read_table(tmp_path, items=tmp_path / "items.xlsx")
     (tmp_path / "items.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(ValueError, match="items.parquet: no readable Parquet"):
+    with pytest.raises(ValueError, match="items.parquet.*Parquet"):
         read_table(tmp_path)
     (tmp_path / "items.parquet").unlink()
     for name in ("items.csv", "items.jsonl"):
         (tmp_path / name).write_text("")
-        with pytest.raises(ValueError, match="known to hold the id"):
+        with pytest.raises(ValueError, match="--id_column"):
             read_table(tmp_path, items=tmp_path / name)
     (tmp_path / "items.csv").write_text("id,title,title\n1,a,b\n")
-    with pytest.raises(ValueError, match="'title' more than once"):
+    with pytest.raises(ValueError, match="'title'"):
         read_table(tmp_path, items=tmp_path / "items.csv")

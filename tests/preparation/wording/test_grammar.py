@@ -137,20 +137,20 @@ def test_templates_of_a_users_own(films, splits, tmp_path, folder):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("{history}: which {noun}?", "{history}: which {nuon}?", "'my-own': en: slot: unknown slot 'nuon'.*\"noun\""),
-        ('        zh: "{history}之后再来一{measure}？"\n', "", "'my-own': the language zh is missing"),
-        ("name: my-own", "name: my-own\n        wordign: held_out", "'my-own': unknown key 'wordign'.*\"wording\""),
-        ("{history}之后", "之后", "'my-own': zh: the slot {history} must stand in it once, found 0"),
-        ("which {noun}?", "{intention}?", "'my-own': en: the slot {intention} has no place in this cell"),
-        ("which {noun}?", "which {noun?", "'my-own': en: broken braces"),
-        ("which {noun}?", "which {noun:>9}?", "'my-own': en: a slot is a plain name"),
-        ("name: my-own", "name: my-own\n        wording: new", "'my-own': wording must be train or held_out"),
-        ("name: my-own", "name: matching-short", "'matching-short' is also in .*matching.yaml"),
-        ("form: matching", "form: machting", "form must be one of matching"),
-        ("intention: none", "intention: nonne", "cell matching implicit nonne: intention must be one of"),
-        ("cells:", "celsl:", "unknown key 'celsl'.*\"cells\""),
-        ("measure: 首, ", "", "nouns: song: zh must have the keys"),
-        ("cells:", "cells: [", "line 7: not YAML"),
+        ("{history}: which {noun}?", "{history}: which {nuon}?", "'my-own': en: .*'nuon'.*\"noun\""),
+        ('        zh: "{history}之后再来一{measure}？"\n', "", "'my-own': .*zh"),
+        ("name: my-own", "name: my-own\n        wordign: held_out", "'my-own': .*'wordign'.*\"wording\""),
+        ("{history}之后", "之后", "'my-own': zh: .*{history}"),
+        ("which {noun}?", "{intention}?", "'my-own': en: .*{intention}"),
+        ("which {noun}?", "which {noun?", "'my-own': en: .*braces"),
+        ("which {noun}?", "which {noun:>9}?", "'my-own': en: "),
+        ("name: my-own", "name: my-own\n        wording: new", "'my-own': wording"),
+        ("name: my-own", "name: matching-short", "'matching-short' .*matching.yaml"),
+        ("form: matching", "form: machting", "form .*matching"),
+        ("intention: none", "intention: nonne", "cell matching implicit nonne: intention"),
+        ("cells:", "celsl:", "'celsl'.*\"cells\""),
+        ("measure: 首, ", "", "nouns: song: zh"),
+        ("cells:", "cells: [", "line 7"),
     ],
 )
 def test_broken_template_files(films, splits, tmp_path, old, new, message):
@@ -164,20 +164,20 @@ def test_broken_template_files(films, splits, tmp_path, old, new, message):
 
 def test_bad_settings(films, splits, tmp_path):
     for message, settings in {
-        "unknown noun 'movie'": {"noun": "movie"},
-        'forms: .pairwize. is unknown.*"pairwise"': {"forms": ["pairwize"]},
-        "preferences is empty": {"preferences": []},
-        "says nothing": {"preferences": ["none"], "forms": ["reranking"]},
-        "positions must be random or last": {"positions": "first"},
-        "titles_in_prompt must be at least 1": {"titles_in_prompt": 0},
-        "contexts is a share": {"contexts": 2.0},
-        "wordings must be": {"wordings": "test"},
-        "neither a YAML file nor a folder": {"templates": str(tmp_path)},
-        "leaves no 299 negatives": {"forms": ["reranking"], "negatives": 299},
+        "noun 'movie'": {"noun": "movie"},
+        'forms: .pairwize..*"pairwise"': {"forms": ["pairwize"]},
+        "preferences": {"preferences": []},
+        "preference none": {"preferences": ["none"], "forms": ["reranking"]},
+        "positions": {"positions": "first"},
+        "titles_in_prompt": {"titles_in_prompt": 0},
+        "contexts": {"contexts": 2.0},
+        "wordings": {"wordings": "test"},
+        "templates": {"templates": str(tmp_path)},
+        "299 negatives": {"forms": ["reranking"], "negatives": 299},
     }.items():
         with pytest.raises(ValueError, match=message):
             examples(films, splits, "train", **settings)
-    with pytest.raises(ValueError, match="unknown split 'dev'"):
+    with pytest.raises(ValueError, match="'dev'"):
         generate_examples(films, splits, "dev", GrammarConfig())
 
 
@@ -439,14 +439,14 @@ def test_words_of_titles_stand_in_for_facts(splits):
 def test_what_cannot_be_said_is_counted(splits):
     titles = [f"Alone{number:04d}".translate(str.maketrans("0123456789", "abcdefghij")) for number in range(ITEMS)]
     bare = Catalogue([f"g{n}" for n in range(ITEMS)], titles, titles)
-    with pytest.warns(UserWarning, match=rf"{USERS} item\(s\) of the test split have no instruction"):
+    with pytest.warns(UserWarning, match=rf"{USERS} item\(s\) of the test split"):
         assert examples(bare, splits, "test", forms=["request"]) == []
 
 
 def test_a_held_out_item_without_history_is_counted(films):
     none, one = np.empty(0, np.int32), np.array([3, 4], np.int32)
     cold = Splits(["u"], [none], [none], [one])
-    with pytest.warns(UserWarning, match=r"1 item\(s\) of the test split have no instruction"):
+    with pytest.warns(UserWarning, match=r"1 item\(s\) of the test split"):
         assert [e.output for e in examples(films, cold, "test")] == [films.ids[4]]
     found = examples(films, cold, "test", preferences=["none", "implicit"], intentions=["vague"])
     assert [e.output for e in found] == [films.ids[3], films.ids[4]]

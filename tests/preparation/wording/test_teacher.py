@@ -40,7 +40,7 @@ def test_requests_in_the_teachers_words():
 def test_an_answer_that_is_empty_or_names_the_target_is_not_used():
     answers = {"a comedy": "", "a drama": "the one called MOON race", "a western": "a western that I give a thumbs up"}
     examples = [example("a comedy", "a"), example("a drama", "a"), example("a drama", "b"), example("a western", "b")]
-    with pytest.warns(UserWarning, match=r"3 of 4 requests stay .* empty \(1\) or named the wanted item \(2\)"):
+    with pytest.warns(UserWarning, match=r"3 of 4 requests .*\(1\).*\(2\)"):
         rewritten, counts = rewrite_with_teacher(
             examples, lambda prompts: [answers[p.split(": ")[-1]] for p in prompts], FILMS
         )
