@@ -47,7 +47,7 @@ def write_text(path: str | Path, text: str) -> Path:
     return Path(path)
 
 
-def write_json(path: str | Path, value: Any) -> Path:
+def write_json(path: str | Path, value: object) -> Path:
     """Writes a JSON value, indented; NaN and infinity become null. Returns the path."""
     return write_text(path, _dump(value, path, indent=2) + "\n")
 
@@ -69,7 +69,7 @@ def read_json(path: str | Path, kind: Any = object) -> Any:
     return check_type(_load(Path(path).read_bytes(), str(path)), kind, str(path))
 
 
-def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     """Writes a whole file with one JSON object per line, consuming `rows` once; returns the number of rows."""
     count = 0
     with replacing(Path(path)) as file:
@@ -79,7 +79,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     """Appends one JSON object per line, forced to disk, creating the file if needed; returns the number of rows.
 
     An incomplete last line left by a killed process is removed first, with a warning.
@@ -301,11 +301,11 @@ def _mend(file: BinaryIO, path: Path) -> int:
     return size + 1
 
 
-def _line(row: Mapping[str, Any], path: str | Path) -> bytes:
+def _line(row: Mapping[str, object], path: str | Path) -> bytes:
     return _dump(dict(row), path).encode("utf-8") + b"\n"
 
 
-def _dump(value: Any, path: str | Path, indent: int | None = None) -> str:
+def _dump(value: object, path: str | Path, indent: int | None = None) -> str:
     try:
         try:
             text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
@@ -322,7 +322,7 @@ def _is_unicode(text: str) -> bool:
     return _HALF_PAIR.search(text) is None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """The value in JSON's types: NumPy scalars become numbers, paths texts, NaN and infinity None."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

@@ -298,7 +298,7 @@ def test_candidates_are_frozen_where_asked_for(source, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*requests stay as the rules made them")
+@pytest.mark.filterwarnings("ignore:.*requests")
 def test_a_teacher_says_the_wishes_of_training_examples(source, tmp_path, language_models):
     """What a random network says is noise, but it stands where a request stood, and nowhere else."""
     grammar = ("--preferences", "[none]", "--intentions", "[vague]", "--forms", "[matching]")

@@ -147,12 +147,12 @@ class BadExample(ValueError):
         return f"{place}: {self.reason}: {self.detail}" if place else f"{self.reason}: {self.detail}"
 
 
-def is_blank(value: Any) -> bool:
+def is_blank(value: object) -> bool:
     """Whether a cell is null or an empty text, list or object. (0 and false are values.)"""
     return value is None or isinstance(value, str | list | tuple | dict) and not value
 
 
-def read_message(turn: Any, place: str, ignore: frozenset[str] = frozenset()) -> Message:
+def read_message(turn: object, place: str, ignore: frozenset[str] = frozenset()) -> Message:
     """Reads a turn, {role, content} or {from, value}. An unknown key is an error unless it is ignored by name.
 
     `weight` (0 or 1) and `train` (true or false) say whether an assistant turn is trained on. The keys `FOR_TEMPLATES`
@@ -230,7 +230,7 @@ def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
     return read
 
 
-def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+def read_tools(value: object) -> tuple[Mapping[str, Any], ...]:
     """The tools of a record, given as a list of JSON schemas or as its JSON text. Raises `BadExample` otherwise."""
     if is_blank(value) or isinstance(value, str) and not value.strip():
         return ()
@@ -250,7 +250,7 @@ _shortener = reprlib.Repr()
 _shortener.maxstring = _shortener.maxother = 60
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A value and its type, short enough for an error message."""
     return "null" if value is None else f"{type(value).__name__} {_shortener.repr(value)}"
 
@@ -261,7 +261,7 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     return f' Did you mean "{close[0]}"?' if close else ""
 
 
-def check_text(value: Any, field: str, allow_blank: bool = False) -> str:
+def check_text(value: object, field: str, allow_blank: bool = False) -> str:
     """Returns the text unchanged.
 
     Raises:
@@ -286,7 +286,7 @@ def check_text(value: Any, field: str, allow_blank: bool = False) -> str:
     return value
 
 
-def check_number(value: Any, field: str) -> int | float:
+def check_number(value: object, field: str) -> int | float:
     """Returns the number unchanged. Raises `BadExample` when it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadExample(field, "wrong type", f"expected a number, found {show(value)}.")
@@ -297,7 +297,7 @@ def check_number(value: Any, field: str) -> int | float:
     return value
 
 
-def check_texts(value: Any, field: str) -> tuple[str, ...]:
+def check_texts(value: object, field: str) -> tuple[str, ...]:
     if not isinstance(value, tuple):
         raise BadExample(field, "wrong type", f"expected a tuple of texts, found {show(value)}.")
     for number, text in enumerate(value):

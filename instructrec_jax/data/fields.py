@@ -237,7 +237,7 @@ class FieldMapper:
         recipe = self.recipes["messages"]
         return recipe is not None and look_up(row, recipe.column or "") not in (_MISSING, None, [])
 
-    def _filling(self, name: str, column: str, value: Any) -> str:
+    def _filling(self, name: str, column: str, value: object) -> str:
         place = f"{name} (column {column})"
         if column in self.class_names:
             return named(value, self.class_names[column], place)
@@ -250,7 +250,7 @@ class FieldMapper:
                 raise
             raise BadExample(place, "wrong type", f"expected text or a number, found {show(value)}.") from None
 
-    def _text(self, name: str, value: Any, optional: bool) -> str | None:
+    def _text(self, name: str, value: object, optional: bool) -> str | None:
         if name == "input" and isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
             value = " ".join(value)  # words, or sentences
         if optional and (value is None or isinstance(value, str) and not value.strip()):
@@ -301,7 +301,7 @@ class FieldMapper:
             raise BadExample("output", "wrong type", f"expected text, a number or a list, found {show(value)}.")
         return value
 
-    def _label(self, value: Any) -> str | None:
+    def _label(self, value: object) -> str | None:
         """The task's label that equals a value (text, number or boolean) in normalized form, or None."""
         return None if self.labels is None else self.labels.find(value)
 
@@ -311,7 +311,7 @@ class FieldMapper:
             raise BadExample(name, "wrong type", detail)
         return [part.strip() for part in value.split(self.fields.separator)] if value.strip() else []
 
-    def _ids(self, name: str, value: Any) -> tuple[str, ...]:
+    def _ids(self, name: str, value: object) -> tuple[str, ...]:
         if value is None:
             return ()
         if isinstance(value, str):
@@ -346,7 +346,7 @@ def _number(value: str) -> int | float | str:
     return value
 
 
-def _id_text(value: Any, place: str) -> str:
+def _id_text(value: object, place: str) -> str:
     """An id, label or name as text; the file may have it as an integer."""
     if isinstance(value, float) and value.is_integer():  # a column of whole numbers with gaps
         value = int(value)
@@ -357,7 +357,7 @@ def _id_text(value: Any, place: str) -> str:
     return check_text(value, place)
 
 
-def _record_id(value: Any) -> str:
+def _record_id(value: object) -> str:
     """The name of a record as text, from a column of any type; "" if it is blank."""
     if value is None or value != value or isinstance(value, str) and not value.strip():  # NaN is not itself
         return ""
@@ -370,7 +370,7 @@ def _record_id(value: Any) -> str:
         raise BadExample("id", error.reason, f"{error.detail} {hint}") from None
 
 
-def _messages(value: Any, required: bool, ignored: frozenset[str]) -> tuple[Message, ...]:
+def _messages(value: object, required: bool, ignored: frozenset[str]) -> tuple[Message, ...]:
     if value is None and not required:
         return ()
     if not isinstance(value, list | tuple):
@@ -381,7 +381,7 @@ def _messages(value: Any, required: bool, ignored: frozenset[str]) -> tuple[Mess
     return tuple(read_message(turn, f"messages[{number}]", ignored) for number, turn in enumerate(value))
 
 
-def _is_dialogue(history: Any) -> bool:
+def _is_dialogue(history: object) -> bool:
     """Whether a history holds earlier turns as [request, answer] pairs, not item ids."""
     return (
         isinstance(history, list | tuple)
@@ -402,14 +402,14 @@ def _with_earlier_turns(example: Example, history: Sequence[Sequence[Any]]) -> E
     return replace(example, instruction="", input=None, messages=(*turns, Message("user", request)))
 
 
-def _own_words(listed: Any) -> tuple[str, ...]:
+def _own_words(listed: object) -> tuple[str, ...]:
     """The words of a list, if joining them with spaces is not reversible: see `Example.words`."""
     if not isinstance(listed, list | tuple) or not all(isinstance(word, str) for word in listed):
         return ()
     return () if " ".join(listed).split() == list(listed) else tuple(listed)
 
 
-def _origin(value: Any, column: str) -> dict[str, str]:
+def _origin(value: object, column: str) -> dict[str, str]:
     """The provenance as a dict: a text under its column's name, numbers as texts, of a list the first entry."""
     if value is None:
         return {}

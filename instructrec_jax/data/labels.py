@@ -4,14 +4,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from instructrec_jax.data.example import BadExample, show
 
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,15})(\.\d+)?")  # 007 and 1e3 are names
 
 
-def label_form(value: Any) -> str | None:
+def label_form(value: object) -> str | None:
     """The normalized form of a label; None for a value that cannot be a label.
 
     "1" for 1, 1.0, "1.0" and " 1"; "true" for True, "True" and "TRUE"; other texts are unchanged.
@@ -38,14 +37,14 @@ class Labels:
         counts = Counter(label_form(name) for name in self.names)
         self.by_form = {label_form(name): name for name in self.names if counts[label_form(name)] == 1}
 
-    def find(self, value: Any) -> str | None:
+    def find(self, value: object) -> str | None:
         """The label that equals a value of a file in normalized form, or None."""
         if isinstance(value, str) and value in self.names:
             return value
         return self.by_form.get(label_form(value)) if isinstance(value, str | int | float) else None
 
 
-def named(value: Any, names: Mapping[int, str], place: str) -> str:
+def named(value: object, names: Mapping[int, str], place: str) -> str:
     """The label name of a class number or name. Raises BadExample for any other value."""
     form = {"true": "1", "false": "0"}.get(str(label_form(value)), label_form(value))
     number = int(form) if form is not None and re.fullmatch(r"-?\d+", form) else None
@@ -63,7 +62,7 @@ def withheld(number: int | None) -> str:
     return hint if number == -1 else ""
 
 
-def chosen(value: Any, candidates: Sequence[str], called: Any, styles: Counter[str]) -> str:
+def chosen(value: object, candidates: Sequence[str], called: object, styles: Counter[str]) -> str:
     """The candidate that an answer refers to.
 
     Args:
@@ -76,14 +75,15 @@ def chosen(value: Any, candidates: Sequence[str], called: Any, styles: Counter[s
       BadExample: an answer that is not a candidate, or labels that do not match the candidates.
     """
     if called is not None:
-        forms = [label_form(name) for name in called] if isinstance(called, list | tuple) else []
+        listed = list(called) if isinstance(called, list | tuple) else []
+        forms = [label_form(name) for name in listed]
         if len(forms) != len(candidates) or len(set(forms)) != len(forms) or None in forms:
             detail = f"{len(candidates)} candidates have the labels {show(called)}: each needs a distinct label."
             raise BadExample("candidates", "unknown label", detail)
         form = label_form(value.strip() if isinstance(value, str) else value)
         if form in forms:
             return candidates[forms.index(form)]
-        names = ", ".join(map(str, called))
+        names = ", ".join(map(str, listed))
         raise BadExample("output", "unknown label", f"found {show(value)}, but the candidates' labels are {names}.")
     form, number = label_form(value), None
     if form is not None and not isinstance(value, bool) and re.fullmatch(r"-?\d+", form):

@@ -61,7 +61,7 @@ class Batch:
     tokens: int  # without padding, with targets, over all processes
     shape: tuple[int, ...]  # (rows, length) or (rows, length, target_length), over all processes
     totals: dict[str, int]  # leading dimension of each array over all processes
-    position: Mapping[str, Any] | None = None  # of a stream, after this batch
+    position: dict[str, Any] | None = None  # of a stream, after this batch
 
 
 def lengths_of(texts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray | None]:

@@ -3,11 +3,12 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.skipped import SkippedRow
 
 
 class IndexableSource(Protocol):
@@ -16,7 +17,7 @@ class IndexableSource(Protocol):
     name: str
     task: str
     fingerprint: str
-    skipped: list[Any]
+    skipped: list[SkippedRow]
 
     def __len__(self) -> int: ...
 
@@ -154,7 +155,7 @@ class Mixture:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def skipped(self) -> list[Any]:
+    def skipped(self) -> list[SkippedRow]:
         """The skipped rows of all sources (`SkippedRow`)."""
         return [row for source in self.sources for row in source.skipped]
 

@@ -377,7 +377,7 @@ def _parse_json(text: str) -> dict[str, Any]:
         raise BadExample("", "malformed line", detail) from None
 
 
-def _object(record: Any) -> dict[str, Any]:
+def _object(record: object) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise BadExample("", "wrong type", f"expected an object with named fields, found {show(record)}.")
     return record

@@ -5,7 +5,6 @@ system prompt, pictures), otherwise in one note per source, with a count.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 from instructrec_jax.data.example import BadExample, is_blank
 
@@ -15,7 +14,7 @@ MEANING = frozenset(
 )
 
 
-def unread_fields(record: Mapping[str, Any], used: Collection[str], ignored: Collection[str]) -> list[str]:
+def unread_fields(record: Mapping[str, object], used: Collection[str], ignored: Collection[str]) -> list[str]:
     """The non-empty fields that are neither used nor ignored.
 
     Raises:

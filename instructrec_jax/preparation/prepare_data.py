@@ -85,11 +85,7 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
     """
     out = Path(config.out).absolute()
     check_target(out, config.overwrite)
-    if config.on_bad_line not in ("error", "skip"):
-        raise ValueError(f"on_bad_line must be error or skip, got {config.on_bad_line!r}.")
-    check_split(config.split, config.validation, config.test)
-    check_grammar(config)
-    check_drawn(config.candidates)
+    _check_settings(config)
 
     # --- read ---
     bad = BadLines(skip=config.on_bad_line == "skip")
@@ -137,6 +133,15 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
         return card
 
     return whole_or_nothing(out, write)
+
+
+def _check_settings(config: PrepareConfig) -> None:
+    """Raises ValueError for an invalid setting, before any data are read."""
+    if config.on_bad_line not in ("error", "skip"):
+        raise ValueError(f"on_bad_line must be error or skip, got {config.on_bad_line!r}.")
+    check_split(config.split, config.validation, config.test)
+    check_grammar(config)
+    check_drawn(config.candidates)
 
 
 def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, name: str) -> Iterator[Example]:

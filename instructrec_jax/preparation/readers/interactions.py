@@ -24,16 +24,11 @@ def gather(
     rated: bool = True,
     timed: bool = True,
 ) -> Interactions:
-    """Interactions from rows (line, (user id, item id, rating, time)).
+    """Interactions from rows (line, (user id, item id, rating, time)); rated, timed: whether the source has these.
 
     Ratings and times may be texts or numbers, times also dates. Times keep the unit of the source; dates become seconds
-    since 1970. Rows with an unknown item, or a rating or time that is not a finite number, go to `bad`.
-
-    Args:
-      rated, timed: whether the source has ratings and times.
-
-    Raises:
-      ValueError: no valid row, or times in different units.
+    since 1970. Rows with an unknown item, or a rating or time that is not a finite number, go to `bad`. Raises
+    ValueError for no valid row, and for times in different units.
     """
     users: dict[str, int] = {}
     # array.array: 25 million rows would take gigabytes as lists of objects

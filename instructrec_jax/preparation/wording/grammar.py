@@ -40,8 +40,8 @@ class GrammarConfig:
     """Settings of generated instructions. Of each list, one entry is drawn per example."""
 
     preferences: list[str] = field(default_factory=lambda: ["implicit"])
-    """preference in the instruction: none, implicit (titles of past items), explicit (in words). With [none] here and for
-    intentions, the instruction only asks for the next item, for networks whose input includes the history"""
+    """preference in the instruction: none, implicit (titles of past items), explicit (in words). With [none] here and
+    for intentions, the instruction only asks for the next item, for networks whose input includes the history"""
     intentions: list[str] = field(default_factory=lambda: ["none"])
     """request in the instruction: none, vague (one fact of the target item, say its genre), specific (several facts)"""
     forms: list[str] = field(default_factory=lambda: ["matching"])

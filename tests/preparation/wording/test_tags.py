@@ -127,7 +127,7 @@ def test_bad_settings(films, applications):
         "held_out_tags": {"held_out_tags": 1.0},
         "min_items": {"min_items": 0},
         "noun": {"noun": "movie"},
-        "shares": {"min_items": 100},
+        "`shares`": {"min_items": 100},
     }.items():
         with pytest.raises(ValueError, match=message):
             tag_requests(films, applications, replace(CONFIG, **changes))
