@@ -180,7 +180,7 @@ class RankingTask(Task):
         found = evaluate_candidates(cases, candidates, score, **settings)
         report = ""
         if self.config.orders:
-            positives = np.array([items[0] for items in cases.wanted])
+            positives = np.array([items[0] for items in cases.positives])
             report = str(position_report(score, positives, candidates[0].items, orders=self.config.orders))
         return self._scores(found, encoded, cases, report)
 
