@@ -1,4 +1,6 @@
-"""A PNG of the top of a run's report, by headless Chromium: `python scripts/report_picture.py RUN --out docs/images/report.png`.
+"""A PNG of the top of a run's report, by headless Chromium.
+
+    python scripts/report_picture.py runs/films --out docs/images/report.png
 
 Needs a Chromium or Chrome on the machine (Debian: apt-get install chromium). The report has no external parts, so no
 network is used.
