@@ -6,10 +6,12 @@ two steps.
 """
 
 import json
+import os
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -212,3 +214,29 @@ def test_examples_are_short() -> None:
     assert len(EXAMPLES) >= 3
     for path in EXAMPLES:
         assert path.read_text(encoding="utf-8").count("\n") < 60, path.name
+
+
+# ------------------------------------------------------------------ the site
+
+
+def test_reference_has_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    page = import_module("reference").settings_page()
+    # the entries of data.validation and data.test are those of data.train, and tasks inside of tasks are tasks
+    skipped = ("data.validation.", "data.test.", "task.tasks.task.")
+    names = [name for name in setting_names(Config, lists=True) if not name.startswith(skipped)]
+    missing = {name for name in names if f"`{name}`" not in page and f"\n## {name}\n" not in page}
+    assert not {name for name in missing if not name.endswith(".type")}
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_or_a_foreign_font(tmp_path: Path) -> None:
+    for extra in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(extra)
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])})
+    loaded = re.compile(
+        r"""(?:<link[^>]*rel="(?:stylesheet|pre\w+)[^>]*href=|<script[^>]*src=|url\()["']?(?:https?:)?//"""
+    )
+    for file in [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.css")]:
+        assert not loaded.search(file.read_text(encoding="utf-8")), file
