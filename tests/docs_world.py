@@ -92,7 +92,7 @@ def texts(folder: Path) -> None:
     headlines = [{"instruction": text, "output": label} for label, text in SENTIMENTS.items()]
     splits(folder / "data/phrasebank", headlines * 24)
     splits(folder / "data/finance", [{"text": text, "label": label} for label, text in SENTIMENTS.items()] * 24)
-    splits(folder / "data/instructions", orders * 60)
+    splits(folder / "data/instructions", [{k: v for k, v in order.items() if v} for order in orders] * 60)
 
 
 def splits(folder: Path, rows: Sequence[Record]) -> None:
