@@ -5,6 +5,7 @@ same. Networks of the hub are tiny folders of the same name, data sets tiny file
 two steps.
 """
 
+import inspect
 import json
 import os
 import re
@@ -106,9 +107,11 @@ def options(verb: str, words: list[str]) -> set[str]:
     """Names that a verb takes after `--`."""
     if verb == "prepare":
         return set(setting_names({**SOURCES, "tags": TagsConfig}[words[0]]))
-    make: Callable[[str], Any] | None = getattr(arguments, f"{verb}_parser", None)
+    make: Callable[..., Any] | None = getattr(arguments, f"{verb}_parser", None)
     source = (ROOT / "instructrec_jax" / f"{verb}.py").read_text(encoding="utf-8")
-    own = set(make("")._option_string_actions) if make else set(re.findall(r'"(--\w+)"', source))
+    own = set(re.findall(r'"(--\w+)"', source))
+    if make is not None:
+        own |= set(make(*[""] * len(inspect.signature(make).parameters))._option_string_actions)
     return {name.lstrip("-") for name in own} | set(setting_names(Config)) | {"config_path", "help"}
 
 
