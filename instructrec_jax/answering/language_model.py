@@ -147,7 +147,10 @@ def _prompt(record: Mapping[str, Any]) -> str | Example:
         return Example.from_record(record)
     if not isinstance(record["prompt"], str) or not record["prompt"].strip():
         raise BadExample("prompt", "empty text", f"expected a text, found {record['prompt']!r}.")
-    for name in ("instruction", "input", "messages", "history", *sorted(MEANING)):
+    history = record.get("history")
+    has_ids = isinstance(history, list) and all(isinstance(item, str) for item in history)  # what --catalogue reads
+    unread = ("instruction", "input", "messages", *(() if has_ids else ("history",)), *sorted(MEANING))
+    for name in unread:
         if not is_blank(record.get(name)):
             detail = f"a record with a prompt cannot have {name}: remove it, or write both as instruction or messages."
             raise BadExample(name, "unread field", detail)

@@ -71,8 +71,9 @@ spec:
           command: [bash, -c]
           args:
             - |
+              term=; trap 'term=1; kill -TERM \$! 2>/dev/null' TERM
               python -m instructrec_jax.train "\$@" &
-              trap 'kill -TERM \$!' TERM
+              [ -z "\$term" ] || kill -TERM \$!
               until wait \$!; status=\$?; ! kill -0 \$! 2>/dev/null; do :; done
               if [ \$status -ne 0 ]; then exit \$status; fi
               test -e $(printf %q "$run_dir/report.html") || exit 75
