@@ -27,6 +27,7 @@ from instructrec_jax.runs.model import SplitModel
 from instructrec_jax.runs.run import Run, require_run
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
+from instructrec_jax.tasks.kinds import as_language_model
 
 
 def export(
@@ -93,8 +94,9 @@ def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str 
         settings: Any = config
         settings.problem_type = task.problem_type
     shutil.copytree(run / "backbone", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("weights.json"))
-    if kind == "lm" and task.language_model is not None:
-        write_language_model_files(folder, config, task.language_model)
+    language_model = as_language_model(task)
+    if kind == "lm" and language_model is not None:
+        write_language_model_files(folder, config, language_model)
     head = network.head if kind else None
     save_pretrained(folder, network.backbone, config, head=head, head_kind=kind, dtype=dtype)
     if kind is None:

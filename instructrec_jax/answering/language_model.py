@@ -24,6 +24,7 @@ from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import backbone_folder, compute_dtype
 from instructrec_jax.runs.run import Run, is_run, run_settings
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
+from instructrec_jax.tasks.kinds import as_language_model
 from instructrec_jax.training.state import Tree
 
 
@@ -57,7 +58,7 @@ class LanguageModel:
         # data.max_length limits training texts; here prompt and answer share the network's full context
         limit = input_limit(read_config(folder))
         self.run = Run.open(path, replace(config, data=replace(config.data, max_length=limit)), step=step)
-        task = self.run.task.language_model
+        task = as_language_model(self.run.task)
         assert task is not None  # since its answers are text
         self.task: LanguageModelTask = task
         self.tokenizer = task.context.tokenizer

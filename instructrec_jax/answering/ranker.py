@@ -19,6 +19,7 @@ from instructrec_jax.ranking.fusion import Fusion, hybrid, mask, moments, rerank
 from instructrec_jax.ranking.index import ItemIndex
 from instructrec_jax.runs.run import Run, require_run, run_settings
 from instructrec_jax.tasks.base import Encoded, Predict
+from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask, products
 
 
@@ -39,7 +40,7 @@ class Ranker:
     """
 
     def __init__(self, run: Run):
-        task = run.task.ranking
+        task = as_ranking(run.task)
         if task is None:
             raise ValueError(f"{run.path} was trained for the task {run.kind}, which ranks no catalogue.")
         self.run, self.task = run, task

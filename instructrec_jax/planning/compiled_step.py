@@ -23,6 +23,7 @@ from instructrec_jax.runs.data import RunData, check_batch
 from instructrec_jax.runs.model import backbone_folder, open_task
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.kinds import as_language_model
 from instructrec_jax.training.checkpoint import abstract
 from instructrec_jax.training.flops import Texts, has_output_table
 from instructrec_jax.training.state import TrainState
@@ -132,7 +133,7 @@ def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> dict[str, ja
     For a batch size in examples, the number of rows is the number of examples, its upper bound.
     """
     multiple = config.accumulation * data_shards(mesh)
-    if task.language_model is not None:
+    if as_language_model(task) is not None:
         check_batch(config, task, multiple)
         rows = config.data.batch_rows or -(-int(config.data.examples_per_step or 1) // multiple) * multiple
         length, target = config.data.max_length, task.max_target_length

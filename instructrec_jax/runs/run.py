@@ -35,6 +35,7 @@ from instructrec_jax.runs.model import (
     restored_model,
 )
 from instructrec_jax.tasks.base import Predict, Task
+from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask
 from instructrec_jax.training.checkpoint import Checkpoints
 
@@ -147,9 +148,10 @@ class Run:
     def predict(self) -> Predict:
         """The model, ready for `task.score`. A ranking run computes the vectors of its items' texts only once."""
         predict = predictor(self.task, self.model.graphdef, self.mesh, buckets(self.config))(self.model.params)
-        if not self.trained or self.task.ranking is None:
+        ranking = as_ranking(self.task)
+        if not self.trained or ranking is None:
             return predict
-        return _with_known_items(predict, self.task.ranking, self.path / "item_vectors", self.weights_identity())
+        return _with_known_items(predict, ranking, self.path / "item_vectors", self.weights_identity())
 
     def weights_identity(self) -> dict[str, object]:
         """JSON that identifies a run's weights, as the cache key of item vectors."""

@@ -8,7 +8,7 @@ A task is one file with a config (a choice of `TaskConfig`) and a subclass of `T
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol
+from typing import Any, ClassVar, Generic, Literal, Protocol
 
 import draccus
 import jax
@@ -25,10 +25,6 @@ from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
-
-if TYPE_CHECKING:
-    from instructrec_jax.tasks.generation.language_model import LanguageModelTask
-    from instructrec_jax.tasks.ranking.ranking_task import RankingTask
 
 Arrays = dict[str, jax.Array]
 
@@ -303,16 +299,6 @@ class Task:
     context: TaskContext
     labels: list[str]  # names of the labels, of tasks that choose among labels
     problem_type: str | None = None  # HuggingFace's `problem_type` in config.json, where it has one
-
-    @property
-    def ranking(self) -> "RankingTask | None":
-        """This task, if it ranks the items of a catalogue, else None."""
-        return None
-
-    @property
-    def language_model(self) -> "LanguageModelTask | None":
-        """This task, if it trains a language model (which can generate text), else None."""
-        return None
 
     couples_examples = False  # whether an example's loss depends on other examples of the batch
     metric = "loss"  # selects the best checkpoint and stops early, unless evaluation.metric is set

@@ -128,10 +128,6 @@ class LanguageModelTask(Task):
             )
         self._fitted: tuple[object, dict[str, KneserNey]] = (None, {})
 
-    @property
-    def language_model(self) -> "LanguageModelTask":
-        return self
-
     def model(self, source: Source) -> nnx.Module:
         return Model(source.backbone, task_head(source, "lm"))
 

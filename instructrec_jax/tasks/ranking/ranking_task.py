@@ -91,10 +91,6 @@ class RankingTask(Task):
             )
         self.metric = main_metric(config.cutoffs, config.protocols[0], len(self.catalogue))
 
-    @property
-    def ranking(self) -> "RankingTask":
-        return self
-
     @cached_property
     def item_texts(self) -> list[Text]:
         """The tokens of each item's text."""
