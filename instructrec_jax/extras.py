@@ -18,7 +18,10 @@ EXTRAS = {
 
 
 def installed(package: str) -> bool:
-    return find_spec(package) is not None
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # a module that was imported without a spec
+        return True
 
 
 def require(package: str, what: str) -> None:

@@ -100,7 +100,7 @@ def test_what_cannot_be_planned(folder: str, topology: str, more: tuple[str, ...
 
 
 def test_without_the_compiler_for_tpus(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chips, "find_spec", lambda name: None)
+    monkeypatch.setattr("instructrec_jax.extras.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "instructrec_jax\[plan\]"'):
         plan.plan(config_of(folder), "v5e:2x4")
 

@@ -142,7 +142,7 @@ class _WordCounts(nnx.Module):
 class _WordCountTask(Task):
     """Regression without a backbone."""
 
-    def loss(self, model: Any, batch: Any, *, dropout: Any, buffers: Any, parts: int) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Any, batch: Any, inputs: Any) -> tuple[jax.Array, jax.Array]:
         answers = model.head(batch["tokens"], batch["segment_ids"], batch["weights"].shape[1])
         return jnp.sum(squared_error(answers, batch["targets"]) * batch["weights"]), jnp.sum(batch["weights"])
 

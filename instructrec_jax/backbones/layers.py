@@ -345,7 +345,9 @@ class Stack(nnx.Module):
             raise ValueError("a network needs at least one layer.")
         trained = len(kinds) if options.train_last is None else options.train_last
         if not 0 <= trained <= len(kinds):
-            raise ValueError(f"train_last is {trained}, but must be from 0 to the network's {len(kinds)} layers.")
+            raise ValueError(
+                f"backbone.train_last is {trained}, but must be from 0 to the network's {len(kinds)} layers."
+            )
         self.num_layers = len(kinds)
         self.first_trained = len(kinds) - trained
         self.groups = plan_blocks(kinds, 0, self.first_trained) + plan_blocks(kinds, self.first_trained, len(kinds))

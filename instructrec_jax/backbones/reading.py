@@ -98,7 +98,7 @@ def build_backbone(
     try:
         return family.build(config, dtype=dtype, stack=stack, pooler=pooler, rngs=rngs)
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        if "config.json" in str(error):
+        if "config.json" in str(error) or "backbone." in str(error):  # it names its cause
             raise
         raise ValueError(
             f"no network can be built from the config.json of this {config.model_type} model "

@@ -93,8 +93,8 @@ def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep
         config = replace(config, backbone=replace(config.backbone, dtype=dtype))
     began = time.perf_counter()
     task = open_task(config, folder)
-    setup = TrainingSetup.abstract(config, task, folder, mesh)
     batch = abstract_batch(config, task, mesh)
+    setup = TrainingSetup.abstract(config, task, folder, mesh)  # buffers have room for what the data needs
     step: Any = setup.step
     compiled = step.lower(abstract(setup.state, setup.shardings), batch).compile()
     network = read_config(folder)

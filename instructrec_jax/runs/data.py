@@ -135,6 +135,7 @@ class RunData:
         encoded = [e for each in per_source for e in each]
         if not encoded:
             raise ValueError("data.hold_out removes every example of data.train: hold out less.")
+        task.prepare(encoded)
         mixture = _remixed(self.config, opened, per_source)
         return _batches(self.config, task, encoded, mixture, row_multiple, processes)
 

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from instructrec_jax.adapters.peft import read_peft
-from instructrec_jax.backbones import tokenizer as tokenizers
 from instructrec_jax.backbones.folder import keep_declared_files, read_config, read_pooling
 from instructrec_jax.backbones.reading import build_backbone, input_limit, load_backbone
 from instructrec_jax.backbones.tensor_names import abstract_module, weight_files
@@ -361,7 +360,7 @@ def test_tokenizers_that_do_not_belong_to_the_network_are_refused(tmp_path: Path
 
 def test_a_sentencepiece_model_alone_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x00")
-    monkeypatch.setattr(tokenizers, "find_spec", lambda name: None)
+    monkeypatch.setattr("instructrec_jax.extras.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"tokenizer\.model.*instructrec_jax\[sentencepiece\]"):
         open_tokenizer(tmp_path, transformers.LlamaConfig())
 

@@ -158,7 +158,7 @@ def test_resume_is_exact(checkpoint: Path, tmp_path: Path) -> None:
     whole = train(mixed_run(checkpoint, tmp_path / "a", data__temperature=2.0, data__size_cap=20))
     (tmp_path / "b").mkdir()
     config = mixed_run(checkpoint, tmp_path / "b", data__temperature=2.0, data__size_cap=20)
-    import instructrec_jax.train as module
+    import instructrec_jax.runs.setup as module
 
     class Stopped(Exception):
         pass

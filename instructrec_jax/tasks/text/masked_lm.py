@@ -36,7 +36,7 @@ from instructrec_jax.tasks.texts import tokenize
 class MaskedLMConfig(TaskConfig):
     """Predict masked tokens."""
 
-    mask_rate: float = 0.15  # fraction of tokens to predict: 80% masked, 10% random, 10% unchanged
+    mask_rate: float = 0.15  # fraction of tokens to predict: of ten, 8 masked, 1 random, 1 unchanged
 
     def build(self, context: TaskContext) -> "MaskedLMTask":
         return MaskedLMTask(self, context)
