@@ -66,7 +66,7 @@ def test_a_split_stack_computes_the_same(checkpoint: Path) -> None:
     for last in (0, 1, 2):
         module = load_backbone(checkpoint, stack=StackOptions(train_last=last), rngs=nnx.Rngs(0)).module
         np.testing.assert_allclose(module(*arguments), whole, atol=1e-6)
-    with pytest.raises(ValueError, match="train_last is 3.*2 layers"):
+    with pytest.raises(ValueError, match="train_last is 3.*2"):
         load_backbone(checkpoint, stack=StackOptions(train_last=3), rngs=nnx.Rngs(0))
 
 
