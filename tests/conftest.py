@@ -70,16 +70,13 @@ def tiny_config(vocab_size: int, **changes: Any) -> BertConfig:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Equal programs are compiled once: for all tests, all workers, and the processes that tests start.
+    """Equal programs of several tests are compiled once.
 
-    $JAX_COMPILATION_CACHE_DIR keeps them for the next session too.
+    Each worker has a folder of its own, whatever the environment says: on CPUs, some programs with collectives wait for
+    each other for ever after they were read from another process's cache.
     """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
-    seconds = os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", float(seconds))
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")
