@@ -248,6 +248,8 @@ def tune(
     Args:
       metric_cases: name of the setting with the validation cases, for the error if there are none.
     """
+    if k is not None and k < 1:
+        raise ValueError(f"--retrieve must be at least 1, but is {k}.")
     if not validation:
         raise ValueError(f"the weight of {name} is tuned on {metric_cases}, which lists no sources.")
     others = second.encode([e.example for e in validation])

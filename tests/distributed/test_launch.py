@@ -181,7 +181,7 @@ def test_killed_and_started_again_with_other_numbers_of_processes(
     with Processes(command, 2, 2, folder / "logs") as two:
         assert two.wait() == [0, 0], two.said(0) + two.said(1)
         assert f"resuming from step {step}" in two.said(0)
-        assert "4 x cpu in 2 processes" in two.said(0)
+        assert "4 × cpu in 2 processes" in two.said(0)
         assert two.said(1) == ""  # the first process speaks for all
     assert_same_lines(run_dir, Path(alone.run_dir))
     assert_close(final_parameters(run_dir, STEPS), final_parameters(alone.run_dir, STEPS), atol=TOLERANCE)
