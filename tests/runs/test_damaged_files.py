@@ -53,7 +53,7 @@ CASES: dict[str, tuple[Any, Callable[[Path], Any]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_damaged_file_is_named_or_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """200 mutations of values and 50 of bytes, without the slow plotting of checked numbers."""
+    """500 mutations of values and 100 of bytes, without the slow plotting of checked numbers."""
     monkeypatch.setattr(charts, "_image", lambda *_, **__: "")
     whole, read = CASES[name]
     write = write_jsonl if name.endswith("jsonl") else write_json
@@ -62,10 +62,10 @@ def test_a_damaged_file_is_named_or_read(name: str, tmp_path: Path, monkeypatch:
     write(path, whole)
     read(tmp_path)
     text = path.read_bytes()
-    damaged = [json.dumps(mutant) for mutant in mutations(whole, 200, draw)]
+    damaged = [json.dumps(mutant) for mutant in mutations(whole, 500, draw)]
     if name.endswith("jsonl"):
-        damaged = ["".join(json.dumps(row) + "\n" for row in mutant) for mutant in mutations(whole, 200, draw)]
-    for mutant in [*damaged, *(flipped(text, draw) for _ in range(50))]:
+        damaged = ["".join(json.dumps(row) + "\n" for row in mutant) for mutant in mutations(whole, 500, draw)]
+    for mutant in [*damaged, *(flipped(text, draw) for _ in range(100))]:
         path.write_bytes(mutant.encode() if isinstance(mutant, str) else mutant)
         try:
             read(tmp_path)
