@@ -17,7 +17,7 @@ from tiny_runs import tiny_run, write_settings
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from instructrec_jax.answering.exporting import export
-from instructrec_jax.data.loader import BatchTexts, Text, lay_out
+from instructrec_jax.data.batch import BatchTexts, Text, lay_out
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.predictor import predictor

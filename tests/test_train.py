@@ -15,7 +15,8 @@ from tiny_runs import changed, final_parameters, rows, tiny_run
 
 from instructrec_jax import train
 from instructrec_jax.adapters.losses import squared_error
-from instructrec_jax.data.loader import BatchTexts, Text, pack, to_devices
+from instructrec_jax.data.batch import BatchTexts, Text
+from instructrec_jax.data.loader import pack, to_devices
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
 from instructrec_jax.files import read_json, read_jsonl, write_json, write_jsonl

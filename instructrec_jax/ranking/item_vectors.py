@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from instructrec_jax.data.loader import Text
+from instructrec_jax.data.batch import Text
 from instructrec_jax.files import replacing
 
 logger = logging.getLogger(__name__)

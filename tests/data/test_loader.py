@@ -10,9 +10,10 @@ import pytest
 from datasets import Dataset
 
 from instructrec_jax.data import loader as loader_module
+from instructrec_jax.data.batch import Batch, BatchTexts, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.loader import Batch, BatchTexts, Loader, RowLoader, StreamLoader, Text
+from instructrec_jax.data.loader import Loader, RowLoader, StreamLoader
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.sources import ListSource
 from instructrec_jax.data.stream import StreamSource

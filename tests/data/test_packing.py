@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from instructrec_jax.data import packing
-from instructrec_jax.data.loader import BatchTexts, Text, lay_out, lengths_of
+from instructrec_jax.data.batch import BatchTexts, Text, lay_out, lengths_of
 from instructrec_jax.data.packing import (
     Plan,
     best_fit,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text
 from instructrec_jax.evaluation.evaluator import (
     ScoredRow,
     baseline_rows,

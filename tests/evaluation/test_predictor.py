@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import Setup
 
-from instructrec_jax.data.loader import Text
+from instructrec_jax.data.batch import Text
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation import predictor as module
 from instructrec_jax.evaluation.predictor import make_predict, predictor, remember

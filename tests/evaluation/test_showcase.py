@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text
 from instructrec_jax.evaluation.showcase import showcase
 from instructrec_jax.evaluation.tables import format_examples
 from instructrec_jax.tasks.base import Encoded, Predict, Task

@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 from tiny_networks import ENCODER_DECODERS, START, VOCAB, Network
 
-from instructrec_jax.data.loader import Text
+from instructrec_jax.data.batch import Text
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation.predictor import make_predict
 from instructrec_jax.inference import likelihood

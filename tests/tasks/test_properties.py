@@ -20,9 +20,10 @@ from safetensors.numpy import load_file
 from instructrec_jax.adapters.lora import LoraConfig, is_lora
 from instructrec_jax.answering.exporting import write_adapter
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import lay_out, lengths_of, pack, to_devices
+from instructrec_jax.data.loader import pack, to_devices
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.files import read_json, write_json

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 from helpers import Setup, assert_close, run_steps
 
-from instructrec_jax.data.loader import BatchTexts, lay_out, lengths_of, pack
+from instructrec_jax.data.batch import BatchTexts, lay_out, lengths_of
+from instructrec_jax.data.loader import pack
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.tasks.base import LossInputs
 from instructrec_jax.training.optimizer import OptimizerConfig

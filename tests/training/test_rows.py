@@ -10,7 +10,7 @@ from helpers import assert_close, examples
 from tiny_runs import changed, final_parameters, rows, tiny_run
 
 from instructrec_jax import train
-from instructrec_jax.data.loader import Batch
+from instructrec_jax.data.batch import Batch
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import data_shards, make_mesh
 from instructrec_jax.files import read_json, write_jsonl

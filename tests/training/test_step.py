@@ -11,7 +11,8 @@ import torch
 from helpers import Setup, assert_close, run_steps
 from transformers import BertForSequenceClassification
 
-from instructrec_jax.data.loader import BatchTexts, Text, lay_out, pack
+from instructrec_jax.data.batch import BatchTexts, Text, lay_out
+from instructrec_jax.data.loader import pack
 from instructrec_jax.data.packing import Plan, fit, unpacked
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.step import batch_dropout_keys

@@ -14,9 +14,10 @@ from flax import nnx
 from tiny_runs import changed
 
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import lay_out, lengths_of, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh

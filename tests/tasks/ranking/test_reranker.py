@@ -18,8 +18,9 @@ from tokenizers import Tokenizer, processors
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, PreTrainedTokenizerFast
 
 from instructrec_jax.answering.exporting import export
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.data.prompts import render
 from instructrec_jax.evaluation.predictor import predictor, remember
 from instructrec_jax.files import read_json

@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 from helpers import SUBJECTS, Setup, examples, task_config
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 from instructrec_jax.tasks import RetrievalConfig

@@ -17,8 +17,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.metrics.calibration import expected_calibration_error
 from instructrec_jax.tasks import ClassificationConfig, MultilabelConfig, RegressionConfig

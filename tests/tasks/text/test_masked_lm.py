@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 from helpers import Setup, examples
 
+from instructrec_jax.data.batch import BatchTexts, Text
 from instructrec_jax.data.example import Example, Message
-from instructrec_jax.data.loader import BatchTexts, Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import MaskedLMConfig
 from instructrec_jax.tasks.base import Encoded, LossInputs, TaskContext

@@ -12,8 +12,9 @@ from flax import nnx
 from helpers import SUBJECTS, Setup, examples
 from sklearn import metrics as sk
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example, Message
-from instructrec_jax.data.loader import Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import SimilarityConfig
 from instructrec_jax.tasks.base import Encoded, LossInputs, Predict, TaskContext

@@ -13,8 +13,9 @@ from flax import nnx
 from helpers import Setup, examples
 from sklearn import metrics as sk
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import TokenClassificationConfig
 from instructrec_jax.tasks.base import LossInputs, TaskContext
