@@ -11,7 +11,7 @@ from instructrec_jax.evaluation.showcase import showcase
 from instructrec_jax.evaluation.tables import format_examples
 from instructrec_jax.tasks.base import Encoded, Predict, Task
 
-PREDICT = Predict(lambda texts, **_: [np.zeros(1) for _ in texts])
+PREDICT = Predict(lambda texts, *_: [np.zeros(1) for _ in texts])
 
 
 class Echo(Task):

@@ -108,7 +108,7 @@ def test_loss_and_packing(form: Any, checkpoint: Path) -> None:
 
     lengths, _ = lengths_of(parts.texts)
     alone = run(model.params, lay_out(parts, unpacked(lengths, 64)))
-    packed = run(model.params, pack(parts, (64, 128), 1).arrays)
+    packed = run(model.params, pack(parts, (64, 128), 1).batch)
     np.testing.assert_allclose(packed[0], alone[0], rtol=1e-5)
     expected = 0.0
     for row, e in enumerate(encoded):

@@ -34,7 +34,7 @@ def context(tokenizer: Any) -> TaskContext:
 def random_outputs(count: int) -> Any:
     """A stand-in for the model: `count` outputs a text, from the text's tokens alone."""
 
-    def predict(texts: Sequence[Text], **_: Any) -> list[np.ndarray]:
+    def predict(texts: Sequence[Text], *_: object) -> list[np.ndarray]:
         return [np.random.default_rng(t.tokens.tolist()).normal(size=count).astype(np.float32) for t in texts]
 
     return predict
@@ -59,7 +59,7 @@ def test_loss_equals_numpy(kind: str, checkpoint: Path, tmp_path: Path) -> None:
     def loss(params: Any, batch: Any) -> Any:
         return task.loss(nnx.merge(graphdef, params), batch, LossInputs())
 
-    total, weight = loss(setup.model.params, pack(setup.parts(), setup.buckets, 1).arrays)
+    total, weight = loss(setup.model.params, pack(setup.parts(), setup.buckets, 1).batch)
     pairs = zip(outputs, task.truth(setup.encoded), strict=True)  # type: ignore[attr-defined]
     expected = [ORACLES[kind](z.astype(np.float64), y) for z, y in pairs]
     assert float(weight) == len(setup.encoded)
