@@ -1,7 +1,9 @@
 """Runs a model over any number of texts, in few compiled shapes."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -100,17 +102,17 @@ def predictor(task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int
     """A function: parameters -> the `Predict` that a task scores with."""
     step = make_predict_step(task, graphdef, mesh)
     subtasks = {name: predictor(each, graphdef, mesh, buckets) for name, each in task.subtasks.items()}
-    writer = open_writer(task, graphdef, mesh) if task.writes else None
+    writer = functools.cache(partial(open_writer, task, graphdef, mesh))  # few calls write
 
     def with_params(params: Any) -> Predict:
         run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token)
         predict = Predict(run, subtasks={name: each(params) for name, each in subtasks.items()})
-        if writer is None:
+        if not task.writes:
             return predict
 
         def write(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[str]:
             names = [f"prompt {number + 1}" for number in range(len(prompts))]
-            return [answer.text for answer in writer.write(params, prompts, names, config)]
+            return [answer.text for answer in writer().write(params, prompts, names, config)]
 
         return replace(predict, write=write)
 

@@ -155,7 +155,7 @@ def evaluate(
             masked = np.bincount(rows, minlength=len(scores))
         if full:
             everywhere.append(_ranks_in(scores, reached, owner, masked))
-        tops.append(_top(scores, min(TOP, cases.num_items)))
+        tops.append(best_items(scores, min(TOP, cases.num_items)))
     result = _Result(cases, cutoffs, ties)
     if full:
         result.add_full(ranking.concatenate(everywhere), tops, mask_seen)
@@ -256,7 +256,7 @@ def _ranks_among(reached: np.ndarray, owner: np.ndarray, others: np.ndarray, the
     return Ranks(better, tied, owner)
 
 
-def _top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def best_items(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Item numbers int32 (−1: does not compete) and scores [cases, k] of each row's best items."""
     items = retrieve(scores, k)
     values = np.take_along_axis(scores, items, axis=1)

@@ -25,6 +25,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.tasks.answers import Answer
 
 T = TypeVar("T")
 
@@ -371,7 +372,7 @@ class Task:
 
     predicts_words = False  # whether the loss is over the backbone's vocabulary
     per_token = False  # whether `predict` returns one output per token instead of per text
-    writes = False  # whether `score` generates text
+    writes = False  # whether its answers can be generated text
     max_target_length: int | None = None  # maximum tokens of a target; None: texts without targets
 
     def check(self, encoded: Sequence[Encoded]) -> None:
@@ -382,6 +383,21 @@ class Task:
         Raises:
           ValueError: it does not; names the example and the setting.
         """
+
+    def unanswered(self, example: Example) -> Example:
+        """The example with some valid target in place of its own, if it has one.
+
+        Tasks encode complete examples; `answers` do not depend on the target.
+        """
+        raise ValueError("this task predicts nothing for new texts: `--vectors` writes their embeddings.")
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> Sequence[Answer]:
+        """The predictions for examples, one for each entry of `pieces(encoded)`.
+
+        Args:
+          k: number of items, for a task that ranks them.
+        """
+        raise TypeError(f"{type(self).__name__} has no answers().")
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         """Metrics over examples."""

@@ -12,6 +12,7 @@ from flax import nnx
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.data.batch import Along, Array, Batch, BatchTexts, PerText, Rows, Text, lengths_of, map_arrays
 from instructrec_jax.data.example import Example
+from instructrec_jax.tasks.answers import Answer
 from instructrec_jax.tasks.base import (
     Encoded,
     HeadView,
@@ -23,6 +24,7 @@ from instructrec_jax.tasks.base import (
     Task,
     TaskConfig,
     TaskContext,
+    pieces,
 )
 
 
@@ -197,6 +199,21 @@ class MultitaskTask(Task):
     def check(self, encoded: Sequence[Encoded]) -> None:
         for name, own in self._by(encoded):
             self.tasks[name].check(own)
+
+    def unanswered(self, example: Example) -> Example:
+        if example.task not in self.tasks:
+            raise ValueError(
+                f"the record belongs to task {example.task!r}, but the run's tasks are {', '.join(self.tasks)}: set "
+                "its field task."
+            )
+        return self.tasks[example.task].unanswered(example)
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[Answer]:
+        found: dict[int, Answer] = {}
+        for name, own in self._by(encoded):
+            answers = self.tasks[name].answers(predict.subtasks[name], own, k)
+            found |= {id(each[0].example): answer for each, answer in zip(pieces(own), answers, strict=True)}
+        return [found[id(each[0].example)] for each in pieces(encoded)]
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         return self._merged(

@@ -28,10 +28,13 @@ from instructrec_jax.data.prompts import (
     conversation,
     find_template,
     prompt,
+    question,
     render,
     tokenize_pieces,
     written,
 )
+from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.tasks.answers import Answer, TextAnswer
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -90,7 +93,9 @@ class LanguageModelTask(Task):
     greater_is_better = False
     predicts_words = True
     per_token = True
+    writes = True
     reads = "conversation"
+    generation = GenerationConfig()  # of `answers`
 
     def __init__(self, config: LanguageModelConfig, context: TaskContext):
         self.config, self.context, self.tokenizer = config, context, context.tokenizer
@@ -276,6 +281,42 @@ class LanguageModelTask(Task):
     def predict(self, model: Network, batch: Batch[TokenLabels]) -> jax.Array:
         """float32 [rows, length or target length, 2], see `label_losses`."""
         return label_losses(model, batch, batch.own)
+
+    # ------------------------------------------------------------ answers
+
+    def trained_form(self, example: Example) -> Example:
+        """The example as used in training and for prompts."""
+        return example
+
+    def asked(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+        """The prompts: int32 [tokens] each, of at most data.max_length tokens."""
+        if self.is_pair:
+            return [e.text.tokens for e in encoded]
+        examples = [self.trained_form(e.example) for e in encoded]
+        prompts = []
+        for e, tokens in zip(
+            encoded, tokenize_pieces([[(self._prompt(x), False)] for x in examples], self.tokenizer), strict=True
+        ):
+            ids, name = tokens.ids, f"the prompt of example {e.example.id!r}"
+            if len(ids) > self.context.max_length:
+                if too_long(len(ids), name, self.context) != "left":
+                    raise ValueError(
+                        f"{name} has {len(ids)} tokens, but data.max_length is {self.context.max_length}: raise it, or "
+                        "set data.truncate to left, which keeps the end of the prompt, where the answer begins."
+                    )
+                ids = ids[cut([1] * tokens.opening + [0] * (len(ids) - tokens.opening), name, self.context)]
+            prompts.append(ids)
+        return prompts
+
+    def unanswered(self, example: Example) -> Example:
+        return replace(question(example), output=".")
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> Sequence[Answer]:
+        return [TextAnswer(text) for text in self.generated(predict, encoded)]
+
+    def generated(self, predict: Predict, encoded: Sequence[Encoded]) -> list[str]:
+        """The texts generated for examples, without spaces around them."""
+        return [text.strip() for text in predict.write(self.asked(encoded), self.generation)]
 
     # ------------------------------------------------------------ scores
 

@@ -23,6 +23,7 @@ from instructrec_jax.arrays import Array
 from instructrec_jax.data.batch import Batch, BatchTexts, PerText, PerToken, Text, end_to_end
 from instructrec_jax.data.example import Example
 from instructrec_jax.metrics.classification import classification_metrics, classification_report
+from instructrec_jax.tasks.answers import TextAnswer
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -232,10 +233,22 @@ class PositionTranslationTask(Task):
         first = np.append(True, outputs[1:] != outputs[:-1])
         return outputs[first & (outputs != NOTHING)].tolist()
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded[TranslationTarget]]) -> Scores:
-        written = [self.decode(outputs) for outputs in predict([e.text for e in encoded])]
+    def unanswered(self, example: Example) -> Example:
+        return replace(example, output=".")
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded[TranslationTarget]], k: int = 10) -> list[TextAnswer]:
+        return [TextAnswer(self._text(tokens)) for tokens in self._written(predict, encoded)]
+
+    def _written(self, predict: Predict, encoded: Sequence[Encoded[TranslationTarget]]) -> list[list[int]]:
+        return [self.decode(outputs) for outputs in predict([e.text for e in encoded])]
+
+    def _text(self, tokens: Sequence[int]) -> str:
         joint = "" if self.config.unit == "character" else " "
-        texts = [joint.join(self.labels[i] for i in tokens if i != UNKNOWN).strip() for tokens in written]
+        return joint.join(self.labels[i] for i in tokens if i != UNKNOWN).strip()
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded[TranslationTarget]]) -> Scores:
+        written = self._written(predict, encoded)
+        texts = [self._text(tokens) for tokens in written]
         scores = self._scores(encoded, texts)
         targets, found = zip(*self._places(encoded, written), strict=True)
         by_place = classification_metrics(targets, found)

@@ -14,14 +14,13 @@ import numpy as np
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.prompts import answer, render, tokenize_pieces
+from instructrec_jax.data.prompts import answer, render
 from instructrec_jax.inference.decoding import check_prompts
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, has_cjk
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskContext, owners_of, unless_unfit
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
-from instructrec_jax.tasks.texts import cut, too_long
 
 Rule = Callable[[Sequence[Example]], list[str]]
 
@@ -115,7 +114,6 @@ def shown_text(record: Mapping[str, Any], empty: str = "") -> dict[str, Any]:
 class WritingTask(LanguageModelTask):
     """Checkpoints are selected by the loss; rows are `compared` on the generated text."""
 
-    writes = True
     config: WritingConfig
 
     def __init__(self, config: WritingConfig, context: TaskContext):
@@ -146,26 +144,6 @@ class WritingTask(LanguageModelTask):
         own = {id(one): example for one, example in zip(trained, examples, strict=True)}
         return [replace(e, example=own[id(e.example)]) for e in super().encode(trained)]
 
-    def asked(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
-        """The prompts: int32 [tokens] each, of at most data.max_length tokens."""
-        if self.is_pair:
-            return [e.text.tokens for e in encoded]
-        examples = [self.trained_form(e.example) for e in encoded]
-        prompts = []
-        for e, tokens in zip(
-            encoded, tokenize_pieces([[(self._prompt(x), False)] for x in examples], self.tokenizer), strict=True
-        ):
-            ids, name = tokens.ids, f"the prompt of example {e.example.id!r}"
-            if len(ids) > self.context.max_length:
-                if too_long(len(ids), name, self.context) != "left":
-                    raise ValueError(
-                        f"{name} has {len(ids)} tokens, but data.max_length is {self.context.max_length}: raise it, or "
-                        "set data.truncate to left, which keeps the end of the prompt, where the answer begins."
-                    )
-                ids = ids[cut([1] * tokens.opening + [0] * (len(ids) - tokens.opening), name, self.context)]
-            prompts.append(ids)
-        return prompts
-
     def check(self, encoded: Sequence[Encoded]) -> None:
         super().check(encoded)
         self.require_packages()
@@ -180,8 +158,7 @@ class WritingTask(LanguageModelTask):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         known = super().score(predict, encoded)
-        answers = predict.write(self.asked(encoded), self.generation)
-        found = self._judged(encoded, answers)
+        found = self._judged(encoded, self.generated(predict, encoded))
         way = f"{self.config.beams} beams" if self.config.beams > 1 else "greedy decoding"
         return replace(
             found,
@@ -192,7 +169,6 @@ class WritingTask(LanguageModelTask):
         )
 
     def _judged(self, encoded: Sequence[Encoded], answers: Sequence[str]) -> Scores:
-        answers = [text.strip() for text in answers]
         examples = [e.example for e in encoded]
         asked = [render(self.trained_form(example)) for example in examples]
         return scores_of_texts(examples, asked, answers, self.judge(examples, answers))
@@ -202,7 +178,7 @@ class WritingTask(LanguageModelTask):
         return {name: unless_unfit(partial(self._baseline, rule, test)) for name, rule in rules.items()}
 
     def _baseline(self, rule: Rule, test: Sequence[Encoded]) -> Scores:
-        return self._judged(test, rule([e.example for e in test]))
+        return self._judged(test, [text.strip() for text in rule([e.example for e in test])])
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_text(record)

@@ -1,7 +1,7 @@
 """Base of the tasks that rank the items of a catalogue: settings, targets, evaluation and baselines."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.prompts import render
+from instructrec_jax.data.prompts import question, render
 from instructrec_jax.ranking.baselines import BM25, BPR, Baseline, CoOccurrence, Markov, Popularity, Random, tuned_bpr
 from instructrec_jax.ranking.candidates import Asked, Candidates, candidates_for, check_protocol
 from instructrec_jax.ranking.catalogue import Catalogue, Splits, has_splits
@@ -17,11 +17,13 @@ from instructrec_jax.ranking.evaluation import (
     BLOCK,
     Cases,
     Ranking,
+    best_items,
     evaluate,
     evaluate_candidates,
     main_metric,
     position_report,
 )
+from instructrec_jax.tasks.answers import ItemsAnswer, RankedItem
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task, TaskConfig, TaskContext, owner_of, owners_of
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
 from instructrec_jax.tasks.texts import tokenize
@@ -156,6 +158,58 @@ class RankingTask(Task):
     ) -> np.ndarray:
         """Scores of given items, float32 [cases, k] for item numbers int [cases, k], higher is better."""
         return products(self.query_vectors(predict, encoded), self.item_vectors(predict), candidates)
+
+    # -------------------------------------------------------------- answers
+
+    def unanswered(self, example: Example) -> Example:
+        return replace(question(example), output=self.catalogue.ids[0])
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded[Target]], k: int = 10) -> list[ItemsAnswer]:
+        """The k best items that are not in the history (with `mask_seen`), of the example's candidates if it has any.
+
+        Raises ValueError for an example without candidates, where the task scores only given ones.
+        """
+        every = self.score_items(predict, encoded) if self.retrieves else None
+        answers = []
+        for start in range(0, len(encoded), BLOCK):
+            block = slice(start, min(start + BLOCK, len(encoded)))
+            scores = self._listed_scores(predict, encoded[block]) if every is None else np.array(every(block))
+            for row, e in enumerate(encoded[block]):
+                if e.example.candidates and every is not None:
+                    scores[row, np.setdiff1d(np.arange(len(self.catalogue)), self._listed(e))] = -np.inf
+                if self.config.mask_seen:
+                    scores[row, e.target.history] = -np.inf
+            items, values = best_items(scores, min(k, len(self.catalogue)))
+            answers += [self._named(*best) for best in zip(items.tolist(), values.tolist(), strict=True)]
+        return answers
+
+    def _listed(self, e: Encoded[Target]) -> np.ndarray:
+        """The numbers of an example's candidates, sorted."""
+        return np.unique(self.catalogue.numbers(e.example.candidates))
+
+    def _listed_scores(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> np.ndarray:
+        """float32 [cases, items]: scores of the examples' candidates, −inf for other items."""
+        for e in encoded:
+            if not e.example.candidates:
+                raise ValueError(
+                    f"example {e.example.id!r} has no candidates, but this task scores only given items: list their "
+                    "ids in its field candidates, or use the run as `recommend --rerank`."
+                )
+        listed = [self._listed(e) for e in encoded]
+        most = max(map(len, listed))
+        found = self.score_candidates(predict, encoded, np.stack([np.resize(each, most) for each in listed]))
+        scores = np.full((len(encoded), len(self.catalogue)), -np.inf, np.float32)
+        for row, each in enumerate(listed):
+            scores[row, each] = found[row, : len(each)]
+        return scores
+
+    def _named(self, items: Sequence[int], scores: Sequence[float]) -> ItemsAnswer:
+        best = [
+            RankedItem(self.catalogue.ids[item], self.catalogue.name(item), score)
+            for item, score in zip(items, scores, strict=True)
+            if item >= 0
+        ]
+        return ItemsAnswer(tuple(best))
 
     # -------------------------------------------------------------- evaluation
 

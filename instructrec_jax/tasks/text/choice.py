@@ -9,6 +9,7 @@ import numpy as np
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalized
+from instructrec_jax.tasks.answers import ChoiceAnswer
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, NextTokens, TrainOn
@@ -16,11 +17,13 @@ from instructrec_jax.tasks.text.option_scoring import (
     Options,
     OptionsConfig,
     check_options,
+    choices,
     option_baselines,
     option_scores,
     options_of,
     shown_options,
     with_candidates,
+    without_answer,
 )
 
 EMPTY = "N/A"  # content-free input (Zhao et al., 2021, "Calibrate Before Use")
@@ -90,7 +93,14 @@ class ChoiceTask(LikelihoodTask):
         for e in encoded:
             self.check_question(question(e.example), list(e.target.options.texts))
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded[Any]]) -> Scores:
+    def unanswered(self, example: Example) -> Example:
+        return without_answer(example, self.config)
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded[Any]], k: int = 10) -> list[ChoiceAnswer]:
+        return choices(encoded, [e.target.options for e in encoded], self._option_logits(predict, encoded))
+
+    def _option_logits(self, predict: Predict, encoded: Sequence[Encoded[Any]]) -> list[np.ndarray]:
+        """float64 [candidates] of each example, calibrated if the task is."""
         options = [e.target.options for e in encoded]
         logits = self._logits(predict, [e.example for e in encoded], options)
         if self.config.calibrate:
@@ -99,6 +109,11 @@ class ChoiceTask(LikelihoodTask):
             asked = [replace(options[0], names=each, texts=each) for each in texts]
             without = dict(zip(texts, self._logits(predict, empty, asked), strict=True))
             logits = [each - without[option.texts] for each, option in zip(logits, options, strict=True)]
+        return logits
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded[Any]]) -> Scores:
+        options = [e.target.options for e in encoded]
+        logits = self._option_logits(predict, encoded)
         way = f"by log-likelihood / tokens ** {self.config.alpha:g}"
         way += f" minus that after {EMPTY!r}" if self.config.calibrate else ""
         return option_scores(encoded, options, logits, self.config.labels, way)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from scipy.special import expit
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
@@ -16,7 +17,7 @@ from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
-from instructrec_jax.data.prompts import render
+from instructrec_jax.data.prompts import question, render
 from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
 from instructrec_jax.metrics.classification import (
     classification_metrics,
@@ -31,6 +32,7 @@ from instructrec_jax.metrics.classification import (
 )
 from instructrec_jax.metrics.regression import regression_metrics, resampled_correlations
 from instructrec_jax.metrics.uncertainty import probabilities
+from instructrec_jax.tasks.answers import LabelAnswer, LabelsAnswer, NumberAnswer
 from instructrec_jax.tasks.base import (
     BaselineNotFitted,
     Encoded,
@@ -202,6 +204,22 @@ class ClassificationTask(_SequenceTask):
             raise ValueError(f"{name}: its output {example.output!r} is not one of the labels {self.labels}.")
         return ClassTarget(self.numbers[str(example.output)])
 
+    def unanswered(self, example: Example) -> Example:
+        return replace(question(example), output=self.labels[0])
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[LabelAnswer]:
+        return self._answers(self._shares(predict, encoded))
+
+    def _shares(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
+        """Probabilities, float64 [cases, labels]."""
+        return probabilities(np.stack(predict([e.text for e in encoded])))
+
+    def _answers(self, shares: np.ndarray) -> list[LabelAnswer]:
+        return [
+            LabelAnswer(self.labels[label], dict(zip(self.labels, row.tolist(), strict=True)))
+            for label, row in zip(guesses(shares).first, shares, strict=True)
+        ]
+
     def truth(self, encoded: Sequence[Encoded[ClassTarget]]) -> np.ndarray:
         return np.array([e.target.label for e in encoded], np.int32)
 
@@ -209,22 +227,21 @@ class ClassificationTask(_SequenceTask):
         return losses.cross_entropy(outputs, targets)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
-        return self._scores(encoded, probabilities(np.stack(predict([e.text for e in encoded]))))
+        return self._scores(encoded, self._shares(predict, encoded))
 
     def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
         """shares: probabilities, float64 [cases, labels]; labels with equal highest values share the prediction."""
         truth = self.truth(encoded)
         found = guesses(shares)
         confidence = shares.max(-1)
-        names = [self.labels[i] for i in found.first]
         targets = [self.labels[i] for i in truth]
         tied = len(found.case) - len(truth)
         weights = found.share if tied else None
         pairs = [targets[i] for i in found.case], [self.labels[i] for i in found.label]
         _, report = classification_report(*pairs, self.labels, weights)
         predictions = [
-            {"id": e.example.id, "input": render(e.example), "reference": t, "prediction": n, "score": float(c)}
-            for e, t, n, c in zip(encoded, targets, names, confidence, strict=True)
+            {"id": e.example.id, "input": render(e.example), "reference": t, **a.to_record(), "score": float(c)}
+            for e, t, a, c in zip(encoded, targets, self._answers(shares), confidence, strict=True)
         ]
         right = found.right(truth)
         metrics = classification_metrics(*pairs, self.labels, weights)
@@ -292,6 +309,25 @@ class MultilabelTask(_SequenceTask):
             target[self.numbers[label]] = 1
         return LabelsTarget(target)
 
+    def unanswered(self, example: Example) -> Example:
+        return replace(question(example), output=())
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[LabelsAnswer]:
+        return self._answers(self._shares(predict, encoded))
+
+    def _shares(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
+        """Probabilities, float64 [cases, labels]."""
+        return expit(np.stack(predict([e.text for e in encoded])).astype(np.float64))
+
+    def _answers(self, shares: np.ndarray) -> list[LabelsAnswer]:
+        return [
+            LabelsAnswer(
+                tuple(label for label, p in zip(self.labels, row, strict=True) if p >= self.threshold),
+                dict(zip(self.labels, row.tolist(), strict=True)),
+            )
+            for row in shares
+        ]
+
     def truth(self, encoded: Sequence[Encoded[LabelsTarget]]) -> np.ndarray:
         return np.stack([e.target.chosen for e in encoded])
 
@@ -299,8 +335,7 @@ class MultilabelTask(_SequenceTask):
         return losses.binary_cross_entropy(outputs, targets)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
-        logits = np.stack(predict([e.text for e in encoded])).astype(np.float64)
-        return self._scores(encoded, 1 / (1 + np.exp(-logits)))
+        return self._scores(encoded, self._shares(predict, encoded))
 
     def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
         """shares: probabilities, float64 [cases, labels]. Calibration is over all decisions (case, label)."""
@@ -313,10 +348,10 @@ class MultilabelTask(_SequenceTask):
                 "id": e.example.id,
                 "input": render(e.example),
                 "reference": [self.labels[i] for i in np.flatnonzero(t)],
-                "prediction": [self.labels[i] for i in np.flatnonzero(g)],
+                **answer.to_record(),
                 "score": float(each),
             }
-            for e, t, g, each in zip(encoded, truth, guess, f1, strict=True)
+            for e, t, answer, each in zip(encoded, truth, self._answers(shares), f1, strict=True)
         ]
         _, report = multilabel_report(truth, guess, self.labels)
         certainty, right = np.where(guess, shares, 1 - shares).ravel(), (truth == guess).ravel()
@@ -373,6 +408,15 @@ class RegressionTask(_SequenceTask):
             )
         return NumberTarget(float(output))
 
+    def unanswered(self, example: Example) -> Example:
+        return replace(question(example), output=0.0)
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[NumberAnswer]:
+        return [NumberAnswer(float(value)) for value in self._values(predict, encoded)]
+
+    def _values(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
+        return np.stack(predict([e.text for e in encoded]))[:, 0]
+
     def truth(self, encoded: Sequence[Encoded[NumberTarget]]) -> np.ndarray:
         return np.array([e.target.number for e in encoded], np.float32)
 
@@ -380,7 +424,7 @@ class RegressionTask(_SequenceTask):
         return losses.squared_error(outputs[..., 0], targets)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
-        return self._scores(encoded, np.stack(predict([e.text for e in encoded]))[:, 0])
+        return self._scores(encoded, self._values(predict, encoded))
 
     def _scores(self, encoded: Sequence[Encoded], values: np.ndarray) -> Scores:
         truth = self.truth(encoded)

@@ -1,7 +1,7 @@
 """Extractive summarization: an encoder selects the sentences of a text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import check_fast, render
 from instructrec_jax.metrics.text import rouge
+from instructrec_jax.tasks.answers import TextAnswer
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -173,7 +174,10 @@ class ExtractiveSummarizationTask(Task):
 
     # ---------------------------------------------------------------- scores
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded[Sentences]]) -> Scores:
+    def unanswered(self, example: Example) -> Example:
+        return replace(example, output=".")
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded[Sentences]], k: int = 10) -> list[TextAnswer]:
         answers = []
         for logits, e in zip(predict([e.text for e in encoded]), encoded, strict=True):
             inside = e.target.owners >= 0
@@ -181,8 +185,11 @@ class ExtractiveSummarizationTask(Task):
             means = np.bincount(e.target.owners[inside], votes, len(e.target.texts)) / np.maximum(e.target.sizes, 1)
             means[e.target.sizes == 0] = -np.inf  # sentences without tokens
             best = np.sort(np.argsort(-means, kind="stable")[: self.config.sentences])
-            answers.append(join([e.target.texts[n] for n in best]))
-        return self._scores(encoded, answers)
+            answers.append(TextAnswer(join([e.target.texts[n] for n in best])))
+        return answers
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded[Sentences]]) -> Scores:
+        return self._scores(encoded, [answer.text for answer in self.answers(predict, encoded)])
 
     def _scores(self, encoded: Sequence[Encoded[Sentences]], answers: Sequence[str]) -> Scores:
         examples = [e.example for e in encoded]

@@ -3,15 +3,17 @@
 Shared by the tasks that choose by similarity and by likelihood.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mixture import permutation
-from instructrec_jax.data.prompts import answer, render
+from instructrec_jax.data.prompts import answer, question, render
 from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
 from instructrec_jax.metrics.classification import (
     classification_metrics,
@@ -20,6 +22,7 @@ from instructrec_jax.metrics.classification import (
     confusion_matrix,
 )
 from instructrec_jax.metrics.ranking import concatenate, hit_rate, mrr, target_ranks
+from instructrec_jax.tasks.answers import ChoiceAnswer
 from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, owners_of, unless_unfit
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
@@ -162,31 +165,27 @@ def option_scores(
 
     Args:
       logits: float [candidates] for each example; their softmax is the confidence. For tied logits, all metrics but
-        macro F1 are means over all orders, and the prediction is drawn (seeded by the case number) from the best, so
-        that the order of candidates in a file has no effect.
+        macro F1 are means over all orders, and the prediction is drawn (seeded by the text) from the best, so that the
+        order of candidates and cases in a file has no effect.
       labels: the labels, if all examples have the same candidates.
       protocol: how the logits were computed.
     """
-    places, confidence = [], []
-    records: list[dict[str, Any]] = []
-    for number, (e, option, each) in enumerate(zip(encoded, options, logits, strict=True)):
-        values = np.asarray(each, np.float64)
-        shares = np.exp(values - values.max())
-        shares /= shares.sum()
-        places.append(target_ranks(values[None], [option.right]))
-        best = np.flatnonzero(values == values.max())
-        chosen = int(best[0] if len(best) == 1 else np.random.default_rng(number).choice(best))
-        confidence.append(float(shares[chosen]))
-        records.append(
-            {
-                "id": e.example.id,
-                "input": render(e.example),
-                "reference": option.names[option.right],
-                "prediction": option.names[chosen],
-                "score": confidence[-1],
-                "candidates": {name: float(v) for name, v in zip(option.names, values, strict=True)},
-            }
-        )
+    answers = choices(encoded, options, logits)
+    places = [
+        target_ranks(np.asarray(each, np.float64)[None], [option.right])
+        for option, each in zip(options, logits, strict=True)
+    ]
+    confidence = [answer.probability for answer in answers]
+    records = [
+        {
+            "id": e.example.id,
+            "input": render(e.example),
+            "reference": option.names[option.right],
+            **answer.to_record(),
+            "score": answer.probability,
+        }
+        for e, option, answer in zip(encoded, options, answers, strict=True)
+    ]
     ranks, sizes = concatenate(places), np.array([len(option.names) for option in options])
     right = hit_rate(ranks, 1)
     cases = {"accuracy": right, "mrr": mrr(ranks, int(sizes.max()))}
@@ -196,7 +195,7 @@ def option_scores(
     charts: dict[str, dict[str, object]] = {"calibration": {"bins": reliability(confidence, right)}}
     report = ""
     if labels:
-        targets, found = [r["reference"] for r in records], [r["prediction"] for r in records]
+        targets, found = [option.names[option.right] for option in options], [answer.choice for answer in answers]
         metrics |= {"macro_f1": classification_metrics(targets, found, labels)["macro_f1"]}
         counts = confusion_matrix(targets, found, labels)
         charts["confusion"] = {"labels": list(labels), "counts": counts.tolist()}
@@ -204,6 +203,25 @@ def option_scores(
     among = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
     scores = Scores(metrics, cases, records, report, protocol=f"among {among} candidates, {protocol}", charts=charts)
     return scores.owned_by(owners_of([e.example for e in encoded]))
+
+
+def choices(encoded: Sequence[Encoded], options: Sequence[Options], logits: Sequence[np.ndarray]) -> list[ChoiceAnswer]:
+    """The candidates with the highest logits, see `option_scores`; of tied ones, one drawn by the text."""
+    answers = []
+    for e, option, each in zip(encoded, options, logits, strict=True):
+        values = np.asarray(each, np.float64)
+        best = sorted(np.flatnonzero(values == values.max()).tolist(), key=lambda i: option.names[i])
+        drawn = 0 if len(best) == 1 else zlib.crc32(render(e.example).encode("utf-8", "surrogatepass"))
+        chosen = best[drawn % len(best)]
+        scores = dict(zip(option.names, values.tolist(), strict=True))
+        answers.append(ChoiceAnswer(option.names[chosen], float(softmax(values)[chosen]), scores))
+    return answers
+
+
+def without_answer(example: Example, config: OptionsConfig) -> Example:
+    """See `Task.unanswered`: the first candidate, if there are any, in place of the answer."""
+    listed = config.labels or example.candidates
+    return replace(question(example), output=listed[0] if listed else None)
 
 
 def shown_options(record: Mapping[str, Any]) -> dict[str, Any]:

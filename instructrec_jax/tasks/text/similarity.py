@@ -17,6 +17,7 @@ from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
+from instructrec_jax.tasks.answers import ChoiceAnswer
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -36,11 +37,13 @@ from instructrec_jax.tasks.text.option_scoring import (
     Options,
     OptionsConfig,
     check_options,
+    choices,
     option_baselines,
     option_scores,
     options_of,
     shown_options,
     with_candidates,
+    without_answer,
 )
 from instructrec_jax.tasks.texts import tokenize
 
@@ -184,17 +187,29 @@ class SimilarityTask(Task):
 
     # ---------------------------------------------------------------- scores
 
+    def unanswered(self, example: Example) -> Example:
+        return without_answer(example, self.config)
+
+    def answers(
+        self, predict: Predict, encoded: Sequence[Encoded[SimilarityTarget]], k: int = 10
+    ) -> list[ChoiceAnswer]:
+        return choices(encoded, [e.target.options for e in encoded], self._logits(predict, encoded))
+
     def score(self, predict: Predict, encoded: Sequence[Encoded[SimilarityTarget]]) -> Scores:
+        options = [e.target.options for e in encoded]
+        return option_scores(encoded, options, self._logits(predict, encoded), self.config.labels, "by cosine")
+
+    def _logits(self, predict: Predict, encoded: Sequence[Encoded[SimilarityTarget]]) -> list[np.ndarray]:
+        """float64 [candidates] of each example."""
         options = [e.target.options for e in encoded]
         tokens = {t: each for e in encoded for t, each in zip(e.target.options.texts, e.target.candidates, strict=True)}
         place = {text: number for number, text in enumerate(tokens)}
         candidates = np.stack(predict(list(tokens.values()))).astype(np.float64)
         queries = np.stack(predict([e.text for e in encoded])).astype(np.float64)
-        logits = [
+        return [
             candidates[[place[text] for text in option.texts]] @ query
             for option, query in zip(options, queries, strict=True)
         ]
-        return option_scores(encoded, options, logits, self.config.labels, "by cosine")
 
     def baselines(
         self, train: Sequence[Encoded[SimilarityTarget]], test: Sequence[Encoded[SimilarityTarget]]

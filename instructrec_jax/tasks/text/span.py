@@ -1,7 +1,7 @@
 """Extractive question answering: the start and end of the answer in the context, or no answer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -14,6 +14,7 @@ from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast
+from instructrec_jax.tasks.answers import SpanAnswer, TextAnswer
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -25,6 +26,7 @@ from instructrec_jax.tasks.base import (
     TaskConfig,
     TaskContext,
     name_of,
+    pieces,
 )
 from instructrec_jax.tasks.generation.question_answering import judge_answers
 from instructrec_jax.tasks.generation.summarization import sentences
@@ -209,40 +211,43 @@ class SpanTask(Task):
 
     # ---------------------------------------------------------------- scores
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded[Window]]) -> Scores:
-        logits = predict([e.text for e in encoded])
-        examples: dict[int, Example] = {}
-        found: dict[int, list[tuple[float, str, float]]] = {}
-        for e, values in zip(encoded, logits, strict=True):
-            examples[id(e.example)] = e.example
-            best, text = best_span(values, e.target.offsets, e.example.input or "", self.config.max_answer_tokens)
-            nothing = float(values[0].astype(np.float64).sum())
-            found.setdefault(id(e.example), []).append((best, text, nothing))
-        answers, certainty = [], []
-        for windows in found.values():
-            best, text, _ = max(windows, key=lambda window: window[0])
-            nothing = min(window[2] for window in windows)
-            ahead = best - nothing
-            answers.append("" if self.config.no_answer and -ahead > self.config.no_answer_threshold else text)
-            certainty.append(ahead)
-        return self._scores(list(examples.values()), answers, certainty)
+    def unanswered(self, example: Example) -> Example:
+        return replace(example, output=example.input)
 
-    def _scores(self, examples: list[Example], answers: list[str], certainty: Sequence[float] | None = None) -> Scores:
+    def answers(self, predict: Predict, encoded: Sequence[Encoded[Window]], k: int = 10) -> list[SpanAnswer]:
+        outputs = dict(zip(map(id, encoded), predict([e.text for e in encoded]), strict=True))
+        answers = []
+        for windows in pieces(encoded):
+            context, logits = windows[0].example.input or "", [outputs[id(e)] for e in windows]
+            found = [
+                best_span(values, e.target.offsets, self.config.max_answer_tokens)
+                for values, e in zip(logits, windows, strict=True)
+            ]
+            best, begin, end = max(found, key=lambda span: span[0])
+            ahead = best - min(float(values[0].astype(np.float64).sum()) for values in logits)
+            if self.config.no_answer and -ahead > self.config.no_answer_threshold:
+                answers.append(SpanAnswer("", None, None, ahead))
+            else:
+                answers.append(SpanAnswer(context[begin:end], begin, end, ahead))
+        return answers
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded[Window]]) -> Scores:
+        return self._scores([each[0].example for each in pieces(encoded)], self.answers(predict, encoded))
+
+    def _scores(self, examples: list[Example], answers: Sequence[SpanAnswer | TextAnswer]) -> Scores:
         targets = [answers_of(example) or [""] for example in examples]
-        found = judge_answers(examples, answers, targets)
+        found = judge_answers(examples, [answer.text for answer in answers], targets)
         records = [
-            {"id": e.id, "input": e.instruction, "prediction": text, "reference": refs, "score": float(score)}
-            for e, text, refs, score in zip(examples, answers, targets, found.cases["f1"], strict=True)
+            {"id": e.id, "input": e.instruction, **answer.to_record(), "reference": refs, "score": float(score)}
+            for e, answer, refs, score in zip(examples, answers, targets, found.cases["f1"], strict=True)
         ]
-        for record, ahead in zip(records, certainty or [], strict=False):
-            record["ahead_of_no_answer"] = ahead
         scores = Scores(found.metrics, found.cases, records, segments=found.segments, protocol=found.protocol)
         return scores.owned_by(found.owners)
 
     def baselines(self, train: Sequence[Encoded[Window]], test: Sequence[Encoded[Window]]) -> dict[str, Scores]:
         """The sentence of the context that shares the most tokens with the question."""
         examples = list({id(e.example): e.example for e in test}.values())
-        answers = [self._closest_sentence(example) for example in examples]
+        answers = [TextAnswer(self._closest_sentence(example)) for example in examples]
         return {"sentence closest to the question": self._scores(examples, answers)}
 
     def _closest_sentence(self, example: Example) -> str:
@@ -262,8 +267,8 @@ def answers_of(example: Example) -> list[str]:
     return [] if output is None else list(output) if isinstance(output, tuple) else [str(output)]
 
 
-def best_span(logits: np.ndarray, offsets: np.ndarray, context: str, most: int) -> tuple[float, str]:
-    """(score, text) of the best answer in a window.
+def best_span(logits: np.ndarray, offsets: np.ndarray, most: int) -> tuple[float, int, int]:
+    """(score, start, end) of the best answer in a window, as characters of the context.
 
     Args:
       logits: float [tokens, 2].
@@ -276,5 +281,4 @@ def best_span(logits: np.ndarray, offsets: np.ndarray, context: str, most: int) 
     between = places[None] - places[:, None]
     pairs[(between < 0) | (between >= most)] = -np.inf
     first, last = np.unravel_index(int(pairs.argmax()), pairs.shape)
-    begin, end = offsets[places[first], 0], offsets[places[last], 1]
-    return float(pairs[first, last]), context[begin:end]
+    return float(pairs[first, last]), int(offsets[places[first], 0]), int(offsets[places[last], 1])

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from instructrec_jax.metrics.classification import (
 )
 from instructrec_jax.metrics.ranking import hit_rate, target_ranks
 from instructrec_jax.metrics.tagging import marks_spans, resampled_span_f1, span_metrics
+from instructrec_jax.tasks.answers import TagsAnswer, Word
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -120,9 +121,23 @@ class TokenClassificationTask(Task):
         """float32 [rows, length, labels]."""
         return model.head(model.hidden(batch)).astype(jnp.float32)
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> Scores:
+    def unanswered(self, example: Example) -> Example:
+        words = example.words or (example.input or example.instruction).split()
+        return replace(example, output=(self.labels[0],) * len(words))
+
+    def answers(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]], k: int = 10) -> list[TagsAnswer]:
+        return [
+            TagsAnswer(_tagged(e.example, [self.labels[i] for i in logits.argmax(-1)]))
+            for e, logits in zip(encoded, self._logits(predict, encoded), strict=True)
+        ]
+
+    def _logits(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> list[np.ndarray]:
+        """float64 [words, labels] of each example, at the first token of each word."""
         outputs = predict([e.text for e in encoded])
-        words = [o[e.target.first > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
+        return [o[e.target.first > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
+
+    def score(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> Scores:
+        words = self._logits(predict, encoded)
         # tied logits: the first label is predicted; the accuracy is the mean over all orders
         truth = [e.target.labels[e.target.first > 0] for e in encoded]
         right = [hit_rate(target_ranks(logits, t), 1) for logits, t in zip(words, truth, strict=True)]
@@ -186,3 +201,13 @@ class TokenClassificationTask(Task):
             for e in test
         ]
         return {"most frequent label of the word": self._scores(test, guesses)}
+
+
+def _tagged(example: Example, tags: Sequence[str]) -> tuple[Word, ...]:
+    """The words of an example with their tags and places."""
+    text, tagged, at = example.input or example.instruction, [], 0
+    for word, tag in zip(example.words or text.split(), tags, strict=True):
+        at = max(at, text.find(word, at))
+        tagged.append(Word(word, tag, at, at + len(word)))
+        at += len(word)
+    return tuple(tagged)

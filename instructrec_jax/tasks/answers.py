@@ -1,0 +1,138 @@
+"""What tasks predict for an example: one answer each, in the form of the task.
+
+Every answer has a record, whose `prediction` is the answer itself: a label, labels, a number, one tag per word, a text,
+or item ids. `predictions.jsonl` of an evaluation has the same records, beside the references.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Answer(Protocol):
+    """A task's prediction for one example."""
+
+    def to_record(self) -> dict[str, object]:
+        """JSON-able, with `prediction` first."""
+
+
+@dataclass(frozen=True)
+class LabelAnswer:
+    """The most probable label, and the probability of each."""
+
+    label: str
+    probabilities: Mapping[str, float]
+
+    def to_record(self) -> dict[str, object]:
+        return {"prediction": self.label, "probabilities": dict(self.probabilities)}
+
+
+@dataclass(frozen=True)
+class LabelsAnswer:
+    """The labels whose probability reaches the threshold, and the probability of each label."""
+
+    labels: tuple[str, ...]
+    probabilities: Mapping[str, float]
+
+    def to_record(self) -> dict[str, object]:
+        return {"prediction": list(self.labels), "probabilities": dict(self.probabilities)}
+
+
+@dataclass(frozen=True)
+class NumberAnswer:
+    """A number."""
+
+    number: float
+
+    def to_record(self) -> dict[str, object]:
+        return {"prediction": self.number}
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, its tag, and where it stands in the text: characters [start, end)."""
+
+    word: str
+    tag: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class TagsAnswer:
+    """One tag per word."""
+
+    words: tuple[Word, ...]
+
+    def to_record(self) -> dict[str, object]:
+        words = [{"word": w.word, "tag": w.tag, "start": w.start, "end": w.end} for w in self.words]
+        return {"prediction": [w.tag for w in self.words], "words": words}
+
+
+@dataclass(frozen=True)
+class SpanAnswer:
+    """A piece of the context, characters [start, end), or no answer: an empty text without a place.
+
+    Attributes:
+      ahead: score of the best piece minus that of "no answer", in logits.
+    """
+
+    text: str
+    start: int | None
+    end: int | None
+    ahead: float
+
+    def to_record(self) -> dict[str, object]:
+        return {"prediction": self.text, "start": self.start, "end": self.end, "ahead_of_no_answer": self.ahead}
+
+
+@dataclass(frozen=True)
+class TextAnswer:
+    """A written text.
+
+    Attributes:
+      log_probability: Σ log p of its tokens with the end token, given the prompt; None where it is not computed.
+    """
+
+    text: str
+    log_probability: float | None = None
+
+    def to_record(self) -> dict[str, object]:
+        scored = {} if self.log_probability is None else {"log_probability": self.log_probability}
+        return {"prediction": self.text, **scored}
+
+
+@dataclass(frozen=True)
+class ChoiceAnswer:
+    """The best candidate, and the score of each.
+
+    Attributes:
+      probability: of the choice, the softmax of the scores.
+    """
+
+    choice: str
+    probability: float
+    candidates: Mapping[str, float]
+
+    def to_record(self) -> dict[str, object]:
+        return {"prediction": self.choice, "probability": self.probability, "candidates": dict(self.candidates)}
+
+
+@dataclass(frozen=True)
+class RankedItem:
+    """An item of a ranking; scores of different requests need not be comparable."""
+
+    id: str
+    title: str
+    score: float
+
+
+@dataclass(frozen=True)
+class ItemsAnswer:
+    """The best items, best first; ties by their place in the catalogue."""
+
+    items: tuple[RankedItem, ...] = field(default=())
+
+    def to_record(self) -> dict[str, object]:
+        items = [{"id": item.id, "title": item.title, "score": item.score} for item in self.items]
+        return {"prediction": [item.id for item in self.items], "items": items}
