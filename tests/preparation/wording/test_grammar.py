@@ -404,10 +404,10 @@ def test_contexts_stand_first_and_suit(films, splits, everything):
     used = [e for e in everything["train"] if "context" in e.origin]
     assert 0.1 < len(used) / len(everything["train"]) < 0.4
     for example in used:
-        (context,) = [c for c in contexts if example.origin["context"] in (c["en"], c["zh"])]
+        (context,) = [c for c in contexts if example.origin["context"] in c.texts.values()]
         assert example.instruction.startswith(example.origin["context"])
         genres = films.facts["genres"][films.index[example.origin["target"]]]
-        assert "suits" not in context or set(context["suits"]) & set(genres)
+        assert context.suits is None or set(context.suits) & set(genres)
 
 
 @pytest.mark.filterwarnings("ignore:.*have no instruction")
