@@ -278,7 +278,8 @@ class KeptFusion(TypedDict):
     checkpoints: list[int | None]
 
 
-def _kept_fusions(file: Path) -> dict[str, KeptFusion]:
+def read_fusions(file: Path) -> dict[str, KeptFusion]:
+    """The tuned fusions of a run, by ranker; none without the file. Raises ValueError naming a damaged file."""
     return read_json(file, dict[str, KeptFusion]) if file.is_file() else {}
 
 
@@ -290,7 +291,7 @@ def keep_fusion(first: Ranker, second: Scorer, fusion: Fusion, cases: int) -> No
     entry = asdict(fusion) | {"validation_cases": cases, "checkpoints": _checkpoints(first, second)}
 
     def write() -> None:
-        kept = _kept_fusions(file)
+        kept = read_fusions(file)
         write_json(file, {**kept, _key(fusion.name, fusion.k): entry})
 
     once(write)
@@ -303,7 +304,7 @@ def kept_fusion(first: Ranker, second: Scorer, name: str, *, reranks: bool) -> F
     """
     flag = "--rerank" if reranks else "--hybrid"
     file = first.run.path / "fusions.json"
-    kept = _kept_fusions(file)
+    kept = read_fusions(file)
     entry = kept.get(_key(name, 0 if reranks else None))
     remedy = (
         f"tune it on data.validation with `evaluate {first.run.path} {flag} {name}`, or give a weight from 0 (first "

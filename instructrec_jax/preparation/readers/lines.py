@@ -1,6 +1,6 @@
 """Reading files line by line, and the treatment of bad lines, for all readers.
 
-A row is (line number from 1, content). Any file may be gzipped (`.gz`). A file that is damaged as a whole (not UTF-8,
+A row is (line number from 1, content). Every file may be gzipped (`.gz`). A file that is damaged as a whole (not UTF-8,
 incomplete gzip) is a ValueError at once; a bad line goes to `BadLines`.
 """
 

@@ -151,6 +151,13 @@ def test_templates_of_a_users_own(films, splits, tmp_path, folder):
         ("cells:", "celsl:", "'celsl'.*\"cells\""),
         ("measure: 首, ", "", "nouns: song: zh"),
         ("cells:", "cells: [", "line 7"),
+        ("noun: song", "noun: 3", "nouns: song: en: noun"),
+        ("cells:", "kinds: {Opera: {as: [opera], zh: 歌剧}}\ncells:", "kinds: Opera: as"),
+        ("cells:", "phrases: {mostly: {en: [1], zh: [x]}}\ncells:", "phrases: mostly: en"),
+        ("cells:", "contexts: [{name: rain, en: 1, zh: 雨}]\ncells:", "contexts: rain: en"),
+        ("cells:", "contexts: [{name: rain, en: Rain., zh: 雨, suits: Drama}]\ncells:", "contexts: rain: suits"),
+        ("cells:", 'answers: {"yes": {en: 1, zh: 是}}\ncells:', "answers: yes: en"),
+        ("cells:", "facts: {label: {en: on it, zh: 是}}\ncells:", "facts: label: en"),
     ],
 )
 def test_broken_template_files(films, splits, tmp_path, old, new, message):
