@@ -7,7 +7,7 @@ share of out-of-scope requests that are accepted.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -17,6 +17,13 @@ from instructrec_jax.metrics.uncertainty import negative_energy, probabilities
 ScoreName = Literal["max_probability", "negative_energy"]
 SCORES: tuple[ScoreName, ...] = ("max_probability", "negative_energy")
 COLORS = {"max_probability": "#2b6cb0", "negative_energy": "#c05621"}
+
+
+class TunedThreshold(TypedDict):
+    """What `assist` reads of threshold.json."""
+
+    score: ScoreName
+    threshold: float
 
 
 def scope_score(name: ScoreName, logits: np.ndarray) -> np.ndarray:
