@@ -120,6 +120,19 @@ def generate_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def predict_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("predict", doc, SETTINGS)
+    add = parser.add_argument
+    add("path", type=Path, help="run directory")
+    add("text", nargs="?", help="one text instead of --input")
+    add("--input", type=Path, metavar="FILE", help="jsonl, json, csv, tsv or parquet, also .gz; -: JSON lines on stdin")
+    add("--out", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv or .parquet; default: JSON lines on stdout")
+    add("--on_bad_row", choices=("error", "skip"), default="error", help="skip: list it in OUT.rejected.jsonl instead")
+    add("--k", type=int, default=10, help="number of items, for tasks that rank them (default: 10)")
+    add("--step", type=int, help="step of the checkpoint; default: the best")
+    return parser
+
+
 def recommend_parser(doc: str) -> argparse.ArgumentParser:
     codes = "Exit status 1: some requests of --input failed; 2: an error stopped the command."
     parser = verb_parser("recommend", doc, f"{SETTINGS}\n{codes}")

@@ -102,10 +102,10 @@ class Classifier:
             texts = [each[place].text for each in encoded]
             order = [run.task.labels.index(label) for label in self.labels]
             if not self.draws:
-                found.append(np.stack(run.predict(texts))[:, order])
+                found.append(np.stack(run.predictor(texts))[:, order])
                 continue
             seeds = np.random.SeedSequence([self.seed, place]).generate_state(self.draws)
-            drawn = np.stack([np.stack(run.predict.draw(texts, seed, numbers)) for seed in seeds])
+            drawn = np.stack([np.stack(run.predictor.draw(texts, seed, numbers)) for seed in seeds])
             if (drawn == drawn[0]).all():
                 raise ValueError(
                     "--draws: all draws are equal, because the network has no dropout (see its config.json). Use "

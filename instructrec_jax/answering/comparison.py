@@ -60,14 +60,14 @@ def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | Non
         raise ValueError(f"data.{split} lists no sources to evaluate on. Set it, or use --split {other}.")
     groups = run.data.case_groups(cases)
     tuned = "tuned" if run.trained else "untuned"
-    rows = [score_row(tuned, run.task, run.predict, groups)]
+    rows = [score_row(tuned, run.task, run.predictor, groups)]
     rows += [_other_run(path, groups) for path in beside.runs]
     fusions = [(str(other), None) for other in beside.hybrids] + [(str(r), beside.retrieve) for r in beside.rerankers]
     if fusions:
         validation = run.data.cases(run.task, "validation")
         rows += [_fused(Ranker(run), other, k, validation, groups) for other, k in fusions]
     asked = [
-        score_row(f"“{prompt}”", run.task, run.predict, _asked_as(run.task, groups, prompt))
+        score_row(f"“{prompt}”", run.task, run.predictor, _asked_as(run.task, groups, prompt))
         for prompt in beside.prompts
     ]
     rows += asked
@@ -90,10 +90,10 @@ def compare_before_and_after(
     """The table at the end of training: the model before and after tuning, and baselines, on the same cases."""
     rows = [
         score_row("before tuning", run.task, before, groups),
-        score_row("after tuning", run.task, run.predict, groups),
+        score_row("after tuning", run.task, run.predictor, groups),
         *baseline_rows(run.task, train, groups),
     ]
-    examples = showcase(run.task, run.predict, groups)
+    examples = showcase(run.task, run.predictor, groups)
     metric = run.config.evaluation.metric or run.task.metric
     show_results(run.path, rows, examples, metric=metric, measured_on=measured_on)
 
@@ -106,7 +106,7 @@ def _other_run(path: Path, groups: Groups) -> ScoredRow:
         raise ValueError(
             f"{path} drops cases longer than its data.max_length, so it cannot be compared on the same cases."
         )
-    return score_row(path.name, other.task, other.predict, same)
+    return score_row(path.name, other.task, other.predictor, same)
 
 
 def _asked_as(task: Task, groups: Groups, prompt: str) -> Groups:

@@ -173,7 +173,7 @@ def tagged(tagger: Run, text: str, where: str) -> dict[str, str]:
 
     words = text.split()
     encoded = encode_one(tagger.task, text, (tagger.task.labels[0],) * len(words), where=where)
-    (logits,) = tagger.predict([encoded.text])
+    (logits,) = tagger.predictor([encoded.text])
     numbers = logits[encoded.target.first > 0].argmax(-1)
     tags = [tagger.task.labels[number] for number in np.asarray(numbers)]
     found: dict[str, list[str]] = {}

@@ -50,7 +50,7 @@ class Ranker:
 
     @property
     def predict(self) -> Predict:
-        return self.run.predict
+        return self.run.predictor
 
     @classmethod
     def open(

@@ -37,6 +37,7 @@ def make_predict(
     mesh: DeviceMesh,
     buckets: Sequence[int],
     per_token: bool,
+    full: bool = False,
 ) -> Run:
     """The function that a task scores with: texts -> one array per text, in the order of the texts.
 
@@ -49,6 +50,8 @@ def make_predict(
       predict_step: see `training.step.make_predict_step`.
       buckets: row lengths in tokens, ascending.
       per_token: whether the step returns one output per token instead of one per text.
+      full: batches of few rows also have the full number of rows, so that each bucket is compiled once and the result
+        for a text does not depend on the number of texts.
     """
 
     def predict(
@@ -58,7 +61,7 @@ def make_predict(
         outputs = lengths if target_lengths is None else target_lengths
         own = map_arrays(lambda axis, x: place(x, replicated(mesh)) if axis is Along.WHOLE else x, own)  # once
         results: dict[int, np.ndarray] = {}
-        for chosen, plan in _plans(texts, buckets, data_shards(mesh)):
+        for chosen, plan in _plans(texts, buckets, data_shards(mesh), full):
             gathered = BatchTexts([texts[i] for i in chosen], of_texts(own, outputs, chosen))
             seed: tuple[np.uint32, ...] = ()
             if dropout is not None:
@@ -72,7 +75,7 @@ def make_predict(
     return predict
 
 
-def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int) -> Iterator[tuple[np.ndarray, Plan]]:
+def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int, full: bool) -> Iterator[tuple[np.ndarray, Plan]]:
     """(numbers of the texts in a batch, where they lie in its rows) for each batch, bucket by bucket."""
     lengths, target_lengths = lengths_of(texts)
     bucket_of = np.searchsorted(buckets, lengths)
@@ -84,7 +87,7 @@ def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int) -> Iterat
             target_length = max(32, 1 << (int(targets.max()) - 1).bit_length())
         whole = fit(lengths[members], length, targets, target_length)
         most = max(1, TOKENS_PER_BATCH // (length + (target_length or 0))) * shards
-        size = min(most, shards << (-(-whole.rows // shards) - 1).bit_length())
+        size = most if full else min(most, shards << (-(-whole.rows // shards) - 1).bit_length())
         for first in range(0, whole.rows, size):
             inside = (whole.row >= first) & (whole.row < first + size)
             plan = replace(
@@ -98,14 +101,16 @@ def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int) -> Iterat
             yield members[inside], plan
 
 
-def predictor(task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int]) -> Callable[[Any], Predict]:
-    """A function: parameters -> the `Predict` that a task scores with."""
+def predictor(
+    task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int], *, full: bool = False
+) -> Callable[[Any], Predict]:
+    """A function: parameters -> the `Predict` that a task scores with; `full`: see `make_predict`."""
     step = make_predict_step(task, graphdef, mesh)
-    subtasks = {name: predictor(each, graphdef, mesh, buckets) for name, each in task.subtasks.items()}
+    subtasks = {name: predictor(each, graphdef, mesh, buckets, full=full) for name, each in task.subtasks.items()}
     writer = functools.cache(partial(open_writer, task, graphdef, mesh))  # few calls write
 
     def with_params(params: Any) -> Predict:
-        run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token)
+        run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token, full=full)
         predict = Predict(run, subtasks={name: each(params) for name, each in subtasks.items()})
         if not task.writes:
             return predict

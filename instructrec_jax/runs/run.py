@@ -3,11 +3,12 @@
 run = Run.open("runs/films")                                       # a run directory: its best checkpoint
 run = Run.open("runs/films", ["--backbone.dtype", "bfloat16"])     # overriding settings
 run = Run.open("distilroberta-base", config)                       # a HuggingFace folder or hub id, untuned
-scores = run.task.score(run.predict, run.data.cases(run.task, "test"))
+run.predict(["a text", "another"])                                 # answers to new texts
+scores = run.task.score(run.predictor, run.data.cases(run.task, "test"))
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ import jax
 import numpy as np
 
 from instructrec_jax.data.batch import Text
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Catalogue
@@ -33,6 +36,7 @@ from instructrec_jax.runs.model import (
     prepare_data,
     restored_model,
 )
+from instructrec_jax.runs.predictions import Asker, Predictions, Record, fields_of, only_column, source_task
 from instructrec_jax.tasks.base import Predict, Task
 from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask
@@ -144,9 +148,46 @@ class Run:
         return load_model(self.config, self.task, self.folder, self.mesh)
 
     @cached_property
-    def predict(self) -> Predict:
+    def predictor(self) -> Predict:
         """The model, ready for `task.score`. A ranking run computes the vectors of its items' texts only once."""
-        predict = predictor(self.task, self.model.graphdef, self.mesh, buckets(self.config))(self.model.params)
+        return self._predictor()
+
+    @cached_property
+    def full_predictor(self) -> Predict:
+        """The same for many texts: each length has one batch shape, whatever the number of texts of a call."""
+        return self._predictor(full=True)
+
+    def predict(self, records: Record | Sequence[Record], *, k: int = 10) -> Predictions:
+        """The task's answers to new texts or records; answers that they hold are ignored.
+
+            run.predict("the film was dull")[0].label
+            run.predict([{"question": "...", "context": "..."}]).to_pandas()
+
+        Args:
+          records: a text (for the only column that the run reads), a record with the columns of the run's data, an
+            `Example`, or a list of these.
+          k: number of items, for a task that ranks them.
+
+        Raises:
+          BadExample (a ValueError): a record that the task cannot use; names its number.
+        """
+        listed = [records] if isinstance(records, str | Mapping | Example) else list(records)
+        own = fields_of(self.config)
+        column = only_column(own) if any(isinstance(record, str) for record in listed) else ""
+        rows = [{column: record} if isinstance(record, str) else record for record in listed]
+        asker = self.asker(k)
+        examples = [asker.example(row, f"record {number}") for number, row in enumerate(rows)]
+        answers = [answer for answer in asker.answers(examples)[0] if answer is not None]
+        return Predictions([row.to_record() if isinstance(row, Example) else row for row in rows], answers)
+
+    def asker(self, k: int = 10, *, many: bool = False) -> Asker:
+        """Answers rows with the columns of data.train; `many`: see `full_predictor`."""
+        mapper = FieldMapper(fields_of(self.config), task=source_task(self.config))
+        return Asker(self.task, self.full_predictor if many else self.predictor, mapper, k)
+
+    def _predictor(self, full: bool = False) -> Predict:
+        make = predictor(self.task, self.model.graphdef, self.mesh, buckets(self.config), full=full)
+        predict = make(self.model.params)
         ranking = as_ranking(self.task)
         if not self.trained or ranking is None:
             return predict

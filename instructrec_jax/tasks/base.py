@@ -384,12 +384,14 @@ class Task:
           ValueError: it does not; names the example and the setting.
         """
 
+    has_answers = True  # whether `answers` predicts something for new texts
+
     def unanswered(self, example: Example) -> Example:
         """The example with some valid target in place of its own, if it has one.
 
         Tasks encode complete examples; `answers` do not depend on the target.
         """
-        raise ValueError("this task predicts nothing for new texts: `--vectors` writes their embeddings.")
+        raise TypeError(f"{type(self).__name__} has no unanswered().")
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> Sequence[Answer]:
         """The predictions for examples, one for each entry of `pieces(encoded)`.

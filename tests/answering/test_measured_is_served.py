@@ -39,7 +39,7 @@ RANKING = ("retrieval", "sequence", "reranker", "language_model_ranking")
 def measured(path: Path, cases: list[Example]) -> list[dict[str, Any]]:
     """The predictions of an evaluation."""
     run = Run.open(path)
-    return list(run.task.score(run.predict, run.task.encode(cases)).predictions)
+    return list(run.task.score(run.predictor, run.task.encode(cases)).predictions)
 
 
 @pytest.mark.parametrize("kind", RANKING)

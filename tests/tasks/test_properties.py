@@ -23,13 +23,18 @@ from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.loader import pack, to_devices
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_json, write_json
+from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.predictions import Asker
 from instructrec_jax.tasks import MultitaskConfig
+from instructrec_jax.tasks.answers import TextAnswer
 from instructrec_jax.tasks.base import LossInputs, TaskConfig
 from instructrec_jax.tasks.multitask import SubtaskConfig
 from instructrec_jax.training.state import create_state, state_shardings
@@ -295,6 +300,50 @@ def test_packed_split_or_spread_as_one_batch(
         assert total == pytest.approx(expected[0], rel=2e-5), how
         assert weight == pytest.approx(expected[1]), how
         assert_close(params, expected[2], atol=2e-5)
+
+
+# ---------------------------------------------------------------- measured = answered
+
+
+ALIKE = ("dialogue", "summarization", "translation")  # write as question_answering does
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW) if name in ALIKE else name for name in CASES if name != "masked_lm"]
+)
+def test_answers_are_what_an_evaluation_writes(name: str, networks: Any, tmp_path: Path) -> None:
+    """For records without targets, whatever order they come in."""
+    made = alone(name, networks, tmp_path, dropout=False, lora=False)
+    task = made.task
+    predict = predictor(task, made.model.graphdef, made.mesh, (32, 64, LENGTH))(made.model.params)
+    task.generation = GenerationConfig(max_new_tokens=4)
+    examples = examples_of(name)
+    measured = task.score(predict, task.encode(examples)).predictions
+    asked = [replace(e, output=None, where=f"line {number}") for number, e in enumerate(examples)]
+    if not getattr(task, "retrieves", True):
+        asked = [replace(e, candidates=tuple(r["prediction"])) for e, r in zip(asked, measured, strict=True)]
+    asker = Asker(task, predict, FieldMapper(FieldsConfig(output=None)), k=12)
+    there = [asker.example(e, e.where) for e in reversed(asked)]
+    answers, skipped = asker.answers(there)
+    assert not skipped
+    if name.startswith("language_model") and "ranking" not in name:  # an evaluation of it writes no texts
+        assert all(isinstance(answer, TextAnswer) for answer in answers)
+        return
+    own = {record["id"]: record for record in measured if "turn" not in record["id"]}
+    for example, answer in zip(reversed(asked), answers, strict=True):
+        assert answer is not None
+        for field_name, value in answer.to_record().items():
+            if field_name in own[example.id] and not name.startswith("language_model_ranking"):
+                assert own[example.id][field_name] == approximately(value), field_name
+
+
+def approximately(value: Any) -> Any:
+    """Equal but for the rounding of floats, inside of dicts and lists too."""
+    if isinstance(value, dict):
+        return {key: approximately(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [approximately(each) for each in value]
+    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
 
 
 # ---------------------------------------------------------------- trained = exported

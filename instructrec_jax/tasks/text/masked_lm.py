@@ -47,6 +47,7 @@ class MaskedLMTask(Task):
     greater_is_better = False
     predicts_words = True
     per_token = True
+    has_answers = False
 
     def __init__(self, config: MaskedLMConfig, context: TaskContext):
         tokenizer = context.tokenizer

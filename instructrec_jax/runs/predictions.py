@@ -1,0 +1,160 @@
+"""Predictions of an opened run for texts and records without targets.
+
+The rows are mapped by the run's own `data.train.fields`; answers in them are ignored. Each row gets the answer that an
+evaluation would write for it, since both come from `Task.answers`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from instructrec_jax.data.example import BadExample, Example
+from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.skipped import SkippedRow
+from instructrec_jax.runs.config import Config
+from instructrec_jax.tasks.answers import Answer
+from instructrec_jax.tasks.base import Encoded, Predict, Task, pieces
+from instructrec_jax.tasks.encoding import encode_usable
+
+if TYPE_CHECKING:
+    import pandas
+
+Record = str | Mapping[str, object] | Example
+INPUTS = ("instruction", "input", "messages", "system", "tools", "candidates", "history")
+DROPPED = "text too long"
+
+
+@dataclass(frozen=True)
+class Predictions(Sequence[Answer]):
+    """The answers to records, in their order; see `tasks.answers` for their types."""
+
+    records: Sequence[Mapping[str, object]]
+    answers: Sequence[Answer]
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __getitem__(self, index: int | slice) -> "Answer | Predictions":  # type: ignore[override]
+        if isinstance(index, slice):
+            return Predictions(self.records[index], self.answers[index])
+        return self.answers[index]
+
+    def __iter__(self) -> Iterator[Answer]:
+        return iter(self.answers)
+
+    def __repr__(self) -> str:
+        shown = [f"  {answer!r}," for answer in self.answers[:5]]
+        more = [f"  ... {len(self) - 5:,} more"] if len(self) > 5 else []
+        return "\n".join(["Predictions([", *shown, *more, "])"])
+
+    def to_records(self) -> list[dict[str, object]]:
+        """Each record with its prediction, as `python -m instructrec_jax.predict` writes it."""
+        return [joined(record, answer) for record, answer in zip(self.records, self.answers, strict=True)]
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A row per record: its own fields and the prediction's."""
+        import pandas  # takes long to import
+
+        return pandas.DataFrame(self.to_records())
+
+
+def joined(record: Mapping[str, object], answer: Answer) -> dict[str, object]:
+    """A record with its prediction. Raises ValueError where both have a field of the same name."""
+    found = answer.to_record()
+    if both := [name for name in found if name in record]:
+        raise ValueError(f"the input has a column {both[0]!r}, which predictions write too: rename it.")
+    return {**record, **found}
+
+
+def fields_of(config: Config) -> FieldsConfig:
+    """The fields of data.train's first source, without the target."""
+    own = config.data.train[0].fields if config.data.train else FieldsConfig()
+    return without_target(own)
+
+
+def source_task(config: Config) -> str:
+    """The task name of data.train's examples, where its only source sets one."""
+    return config.data.train[0].task if len(config.data.train) == 1 else ""
+
+
+def without_target(own: FieldsConfig) -> FieldsConfig:
+    return replace(own, output=None, output_type="auto", label_names={})
+
+
+def only_column(own: FieldsConfig) -> str:
+    """The column that a plain text fills: the only one that the fields read beside defaults.
+
+    Raises ValueError where they read several.
+    """
+    default = {each.name: each.default for each in fields(FieldsConfig)}
+    chosen = {name: value for name in INPUTS if (value := getattr(own, name)) not in (None, default[name])}
+    mapper = FieldMapper(own)
+    columns = {column for name in chosen if (recipe := mapper.recipes[name]) for column in recipe.columns}
+    if not columns:
+        return "instruction"
+    if len(columns) > 1:
+        listed = ", ".join(sorted(columns))
+        raise ValueError(f"the run reads several columns ({listed}): give records with these fields instead of texts.")
+    return columns.pop()
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Answers rows with a run's task.
+
+    Attributes:
+      mapper: row -> example.
+      k: items of a ranking.
+    """
+
+    task: Task
+    predict: Predict
+    mapper: FieldMapper
+    k: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.task.has_answers:
+            raise ValueError("the run's task predicts nothing for new texts, but gives their vectors (--vectors).")
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, but is {self.k}.")
+
+    def example(self, record: Record, where: str, columns: Sequence[str] | None = None) -> Example:
+        """The example of a record, with some target. Raises BadExample."""
+        try:
+            if isinstance(record, Example):
+                found = record
+            elif isinstance(record, Mapping):
+                found = self.mapper(record, columns)
+            else:
+                raise BadExample("record", "wrong type", f"expected a text or a record, found {record!r:.60}.")
+            return replace(self.task.unanswered(found), where=where)
+        except BadExample as error:
+            raise error.at(where) from None
+        except ValueError as error:
+            raise BadExample("", "unusable for the task", str(error), where) from None
+
+    def answers(
+        self, examples: Sequence[Example], *, skip: bool = False
+    ) -> tuple[list[Answer | None], list[SkippedRow]]:
+        """(the answer to each example; None for the skipped ones, which are listed).
+
+        Raises BadExample for an example that the task cannot use, unless `skip`.
+        """
+        numbered = [replace(example, id=str(number)) for number, example in enumerate(examples)]
+        encoded, skipped = encode_usable(self.task, numbered, "skip" if skip else "error")
+        encoded = [e for e in encoded if e.example.id.isdecimal()]  # not the earlier turns of a conversation
+        found: list[Answer | None] = [None] * len(examples)
+        for own, said in zip(pieces(encoded), self._answers(encoded), strict=True):
+            found[int(own[0].example.id)] = said
+        listed = {row.where for row in skipped}
+        for example, answer in zip(examples, found, strict=True):
+            if answer is None and example.where not in listed:
+                limit = f"longer than data.max_length ({self.task.context.max_length} tokens)"
+                row = SkippedRow(example.where, "", DROPPED, f"{limit}, and data.truncate is drop.")
+                if not skip:
+                    raise BadExample(row.field, row.reason, row.detail, row.where)
+                skipped.append(row)
+        return found, skipped
+
+    def _answers(self, encoded: Sequence[Encoded]) -> Sequence[Answer]:
+        return self.task.answers(self.predict, encoded, self.k) if encoded else []
