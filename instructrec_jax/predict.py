@@ -5,8 +5,8 @@
     predict RUN "the film was dull"                     one text, on the terminal
     cat new.jsonl | predict RUN --input - | ...         JSON lines from stdin to stdout
 
-For every task: labels and probabilities, numbers, tags, answers with their places, written texts, or the best items. The
-columns are those of the run's data; answers among them are ignored. The same command resumes after an interruption.
+For every task: labels and probabilities, numbers, tags, answers with their places, written texts, or the best items.
+The columns are those of the run's data; answers among them are ignored. The same command resumes after an interruption.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Predictions for files of any size: rows are read, answered and written in windows.
 
-While it runs, the answers are in OUT.partial (JSON lines) and what is done in OUT.partial.json. The same command resumes
-after the last window; windows have fixed rows, so the result does not depend on interruptions. The last step writes OUT
-in its own format.
+While it runs, the answers are in OUT.partial (JSON lines) and what is done in OUT.partial.json. The same command
+resumes after the last window; windows have fixed rows, so the result does not depend on interruptions. The last step
+writes OUT in its own format.
 """
 
 import csv
@@ -100,8 +100,8 @@ def predict_stream(asker: Asker, source: Path, out: BinaryIO, *, skip: bool = Fa
 
 def _line_rows(lines: Iterable[bytes]) -> Iterator[Row]:
     for number, record in json_lines(lines):
-        bad = isinstance(record, ValueError)
-        yield f"stdin, line {number}", BadExample("record", "broken line", str(record)) if bad else record
+        broken = BadExample("record", "broken line", str(record)) if isinstance(record, ValueError) else record
+        yield f"stdin, line {number}", broken
 
 
 def check_out(source: Path, out: Path) -> None:
@@ -272,9 +272,9 @@ def _read(answers: Path) -> Iterator[dict[str, object]]:
             yield json.loads(each)
 
 
-def _write_table(answers: Path, file: io.IOBase, delimiter: str) -> None:
+def _write_table(answers: Path, file: BinaryIO, delimiter: str) -> None:
     columns = list(dict.fromkeys(name for record in _read(answers) for name in record))
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)  # type: ignore[type-var]
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     table = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     table.writerow(columns)
     for record in _read(answers):
