@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 from flax import nnx
@@ -11,6 +10,7 @@ from transformers import PretrainedConfig
 
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.backbones.family import Backbone
 from instructrec_jax.backbones.folder import PoolingSpec, declared_head
 from instructrec_jax.backbones.reading import LoadReport, load_head
 
@@ -33,7 +33,7 @@ class Source:
     """
 
     path: str | None
-    backbone: nnx.Module
+    backbone: Backbone
     config: PretrainedConfig
     pooling: PoolingSpec
     report: LoadReport
@@ -44,7 +44,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
 
-def task_head(source: Source, kind: str, labels: list[str] | None = None) -> Any:
+def task_head(source: Source, kind: str, labels: list[str] | None = None) -> nnx.Module:
     """A SequenceHead, TokenHead, SpanHead or MaskedLMHead in the family's shape.
 
     Args:
