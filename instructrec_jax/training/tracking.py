@@ -264,7 +264,7 @@ def _open_wandb(run_dir: Path, project: str, settings: Mapping[str, object]) -> 
         write_text(name, uuid.uuid4().hex[:12] + "\n")
     run_id = name.read_text(encoding="utf-8").strip()
 
-    def start(mode: Literal["offline"] | None) -> wandb.Run:
+    def start(mode: Literal["offline"] | None) -> "wandb.Run":
         return wandb.init(
             project=project,
             id=run_id,
