@@ -15,7 +15,7 @@ from instructrec_jax.adapters.quantized import Quantized, dense_kernel, linears,
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.layers import Axes, DropoutKeys, Linear, dropout
-from instructrec_jax.backbones.tensor_names import rule_names, sites_of
+from instructrec_jax.backbones.tensor_names import Network, rule_names, sites_of
 
 LORA_SITE = 1 << 16  # first dropout site of LoRA inside a layer; the layer itself uses small numbers
 
@@ -251,7 +251,7 @@ def set_lora(place: Place, a: Values, b: Values, *, scale: float, dropout: float
     place.linear.lora = Lora(a, b, axes=place.axes, scale=scale, dropout=dropout, site=site)
 
 
-def merge_lora(network: nnx.Module) -> nnx.Module:
+def merge_lora(network: Network) -> Network:
     """Adds LoRA's updates to their kernels, in place and in fp32, and returns the network, now without LoRA.
 
     Quantized kernels, with or without LoRA, become plain kernels: the dequantized values plus the update. This is the
