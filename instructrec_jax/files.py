@@ -21,10 +21,10 @@ import re
 import types
 import typing
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NoReturn, TypeVar
+from typing import IO, BinaryIO, NoReturn, Protocol, TypeGuard, TypeVar, cast
 
 import numpy as np
 
@@ -53,10 +53,10 @@ def write_json(path: str | Path, value: object) -> Path:
 
 
 @typing.overload
-def read_json(path: str | Path) -> Any: ...
+def read_json(path: str | Path) -> object: ...
 @typing.overload
 def read_json(path: str | Path, kind: type[T]) -> T: ...
-def read_json(path: str | Path, kind: Any = object) -> Any:
+def read_json(path: str | Path, kind: type[object] = object) -> object:
     """The JSON value of a file.
 
     Args:
@@ -106,10 +106,10 @@ def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
 
 
 @typing.overload
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]: ...
+def read_jsonl(path: str | Path) -> list[dict[str, object]]: ...
 @typing.overload
 def read_jsonl(path: str | Path, kind: type[T]) -> list[T]: ...
-def read_jsonl(path: str | Path, kind: Any = object) -> Any:
+def read_jsonl(path: str | Path, kind: type[object] = object) -> Sequence[object]:
     """The rows of a JSON-lines file, as dictionaries.
 
     An incomplete last line (without newline, not JSON: its writer was killed) is left out with a warning.
@@ -118,7 +118,7 @@ def read_jsonl(path: str | Path, kind: Any = object) -> Any:
       ValueError: another line is not a JSON object or not of the type `kind` (see `check_type`); names file and line.
       FileNotFoundError: there is no such file.
     """
-    rows = []
+    rows: list[object] = []
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             where = f"{path}, line {number}"
@@ -135,7 +135,7 @@ def read_jsonl(path: str | Path, kind: Any = object) -> Any:
     return rows
 
 
-def check_type(value: Any, kind: Any, where: str) -> Any:
+def check_type(value: object, kind: type[T], where: str) -> T:
     """Returns a JSON value after checking its type.
 
     Args:
@@ -149,10 +149,10 @@ def check_type(value: Any, kind: Any, where: str) -> Any:
     """
     if problem := _type_problem(value, kind, ""):
         raise ValueError(f"{where}: {problem}. The file is damaged or not of this program: repair or remove it.")
-    return value
+    return cast(T, value)  # what was just checked
 
 
-def _type_problem(value: Any, kind: Any, name: str) -> str | None:
+def _type_problem(value: object, kind: object, name: str) -> str | None:
     """The description of a type error, or None."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -164,7 +164,7 @@ def _type_problem(value: Any, kind: Any, name: str) -> str | None:
         return _named(name, " or ".join(_described(each) for each in inside), value)
     if origin in (typing.Required, typing.NotRequired):
         return _type_problem(value, inside[0], name)
-    if typing.is_typeddict(kind):
+    if _is_typeddict(kind):
         if not isinstance(value, dict):
             return _named(name, "an object", value)
         hints = typing.get_type_hints(kind, include_extras=True)
@@ -175,7 +175,7 @@ def _type_problem(value: Any, kind: Any, name: str) -> str | None:
             elif field in kind.__required_keys__:
                 return f"{f'{name}.{field}' if name else field} is missing"
         return None
-    children: Iterable[tuple[str, Any, Any]] = ()
+    children: Iterable[tuple[str, object, object]] = ()
     if origin is dict and isinstance(value, dict):
         children = ((f"{name}[{key!r}]", below, inside[1]) for key, below in value.items())
     elif origin is list and isinstance(value, list):
@@ -187,7 +187,15 @@ def _type_problem(value: Any, kind: Any, name: str) -> str | None:
     return next(filter(None, (_type_problem(below, each, path) for path, below, each in children)), None)
 
 
-def _is_plain(value: Any, kind: Any) -> bool:
+class _TypedDictClass(Protocol):
+    __required_keys__: frozenset[str]
+
+
+def _is_typeddict(kind: object) -> TypeGuard[_TypedDictClass]:
+    return typing.is_typeddict(kind)
+
+
+def _is_plain(value: object, kind: object) -> bool:
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
     if kind is object:
@@ -196,16 +204,18 @@ def _is_plain(value: Any, kind: Any) -> bool:
         return kind is bool
     if kind is float:
         return isinstance(value, int | float)
-    return typing.get_origin(kind) is None and isinstance(value, type(None) if kind is None else kind)
+    if kind is None:
+        return value is None
+    return typing.get_origin(kind) is None and isinstance(kind, type) and isinstance(value, kind)
 
 
-def _described(kind: Any) -> str:
+def _described(kind: object) -> str:
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return " or ".join(map(repr, inside))
     if origin is tuple:
         return f"a list of {len(inside)} values"
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    names: dict[object, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
     names |= {int: "an integer", float: "a number", type(None): "null"}
     return "an object" if typing.is_typeddict(kind) else names.get(origin or kind, str(kind))
 
@@ -254,7 +264,7 @@ def is_temporary(name: str) -> bool:
     return re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", name) is not None
 
 
-def try_lock(file: IO[Any]) -> bool:
+def try_lock(file: IO[bytes] | IO[str]) -> bool:
     """Locks an open file until it is closed or the process dies; False if another process holds the lock.
 
     Raises OSError if the file system has no locks.
@@ -335,7 +345,7 @@ def _plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _load(raw: bytes, where: str) -> Any:
+def _load(raw: bytes, where: str) -> object:
     def refuse(word: str) -> NoReturn:
         raise ValueError(f"{word} is not JSON")
 

@@ -8,9 +8,8 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,7 +50,7 @@ def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
 # ---------------------------------------------------------------- JSON
 
 
-def json_value(text: str) -> Any:
+def json_value(text: str) -> object:
     """A JSON value. Raises ValueError with the problem, without the file: the caller adds it."""
     try:
         return json.loads(text, object_pairs_hook=_distinct)
@@ -65,7 +64,7 @@ def json_value(text: str) -> Any:
         raise ValueError(str(error)[:200]) from None
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -73,7 +72,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, object] | ValueError]]:
     """(line number from 1, its JSON object or a ValueError with the problem). Skips blank lines.
 
     The errors name neither file nor line: the caller adds them.
@@ -92,7 +91,7 @@ def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | V
             yield number, ValueError(f"expected a JSON object, found {raw.strip()[:40]!r}")
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """("file:line", JSON object) of each line of a file. Raises ValueError at the first line that is not an object."""
     for number, value in json_lines(raw_lines(path)):
         if isinstance(value, ValueError):
@@ -107,9 +106,9 @@ class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
     """YAML 1.2's core schema: `yes`, `no`, `on`, `off`, `12:30`, `1_000` and dates are texts."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-    yaml_constructors: dict[str | None, Any] = {}
+    yaml_constructors: dict[str | None, Callable[..., object]] = {}
 
-    def mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
+    def mapping(self, node: yaml.MappingNode) -> dict[Hashable, object]:
         _expect(node, yaml.MappingNode)
         seen: set[Hashable] = set()
         for key, _ in node.value:
@@ -122,7 +121,7 @@ class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
         self.flatten_mapping(node)  # <<: *defaults
         return {self.construct_object(k): self.construct_object(v, deep=True) for k, v in node.value}
 
-    def sequence(self, node: yaml.SequenceNode) -> list[Any]:
+    def sequence(self, node: yaml.SequenceNode) -> list[object]:
         _expect(node, yaml.SequenceNode)
         return [self.construct_object(entry, deep=True) for entry in node.value]
 
@@ -182,7 +181,7 @@ for _name, _pattern, _first in _PLAIN:
     YamlDumper.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _first)
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> object:
     """The content of a YAML file as dictionaries, lists, texts, numbers, booleans and None.
 
     Raises ValueError naming the file: unreadable, invalid YAML, a duplicate key, a key that is not a scalar, too deep.
@@ -196,7 +195,7 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(text, str(path))
 
 
-def parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> object:
     """The content of a YAML text, as `read_yaml`. `where`: name of the text in errors, a file or an option."""
     try:
         depth = 0
@@ -219,7 +218,7 @@ def parse_yaml(text: str, where: str) -> Any:
     return value
 
 
-def _measure(value: Any, where: str, sizes: dict[int, int], inside: set[int], depth: int) -> int:
+def _measure(value: object, where: str, sizes: dict[int, int], inside: set[int], depth: int) -> int:
     """The number of values inside a value. Raises ValueError if aliases make it too large, too deep or infinite."""
     if not isinstance(value, dict | list):
         return 1
@@ -259,10 +258,10 @@ def read_parquet(path: Path, columns: list[str] | None = None, memory: bytes | N
     return table
 
 
-def parquet_lists(path: Path) -> dict[str, list[Any]]:
+def parquet_lists(path: Path) -> dict[str, list[object]]:
     """Column -> values of a Parquet file, as Python objects. Raises ValueError like `read_parquet`."""
     table = read_parquet(path)
-    lists: dict[str, list[Any]] = {}
+    lists: dict[str, list[object]] = {}
     for name in table.column_names:
         try:
             lists[name] = table.column(name).to_pylist()

@@ -14,8 +14,6 @@ All formats except tags have `--split leave_one_out | ratio | global_time [--val
 `python -m instructrec_jax.prepare movielens --help` lists the settings of a format.
 """
 
-from typing import Any
-
 from instructrec_jax.data.example import suggest
 from instructrec_jax.preparation.card_text import describe, describe_tags
 from instructrec_jax.preparation.formats import SOURCES
@@ -25,7 +23,7 @@ from instructrec_jax.preparation.wording.teacher import Teacher
 from instructrec_jax.runs.config import main_guard, parse
 
 
-def main(args: list[str]) -> dict[str, Any]:
+def main(args: list[str]) -> dict[str, object]:
     """Runs the verb with command-line arguments; prints and returns the card.
 
     Raises ValueError for invalid arguments and unusable data (ConfigError for settings).

@@ -10,6 +10,7 @@ deviation over a group's runs is printed beside it.
 
 import argparse
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -43,12 +44,21 @@ def main() -> None:
     )
 
 
+class Prediction(TypedDict):
+    """A line of predictions.jsonl: a case, its positive items and the items in order of rank."""
+
+    id: str
+    user: str
+    reference: list[str]
+    prediction: list[str]
+
+
 def group(runs: list[Path]) -> tuple[list[tuple[str, str]], np.ndarray]:
     """(id, user) of each case, and NDCG float64 [runs, cases]."""
     cases: list[tuple[str, str]] = []
     values = []
     for run in runs:
-        rows = read_jsonl(run / "predictions.jsonl")
+        rows = read_jsonl(run / "predictions.jsonl", Prediction)
         found = [(row["id"], row["user"]) for row in rows]
         if cases and found != cases:
             raise SystemExit(f"{run} was tested on other cases than {runs[0]}.")

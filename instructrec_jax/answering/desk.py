@@ -10,7 +10,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from instructrec_jax.answering.classifier import Classifier, encode_one, open_tagger
-from instructrec_jax.answering.out_of_scope import ScoreName, Threshold, scope_score, write_threshold
+from instructrec_jax.answering.out_of_scope import ScoreName, Threshold, TunedThreshold, scope_score, write_threshold
 from instructrec_jax.answering.records import blocks, read_records, stdin, value_of
 from instructrec_jax.data.example import BadExample, suggest
 from instructrec_jax.files import read_json
@@ -247,7 +247,7 @@ class Desk:
         self.score: ScoreName = score or "max_probability"
         self.threshold = threshold
         if threshold is None and tuned.is_file():
-            kept = read_json(tuned)
+            kept = read_json(tuned, TunedThreshold)
             if score not in (None, kept["score"]):
                 raise ValueError(
                     f"{tuned} was tuned for {kept['score']}, not for {score}: tune again, or leave out --score."

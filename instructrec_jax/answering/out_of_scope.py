@@ -52,6 +52,13 @@ class Threshold(Point):
     out_of_scope: int
 
 
+class TunedThreshold(TypedDict):
+    """What `assist` reads of threshold.json."""
+
+    score: ScoreName
+    threshold: float
+
+
 def scope_score(name: ScoreName, logits: np.ndarray) -> np.ndarray:
     """Score of logits [..., labels]: float64 [...], higher for requests in scope.
 

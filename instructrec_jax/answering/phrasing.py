@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from instructrec_jax.files import check_type
 from instructrec_jax.preparation import demos
 from instructrec_jax.preparation.wording.wordings import load_wordings
 from instructrec_jax.ranking.catalogue import Catalogue, load_card
@@ -57,10 +58,19 @@ class Wording:
         return "".join({"history": listed, "intention": wish}[p] if n % 2 else p for n, p in enumerate(parts))
 
 
+class CardSettings(TypedDict, total=False):
+    """The settings of a prepared folder, in its card, that shape its wording."""
+
+    noun: str
+    templates: str | None
+    preferences: list[str]
+    titles_in_prompt: int
+
+
 def wording_of(folder: str | Path) -> Wording:
     """The wording of a prepared folder, by its card; without a card, the grammar's wording for generic items."""
     card = load_card(folder) if (Path(folder) / "card.json").is_file() else {}
-    settings: dict[str, Any] = card.get("settings", {})
+    settings = check_type(card.get("settings", {}), CardSettings, f"{Path(folder) / 'card.json'}, settings")
     if demo := demos.demo_of(card):  # a demo has its own wording
         marks = {"en": ("", ", ", "")}
         return Wording(
@@ -68,14 +78,15 @@ def wording_of(folder: str | Path) -> Wording:
         )
     words = load_wordings()
     noun = settings.get("noun", "item")
-    if noun not in words.nouns and settings.get("templates") and Path(settings["templates"]).exists():
-        words = load_wordings(settings["templates"])
+    templates = settings.get("templates")
+    if noun not in words.nouns and templates and Path(templates).exists():
+        words = load_wordings(templates)
     nouns = words.nouns.get(noun, words.nouns["item"])
-    templates = {template.name: template.texts for template in words.templates}
+    template_texts = {template.name: template.texts for template in words.templates}
 
     def say(name: str, language: str) -> str:
         kept = {"history": "{history}", "intention": "{intention}"}
-        return templates[name][language].format_map(nouns[language] | kept)
+        return template_texts[name][language].format_map(nouns[language] | kept)
 
     texts = {lang: (say(PLAIN, lang), say(HISTORY, lang), say(BOTH, lang)) for lang in ("en", "zh")}
     marks = {"en": ("", "; ", ""), "zh": (nouns["zh"]["open"], "", nouns["zh"]["close"])}

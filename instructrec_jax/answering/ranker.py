@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 
@@ -270,6 +270,19 @@ def tune(
 # ---------------------------------------------------------------- fusions.json of a run
 
 
+class KeptFusion(TypedDict):
+    """A tuned fusion of fusions.json; the ranker's current checkpoints must be those of its tuning."""
+
+    weight: float
+    k: int | None
+    checkpoints: list[int | None]
+
+
+def read_fusions(file: Path) -> dict[str, KeptFusion]:
+    """The tuned fusions of a run, by ranker; none without the file. Raises ValueError naming a damaged file."""
+    return read_json(file, dict[str, KeptFusion]) if file.is_file() else {}
+
+
 def keep_fusion(first: Ranker, second: Scorer, fusion: Fusion, cases: int) -> None:
     """Writes a tuned fusion to the run directory, so that `recommend` uses what `evaluate` measured."""
     if not first.run.trained:
@@ -278,8 +291,8 @@ def keep_fusion(first: Ranker, second: Scorer, fusion: Fusion, cases: int) -> No
     entry = asdict(fusion) | {"validation_cases": cases, "checkpoints": _checkpoints(first, second)}
 
     def write() -> None:
-        kept = read_json(file) if file.is_file() else {}
-        write_json(file, kept | {_key(fusion.name, fusion.k): entry})
+        kept = read_fusions(file)
+        write_json(file, {**kept, _key(fusion.name, fusion.k): entry})
 
     once(write)
 
@@ -291,7 +304,7 @@ def kept_fusion(first: Ranker, second: Scorer, name: str, *, reranks: bool) -> F
     """
     flag = "--rerank" if reranks else "--hybrid"
     file = first.run.path / "fusions.json"
-    kept = read_json(file) if file.is_file() else {}
+    kept = read_fusions(file)
     entry = kept.get(_key(name, 0 if reranks else None))
     remedy = (
         f"tune it on data.validation with `evaluate {first.run.path} {flag} {name}`, or give a weight from 0 (first "

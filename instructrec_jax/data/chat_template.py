@@ -2,7 +2,8 @@
 
 import json
 import re
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from instructrec_jax.data.example import Message
 from instructrec_jax.data.own_template import OwnTemplate, Rendering, stopped_clock
@@ -10,7 +11,9 @@ from instructrec_jax.data.prompts import opening_text
 from instructrec_jax.data.templates import Template
 
 
-def exported_template(template: Template | None, tokenizer: Any, rendering: Rendering) -> str | dict[str, str]:
+def exported_template(
+    template: Template | None, tokenizer: PreTrainedTokenizerBase, rendering: Rendering
+) -> str | dict[str, str]:
     """The chat template with which `apply_chat_template` gives the tokens of training.
 
     `apply_chat_template` adds no special tokens, so the template writes BOS itself. The tokenizer's own template gets

@@ -8,7 +8,6 @@ import reprlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 Output = str | float | int | tuple[str, ...] | None
 
@@ -38,11 +37,11 @@ class Message:
     role: str
     content: str
     learn: bool = True
-    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    extra: Mapping[str, object] = field(default_factory=dict, hash=False)
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """A JSON-serializable dict; `read_message` is the inverse."""
-        record = {"role": self.role, "content": self.content, **self.extra}
+        record: dict[str, object] = {"role": self.role, "content": self.content, **self.extra}
         return record if self.learn else record | {"weight": 0}
 
 
@@ -78,13 +77,13 @@ class Example:
     id: str = ""
     origin: Mapping[str, str] = field(default_factory=dict, hash=False)
     system: str | None = None
-    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    tools: tuple[Mapping[str, object], ...] = field(default=(), hash=False)
     words: tuple[str, ...] = ()
     where: str = field(default="", compare=False)
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         """A JSON-serializable dict without the empty fields; `from_record` is the inverse."""
-        record: dict[str, Any] = {}
+        record: dict[str, object] = {}
         for name in _FIELDS:
             value = getattr(self, name)
             if name == "messages":
@@ -98,7 +97,7 @@ class Example:
         return record
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Example":
+    def from_record(cls, record: Mapping[str, object]) -> "Example":
         """The inverse of `to_record`.
 
         Raises:
@@ -109,16 +108,30 @@ class Example:
         for name in record:
             if name not in _FIELDS:
                 raise BadExample(str(name), "unknown field", f"an example has the fields {', '.join(_FIELDS)}.")
-        values: dict[str, Any] = {"instruction": "", **record}
-        for name in ("output", "candidates", "history", "words"):
-            if isinstance(values.get(name), list):
-                values[name] = tuple(values[name])
-        messages = values.get("messages", [])
+        messages = record.get("messages", [])
         if not isinstance(messages, list | tuple):
             raise BadExample("messages", "wrong type", f"expected a list of messages, found {show(messages)}.")
-        values["messages"] = tuple(read_message(m, f"messages[{number}]") for number, m in enumerate(messages))
-        values["tools"] = read_tools(values.get("tools"))
-        return check_example(cls(**values))
+        turns = tuple(read_message(m, f"messages[{number}]") for number, m in enumerate(messages))
+        tools = read_tools(record.get("tools"))
+
+        def listed(name: str) -> object:
+            value = record.get(name, ())
+            return tuple(value) if isinstance(value, list) else value
+
+        return cls(
+            instruction=check_text(record.get("instruction", ""), "instruction", allow_blank=bool(turns)),
+            input=_text_or_none(record.get("input"), "input"),
+            output=_check_output(listed("output") if "output" in record else None),
+            messages=check_messages(turns),
+            system=_text_or_none(record.get("system"), "system"),
+            candidates=check_texts(listed("candidates"), "candidates"),
+            history=check_texts(listed("history"), "history"),
+            words=_check_words(listed("words")),
+            task=check_text(record.get("task", ""), "task", allow_blank=True),
+            id=check_text(record.get("id", ""), "id", allow_blank=True),
+            origin=_check_origin(record.get("origin", {})),
+            tools=tools,
+        )
 
 
 _FIELDS = tuple(f.name for f in fields(Example) if f.name != "where")
@@ -192,7 +205,7 @@ def read_message(turn: object, place: str, ignore: frozenset[str] = frozenset())
     return Message(role, content, learn, extra)
 
 
-def _is_learned(rest: dict[str, Any], role: str, place: str) -> bool:
+def _is_learned(rest: dict[str, object], role: str, place: str) -> bool:
     """Whether to train on the turn; removes the keys `weight` and `train` from `rest`."""
     learn = True
     for name in ("weight", "train"):
@@ -209,13 +222,14 @@ def _is_learned(rest: dict[str, Any], role: str, place: str) -> bool:
     return learn or role != "assistant"
 
 
-def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
+def _tool_calls(calls: object, place: str) -> list[dict[str, object]]:
     """Tool calls as chat templates read them, with arguments as an object (decoded if the file has a JSON text)."""
     shape = 'tool_calls: expected a list of {"function": {"name": ..., "arguments": {...}}}'
-    read = []
+    read: list[dict[str, object]] = []
     for call in calls if isinstance(calls, list | tuple) else [calls]:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        function = call.get("function", call) if isinstance(call, Mapping) else call
+        is_named = isinstance(function, Mapping) and isinstance(function.get("name"), str)
+        if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not is_named:
             raise BadExample(place, "wrong type", f"{shape}, found {show(call)}.")
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
@@ -230,7 +244,7 @@ def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
     return read
 
 
-def read_tools(value: object) -> tuple[Mapping[str, Any], ...]:
+def read_tools(value: object) -> tuple[Mapping[str, object], ...]:
     """The tools of a record, given as a list of JSON schemas or as its JSON text. Raises `BadExample` otherwise."""
     if is_blank(value) or isinstance(value, str) and not value.strip():
         return ()
@@ -312,32 +326,47 @@ def check_example(example: Example) -> Example:
       BadExample: a wrong type, an empty text, an unusable character or a number that is not finite.
     """
     check_text(example.instruction, "instruction", allow_blank=bool(example.messages))
-    if example.input is not None:
-        check_text(example.input, "input")
-    if isinstance(example.output, str):
-        check_text(example.output, "output")
-    elif isinstance(example.output, tuple):
-        check_texts(example.output, "output")
-    elif example.output is not None:
-        check_number(example.output, "output")
+    _text_or_none(example.input, "input")
+    _check_output(example.output)
     check_messages(example.messages)
-    if example.system is not None:
-        check_text(example.system, "system")
+    _text_or_none(example.system, "system")
     check_texts(example.candidates, "candidates")
     check_texts(example.history, "history")
-    if not isinstance(example.words, tuple) or not all(isinstance(word, str) for word in example.words):
-        raise BadExample("words", "wrong type", f"expected a tuple of texts, found {show(example.words)}.")
+    _check_words(example.words)
     check_text(example.task, "task", allow_blank=True)
     check_text(example.id, "id", allow_blank=True)
-    if not isinstance(example.origin, Mapping):
-        raise BadExample("origin", "wrong type", f"expected a mapping of texts, found {show(example.origin)}.")
-    for name, text in example.origin.items():
-        check_text(name, "origin")
-        check_text(text, f"origin.{name}", allow_blank=True)
+    _check_origin(example.origin)
     return example
 
 
-def check_messages(messages: tuple[Message, ...]) -> None:
+def _text_or_none(value: object, field: str) -> str | None:
+    return None if value is None else check_text(value, field)
+
+
+def _check_output(output: object) -> Output:
+    if output is None:
+        return None
+    if isinstance(output, str):
+        return check_text(output, "output")
+    return check_texts(output, "output") if isinstance(output, tuple) else check_number(output, "output")
+
+
+def _check_words(words: object) -> tuple[str, ...]:
+    if not isinstance(words, tuple) or not all(isinstance(word, str) for word in words):
+        raise BadExample("words", "wrong type", f"expected a tuple of texts, found {show(words)}.")
+    return words
+
+
+def _check_origin(origin: object) -> Mapping[str, str]:
+    if not isinstance(origin, Mapping):
+        raise BadExample("origin", "wrong type", f"expected a mapping of texts, found {show(origin)}.")
+    for name, text in origin.items():
+        check_text(name, "origin")
+        check_text(text, f"origin.{name}", allow_blank=True)
+    return origin
+
+
+def check_messages(messages: object) -> tuple[Message, ...]:
     if not isinstance(messages, tuple):
         raise BadExample("messages", "wrong type", f"expected a tuple of messages, found {show(messages)}.")
     for number, message in enumerate(messages):
@@ -351,6 +380,7 @@ def check_messages(messages: tuple[Message, ...]) -> None:
             detail = "only the first message may be a system message: move it or join it to the first one."
             raise BadExample(f"{place}.role", "misplaced system message", detail)
         check_text(message.content, f"{place}.content", allow_blank=bool(message.extra))
+    return messages
 
 
 def check_labels(example: Example, labels: Iterable[str]) -> None:
@@ -360,10 +390,11 @@ def check_labels(example: Example, labels: Iterable[str]) -> None:
       BadExample: an output that is not a label.
     """
     labels = list(labels) if not isinstance(labels, list | tuple | frozenset | set) else labels
-    several = isinstance(example.output, tuple)
-    outputs: Any = example.output if several else () if example.output is None else (example.output,)
+    several = example.output if isinstance(example.output, tuple) else None
+    one = () if example.output is None else (example.output,)
+    outputs: tuple[object, ...] = one if several is None else several
     for number, output in enumerate(outputs):
-        place = f"output[{number}]" if several else "output"
+        place = "output" if several is None else f"output[{number}]"
         if not isinstance(output, str):
             detail = f"found {show(output)}, not a name: map numbers to names with fields.label_names."
             raise BadExample(place, "unknown label", detail)

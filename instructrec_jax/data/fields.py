@@ -5,12 +5,13 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal, TypeGuard
 
 from instructrec_jax.data.example import (
     BadExample,
     Example,
     Message,
+    Output,
     check_example,
     check_labels,
     check_number,
@@ -38,7 +39,7 @@ class FieldsConfig:
 
     The defaults read records with the field names of `Example`, hence also Alpaca files (instruction, input, output)
     and conversations (messages). With a default, the column may be missing, except `instruction` and `output` in a
-    record without messages. Any other column must exist.
+    record without messages. Every other column must exist.
 
     With output_type candidate, an answer is the candidate's label if the record has labels (`choices.label` beside
     `choices.text`); otherwise a number counted from 0 or a letter from A.
@@ -97,11 +98,11 @@ def _parse(field: str, value: str) -> _Recipe:
     return _Recipe(tuple((text, column) for text, column, _, _ in pieces), None)
 
 
-def look_up(row: Mapping[str, Any], path: str) -> Any:
+def look_up(row: Mapping[str, object], path: str) -> object:
     """The value of a column or of a dotted path into it; `_MISSING` if there is none."""
     if path in row:
         return row[path]
-    value: Any = row
+    value: object = row
     for part in path.split("."):
         if isinstance(value, Mapping) and part in value:
             value = value[part]
@@ -162,7 +163,7 @@ class FieldMapper:
         """The columns to read; of a dotted path also its first part."""
         return self.used | (MEANING - self.ignored)
 
-    def unread(self, row: Mapping[str, Any], all_columns: Sequence[str] | None = None) -> list[str]:
+    def unread(self, row: Mapping[str, object], all_columns: Sequence[str] | None = None) -> list[str]:
         """The non-empty columns of a row that are neither read nor ignored: see `data.unread`."""
         rest = unread_fields(row, self.used, self.ignored)
         unseen = [] if all_columns is None else [name for name in all_columns if name not in row]
@@ -173,11 +174,11 @@ class FieldMapper:
         column = (self.recipes["candidates"] and self.recipes["candidates"].column) or ""
         return column.removesuffix("text") + "label" if column.endswith(".text") else ""
 
-    def __call__(self, row: Mapping[str, Any], all_columns: Sequence[str] | None = None) -> Example:
+    def __call__(self, row: Mapping[str, object], all_columns: Sequence[str] | None = None) -> Example:
         """Maps a row. `all_columns`: the columns to name in an error where `row` holds only the needed ones."""
         there = list(row) if all_columns is None else list(all_columns)
 
-        def value(name: str) -> Any:
+        def value(name: str) -> object:
             recipe = self.recipes[name]
             return None if recipe is None else self._value(name, recipe, row, there)
 
@@ -215,7 +216,7 @@ class FieldMapper:
         recipe = self.recipes[name]
         return recipe is not None and recipe.column != name
 
-    def _value(self, name: str, recipe: _Recipe, row: Mapping[str, Any], there: list[str]) -> Any:
+    def _value(self, name: str, recipe: _Recipe, row: Mapping[str, object], there: list[str]) -> object:
         if recipe.column:
             value = look_up(row, recipe.column)
             if value is not _MISSING:
@@ -233,7 +234,7 @@ class FieldMapper:
                 text += self._filling(name, column, value)
         return text
 
-    def _has_messages(self, row: Mapping[str, Any]) -> bool:
+    def _has_messages(self, row: Mapping[str, object]) -> bool:
         recipe = self.recipes["messages"]
         return recipe is not None and look_up(row, recipe.column or "") not in (_MISSING, None, [])
 
@@ -267,7 +268,7 @@ class FieldMapper:
                 raise BadExample(name, error.reason, f"{error.detail[:-1]}; {hint}") from None
             raise
 
-    def _output(self, value: Any) -> Any:
+    def _output(self, value: object) -> Output:
         recipe = self.recipes["output"]
         names = self.fields.label_names or self.class_names.get((recipe and recipe.column) or "", {})
         kind = self.fields.output_type
@@ -381,7 +382,7 @@ def _messages(value: object, required: bool, ignored: frozenset[str]) -> tuple[M
     return tuple(read_message(turn, f"messages[{number}]", ignored) for number, turn in enumerate(value))
 
 
-def _is_dialogue(history: object) -> bool:
+def _is_dialogue(history: object) -> TypeGuard[Sequence[Sequence[object]]]:
     """Whether a history holds earlier turns as [request, answer] pairs, not item ids."""
     return (
         isinstance(history, list | tuple)
@@ -390,7 +391,7 @@ def _is_dialogue(history: object) -> bool:
     )
 
 
-def _with_earlier_turns(example: Example, history: Sequence[Sequence[Any]]) -> Example:
+def _with_earlier_turns(example: Example, history: Sequence[Sequence[object]]) -> Example:
     """The example as a conversation: the history, then instruction and input as the user's last turn."""
     if example.messages:
         raise BadExample("history", "two conversations", "the record also has messages: set fields.history to null.")

@@ -1,19 +1,23 @@
 """Rows of HuggingFace `datasets` and of `tensorflow-datasets`, by number."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from instructrec_jax.data.example import BadExample
 from instructrec_jax.extras import require
 
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
-def class_names(features: Any, path: str = "") -> dict[str, list[str]]:
+
+def class_names(features: object, path: str = "") -> dict[str, list[str]]:
     """Label names of every class column of `datasets` or tfds features, by (dotted) column."""
-    if isinstance(getattr(features, "names", None), list):
-        return {path: list(features.names)}
+    names = getattr(features, "names", None)
+    if isinstance(names, list):
+        return {path: list(names)}
     if hasattr(features, "feature"):  # a list of classes
         return class_names(features.feature, path)
     found: dict[str, list[str]] = {}
@@ -26,7 +30,7 @@ def class_names(features: Any, path: str = "") -> dict[str, list[str]]:
 class DatasetRows:
     """The rows of a HuggingFace `Dataset`; only the columns that the mapping needs are decoded."""
 
-    def __init__(self, dataset: Any, name: str, wanted: set[str]) -> None:
+    def __init__(self, dataset: "Dataset", name: str, wanted: set[str]) -> None:
         self.columns: list[str] = dataset.column_names
         self.dataset = dataset.with_format(None).select_columns([c for c in self.columns if c in wanted])
         self.length, self.name = len(dataset), name
@@ -34,14 +38,14 @@ class DatasetRows:
     def __len__(self) -> int:
         return self.length
 
-    def row(self, index: int) -> dict[str, Any]:
+    def row(self, index: int) -> dict[str, object]:
         return self.dataset[index] if self.dataset.column_names else {}
 
     def where(self, index: int) -> str:
         return f"{self.name}[{index}]"
 
 
-def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> Any:
+def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> "Dataset | IterableDataset":
     require("datasets", f"source {path}: kind datasets")
     import datasets
 
@@ -75,20 +79,20 @@ class TfdsRows:
 
     columns = None
 
-    def __init__(self, data: Any, name: str) -> None:
+    def __init__(self, data: Sequence[Mapping[str, object]], name: str) -> None:
         self.data, self.name = data, name
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def row(self, index: int) -> dict[str, Any]:
-        return _plain(self.data[index])
+    def row(self, index: int) -> dict[str, object]:
+        return {name: _plain(value) for name, value in self.data[index].items()}
 
     def where(self, index: int) -> str:
         return f"{self.name}[{index}]"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
@@ -103,7 +107,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def open_tfds(path: str, split: str) -> tuple[Any, Any]:
+def open_tfds(path: str, split: str) -> tuple[Sequence[Mapping[str, object]], object]:
     """The data source and its features. The files must be in ArrayRecord format; TensorFlow is not needed."""
     for package in ("array_record", "importlib_resources", "tensorflow_datasets"):
         require(package, f"source {path}: kind tfds")

@@ -6,15 +6,15 @@ A template is a program, so spans are found from its output: an answer starts af
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
 from os.path import commonprefix
-from typing import Any
 
 import jinja2
 import numpy as np
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from instructrec_jax.data.example import REASONING, Message
 from instructrec_jax.data.templates import TEMPLATES
@@ -41,7 +41,7 @@ class Rendering:
 AS_IT_IS = Rendering()
 
 
-def check_fast(tokenizer: Any) -> None:
+def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} is a slow tokenizer, which gives no offsets of its tokens in the text. "
@@ -49,7 +49,7 @@ def check_fast(tokenizer: Any) -> None:
         )
 
 
-def special_tokens(tokenizer: Any) -> set[str]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
 
 
@@ -83,11 +83,13 @@ class OwnTemplate:
       ValueError: on rendering, for a conversation that the template refuses or does not render in full.
     """
 
-    def __init__(self, tokenizer: Any, rendering: Rendering, tools: Sequence[Any] = ()):
-        self.tokenizer, self.tools = tokenizer, list(tools) or None
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering, tools: Sequence[Mapping[str, object]] = ()
+    ) -> None:
+        self.tokenizer, self.tools = tokenizer, [dict(tool) for tool in tools] or None
         self.source = tokenizer.get_chat_template(tools=self.tools)
         self.stopped = stopped_clock(self.source, rendering.day)
-        self.told: dict[str, Any] = {"date_string": rendering.day.strftime("%d %b %Y")}
+        self.told: dict[str, object] = {"date_string": rendering.day.strftime("%d %b %Y")}
         if rendering.enable_thinking is not None:
             if not self.knows("enable_thinking"):
                 raise ValueError(
@@ -102,13 +104,17 @@ class OwnTemplate:
     def has_marks(self) -> bool:
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
-    def render(self, turns: Sequence[Message], **options: Any) -> Any:
-        """The result of transformers' `apply_chat_template`: a text, unless the options ask for tokens."""
+    def render(self, turns: Sequence[Message], *, add_generation_prompt: bool = False, tools: bool = True) -> str:
+        """The text of transformers' `apply_chat_template`. `tools`: False leaves them out."""
+        told = self.tools if tools else None
+        return str(self._applied(turns, tokenize=False, add_generation_prompt=add_generation_prompt, tools=told))
+
+    def _applied(self, turns: Sequence[Message], **options: object) -> object:
         messages = [{"role": turn.role, "content": turn.content, **turn.extra} for turn in turns]
-        options = {"tokenize": False, "tools": self.tools} | options
         roles = ", ".join(turn.role for turn in turns)
+        apply: Callable[..., object] = self.tokenizer.apply_chat_template  # its options include the template's own
         try:
-            return self.tokenizer.apply_chat_template(messages, chat_template=self.stopped, **options, **self.told)
+            return apply(messages, chat_template=self.stopped, **options, **self.told)
         except jinja2.TemplateError as error:  # raised by the template, or an error in it
             raise ValueError(
                 f"the tokenizer's chat template refuses this conversation of {roles}: {error} {OTHERS}"
@@ -120,7 +126,7 @@ class OwnTemplate:
 
     def asked(self, turns: Sequence[Message]) -> str:
         """The conversation with the generation prompt."""
-        return str(self.render(turns, add_generation_prompt=True))
+        return self.render(turns, add_generation_prompt=True)
 
     def invites(self, turns: Sequence[Message], asked: str) -> bool:
         """Whether the template writes a generation prompt after these turns."""
@@ -139,7 +145,7 @@ class OwnTemplate:
     def pieces(self, turns: Sequence[Message], eos: str | None, notes: Counter[str]) -> Pieces:
         """The pieces of a conversation that ends with an answer: see `prompts.written`."""
         self._check(turns)
-        text = str(self.render(turns))
+        text = self.render(turns)
         if self.has_marks:
             spans, asked = self._marked_spans(turns), self._asked(turns[:-1])
             notes[INVITED] += asked is not None and not text[: spans[-1][0]] == asked
@@ -177,7 +183,7 @@ class OwnTemplate:
                         f"the tokenizer's chat template does not write {name} of messages[{number}]: to leave it out, "
                         f"set fields.ignore to [messages.{name}]."
                     )
-        if self.tools and self.render(turns) == self.render(turns, tools=None):
+        if self.tools and self.render(turns) == self.render(turns, tools=False):
             raise ValueError(
                 "the tokenizer's chat template does not write tools: to leave them out, set fields.ignore to [tools]."
             )
@@ -188,18 +194,21 @@ class OwnTemplate:
             return any(map(self.knows, REASONING if name in REASONING else (name,)))
         turn = turns[number]
         without = replace(turn, extra={key: value for key, value in turn.extra.items() if key != name})
-        return bool(self.render(turns) != self.render([*turns[:number], without, *turns[number + 1 :]]))
+        return self.render(turns) != self.render([*turns[:number], without, *turns[number + 1 :]])
 
     def _marked_spans(self, turns: Sequence[Message]) -> list[Span]:
         """The spans between the template's {% generation %} marks, from transformers' mask of tokens."""
         check_fast(self.tokenizer)
-        out = self.render(
+        out = self._applied(
             turns,
             tokenize=True,
+            tools=self.tools,
             return_dict=True,
             return_assistant_tokens_mask=True,
             tokenizer_kwargs={"return_offsets_mapping": True},
         )
+        if not isinstance(out, BatchEncoding):
+            raise TypeError(f"apply_chat_template returned {type(out).__name__}, not a BatchEncoding")
         mask = np.concatenate([[0], out["assistant_masks"], [0]])
         first, last = np.flatnonzero(np.diff(mask) == 1), np.flatnonzero(np.diff(mask) == -1) - 1
         offsets = out["offset_mapping"]
@@ -257,7 +266,7 @@ class OwnTemplate:
         others = [f"{word}{number}e" for number in range(len(said))]
         names = iter(others)
         instead = [Message(t.role, next(names), extra=t.extra) if t.role == "assistant" else t for t in turns]
-        fixed = re.split("|".join(others), rendered := str(self.render(instead)))
+        fixed = re.split("|".join(others), rendered := self.render(instead))
         if re.findall("|".join(others), rendered) != others:
             return None
         for trim in TRIMS:
@@ -280,7 +289,7 @@ class OwnTemplate:
             if turn.role != "assistant":
                 continue
             is_last = number == len(turns) - 1
-            asked, whole = self._asked(turns[:number]), text if is_last else str(self.render(turns[: number + 1]))
+            asked, whole = self._asked(turns[:number]), text if is_last else self.render(turns[: number + 1])
             fits = asked is not None and text.startswith(whole) and whole.startswith(asked)
             if is_last and not (asked is not None and fits and _holds(whole[len(asked) :], turn)):
                 raise ValueError(
@@ -306,5 +315,6 @@ def _holds(text: str, turn: Message) -> bool:
     """Whether a text contains a turn's content, its reasoning and the names of the tools it calls."""
     written = "".join(text.split())
     words = [turn.content, *(str(turn.extra[name]) for name in REASONING if name in turn.extra)]
-    words += [call["function"]["name"] for call in turn.extra.get("tool_calls", ())]
+    calls = turn.extra.get("tool_calls")
+    words += [str(call["function"]["name"]) for call in (calls if isinstance(calls, list | tuple) else ())]
     return all("".join(part.split()) in written for part in words)

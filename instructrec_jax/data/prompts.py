@@ -7,9 +7,9 @@ pieces, each marked as trained on or not; `tokenize_pieces` tokenizes them and m
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from instructrec_jax.data.example import Example, Message, Output
 from instructrec_jax.data.own_template import AS_IT_IS, OwnTemplate, Pieces, Rendering, check_fast
@@ -93,7 +93,7 @@ def conversation(example: Example, joint: str = "\n") -> list[Message]:
 # ---------------------------------------------------------------- templates
 
 
-def find_template(name: TemplateName, tokenizer: Any, kind: str) -> Template | None:
+def find_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, kind: str) -> Template | None:
     """The template of the setting `task.template`; None: the tokenizer's own chat template.
 
     Args:
@@ -125,7 +125,7 @@ def find_template(name: TemplateName, tokenizer: Any, kind: str) -> Template | N
 def written(
     example: Example,
     template: Template | None,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     eos: str | None,
     rendering: Rendering = AS_IT_IS,
@@ -196,7 +196,7 @@ def _by_name(example: Example, turns: Sequence[Message], template: Template, eos
 def prompt(
     example: Example,
     template: Template | None,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     kind: str = "decoder",
     rendering: Rendering = AS_IT_IS,
 ) -> str:
@@ -242,13 +242,13 @@ class Tokens:
     torn: int
 
 
-def opening_tokens(tokenizer: Any) -> list[int]:
+def opening_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that a tokenizer puts before each text: BOS, or none."""
     probe = tokenizer("a", return_special_tokens_mask=True)
     return list(probe["input_ids"][: probe["special_tokens_mask"].index(0)])
 
 
-def opening_text(tokenizer: Any) -> str:
+def opening_text(tokenizer: PreTrainedTokenizerBase) -> str:
     """`opening_tokens` as text; "" if there are none or no text gives them."""
     opening = opening_tokens(tokenizer)
     text = "".join(tokenizer.convert_ids_to_tokens(opening))
@@ -261,7 +261,7 @@ def with_opening(pieces: Pieces, spelled: str) -> Pieces:
     return list(pieces) if begins else [(spelled, False), *pieces]
 
 
-def tokenize_pieces(texts: Sequence[Pieces], tokenizer: Any, *, raw: bool = False) -> list[Tokens]:
+def tokenize_pieces(texts: Sequence[Pieces], tokenizer: PreTrainedTokenizerBase, *, raw: bool = False) -> list[Tokens]:
     """Tokenizes each text as a whole.
 
     A token belongs to the piece of its first visible character; a token of white space, or without width, to the piece

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def row(self, index: int) -> dict[str, Any]:
+    def row(self, index: int) -> dict[str, object]:
         """Raises `BadExample` when the record is damaged."""
 
     def where(self, index: int) -> str:
@@ -146,7 +146,7 @@ class ChainedRows:
         part = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[part], index - (int(self.ends[part - 1]) if part else 0)
 
-    def row(self, index: int) -> dict[str, Any]:
+    def row(self, index: int) -> dict[str, object]:
         part, inside = self._find(index)
         return part.row(inside)
 
@@ -197,7 +197,7 @@ class TextRows:
     def __len__(self) -> int:
         return len(self.spans)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "handle": None}
 
     def where(self, index: int) -> str:
@@ -207,7 +207,7 @@ class TextRows:
         start, end, line = (int(number) for number in self.spans[index])
         return self._text(start, end, line)
 
-    def row(self, index: int) -> dict[str, Any]:
+    def row(self, index: int) -> dict[str, object]:
         text = self.text(index)
         if not text.strip():
             raise BadExample("", "malformed line", "the line is blank: remove it.")
@@ -271,7 +271,7 @@ class TextRows:
     def _cells(self, text: str) -> list[str]:
         return _csv_cells(text) if self.kind == ".csv" else text.rstrip("\r\n").split("\t")
 
-    def _parse_cells(self, text: str) -> dict[str, Any]:
+    def _parse_cells(self, text: str) -> dict[str, object]:
         cells = self._cells(text)
         if len(cells) != len(self.header):
             columns = ", ".join(self.header)[:200]
@@ -299,12 +299,12 @@ class ParallelRows:
     def __len__(self) -> int:
         return len(self.sources)
 
-    def row(self, index: int) -> dict[str, Any]:
+    def row(self, index: int) -> dict[str, object]:
         found = {"instruction": self.sources.text(index).strip(), "output": self.targets.text(index).strip()}
         for field, text in found.items():
             if not text:
                 raise BadExample(field, "empty text", "the line is blank.")
-        return found
+        return {**found}
 
     def where(self, index: int) -> str:
         return f"{self.sources.where(index)} ({self.targets.where(index)})"
@@ -367,7 +367,7 @@ def _csv_cells(text: str) -> list[str]:
     return records[0]
 
 
-def _parse_json(text: str) -> dict[str, Any]:
+def _parse_json(text: str) -> dict[str, object]:
     try:
         return _object(json_value(text))
     except BadExample:
@@ -377,7 +377,7 @@ def _parse_json(text: str) -> dict[str, Any]:
         raise BadExample("", "malformed line", detail) from None
 
 
-def _object(record: object) -> dict[str, Any]:
+def _object(record: object) -> dict[str, object]:
     if not isinstance(record, dict):
         raise BadExample("", "wrong type", f"expected an object with named fields, found {show(record)}.")
     return record
@@ -409,7 +409,7 @@ class JsonRows:
     def __len__(self) -> int:
         return len(self.records)
 
-    def row(self, index: int) -> dict[str, Any]:
+    def row(self, index: int) -> dict[str, object]:
         return _object(self.records[index])
 
     def where(self, index: int) -> str:
@@ -432,7 +432,7 @@ class ParquetRows:
     def __len__(self) -> int:
         return self.length
 
-    def row(self, index: int) -> dict[str, Any]:
+    def row(self, index: int) -> dict[str, object]:
         try:
             return {name: self.table.column(name)[index].as_py() for name in self.table.column_names}
         except (UnicodeDecodeError, OverflowError) as error:

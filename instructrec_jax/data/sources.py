@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -200,7 +200,7 @@ def _open(
             hint = "drop it" + (" and set path to the file of the split" if setting == "split" else "")
             raise ValueError(f"source {name}: kind {config.kind} does not support {setting}; {hint}.")
 
-    def mapper(features: Any = None) -> FieldMapper:
+    def mapper(features: object = None) -> FieldMapper:
         names = class_names(features)
         return FieldMapper(config.fields, task=config.task, labels=labels, class_names=names)
 

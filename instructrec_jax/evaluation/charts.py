@@ -5,7 +5,7 @@ import html
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -160,13 +160,15 @@ def _image(title: str, size: tuple[float, float], draw: Callable[["Axes"], None]
     from matplotlib.figure import Figure
 
     # Text stays text: browsers have the glyphs of every language, the fonts of this machine may not.
-    style: Any = {
-        "svg.hashsalt": title,
-        "svg.fonttype": "none",
-        "font.size": 10,
-        "axes.formatter.useoffset": False,
-    }
-    with rc_context(style), warnings.catch_warnings():
+    style = rc_context(
+        {
+            "svg.hashsalt": title,
+            "svg.fonttype": "none",
+            "font.size": 10,
+            "axes.formatter.useoffset": False,
+        }
+    )
+    with style, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from instructrec_jax.evaluation.predictor import remember
-from instructrec_jax.evaluation.tables import lower_is_better
+from instructrec_jax.evaluation.tables import Difference, Evaluation, Segment, lower_is_better
 from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap, percentile_interval, resampled
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
 
@@ -77,9 +77,7 @@ def baseline_rows(task: Task, train: Sequence[Encoded], groups: dict[str, list[E
     return list(by_name.values())
 
 
-def table(
-    rows: Sequence[ScoredRow], *, tuned: str, protocol: str, metric: str, measured_on: MeasuredOn
-) -> dict[str, object]:
+def table(rows: Sequence[ScoredRow], *, tuned: str, protocol: str, metric: str, measured_on: MeasuredOn) -> Evaluation:
     """The table as JSON-able data, for the terminal and the report (see `tables.Evaluation`).
 
     Args:
@@ -100,7 +98,7 @@ def table(
                 "name": row.name,
                 "values": _values(row),
                 "intervals": {
-                    _label(metric, s): list(interval)
+                    _label(metric, s): interval
                     for s, scores in row.scores.items()
                     if (interval := bootstrap.interval(scores, metric)) is not None
                 },
@@ -112,7 +110,7 @@ def table(
         "differences": _differences(rows, by_name[tuned], metric, bootstrap) if tuned in by_name else [],
         "segments": [part for segment in shown.scores for part in _subgroups(rows, shown, segment, metric)],
         "report": "\n\n".join(reports),
-        "charts": {_label(n, s): data for s, scores in shown.scores.items() for n, data in scores.charts.items()},
+        "charts": {_label(n, s): dict(data) for s, scores in shown.scores.items() for n, data in scores.charts.items()},
     }
 
 
@@ -120,7 +118,7 @@ def _label(name: str, segment: str) -> str:
     return f"{name}, {segment}" if segment else name
 
 
-def _values(row: ScoredRow) -> dict[str, float]:
+def _values(row: ScoredRow) -> dict[str, float | None]:
     return {_label(m, s): v for s, scores in row.scores.items() for m, v in scores.metrics.items()}
 
 
@@ -163,11 +161,9 @@ class _Bootstrap:
         return self.resamples[key]
 
 
-def _differences(
-    rows: Sequence[ScoredRow], tuned: ScoredRow, metric: str, bootstrap: _Bootstrap
-) -> list[dict[str, object]]:
+def _differences(rows: Sequence[ScoredRow], tuned: ScoredRow, metric: str, bootstrap: _Bootstrap) -> list[Difference]:
     """Paired differences of the tuned model and every other row, on `metric` and on `Scores.compared`."""
-    differences: list[dict[str, object]] = []
+    differences: list[Difference] = []
     for other in (row for row in rows if row.name != tuned.name):
         for segment, scores in tuned.scores.items():
             for compared in dict.fromkeys([metric, *scores.compared]):
@@ -179,9 +175,9 @@ def _differences(
     return differences
 
 
-def _subgroups(rows: Sequence[ScoredRow], shown: ScoredRow, segment: str, metric: str) -> list[dict[str, object]]:
+def _subgroups(rows: Sequence[ScoredRow], shown: ScoredRow, segment: str, metric: str) -> list[Segment]:
     """The metric on each subgroup of the cases: every row's mean, and the interval of the row `shown`."""
-    subgroups: list[dict[str, object]] = []
+    subgroups: list[Segment] = []
     for name, inside in shown.scores[segment].segments.items():
         own = _on(shown.scores[segment], metric, inside)
         interval = _Bootstrap().interval(own, metric, n=2000)

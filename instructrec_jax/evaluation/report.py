@@ -8,7 +8,7 @@ template's variables.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,7 +18,10 @@ from instructrec_jax.evaluation.charts import LINES_PER_PLOT, chart, line_plot
 from instructrec_jax.evaluation.tables import (
     PAIRED_HEADING,
     SUBGROUP_HEADING,
+    Difference,
     Evaluation,
+    Row,
+    Segment,
     ShownExample,
     Skipped,
     Summary,
@@ -35,7 +38,7 @@ from instructrec_jax.training.tracking import TIMING_FIELDS, read_metrics
 
 T = TypeVar("T")
 
-Rows = Sequence[Mapping[str, Any]]
+MetricRows = Sequence[Mapping[str, object]]  # of metrics.jsonl
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -51,12 +54,11 @@ def write_report(run_dir: str | Path) -> Path:
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a run directory: there is no such folder.")
     summary: Summary = _json(run_dir / "summary.json", Summary) or {}
-    written: Any = _json(run_dir / "evaluation.json", Evaluation) or {}
-    evaluation = written | {name: written.get(name) or [] for name in ("rows", "metrics")}
+    evaluation: Evaluation = _json(run_dir / "evaluation.json", Evaluation) or {}
+    rows, names, split = evaluation.get("rows") or [], evaluation.get("metrics") or [], evaluation.get("split")
     metrics = run_dir / "metrics.jsonl"
     config = run_dir / "config.yaml"
     folder = run_dir.resolve().name
-    shown = evaluation["metrics"] if evaluation["rows"] else []
     drawn = "".join(chart(name, data) for name, data in (evaluation.get("charts") or {}).items())
     page = (
         _environment()
@@ -64,13 +66,13 @@ def write_report(run_dir: str | Path) -> Path:
         .render(
             title=str(summary.get("title") or folder),
             folder=folder,
-            lead=_lead(evaluation["rows"], evaluation["metrics"]),
+            lead=_lead(rows, names),
             paired_heading=PAIRED_HEADING,
             subgroup_heading=SUBGROUP_HEADING,
-            results_heading=heading(evaluation["split"]) if evaluation.get("split") else "Results",
-            evaluation=evaluation,
-            columns=_columns(evaluation["rows"], shown),
-            all_columns=_columns(evaluation["rows"], evaluation.get("all_metrics") or []),
+            results_heading=heading(split) if split else "Results",
+            evaluation={**evaluation, "rows": rows, "metrics": names},
+            columns=_columns(rows, names if rows else []),
+            all_columns=_columns(rows, evaluation.get("all_metrics") or []),
             differences=_differences(evaluation.get("differences") or []),
             others=_others(evaluation.get("segments") or []),
             charts=Markup(drawn),
@@ -108,7 +110,7 @@ def _jsonl(path: Path, kind: type[T]) -> list[T]:
 # ---- results -------------------------------------------------------------------------------------------
 
 
-def _lead(rows: Rows, metrics: Sequence[str]) -> dict[str, Any] | None:
+def _lead(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, object] | None:
     """The headline: the best and the second-best row on the first metric; None without two different values."""
     if not metrics:
         return None
@@ -123,14 +125,14 @@ def _lead(rows: Rows, metrics: Sequence[str]) -> dict[str, Any] | None:
     return {"metric": metric, "name": name, "value": first, "ahead": ahead, "next": next_name, "next_value": second}
 
 
-def _columns(rows: Rows, metrics: Sequence[str]) -> list[dict[str, Any]]:
+def _columns(rows: Sequence[Row], metrics: Sequence[str]) -> list[dict[str, object]]:
     known = tables.with_intervals(rows)
     return [{"metric": m, "best": best_of(rows, m), "has_intervals": m in known} for m in metrics]
 
 
-def _differences(differences: Rows) -> list[dict[str, Any]]:
+def _differences(differences: Sequence[Difference]) -> list[dict[str, object]]:
     """Each difference with its verdict, the verdict's CSS class, and its interval bar in percent of the axis."""
-    shown = []
+    shown: list[dict[str, object]] = []
     for each in differences:
         low, high, mean = (finite(each.get(key)) for key in ("low", "high", "mean"))
         bar = None
@@ -149,16 +151,16 @@ def _differences(differences: Rows) -> list[dict[str, Any]]:
     return shown
 
 
-def _others(segments: Rows) -> list[str]:
+def _others(segments: Sequence[Segment]) -> list[str]:
     """The names of the rows beside the one whose intervals the subgroup table shows."""
     return list(dict.fromkeys(who for part in segments for who in part["values"] if who != part["shown"]))
 
 
-def _best_value(part: Mapping[str, Any]) -> float | None:
+def _best_value(part: Segment) -> float | None:
     return max((value for who in part["values"] if (value := value_of(part, who)) is not None), default=None)
 
 
-def _skipped(rows: Rows) -> dict[str, Any] | None:
+def _skipped(rows: Sequence[Skipped]) -> dict[str, object] | None:
     counts = Counter(str(row.get("reason", "no reason given")) for row in rows)
     return {"total": len(rows), "reasons": counts.most_common()} if rows else None
 
@@ -166,7 +168,7 @@ def _skipped(rows: Rows) -> dict[str, Any] | None:
 # ---- curves --------------------------------------------------------------------------------------------
 
 
-def _training(rows: Rows) -> dict[str, Any]:
+def _training(rows: MetricRows) -> dict[str, object]:
     """The plots, the number of logged steps, and how many of them had no finite loss."""
     train = [row for row in rows if row.get("kind") == "train"]
     evaluations = [row for row in rows if row.get("kind") == "evaluation"]
@@ -175,7 +177,7 @@ def _training(rows: Rows) -> dict[str, Any]:
     return {"plots": Markup(plots), "logged": len(train) or len(evaluations), "lost": lost}
 
 
-def _plots(train: Rows, evaluations: Rows) -> str:
+def _plots(train: MetricRows, evaluations: MetricRows) -> str:
     other = {"kind", "step", *TIMING_FIELDS}
     names = list(dict.fromkeys(name for row in evaluations for name in row if name not in other))
     # Metrics in [0, 1] share plots; every other metric has its own.
@@ -199,5 +201,6 @@ def _plots(train: Rows, evaluations: Rows) -> str:
     return "".join(plots)
 
 
-def _curve(rows: Rows, name: str) -> list[tuple[int, float]]:
-    return [(row["step"], value) for row in rows if (value := finite(row.get(name))) is not None]
+def _curve(rows: MetricRows, name: str) -> list[tuple[int, float]]:
+    points = ((row["step"], finite(row.get(name))) for row in rows)
+    return [(step, value) for step, value in points if isinstance(step, int) and value is not None]

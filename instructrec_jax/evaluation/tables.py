@@ -4,7 +4,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "gini"}
 SEGMENTS_AS_TEXT = 24
@@ -18,6 +18,8 @@ class Row(TypedDict):
     name: str
     values: NotRequired[dict[str, float | None] | None]
     intervals: NotRequired[dict[str, tuple[float | None, float | None]] | None]
+    protocol: NotRequired[str | None]
+    note: NotRequired[str | None]
 
 
 class Difference(TypedDict):
@@ -45,6 +47,7 @@ class Segment(TypedDict):
 class Evaluation(TypedDict):
     """evaluation.json, see `format_table`; "report" is a longer text, for "charts" see `charts.chart`."""
 
+    split: NotRequired[str | None]
     protocol: NotRequired[str | None]
     metrics: NotRequired[list[str] | None]
     all_metrics: NotRequired[list[str] | None]
@@ -87,7 +90,7 @@ class Summary(TypedDict):
     facts: NotRequired[dict[str, object] | None]
 
 
-def format_table(evaluation: Mapping[str, Any]) -> str:
+def format_table(evaluation: Evaluation) -> str:
     """The table as aligned plain text, the best value of each column marked with *.
 
     Args:
@@ -127,7 +130,7 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _difference_lines(differences: Sequence[Mapping[str, Any]]) -> list[str]:
+def _difference_lines(differences: Sequence[Difference]) -> list[str]:
     if not differences:
         return []
     table = [
@@ -143,7 +146,7 @@ def _difference_lines(differences: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["", PAIRED_HEADING, *_aligned(table, left=(0, 1, 4))]
 
 
-def _subgroup_lines(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+def _subgroup_lines(segments: Sequence[Segment]) -> list[str]:
     if not segments:
         return []
     head = ["", "cases", clean(f"{segments[0]['metric']} of {segments[0]['shown']}"), "95% interval"]
@@ -165,7 +168,7 @@ def heading(split: str) -> str:
     return f"Results on {split}"
 
 
-def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
+def format_examples(examples: Iterable[Mapping[str, object]]) -> str:
     """Instructions and their answers as plain text, best answer first, the target marked with *.
 
     Args:
@@ -177,10 +180,10 @@ def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
     for example in examples:
         lines = [f"{clean(example['group'])}:"] if example.get("group") else []
         lines.append(_wrapped(f"“{example['instruction']}”", "", " "))
-        if example.get("asked"):
-            lines.append(_wrapped(", ".join(example["asked"]), " asked for: ", " " * 12))
-        wanted = example.get("wanted")
-        for number, answer in enumerate(example.get("answers") or [], 1):
+        asked, wanted, answers = (example.get(name) for name in ("asked", "wanted", "answers"))
+        if isinstance(asked, list | tuple) and asked:
+            lines.append(_wrapped(", ".join(asked), " asked for: ", " " * 12))
+        for number, answer in enumerate(answers if isinstance(answers, list | tuple) else (), 1):
             mark = "*" if wanted is not None and answer["text"] == wanted else " "
             score = digits(answer.get("score"))
             lines.append(
@@ -192,7 +195,7 @@ def format_examples(examples: Iterable[Mapping[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
-def with_why(text: object, why: str | None) -> str:
+def with_why(text: object, why: object) -> str:
     """An answer with the facts that match the instruction."""
     return f"{text}  ({why})" if why else str(text)
 
@@ -212,7 +215,7 @@ def finite(value: object) -> float | None:
     return float(value)
 
 
-def value_of(row: Mapping[str, Any], metric: str) -> float | None:
+def value_of(row: Row | Segment, metric: str) -> float | None:
     return finite((row.get("values") or {}).get(metric))
 
 
@@ -228,12 +231,12 @@ def signed(value: object) -> str:
     return text if text.startswith(("-", "–")) else f"+{text}"
 
 
-def with_intervals(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+def with_intervals(rows: Sequence[Row]) -> set[str]:
     """The metrics for which some row has an interval."""
     return {metric for row in rows for metric in row.get("intervals") or {}}
 
 
-def interval_of(row: Mapping[str, Any], metric: str) -> str:
+def interval_of(row: Row, metric: str) -> str:
     low, high = (row.get("intervals") or {}).get(metric) or (None, None)
     return "–" if low is None else f"{digits(low)} to {digits(high)}"
 
@@ -245,7 +248,7 @@ def lower_is_better(metric: str) -> bool:
     return re.split("[-_/]", name.partition("@")[0])[-1] in LOWER_IS_BETTER
 
 
-def best_of(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+def best_of(rows: Sequence[Row], metric: str) -> float | None:
     """The best value of a column; None without two different values."""
     values = {value for row in rows if (value := value_of(row, metric)) is not None}
     if len(values) < 2:
@@ -253,7 +256,7 @@ def best_of(rows: Sequence[Mapping[str, Any]], metric: str) -> float | None:
     return min(values) if lower_is_better(metric) else max(values)
 
 
-def verdict(difference: Mapping[str, Any]) -> str:
+def verdict(difference: Difference) -> str:
     """The outcome of a paired comparison by its 95% interval: significant where the interval excludes 0."""
     low, high = finite(difference.get("low")), finite(difference.get("high"))
     if low is None or high is None:

@@ -117,9 +117,8 @@ ANYWAY = ("repetition_penalty", "no_repeat_ngram_size", "min_length", "min_new_t
 
 def generation_fields(folder: Path) -> dict[str, object]:
     """Fields of generation_config.json, or of config.json for an (older) checkpoint without that file."""
-    if (folder / "generation_config.json").is_file():
-        return dict(read_json(folder / "generation_config.json"))
-    return dict(read_json(folder / "config.json"))
+    file = folder / "generation_config.json"
+    return read_json(file if file.is_file() else folder / "config.json", dict[str, object])
 
 
 def token_rules(

@@ -1,19 +1,21 @@
 """The card of a prepared folder as text for the terminal."""
 
-from typing import Any
+from collections.abc import Mapping
+
+from instructrec_jax.files import check_type
 
 
-def describe(card: dict[str, Any], out: str) -> str:
+def describe(card: Mapping[str, object], out: str) -> str:
     """The card of interactions as a few lines."""
-    examples = card["examples"]
+    examples, settings = _inside(card, "examples"), _inside(card, "settings")
     left_out = [
         f"{card[key]:,} {what}"
         for key, what in (
             ("bad_lines", "bad lines (listed in bad_lines.txt)"),
             ("below_min_rating", "below the minimum rating"),
             ("repeats", "repeated items of a user"),
-            ("outside_k_core", f"outside the {card['settings']['k_core']}-core"),
-            ("beyond_sequence_limit", f"before a user's last {card['settings']['sequence_limit']}"),
+            ("outside_k_core", f"outside the {settings['k_core']}-core"),
+            ("beyond_sequence_limit", f"before a user's last {settings['sequence_limit']}"),
         )
         if card[key]
     ]
@@ -24,7 +26,7 @@ def describe(card: dict[str, Any], out: str) -> str:
         f"  interactions  {card['interactions']:>12,}   of {card['interactions_read']:,} read",
         f"  density       {card['density']:>12.3%}",
         f"  examples      {examples['train']:>12,} train, {examples['validation']:,} validation, "
-        f"{examples['test']:,} test ({card['settings']['split'].replace('_', '-')})",
+        f"{examples['test']:,} test ({str(settings['split']).replace('_', '-')})",
         f"  left out      {'; '.join(left_out) or 'nothing'}",
     ]
     if card["users_only_in_train"]:
@@ -44,9 +46,9 @@ def describe(card: dict[str, Any], out: str) -> str:
     return "\n".join(lines)
 
 
-def describe_tags(card: dict[str, Any], out: str) -> str:
+def describe_tags(card: Mapping[str, object], out: str) -> str:
     """The card of tags as a few lines."""
-    examples = card["examples"]
+    examples = _inside(card, "examples")
     lines = [
         f"{card['source']} → {out}",
         f"  applications  {card['tag_applications']:>12,}   of {card['users_with_tags']:,} users, left out of splits/",
@@ -55,3 +57,7 @@ def describe_tags(card: dict[str, Any], out: str) -> str:
         f"{examples['test']:,} test",
     ]
     return "\n".join(lines)
+
+
+def _inside(card: Mapping[str, object], name: str) -> dict[str, object]:
+    return check_type(card[name], dict[str, object], f"card.json, {name}")

@@ -7,7 +7,6 @@ project asks here by the name that the settings give (`backbone.path`, `data.pre
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,6 @@ def find(name: str, setting: str) -> Demo:
     return _demos[name]
 
 
-def demo_of(card: Mapping[str, Any]) -> Demo | None:
+def demo_of(card: Mapping[str, object]) -> Demo | None:
     """The demo that a prepared folder holds, by its card; None for other data."""
     return next((demo for demo in _demos.values() if demo.source == card.get("source")), None)

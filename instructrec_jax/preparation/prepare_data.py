@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.preparation.readers import BadLines
@@ -23,6 +23,8 @@ from instructrec_jax.preparation.wording.grammar import GrammarConfig, check_gra
 from instructrec_jax.preparation.wording.teacher import Teacher, rewrite_with_teacher
 from instructrec_jax.ranking.candidates import check_drawn, write_candidates
 from instructrec_jax.ranking.catalogue import SPLITS, Catalogue, Interactions, Splits, save_prepared
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -72,7 +74,7 @@ class _Stages:
     recent: Interactions
 
 
-def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, Any]:
+def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, object]:
     """Reads, filters, splits and writes data with instructions; returns the card of the folder.
 
     The folder is written completely or not at all.
@@ -115,7 +117,7 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
         notes["reworded_by_teacher"] = counts["rewritten"]
         return reworded
 
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> dict[str, object]:
         if bad.skipped:
             text = "\n".join(bad.skipped) + "\n"
             (folder / "bad_lines.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -188,7 +190,7 @@ def check_target(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out} is not a folder of prepared data (no card.json), so it is not overwritten.")
 
 
-def whole_or_nothing(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def whole_or_nothing(out: Path, write: Callable[[Path], T]) -> T:
     """Lets `write` fill a temporary folder beside `out`, then moves it into place; returns the result of `write`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")

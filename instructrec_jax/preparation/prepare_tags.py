@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class TagsConfig(TagConfig):
     """true: a request belongs to one user, whose other items are the history; false: to all users, without history"""
 
 
-def prepare_tags(config: TagsConfig) -> dict[str, Any]:
+def prepare_tags(config: TagsConfig) -> dict[str, object]:
     """Writes the requests; returns the card of the folder.
 
     The folder's `splits/` hold, for training, the whole sequences of the users without tags, so that a ranker trained
@@ -48,7 +47,7 @@ def prepare_tags(config: TagsConfig) -> dict[str, Any]:
     left = Splits(kept, [whole[user] for user in kept], nothing, nothing)
     settings = {k: v for k, v in asdict(config).items() if k not in ("source", "catalogue", "out", "overwrite")}
 
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> dict[str, object]:
         return save_prepared(
             folder,
             catalogue,

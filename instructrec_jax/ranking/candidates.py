@@ -6,7 +6,7 @@
     listed         the candidates listed in the examples
     FILE, FILE:19  a candidate file: lines `user<TAB>ids` or JSON lines {"user", "candidates"}, .gz or not; the first 19
 
-Any number works (uni49). Drawn candidates exclude the user's items of all splits. A draw depends only on the seed, the
+All numbers work (uni49). Drawn candidates exclude the user's items of all splits. A draw depends only on the seed, the
 protocol, the user and the positive items, not on the other cases. `prepare` saves the draws, one line per held-out
 interaction: FOLDER/candidates/{protocol}.{split}.jsonl {"user", "item", "candidates"}.
 """

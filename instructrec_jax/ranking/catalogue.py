@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,8 @@ from instructrec_jax.files import read_json, write_json, write_jsonl
 from instructrec_jax.parsing import parquet_lists, read_json_lines, read_parquet
 
 SPLITS = ("train", "validation", "test")
+Fact = str | float | list[str] | None  # what an item's column holds: a text, a number, texts, or nothing
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class Catalogue:
     """without the year: "The Matrix" """
     texts: list[str]
     """input of the backbone"""
-    facts: dict[str, list[Any]] = field(default_factory=dict)
+    facts: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
     """further columns: a text, a number, a list of texts, or None per item; e.g. "year", "genres" """
 
     def __post_init__(self) -> None:
-        columns: dict[str, list[Any]] = {"titles": self.titles, "texts": self.texts, **self.facts}
+        columns: dict[str, Sequence[Fact]] = {"titles": self.titles, "texts": self.texts, **self.facts}
         for name, column in columns.items():
             if len(column) != len(self.ids):
                 raise ValueError(f"catalogue column {name!r} has {len(column)} entries for {len(self.ids)} items.")
@@ -78,7 +80,7 @@ class Catalogue:
     def take(self, numbers: Sequence[int] | np.ndarray) -> "Catalogue":
         """A catalogue of the items with these numbers, in this order."""
 
-        def pick(column: list[Any]) -> list[Any]:
+        def pick(column: Sequence[V]) -> list[V]:
             return [column[number] for number in numbers]
 
         facts = {name: pick(column) for name, column in self.facts.items()}
@@ -104,13 +106,10 @@ class Catalogue:
         _require(path, columns, ("id", "title", "text"))
         if not columns["id"]:
             raise ValueError(f"{path} holds no items.")
-        for name in ("id", "title", "text"):
-            _check_texts(path, name, columns[name])
-        for name, column in columns.items():
-            if name not in ("id", "title", "text"):
-                _check_facts(path, name, column)
+        ids, titles, texts = (_checked_texts(path, name, columns.pop(name)) for name in ("id", "title", "text"))
+        facts = {name: _checked_facts(path, name, column) for name, column in columns.items()}
         try:
-            return Catalogue(columns.pop("id"), columns.pop("title"), columns.pop("text"), columns)
+            return Catalogue(ids, titles, texts, facts)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -150,7 +149,7 @@ class Interactions:
 
     def save(self, folder: str | Path, catalogue: Catalogue) -> None:
         """Write FOLDER/interactions.parquet."""
-        columns: dict[str, Any] = {
+        columns: dict[str, pa.Array | np.ndarray] = {
             "user": pa.DictionaryArray.from_arrays(pa.array(self.user), pa.array(self.user_ids, pa.string())),
             "item": pa.DictionaryArray.from_arrays(pa.array(self.item), pa.array(catalogue.ids, pa.string())),
         }
@@ -233,7 +232,7 @@ def load_examples(folder: str | Path, split: str) -> list[Example]:
     return found
 
 
-def load_card(folder: str | Path) -> dict[str, Any]:
+def load_card(folder: str | Path) -> dict[str, object]:
     """FOLDER/card.json."""
     path = _existing(Path(folder) / "card.json")
     card = read_json(path)
@@ -250,9 +249,9 @@ def save_prepared(
     examples: Mapping[str, Iterable[Example]],
     *,
     source: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     notes: Mapping[str, int | float] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Writes the whole layout to FOLDER, which exists and is empty; returns the card.
 
     Args:
@@ -270,7 +269,7 @@ def save_prepared(
         for name in SPLITS
     }
     users = len(np.unique(interactions.user))
-    card = {
+    card: dict[str, object] = {
         "source": source,
         "users": users,
         "items": len(catalogue),
@@ -287,7 +286,7 @@ def save_prepared(
 
 def _content_hash(folder: Path, catalogue: Catalogue, interactions: Interactions) -> str:
     """sha256 of the content, not of the Parquet bytes, which depend on the writer's version."""
-    digest = hashlib.sha256(json.dumps([catalogue.titles, catalogue.facts], default=str).encode())
+    digest = hashlib.sha256(json.dumps([catalogue.titles, dict(catalogue.facts)], default=str).encode())
     digest.update(catalogue.fingerprint().encode())
     digest.update(json.dumps(interactions.user_ids).encode())
     for column in (interactions.user, interactions.item, interactions.timestamp, interactions.rating):
@@ -322,8 +321,9 @@ def _require(path: Path, columns: Iterable[str], names: Sequence[str]) -> None:
         raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(columns) or 'none'}.")
 
 
-def _check_texts(path: Path, name: str, column: list[Any]) -> None:
-    """Checks that ids, titles and texts are non-blank texts."""
+def _checked_texts(path: Path, name: str, column: Sequence[object]) -> list[str]:
+    """Ids, titles or texts. Raises ValueError naming the row of one that is no text or blank."""
+    found = []
     for row, value in enumerate(column, 1):
         if not isinstance(value, str):
             hint = f"; write the column as text ({value!r} as '{value}')" if isinstance(value, int) else ""
@@ -331,27 +331,43 @@ def _check_texts(path: Path, name: str, column: list[Any]) -> None:
         if not value.strip() or "\x00" in value:
             what = "is empty" if not value.strip() else "holds a NUL character, so the file may be damaged"
             raise ValueError(f"{path}, row {row}: the {name} {what}.")
+        found.append(value)
+    return found
 
 
-def _check_facts(path: Path, name: str, column: list[Any]) -> None:
-    """Checks that a fact has one type: texts, numbers or lists of texts; None for an item without it."""
+def _checked_facts(path: Path, name: str, column: Sequence[object]) -> list[Fact]:
+    """A column of facts of one type: texts, numbers or lists of texts; None for an item without it.
+
+    Raises ValueError naming the row of another value.
+    """
+    found: list[Fact] = []
     kind: type | None = None
     for row, value in enumerate(column, 1):
         if value is None:
+            found.append(None)
             continue
         its = float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
-        listed = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-        if (its not in (str, float) and not listed) or kind not in (None, its):
+        if is_fact(value) and kind in (None, its):
+            found.append(value)
+        else:
             expected = "a text, a number or a list of texts" if kind is None else f"a {kind.__name__} like those before"
             raise ValueError(f"{path}, row {row}: the fact {name} should be {expected}, but is {show(value)}.")
         kind = its
+    return found
+
+
+def is_fact(value: object) -> TypeGuard[Fact]:
+    """Whether a value is a text, a number, a list of texts or None."""
+    if isinstance(value, list):
+        return all(isinstance(entry, str) for entry in value)
+    return value is None or isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _texts(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:
     """A column of texts without nulls, checked by its type (interactions are too many for a loop in Python)."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or column.null_count:
-        _check_texts(path, name, column.to_pylist())
+        _checked_texts(path, name, column.to_pylist())
         raise ValueError(f"{path}: column {name} should hold texts, but holds {kind}.")
     return column.to_pylist()
 

@@ -10,7 +10,6 @@ Among equal scores, the lower item number comes first at each stage, as in a sta
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,8 +76,8 @@ class ItemIndex:
         """Shards [items, ...] over the devices, padded at the end to `rows`; a process reads only its own shards."""
         shape = (rows, *array.shape[1:])
 
-        def part(index: Any) -> np.ndarray:
-            start, stop, _ = index[0].indices(rows)
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            start, stop, _ = (slice(None) if index is None else index[0]).indices(rows)
             found = np.ascontiguousarray(array[start:stop], dtype)
             if len(found) == stop - start:
                 return found

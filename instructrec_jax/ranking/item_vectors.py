@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ TEXTS = 16_384  # texts per call of the model, whose vectors are in memory at on
 def item_vectors(
     predict: Callable[[Sequence[Text]], Sequence[np.ndarray]],
     texts: Sequence[Text],
-    fingerprint: Mapping[str, Any],
+    fingerprint: Mapping[str, object],
     folder: str | Path,
 ) -> np.ndarray:
     """The vector of each text, read from the cache or computed and cached.
@@ -64,7 +63,7 @@ def item_vectors(
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _hash(texts: Sequence[Text], fingerprint: Mapping[str, Any]) -> str:
+def _hash(texts: Sequence[Text], fingerprint: Mapping[str, object]) -> str:
     if not fingerprint:
         raise ValueError("the fingerprint of item vectors is empty; it must identify at least the weights.")
     try:

@@ -8,7 +8,7 @@ from instructrec_jax.runs.config import Config, to_dict
 
 def measure_of(config: Config, metric: str) -> str:
     """Identifies a metric and the cases it is measured on, for `Progress`: values on other cases are not comparable."""
-    cases = repr((to_dict(config)["data"]["validation"], config.evaluation.max_examples))
+    cases = repr((to_dict(config.data)["validation"], config.evaluation.max_examples))
     return f"{metric} {zlib.crc32(cases.encode()):08x}"
 
 

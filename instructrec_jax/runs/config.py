@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeGuard, TypeVar
 
 import draccus
 import yaml
@@ -121,20 +121,21 @@ def _given(args: list[str], known: set[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _argument(name: str, text: str) -> Any:
+def _argument(name: str, text: str) -> object:
     try:
         return "" if text == "" else parse_yaml(text, f"--{name}")
     except ValueError as error:
         raise ConfigError(f"{error} Quote a text: --{name} '\"...\"'.") from None
 
 
-def _put(tree: dict[str, Any], name: list[str], value: Any) -> None:
+def _put(tree: dict[str, object], name: list[str], value: object) -> None:
     """Sets a dotted name, given as a list of its keys, in a tree; a mapping is merged into an existing mapping."""
     first, *rest = name
     old = tree.get(first)
     if rest:
-        tree[first] = old if isinstance(old, dict) else {}
-        _put(tree[first], rest, value)
+        below: dict[str, object] = old if isinstance(old, dict) else {}
+        tree[first] = below
+        _put(below, rest, value)
     elif isinstance(value, dict) and isinstance(old, dict):
         for key, entry in value.items():
             _put(old, [key], entry)
@@ -142,7 +143,7 @@ def _put(tree: dict[str, Any], name: list[str], value: Any) -> None:
         tree[first] = value
 
 
-def _spelled(value: Any, name: str = "") -> Any:
+def _spelled(value: object, name: str = "") -> object:
     """The tree with booleans inside lists spelled as in YAML, because they are names there (labels: [true])."""
     if isinstance(value, dict):
         return {key: _spelled(entry, f"{name}.{key}" if name else str(key)) for key, entry in value.items()}
@@ -178,7 +179,7 @@ def to_yaml(config: object) -> str:
     return yaml.dump(draccus.encode(config), Dumper=YamlDumper)
 
 
-def to_dict(config: object) -> dict[str, Any]:
+def to_dict(config: object) -> dict[str, object]:
     return draccus.encode(config)
 
 
@@ -202,32 +203,35 @@ def setting_names(
         elif lists and typing.get_origin(kind) is list:
             choices = list(typing.get_args(kind))
         for choice in choices:
-            if dataclasses.is_dataclass(choice) and choice not in inside:
-                within = (*inside, typing.cast(type, choice))
-                names += setting_names(within[-1], f"{prefix}{entry.name}.", lists=lists, inside=within)
+            if _is_dataclass(choice) and choice not in inside:
+                names += setting_names(choice, f"{prefix}{entry.name}.", lists=lists, inside=(*inside, choice))
     return names
+
+
+def _is_dataclass(kind: object) -> TypeGuard[type]:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def _help_on_lists(config_class: type) -> str:
     """Help for the settings inside list entries, such as those of `data.train`, which draccus leaves out."""
-    owners: dict[Any, list[str]] = {}
+    owners: dict[type, list[str]] = {}
 
-    def find(owner: Any, prefix: str) -> None:
+    def find(owner: type, prefix: str) -> None:
         for name, kind in typing.get_type_hints(owner).items():
             inside = typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
-            if dataclasses.is_dataclass(inside):
+            if _is_dataclass(inside):
                 owners.setdefault(inside, []).append(prefix + name)
-            elif dataclasses.is_dataclass(kind):
+            elif _is_dataclass(kind):
                 find(kind, f"{prefix}{name}.")
 
-    def describe(owner: Any, indent: str) -> list[str]:
+    def describe(owner: type, indent: str) -> list[str]:
         lines = []
         for entry in dataclasses.fields(owner):
             kind = typing.get_type_hints(owner)[entry.name]
             text = docstring.get_attribute_docstring(owner, entry.name).comment_inline
             default = "" if entry.default is dataclasses.MISSING else f" (default: {entry.default!r})"
             lines.append(f"{indent}{entry.name}: {text}{default}")
-            if dataclasses.is_dataclass(kind):
+            if _is_dataclass(kind):
                 lines += describe(kind, indent + "  ")
         return lines
 
@@ -251,7 +255,7 @@ def _is_number(arg: str) -> bool:
     return arg[1:2].isdigit()
 
 
-def _settings_of(path: Path, known: set[str]) -> dict[str, Any]:
+def _settings_of(path: Path, known: set[str]) -> dict[str, object]:
     """The settings of a YAML file. Errors name the nearest known setting (draccus names its class only)."""
     if not path.is_file():
         raise ConfigError(f"the config file {path} does not exist.")
@@ -262,7 +266,7 @@ def _settings_of(path: Path, known: set[str]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must contain settings as `name: value` lines.")
 
-    def walk(node: dict[str, Any], prefix: str) -> None:
+    def walk(node: dict[str, object], prefix: str) -> None:
         for key, value in node.items():
             name = f"{prefix}{key}"
             if name not in known:
@@ -275,16 +279,17 @@ def _settings_of(path: Path, known: set[str]) -> dict[str, Any]:
     return tree
 
 
-def _check_nulls(config: Any, prefix: str = "") -> None:
+def _check_nulls(config: object, prefix: str = "") -> None:
     """Refuses null for a setting whose type excludes it, which draccus accepts."""
+    if not dataclasses.is_dataclass(config):
+        return
     hints = typing.get_type_hints(type(config))
     for entry in dataclasses.fields(config):
         name, value = prefix + entry.name, getattr(config, entry.name)
         if value is None and type(None) not in typing.get_args(hints[entry.name]):
             raise ConfigError(f"`{name}` needs a value, but is null.")
         for below in value if isinstance(value, list) else [value]:
-            if dataclasses.is_dataclass(below):
-                _check_nulls(below, name + ".")
+            _check_nulls(below, name + ".")
 
 
 def main_guard(main: Callable[[list[str]], object], *, processes: bool = False) -> None:

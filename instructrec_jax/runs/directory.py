@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
 from types import TracebackType
-from typing import IO, Any, Literal, NotRequired, Self, TypedDict
+from typing import IO, Literal, NotRequired, Self, TypedDict
 
 import numpy as np
 
@@ -99,13 +99,13 @@ def check_settings(config: Config) -> None:
     Floats are compared after rounding to float32, the optimizer's arithmetic. Raises ValueError naming the setting.
     """
     tree = to_dict(config)
-    for name, value in _floats(tree):
-        if not np.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, but is {value}.")
+    for name, each in _floats(tree):
+        if not np.isfinite(each):
+            raise ValueError(f"{name} must be a finite number, but is {each}.")
     settings = flatten(tree)
     for name in {**AT_LEAST, **AT_MOST, **dict.fromkeys((*ABOVE_ZERO, *BELOW_ONE))}:
         value = settings[name]
-        if value is None:
+        if not isinstance(value, int | float):  # null
             continue
         with np.errstate(over="ignore", under="ignore"):
             number = np.float32(value) if isinstance(value, float) else value
@@ -142,7 +142,7 @@ def _floats(tree: object, name: str = "") -> Iterator[tuple[str, float]]:
         yield from _floats(value, inner)
 
 
-def flatten(tree: object, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     return {name: value for key, below in tree.items() for name, value in flatten(below, f"{prefix}{key}.").items()}

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
@@ -23,7 +24,7 @@ from instructrec_jax.backbones.folder import (
     read_pooling,
     weights_fingerprint,
 )
-from instructrec_jax.backbones.layers import StackOptions
+from instructrec_jax.backbones.layers import Axes, StackOptions
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
 from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.distributed.launch import is_first, once, place
@@ -57,7 +58,7 @@ class SplitModel:
     is_frozen: Callable[[str], bool]
 
     @property
-    def network(self) -> Any:
+    def network(self) -> Model:
         return nnx.merge(self.graphdef, self.params)
 
 
@@ -123,9 +124,9 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
     return task
 
 
-def compute_dtype(config: Config) -> Any:
+def compute_dtype(config: Config) -> np.dtype:
     if config.backbone.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     return jnp.dtype(config.backbone.dtype)
 
 
@@ -137,7 +138,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
     """The pretrained (or randomly initialized) backbone with the task's head, sharded over the mesh."""
     rngs = nnx.Rngs(config.seed)
 
-    def sharding(path: str, shape: tuple[int, ...], axes: Any) -> jax.sharding.Sharding:
+    def sharding(path: str, shape: tuple[int, ...], axes: Axes) -> jax.sharding.Sharding:
         return parameter_sharding(mesh, shape, axes)
 
     loaded = load_backbone(
@@ -160,7 +161,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
         dtype=compute_dtype(config),
         shardings=sharding,
     )
-    model: Any = adapted(task.model(source), config, source)
+    model = adapted(task.model(source), config, source)
     shardings = parameter_shardings(mesh, model)
     graphdef, state = nnx.split(model)
     params = place(nnx.to_pure_dict(state), shardings)
@@ -171,7 +172,7 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -
     """The model with abstract parameters: the target of a checkpoint's restore, and the model of a plan."""
     hf_config, pooling = read_config(folder), read_pooling(folder)
 
-    def build() -> nnx.Module:
+    def build() -> Model:
         rngs = nnx.Rngs(config.seed)
         backbone = build_backbone(
             hf_config,
@@ -183,14 +184,14 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -
         source = Source(None, backbone, hf_config, pooling, LoadReport(), rngs, compute_dtype(config))
         return adapted(task.model(source), config, source)
 
-    model: Any = nnx.eval_shape(build)
+    model: Model = nnx.eval_shape(build)
     graphdef, state = nnx.split(model)
     source = Source(None, model, hf_config, pooling, LoadReport(), nnx.Rngs(config.seed), compute_dtype(config))
     shardings = parameter_shardings(mesh, model)
     return SplitModel(graphdef, nnx.to_pure_dict(state), shardings, source, frozen_by(config, task, model))
 
 
-def adapted(model: Any, config: Config, source: Source) -> Any:
+def adapted(model: Model, config: Config, source: Source) -> Model:
     """The network with quantized linear layers and LoRA matrices, as the settings say; changed in place."""
     lora = config.lora
     check_lora(lora)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -93,7 +92,7 @@ class TrainingSetup:
             buffers = task.refresh(predict_with(model.params)) if task.refresh_every else {}
         state = replace(state, buffers=buffers)
         shardings = state_shardings(state, model.shardings, mesh)
-        step: Any = make_train_step(
+        step = make_train_step(
             task, model.graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=config.accumulation
         )
         if not abstract:

@@ -312,7 +312,7 @@ class Task:
     needs_pooler = False  # whether the model uses the backbone's own pooler (BERT's)
     freeze: Sequence[str] = ()  # regular expressions of parameters that the task freezes
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         """The network: the task's head on a checkpoint's backbone, or the head alone."""
         raise TypeError(f"{type(self).__name__} has no model().")
 

@@ -104,11 +104,10 @@ class MultitaskTask(Task):
     def subtasks(self) -> Mapping[str, Task]:
         return self.tasks
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         heads = {}
         for name, task in self.tasks.items():
-            model: Any = task.model(source)  # a Model, or one of the task's own
-            heads[name] = model.head
+            heads[name] = task.model(source).head
         return Model(source.backbone, nnx.Dict(heads))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from instructrec_jax.data.example import BadExample, Example, Message, check_example, fingerprint
+from instructrec_jax.data.example import BadExample, Example, Message, check_example, check_labels, fingerprint
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.labels import label_form
 from instructrec_jax.data.sources import SourceConfig, open_sources
@@ -422,3 +422,9 @@ def test_nested_instances_are_read_by_dotted_paths():
     fields = FieldsConfig(input="instances.0.input", output="instances.0.output")
     row = {"instruction": "a", "instances": [{"input": "", "output": "b"}]}
     assert FieldMapper(fields)(row) == Example(instruction="a", output="b")
+
+
+def test_an_empty_list_of_outputs_has_no_unknown_label():
+    check_labels(Example(instruction="a", output=()), ["yes", "no"])
+    with pytest.raises(BadExample, match=r"output\[1\]"):
+        check_labels(Example(instruction="a", output=("yes", "maybe")), ["yes", "no"])

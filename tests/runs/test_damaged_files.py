@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from helpers import mutations
 
+from instructrec_jax.answering.out_of_scope import TunedThreshold
+from instructrec_jax.answering.ranker import read_fusions
 from instructrec_jax.data.skipped import read_skipped
 from instructrec_jax.evaluation import charts, report
-from instructrec_jax.files import write_json, write_jsonl, write_text
+from instructrec_jax.files import read_json, write_json, write_jsonl, write_text
 from instructrec_jax.runs.directory import read_record
 from instructrec_jax.runs.model import frozen_fingerprint
 from instructrec_jax.training.tracking import read_metrics
@@ -48,6 +50,14 @@ CASES: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     "skipped.jsonl": (SKIPPED, lambda run: (read_skipped(run), report.write_report(run))),
     "run.json": ({"format": 2, "status": "begun", "overwrite": False}, read_record),
     "backbone/weights.json": ({"folder": "/x", "fingerprint": "0f"}, frozen_fingerprint),
+    "fusions.json": (
+        {"hybrid: bm25": {"name": "bm25", "weight": 0.5, "k": None, "validation_cases": 9, "checkpoints": [30]}},
+        lambda run: read_fusions(run / "fusions.json"),
+    ),
+    "threshold.json": (
+        {"score": "max_probability", "threshold": 0.5, "fpr": 0.1},
+        lambda run: read_json(run / "threshold.json", TunedThreshold),
+    ),
 }
 
 

@@ -8,20 +8,19 @@ Films, viewers and wordings are split before anything is generated: training see
 held-out wordings, nor a tenth of the films (except as candidates, by their text).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.preparation.demos import Demo, register
-from instructrec_jax.preparation.films.texts import HERE, facts, wordings
+from instructrec_jax.preparation.films.texts import HERE, Split, facts, wordings
 from instructrec_jax.preparation.films.wishes import TITLES_IN_PROMPT, ask, listing
 from instructrec_jax.preparation.prepare_data import whole_or_nothing
-from instructrec_jax.ranking.catalogue import Catalogue, Interactions, Splits, save_prepared
+from instructrec_jax.ranking.catalogue import Catalogue, Fact, Interactions, Splits, save_prepared
 
 BACKBONE = HERE / "backbone"
 SOURCE = "films (embedded: real films, simulated viewers)"
@@ -42,8 +41,13 @@ def catalogue() -> Catalogue:
         "-".join([*"".join(c if c.isalnum() else " " for c in f["title"].lower()).split(), str(f["year"])])
         for f in films
     ]
-    names = ("year", "director", "genres", "themes")
-    return Catalogue(ids, [f["title"] for f in films], texts, {name: [f[name] for f in films] for name in names})
+    columns: dict[str, Sequence[Fact]] = {
+        "year": [f["year"] for f in films],
+        "director": [f["director"] for f in films],
+        "genres": [f["genres"] for f in films],
+        "themes": [f["themes"] for f in films],
+    }
+    return Catalogue(ids, [f["title"] for f in films], texts, columns)
 
 
 # ------------------------------------------------------------------ viewers
@@ -148,7 +152,11 @@ def examples(simulation: Simulation, films: Catalogue, split: str, seed: int) ->
 
     A training case is worded `WORDINGS_OF_A_CASE` times, a test case once in known and once in held-out wordings.
     """
-    wordings_of = {"train": ["train"] * WORDINGS_OF_A_CASE, "validation": ["train"], "test": ["train", "held_out"]}
+    wordings_of: dict[str, list[Split]] = {
+        "train": ["train"] * WORDINGS_OF_A_CASE,
+        "validation": ["train"],
+        "test": ["train", "held_out"],
+    }
     for number, (viewer, its_split) in enumerate(zip(simulation.viewers, simulation.splits, strict=True)):
         if its_split != split:
             continue
@@ -173,7 +181,7 @@ def examples(simulation: Simulation, films: Catalogue, split: str, seed: int) ->
                 )
 
 
-def prepare(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
+def prepare(out: str | Path, *, seed: int = 0) -> dict[str, object]:
     """Writes the prepared layout of `ranking.catalogue` into a new folder; returns its card.
 
     In instructions/test.jsonl every case stands twice: in wordings known from training and in held-out ones
@@ -187,7 +195,7 @@ def prepare(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
     ]
     users = np.repeat(np.arange(len(names), dtype=np.int32), [len(films) for films in seen])
 
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> dict[str, object]:
         tastes = ({"name": viewer.name, "taste": viewer.describe()} for viewer in simulation.viewers)
         write_jsonl(folder / "viewers.jsonl", tastes)
         return save_prepared(

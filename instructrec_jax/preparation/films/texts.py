@@ -1,26 +1,89 @@
 """What the embedded data set is made of: facts of films, wordings of wishes, and a glossary."""
 
-import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
+
+from instructrec_jax.files import read_json, read_jsonl
 
 HERE = Path(__file__).parent
+Split = Literal["train", "held_out"]  # of the wordings
+
+
+class Film(TypedDict):
+    """A line of films.jsonl."""
+
+    title: str
+    year: int
+    director: str
+    genres: list[str]
+    themes: list[str]
+    blurb: str
+
+
+class Phrases(TypedDict):
+    """Alternatives in training and held-out wordings."""
+
+    train: list[str]
+    held_out: list[str]
+
+
+class Theme(TypedDict):
+    """How a theme is said: as an adjective of the noun ([] for none), or as a clause behind it."""
+
+    adjective: Phrases
+    clause: Phrases
+
+
+class Genre(TypedDict):
+    """How a genre is said: as a noun with its article."""
+
+    noun: Phrases
+
+
+class Avoidable(Phrases):
+    """What a film should not be, said of films with one of the subjects `near` and none of `unless`."""
+
+    near: list[str]
+    unless: list[str]
+
+
+class Era(Phrases):
+    """A span of years: the first and the last."""
+
+    years: list[int]
+
+
+class Wordings(TypedDict):
+    """wordings.json: subjects by their names, and the sentences that their phrases go into."""
+
+    themes: dict[str, Theme]
+    unsaid: dict[str, list[str]]
+    genres: dict[str, Genre]
+    avoid: dict[str, Avoidable]
+    eras: dict[str, Era]
+    nouns: list[str]
+    negations: Phrases
+    requests: Phrases
+    histories: Phrases
+    histories_of_several: Phrases
+    next: Phrases
+    next_of_several: Phrases
 
 
 @cache
-def facts() -> list[dict[str, Any]]:
+def facts() -> list[Film]:
     """The films as written in films.jsonl."""
-    return [json.loads(line) for line in (HERE / "films.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_jsonl(HERE / "films.jsonl", Film)
 
 
 @cache
-def wordings() -> dict[str, Any]:
+def wordings() -> Wordings:
     """Phrases for themes, genres, eras and things to avoid, and the sentences they go into: wordings.json.
 
     Each has a `train` and a `held_out` list; see `wishes` for what goes where.
     """
-    return json.loads((HERE / "wordings.json").read_text(encoding="utf-8"))
+    return read_json(HERE / "wordings.json", Wordings)
 
 
 @cache
@@ -40,9 +103,9 @@ def bare(text: str) -> str:
 def held_out_phrases() -> frozenset[str]:
     """All held-out wordings, `bare`."""
 
-    def collect(node: Any, held_out: bool) -> set[str]:
+    def collect(node: object, held_out: bool) -> set[str]:
         if isinstance(node, dict):
             return {text for key, below in node.items() for text in collect(below, held_out or key == "held_out")}
-        return {bare(str(text)) for text in node} if held_out else set()
+        return {bare(str(text)) for text in node} if held_out and isinstance(node, list) else set()
 
     return frozenset(collect(wordings(), False))

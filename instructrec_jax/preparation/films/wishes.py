@@ -7,14 +7,13 @@ where that goes with what was asked for, and only where it holds.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-from instructrec_jax.preparation.films.texts import bare, facts, wordings
+from instructrec_jax.preparation.films.texts import Film, Phrases, Split, bare, facts, wordings
 
 TITLES_IN_PROMPT = 5
 ORDER = {"time": 1, "place": 1, "about": 2, "with": 2, "aside": 1, "relative": 1}  # and how many of each, at best
@@ -57,7 +56,7 @@ class Asked:
     asked: tuple[str, ...] = ()
 
 
-def wish(film: Mapping[str, Any], liked: Collection[str], avoids: str, split: str, rng: np.random.Generator) -> Wish:
+def wish(film: Film, liked: Collection[str], avoids: str, split: Split, rng: np.random.Generator) -> Wish:
     """What someone who would be happy with this film might ask for.
 
     Args:
@@ -68,7 +67,7 @@ def wish(film: Mapping[str, Any], liked: Collection[str], avoids: str, split: st
     words = wordings()
     said: set[str] = set()
 
-    def say(choices: Mapping[str, Sequence[str]], clauses: Sequence[str] = ()) -> str:
+    def say(choices: Phrases, clauses: Sequence[str] = ()) -> str:
         """One of the choices: best one without a word that was said, and of a kind that goes with the clauses."""
         kinds = Counter(map(_kind, clauses))
         fresh = [choice for choice in choices[split] if not content(choice) & said] or choices[split]
@@ -104,7 +103,7 @@ def wish(film: Mapping[str, Any], liked: Collection[str], avoids: str, split: st
     return Wish(text, is_open, unwanted, tuple(asked))
 
 
-def sensible_to_avoid(film: Mapping[str, Any], asked: Collection[str]) -> list[str]:
+def sensible_to_avoid(film: Film, asked: Collection[str]) -> list[str]:
     """What can be ruled out beside the themes and genres asked for: what such films often are, and this one is not."""
     has = {*film["themes"], *film["genres"]}
     return [
@@ -188,7 +187,7 @@ def listing(titles: Sequence[str]) -> str:
     return titles[0] if len(titles) == 1 else ", ".join(titles[:-1]) + " and " + titles[-1]
 
 
-def ask(films: np.ndarray, liked: Collection[str], avoids: str, split: str, rng: np.random.Generator) -> Asked:
+def ask(films: np.ndarray, liked: Collection[str], avoids: str, split: Split, rng: np.random.Generator) -> Asked:
     """The words with which a viewer who has seen films[:-1] arrives at films[-1].
 
     Args:
@@ -200,14 +199,14 @@ def ask(films: np.ndarray, liked: Collection[str], avoids: str, split: str, rng:
     kind = str(rng.choice(kinds, p=[0.4, 0.4, 0.2] if len(films) > 1 else [1.0]))
     titles = [facts()[i]["title"] for i in films[:-1][-TITLES_IN_PROMPT:]]
 
-    def choose(name: str) -> str:
-        several = words[f"{name}_of_several"][split] if len(titles) > 1 else []
-        return str(rng.choice([*words[name][split], *several]))
+    def choose(phrases: Phrases, of_several: Phrases) -> str:
+        several = of_several[split] if len(titles) > 1 else []
+        return str(rng.choice([*phrases[split], *several]))
 
     parts: list[str] = []
     asked: tuple[str, ...] = ()
     if "history" in kind:
-        parts.append(_filled(choose("histories"), "{titles}", listing(titles)))
+        parts.append(_filled(choose(words["histories"], words["histories_of_several"]), "{titles}", listing(titles)))
     if "words" in kind:
         wanted = wish(facts()[films[-1]], liked, avoids, split, rng)
         said = content(f"{wanted.text} {wanted.unwanted}")
@@ -217,7 +216,7 @@ def ask(films: np.ndarray, liked: Collection[str], avoids: str, split: str, rng:
         parts.append(_request(sentence, wanted, str(rng.choice(words["negations"][split])), rng.random() < 0.5))
         asked = wanted.asked
     else:
-        parts.append(choose("next"))
+        parts.append(choose(words["next"], words["next_of_several"]))
     return Asked(" ".join(parts), kind, asked)
 
 

@@ -10,7 +10,6 @@ and so is a review of a product without valid metadata.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from instructrec_jax.preparation.readers.interactions import gather
 from instructrec_jax.preparation.readers.items import Items, plain
@@ -76,7 +75,7 @@ def read_meta(path: Path, bad: BadLines, names: Mapping[str, str] | None = None)
     return items.catalogue()
 
 
-def _reviews(path: Path, bad: BadLines) -> Iterator[tuple[int, tuple[str, str, Any, Any]]]:
+def _reviews(path: Path, bad: BadLines) -> Iterator[tuple[int, tuple[str, str, object, object]]]:
     if path.name.removesuffix(".gz").endswith(".csv"):
         for line, (user, item, rating, when) in pick(csv_rows(path), path, LAYOUTS[0], bad):
             yield line, (user, item, rating, when)
@@ -97,7 +96,7 @@ def _category(meta: Path) -> str:
     return meta.name.removeprefix("meta_").split(".")[0]
 
 
-def _categories(record: Mapping[str, Any]) -> list[str]:
+def _categories(record: Mapping[str, object]) -> list[str]:
     """The categories of a product: named category in 2018; in 2014 the first of several paths."""
     listed = record.get("categories") or record.get("category") or []
     if isinstance(listed, list) and listed and isinstance(listed[0], list):
@@ -107,14 +106,14 @@ def _categories(record: Mapping[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name]
 
 
-def _price(value: Any) -> float | None:
+def _price(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     match = _PRICE.fullmatch(str(value).strip())
     return float(match[0].lstrip("$").replace(",", "")) if match else None
 
 
-def _line(value: Any) -> str | None:
+def _line(value: object) -> str | None:
     """The text in one line; None for other values and for HTML markup, which some brands are."""
     if not isinstance(value, str) or _TAG.search(value):
         return None

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -14,9 +14,11 @@ from instructrec_jax.preparation.readers.items import damage
 from instructrec_jax.preparation.readers.lines import BadLines
 from instructrec_jax.ranking.catalogue import Catalogue, Interactions
 
+_TEXT_OR_NUMBER = (str, float, int)  # the usual types of a cell
+
 
 def gather(
-    rows: Iterable[tuple[int, Any]],
+    rows: Iterable[tuple[int, Sequence[object]]],
     path: Path,
     catalogue: Catalogue,
     bad: BadLines,
@@ -35,10 +37,10 @@ def gather(
     user, item, rating, timestamp = array("i"), array("i"), array("f"), array("d")
     index, dates = catalogue.index, 0
     for line, (user_id, item_id, stars, time) in rows:
-        if not user_id or not user_id.strip():
+        if not isinstance(user_id, str) or not user_id.strip():
             bad(path, line, "empty user id")
             continue
-        if item_id not in index:
+        if not isinstance(item_id, str) or item_id not in index:
             bad(path, line, f"item {item_id!r} is not in the item file")
             continue
         moment = seconds(time) if timed else 0.0
@@ -75,10 +77,17 @@ def gather(
     )
 
 
-def _finite(value: Any, name: str) -> float:
+def _float(value: object) -> float:
+    """float(value). Raises TypeError, ValueError or OverflowError for another value."""
+    if isinstance(value, _TEXT_OR_NUMBER) or isinstance(value, bytes | SupportsFloat):  # such as a Decimal
+        return float(value)
+    raise TypeError
+
+
+def _finite(value: object, name: str) -> float:
     """The value as a finite number. Raises ValueError with the column's name for any other value."""
     try:
-        number = float(value)
+        number = _float(value)
     except (TypeError, ValueError, OverflowError):
         or_date = " or a date in ISO 8601" if name == "timestamp" else ""
         raise ValueError(f"{name} {value!r} is not a number{or_date}") from None
@@ -87,7 +96,7 @@ def _finite(value: Any, name: str) -> float:
     return number
 
 
-def seconds(value: Any) -> Any:
+def seconds(value: object) -> object:
     """A date or an ISO 8601 text (UTC unless it has a zone) as seconds since 1970; other values unchanged."""
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
@@ -101,15 +110,17 @@ def seconds(value: Any) -> Any:
     return value
 
 
-def may_be_times(name: str, values: Sequence[Any]) -> bool:
+def may_be_times(name: str, values: Sequence[object]) -> bool:
     """Whether a column may hold times: by its name, or by values that are dates or plausible seconds."""
     if re.search(r"time|date|year|month|day|stamp|(^|_)(at|on|when|ts)$", name.lower()):
         return True
     found = [(value, seconds(value)) for value in values if value not in (None, "")]
 
-    def plausible(value: Any, moment: Any) -> bool:
+    def plausible(value: object, moment: object) -> bool:
+        if moment is not value:  # a date
+            return True
         try:
-            return moment is not value or SECOND <= float(moment) < 10**9 * 10 * SECOND and float(moment).is_integer()
+            return SECOND <= (number := _float(value)) < 10**9 * 10 * SECOND and number.is_integer()
         except (TypeError, ValueError, OverflowError):
             return False
 

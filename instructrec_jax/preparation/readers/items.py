@@ -4,10 +4,9 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from instructrec_jax.preparation.readers.lines import BadLines
-from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.ranking.catalogue import Catalogue, Fact
 
 NO_GENRES = ("(no genres listed)", "unknown", "")
 # Columns with several names per cell, which become lists.
@@ -39,16 +38,16 @@ class Items:
         self.titles: dict[str, str] = {}
         self.texts: list[str] = []
         self.years: list[int | None] = []
-        self.facts: dict[str, list[Any]] = {}
+        self.facts: dict[str, list[Fact]] = {}
 
-    def add(self, line: int, item: str, raw_title: str, facts: Mapping[str, Any], year: int | None = None) -> None:
+    def add(self, line: int, item: str, raw_title: str, facts: Mapping[str, Fact], year: int | None = None) -> None:
         """Adds an item with the same facts as the others; no id, no title or a duplicate id is a bad line."""
         title, in_title = split_title(plain(raw_title))
         if why := _fault(item, title, facts, self.titles):
             self.bad(self.path, line, why)
             return
         year = year if in_title is None else in_title
-        facts = {name: plain(value) for name, value in facts.items()}
+        facts = {name: plain_fact(value) for name, value in facts.items()}
         for name, value in facts.items():
             self.facts.setdefault(name, []).append(value)
         self.titles[item] = title
@@ -60,7 +59,7 @@ class Items:
         if not self.titles:
             why = f" ({self.bad.skipped[-1]})" if self.bad.skipped else ""
             raise ValueError(f"{self.path} holds no valid item{why}. Items are read as text, so each needs a title.")
-        facts: dict[str, list[Any]] = {}
+        facts: dict[str, Sequence[Fact]] = {}
         if damaged := [name for name in self.facts if damage(name)]:
             raise ValueError(f"{self.path}: the column {damaged[0]!r} holds {damage(damaged[0])}.")
         for name, column in self.facts.items():
@@ -83,7 +82,7 @@ def split_title(raw: str) -> tuple[str, int | None]:
     return "".join(turned).strip(), int(year[1]) if year else None
 
 
-def item_text(title: str, year: int | None, details: Mapping[str, Any]) -> str:
+def item_text(title: str, year: int | None, details: Mapping[str, Fact]) -> str:
     """The text of an item: "The Matrix (1999). Genres: Action, Sci-Fi." Empty details are left out."""
     sentences = [f"{title} ({year})" if year else title]
     for name, value in details.items():
@@ -92,14 +91,17 @@ def item_text(title: str, year: int | None, details: Mapping[str, Any]) -> str:
     return " ".join(sentence if sentence[-1] in ".!?" else sentence + "." for sentence in sentences)
 
 
-def plain(value: Any) -> Any:
-    """A text, or list of texts, with HTML entities as characters: "Q&amp;A" is "Q&A"."""
+def plain(text: str) -> str:
+    """A text with HTML entities as characters: "Q&amp;A" is "Q&A"."""
+    # html.unescape of the whole text would also replace "&copy=1"
+    return _ENTITY.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
+
+
+def plain_fact(value: Fact) -> Fact:
+    """A fact whose texts are `plain`."""
     if isinstance(value, list):
         return [plain(entry) for entry in value]
-    if isinstance(value, str) and "&" in value:
-        # html.unescape of the whole text would also replace "&copy=1"
-        return _ENTITY.sub(lambda match: html.unescape(match[0]), value)
-    return value
+    return plain(value) if isinstance(value, str) else value
 
 
 def label(column: str) -> str:
@@ -142,7 +144,7 @@ def _article_first(match: re.Match[str]) -> str:
     return f"{alias or ''}{article}{'' if article.endswith(chr(39)) else ' '}{title}"
 
 
-def _fault(item: str, title: str, facts: Mapping[str, Any], known: Mapping[str, str]) -> str | None:
+def _fault(item: str, title: str, facts: Mapping[str, Fact], known: Mapping[str, str]) -> str | None:
     if not item.strip():
         return "empty item id"
     if item in known:

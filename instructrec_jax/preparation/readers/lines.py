@@ -1,6 +1,6 @@
 """Reading files line by line, and the treatment of bad lines, for all readers.
 
-A row is (line number from 1, content). Any file may be gzipped (`.gz`). A file that is damaged as a whole (not UTF-8,
+A row is (line number from 1, content). Every file may be gzipped (`.gz`). A file that is damaged as a whole (not UTF-8,
 incomplete gzip) is a ValueError at once; a bad line goes to `BadLines`.
 """
 
@@ -10,12 +10,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from instructrec_jax.parsing import json_lines, raw_lines, text_lines
 
 Row = tuple[int, list[str]]
-Record = tuple[int, dict[str, Any]]
+Record = tuple[int, dict[str, object]]
 
 
 @dataclass
@@ -117,7 +116,7 @@ def pick(rows: Iterator[Row], path: Path, names: Sequence[str], bad: BadLines) -
 # --- records ---
 
 
-def as_id(value: Any) -> str:
+def as_id(value: object) -> str:
     """An id as text; "" if there is none. (Columns of integers with nulls hold 7 as 7.0.)"""
     if isinstance(value, str):
         return value
@@ -149,7 +148,7 @@ def json_records(path: Path, bad: BadLines, *, python_dicts: bool = False) -> It
         yield number, value
 
 
-def _literal(line: bytes) -> dict[str, Any] | None:
+def _literal(line: bytes) -> dict[str, object] | None:
     if not line.lstrip().startswith(b"{"):
         return None
     try:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from instructrec_jax.preparation.readers.interactions import gather
 from instructrec_jax.preparation.readers.items import (
@@ -18,7 +17,7 @@ from instructrec_jax.preparation.readers.items import (
 )
 from instructrec_jax.preparation.readers.lines import BadLines, Row, encoding_of, only, sized, split_rows
 from instructrec_jax.preparation.readers.table import LOOKED_AT, choose, find_time, usual
-from instructrec_jax.ranking.catalogue import Catalogue, Interactions
+from instructrec_jax.ranking.catalogue import Catalogue, Fact, Interactions
 
 KINDS = ("token", "token_seq", "float", "float_seq")
 
@@ -114,7 +113,7 @@ def _items(
     return items.catalogue()
 
 
-def _fact(raw: str, kind: str, column: str) -> Any:
+def _fact(raw: str, kind: str, column: str) -> Fact:
     if kind == "token_seq" and label(column) in ("Genres", "Categories"):
         parts = [] if raw in NO_GENRES else raw.split(",") if "," in raw else raw.split()
         return [part.strip(" '\"[]") for part in parts]

@@ -10,7 +10,6 @@ None of these formats has item texts, so each needs a file of titles.
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from instructrec_jax.parsing import json_value, text_lines
 from instructrec_jax.preparation.readers.amazon import read_meta
@@ -183,13 +182,14 @@ def _item_numbers(path: Path) -> dict[str, str]:
     """asin → item number of a P5 datamaps.json."""
     maps = _json_object(path)
     for name, turned in (("id2item", True), ("item2id", False)):
-        if isinstance(maps.get(name), dict):
-            pairs = [(str(a), str(b)) for a, b in maps[name].items()]
+        listed = maps.get(name)
+        if isinstance(listed, dict):
+            pairs = [(str(a), str(b)) for a, b in listed.items()]
             return {b: a for a, b in pairs} if turned else dict(pairs)
     raise ValueError(f"{path} has neither id2item nor item2id; its keys are {', '.join(maps)}.")
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _json_object(path: Path) -> dict[str, object]:
     try:
         value = json_value("".join(text_lines(path)))
     except ValueError as error:

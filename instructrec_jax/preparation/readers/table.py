@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import pyarrow as pa
 
@@ -27,7 +27,7 @@ from instructrec_jax.preparation.readers.lines import (
     pick,
     split_rows,
 )
-from instructrec_jax.ranking.catalogue import Catalogue, Interactions
+from instructrec_jax.ranking.catalogue import Catalogue, Fact, Interactions
 
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
 # Usual names of columns, in lower case without underscores; the first that exists is used.
@@ -88,7 +88,7 @@ def read_table(
     time = find_time(others, table, time_column, [values for _, values in some])
     used = [who, what, *([rating] if rating else []), *([time] if time else [])]
 
-    def rows() -> Iterator[tuple[int, tuple[str, str, Any, Any]]]:
+    def rows() -> Iterator[tuple[int, tuple[str, str, object, object]]]:
         for line, values in cells(table, used, bad):
             when = values[-1] if time else None
             yield line, (as_id(values[0]), as_id(values[1]), values[2] if rating else None, when)
@@ -117,17 +117,16 @@ def read_items(
     columns = {name: [values[place] for _, values in rows] for place, name in enumerate(names)}
     facts = {name: tidy(column, name) for name, column in columns.items() if name not in (identity, title)}
     year_column = next((name for name in ("year", "release_year", "publication_year") if name in facts), None)
-    years = facts.pop(year_column) if year_column else [None] * len(rows)
+    years: list[Fact] = facts.pop(year_column) if year_column else [None] * len(rows)
     items = Items(path, bad, text_columns)
     for place, (line, _) in enumerate(rows):
-        raw = columns[title][place]
-        year = years[place] if isinstance(years[place], int) else None
+        raw, year = columns[title][place], years[place]
         items.add(
             line,
             as_id(columns[identity][place]),
-            "" if raw is None else raw if isinstance(raw, str) else str(raw),
+            "" if raw is None else str(raw),
             {name: column[place] for name, column in facts.items()},
-            year,
+            year if isinstance(year, int) else None,
         )
     return items.catalogue()
 
@@ -160,7 +159,7 @@ def usual(columns: Sequence[str], path: Path, kind: str, asked: str | None) -> s
     return next((simple[name] for name in USUAL[kind] if name in simple), None)
 
 
-def find_time(columns: Sequence[str], path: Path, asked: str | None, rows: Sequence[Sequence[Any]]) -> str | None:
+def find_time(columns: Sequence[str], path: Path, asked: str | None, rows: Sequence[Sequence[object]]) -> str | None:
     """The column with the times; None if there is none, or if "none" is `asked` for.
 
     Without times, the order of lines decides which interactions are held out. So a column that may hold times, but has
@@ -193,7 +192,7 @@ def choose(columns: Sequence[str], path: Path, kind: str, asked: str | None) -> 
     return found
 
 
-def cells(path: Path, names: Sequence[str], bad: BadLines) -> Iterator[tuple[int, Sequence[Any]]]:
+def cells(path: Path, names: Sequence[str], bad: BadLines) -> Iterator[tuple[int, Sequence[object]]]:
     """(line or row number from 1, values of the named columns); missing values are None."""
     kind = _format(path)
     if kind == ".parquet":
@@ -213,27 +212,33 @@ def cells(path: Path, names: Sequence[str], bad: BadLines) -> Iterator[tuple[int
         yield from pick(csv_rows(path) if kind == ".csv" else split_rows(path, "\t"), path, names, bad)
 
 
-def tidy(column: Sequence[Any], name: str) -> list[Any]:
+def tidy(column: Sequence[object], name: str) -> list[Fact]:
     """A column as facts: all numbers, all lists of texts, or all texts; None for empty cells ([] among lists)."""
     column = [None if _missing(value) else value for value in column]
-    there = [value for value in column if value is not None]
-    if any(isinstance(value, list) for value in there) or name.lower() in SEVERAL:
-        separator = "|" if any(isinstance(value, str) and "|" in value for value in there) else ","
+    if any(isinstance(value, list) for value in column) or name.lower() in SEVERAL:
+        separator = "|" if any(isinstance(value, str) and "|" in value for value in column) else ","
         return [_names(value, separator) for value in column]
-    if there and all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
-        whole = all(float(value).is_integer() and abs(value) < 2**53 for value in there)
-        return [None if value is None else int(value) if whole else float(value) for value in column]
-    if there and all(isinstance(value, str) and _NUMBER.fullmatch(value) for value in there):
-        whole = all("." not in value or float(value).is_integer() for value in there)
-        return [None if value is None else int(value.split(".")[0]) if whole else float(value) for value in column]
+    if any(value is not None for value in column):
+        numbers = [value for value in column if value is None or _is_number(value)]
+        if len(numbers) == len(column):
+            whole = all(value is None or float(value).is_integer() and abs(value) < 2**53 for value in numbers)
+            return [None if value is None else int(value) if whole else float(value) for value in numbers]
+        texts = [value for value in column if value is None or isinstance(value, str) and _NUMBER.fullmatch(value)]
+        if len(texts) == len(column):
+            whole = all(value is None or "." not in value or float(value).is_integer() for value in texts)
+            return [None if value is None else int(value.split(".")[0]) if whole else float(value) for value in texts]
     return [None if value is None else _text(value) for value in column]
 
 
-def _missing(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _missing(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _names(value: Any, separator: str) -> list[str]:
+def _names(value: object, separator: str) -> list[str]:
     if value is None:
         return []
     if isinstance(value, list):
@@ -242,7 +247,7 @@ def _names(value: Any, separator: str) -> list[str]:
     return [name for name in names if name]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else str(value)
 
 

@@ -350,10 +350,10 @@ class _Generator:
             return ""
         kinds = {str(fact.value).lower() for fact in self.describer.kinds[target]}
         fitting = [
-            context[language]
+            context.texts[language]
             for context in self.words.contexts.values()
-            if ("suits" not in context or kinds & {kind.lower() for kind in context["suits"]})
-            and not names_title(context[language], self.catalogue.titles[target])
+            if (context.suits is None or kinds & {kind.lower() for kind in context.suits})
+            and not names_title(context.texts[language], self.catalogue.titles[target])
         ]
         return _draw(fitting, rng) + (" " if language == "en" else "") if fitting else ""
 

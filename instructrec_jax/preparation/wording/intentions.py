@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Fact(NamedTuple):
     """A fact of an item: a column of the catalogue, or decade or title, and its value."""
 
     column: str
-    value: Any
+    value: str | int
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,10 @@ class Describer:
         self.titles = catalogue.titles
         self.words = wordings
         self.noun = wordings.noun(noun)
+        self.genre_nouns = noun in wordings.genre_nouns
         used = {name: column for name, column in catalogue.facts.items() if name in wordings.facts}
-        self.kind_columns = [name for name in used if wordings.facts[name].get("kind")]
-        self.years = [
+        self.kind_columns = [name for name in used if wordings.facts[name].kind]
+        self.years: list[int | None] = [
             year if isinstance(year, int) and year >= EARLIEST_YEAR else None
             for year in catalogue.facts.get("year", [None] * len(catalogue))
         ]
@@ -81,12 +82,12 @@ class Describer:
         self.running: dict[str, list[list[str]]] = {}  # column -> words of each item
         for name, column in used.items():
             rule = wordings.facts[name]
-            if rule.get("words"):
+            if rule.words:
                 self.running[name], _, _ = self._marking_words([_plain(value) for value in column])
                 continue
             for item, value in enumerate(column):
                 facts = [Fact(name, part) for part in dict.fromkeys(_parts(value))]
-                (self.kinds if rule.get("kind") else self.phrases)[item] += facts
+                (self.kinds if rule.kind else self.phrases)[item] += facts
         count = Counter(fact for facts in self.kinds for fact in facts)
         self.share = {
             fact: n / len(catalogue)
@@ -161,7 +162,7 @@ class Describer:
     def _noun_phrase(self, facts: Sequence[Fact], language: str, rng: np.random.Generator) -> str:
         noun = self.noun[language]
         kinds = sorted((f for f in facts if f.column in self.kind_columns), key=self._place)
-        named = [fact.value for fact in facts if fact.column == "title"]
+        named = [str(fact.value) for fact in facts if fact.column == "title"]
         others = [self._around(fact, language, rng) for fact in facts if fact not in kinds and fact.column != "title"]
         if language == "zh":
             others += [f"名称里带{_list_zh([f'“{self.spelling[w]}”' for w in named], '和')}的"] if named else []
@@ -170,7 +171,7 @@ class Describer:
         others += [f"with {_list_en([self._quoted(w) for w in named], 'and')} in its name"] if named else []
         if not kinds:
             return " ".join([noun["a_noun"] if named or rng.random() < 0.5 else "something", *others])
-        heads = [f for f in kinds if self._kind(f).get("one")] if self.noun.get("genre_nouns") else []
+        heads = [f for f in kinds if self._kind(f).get("one")] if self.genre_nouns else []
         adjectives = [self._as(fact) for fact in kinds if fact not in heads[-1:]]
         head = " ".join([*adjectives, self._kind(heads[-1])["one"] if heads else noun["noun"]])
         return " ".join([_article(head), head, *others])
@@ -178,14 +179,15 @@ class Describer:
     def _around(self, fact: Fact, language: str, rng: np.random.Generator) -> str:
         if fact.column == "decade":
             return (
-                f"from {_decade(fact.value, language, rng)}"
+                f"from {_decade(int(fact.value), language, rng)}"
                 if language == "en"
-                else _decade(fact.value, "zh", rng) + "的"
+                else _decade(int(fact.value), "zh", rng) + "的"
             )
         if fact.column == "year":
             return f"from {fact.value}" if language == "en" else f"{fact.value}年的"
-        value = self.spelling.get(fact.value, fact.value) if fact.column in self.running else fact.value
-        return self.words.facts[fact.column][language].format(value=value)
+        value = str(fact.value)
+        value = self.spelling.get(value, value) if fact.column in self.running else value
+        return self.words.facts[fact.column].texts[language].format(value=value)
 
     # ------------------------------------------------------------------ tastes
 
@@ -255,11 +257,11 @@ class Describer:
         if language == "zh":
             said = "和".join(self._zh_kinds([fact]) for fact in kinds) or noun["noun"]
             return f"{era}的{said}" if era else said
-        many = [self._kind(f).get("many") if self.noun.get("genre_nouns") else None for f in kinds]
+        many = [self._kind(f).get("many") if self.genre_nouns else None for f in kinds]
         alone = [text for text in many if text]
         attributes = [self._as(fact) for fact, text in zip(kinds, many, strict=True) if not text]
-        said = [f"{' and '.join(attributes)} {noun['nouns']}"] if attributes else []
-        text = " and ".join([*said, *alone]) or noun["nouns"]
+        together = [f"{' and '.join(attributes)} {noun['nouns']}"] if attributes else []
+        text = " and ".join([*together, *alone]) or noun["nouns"]
         return f"{text} from {era}" if era else text
 
     def _named(self, named: Sequence[str], language: str) -> str:
@@ -289,7 +291,7 @@ class Describer:
         return shared, [len(own) for own in found], count
 
     def _kind(self, fact: Fact) -> dict[str, str]:
-        return self.words.kinds.get(fact.value, {})
+        return self.words.kinds.get(str(fact.value), {})
 
     def _as(self, fact: Fact) -> str:
         value = str(fact.value)
@@ -304,7 +306,7 @@ class Describer:
         return f"{values}{self.noun['zh']['noun']}"
 
     def _place(self, fact: Fact) -> tuple[int, str]:
-        return self.order.get(fact.value, -1), str(fact.value)
+        return self.order.get(str(fact.value), -1), str(fact.value)
 
     def _quoted(self, word: str) -> str:
         return f'"{self.spelling[word]}"'
@@ -340,10 +342,10 @@ def _spaced(text: str) -> str:
     return re.sub(r"([A-Za-z])([\u4e00-\u9fff])", r"\1 \2", text)
 
 
-def _parts(value: Any) -> list[str]:
+def _parts(value: object) -> list[str]:
     values = value if isinstance(value, list | tuple) else [] if value is None else [value]
     return [text for part in values if (text := str(part).strip()) and len(text) <= 60 and "\n" not in text]
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import Any
 
 from instructrec_jax.data.example import suggest
 from instructrec_jax.parsing import read_yaml
@@ -59,21 +58,48 @@ class Template:
         return self.form == form and self.preference == preference and same
 
 
+@dataclass(frozen=True)
+class FactRule:
+    """How a column of the catalogue is put into words.
+
+    Attributes:
+      kind: whether its values are kinds of items, named by `Wordings.kinds`.
+      words: whether its values are running text, of which single words are used.
+      texts: language -> phrase with {value}.
+    """
+
+    kind: bool
+    words: bool
+    texts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A sentence on time or occasion, by language; `suits`: only items of these kinds (None: all)."""
+
+    texts: Mapping[str, str]
+    suits: tuple[str, ...] | None
+
+
 @dataclass
 class Wordings:
     """Templates and vocabulary, with names as in words.yaml."""
 
     templates: list[Template] = field(default_factory=list)
-    nouns: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    kinds: dict[str, Any] = field(default_factory=dict)
-    phrases: dict[str, Any] = field(default_factory=dict)
-    contexts: dict[str, Any] = field(default_factory=dict)
-    answers: dict[str, Any] = field(default_factory=dict)
+    nouns: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    """name -> language -> form -> word"""
+    genre_nouns: set[str] = field(default_factory=set)
+    """the nouns whose kinds may stand for them: "a comedy" for a film"""
+    facts: dict[str, FactRule] = field(default_factory=dict)
+    kinds: dict[str, dict[str, str]] = field(default_factory=dict)
+    phrases: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """name -> language -> alternatives"""
+    contexts: dict[str, Context] = field(default_factory=dict)
+    answers: dict[str, dict[str, str]] = field(default_factory=dict)
     stop_words: set[str] = field(default_factory=set)
     stop_kinds: set[str] = field(default_factory=set)
 
-    def noun(self, name: str) -> dict[str, Any]:
+    def noun(self, name: str) -> dict[str, dict[str, str]]:
         if name not in self.nouns:
             raise ValueError(
                 f"unknown noun {name!r}; choose {', '.join(self.nouns)}, or define it under `nouns` in the file of the "
@@ -97,7 +123,7 @@ def load_wordings(extra: str | Path | None = None) -> Wordings:
             raise ValueError(f"templates: {own} is neither a YAML file nor a folder with YAML files.")
         paths += found
     wordings = Wordings()
-    cells: list[tuple[Path, Any]] = []
+    cells: list[tuple[Path, object]] = []
     for path in paths:
         cells += [(path, cell) for cell in _read(path, wordings)]
     where: dict[str, Path] = {}
@@ -115,7 +141,7 @@ def slots(text: str) -> list[str]:
     return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
 
 
-def _read(path: Path, wordings: Wordings) -> list[Any]:
+def _read(path: Path, wordings: Wordings) -> list[object]:
     """Adds a file's words to `wordings`; returns its cells."""
     content = read_yaml(path)
     if not isinstance(content, dict):
@@ -123,25 +149,25 @@ def _read(path: Path, wordings: Wordings) -> list[Any]:
     known = ["cells", *_SECTIONS, "stop_words", "stop_kinds"]
     for section, entries in content.items():
         _known(section, known, str(path))
+        place = f"{path}: {section}"
         if section == "stop_words":
-            wordings.stop_words |= set(_text(entries, f"{path}: stop_words").lower().split())
+            wordings.stop_words |= set(_text(entries, place).lower().split())
         elif section == "stop_kinds":
-            wordings.stop_kinds |= set(_list(entries, f"{path}: stop_kinds"))
+            wordings.stop_kinds |= {str(kind) for kind in _list(entries, place)}
         elif section == "contexts":
-            for entry in _list(entries, f"{path}: contexts"):
-                _entry(path, section, str(entry.get("name") if isinstance(entry, dict) else entry), entry)
-                wordings.contexts[entry["name"]] = entry
+            for entry in _list(entries, place):
+                name = str(entry.get("name") if isinstance(entry, dict) else entry)
+                _add(wordings, section, name, _entry(section, entry, f"{place}: {name}"), f"{place}: {name}")
         elif section != "cells":
             if not isinstance(entries, dict):
-                raise ValueError(f"{path}: {section} must map names to entries, found {entries!r}.")
+                raise ValueError(f"{place} must map names to entries, found {entries!r}.")
             for name, entry in entries.items():
-                _entry(path, section, str(name), entry)
-            getattr(wordings, section).update(entries)
+                _add(wordings, section, str(name), _entry(section, entry, f"{place}: {name}"), f"{place}: {name}")
     return _list(content.get("cells") or [], f"{path}: cells")
 
 
-def _entry(path: Path, section: str, name: str, entry: Any) -> None:
-    place = f"{path}: {section}: {name}"
+def _entry(section: str, entry: object, place: str) -> dict[str, object]:
+    """An entry of a section, with the keys that it must and may have."""
     must, may = _SECTIONS[section]
     if not isinstance(entry, dict):
         raise ValueError(f"{place}: expected the keys {', '.join(sorted(must | may))}, found {entry!r}.")
@@ -149,18 +175,59 @@ def _entry(path: Path, section: str, name: str, entry: Any) -> None:
         _known(key, sorted(must | may), place)
     if missing := must - set(entry):
         raise ValueError(f"{place}: {', '.join(sorted(missing))} is missing.")
-    if section == "facts" and not entry.get("kind"):
-        for language in LANGUAGES:
-            if slots(_text(entry.get(language), f"{place}: {language}")) != ["value"]:
-                raise ValueError(f"{place}: {language} must hold the slot {{value}} once.")
+    return entry
+
+
+def _add(wordings: Wordings, section: str, name: str, entry: dict[str, object], place: str) -> None:
+    """Adds a checked entry to its section."""
     if section == "nouns":
-        needed = {"en": "a_noun noun nouns do did doing", "zh": "noun measure do genre open close"}
-        for language, keys in needed.items():
-            if not isinstance(entry[language], dict) or set(entry[language]) != set(keys.split()):
-                raise ValueError(f"{place}: {language} must have the keys {', '.join(keys.split())}.")
+        wordings.nouns[name] = {language: _noun(entry[language], language, place) for language in LANGUAGES}
+        wordings.genre_nouns -= {name}
+        wordings.genre_nouns |= {name} if entry.get("genre_nouns") else set()
+    elif section == "facts":
+        wordings.facts[name] = _fact_rule(entry, place)
+    elif section == "kinds":
+        forms = {key: value for key, value in entry.items() if value not in (None, "")}
+        wordings.kinds[name] = {key: _text(value, f"{place}: {key}") for key, value in forms.items()}
+    elif section == "phrases":
+        wordings.phrases[name] = {
+            language: [_text(each, f"{place}: {language}") for each in _list(entry[language], f"{place}: {language}")]
+            for language in LANGUAGES
+        }
+    elif section == "contexts":
+        suits = None
+        if "suits" in entry:
+            suits = tuple(_text(kind, f"{place}: suits") for kind in _list(entry["suits"], f"{place}: suits"))
+        wordings.contexts[name] = Context(_in_languages(entry, place), suits)
+    else:
+        wordings.answers[name] = _in_languages(entry, place)
 
 
-def _cell(path: Path, cell: Any, wordings: Wordings) -> Iterator[Template]:
+def _noun(forms: object, language: str, place: str) -> dict[str, str]:
+    """The forms of a noun in a language, which may be empty texts."""
+    needed = {"en": "a_noun noun nouns do did doing", "zh": "noun measure do genre open close"}[language].split()
+    if not isinstance(forms, dict) or set(forms) != set(needed):
+        raise ValueError(f"{place}: {language} must have the keys {', '.join(needed)}.")
+    for key, word in forms.items():
+        if not isinstance(word, str):
+            raise ValueError(f"{place}: {language}: {key} must be a text, found {word!r}.")
+    return forms
+
+
+def _fact_rule(entry: Mapping[str, object], place: str) -> FactRule:
+    kind = bool(entry.get("kind"))
+    texts = {} if kind else _in_languages(entry, place)
+    for language, text in texts.items():
+        if slots(text) != ["value"]:
+            raise ValueError(f"{place}: {language} must hold the slot {{value}} once.")
+    return FactRule(kind, bool(entry.get("words")), texts)
+
+
+def _in_languages(entry: Mapping[str, object], place: str) -> dict[str, str]:
+    return {language: _text(entry.get(language), f"{place}: {language}") for language in LANGUAGES}
+
+
+def _cell(path: Path, cell: object, wordings: Wordings) -> Iterator[Template]:
     if not isinstance(cell, dict):
         raise ValueError(f"{path}: a cell must be a mapping, found {cell!r}.")
     for key in cell:
@@ -170,7 +237,7 @@ def _cell(path: Path, cell: Any, wordings: Wordings) -> Iterator[Template]:
     for key, allowed in choices.items():
         if cell.get(key) not in allowed:
             raise ValueError(f"{place}: {key} must be one of {', '.join(allowed)}.")
-    form, preference, intention = (cell[key] for key in choices)
+    form, preference, intention = (str(cell[key]) for key in choices)
     needed = set(FORMS[form])
     needed |= {"implicit": {"history"}, "explicit": {"preference"}}.get(preference, set())
     needed |= {"intention"} if intention != "none" else set()
@@ -182,12 +249,13 @@ def _cell(path: Path, cell: Any, wordings: Wordings) -> Iterator[Template]:
             _known(key, ["name", "wording", *LANGUAGES], name)
         if entry.get("wording", "train") not in WORDINGS:
             raise ValueError(f"{name}: wording must be train or held_out, found {entry['wording']!r}.")
+        texts = {}
         for language in LANGUAGES:
             if language not in entry:
                 raise ValueError(f"{name}: the language {language} is missing: add `{language}: ...`.")
             words = {slot for noun in wordings.nouns.values() for slot in noun[language]} - {"open", "close", "genre"}
-            _check_slots(_text(entry[language], f"{name}: {language}"), needed, words, f"{name}: {language}")
-        texts = {language: entry[language] for language in LANGUAGES}
+            texts[language] = _text(entry[language], f"{name}: {language}")
+            _check_slots(texts[language], needed, words, f"{name}: {language}")
         yield Template(entry["name"], form, preference, intention, entry.get("wording", "train"), texts)
 
 
@@ -212,19 +280,19 @@ def _check_slots(text: str, needed: set[str], words: set[str], place: str) -> No
         raise ValueError(f"{place}: a slot is a plain name in braces: {text!r}.")
 
 
-def _known(name: Any, known: list[str], place: str, what: str = "unknown key") -> None:
+def _known(name: object, known: list[str], place: str, what: str = "unknown key") -> None:
     if name not in known:
         hint = suggest(str(name), known)
         raise ValueError(f"{place}: {what} {name!r}; known are {', '.join(known)}.{hint}")
 
 
-def _list(value: Any, place: str) -> list[Any]:
+def _list(value: object, place: str) -> list[object]:
     if not isinstance(value, list):
         raise ValueError(f"{place} must be a list, found {value!r}.")
     return value
 
 
-def _text(value: Any, place: str) -> str:
+def _text(value: object, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{place} must be a text, found {value!r}.")
     return value

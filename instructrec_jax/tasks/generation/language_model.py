@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
@@ -128,7 +127,7 @@ class LanguageModelTask(Task):
             )
         self._fitted: tuple[object, dict[str, KneserNey]] = (None, {})
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         return Model(source.backbone, task_head(source, "lm"))
 
     # ------------------------------------------------------------ texts

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
@@ -105,7 +104,7 @@ class PositionTranslationTask(Task):
         self.numbers = {token: number for number, token in enumerate(self.labels) if number > UNKNOWN}
         self._longest = 8  # maximum tokens of a translation in a batch
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         return Model(source.backbone, task_head(source, "token", labels=self.labels))
 
     # ---------------------------------------------------------------- host

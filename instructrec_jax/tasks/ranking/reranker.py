@@ -12,7 +12,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from tokenizers import Encoding
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
@@ -141,7 +140,7 @@ class RerankerTask(RerankingTask):
                 "with task.item_length."
             )
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         return Model(source.backbone, task_head(source, "sequence", labels=self.labels))
 
     # -------------------------------------------------------------- host

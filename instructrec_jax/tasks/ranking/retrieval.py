@@ -7,7 +7,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.dual_encoder import RetrievalHead
@@ -73,7 +72,7 @@ class RetrievalTask(RankingTask):
             )
         _ = self.item_texts  # raises for an item's text that is too long now, not in the first evaluation
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         head = RetrievalHead(
             source.config.hidden_size,
             self.config.projection,

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.dual_encoder import unit_length
@@ -102,7 +101,7 @@ class SequenceTask(RankingTask):
         self._instructions: dict[bytes, tuple[int, Text]] = {}  # training instructions: see `_numbered`
         self._text_vectors: np.ndarray | None = None
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         self.pooling = self.config.pooling or source.pooling.mode
         spec = NextItemSpec(
             num_items=len(self.catalogue) - self.new_items,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
@@ -153,7 +152,7 @@ class _SequenceTask(Task):
         """Losses [...] of outputs [..., outputs] and targets."""
         raise TypeError(f"{type(self).__name__} has no losses().")
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         return Model(source.backbone, task_head(source, "sequence", labels=self.labels))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:

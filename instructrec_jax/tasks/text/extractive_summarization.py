@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.losses import cross_entropy
@@ -91,7 +90,7 @@ class ExtractiveSummarizationTask(Task):
             )
         check_fast(context.tokenizer)
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         return Model(source.backbone, task_head(source, "token", labels=LABELS))
 
     # ---------------------------------------------------------------- host

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
@@ -66,7 +65,7 @@ class MaskedLMTask(Task):
         self.config, self.context = config, context
         self.special = np.array(tokenizer.all_special_ids)
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         return Model(source.backbone, task_head(source, "mlm"))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded[None]]:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.dual_encoder import RetrievalHead
@@ -84,7 +83,7 @@ class SimilarityTask(Task):
         self.encodes_together = config.negatives > 0
         self._most = 1  # maximum candidates of a training example
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         head = RetrievalHead(
             source.config.hidden_size,
             None,

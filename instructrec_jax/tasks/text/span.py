@@ -7,7 +7,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.data.example import Example
@@ -88,7 +87,7 @@ class SpanTask(Task):
                 f"{config.max_answer_tokens} and {config.stride}."
             )
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         return Model(source.backbone, task_head(source, "span"))
 
     # ---------------------------------------------------------------- host

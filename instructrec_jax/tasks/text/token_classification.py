@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
@@ -67,7 +66,7 @@ class TokenClassificationTask(Task):
         self.labels, self.numbers, self.context = labels, check_labels(labels), context
         self.metric = "span_f1" if marks_spans(labels) else "macro_f1"
 
-    def model(self, source: Source) -> nnx.Module:
+    def model(self, source: Source) -> Model:
         return Model(source.backbone, task_head(source, "token", labels=self.labels))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded[TagsTarget]]:

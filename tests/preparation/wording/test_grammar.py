@@ -151,6 +151,13 @@ def test_templates_of_a_users_own(films, splits, tmp_path, folder):
         ("cells:", "celsl:", "'celsl'.*\"cells\""),
         ("measure: 首, ", "", "nouns: song: zh"),
         ("cells:", "cells: [", "line 7"),
+        ("noun: song", "noun: 3", "nouns: song: en: noun"),
+        ("cells:", "kinds: {Opera: {as: [opera], zh: 歌剧}}\ncells:", "kinds: Opera: as"),
+        ("cells:", "phrases: {mostly: {en: [1], zh: [x]}}\ncells:", "phrases: mostly: en"),
+        ("cells:", "contexts: [{name: rain, en: 1, zh: 雨}]\ncells:", "contexts: rain: en"),
+        ("cells:", "contexts: [{name: rain, en: Rain., zh: 雨, suits: Drama}]\ncells:", "contexts: rain: suits"),
+        ("cells:", 'answers: {"yes": {en: 1, zh: 是}}\ncells:', "answers: yes: en"),
+        ("cells:", "facts: {label: {en: on it, zh: 是}}\ncells:", "facts: label: en"),
     ],
 )
 def test_broken_template_files(films, splits, tmp_path, old, new, message):
@@ -404,10 +411,10 @@ def test_contexts_stand_first_and_suit(films, splits, everything):
     used = [e for e in everything["train"] if "context" in e.origin]
     assert 0.1 < len(used) / len(everything["train"]) < 0.4
     for example in used:
-        (context,) = [c for c in contexts if example.origin["context"] in (c["en"], c["zh"])]
+        (context,) = [c for c in contexts if example.origin["context"] in c.texts.values()]
         assert example.instruction.startswith(example.origin["context"])
         genres = films.facts["genres"][films.index[example.origin["target"]]]
-        assert "suits" not in context or set(context["suits"]) & set(genres)
+        assert context.suits is None or set(context.suits) & set(genres)
 
 
 @pytest.mark.filterwarnings("ignore:.*have no instruction")
