@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from instructrec_jax.answering.comparison import compare_before_and_after
-from instructrec_jax.data.loader import process_share, to_devices
+from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.skipped import summarize_skipped, write_skipped
 from instructrec_jax.data.stream import list_skipped, resume_skipped
 from instructrec_jax.distributed.host_memory import release_freed_memory
@@ -79,7 +79,7 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     folder = backbone_folder(config.backbone.path)
     task = open_task(config, folder)
     mesh = make_mesh(config.mesh)
-    data = sources.training(task, config.accumulation * data_shards(mesh), process_share(mesh))
+    data = sources.training(task, config.accumulation * data_shards(mesh))
     validation = sources.cases(task, "validation")
     test = sources.cases(task, "test") or validation
     for cases in (validation, test):
@@ -140,7 +140,7 @@ def train_locked(config: Config, lock: RunLock) -> Path:
                 room = " + ".join(f"{length:,}" for length in batch.shape[1:])
                 bar.print(f"compiling the step for {batch.shape[0]} rows of {room} tokens")
             profiler.begin(step + 1)
-            state, sums = setup.step(state, to_devices(batch.arrays, mesh, batch.totals))
+            state, sums = setup.step(state, to_devices(batch.batch, mesh))
             step += 1
             profiler.end(step, sums)
             if new_shape:

@@ -94,11 +94,13 @@ def our_config(work: Work) -> Any:
 def open_ours(work: Work) -> Iterator[tuple[float, int]]:
     """Runs one training step at a time, including packing and transfer: (loss, tokens without padding)."""
 
-    from instructrec_jax.data.loader import BatchTexts, Text, pack, to_devices
+    from instructrec_jax.data.batch import BatchTexts, Text, end_to_end
+    from instructrec_jax.data.loader import pack, to_devices
     from instructrec_jax.distributed.mesh import make_mesh
     from instructrec_jax.runs import data as run_data
     from instructrec_jax.runs import model as models
     from instructrec_jax.runs.setup import TrainingSetup
+    from instructrec_jax.tasks.targets import TextTargets, TokenLabels
 
     config = our_config(work)
     folder = Path(work.folder)
@@ -112,11 +114,11 @@ def open_ours(work: Work) -> Iterator[tuple[float, int]]:
         texts = [Text(row) for row in tokens]
         if work.is_encoder:
             targets = rng.integers(0, LABELS, len(texts)).astype(np.int32)
-            parts = BatchTexts(texts, per_text={"targets": targets, "weights": np.ones(len(texts), np.float32)})
+            parts: BatchTexts = BatchTexts(texts, TextTargets(targets, np.ones(len(texts), np.float32)))
         else:
-            labels = [np.append(row[1:], 0).astype(np.int32) for row in tokens]
-            supervised = [np.append(np.ones(len(row) - 1), 0).astype(np.int32) for row in tokens]
-            parts = BatchTexts(texts, per_token={"labels": labels, "supervised": supervised})
+            labels = end_to_end([np.append(row[1:], 0) for row in tokens])
+            supervised = end_to_end([np.append(np.ones(len(row) - 1), 0) for row in tokens])
+            parts = BatchTexts(texts, TokenLabels(labels, supervised))
         return pack(parts, run_data.buckets(config), 1)
 
     batches = run_data.RunData(config).training(task, 1).batches(0, 10**6, None) if work.ragged else None
@@ -124,7 +126,7 @@ def open_ours(work: Work) -> Iterator[tuple[float, int]]:
     number = 0
     while True:
         batch = fixed(number % work.steps) if batches is None else next(batches)
-        state, sums = setup.step(state, to_devices(batch.arrays, mesh))
+        state, sums = setup.step(state, to_devices(batch.batch, mesh))
         now = {name: float(sums[name]) for name in previous}
         yield (now["loss"] - previous["loss"]) / max(now["weight"] - previous["weight"], 1e-9), batch.tokens
         previous, number = now, number + 1

@@ -12,6 +12,7 @@ import numpy as np
 
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.batch import BatchTexts, lengths_of, split_tokens
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.loader import pack
@@ -190,7 +191,13 @@ class Setup:
         return self.task.gather(self.encoded, np.random.default_rng(0))
 
     def batch(self) -> Any:
-        return pack(self.parts(), self.buckets, self.row_multiple, target_buckets=self.target_buckets).arrays
+        return pack(self.parts(), self.buckets, self.row_multiple, target_buckets=self.target_buckets).batch
+
+
+def by_text(parts: BatchTexts, name: str) -> list[np.ndarray]:
+    """The task's array `name`, which lies along the tokens, for each text."""
+    lengths, target_lengths = lengths_of(parts.texts)
+    return split_tokens(getattr(parts.own, name), lengths if target_lengths is None else target_lengths)
 
 
 def run_steps(setup: Setup, batches: list[Any]) -> tuple[list[float], Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ from tiny_runs import tiny_run, write_settings
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from instructrec_jax.answering.exporting import export
-from instructrec_jax.data.loader import BatchTexts, Text, lay_out
+from instructrec_jax.data.batch import BatchTexts, Text, lay_out
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.predictor import predictor
@@ -115,7 +114,7 @@ def test_transformers_guesses_the_same_hidden_tokens(checkpoint: Path, tmp_path:
     tokens = np.random.default_rng(0).integers(5, theirs.config.vocab_size, 20).astype(np.int32)
     with torch.no_grad():
         logits = theirs(torch.tensor(tokens[None].astype(np.int64))).logits[0].numpy()
-    batch = {k: jnp.asarray(v) for k, v in lay_out(BatchTexts([Text(tokens)]), unpacked(np.array([20]), 20)).items()}
+    batch = lay_out(BatchTexts([Text(tokens)], None), unpacked(np.array([20]), 20))
     np.testing.assert_allclose(ours.head(ours.backbone, ours.hidden(batch))[0], logits, atol=1e-4)
     whole, half = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "half"))
     assert {v.dtype for v in half.values()} == {np.dtype(np.float16)}
@@ -129,7 +128,7 @@ def test_a_retrieval_head_lies_beside_the_backbone(checkpoint: Path, tmp_path: P
     tokens = np.arange(5, 15, dtype=np.int32)
     with torch.no_grad():
         hidden = theirs(torch.tensor(tokens[None].astype(np.int64))).last_hidden_state[0].numpy()
-    batch = {k: jnp.asarray(v) for k, v in lay_out(BatchTexts([Text(tokens)]), unpacked(np.array([10]), 10)).items()}
+    batch = lay_out(BatchTexts([Text(tokens)], None), unpacked(np.array([10]), 10))
     np.testing.assert_allclose(ours.hidden(batch)[0], hidden, atol=1e-4)
     head = load_file(tmp_path / "hf" / "retrieval_head.safetensors")
     assert {value.shape for value in head.values()} == {(32, 16), ()}
@@ -149,8 +148,8 @@ def test_sentence_transformers_gives_the_same_vectors(
     for text, vector in zip(texts, found, strict=True):
         tokens = np.array(tokenizer(text)["input_ids"], np.int32)
         layout = unpacked(np.array([len(tokens)]), len(tokens))
-        batch = {k: jnp.asarray(v) for k, v in lay_out(BatchTexts([Text(tokens)]), layout).items()}
-        expected = ours.head(ours.hidden(batch), batch["segment_ids"], 1)[0, 0]
+        batch = lay_out(BatchTexts([Text(tokens)], None), layout)
+        expected = ours.head(ours.hidden(batch), batch.texts.segment_ids, 1)[0, 0]
         np.testing.assert_allclose(vector, expected, atol=1e-5)
 
 

@@ -15,7 +15,8 @@ from tiny_runs import changed, final_parameters, rows, tiny_run
 
 from instructrec_jax import train
 from instructrec_jax.adapters.losses import squared_error
-from instructrec_jax.data.loader import BatchTexts, Text, pack, to_devices
+from instructrec_jax.data.batch import BatchTexts, Text
+from instructrec_jax.data.loader import pack, to_devices
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
 from instructrec_jax.files import read_json, read_jsonl, write_json, write_jsonl
@@ -23,6 +24,7 @@ from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, main_guard
 from instructrec_jax.tasks.base import Model, Task
+from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.interrupt import Interrupt
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -143,8 +145,8 @@ class _WordCountTask(Task):
     """Regression without a backbone."""
 
     def loss(self, model: Any, batch: Any, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        answers = model.head(batch["tokens"], batch["segment_ids"], batch["weights"].shape[1])
-        return jnp.sum(squared_error(answers, batch["targets"]) * batch["weights"]), jnp.sum(batch["weights"])
+        answers = model.head(batch.texts.tokens, batch.texts.segment_ids, batch.own.weights.shape[1])
+        return jnp.sum(squared_error(answers, batch.own.targets) * batch.own.weights), jnp.sum(batch.own.weights)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -163,8 +165,8 @@ def test_a_network_without_a_backbone_trains_on_the_same_step(accumulation: int)
     for _ in range(100):
         texts = [Text(rng.integers(0, 16, rng.integers(1, 6)).astype(np.int32)) for _ in range(32)]
         targets = np.array([truth[text.tokens].sum() for text in texts], np.float32)
-        parts = BatchTexts(texts, per_text={"targets": targets, "weights": np.ones(32, np.float32)})
-        whole, _ = step(whole, to_devices(pack(parts, (32,), 4 * accumulation).arrays, mesh))
+        parts = BatchTexts(texts, TextTargets(targets, np.ones(32, np.float32)))
+        whole, _ = step(whole, to_devices(pack(parts, (32,), 4 * accumulation).batch, mesh))
     assert set(whole.params) == {"head"}
     np.testing.assert_allclose(whole.params["head"]["weights"], truth, atol=0.05)
 

@@ -10,7 +10,6 @@ from transformers import PretrainedConfig
 
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.adapters.lora import LoraConfig
-from instructrec_jax.backbones.family import Backbone
 from instructrec_jax.backbones.folder import PoolingSpec, declared_head
 from instructrec_jax.backbones.reading import LoadReport, load_head
 
@@ -33,7 +32,7 @@ class Source:
     """
 
     path: str | None
-    backbone: Backbone
+    backbone: nnx.Module
     config: PretrainedConfig
     pooling: PoolingSpec
     report: LoadReport

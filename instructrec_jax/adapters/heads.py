@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from transformers import PretrainedConfig
 
+from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.encoder import Encoder
 from instructrec_jax.backbones.family import Backbone, HeadSpec, LMHeadSpec
 from instructrec_jax.backbones.folder import find_family
@@ -31,7 +32,7 @@ POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "lasttok
 HEAD_SITE = 1 << 20  # first dropout site of heads; a backbone uses 0 (embeddings) and 1 + layer number
 
 
-def pool_segments(hidden: jax.Array, segment_ids: jax.Array, mode: str, max_segments: int) -> jax.Array:
+def pool_segments(hidden: jax.Array, segment_ids: Array, mode: str, max_segments: int) -> jax.Array:
     """One vector per (row, segment).
 
     Args:

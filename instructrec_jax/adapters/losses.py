@@ -21,6 +21,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 
+from instructrec_jax.arrays import Array
 from instructrec_jax.distributed.mesh import mesh_axes
 
 CHUNK_BYTES = 2**28  # maximum size of one chunk's fp32 logits on a device
@@ -30,17 +31,17 @@ Result = TypeVar("Result")
 Gradients = dict[str, jax.Array]  # by name: "hidden", "table", "bias"
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: Array, labels: Array) -> jax.Array:
     """−log softmax(logits)[label]. logits [..., classes], labels int32 [...] -> [...]."""
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
-def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def binary_cross_entropy(logits: Array, labels: Array) -> jax.Array:
     """Mean over the last axis of the sigmoid cross-entropy. logits and labels (0 or 1) [..., classes] -> [...]."""
     return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels.astype(jnp.float32)).mean(-1)
 
 
-def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+def squared_error(predictions: Array, targets: Array) -> jax.Array:
     """(ŷ − y)², elementwise."""
     return jnp.square(predictions.astype(jnp.float32) - targets.astype(jnp.float32))
 
@@ -60,8 +61,8 @@ class _Options:
 def linear_cross_entropy(
     hidden: jax.Array,
     table: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array,
+    labels: Array,
+    weights: Array,
     *,
     bias: jax.Array | None = None,
     scale: float = 1.0,
@@ -105,8 +106,8 @@ def linear_cross_entropy(
 def token_losses(
     hidden: jax.Array,
     table: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array | None = None,
+    labels: Array,
+    weights: Array | None = None,
     *,
     bias: jax.Array | None = None,
     scale: float = 1.0,
@@ -128,8 +129,8 @@ def token_losses(
 def _check(
     hidden: jax.Array,
     table: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array,
+    labels: Array,
+    weights: Array,
     bias: jax.Array | None,
     soft_cap: float | None,
     chunk: int | None,
@@ -197,8 +198,8 @@ def _by_rows(
     hidden: jax.Array,
     table: jax.Array,
     bias: jax.Array | None,
-    labels: jax.Array,
-    weights: jax.Array,
+    labels: jax.Array | np.ndarray,
+    weights: jax.Array | np.ndarray,
 ) -> Result:
     """Runs function(hidden, table, bias, labels, weights, axes=) on each device of the mesh with the device's rows.
 

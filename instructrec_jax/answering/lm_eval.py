@@ -24,13 +24,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.data.batch import Text, end_to_end
 from instructrec_jax.data.chat_template import exported_template
-from instructrec_jax.data.loader import Text
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.distributed.launch import say
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import write_text
 from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.tasks.targets import TokenLabels
 
 NEW_TOKENS = 256  # lm-eval's default length of an answer
 
@@ -148,7 +149,7 @@ class Harness(TemplateLM):
         decoder, task = self.model.writer.decoder, self.model.task
         buckets = length_buckets(min(self.limit, 2 ** int(longest).bit_length()))
         predict = predictor(task, decoder.graphdef, decoder.mesh, buckets)(self.model.params)
-        found = predict(texts, labels=labels, supervised=supervised)
+        found = predict(texts, TokenLabels(end_to_end(labels), end_to_end(supervised)))
         answers = [each[counts > 0] for each, counts in zip(found, supervised, strict=True)]
         return [(-float(each[:, 0].astype(np.float64).sum()), bool(each[:, 1].all())) for each in answers]
 

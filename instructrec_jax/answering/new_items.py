@@ -6,9 +6,8 @@ from pathlib import Path
 from instructrec_jax.data.example import BadExample, suggest
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.preparation.readers.items import IN_TEXT, damage, item_text, label, split_title
-from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.ranking.catalogue import Catalogue, Fact
 
-Fact = str | float | list[str] | None  # a text, a number, texts, or nothing
 OWN = ("id", "title", "text", "year")
 
 

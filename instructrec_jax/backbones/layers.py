@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.activations import ACTIVATIONS as ACTIVATIONS
 from instructrec_jax.backbones.activations import activation as activation
 from instructrec_jax.distributed.mesh import constrain, is_split
@@ -204,7 +205,7 @@ class DropoutKeys:
         return DropoutKeys(_hash(self.tokens + _SITE * (jnp.asarray(site).astype(jnp.uint32) + np.uint32(1))))
 
 
-def dropout_keys(seed: jax.Array, example_numbers: jax.Array, positions: jax.Array) -> DropoutKeys:
+def dropout_keys(seed: jax.Array, example_numbers: Array, positions: Array) -> DropoutKeys:
     """Keys of a batch.
 
     Args:
@@ -246,7 +247,7 @@ def segment_keys(keys: DropoutKeys, segment_ids: jax.Array, max_segments: int) -
     return DropoutKeys(jnp.take_along_axis(keys.tokens, first, axis=1))
 
 
-def first_tokens(segment_ids: jax.Array, max_segments: int) -> jax.Array:
+def first_tokens(segment_ids: Array, max_segments: int) -> jax.Array:
     """int32 [rows, max_segments]: index in the row of each segment's first token (0 for an absent segment)."""
     numbers = jnp.arange(1, max_segments + 1, dtype=segment_ids.dtype)
     return jnp.argmax(segment_ids[:, None, :] == numbers[:, None], axis=-1).astype(jnp.int32)

@@ -1,135 +1,33 @@
 """Batches as a function of the step.
 
 `Loader.batch(step)` and `RowLoader.batch(step)` depend on (seed, step, global batch size) alone, so resuming is seeking
-and nothing repeats or goes missing when the number of devices or hosts changes. Every batch, of every family and task,
-carries
-
-    tokens, token_types, segment_ids, positions   int32 [rows, length]; segment 0 is padding
-    text_numbers                                  int32 [rows, segments], index in the batch of each segment's text
-
-and the arrays that the task adds; and for an encoder–decoder
-
-    target_tokens, target_segment_ids, target_positions   int32 [rows, target_length]
-
-where a target has the row and segment number of its text.
+and nothing repeats or goes missing when the number of devices or hosts changes.
 """
 
 import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Generic, Protocol, SupportsIndex, TypeVar
 
 import jax
 import numpy as np
 
+from instructrec_jax.arrays import Array
+from instructrec_jax.data.batch import Batch, BatchTexts, Own, lay_out, lengths_of
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.packing import Plan, fit_epoch, plan_batch
-from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding, data_shards
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """One tokenized text: int32 [length] tokens, and token types where the network has them.
-
-    `target`: decoder input of an encoder–decoder, int32 [target length].
-    """
-
-    tokens: np.ndarray
-    types: np.ndarray | None = None
-    target: np.ndarray | None = None
-
-
-@dataclass
-class BatchTexts:
-    """A task's texts and arrays for some examples, before packing.
-
-    Arrays per token have the lengths of the texts or, with targets, of the targets.
-    """
-
-    texts: list[Text]
-    per_token: dict[str, list[np.ndarray]] = field(default_factory=dict)  # one [length] array per text
-    per_text: dict[str, np.ndarray] = field(default_factory=dict)  # [texts, ...] -> [rows, segments, ...]
-    per_example: dict[str, np.ndarray] = field(default_factory=dict)  # unchanged
-    slots: dict[str, np.ndarray] = field(default_factory=dict)  # indices of texts -> indices of pooled vectors
+from instructrec_jax.distributed.launch import place
+from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The rows of this process, and the sizes of the global batch."""
+class HostBatch:
+    """A batch over all processes, as NumPy arrays, before `to_devices`."""
 
-    arrays: dict[str, np.ndarray]
-    tokens: int  # without padding, with targets, over all processes
-    shape: tuple[int, ...]  # (rows, length) or (rows, length, target_length), over all processes
-    totals: dict[str, int]  # leading dimension of each array over all processes
-    position: dict[str, Any] | None = None  # of a stream, after this batch
-
-
-def lengths_of(texts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Tokens of each text, int64 [texts], and of each target, or None without targets.
-
-    Raises ValueError when some texts have targets and others do not.
-    """
-    lengths = np.array([len(text.tokens) for text in texts])
-    targets = [len(text.target) for text in texts if text.target is not None]
-    if targets and len(targets) < len(texts):
-        raise ValueError(f"{len(targets)} of {len(texts)} texts have a target: either all or none must have one.")
-    return lengths, np.array(targets) if targets else None
-
-
-def lay_out(
-    parts: BatchTexts, plan: Plan, process_index: int = 0, process_count: int = 1, multiple: int = 1
-) -> dict[str, np.ndarray]:
-    """The arrays of a plan. Each process gets an equal share of every array's leading dimension.
-
-    An array whose length is not a multiple of `multiple` cannot be split over devices: each process gets all of it.
-    """
-    if (lengths_of(parts.texts)[1] is None) != (plan.target_length is None):
-        raise ValueError("the texts and the plan disagree: either both or neither must have targets.")
-
-    def mine(array: np.ndarray) -> np.ndarray:
-        if len(array) % process_count or len(array) % multiple:
-            return array
-        share = len(array) // process_count
-        return array[process_index * share : (process_index + 1) * share]
-
-    first, last = plan.rows * process_index // process_count, plan.rows * (process_index + 1) // process_count
-
-    def empty(length: int, *names: str) -> dict[str, np.ndarray]:
-        return {name: np.zeros((last - first, length), np.int32) for name in names}
-
-    arrays = empty(plan.length, "tokens", "token_types", "segment_ids", "positions")
-    if plan.target_length is None:
-        arrays |= empty(plan.length, *parts.per_token)
-    else:
-        names = ("target_tokens", "target_segment_ids", "target_positions")
-        arrays |= empty(plan.target_length, *names, *parts.per_token)
-    for number, text in enumerate(parts.texts):
-        row = plan.row[number] - first
-        if not 0 <= row < last - first:
-            continue
-        span = slice(plan.start[number], plan.start[number] + len(text.tokens))
-        arrays["tokens"][row, span] = text.tokens
-        arrays["segment_ids"][row, span] = plan.segment[number]
-        arrays["positions"][row, span] = np.arange(len(text.tokens))
-        if text.types is not None:
-            arrays["token_types"][row, span] = text.types
-        if plan.target_start is not None and text.target is not None:
-            span = slice(plan.target_start[number], plan.target_start[number] + len(text.target))
-            arrays["target_tokens"][row, span] = text.target
-            arrays["target_segment_ids"][row, span] = plan.segment[number]
-            arrays["target_positions"][row, span] = np.arange(len(text.target))
-        for name, values in parts.per_token.items():
-            arrays[name][row, span] = values[number]
-    per_text = {"text_numbers": np.arange(len(parts.texts), dtype=np.int32), **parts.per_text}
-    for name, each in per_text.items():
-        whole = np.zeros((plan.rows, plan.segments, *each.shape[1:]), each.dtype)
-        whole[plan.row, plan.segment - 1] = each
-        arrays[name] = mine(whole)
-    for name, each in parts.per_example.items():
-        arrays[name] = mine(each)
-    for name, numbers in parts.slots.items():
-        arrays[name] = mine(plan.slot[numbers].astype(np.int32))
-    return arrays
+    batch: Batch
+    tokens: int  # without padding, with targets
+    shape: tuple[int, ...]  # (rows, length) or (rows, length, target_length)
+    position: dict[str, object] | None = None  # of a stream, after this batch
 
 
 @dataclass(frozen=True)
@@ -151,8 +49,6 @@ class Loader:
     buckets: Sequence[int]
     row_multiple: int
     seed: int
-    process_index: int = 0
-    process_count: int = 1
     target_buckets: Sequence[int] = ()
     _epochs: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -169,12 +65,11 @@ class Loader:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return np.array([self._epoch(int(p // size))[p % size] for p in positions])
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> HostBatch:
         parts = self.gather(self.indices(step), np.random.default_rng([self.seed, step]))
-        where = self.process_index, self.process_count
-        return pack(parts, self.buckets, self.row_multiple, *where, self.target_buckets)
+        return pack(parts, self.buckets, self.row_multiple, self.target_buckets)
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
         """Batches of the steps start..stop-1, made ahead of time by a thread."""
         return prefetch(self.batch, start, stop)
 
@@ -183,20 +78,16 @@ def pack(
     parts: BatchTexts,
     buckets: Sequence[int],
     row_multiple: int,
-    process_index: int = 0,
-    process_count: int = 1,
     target_buckets: Sequence[int] = (),
-) -> Batch:
+) -> HostBatch:
     lengths, target_lengths = lengths_of(parts.texts)
     plan = plan_batch(lengths, buckets, row_multiple, target_lengths, target_buckets)
-    return planned_batch(parts, plan, process_index, process_count, row_multiple)
+    return planned_batch(parts, plan)
 
 
-def planned_batch(parts: BatchTexts, plan: Plan, process_index: int, process_count: int, multiple: int = 1) -> Batch:
+def planned_batch(parts: BatchTexts, plan: Plan) -> HostBatch:
     tokens = sum(int(lengths.sum()) for lengths in lengths_of(parts.texts) if lengths is not None)
-    arrays = lay_out(parts, plan, process_index, process_count, multiple)
-    others = {name: len(each) for name, each in (parts.per_example | parts.slots).items()}
-    return Batch(arrays, tokens, plan.shape, dict.fromkeys(arrays, plan.rows) | others)
+    return HostBatch(lay_out(parts, plan), tokens, plan.shape)
 
 
 @dataclass(frozen=True)
@@ -226,8 +117,6 @@ class RowLoader:
     batch_rows: int
     length: int
     seed: int
-    process_index: int = 0
-    process_count: int = 1
     target_lengths: np.ndarray | None = None
     target_length: int | None = None
     _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict, repr=False)
@@ -279,7 +168,7 @@ class RowLoader:
         tokens = sum(int(side[np.concatenate(rows)].sum()) for side in self._sides)
         return tokens / (len(rows) * (self.length + (self.target_length or 0)))
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> HostBatch:
         rows = [self.row(number) for number in range(step * self.batch_rows, (step + 1) * self.batch_rows)]
         indices = np.concatenate(rows)
         parts = self.gather(indices, np.random.default_rng([self.seed, step]))
@@ -293,7 +182,7 @@ class RowLoader:
 
         made = [lengths] if target_lengths is None else [lengths, target_lengths]
         same = len(made) == len(self._sides) and all(map(np.array_equal, made, (s[indices] for s in self._sides)))
-        if parts.per_example or parts.slots or not same:
+        if not same:
             raise ValueError("batch_rows needs one text per example, but the task made other texts of the examples.")
         plan = Plan(
             self.batch_rows,
@@ -304,9 +193,9 @@ class RowLoader:
             target_length=self.target_length,
             target_start=None if target_lengths is None else starts(target_lengths),
         )
-        return planned_batch(parts, plan, self.process_index, self.process_count)
+        return planned_batch(parts, plan)
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
         """Batches of the steps start..stop-1, made ahead of time by a thread."""
         return prefetch(self.batch, start, stop)
 
@@ -315,91 +204,75 @@ class RowLoader:
 class _Steps:
     """A function of the step as grain's random-access source."""
 
-    function: Callable[[int], Batch]
+    function: Callable[[int], HostBatch]
     start: int
     stop: int
 
     def __len__(self) -> int:
         return max(0, self.stop - self.start)
 
-    def __getitem__(self, index: Any) -> Batch:
-        return self.function(self.start + int(index))
+    def __getitem__(self, index: SupportsIndex) -> HostBatch:
+        return self.function(self.start + index.__index__())
 
 
-def prefetch(function: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+def prefetch(function: Callable[[int], HostBatch], start: int, stop: int) -> Iterator[HostBatch]:
     import grain  # takes half a second to import, and only training needs it
 
     source = grain.MapDataset.source(_Steps(function, start, stop))
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
+Item = TypeVar("Item", covariant=True)
+
+
+class Stream(Protocol[Item]):
+    """A source that is read in order, such as `data.stream.StreamSource`."""
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+    def get_state(self) -> dict[str, object]: ...
+
+    def set_state(self, state: dict[str, object] | None) -> None: ...
+
+
 @dataclass
-class StreamLoader:
+class StreamLoader(Generic[Item]):
     """Batches of a source that is read in order.
 
     Each batch carries the stream's position after it, which is saved in the checkpoint. Limits: no global shuffle, and
     other batches when the files or the number of shards change.
     """
 
-    stream: Any  # iterable of examples with get_state / set_state
-    gather: Callable[[list[Any], np.random.Generator], BatchTexts]  # here: examples instead of indices
+    stream: Stream[Item]
+    gather: Callable[[list[Item], np.random.Generator], BatchTexts]  # here: examples instead of indices
     batch_size: int
     buckets: Sequence[int]
     row_multiple: int
     seed: int
-    process_index: int = 0
-    process_count: int = 1
     target_buckets: Sequence[int] = ()
 
-    def batches(self, start: int, stop: int, position: Any = None) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int, position: dict[str, object] | None = None) -> Iterator[HostBatch]:
         if start and position is None:
             raise ValueError("the checkpoint has no position of the data stream, so the run cannot be resumed.")
         if position is not None:
             self.stream.set_state(position)
         examples = iter(self.stream)
         for step in range(start, stop):
-            chosen: list[Any] = []
+            chosen: list[Item] = []
             while len(chosen) < self.batch_size:
                 try:
                     chosen.append(next(examples))
                 except StopIteration:
                     examples = iter(self.stream)  # the next epoch
             parts = self.gather(chosen, np.random.default_rng([self.seed, step]))
-            where = self.process_index, self.process_count
-            batch = pack(parts, self.buckets, self.row_multiple, *where, self.target_buckets)
+            batch = pack(parts, self.buckets, self.row_multiple, self.target_buckets)
             yield replace(batch, position=self.stream.get_state())
 
 
-def process_share(mesh: DeviceMesh) -> tuple[int, int]:
-    """(index, count) of this process's share of a batch's rows.
+def to_devices(batch: Batch[Own], mesh: DeviceMesh) -> Batch[Own]:
+    """Splits the rows over the devices. The batch is equal in every process; arrays that are on devices stay there."""
 
-    Processes that split a sequence or a matrix between them have the same share. Where the devices of processes are
-    interleaved, each process gets all rows: (0, 1).
-    """
-    shards = data_shards(mesh)
-    held: dict[int, set[int]] = {}
-    where: Mapping[Any, Any] = batch_sharding(mesh, shards).devices_indices_map((shards,))
-    for device, (index,) in where.items():
-        held.setdefault(device.process_index, set()).update(range(*index.indices(shards)))
-    mine = held[jax.process_index()]
-    size, first = len(mine), min(mine)
-    blocks = all(len(rows) == size and min(rows) % size == 0 and max(rows) < min(rows) + size for rows in held.values())
-    return (first // size, shards // size) if blocks else (0, 1)
+    def put(array: Array) -> jax.Array:
+        return array if isinstance(array, jax.Array) else place(array, batch_sharding(mesh, len(array)))
 
-
-def to_devices(
-    arrays: dict[str, np.ndarray], mesh: DeviceMesh, totals: dict[str, int] | None = None
-) -> dict[str, jax.Array]:
-    """Puts the rows on their devices.
-
-    Args:
-      arrays: this process's share, see `process_share`; or the global arrays, equal in every process.
-      totals: leading dimensions over all processes; None: `arrays` are global.
-    """
-    lengths = {name: len(array) for name, array in arrays.items()} if totals is None else totals
-    return {
-        name: jax.make_array_from_process_local_data(
-            batch_sharding(mesh, lengths[name]), array, (lengths[name], *array.shape[1:])
-        )
-        for name, array in arrays.items()
-    }
+    return jax.tree.map(put, batch)

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 
-from instructrec_jax.evaluation.predictor import remember
 from instructrec_jax.evaluation.tables import Difference, Evaluation, Segment, lower_is_better
 from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap, percentile_interval, resampled
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
@@ -53,7 +52,7 @@ def segments(encoded: Sequence[Encoded], key: str | None) -> dict[str, list[Enco
 
 def score_row(name: str, task: Task, predict: Predict, groups: dict[str, list[Encoded]]) -> ScoredRow:
     """Scores a model on every segment; the model runs each text once."""
-    once = remember(predict)
+    once = predict.remember()
     return ScoredRow(name, {segment: task.score(once, cases) for segment, cases in groups.items()})
 
 

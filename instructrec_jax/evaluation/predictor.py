@@ -7,13 +7,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from instructrec_jax.data.loader import BatchTexts, Text, lay_out, lengths_of, to_devices
+from instructrec_jax.data.batch import (
+    Along,
+    BatchTexts,
+    Text,
+    lay_out,
+    lengths_of,
+    map_arrays,
+    of_texts,
+)
+from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import Plan, fit
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import open_writer
-from instructrec_jax.tasks.base import Predict, Task
+from instructrec_jax.tasks.base import Predict, Run, Task
 from instructrec_jax.training.step import make_predict_step
 
 TOKENS_PER_BATCH = 4096  # per data-parallel device
@@ -26,7 +35,7 @@ def make_predict(
     mesh: DeviceMesh,
     buckets: Sequence[int],
     per_token: bool,
-) -> Callable[..., list[np.ndarray]]:
+) -> Run:
     """The function that a task scores with: texts -> one array per text, in the order of the texts.
 
     Each text is packed into rows of the smallest bucket that holds it. Each bucket has one batch shape; with few rows
@@ -41,29 +50,21 @@ def make_predict(
     """
 
     def predict(
-        texts: Sequence[Text],
-        *,
-        given: dict[str, np.ndarray] | None = None,
-        dropout: tuple[np.uint32, np.ndarray] | None = None,
-        **arrays: list[np.ndarray],
+        texts: Sequence[Text], own: object = None, dropout: tuple[np.uint32, np.ndarray] | None = None
     ) -> list[np.ndarray]:
-        everywhere = place(given or {}, replicated(mesh))
+        lengths, target_lengths = lengths_of(texts)
+        outputs = lengths if target_lengths is None else target_lengths
+        own = map_arrays(lambda axis, x: place(x, replicated(mesh)) if axis is Along.WHOLE else x, own)  # once
         results: dict[int, np.ndarray] = {}
         for chosen, plan in _plans(texts, buckets, data_shards(mesh)):
-            gathered = BatchTexts(
-                [texts[i] for i in chosen],
-                per_token={name: [values[i] for i in chosen] for name, values in arrays.items()},
-            )
+            gathered = BatchTexts([texts[i] for i in chosen], of_texts(own, outputs, chosen))
             seed: tuple[np.uint32, ...] = ()
             if dropout is not None:
-                seed, gathered.per_text = (dropout[0],), {"text_numbers": dropout[1][chosen]}
-            batch = to_devices(lay_out(gathered, plan), mesh) | everywhere
-            output = fetch(predict_step(params, batch, *seed))
+                seed, gathered = dropout[:1], replace(gathered, numbers=dropout[1][chosen])
+            output = fetch(predict_step(params, to_devices(lay_out(gathered, plan), mesh), *seed))
             starts = plan.start if plan.target_start is None else plan.target_start
             for index, row, segment, start in zip(chosen.tolist(), plan.row, plan.segment, starts, strict=True):
-                text = texts[index]
-                length = len(text.tokens if text.target is None else text.target)
-                results[index] = output[row, start : start + length] if per_token else output[row, segment - 1]
+                results[index] = output[row, start : start + outputs[index]] if per_token else output[row, segment - 1]
         return [results[index] for index in range(len(texts))]
 
     return predict
@@ -114,20 +115,3 @@ def predictor(task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int
         return replace(predict, write=write)
 
     return with_params
-
-
-def remember(predict: Predict) -> Predict:
-    """The same model with a cache: it runs each `Text` object once."""
-    known: dict[int, tuple[Text, np.ndarray]] = {}
-
-    def remembered(
-        texts: Sequence[Text], *, given: dict[str, np.ndarray] | None = None, **arrays: list[np.ndarray]
-    ) -> list[np.ndarray]:
-        if arrays or given:
-            return predict(texts, given=given, **arrays)
-        new = list({id(text): text for text in texts if id(text) not in known}.values())
-        if new:
-            known.update({id(text): (text, output) for text, output in zip(new, predict(new), strict=True)})
-        return [known[id(text)][1] for text in texts]
-
-    return replace(predict, run=remembered, subtasks={name: remember(each) for name, each in predict.subtasks.items()})

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructrec_jax.evaluation.predictor import remember
 from instructrec_jax.tasks.base import Encoded, Predict, Task
 
 
@@ -13,7 +12,7 @@ def showcase(task: Task, predict: Predict, groups: Mapping[str, Sequence[Encoded
     Groups may have the same cases with other instructions and are sampled with the same seed, so each group contributes
     other positions of its sample. With several groups, each example names its "group".
     """
-    once = remember(predict)
+    once = predict.remember()
     shown = [(name, task.showcase(once, cases)) for name, cases in groups.items()]
     if len(shown) == 1:
         return shown[0][1]

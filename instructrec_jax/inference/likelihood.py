@@ -8,7 +8,7 @@ and run through a `Predict` like other texts, so there are few compiled shapes a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 
 from instructrec_jax.adapters.losses import token_losses
 from instructrec_jax.backbones.attention import BRANCH
-from instructrec_jax.data.loader import Text
+from instructrec_jax.data.batch import Batch, PerToken, Text, end_to_end
 
 MOST_TOKENS = 1024  # tokens of answers per row; more are scored in several rows, each of which reads the prompt
 
@@ -87,43 +87,69 @@ def encode_once(source: Text, answers: Sequence[tuple[np.ndarray, np.ndarray]], 
 # ---------------------------------------------------------------- on the device
 
 
-def branch_log_probs(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BranchTokens:
+    """The answers of all texts, int32 [target tokens] each.
+
+    Attributes:
+      labels, counts: see `Branch`.
+      branches: number of the token's answer in its text, from 1.
+      places: positions.
+    """
+
+    labels: PerToken
+    counts: PerToken
+    branches: PerToken
+    places: PerToken
+
+
+class LanguageModel(Protocol):
+    """A `tasks.base.Model` with a language-model head."""
+
+    backbone: Any
+    head: Any
+
+
+def branch_log_probs(model: LanguageModel, batch: Batch, own: BranchTokens) -> jax.Array:
     """Log-probability of each label, float32 [rows, target length]; 0 for labels that do not count.
 
     Args:
-      model: a `tasks.base.Model` with a language-model head.
-      batch: texts with targets as made by `log_likelihoods`: besides the usual arrays, int32 [rows, target length]
-        `labels`, `counts`, `branches` (1, 2, ... within a text) and `places` (positions).
+      batch: prefixes, with the answers as their targets, as made by `log_likelihoods`.
+      own: the batch's arrays.
     """
-    backbone = model.backbone
-    prefix, positions = batch["segment_ids"] * BRANCH, batch["positions"]
-    targets, places = batch["target_tokens"], batch["places"]
-    branches = batch["target_segment_ids"] * BRANCH + batch["branches"]
+    assert batch.targets is not None
+    backbone, targets, places = model.backbone, batch.targets.tokens, own.places
+    tokens, prefix, positions = batch.texts.tokens, batch.texts.segment_ids * BRANCH, batch.texts.positions
+    branches = batch.targets.segment_ids * BRANCH + own.branches
     if hasattr(backbone, "decode"):
-        encoded = backbone.encode(batch["tokens"], prefix, positions)
+        encoded = backbone.encode(tokens, prefix, positions)
         hidden = backbone.decode(targets, branches, places, encoded, prefix)
     else:
         rows, length = prefix.shape
         cache = backbone.empty_cache(rows, length + targets.shape[1])
-        _, cache = backbone(batch["tokens"], prefix, positions, batch["token_types"], cache=cache)
+        _, cache = backbone(tokens, prefix, positions, batch.token_types, cache=cache)
         hidden, _ = backbone(targets, branches, places, jnp.zeros_like(targets), cache=cache)
     table, bias = model.head.output(backbone)
     options = {"bias": bias, "scale": model.head.spec.scale, "soft_cap": model.head.spec.soft_cap}
-    loss, _ = token_losses(hidden, table, batch["labels"], batch["counts"].astype(jnp.float32), **options)
+    loss, _ = token_losses(hidden, table, jnp.asarray(own.labels), jnp.asarray(own.counts, jnp.float32), **options)
     return -loss
 
 
 # ---------------------------------------------------------------- on the host
 
 
-def log_likelihoods(predict: Callable[..., list[np.ndarray]], requests: Sequence[Request]) -> list[np.ndarray]:
+def log_likelihoods(
+    predict: Callable[[list[Text], BranchTokens], list[np.ndarray]], requests: Sequence[Request]
+) -> list[np.ndarray]:
     """For each request float64 [answers, 2]: Σ log p(token | preceding tokens) over counted tokens, and their number.
 
     Args:
       predict: `tasks.base.Predict` of a model whose predictions are `branch_log_probs`.
     """
     texts: list[Text] = []
-    arrays: dict[str, list[np.ndarray]] = {"labels": [], "counts": [], "branches": [], "places": []}
+    numbers: list[np.ndarray] = []  # of the answers of each text, from 1, per token
+    laid: list[Branch] = []  # all answers, in the order of the texts
     owners: list[tuple[int, list[int]]] = []  # per text: number of the request, numbers of its answers
     for number, request in enumerate(requests):
         for group in _groups([len(branch.tokens) for branch in request.branches]):
@@ -132,19 +158,21 @@ def log_likelihoods(predict: Callable[..., list[np.ndarray]], requests: Sequence
             texts.append(
                 Text(request.prefix.tokens, request.prefix.types, np.concatenate([b.tokens for b in branches]))
             )
-            arrays["labels"].append(np.concatenate([b.labels for b in branches]))
-            arrays["counts"].append(np.concatenate([b.counts for b in branches]).astype(np.int32))
-            arrays["branches"].append(np.repeat(1 + np.arange(len(branches), dtype=np.int32), sizes))
-            arrays["places"].append(np.concatenate([b.place + np.arange(len(b.tokens)) for b in branches]))
+            numbers.append(np.repeat(1 + np.arange(len(branches)), sizes))
+            laid += branches
             owners.append((number, group))
     found = [np.zeros((len(request.branches), 2)) for request in requests]
     if not texts:
         return found
-    for (number, group), values, branch, counts in zip(
-        owners, predict(texts, **arrays), arrays["branches"], arrays["counts"], strict=True
-    ):
+    own = BranchTokens(
+        labels=end_to_end([b.labels for b in laid]),
+        counts=end_to_end([b.counts for b in laid]),
+        branches=end_to_end(numbers),
+        places=end_to_end([b.place + np.arange(len(b.tokens)) for b in laid]),
+    )
+    for (number, group), values, branch in zip(owners, predict(texts, own), numbers, strict=True):
         found[number][group, 0] = np.bincount(branch - 1, values.astype(np.float64))
-        found[number][group, 1] = np.bincount(branch - 1, counts)
+        found[number][group, 1] = [requests[number].branches[index].counts.sum() for index in group]
     return found
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from instructrec_jax.adapters.losses import chunk_size
 from instructrec_jax.backbones.backbone_config import DType
 from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.data.batch import Array, Batch, Rows
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding, data_shards
 from instructrec_jax.runs.config import Config
@@ -24,6 +25,7 @@ from instructrec_jax.runs.model import backbone_folder, open_task
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.kinds import as_language_model
+from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.training.checkpoint import abstract
 from instructrec_jax.training.flops import Texts, has_output_table
 from instructrec_jax.training.state import TrainState
@@ -101,7 +103,7 @@ def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep
     network = read_config(folder)
     chunks = 1
     if task.predicts_words:
-        rows, length = batch.get("target_tokens", batch["tokens"]).shape
+        rows, length = batch.outputs.tokens.shape
         rows //= config.accumulation * data_shards(mesh)
         chunks = -(-length // chunk_size(max(rows, 1), length, network.vocab_size, None))
     return CompiledStep(
@@ -117,19 +119,20 @@ def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep
     )
 
 
-def texts_of(batch: dict[str, jax.ShapeDtypeStruct], task: Task) -> Texts:
+def texts_of(batch: Batch, task: Task) -> Texts:
     """Sizes of a batch's texts, for the FLOP count."""
-    (rows, length), target = batch["tokens"].shape, batch.get("target_tokens")
+    rows, length = batch.texts.tokens.shape
     each_token = task.per_token or task.subtasks or task.predicts_words
-    pooled = None if each_token else int(np.prod(batch["text_numbers"].shape))
+    pooled = None if each_token else int(np.prod(batch.text_numbers.shape))
     causal = task.context.kind == "decoder"
-    if target is None:
+    if batch.targets is None:
         return Texts(rows * length, length, causal, pooled=pooled)
-    return Texts(rows * length, length, causal, int(np.prod(target.shape)), target.shape[1], pooled)
+    target = batch.targets.tokens.shape
+    return Texts(rows * length, length, causal, int(np.prod(target)), target[1], pooled)
 
 
-def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of shapes: full rows for language models, else the first batch of data.train.
+def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> Batch:
+    """A batch of shapes (jax.ShapeDtypeStruct): full rows for language models, else the first batch of data.train.
 
     For a batch size in examples, the number of rows is the number of examples, its upper bound.
     """
@@ -138,16 +141,25 @@ def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> dict[str, ja
         check_batch(config, task, multiple)
         rows = config.data.batch_rows or -(-int(config.data.examples_per_step or 1) // multiple) * multiple
         length, target = config.data.max_length, task.max_target_length
-        sizes = {name: (rows, length) for name in ("tokens", "token_types", "segment_ids", "positions")}
-        answer = (rows, length)
-        if target is not None:
-            answer = (rows, target)
-            sizes |= {name: answer for name in ("target_tokens", "target_segment_ids", "target_positions")}
-        sizes |= {"labels": answer, "supervised": answer, "text_numbers": (rows, max_segments(length))}
-        arrays = {name: np.broadcast_to(np.int32(0), size) for name, size in sizes.items()}
+        batch = _full_rows(rows, length, target)
     else:
-        arrays = next(RunData(config).training(task, multiple).batches(0, 1, None)).arrays
-    return {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch_sharding(mesh, len(array)))
-        for name, array in arrays.items()
-    }
+        batch = next(RunData(config).training(task, multiple).batches(0, 1, None)).batch
+
+    def shape(array: Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch_sharding(mesh, len(array)))
+
+    return jax.tree.map(shape, batch)
+
+
+def _full_rows(rows: int, length: int, target: int | None) -> Batch[TokenLabels]:
+    """A language model's batch, without memory for its values."""
+
+    def array(length: int) -> np.ndarray:
+        return np.broadcast_to(np.int32(0), (rows, length))
+
+    def laid(length: int) -> Rows:
+        return Rows(array(length), array(length), array(length))
+
+    labels = TokenLabels(array(target or length), array(target or length))
+    targets = None if target is None else laid(target)
+    return Batch(laid(length), array(length), array(max_segments(length)), targets, labels)

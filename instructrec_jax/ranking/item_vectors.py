@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from instructrec_jax.data.loader import Text
+from instructrec_jax.data.batch import Text
 from instructrec_jax.files import replacing
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from instructrec_jax.data.batch import BatchTexts, lengths_of
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, check_hold_out, is_held_out
-from instructrec_jax.data.loader import Batch, BatchTexts, Loader, RowLoader, StreamLoader, lengths_of
+from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.data.skipped import SkippedRow, listing
@@ -114,17 +115,16 @@ class RunData:
             groups[UNSEEN if is_held_out(e.example, hold_out) else SEEN].append(e)
         return {name: own for name, own in groups.items() if own}
 
-    def training(self, task: Task, row_multiple: int, processes: tuple[int, int] = (0, 1)) -> "TrainingData":
+    def training(self, task: Task, row_multiple: int) -> "TrainingData":
         """Encodes data.train and batches it.
 
         Args:
           row_multiple: the number of rows of a batch is a multiple of this.
-          processes: (index of the share of each batch that this process lays out, number of shares).
         """
         check_batch(self.config, task, row_multiple)
         opened = self.source("train")
         if isinstance(opened, StreamSource):
-            return _stream_batches(self.config, task, opened, row_multiple, processes)
+            return _stream_batches(self.config, task, opened, row_multiple)
         per_source = []
         for source in opened.sources:
             examples = [source[i] for i in range(len(source))]
@@ -137,7 +137,7 @@ class RunData:
             raise ValueError("data.hold_out removes every example of data.train: hold out less.")
         task.prepare(encoded)
         mixture = _remixed(self.config, opened, per_source)
-        return _batches(self.config, task, encoded, mixture, row_multiple, processes)
+        return _batches(self.config, task, encoded, mixture, row_multiple)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class TrainingData:
     """
 
     fingerprint: str
-    batches: Callable[[int, int, object], Iterator[Batch]]
+    batches: Callable[[int, int, dict[str, object] | None], Iterator[HostBatch]]
     step_size: str
     encoded: list[Encoded] = field(default_factory=list)
     tokens: int = 0
@@ -193,7 +193,6 @@ def _batches(
     encoded: list[Encoded],
     mixture: Mixture,
     row_multiple: int,
-    processes: tuple[int, int],
 ) -> TrainingData:
     size, rows = config.data.examples_per_step, config.data.batch_rows
 
@@ -203,13 +202,13 @@ def _batches(
     lengths, target_lengths = lengths_of([e.text for e in encoded])
     tokens = int(lengths.sum()) + (0 if target_lengths is None else int(target_lengths.sum()))
     if size is not None:
-        shape = (size, buckets(config), row_multiple, config.seed, *processes, target_buckets(task))
+        shape = (size, buckets(config), row_multiple, config.seed, target_buckets(task))
         loader: Loader | RowLoader = Loader(mixture.order, gather, *shape)
         step_size, epoch_steps, packing = f"{size} examples", len(encoded) / size, ""
     else:
         assert rows is not None
         length, target_length = config.data.max_length, task.max_target_length if target_lengths is not None else None
-        row_shape = (rows, length, config.seed, *processes, target_lengths, target_length)
+        row_shape = (rows, length, config.seed, target_lengths, target_length)
         loader = RowLoader(mixture.order, gather, lengths, *row_shape)
         room = f"{length:,}" + (f" + {target_length:,}" if target_length else "")
         step_size, epoch_steps = f"{rows} rows of {room} tokens", len(loader.epoch(0)) / rows
@@ -225,9 +224,7 @@ def _batches(
     )
 
 
-def _stream_batches(
-    config: Config, task: Task, opened: StreamSource, row_multiple: int, processes: tuple[int, int]
-) -> TrainingData:
+def _stream_batches(config: Config, task: Task, opened: StreamSource, row_multiple: int) -> TrainingData:
     if config.data.hold_out:
         raise ValueError("data.hold_out does not work with a stream: set streaming: false, or filter the data first.")
     if config.data.batch_rows is not None:
@@ -241,7 +238,7 @@ def _stream_batches(
 
     opened.check = partial(check_usable, task)
     size = config.data.examples_per_step or 0
-    shape = (size, buckets(config), row_multiple, config.seed, *processes, target_buckets(task))
+    shape = (size, buckets(config), row_multiple, config.seed, target_buckets(task))
     return TrainingData(opened.name, StreamLoader(opened, gather, *shape).batches, f"{size} examples")
 
 

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from instructrec_jax.data.loader import Text
+from instructrec_jax.data.batch import Text
 from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Catalogue
@@ -170,10 +169,12 @@ def _with_known_items(predict: Predict, task: RankingTask, folder: Path, weights
     """`predict` that computes the vectors of the items' texts once; a single process also caches them in `folder`."""
     known: list[np.ndarray] = []
 
-    def remembered(texts: Sequence[Text], *, given: Any = None, **arrays: Any) -> Any:
-        own = vars(task).get("item_texts")  # a cached property, set on first use
-        if given or arrays or texts is not own:
-            return predict(texts, given=given, **arrays)
+    def remembered(
+        texts: Sequence[Text], own: object = None, dropout: tuple[np.uint32, np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        known_texts = vars(task).get("item_texts")  # a cached property, set on first use
+        if own is not None or dropout is not None or texts is not known_texts:
+            return predict.run(texts, own, dropout)
         if not known and jax.process_count() > 1:  # processes may disagree on whether the file exists
             known.append(np.stack(predict(texts)))
         if not known:
@@ -182,6 +183,6 @@ def _with_known_items(predict: Predict, task: RankingTask, folder: Path, weights
             except OSError as error:  # such as a read-only run directory
                 logger.warning("the item vectors cannot be cached: %s", error)
                 known.append(np.stack(predict(texts)))
-        return known[0]
+        return list(known[0])
 
     return replace(predict, run=remembered)

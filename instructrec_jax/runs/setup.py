@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 
+from instructrec_jax.data.batch import Batch
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import predictor
@@ -21,7 +22,7 @@ from instructrec_jax.training.state import TrainState, Tree, create_state, state
 from instructrec_jax.training.step import make_train_step
 
 Buffers = Mapping[str, np.ndarray | jax.Array | jax.ShapeDtypeStruct]
-Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from instructrec_jax.data.loader import lengths_of
+from instructrec_jax.data.batch import lengths_of
 from instructrec_jax.distributed.chips import peak_flops
 from instructrec_jax.runs.data import TrainingData
 from instructrec_jax.runs.setup import TrainingSetup

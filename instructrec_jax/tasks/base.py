@@ -20,13 +20,13 @@ from typing_extensions import TypeVar  # with defaults, which typing has from Py
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.batch import Batch, BatchTexts, Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
 
-Arrays = dict[str, jax.Array]
+T = TypeVar("T")
 
 
 def _no_words(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[str]:
@@ -38,27 +38,40 @@ class Predict:
     """A model with its parameters, for `Task.score`.
 
     Attributes:
-      run: see `__call__`.
+      run: the model: (texts, the task's arrays, dropout) -> one array per text, see `__call__` and `draw`.
       write: (prompts, int32 [tokens] each, settings) -> the generated texts; only of a task that `writes`.
       subtasks: name -> the same model with the `predict` of that entry of `Task.subtasks`.
+      known: id of a `Text` -> the object and its result, so that each runs once; None: no cache, see `remember`.
     """
 
-    run: Callable[..., list[np.ndarray]]
+    run: "Run"
     write: Callable[[Sequence[np.ndarray], GenerationConfig], list[str]] = _no_words
     subtasks: Mapping[str, "Predict"] = field(default_factory=dict)
+    known: dict[int, tuple[Text, np.ndarray]] | None = None
 
-    def __call__(
-        self, texts: Sequence[Text], *, given: Mapping[str, np.ndarray] | None = None, **per_token: list[np.ndarray]
-    ) -> list[np.ndarray]:
+    def __call__(self, texts: Sequence[Text], own: object = None) -> list[np.ndarray]:
         """Runs the model over texts.
 
         Args:
-          given: arrays added to each batch unchanged, by name, such as item vectors.
-          per_token: further arrays of the batch, by name: int [tokens] for each text.
+          own: the arrays of the task for these texts, see `data.batch`.
 
         Returns one array per text, in order: [...], or [length, ...] for a task with predictions `per_token`.
         """
-        return self.run(texts, given=given, **per_token)
+        if self.known is None or own is not None:
+            return self.run(texts, own)
+        known = self.known
+        new = list({id(text): text for text in texts if id(text) not in known}.values())
+        if new:
+            known.update({id(text): (text, output) for text, output in zip(new, self.run(new), strict=True)})
+        return [known[id(text)][1] for text in texts]
+
+    def remember(self) -> "Predict":
+        """The same model with a cache: it runs each `Text` object without arrays once."""
+        return replace(self, known={}, subtasks={name: each.remember() for name, each in self.subtasks.items()})
+
+    def once(self, texts: Sequence[Text]) -> list[np.ndarray]:
+        """Runs texts that will not come again: past the cache."""
+        return self.run(texts)
 
     def draw(self, texts: Sequence[Text], seed: int, numbers: Sequence[int] | None = None) -> list[np.ndarray]:
         """One draw of Monte Carlo dropout (Gal & Ghahramani, 2016): predictions with dropout, as in training.
@@ -70,6 +83,18 @@ class Predict:
         """
         chosen = np.arange(len(texts)) if numbers is None else np.asarray(numbers)
         return self.run(texts, dropout=(np.uint32(seed), chosen.astype(np.int32)))
+
+
+class Run(Protocol):
+    """Runs a model over texts, see `Predict`.
+
+    Args:
+      dropout: (uint32 seed, int32 [texts] numbers of the texts), or None for none.
+    """
+
+    def __call__(
+        self, texts: Sequence[Text], own: object = None, dropout: tuple[np.uint32, np.ndarray] | None = None
+    ) -> list[np.ndarray]: ...
 
 
 class TaskConfig(draccus.ChoiceRegistry):
@@ -134,21 +159,20 @@ class Model(nnx.Module):
             self.backbone = backbone
         self.head = head
 
-    def hidden(self, batch: Arrays, dropout: DropoutKeys | None = None) -> jax.Array:
+    def hidden(self, batch: Batch, dropout: DropoutKeys | None = None) -> jax.Array:
         """The backbone's last hidden states, [rows, length, hidden].
 
         Of an encoder–decoder: the decoder's where the batch has targets, else the encoder's.
         """
-        names = ("tokens", "segment_ids", "positions")
-        inputs = [batch[name] for name in names]
         backbone: Any = self.backbone
+        texts, targets = batch.texts, batch.targets
         if not hasattr(backbone, "decode"):
-            return backbone(*inputs, batch["token_types"], dropout=dropout)
-        encoded = backbone.encode(*inputs, dropout=dropout)
-        if "target_tokens" not in batch:
+            return backbone(*texts, batch.token_types, dropout=dropout)
+        encoded = backbone.encode(*texts, dropout=dropout)
+        if targets is None:
             return encoded
         keys = None if dropout is None else dropout.target
-        return backbone.decode(*(batch[f"target_{name}"] for name in names), encoded, inputs[1], dropout=keys)
+        return backbone.decode(*targets, encoded, texts.segment_ids, dropout=keys)
 
 
 class Network(Protocol):
@@ -160,7 +184,7 @@ class Network(Protocol):
     backbone: Any
     head: Any
 
-    def hidden(self, batch: Arrays, dropout: DropoutKeys | None = None) -> jax.Array:
+    def hidden(self, batch: Batch, dropout: DropoutKeys | None = None) -> jax.Array:
         """See `Model.hidden`."""
 
 
@@ -174,7 +198,7 @@ class HeadView:
     def __init__(self, model: Network, name: str, hidden: jax.Array | None = None):
         self.backbone, self.head, self._model, self._hidden = model.backbone, model.head[name], model, hidden
 
-    def hidden(self, batch: Arrays, dropout: DropoutKeys | None = None) -> jax.Array:
+    def hidden(self, batch: Batch, dropout: DropoutKeys | None = None) -> jax.Array:
         return self._model.hidden(batch, dropout) if self._hidden is None else self._hidden
 
 
@@ -190,7 +214,7 @@ class LossInputs:
     """
 
     dropout: DropoutKeys | None = None
-    buffers: Arrays = field(default_factory=dict)
+    buffers: Mapping[str, jax.Array] = field(default_factory=dict)
     microbatches: int = 1
 
 
@@ -333,15 +357,15 @@ class Task:
         """The texts and arrays of one batch."""
         raise TypeError(f"{type(self).__name__} has no gather().")
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Batch, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """(Σ w ℓ, Σ w), float32 scalars."""
         raise TypeError(f"{type(self).__name__} has no loss().")
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Batch) -> jax.Array:
         """[rows, segments, ...], or [rows, length, ...] where `per_token`."""
         raise TypeError(f"{type(self).__name__} has no predict().")
 
-    def draw(self, model: Network, batch: Arrays, dropout: DropoutKeys) -> jax.Array:
+    def draw(self, model: Network, batch: Batch, dropout: DropoutKeys) -> jax.Array:
         """The predictions with dropout, see `Predict.draw`."""
         raise TypeError(f"{type(self).__name__} has no draw().")
 
@@ -419,18 +443,20 @@ def name_of(example: Example, number: int) -> str:
     return f"example {example.id or number!r}"
 
 
-def microbatches(batch: Arrays, count: int) -> Arrays:
-    """[rows, ...] -> [count, rows / count, ...]. Rows are dealt round-robin, so each device keeps its own."""
-    return {name: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+def microbatches(rows: T, count: int) -> T:
+    """A tree of [rows, ...] -> [count, rows / count, ...]. Rows are dealt round-robin, so each device keeps its own."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0), rows)
 
 
 def in_microbatches(
-    function: Callable[[Network, Arrays, DropoutKeys | None], jax.Array],
+    function: Callable[[Network, T, DropoutKeys | None], jax.Array],
     model: Network,
-    rows: Arrays,
+    rows: T,
     inputs: LossInputs,
 ) -> jax.Array:
     """function(model, rows, dropout) -> [rows, ...], computed in `inputs.microbatches` micro-batches.
+
+    `rows` is a tree whose arrays all lie along the rows, such as `Batch.without_own`.
 
     For losses that couple the examples of a batch: the backward pass recomputes each micro-batch, so memory holds only
     these results for the whole batch.
@@ -441,10 +467,10 @@ def in_microbatches(
     graphdef, params = nnx.split(model)
 
     @jax.checkpoint
-    def one(part: tuple[Arrays, DropoutKeys | None]) -> jax.Array:
+    def one(part: tuple[T, DropoutKeys | None]) -> jax.Array:
         return function(nnx.merge(graphdef, params), *part)
 
-    keys = None if dropout is None else microbatches({"tokens": dropout.tokens}, count)["tokens"]
+    keys = None if dropout is None else microbatches(dropout.tokens, count)
     found = jax.lax.map(one, (microbatches(rows, count), None if keys is None else DropoutKeys(keys)))
     return jnp.moveaxis(found, 0, 1).reshape(-1, *found.shape[2:])
 

@@ -10,10 +10,9 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source
+from instructrec_jax.data.batch import Along, Array, Batch, BatchTexts, PerText, Rows, Text, lengths_of, map_arrays
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     HeadView,
     LossInputs,
@@ -58,7 +57,13 @@ class MultitaskConfig(TaskConfig):
         return replace(self, tasks=[learned(subtask) for subtask in self.tasks])
 
 
-OWNER = "subtask"  # array of a batch: the number of each text's subtask, 1, 2, ...; 0: no text
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Subtasks:
+    """The number of each text's subtask, int32 [texts] (1, 2, ...; 0: no text), and the arrays of each by name."""
+
+    owner: PerText
+    subtasks: dict[str, Any]
 
 
 class MultitaskTask(Task):
@@ -162,10 +167,8 @@ class MultitaskTask(Task):
         owner = np.zeros(len(texts), np.int32)
         for number, name in enumerate(self.tasks, 1):
             owner[places[name]] = number
-        result = BatchTexts(texts, per_text={OWNER: owner})
-        for name in self.tasks:
-            _spread(name, gathered[name], np.array(places[name], int), result)
-        return result
+        own_texts = {name: _spread(gathered[name], np.array(places[name], int), texts) for name in self.tasks}
+        return BatchTexts(texts, Subtasks(owner, own_texts))
 
     def _gather(self, name: str, own: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
         """The subtask's batch of its examples; without examples, the same arrays with no texts."""
@@ -175,19 +178,15 @@ class MultitaskTask(Task):
             )
         if own:
             self._one.setdefault(name, own[0])
-        found = self.tasks[name].gather(own or [self._one[name]], rng if own else np.random.default_rng(0))
-        if found.per_example or found.slots:
-            raise ValueError(f"task {name!r} cannot share a run with other tasks: train it in its own run.")
-        if own:
-            return found
-        empty = {key: values[:0] for key, values in found.per_text.items()}
-        return BatchTexts([], per_token={key: [] for key in found.per_token}, per_text=empty)
+            return self.tasks[name].gather(own, rng)
+        one = self.tasks[name].gather([self._one[name]], np.random.default_rng(0))
+        return BatchTexts([], map_arrays(lambda axis, array: array if axis is Along.WHOLE else array[:0], one.own))
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Batch[Subtasks], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         hidden = model.hidden(batch, inputs.dropout)
         total = weight = jnp.zeros(())
         for number, (name, task) in enumerate(self.tasks.items(), 1):
-            view, own = HeadView(model, name, hidden), own_arrays(batch, name, number)
+            view, own = HeadView(model, name, hidden), own_batch(batch, name, number)
             found = task.loss(view, own, inputs)
             total, weight = total + self.weights[name] * found[0], weight + self.weights[name] * found[1]
         return total, weight
@@ -251,29 +250,35 @@ class MultitaskTask(Task):
         ]
 
 
-def own_arrays(batch: Arrays, name: str, number: int) -> Arrays:
-    """A batch as one subtask sees it: its own arrays without prefix, the texts of others as padding.
+def own_batch(batch: Batch[Subtasks], name: str, number: int) -> Batch:
+    """A batch as one subtask sees it: its own arrays, the texts of others as padding.
 
     So a loss that counts texts, and not only weights, counts only those of the subtask.
     """
-    mine = batch[OWNER] == number  # [rows, segments]
-    own = {key.removeprefix(f"{name}."): array for key, array in batch.items()}
-    for key in ("segment_ids", "target_segment_ids"):
-        if key in batch:
-            segment = batch[key]
-            there = jnp.take_along_axis(mine, jnp.maximum(segment - 1, 0), axis=1)
-            own[key] = jnp.where(there, segment, 0)
-    return own
+    mine = batch.own.owner == number  # [rows, segments]
+
+    def own(rows: Rows) -> Rows:
+        there = jnp.take_along_axis(mine, jnp.maximum(rows.segment_ids - 1, 0), axis=1)
+        return replace(rows, segment_ids=jnp.where(there, rows.segment_ids, 0))
+
+    targets = None if batch.targets is None else own(batch.targets)
+    return replace(batch, texts=own(batch.texts), targets=targets, own=batch.own.subtasks[name])
 
 
-def _spread(name: str, own: BatchTexts, places: np.ndarray, into: BatchTexts) -> None:
-    """Adds a subtask's arrays to those of the whole batch, where its texts are at `places`."""
-    for key, values in own.per_text.items():
-        whole = np.zeros((len(into.texts), *values.shape[1:]), values.dtype)
-        whole[places] = values
-        into.per_text[f"{name}.{key}"] = whole
-    for key, rows in own.per_token.items():
-        spread = [np.zeros(len(t.tokens if t.target is None else t.target), np.int32) for t in into.texts]
-        for place, row in zip(places, rows, strict=True):
-            spread[place] = row
-        into.per_token[f"{name}.{key}"] = spread
+def _spread(own: BatchTexts, places: np.ndarray, texts: Sequence[Text]) -> object:
+    """A subtask's arrays for all `texts` of the batch, of which its own are at `places`; zero for others."""
+    lengths, target_lengths = lengths_of(texts)
+    outputs = lengths if target_lengths is None else target_lengths
+    tokens = np.repeat(np.isin(np.arange(len(texts)), places), outputs)  # whether a token is the subtask's
+
+    def spread(axis: Along, array: Array) -> Array:
+        if axis is Along.WHOLE:
+            return array
+        if axis not in (Along.TOKENS, Along.TEXTS):
+            raise ValueError(f"arrays along {axis.value} cannot share a batch with other tasks.")
+        each = axis is Along.TOKENS
+        whole = np.zeros((len(tokens) if each else len(texts), *array.shape[1:]), array.dtype)
+        whole[tokens if each else places] = array
+        return whole
+
+    return map_arrays(spread, own.own)

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text
 from instructrec_jax.data.prompts import render
 from instructrec_jax.tasks.base import TaskContext
 

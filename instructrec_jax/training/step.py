@@ -16,31 +16,31 @@ import optax
 from flax import nnx
 
 from instructrec_jax.backbones.layers import DropoutKeys, dropout_keys
+from instructrec_jax.data.batch import Batch, Rows
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.tasks.base import LossInputs, Model, Task, microbatches
 from instructrec_jax.training.state import TrainState, Tree, merge_params
 
-Arrays = dict[str, jax.Array]
 Sums = tuple[jax.Array, jax.Array, Tree]
 T = TypeVar("T")
 TARGET_SEED = np.uint32(0x5BD1E995)  # arbitrary: separates the dropout keys of targets from those of texts
 
 
-def batch_dropout_keys(seed: jax.Array, batch: Arrays) -> DropoutKeys:
+def batch_dropout_keys(seed: jax.Array, batch: Batch) -> DropoutKeys:
     """One hash per token of (step, number of the text in the global batch, position in the text).
 
     So a token's dropout bits do not depend on packing, micro-batches or devices. Tokens of targets have separate keys,
     from another seed.
     """
 
-    def keys(seed: jax.Array, side: str) -> DropoutKeys:
-        segment = jnp.maximum(batch[f"{side}segment_ids"] - 1, 0)
-        numbers = jnp.take_along_axis(batch["text_numbers"], segment, axis=1)
-        return dropout_keys(seed, numbers, batch[f"{side}positions"])
+    def keys(seed: jax.Array, rows: Rows) -> DropoutKeys:
+        segment = jnp.maximum(rows.segment_ids - 1, 0)
+        numbers = jnp.take_along_axis(batch.text_numbers, segment, axis=1)
+        return dropout_keys(seed, numbers, rows.positions)
 
-    if "target_tokens" not in batch:
-        return keys(seed, "")
-    return replace(keys(seed, ""), target=keys(seed ^ TARGET_SEED, "target_"))
+    if batch.targets is None:
+        return keys(seed, batch.texts)
+    return replace(keys(seed, batch.texts), target=keys(seed ^ TARGET_SEED, batch.targets))
 
 
 def make_train_step(
@@ -51,7 +51,7 @@ def make_train_step(
     mesh: DeviceMesh,
     shardings: TrainState,
     accumulation: int = 1,
-) -> Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles (state, batch) -> (state, the window's sums); the new state reuses the memory of the old one.
 
     The loss is Σ w ℓ / Σ w over the whole batch, so k micro-batches (`accumulation`) or d devices give the result of
@@ -59,10 +59,10 @@ def make_train_step(
     """
     gradients = _make_gradients(task, graphdef, mesh, accumulation)
 
-    def train_step(state: TrainState, batch: Arrays) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         total, weight, grads = gradients(state, batch, jax.random.bits(key, dtype=jnp.uint32))
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
@@ -93,24 +93,24 @@ def make_train_step(
 
 def _make_gradients(
     task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh, accumulation: int
-) -> Callable[[TrainState, Arrays, jax.Array], tuple[jax.Array, jax.Array, Tree]]:
+) -> Callable[[TrainState, Batch, jax.Array], tuple[jax.Array, jax.Array, Tree]]:
     """A function: (state, batch, dropout seed) -> (Σ w ℓ, Σ w, gradient of Σ w ℓ / Σ w)."""
 
     def total_loss(
-        params: Tree, state: TrainState, batch: Arrays, seed: jax.Array, count: int
+        params: Tree, state: TrainState, batch: Batch, seed: jax.Array, count: int
     ) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graphdef, merge_params(params, state.frozen))
         keys = batch_dropout_keys(seed, batch)
         with mesh.tracing():
             return task.loss(task.view(model), batch, LossInputs(keys, state.buffers, count))
 
-    def gradients(state: TrainState, batch: Arrays, seed: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:
+    def gradients(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:
         gradient = jax.value_and_grad(total_loss, has_aux=True)
         if accumulation == 1 or task.couples_examples:  # a coupled loss splits the batch itself
             (total, weight), grads = gradient(state.params, state, batch, seed, accumulation)
         else:
 
-            def add(sums: Sums, microbatch: Arrays) -> tuple[Sums, None]:
+            def add(sums: Sums, microbatch: Batch) -> tuple[Sums, None]:
                 (total, weight), grads = gradient(state.params, state, microbatch, seed, 1)
                 return jax.tree.map(jnp.add, sums, (total, weight, grads)), None
 
@@ -130,7 +130,7 @@ def make_predict_step(task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMes
     """
 
     @jax.jit
-    def predict_step(params: Tree, batch: Arrays, seed: jax.Array | None = None) -> jax.Array:
+    def predict_step(params: Tree, batch: Batch, seed: jax.Array | None = None) -> jax.Array:
         with mesh.tracing():
             model = task.view(nnx.merge(graphdef, params))
             if seed is None:

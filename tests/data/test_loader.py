@@ -3,21 +3,32 @@
 import itertools
 import json
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from datasets import Dataset
 
 from instructrec_jax.data import loader as loader_module
+from instructrec_jax.data.batch import BatchTexts, PerText, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.loader import Batch, BatchTexts, Loader, RowLoader, StreamLoader, Text
+from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.sources import ListSource
 from instructrec_jax.data.stream import StreamSource
 
 SIZE = 23  # examples: no batch size below divides it
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers, to tell the draws of two batches apart."""
+
+    noise: PerText
 
 
 def tokens_of(number: int) -> np.ndarray:
@@ -26,7 +37,7 @@ def tokens_of(number: int) -> np.ndarray:
 
 def gather(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
     noise = rng.integers(0, 1000, len(indices)).astype(np.int32)
-    return BatchTexts([Text(tokens_of(int(i))) for i in indices], per_text={"noise": noise})
+    return BatchTexts([Text(tokens_of(int(i))) for i in indices], Noise(noise))
 
 
 def make_loader(seed: int = 0, batch_size: int = 10) -> Loader:
@@ -34,27 +45,25 @@ def make_loader(seed: int = 0, batch_size: int = 10) -> Loader:
     return Loader(Mixture([source], seed=seed).order, gather, batch_size, (16, 32), 2, seed)
 
 
-def contents(batch: Batch) -> list[int]:
+def contents(batch: HostBatch) -> list[int]:
     """Numbers of the examples in a batch, in the order of the batch."""
-    live, arrays = batch.arrays["segment_ids"] > 0, batch.arrays
-    starts = live & (arrays["positions"] == 0)
-    rows, columns = np.nonzero(starts)
-    order = arrays["text_numbers"][rows, arrays["segment_ids"][rows, columns] - 1]
-    return [int(n) for _, n in sorted(zip(order, arrays["tokens"][rows, columns], strict=True))]
+    texts, numbers = batch.batch.texts, batch.batch.text_numbers
+    rows, columns = np.nonzero((texts.segment_ids > 0) & (texts.positions == 0))
+    order = numbers[rows, texts.segment_ids[rows, columns] - 1]
+    return [int(n) for _, n in sorted(zip(order, texts.tokens[rows, columns], strict=True))]
 
 
-def noise(batch: Batch) -> list[int]:
+def noise(batch: HostBatch) -> list[int]:
     """What was drawn for each text, in the order of the batch."""
-    segments = np.arange(1, batch.arrays["text_numbers"].shape[1] + 1)
-    rows, columns = np.nonzero((batch.arrays["segment_ids"][:, None] == segments[:, None]).any(-1))
-    pairs = zip(batch.arrays["text_numbers"][rows, columns], batch.arrays["noise"][rows, columns], strict=True)
-    return [int(value) for _, value in sorted(pairs)]
+    numbers, drawn = batch.batch.text_numbers, batch.batch.own.noise
+    segments = np.arange(1, numbers.shape[1] + 1)
+    rows, columns = np.nonzero((batch.batch.texts.segment_ids[:, None] == segments[:, None]).any(-1))
+    return [int(value) for _, value in sorted(zip(numbers[rows, columns], drawn[rows, columns], strict=True))]
 
 
-def assert_same(first: Batch, second: Batch) -> None:
-    assert (first.tokens, first.shape, set(first.arrays)) == (second.tokens, second.shape, set(second.arrays))
-    for name, array in first.arrays.items():
-        np.testing.assert_array_equal(array, second.arrays[name], err_msg=name)
+def assert_same(first: HostBatch, second: HostBatch) -> None:
+    assert (first.tokens, first.shape) == (second.tokens, second.shape)
+    jax.tree.map(np.testing.assert_array_equal, first.batch, second.batch)
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
@@ -91,17 +100,18 @@ def test_batches_of_pairs() -> None:
         batch = loader.batch(step)
         rows, length, target_length = batch.shape
         assert contents(batch) == contents(make_loader().batch(step))
-        assert batch.arrays["target_tokens"].shape == (rows, target_length) and target_length in (8, 16)
-        live = batch.arrays["target_segment_ids"] > 0
+        targets = batch.batch.targets
+        assert targets is not None and targets.tokens.shape == (rows, target_length) and target_length in (8, 16)
+        live = targets.segment_ids > 0
         expected = np.concatenate([row_target(i) for i in contents(batch)])
-        assert sorted(batch.arrays["target_tokens"][live]) == sorted(expected)
-        assert batch.tokens == live.sum() + (batch.arrays["segment_ids"] > 0).sum()
+        assert sorted(targets.tokens[live]) == sorted(expected)
+        assert batch.tokens == live.sum() + (batch.batch.texts.segment_ids > 0).sum()
 
 
 def test_batch_tells_its_tokens_and_shape() -> None:
     batch = make_loader().batch(4)
-    assert batch.tokens == sum(len(tokens_of(n)) for n in contents(batch)) == (batch.arrays["segment_ids"] > 0).sum()
-    assert batch.shape == batch.arrays["tokens"].shape and batch.shape[0] % 2 == 0
+    assert batch.tokens == sum(len(tokens_of(n)) for n in contents(batch)) == (batch.batch.texts.segment_ids > 0).sum()
+    assert batch.shape == batch.batch.texts.tokens.shape and batch.shape[0] % 2 == 0
 
 
 @pytest.mark.parametrize("start", [0, 7])
@@ -125,17 +135,6 @@ def test_an_error_while_prefetching_arrives() -> None:
         list(loader.batches(0, 3))
 
 
-def test_shares_of_processes_are_the_whole() -> None:
-    def one(index: int, count: int) -> Batch:
-        return Loader(make_loader().order, gather, 10, (16, 32), 4, 0, index, count).batch(3)
-
-    whole, shares = one(0, 1), [one(0, 2), one(1, 2)]
-    for share in shares:
-        assert (share.tokens, share.shape) == (whole.tokens, whole.shape)
-    for name, array in whole.arrays.items():
-        np.testing.assert_array_equal(np.concatenate([share.arrays[name] for share in shares]), array, err_msg=name)
-
-
 # ------------------------------------------------------------------ batches of rows
 
 
@@ -152,17 +151,17 @@ TARGET_LENGTHS = np.array([len(row_target(number)) for number in range(SIZE)])
 
 
 def gather_rows(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
-    return BatchTexts([Text(row_tokens(int(i))) for i in indices], per_text=gather(indices, rng).per_text)
+    return BatchTexts([Text(row_tokens(int(i))) for i in indices], gather(indices, rng).own)
 
 
 def gather_pairs(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
     """Targets of other lengths than their texts, with the same tokens."""
     texts = [Text(row_tokens(int(i)), target=row_target(int(i))) for i in indices]
-    return BatchTexts(texts, per_text=gather(indices, rng).per_text)
+    return BatchTexts(texts, gather(indices, rng).own)
 
 
 def make_row_loader(
-    seed: int = 0, rows: int = 4, *, pairs: bool = False, weights: list[float] | None = None, **where: int
+    seed: int = 0, rows: int = 4, *, pairs: bool = False, weights: list[float] | None = None
 ) -> RowLoader:
     """Rows of 48 tokens (and 8 of targets); with weights, the examples come from two sources."""
     examples = [Example(instruction=f"example {i}", id=str(i)) for i in range(SIZE)]
@@ -170,9 +169,9 @@ def make_row_loader(
     sources = [ListSource(part, f"list {number}") for number, part in enumerate(parts)]
     order = Mixture(sources, weights=weights, seed=seed).order
     if not pairs:
-        return RowLoader(order, gather_rows, LENGTHS, rows, 48, seed, **where)
+        return RowLoader(order, gather_rows, LENGTHS, rows, 48, seed)
     targets: Any = {"target_lengths": TARGET_LENGTHS, "target_length": 8}
-    return RowLoader(order, gather_pairs, LENGTHS, rows, 48, seed, **where, **targets)
+    return RowLoader(order, gather_pairs, LENGTHS, rows, 48, seed, **targets)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -182,11 +181,10 @@ def test_rows_depend_on_seed_and_step_alone(pairs: bool) -> None:
     back = [backward.batch(step) for step in reversed(range(20))][::-1]
     for step, (first, second) in enumerate(zip(there, back, strict=True)):
         assert_same(first, second)
-        assert first.shape == ((4, 48, 8) if pairs else (4, 48)) and first.arrays["tokens"].shape == (4, 48)
+        assert first.shape == ((4, 48, 8) if pairs else (4, 48)) and first.batch.texts.tokens.shape == (4, 48)
         assert_same(first, make_row_loader(pairs=pairs).batch(step))  # also where nothing came before
-        assert first.tokens == sum(
-            (array > 0).sum() for name, array in first.arrays.items() if name.endswith("segment_ids")
-        )
+        sides = [first.batch.texts, first.batch.targets]
+        assert first.tokens == sum((side.segment_ids > 0).sum() for side in sides if side is not None)
     assert contents(make_row_loader(seed=1).batch(0)) != contents(there[0])
     assert len({tuple(noise(batch)) for batch in there}) == 20
 
@@ -214,15 +212,16 @@ def test_every_example_once_an_epoch_of_rows(pairs: bool) -> None:
 
 def test_a_row_holds_its_texts_side_by_side() -> None:
     loader = make_row_loader(pairs=True)
-    batch = loader.batch(2)
+    batch = loader.batch(2).batch
+    assert batch.targets is not None
     for row, number in enumerate(range(8, 12)):
-        for side, make in (("", row_tokens), ("target_", row_target)):
+        for side, make in ((batch.texts, row_tokens), (batch.targets, row_target)):
             texts = [make(int(i)) for i in loader.row(number)]
-            together, segments = np.concatenate(texts), f"{side}segment_ids"
-            np.testing.assert_array_equal(batch.arrays[f"{side}tokens"][row, : len(together)], together)
+            together = np.concatenate(texts)
+            np.testing.assert_array_equal(side.tokens[row, : len(together)], together)
             expected = np.repeat(np.arange(1, len(texts) + 1), [len(text) for text in texts])
-            np.testing.assert_array_equal(batch.arrays[segments][row, : len(together)], expected)
-            assert not batch.arrays[segments][row, len(together) :].any()
+            np.testing.assert_array_equal(side.segment_ids[row, : len(together)], expected)
+            assert not side.segment_ids[row, len(together) :].any()
 
 
 def test_rows_of_a_weighted_mixture() -> None:
@@ -250,20 +249,6 @@ def test_equal_epochs_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-@pytest.mark.parametrize("processes", [2, 4])
-def test_shares_of_processes_are_the_whole_batch_of_rows(processes: int, pairs: bool) -> None:
-    whole = make_row_loader(pairs=pairs).batch(3)
-    shares = [
-        make_row_loader(pairs=pairs, process_index=index, process_count=processes).batch(3)
-        for index in range(processes)
-    ]
-    for share in shares:
-        assert (share.tokens, share.shape) == (whole.tokens, whole.shape)
-    for name, array in whole.arrays.items():
-        np.testing.assert_array_equal(np.concatenate([share.arrays[name] for share in shares]), array, err_msg=name)
-
-
 def test_real_share_of_rows() -> None:
     loader = make_row_loader(pairs=True)
     tokens = LENGTHS.sum() + TARGET_LENGTHS.sum()
@@ -278,10 +263,9 @@ def test_prefetched_rows_are_the_same() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda parts: BatchTexts(parts.texts + parts.texts[:1], per_text={}),
-        lambda parts: BatchTexts([Text(text.tokens[:1]) for text in parts.texts]),
-        lambda parts: BatchTexts([Text(text.tokens, target=text.tokens) for text in parts.texts]),
-        lambda parts: BatchTexts(parts.texts, slots={"slots": np.arange(2)}),
+        lambda parts: BatchTexts(parts.texts + parts.texts[:1], None),
+        lambda parts: BatchTexts([Text(text.tokens[:1]) for text in parts.texts], None),
+        lambda parts: BatchTexts([Text(text.tokens, target=text.tokens) for text in parts.texts], None),
     ],
 )
 def test_other_texts_than_planned_are_an_error(change: Any) -> None:

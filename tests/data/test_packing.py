@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from instructrec_jax.data import packing
-from instructrec_jax.data.loader import BatchTexts, Text, lay_out, lengths_of
 from instructrec_jax.data.packing import (
     Plan,
     best_fit,
@@ -14,7 +13,6 @@ from instructrec_jax.data.packing import (
     max_segments,
     plan_batch,
     round_up,
-    unpacked,
 )
 
 BUCKETS = (32, 64, 128)
@@ -113,57 +111,6 @@ def test_too_long_a_text_is_an_error() -> None:
         plan_batch(np.array([5, 129]), BUCKETS, 1)
 
 
-def make_parts(lengths: np.ndarray) -> BatchTexts:
-    """Tokens that tell where they come from: 1000 * text + place."""
-    tokens = [1000 * number + np.arange(length) for number, length in enumerate(lengths)]
-    return BatchTexts(
-        [Text(t, t % 2 if number % 2 else None) for number, t in enumerate(tokens)],
-        per_token={"labels": [t + 7 for t in tokens]},
-        per_text={"targets": np.arange(len(lengths), dtype=np.float32)[:, None] * [1, 10]},
-        per_example={"whole": np.arange(8) * 3},
-        slots={"query_slots": np.arange(len(lengths))[: len(lengths) // 8 * 8][::-1].copy()},
-    )
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_lay_out_places_every_token_once(packed: bool) -> None:
-    lengths = np.maximum(random_lengths(3, 24, 60), 2)
-    parts = make_parts(lengths)
-    plan = plan_batch(lengths, BUCKETS, 4) if packed else unpacked(lengths, 64, 5)
-    check(plan, lengths)
-    arrays = lay_out(parts, plan)
-    live = arrays["segment_ids"] > 0
-    assert live.sum() == lengths.sum()
-    assert sorted(arrays["tokens"][live]) == sorted(np.concatenate([t.tokens for t in parts.texts]))
-    for name in ("tokens", "token_types", "positions", "labels"):
-        assert not arrays[name][~live].any()
-        assert arrays[name].dtype == np.int32 and arrays[name].shape == (plan.rows, plan.length)
-    np.testing.assert_array_equal(arrays["positions"][live], arrays["tokens"][live] % 1000)
-    np.testing.assert_array_equal(arrays["labels"][live], arrays["tokens"][live] + 7)
-    numbers = arrays["tokens"] // 1000
-    np.testing.assert_array_equal(arrays["token_types"][live], np.where(numbers % 2, arrays["tokens"] % 2, 0)[live])
-    # The per-text arrays of a token's (row, segment) are those of the text it comes from.
-    assert arrays["text_numbers"].shape == (plan.rows, max_segments(plan.length))
-    for row, column in zip(*np.nonzero(live), strict=True):
-        number, segment = numbers[row, column], arrays["segment_ids"][row, column]
-        assert arrays["text_numbers"][row, segment - 1] == number
-        assert arrays["targets"][row, segment - 1].tolist() == [number, 10 * number]
-    flat = arrays["text_numbers"].reshape(-1)
-    np.testing.assert_array_equal(flat[arrays["query_slots"]], np.arange(24)[::-1])
-    np.testing.assert_array_equal(arrays["whole"], np.arange(8) * 3)
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_shares_of_processes_are_the_whole(processes: int) -> None:
-    lengths = np.maximum(random_lengths(5, 24, 60), 2)
-    parts, plan = make_parts(lengths), plan_batch(lengths, BUCKETS, 4)
-    whole = lay_out(parts, plan)
-    shares = [lay_out(parts, plan, index, processes) for index in range(processes)]
-    for name, array in whole.items():
-        np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), array, err_msg=name)
-        assert len({share[name].shape for share in shares}) == 1
-
-
 # ------------------------------------------------------------------ pairs of a text and its target
 
 
@@ -230,58 +177,6 @@ def test_too_long_a_target_is_an_error() -> None:
         plan_batch(np.array([5, 6]), BUCKETS, 1, np.array([3, 40]), (16, 32))
     with pytest.raises(ValueError, match="target.*40"):
         plan_batch(np.array([5, 6]), BUCKETS, 1, np.array([3, 40]))
-
-
-def make_pairs(lengths: np.ndarray, target_lengths: np.ndarray) -> BatchTexts:
-    """Tokens that tell where they come from: 1000 * text + place, and those of targets 500 more."""
-    texts = [Text(1000 * n + np.arange(length)) for n, length in enumerate(lengths)]
-    targets = [1000 * n + 500 + np.arange(length) for n, length in enumerate(target_lengths)]
-    texts = [Text(text.tokens, target=target) for text, target in zip(texts, targets, strict=True)]
-    return BatchTexts(texts, per_token={"labels": [target + 7 for target in targets]})
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_lay_out_of_pairs(packed: bool) -> None:
-    lengths, targets = (np.maximum(each, 2) for each in random_pairs(4, 24, 60, 30))
-    parts = make_pairs(lengths, targets)
-    plan = plan_batch(lengths, BUCKETS, 4, targets, (32, 64)) if packed else unpacked(lengths, 64, 5, 32)
-    assert plan.target_length is not None
-    arrays = lay_out(parts, plan)
-    for side, total, length, offset in [
-        ("", lengths.sum(), plan.length, 0),
-        ("target_", targets.sum(), plan.target_length, 500),
-    ]:
-        tokens, segment_ids, positions = (arrays[side + name] for name in ("tokens", "segment_ids", "positions"))
-        assert tokens.shape == segment_ids.shape == positions.shape == (plan.rows, length)
-        assert tokens.dtype == segment_ids.dtype == positions.dtype == np.int32
-        live = segment_ids > 0
-        assert live.sum() == total and not tokens[~live].any() and not positions[~live].any()
-        np.testing.assert_array_equal(positions[live], tokens[live] % 1000 - offset)
-        rows = np.nonzero(live)[0]
-        np.testing.assert_array_equal(arrays["text_numbers"][rows, segment_ids[live] - 1], tokens[live] // 1000)
-    live = arrays["target_segment_ids"] > 0
-    assert arrays["labels"].shape == (plan.rows, plan.target_length) and not arrays["labels"][~live].any()
-    np.testing.assert_array_equal(arrays["labels"][live], arrays["target_tokens"][live] + 7)
-
-
-def test_shares_of_processes_are_the_whole_of_pairs() -> None:
-    lengths, targets = (np.maximum(each, 2) for each in random_pairs(5, 24, 60, 30))
-    parts, plan = make_pairs(lengths, targets), plan_batch(lengths, BUCKETS, 4, targets, (32, 64))
-    whole, shares = lay_out(parts, plan), [lay_out(parts, plan, index, 4) for index in range(4)]
-    for name, array in whole.items():
-        np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), array, err_msg=name)
-
-
-def test_all_texts_have_targets_or_none() -> None:
-    tokens = np.arange(3, dtype=np.int32)
-    with pytest.raises(ValueError, match="target"):
-        lengths_of([Text(tokens), Text(tokens, target=tokens)])
-    for text, plan in [
-        (Text(tokens), unpacked(np.array([3]), 8, target_length=8)),
-        (Text(tokens, target=tokens), unpacked(np.array([3]), 8)),
-    ]:
-        with pytest.raises(ValueError, match="targets"):
-            lay_out(BatchTexts([text]), plan)
 
 
 # ------------------------------------------------------------------ whole epochs

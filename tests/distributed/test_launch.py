@@ -17,9 +17,7 @@ from tiny_runs import changed, final_parameters, rows, tiny_run, verb, write_set
 
 import instructrec_jax
 from instructrec_jax import evaluate, train
-from instructrec_jax.data.loader import process_share
 from instructrec_jax.distributed import launch
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.files import read_json
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
@@ -267,37 +265,3 @@ def test_a_verb_of_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="export"):
         launch.refuse_others("export")
-
-
-@pytest.mark.parametrize(
-    ("sizes", "shares"),
-    [
-        ({"data": 8}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        ({"data": 2, "tensor": 4}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
-        ({"data": 1, "context": 8}, [(0, 1)] * 4),
-    ],
-)
-def test_each_process_has_its_own_rows(
-    sizes: dict[str, Any], shares: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four processes with two devices each; those that split a product or a length share their rows."""
-    mesh = make_mesh(MeshConfig(**sizes))
-
-    class Device:
-        def __init__(self, number: int):
-            self.process_index = number // 2
-
-    class Rows:
-        def devices_indices_map(self, shape: tuple[int, ...]) -> Any:
-            where = launch.jax.sharding.NamedSharding(
-                mesh.jax_mesh, launch.jax.sharding.PartitionSpec(("data", "fsdp"))
-            )
-            return {Device(device.id): index for device, index in where.devices_indices_map(shape).items()}
-
-    monkeypatch.setattr("instructrec_jax.data.loader.batch_sharding", lambda mesh, leading: Rows())
-    found = []
-    for number in range(4):
-        monkeypatch.setattr("instructrec_jax.data.loader.jax.process_index", lambda number=number: number)
-        found.append(process_share(mesh))
-    assert found == shares

@@ -1,6 +1,7 @@
 """Predictions with dropout: the forward pass of training, whatever shares a row with a text."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import pytest
 from flax import nnx
 from helpers import Setup
 
+from instructrec_jax.data.batch import Batch
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.evaluation import predictor as module
-from instructrec_jax.evaluation.predictor import predictor, remember
+from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks.base import LossInputs, Predict
 from instructrec_jax.training.step import batch_dropout_keys
 
@@ -74,7 +76,7 @@ def test_draws_leave_plain_predictions_alone_and_scatter_around_them(setup: Setu
 
 def test_draws_pass_through_what_remembers_predictions(setup: Setup, predict: Predict) -> None:
     texts = [e.text for e in setup.encoded][:4]
-    once = remember(predict)
+    once = predict.remember()
     once(texts)
     np.testing.assert_array_equal(np.stack(once.draw(texts, 3)), np.stack(predict.draw(texts, 3)))
 
@@ -83,10 +85,10 @@ def test_few_texts_share_shapes(setup: Setup, predict: Predict, monkeypatch: pyt
     shapes = set()
     whole = module.lay_out
 
-    def noted(*args: object) -> dict[str, np.ndarray]:
-        arrays = whole(*args)  # type: ignore[arg-type]
-        shapes.add(arrays["tokens"].shape)
-        return arrays
+    def noted(*args: Any) -> Batch:
+        batch = whole(*args)
+        shapes.add(batch.texts.tokens.shape)
+        return batch
 
     monkeypatch.setattr(module, "lay_out", noted)
     short = [e.text for e in setup.encoded if len(e.text.tokens) <= 32]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text
 from instructrec_jax.evaluation.evaluator import (
     ScoredRow,
     baseline_rows,
@@ -63,7 +63,7 @@ def test_segments() -> None:
 def test_a_row_runs_each_text_once_and_scores_each_segment() -> None:
     calls: list[int] = []
 
-    def predict(texts: Sequence[Text], **_: Any) -> list[np.ndarray]:
+    def predict(texts: Sequence[Text], *_: object) -> list[np.ndarray]:
         calls.extend(int(t.tokens[0]) for t in texts)
         return [t.tokens[0] * 1.0 for t in texts]
 

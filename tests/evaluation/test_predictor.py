@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from helpers import Setup
 
-from instructrec_jax.data.loader import Text
+from instructrec_jax.data.batch import Batch, Text, end_to_end, lengths_of, of_texts, split_tokens
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation import predictor as module
-from instructrec_jax.evaluation.predictor import make_predict, predictor, remember
+from instructrec_jax.evaluation.predictor import make_predict, predictor
 from instructrec_jax.tasks.base import Predict
+from instructrec_jax.tasks.targets import TokenLabels
 
 
 @pytest.mark.parametrize("kind", ["classification", "token_classification"])
@@ -56,11 +57,13 @@ def test_per_token_arrays_stay_with_their_text(checkpoint: Path, tmp_path: Path)
     setup = Setup("masked_lm", checkpoint, tmp_path)
     predict = predictor(setup.task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
     parts = setup.parts()
-    outputs = predict(parts.texts, **parts.per_token)
-    for output, supervised in zip(outputs, parts.per_token["supervised"], strict=True):
+    outputs = predict(parts.texts, parts.own)
+    lengths, _ = lengths_of(parts.texts)
+    marks = split_tokens(parts.own.supervised, lengths)
+    for output, supervised in zip(outputs, marks, strict=True):
         assert output.shape == (len(supervised), 2) and (output[supervised > 0, 0] > 0).all()
-    number, hidden = 5, parts.per_token["supervised"][5] > 0
-    alone = predict([parts.texts[number]], **{name: [values[number]] for name, values in parts.per_token.items()})
+    number, hidden = 5, marks[5] > 0
+    alone = predict([parts.texts[number]], of_texts(parts.own, lengths, np.array([number])))
     np.testing.assert_allclose(alone[0][hidden], outputs[number][hidden], atol=1e-5)
 
 
@@ -70,12 +73,12 @@ def test_per_token_arrays_stay_with_their_text(checkpoint: Path, tmp_path: Path)
 def test_remember_runs_each_text_once() -> None:
     calls: list[list[int]] = []
 
-    def predict(texts: Sequence[Text], **_: Any) -> list[np.ndarray]:
+    def predict(texts: Sequence[Text], *_: object) -> list[np.ndarray]:
         calls.append([int(text.tokens[0]) for text in texts])
         return [text.tokens * 10 for text in texts]
 
     texts = [Text(np.array([n], np.int32)) for n in range(5)]
-    once = remember(Predict(predict))
+    once = Predict(predict).remember()
     first = once([texts[3], texts[1], texts[3]])
     second = once([texts[1], texts[0], texts[3]])
     assert calls == [[3, 1], [0]]
@@ -85,18 +88,18 @@ def test_remember_runs_each_text_once() -> None:
 
 def test_remember_keeps_no_answer_of_a_text_that_is_gone() -> None:
     """A new text may get the address of one that was thrown away."""
-    once = remember(Predict(lambda texts, **_: [text.tokens * 10 for text in texts]))
+    once = Predict(lambda texts, *_: [text.tokens * 10 for text in texts]).remember()
     for number in range(200):
         assert int(once([Text(np.array([number], np.int32))])[0][0]) == 10 * number
 
 
 def test_remember_does_not_remember_calls_with_arrays() -> None:
-    def predict(texts: Sequence[Text], **arrays: Any) -> list[np.ndarray]:
-        return [text.tokens + arrays["plus"][n] for n, text in enumerate(texts)]
+    def predict(texts: Sequence[Text], own: Any = None, dropout: Any = None) -> list[np.ndarray]:
+        return [text.tokens + own for text in texts]
 
-    once = remember(Predict(predict))
+    once = Predict(predict).remember()
     text = Text(np.array([1], np.int32))
-    assert [int(once([text], plus=[np.array([n])])[0][0]) for n in (1, 2)] == [2, 3]
+    assert [int(once([text], np.array([n]))[0][0]) for n in (1, 2)] == [2, 3]
 
 
 # ------------------------------------------------------------------ texts with targets
@@ -108,15 +111,17 @@ def test_answers_to_targets_come_back_to_their_texts(per_token: bool, monkeypatc
     monkeypatch.setattr(module, "TOKENS_PER_BATCH", 256)  # several batches
     shapes = set()
 
-    def step(params: Any, batch: dict[str, Any]) -> np.ndarray:
-        arrays = {name: np.asarray(array) for name, array in batch.items()}
-        shapes.add((arrays["tokens"].shape, arrays["target_tokens"].shape))
-        segments = np.arange(1, arrays["text_numbers"].shape[1] + 1)[:, None]
-        sums = ((arrays["segment_ids"][:, None] == segments) * arrays["tokens"][:, None]).sum(-1)
+    def step(params: Any, batch: Batch[TokenLabels]) -> np.ndarray:
+        batch = jax.tree.map(np.asarray, batch)
+        texts, targets = batch.texts, batch.targets
+        assert targets is not None
+        shapes.add((texts.tokens.shape, targets.tokens.shape))
+        segments = np.arange(1, batch.text_numbers.shape[1] + 1)[:, None]
+        sums = ((texts.segment_ids[:, None] == segments) * texts.tokens[:, None]).sum(-1)
         if not per_token:
             return sums
-        own = np.take_along_axis(sums, np.maximum(arrays["target_segment_ids"] - 1, 0), 1)
-        return np.stack([own, arrays["target_tokens"], arrays["labels"]], -1)
+        own = np.take_along_axis(sums, np.maximum(targets.segment_ids - 1, 0), 1)
+        return np.stack([own, targets.tokens, batch.own.labels], -1)
 
     rng = np.random.default_rng(0)
     lengths, target_lengths = rng.integers(1, 65, 60), rng.integers(1, 40, 60)
@@ -127,7 +132,8 @@ def test_answers_to_targets_come_back_to_their_texts(per_token: bool, monkeypatc
     mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
     predict = make_predict(step, None, mesh=mesh, buckets=(32, 64), per_token=per_token)  # type: ignore[arg-type]
     labels = [text.target + 7 for text in texts if text.target is not None]
-    for output, text, label in zip(predict(texts, labels=labels), texts, labels, strict=True):
+    own = TokenLabels(end_to_end(labels), end_to_end(labels))
+    for output, text, label in zip(predict(texts, own), texts, labels, strict=True):
         total = text.tokens.sum()
         if per_token:
             np.testing.assert_array_equal(output, np.stack([np.full(len(label), total), text.target, label], -1))

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text
 from instructrec_jax.evaluation.showcase import showcase
 from instructrec_jax.evaluation.tables import format_examples
 from instructrec_jax.tasks.base import Encoded, Predict, Task
 
-PREDICT = Predict(lambda texts, **_: [np.zeros(1) for _ in texts])
+PREDICT = Predict(lambda texts, *_: [np.zeros(1) for _ in texts])
 
 
 class Echo(Task):

@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 from tiny_networks import ENCODER_DECODERS, START, VOCAB, Network
 
-from instructrec_jax.data.loader import Text
+from instructrec_jax.data.batch import Text
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation.predictor import make_predict
 from instructrec_jax.inference import likelihood
@@ -32,7 +32,7 @@ def predictor(net: Network, mesh: tuple[int, int, int] = (1, 1, 1)) -> Predict:
 
     @jax.jit
     def step(params: Any, batch: Any) -> Any:
-        return branch_log_probs(nnx.merge(decoder.graphdef, params), batch)
+        return branch_log_probs(nnx.merge(decoder.graphdef, params), batch, batch.own)
 
     on = make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))])
     return make_predict(step, params, mesh=on, buckets=(32, 64), per_token=True)

@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from instructrec_jax.data.loader import Text
+from instructrec_jax.data.batch import Text
 from instructrec_jax.ranking import item_vectors as module
 from instructrec_jax.ranking.item_vectors import item_vectors
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text
 from instructrec_jax.tasks import ClassificationConfig, LanguageModelConfig, RetrievalConfig
 from instructrec_jax.tasks.base import Encoded, TaskContext, pieces
 

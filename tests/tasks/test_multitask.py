@@ -29,14 +29,14 @@ from instructrec_jax.tasks import (
     RegressionConfig,
 )
 from instructrec_jax.tasks.base import LossInputs, TaskContext
-from instructrec_jax.tasks.multitask import OWNER, SubtaskConfig
+from instructrec_jax.tasks.multitask import SubtaskConfig
 from instructrec_jax.train import train
 
 
 def test_loss_and_scores_are_those_of_each_task_alone(checkpoint: Path, tmp_path: Path) -> None:
     setup = Setup("multitask", checkpoint, tmp_path)
     params = setup.model.params
-    batch = pack(setup.parts(), setup.buckets, 1).arrays
+    batch = pack(setup.parts(), setup.buckets, 1).batch
     together = float_sums(setup.task, setup.model.graphdef, params, batch)
     predict = predictor(setup.task, setup.model.graphdef, setup.mesh, setup.buckets)(params)
     scores = setup.task.score(predict, setup.encoded)
@@ -48,7 +48,7 @@ def test_loss_and_scores_are_those_of_each_task_alone(checkpoint: Path, tmp_path
             own = own | {"backbone": {k: v for k, v in own["backbone"].items() if k != "pooler"}}
         encoded = alone.task.encode([e for e in examples("multitask") if e.task == name])
         parts = alone.task.gather(encoded, np.random.default_rng(0))
-        found = float_sums(alone.task, alone.model.graphdef, own, pack(parts, setup.buckets, 1).arrays)
+        found = float_sums(alone.task, alone.model.graphdef, own, pack(parts, setup.buckets, 1).batch)
         total, weight = total + share * found[0], weight + share * found[1]
         its = alone.task.score(predictor(alone.task, alone.model.graphdef, setup.mesh, setup.buckets)(own), encoded)
         for metric, value in its.metrics.items():
@@ -72,8 +72,8 @@ def test_a_batch_without_examples_of_a_task(checkpoint: Path, tmp_path: Path) ->
     """It has the same arrays, and that task no part in the loss."""
     setup = Setup("multitask", checkpoint, tmp_path)
     some = [e for e in setup.encoded if e.example.task == "classification"]
-    batch = pack(setup.task.gather(some, np.random.default_rng(0)), setup.buckets, 1).arrays
-    assert set(batch) == set(pack(setup.parts(), setup.buckets, 1).arrays)
+    batch = pack(setup.task.gather(some, np.random.default_rng(0)), setup.buckets, 1).batch
+    assert jax.tree.structure(batch) == jax.tree.structure(pack(setup.parts(), setup.buckets, 1).batch)
     total, weight = float_sums(setup.task, setup.model.graphdef, setup.model.params, batch)
     assert weight == len(some) and np.isfinite(total)
 
@@ -89,11 +89,11 @@ def test_a_task_with_several_texts_an_example_keeps_them_all(checkpoint: Path, t
     texts = task.gather(task.encode(mixed), np.random.default_rng(0))
     alone = task.tasks["film"].gather(task.tasks["film"].encode(films), np.random.default_rng(0))
     assert len(texts.texts) == 5 * 5 + 3 and len(alone.texts) == 25
-    own = texts.per_text[OWNER] == 1
-    assert texts.per_text["film.targets"].sum() == texts.per_text["film.targets"][own].sum() == 5
+    own, film = texts.own.owner == 1, texts.own.subtasks["film"].targets
+    assert film.sum() == film[own].sum() == 5
     found = [text.tokens.tolist() for text, mine in zip(texts.texts, own, strict=True) if mine]
     assert found == [text.tokens.tolist() for text in alone.texts]
-    numbers = texts.per_text["size.targets"][~own]
+    numbers = texts.own.subtasks["size"].targets[~own]
     np.testing.assert_array_equal(numbers, np.array([e.output for e in sizes], np.float32))
 
 

@@ -20,9 +20,10 @@ from safetensors.numpy import load_file
 from instructrec_jax.adapters.lora import LoraConfig, is_lora
 from instructrec_jax.answering.exporting import write_adapter
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import lay_out, lengths_of, pack, to_devices
+from instructrec_jax.data.loader import pack, to_devices
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.files import read_json, write_json
@@ -30,7 +31,7 @@ from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import MultitaskConfig
 from instructrec_jax.tasks.base import LossInputs, TaskConfig
-from instructrec_jax.tasks.multitask import OWNER, SubtaskConfig
+from instructrec_jax.tasks.multitask import SubtaskConfig
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import batch_dropout_keys, make_train_step
 
@@ -222,19 +223,19 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     both = MultitaskConfig([SubtaskConfig(part, config) for part, config in configs.items()])
     together = built(both, [*records["own"], *records["other"]], network, networks, **how)
     texts = texts_of(together.task, together.encoded)
-    batch = dict(packed(together, texts).arrays)
+    batch = packed(together, texts).batch
     # dropout bits hang on the numbers of texts: count those of the first task from 0, as it does alone
-    order = np.argsort(texts.per_text[OWNER], kind="stable")
+    order = np.argsort(texts.own.owner, kind="stable")
     numbers = np.empty_like(order)
     numbers[order] = np.arange(len(order))
-    batch["text_numbers"] = numbers[batch["text_numbers"]].astype(np.int32)
+    batch = replace(batch, text_numbers=numbers[batch.text_numbers].astype(np.int32))
     found = measured(together.task, together, batch, dropout)
 
     first, sums = 0, []
     for part, task in together.task.subtasks.items():
         own = texts_of(task, task.encode(records[part]))
-        arrays = dict(packed(together, own).arrays)
-        arrays["text_numbers"] = arrays["text_numbers"] + np.int32(first)
+        arrays = packed(together, own).batch
+        arrays = replace(arrays, text_numbers=arrays.text_numbers + np.int32(first))
         first += len(own.texts)
         sums.append(measured(task, together, arrays, dropout))
         assert sums[-1][1] > 0
@@ -286,9 +287,9 @@ def test_packed_split_or_spread_as_one_batch(
     expected = after_one_step(made, lay_out(texts, plain))
     spread = alone(name, networks, tmp_path, dropout=dropout, lora=lora, devices=8)
     found = {
-        "packed": after_one_step(made, packed(made, texts).arrays),
-        "in micro-batches": after_one_step(made, packed(made, texts, 2).arrays, accumulation=2),
-        "on 8 devices": after_one_step(spread, packed(spread, texts, 4).arrays),
+        "packed": after_one_step(made, packed(made, texts).batch),
+        "in micro-batches": after_one_step(made, packed(made, texts, 2).batch, accumulation=2),
+        "on 8 devices": after_one_step(spread, packed(spread, texts, 4).batch),
     }
     for how, (total, weight, params) in found.items():
         assert total == pytest.approx(expected[0], rel=2e-5), how

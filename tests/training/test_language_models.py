@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 from helpers import Setup, assert_close, run_steps
 
-from instructrec_jax.data.loader import BatchTexts, lay_out, lengths_of, pack
+from instructrec_jax.data.batch import BatchTexts, lay_out, lengths_of
+from instructrec_jax.data.loader import pack
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.tasks.base import LossInputs
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -48,8 +49,8 @@ def test_packed_loss_and_gradients_equal_unpacked(
 ) -> None:
     setup = Setup("language_model", language_models[network], tmp_path)
     batch = setup.batch()
-    assert (batch["segment_ids"].max(1) > 1).mean() > 0.5  # several texts to most rows
-    assert ("target_tokens" in batch) == (network in PAIRS)
+    assert (batch.texts.segment_ids.max(1) > 1).mean() > 0.5  # several texts to most rows
+    assert (batch.targets is not None) == (network in PAIRS)
     with_gradients = jax.jit(jax.value_and_grad(mean_loss(setup)))
     loss, gradients = with_gradients(setup.model.params, batch)
     plain_loss, plain_gradients = with_gradients(setup.model.params, plain_layout(setup.parts()))
@@ -75,7 +76,7 @@ def references(language_models: dict[str, Path], tmp_path_factory: pytest.TempPa
 
 
 def eight_rows(setup: Setup) -> dict[str, np.ndarray]:
-    return pack(setup.parts(), setup.buckets, 8, target_buckets=setup.target_buckets).arrays
+    return pack(setup.parts(), setup.buckets, 8, target_buckets=setup.target_buckets).batch
 
 
 @pytest.mark.parametrize("network", ["gpt2", "t5"])
@@ -107,7 +108,7 @@ def test_other_tasks_run_on_language_models(
 ) -> None:
     setup = Setup(kind, language_models[network], tmp_path)
     batch = setup.batch()
-    assert (batch["segment_ids"].max(1) > 1).any()
+    assert (batch.texts.segment_ids.max(1) > 1).any()
 
     @jax.jit
     def loss(params: Any, batch: Any) -> jax.Array:

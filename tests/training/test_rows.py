@@ -10,7 +10,7 @@ from helpers import assert_close, examples
 from tiny_runs import changed, final_parameters, rows, tiny_run
 
 from instructrec_jax import train
-from instructrec_jax.data.loader import Batch
+from instructrec_jax.data.loader import HostBatch
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import data_shards, make_mesh
 from instructrec_jax.files import read_json, write_jsonl
@@ -57,7 +57,7 @@ def training_data(config: Config, row_multiple: int = 1) -> run_data.TrainingDat
     return run_data.RunData(config).training(task, row_multiple)
 
 
-def batches(config: Config, start: int, stop: int) -> list[Batch]:
+def batches(config: Config, start: int, stop: int) -> list[HostBatch]:
     return list(training_data(config).batches(start, stop, None))
 
 
@@ -139,8 +139,8 @@ def test_rows_of_a_language_model(network: str, language_models: dict[str, Path]
     assert data.packing == f" packed into {count} rows of {room} ({1 - share:.1%} padding)"
     for batch in batches(config, 0, 5):
         assert batch.shape == ((8, 128, 64) if target_length else (8, 128))
-        assert ("target_tokens" in batch.arrays) == (network == "t5")
-        assert batch.arrays["supervised"].any(1).all()
+        assert (batch.batch.targets is not None) == (network == "t5")
+        assert batch.batch.own.supervised.any(1).all()
     assert sum(batch.tokens for batch in batches(changed(config, data__batch_rows=1), 0, count)) == total
 
 

@@ -11,7 +11,8 @@ import torch
 from helpers import Setup, assert_close, run_steps
 from transformers import BertForSequenceClassification
 
-from instructrec_jax.data.loader import BatchTexts, Text, lay_out, pack
+from instructrec_jax.data.batch import BatchTexts, Text, lay_out
+from instructrec_jax.data.loader import pack
 from instructrec_jax.data.packing import Plan, fit, unpacked
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.step import batch_dropout_keys
@@ -27,7 +28,7 @@ SMOOTH = OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant", ep
 
 def reference(kind: str, checkpoint: Path, folder: Path, **settings: Any) -> tuple[list[float], Any]:
     setup = Setup(kind, checkpoint, folder, optimizer=SMOOTH, **settings)
-    batch = pack(setup.parts(), setup.buckets, 8).arrays
+    batch = pack(setup.parts(), setup.buckets, 8).batch
     return run_steps(setup, [batch] * 2)
 
 
@@ -52,7 +53,7 @@ def test_packed_equals_unpacked_with_dropout(
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulation_equals_one_batch(kind: str, checkpoint: Path, tmp_path: Path, references: dict[str, Any]) -> None:
     setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, accumulation=4)
-    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
+    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).batch] * 2)
     np.testing.assert_allclose(losses, references[kind][0], atol=1e-5)
     assert_close(params, references[kind][1], atol=1e-5)
 
@@ -74,7 +75,7 @@ def test_eight_devices_equal_one(
     kind: str, mesh: tuple[int, ...], checkpoint: Path, tmp_path: Path, references: dict[str, Any]
 ) -> None:
     setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, mesh=mesh)
-    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
+    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).batch] * 2)
     np.testing.assert_allclose(losses, references[kind][0], atol=1e-5)
     assert_close(params, references[kind][1], atol=1e-5)
     used = {device for leaf in jax.tree.leaves(setup.state.params) for device in leaf.sharding.device_set}
@@ -96,7 +97,7 @@ def test_ranking_softmaxes_accumulate(kind: str, softmax: str, checkpoint: Path,
     settings: dict[str, Any] = {"softmax": softmax, "negatives": 6}
     whole = reference(kind, checkpoint, tmp_path, **settings)
     setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, accumulation=2, mesh=(2, 1, 1), **settings)
-    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
+    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).batch] * 2)
     np.testing.assert_allclose(losses, whole[0], atol=1e-5)
     assert_close(params, whole[1], atol=1e-5)
 
@@ -123,7 +124,7 @@ def test_three_steps_equal_pytorch(checkpoint: Path, tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(checkpoint).save_pretrained(silent)
     setup = Setup("classification", silent, tmp_path, optimizer=settings)
     parts = setup.parts()
-    losses, params = run_steps(setup, [pack(parts, setup.buckets, 1).arrays] * 3)
+    losses, params = run_steps(setup, [pack(parts, setup.buckets, 1).batch] * 3)
 
     groups: dict[tuple[float, float], list[Any]] = {}
     for name, parameter in theirs.named_parameters():
@@ -139,7 +140,7 @@ def test_three_steps_equal_pytorch(checkpoint: Path, tmp_path: Path) -> None:
     for row, text in enumerate(parts.texts):
         tokens[row, : len(text.tokens)] = torch.tensor(text.tokens)
         mask[row, : len(text.tokens)] = 1
-    labels = torch.tensor(parts.per_text["targets"], dtype=torch.long)
+    labels = torch.tensor(parts.own.targets, dtype=torch.long)
     expected, total = [], 0.0
     for step in range(3):
         loss = theirs(input_ids=tokens, attention_mask=mask, labels=labels).loss
@@ -171,14 +172,14 @@ def test_three_steps_equal_pytorch(checkpoint: Path, tmp_path: Path) -> None:
 def test_frozen_backbone_stays(checkpoint: Path, tmp_path: Path) -> None:
     setup = Setup("classification", checkpoint, tmp_path, freeze=["^backbone/"])
     before = jax.device_get(setup.state.frozen["backbone"])
-    _, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).arrays] * 2)
+    _, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).batch] * 2)
     assert set(params) == {"head"}
     assert_close(jax.device_get(setup.state.frozen["backbone"]), before, atol=0)
 
 
 def test_nonfinite_updates_are_skipped_and_counted(checkpoint: Path, tmp_path: Path) -> None:
     setup = Setup("regression", checkpoint, tmp_path)
-    good = pack(setup.parts(), setup.buckets, 8).arrays
+    good = pack(setup.parts(), setup.buckets, 8).batch
     bad = good | {"targets": np.full_like(good["targets"], np.nan)}
     before = jax.device_get(setup.state.params)
     _, params = run_steps(setup, [bad, bad])
@@ -195,14 +196,14 @@ def test_old_state_is_donated(checkpoint: Path, tmp_path: Path) -> None:
 
     setup = Setup("classification", checkpoint, tmp_path)
     old = setup.state.params["backbone"]["word_embeddings"]["table"]
-    setup.step(setup.state, to_devices(pack(setup.parts(), setup.buckets, 8).arrays, setup.mesh))
+    setup.step(setup.state, to_devices(pack(setup.parts(), setup.buckets, 8).batch, setup.mesh))
     assert old.is_deleted()
 
 
 def test_dropout_changes_with_the_step(checkpoint: Path, tmp_path: Path) -> None:
     still = OptimizerConfig(learning_rate=1e-30, weight_decay=0.0, warmup=0.0, schedule="constant")
     setup = Setup("classification", checkpoint, tmp_path, optimizer=still)
-    batch = pack(setup.parts(), setup.buckets, 8).arrays
+    batch = pack(setup.parts(), setup.buckets, 8).batch
     means, _ = run_steps(setup, [batch] * 2)
     assert abs(means[1] - means[0]) > 1e-6 and jnp.isfinite(means[1])
 
@@ -215,7 +216,7 @@ def test_targets_have_dropout_keys_of_their_own() -> None:
     seed = jnp.uint32(3)
 
     def of_texts(plan: Plan, seed: jax.Array = seed) -> list[tuple[np.ndarray, np.ndarray]]:
-        keys = batch_dropout_keys(seed, lay_out(BatchTexts(texts), plan))  # type: ignore[arg-type]
+        keys = batch_dropout_keys(seed, lay_out(BatchTexts(texts, None), plan))
         assert keys.target is not None and plan.target_start is not None
         return [
             (np.asarray(keys.tokens)[r, s : s + a], np.asarray(keys.target.tokens)[r, t : t + b])

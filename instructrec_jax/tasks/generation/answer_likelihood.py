@@ -7,12 +7,13 @@ from functools import cached_property
 import jax
 import numpy as np
 
+from instructrec_jax.data.batch import Batch, Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text
 from instructrec_jax.data.prompts import Pieces, tokenize_pieces
 from instructrec_jax.inference import likelihood
-from instructrec_jax.tasks.base import Arrays, Network, Predict
-from instructrec_jax.tasks.generation.language_model import LanguageModelTask
+from instructrec_jax.tasks.base import Network, Predict
+from instructrec_jax.tasks.generation.language_model import LanguageModelTask, label_losses
+from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import tokenize
 
 Question = tuple[Example, list[str]]  # an example, and the answers to score
@@ -25,8 +26,11 @@ class LikelihoodTask(LanguageModelTask):
     A token with characters of both belongs to the prompt and is not scored.
     """
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
-        return likelihood.branch_log_probs(model, batch) if "branches" in batch else super().predict(model, batch)
+    def predict(self, model: Network, batch: Batch[TokenLabels | likelihood.BranchTokens]) -> jax.Array:
+        own = batch.own
+        if isinstance(own, likelihood.BranchTokens):
+            return likelihood.branch_log_probs(model, batch, own)
+        return label_losses(model, batch, own)
 
     def log_likelihoods(
         self, predict: Predict, asked: Sequence[Sequence[Question]], *, end: bool

@@ -14,8 +14,8 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.own_template import OwnTemplate, special_tokens
 from instructrec_jax.data.prompts import (
     Pieces,
@@ -32,7 +32,6 @@ from instructrec_jax.data.prompts import (
     written,
 )
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     LossInputs,
     Model,
@@ -46,6 +45,7 @@ from instructrec_jax.tasks.base import (
     owners_of,
 )
 from instructrec_jax.tasks.generation.ngram import KneserNey
+from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import cut, tokenize, too_long
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
@@ -258,33 +258,29 @@ class LanguageModelTask(Task):
     # ------------------------------------------------------------ loss
 
     def gather(self, encoded: Sequence[Encoded[NextTokens]], rng: np.random.Generator) -> BatchTexts:
-        return BatchTexts([e.text for e in encoded], per_token=_per_token(encoded))
+        return BatchTexts([e.text for e in encoded], _labels(encoded))
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
-        weights = batch["supervised"].astype(jnp.float32)
+    def loss(self, model: Network, batch: Batch[TokenLabels], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        weights = batch.own.weights
         total = losses.linear_cross_entropy(
             model.hidden(batch, inputs.dropout),
             label_smoothing=self.config.label_smoothing,
             z_loss=self.config.z_loss,
-            labels=batch["labels"],
+            labels=batch.own.labels,
             weights=weights,
             **_output_layer(model),
         )
         return total, jnp.sum(weights)
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
-        """float32 [rows, length or target length, 2]: loss of each supervised token, and 1 where it is predicted."""
-        weights = batch["supervised"].astype(jnp.float32)
-        loss, hit = losses.token_losses(
-            model.hidden(batch), labels=batch["labels"], weights=weights, **_output_layer(model)
-        )
-        return jnp.stack([loss, hit.astype(jnp.float32)], -1)
+    def predict(self, model: Network, batch: Batch[TokenLabels]) -> jax.Array:
+        """float32 [rows, length or target length, 2], see `label_losses`."""
+        return label_losses(model, batch, batch.own)
 
     # ------------------------------------------------------------ scores
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[NextTokens]]) -> Scores:
         """Teacher-forced loss and accuracy over all supervised tokens: see `_scores`."""
-        outputs = predict([e.text for e in encoded], given=None, **_per_token(encoded))
+        outputs = predict([e.text for e in encoded], _labels(encoded))
         found = [o[e.target.supervised > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
         return _scores(encoded, [f[:, 0] for f in found], [f[:, 1] for f in found])
 
@@ -307,6 +303,12 @@ class LanguageModelTask(Task):
         return scores
 
 
+def label_losses(model: Network, batch: Batch, own: TokenLabels) -> jax.Array:
+    """float32 [rows, length or target length, 2]: loss of each supervised label, and 1 where it is predicted."""
+    loss, hit = losses.token_losses(model.hidden(batch), labels=own.labels, weights=own.weights, **_output_layer(model))
+    return jnp.stack([loss, hit.astype(jnp.float32)], -1)
+
+
 def _rendering(config: LanguageModelConfig) -> Rendering:
     try:
         day = date.fromisoformat(config.date)
@@ -327,8 +329,9 @@ def _output_layer(model: Network) -> dict[str, Any]:
     return {"table": table, "bias": bias, "scale": model.head.spec.scale, "soft_cap": model.head.spec.soft_cap}
 
 
-def _per_token(encoded: Sequence[Encoded[NextTokens]]) -> dict[str, list[np.ndarray]]:
-    return {"labels": [e.target.labels for e in encoded], "supervised": [e.target.supervised for e in encoded]}
+def _labels(encoded: Sequence[Encoded[NextTokens]]) -> TokenLabels:
+    supervised = end_to_end([e.target.supervised for e in encoded])
+    return TokenLabels(end_to_end([e.target.labels for e in encoded]), supervised)
 
 
 def _whole(encoded: Encoded[NextTokens]) -> tuple[np.ndarray, np.ndarray]:

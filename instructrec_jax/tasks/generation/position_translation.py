@@ -18,11 +18,11 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.arrays import Array
+from instructrec_jax.data.batch import Batch, BatchTexts, PerText, PerToken, Text, end_to_end
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.metrics.classification import classification_metrics, classification_report
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     LossInputs,
     Model,
@@ -76,6 +76,30 @@ def split(text: str, unit: Unit) -> list[str]:
     """The tokens of a translation. For characters, any white space is one space."""
     words = text.split()
     return words if unit == "word" else list(" ".join(words))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AlignedTokens:
+    """int32 [tokens]: the output at each position."""
+
+    labels: PerToken
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Translations:
+    """The translation of each text.
+
+    Attributes:
+      targets: int32 [texts, tokens].
+      sizes: int32 [texts], tokens of each.
+      weights: float32 [texts], 0 for a translation that has no alignment.
+    """
+
+    targets: PerText
+    sizes: PerText
+    weights: PerText
 
 
 @dataclass(frozen=True)
@@ -168,31 +192,32 @@ class PositionTranslationTask(Task):
                 kept = e.target.tokens[: len(each)]
                 each[: len(kept)] = kept
                 labels.append(each)
-            return BatchTexts(texts, per_token={"labels": labels})
+            return BatchTexts(texts, AlignedTokens(end_to_end(labels)))
         targets = np.zeros((len(encoded), self._room(encoded)), np.int32)
         for row, e in enumerate(encoded):
             targets[row, : len(e.target.tokens)] = e.target.tokens
         fits = np.array([self._fits(e.target.tokens, len(e.text.tokens)) for e in encoded], np.float32)
         sizes = np.array([len(e.target.tokens) for e in encoded], np.int32)
-        return BatchTexts(texts, per_text={"targets": targets, "sizes": sizes, "weights": fits})
+        return BatchTexts(texts, Translations(targets, sizes, fits))
 
     # ---------------------------------------------------------------- device
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        self, model: Network, batch: Batch[AlignedTokens | Translations], inputs: LossInputs
+    ) -> tuple[jax.Array, jax.Array]:
         """The mean over positions for aligned, over tokens of the translations for ctc."""
         hidden = model.head.transform(model.hidden(batch, inputs.dropout), inputs.dropout)
         output = model.head.output
-        if self.config.form == "aligned":
-            weights = (batch["segment_ids"] > 0).astype(jnp.float32)
+        texts, own = batch.texts, batch.own
+        if isinstance(own, AlignedTokens):
+            weights = jnp.asarray(texts.segment_ids > 0, jnp.float32)
             table = {"table": output.kernel[...].T, "bias": output.bias[...]}
-            return losses.linear_cross_entropy(hidden, labels=batch["labels"], weights=weights, **table), weights.sum()
+            return losses.linear_cross_entropy(hidden, labels=own.labels, weights=weights, **table), weights.sum()
         log_probs = jax.nn.log_softmax(output(hidden).astype(jnp.float32), axis=-1)
-        each = ctc_losses(
-            log_probs, batch["segment_ids"], batch["positions"], batch["targets"], batch["sizes"], blank=NOTHING
-        )
-        return jnp.sum(each * batch["weights"]), jnp.sum(batch["sizes"] * batch["weights"])
+        each = ctc_losses(log_probs, texts.segment_ids, texts.positions, own.targets, own.sizes, blank=NOTHING)
+        return jnp.sum(each * own.weights), jnp.sum(own.sizes * own.weights)
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Batch) -> jax.Array:
         """int32 [rows, length]: the most likely output at each position."""
         return model.head(model.hidden(batch)).argmax(-1).astype(jnp.int32)
 
@@ -250,10 +275,10 @@ class PositionTranslationTask(Task):
 
 def ctc_losses(
     log_probs: jax.Array,
-    segment_ids: jax.Array,
-    positions: jax.Array,
-    targets: jax.Array,
-    sizes: jax.Array,
+    segment_ids: Array,
+    positions: Array,
+    targets: Array,
+    sizes: Array,
     *,
     blank: int,
 ) -> jax.Array:

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from instructrec_jax.data.batch import BatchTexts, Text, end_to_end
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalized
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext, name_of
@@ -24,6 +24,7 @@ from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
 from instructrec_jax.tasks.ranking.ranking_task import Target
 from instructrec_jax.tasks.ranking.reranker import RerankingConfig, RerankingTask
+from instructrec_jax.tasks.targets import TokenLabels
 
 MOST_PAIRED = 20  # maximum candidates of a tournament, which asks about every pair twice
 ANSWERS = 4096  # answers tokenized and scored at a time
@@ -232,7 +233,7 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
             drawn = LanguageModelTask.encode(self, asked)
             trained += [(e.text, e.target.labels, e.target.supervised) for e in drawn]
         texts, labels, supervised = (list(column) for column in zip(*trained, strict=True))
-        return BatchTexts(texts, per_token={"labels": labels, "supervised": supervised})
+        return BatchTexts(texts, TokenLabels(end_to_end(labels), end_to_end(supervised)))
 
     def _draw(self, e: Encoded, rng: np.random.Generator) -> list[Example]:
         positive, negatives = int(rng.choice(e.target.items)), [int(item) for item in self.negatives(e, rng)]

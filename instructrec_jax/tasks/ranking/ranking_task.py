@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text
 from instructrec_jax.data.prompts import render
 from instructrec_jax.ranking.baselines import BM25, BPR, Baseline, CoOccurrence, Markov, Popularity, Random, tuned_bpr
 from instructrec_jax.ranking.candidates import Asked, Candidates, candidates_for, check_protocol

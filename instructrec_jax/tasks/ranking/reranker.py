@@ -17,12 +17,11 @@ from tokenizers import Encoding
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.losses import binary_cross_entropy
 from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, TextNumbers
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast, render
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     LossInputs,
     Model,
@@ -33,7 +32,7 @@ from instructrec_jax.tasks.base import (
     in_microbatches,
 )
 from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask, Target
-from instructrec_jax.tasks.ranking.retrieval import ROW_ARRAYS
+from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.tasks.texts import knows_pairs
 
 MOST_ITEMS = 1000  # largest catalogue that can be ranked as a whole
@@ -101,6 +100,20 @@ class RerankingTask(RankingTask):
 
 
 # ---------------------------------------------------------------- the cross-encoder
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PairLists:
+    """The pairs of each example, the positive item's first.
+
+    Attributes:
+      pairs: [examples, items], the texts of the pairs.
+      present: bool [examples, items], False where a shorter list ends.
+    """
+
+    pairs: TextNumbers
+    present: PerExample
 
 
 @TaskConfig.register_subclass("reranker")
@@ -244,36 +257,38 @@ class RerankerTask(RerankingTask):
         if self.config.loss == "pointwise":
             targets = np.zeros(len(texts), np.float32)
             targets[first] = 1
-            return BatchTexts(texts, per_text={"targets": targets, "weights": np.ones(len(texts), np.float32)})
+            return BatchTexts(texts, TextTargets(targets, np.ones(len(texts), np.float32)))
         present = np.arange(size) < lengths[:, None]
         numbers = np.where(present, first[:, None] + np.arange(size), first[:, None])
-        return BatchTexts(texts, per_example={"present": present}, slots={"slots": numbers})
+        return BatchTexts(texts, PairLists(numbers, present))
 
     # -------------------------------------------------------------- device
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, segments]: the score of each pair."""
         return self._scores_of(model, batch, None)
 
-    def _scores_of(self, model: Network, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
+    def _scores_of(self, model: Network, batch: Batch, dropout: DropoutKeys | None) -> jax.Array:
         hidden = model.hidden(batch, dropout)
         segments = max_segments(hidden.shape[1])
-        return model.head(model.backbone, hidden, batch["segment_ids"], segments, dropout=dropout)[..., 0]
+        return model.head(model.backbone, hidden, batch.texts.segment_ids, segments, dropout=dropout)[..., 0]
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        self, model: Network, batch: Batch[TextTargets | PairLists], inputs: LossInputs
+    ) -> tuple[jax.Array, jax.Array]:
         """Pointwise: sigmoid cross-entropy of each pair, 1 for a positive item. Listwise: softmax cross-entropy of the
         positive item among the example's items (ListNet's top-one loss with one relevant item; Cao et al., 2007).
 
         A list's pairs may lie in several micro-batches, so the network runs one micro-batch at a time (and again in the
         backward pass), and the softmax is over the scores of all.
         """
-        if self.config.loss == "pointwise":
+        own = batch.own
+        if isinstance(own, TextTargets):
             scores = self._scores_of(model, batch, inputs.dropout)
-            each = binary_cross_entropy(scores[..., None], batch["targets"][..., None])
-            return jnp.sum(each * batch["weights"]), jnp.sum(batch["weights"])
-        rows = {name: batch[name] for name in ROW_ARRAYS}
-        scores = in_microbatches(self._scores_of, model, rows, inputs)
-        logits = jnp.where(batch["present"], scores.reshape(-1)[batch["slots"]], -jnp.inf)
+            each = binary_cross_entropy(scores[..., None], own.targets[..., None])
+            return jnp.sum(each * own.weights), jnp.sum(own.weights)
+        scores = in_microbatches(self._scores_of, model, batch.without_own, inputs)
+        logits = jnp.where(own.present, scores.reshape(-1)[own.pairs], -jnp.inf)
         return jnp.sum(jax.nn.logsumexp(logits, -1) - logits[:, 0]), jnp.float32(len(logits))
 
     # -------------------------------------------------------------- scores
@@ -290,8 +305,6 @@ class RerankerTask(RerankingTask):
         for start in range(0, len(encoded), cases):
             block = slice(start, start + cases)
             texts = self.pairs(encoded[block], list(candidates[block]))
-            # token types as a separate array: texts without arrays would all be cached (`remember`)
-            types = [np.zeros(len(t.tokens), np.int32) if t.types is None else t.types for t in texts]
-            scores = predict([Text(t.tokens) for t in texts], token_types=types)
+            scores = predict.once(texts)
             found.append(np.array(scores, np.float32).reshape(-1, candidates.shape[1]))
         return np.concatenate(found)

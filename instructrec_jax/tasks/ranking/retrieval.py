@@ -11,12 +11,12 @@ import numpy as np
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.losses import cross_entropy
+from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.layers import DropoutKeys
-from instructrec_jax.data.loader import BatchTexts
+from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, TextNumbers
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.ranking.catalogue import has_splits
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     LossInputs,
     Model,
@@ -29,10 +29,32 @@ from instructrec_jax.tasks.base import (
 )
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
 
-ROW_ARRAYS = ("tokens", "token_types", "segment_ids", "positions", "text_numbers")
-
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Softmax = Literal["in_batch", "sampled", "full"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ItemCandidates:
+    """The instructions and candidate items of a batch.
+
+    Attributes:
+      queries: [examples], the texts of the instructions.
+      vectors: [candidates], the texts of the candidates.
+      items: int32 [candidates], their numbers in the catalogue; its size marks an unused place.
+      allowed: bool [examples, candidates], the positive item and the negatives of each example.
+      target: int32 [examples], the positive item's place among the candidates.
+      log_q: float32 [candidates], log of the expected counts, with `task.log_q`.
+      other_positives: int32 [examples, positives], the items that are no negatives; the catalogue's size fills rows.
+    """
+
+    queries: TextNumbers
+    vectors: TextNumbers
+    items: PerExample
+    allowed: PerExample
+    target: PerExample
+    log_q: PerExample | None
+    other_positives: PerExample | None
 
 
 @TaskConfig.register_subclass("retrieval")
@@ -106,20 +128,27 @@ class RetrievalTask(RankingTask):
         allowed[np.arange(len(encoded)), target] = True
         number_of_item = np.zeros(room, np.int64)
         number_of_item[: len(items)] = len(encoded) + np.arange(len(items))
-        arrays = {"target": target.astype(np.int32), "allowed": allowed, "candidates": candidates}
+        log_q = other_positives = None
         if self.config.log_q:
-            arrays["log_q"] = np.zeros(room, np.float32)
-            arrays["log_q"][: len(items)] = np.log(self._expected_counts(len(encoded), len(positives))[items])
+            log_q = np.zeros(room, np.float32)
+            log_q[: len(items)] = np.log(self._expected_counts(len(encoded), len(positives))[items])
         most = max([self._most_positives, *(len(e.target.items) for e in encoded)])
         if self.config.softmax == "full" and most > 1:
-            arrays["other_positives"] = np.full((len(encoded), most), missing, np.int32)
+            other_positives = np.full((len(encoded), most), missing, np.int32)
             for row, (e, item) in enumerate(zip(encoded, chosen, strict=True)):
                 others = e.target.items[e.target.items != item]
-                arrays["other_positives"][row, : len(others)] = others
+                other_positives[row, : len(others)] = others
         return BatchTexts(
             texts=[e.text for e in encoded] + [self.item_texts[item] for item in items],
-            per_example=arrays,
-            slots={"query_slots": np.arange(len(encoded)), "candidate_slots": number_of_item},
+            own=ItemCandidates(
+                queries=np.arange(len(encoded)),
+                vectors=number_of_item,
+                items=candidates,
+                allowed=allowed,
+                target=target.astype(np.int32),
+                log_q=log_q,
+                other_positives=other_positives,
+            ),
         )
 
     def _expected_counts(self, examples: int, positives: int) -> np.ndarray:
@@ -137,15 +166,15 @@ class RetrievalTask(RankingTask):
 
     # -------------------------------------------------------------- device
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Batch) -> jax.Array:
         """Unit vectors, float32 [rows, segments, vector]."""
         return self._vectors(model, batch, None)
 
-    def _vectors(self, model: Network, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
+    def _vectors(self, model: Network, batch: Batch, dropout: DropoutKeys | None) -> jax.Array:
         hidden = model.hidden(batch, dropout)
-        return model.head(hidden, batch["segment_ids"], max_segments(hidden.shape[1]))
+        return model.head(hidden, batch.texts.segment_ids, max_segments(hidden.shape[1]))
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Batch[ItemCandidates], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """Softmax cross-entropy of the positive item among the candidates.
 
         Candidates are those of the whole batch, on all devices and in all micro-batches. With several micro-batches
@@ -159,26 +188,25 @@ class RetrievalTask(RankingTask):
         positives drawn by popularity p (training interactions plus one), duplicates counted once; "sampled" adds
         (1 − that) · negatives / (items − distinct positives).
         """
-        rows = {name: batch[name] for name in ROW_ARRAYS}
-        vectors = in_microbatches(self._vectors, model, rows, inputs)
+        own, vectors = batch.own, in_microbatches(self._vectors, model, batch.without_own, inputs)
         vectors = vectors.reshape(-1, vectors.shape[-1])
-        queries, live = vectors[batch["query_slots"]], vectors[batch["candidate_slots"]]
+        queries, live = vectors[own.queries], vectors[own.vectors]
         scale = model.head.scale()
         if self.config.softmax == "full":
             # Current vectors for the batch's own items, buffered ones for the rest of the catalogue; as in SASRec's
             # full softmax, history items are negatives too.
-            table = inputs.buffers["item_vectors"].at[batch["candidates"]].set(live, mode="drop")
+            table = inputs.buffers["item_vectors"].at[own.items].set(live, mode="drop")
             logits = scale * queries @ table.T
-            target = batch["candidates"][batch["target"]]
-            if "other_positives" in batch:
+            target: Array = own.items[own.target]
+            if own.other_positives is not None:
                 rows_of = jnp.arange(len(queries))[:, None]
-                logits = logits.at[rows_of, batch["other_positives"]].set(-1e9, mode="drop")
+                logits = logits.at[rows_of, own.other_positives].set(-1e9, mode="drop")
         else:
             logits = scale * queries @ live.T
-            if "log_q" in batch:
-                logits = logits - batch["log_q"]
-            logits = jnp.where(batch["allowed"], logits, -1e9)
-            target = batch["target"]
+            if own.log_q is not None:
+                logits = logits - own.log_q
+            logits = jnp.where(own.allowed, logits, -1e9)
+            target = own.target
         losses = cross_entropy(logits, target)
         return losses.sum(), jnp.float32(len(losses))
 

@@ -18,12 +18,11 @@ from instructrec_jax.adapters.heads import pool_segments
 from instructrec_jax.adapters.losses import linear_cross_entropy
 from instructrec_jax.adapters.next_item import NextItemHead, NextItemSpec
 from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.batch import Array, Batch, BatchTexts, PerToken, Rows, Text, Whole, end_to_end
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     LossInputs,
     Model,
@@ -40,7 +39,6 @@ from instructrec_jax.tasks.texts import tokenize
 
 Supervise = Literal["all", "last"]
 NextItemSoftmax = Literal["full", "sampled"]
-PLACES = ("tokens", "segment_ids", "positions")
 LEAST_ROWS = 64  # minimum rows of the table of instruction vectors
 ONCE = 2**31  # steps between refreshes: only at the start, since the backbone is frozen
 
@@ -64,6 +62,34 @@ class SequenceConfig(RankingConfig):
 
     def build(self, context: TaskContext) -> "SequenceTask":
         return SequenceTask(self, with_default_prompt(context))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NegativeSample:
+    """Items drawn for the sampled softmax: int32 [negatives], and float32 log of their expected counts."""
+
+    items: Whole
+    log_expected: Whole
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NextItems:
+    """The next item at each position, int32 [tokens], whether it counts, and the sample (None: full softmax)."""
+
+    labels: PerToken
+    supervised: PerToken
+    sample: NegativeSample | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TextVectors:
+    """Vectors of texts for `predict`: of the items, and of the instructions (None: not needed), float32 [n, width]."""
+
+    items: Whole
+    instructions: Whole | None = None
 
 
 @dataclass(frozen=True)
@@ -167,18 +193,16 @@ class SequenceTask(RankingTask):
             labels.append(window)
             supervised.append(np.full(places, self.config.supervise == "all", np.int32))
             supervised[-1][-1] = 1
-        gathered = BatchTexts(texts, per_token={"labels": labels, "supervised": supervised})
+        sample = None
         if self.config.softmax == "sampled":
             drawn = rng.choice(len(self.catalogue), self.config.negatives, p=self.popularity)
-            gathered.per_example = {
-                "negatives": drawn.astype(np.int32),
-                "log_expected": np.log(self.config.negatives * self.popularity[drawn]).astype(np.float32),
-            }
-        return gathered
+            expected = np.log(self.config.negatives * self.popularity[drawn])
+            sample = NegativeSample(drawn.astype(np.int32), expected.astype(np.float32))
+        return BatchTexts(texts, NextItems(end_to_end(labels), end_to_end(supervised), sample))
 
     # -------------------------------------------------------------- device
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Batch[NextItems], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """Softmax cross-entropy of the next item, over the catalogue or a sample of it.
 
         Sampled: the sum over the catalogue is estimated by the positive item and n items drawn with probabilities q,
@@ -186,46 +210,40 @@ class SequenceTask(RankingTask):
         """
         nothing = jnp.zeros((len(self.catalogue), 0))
         items, instructions = (inputs.buffers.get(name, nothing) for name in ("item_texts", "instruction_texts"))
-        weights = batch["supervised"].astype(jnp.float32)
-
-        def queries(model: Network, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
-            return model.head(*(rows[name] for name in PLACES), items, instructions, keys)
-
-        if self.config.softmax == "full":
+        weights, sample = jnp.asarray(batch.own.supervised, jnp.float32), batch.own.sample
+        if sample is None:
             table, bias = model.head.item_vectors(items)
-            total = linear_cross_entropy(
-                queries(model, batch, inputs.dropout), table, batch["labels"], weights, bias=bias
-            )
-            return total, jnp.sum(weights)
+            queries = model.head(*batch.texts, items, instructions, inputs.dropout)
+            return linear_cross_entropy(queries, table, batch.own.labels, weights, bias=bias), jnp.sum(weights)
 
-        def losses(model: Network, rows: Arrays, keys: DropoutKeys | None) -> jax.Array:
-            positives, bias = model.head.item_vectors(items, rows["labels"])
-            others, others_bias = model.head.item_vectors(items, batch["negatives"])
-            asked = queries(model, rows, keys)
+        def losses(model: Network, rows: tuple[Rows, Array], keys: DropoutKeys | None) -> jax.Array:
+            texts, labels = rows
+            positives, bias = model.head.item_vectors(items, labels)
+            others, others_bias = model.head.item_vectors(items, sample.items)
+            asked = model.head(*texts, items, instructions, keys)
             score = jnp.sum(asked * positives, -1, dtype=jnp.float32) + (0 if bias is None else bias)
             against = jnp.einsum("rld,nd->rln", asked, others, preferred_element_type=jnp.float32)
-            against = against + (0 if others_bias is None else others_bias) - batch["log_expected"]
-            against = jnp.where(rows["labels"][..., None] == batch["negatives"], -jnp.inf, against)
+            against = against + (0 if others_bias is None else others_bias) - sample.log_expected
+            against = jnp.where(labels[..., None] == sample.items, -jnp.inf, against)
             return jax.nn.logsumexp(jnp.concatenate([score[..., None], against], -1), -1) - score
 
-        rows = {name: batch[name] for name in (*PLACES, "labels")}
+        rows = (batch.texts, batch.own.labels)
         return jnp.sum(weights * in_microbatches(losses, model, rows, inputs)), jnp.sum(weights)
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
-        """float32 [rows, segments, ...], depending on the arrays `given`.
+    def predict(self, model: Network, batch: Batch["TextVectors | None"]) -> jax.Array:
+        """float32 [rows, segments, ...], depending on the batch's arrays.
 
-        Without arrays: the backbone's unit vectors of texts. With `item_texts`: vector and bias of items. Also with
-        `instruction_texts`: query vector and 1 of histories, so that query · item is the score.
+        None: the backbone's unit vectors of texts. `TextVectors` of items: vector and bias of items. Also of
+        instructions: query vector and 1 of histories, so that query · item is the score.
         """
-        segments, most = batch["segment_ids"], max_segments(batch["tokens"].shape[1])
-        if "item_texts" not in batch:
+        segments, most = batch.texts.segment_ids, max_segments(batch.texts.tokens.shape[1])
+        if batch.own is None:
             return unit_length(pool_segments(model.hidden(batch), segments, self.pooling, most).astype(jnp.float32))
-        if "instruction_texts" not in batch:
-            vectors, bias = model.head.item_vectors(batch["item_texts"], batch["tokens"])
+        if batch.own.instructions is None:
+            vectors, bias = model.head.item_vectors(batch.own.items, batch.texts.tokens)
             last = jnp.zeros(segments.shape) if bias is None else bias
         else:
-            places = (batch[name] for name in PLACES)
-            vectors = model.head(*places, batch["item_texts"], batch["instruction_texts"])
+            vectors = model.head(*batch.texts, batch.own.items, batch.own.instructions)
             last = jnp.ones(segments.shape)
         both = jnp.concatenate([vectors.astype(jnp.float32), last[..., None]], -1)
         return pool_segments(both, segments, "lasttoken", most)
@@ -270,7 +288,7 @@ class SequenceTask(RankingTask):
 
     def item_vectors(self, predict: Predict) -> np.ndarray:
         numbers = [Text(np.array([item], np.int32)) for item in range(len(self.catalogue))]
-        return np.stack(predict(numbers, given={"item_texts": self.text_vectors(predict)}))
+        return np.stack(predict(numbers, TextVectors(self.text_vectors(predict))))
 
     def query_vectors(self, predict: Predict, encoded: Sequence[Encoded[SequenceTarget]]) -> np.ndarray:
         asked, table = _numbered(encoded), np.zeros((0, 0), np.float32)
@@ -281,8 +299,7 @@ class SequenceTask(RankingTask):
             table[: len(vectors)] = vectors
         rows = [0 if (i := e.target.instruction) is None else asked[i.tokens.tobytes()][0] for e in encoded]
         sequences = [Text(np.append(np.int32(r), e.text.tokens[1:])) for r, e in zip(rows, encoded, strict=True)]
-        given = {"item_texts": self.text_vectors(predict), "instruction_texts": table}
-        return np.stack(predict(sequences, given=given))
+        return np.stack(predict(sequences, TextVectors(self.text_vectors(predict), table)))
 
 
 def _numbered(encoded: Sequence[Encoded[SequenceTarget]]) -> dict[bytes, tuple[int, Text]]:

@@ -10,9 +10,10 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
@@ -30,7 +31,6 @@ from instructrec_jax.metrics.classification import (
 from instructrec_jax.metrics.regression import regression_metrics, resampled_correlations
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.tasks.base import (
-    Arrays,
     BaselineNotFitted,
     Encoded,
     LossInputs,
@@ -45,6 +45,7 @@ from instructrec_jax.tasks.base import (
     owners_of,
     unless_unfit,
 )
+from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenize_examples
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
@@ -148,7 +149,7 @@ class _SequenceTask(Task):
         """The targets as an array: int32 [examples], float32 [examples, labels] or float32 [examples]."""
         raise TypeError(f"{type(self).__name__} has no truth().")
 
-    def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def losses(self, outputs: Array, targets: Array) -> jax.Array:
         """Losses [...] of outputs [..., outputs] and targets."""
         raise TypeError(f"{type(self).__name__} has no losses().")
 
@@ -165,24 +166,23 @@ class _SequenceTask(Task):
         ]
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
-        targets = self.truth(encoded)
         weights = np.ones(len(encoded), np.float32)
-        return BatchTexts([e.text for e in encoded], per_text={"targets": targets, "weights": weights})
+        return BatchTexts([e.text for e in encoded], TextTargets(self.truth(encoded), weights))
 
-    def _outputs(self, model: Network, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
+    def _outputs(self, model: Network, batch: Batch, dropout: DropoutKeys | None) -> jax.Array:
         hidden = model.hidden(batch, dropout)
         segments = max_segments(hidden.shape[1])
-        return model.head(model.backbone, hidden, batch["segment_ids"], segments, dropout=dropout)
+        return model.head(model.backbone, hidden, batch.texts.segment_ids, segments, dropout=dropout)
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
-        losses = self.losses(self._outputs(model, batch, inputs.dropout), batch["targets"])
-        return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
+    def loss(self, model: Network, batch: Batch[TextTargets], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        losses = self.losses(self._outputs(model, batch, inputs.dropout), batch.own.targets)
+        return jnp.sum(losses * batch.own.weights), jnp.sum(batch.own.weights)
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, segments, outputs]."""
         return self._outputs(model, batch, None).astype(jnp.float32)
 
-    def draw(self, model: Network, batch: Arrays, dropout: DropoutKeys) -> jax.Array:
+    def draw(self, model: Network, batch: Batch, dropout: DropoutKeys) -> jax.Array:
         return self._outputs(model, batch, dropout).astype(jnp.float32)
 
 
@@ -204,7 +204,7 @@ class ClassificationTask(_SequenceTask):
     def truth(self, encoded: Sequence[Encoded[ClassTarget]]) -> np.ndarray:
         return np.array([e.target.label for e in encoded], np.int32)
 
-    def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def losses(self, outputs: Array, targets: Array) -> jax.Array:
         return losses.cross_entropy(outputs, targets)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
@@ -294,7 +294,7 @@ class MultilabelTask(_SequenceTask):
     def truth(self, encoded: Sequence[Encoded[LabelsTarget]]) -> np.ndarray:
         return np.stack([e.target.chosen for e in encoded])
 
-    def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def losses(self, outputs: Array, targets: Array) -> jax.Array:
         return losses.binary_cross_entropy(outputs, targets)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
@@ -375,7 +375,7 @@ class RegressionTask(_SequenceTask):
     def truth(self, encoded: Sequence[Encoded[NumberTarget]]) -> np.ndarray:
         return np.array([e.target.number for e in encoded], np.float32)
 
-    def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def losses(self, outputs: Array, targets: Array) -> jax.Array:
         return losses.squared_error(outputs[..., 0], targets)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:

@@ -10,12 +10,11 @@ import numpy as np
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.losses import cross_entropy
+from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to_end
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.prompts import check_fast, render
 from instructrec_jax.metrics.text import rouge
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     LossInputs,
     Model,
@@ -43,6 +42,15 @@ class ExtractiveSummarizationConfig(TaskConfig):
 
     def build(self, context: TaskContext) -> "ExtractiveSummarizationTask":
         return ExtractiveSummarizationTask(self, context)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SentenceLabels:
+    """int32 [tokens]: 1 in target sentences (`labels`), and the tokens of the token's sentence (`sizes`), 0 in none."""
+
+    labels: PerToken
+    sizes: PerToken
 
 
 @dataclass(frozen=True)
@@ -144,21 +152,21 @@ class ExtractiveSummarizationTask(Task):
         return np.isin(np.arange(len(parts)), chosen)
 
     def gather(self, encoded: Sequence[Encoded[Sentences]], rng: np.random.Generator) -> BatchTexts:
-        per_token: dict[str, list[np.ndarray]] = {"labels": [], "sizes": []}
+        labels, sizes = [], []
         for e in encoded:
             owners, inside = e.target.owners, e.target.owners >= 0
-            per_token["labels"].append((inside & e.target.target[owners]).astype(np.int32))
-            per_token["sizes"].append(np.where(inside, e.target.sizes[owners], 0).astype(np.int32))
-        return BatchTexts([e.text for e in encoded], per_token=per_token)
+            labels.append(inside & e.target.target[owners])
+            sizes.append(np.where(inside, e.target.sizes[owners], 0))
+        return BatchTexts([e.text for e in encoded], SentenceLabels(end_to_end(labels), end_to_end(sizes)))
 
     # ---------------------------------------------------------------- device
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Batch[SentenceLabels], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
-        weights = jnp.where(batch["sizes"] > 0, 1 / jnp.maximum(batch["sizes"], 1), 0.0)  # sum to 1 per sentence
-        return jnp.sum(cross_entropy(logits, batch["labels"]) * weights), jnp.sum(weights)
+        weights = jnp.where(batch.own.sizes > 0, 1 / jnp.maximum(batch.own.sizes, 1), 0.0)  # sum to 1 per sentence
+        return jnp.sum(cross_entropy(logits, batch.own.labels) * weights), jnp.sum(weights)
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, length, 2]."""
         return model.head(model.hidden(batch)).astype(jnp.float32)
 

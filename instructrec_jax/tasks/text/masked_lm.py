@@ -10,11 +10,10 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end, lengths_of, split_tokens
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.prompts import answer, render
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     LossInputs,
     Model,
@@ -27,6 +26,7 @@ from instructrec_jax.tasks.base import (
     name_of,
     owners_of,
 )
+from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import tokenize
 
 
@@ -97,33 +97,31 @@ class MaskedLMTask(Task):
         supervised[chosen] = 1
         return Text(tokens, text.types), supervised
 
-    def gather(self, encoded: Sequence[Encoded[None]], rng: np.random.Generator) -> BatchTexts:
+    def gather(self, encoded: Sequence[Encoded[None]], rng: np.random.Generator) -> BatchTexts[TokenLabels]:
         texts, supervised = zip(*(self._mask(e.text, rng) for e in encoded), strict=True)
-        return BatchTexts(
-            list(texts),
-            per_token={"labels": [e.text.tokens for e in encoded], "supervised": list(supervised)},
-        )
+        labels = end_to_end([e.text.tokens for e in encoded])
+        return BatchTexts(texts, TokenLabels(labels, end_to_end(supervised)))
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Batch[TokenLabels], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         hidden = model.head.transform(model.hidden(batch, inputs.dropout), None)
         table, bias = model.head.output(model.backbone)
-        weights = batch["supervised"].astype(jnp.float32)
-        total = losses.linear_cross_entropy(hidden, table, batch["labels"], weights, bias=bias)
+        weights = batch.own.weights
+        total = losses.linear_cross_entropy(hidden, table, batch.own.labels, weights, bias=bias)
         return total, jnp.sum(weights)
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Batch[TokenLabels]) -> jax.Array:
         """float32 [rows, length, 2]: loss of each masked token, and 1 where it is predicted."""
         hidden = model.head.transform(model.hidden(batch), None)
         table, bias = model.head.output(model.backbone)
-        weights = batch["supervised"].astype(jnp.float32)
-        each, hits = losses.token_losses(hidden, table, batch["labels"], weights, bias=bias)
+        weights = batch.own.weights
+        each, hits = losses.token_losses(hidden, table, batch.own.labels, weights, bias=bias)
         return jnp.stack([each, hits.astype(jnp.float32)], -1)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[None]]) -> Scores:
         """Loss (nats), perplexity and accuracy over masked tokens, with masks from a fixed seed."""
         gathered = self.gather(encoded, np.random.default_rng(self.context.seed))
-        outputs = predict(gathered.texts, given=None, **gathered.per_token)
-        masked = [s > 0 for s in gathered.per_token["supervised"]]
+        outputs = predict(gathered.texts, gathered.own)
+        masked = [s > 0 for s in split_tokens(gathered.own.supervised, lengths_of(gathered.texts)[0])]
         found = np.concatenate([o[m] for o, m in zip(outputs, masked, strict=True)]).astype(np.float64)
         loss, accuracy = found.mean(0)
         per_text = np.array([o[m, 0].mean() for o, m in zip(outputs, masked, strict=True)])

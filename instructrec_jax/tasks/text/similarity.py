@@ -12,12 +12,11 @@ from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, TextNumbers
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     LossInputs,
     Model,
@@ -32,7 +31,6 @@ from instructrec_jax.tasks.base import (
     with_default_prompt,
 )
 from instructrec_jax.tasks.ranking.ranking_task import Pooling
-from instructrec_jax.tasks.ranking.retrieval import ROW_ARRAYS
 from instructrec_jax.tasks.text.option_scoring import (
     Options,
     OptionsConfig,
@@ -56,6 +54,24 @@ class SimilarityConfig(OptionsConfig):
 
     def build(self, context: TaskContext) -> "SimilarityTask":
         return SimilarityTask(self, with_default_prompt(context))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Candidates:
+    """The questions and candidates of a batch, and what each question compares.
+
+    Attributes:
+      queries: [examples], the texts of the questions.
+      candidates: [candidates], the texts of the distinct candidates.
+      allowed: bool [examples, candidates], those of each question.
+      target: int32 [examples], the answer's place among the candidates.
+    """
+
+    queries: TextNumbers
+    candidates: TextNumbers
+    allowed: PerExample
+    target: PerExample
 
 
 @dataclass(frozen=True)
@@ -137,8 +153,7 @@ class SimilarityTask(Task):
         target = np.array([place[option.said] for option in options], np.int32)
         return BatchTexts(
             [e.text for e in encoded] + [tokens[text] for text in texts],
-            per_example={"target": target, "allowed": allowed},
-            slots={"query_slots": np.arange(len(encoded)), "candidate_slots": slots},
+            Candidates(np.arange(len(encoded)), slots, allowed, target),
         )
 
     def _room(self, options: Sequence[Options]) -> int:
@@ -150,19 +165,19 @@ class SimilarityTask(Task):
 
     # ---------------------------------------------------------------- device
 
-    def _vectors(self, model: Network, batch: Arrays, dropout: DropoutKeys | None) -> jax.Array:
+    def _vectors(self, model: Network, batch: Batch, dropout: DropoutKeys | None) -> jax.Array:
         hidden = model.hidden(batch, dropout)
-        return model.head(hidden, batch["segment_ids"], max_segments(hidden.shape[1]))
+        return model.head(hidden, batch.texts.segment_ids, max_segments(hidden.shape[1]))
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Batch[Candidates], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """Softmax cross-entropy of the answer among the candidates, over cosines divided by the temperature."""
-        vectors = in_microbatches(self._vectors, model, {name: batch[name] for name in ROW_ARRAYS}, inputs)
+        vectors = in_microbatches(self._vectors, model, batch.without_own, inputs)
         vectors = vectors.reshape(-1, vectors.shape[-1])
-        logits = model.head.scale() * vectors[batch["query_slots"]] @ vectors[batch["candidate_slots"]].T
-        losses = cross_entropy(jnp.where(batch["allowed"], logits, -1e9), batch["target"])
+        logits = model.head.scale() * vectors[batch.own.queries] @ vectors[batch.own.candidates].T
+        losses = cross_entropy(jnp.where(batch.own.allowed, logits, -1e9), batch.own.target)
         return losses.sum(), jnp.float32(len(losses))
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, segments, hidden]: vectors whose inner products are the logits."""
         return self._vectors(model, batch, None) * jnp.sqrt(model.head.scale())
 

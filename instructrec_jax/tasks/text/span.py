@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to_end
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     LossInputs,
     Model,
@@ -63,6 +62,15 @@ class Window:
     offsets: np.ndarray
     start: int
     end: int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SpanMarks:
+    """int32 [tokens]: 1 at the first (`starts`) and last (`ends`) token of each text's answer."""
+
+    starts: PerToken
+    ends: PerToken
 
 
 class SpanTask(Task):
@@ -173,30 +181,28 @@ class SpanTask(Task):
         return (int(first[0]), int(last[0])) if span[1] > 0 and len(first) and len(last) else (0, 0)
 
     def gather(self, encoded: Sequence[Encoded[Window]], rng: np.random.Generator) -> BatchTexts:
-        def mark(e: Encoded, place: int) -> np.ndarray:
-            return (np.arange(len(e.text.tokens)) == place).astype(np.int32)
+        def marks(places: Sequence[int]) -> np.ndarray:
+            texts = zip(encoded, places, strict=True)
+            return end_to_end([np.arange(len(e.text.tokens)) == place for e, place in texts])
 
-        per_token = {
-            "starts": [mark(e, e.target.start) for e in encoded],
-            "ends": [mark(e, e.target.end) for e in encoded],
-        }
-        return BatchTexts([e.text for e in encoded], per_token=per_token)
+        starts, ends = marks([e.target.start for e in encoded]), marks([e.target.end for e in encoded])
+        return BatchTexts([e.text for e in encoded], SpanMarks(starts, ends))
 
     # ---------------------------------------------------------------- device
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Batch[SpanMarks], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
         segments = 1 + jnp.arange(max_segments(logits.shape[1]))
-        member = batch["segment_ids"][:, None] == segments[:, None]  # [rows, segments, length]
+        member = batch.texts.segment_ids[:, None] == segments[:, None]  # [rows, segments, length]
         there = member.any(-1)
         total = jnp.zeros(())
-        for number, marks in enumerate(("starts", "ends")):
+        for number, marks in enumerate((batch.own.starts, batch.own.ends)):
             values = logits[..., number]
             log_z = jax.nn.logsumexp(jnp.where(member, values[:, None], -jnp.inf), axis=-1, where=member)
-            total += jnp.sum(jnp.where(there, log_z, 0)) - jnp.sum(values * batch[marks])
+            total += jnp.sum(jnp.where(there, log_z, 0)) - jnp.sum(values * marks)
         return total / 2, jnp.sum(there).astype(jnp.float32)
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, length, 2]: logits of start and end."""
         return model.head(model.hidden(batch)).astype(jnp.float32)
 

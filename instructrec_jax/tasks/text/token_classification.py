@@ -10,8 +10,8 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import BatchTexts, Text
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.classification import (
     classification_metrics,
@@ -22,7 +22,6 @@ from instructrec_jax.metrics.classification import (
 from instructrec_jax.metrics.ranking import hit_rate, target_ranks
 from instructrec_jax.metrics.tagging import marks_spans, resampled_span_f1, span_metrics
 from instructrec_jax.tasks.base import (
-    Arrays,
     Encoded,
     LossInputs,
     Model,
@@ -35,6 +34,7 @@ from instructrec_jax.tasks.base import (
     name_of,
     owners_of,
 )
+from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.text.classification import LabelsConfig, check_labels
 from instructrec_jax.tasks.texts import owners
 
@@ -107,18 +107,15 @@ class TokenClassificationTask(Task):
         return encoded
 
     def gather(self, encoded: Sequence[Encoded[TagsTarget]], rng: np.random.Generator) -> BatchTexts:
-        per_token = {
-            "labels": [e.target.labels for e in encoded],
-            "supervised": [e.target.first for e in encoded],
-        }
-        return BatchTexts([e.text for e in encoded], per_token=per_token)
+        labels = end_to_end([e.target.labels for e in encoded])
+        return BatchTexts([e.text for e in encoded], TokenLabels(labels, end_to_end([e.target.first for e in encoded])))
 
-    def loss(self, model: Network, batch: Arrays, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Batch[TokenLabels], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
-        weights = batch["supervised"].astype(jnp.float32)
-        return jnp.sum(losses.cross_entropy(logits, batch["labels"]) * weights), jnp.sum(weights)
+        weights = batch.own.weights
+        return jnp.sum(losses.cross_entropy(logits, batch.own.labels) * weights), jnp.sum(weights)
 
-    def predict(self, model: Network, batch: Arrays) -> jax.Array:
+    def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, length, labels]."""
         return model.head(model.hidden(batch)).astype(jnp.float32)
 

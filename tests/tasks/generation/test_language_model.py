@@ -61,7 +61,7 @@ def test_labels_are_the_next_tokens_and_the_answer_is_supervised() -> None:
     for array in (e.text.tokens, labels, supervised):
         assert array.dtype == np.int32
     parts = task.gather([e], np.random.default_rng(0))
-    assert parts.texts == [e.text] and parts.per_token["labels"][0] is labels
+    assert parts.texts == [e.text] and (parts.own.labels == labels).all()
 
 
 def test_train_on_all() -> None:
@@ -289,8 +289,8 @@ class Run:
 
     def loss(self) -> tuple[float, float]:
         parts = self.task.gather(self.encoded, np.random.default_rng(0))
-        batch = pack(parts, self.buckets, 1, target_buckets=self.target_buckets).arrays
-        assert (batch["segment_ids"].max(1) > 1).any()  # several texts in a row
+        batch = pack(parts, self.buckets, 1, target_buckets=self.target_buckets).batch
+        assert (batch.texts.segment_ids.max(1) > 1).any()  # several texts in a row
 
         @jax.jit
         def run(params: Any, batch: Any) -> Any:

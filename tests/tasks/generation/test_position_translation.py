@@ -14,9 +14,10 @@ from flax import nnx
 from tiny_runs import changed
 
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import lay_out, lengths_of, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
@@ -107,7 +108,7 @@ def test_loss_and_packing(form: Any, checkpoint: Path) -> None:
 
     lengths, _ = lengths_of(parts.texts)
     alone = run(model.params, lay_out(parts, unpacked(lengths, 64)))
-    packed = run(model.params, pack(parts, (64, 128), 1).arrays)
+    packed = run(model.params, pack(parts, (64, 128), 1).batch)
     np.testing.assert_allclose(packed[0], alone[0], rtol=1e-5)
     expected = 0.0
     for row, e in enumerate(encoded):

@@ -12,7 +12,7 @@ import torch
 import transformers
 from byte_tokenizer import byte_tokenizer
 from flax import nnx
-from helpers import Setup, examples, task_config
+from helpers import Setup, by_text, examples, task_config
 from tiny_runs import tiny_run
 
 from instructrec_jax.answering.language_model import LanguageModel
@@ -219,7 +219,7 @@ def test_what_is_learnt_is_the_name(context: TaskContext, tmp_path: Path) -> Non
     encoded = task.encode([ASKED[0], words])
     parts = task.gather(encoded, np.random.default_rng(0))
     said = []
-    for labels, supervised in zip(parts.per_token["labels"], parts.per_token["supervised"], strict=True):
+    for labels, supervised in zip(by_text(parts, "labels"), by_text(parts, "supervised"), strict=True):
         said.append(task.tokenizer.decode(labels[supervised > 0]))
     assert said == ["title 1</s>", "yes</s>"]
     assert encoded[0].target.items.tolist() == [1] and encoded[0].target.history.tolist() == [2]
@@ -245,7 +245,7 @@ def test_questions_are_drawn_for_each_batch(form: Any, context: TaskContext, tmp
         texts = [task.tokenizer.decode(text.tokens).removeprefix("<s>") for text in parts.texts]
         said = [
             task.tokenizer.decode(labels[supervised > 0])
-            for labels, supervised in zip(parts.per_token["labels"], parts.per_token["supervised"], strict=True)
+            for labels, supervised in zip(by_text(parts, "labels"), by_text(parts, "supervised"), strict=True)
         ]
         assert max(len(text.tokens) for text in parts.texts) <= max(len(e.text.tokens) for e in encoded)
         seen.add(texts[0])
@@ -273,7 +273,7 @@ def test_an_encoder_decoder_learns_drawn_questions(folders: dict[str, Path], tmp
         return task.loss(nnx.merge(setup.model.graphdef, params), batch, LossInputs())
 
     total, weight = loss(setup.model.params, batch)
-    assert np.isfinite(total) and weight == batch["supervised"].sum() > 2 * len(setup.encoded)
+    assert np.isfinite(total) and weight == batch.own.supervised.sum() > 2 * len(setup.encoded)
 
 
 # ------------------------------------------------------------------ lengths and errors

@@ -64,13 +64,13 @@ def test_one_of_several_wanted_items_is_drawn_and_the_others_are_no_negatives(
     assert encoded[0].target.seen.tolist() == [0] and encoded[0].target.history.tolist() == [0, 1]
     drawn: Counter[int] = Counter()
     for seed in range(90):
-        arrays = task.gather(encoded, np.random.default_rng(seed)).per_example
-        chosen = int(arrays["candidates"][arrays["target"][0]])
+        arrays = task.gather(encoded, np.random.default_rng(seed)).own
+        chosen = int(arrays.items[arrays.target[0]])
         drawn[chosen] += 1
-        assert arrays["candidates"][arrays["target"][1]] == 4
-        allowed = set(arrays["candidates"][arrays["allowed"][0]].tolist())
+        assert arrays.items[arrays.target[1]] == 4
+        allowed = set(arrays.items[arrays.allowed[0]].tolist())
         assert allowed & {0, 1, 4, 7} == {chosen} and len(allowed) > 5
-        assert set(arrays["candidates"][arrays["allowed"][1]].tolist()) - {1, 7} <= set(range(ITEMS)) - {2}
+        assert set(arrays.items[arrays.allowed[1]].tolist()) - {1, 7} <= set(range(ITEMS)) - {2}
     assert set(drawn) == {1, 4, 7} and min(drawn.values()) > 15
 
 
@@ -81,18 +81,18 @@ def test_full_softmax_leaves_the_other_wanted_items_out(checkpoint: Path, tmp_pa
     first = Example(instruction="a film", output=WANTED)
     encoded = task.encode([first, Example(instruction="a book", output="item-4")])
     parts = task.gather(encoded, np.random.default_rng(0))
-    assert parts.per_example["other_positives"].shape == (2, 3)
+    assert parts.own.other_positives.shape == (2, 3)
 
     @jax.jit
     def loss(params: Any, batch: Any, buffers: Any) -> Any:
         model = nnx.merge(setup.model.graphdef, params)
         return task.loss(model, batch, LossInputs(buffers=buffers))
 
-    total, _ = loss(setup.model.params, pack(parts, setup.buckets, 1).arrays, buffers)
+    total, _ = loss(setup.model.params, pack(parts, setup.buckets, 1).batch, buffers)
     predict = predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
     queries = np.stack(predict([e.text for e in encoded])).astype(np.float64)
     fresh = np.stack(predict(task.item_texts)).astype(np.float64)
-    chosen = parts.per_example["candidates"][parts.per_example["target"]]
+    chosen = parts.own.items[parts.own.target]
     vectors = buffers["item_vectors"].astype(np.float64)
     vectors[chosen] = fresh[chosen]
     expected = 0.0
@@ -120,7 +120,7 @@ def test_log_q_subtracts_the_log_of_expected_counts(softmax: Any, checkpoint: Pa
     def loss(params: Any, batch: Any) -> Any:
         return task.loss(nnx.merge(setup.model.graphdef, params), batch, LossInputs())
 
-    total, _ = loss(setup.model.params, pack(parts, setup.buckets, 1).arrays)
+    total, _ = loss(setup.model.params, pack(parts, setup.buckets, 1).batch)
 
     # How often each item is a candidate, by drawing the batches that the docstring speaks of.
     counts = np.bincount(np.concatenate(SEQUENCES), minlength=ITEMS) + 1.0
@@ -131,14 +131,14 @@ def test_log_q_subtracts_the_log_of_expected_counts(softmax: Any, checkpoint: Pa
     if softmax == "sampled":
         present |= ~present & (rng.random(present.shape) < 3 / (ITEMS - distinct))
     log_q = np.log(present.mean(axis=0))
-    candidates = parts.per_example["candidates"]
+    candidates = parts.own.items
     there = candidates < ITEMS
-    np.testing.assert_allclose(parts.per_example["log_q"][there], log_q[candidates[there]], atol=0.03)
-    assert not parts.per_example["log_q"][~there].any()
+    np.testing.assert_allclose(parts.own.log_q[there], log_q[candidates[there]], atol=0.03)
+    assert not parts.own.log_q[~there].any()
 
     predict = predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
     items = np.stack(predict(task.item_texts)).astype(np.float64)
-    exact = dict(zip(candidates.tolist(), parts.per_example["log_q"].astype(float).tolist(), strict=True))
+    exact = dict(zip(candidates.tolist(), parts.own.log_q.astype(float).tolist(), strict=True))
     expected = 0.0
     for e, query in zip(encoded, np.stack(predict([e.text for e in encoded])).astype(np.float64), strict=True):
         scores = {i: 10 * items[i] @ query - exact[i] for i in candidates[there].tolist() if i not in e.target.seen}

@@ -18,10 +18,11 @@ from tokenizers import Tokenizer, processors
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, PreTrainedTokenizerFast
 
 from instructrec_jax.answering.exporting import export
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.data.prompts import render
-from instructrec_jax.evaluation.predictor import predictor, remember
+from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_json
 from instructrec_jax.ranking.catalogue import Splits
 from instructrec_jax.runs import model as models
@@ -215,7 +216,7 @@ def test_loss_equals_brute_force(loss: Any, pair_checkpoint: Path, tmp_path: Pat
     # one example with fewer candidates than negatives
     few = Example(instruction="a book", output="item-2", candidates=("item-4", "item-2"))
     setup.encoded = [*setup.encoded[:6], *task.encode([few])]
-    batch = pack(setup.parts(), setup.buckets, 1).arrays
+    batch = pack(setup.parts(), setup.buckets, 1).batch
 
     @jax.jit
     def device_loss(params: Any, batch: Any) -> Any:
@@ -257,7 +258,7 @@ def test_accumulation_and_devices_change_nothing(pair_checkpoint: Path, tmp_path
 def test_scores_of_candidates_equal_texts_alone(pair_checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:
     setup = set_up(pair_checkpoint, tmp_path)
     task: Any = setup.task
-    predict = remember(predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params))
+    predict = predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params).remember()
     chosen, alone = setup.encoded[:5], scorer(setup)
     candidates = np.stack([np.random.default_rng(n).permutation(ITEMS)[:4] for n in range(5)])
     expected = [[alone(text) for text in task.pairs([e], [row])] for e, row in zip(chosen, candidates, strict=True)]
@@ -274,7 +275,7 @@ def test_a_small_catalogue_is_ranked_whole_and_a_large_one_refused(
 ) -> None:
     task = build(context, tmp_path, protocols=["full"])
 
-    def predict(texts: Any, **_: Any) -> list[np.ndarray]:
+    def predict(texts: Any, *_: Any) -> list[np.ndarray]:
         return [np.float32(text.tokens.sum()) for text in texts]
 
     encoded = task.encode(examples("reranker", 4))

@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 from helpers import SUBJECTS, Setup, examples, task_config
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 from instructrec_jax.tasks import RetrievalConfig
@@ -46,7 +47,7 @@ def test_loss_equals_brute_force(softmax: Any, checkpoint: Path, tmp_path: Path)
     task, graphdef = setup.task, setup.model.graphdef
     buffers = jax.device_get(setup.state.buffers)
     parts = setup.parts()
-    batch = pack(parts, setup.buckets, 1).arrays
+    batch = pack(parts, setup.buckets, 1).batch
 
     @jax.jit
     def loss(params: Any, batch: Any, buffers: Any) -> Any:
@@ -61,7 +62,7 @@ def test_loss_equals_brute_force(softmax: Any, checkpoint: Path, tmp_path: Path)
     if softmax == "in_batch":
         candidates = wanted
     elif softmax == "sampled":
-        room = parts.per_example["candidates"]
+        room = parts.own.items
         candidates = set(room[room < ITEMS].tolist())
         assert wanted < candidates and len(candidates) == len(wanted) + 4
     else:  # items of the batch as they are now, all others as the buffers remember them
@@ -84,13 +85,11 @@ def test_equal_targets_share_one_candidate(context: TaskContext, tmp_path: Path)
     parts = task.gather(encoded, np.random.default_rng(0))
     wanted = sorted({e.target.items[0] for e in encoded})
     assert len(parts.texts) == len(encoded) + len(wanted)
-    candidates = parts.per_example["candidates"]
+    candidates = parts.own.items
     assert candidates[: len(wanted)].tolist() == wanted and (candidates[len(wanted) :] == ITEMS).all()
     # Shapes are those of any batch of this size, whatever the targets are.
     other = task.gather([encoded[0]] * len(encoded), np.random.default_rng(0))
-    for name, array in parts.per_example.items():
-        assert other.per_example[name].shape == array.shape
-    assert other.slots["candidate_slots"].shape == parts.slots["candidate_slots"].shape
+    assert jax.tree.map(np.shape, other.own) == jax.tree.map(np.shape, parts.own)
 
 
 def test_seen_items_are_no_negatives_but_a_seen_target_counts(context: TaskContext, tmp_path: Path) -> None:
@@ -103,9 +102,9 @@ def test_seen_items_are_no_negatives_but_a_seen_target_counts(context: TaskConte
         ]
     )
     parts = task.gather(encoded, np.random.default_rng(0))
-    candidates, allowed = parts.per_example["candidates"], parts.per_example["allowed"]
+    candidates, allowed = parts.own.items, parts.own.allowed
     assert [set(candidates[row]) for row in allowed] == [{3, 9}, {5, 9}, {3, 5, 9}]
-    assert candidates[parts.per_example["target"]].tolist() == [3, 5, 9]
+    assert candidates[parts.own.target].tolist() == [3, 5, 9]
 
 
 def test_sampled_negatives_change_with_the_batch_and_end_with_the_catalogue(
@@ -113,10 +112,10 @@ def test_sampled_negatives_change_with_the_batch_and_end_with_the_catalogue(
 ) -> None:
     task = build(context, tmp_path, softmax="sampled", negatives=3)
     encoded = task.encode(examples("retrieval", 4))
-    drawn = {tuple(task.gather(encoded, np.random.default_rng(n)).per_example["candidates"]) for n in range(9)}
+    drawn = {tuple(task.gather(encoded, np.random.default_rng(n)).own.items) for n in range(9)}
     assert len(drawn) > 3
     greedy = build(context, tmp_path, softmax="sampled", negatives=50)
-    candidates = greedy.gather(encoded, np.random.default_rng(0)).per_example["candidates"]
+    candidates = greedy.gather(encoded, np.random.default_rng(0)).own.items
     assert sorted(candidates)[: ITEMS + 1] == [*range(ITEMS), ITEMS] and len(candidates) == 54
 
 
@@ -136,7 +135,7 @@ def test_refresh_gives_the_unit_vectors_of_all_items(checkpoint: Path, tmp_path:
 # ------------------------------------------------------------------ evaluation
 
 
-def random_predict(texts: Sequence[Text], **_: Any) -> list[np.ndarray]:
+def random_predict(texts: Sequence[Text], *_: object) -> list[np.ndarray]:
     """A vector for each text that depends on its tokens alone."""
     return [np.random.default_rng(text.tokens.tolist()).normal(size=6).astype(np.float32) for text in texts]
 

@@ -32,7 +32,7 @@ def build(context: TaskContext, folder: Path, **settings: Any) -> Any:
 
 def device_loss(setup: Setup) -> tuple[float, float]:
     task, graphdef = setup.task, setup.model.graphdef
-    batch = pack(setup.parts(), setup.buckets, 1).arrays
+    batch = pack(setup.parts(), setup.buckets, 1).batch
 
     @jax.jit
     def loss(params: Any, batch: Any, buffers: Any) -> Any:
@@ -64,7 +64,7 @@ def test_loss_equals_brute_force(softmax: Any, supervise: Any, checkpoint: Path,
     setup.encoded = setup.encoded[:9]
     total, weight = device_loss(setup)
     buffers = jax.device_get(setup.state.buffers)
-    drawn = setup.parts().per_example.get("negatives")
+    drawn = setup.parts().own.sample
     expected, places = 0.0, 0
     for e in setup.encoded:
         scores = scores_of_prefixes(setup, task, e, buffers)
@@ -74,7 +74,7 @@ def test_loss_equals_brute_force(softmax: Any, supervise: Any, checkpoint: Path,
             if softmax == "full":
                 partition = np.exp(scores[place]).sum()
             else:  # every item of the catalogue is drawn with the same probability: nobody chose anything yet
-                others = [np.exp(scores[place, n]) * ITEMS / 6 for n in drawn if n != labels[place]]
+                others = [np.exp(scores[place, n]) * ITEMS / 6 for n in drawn.items if n != labels[place]]
                 partition = np.exp(wanted) + sum(others)
             expected += np.log(partition) - wanted
             places += 1
@@ -136,12 +136,12 @@ def test_training_sees_every_window_of_a_long_history(context: TaskContext, tmp_
     seen = set()
     for seed in range(40):
         parts = task.gather(encoded, np.random.default_rng(seed))
-        seen.add((*parts.texts[0].tokens.tolist(), *parts.per_token["labels"][0].tolist()))
+        seen.add((*parts.texts[0].tokens.tolist(), *parts.own.labels.tolist()))
     assert seen == {(0, 4, 5, 4, 5, 6), (0, 5, 6, 5, 6, 7), (0, 6, 7, 6, 7, 1)}
     last = build(context, tmp_path, history_limit=2, supervise="last")
     last.prepare(encoded)
     parts = last.gather(last.encode([e.example for e in encoded]), np.random.default_rng(0))
-    assert parts.texts[0].tokens.tolist() == [0, 6, 7] and parts.per_token["supervised"][0].tolist() == [0, 0, 1]
+    assert parts.texts[0].tokens.tolist() == [0, 6, 7] and parts.own.supervised.tolist() == [0, 0, 1]
 
 
 def test_negatives_are_drawn_by_popularity_and_corrected_for_it(context: TaskContext, tmp_path: Path) -> None:
@@ -153,10 +153,10 @@ def test_negatives_are_drawn_by_popularity_and_corrected_for_it(context: TaskCon
     task.prepare(encoded)
     parts = task.gather(encoded, np.random.default_rng(0))
     chance = np.array([4, 3] + [1] * 10) / 17
-    share = np.bincount(parts.per_example["negatives"], minlength=ITEMS) / 4000
+    share = np.bincount(parts.own.sample.items, minlength=ITEMS) / 4000
     np.testing.assert_allclose(share, chance, atol=0.03)
-    expected = np.log(4000 * chance[parts.per_example["negatives"]])
-    np.testing.assert_allclose(parts.per_example["log_expected"], expected, rtol=1e-5)
+    expected = np.log(4000 * chance[parts.own.sample.items])
+    np.testing.assert_allclose(parts.own.sample.log_expected, expected, rtol=1e-5)
 
 
 def test_an_instruction_that_training_did_not_begin_with_is_named(context: TaskContext, tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_two_thousand_requests_leave_nothing_and_have_few_shapes(context: TaskCo
     task = build(context, tmp_path)
     shapes = set()
 
-    def predict(texts: Any, given: Any = None, **_: Any) -> list[np.ndarray]:
-        shapes.add(tuple(sorted((name, array.shape) for name, array in (given or {}).items())))
+    def predict(texts: Any, own: Any = None, *_: Any) -> list[np.ndarray]:
+        shapes.add(tuple(array.shape for array in jax.tree.leaves(own)))
         return [np.random.default_rng(text.tokens.tolist()).normal(size=17).astype(np.float32) for text in texts]
 
     def held() -> int:

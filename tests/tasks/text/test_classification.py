@@ -17,8 +17,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.metrics.calibration import expected_calibration_error
 from instructrec_jax.tasks import ClassificationConfig, MultilabelConfig, RegressionConfig
@@ -33,7 +34,7 @@ def context(tokenizer: Any) -> TaskContext:
 def random_outputs(count: int) -> Any:
     """A stand-in for the model: `count` outputs a text, from the text's tokens alone."""
 
-    def predict(texts: Sequence[Text], **_: Any) -> list[np.ndarray]:
+    def predict(texts: Sequence[Text], *_: object) -> list[np.ndarray]:
         return [np.random.default_rng(t.tokens.tolist()).normal(size=count).astype(np.float32) for t in texts]
 
     return predict
@@ -58,7 +59,7 @@ def test_loss_equals_numpy(kind: str, checkpoint: Path, tmp_path: Path) -> None:
     def loss(params: Any, batch: Any) -> Any:
         return task.loss(nnx.merge(graphdef, params), batch, LossInputs())
 
-    total, weight = loss(setup.model.params, pack(setup.parts(), setup.buckets, 1).arrays)
+    total, weight = loss(setup.model.params, pack(setup.parts(), setup.buckets, 1).batch)
     pairs = zip(outputs, task.truth(setup.encoded), strict=True)  # type: ignore[attr-defined]
     expected = [ORACLES[kind](z.astype(np.float64), y) for z, y in pairs]
     assert float(weight) == len(setup.encoded)

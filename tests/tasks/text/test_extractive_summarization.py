@@ -120,7 +120,7 @@ def test_the_best_mean_is_chosen_in_the_order_of_the_text(context: TaskContext) 
     encoded = task.encode(texts())
     rng = np.random.default_rng(1)
     logits = [rng.normal(size=(len(e.text.tokens), 2)).astype(np.float32) for e in encoded]
-    scores = task.score(Predict(lambda *_, **__: logits), encoded)
+    scores = task.score(Predict(lambda *_: logits), encoded)
     for e, values, record in zip(encoded, logits, scores.predictions, strict=True):
         means = [(values[:, 1] - values[:, 0])[e.target.owners == n].mean() for n in range(len(e.target.texts))]
         first, second = sorted(sorted(range(len(means)), key=lambda n: -means[n])[:2])
@@ -155,7 +155,7 @@ def test_loss_is_the_mean_over_sentences_of_the_mean_over_tokens(checkpoint: Pat
     model = models.load_model(config, task, checkpoint, make_mesh(config.mesh, jax.devices()[:1]))
     encoded = task.encode(texts(6))
     parts = task.gather(encoded, np.random.default_rng(0))
-    batch = pack(parts, (64,), 1).arrays
+    batch = pack(parts, (64,), 1).batch
 
     @jax.jit
     def run(params: Any, batch: Any) -> Any:
@@ -166,7 +166,7 @@ def test_loss_is_the_mean_over_sentences_of_the_mean_over_tokens(checkpoint: Pat
     # The same, text by text in rows of their own.
     expected, count = 0.0, 0
     for e in encoded:
-        alone = pack(task.gather([e], np.random.default_rng(0)), (64,), 1).arrays
+        alone = pack(task.gather([e], np.random.default_rng(0)), (64,), 1).batch
         values = np.asarray(run(model.params, alone)[1], np.float64)[0, : len(e.text.tokens)]
         log_p = values - np.log(np.exp(values).sum(-1, keepdims=True))
         for n, wanted in enumerate(e.target.target):

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import Setup, examples
+from helpers import Setup, by_text, examples
 
+from instructrec_jax.data.batch import BatchTexts, Text
 from instructrec_jax.data.example import Example, Message
-from instructrec_jax.data.loader import BatchTexts, Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import MaskedLMConfig
 from instructrec_jax.tasks.base import Encoded, LossInputs, TaskContext
@@ -62,7 +63,7 @@ def test_mask_rate_and_the_shares_of_ten(rate: float, context: TaskContext, toke
     parts = build(context, rate).gather(encoded, np.random.default_rng(1))
     kept = replaced = masked = 0
     for e, text, supervised, labels in zip(
-        encoded, parts.texts, parts.per_token["supervised"], parts.per_token["labels"], strict=True
+        encoded, parts.texts, by_text(parts, "supervised"), by_text(parts, "labels"), strict=True
     ):
         before, after, hidden = e.text.tokens, text.tokens, supervised > 0
         assert supervised.sum() == min(len(before) - 2, max(1, int(rate * len(before))))
@@ -84,11 +85,11 @@ def test_mask_rate_and_the_shares_of_ten(rate: float, context: TaskContext, toke
 def test_every_ordinary_token_may_be_hidden_and_each_batch_hides_others(context: TaskContext, tokenizer: Any) -> None:
     task, encoded = build(context), random_texts(tokenizer, [12])
     hidden = [
-        tuple(np.flatnonzero(task.gather(encoded, np.random.default_rng(n)).per_token["supervised"][0]))
+        tuple(np.flatnonzero(by_text(task.gather(encoded, np.random.default_rng(n)), "supervised")[0]))
         for n in range(200)
     ]
     assert {place for places in hidden for place in places} == set(range(1, 11))
-    again = task.gather(encoded, np.random.default_rng(3)).per_token["supervised"][0]
+    again = by_text(task.gather(encoded, np.random.default_rng(3)), "supervised")[0]
     assert tuple(np.flatnonzero(again)) == hidden[3]
 
 
@@ -97,7 +98,7 @@ def test_special_tokens_inside_a_text_are_never_hidden(context: TaskContext, tok
     (e,) = task.encode([Example(instruction="a [SEP] b [UNK] [MASK]")])
     special = np.isin(e.text.tokens, tokenizer.all_special_ids)
     assert special.sum() == 5
-    supervised = task.gather([e], np.random.default_rng(0)).per_token["supervised"][0]
+    supervised = by_text(task.gather([e], np.random.default_rng(0)), "supervised")[0]
     np.testing.assert_array_equal(supervised > 0, ~special)
 
 
@@ -131,7 +132,7 @@ def test_loss_and_scores_equal_numpy(checkpoint: Path, tmp_path: Path) -> None:
     setup = Setup("masked_lm", checkpoint, tmp_path)
     task, graphdef = setup.task, setup.model.graphdef
     parts = task.gather(setup.encoded, np.random.default_rng(task.context.seed))  # hidden as `score` hides them
-    batch = pack(parts, setup.buckets, 1).arrays
+    batch = pack(parts, setup.buckets, 1).batch
 
     @jax.jit
     def run(params: Any, batch: Any) -> Any:
@@ -140,10 +141,10 @@ def test_loss_and_scores_equal_numpy(checkpoint: Path, tmp_path: Path) -> None:
         return task.loss(model, batch, LossInputs()), logits
 
     (total, weight), logits = run(setup.model.params, batch)
-    z, hidden = np.asarray(logits, np.float64), batch["supervised"] > 0
+    z, hidden = np.asarray(logits, np.float64), batch.own.supervised > 0
     highest = z.max(-1, keepdims=True)
     log_probabilities = z - highest - np.log(np.exp(z - highest).sum(-1, keepdims=True))
-    losses = -np.take_along_axis(log_probabilities, batch["labels"][..., None], -1)[..., 0][hidden]
+    losses = -np.take_along_axis(log_probabilities, batch.own.labels[..., None], -1)[..., 0][hidden]
     assert float(weight) == hidden.sum()
     assert float(total) == pytest.approx(losses.sum(), rel=1e-5)
 
@@ -151,13 +152,15 @@ def test_loss_and_scores_equal_numpy(checkpoint: Path, tmp_path: Path) -> None:
     scores = task.score(predict, setup.encoded)
     assert scores.metrics["loss"] == pytest.approx(losses.mean(), rel=1e-5)
     assert scores.metrics["perplexity"] == pytest.approx(np.exp(losses.mean()), rel=1e-4)
-    assert scores.metrics["accuracy"] == pytest.approx((z.argmax(-1) == batch["labels"])[hidden].mean())
+    assert scores.metrics["accuracy"] == pytest.approx((z.argmax(-1) == batch.own.labels)[hidden].mean())
     assert len(scores.cases["loss"]) == len(setup.encoded) and task.metric in scores.metrics
     assert scores.metrics == task.score(predict, setup.encoded).metrics  # the same tokens each time
     for record, case, e in zip(scores.predictions, scores.cases["loss"], setup.encoded, strict=True):
         assert (record["id"], record["score"]) == (e.example.id, pytest.approx(-case))
     to_words = task.context.tokenizer.convert_ids_to_tokens
-    for record, labels, supervised in zip(scores.predictions, *parts.per_token.values(), strict=True):
+    for record, labels, supervised in zip(
+        scores.predictions, by_text(parts, "labels"), by_text(parts, "supervised"), strict=True
+    ):
         assert record["reference"] == to_words(labels[supervised > 0])
     assert any("[MASK]" in record["input"] for record in scores.predictions)
     assert not task.greater_is_better

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text
 from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.text.option_scoring import Options, option_scores, shown_options
 

@@ -12,8 +12,9 @@ from flax import nnx
 from helpers import SUBJECTS, Setup, examples
 from sklearn import metrics as sk
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example, Message
-from instructrec_jax.data.loader import Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import SimilarityConfig
 from instructrec_jax.tasks.base import Encoded, LossInputs, Predict, TaskContext
@@ -24,7 +25,7 @@ def context(tokenizer: Any) -> TaskContext:
     return TaskContext(tokenizer, 64)
 
 
-def hashed(texts: Sequence[Text], **_: Any) -> list[np.ndarray]:
+def hashed(texts: Sequence[Text], *_: object) -> list[np.ndarray]:
     return [np.random.default_rng(t.tokens.tolist()).normal(size=8) for t in texts]
 
 
@@ -48,7 +49,7 @@ def test_loss_equals_numpy(settings: dict[str, Any], checkpoint: Path, tmp_path:
         return task.loss(nnx.merge(graphdef, params), batch, LossInputs())
 
     parts = task.gather(some, np.random.default_rng(0))
-    total, weight = loss(setup.model.params, pack(parts, setup.buckets, 1).arrays)
+    total, weight = loss(setup.model.params, pack(parts, setup.buckets, 1).batch)
     assert float(weight) == len(some)
     np.testing.assert_allclose(float(total), expected.sum(), rtol=1e-5)
 
@@ -88,8 +89,8 @@ def test_held_out_labels_are_no_wrong_answers_in_training(context: TaskContext) 
     parts = task.gather(task.encode(cases), np.random.default_rng(0))
     words = [context.tokenizer.decode(t.tokens, skip_special_tokens=True) for t in parts.texts[3:]]
     assert [word.replace(" ##", "") for word in words] == ["war", "space"]
-    assert parts.per_example["allowed"][:, :2].tolist() == [[True, False], [True, True], [True, False]]
-    assert parts.per_example["target"].tolist() == [0, 1, 0] and not parts.per_example["allowed"][:, 2:].any()
+    assert parts.own.allowed[:, :2].tolist() == [[True, False], [True, True], [True, False]]
+    assert parts.own.target.tolist() == [0, 1, 0] and not parts.own.allowed[:, 2:].any()
     scores = task.score(Predict(hashed), task.encode(cases))  # tests choose among all of them
     assert set(scores.predictions[0]["candidates"]) == {"war", "love", "space"}
 
@@ -115,7 +116,7 @@ def test_drawn_candidates_are_frozen_and_never_equal_the_answer(context: TaskCon
     alone = SimilarityConfig(negatives=3).build(context).encode([e.example for e in first[2:4]])
     assert [e.target.options for e in alone] == [e.target.options for e in first[2:4]]  # they stay with the example
     parts = task.gather([first[0], first[2]], np.random.default_rng(0))  # both are answered "yes"
-    assert len(parts.texts) == 3 and parts.per_example["allowed"].sum(1).tolist() == [1, 1]
+    assert len(parts.texts) == 3 and parts.own.allowed.sum(1).tolist() == [1, 1]
 
 
 def test_left_truncation_keeps_the_last_turn(context: TaskContext, tokenizer: Any) -> None:

@@ -14,9 +14,10 @@ from tokenizers import processors
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedTokenizerFast
 
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import lay_out, lengths_of, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
@@ -103,7 +104,7 @@ def test_the_answer_is_the_context_s_own_text_in_lower_case_too(pair_tokenizer: 
     (e,) = task.encode([case])
     logits = np.full((len(e.text.tokens), 2), -5.0)
     logits[e.target.start, 0] = logits[e.target.end, 1] = 5
-    scores = task.score(Predict(lambda texts, **_: [logits]), [e])
+    scores = task.score(Predict(lambda texts, *_: [logits]), [e])
     assert scores.predictions[0]["prediction"] == "OLD" and scores.metrics["exact_match"] == 1
 
 
@@ -127,7 +128,7 @@ def test_loss_is_pytorch_s_and_packing_changes_nothing(folder: Path, pair_tokeni
         return jax.value_and_grad(mean, has_aux=True)(params)
 
     lengths, _ = lengths_of(parts.texts)
-    (packed, weight), gradients = loss(model.params, pack(parts, (64, 128), 1).arrays)
+    (packed, weight), gradients = loss(model.params, pack(parts, (64, 128), 1).batch)
     (alone, _), others = loss(model.params, lay_out(parts, unpacked(lengths, 64)))
     assert float(weight) == len(encoded) and float(packed) == pytest.approx(float(alone), abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, others)
@@ -170,7 +171,7 @@ def test_no_answer(pair_tokenizer: Any) -> None:
     assert len(windows) > 1 and all((e.target.start, e.target.end) == (0, 0) for e in windows)
 
     def scores(nothing: float) -> Any:
-        def predict(texts: Any, **_: Any) -> list[np.ndarray]:
+        def predict(texts: Any, *_: object) -> list[np.ndarray]:
             logits = [np.zeros((len(text.tokens), 2)) for text in texts]
             for each in logits:
                 each[0] = nothing / 2
@@ -181,7 +182,7 @@ def test_no_answer(pair_tokenizer: Any) -> None:
     assert scores(0.9).predictions[0]["prediction"] != "" and scores(0.9).metrics["f1"] == 0
     assert scores(1.1).predictions[0]["prediction"] == "" and scores(1.1).metrics["f1"] == 1
     assert len(scores(1.1).cases["f1"]) == 1
-    (shown,) = task.showcase(Predict(lambda texts, **_: [np.eye(len(t.tokens), 2) for t in texts]), windows)
+    (shown,) = task.showcase(Predict(lambda texts, *_: [np.eye(len(t.tokens), 2) for t in texts]), windows)
     assert shown["wanted"] == "(no answer)" and shown["instruction"] == case.instruction
 
 

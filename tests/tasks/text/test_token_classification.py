@@ -13,8 +13,9 @@ from flax import nnx
 from helpers import Setup, examples
 from sklearn import metrics as sk
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.loader import Text, pack
+from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import TokenClassificationConfig
 from instructrec_jax.tasks.base import LossInputs, TaskContext
@@ -32,7 +33,7 @@ def task(context: TaskContext) -> Any:
     return TokenClassificationConfig(labels=LABELS).build(context)
 
 
-def random_predict(texts: Sequence[Text], **_: Any) -> list[np.ndarray]:
+def random_predict(texts: Sequence[Text], *_: object) -> list[np.ndarray]:
     return [np.random.default_rng(t.tokens.tolist()).normal(size=(len(t.tokens), 2)) for t in texts]
 
 
@@ -103,7 +104,7 @@ def test_loss_equals_numpy(checkpoint: Path, tmp_path: Path) -> None:
     def loss(params: Any, batch: Any) -> Any:
         return task.loss(nnx.merge(graphdef, params), batch, LossInputs())
 
-    total, weight = loss(setup.model.params, pack(setup.parts(), setup.buckets, 1).arrays)
+    total, weight = loss(setup.model.params, pack(setup.parts(), setup.buckets, 1).batch)
     expected, words = 0.0, 0
     for logits, e in zip(outputs, setup.encoded, strict=True):
         z = logits.astype(np.float64)[e.target.first > 0]
