@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 from flax import nnx
@@ -44,7 +43,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
 
-def task_head(source: Source, kind: str, labels: list[str] | None = None) -> Any:
+def task_head(source: Source, kind: str, labels: list[str] | None = None) -> nnx.Module:
     """A SequenceHead, TokenHead, SpanHead or MaskedLMHead in the family's shape.
 
     Args:

@@ -4,7 +4,6 @@ All outputs are fp32. A head folds its dropout keys with numbers that backbones 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,8 @@ from jax.typing import DTypeLike
 from transformers import PretrainedConfig
 
 from instructrec_jax.arrays import Array
-from instructrec_jax.backbones.family import HeadSpec, LMHeadSpec
+from instructrec_jax.backbones.encoder import Encoder
+from instructrec_jax.backbones.family import Backbone, HeadSpec, LMHeadSpec
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
@@ -73,7 +73,7 @@ def pool_segments(hidden: jax.Array, segment_ids: Array, mode: str, max_segments
 
 def build_head(
     config: PretrainedConfig, kind: str, num_outputs: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-) -> Any:
+) -> nnx.Module:
     """HuggingFace's head for the config's family, newly initialized.
 
     Args:
@@ -147,7 +147,7 @@ class SequenceHead(_Classifier):
 
     def __call__(
         self,
-        backbone: Any,
+        backbone: Backbone,
         hidden: jax.Array,
         segment_ids: jax.Array,
         max_segments: int,
@@ -161,6 +161,8 @@ class SequenceHead(_Classifier):
         """
         pooled = pool_segments(hidden, segment_ids, self.spec.pooling, max_segments)
         if self.spec.use_pooler:
+            if not isinstance(backbone, Encoder):
+                raise TypeError(f"a {type(backbone).__name__} has no pooler, but this head needs one.")
             pooled = backbone.pool(pooled)
         keys = None if dropout is None else segment_keys(dropout, segment_ids, max_segments)
         return self.output(self.transform(pooled, keys)).astype(jnp.float32)
@@ -193,12 +195,12 @@ class MaskedLMHead(_Transform):
         )
         self.dtype = dtype
 
-    def output(self, backbone: Any) -> tuple[jax.Array, jax.Array | None]:
+    def output(self, backbone: Backbone) -> tuple[jax.Array, jax.Array | None]:
         """The layer after `transform`: the table [vocab_size, hidden_size], and the bias [vocab_size] or None."""
         table = backbone.word_embedding_table if self.table is None else self.table[...]
         return table, None if self.bias is None else self.bias[...]
 
-    def __call__(self, backbone: Any, hidden: jax.Array) -> jax.Array:
+    def __call__(self, backbone: Backbone, hidden: jax.Array) -> jax.Array:
         """hidden [..., hidden_size] -> fp32 logits [..., vocab_size]. A loss never needs them: see `losses`."""
         table, bias = self.output(backbone)
         x = self.transform(hidden, None)
@@ -220,12 +222,12 @@ class LMHead(nnx.Module):
         self.spec = spec
         self.dtype = dtype
 
-    def output(self, backbone: Any) -> tuple[jax.Array, jax.Array | None]:
+    def output(self, backbone: Backbone) -> tuple[jax.Array, jax.Array | None]:
         """The table [vocab_size, hidden_size] and the bias [vocab_size], or None."""
         table = backbone.word_embedding_table if self.table is None else self.table[...]
         return table, None if self.bias is None else self.bias[...]
 
-    def __call__(self, backbone: Any, hidden: jax.Array) -> jax.Array:
+    def __call__(self, backbone: Backbone, hidden: jax.Array) -> jax.Array:
         """hidden [..., hidden_size] -> fp32 logits [..., vocab_size]. A loss never needs them: see `losses`."""
         table, bias = self.output(backbone)
         x = (hidden * self.spec.scale).astype(self.dtype)

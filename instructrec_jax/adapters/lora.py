@@ -5,18 +5,17 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from transformers import PretrainedConfig
 
-from instructrec_jax.adapters.quantized import Quantized, dense_kernel, linears
+from instructrec_jax.adapters.quantized import Quantized, dense_kernel, linears, plain_kernel
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.layers import Axes, DropoutKeys, Linear, dropout
-from instructrec_jax.backbones.tensor_names import rule_names, sites_of
+from instructrec_jax.backbones.tensor_names import Network, rule_names, sites_of
 
 LORA_SITE = 1 << 16  # first dropout site of LoRA inside a layer; the layer itself uses small numbers
 
@@ -124,8 +123,8 @@ class Place:
 
     @property
     def axes(self) -> Axes:
-        kernel: Any = self.linear.kernel
-        return kernel.axes if isinstance(kernel, Quantized) else kernel.get_metadata()["axes"]
+        kernel = self.linear.kernel
+        return kernel.axes if isinstance(kernel, Quantized) else plain_kernel(self.linear).get_metadata()["axes"]
 
     @property
     def kernel_shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -140,7 +139,7 @@ def places(backbone: nnx.Module, hf_config: PretrainedConfig) -> list[Place]:
     found = []
     for site in sites_of(backbone):
         path, rule_path = site.path.removesuffix(".codes"), site.rule_path.removesuffix(".codes")
-        linear: Any = functools.reduce(getattr, path.split(".")[:-1], backbone)
+        linear = functools.reduce(getattr, path.split(".")[:-1], backbone)
         if isinstance(linear, Linear) and path.endswith(".kernel"):
             number, rule = rules[rule_path]
             names = [rule_names(rule, layer)[0].removesuffix(".weight") for layer in site.layers or (None,)]
@@ -252,16 +251,23 @@ def set_lora(place: Place, a: Values, b: Values, *, scale: float, dropout: float
     place.linear.lora = Lora(a, b, axes=place.axes, scale=scale, dropout=dropout, site=site)
 
 
-def merge_lora(network: nnx.Module) -> nnx.Module:
+def merge_lora(network: Network) -> Network:
     """Adds LoRA's updates to their kernels, in place and in fp32, and returns the network, now without LoRA.
 
     Quantized kernels, with or without LoRA, become plain kernels: the dequantized values plus the update. This is the
     network that was trained, as opposed to the update added to the original, unquantized weights.
     """
     for linear in linears(network):
-        linear.kernel = dense_kernel(linear)
-        if linear.lora is not None:
-            axes = linear.kernel.get_metadata()["axes"]
-            linear.kernel = nnx.Param(linear.kernel[...] + linear.lora.product(), axes=axes)
+        kernel, lora = dense_kernel(linear), lora_of(linear)
+        if lora is not None:
+            kernel = nnx.Param(kernel[...] + lora.product(), axes=kernel.get_metadata()["axes"])
             linear.lora = None
+        linear.kernel = kernel
     return network
+
+
+def lora_of(linear: Linear) -> Lora | None:
+    """The layer's LoRA, if it has one."""
+    if linear.lora is not None and not isinstance(linear.lora, Lora):
+        raise TypeError(f"the update of a linear layer must be a Lora, but is {type(linear.lora).__name__}.")
+    return linear.lora

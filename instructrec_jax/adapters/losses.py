@@ -11,20 +11,24 @@ device processes its own rows, and gradients are summed over devices once, at th
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
+from jax.typing import DTypeLike
 
 from instructrec_jax.arrays import Array
 from instructrec_jax.distributed.mesh import mesh_axes
 
 CHUNK_BYTES = 2**28  # maximum size of one chunk's fp32 logits on a device
 CHUNK_TOKENS = 1024  # minimum number of tokens per chunk and device, within CHUNK_BYTES
+
+Result = TypeVar("Result")
+Gradients = dict[str, jax.Array]  # by name: "hidden", "table", "bias"
 
 
 def cross_entropy(logits: Array, labels: Array) -> jax.Array:
@@ -148,22 +152,39 @@ def _check(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _weighted_sum(options: _Options, *inputs: Any) -> jax.Array:
-    return _sum_and_gradients(options, (), *inputs)[0]
+def _weighted_sum(
+    options: _Options,
+    hidden: jax.Array,
+    table: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    weights: jax.Array,
+) -> jax.Array:
+    return _sum_and_gradients(options, (), hidden, table, bias, labels, weights)[0]
 
 
-def _forward(options: _Options, *inputs: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    names = ("hidden", "table", "bias", "labels", "weights")
-    # only the gradients in use: the table of a frozen network has none
-    by = tuple(name for name, x in zip(names, inputs, strict=True) if x is not None and x.perturbed)
-    if "weights" in by:
+def _forward(
+    options: _Options,
+    hidden: CustomVJPPrimal,
+    table: CustomVJPPrimal,
+    bias: CustomVJPPrimal | None,
+    labels: CustomVJPPrimal,
+    weights: CustomVJPPrimal,
+) -> tuple[jax.Array, Gradients]:
+    if weights.perturbed:
         raise ValueError("linear_cross_entropy has no gradient by weights: pass jax.lax.stop_gradient(weights).")
-    return _sum_and_gradients(options, by, *(None if x is None else x.value for x in inputs))
+    # only the gradients in use: the table of a frozen network has none
+    inputs = {"hidden": hidden, "table": table, "bias": bias}
+    by = tuple(name for name, x in inputs.items() if x is not None and x.perturbed)
+    bias_value = None if bias is None else bias.value
+    return _sum_and_gradients(options, by, hidden.value, table.value, bias_value, labels.value, weights.value)
 
 
-def _backward(_: _Options, gradients: dict[str, jax.Array], cotangent: Any) -> tuple[Any, ...]:
+def _backward(
+    _: _Options, gradients: Gradients, cotangent: jax.Array | SymbolicZero
+) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None, None, None]:
     if isinstance(cotangent, SymbolicZero):
-        return (None,) * 5
+        return None, None, None, None, None
     scaled = {name: (gradient * cotangent).astype(gradient.dtype) for name, gradient in gradients.items()}
     return scaled.get("hidden"), scaled.get("table"), scaled.get("bias"), None, None
 
@@ -171,7 +192,15 @@ def _backward(_: _Options, gradients: dict[str, jax.Array], cotangent: Any) -> t
 _weighted_sum.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _by_rows(function: Callable[..., Any], outputs: Any, hidden: jax.Array, table: Any, bias: Any, *rest: Any) -> Any:
+def _by_rows(
+    function: Callable[..., Result],
+    outputs: object,
+    hidden: jax.Array,
+    table: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array | np.ndarray,
+    weights: jax.Array | np.ndarray,
+) -> Result:
     """Runs function(hidden, table, bias, labels, weights, axes=) on each device of the mesh with the device's rows.
 
     The compiler alone would sum the table's gradient over devices in every chunk. Tensor parallelism is left to the
@@ -191,7 +220,7 @@ def _by_rows(function: Callable[..., Any], outputs: Any, hidden: jax.Array, tabl
     over_rows, over_length = split_over("batch", hidden.shape[0]), split_over("length", hidden.shape[1])
     axes = over_rows + over_length
     if not axes:
-        return function(hidden, table, bias, *rest, axes=())
+        return function(hidden, table, bias, labels, weights, axes=())
     rows, whole = PartitionSpec(over_rows or None, over_length or None), PartitionSpec()
     split = jax.shard_map(
         functools.partial(function, axes=axes),
@@ -201,7 +230,7 @@ def _by_rows(function: Callable[..., Any], outputs: Any, hidden: jax.Array, tabl
         axis_names=set(axes),
         check_vma=False,
     )
-    return split(hidden, table, bias, *rest)
+    return split(hidden, table, bias, labels, weights)
 
 
 @dataclass(frozen=True)
@@ -226,7 +255,9 @@ class _Chunks:
         padded = jnp.pad(order, ((0, 0), (0, -length % size)))
         return cls(padded, jnp.argsort(order, axis=1), (most + size - 1) // size, size)
 
-    def take(self, number: jax.Array, hidden: Any, labels: Any, weights: Any) -> tuple[Any, Any, Any]:
+    def take(
+        self, number: jax.Array, hidden: jax.Array, labels: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         start = number * self.size
         places = jax.lax.dynamic_slice_in_dim(self.order, start, self.size, axis=1)
         inside = start + jnp.arange(self.size) < weights.shape[1]
@@ -234,7 +265,7 @@ class _Chunks:
         labels, weights = (jnp.take_along_axis(each, places, axis=1) for each in (labels, weights))
         return x, labels, jnp.where(inside, weights, 0)
 
-    def empty(self, *features: int, dtype: Any) -> jax.Array:
+    def empty(self, *features: int, dtype: DTypeLike) -> jax.Array:
         return jnp.zeros((*self.order.shape, *features), dtype)
 
     def put(self, whole: jax.Array, number: jax.Array, part: jax.Array) -> jax.Array:
@@ -273,28 +304,37 @@ def _compare(z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax
     return chosen, jnp.sum(jnp.where(chosen, z, 0), axis=-1), log_z
 
 
-def _sum_and_gradients(options: _Options, by: tuple[str, ...], *inputs: Any) -> tuple[jax.Array, dict[str, Any]]:
+def _sum_and_gradients(
+    options: _Options,
+    by: tuple[str, ...],
+    hidden: jax.Array,
+    table: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    weights: jax.Array,
+) -> tuple[jax.Array, Gradients]:
     """Σ w ℓ, and its gradients by the inputs named in `by` (hidden, table, bias), in their dtypes."""
     outputs = (False, {name: name == "hidden" for name in by})
-    return _by_rows(functools.partial(_rows_sum_and_gradients, options, by), outputs, *inputs)
+    function = functools.partial(_rows_sum_and_gradients, options, by)
+    return _by_rows(function, outputs, hidden, table, bias, labels, weights)
 
 
 def _rows_sum_and_gradients(
     options: _Options,
     by: tuple[str, ...],
-    hidden: Any,
-    table: Any,
-    bias: Any,
-    labels: Any,
-    weights: Any,
+    hidden: jax.Array,
+    table: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    weights: jax.Array,
     *,
-    axes: Any,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    axes: tuple[str, ...],
+) -> tuple[jax.Array, Gradients]:
     (rows, length, width), vocab = hidden.shape, len(table)
     chunks = _Chunks.of(weights, chunk_size(rows, length, vocab, options.chunk), axes)
     smoothing, cap = options.label_smoothing, options.soft_cap
 
-    def step(number: jax.Array, carry: Any) -> Any:
+    def step(number: jax.Array, carry: tuple[jax.Array, Gradients]) -> tuple[jax.Array, Gradients]:
         total, sums = carry
         x, label, weight = chunks.take(number, hidden, labels, weights)
         z = _logits(options, x, table, bias)
@@ -326,23 +366,30 @@ def _rows_sum_and_gradients(
     zeros = {
         "hidden": lambda: chunks.empty(width, dtype=hidden.dtype),
         "table": lambda: jnp.zeros(table.shape, jnp.float32),
-        "bias": lambda: jnp.zeros(bias.shape, jnp.float32),
+        "bias": lambda: jnp.zeros((vocab,), jnp.float32),
     }
     start = (jnp.zeros(()), {name: zeros[name]() for name in by})
     total, sums = jax.lax.fori_loop(0, chunks.used, step, start)
     by_rows = {"hidden": chunks.restore(sums.pop("hidden"))} if "hidden" in sums else {}
     total, sums = jax.lax.psum((total, sums), axes) if axes else (total, sums)
-    like = {"table": table, "bias": bias}
-    return total, by_rows | {name: value.astype(like[name].dtype) for name, value in sums.items()}
+    dtypes = {"table": table.dtype} | ({} if bias is None else {"bias": bias.dtype})
+    return total, by_rows | {name: value.astype(dtypes[name]) for name, value in sums.items()}
 
 
 def _token_losses(
-    options: _Options, hidden: Any, table: Any, bias: Any, labels: Any, weights: Any, *, axes: Any
+    options: _Options,
+    hidden: jax.Array,
+    table: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    weights: jax.Array,
+    *,
+    axes: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array]:
     rows, length, _ = hidden.shape
     chunks = _Chunks.of(weights, chunk_size(rows, length, len(table), options.chunk), axes)
 
-    def step(number: jax.Array, carry: Any) -> Any:
+    def step(number: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         x, label, weight = chunks.take(number, hidden, labels, weights)
         z = _logits(options, x, table, bias)
         _, at_label, log_z = _compare(z, label)

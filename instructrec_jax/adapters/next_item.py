@@ -7,7 +7,6 @@ four times as wide (paper: ReLU, as wide as the item vectors), no dropout of att
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,17 +108,20 @@ class NextItemHead(nnx.Module):
 
         Returns: ([..., hidden_size], float32 [...] or None).
         """
-        vectors: Any = 0
+        of_text = None
         if self.item_projection is not None:
-            vectors = self.item_projection(texts if numbers is None else texts[numbers]) * self.spec.hidden_size**-0.5
+            of_text = self.item_projection(texts if numbers is None else texts[numbers]) * self.spec.hidden_size**-0.5
         if self.items is None or self.bias is None:
-            return vectors, None
+            assert of_text is not None  # see __init__
+            return of_text, None
         if numbers is None:
-            return vectors + self.items.table[...].astype(self.dtype), self.bias[...]
-        known = numbers < self.spec.num_items
-        inside = jnp.minimum(numbers, self.spec.num_items - 1)
-        own = jnp.where(known[..., None], self.items(inside), 0)
-        return vectors + own, jnp.where(known, self.bias[...][inside], 0)
+            own, bias = self.items.table[...].astype(self.dtype), self.bias[...]
+        else:
+            known = numbers < self.spec.num_items
+            inside = jnp.minimum(numbers, self.spec.num_items - 1)
+            own = jnp.where(known[..., None], self.items(inside), 0)
+            bias = jnp.where(known, self.bias[...][inside], 0)
+        return own if of_text is None else of_text + own, bias
 
     def __call__(
         self,

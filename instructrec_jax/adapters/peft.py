@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PretrainedConfig
 
-from instructrec_jax.adapters.lora import LoraConfig, Place, places, set_lora
+from instructrec_jax.adapters.lora import LoraConfig, Place, lora_of, places, set_lora
 from instructrec_jax.adapters.module_patterns import matches
 from instructrec_jax.adapters.quantized import dense_kernel
 from instructrec_jax.backbones.family import Head, Rule
@@ -23,6 +24,8 @@ from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.json_fields import Fields, read_fields
 from instructrec_jax.backbones.tensor_names import file_shape, to_file
 from instructrec_jax.files import write_json
+
+Number = TypeVar("Number", int, float)
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."  # PEFT's wrappers around the HuggingFace model
@@ -154,11 +157,11 @@ class _Written:
 def _lora_tensors(found: Sequence[Place], config: LoraConfig, prefix: str, saved: Sequence[str]) -> _Written:
     out = _Written()
     for place in found:
-        lora = place.linear.lora
+        lora = lora_of(place.linear)
         if any(name in saved for name in place.names):
             out.tensors.update({f"{prefix}{name}": value for name, value in _whole(place).items()})
         elif lora is not None:
-            a, b = (np.asarray(v[...], np.float32).reshape(-1, *v.shape[v.ndim - n :]) for v, n in _ranked(place))
+            a, b = _by_layer(lora.a[...], 2), _by_layer(lora.b[...], len(place.axes))
             rank = a.shape[-1]
             alpha = lora.scale * (math.sqrt(rank) if config.rslora else rank)
             for name, one_a, one_b in zip(place.names, a, b, strict=True):
@@ -195,13 +198,13 @@ def read_peft(
     stack, a base of another shape, missing or unknown tensors, and pickles.
     """
     folder = Path(folder)
-    settings = _read_config(folder)
+    adapter = _read_config(folder)
     tensors = _read_tensors(folder)
     family = find_family(hf_config.model_type)
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
     missing = []
     for place in places(backbone, hf_config):
-        missing += _fill_place(place, settings, tensors, prefix, folder)
+        missing += _fill_place(place, adapter, tensors, prefix, folder)
     if missing:
         raise ValueError(f"{folder / TENSORS} lacks {len(missing)} tensors: {_some(missing)}.")
     if head is not None:
@@ -214,18 +217,18 @@ def read_peft(
             f"{folder / TENSORS} contains {len(tensors)} tensors unknown to this {hf_config.model_type} network"
             f"{' without its head' if head is None else ''}: {_some(sorted(tensors))}."
         )
-    targets = settings.get("target_modules") or ["all-linear"]
+    targets = adapter.targets or ["all-linear"]
     return LoraConfig(
-        rank=settings["r"],
-        alpha=float(settings.get("lora_alpha", 8)),
+        rank=adapter.rank,
+        alpha=adapter.alpha,
         targets=[targets] if isinstance(targets, str) else sorted(targets),
-        dropout=float(settings.get("lora_dropout", 0.0)),
-        rslora=bool(settings.get("use_rslora")),
+        dropout=adapter.dropout,
+        rslora=adapter.rslora,
     )
 
 
 def _fill_place(
-    place: Place, settings: Mapping[str, Any], tensors: dict[str, np.ndarray], prefix: str, folder: Path
+    place: Place, adapter: "_Adapter", tensors: dict[str, np.ndarray], prefix: str, folder: Path
 ) -> list[str]:
     """Moves a module's tensors out of `tensors` into the network. Returns the names of missing tensors."""
     full = [prefix + name for name in place.names]
@@ -235,14 +238,14 @@ def _fill_place(
         _set_whole(place, tensors, saved[0], folder)
         return []
     lacking = [name for name in full if name not in here]
-    if here and lacking and settings.get("layers_to_transform") is not None:
+    if here and lacking and adapter.chooses_layers:
         raise ValueError(
             f"{folder}: layers_to_transform excludes {lacking[0]}, but these layers are stacked and get LoRA together: "
             f"{', '.join(full)}."
         )
     if lacking:
-        return [f"{name}.lora_A.weight" for name in lacking if here or _is_target(settings, name)]
-    ranks = {(_pattern(settings, "rank", name), _pattern(settings, "alpha", name)) for name in full}
+        return [f"{name}.lora_A.weight" for name in lacking if here or _is_target(adapter, name)]
+    ranks = {(_first(adapter.ranks, name, adapter.rank), _first(adapter.alphas, name, adapter.alpha)) for name in full}
     if len(ranks) > 1:
         raise ValueError(
             f"{folder}: rank_pattern or alpha_pattern differs between the layers {full[0]} … {full[-1]}, but these "
@@ -252,8 +255,8 @@ def _fill_place(
     matrices = [_pop_matrices(tensors, name, place, rank, folder) for name in full]
     stack = np.stack if place.kernel_shape[0] else lambda arrays: arrays[0]
     a, b = (jnp.asarray(stack(arrays)) for arrays in zip(*matrices, strict=True))
-    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    set_lora(place, a, b, scale=scale, dropout=float(settings.get("lora_dropout", 0.0)))
+    scale = alpha / (math.sqrt(rank) if adapter.rslora else rank)
+    set_lora(place, a, b, scale=scale, dropout=adapter.dropout)
     return []
 
 
@@ -265,17 +268,17 @@ def is_conv1d(rule: Rule) -> bool:
 # ---------------------------------------------------------------- values in PEFT's layout
 
 
-def _ranked(place: Place) -> list[tuple[Any, int]]:
-    """Both matrices, each with its number of dimensions in one layer."""
-    return [(place.linear.lora.a, 2), (place.linear.lora.b, len(place.axes))]
+def _by_layer(matrix: jax.Array, dimensions: int) -> np.ndarray:
+    """fp32 [layers, ...]: a matrix with this number of dimensions in one layer, stacked or not."""
+    return np.asarray(matrix, np.float32).reshape(-1, *matrix.shape[matrix.ndim - dimensions :])
 
 
 def _whole(place: Place) -> dict[str, np.ndarray]:
-    linear, name = place.linear, place.names[0]
+    linear, name, lora = place.linear, place.names[0], lora_of(place.linear)
     _refuse_stacked(place)
     kernel = np.asarray(dense_kernel(linear)[...], np.float32)
-    if linear.lora is not None:
-        kernel = kernel + np.asarray(linear.lora.product())
+    if lora is not None:
+        kernel = kernel + np.asarray(lora.product())
     out = {f"{name}.weight": to_file(place.rule.transform, kernel)}
     return out if linear.bias is None else out | {f"{name}.bias": np.asarray(linear.bias[...]).reshape(-1)}
 
@@ -309,10 +312,14 @@ def _fill_head(head: nnx.Module, kind: Head, tensors: dict[str, np.ndarray], fol
     if not saved:
         raise ValueError(f"{folder / TENSORS} contains no head: read it from the base model instead.")
     for keys, rule in saved:
-        _set(functools.reduce(getattr, map(str, keys), head), tensors, rule.name, rule.transform, folder)
+        variable: object = functools.reduce(getattr, map(str, keys), head)
+        assert isinstance(variable, nnx.Param)
+        _set(variable, tensors, rule.name, rule.transform, folder)
 
 
-def _set(variable: Any, tensors: dict[str, np.ndarray], name: str, transform: str, folder: Path) -> None:
+def _set(
+    variable: "nnx.Param[jax.Array]", tensors: dict[str, np.ndarray], name: str, transform: str, folder: Path
+) -> None:
     """Moves a tensor out of `tensors` into a parameter."""
     shape = tuple(variable.shape)
     if name not in tensors:
@@ -347,60 +354,93 @@ def _pop_matrices(
 # ---------------------------------------------------------------- reading the files
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Adapter:
+    """The supported fields of adapter_config.json.
+
+    Attributes:
+        targets, excluded: the modules with LoRA: (ends of) their names, or a regular expression.
+        saved: ends of the names of modules that are saved whole.
+        ranks, alphas: by pattern of the modules' names, where they differ from `rank` and `alpha`.
+        chooses_layers: whether only some layers have LoRA (layers_to_transform).
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    rslora: bool
+    targets: str | list[str] | None
+    excluded: str | list[str] | None
+    saved: list[str]
+    ranks: dict[str, int]
+    alphas: dict[str, float]
+    chooses_layers: bool
+
+
+def _read_config(folder: Path) -> _Adapter:
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} has no {CONFIG}: it is not a PEFT adapter.")
     fields = read_fields(folder / CONFIG)
     kind = fields.text("peft_type")
     if kind != "LORA":
         raise ValueError(f"{folder / CONFIG}: peft_type is {kind!r}, but only LORA is supported.")
-    _check_fields(fields)
-    settings = dict(fields.values)
-    neutral: tuple[Any, ...] = (None, False, "none", {}, [])
-    odd = {k: v for k, v in settings.items() if k not in FOLLOWED | HARMLESS and v not in neutral}
-    if settings.get("init_lora_weights", True) not in INITIALIZATIONS:
-        odd["init_lora_weights"] = settings["init_lora_weights"]
+    adapter = _read_fields(fields)
+    neutral: tuple[object, ...] = (None, False, "none", {}, [])
+    odd = {k: v for k, v in fields.values.items() if k not in FOLLOWED | HARMLESS and v not in neutral}
+    if fields.values.get("init_lora_weights", True) not in INITIALIZATIONS:
+        odd["init_lora_weights"] = fields.values["init_lora_weights"]
     if odd:
         named = ", ".join(f"{key}={value!r}" for key, value in odd.items())
         raise ValueError(
             f"{folder / CONFIG} has {named}, which is not supported: only plain LoRA on linear layers is, and loading "
             "this adapter would give wrong numbers."
         )
-    return settings
+    return adapter
 
 
 MOST_RANK = 1 << 16
 
 
-def _check_fields(fields: Fields) -> None:
+def _read_fields(fields: Fields) -> _Adapter:
     """Raises ValueError for a field of a wrong type or range, and for a pattern not matchable in bounded time."""
-    if fields.integer("r", 1, MOST_RANK) is None:
+    rank, alpha = fields.integer("r", 1, MOST_RANK), fields.number("lora_alpha", 0.0)
+    if rank is None:
         fields.refuse("r", "an integer")
-    fields.number("lora_alpha", 0.0)
-    if fields.number("lora_dropout", 0.0, 1.0) == 1.0:
+    dropout = fields.number("lora_dropout", 0.0, 1.0) or 0.0
+    if dropout == 1.0:
         fields.refuse("lora_dropout", "a number from 0 to below 1")
-    fields.flag("use_rslora")
-    fields.texts("modules_to_save")
-    patterns = []
-    for name in ("target_modules", "exclude_modules"):
-        if isinstance(fields.values.get(name), str):
-            patterns.append((name, str(fields.text(name))))
-        else:
-            fields.texts(name)
-    ranks, alphas = fields.object("rank_pattern"), fields.object("alpha_pattern")
-    for key in ranks.values if ranks is not None else ():
-        patterns.append(("rank_pattern", key))
-        if ranks is not None and ranks.integer(key, 1, MOST_RANK) is None:
-            ranks.refuse(key, "an integer")
-    for key in alphas.values if alphas is not None else ():
-        patterns.append(("alpha_pattern", key))
-        if alphas is not None and alphas.number(key, 0.0) is None:
-            alphas.refuse(key, "a number")
+    targets, excluded = (
+        fields.text(name) if isinstance(fields.values.get(name), str) else fields.texts(name)
+        for name in ("target_modules", "exclude_modules")
+    )
+    ranks, alphas = (fields.object(f"{name}_pattern") or Fields(fields.where, {}) for name in ("rank", "alpha"))
+    adapter = _Adapter(
+        rank=rank,
+        alpha=8.0 if alpha is None else alpha,
+        dropout=dropout,
+        rslora=fields.flag("use_rslora"),
+        targets=targets,
+        excluded=excluded,
+        saved=fields.texts("modules_to_save") or [],
+        ranks={key: _present(ranks, key, ranks.integer(key, 1, MOST_RANK)) for key in ranks.values},
+        alphas={key: _present(alphas, key, alphas.number(key, 0.0)) for key in alphas.values},
+        chooses_layers=fields.values.get("layers_to_transform") is not None,
+    )
+    expressions = {"target_modules": targets, "exclude_modules": excluded}
+    patterns = [(name, value) for name, value in expressions.items() if isinstance(value, str)]
+    patterns += [("rank_pattern", key) for key in adapter.ranks] + [("alpha_pattern", key) for key in adapter.alphas]
     for name, pattern in patterns:
         try:
             matches(pattern, "")
         except ValueError as error:
             raise ValueError(f"{fields.where}: {name}: {error}") from None
+    return adapter
+
+
+def _present(fields: Fields, name: str, value: Number | None) -> Number:
+    if value is None:
+        fields.refuse(name, "a number")
+    return value
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -423,7 +463,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     return {name.removeprefix(ROOT): value for name, value in found.items()}
 
 
-def _is_target(settings: Mapping[str, Any], name: str) -> bool:
+def _is_target(adapter: _Adapter, name: str) -> bool:
     """Whether the config's target_modules match this module (PEFT's rule: a string is a regular expression)."""
 
     def hit(modules: str | Sequence[str] | None) -> bool:
@@ -431,17 +471,16 @@ def _is_target(settings: Mapping[str, Any], name: str) -> bool:
             return modules.lower() == "all-linear" or matches(modules, name)
         return any(f".{name}".endswith(f".{module}") for module in modules or ())
 
-    saved = settings.get("modules_to_save") or ()
-    covered = any(f".{module}." in f".{name}." for module in saved)
-    return hit(settings.get("target_modules")) and not hit(settings.get("exclude_modules")) and not covered
+    covered = any(f".{module}." in f".{name}." for module in adapter.saved)
+    return hit(adapter.targets) and not hit(adapter.excluded) and not covered
 
 
-def _pattern(settings: Mapping[str, Any], kind: str, name: str) -> Any:
-    """A module's rank or alpha: from the first pattern that matches the end of its name, else the config's own."""
-    for key, value in (settings.get(f"{kind}_pattern") or {}).items():
+def _first(patterns: Mapping[str, Number], name: str, default: Number) -> Number:
+    """A module's rank or alpha: that of the first pattern that matches the end of its name, else the default."""
+    for key, value in patterns.items():
         if matches(rf"(?:.*\.)?(?:{key})$", name, whole=False):
             return value
-    return settings["r"] if kind == "rank" else settings.get("lora_alpha", 8)
+    return default
 
 
 def _some(names: Sequence[str]) -> str:

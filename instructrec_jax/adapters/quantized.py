@@ -7,7 +7,6 @@ keeping every kernel in fp32.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,16 +128,24 @@ def quantize_backbone(backbone: nnx.Module, kind: str) -> None:
     for linear in linears(backbone):
         if isinstance(linear.kernel, Quantized):
             raise ValueError("the network is already quantized: quantize the original weights instead.")
-        axes = linear.kernel.get_metadata()["axes"]
-        stacked = linear.kernel.ndim > len(axes)
-        codes, scales = compute(_encode_layers if stacked else _encode, kind, linear.kernel.get_value())
-        linear.kernel = Quantized(kind, codes, scales, size=linear.kernel.shape[stacked], axes=axes)
+        kernel = plain_kernel(linear)
+        axes = kernel.get_metadata()["axes"]
+        stacked = kernel.ndim > len(axes)
+        codes, scales = compute(_encode_layers if stacked else _encode, kind, kernel.get_value())
+        linear.kernel = Quantized(kind, codes, scales, size=kernel.shape[stacked], axes=axes)
 
 
 def dense_kernel(linear: Linear) -> "nnx.Param[jax.Array]":
     """The kernel, dequantized if necessary."""
     if isinstance(linear.kernel, Quantized):
         return nnx.Param(linear.kernel.dequantize(), axes=linear.kernel.axes)
+    return plain_kernel(linear)
+
+
+def plain_kernel(linear: Linear) -> "nnx.Param[jax.Array]":
+    """The kernel of a layer that is not quantized."""
+    if not isinstance(linear.kernel, nnx.Param):
+        raise TypeError(f"the kernel of a linear layer must be a parameter, but is {type(linear.kernel).__name__}.")
     return linear.kernel
 
 
@@ -147,14 +154,18 @@ def linears(network: nnx.Module) -> list[Linear]:
     return [node for _, node in nnx.iter_modules(network) if isinstance(node, Linear)]
 
 
-def compute(function: Callable[..., Any], kind: str, value: Any) -> Any:
+def compute(
+    function: Callable[[str, jax.Array], tuple[jax.Array, jax.Array]],
+    kind: str,
+    value: jax.Array | jax.ShapeDtypeStruct,
+) -> tuple[jax.Array, jax.Array]:
     """function(kind, value), or only its shapes if `value` is a jax.ShapeDtypeStruct."""
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.eval_shape(lambda v: function(kind, v), value)
     return function(kind, value)
 
 
-def _encode_layers_(kind: str, kernels: jax.Array) -> Any:
+def _encode_layers_(kind: str, kernels: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.map(lambda kernel: encode(kind, kernel), kernels)
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from instructrec_jax.data.example import BadExample, Example, check_text
+from instructrec_jax.data.example import BadExample, Example, Output, check_text
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.runs.run import Run, require_run
 from instructrec_jax.tasks.base import Encoded, Task
@@ -26,7 +25,7 @@ def open_run_of(path: Path, task: str) -> Run:
     return run
 
 
-def encode_one(task: Task, text: str, output: Any, *, where: str, instruction: str = "") -> Encoded:
+def encode_one(task: Task, text: str, output: Output, *, where: str, instruction: str = "") -> Encoded:
     """A text encoded for a run's task.
 
     Args:

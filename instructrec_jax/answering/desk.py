@@ -5,12 +5,12 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from instructrec_jax.answering.classifier import Classifier, encode_one, open_tagger
-from instructrec_jax.answering.out_of_scope import ScoreName, TunedThreshold, scope_score, write_threshold
+from instructrec_jax.answering.out_of_scope import ScoreName, Threshold, TunedThreshold, scope_score, write_threshold
 from instructrec_jax.answering.records import blocks, read_records, stdin, value_of
 from instructrec_jax.data.example import BadExample, suggest
 from instructrec_jax.files import read_json
@@ -83,7 +83,7 @@ def read_actions(file: Path, labels: Sequence[str], tagged: Sequence[str] = ()) 
     )
 
 
-def _mapping(tree: object, place: str, known: Sequence[str]) -> dict[str, Any]:
+def _mapping(tree: object, place: str, known: Sequence[str]) -> dict[str, object]:
     if not isinstance(tree, dict):
         raise ValueError(f"{place}: expected `name: value` lines with {', '.join(known)}, but found {tree!r:.60}.")
     for name in tree:
@@ -94,7 +94,7 @@ def _mapping(tree: object, place: str, known: Sequence[str]) -> dict[str, Any]:
     return tree
 
 
-def _texts(tree: Mapping[str, Any], name: str, place: str | Path) -> dict[str, str]:
+def _texts(tree: Mapping[str, object], name: str, place: str | Path) -> dict[str, str]:
     found = tree.get(name) or {}
     if not isinstance(found, dict) or not all(isinstance(x, str) for pair in found.items() for x in pair):
         raise ValueError(f"{place}: {name} must map names to texts, but is {found!r:.60}.")
@@ -113,16 +113,14 @@ def _pattern(text: str, place: str) -> re.Pattern[str]:
 
 def _action(tree: object, place: str, slots: Sequence[str]) -> Action:
     entry = _mapping(tree, place, ("action", "reply", "requires"))
-    for name in ("action", "reply"):
-        if not isinstance(entry.get(name), str) or not entry[name].strip():
-            raise ValueError(f"{place}: {name} must be a text, but is {entry.get(name)!r}.")
+    action, reply = _text(entry, "action", place), _text(entry, "reply", place)
     requires = _texts(entry, "requires", place)
     for name in requires:
         if name not in slots:
             known = ", ".join(slots) or "none"
             raise ValueError(f"{place}: requires the unknown slot {name!r}; slots: {known}.{suggest(name, slots)}")
     try:
-        pieces = list(string.Formatter().parse(entry["reply"]))
+        pieces = list(string.Formatter().parse(reply))
     except ValueError as error:
         raise ValueError(f"{place}: the reply is not a template ({error}); write {{{{ and }}}} for braces.") from None
     for _, slot, spec, conversion in pieces:
@@ -135,11 +133,26 @@ def _action(tree: object, place: str, slots: Sequence[str]) -> Action:
                 f"{place}: the reply uses the slot {slot!r}, which may be missing: add it to requires, with a question "
                 f"that asks for it. requires has: {', '.join(requires) or 'none'}.{suggest(slot, list(requires))}"
             )
-    return Action(entry["action"], [(text, slot) for text, slot, *_ in pieces], requires)
+    return Action(action, [(text, slot) for text, slot, *_ in pieces], requires)
 
 
-def respond(actions: Actions, intent: str | None, slots: Mapping[str, str]) -> dict[str, Any]:
-    """{"action", "reply"} for an intent (None: out of scope), and "missing" if required slots are missing."""
+def _text(entry: Mapping[str, object], name: str, place: str) -> str:
+    value = entry.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place}: {name} must be a text, but is {value!r}.")
+    return value
+
+
+class Response(TypedDict):
+    """The action and reply for an intent; with the action `ASK`, the required slots that are missing."""
+
+    action: str
+    reply: str
+    missing: NotRequired[list[str]]
+
+
+def respond(actions: Actions, intent: str | None, slots: Mapping[str, str]) -> Response:
+    """The response for an intent; None: out of scope."""
     action = actions.hand_over if intent is None else actions.intents.get(intent, actions.hand_over)
     missing = [slot for slot in action.requires if slot not in slots]
     if missing:
@@ -190,6 +203,17 @@ def _joined(found: Mapping[str, Sequence[str | None]]) -> dict[str, str]:
 # ---------------------------------------------------------------- desk
 
 
+class Answered(Response):
+    """The answer to a request. "confidence" is the intent's probability; "scope_score" is compared with a threshold."""
+
+    text: str
+    intent: str
+    confidence: float
+    out_of_scope: bool
+    scope_score: float
+    slots: dict[str, str]
+
+
 class Desk:
     """An intent classifier with its actions, opened to answer requests.
 
@@ -230,15 +254,11 @@ class Desk:
                 )
             self.score, self.threshold = kept["score"], kept["threshold"]
 
-    def answer(self, requests: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-        """Answers (where, text) pairs: text, intent, confidence, out_of_scope, slots, action, reply (and missing).
-
-        "confidence" is the intent's probability; "scope_score" is compared with the threshold. Raises BadExample,
-        naming `where`, for an unusable text.
-        """
+    def answer(self, requests: Sequence[tuple[str, str]]) -> list[Answered]:
+        """Answers (where, text) pairs. Raises BadExample, naming `where`, for an unusable text."""
         logits = self.classifier.logits([self.classifier.encode(text, where) for where, text in requests])[0]
         shares, scores = probabilities(logits), scope_score(self.score, logits)
-        answers = []
+        answers: list[Answered] = []
         for (where, text), share, score in zip(requests, shares, scores, strict=True):
             intent = self.classifier.labels[int(share.argmax())]
             outside = self.threshold is not None and bool(score < self.threshold)
@@ -258,7 +278,7 @@ class Desk:
             )
         return answers
 
-    def answers(self, requests: Requests, *, live: bool = False) -> Iterator[dict[str, Any]]:
+    def answers(self, requests: Requests, *, live: bool = False) -> Iterator[Answered]:
         """Answers in the order of the requests; those before an unusable request come first, then its error.
 
         Args:
@@ -282,7 +302,7 @@ def tune_threshold(
     score: ScoreName = "max_probability",
     rate: float = 0.05,
     instruction: str = "",
-) -> dict[str, Any]:
+) -> Threshold:
     """Tunes a run's out-of-scope threshold: the lowest with a false-positive rate of at most `rate`.
 
     Writes threshold.json, roc.json (of both scores) and roc.png to RUN/assist; returns the content of threshold.json.
@@ -326,10 +346,10 @@ def read_requests(source: str, field: str | None = None) -> Requests:
             raise record
         name = field or ("instruction" if "text" not in record and "instruction" in record else "text")
         try:
-            text = value_of(record, name, "--text_field")
-            if not isinstance(text, str):
-                raise BadExample(name, "wrong type", f"expected a text, found {text!r:.60}.")
+            value = value_of(record, name, "--text_field")
+            if not isinstance(value, str):
+                raise BadExample(name, "wrong type", f"expected a text, found {value!r:.60}.")
         except BadExample as error:
             error.where = where
             raise
-        yield where, text
+        yield where, value

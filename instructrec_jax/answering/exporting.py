@@ -2,8 +2,8 @@
 
 import copy
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -72,7 +72,7 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_orbax(folder: Path, model: SplitModel, settings: dict[str, Any], dtype: str | None) -> None:
+def write_orbax(folder: Path, model: SplitModel, settings: Mapping[str, object], dtype: str | None) -> None:
     # As NumPy arrays, because orbax stores the devices of jax arrays and requires the same ones when it reads.
     params = jax.tree.map(lambda x: np.asarray(x if dtype is None else x.astype(dtype)), model.params)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -84,15 +84,13 @@ def write_orbax(folder: Path, model: SplitModel, settings: dict[str, Any], dtype
 
 
 def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str | None) -> None:
-    merged: Any = merge_lora(model.network)
-    network: Any = task.view(merged)
+    network = task.view(merge_lora(model.network))
     kind = head_kind(network.head)
     config = model.source.config
     if kind in ("sequence", "token"):
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
-        settings: Any = config
-        settings.problem_type = task.problem_type
+        config.update({"problem_type": task.problem_type})
     shutil.copytree(run / "backbone", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("weights.json"))
     language_model = as_language_model(task)
     if kind == "lm" and language_model is not None:

@@ -10,7 +10,6 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from instructrec_jax.data.example import suggest
 from instructrec_jax.ranking.catalogue import Catalogue
 
 _CONDITION = re.compile(r"\s*(?P<name>[^=<>!]+?)\s*(?P<sign>>=|<=|!=|==?|>|<)\s*(?P<value>.*?)\s*", re.DOTALL)
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "<": operator.lt,
@@ -56,7 +55,7 @@ def _matching(catalogue: Catalogue, condition: str) -> np.ndarray:
         equal = np.array([x is not None and x == number for x in column], bool)
         if sign in ("=", "!="):
             return equal if sign == "=" else ~equal
-        return np.array([x is not None and bool(_COMPARE[sign](x, number)) for x in column], bool)
+        return np.array([isinstance(x, int | float) and _COMPARE[sign](x, number) for x in column], bool)
     asked = value.casefold()
     equal = np.array([asked in _texts(x) for x in column], bool)
     if not equal.any():

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +114,7 @@ class LanguageModel:
 def in_dtype(params: Tree, dtype: jnp.dtype) -> Tree:
     """Kernels and tables in the activations' dtype, to which every use casts them: it halves the memory traffic."""
 
-    def cast(path: Any, x: jax.Array) -> jax.Array:
+    def cast(path: Sequence[object], x: jax.Array) -> jax.Array:
         names = [str(getattr(key, "key", key)) for key in path]
         is_cast = names[-1] == "kernel" or names[-2:] in (["word_embeddings", "table"], ["head", "table"])
         return x.astype(dtype) if is_cast and jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -126,10 +125,12 @@ def in_dtype(params: Tree, dtype: jnp.dtype) -> Tree:
 # ---------------------------------------------------------------- records
 
 
-def read_prompts(file: Path) -> tuple[list[dict[str, Any]], list[str | Example], list[str]]:
+def read_prompts(file: Path) -> tuple[list[dict[str, object]], list[str | Example], list[str]]:
     """The records of a file, their prompts, and their names for errors. An error names file and line."""
     rows = open_rows(str(file))
-    records, prompts, names = [], [], []
+    records: list[dict[str, object]] = []
+    prompts: list[str | Example] = []
+    names: list[str] = []
     for index in range(len(rows)):
         where = rows.where(index)
         try:
@@ -143,11 +144,12 @@ def read_prompts(file: Path) -> tuple[list[dict[str, Any]], list[str | Example],
     return records, prompts, names
 
 
-def _prompt(record: Mapping[str, Any]) -> str | Example:
+def _prompt(record: Mapping[str, object]) -> str | Example:
     if "prompt" not in record:
         return Example.from_record(record)
-    if not isinstance(record["prompt"], str) or not record["prompt"].strip():
-        raise BadExample("prompt", "empty text", f"expected a text, found {record['prompt']!r}.")
+    prompt = record["prompt"]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise BadExample("prompt", "empty text", f"expected a text, found {prompt!r}.")
     history = record.get("history")
     has_ids = isinstance(history, list) and all(isinstance(item, str) for item in history)  # what --catalogue reads
     unread = ("instruction", "input", "messages", *(() if has_ids else ("history",)), *sorted(MEANING))
@@ -155,10 +157,10 @@ def _prompt(record: Mapping[str, Any]) -> str | Example:
         if not is_blank(record.get(name)):
             detail = f"a record with a prompt cannot have {name}: remove it, or write both as instruction or messages."
             raise BadExample(name, "unread field", detail)
-    return record["prompt"]
+    return prompt
 
 
-def answer_shares(catalogue: Catalogue, written: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def answer_shares(catalogue: Catalogue, written: Sequence[Mapping[str, object]]) -> dict[str, float]:
     """Shares of invalid, duplicate and seen items in answers; see `ranking.evaluation.answer_errors`.
 
     Answers name items by title or id, separated by newlines or semicolons. Seen: in a record's `history` of ids.
@@ -167,6 +169,11 @@ def answer_shares(catalogue: Catalogue, written: Sequence[Mapping[str, Any]]) ->
     for number, (item, title) in enumerate(zip(catalogue.ids, catalogue.titles, strict=True)):
         names.setdefault(title, []).append(number)
         names.setdefault(item, []).append(number)
-    listed = [[part for part in re.split(r"[\n;]", record["generated"]) if part.strip()] for record in written]
-    histories = [catalogue.numbers(record.get("history", ())) for record in written]
+    listed = [[part for part in re.split(r"[\n;]", str(record["generated"])) if part.strip()] for record in written]
+    histories = [catalogue.numbers(_history(record)) for record in written]
     return answer_errors(listed, names, histories)
+
+
+def _history(record: Mapping[str, object]) -> list[str]:
+    value = record.get("history")
+    return [str(item) for item in value] if isinstance(value, list | tuple) else []

@@ -8,14 +8,14 @@ Needs the extra lm-eval. Prompts are lm-eval's own, without this project's templ
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
@@ -43,7 +43,7 @@ def run_harness(
     *,
     folder: Path | None = None,
     limit: int | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Runs lm-eval tasks, writes the results to `out`/lm_eval.json and prints the table.
 
     Args:
@@ -55,7 +55,7 @@ def run_harness(
     if unknown:
         raise ValueError(f"--lm_eval: unknown task {unknown[0]!r}: name a task of lm-eval or of --lm_eval_tasks.")
     model = Harness(language_model)
-    found: Any = simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False)
+    found = simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False)
     kept = {name: found[name] for name in ("results", "groups", "configs", "n-samples") if name in found}
     write_text(out / "lm_eval.json", json.dumps(kept, indent=2, default=str, ensure_ascii=False) + "\n")
     print(make_table(found))
@@ -77,7 +77,8 @@ class Harness(TemplateLM):
         self.model, self.tokenizer = model, model.tokenizer
         self.is_pair = model.writer.decoder.encoder_decoder
         self.backend = "seq2seq" if self.is_pair else "causal"
-        folder: Any = model.task.context.folder
+        folder = model.task.context.folder
+        assert folder is not None  # that of an opened run's backbone
         self.limit = input_limit(read_config(folder))
         self.cut = 0
 
@@ -111,7 +112,7 @@ class Harness(TemplateLM):
         task = self.model.task
         return exported_template(task.template, self.tokenizer, task.rendering)
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
         """Token ids with special tokens, unless the text already begins with BOS."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
@@ -124,7 +125,7 @@ class Harness(TemplateLM):
         return self.tok_encode(prompt, add_special_tokens=not begins)
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+        self, requests: list[tuple[object, list[int], list[int]]], **kwargs: object
     ) -> list[tuple[float, bool]]:
         """Per (_, context, continuation): Σ log p of the continuation, and whether greedy decoding gives it."""
         texts, labels, supervised = [], [], []
@@ -156,7 +157,7 @@ class Harness(TemplateLM):
         self.cut += len(tokens) > most
         return np.array(tokens[-most:], np.int32)
 
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Σ log p of whole texts, in disjoint windows, each with the last token before it as context."""
         if self.is_pair:
             raise ValueError(
@@ -173,7 +174,7 @@ class Harness(TemplateLM):
             found[number] += value
         return found
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The answer to each (prompt, {until, max_gen_toks, do_sample, temperature, ...})."""
         answers = [""] * len(requests)
         groups: dict[GenerationConfig, list[int]] = {}
@@ -190,13 +191,13 @@ class Harness(TemplateLM):
                 answers[number] = answer.text
         return answers
 
-    def _config(self, asked: dict[str, Any]) -> GenerationConfig:
-        asked = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
-        stop = tuple(text for text in asked["until"] if text)
-        draws = bool(asked.get("do_sample"))
+    def _config(self, asked: Mapping[str, object]) -> GenerationConfig:
+        settings = normalize_gen_kwargs(dict(asked), NEW_TOKENS)
+        stop = tuple(text for text in settings["until"] if text)
+        draws = bool(settings.get("do_sample"))
         return GenerationConfig(
-            max_new_tokens=asked["max_gen_toks"],
-            temperature=float(asked.get("temperature", 1.0)) if draws else 0.0,
-            top_p=float(asked.get("top_p", 1.0)) if draws else 1.0,
+            max_new_tokens=settings["max_gen_toks"],
+            temperature=float(settings.get("temperature", 1.0)) if draws else 0.0,
+            top_p=float(settings.get("top_p", 1.0)) if draws else 1.0,
             stop=stop,
         )

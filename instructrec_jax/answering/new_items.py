@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from instructrec_jax.data.example import BadExample, suggest
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.preparation.readers.items import IN_TEXT, damage, item_text, label, split_title
-from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.ranking.catalogue import Catalogue, Fact
 
 OWN = ("id", "title", "text", "year")
 
@@ -46,10 +45,12 @@ def with_new_items(catalogue: Catalogue, file: str | Path) -> Catalogue:
             raise ValueError(f"{where}: duplicate id {item!r}: give the item another one.")
         known.add(item)
         own = {name: _fact(name, record.get(name), kind, where) for name, kind in kinds.items()}
-        if "year" in own:
-            year = own["year"] = own["year"] if own["year"] is not None else year
+        if "year" in own and own["year"] is None:
+            own["year"] = year
+        when = own.get("year", year)
         details = {label(name): own[name] for name in own if name.lower() in IN_TEXT}
-        text = str(record["text"]) if "text" in record else item_text(title, year, details)
+        named = f"{title} ({when})" if when else title
+        text = str(record["text"]) if "text" in record else item_text(named, None, details)
         if why := damage(item + title + text):
             raise ValueError(f"{where}: the item holds {why}.")
         ids.append(item)
@@ -60,33 +61,40 @@ def with_new_items(catalogue: Catalogue, file: str | Path) -> Catalogue:
     return Catalogue(ids, titles, texts, facts)
 
 
-def _title(record: Mapping[str, Any], where: str) -> tuple[str, int | None]:
+def _title(record: Mapping[str, object], where: str) -> tuple[str, int | None]:
     title, year = split_title(str(record.get("title", "")))
     if not title.strip():
         raise ValueError(f"{where}: an item needs a title.")
     given = record.get("year", year)
+    if given is None:
+        return title, None
     try:
-        return title, None if given is None else int(given)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where}: year must be a whole number, but is {given!r}.") from None
+        if isinstance(given, int | float | str):
+            return title, int(given)
+    except (ValueError, OverflowError):
+        pass  # not a number, NaN or infinity
+    raise ValueError(f"{where}: year must be a whole number, but is {given!r}.")
 
 
-def _fact(name: str, value: Any, kind: type | None, where: str) -> Any:
+def _fact(name: str, value: object, kind: type | None, where: str) -> Fact:
     """The value converted to the type of the catalogue's column, because CSV cells are texts."""
     if value is None or kind is None:
         return None
-    if kind is list and isinstance(value, str):
-        return [part.strip() for part in value.split(";") if part.strip()]
-    if kind in (int, float) and isinstance(value, str):
+    if kind is list:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(";") if part.strip()]
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            return value
+    elif kind in (int, float) and isinstance(value, str):
         try:
-            return kind(value)
+            return int(value) if kind is int else float(value)
         except ValueError:
             pass  # the error below names the fact and the line
-    if kind is str and isinstance(value, int | float):
-        return str(value)
-    fits = isinstance(value, kind)
-    if fits and (kind is not list or all(isinstance(part, str) for part in value)):
-        return value
-    if kind is float and isinstance(value, int):
-        return float(value)
+    elif isinstance(value, str | int | float):
+        if isinstance(value, kind):
+            return value
+        if kind is str:
+            return str(value)
+        if kind is float:
+            return float(value)
     raise ValueError(f"{where}: {name} must be {kind.__name__}, as in the catalogue, but is {value!r}.")

@@ -7,7 +7,7 @@ share of out-of-scope requests that are accepted.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -16,7 +16,40 @@ from instructrec_jax.metrics.uncertainty import negative_energy, probabilities
 
 ScoreName = Literal["max_probability", "negative_energy"]
 SCORES: tuple[ScoreName, ...] = ("max_probability", "negative_energy")
-COLORS = {"max_probability": "#2b6cb0", "negative_energy": "#c05621"}
+COLORS: dict[str, str] = {"max_probability": "#2b6cb0", "negative_energy": "#c05621"}
+
+
+class Roc(TypedDict):
+    """A ROC of in-scope and out-of-scope scores.
+
+    "fpr_at_95_tpr" is the false-positive rate of the highest threshold that accepts 95% of the in-scope requests. The
+    first of the thresholds is infinite: nothing is accepted.
+    """
+
+    auroc: float
+    fpr_at_95_tpr: float
+    fpr: list[float]
+    tpr: list[float]
+    thresholds: list[float]
+
+
+class Point(TypedDict):
+    """A threshold and its rates."""
+
+    threshold: float
+    fpr: float
+    tpr: float
+
+
+class Threshold(Point):
+    """The content of threshold.json."""
+
+    score: ScoreName
+    wanted_false_positive_rate: float
+    auroc: float
+    fpr_at_95_tpr: float
+    in_scope: int
+    out_of_scope: int
 
 
 class TunedThreshold(TypedDict):
@@ -34,11 +67,8 @@ def scope_score(name: ScoreName, logits: np.ndarray) -> np.ndarray:
     return probabilities(logits).max(-1) if name == "max_probability" else negative_energy(logits)
 
 
-def roc(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
-    """The ROC of in-scope and out-of-scope scores, float [n] each, by scikit-learn, as plain JSON.
-
-    "fpr_at_95_tpr": the false-positive rate of the highest threshold that accepts 95% of the in-scope requests.
-    """
+def roc(inside: np.ndarray, outside: np.ndarray) -> Roc:
+    """The ROC of in-scope and out-of-scope scores, float [n] each, by scikit-learn."""
     from sklearn.metrics import roc_auc_score, roc_curve  # takes a second to import
 
     truth = np.repeat([1, 0], [len(inside), len(outside)])
@@ -49,12 +79,12 @@ def roc(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
         "fpr_at_95_tpr": float(fpr[np.argmax(tpr >= 0.95)]),
         "fpr": fpr.tolist(),
         "tpr": tpr.tolist(),
-        "thresholds": [*map(float, thresholds)],  # the first is infinite: nothing is accepted
+        "thresholds": [*map(float, thresholds)],
     }
 
 
-def choose(curve: Mapping[str, object], rate: float) -> dict[str, float]:
-    """The lowest threshold with a false-positive rate of at most `rate`: {"threshold", "fpr", "tpr"}.
+def choose(curve: Roc, rate: float) -> Point:
+    """The lowest threshold with a false-positive rate of at most `rate`.
 
     It is the midpoint of two observed scores, so that rounding moves no score across it.
 
@@ -62,7 +92,7 @@ def choose(curve: Mapping[str, object], rate: float) -> dict[str, float]:
     """
     if not 0 <= rate < 1:
         raise ValueError(f"--false_positive_rate must be at least 0 and below 1, but is {rate}.")
-    fpr, tpr, thresholds = (np.asarray(curve[name]) for name in ("fpr", "tpr", "thresholds"))
+    fpr, tpr, thresholds = map(np.asarray, (curve["fpr"], curve["tpr"], curve["thresholds"]))
     best = int(np.flatnonzero(fpr <= rate)[-1])
     if tpr[best] == 0:
         raise ValueError(
@@ -74,7 +104,7 @@ def choose(curve: Mapping[str, object], rate: float) -> dict[str, float]:
     return {"threshold": float(threshold), "fpr": float(fpr[best]), "tpr": float(tpr[best])}
 
 
-def draw_roc(file: Path, curves: Mapping[str, Mapping[str, Any]], chosen: Mapping[str, Any]) -> None:
+def draw_roc(file: Path, curves: Mapping[str, Roc], chosen: Threshold) -> None:
     """Writes a PNG of the curves with the chosen point."""
     from matplotlib.figure import Figure  # imported here because it takes half a second
 
@@ -108,17 +138,16 @@ def draw_roc(file: Path, curves: Mapping[str, Mapping[str, Any]], chosen: Mappin
         figure.savefig(stream, format="png", dpi=150)
 
 
-def write_threshold(
-    folder: Path, inside: np.ndarray, outside: np.ndarray, score: ScoreName, rate: float
-) -> dict[str, Any]:
+def write_threshold(folder: Path, inside: np.ndarray, outside: np.ndarray, score: ScoreName, rate: float) -> Threshold:
     """Chooses a threshold; writes threshold.json, roc.json and roc.png; returns the content of threshold.json.
 
     Args:
       inside, outside: logits, float [requests, labels].
     """
-    curves: dict[str, Any] = {name: roc(scope_score(name, inside), scope_score(name, outside)) for name in SCORES}
-    chosen: dict[str, Any] = {"score": score, **choose(curves[score], rate)}
-    chosen |= {
+    curves: dict[str, Roc] = {name: roc(scope_score(name, inside), scope_score(name, outside)) for name in SCORES}
+    chosen: Threshold = {
+        "score": score,
+        **choose(curves[score], rate),
         "wanted_false_positive_rate": rate,
         "auroc": curves[score]["auroc"],
         "fpr_at_95_tpr": curves[score]["fpr_at_95_tpr"],

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Any, BinaryIO, Generic, Protocol, TypeVar
+from typing import BinaryIO, Generic, Protocol, TypeVar
 
 from instructrec_jax.data.example import BadExample, check_number, check_text, show, suggest
 from instructrec_jax.data.rows import open_rows
@@ -26,7 +26,7 @@ HOURS = 1.9e9  # larger numbers (seconds from March 2030 on) may also be a day a
 # ---------------------------------------------------------------- sources of records
 
 
-def read_records(source: str) -> Iterator[tuple[str, dict[str, Any] | BadExample]]:
+def read_records(source: str) -> Iterator[tuple[str, dict[str, object] | BadExample]]:
     """(where, record) of a JSONL, JSON, CSV, TSV or Parquet file or stdin ("-": one JSON object per line), in order.
 
     For an unreadable record, the second element is its `BadExample`. Blank lines of stdin are skipped.
@@ -55,7 +55,7 @@ def stdin() -> BinaryIO:
         return sys.stdin.buffer
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[str, dict[str, Any] | BadExample]]:
+def _lines(stream: BinaryIO) -> Iterator[tuple[str, dict[str, object] | BadExample]]:
     for number, record in json_lines(stream):
         where = f"stdin, line {number}"
         if isinstance(record, ValueError):
@@ -139,7 +139,7 @@ class Skipped:
 # ---------------------------------------------------------------- fields
 
 
-def value_of(record: Mapping[str, Any], name: str, option: str) -> Any:
+def value_of(record: Mapping[str, object], name: str, option: str) -> object:
     """A field of a record. Raises BadExample if it is missing, null or empty.
 
     Args:
@@ -166,7 +166,7 @@ def name_of(value: object, field: str) -> str:
     return check_text(value, field).strip()
 
 
-def time_of(value: Any, field: str, zone: tzinfo) -> tuple[datetime, bool]:
+def time_of(value: object, field: str, zone: tzinfo) -> tuple[datetime, bool]:
     """The time in UTC, and whether it has a time zone (seconds since 1970 do).
 
     A number is a date if it is one of eight digits (20240501), else seconds if between 1973 and 2103 (or the same

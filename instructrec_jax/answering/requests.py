@@ -3,10 +3,10 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from instructrec_jax.answering.evidence import Evidence, line
 from instructrec_jax.answering.titles import Titles
@@ -38,10 +38,10 @@ class Request:
     exclude: Sequence[str] = ()
     where: Sequence[str] = ()
     k: int | None = None
-    id: Any = None
+    id: object = None
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Request":
+    def from_record(cls, record: Mapping[str, object]) -> "Request":
         """A request from a record of a file. Raises ValueError for unknown fields and wrong types."""
         known = list(cls.__dataclass_fields__)
         for name in record:
@@ -52,24 +52,44 @@ class Request:
         given = {name: value for name, value in record.items() if value not in (None, "", [])}
         if isinstance(user := given.get("user"), int) and not isinstance(user, bool):
             given["user"] = str(user)
-        for name in ("user", "instruction", "prompt"):
-            if not isinstance(given.get(name, ""), str):
-                raise ValueError(f"{name} must be a text, but is {show(given[name])}.")
-        for name in ("history", "exclude", "where"):
-            value = given.get(name, [])
-            listed = [value] if isinstance(value, str) else value
-            if not isinstance(listed, list | tuple) or not all(isinstance(text, str) for text in listed):
-                raise ValueError(f"{name} must be a text or a list of texts, but is {show(value)}.")
-            given[name] = tuple(listed)
-        if "k" in given:
-            try:
-                number = float(given["k"])
-                if isinstance(given["k"], bool) or number != int(number):
-                    raise ValueError
-            except (TypeError, ValueError, OverflowError):
-                raise ValueError(f"k must be a whole number, but is {show(given['k'])}.") from None
-            given["k"] = int(number)
-        return cls(**given)
+        return cls(
+            user=_text(given, "user"),
+            instruction=_text(given, "instruction") or "",
+            prompt=_text(given, "prompt") or "",
+            history=_texts(given, "history"),
+            exclude=_texts(given, "exclude"),
+            where=_texts(given, "where"),
+            k=_count(given, "k"),
+            id=given.get("id"),
+        )
+
+
+def _text(given: Mapping[str, object], name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, but is {show(value)}.")
+    return value
+
+
+def _texts(given: Mapping[str, object], name: str) -> tuple[str, ...]:
+    value = given.get(name, [])
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(text, str) for text in listed):
+        raise ValueError(f"{name} must be a text or a list of texts, but is {show(value)}.")
+    return tuple(listed)
+
+
+def _count(given: Mapping[str, object], name: str) -> int | None:
+    value = given.get(name)
+    if value is None:
+        return None
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        if number == int(number):
+            return int(number)
+    except (ValueError, OverflowError):
+        pass  # not a number, NaN or infinity
+    raise ValueError(f"{name} must be a whole number, but is {show(value)}.")
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ class Recommendation:
     rank: int
     evidence: Sequence[Evidence] = ()
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, object]:
         evidence = [{"kind": e.part.kind, "text": e.part.text, "contribution": e.contribution} for e in self.evidence]
         return {"rank": self.rank, "item": self.item, "title": self.title, "score": self.score, "evidence": evidence}
 
@@ -98,7 +118,7 @@ class Answer:
       notes: remarks on the interpretation of the request.
     """
 
-    id: Any = None
+    id: object = None
     user: str | None = None
     prompt: str = ""
     history: list[str] = field(default_factory=list)
@@ -106,8 +126,8 @@ class Answer:
     notes: list[str] = field(default_factory=list)
     error: str | None = None
 
-    def to_record(self) -> dict[str, Any]:
-        record: dict[str, Any] = {"id": self.id} | ({} if self.user is None else {"user": self.user})
+    def to_record(self) -> dict[str, object]:
+        record: dict[str, object] = {"id": self.id} | ({} if self.user is None else {"user": self.user})
         if self.error is not None:
             return record | {"error": self.error}
         recommendations = [r.to_record() for r in self.recommendations]
@@ -136,7 +156,7 @@ def read_requests(file: str | Path) -> list[Request | Answer]:
     found: list[Request | Answer] = []
     is_table = Path(str(file).removesuffix(".gz")).suffix in (".csv", ".tsv", ".parquet")
     for index in range(len(rows)):
-        name: Any = None
+        name: object = None
         try:
             record = rows.row(index)
             name = record["id"] if record.get("id") not in (None, "") else index + 1
@@ -157,7 +177,7 @@ class _BadTable(ValueError):
     """A table whose columns are not those of requests."""
 
 
-def _check_columns(record: Mapping[str, Any], file: str | Path) -> None:
+def _check_columns(record: Mapping[str, object], file: str | Path) -> None:
     known = list(Request.__dataclass_fields__)
     needed = ("user", "history", "instruction", "prompt")
     for name in record:
@@ -192,7 +212,7 @@ def write_answers(file: Path, answers: Sequence[Answer]) -> None:
     write_text(file, text.getvalue())
 
 
-def _rows(answer: Answer) -> Iterator[list[Any]]:
+def _rows(answer: Answer) -> Iterator[list[object]]:
     name = answer.id if isinstance(answer.id, str | int | float) else json.dumps(answer.id, ensure_ascii=False)
     around = [name, answer.user], [answer.prompt, " ".join(answer.notes), answer.error]
     if not answer.recommendations:

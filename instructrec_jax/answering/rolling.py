@@ -9,7 +9,7 @@ of the entity and does not change between records.
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Opinion:
     values: np.ndarray
     value: float
     weight: float
-    told: dict[str, Any]
+    told: dict[str, object]
     entropy: float
     mutual_information: float
 
@@ -94,7 +94,7 @@ class Watch:
         self.entities: dict[str, _Entity] = {}
         self.seen = 0
 
-    def add(self, opinion: Opinion) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def add(self, opinion: Opinion) -> tuple[dict[str, object], dict[str, object] | None]:
         """Adds the next record in time order; returns (its entity's score, an alert or None) as plain JSON.
 
         An alert is raised once when the score leaves the band on a side, and again only after the score returned
@@ -109,8 +109,8 @@ class Watch:
         entity.window.append(opinion)
         weights = np.array([each.weight for each in entity.window])
         values = np.array([each.value for each in entity.window])
-        score = rolling_score(values, weights)
-        told = {"score": score, "records": len(entity.window)}
+        score = float(rolling_score(values, weights))
+        told: dict[str, object] = {"score": score, "records": len(entity.window)}
         if len(entity.window) < self.band.least:
             return told, None
         before, entity.side = entity.side, self.band.side(score, entity.side)
@@ -120,7 +120,7 @@ class Watch:
 
     def _alert(
         self, opinion: Opinion, entity: _Entity, values: np.ndarray, weights: np.ndarray, score: float
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         window, direction = list(entity.window), 1 if entity.side == "above" else -1
         added = contributions(values, weights, (self.band.low + self.band.high) / 2)
         strongest = np.argsort(-direction * added, kind="stable")[:EVIDENCE]
@@ -154,11 +154,10 @@ class Watch:
             self.entities = kept
 
 
-def rolling_score(values: np.ndarray, weights: np.ndarray) -> Any:
+def rolling_score(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Σ w s / Σ w over the last axis, [..., records] -> [...]; 0 if all weights are 0."""
     total = weights.sum()
-    scores = (values * weights).sum(-1) / total if total > 0 else np.zeros(values.shape[:-1])
-    return float(scores) if scores.ndim == 0 else scores
+    return np.asarray((values * weights).sum(-1) / total if total > 0 else np.zeros(values.shape[:-1]))
 
 
 def contributions(values: np.ndarray, weights: np.ndarray, middle: float) -> np.ndarray:

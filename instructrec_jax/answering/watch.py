@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class Feed:
             yield from ready
         yield from self.order.rest()
 
-    def _read(self, number: int, where: str, record: Mapping[str, Any]) -> tuple[Reading, bool]:
+    def _read(self, number: int, where: str, record: Mapping[str, object]) -> tuple[Reading, bool]:
         found = {name: value_of(record, field, f"--{name}_field") for name, field in self.fields.items()}
         entity = name_of(found["entity"], self.fields["entity"])
         time, zoned = time_of(found["time"], self.fields["time"], self.zone)
@@ -91,28 +91,28 @@ def opinions(classifier: Classifier, values: np.ndarray, weight: Weight, block: 
     means, unsure, informed = members.mean(0), entropy(members.mean(0)), mutual_information(members)
     found = []
     for place, each in enumerate(block):
-        mean = means[place]
-        told: dict[str, Any] = {
+        mean, value, doubt = means[place], float(means[place] @ values), float(unsure[place])
+        told: dict[str, object] = {
             "where": each.where,
             "time": each.time.isoformat(),
             "text": each.text,
             "label": classifier.labels[int(mean.argmax())],
-            "value": float(mean @ values),
+            "value": value,
             "probabilities": dict(zip(classifier.labels, mean.tolist(), strict=True)),
-            "entropy": float(unsure[place]),
+            "entropy": doubt,
         }
         if classifier.members > 1:
             told["mutual_information"] = float(informed[place])
-        certainty = max(0.0, 1 - float(unsure[place]) / np.log(len(values)))
+        certainty = max(0.0, 1 - doubt / np.log(len(values)))
         found.append(
             Opinion(
                 each.entity,
                 each.time,
                 members[:, place] @ values,
-                told["value"],
+                value,
                 certainty if weight == "certainty" else 1.0,
                 told,
-                told["entropy"],
+                doubt,
                 float(informed[place]),
             )
         )
@@ -129,7 +129,7 @@ def watch(
     weight: Weight = "equal",
     batch: int = 64,
     live: bool = False,
-) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+) -> Iterator[tuple[dict[str, object], dict[str, object] | None]]:
     """Per reading: its record (label, probabilities, the entity's score), and the alert it raised or None.
 
     Args:

@@ -1,7 +1,7 @@
 """Attention: the single entry point, which chooses a kernel for the device."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -56,23 +56,30 @@ def attention(
     drops = dropout_keys is not None and dropout_rate > 0.0
     kernel = kernels.choose(q, own=own, bias=bias, dropout=drops, soft_cap=soft_cap)
     if kernel == "splash":
-        options: dict[str, Any] = dict(causal=causal, window=window, soft_cap=soft_cap, scale=scale)
-        return kernels.splash_attention(q, k, v, segment_ids, **options)
+        return kernels.splash_attention(
+            q, k, v, segment_ids, causal=causal, window=window, soft_cap=soft_cap, scale=scale
+        )
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     key_positions = positions if key_positions is None else key_positions
     if kernel == "cudnn":
         mask = _mask(segment_ids, positions, key_segment_ids, key_positions, window, causal)[:, None]
         return kernels.cudnn_attention(q, k, v, mask, scale=scale)
-    settings: dict[str, Any] = dict(window=window, causal=causal, soft_cap=soft_cap, scale=scale)
-    run = functools.partial(_plain, dropout_rate=dropout_rate if drops else 0.0, **settings)
-    queries: dict[str, Any] = {
+    run: Callable[..., jax.Array] = functools.partial(
+        _plain,
+        window=window,
+        causal=causal,
+        soft_cap=soft_cap,
+        scale=scale,
+        dropout_rate=dropout_rate if drops else 0.0,
+    )
+    queries = {
         "q": q,
         "segment_ids": segment_ids,
         "positions": positions,
         "keys": dropout_keys.tokens if drops and dropout_keys is not None else None,
         "bias": None if bias is None else bias.transpose(0, 2, 1, 3),
     }
-    rest: dict[str, Any] = {"k": k, "v": v, "key_segment_ids": key_segment_ids, "key_positions": key_positions}
+    rest = {"k": k, "v": v, "key_segment_ids": key_segment_ids, "key_positions": key_positions}
     return kernels.by_query_blocks(run, queries, rest) if kernel == "blocked" else run(**queries, **rest)
 
 

@@ -7,8 +7,7 @@ memory. `choose` chooses the kernel and logs once why the fast one cannot be use
 import logging
 import math
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +50,7 @@ def announce(reason: str) -> None:
         logger.warning("attention: %s", reason)
 
 
-def choose(q: jax.Array, *, own: bool, bias: Any, dropout: bool, soft_cap: float | None) -> str:
+def choose(q: jax.Array, *, own: bool, bias: jax.Array | None, dropout: bool, soft_cap: float | None) -> str:
     """The kernel: "splash" (TPU), "cudnn" (GPU), "blocked" (long texts) or "plain".
 
     Args:
@@ -113,19 +112,27 @@ def splash_attention(
     """
     length = q.shape[1]
     if window is not None:
-        mask: Any = splash.LocalMask((length, length), (window, 0 if causal else window), 0)
+        mask: splash.Mask = splash.LocalMask((length, length), (window, 0 if causal else window), 0)
     else:
         mask = splash.CausalMask((length, length)) if causal else splash.FullMask((length, length))
     block = max(size for size in (LANES, 2 * LANES, SPLASH_BLOCK) if length % size == 0)
-    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    sizes: dict[str, Any] = dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), block)
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
 
     def here(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
         kernel = splash.make_splash_mha(
             mask=splash.MultiHeadMask([mask] * q.shape[2]),
             head_shards=1,
             q_seq_shards=1,
-            block_sizes=splash.BlockSizes(**sizes),
+            block_sizes=sizes,
             attn_logits_soft_cap=soft_cap,
             interpret=interpret,
         )
@@ -170,7 +177,9 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *
 # ---------------------------------------------------------------- anywhere
 
 
-def by_query_blocks(function: Callable[..., jax.Array], queries: dict[str, Any], rest: dict[str, Any]) -> jax.Array:
+def by_query_blocks(
+    function: Callable[..., jax.Array], queries: Mapping[str, jax.Array | None], rest: Mapping[str, jax.Array]
+) -> jax.Array:
     """Runs function(**queries, **rest) on blocks of QUERY_BLOCK queries; the backward pass recomputes each block.
 
     Args:

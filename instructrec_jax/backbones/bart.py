@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
 from transformers import PretrainedConfig
 
-from instructrec_jax.backbones.family import Family, Head, LMHeadSpec, Rule, embedding, linear, norm, refuse
+from instructrec_jax.backbones.family import Backbone, Family, Head, LMHeadSpec, Rule, embedding, linear, norm, refuse
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
     Embedding,
@@ -26,6 +25,7 @@ from instructrec_jax.backbones.seq2seq import (
     Context,
     CrossAttention,
     EncoderDecoder,
+    LayerCache,
     SelfAttention,
     encoder_options,
 )
@@ -70,7 +70,7 @@ class Layer(nnx.Module):
 
     def __call__(
         self, x: jax.Array, context: Context, keys: DropoutKeys | None, cache: dict[str, jax.Array] | None = None
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         rate = self.spec.dropout
 
         def site(number: int) -> DropoutKeys | None:
@@ -106,10 +106,14 @@ class Side(nnx.Module):
         )
         self.spec = spec
 
-    def __call__(self, x: jax.Array, context: Context, dropout: DropoutKeys | None, cache: Any) -> Any:
+    def __call__(
+        self, x: jax.Array, context: Context, dropout: DropoutKeys | None, cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
         x = x * self.spec.embedding_scale + self.position_embeddings(context.positions + POSITION_OFFSET)
         x = self.embedding_norm(x)
         x = _dropout(x, self.spec.dropout, None if dropout is None else dropout.fold(0))
+        if cache is None:
+            return self.layers(x, context, dropout), cache
         return self.layers(x, context, dropout, cache, context.index)
 
 
@@ -169,9 +173,7 @@ def _side_spec(config: PretrainedConfig, side: str) -> BartSpec:
     )
 
 
-def build(
-    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> nnx.Module:
+def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
     _refuse_variants(config)
     activation(config.activation_function)
     encoder, decoder = _side_spec(config, "encoder"), _side_spec(config, "decoder")

@@ -5,13 +5,11 @@ from jax.typing import DTypeLike
 from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
-from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
+from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
 from instructrec_jax.backbones.layers import StackOptions
 
 
-def build(
-    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> nnx.Module:
+def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
     refuse_variants(config)
     spec = EncoderSpec(
         vocab_size=config.vocab_size,

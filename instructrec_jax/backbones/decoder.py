@@ -1,7 +1,7 @@
 """The pre-norm decoder of Llama, Mistral, Qwen and Gemma, each described by a `DecoderSpec`."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,9 @@ from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.encoder import check_positions
-from instructrec_jax.backbones.family import refuse
+from instructrec_jax.backbones.family import Backbone, refuse
 from instructrec_jax.backbones.layers import (
+    Cache,
     DropoutKeys,
     Embedding,
     Linear,
@@ -58,13 +59,36 @@ class DecoderSpec:
     initializer_range: float = 0.02
 
 
-def read_spec(config: PretrainedConfig, *, activation: str, ropes: dict[str, Rope], **fields: Any) -> DecoderSpec:
+class SpecFields(TypedDict, total=False):
+    """The fields of a `DecoderSpec` that differ between families."""
+
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    query_key_norm: bool
+    norm_offset: float
+    post_norms: bool
+    embedding_scale: float | None
+    attention_scale: float | None
+    attention_soft_cap: float | None
+
+
+def read_spec(
+    config: PretrainedConfig,
+    *,
+    activation: str,
+    ropes: dict[str, Rope],
+    layer_types: tuple[str, ...] | None = None,
+    **fields: Unpack[SpecFields],
+) -> DecoderSpec:
     """The spec of a HuggingFace config, from the fields common to these families; `fields` gives the others.
+
+    `layer_types` are the config's own if None.
 
     Raises ValueError for an inconsistent config, and for variants that are not implemented.
     """
     refuse(config, is_causal=True, is_heterogeneous=False, use_bidirectional_attention=False)
-    layer_types = fields.pop("layer_types", None) or tuple(config.layer_types)
+    layer_types = layer_types or tuple(config.layer_types)
     window = getattr(config, "sliding_window", None)
     unknown = set(layer_types) - {GLOBAL, LOCAL}
     if unknown or len(layer_types) != config.num_hidden_layers:
@@ -119,7 +143,16 @@ class Context:
     rotations: dict[str, tuple[jax.Array, jax.Array]]
 
 
-def empty_cache(layers: Stack, rows: int, capacity: int, heads: int, head_dim: int, dtype: DTypeLike) -> dict[str, Any]:
+class DecoderCache(TypedDict):
+    """The tokens that a decoder has read, see `Family`."""
+
+    layers: Cache
+    segment_ids: jax.Array  # int32 [rows, capacity]
+    positions: jax.Array  # int32 [rows, capacity]
+    index: jax.Array  # int32 scalar, the number of filled slots
+
+
+def empty_cache(layers: Stack, rows: int, capacity: int, heads: int, head_dim: int, dtype: DTypeLike) -> DecoderCache:
     """A cache (see `Family`) of keys and values for `capacity` tokens per row."""
     shape = (capacity, heads, head_dim)
     return {
@@ -143,8 +176,8 @@ def run_layers(
     rotations: dict[str, tuple[jax.Array, jax.Array]],
     max_length: int,
     dropout: DropoutKeys | None,
-    cache: dict[str, Any] | None,
-) -> tuple[jax.Array, dict[str, Any] | None]:
+    cache: DecoderCache | None,
+) -> tuple[jax.Array, DecoderCache | None]:
     """Runs the stack. Returns its output, and the cache including this call's tokens.
 
     Raises ValueError if a position exceeds `max_length` or the tokens do not fit into the cache. Inside jit, where
@@ -279,7 +312,7 @@ class Layer(nnx.Module):
         context: Context,
         keys: DropoutKeys | None,
         cache: dict[str, jax.Array] | None = None,
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         y, entries = self.attention(self.attention_norm(x), context, keys, cache)
         x = x + (y if self.attention_post_norm is None else self.attention_post_norm(y))
         y = self.mlp_norm(x)
@@ -288,7 +321,7 @@ class Layer(nnx.Module):
         return x if cache is None else (x, entries)
 
 
-class Decoder(nnx.Module):
+class Decoder(Backbone):
     """Embeddings, pre-norm layers and a final norm. For the arguments of a call see `Family`; token types are ignored.
 
     Tokens beyond `max_length` or the cache's capacity raise an error or give NaN, see `run_layers`.
@@ -317,15 +350,11 @@ class Decoder(nnx.Module):
         self.vocab_size = spec.vocab_size
         self.max_length = spec.max_length
 
-    @property
-    def word_embedding_table(self) -> jax.Array:
-        """The embedding table [vocab_size, hidden_size], also used by tied language-model heads."""
-        return self.word_embeddings.table[...]
-
-    def empty_cache(self, rows: int, capacity: int) -> dict[str, Any]:
+    def empty_cache(self, rows: int, capacity: int) -> DecoderCache:
         """A cache for `capacity` tokens per row, in the dtype of the activations."""
         return empty_cache(self.layers, rows, capacity, self.spec.num_key_heads, self.spec.head_dim, self.dtype)
 
+    @overload
     def __call__(
         self,
         tokens: jax.Array,
@@ -334,8 +363,29 @@ class Decoder(nnx.Module):
         token_types: jax.Array,
         *,
         dropout: DropoutKeys | None = None,
-        cache: dict[str, Any] | None = None,
-    ) -> Any:
+        cache: None = None,
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        token_types: jax.Array,
+        *,
+        dropout: DropoutKeys | None = None,
+        cache: DecoderCache,
+    ) -> tuple[jax.Array, DecoderCache]: ...
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        token_types: jax.Array,
+        *,
+        dropout: DropoutKeys | None = None,
+        cache: DecoderCache | None = None,
+    ) -> jax.Array | tuple[jax.Array, DecoderCache]:
         x = self.word_embeddings(tokens)
         if self.spec.embedding_scale is not None:
             x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)  # rounded, as Gemma was trained

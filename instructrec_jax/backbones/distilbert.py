@@ -6,15 +6,13 @@ from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.bert import CLASSIFIER, refuse_variants
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
-from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm
+from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, embedding, linear, norm
 from instructrec_jax.backbones.layers import StackOptions
 
 EPS = 1e-12  # fixed by the architecture, not a config field
 
 
-def build(
-    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> nnx.Module:
+def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
     refuse_variants(config)
     spec = EncoderSpec(
         vocab_size=config.vocab_size,

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from instructrec_jax.backbones.attention import attention
+from instructrec_jax.backbones.family import Backbone
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
     Embedding,
@@ -108,7 +109,7 @@ class PostNormLayer(nnx.Module):
         return self.mlp_norm(x + dropout(y, self.spec.hidden_dropout, site(2)))
 
 
-class Encoder(nnx.Module):
+class Encoder(Backbone):
     """Embeddings, post-norm layers and, if `pooler`, BERT's pooler.
 
     A call takes int32 [rows, length] arrays (see `Family`) and returns hidden states [rows, length, hidden_size] in
@@ -156,11 +157,6 @@ class Encoder(nnx.Module):
         self.hidden_size = spec.hidden_size
         self.vocab_size = spec.vocab_size
         self.max_length = spec.num_positions - spec.position_offset
-
-    @property
-    def word_embedding_table(self) -> jax.Array:
-        """The embedding table [vocab_size, hidden_size], also used by tied masked-language-model heads."""
-        return self.word_embeddings.table[...]
 
     def __call__(
         self,

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+import jax
 from flax import nnx
 from transformers import PretrainedConfig
+
+from instructrec_jax.backbones.layers import Embedding
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,30 @@ class LMHeadSpec:
     initializer_range: float = 0.02
 
 
+class Backbone(nnx.Module):
+    """What the networks of all families have; see `Family` for their calls.
+
+    Attributes:
+        max_length: maximum number of tokens of an input, special tokens included.
+    """
+
+    word_embeddings: Embedding
+    hidden_size: int
+    vocab_size: int
+    max_length: int
+
+    @property
+    def word_embedding_table(self) -> jax.Array:
+        """The embedding table [vocab_size, hidden_size], also used by heads with a tied output layer."""
+        return self.word_embeddings.table[...]
+
+
 @dataclass(frozen=True)
 class Head:
     """One kind of task head of a family: HuggingFace's class name suffix, its shape, its mapping table."""
 
     suffix: str  # of the class name in config.architectures, e.g. "ForSequenceClassification"
-    spec: Callable[[Any], Any]  # HuggingFace config -> HeadSpec, or LMHeadSpec for the kind "lm"
+    spec: Callable[[PretrainedConfig], HeadSpec | LMHeadSpec]  # LMHeadSpec for the kind "lm"
     mapping: tuple[Rule, ...]
     architecture: str | None = None  # the whole class name, if it is not the base class's name with the suffix
 
@@ -100,9 +120,8 @@ class Family:
 
     Attributes:
         build: build(config, dtype=, stack=, pooler=, rngs=) -> network (`stack`: see `layers.StackOptions`). Raises
-            ValueError for a config field whose effect is not implemented. Every network has `hidden_size`,
-            `vocab_size`, `max_length`, `word_embedding_table` and, with a pooler, `pool(first)`; see below for its
-            calls.
+            ValueError for a config field whose effect is not implemented. A network with a pooler has `pool(first)`;
+            see below for the calls.
         prefix: of the tensor names in a task checkpoint, e.g. "bert.".
         mapping: the backbone's table, names without the prefix.
         heads: by kind: "sequence", "token", "span", "mlm", "lm"; their tables have complete names.
@@ -132,7 +151,7 @@ class Family:
     `encoded`, and "encoded_segment_ids": the first call fills them; later calls omit both, or pass `encoded=None`.
     """
 
-    build: Callable[..., nnx.Module]
+    build: Callable[..., Backbone]
     prefix: str
     mapping: tuple[Rule, ...]
     heads: Mapping[str, Head] = field(default_factory=dict)
@@ -142,16 +161,16 @@ class Family:
     output_table: str | None = None
 
 
-def refuse(config: PretrainedConfig, **allowed: Any) -> None:
+def refuse(config: PretrainedConfig, **allowed: object) -> None:
     """Raises ValueError for a config field whose value is not implemented.
 
     `allowed` has the supported value, or a tuple of values, per field. An absent field or None passes.
     """
     for name, values in allowed.items():
-        values = values if isinstance(values, tuple) else (values,)
+        supported = values if isinstance(values, tuple) else (values,)
         value = getattr(config, name, None)
-        if value is not None and value not in values:
+        if value is not None and value not in supported:
             raise ValueError(
                 f"config.json of this {config.model_type} model has {name}={value!r}, which is not implemented "
-                f"(supported: {', '.join(map(repr, values))}); loading the model would give wrong numbers."
+                f"(supported: {', '.join(map(repr, supported))}); loading the model would give wrong numbers."
             )

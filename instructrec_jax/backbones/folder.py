@@ -5,7 +5,6 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -82,7 +81,7 @@ def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def read_config(path_or_hub_id: str | os.PathLike[str]) -> Any:
+def read_config(path_or_hub_id: str | os.PathLike[str]) -> PretrainedConfig:
     """The `transformers` config of a folder.
 
     Fields about the storage of the weights (quantization_config) and about remote code, which is never run (auto_map),

@@ -1,20 +1,25 @@
 """Gemma 2 and the text network of Gemma 3 (Gemma Team, 2024 and 2025)."""
 
 import dataclasses
-from typing import Any
 
 from flax import nnx
 from jax.typing import DTypeLike
 from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.decoder import GLOBAL, LOCAL, Decoder, DecoderSpec, read_spec
-from instructrec_jax.backbones.family import Family, Rule, embedding, refuse
+from instructrec_jax.backbones.family import Backbone, Family, Rule, embedding, refuse
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.llama import HEADS, LAYER, PROJECTIONS
 from instructrec_jax.backbones.rope import Rope, read_rope
 
 
-def gemma_spec(config: PretrainedConfig, ropes: dict[str, Rope], **fields: Any) -> DecoderSpec:
+def gemma_spec(
+    config: PretrainedConfig,
+    ropes: dict[str, Rope],
+    *,
+    query_key_norm: bool = False,
+    attention_soft_cap: float | None = None,
+) -> DecoderSpec:
     return read_spec(
         config,
         activation=config.hidden_activation,
@@ -25,13 +30,14 @@ def gemma_spec(config: PretrainedConfig, ropes: dict[str, Rope], **fields: Any) 
         post_norms=True,
         embedding_scale=config.hidden_size**0.5,
         attention_scale=config.query_pre_attn_scalar**-0.5,
-        **fields,
+        query_key_norm=query_key_norm,
+        attention_soft_cap=attention_soft_cap,
     )
 
 
 def build_gemma2(
     config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> nnx.Module:
+) -> Backbone:
     rope = read_rope(config)
     spec = gemma_spec(config, {GLOBAL: rope, LOCAL: rope}, attention_soft_cap=config.attn_logit_softcapping)
     return Decoder(spec, dtype=dtype, stack=stack, rngs=rngs)
@@ -39,7 +45,7 @@ def build_gemma2(
 
 def build_gemma3(
     config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> nnx.Module:
+) -> Backbone:
     # transformers reads the field without using it, so its meaning in a checkpoint is unknown
     refuse(config, attn_logit_softcapping=None)
     ropes = {kind: read_rope(config, kind) for kind in (GLOBAL, LOCAL)}

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.attention import attention
-from instructrec_jax.backbones.decoder import Context, append, empty_cache, run_layers
-from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
+from instructrec_jax.backbones.decoder import Context, DecoderCache, append, empty_cache, run_layers
+from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
     Embedding,
@@ -71,7 +71,7 @@ class Layer(nnx.Module):
         context: Context,
         keys: DropoutKeys | None,
         cache: dict[str, jax.Array] | None = None,
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         def site(number: int) -> DropoutKeys | None:
             return None if keys is None else keys.fold(number)
 
@@ -100,7 +100,7 @@ class Layer(nnx.Module):
         return x if cache is None else (x, entries)
 
 
-class GPT2(nnx.Module):
+class GPT2(Backbone):
     """GPT-2's network. For the arguments of a call see `Family`; token types are ignored.
 
     Tokens beyond `max_length` or the cache's capacity raise an error or give NaN, see `run_layers`.
@@ -131,16 +131,12 @@ class GPT2(nnx.Module):
         self.vocab_size = spec.vocab_size
         self.max_length = spec.max_length
 
-    @property
-    def word_embedding_table(self) -> jax.Array:
-        """The embedding table [vocab_size, hidden_size], also used by tied language-model heads."""
-        return self.word_embeddings.table[...]
-
-    def empty_cache(self, rows: int, capacity: int) -> dict[str, Any]:
+    def empty_cache(self, rows: int, capacity: int) -> DecoderCache:
         """A cache for `capacity` tokens per row, in the dtype of the activations."""
         heads = self.spec.num_heads
         return empty_cache(self.layers, rows, capacity, heads, self.hidden_size // heads, self.dtype)
 
+    @overload
     def __call__(
         self,
         tokens: jax.Array,
@@ -149,8 +145,29 @@ class GPT2(nnx.Module):
         token_types: jax.Array,
         *,
         dropout: DropoutKeys | None = None,
-        cache: dict[str, Any] | None = None,
-    ) -> Any:
+        cache: None = None,
+    ) -> jax.Array: ...
+    @overload
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        token_types: jax.Array,
+        *,
+        dropout: DropoutKeys | None = None,
+        cache: DecoderCache,
+    ) -> tuple[jax.Array, DecoderCache]: ...
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        token_types: jax.Array,
+        *,
+        dropout: DropoutKeys | None = None,
+        cache: DecoderCache | None = None,
+    ) -> jax.Array | tuple[jax.Array, DecoderCache]:
         # `run_layers` sets outputs beyond the table to NaN; NaN inputs would spread over their row
         rows = jnp.minimum(positions, self.max_length - 1)
         x = self.word_embeddings(tokens) + self.position_embeddings(rows)
@@ -163,9 +180,7 @@ class GPT2(nnx.Module):
 _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
-def build(
-    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> nnx.Module:
+def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
     # reorder_and_upcast_attn affects only rounding below fp32; scores are always computed in fp32 here
     refuse(config, add_cross_attention=False, is_causal=True, is_heterogeneous=False, pruned_heads=({}, []))
     scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0

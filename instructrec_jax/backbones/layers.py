@@ -5,8 +5,8 @@ computed in the module's `dtype`; norms and softmax are computed in fp32.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Protocol, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,21 @@ def truncated_normal(std: float, cutoff: float) -> Init:
 # ---------------------------------------------------------------- layers with parameters
 
 
+class Kernel(Protocol):
+    """A module in place of a `Linear`'s kernel, which computes the product with x [..., in] itself."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __call__(self, x: jax.Array) -> jax.Array: ...
+
+
+class Update(Protocol):
+    """A module whose output for x [..., in] is added to a `Linear`'s."""
+
+    def __call__(self, x: jax.Array, keys: "DropoutKeys | None") -> jax.Array: ...
+
+
 class Linear(nnx.Module):
     """y = x W + b, with W stored [in, out].
 
@@ -64,17 +79,18 @@ class Linear(nnx.Module):
     ):
         out = (out_features,) if parts == 1 else (parts, out_features)
         out_axes = axes[1:] if parts == 1 else (None, *axes[1:])
-        self.kernel: Any = nnx.Param(init(rngs.params(), (in_features, *out)), axes=(axes[0], *out_axes))
+        kernel = nnx.Param(init(rngs.params(), (in_features, *out)), axes=(axes[0], *out_axes))
+        self.kernel: nnx.Param[jax.Array] | Kernel = kernel
         self.bias = nnx.Param(jnp.zeros(out, jnp.float32), axes=out_axes) if use_bias else None
-        self.lora: Any = nnx.data(None)
+        self.lora: Update | None = nnx.data(None)
         self.dtype = dtype
 
     def __call__(self, x: jax.Array, keys: "DropoutKeys | None" = None) -> jax.Array:
         x = x.astype(self.dtype)
-        if isinstance(self.kernel, nnx.Module):
-            y = self.kernel(x)
-        else:
+        if isinstance(self.kernel, nnx.Param):
             y = product(x, self.kernel[...].astype(self.dtype))
+        else:
+            y = self.kernel(x)
         if self.lora is not None:
             y = y + self.lora(x, keys)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
@@ -285,12 +301,12 @@ def plan_blocks(kinds: Sequence[Hashable], start: int = 0, stop: int | None = No
     return tuple(g for g in groups if g)
 
 
-def _all_but_attention(_: Any, *inputs: Any, **__: Any) -> bool:
+def _all_but_attention(_: object, *inputs: object, **__: object) -> bool:
     """Policy that saves all but attention, where alone heads are a separate dimension: [rows, heads, length, ...]."""
     return all(getattr(x, "ndim", 0) < 4 for x in inputs)
 
 
-REMAT_POLICIES: dict[str, Any] = {
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,
     "attention": _all_but_attention,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -317,6 +333,7 @@ class StackOptions:
 
 WHOLE_STACK = StackOptions()
 Cache = dict[str, dict[str, jax.Array]]
+Kind = TypeVar("Kind", bound=Hashable)
 
 
 class Stack(nnx.Module):
@@ -333,8 +350,8 @@ class Stack(nnx.Module):
 
     def __init__(
         self,
-        kinds: Sequence[Hashable],
-        make: Callable[[Any, nnx.Rngs], nnx.Module],
+        kinds: Sequence[Kind],
+        make: Callable[[Kind, nnx.Rngs], nnx.Module],
         *,
         options: StackOptions = WHOLE_STACK,
         rngs: nnx.Rngs,
@@ -356,7 +373,9 @@ class Stack(nnx.Module):
         keys = jax.random.split(rngs.params(), len(kinds))
         for block in self.blocks:
 
-            def build(key: jax.Array, kind: Hashable = kinds[block.first]) -> tuple[Any, Any]:
+            def build(
+                key: jax.Array, kind: Kind = kinds[block.first]
+            ) -> tuple[nnx.GraphDef[nnx.Module], nnx.State[Hashable, object]]:
                 return nnx.split(make(kind, nnx.Rngs(params=key)))
 
             graphdef, state = jax.vmap(build)(keys[np.array(block.layers)])
@@ -373,21 +392,27 @@ class Stack(nnx.Module):
                 return block.name, block.layers.index(layer)
         raise ValueError(f"there is no layer {layer}: the network has {self.num_layers} layers.")
 
-    def empty_cache(self, rows: int, shapes: dict[str, tuple[int, ...]], dtype: DTypeLike) -> Cache:
+    def empty_cache(self, rows: int, shapes: Mapping[str, tuple[int, ...]], dtype: DTypeLike) -> Cache:
         """Zeros [layers, rows, *shape] by block and name; the first axis of each shape is the slot."""
         return {
             block.name: {name: jnp.zeros((block.count, rows, *shape), dtype) for name, shape in shapes.items()}
             for block in self.blocks
         }
 
+    @overload
+    def __call__(self, x: jax.Array, context: object, dropout: DropoutKeys | None = None) -> jax.Array: ...
+    @overload
+    def __call__(
+        self, x: jax.Array, context: object, dropout: DropoutKeys | None, cache: Cache, index: jax.Array | int
+    ) -> tuple[jax.Array, Cache]: ...
     def __call__(
         self,
         x: jax.Array,
-        context: Any,
+        context: object,
         dropout: DropoutKeys | None = None,
         cache: Cache | None = None,
         index: jax.Array | int = 0,
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, Cache]:
         """Runs the layers. Returns x, or (x, cache) if there is a cache.
 
         With a cache, a layer gets its own cache, name -> [rows, slots, ...], and returns the entries of the call's
@@ -404,7 +429,7 @@ class Stack(nnx.Module):
         self,
         group: tuple[Block, ...],
         x: jax.Array,
-        context: Any,
+        context: object,
         dropout: DropoutKeys | None,
         cache: Cache | None,
         index: jax.Array | int,
@@ -412,7 +437,9 @@ class Stack(nnx.Module):
         split = [nnx.split(getattr(self, block.name)) for block in group]
         caches = {} if cache is None else {block.name: cache[block.name] for block in group}
 
-        def body(carry: tuple[jax.Array, Cache], inputs: tuple[jax.Array, list[Any]]) -> tuple[Any, None]:
+        def body(
+            carry: tuple[jax.Array, Cache], inputs: tuple[jax.Array, list[nnx.State[Hashable, object]]]
+        ) -> tuple[tuple[jax.Array, Cache], None]:
             (x, caches), (repeat, states) = carry, inputs
             for offset, (block, (graphdef, _), state) in enumerate(zip(group, split, states, strict=True)):
                 layer_number = group[0].first + repeat * len(group) + offset

@@ -1,14 +1,23 @@
 """Llama (Touvron et al., 2023), Mistral (Jiang et al., 2023), Qwen2 and Qwen3 (Yang et al., 2024 and 2025)."""
 
 from collections.abc import Callable
-from typing import Any
 
 from flax import nnx
 from jax.typing import DTypeLike
 from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.decoder import GLOBAL, LOCAL, Decoder, DecoderSpec, read_spec
-from instructrec_jax.backbones.family import Family, Head, HeadSpec, LMHeadSpec, Rule, embedding, linear, refuse
+from instructrec_jax.backbones.family import (
+    Backbone,
+    Family,
+    Head,
+    HeadSpec,
+    LMHeadSpec,
+    Rule,
+    embedding,
+    linear,
+    refuse,
+)
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.rope import read_rope
 
@@ -109,12 +118,12 @@ HEADS = {
 }
 
 
-def family(read: Callable[[Any], DecoderSpec], base_class: str) -> Family:
+def family(read: Callable[[PretrainedConfig], DecoderSpec], base_class: str) -> Family:
     """A Llama-like family; `read(config)` returns its spec."""
 
     def build(
         config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-    ) -> nnx.Module:
+    ) -> Backbone:
         return Decoder(read(config), dtype=dtype, stack=stack, rngs=rngs)
 
     return Family(

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.encoder import check_positions
-from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
+from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
     Embedding,
@@ -135,7 +135,7 @@ class Layer(nnx.Module):
         return x + self.mlp_out(dropout(y, spec.mlp_dropout, site(2)), keys)
 
 
-class ModernBert(nnx.Module):
+class ModernBert(Backbone):
     """ModernBERT's network. A call takes int32 [rows, length] arrays (see `Family`); token types are ignored."""
 
     def __init__(
@@ -172,11 +172,6 @@ class ModernBert(nnx.Module):
         self.vocab_size = spec.vocab_size
         self.max_length = max_length
 
-    @property
-    def word_embedding_table(self) -> jax.Array:
-        """The embedding table [vocab_size, hidden_size], also used by tied masked-language-model heads."""
-        return self.word_embeddings.table[...]
-
     def __call__(
         self,
         tokens: jax.Array,
@@ -201,9 +196,7 @@ def output_range(config: PretrainedConfig) -> float:
     return config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
 
 
-def build(
-    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> nnx.Module:
+def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
     head_dim = config.hidden_size // config.num_attention_heads
     refuse(
         config,

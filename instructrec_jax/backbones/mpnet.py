@@ -6,16 +6,14 @@ from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.bert import CLASSIFIER, SPAN, refuse_variants
 from instructrec_jax.backbones.encoder import NUM_BUCKETS, Encoder, EncoderSpec
-from instructrec_jax.backbones.family import Family, Head, HeadSpec, embedding, linear, norm
+from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, embedding, linear, norm
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.roberta import HEADS as ROBERTA_HEADS
 
 PADDING_ID = 1  # fixed by the architecture: positions start at 2 for any pad_token_id
 
 
-def build(
-    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> nnx.Module:
+def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
     refuse_variants(config)
     if config.relative_attention_num_buckets < NUM_BUCKETS:
         raise ValueError(

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from instructrec_jax.backbones.json_fields import Fields, read_fields
 
@@ -40,7 +39,7 @@ ROPE_NUMBERS = """
 """.split()
 
 
-def read_network_config(folder: Path) -> Any:
+def read_network_config(folder: Path) -> PretrainedConfig:
     """The `transformers` config of a folder of a supported model_type.
 
     Raises ValueError that names the file and, for a wrong type or range, the field and its value.

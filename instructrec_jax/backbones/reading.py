@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from transformers import PretrainedConfig
 
-from instructrec_jax.backbones.family import Family, Rule
+from instructrec_jax.backbones.family import Backbone, Family, Rule
 from instructrec_jax.backbones.folder import (
     PoolingSpec,
     declared_head,
@@ -27,6 +26,7 @@ from instructrec_jax.backbones.layers import WHOLE_STACK, Axes, StackOptions
 from instructrec_jax.backbones.network_config import quantization_method
 from instructrec_jax.backbones.tensor_names import (
     FILE_DTYPES,
+    Network,
     Site,
     TensorFiles,
     abstract_module,
@@ -75,7 +75,7 @@ class LoadReport:
 class Pretrained:
     """A loaded network (parameters fp32) with its HuggingFace config, family, load report and pooling."""
 
-    module: nnx.Module
+    module: Backbone
     config: PretrainedConfig
     family: Family
     report: LoadReport
@@ -89,7 +89,7 @@ def build_backbone(
     stack: StackOptions = WHOLE_STACK,
     pooler: bool = True,
     rngs: nnx.Rngs,
-) -> nnx.Module:
+) -> Backbone:
     """The network of a HuggingFace config, initialized as in HuggingFace; see `Family` for its call.
 
     Raises ValueError for an impossible config.
@@ -111,8 +111,7 @@ def input_limit(config: PretrainedConfig) -> int:
 
     It may differ from `max_position_embeddings`: RoBERTa and MPNet reserve the first rows of that table for padding.
     """
-    module: Any = abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key)))
-    return module.max_length
+    return abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key))).max_length
 
 
 def load_backbone(
@@ -148,7 +147,7 @@ def load_backbone(
     if verify and not random_init:
         verify_checksums(folder)
 
-    def build(key: jax.Array) -> nnx.Module:
+    def build(key: jax.Array) -> Backbone:
         return build_backbone(config, dtype=dtype, stack=stack, pooler=pooler, rngs=nnx.Rngs(params=key))
 
     if random_init:
@@ -174,11 +173,11 @@ def load_backbone(
 def load_head(
     path_or_hub_id: str | os.PathLike[str],
     kind: str,
-    build: Callable[[jax.Array], nnx.Module],
+    build: Callable[[jax.Array], Network],
     *,
     rngs: nnx.Rngs,
     shardings: Shardings | None = None,
-) -> tuple[nnx.Module, LoadReport]:
+) -> tuple[Network, LoadReport]:
     """Builds a task head and loads the checkpoint's own head into it, if it has one of this kind.
 
     Args:
@@ -280,14 +279,14 @@ def _check_tied(files: TensorFiles, family: Family, rules: tuple[Rule, ...], nee
 
 
 def _fill(
-    build: Callable[[jax.Array], nnx.Module],
+    build: Callable[[jax.Array], Network],
     files: TensorFiles | None,
     rules: tuple[Rule, ...],
     prefix: str,
     key: jax.Array,
     shardings: Shardings | None,
     may_lack: Callable[[str], bool],
-) -> tuple[nnx.Module, LoadReport]:
+) -> tuple[Network, LoadReport]:
     """Builds a module with parameters from `files` by `rules`; initializes absent ones if `may_lack(path)`."""
     by_path = {rule.path: rule for rule in rules}
     sites = sites_of(abstract_module(build))
@@ -385,7 +384,7 @@ def _read(site: Site, rule: Rule, names: list[str], files: TensorFiles, sharding
             out[i] = read_slice(files, name, rule.transform, shape, index[1:])
         return out
 
-    sharding: Any = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     if shardings is not None:
         sharding = shardings(site.path, site.shape, site.axes)
     where = sharding.addressable_devices_indices_map(site.shape)

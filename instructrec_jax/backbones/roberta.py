@@ -13,13 +13,11 @@ from instructrec_jax.backbones.bert import (
     token_head,
 )
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
-from instructrec_jax.backbones.family import Family, Head, HeadSpec, Rule, linear, norm
+from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, linear, norm
 from instructrec_jax.backbones.layers import StackOptions
 
 
-def build(
-    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> nnx.Module:
+def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
     refuse_variants(config)
     if config.pad_token_id is None:
         raise ValueError(

@@ -1,14 +1,14 @@
 """Rotary positions (Su et al., 2021) and their scaling for longer inputs."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from transformers import PretrainedConfig
+
+from instructrec_jax.backbones.json_fields import Fields
 
 
 @dataclass(frozen=True)
@@ -68,43 +68,53 @@ def read_rope(config: PretrainedConfig, kind: str | None = None) -> Rope:
     # fp32 throughout, as in PyTorch, because rounding of frequencies matters at distant positions
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1.0) / np.power(np.float32(parameters["rope_theta"]), exponents)
-    frequencies, scale = SCALINGS[rope_type](frequencies, parameters, config)
+    fields = Fields(f"config.json, rope_parameters{of}", parameters)
+    frequencies, scale = SCALINGS[rope_type](frequencies, fields, config)
     return Rope(tuple(map(float, frequencies)), scale)
 
 
 Scaled = tuple[np.ndarray, float]  # frequencies, fp32 [head_dim / 2], and the factor of cos and sin
 
 
-def _default(frequencies: np.ndarray, parameters: Mapping[str, Any], config: PretrainedConfig) -> Scaled:
+def _needed(parameters: Fields, name: str) -> float:
+    value = parameters.number(name)
+    if value is None:
+        parameters.refuse(name, "a number")
+    return value
+
+
+def _default(frequencies: np.ndarray, parameters: Fields, config: PretrainedConfig) -> Scaled:
     return frequencies, 1.0
 
 
-def _linear(frequencies: np.ndarray, parameters: Mapping[str, Any], config: PretrainedConfig) -> Scaled:
+def _linear(frequencies: np.ndarray, parameters: Fields, config: PretrainedConfig) -> Scaled:
     """Position interpolation (Chen et al., 2023)."""
-    return frequencies / np.float32(parameters["factor"]), 1.0
+    return frequencies / np.float32(_needed(parameters, "factor")), 1.0
 
 
-def _llama3(frequencies: np.ndarray, parameters: Mapping[str, Any], config: PretrainedConfig) -> Scaled:
+def _llama3(frequencies: np.ndarray, parameters: Fields, config: PretrainedConfig) -> Scaled:
     """Llama 3.1: stretches long waves by `factor`, keeps short ones, and interpolates between the two."""
-    factor, length = parameters["factor"], parameters["original_max_position_embeddings"]
-    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+    factor, length = _needed(parameters, "factor"), _needed(parameters, "original_max_position_embeddings")
+    low, high = _needed(parameters, "low_freq_factor"), _needed(parameters, "high_freq_factor")
     waves = np.float32(2 * math.pi) / frequencies  # positions per turn
     keep = np.clip((length / waves - low) / (high - low), 0.0, 1.0)
     return ((1 - keep) * frequencies / factor + keep * frequencies).astype(np.float32), 1.0
 
 
-def _yarn(frequencies: np.ndarray, parameters: Mapping[str, Any], config: PretrainedConfig) -> Scaled:
+def _yarn(frequencies: np.ndarray, parameters: Fields, config: PretrainedConfig) -> Scaled:
     """YaRN (Peng et al., 2023): like llama3, interpolated by the number of turns within the original length."""
-    length = parameters["original_max_position_embeddings"]
-    factor = parameters["factor"] or config.max_position_embeddings / length
-    dim = 2 * len(frequencies)
+    length = _needed(parameters, "original_max_position_embeddings")
+    if "factor" not in parameters.values:
+        parameters.refuse("factor", "a number, or null for the ratio of the new length to the original one")
+    factor = parameters.number("factor") or config.max_position_embeddings / length
+    base, dim = _needed(parameters, "rope_theta"), 2 * len(frequencies)
 
     def feature(turns: float) -> float:
         """The feature whose pair makes `turns` turns within `length` positions."""
-        return dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(parameters["rope_theta"]))
+        return dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    low, high = feature(parameters.get("beta_fast") or 32), feature(parameters.get("beta_slow") or 1)
-    if parameters.get("truncate", True):
+    low, high = feature(parameters.number("beta_fast") or 32), feature(parameters.number("beta_slow") or 1)
+    if parameters.values.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     ramp = (np.arange(dim // 2, dtype=np.float32) - low) / ((high - low) or 0.001)
@@ -114,11 +124,11 @@ def _yarn(frequencies: np.ndarray, parameters: Mapping[str, Any], config: Pretra
     def magnitude(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    scale = parameters.get("attention_factor")
+    scale = parameters.number("attention_factor")
     if scale is None:
-        one, all_dim = parameters.get("mscale"), parameters.get("mscale_all_dim")
+        one, all_dim = parameters.number("mscale"), parameters.number("mscale_all_dim")
         scale = magnitude(one) / magnitude(all_dim) if one and all_dim else magnitude(1.0)
-    return frequencies, float(scale)
+    return frequencies, scale
 
 
 SCALINGS = {"default": _default, "linear": _linear, "dynamic": _default, "llama3": _llama3, "yarn": _yarn}

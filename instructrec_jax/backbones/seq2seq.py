@@ -1,7 +1,7 @@
 """The common part of encoder–decoders: attention, encode, decode and the cache. Families add the layers."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from instructrec_jax.backbones.attention import attention
-from instructrec_jax.backbones.decoder import append
+from instructrec_jax.backbones.decoder import DecoderCache, append
 from instructrec_jax.backbones.encoder import check_positions
-from instructrec_jax.backbones.layers import DropoutKeys, Embedding, Linear, StackOptions, normal
+from instructrec_jax.backbones.family import Backbone
+from instructrec_jax.backbones.layers import Cache, DropoutKeys, Embedding, Linear, Stack, StackOptions, normal
 
 
 @jax.tree_util.register_dataclass
@@ -87,7 +88,17 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:-1], self.spec.num_heads, self.spec.head_dim)
 
     def attend(
-        self, x: jax.Array, k: jax.Array, v: jax.Array, context: Context, keys: DropoutKeys | None, **options: Any
+        self,
+        x: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        context: Context,
+        keys: DropoutKeys | None,
+        *,
+        key_segment_ids: jax.Array | None,
+        key_positions: jax.Array | None,
+        bias: jax.Array | None = None,
+        causal: bool = False,
     ) -> jax.Array:
         out = attention(
             self.heads(self.query(x, keys)),
@@ -96,9 +107,12 @@ class Attention(nnx.Module):
             segment_ids=context.segment_ids,
             positions=context.positions,
             scale=self.spec.scale,
+            key_segment_ids=key_segment_ids,
+            key_positions=key_positions,
+            bias=bias,
+            causal=causal,
             dropout_rate=self.spec.dropout,
             dropout_keys=keys,
-            **options,
         )
         return self.output(out.reshape(*x.shape[:-1], -1), keys)
 
@@ -169,13 +183,31 @@ class CrossAttention(Attention):
         )
 
 
-class EncoderDecoder(nnx.Module):
+class EncoderDecoderCache(DecoderCache):
+    """The target tokens that the decoder has read, and the encoded text, see `Family`."""
+
+    encoded_segment_ids: jax.Array  # int32 [rows, encoded length]
+
+
+LayerCache = TypeVar("LayerCache", Cache, None)
+
+
+class Side(Protocol):
+    """The encoder or the decoder, from word embeddings to the last hidden states."""
+
+    layers: Stack
+
+    def __call__(
+        self, x: jax.Array, context: Context, dropout: DropoutKeys | None, cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]: ...
+
+
+class EncoderDecoder(Backbone):
     """A network of the kind "encoder_decoder"; see `Family` for its calls.
 
     Args:
         word_embeddings: the table shared by encoder and decoder.
-        encoder, decoder: `side(x, context, dropout, cache) -> x, or (x, cache)`, from word embeddings to the last
-            hidden states; each has a `Stack` named `layers`.
+        encoder, decoder: see `Side`.
         cache_shape: (heads, head_dim) of the decoder.
         max_length: maximum length of source and target.
         dtype: of the activations.
@@ -184,25 +216,20 @@ class EncoderDecoder(nnx.Module):
     def __init__(
         self,
         word_embeddings: Embedding,
-        encoder: nnx.Module,
-        decoder: nnx.Module,
+        encoder: Side,
+        decoder: Side,
         *,
         cache_shape: tuple[int, int],
         max_length: int,
         dtype: DTypeLike,
     ):
         self.word_embeddings = word_embeddings
-        self.encoder: Any = encoder
-        self.decoder: Any = decoder
+        self.encoder = encoder
+        self.decoder = decoder
         self.cache_shape = cache_shape
         self.vocab_size, self.hidden_size = word_embeddings.table[...].shape
         self.max_length = max_length
         self.dtype = dtype
-
-    @property
-    def word_embedding_table(self) -> jax.Array:
-        """The embedding table [vocab_size, hidden_size], also used by tied language-model heads."""
-        return self.word_embeddings.table[...]
 
     def encode(
         self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, *, dropout: DropoutKeys | None = None
@@ -213,8 +240,9 @@ class EncoderDecoder(nnx.Module):
         """
         check_positions(positions, self.max_length)
         context = Context(segment_ids, positions, segment_ids, positions)
-        return self.encoder(self.word_embeddings(tokens), context, dropout, None)
+        return self.encoder(self.word_embeddings(tokens), context, dropout, None)[0]
 
+    @overload
     def decode(
         self,
         tokens: jax.Array,
@@ -224,8 +252,31 @@ class EncoderDecoder(nnx.Module):
         encoded_segment_ids: jax.Array | None = None,
         *,
         dropout: DropoutKeys | None = None,
-        cache: dict[str, Any] | None = None,
-    ) -> Any:
+        cache: None = None,
+    ) -> jax.Array: ...
+    @overload
+    def decode(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        encoded: jax.Array | None = None,
+        encoded_segment_ids: jax.Array | None = None,
+        *,
+        dropout: DropoutKeys | None = None,
+        cache: EncoderDecoderCache,
+    ) -> tuple[jax.Array, EncoderDecoderCache]: ...
+    def decode(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        encoded: jax.Array | None = None,
+        encoded_segment_ids: jax.Array | None = None,
+        *,
+        dropout: DropoutKeys | None = None,
+        cache: EncoderDecoderCache | None = None,
+    ) -> jax.Array | tuple[jax.Array, EncoderDecoderCache]:
         """int32 [rows, target length] each -> [rows, target length, hidden_size], or (that, cache).
 
         Args:
@@ -247,7 +298,7 @@ class EncoderDecoder(nnx.Module):
             if encoded is None or encoded_segment_ids is None:
                 raise ValueError("decode() needs `encoded`, the result of encode(), or a cache that has it.")
             own = (segment_ids, positions)
-            return self.decoder(x, _context(own, own, 0, encoded, encoded_segment_ids), dropout, None)
+            return self.decoder(x, _context(own, own, 0, encoded, encoded_segment_ids), dropout, None)[0]
         usable = _check_cache(cache, tokens, encoded)
         index = cache["index"]
         keys = append(cache["segment_ids"], segment_ids, index), append(cache["positions"], positions, index)
@@ -263,7 +314,7 @@ class EncoderDecoder(nnx.Module):
             "encoded_segment_ids": encoded_segment_ids,
         }
 
-    def empty_cache(self, rows: int, capacity: int, encoded_length: int) -> dict[str, Any]:
+    def empty_cache(self, rows: int, capacity: int, encoded_length: int) -> EncoderDecoderCache:
         """A cache for `decode`, for `capacity` target tokens per row.
 
         As in `Family`, with "encoded_segment_ids" int32 [rows, encoded_length], and with each layer's keys and values
@@ -313,7 +364,7 @@ def _context(
     )
 
 
-def _check_cache(cache: dict[str, Any], tokens: jax.Array, encoded: jax.Array | None) -> jax.Array:
+def _check_cache(cache: EncoderDecoderCache, tokens: jax.Array, encoded: jax.Array | None) -> jax.Array:
     """bool scalar: whether the tokens fit into the cache and the encoded text is known. Raises ValueError if not."""
     capacity, encoded_length = cache["segment_ids"].shape[1], cache["encoded_segment_ids"].shape[1]
     if encoded is not None and encoded.shape[1] != encoded_length:

@@ -5,7 +5,6 @@ and by all layers of the decoder.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from jax.typing import DTypeLike
 from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.encoder import relative_bias, relative_buckets
-from instructrec_jax.backbones.family import Family, Head, LMHeadSpec, Rule, embedding, linear, norm, refuse
+from instructrec_jax.backbones.family import Backbone, Family, Head, LMHeadSpec, Rule, embedding, linear, norm, refuse
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
     Embedding,
@@ -31,6 +30,7 @@ from instructrec_jax.backbones.seq2seq import (
     Context,
     CrossAttention,
     EncoderDecoder,
+    LayerCache,
     SelfAttention,
     encoder_options,
 )
@@ -102,7 +102,7 @@ class Layer(nnx.Module):
 
     def __call__(
         self, x: jax.Array, context: Context, keys: DropoutKeys | None, cache: dict[str, jax.Array] | None = None
-    ) -> Any:
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         def site(number: int) -> DropoutKeys | None:
             return None if keys is None else keys.fold(number)
 
@@ -131,7 +131,9 @@ class Side(nnx.Module):
         self.decoder = decoder
         self.spec = spec
 
-    def __call__(self, x: jax.Array, context: Context, dropout: DropoutKeys | None, cache: Any) -> Any:
+    def __call__(
+        self, x: jax.Array, context: Context, dropout: DropoutKeys | None, cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
         spec = self.spec
 
         def drop(x: jax.Array, site: int) -> jax.Array:
@@ -145,18 +147,18 @@ class Side(nnx.Module):
         )
         bias = relative_bias(self.relative_bias, buckets, context.positions, context.key_positions)
         context = replace(context, bias=bias)
-        out = self.layers(drop(x, 0), context, dropout, cache, context.index)
-        x, cache = out if cache is not None else (out, None)
-        x = drop(self.final_norm(x), self.layers.num_layers + 1)
-        return x if cache is None else (x, cache)
+        x = drop(x, 0)
+        if cache is None:
+            x = self.layers(x, context, dropout)
+        else:
+            x, cache = self.layers(x, context, dropout, cache, context.index)
+        return drop(self.final_norm(x), self.layers.num_layers + 1), cache
 
 
 _dropout = dropout  # `dropout` names the keys in the call signature above
 
 
-def build(
-    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> nnx.Module:
+def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
     refuse(config, is_encoder_decoder=True, is_decoder=False, tie_encoder_decoder=False, pruned_heads=({}, []))
     activation(config.dense_act_fn)
     exact = config.relative_attention_num_buckets // 4  # number of the encoder's distances with separate buckets

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 
 import jax
 import ml_dtypes
@@ -21,6 +21,7 @@ from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.json_fields import read_fields
 from instructrec_jax.backbones.layers import Axes, Stack
 
+Network = TypeVar("Network", bound=nnx.Module)
 FILE_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -148,7 +149,7 @@ class TensorFiles:
         self._stack.close()
 
     @property
-    def names(self) -> Mapping[str, Any]:
+    def names(self) -> Mapping[str, object]:
         return self._stored
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -236,7 +237,7 @@ class Site:
     axes: Axes
 
 
-def abstract_module(build: Callable[[jax.Array], nnx.Module]) -> nnx.Module:
+def abstract_module(build: Callable[[jax.Array], Network]) -> Network:
     """The module with shapes for values; allocates nothing."""
     return nnx.merge(*jax.eval_shape(lambda key: nnx.split(build(key)), jax.random.key(0)))
 
@@ -245,7 +246,7 @@ def sites_of(module: nnx.Module) -> list[Site]:
     """All parameters of a module."""
     sites = []
     for keys, variable in nnx.to_flat_state(nnx.state(module)):
-        owner: Any = module
+        owner: object = module
         rule_keys, layers = list(keys), None
         for depth, key in enumerate(keys):
             if isinstance(owner, Stack):
@@ -259,7 +260,7 @@ def sites_of(module: nnx.Module) -> list[Site]:
     return sites
 
 
-def find_name(name: str, old_names: Iterable[str], prefix: str, names: Mapping[str, Any]) -> str | None:
+def find_name(name: str, old_names: Iterable[str], prefix: str, names: Mapping[str, object]) -> str | None:
     """A tensor's name in the file; older names take precedence."""
     return next((prefix + n for n in (*old_names, name) if prefix + n in names), None)
 

@@ -1,9 +1,9 @@
 """The tokenizer of a HuggingFace folder."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import AutoTokenizer, BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.json_fields import Fields, read_fields
@@ -12,7 +12,7 @@ from instructrec_jax.extras import require
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "cls_token_id", "sep_token_id")
 
 
-def open_tokenizer(folder: Path, network_config: PretrainedConfig) -> Any:
+def open_tokenizer(folder: Path, network_config: PretrainedConfig) -> PreTrainedTokenizerBase:
     """The `transformers` tokenizer of a folder, without running remote code.
 
     Tokenizers of some published decoders have a few tokens beyond the network's vocabulary (Gemma 3:
@@ -55,12 +55,13 @@ def open_tokenizer(folder: Path, network_config: PretrainedConfig) -> Any:
     return _refusing(tokenizer, beyond, size)
 
 
-def _refusing(tokenizer: Any, beyond: dict[int, str], size: int) -> Any:
+def _refusing(tokenizer: PreTrainedTokenizerBase, beyond: dict[int, str], size: int) -> PreTrainedTokenizerBase:
     """The tokenizer, changed so that a call raises ValueError for a text with one of the tokens `beyond`."""
-    plain: Any = type(tokenizer)
+    plain = type(tokenizer)
+    tokenize: Callable[..., BatchEncoding] = plain.__call__
 
-    def call(self: Any, *texts: Any, **options: Any) -> Any:
-        encoded = plain.__call__(self, *texts, **options)
+    def call(self: PreTrainedTokenizerBase, *texts: object, **options: object) -> BatchEncoding:
+        encoded = tokenize(self, *texts, **options)
         rows = encoded["input_ids"]
         for row in rows if len(rows) and not isinstance(rows[0], int) else [rows]:
             if len(row) and max(row) >= size:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -94,7 +94,7 @@ class _Tensor:
     kind: str  # one of FILE_DTYPES
     shape: tuple[int, ...]  # in the file
     transform: str
-    value: Any  # array
+    value: jax.Array
     layer: int | None  # index along the value's first axis
 
     @property
@@ -115,7 +115,7 @@ class _Tensor:
             )
         return out
 
-    def _part(self) -> Any:
+    def _part(self) -> jax.Array:
         """A copy, because a jax array keeps its host copy for its whole lifetime."""
         return jnp.copy(self.value) if self.layer is None else self.value[self.layer]
 
@@ -194,7 +194,7 @@ def _write_file(path: Path, tensors: list[_Tensor]) -> None:
     Why our own: `safetensors.numpy.save_file` needs all tensors in memory and copies them there.
     """
     tensors = sorted(tensors, key=lambda t: -FILE_DTYPES[t.kind].itemsize)  # so that every tensor is aligned
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
         start, end = end, end + tensor.nbytes

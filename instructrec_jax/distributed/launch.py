@@ -16,14 +16,16 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn, TextIO, TypedDict, TypeVar, overload
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.typing import ArrayLike
 
 from instructrec_jax.extras import installed
 
+T = TypeVar("T")
 HEARTBEAT_SECONDS = 60  # a process without a heartbeat for this long counts as dead
 SHUTDOWN_SECONDS = 300  # how long a finished process waits for the others
 SHARED_SECONDS = 60  # maximum delay until a network file system shows another machine's files
@@ -41,7 +43,17 @@ RANKS = {  # launcher -> variables of the process number, the process count and 
 # ---------------------------------------------------------------- initialization
 
 
-def settings_from(environment: Mapping[str, str]) -> dict[str, Any] | None:
+class ProcessSettings(TypedDict, total=False):
+    """Arguments of `jax.distributed.initialize`; jax detects those that are left out."""
+
+    coordinator_address: str
+    process_id: int
+    num_processes: int
+    local_device_ids: int | None
+    cluster_detection_method: str
+
+
+def settings_from(environment: Mapping[str, str]) -> ProcessSettings | None:
     """Arguments for `jax.distributed.initialize`, or None for a single process.
 
     Order of precedence: COORDINATOR_ADDRESS (host:port of the first process) with PROCESS_ID and NUM_PROCESSES, or with
@@ -66,7 +78,7 @@ def settings_from(environment: Mapping[str, str]) -> dict[str, Any] | None:
     return {} if _on_a_tpu_machine(environment) else None
 
 
-def _by_hand(environment: Mapping[str, str]) -> dict[str, Any] | None:
+def _by_hand(environment: Mapping[str, str]) -> ProcessSettings | None:
     found = {name: environment[name] for name in (ADDRESS, NUMBER, COUNT) if environment.get(name)}
     local = None
     if ADDRESS in found and len(found) == 1:
@@ -170,7 +182,13 @@ def say(text: str, file: TextIO | None = None) -> None:
         print(text, file=sys.stderr if file is None else file, flush=True)
 
 
-def place(tree: Any, shardings: Any) -> Any:
+@overload
+def place(tree: np.ndarray | np.generic | jax.Array, shardings: jax.sharding.Sharding) -> jax.Array: ...
+@overload
+def place(tree: dict[str, np.ndarray], shardings: object) -> dict[str, jax.Array]: ...
+@overload
+def place(tree: T, shardings: object) -> T: ...
+def place(tree: object, shardings: object) -> object:
     """Like `jax.device_put`, for values that are equal in every process; unlike it, does not check that they are.
 
     Args:
@@ -182,7 +200,7 @@ def place(tree: Any, shardings: Any) -> Any:
         one = shardings
         shardings = jax.tree.map(lambda _: one, tree)
 
-    def put(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    def put(value: np.ndarray | np.generic | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             return jax.device_put(value, sharding)
         host = np.asarray(value)
@@ -191,7 +209,7 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def fetch(array: Any) -> np.ndarray:
+def fetch(array: ArrayLike) -> np.ndarray:
     """The whole array as NumPy, in every process."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)

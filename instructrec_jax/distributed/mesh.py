@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal, TypeVar, Union
 
 import jax
 import numpy as np
@@ -14,6 +14,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "context", "tensor")
+
+Leaf = TypeVar("Leaf")
+Nested = dict[str, Union[Leaf, "Nested[Leaf]"]]  # nested dicts, as those of a model's parameters
 
 # Logical axis -> mesh axes. A parameter names its logical axes at its definition (`nnx.Param(..., axes=...)`), an
 # activation at `constrain`. The setting `mesh.rules` changes the table for one mesh.
@@ -270,15 +273,17 @@ def parameter_sharding(mesh: DeviceMesh, shape: tuple[int, ...], axes: tuple[str
     return NamedSharding(mesh.jax_mesh, PartitionSpec(*spec))
 
 
-def parameter_shardings(mesh: DeviceMesh, model: nnx.Module) -> dict[str, Any]:
+def parameter_shardings(mesh: DeviceMesh, model: nnx.Module) -> Nested[NamedSharding]:
     """Shardings of a (possibly abstract) model's parameters, as nested as `nnx.to_pure_dict(nnx.state(model))`."""
-    tree: dict[str, Any] = {}
+    tree: Nested[NamedSharding] = {}
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         shape, axes = variable.get_value().shape, variable.get_metadata()["axes"]
         if len(shape) == len(axes) + 1:
             axes = ("layers", *axes)
         node, names = tree, [str(part) for part in path]
         for name in names[:-1]:
-            node = node.setdefault(name, {})
+            below = node.setdefault(name, {})
+            assert isinstance(below, dict)
+            node = below
         node[names[-1]] = parameter_sharding(mesh, shape, axes)
     return tree

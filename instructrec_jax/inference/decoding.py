@@ -5,10 +5,10 @@ Each is compiled once per shape: prompts are padded on the right to a length buc
 mesh's data axes. A `Sampling` or a `BeamSearch` chooses the next token.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,29 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from instructrec_jax.adapters.heads import LMHead
+from instructrec_jax.backbones import decoder, gpt2
+from instructrec_jax.backbones.decoder import DecoderCache
+from instructrec_jax.backbones.seq2seq import EncoderDecoder, EncoderDecoderCache
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.distributed.launch import fetch, place
-from instructrec_jax.distributed.mesh import DeviceMesh, activation_sharding, replicated
+from instructrec_jax.distributed.mesh import DeviceMesh, Nested, activation_sharding, replicated
 from instructrec_jax.inference.beam import BeamSearch
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.inference.sampling import Sampling, State, seen_tokens
 
 ROOM = 32  # answers have room for a multiple of this number of tokens
 
-Parameters = Mapping[str, Any]  # the state of a model, as nested as its modules
+Network = TypeVar("Network", bound=nnx.Module)
+Parameters = Nested[jax.Array]  # the state of a model, as nested as its modules
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A network with a language-model head."""
+
+    backbone: decoder.Decoder | gpt2.GPT2 | EncoderDecoder
+    head: LMHead
 
 
 class Search(Protocol):
@@ -34,7 +47,7 @@ class Search(Protocol):
     structure: GenerationConfig
 
     def begin(self, state: State, room: int) -> State:
-        """Adds the search's own arrays to the state, with room for `room` tokens per answer."""
+        """The state with the search's own arrays, with room for `room` tokens per answer."""
 
     def advance(self, state: State, logits: jax.Array) -> State:
         """Chooses the next token from logits float32 [rows, vocab]."""
@@ -101,7 +114,7 @@ def check_prompts(
             )
 
 
-class Decoder:
+class Decoder(Generic[Network]):
     """Answers tokenized prompts with a network on a mesh.
 
     Args:
@@ -112,13 +125,13 @@ class Decoder:
 
     def __init__(
         self,
-        graphdef: nnx.GraphDef[Any],
+        graphdef: nnx.GraphDef[Network],
         mesh: DeviceMesh,
         rules: TokenRules,
         *,
         max_length: int,
         encoder_decoder: bool,
-        view: Callable[[Any], Any] = lambda model: model,
+        view: Callable[[Network], object] = lambda model: model,
     ):
         self.graphdef, self.mesh, self.rules, self.view = graphdef, mesh, rules, view
         self.max_length, self.encoder_decoder = max_length, encoder_decoder
@@ -138,58 +151,69 @@ class Decoder:
 
     # ---------------------------------------------------------------- on the device
 
-    def _prefill(self, search: Search, params: Parameters, prompts: dict[str, jax.Array], room: int) -> State:
+    def _model(self, params: Parameters) -> LanguageModel:
         model = self.view(nnx.merge(self.graphdef, params))
+        if not isinstance(model, LanguageModel):
+            raise TypeError(f"decoding needs a model with a backbone and a head, but got a {type(model).__name__}.")
+        return model
+
+    def _prefill(self, search: Search, params: Parameters, prompts: dict[str, jax.Array], room: int) -> State:
+        model = self._model(params)
         tokens, lengths = prompts["tokens"], prompts["lengths"]
         rows, length = tokens.shape
         valid = jnp.arange(length) < lengths[:, None]
         segment_ids, positions = valid.astype(jnp.int32), jnp.where(valid, jnp.arange(length), 0)
-        state = {name: x for name, x in prompts.items() if name not in ("tokens", "lengths")}
-        state |= {"count": jnp.zeros((), jnp.int32), "broken": jnp.zeros_like(prompts["done"])}
-        if self.rules.start is not None:
+        arrays = {name: x for name, x in prompts.items() if name not in ("tokens", "lengths")}
+        arrays |= {"count": jnp.zeros((), jnp.int32), "broken": jnp.zeros_like(prompts["done"])}
+        cache: DecoderCache
+        if isinstance(model.backbone, EncoderDecoder):
+            if self.rules.start is None:
+                raise ValueError("an encoder–decoder needs a start token: see `TokenRules`.")
             encoded = model.backbone.encode(tokens, segment_ids, positions)
-            cache = model.backbone.empty_cache(rows, room, length)
+            room_for = model.backbone.empty_cache(rows, room, length)
             tokens, valid = jnp.full((rows, 1), self.rules.start, jnp.int32), jnp.ones((rows, 1), bool)
             place = jnp.zeros((rows, 1), jnp.int32)
-            hidden, cache = model.backbone.decode(tokens, place + 1, place, encoded, segment_ids, cache=cache)
-            last, state["position"] = hidden[:, 0], place[:, 0] + 1
+            hidden, cache = model.backbone.decode(tokens, place + 1, place, encoded, segment_ids, cache=room_for)
+            last, arrays["position"] = hidden[:, 0], place[:, 0] + 1
         else:
-            cache = model.backbone.empty_cache(rows, length + room)
             types = jnp.zeros_like(tokens)
-            hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=cache)
+            empty = model.backbone.empty_cache(rows, length + room)
+            hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=empty)
             # only a prompt's last position goes through the head, whose output is as wide as the vocabulary
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-            state["position"] = lengths
+            arrays["position"] = lengths
         logits = model.head(model.backbone, last)
         if search.structure.repetition_penalty != 1:
-            state["seen"] = seen_tokens(tokens, valid, logits.shape[-1])
-        state = search.begin(state | {"cache": cache}, room)
+            arrays["seen"] = seen_tokens(tokens, valid, logits.shape[-1])
+        state = search.begin(State(cache, arrays), room)
         return self._constrain(search.advance(_watch(state, logits), logits))
 
     def _decode(self, search: Search, params: Parameters, state: State, until: jax.Array) -> State:
-        model = self.view(nnx.merge(self.graphdef, params))
-        until = jnp.minimum(until, state["limit"])
+        model = self._model(params)
+        until = jnp.minimum(until, state.arrays["limit"])
 
         def unfinished(state: State) -> jax.Array:
-            return (state["count"] < until) & ~state["done"].all()
+            return (state.arrays["count"] < until) & ~state.arrays["done"].all()
 
         def step(state: State) -> State:
-            tokens = state["last"][:, None]
+            arrays, cache = state.arrays, state.cache
+            tokens = arrays["last"][:, None]
             ones = jnp.ones_like(tokens)
-            positions = (state["position"] + state["count"] - 1)[:, None]
-            if self.encoder_decoder:
-                hidden, cache = model.backbone.decode(tokens, ones, positions, cache=state["cache"])
+            positions = (arrays["position"] + arrays["count"] - 1)[:, None]
+            if isinstance(model.backbone, EncoderDecoder):
+                assert _has_encoded(cache)
+                hidden, cache = model.backbone.decode(tokens, ones, positions, cache=cache)
             else:
-                hidden, cache = model.backbone(tokens, ones, positions, ones * 0, cache=state["cache"])
+                hidden, cache = model.backbone(tokens, ones, positions, ones * 0, cache=cache)
             logits = model.head(model.backbone, hidden[:, 0])
-            return self._constrain(search.advance(_watch(state | {"cache": cache}, logits), logits))
+            return self._constrain(search.advance(_watch(State(cache, arrays), logits), logits))
 
         return self._constrain(jax.lax.while_loop(unfinished, step, state))
 
     def _constrain(self, state: State) -> State:
         """Constrains rows to data axes and key heads to the tensor axis, so that the next call is not recompiled."""
 
-        def pin(path: Any, x: jax.Array) -> jax.Array:
+        def pin(path: tuple[object, ...], x: jax.Array) -> jax.Array:
             layers = any(getattr(key, "key", None) == "layers" for key in path)
             axes = (None, "batch", None, "heads", None) if layers else ("batch", None, None)
             return jax.lax.with_sharding_constraint(x, self._sharding(x.shape, axes))
@@ -235,7 +259,7 @@ class Decoder:
             "done": np.arange(rows) >= len(prompts),
         }
         laid = {name: place(x, self._sharding(x.shape, ("batch", None))) for name, x in arrays.items()}
-        scalars: dict[str, Any] = {name: np.float32(value) for name, value in config.scalars().items()}
+        scalars: dict[str, np.generic] = {name: np.float32(value) for name, value in config.scalars().items()}
         scalars |= {"limit": np.int32(config.max_new_tokens), "seed": np.uint32(config.seed)}
         return laid | {name: place(x, replicated(self.mesh)) for name, x in scalars.items()}
 
@@ -265,16 +289,16 @@ class Decoder:
             stopped: set[int] = set()
             count = 1
             while True:
-                tokens, lengths, done = (fetch(x) for x in (*programs.search.answers(state), state["done"]))
+                tokens, lengths, done = (fetch(x) for x in (*programs.search.answers(state), state.arrays["done"]))
                 if stops is not None:
                     for row, number in enumerate(numbers):
                         if row not in stopped and stops(int(number), tokens[row, : lengths[row]].tolist()):
                             stopped.add(row)
                     ended = done | np.isin(np.arange(len(done)), list(stopped))
                     if (ended != done).any():
-                        state["done"] = place(ended, state["done"].sharding)
+                        state.arrays["done"] = place(ended, state.arrays["done"].sharding)
                     done = ended
-                if fetch(state["broken"]).any():
+                if fetch(state.arrays["broken"]).any():
                     raise FloatingPointError(
                         "the network's logits are NaN: its weights contain NaN or infinity, or backbone.dtype is too "
                         "narrow for them (float32 is the widest)."
@@ -289,7 +313,12 @@ class Decoder:
                 yield int(number), Answer(found, "stop" if row in stopped else finish)
 
 
+def _has_encoded(cache: DecoderCache) -> TypeGuard[EncoderDecoderCache]:
+    return "encoded_segment_ids" in cache
+
+
 def _watch(state: State, logits: jax.Array) -> State:
     """Marks prompts whose logits are NaN, because argmax would return a token anyway."""
-    broken = jnp.isnan(logits).reshape(len(state["done"]), -1).any(-1) & ~state["done"]
-    return state | {"broken": state["broken"] | broken}
+    done = state.arrays["done"]
+    broken = jnp.isnan(logits).reshape(len(done), -1).any(-1) & ~done
+    return State(state.cache, state.arrays | {"broken": state.arrays["broken"] | broken})

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -143,9 +142,12 @@ def token_rules(
                 "Remove the field to generate without it."
             )
 
-    def ids(*values: Any) -> tuple[int, ...]:
+    def ids(*values: object) -> tuple[int, ...]:
         flat = [i for value in values for i in (value if isinstance(value, list | tuple) else [value])]
-        return tuple(dict.fromkeys(int(i) for i in flat if i is not None and int(i) >= 0))
+        numbers = [i for i in flat if isinstance(i, int)]
+        if strange := [i for i in flat if i is not None and not isinstance(i, int)]:
+            raise ValueError(f"{folder}: the generation settings contain the token {strange[0]!r}, not an integer.")
+        return tuple(dict.fromkeys(i for i in numbers if i >= 0))
 
     def own(name: str) -> object:
         return fields.get(name) if fields.get(name) is not None else getattr(config, name, None)

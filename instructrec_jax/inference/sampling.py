@@ -5,15 +5,33 @@ same name in `transformers`; `adjust` and `warp` apply them in the same order.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from instructrec_jax.backbones.decoder import DecoderCache
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 
-State = dict[str, Any]
 Scalar = float | jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """What decoding carries from token to token.
+
+    Attributes:
+      cache: the network's, of an encoder–decoder an `EncoderDecoderCache`.
+      arrays: by name: "count", an int32 scalar, the number of tokens chosen so far; "limit", its maximum; "done", bool
+        [prompts]; "broken", bool [prompts], whether the logits were NaN; "last", int32 [rows], the tokens chosen last;
+        "position", int32 [rows], of the first chosen token; "numbers", int32 [prompts]; the numbers of
+        `GenerationConfig.scalars` and "seed"; with a repetition penalty "seen", bool [rows, vocab], the tokens that
+        occurred; and the search's own.
+    """
+
+    cache: DecoderCache
+    arrays: dict[str, jax.Array]
 
 
 def penalize_repetition(scores: jax.Array, seen: jax.Array, penalty: Scalar) -> jax.Array:
@@ -42,16 +60,11 @@ def keep_min_p(scores: jax.Array, p: Scalar) -> jax.Array:
     return jnp.where(probabilities < p * probabilities.max(-1, keepdims=True), -jnp.inf, scores)
 
 
-def adjust(scores: jax.Array, state: State, rules: TokenRules) -> jax.Array:
-    """Applies the rules common to greedy search, sampling and beam search.
-
-    Args:
-      state: "count", the number of tokens chosen so far; "limit", the maximum; with a repetition penalty also "seen",
-        bool [rows, vocab], the tokens that occurred.
-    """
+def adjust(scores: jax.Array, arrays: Mapping[str, jax.Array], rules: TokenRules) -> jax.Array:
+    """Applies the rules common to greedy search, sampling and beam search. `arrays`: see `State`."""
     tokens = jnp.arange(scores.shape[-1])
-    if "seen" in state:
-        scores = penalize_repetition(scores, state["seen"], state["repetition_penalty"])
+    if "seen" in arrays:
+        scores = penalize_repetition(scores, arrays["seen"], arrays["repetition_penalty"])
 
     def force(scores: jax.Array, chosen: tuple[int, ...], when: jax.Array) -> jax.Array:
         only = jnp.where(jnp.isin(tokens, jnp.array(chosen)), 0.0, -jnp.inf)
@@ -59,14 +72,14 @@ def adjust(scores: jax.Array, state: State, rules: TokenRules) -> jax.Array:
 
     first = 0
     if rules.forced_first is not None:
-        scores = force(scores, (rules.forced_first,), state["count"] == 0)
+        scores = force(scores, (rules.forced_first,), arrays["count"] == 0)
         first = 1
     if rules.forced_last:
-        scores = force(scores, rules.forced_last, state["count"] == state["limit"] - 1)
+        scores = force(scores, rules.forced_last, arrays["count"] == arrays["limit"] - 1)
     if rules.suppressed:
         scores = jnp.where(jnp.isin(tokens, jnp.array(rules.suppressed)), -jnp.inf, scores)
     if rules.suppressed_first:
-        suppressed = jnp.isin(tokens, jnp.array(rules.suppressed_first)) & (state["count"] == first)
+        suppressed = jnp.isin(tokens, jnp.array(rules.suppressed_first)) & (arrays["count"] == first)
         scores = jnp.where(suppressed, -jnp.inf, scores)
     return scores
 
@@ -112,31 +125,32 @@ class Sampling:
         self.structure, self.rules = structure, rules
 
     def begin(self, state: State, room: int) -> State:
-        rows = len(state["done"])
+        rows = len(state.arrays["done"])
         tokens = jnp.full((rows, room), self.rules.pad, jnp.int32)
-        return state | {"tokens": tokens, "lengths": jnp.zeros(rows, jnp.int32)}
+        return State(state.cache, state.arrays | {"tokens": tokens, "lengths": jnp.zeros(rows, jnp.int32)})
 
     def advance(self, state: State, logits: jax.Array) -> State:
         """Chooses the next token of every row that is not done."""
-        scores = adjust(logits, state, self.rules)
+        arrays = state.arrays
+        scores = adjust(logits, arrays, self.rules)
         if self.structure.temperature > 0:
-            scores = warp(scores, self.structure, state)
-            chosen = draw(scores, state["seed"], state["numbers"], state["count"])
+            scores = warp(scores, self.structure, arrays)
+            chosen = draw(scores, arrays["seed"], arrays["numbers"], arrays["count"])
         else:
             chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-        done = state["done"]
+        done = arrays["done"]
         chosen = jnp.where(done, self.rules.pad, chosen)
         new = {
             "last": chosen,
-            "tokens": jax.lax.dynamic_update_slice(state["tokens"], chosen[:, None], (0, state["count"])),
-            "lengths": state["lengths"] + ~done,
+            "tokens": jax.lax.dynamic_update_slice(arrays["tokens"], chosen[:, None], (0, arrays["count"])),
+            "lengths": arrays["lengths"] + ~done,
             "done": done | jnp.isin(chosen, jnp.array(self.rules.eos, jnp.int32)),
-            "count": state["count"] + 1,
+            "count": arrays["count"] + 1,
         }
-        if "seen" in state:
-            new["seen"] = state["seen"].at[jnp.arange(len(chosen)), chosen].set(True)
-        return state | new
+        if "seen" in arrays:
+            new["seen"] = arrays["seen"].at[jnp.arange(len(chosen)), chosen].set(True)
+        return State(state.cache, arrays | new)
 
     def answers(self, state: State) -> tuple[jax.Array, jax.Array]:
         """int32 (tokens [rows, room], token counts [rows])."""
-        return state["tokens"], state["lengths"]
+        return state.arrays["tokens"], state.arrays["lengths"]

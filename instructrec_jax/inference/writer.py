@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Generic, Protocol, runtime_checkable
 
 import numpy as np
 from flax import nnx
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.distributed.mesh import DeviceMesh
-from instructrec_jax.inference.decoding import Answer, Decoder, Parameters
+from instructrec_jax.inference.decoding import Answer, Decoder, Network, Parameters
 from instructrec_jax.inference.generation_config import GenerationConfig, token_rules
 from instructrec_jax.inference.text import TextStream, cut_at_stop
 
@@ -28,10 +29,10 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Writer:
+class Writer(Generic[Network]):
     """A decoder and its tokenizer."""
 
-    decoder: Decoder
+    decoder: Decoder[Network]
     tokenizer: PreTrainedTokenizerBase
 
     def write(
@@ -87,9 +88,37 @@ class Writer:
         return [Generated(cut_at_stop(text(answer.tokens), config.stop)[0], answer.finish) for answer in ordered]
 
 
-def open_writer(task: Any, graphdef: nnx.GraphDef[Any], mesh: DeviceMesh) -> Writer:
-    """The writer of a language-model task (`tasks.language_model`), limited to the network's input length."""
+class WritingContext(Protocol):
+    """What a writer needs of `tasks.base.TaskContext`."""
+
+    folder: Path | None
+    tokenizer: PreTrainedTokenizerBase
+    kind: str
+
+
+@runtime_checkable
+class WritingTask(Protocol):
+    """What a writer needs of a language-model task (`tasks.generation.language_model`)."""
+
+    @property
+    def context(self) -> WritingContext: ...
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Additional tokens that end an answer."""
+
+    @property
+    def view(self) -> Callable[..., object]:
+        """The network -> its part with `backbone` and `head`."""
+
+
+def open_writer(task: object, graphdef: nnx.GraphDef[Network], mesh: DeviceMesh) -> Writer[Network]:
+    """The writer of a language-model task (see `WritingTask`), limited to the network's input length."""
+    if not isinstance(task, WritingTask):
+        raise TypeError(f"a {type(task).__name__} writes no text.")
     context = task.context
+    if context.folder is None:
+        raise ValueError("a writer needs the backbone's folder, with its generation settings.")
     network = read_config(context.folder)
     rules = token_rules(context.folder, network, context.tokenizer, context.kind, task.ends)
     is_pair = context.kind == "encoder_decoder"

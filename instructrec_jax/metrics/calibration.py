@@ -1,12 +1,10 @@
 """Calibration: the confidence of predictions compared with their accuracy (Guo et al., 2017)."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 
-def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> list[dict[str, Any]]:
+def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> list[dict[str, float]]:
     """The rows of a reliability diagram: one per non-empty bin of confidence, of equal width.
 
     Args:

@@ -9,12 +9,13 @@ first: a classifier with equal scores for all labels gets the value of random gu
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from instructrec_jax.metrics.bootstrap import CorpusMetric
+
+Report = dict[str, float | dict[str, float]]  # by label or average: precision, recall, f1-score, support
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def classification_report(
     predictions: Sequence[str],
     labels: Sequence[str] | None = None,
     weights: np.ndarray | None = None,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[Report, str]:
     """scikit-learn's per-label report (precision, recall, F1, support), a dict and a text; weights: float [cases]."""
     from sklearn import metrics as sk
 
@@ -184,7 +185,7 @@ def multilabel_metrics(targets: ArrayLike, predictions: ArrayLike, labels: Seque
     }
 
 
-def multilabel_report(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]) -> tuple[dict[str, Any], str]:
+def multilabel_report(targets: ArrayLike, predictions: ArrayLike, labels: Sequence[str]) -> tuple[Report, str]:
     """scikit-learn's per-label report of 0/1 [cases, labels] arrays, a dict and a text; lists all labels."""
     from sklearn import metrics as sk
 

@@ -12,13 +12,17 @@ A case may have several references. Tokenization depends on the script:
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from instructrec_jax.extras import installed, require
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, SPACELESS, has_cjk, script_words
+
+if TYPE_CHECKING:
+    from rouge_score.tokenizers import DefaultTokenizer
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 ROUGE_WORDS = (
@@ -40,7 +44,7 @@ def require_rouge(what: str) -> None:
     require("rouge_score", what)
 
 
-def _sacrebleu() -> Any:
+def _sacrebleu() -> ModuleType:
     require_bleu("BLEU and chrF")
     from sacrebleu import metrics
 
@@ -121,7 +125,7 @@ class Words:
 
 
 @cache
-def _stemmer() -> Any:
+def _stemmer() -> "DefaultTokenizer":
     from rouge_score.tokenizers import DefaultTokenizer
 
     return DefaultTokenizer(use_stemmer=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from instructrec_jax.adapters.losses import chunk_size
+from instructrec_jax.backbones.backbone_config import DType
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.data.batch import Array, Batch, Rows
 from instructrec_jax.data.packing import max_segments
@@ -91,13 +91,14 @@ def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep
     Raises ValueError for inconsistent settings, as training does.
     """
     if config.backbone.dtype == "auto":
-        dtype: Any = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+        dtype: DType = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
         config = replace(config, backbone=replace(config.backbone, dtype=dtype))
     began = time.perf_counter()
     task = open_task(config, folder)
     batch = abstract_batch(config, task, mesh)
     setup = TrainingSetup.abstract(config, task, folder, mesh)  # buffers have room for what the data needs
-    step: Any = setup.step
+    step = setup.step
+    assert isinstance(step, jax.stages.Wrapped)
     compiled = step.lower(abstract(setup.state, setup.shardings), batch).compile()
     network = read_config(folder)
     chunks = 1

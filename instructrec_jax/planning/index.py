@@ -1,7 +1,6 @@
 """The index of a large catalogue on the chips of a mesh, compiled from shapes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,15 +47,16 @@ def plan_index(items: int, width: int, mesh: DeviceMesh, k: int = 100) -> IndexP
     queries = jax.ShapeDtypeStruct((QUERIES, width), jnp.float32, sharding=replicated(mesh))
     nothing_hidden = jax.ShapeDtypeStruct((QUERIES, 0), jnp.int32, sharding=replicated(mesh))
     arguments = (on_mesh((rows, width)), on_mesh((rows,)), queries, nothing_hidden)
-    compiled: Any = search_items.lower(*arguments, mesh=mesh, k=k).compile()
+    compiled = search_items.lower(*arguments, mesh=mesh, k=k).compile()
     memory, chip = compiled.memory_analysis(), chip_of(mesh.devices.flat[0])
+    assert memory is not None  # every compiler of XLA knows it
     vectors = rows // chips * width * 4
     return IndexPlan(
         items,
         vectors,
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes,
         vectors / chip.hbm_speed if chip else None,
-        hlo.collectives(hlo.parse(compiled.as_text())),
+        hlo.collectives(hlo.parse(compiled.as_text() or "")),
     )
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -94,7 +93,8 @@ def make_plan(config: Config, folder: Path, topology: str, slices: int) -> Plan:
 def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh, slices: int) -> Plan:
     """The plan of a compiled step."""
     chips, chip = mesh.devices.size, chip_of(mesh.devices.flat[0])
-    memory: Any = step.compiled.memory_analysis()
+    memory = step.compiled.memory_analysis()
+    assert memory is not None  # every compiler of XLA knows it
     text = step.compiled.as_text() or ""
     program = hlo.parse(text, unbounded=step.loss_chunks)
     moved = hlo.collectives(program, per_slice=chips // slices)

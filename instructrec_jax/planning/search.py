@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from instructrec_jax.backbones.backbone_config import Remat
 from instructrec_jax.distributed.chips import topology_devices
 from instructrec_jax.planning.plan_report import Plan, make_plan, one_line
 from instructrec_jax.runs.config import Config
@@ -15,13 +15,14 @@ MOST = 24  # compilations, each of which takes seconds to minutes
 
 def choices(config: Config, chips: int, slices: int) -> Iterator[tuple[str, Config]]:
     """(description, settings): fsdp over all chips or split with tensor or data, each with several remat policies."""
-    meshes: list[dict[str, Any]] = [{"data": 1, "fsdp": chips}]
-    meshes += [{"data": 1, "fsdp": chips // t, "tensor": t} for t in (2, 4, 8) if chips % t == 0 and chips > t]
-    meshes += [{"data": d, "fsdp": chips // d} for d in (2, 4, chips) if chips % d == 0 and d <= chips]
+    meshes = [(1, chips, 1)]  # data, fsdp, tensor
+    meshes += [(1, chips // t, t) for t in (2, 4, 8) if chips % t == 0 and chips > t]
+    meshes += [(d, chips // d, 1) for d in (2, 4, chips) if chips % d == 0 and d <= chips]
+    policies: tuple[Remat, ...] = ("none", "dots", "full")
     for accumulation in (config.accumulation, 2 * config.accumulation):
-        for remat in ("none", "dots", "full"):
-            for sizes in meshes:
-                mesh = replace(config.mesh, **{"tensor": 1, "context": 1, "dcn_data": slices, "dcn_fsdp": 1} | sizes)
+        for remat in policies:
+            for data, fsdp, tensor in meshes:
+                mesh = replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor, context=1, dcn_data=slices, dcn_fsdp=1)
                 name = f"remat {remat}, accumulation {accumulation}"
                 backbone = replace(config.backbone, remat=remat)
                 yield name, replace(config, mesh=mesh, backbone=backbone, accumulation=accumulation)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.heads import head_kind
@@ -27,7 +28,7 @@ from instructrec_jax.backbones.layers import Axes, StackOptions
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
 from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.distributed.launch import is_first, once, place
-from instructrec_jax.distributed.mesh import DeviceMesh, parameter_sharding, parameter_shardings
+from instructrec_jax.distributed.mesh import DeviceMesh, Nested, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.preparation import demos
 from instructrec_jax.ranking.catalogue import Catalogue
@@ -52,7 +53,7 @@ class SplitModel:
 
     graphdef: nnx.GraphDef[Model]
     params: Tree
-    shardings: Tree
+    shardings: Nested[NamedSharding]
     source: Source
     is_frozen: Callable[[str], bool]
 

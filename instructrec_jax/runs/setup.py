@@ -1,6 +1,6 @@
 """The training step and its initial state, built in one place for training, planning, benchmarks and tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from instructrec_jax.training.parameters import learning_rate_factors, with_lear
 from instructrec_jax.training.state import TrainState, Tree, create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
 
+Buffers = Mapping[str, np.ndarray | jax.Array | jax.ShapeDtypeStruct]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -51,7 +52,7 @@ class TrainingSetup:
 
     @classmethod
     def load(
-        cls, config: Config, task: Task, folder: Path, mesh: DeviceMesh, buffers: Tree | None = None
+        cls, config: Config, task: Task, folder: Path, mesh: DeviceMesh, buffers: Buffers | None = None
     ) -> "TrainingSetup":
         """With the pretrained (or randomly initialized) parameters of `folder`, sharded over the mesh.
 
@@ -75,7 +76,7 @@ class TrainingSetup:
         task: Task,
         model: SplitModel,
         mesh: DeviceMesh,
-        buffers: Tree | None,
+        buffers: Buffers | None,
         abstract: bool = False,
     ) -> "TrainingSetup":
         network, fresh = model.network, config.backbone.random_init

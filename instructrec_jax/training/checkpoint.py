@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,6 +19,7 @@ from instructrec_jax.files import read_json, write_json
 from instructrec_jax.training.progress import Progress
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 CHECKSUMS = "checksums.json"  # in the folder `state`: file -> xxh3 of its bytes
 
 
@@ -33,7 +35,7 @@ class CheckpointConfig:
 class _ArraysHandler(ocp.PyTreeCheckpointHandler):
     """orbax's handler, which also writes checksums: neither orbax nor OCDBT checksums the arrays."""
 
-    def finalize(self, directory: Any) -> None:
+    def finalize(self, directory: PathLike[str]) -> None:
         """Called on process 0, in the background, after all files are written and before the checkpoint is final."""
         super().finalize(directory)
         folder = Path(directory)
@@ -50,6 +52,14 @@ class _ArraysSave(ocp.args.PyTreeSave):
 @dataclass
 class _ArraysRestore(ocp.args.PyTreeRestore):
     pass
+
+
+class _Metrics(TypedDict):
+    """The metric of a checkpoint, for `keep_best`."""
+
+    metric: float
+    step: int
+    measure: NotRequired[str | None]
 
 
 class Checkpoints:
@@ -82,7 +92,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
 
-            def rank(metrics: dict[str, Any]) -> Any:
+            def rank(metrics: _Metrics) -> tuple[bool, float, int]:
                 # Among equal metrics the latest is the best, as in `Progress`.
                 current = metrics.get("measure") in (None, measure)
                 return (current, metrics["metric"] if greater_is_better else -metrics["metric"], metrics["step"])
@@ -107,7 +117,9 @@ class Checkpoints:
         """Steps of the complete checkpoints, ascending."""
         return sorted(self.manager.all_steps())
 
-    def save(self, step: int, state: Any, progress: Progress, config: Mapping[str, Any], metric: float | None) -> None:
+    def save(
+        self, step: int, state: object, progress: Progress, config: Mapping[str, object], metric: float | None
+    ) -> None:
         """Starts to save in the background.
 
         Args:
@@ -134,7 +146,7 @@ class Checkpoints:
                 raise
             raise self._disk_error(error) from error
 
-    def restore(self, step: int, like: Any) -> Any:
+    def restore(self, step: int, like: T) -> T:
         """Restores the state, or some of its fields, onto the shardings of `like`, from any mesh.
 
         Args:
@@ -252,6 +264,6 @@ def _checksum(path: Path) -> str | None:
     return found.hexdigest()
 
 
-def abstract(tree: Any, shardings: Any) -> Any:
+def abstract(tree: T, shardings: object) -> T:
     """The tree as jax.ShapeDtypeStructs with shardings: the restore target of `Checkpoints.restore`."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

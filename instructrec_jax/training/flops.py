@@ -10,11 +10,12 @@ parameters. Attention costs 4 FLOP forward per layer, query, visible key and hea
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import jax
 import numpy as np
+from transformers import PretrainedConfig
 
-Tree = dict[str, Any]
+from instructrec_jax.training.state import Tree
 
 # Forward passes that the backward pass recomputes: (products with parameters in layers, attention).
 RECOMPUTED = {"none": (0, 0), "attention": (0, 1), "dots": (0, 1), "offload": (0, 1), "full": (1, 1)}
@@ -82,7 +83,7 @@ class Flops:
         return self.attention * (1 + again) + backward
 
 
-def leaves(params: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(params: Tree, prefix: str = "") -> Iterator[tuple[str, jax.Array]]:
     """(path, array) of nested dicts."""
     for name, value in params.items():
         if isinstance(value, dict):
@@ -92,7 +93,13 @@ def leaves(params: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def step_flops(
-    params: Tree, is_frozen: Callable[[str], bool], config: Any, texts: Texts, *, tied: bool, backbone: bool = True
+    params: Tree,
+    is_frozen: Callable[[str], bool],
+    config: PretrainedConfig,
+    texts: Texts,
+    *,
+    tied: bool,
+    backbone: bool = True,
 ) -> Flops:
     """The FLOPs of a training step.
 
@@ -128,7 +135,7 @@ def step_flops(
     )
 
 
-def _matrix_size(path: str, value: Any, *, tied: bool) -> int:
+def _matrix_size(path: str, value: jax.Array, *, tied: bool) -> int:
     """Parameters of the matrix that a token is multiplied by; 0 for a parameter that is not a matrix.
 
     Embedding tables cost nothing, unless they are also the output layer.
@@ -171,7 +178,9 @@ def _vectors_through(path: str, texts: Texts) -> int:
     return texts.target_tokens if texts.target_tokens and not any(part in path for part in of_text) else texts.tokens
 
 
-def attention_flops(params: Tree, lowest: tuple[float, float], config: Any, texts: Texts) -> tuple[float, float]:
+def attention_flops(
+    params: Tree, lowest: tuple[float, float], config: PretrainedConfig, texts: Texts
+) -> tuple[float, float]:
     """(forward, backward) FLOPs of the scores and weighted sums of all layers.
 
     Args:
@@ -199,8 +208,8 @@ def _layers_of_blocks(params: Tree) -> dict[tuple[float, float], int]:
     """Depth of each block of stacked layers -> number of its layers."""
     return {
         _place(path): int(value.shape[0])
-        for path, value in leaves(params.get("backbone", {}), "backbone/")
-        if "/block" in path
+        for path, value in leaves(params)
+        if path.startswith("backbone/") and "/block" in path
     }
 
 
@@ -210,7 +219,7 @@ def _last(seen: list[float], blocks: dict[tuple[float, float], int], side: float
     return sum(seen[max(0, len(seen) - count) :]) if count else 0.0
 
 
-def windows(config: Any, layers: int) -> list[tuple[int, int] | None]:
+def windows(config: PretrainedConfig, layers: int) -> list[tuple[int, int] | None]:
     """The attention window of each layer, (tokens back, tokens ahead); None: unlimited."""
     each_way, window = getattr(config, "local_attention", None), getattr(config, "sliding_window", None)
     reach = (each_way // 2, each_way // 2) if each_way else (window - 1, 0) if window else None
@@ -232,4 +241,4 @@ def keys_seen(length: int, window: tuple[int, int] | None, *, causal: bool) -> f
 
 def has_output_table(params: Tree) -> bool:
     """Whether a language model's head has its own output table instead of the word embeddings."""
-    return any(path.endswith("table") for path, _ in leaves(params.get("head", {})))
+    return any(path.startswith("head/") and path.endswith("table") for path, _ in leaves(params))

@@ -1,11 +1,14 @@
 """Stopping a run from outside: SIGTERM (preemption) and Ctrl-C."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
+
+Handler = Callable[[int, FrameType | None], object] | int | None  # as of signal.signal
 
 
 def _are_several() -> bool:
@@ -27,7 +30,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.requested: str | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, Handler] = {}
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT,) if _are_several() else (signal.SIGTERM, signal.SIGINT):

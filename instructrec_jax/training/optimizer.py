@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,10 @@ def with_bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientT
         mu, nu = jax.tree.unflatten(form, [to_bfloat16(x, key) for x, key in zip(leaves, keys, strict=True)])
         return state._replace(mu=mu, nu=nu)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        assert isinstance(state, optax.ScaleByAdamState)
         updates, wide = adam.update(updates, widened(state), params)
         return updates, narrowed(wide)
 
@@ -141,7 +144,7 @@ def check_optimizer(config: OptimizerConfig) -> None:
         raise ValueError("optimizer.decay_exclude has no effect, since optimizer.weight_decay is 0: leave it out.")
 
 
-def decaying(config: OptimizerConfig, params: Any) -> Any:
+def decaying(config: OptimizerConfig, params: optax.Params) -> optax.Params:
     """Which parameters have weight decay: a tree like `params` with a bool per array.
 
     Raises:
@@ -181,7 +184,7 @@ def make_optimizer(
     rate = peak_learning_rate(config)
     head_factor = 1.0 if config.head_learning_rate is None else config.head_learning_rate / rate
 
-    def scale(updates: Any, params: Any) -> Any:
+    def scale(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         def scaled(path: Sequence[object], update: jax.Array) -> jax.Array:
             name = path_name(path)
             factor = jnp.asarray((factors or {}).get(name, 1.0), update.dtype)

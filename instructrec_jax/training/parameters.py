@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -66,7 +65,7 @@ def parameter_paths(model: nnx.Module) -> list[str]:
 
 def vocabulary_heads(model: nnx.Module) -> list[str]:
     """The path prefixes ('head/', or 'head/chat/' with several heads) of pretrained heads over the vocabulary."""
-    head: Any = getattr(model, "head", None)
+    head = getattr(model, "head", None)
     heads = {f"head/{name}/": each for name, each in head.items()} if isinstance(head, nnx.Dict) else {"head/": head}
     return [path for path, each in heads.items() if each is not None and head_kind(each) in ("lm", "mlm")]
 

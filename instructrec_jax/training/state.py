@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
-from instructrec_jax.distributed.mesh import DeviceMesh, replicated
+from instructrec_jax.distributed.mesh import DeviceMesh, Nested, replicated
 from instructrec_jax.training.optimizer import path_name
 
-Tree = dict[str, Any]
+Tree: TypeAlias = Nested[jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -33,10 +34,10 @@ class TrainState:
 
     params: Tree
     frozen: Tree
-    optimizer: Any
+    optimizer: optax.OptState
     step: jax.Array
     key: jax.Array
-    buffers: Tree
+    buffers: dict[str, jax.Array]
     window: dict[str, jax.Array]
     skipped: jax.Array
     skipped_in_a_row: jax.Array
@@ -54,7 +55,7 @@ def split_params(params: Tree, is_frozen: Callable[[str], bool]) -> tuple[Tree, 
     """Splits nested dicts into (trained, frozen) by parameter path."""
 
     def pick(tree: Tree, prefix: str, frozen: bool) -> Tree:
-        picked = {}
+        picked: Tree = {}
         for name, value in tree.items():
             path = f"{prefix}{name}"
             if isinstance(value, dict):
@@ -71,7 +72,8 @@ def merge_params(first: Tree, second: Tree) -> Tree:
     """The inverse of `split_params`."""
     merged = dict(first)
     for name, value in second.items():
-        merged[name] = merge_params(merged[name], value) if name in merged else value
+        known = merged.get(name)
+        merged[name] = merge_params(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
     return merged
 
 
@@ -85,7 +87,7 @@ def create_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     is_frozen: Callable[[str], bool] = lambda path: False,
-    buffers: Tree | None = None,
+    buffers: dict[str, jax.Array] | None = None,
 ) -> TrainState:
     """The state at step 0. Raises ValueError where every parameter is frozen."""
     trained, frozen = split_params(params, is_frozen)
@@ -104,7 +106,7 @@ def create_state(
     )
 
 
-def state_shardings(state: TrainState, params_shardings: Tree, mesh: DeviceMesh) -> TrainState:
+def state_shardings(state: TrainState, params_shardings: Nested[NamedSharding], mesh: DeviceMesh) -> TrainState:
     """Shardings of a (possibly abstract) state: optimizer moments as their parameters, all else replicated."""
     flat, _ = jax.tree_util.tree_flatten_with_path(params_shardings)
     by_path: dict[str, jax.sharding.Sharding] = {path_name(path): sharding for path, sharding in flat}

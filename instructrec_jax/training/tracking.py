@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self, TypedDict
+from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypedDict
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from instructrec_jax.extras import require
 from instructrec_jax.files import append_jsonl, check_type, read_jsonl, write_jsonl, write_text
+
+if TYPE_CHECKING:
+    import tensorboardX
+    import wandb
 
 TIMING_FIELDS = (
     *("seconds", "tokens_per_second", "mfu"),
@@ -41,9 +46,13 @@ class _Row(TypedDict):
     step: int
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, object]]:
     """The rows of metrics.jsonl. Raises ValueError, naming file, line and field, for a malformed row."""
-    rows: list[Any] = read_jsonl(path, _Row)
+    return [dict(row) for row in _read_rows(path)]
+
+
+def _read_rows(path: Path) -> list[_Row]:
+    rows = read_jsonl(path, _Row)
     for number, row in enumerate(rows, 1):
         check_type(row, dict[str, float | str | None], where := f"{path}, line {number}")
         if not 0 <= row["step"] < 2**31:
@@ -74,16 +83,16 @@ class Tracker:
         if config.log_every < 1:
             raise ValueError(f"tracking.log_every must be at least 1, but is {config.log_every}.")
         self._path = Path(run_dir) / "metrics.jsonl"
-        self._rows: dict[tuple[str, int], dict[str, Any]] = {}
-        self._tensorboard: Any = None  # tensorboardX's SummaryWriter
-        self._wandb: Any = None  # wandb's Run
+        self._rows: dict[tuple[str, int], Mapping[str, object]] = {}
+        self._tensorboard: tensorboardX.SummaryWriter | None = None
+        self._wandb: wandb.Run | None = None
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
         if config.wandb_project:
             self._wandb = _open_wandb(Path(run_dir), config.wandb_project, settings)
         if self._path.exists():
-            kept = [row for row in read_metrics(self._path) if row["step"] <= resume_step]
+            kept = [row for row in _read_rows(self._path) if row["step"] <= resume_step]
             self._rows = {(row["kind"], row["step"]): row for row in kept}
         write_jsonl(self._path, self._rows.values())
         if config.tensorboard:
@@ -226,13 +235,12 @@ def progress_bar(total: int, initial: int = 0) -> ProgressBar:
     return ProgressBar(total, initial)
 
 
-def _number(name: str, value: Any) -> int | float:
+def _number(name: str, value: object) -> int | float:
     """A number or zero-dimensional array as a Python number."""
     if not isinstance(value, int | float):
-        try:
-            value = value.item()
-        except (AttributeError, ValueError, TypeError):
-            raise ValueError(f"the value {name!r} must be one number, but is {value!r:.60}.") from None
+        if not isinstance(value, np.ndarray | np.generic | jax.Array) or value.size != 1:
+            raise ValueError(f"the value {name!r} must be one number, but is {value!r:.60}.")
+        value = value.item()
     if not isinstance(value, int | float):
         raise ValueError(f"the value {name!r} must be a real number, but is {value!r:.60}.")
     return value
@@ -246,7 +254,7 @@ def _without_timing(row: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in row.items() if name not in TIMING_FIELDS}
 
 
-def _open_wandb(run_dir: Path, project: str, settings: Mapping[str, object]) -> Any:
+def _open_wandb(run_dir: Path, project: str, settings: Mapping[str, object]) -> "wandb.Run":
     """A W&B run with the same id after a resume, recorded offline without a connection."""
     require("wandb", "tracking.wandb_project")
     import wandb
@@ -256,9 +264,16 @@ def _open_wandb(run_dir: Path, project: str, settings: Mapping[str, object]) -> 
         write_text(name, uuid.uuid4().hex[:12] + "\n")
     run_id = name.read_text(encoding="utf-8").strip()
 
-    def start(mode: str | None) -> Any:
-        names = {"project": project, "id": run_id, "name": run_dir.name}
-        return wandb.init(**names, dir=run_dir, config=dict(settings), mode=mode, resume="allow")
+    def start(mode: Literal["offline"] | None) -> "wandb.Run":
+        return wandb.init(
+            project=project,
+            id=run_id,
+            name=run_dir.name,
+            dir=run_dir,
+            config=dict(settings),
+            mode=mode,
+            resume="allow",
+        )
 
     try:
         run = start(None)  # None: $WANDB_MODE decides

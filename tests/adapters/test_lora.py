@@ -332,6 +332,13 @@ def test_settings_that_would_give_wrong_numbers_are_refused(adapter, setting, va
         read()
 
 
+def test_null_settings_have_pefts_defaults(adapter):
+    folder, read = adapter
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": None, "lora_dropout": None}))
+    assert (read().alpha, read().dropout) == (8.0, 0.0)
+
+
 QUERY = "base_model.model.encoder.layer.1.attention.self.query.lora_"
 
 

@@ -297,6 +297,7 @@ SLIDING = ["sliding_attention"] * 3
         ("llama", dict(rope_parameters=LONGROPE | dict(rope_theta=1e4)), "'longrope'"),
         ("llama", dict(rope_parameters=dict(rope_type="default", partial_rotary_factor=0.5)), "partial_rotary_factor"),
         ("llama", dict(partial_rotary_factor=0.5), "partial_rotary_factor"),
+        ("llama", dict(rope_parameters=dict(rope_type="linear", rope_theta=1e4)), "factor"),
         ("llama", dict(num_key_value_heads=3), "4 attention heads.* 3"),
         ("llama", dict(layer_types=SLIDING), "layer_types"),
         ("llama", dict(per_layer_config={"1": {"intermediate_size": 20}}), "is_heterogeneous"),
