@@ -6,9 +6,11 @@ import os
 # of the environment come last and win; with
 #   XLA_FLAGS="--xla_backend_optimization_level=2 --xla_cpu_use_fusion_emitters=true"
 # the tests run what training compiles.
-FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-DEVICES = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = " ".join([FAST_COMPILATION, os.environ.get("XLA_FLAGS", ""), DEVICES])
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    + os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
