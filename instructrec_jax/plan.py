@@ -17,8 +17,9 @@ import sys
 
 import jax
 
+from instructrec_jax.adapters.checkpoint_heads import vector_size
 from instructrec_jax.answering.arguments import parse_with_settings, plan_parser
-from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.backbones.folder import read_config, read_pooling
 from instructrec_jax.distributed.chips import topology_devices
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.planning.compiled_step import ARCHITECTURES, planning_folder
@@ -66,7 +67,8 @@ def main(args: list[str]) -> None:
             print(show(make_plan(config, folder, options.topology, options.slices)))
         if options.items is not None:
             mesh = make_mesh(config.mesh, topology_devices(options.topology, options.slices))
-            width = getattr(config.task, "projection", None) or read_config(folder).hidden_size
+            own = read_pooling(folder).projection
+            width = vector_size(getattr(config.task, "projection", None), own) or read_config(folder).hidden_size
             print(f"\n{show_index(plan_index(options.items, width, mesh))}")
 
 

@@ -23,7 +23,7 @@ from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
 from instructrec_jax.evaluation.evaluator import greater_is_better, measured_on
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.files import write_json
-from instructrec_jax.runs.checkpoint_metric import chosen_metric, evaluation_failed, measure_of
+from instructrec_jax.runs.checkpoint_metric import check_metric, chosen_metric, evaluation_failed, measure_of
 from instructrec_jax.runs.config import Config, main_guard, parse, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.directory import (
@@ -89,6 +89,7 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     # ------------------------------------------------------------------ model and state
     setup = TrainingSetup.load(config, task, folder, mesh)
     state, shardings, predict_with = setup.state, setup.shardings, setup.predict_with
+    check_metric(setup, validation or test)
 
     # ------------------------------------------------------------------ run directory, and resume
     # Only now, so that a run that cannot start or resume writes and deletes nothing.

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from helpers import task_config
 from safetensors.numpy import load_file
-from tiny_runs import tiny_run, write_settings
+from tiny_runs import changed, tiny_run, write_settings
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from instructrec_jax.answering.exporting import export
@@ -21,7 +22,7 @@ from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.export import main
-from instructrec_jax.files import read_json, read_jsonl
+from instructrec_jax.files import read_json, read_jsonl, write_json
 from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
@@ -132,6 +133,40 @@ def test_a_retrieval_head_lies_beside_the_backbone(checkpoint: Path, tmp_path: P
     np.testing.assert_allclose(ours.hidden(batch)[0], hidden, atol=1e-4)
     head = load_file(tmp_path / "hf" / "retrieval_head.safetensors")
     assert {value.shape for value in head.values()} == {(32, 16), ()}
+
+
+def test_an_exported_projection_opens_again(checkpoint: Path, tmp_path: Path) -> None:
+    run, _ = run_of_step_1("retrieval", checkpoint, tmp_path, task__projection=16, task__pooling="mean")
+    export(run, tmp_path / "hf", format="hf")
+    tuned = Run.open(run)
+    tuned_vectors = np.stack(tuned.predict(tuned.task.item_texts))
+    assert tuned_vectors.shape == (12, 16)
+    config = changed(tuned.config, task__pooling=None, task__projection=None)
+    exported = Run.open(tmp_path / "hf", config)
+    np.testing.assert_allclose(np.stack(exported.predict(exported.task.item_texts)), tuned_vectors, atol=1e-5)
+    assert exported.task.buffer_shapes(32) == {"item_vectors": (12, 16)}
+    kept = tmp_path / "again" / "backbone"  # of a run trained on it, without weights
+    models.keep_declarations(tmp_path / "hf", kept, exported.task, needs_weights=False)
+    again = models.abstract_model(config, models.open_task(config, kept), kept, exported.mesh)
+    assert again.params["head"]["projection"].shape == (32, 16)
+    with pytest.raises(ValueError, match="task.projection"):
+        Run.open(tmp_path / "hf", changed(config, task__projection=8))
+    for other in ("similarity", "sequence"):
+        task = task_config(other, tmp_path / "catalogue")
+        opened = Run.open(tmp_path / "hf", changed(config, task=task))
+        if other == "sequence":
+            with pytest.raises(ValueError, match="2_Dense"):
+                _ = opened.model
+        else:
+            assert opened.model.params["head"]["projection"].shape == (32, 16)
+    dense = read_json(tmp_path / "hf" / "2_Dense" / "config.json")
+    for field, value in {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}.items():
+        write_json(tmp_path / "hf" / "2_Dense" / "config.json", dense | {field: value})
+        with pytest.raises(ValueError, match=field):
+            Run.open(tmp_path / "hf", config)
+    write_json(tmp_path / "hf" / "2_Dense" / "config.json", dense | {"out_features": 8})
+    with pytest.raises(ValueError, match="linear.weight"):
+        _ = Run.open(tmp_path / "hf", config).model
 
 
 @pytest.mark.parametrize(("pooling", "size"), [("cls", 16), ("mean", 32), ("max", None)])

@@ -19,6 +19,7 @@ from instructrec_jax.data.batch import BatchTexts, Text
 from instructrec_jax.data.loader import pack, to_devices
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
+from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.files import read_json, read_jsonl, write_json, write_jsonl
 from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
@@ -87,14 +88,16 @@ def test_bad_rows_are_counted_and_kept(checkpoint: Path, tmp_path: Path, capsys:
     assert read_json(Path(config.run_dir) / "summary.json")["facts"]["examples"].startswith("24 examples")
 
 
-def test_a_run_explains_itself(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_explains_itself(finished: Config, tmp_path: Path, charts_are_drawn: None) -> None:
     run = Path(finished.run_dir)
     facts = read_json(run / "summary.json")["facts"]
     assert facts["devices"] == "8 × cpu, mesh data 8"
     parameters = sum(leaf.size for leaf in jax.tree.leaves(final_parameters(run, 6)))
     assert facts["parameters"] == f"{parameters:,} trained, 0 frozen"
     assert facts["steps"] == "6 × 8 examples" and "3.0 steps" in facts["examples"]
-    page = (run / "report.html").read_text()
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    page = write_report(copy).read_text()
+    assert (run / "report.html").stat().st_size > 1000
     assert all(text in page for text in ("before tuning", "after tuning", "most frequent label", "data:image"))
     train_rows = [row for row in rows(run) if row["kind"] == "train"]
     assert [row["step"] for row in train_rows] == [1, 2, 3, 4, 5, 6]

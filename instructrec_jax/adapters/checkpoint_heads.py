@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from transformers import PretrainedConfig
 
+from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.adapters.lora import LoraConfig
-from instructrec_jax.backbones.folder import PoolingSpec, declared_head
+from instructrec_jax.backbones.folder import PoolingSpec, Projection, declared_head
 from instructrec_jax.backbones.reading import LoadReport, load_head
+from instructrec_jax.backbones.sentence_vectors import read_projection
 
 
 @dataclass
@@ -41,6 +44,48 @@ class Source:
     shardings: Callable[..., jax.sharding.Sharding] | None = None
     lora: LoraConfig | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def vector_head(source: Source, size: int | None, pooling: str | None, temperature: float) -> RetrievalHead:
+    """A retrieval head, with the checkpoint's own projection if it has one.
+
+    Args:
+      size: width of the vectors; None: the checkpoint's.
+      pooling: mode of the pooling; None: the checkpoint's.
+
+    Raises:
+      ValueError: the checkpoint's projection has another size, see `vector_size`, or does not fit the network.
+    """
+    declared, hidden = source.pooling.projection, source.config.hidden_size
+    if declared is not None and declared.inputs != hidden:
+        raise ValueError(f"{declared.folder}: in_features is {declared.inputs}, but the network's width is {hidden}.")
+    head = RetrievalHead(
+        hidden,
+        vector_size(size, declared),
+        pooling=pooling or source.pooling.mode,
+        temperature=temperature,
+        rngs=source.rngs,
+        dtype=source.dtype,
+    )
+    if declared is not None and source.path is not None and head.projection is not None:
+        head.projection[...] = jnp.asarray(read_projection(declared))
+        source.notes.append("the projection is the checkpoint's own")
+    return head
+
+
+def vector_size(size: int | None, declared: Projection | None) -> int | None:
+    """Width of a retrieval head's projection (None: it has none), from task.projection and the checkpoint's.
+
+    Raises ValueError if they differ.
+    """
+    if declared is None:
+        return size
+    if size not in (None, declared.outputs):
+        raise ValueError(
+            f"task.projection is {size}, but the projection in {declared.folder} has {declared.outputs} outputs: set "
+            "task.projection to null."
+        )
+    return declared.outputs
 
 
 def task_head(source: Source, kind: str, labels: list[str] | None = None) -> nnx.Module:

@@ -38,6 +38,21 @@ STALE = ("quantization_config", "compression_config", "auto_map")  # see `read_c
 
 
 @dataclass(frozen=True)
+class Projection:
+    """A linear layer without bias after the pooling: sentence-transformers' Dense module.
+
+    Attributes:
+        folder: where its config.json is, and its weights (a run directory keeps the config.json only).
+        inputs: width of the pooled vectors.
+        outputs: width of the projected vectors.
+    """
+
+    folder: Path
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
 class PoolingSpec:
     """Pooling of a text into one vector, from sentence-transformers files or the family's default.
 
@@ -48,6 +63,7 @@ class PoolingSpec:
         lower_case: lower-case texts before tokenizing.
         prompt: prefix of each text (sentence-transformers' default prompt).
         declared: False for the family's default.
+        projection: what follows the pooling (None: nothing).
     """
 
     mode: str
@@ -56,6 +72,7 @@ class PoolingSpec:
     lower_case: bool = False
     prompt: str = ""
     declared: bool = False
+    projection: Projection | None = None
 
 
 def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
@@ -144,13 +161,11 @@ def read_pooling(path_or_hub_id: str | os.PathLike[str]) -> PoolingSpec:
         config = read_fields(folder / "config.json")
         return PoolingSpec(find_family(config.text("model_type"), str(folder)).pooling)
     mode, normalize, prompt = "mean", False, _default_prompt(folder)
+    projection: Projection | None = None
     for module in read_objects(modules):
         kind = (module.text("type") or "").rsplit(".", 1)[-1]
         if kind == "Pooling":
-            path = module.text("path")
-            if path is None or Path(path).name != path:
-                module.refuse("path", "the name of a folder beside modules.json")
-            pooling = read_fields(folder / path / "config.json")
+            pooling = read_fields(_module_folder(folder, module) / "config.json")
             mode = _pooling_mode(pooling)
             if prompt and not pooling.flag("include_prompt", True):
                 raise ValueError(
@@ -158,18 +173,46 @@ def read_pooling(path_or_hub_id: str | os.PathLike[str]) -> PoolingSpec:
                     f"pooling; this is not implemented. Set default_prompt_name to null in {folder / PROMPTS} and, if "
                     "you need the prompt, add it to your texts."
                 )
+        elif kind == "Dense" and projection is None and not normalize:
+            projection = _read_projection(_module_folder(folder, module))
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
             raise ValueError(
-                f"{modules} has a {kind!r} module, which is not supported (supported: Transformer, Pooling, "
-                "Normalize); ignoring it would change the vectors."
+                f"{modules} has a {kind!r} module, which is not supported there (supported: Transformer, Pooling, at "
+                "most one Dense, Normalize, in this order); ignoring it would change the vectors."
             )
     files = sorted(folder.glob("sentence_*_config.json"))
     text = read_fields(files[0]) if files else Fields("", {})
     return PoolingSpec(
-        mode, normalize, text.integer("max_seq_length", 1), text.flag("do_lower_case"), prompt, declared=True
+        mode,
+        normalize,
+        text.integer("max_seq_length", 1),
+        text.flag("do_lower_case"),
+        prompt,
+        declared=True,
+        projection=projection,
     )
+
+
+def _module_folder(folder: Path, module: Fields) -> Path:
+    path = module.text("path")
+    if path is None or Path(path).name != path:
+        module.refuse("path", "the name of a folder beside modules.json")
+    return folder / path
+
+
+def _read_projection(folder: Path) -> Projection:
+    """A Dense module's config.json. Raises ValueError for a bias or an activation, which are not implemented."""
+    dense = read_fields(folder / "config.json")
+    if dense.flag("bias", True):
+        dense.refuse("bias", "false: projections with a bias are not implemented")
+    if (dense.text("activation_function") or "Tanh").rpartition(".")[2] != "Identity":
+        dense.refuse("activation_function", "torch.nn.modules.linear.Identity: no other one is implemented")
+    inputs, outputs = dense.integer("in_features", 1), dense.integer("out_features", 1)
+    if inputs is None or outputs is None:
+        dense.refuse("out_features" if inputs else "in_features", "a whole number")
+    return Projection(folder, inputs, outputs)
 
 
 PROMPTS = "config_sentence_transformers.json"
@@ -236,9 +279,9 @@ def keep_declared_files(folder: Path, target: Path) -> None:
 def weights_fingerprint(folder: Path) -> str:
     """64 hex digits that identify the weights: hash of sizes and samples (up to 1 MiB per file) of all safetensors."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("[0-9]*_*/*.safetensors"))]:
         size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
+        digest.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode())
         with file.open("rb") as opened:
             for start in sorted({size * part // 64 for part in range(64)}):
                 opened.seek(start)

@@ -1,4 +1,4 @@
-"""Writes the sentence-transformers files of a HuggingFace folder: modules.json and a folder for each module.
+"""The sentence-transformers files of a HuggingFace folder: modules.json and a folder for each module.
 
 The layout is that of sentence-transformers 2.0 and later: modules.json lists Transformer, Pooling, Dense (with a
 projection) and Normalize, applied in this order.
@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from instructrec_jax.backbones.folder import POOLING_MODES
+from instructrec_jax.backbones.folder import POOLING_MODES, Projection
+from instructrec_jax.backbones.tensor_names import TensorFiles
 from instructrec_jax.files import write_json
 
 MODULES = "sentence_transformers.models"
+WEIGHT = "linear.weight"  # of a Dense module
 
 
 def write_sentence_modules(
@@ -60,7 +62,26 @@ def write_sentence_modules(
             "activation_function": "torch.nn.modules.linear.Identity",
         }
         write_json(folder / paths[2] / "config.json", dense)
-        weights = {"linear.weight": np.ascontiguousarray(projection.T.astype(np.float32))}
+        weights = {WEIGHT: np.ascontiguousarray(projection.T.astype(np.float32))}
         save_file(weights, folder / paths[2] / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lower_case})
     write_json(folder / "modules.json", modules)
+
+
+def read_projection(projection: Projection) -> np.ndarray:
+    """The weights of a Dense module, float32 [inputs, outputs].
+
+    Raises ValueError for missing weights, another shape or dtype than declared, NaN or infinity.
+    """
+    with TensorFiles(projection.folder) as files:
+        if list(files.names) != [WEIGHT]:
+            raise ValueError(f"{projection.folder} should hold the tensor {WEIGHT} only, but has {list(files.names)}.")
+        weight = files.read(WEIGHT).astype(np.float32)
+    if weight.shape != (projection.outputs, projection.inputs):
+        raise ValueError(
+            f"{projection.folder}: {WEIGHT} has shape {weight.shape}, but its config.json declares "
+            f"{(projection.outputs, projection.inputs)}."
+        )
+    if not np.isfinite(weight).all():
+        raise ValueError(f"{projection.folder}: {WEIGHT} contains NaN or infinity.")
+    return weight.T

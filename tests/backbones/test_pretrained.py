@@ -382,7 +382,9 @@ def test_pooling_that_would_be_wrong_is_refused(tmp_path):
         read_pooling(sentence_folder(tmp_path, ["Transformer", "Pooling"], both))
     mean = {"pooling_mode_mean_tokens": True}
     with pytest.raises(ValueError, match="'Dense'"):
-        read_pooling(sentence_folder(tmp_path, ["Transformer", "Pooling", "Dense"], mean))
+        read_pooling(sentence_folder(tmp_path, ["Transformer", "Pooling", "Normalize", "Dense"], mean))
+    with pytest.raises(ValueError, match="'LSTM'"):
+        read_pooling(sentence_folder(tmp_path, ["Transformer", "Pooling", "LSTM"], mean))
 
 
 def test_pooling_by_family_when_nothing_is_declared(bert):

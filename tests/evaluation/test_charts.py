@@ -4,7 +4,11 @@ import base64
 import re
 import warnings
 
+import pytest
+
 from instructrec_jax.evaluation.charts import chart
+
+pytestmark = pytest.mark.usefixtures("charts_are_drawn")
 
 
 def svg(image: str) -> str:

@@ -11,6 +11,8 @@ from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.tables import format_examples, format_table, lower_is_better, verdict
 from instructrec_jax.files import append_jsonl, write_json, write_text
 
+pytestmark = pytest.mark.usefixtures("charts_are_drawn")
+
 EVIL = "</pre></td><script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>\"' & \x1b[2J\x00"
 VOID = {"meta", "img", "br"}
 

@@ -3,7 +3,6 @@
 Beside other tasks = alone; packed = unpacked; k micro-batches = one batch; 8 devices = 1; trained = exported.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,14 +116,6 @@ def networks(
         write_json(silent / "config.json", config | {"summary_first_dropout": 0.0})
         found |= {(name, True): folder, (name, False): silent}
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly() -> Iterator[None]:
-    """Programs run once here, so compiling is what takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @dataclass

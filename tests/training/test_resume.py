@@ -131,11 +131,22 @@ def test_other_settings_are_refused_by_name(finished: Config) -> None:
     assert snapshot(Path(finished.run_dir)) == before
 
 
+def fail(*_: object) -> float:
+    raise OSError("the disk is full")
+
+
 def test_an_evaluation_that_fails_loses_no_step_and_its_settings_may_change(finished: Config, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     config = changed(finished, run_dir=str(run_dir), steps=2, checkpoint__every=5, evaluation__every=1)
-    with pytest.raises(ValueError, match=r"(?s)evaluation.metric is 'acuracy'.*step 1.*--evaluation.every 0"):
+    with pytest.raises(ValueError, match=r"evaluation.metric is 'acuracy'.*accuracy"):
         train.train(changed(config, evaluation__metric="acuracy"))
+    assert not (run_dir / "config.yaml").exists()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(ValueError, match=r"(?s)disk.*step 1.*--evaluation.every 0"),
+    ):
+        patch.setattr(train, "chosen_metric", fail)
+        train.train(config)
     assert Checkpoints(run_dir).steps() == [1]
     train.train(changed(config, evaluation__metric="accuracy"))
     assert load(run_dir / "config.yaml").evaluation.metric == "accuracy"

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructrec_jax.adapters.checkpoint_heads import Source
-from instructrec_jax.adapters.dual_encoder import RetrievalHead
+from instructrec_jax.adapters.checkpoint_heads import Source, vector_head, vector_size
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.arrays import Array
+from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, TextNumbers
 from instructrec_jax.data.packing import max_segments
@@ -66,7 +66,7 @@ class RetrievalConfig(RankingConfig):
     negatives: int = 64  # for sampled: random items per batch, shared by its examples
     log_q: bool = False  # for in_batch and sampled: logQ correction for the popularity of candidates
     refresh_every: int = 100  # for full: steps between updates of all item vectors
-    projection: int | None = None  # size of the vectors; null: the backbone's, without projection
+    projection: int | None = None  # size of the vectors; null: the checkpoint's own projection, else none
     pooling: Pooling | None = None  # null: the checkpoint's declared pooling
     temperature: float = 0.05  # initial temperature of the softmax (trained)
 
@@ -82,6 +82,8 @@ class RetrievalTask(RankingTask):
     def __init__(self, config: RetrievalConfig, context: TaskContext):
         super().__init__(config, context)
         self.refresh_every = config.refresh_every if config.softmax == "full" else 0
+        declared = None if context.folder is None else read_pooling(context.folder).projection
+        self.size = vector_size(config.projection, declared)  # None: the backbone's
         self._most_positives = 1  # maximum positive items of a training example
         if config.log_q and config.softmax == "full":
             raise ValueError(
@@ -95,14 +97,7 @@ class RetrievalTask(RankingTask):
         _ = self.item_texts  # raises for an item's text that is too long now, not in the first evaluation
 
     def model(self, source: Source) -> Model:
-        head = RetrievalHead(
-            source.config.hidden_size,
-            self.config.projection,
-            pooling=self.config.pooling or source.pooling.mode,
-            temperature=self.config.temperature,
-            rngs=source.rngs,
-            dtype=source.dtype,
-        )
+        head = vector_head(source, self.config.projection, self.config.pooling, self.config.temperature)
         return Model(source.backbone, head)
 
     # -------------------------------------------------------------- host
@@ -214,7 +209,7 @@ class RetrievalTask(RankingTask):
         return {"item_vectors": self.item_vectors(predict)}
 
     def buffer_shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        return {"item_vectors": (len(self.catalogue), self.config.projection or hidden_size)}
+        return {"item_vectors": (len(self.catalogue), self.size or hidden_size)}
 
     def item_vectors(self, predict: Predict) -> np.ndarray:
         return np.stack(predict(self.item_texts))

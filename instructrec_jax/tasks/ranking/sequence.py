@@ -128,6 +128,11 @@ class SequenceTask(RankingTask):
         self._text_vectors: np.ndarray | None = None
 
     def model(self, source: Source) -> Model:
+        if self.config.text and source.pooling.projection is not None:
+            raise ValueError(
+                f"backbone.path has a projection ({source.pooling.projection.folder}), which task.type sequence does "
+                "not apply to its texts' vectors: choose another checkpoint, or set task.text to false."
+            )
         self.pooling = self.config.pooling or source.pooling.mode
         spec = NextItemSpec(
             num_items=len(self.catalogue) - self.new_items,

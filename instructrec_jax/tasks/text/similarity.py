@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructrec_jax.adapters.checkpoint_heads import Source
-from instructrec_jax.adapters.dual_encoder import RetrievalHead
+from instructrec_jax.adapters.checkpoint_heads import Source, vector_head
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, TextNumbers
@@ -103,14 +102,7 @@ class SimilarityTask(Task):
         self._most = 1  # maximum candidates of a training example
 
     def model(self, source: Source) -> Model:
-        head = RetrievalHead(
-            source.config.hidden_size,
-            None,
-            pooling=self.config.pooling or source.pooling.mode,
-            temperature=self.config.temperature,
-            rngs=source.rngs,
-            dtype=source.dtype,
-        )
+        head = vector_head(source, None, self.config.pooling, self.config.temperature)
         return Model(source.backbone, head)
 
     # ---------------------------------------------------------------- host
