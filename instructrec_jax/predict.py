@@ -3,6 +3,7 @@
     predict RUN --input new.csv --out labels.csv        every row with its prediction, beside its own columns
     predict RUN --input new.jsonl --out top.parquet     .jsonl, .csv, .tsv or .parquet
     predict RUN "the film was dull"                     one text, on the terminal
+    predict HF_FOLDER --vectors --input FILE --out v.npy   embeddings, as sentence-transformers computes them
     cat new.jsonl | predict RUN --input - | ...         JSON lines from stdin to stdout
 
 For every task: labels and probabilities, numbers, tags, answers with their places, written texts, or the best items.
@@ -10,19 +11,26 @@ The columns are those of the run's data; answers among them are ignored. The sam
 """
 
 import sys
+from argparse import Namespace
+from pathlib import Path
 
 from instructrec_jax.answering.arguments import parse_with_settings, predict_parser
 from instructrec_jax.answering.prediction_files import line, predict_file, predict_stream
+from instructrec_jax.answering.vector_files import write_vectors
 from instructrec_jax.runs.config import main_guard
-from instructrec_jax.runs.run import Run, require_run
+from instructrec_jax.runs.run import Run, is_run, require_run
+from instructrec_jax.runs.vectors import settings_of
 
 
 def main(args: list[str]) -> None:
     options, rest = parse_with_settings(predict_parser(__doc__), args)
     if (options.text is None) == (options.input is None):
         raise ValueError("give a text, or --input FILE (- for stdin).")
-    if options.out is not None and options.input in (None, "-"):
+    if options.out is not None and options.input in (None, Path("-")):
         raise ValueError("--out needs --input FILE; for a text or stdin, redirect stdout.")
+    if options.vectors:
+        encode_file(options, rest)
+        return
     require_run(options.path)
     run = Run.open(options.path, rest, step=options.step)
     if options.text is not None:
@@ -39,6 +47,16 @@ def main(args: list[str]) -> None:
         counts = predict_file(asker, options.input, options.out, asked=asked, skip=skip)
     where = "" if options.out is None else f" written: {options.out}"
     print(f"{counts.answered:,} rows answered, {counts.rejected:,} rejected.{where}", file=sys.stderr)
+
+
+def encode_file(options: Namespace, settings: list[str]) -> None:
+    """`--vectors`: of a run, or of a HuggingFace folder."""
+    if options.input in (None, Path("-")) or options.out is None:
+        raise ValueError("--vectors needs --input FILE and --out FILE.npy or FILE.parquet.")
+    of_run = is_run(options.path)
+    run = Run.open(options.path, settings if of_run else settings_of(str(options.path)), step=options.step)
+    count = write_vectors(run.encode, run.mapper, options.input, options.out)
+    print(f"{count:,} vectors written: {options.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

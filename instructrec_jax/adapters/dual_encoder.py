@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from instructrec_jax.adapters.heads import pool_segments
+from instructrec_jax.arrays import Array
 
 MAX_SCALE = 100.0  # maximum scale of the logits, as in CLIP (Radford et al., 2021), so that training stays stable
 
@@ -50,7 +51,7 @@ class RetrievalHead(nnx.Module):
         self.pooling = pooling
         self.dtype = dtype
 
-    def __call__(self, hidden: jax.Array, segment_ids: jax.Array, max_segments: int) -> jax.Array:
+    def __call__(self, hidden: jax.Array, segment_ids: Array, max_segments: int) -> jax.Array:
         """hidden [rows, length, hidden] -> float32 unit vectors [rows, segments, vector]; zeros for absent segments."""
         pooled = pool_segments(hidden, segment_ids, self.pooling, max_segments)
         if self.projection is not None:

@@ -123,10 +123,11 @@ def generate_parser(doc: str) -> argparse.ArgumentParser:
 def predict_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("predict", doc, SETTINGS)
     add = parser.add_argument
-    add("path", type=Path, help="run directory")
+    add("path", type=Path, help="run directory; with --vectors also a HuggingFace folder")
     add("text", nargs="?", help="one text instead of --input")
     add("--input", type=Path, metavar="FILE", help="jsonl, json, csv, tsv or parquet, also .gz; -: JSON lines on stdin")
     add("--out", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv or .parquet; default: JSON lines on stdout")
+    add("--vectors", action="store_true", help="write embeddings instead: --out FILE.npy or FILE.parquet")
     add("--on_bad_row", choices=("error", "skip"), default="error", help="skip: list it in OUT.rejected.jsonl instead")
     add("--k", type=int, default=10, help="number of items, for tasks that rank them (default: 10)")
     add("--step", type=int, help="step of the checkpoint; default: the best")

@@ -69,7 +69,7 @@ def predict_file(asker: Asker, source: Path, out: Path, *, asked: dict[str, obje
     with Partial.open(out, asked | {"files": [list(file) for file in files], "skip": skip}) as partial:
         for start in counted(range(partial.done["rows"], len(rows), WINDOW), partial.done["rows"], len(rows)):
             block = range(start, min(start + WINDOW, len(rows)))
-            records, rejected = answer_rows(asker, _rows(rows, block), rows.columns, skip=skip)
+            records, rejected = answer_rows(asker, file_rows(rows, block), rows.columns, skip=skip)
             partial.add(records, rejected, block.stop)
         partial.finish()
         return Counts(partial.done["rows"] - partial.done["rejected"], partial.done["rejected"])
@@ -85,7 +85,7 @@ def predict_stream(asker: Asker, source: Path, out: BinaryIO, *, skip: bool = Fa
         found = blocks(_line_rows(sys.stdin.buffer), WINDOW, live=True)
     else:
         rows = open_rows(str(source))
-        columns, found = rows.columns, blocks(_rows(rows, range(len(rows))), WINDOW)
+        columns, found = rows.columns, blocks(file_rows(rows, range(len(rows))), WINDOW)
     answered = rejected = 0
     for block in found:
         records, bad = answer_rows(asker, block, columns, skip=skip)
@@ -104,9 +104,9 @@ def _line_rows(lines: Iterable[bytes]) -> Iterator[Row]:
         yield f"stdin, line {number}", broken
 
 
-def check_out(source: Path, out: Path) -> None:
-    if out.suffix not in FORMATS:
-        raise ValueError(f"--out {out} should end with {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+def check_out(source: Path, out: Path, formats: Sequence[str] = FORMATS) -> None:
+    if out.suffix not in formats:
+        raise ValueError(f"--out {out} should end with {', '.join(formats[:-1])} or {formats[-1]}.")
     if out.exists():
         same = " (it is the input)" if source.exists() and out.samefile(source) else ""
         raise ValueError(f"{out} exists already{same}: choose another --out.")
@@ -138,7 +138,7 @@ def answer_rows(
     return records, [*rejected, *unusable]
 
 
-def _rows(rows: ChainedRows, block: range) -> Iterator[Row]:
+def file_rows(rows: ChainedRows, block: range) -> Iterator[Row]:
     for index in block:
         try:
             yield rows.where(index), rows.row(index)

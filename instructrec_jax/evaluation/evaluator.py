@@ -10,7 +10,7 @@ from instructrec_jax.evaluation.tables import Difference, Evaluation, Segment, l
 from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap, percentile_interval, resampled
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
 
-MeasuredOn = Literal["train", "validation", "validation (also chose the checkpoint)", "test"]
+MeasuredOn = Literal["train", "validation", "validation (also chose the checkpoint)", "test", "the given records"]
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Writes the files of an evaluation and prints its table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,44 @@ import numpy as np
 
 from instructrec_jax.distributed.launch import is_first
 from instructrec_jax.evaluation.evaluator import MeasuredOn, ScoredRow, table
-from instructrec_jax.evaluation.tables import format_examples, format_table
+from instructrec_jax.evaluation.tables import Evaluation, format_examples, format_table
 from instructrec_jax.files import write_json, write_jsonl
 from instructrec_jax.tasks.base import Scores
+
+
+@dataclass(frozen=True)
+class Results:
+    """An evaluation; printed, it is the table.
+
+    Attributes:
+      predictions: a record per case of the row that the others are compared with.
+    """
+
+    evaluation: Evaluation
+    predictions: Iterable[Mapping[str, object]] = field(repr=False)
+
+    def __str__(self) -> str:
+        return format_table(self.evaluation)
+
+    __repr__ = __str__
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """All metrics of the first row."""
+        return {
+            name: value for row in (self.evaluation["rows"] or [])[:1] for name, value in (row["values"] or {}).items()
+        }
+
+
+def results_of(
+    rows: Sequence[ScoredRow], *, metric: str, measured_on: MeasuredOn, tuned: str = "after tuning"
+) -> Results:
+    """Arguments as in `show_results`."""
+    shown = next(row for row in rows if row.name == tuned)
+    sizes = [_cases(scores) + (f" {segment}" if segment else "") for segment, scores in shown.scores.items()]
+    protocol = "; ".join([*sizes, *dict.fromkeys(s.protocol for s in shown.scores.values() if s.protocol)])
+    records = ({"segment": s, **record} for s, scores in shown.scores.items() for record in scores.predictions)
+    return Results(table(rows, tuned=tuned, protocol=protocol, metric=metric, measured_on=measured_on), records)
 
 
 def show_results(
@@ -28,17 +64,13 @@ def show_results(
       measured_on: the split, as the headings of table and report name it.
       tuned: name of the row whose predictions are written and that every other row is compared with.
     """
-    shown = next(row for row in rows if row.name == tuned)
-    sizes = [_cases(scores) + (f" {segment}" if segment else "") for segment, scores in shown.scores.items()]
-    protocol = "; ".join([*sizes, *dict.fromkeys(s.protocol for s in shown.scores.values() if s.protocol)])
-    result = table(rows, tuned=tuned, protocol=protocol, metric=metric, measured_on=measured_on)
+    results = results_of(rows, metric=metric, measured_on=measured_on, tuned=tuned)
     if not is_first():
         return
-    write_json(folder / "evaluation.json", result)
-    records = ({"segment": s, **record} for s, scores in shown.scores.items() for record in scores.predictions)
-    write_jsonl(folder / "predictions.jsonl", records)
+    write_json(folder / "evaluation.json", results.evaluation)
+    write_jsonl(folder / "predictions.jsonl", results.predictions)
     write_json(folder / "examples.json", examples)
-    print("\n" + format_table(result))
+    print(f"\n{results}")
     if examples:
         print("\n" + format_examples(examples))
 

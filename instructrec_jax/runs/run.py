@@ -8,7 +8,7 @@ scores = run.task.score(run.predictor, run.data.cases(run.task, "test"))
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,12 @@ import numpy as np
 
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.fields import FieldMapper
+from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh
+from instructrec_jax.evaluation.evaluator import score_row
 from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.evaluation.results import Results, results_of
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.item_vectors import item_vectors
 from instructrec_jax.runs.config import DEFAULT, Config, parse
@@ -37,6 +40,7 @@ from instructrec_jax.runs.model import (
     restored_model,
 )
 from instructrec_jax.runs.predictions import Asker, Predictions, Record, fields_of, only_column, source_task
+from instructrec_jax.runs.vectors import embedder
 from instructrec_jax.tasks.base import Predict, Task
 from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask
@@ -180,10 +184,43 @@ class Run:
         answers = [answer for answer in asker.answers(examples)[0] if answer is not None]
         return Predictions([row.to_record() if isinstance(row, Example) else row for row in rows], answers)
 
+    def encode(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Vectors of texts (embeddings), float32 [texts, width]; [width] of a single text. See `runs.vectors`."""
+        vectors = self._encode([texts] if isinstance(texts, str) else list(texts))
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    @cached_property
+    def _encode(self) -> Callable[[Sequence[str]], np.ndarray]:
+        return embedder(self.model, self.task, self.folder, self.mesh)
+
+    def evaluate(self, records: str | Path | Sequence[Mapping[str, object] | Example]) -> Results:
+        """The table of `python -m instructrec_jax.evaluate` for other records with targets: a file, or a list.
+
+        Args:
+          records: with the columns of the run's data.
+
+        Raises ValueError for a record without a valid target.
+        """
+        fields = self.config.data.train[0].fields if self.config.data.train else FieldsConfig()
+        name = source_task(self.config)
+        if isinstance(records, str | Path):
+            data = replace(self.config.data, test=[SourceConfig(path=str(records), fields=fields, task=name)])
+            examples = RunData(replace(self.config, data=data)).examples("test")
+        else:
+            mapper = FieldMapper(fields, task=name, labels=getattr(self.config.task, "labels", None))
+            examples = [row if isinstance(row, Example) else mapper(row) for row in records]
+        row = score_row(self.path.name, self.task, self.predictor, {"": self.task.encode(examples)})
+        metric = self.config.evaluation.metric or self.task.metric
+        return results_of([row], metric=metric, measured_on="the given records", tuned=row.name)
+
     def asker(self, k: int = 10, *, many: bool = False) -> Asker:
         """Answers rows with the columns of data.train; `many`: see `full_predictor`."""
-        mapper = FieldMapper(fields_of(self.config), task=source_task(self.config))
-        return Asker(self.task, self.full_predictor if many else self.predictor, mapper, k)
+        return Asker(self.task, self.full_predictor if many else self.predictor, self.mapper, k)
+
+    @property
+    def mapper(self) -> FieldMapper:
+        """Row without target -> example, by the columns of data.train."""
+        return FieldMapper(fields_of(self.config), task=source_task(self.config))
 
     def _predictor(self, full: bool = False) -> Predict:
         make = predictor(self.task, self.model.graphdef, self.mesh, buckets(self.config), full=full)
