@@ -22,11 +22,10 @@ def run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("predictions")
     config = tiny_run("classification", checkpoint, folder, steps=2)
     for split in ("train", "validation", "test"):  # columns of other names than the defaults
-        rows = [
-            {"review": e["instruction"], "subject": e["output"], "id": e["id"]}
-            for e in read_jsonl(folder / f"{split}.jsonl")
-        ]
-        write_jsonl(folder / f"{split}.jsonl", rows)
+        file = folder / f"{split}.jsonl"
+        write_jsonl(
+            file, [{"review": e["instruction"], "subject": e["output"], "id": e["id"]} for e in read_jsonl(file)]
+        )
         fields = FieldsConfig(instruction="review", output="subject")
         setattr(config.data, split, [SourceConfig(path=str(file), fields=fields)])
     train(config)
