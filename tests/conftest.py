@@ -4,7 +4,7 @@ import os
 
 # Programs run a few times here, so compiling them is what takes the time: a fifth of it, without optimizations. Flags
 # of the environment come last and win; with
-#   XLA_FLAGS="--xla_backend_optimization_level=2 --xla_cpu_use_fusion_emitters=true"
+#   XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
 # the tests run what training compiles.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "

@@ -63,6 +63,7 @@ def test_a_folder_gives_the_numbers_before_tuning(finished: Config, checkpoint: 
         (["--data.test", "[]"], "data.test.*--split validation"),
         (["--step", "5"], r"checkpoint of step 5.*\[.*6\]"),
         (["--data.test", "[{path: nowhere.jsonl}]"], "nowhere.jsonl"),
+        (["--evaluation.metric", "acuracy"], "evaluation.metric.*accuracy"),
     ],
 )
 def test_what_is_missing_is_named(arguments: list[str], message: str, finished: Config, tmp_path: Path) -> None:

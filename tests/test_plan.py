@@ -14,7 +14,6 @@ from instructrec_jax.distributed import chips
 from instructrec_jax.distributed.mesh import batch_sharding, make_mesh
 from instructrec_jax.planning import search as planning_search
 from instructrec_jax.planning.compiled_step import planning_folder
-from instructrec_jax.planning.index import plan_index
 from instructrec_jax.planning.search import choices
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, parse
@@ -113,16 +112,6 @@ def test_seventy_billion_parameters_are_shapes() -> None:
     arrays = jax.tree.leaves(model.params)
     assert all(isinstance(array, jax.ShapeDtypeStruct) for array in arrays)
     assert 70e9 < sum(array.size for array in arrays) < 71e9
-
-
-def test_the_index_is_spread_over_all_devices() -> None:
-    mesh = make_mesh(Config().mesh, jax.devices()[:8])
-    assert plan_index(100_001, 16, mesh).vectors == 12_544 * 16 * 4  # 12,501, padded to a multiple of 64
-    found = plan_index(8_000_001, 16, mesh)
-    assert found.vectors == 1_000_001 * 16 * 4
-    assert found.vectors < found.peak < 2 * found.vectors  # no device has all vectors
-    with pytest.raises(ValueError, match="--items"):
-        plan_index(9, 16, mesh)
 
 
 def test_choices_use_all_devices(folder: str) -> None:

@@ -21,6 +21,7 @@ from instructrec_jax.evaluation.prompt_variants import format_sensitivity, rewor
 from instructrec_jax.evaluation.results import show_results
 from instructrec_jax.evaluation.showcase import showcase
 from instructrec_jax.files import write_json
+from instructrec_jax.runs.checkpoint_metric import chosen_metric
 from instructrec_jax.runs.data import Split
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded, Predict, Task
@@ -61,6 +62,9 @@ def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | Non
     groups = run.data.case_groups(cases)
     tuned = "tuned" if run.trained else "untuned"
     rows = [score_row(tuned, run.task, run.predictor, groups)]
+    metric = run.config.evaluation.metric or run.task.metric
+    if run.config.evaluation.metric is not None:
+        chosen_metric({name: value for s in rows[0].scores.values() for name, value in s.metrics.items()}, metric)
     rows += [_other_run(path, groups) for path in beside.runs]
     fusions = [(str(other), None) for other in beside.hybrids] + [(str(r), beside.retrieve) for r in beside.rerankers]
     if fusions:
@@ -73,7 +77,6 @@ def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | Non
     rows += asked
     if beside.baselines and run.config.data.train:
         rows += baseline_rows(run.task, run.data.cases(run.task, "train"), groups)
-    metric = run.config.evaluation.metric or run.task.metric
     chose = run.trained and run.step is None and run.config.evaluation.every > 0
     shown_as = measured_on(split, chose_checkpoint=chose)
     show_results(out, rows, [], metric=metric, tuned=tuned, measured_on=shown_as)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -64,26 +65,28 @@ def attention(
     if kernel == "cudnn":
         mask = _mask(segment_ids, positions, key_segment_ids, key_positions, window, causal)[:, None]
         return kernels.cudnn_attention(q, k, v, mask, scale=scale)
-    run: Callable[..., jax.Array] = functools.partial(
-        _plain,
-        window=window,
-        causal=causal,
-        soft_cap=soft_cap,
-        scale=scale,
-        dropout_rate=dropout_rate if drops else 0.0,
-    )
-    queries = {
-        "q": q,
-        "segment_ids": segment_ids,
-        "positions": positions,
-        "keys": dropout_keys.tokens if drops and dropout_keys is not None else None,
-        "bias": None if bias is None else bias.transpose(0, 2, 1, 3),
-    }
+    scoring = _Scoring(scale, window, causal, soft_cap, dropout_rate if drops else 0.0)
+    run: Callable[..., jax.Array] = functools.partial(_plain, scoring)
+    keys = dropout_keys.tokens if drops and dropout_keys is not None else None
+    by_query = None if bias is None else bias.transpose(0, 2, 1, 3)
+    queries = {"q": q, "segment_ids": segment_ids, "positions": positions, "keys": keys, "bias": by_query}
     rest = {"k": k, "v": v, "key_segment_ids": key_segment_ids, "key_positions": key_positions}
     return kernels.by_query_blocks(run, queries, rest) if kernel == "blocked" else run(**queries, **rest)
 
 
+@dataclass(frozen=True)
+class _Scoring:
+    """From products of queries and keys to probabilities; the fields are arguments of `attention`."""
+
+    scale: float
+    window: int | None
+    causal: bool
+    soft_cap: float | None
+    dropout_rate: float
+
+
 def _plain(
+    scoring: _Scoring,
     *,
     q: jax.Array,
     k: jax.Array,
@@ -94,24 +97,19 @@ def _plain(
     key_positions: jax.Array,
     bias: jax.Array | None,
     keys: jax.Array | None,
-    window: int | None,
-    causal: bool,
-    soft_cap: float | None,
-    dropout_rate: float,
-    scale: float,
 ) -> jax.Array:
     """Computes all scores at once. `bias`: [rows or 1, queries, heads or 1, keys]; `keys`: uint32 [rows, queries]."""
-    mask = _mask(segment_ids, positions, key_segment_ids, key_positions, window, causal)[:, None]
+    mask = _mask(segment_ids, positions, key_segment_ids, key_positions, scoring.window, scoring.causal)[:, None]
     rows, queries, heads, head_dim = q.shape
     key_count, key_heads = k.shape[1:3]
 
     # heads before length: batched products and their gradients are faster on CPU than in the given layout
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * scale, k, v))
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * scoring.scale, k, v))
     q = q.reshape(rows, key_heads, heads // key_heads * queries, head_dim)  # a group's queries side by side
     scores = jnp.einsum("bhld,bhmd->bhlm", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(rows, heads, queries, key_count)
-    if soft_cap is not None:
-        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    if scoring.soft_cap is not None:
+        scores = scoring.soft_cap * jnp.tanh(scores / scoring.soft_cap)
     if bias is not None:
         scores = scores + bias.transpose(0, 2, 1, 3).astype(jnp.float32)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
@@ -120,7 +118,7 @@ def _plain(
     total = weights.sum(-1, keepdims=True)
     if keys is not None:
         bits = attention_dropout_bits(DropoutKeys(keys), heads, key_positions)
-        weights = jnp.where(keep_mask(bits, dropout_rate), weights / (1.0 - dropout_rate), 0.0)
+        weights = jnp.where(keep_mask(bits, scoring.dropout_rate), weights / (1.0 - scoring.dropout_rate), 0.0)
     # dividing after the product takes head_dim divisions per query instead of one per key
     weights = weights.astype(v.dtype).reshape(rows, key_heads, -1, key_count)
     out = jnp.einsum("bhlm,bhmd->bhld", weights, v, preferred_element_type=jnp.float32)

@@ -94,10 +94,7 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
     catalogue, raw = config.read(bad)
 
     # --- filter ---
-    rated = at_least(raw, config.min_rating)
-    first = first_per_item(rated)
-    catalogue, core = k_core(catalogue, first, config.k_core)
-    stages = _Stages(raw, rated, first, core, recent=most_recent(core, config.sequence_limit))
+    catalogue, stages = _filter(config, catalogue, raw)
 
     # --- split ---
     splits = split(stages.recent, config.split, config.validation, config.test)
@@ -135,6 +132,14 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
         return card
 
     return whole_or_nothing(out, write)
+
+
+def _filter(config: PrepareConfig, catalogue: Catalogue, raw: Interactions) -> tuple[Catalogue, _Stages]:
+    """The items and interactions that stay."""
+    rated = at_least(raw, config.min_rating)
+    first = first_per_item(rated)
+    catalogue, core = k_core(catalogue, first, config.k_core)
+    return catalogue, _Stages(raw, rated, first, core, recent=most_recent(core, config.sequence_limit))
 
 
 def _check_settings(config: PrepareConfig) -> None:

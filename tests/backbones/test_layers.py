@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from transformers.activations import ACT2FN
 
 from instructrec_jax.backbones import layers
 from instructrec_jax.backbones.attention import attention
@@ -25,27 +24,6 @@ def keys_for(rows: int, length: int, seed: int = 3) -> layers.DropoutKeys:
     return dropout_keys(jnp.uint32(seed), example, jnp.broadcast_to(jnp.arange(length), (rows, length)))
 
 
-@pytest.mark.parametrize("name", sorted(layers.ACTIVATIONS))
-def test_activations_are_those_of_transformers(name):
-    x = np.concatenate([np.linspace(-12, 12, 401), [0.0]]).astype(np.float32)
-    expected = ACT2FN[name](torch.tensor(x)).numpy()
-    np.testing.assert_allclose(layers.activation(name)(jnp.asarray(x)), expected, atol=2e-6, rtol=2e-6)
-
-
-@pytest.mark.parametrize("name", sorted(layers.ACTIVATIONS))
-def test_activations_and_their_slopes_in_bfloat16_are_rounded_once(name):
-    """Against fp32 at the same (bfloat16) arguments: half a unit in the last of eight bits."""
-    x = jnp.asarray(np.linspace(-6, 6, 601), jnp.bfloat16)
-    x = x[(jnp.abs(x) % 3 != 0)]  # where some have two slopes
-
-    def both(x):
-        return jax.vmap(jax.value_and_grad(lambda one: layers.activation(name)(one)))(x)
-
-    for found, expected in zip(both(x), both(x.astype(jnp.float32)), strict=True):
-        assert found.dtype == jnp.bfloat16
-        np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=1e-6)
-
-
 def test_norms_and_softmax_in_bfloat16_are_rounded_once():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(3, 2, size=(4, 64)), jnp.bfloat16)
@@ -58,11 +36,6 @@ def test_norms_and_softmax_in_bfloat16_are_rounded_once():
     place = jnp.arange(32)[None]
     sums = attention(q, k, v, segment_ids=jnp.ones_like(place), positions=place)
     np.testing.assert_allclose(sums.astype(jnp.float32), 1.0, rtol=2**-8)
-
-
-def test_unknown_activation_is_named():
-    with pytest.raises(ValueError, match="'xielu'"):
-        layers.activation("xielu")
 
 
 def test_linear_parts_are_the_slices_of_one_matrix():

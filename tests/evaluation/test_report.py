@@ -6,14 +6,14 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
+from report_files import EVIL, evaluation, examples
 
 from instructrec_jax.evaluation.report import write_report
-from instructrec_jax.evaluation.tables import format_examples, format_table, lower_is_better, verdict
+from instructrec_jax.evaluation.tables import format_table
 from instructrec_jax.files import append_jsonl, write_json, write_text
 
 pytestmark = pytest.mark.usefixtures("charts_are_drawn")
 
-EVIL = "</pre></td><script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>\"' & \x1b[2J\x00"
 VOID = {"meta", "img", "br"}
 
 
@@ -38,32 +38,6 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if "style" not in self.open:
             self.text += data
-
-
-def evaluation(name="after tuning", metric="NDCG@10", protocol="Rank 412 films."):
-    return {
-        "protocol": protocol,
-        "metrics": [metric, "mse"],
-        "rows": [
-            {"name": "popularity", "values": {metric: 0.1, "mse": 1.25}},
-            {"name": name, "values": {metric: 0.34567, "mse": 2.5}},
-            {"name": "Markov-1", "values": {metric: None}},
-        ],
-        "differences": [
-            {"name": f"{name} − popularity", "metric": metric, "mean": 0.24567, "low": 0.2, "high": 0.3},
-            {"name": "mse", "metric": "mse", "mean": 1.25, "low": 1.0, "high": 1.5},
-            {"name": "Markov-1 − popularity", "metric": metric, "mean": 0.0, "low": -0.1, "high": 0.1},
-        ],
-        "report": "precision recall",
-    }
-
-
-def examples(text="Moon (2009)"):
-    answers = [{"text": "Alien (1979)", "score": 2.5}, {"text": text, "score": 1.25}]
-    return [
-        {"instruction": f"something in space {text}", "wanted": text, "answers": answers},
-        {"instruction": "anything", "wanted": None, "answers": []},
-    ]
 
 
 def fill(folder, text="plain", metric="NDCG@10"):
@@ -195,47 +169,6 @@ def test_the_report_does_not_slow_down_an_import():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
-def test_table_as_text():
-    assert format_table(evaluation()) == (
-        "Rank 412 films.\n"
-        "\n"
-        "              NDCG@10      mse\n"
-        "popularity     0.1000   1.2500*\n"
-        "after tuning   0.3457*  2.5000\n"
-        "Markov-1            –        –\n"
-        "* best in its column\n"
-        "\n"
-        "Paired differences (95% bootstrap)\n"
-        "after tuning − popularity  NDCG@10  +0.2457  [+0.2000, +0.3000]  significantly better (95%)\n"
-        "mse                        mse      +1.2500  [+1.0000, +1.5000]  significantly worse (95%)\n"
-        "Markov-1 − popularity      NDCG@10  +0.0000  [-0.1000, +0.1000]  not significant"
-    )
-
-
-def test_ties_are_all_marked_and_a_lone_row_is_not():
-    rows = [{"name": name, "values": {"accuracy": value}} for name, value in (("a", 0.5), ("b", 0.5), ("c", 0.1))]
-    marked = format_table({"metrics": ["accuracy"], "rows": rows}).splitlines()
-    assert [line.endswith("*") for line in marked] == [False, True, True, False, False]
-    assert "*" not in format_table({"metrics": ["accuracy"], "rows": rows[:1]})
-    assert "*" not in format_table({"metrics": ["accuracy"], "rows": rows[:2]})  # nothing differs
-
-
-def test_examples_as_text():
-    assert format_examples(examples()) == (
-        "“something in space Moon (2009)”\n"
-        "  1.   2.5000  Alien (1979)\n"
-        "* 2.   1.2500  Moon (2009)\n"
-        "    target: Moon (2009)\n"
-        "\n"
-        "“anything”"
-    )
-
-
-def test_text_for_the_terminal_cannot_steer_it():
-    output = format_table(evaluation(EVIL, EVIL, EVIL)) + format_examples(examples(EVIL))
-    assert "\x1b" not in output and "\x00" not in output
-
-
 def with_parts(name="after tuning"):
     """An evaluation with intervals, more metrics than are shown, and subgroups."""
     result = evaluation(name)
@@ -267,10 +200,6 @@ def test_intervals_parts_and_further_metrics(tmp_path):
     assert not [element for element, _ in page.elements if element in ("script",)]
 
 
-def test_gini_is_better_when_lower():
-    assert lower_is_better("Gini@10") and not lower_is_better("coverage@10") and not lower_is_better("uni9 HR@1")
-
-
 def test_the_split_and_baselines_that_were_not_fitted_are_named(tmp_path):
     result = evaluation() | {"split": "validation (also chose the checkpoint)"}
     result["rows"][2]["note"] = "not fitted: no words"
@@ -278,8 +207,3 @@ def test_the_split_and_baselines_that_were_not_fitted_are_named(tmp_path):
     page = page_of(tmp_path)
     assert "Results on validation (also chose the checkpoint)" in page.text
     assert "Markov-1: not fitted: no words" in page.text
-
-
-def test_a_difference_of_nothing_is_no_chance():
-    assert verdict({"metric": "accuracy", "low": 0.0, "high": 0.0}) == "equal"
-    assert verdict({"metric": "accuracy", "low": -0.1, "high": 0.0}) == "not significant"

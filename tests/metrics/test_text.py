@@ -8,7 +8,6 @@ import sacrebleu
 from rouge_score import rouge_scorer
 
 from instructrec_jax.metrics import text as text_metrics
-from instructrec_jax.metrics.language import has_cjk, script_words, units
 from instructrec_jax.metrics.text import bleu, bleu_tokenizer, chrf, distinct, resampled_bleu, rouge, sentence_chrf
 
 FOUND = ["the cat sat on a mat", "there is a dog"]
@@ -78,13 +77,6 @@ def test_rouge_in_every_script(language: str) -> None:
     assert different["rougeL"][0] < 0.5
 
 
-def test_words_follow_the_script() -> None:
-    assert script_words("Don't STOP-me_now 10²") == ["don", "t", "stop", "me", "now", "10"]
-    assert script_words("हिन्दी Grüße") == ["हिन्दी", "grüße"]
-    assert script_words("我用GPT4了。สวัสดี") == ["我", "用", "gpt4", "了", "ส", "วั", "ส", "ดี"]
-    assert script_words("cafe\u0301") == ["caf\u00e9"]
-
-
 def test_bleu_of_scripts_without_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     found, wanted = ["これはとてもいいねこです"], [["これはいいねこです"]]
     monkeypatch.setattr(text_metrics, "installed", lambda name: False)
@@ -117,13 +109,3 @@ def test_what_cannot_be_scored() -> None:
         bleu(["a"], [["a"], ["b"]])
     with pytest.raises(ValueError, match="reference"):
         rouge(["a"], [[]])
-
-
-def test_lengths() -> None:
-    assert (
-        units("สวัสดี") == 6
-        and units("two words") == 2
-        and units("两 个字") == 3
-        and has_cjk("a 猫")
-        and not has_cjk("é—…")
-    )
