@@ -31,7 +31,7 @@ from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.run import Run, _with_known_items
 from instructrec_jax.tasks import LanguageModelRankingConfig, RerankerConfig, RetrievalConfig, SequenceConfig
-from instructrec_jax.tasks.base import Predict
+from instructrec_jax.tasks.prediction import Predict
 
 TITLES = ["The Love", "War", "Space", "Crime", "Music", "Old Love", "New War", "太空 🚀", "War", "Dull", "Good", "Long"]
 YEARS = [1990, 1991, 1992, None, 1994, 1995, 1996, 1997, 1998, 1999, 2000, 2001]

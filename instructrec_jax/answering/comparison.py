@@ -24,7 +24,8 @@ from instructrec_jax.files import write_json
 from instructrec_jax.runs.checkpoint_metric import chosen_metric
 from instructrec_jax.runs.data import Split
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.base import Encoded, Predict, Task
+from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.tasks.prediction import Predict
 
 Groups = dict[str, list[Encoded]]
 

@@ -18,8 +18,9 @@ from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.fusion import Fusion, hybrid, mask, moments, rerank_best, retrieve, tune_fusion
 from instructrec_jax.ranking.index import ItemIndex
 from instructrec_jax.runs.run import Run, require_run, run_settings
-from instructrec_jax.tasks.base import Encoded, Predict
+from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.kinds import as_ranking
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask, products
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from instructrec_jax.evaluation.tables import Difference, Evaluation, Segment, lower_is_better
 from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap, percentile_interval, resampled
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
+from instructrec_jax.tasks.base import Encoded, Scores, Task
+from instructrec_jax.tasks.prediction import Predict
 
 MeasuredOn = Literal["train", "validation", "validation (also chose the checkpoint)", "test", "the given records"]
 

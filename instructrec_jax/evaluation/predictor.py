@@ -24,7 +24,8 @@ from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import open_writer
-from instructrec_jax.tasks.base import Predict, Run, Task
+from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.prediction import Predict, Run
 from instructrec_jax.training.step import make_predict_step
 
 TOKENS_PER_BATCH = 4096  # per data-parallel device

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructrec_jax.tasks.base import Encoded, Predict, Task
+from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.tasks.prediction import Predict
 
 
 def showcase(task: Task, predict: Predict, groups: Mapping[str, Sequence[Encoded]]) -> list[dict[str, Any]]:

@@ -145,7 +145,7 @@ def log_likelihoods(
     """For each request float64 [answers, 2]: Σ log p(token | preceding tokens) over counted tokens, and their number.
 
     Args:
-      predict: `tasks.base.Predict` of a model whose predictions are `branch_log_probs`.
+      predict: `tasks.prediction.Predict` of a model whose predictions are `branch_log_probs`.
     """
     texts: list[Text] = []
     numbers: list[np.ndarray] = []  # of the answers of each text, from 1, per token

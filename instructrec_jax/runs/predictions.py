@@ -13,8 +13,9 @@ from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.answers import Answer
-from instructrec_jax.tasks.base import Encoded, Predict, Task, pieces
+from instructrec_jax.tasks.base import Encoded, Task, pieces
 from instructrec_jax.tasks.encoding import encode_usable
+from instructrec_jax.tasks.prediction import Predict
 
 if TYPE_CHECKING:
     import pandas

@@ -41,8 +41,9 @@ from instructrec_jax.runs.model import (
 )
 from instructrec_jax.runs.predictions import Asker, Predictions, Record, fields_of, only_column, source_task
 from instructrec_jax.runs.vectors import embedder
-from instructrec_jax.tasks.base import Predict, Task
+from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.kinds import as_ranking
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask
 from instructrec_jax.training.checkpoint import Checkpoints
 

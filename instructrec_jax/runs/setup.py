@@ -15,7 +15,8 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.model import SplitModel, abstract_model, load_model
-from instructrec_jax.tasks.base import Predict, Task
+from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
 from instructrec_jax.training.parameters import learning_rate_factors, with_learning_rate
 from instructrec_jax.training.state import TrainState, Tree, create_state, state_shardings

@@ -19,13 +19,13 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Predict,
     Scores,
     Task,
     TaskConfig,
     TaskContext,
     pieces,
 )
+from instructrec_jax.tasks.prediction import Predict
 
 
 @dataclass

@@ -23,7 +23,8 @@ from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.files import read_jsonl, try_lock
 from instructrec_jax.runs.predictions import Asker
 from instructrec_jax.tasks.answers import LabelAnswer
-from instructrec_jax.tasks.base import Encoded, Predict, Task, TaskContext
+from instructrec_jax.tasks.base import Encoded, Task, TaskContext
+from instructrec_jax.tasks.prediction import Predict
 
 ASKED: dict[str, object] = {"run": "a"}
 

@@ -14,7 +14,8 @@ from instructrec_jax.data.batch import Batch
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.evaluation import predictor as module
 from instructrec_jax.evaluation.predictor import predictor
-from instructrec_jax.tasks.base import LossInputs, Predict
+from instructrec_jax.tasks.base import LossInputs
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.training.step import batch_dropout_keys
 
 

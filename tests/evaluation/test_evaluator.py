@@ -20,7 +20,8 @@ from instructrec_jax.evaluation.evaluator import (
 )
 from instructrec_jax.evaluation.tables import format_table
 from instructrec_jax.metrics.bootstrap import CorpusMetric, bootstrap_interval, paired_bootstrap
-from instructrec_jax.tasks.base import BaselineNotFitted, Encoded, Predict, Scores, Task, owners_of, unless_unfit
+from instructrec_jax.tasks.base import BaselineNotFitted, Encoded, Scores, Task, owners_of, unless_unfit
+from instructrec_jax.tasks.prediction import Predict
 
 
 def encoded(count: int = 6) -> list[Encoded]:

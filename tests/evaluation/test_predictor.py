@@ -13,7 +13,7 @@ from instructrec_jax.data.batch import Batch, Text, end_to_end, lengths_of, of_t
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation import predictor as module
 from instructrec_jax.evaluation.predictor import make_predict, predictor
-from instructrec_jax.tasks.base import Predict
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.targets import TokenLabels
 
 

@@ -9,7 +9,8 @@ from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.evaluation.showcase import showcase
 from instructrec_jax.evaluation.tables import format_examples
-from instructrec_jax.tasks.base import Encoded, Predict, Task
+from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.tasks.prediction import Predict
 
 PREDICT = Predict(lambda texts, *_: [np.zeros(1) for _ in texts])
 

@@ -21,7 +21,7 @@ from instructrec_jax.inference.likelihood import (
     normalized,
     share_prefix,
 )
-from instructrec_jax.tasks.base import Predict
+from instructrec_jax.tasks.prediction import Predict
 
 KINDS = ["llama", "gpt2", "t5", "bart"]
 Make = Callable[..., Network]

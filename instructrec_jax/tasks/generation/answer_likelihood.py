@@ -11,8 +11,9 @@ from instructrec_jax.data.batch import Batch, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import Pieces, tokenize_pieces
 from instructrec_jax.inference import likelihood
-from instructrec_jax.tasks.base import Network, Predict
+from instructrec_jax.tasks.base import Network
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask, label_losses
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import tokenize
 

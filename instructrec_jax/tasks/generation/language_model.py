@@ -39,7 +39,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Predict,
     Scores,
     Task,
     TaskConfig,
@@ -48,6 +47,7 @@ from instructrec_jax.tasks.base import (
     owners_of,
 )
 from instructrec_jax.tasks.generation.ngram import KneserNey
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import cut, tokenize, too_long
 

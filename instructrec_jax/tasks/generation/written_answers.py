@@ -19,8 +19,9 @@ from instructrec_jax.inference.decoding import check_prompts
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, has_cjk
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskContext, owners_of, unless_unfit
+from instructrec_jax.tasks.base import Encoded, Scores, TaskContext, owners_of, unless_unfit
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
+from instructrec_jax.tasks.prediction import Predict
 
 Rule = Callable[[Sequence[Example]], list[str]]
 

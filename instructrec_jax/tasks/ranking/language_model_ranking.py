@@ -19,9 +19,10 @@ from instructrec_jax.data.batch import BatchTexts, Text, end_to_end
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalized
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, TaskConfig, TaskContext, name_of
+from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Target
 from instructrec_jax.tasks.ranking.reranker import RerankingConfig, RerankingTask
 from instructrec_jax.tasks.targets import TokenLabels

@@ -24,7 +24,8 @@ from instructrec_jax.ranking.evaluation import (
     position_report,
 )
 from instructrec_jax.tasks.answers import ItemsAnswer, RankedItem
-from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task, TaskConfig, TaskContext, owner_of, owners_of
+from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, owner_of, owners_of
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
 from instructrec_jax.tasks.texts import tokenize
 

@@ -21,16 +21,8 @@ from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast, render
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    Predict,
-    TaskConfig,
-    TaskContext,
-    in_microbatches,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, TaskConfig, TaskContext, in_microbatches
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask, Target
 from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.tasks.texts import knows_pairs

@@ -21,12 +21,12 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Predict,
     TaskConfig,
     TaskContext,
     in_microbatches,
     with_default_prompt,
 )
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
 
 # Named, because --help shows a setting's comment only where its type is a plain name.

@@ -27,13 +27,13 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Predict,
     TaskConfig,
     TaskContext,
     in_microbatches,
     name_of,
     with_default_prompt,
 )
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
 from instructrec_jax.tasks.texts import tokenize
 

@@ -38,7 +38,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Predict,
     Scores,
     Task,
     TaskConfig,
@@ -47,6 +46,7 @@ from instructrec_jax.tasks.base import (
     owners_of,
     unless_unfit,
 )
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenize_examples
 from instructrec_jax.tasks.tfidf import fitted_tfidf

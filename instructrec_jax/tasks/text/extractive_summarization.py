@@ -20,7 +20,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Predict,
     Scores,
     Task,
     TaskConfig,
@@ -29,6 +28,7 @@ from instructrec_jax.tasks.base import (
 )
 from instructrec_jax.tasks.generation.summarization import join, joint, judge_summaries, lead, sentences
 from instructrec_jax.tasks.generation.written_answers import references, scores_of_texts, shown_text
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.texts import owners, too_long
 
 LABELS = ["left out", "summary"]

@@ -21,7 +21,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Predict,
     Scores,
     Task,
     TaskConfig,
@@ -30,6 +29,7 @@ from instructrec_jax.tasks.base import (
     name_of,
     with_default_prompt,
 )
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling
 from instructrec_jax.tasks.text.option_scoring import (
     Options,

@@ -19,7 +19,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Predict,
     Scores,
     Task,
     TaskConfig,
@@ -30,6 +29,7 @@ from instructrec_jax.tasks.base import (
 from instructrec_jax.tasks.generation.question_answering import judge_answers
 from instructrec_jax.tasks.generation.summarization import sentences
 from instructrec_jax.tasks.generation.written_answers import shown_text
+from instructrec_jax.tasks.prediction import Predict
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 OnMissingAnswer = Literal["error", "skip"]

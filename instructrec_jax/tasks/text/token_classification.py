@@ -27,7 +27,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Predict,
     Scores,
     Task,
     TaskConfig,
@@ -35,6 +34,7 @@ from instructrec_jax.tasks.base import (
     name_of,
     owners_of,
 )
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.text.classification import LabelsConfig, check_labels
 from instructrec_jax.tasks.texts import owners

@@ -19,7 +19,8 @@ from instructrec_jax.evaluation.evaluator import ScoredRow, table
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.candidates import write_candidates
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
-from instructrec_jax.tasks.base import Encoded, LossInputs, Predict, TaskConfig, TaskContext
+from instructrec_jax.tasks.base import Encoded, LossInputs, TaskConfig, TaskContext
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask
 
 ITEMS = 12

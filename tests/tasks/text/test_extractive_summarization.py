@@ -22,7 +22,8 @@ from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import ExtractiveSummarizationConfig
-from instructrec_jax.tasks.base import LossInputs, Predict, TaskContext
+from instructrec_jax.tasks.base import LossInputs, TaskContext
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.train import train
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig

@@ -17,7 +17,8 @@ from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import SimilarityConfig
-from instructrec_jax.tasks.base import Encoded, LossInputs, Predict, TaskContext
+from instructrec_jax.tasks.base import Encoded, LossInputs, TaskContext
+from instructrec_jax.tasks.prediction import Predict
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks import SpanConfig
-from instructrec_jax.tasks.base import LossInputs, Predict, TaskContext
+from instructrec_jax.tasks.base import LossInputs, TaskContext
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.text.span import best_span
 from instructrec_jax.train import train
 from instructrec_jax.training.checkpoint import CheckpointConfig

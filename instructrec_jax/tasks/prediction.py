@@ -1,0 +1,78 @@
+"""A model with its parameters, as a task's scores and answers see it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from instructrec_jax.data.batch import Text
+from instructrec_jax.inference.generation_config import GenerationConfig
+
+
+def _no_words(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[str]:
+    raise TypeError("this task does not write text: see `Task.writes`.")
+
+
+@dataclass(frozen=True)
+class Predict:
+    """A model with its parameters, for `Task.score`.
+
+    Attributes:
+      run: the model: (texts, the task's arrays, dropout) -> one array per text, see `__call__` and `draw`.
+      write: (prompts, int32 [tokens] each, settings) -> the generated texts; only of a task that `writes`.
+      subtasks: name -> the same model with the `predict` of that entry of `Task.subtasks`.
+      known: id of a `Text` -> the object and its result, so that each runs once; None: no cache, see `remember`.
+    """
+
+    run: "Run"
+    write: Callable[[Sequence[np.ndarray], GenerationConfig], list[str]] = _no_words
+    subtasks: Mapping[str, "Predict"] = field(default_factory=dict)
+    known: dict[int, tuple[Text, np.ndarray]] | None = None
+
+    def __call__(self, texts: Sequence[Text], own: object = None) -> list[np.ndarray]:
+        """Runs the model over texts.
+
+        Args:
+          own: the arrays of the task for these texts, see `data.batch`.
+
+        Returns one array per text, in order: [...], or [length, ...] for a task with predictions `per_token`.
+        """
+        if self.known is None or own is not None:
+            return self.run(texts, own)
+        known = self.known
+        new = list({id(text): text for text in texts if id(text) not in known}.values())
+        if new:
+            known.update({id(text): (text, output) for text, output in zip(new, self.run(new), strict=True)})
+        return [known[id(text)][1] for text in texts]
+
+    def remember(self) -> "Predict":
+        """The same model with a cache: it runs each `Text` object without arrays once."""
+        return replace(self, known={}, subtasks={name: each.remember() for name, each in self.subtasks.items()})
+
+    def once(self, texts: Sequence[Text]) -> list[np.ndarray]:
+        """Runs texts that will not come again: past the cache."""
+        return self.run(texts)
+
+    def draw(self, texts: Sequence[Text], seed: int, numbers: Sequence[int] | None = None) -> list[np.ndarray]:
+        """One draw of Monte Carlo dropout (Gal & Ghahramani, 2016): predictions with dropout, as in training.
+
+        Args:
+          seed: uint32. The same seed gives the same draw.
+          numbers: of the texts. A text's dropout bits depend on seed and number alone, not on its row or call.
+            None: 0, 1, ...
+        """
+        chosen = np.arange(len(texts)) if numbers is None else np.asarray(numbers)
+        return self.run(texts, dropout=(np.uint32(seed), chosen.astype(np.int32)))
+
+
+class Run(Protocol):
+    """Runs a model over texts, see `Predict`.
+
+    Args:
+      dropout: (uint32 seed, int32 [texts] numbers of the texts), or None for none.
+    """
+
+    def __call__(
+        self, texts: Sequence[Text], own: object = None, dropout: tuple[np.uint32, np.ndarray] | None = None
+    ) -> list[np.ndarray]: ...
