@@ -7,6 +7,7 @@ EXTRAS = {
     "datasets": "datasets",
     "libtpu": "plan",
     "lm_eval": "lm-eval",
+    "pandas": "pandas",
     "rouge_score": "text-metrics",
     "sacrebleu": "text-metrics",
     "sentencepiece": "sentencepiece",

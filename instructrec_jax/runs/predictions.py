@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.skipped import SkippedRow
+from instructrec_jax.extras import require
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.answers import Answer
 from instructrec_jax.tasks.base import Encoded, Task, pieces
@@ -54,7 +55,8 @@ class Predictions(Sequence[Answer]):
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row per record: its own fields and the prediction's."""
-        import pandas  # takes long to import
+        require("pandas", "Predictions.to_pandas()")
+        import pandas  # an extra
 
         return pandas.DataFrame(self.to_records())
 
