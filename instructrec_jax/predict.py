@@ -2,7 +2,7 @@
 
     predict RUN --input new.csv --out labels.csv        every row with its prediction, beside its own columns
     predict RUN --input new.jsonl --out top.parquet     .jsonl, .csv, .tsv or .parquet
-    predict RUN "the film was dull"                     one text, on the terminal
+    predict RUN --text "the film was dull"              one text, on the terminal
     predict HF_FOLDER --vectors --input FILE --out v.npy   embeddings, as sentence-transformers computes them
     cat new.jsonl | predict RUN --input - | ...         JSON lines from stdin to stdout
 
@@ -25,7 +25,7 @@ from instructrec_jax.runs.vectors import settings_of
 def main(args: list[str]) -> None:
     options, rest = parse_with_settings(predict_parser(__doc__), args)
     if (options.text is None) == (options.input is None):
-        raise ValueError("give a text, or --input FILE (- for stdin).")
+        raise ValueError("give --text TEXT or --input FILE (- for stdin).")
     if options.out is not None and options.input in (None, Path("-")):
         raise ValueError("--out needs --input FILE; for a text or stdin, redirect stdout.")
     if options.vectors:

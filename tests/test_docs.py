@@ -186,7 +186,7 @@ def run_settings(block: Block, trained: set[str]) -> None:
 
 
 def run_command(words: list[str], block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
-    if words[0] == "cat":
+    if words[0] == "cat" and len(words) == 3:
         Path(words[1]).write_text(words[2], encoding="utf-8")
     elif words[:2] == ["python", "-m"]:
         import_module(words[2]).main(words[3:])

@@ -124,7 +124,7 @@ def predict_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("predict", doc, SETTINGS)
     add = parser.add_argument
     add("path", type=Path, help="run directory; with --vectors also a HuggingFace folder")
-    add("text", nargs="?", help="one text instead of --input")
+    add("--text", help="one text, answered on stdout")
     add("--input", type=Path, metavar="FILE", help="jsonl, json, csv, tsv or parquet, also .gz; -: JSON lines on stdin")
     add("--out", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv or .parquet; default: JSON lines on stdout")
     add("--vectors", action="store_true", help="write embeddings instead: --out FILE.npy or FILE.parquet")
