@@ -1,4 +1,4 @@
-"""Tune a pretrained network on instructions: `python -m instructrec_jax.train [--config_path X.yaml] [--a.b value]`.
+"""Tune a pretrained network on instructions: `python -m instructrec_jax.train [X.yaml] [--a.b value]`.
 
 Without arguments it trains the embedded film recommender. `train` is the whole run, top to bottom. With several
 processes (see `distributed/launch.py`) all of them execute it; only the first writes files and prints.
@@ -6,6 +6,7 @@ processes (see `distributed/launch.py`) all of them execute it; only the first w
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from instructrec_jax.evaluation.evaluator import greater_is_better, measured_on
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.files import write_json
 from instructrec_jax.runs.checkpoint_metric import check_metric, chosen_metric, evaluation_failed, measure_of
-from instructrec_jax.runs.config import Config, main_guard, parse, to_dict
+from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.directory import (
     RunLock,
@@ -201,6 +202,20 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     once(lambda: print(f"\nreport: {write_report(run_dir)}"))
     once(lambda: finish_run_dir(run_dir))
     return run_dir
+
+
+def tune(settings: Config | Mapping[str, object] | str | Path) -> Run:
+    """Trains, or resumes training; returns the opened run.
+
+        tune("my.yaml")
+        tune({"task.type": "classification", "data.train": ["reviews.csv"], "backbone.path": "films", "steps": 20})
+
+    Args:
+      settings: the path of a YAML file, a mapping of settings (see `runs.config.load`), or a whole Config.
+
+    Raises as `train`.
+    """
+    return Run.open(train(settings if isinstance(settings, Config) else load(settings)))
 
 
 def main(args: list[str]) -> None:
