@@ -177,11 +177,11 @@ def check_names(args: list[str], own: set[str]) -> None:
     Raises:
       ConfigError: names the argument, and the nearest setting or option.
     """
-    known = set(setting_names(Config))
+    known = {"config_path", *setting_names(Config)}
     for arg in args:
         name = arg[2:].split("=")[0]
-        if arg.startswith("--") and name not in known | {"config_path"}:
-            raise ConfigError(unknown_key(name, known | {"config_path"}, own))
+        if arg.startswith("--") and name not in known | own:
+            raise ConfigError(unknown_key(name, known, own))
 
 
 def load(settings: str | Path | Mapping[str, object]) -> Config:

@@ -48,6 +48,16 @@ def test_a_misspelled_option_suggests_the_right_one(name: str, given: list[str],
         parse(made(PARSERS[f"{name}_parser"]), given)
 
 
+@pytest.mark.parametrize("name", PARSERS)
+def test_every_option_is_accepted(name: str) -> None:
+    parser = made(PARSERS[name])
+    for option in arguments.own_options(parser) - {"help"}:
+        try:  # whatever else is missing on this command line
+            parse_with_settings(parser, [f"--{option}", "1"])
+        except ConfigError as error:
+            assert "there is no" not in str(error)
+
+
 def test_an_unusable_command_line_is_one_line() -> None:
     for given in ([], ["RUN", "--step", "last"], ["RUN", "--split", "tset"]):
         with pytest.raises(ConfigError, match=r"^[^\n]+--help[^\n]+$"):
