@@ -15,9 +15,11 @@ import jax
 import numpy as np
 
 from instructrec_jax.answering.comparison import compare_before_and_after
+from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.skipped import summarize_skipped, write_skipped
 from instructrec_jax.data.stream import list_skipped, resume_skipped
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import guard, is_loss_of_another, once, place, say
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
@@ -80,15 +82,17 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     folder = backbone_folder(config.backbone.path)
     task = open_task(config, folder)
     mesh = make_mesh(config.mesh)
-    data = sources.training(task, config.accumulation * data_shards(mesh))
-    validation = sources.cases(task, "validation")
-    test = sources.cases(task, "test") or validation
+    with heartbeat("reading the data"):
+        data = sources.training(task, config.accumulation * data_shards(mesh))
+        validation = sources.cases(task, "validation")
+        test = sources.cases(task, "test") or validation
     for cases in (validation, test):
         check_cases(task, cases)
     groups = sources.case_groups(test)  # early, because a missing key is an error
 
     # ------------------------------------------------------------------ model and state
-    setup = TrainingSetup.load(config, task, folder, mesh)
+    with heartbeat("loading the network"):
+        setup = TrainingSetup.load(config, task, folder, mesh)
     state, shardings, predict_with = setup.state, setup.shardings, setup.predict_with
     check_metric(setup, validation or test)
 
@@ -133,7 +137,8 @@ def train_locked(config: Config, lock: RunLock) -> Path:
         patience = config.evaluation.patience
         while step < config.steps and not interrupt.after(step) and not progress.out_of_patience(patience):
             if task.refresh_every and step % task.refresh_every == 0:
-                buffers = task.refresh(predict_with(merge_params(state.params, state.frozen)))
+                with heartbeat(f"refreshing item vectors at step {step}", bar.print):
+                    buffers = task.refresh(predict_with(merge_params(state.params, state.frozen)))
                 state = replace(state, buffers=place(buffers, shardings.buffers))
             with meter.timed("input"):
                 batch = next(batches)
@@ -161,7 +166,8 @@ def train_locked(config: Config, lock: RunLock) -> Path:
                 meter.flush()
                 began = time.perf_counter()
                 try:
-                    scores = task.score(predict_with(merge_params(state.params, state.frozen)), validation)
+                    with heartbeat(f"evaluating at step {step}", bar.print):
+                        scores = task.score(predict_with(merge_params(state.params, state.frozen)), validation)
                     value = chosen_metric(scores.metrics, metric)
                 except Exception as error:
                     if jax.process_count() == 1 or (isinstance(error, passing) and not is_loss_of_another(error)):
@@ -193,14 +199,16 @@ def train_locked(config: Config, lock: RunLock) -> Path:
 
     # ------------------------------------------------------------------ before, after, and baselines
     del state, setup
+    run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
+    said = "Result       none: neither data.test nor data.validation has cases"
     if test:
-        run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
         untuned = predict_with(load_model(config, task, folder, mesh).params)
         chosen_on_them = progress.best_step is not None
         cases_of = measured_on("validation" if test is validation else "test", chose_checkpoint=chosen_on_them)
-        compare_before_and_after(run, untuned, data.encoded, groups, cases_of)
+        said = compare_before_and_after(run, untuned, data.encoded, groups, cases_of)
     once(lambda: print(f"\nreport: {write_report(run_dir)}"))
     once(lambda: finish_run_dir(run_dir))
+    say(f"\n{said}\nNext         {next_command(run, test)}", sys.stdout)
     return run_dir
 
 

@@ -10,7 +10,7 @@ from instructrec_jax.evaluation.tables import Difference, Evaluation, Segment, l
 from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap, percentile_interval, resampled
 from instructrec_jax.tasks.base import Encoded, Predict, Scores, Task
 
-MeasuredOn = Literal["train", "validation", "validation (also chose the checkpoint)", "test", "the given records"]
+MeasuredOn = Literal["train", "validation", "validation, which also chose the checkpoint", "test", "the given records"]
 
 
 @dataclass
@@ -62,7 +62,7 @@ def measured_on(split: Literal["train", "validation", "test"], *, chose_checkpoi
     Args:
       chose_checkpoint: whether the checkpoint was selected on the validation cases.
     """
-    return "validation (also chose the checkpoint)" if split == "validation" and chose_checkpoint else split
+    return "validation, which also chose the checkpoint" if split == "validation" and chose_checkpoint else split
 
 
 def baseline_rows(task: Task, train: Sequence[Encoded], groups: dict[str, list[Encoded]]) -> list[ScoredRow]:
