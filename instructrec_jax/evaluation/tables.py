@@ -11,6 +11,7 @@ from instructrec_jax.evaluation.layout import aligned, fits, fitted, text_width
 
 LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "gini"}
 SEGMENTS_AS_TEXT = DIFFERENCES_AS_TEXT = 8  # longer lists are in the report
+NARROW = 76  # columns below which verdicts are one word
 TIE = "no difference"
 PAIRED_HEADING = "Paired differences (95% bootstrap)"
 SUBGROUP_HEADING = "Breakdown by subgroup"
@@ -172,7 +173,9 @@ def _difference_lines(differences: Sequence[Difference], width: int, more: str) 
 
 def _by_metric(table: Sequence[Sequence[str]], width: int) -> list[str]:
     """Rows of (name, metric, mean, interval, verdict) below their metrics, with wrapped names."""
-    size = max(16, width - 2 - max(len(line) for line in aligned([row[2:] for row in table], left=(2,))))
+    if width < NARROW:
+        table = [[*row[:4], re.sub(r"significantly | \(95%\)", "", row[4])] for row in table]
+    size = max(14, width - 2 - max(len(line) for line in aligned([row[2:] for row in table], left=(2,))))
     lines = []
     for metric in dict.fromkeys(row[1] for row in table):
         rows = [["", "", "", ""]]  # instead of a header
