@@ -115,7 +115,7 @@ class PositionTranslationTask(Task):
 
     reads = "fields"
     metric = "sentence chrF"
-    case_measure = "chrF, 0 to 100"
+    case_measure = "chrF"
     per_token = True
 
     def __init__(self, config: PositionTranslationConfig, context: TaskContext):
