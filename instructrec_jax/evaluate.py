@@ -8,7 +8,7 @@
     evaluate RUN --wordings FILE          also the same cases with each prompt variant (line) of FILE
     evaluate RUN --lm_eval TASK           tasks of EleutherAI's lm-eval instead
 
-Settings can be overridden as in train: `--data.test '[{path: other.jsonl}]'`.
+Settings can be overridden as in train: `--data.test new.csv` is read with the columns of the run's data.train.
 """
 
 from pathlib import Path

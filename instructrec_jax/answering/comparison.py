@@ -57,7 +57,8 @@ def evaluate(run: Run, out: str | Path, *, split: Split = "test", beside: Beside
     Returns the rows of the table, the run's own first.
     """
     beside, out = beside or Beside(), Path(out)
-    cases = run.data.cases(run.task, split)
+    with heartbeat("reading the data"):
+        cases = run.data.cases(run.task, split)
     if not cases:
         other = "validation" if split == "test" else "test"
         raise ValueError(f"data.{split} lists no sources to evaluate on. Set it, or use --split {other}.")
@@ -71,7 +72,9 @@ def evaluate(run: Run, out: str | Path, *, split: Split = "test", beside: Beside
     fusions = [(str(other), None) for other in beside.hybrids] + [(str(r), beside.retrieve) for r in beside.rerankers]
     if fusions:
         validation = run.data.cases(run.task, "validation")
-        rows += [_fused(Ranker(run), other, k, validation, groups) for other, k in fusions]
+        for other, k in fusions:
+            with heartbeat(f"tuning and evaluating the fusion with {other}"):
+                rows.append(_fused(Ranker(run), other, k, validation, groups))
     asked = [
         _scored(f"“{prompt}”", run.task, run.predictor, _asked_as(run.task, groups, prompt))
         for prompt in beside.prompts

@@ -102,8 +102,8 @@ def format_table(evaluation: Evaluation, *, width: int | None = None, more: str 
     Args:
       evaluation: as in evaluation.json (`Evaluation`):
         "split": the split, for the heading; "protocol": how the metrics were measured; "metrics": names in order;
-        "rows": [{"name", "values": {metric: number}, "intervals": {metric: [low, high]}, "note": why a baseline has no
-        values}], with 95% intervals;
+        "rows": [{"name", "values": {metric: number}, "intervals": {metric: [low, high]}, "note": such as why a
+        baseline has no values}], with 95% intervals;
         "differences": [{"name", "metric", "mean", "low", "high"}], paired, with 95% intervals;
         "segments": [{"name", "cases", "metric", "values": {row: number}, "shown": row, "low", "high"}], subgroups of
         the cases with the interval of the row "shown".

@@ -250,7 +250,7 @@ class Scores:
       compared: metrics with paired differences to other rows, beside the metric that selects checkpoints.
       corpus: metrics that are not means over cases, for intervals by resampling.
       owners: metric -> int64 [cases], see `owners_of`; the cases of a missing metric are independent.
-      note: why a baseline has no metrics.
+      note: a remark below the table, such as why a baseline has no metrics.
     """
 
     metrics: dict[str, float]
