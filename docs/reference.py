@@ -33,7 +33,7 @@ def settings_page() -> str:
     top = [entry for entry in dataclasses.fields(Config) if not is_group(kind_of(Config, entry.name))]
     parts = [
         "# Settings",
-        "What a YAML file for `train --config_path FILE` holds, and what `--name value` sets on the command line of "
+        "What a YAML file for `train FILE.yaml` holds, and what `--name value` sets on the command line of "
         "every verb that opens a run. This page is made from the dataclasses that read them.",
         "## The run",
         table(Config, "", top),
@@ -140,7 +140,7 @@ def verbs_page() -> str:
     """`--help` of each verb as it prints it; train's settings have a page of their own."""
     parts = ["# Verbs", "Each is `python -m instructrec_jax VERB`, the same as `python -m instructrec_jax.VERB`."]
     for verb in VERBS:
-        text = docstring_of(verb) if verb in ("train", "prepare") else help_of(verb)
+        text = docstring_of(verb) if verb == "prepare" else help_of(verb)
         parts += [f"## {verb}", f"```text\n{text.rstrip()}\n```"]
         if verb == "train":
             parts.append("Every setting stands on the page [Settings](settings.md).")

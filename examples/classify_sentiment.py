@@ -39,9 +39,9 @@ data:
 optimizer: {{learning_rate: 5.0e-4}}
 """
     (FOLDER / "settings.yaml").write_text(settings, encoding="utf-8")
-    run_dir = ir.tune(ir.load_config(FOLDER / "settings.yaml"))
+    run = ir.tune(FOLDER / "settings.yaml")
 
-    classifier = Classifier([Path(run_dir)])
+    classifier = Classifier(run.path)
     texts = ["A gripping story with a funny cast.", "The ending is clumsy."]
     encoded = [classifier.encode(text, f"text {number}") for number, text in enumerate(texts)]
     for text, chances in zip(texts, classifier.members_of(encoded)[0], strict=True):

@@ -2,15 +2,14 @@
 
     import instructrec_jax as ir
 
-    config = ir.load_config("configs/films.yaml")
-    run_dir = ir.tune(config)                                    # what `python -m instructrec_jax.train` does
-    run = ir.Run.open(run_dir)                                   # opens a run directory
+    run = ir.tune("configs/films.yaml")                          # what `python -m instructrec_jax.train` does
+    run = ir.Run.open("runs/films")                              # opens a run directory
     ir.evaluate_run(run, "results")                              # ... evaluate
-    ir.export_run(run_dir, "exported", format="hf")              # ... export
-    films = ir.Recommender(run_dir)                              # ... recommend
-    films.recommend([ir.Request(instruction="something scary in space")], k=5)
+    ir.export_run(run.path, "exported", format="hf")             # ... export
+    films = ir.Recommender(run.path)                             # ... recommend
+    films.recommend("something scary in space", k=5)             # or a list of ir.Request
     model = ir.LanguageModel("Qwen/Qwen3-0.6B")                  # ... generate
-    model.generate(["Name a river."], ir.GenerationConfig(max_new_tokens=50))
+    model.generate("Name a river.", ir.GenerationConfig(max_new_tokens=50))
     ir.prepare_data(ir.MovieLensConfig(source="ml-latest-small", out="data/movielens"))  # ... prepare
 
 Names are imported on first use, so that `import instructrec_jax` is fast.
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from instructrec_jax.runs.config import Config
     from instructrec_jax.runs.config import load as load_config
     from instructrec_jax.runs.run import Run
-    from instructrec_jax.train import train as tune
+    from instructrec_jax.train import tune
 
 # Silences transformers' note about missing PyTorch: only its tokenizers and configs are used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -58,7 +57,7 @@ _HOMES = {
     "export_run": "answering.exporting:export",
     "load_config": "runs.config:load",
     "prepare_data": "preparation.prepare_data:prepare",
-    "tune": "train:train",
+    "tune": "train:tune",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ of scope and is handed over to a person.
 import json
 import sys
 
-from instructrec_jax.answering.arguments import assist_parser, new_file
+from instructrec_jax.answering.arguments import assist_parser, new_file, parse_options
 from instructrec_jax.answering.desk import BATCH, Desk, Requests, read_requests, tune_threshold
 from instructrec_jax.answering.records import blocks
 from instructrec_jax.files import append_jsonl, write_text
@@ -21,7 +21,7 @@ from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:
-    options = assist_parser(__doc__).parse_intermixed_args(args)
+    options = parse_options(assist_parser(__doc__), args)
     if options.tune_threshold is not None:
         inside, outside = (read_requests(file, options.text_field) for file in options.tune_threshold)
         chosen = tune_threshold(

@@ -8,16 +8,14 @@
     evaluate RUN --wordings FILE          also the same cases with each prompt variant (line) of FILE
     evaluate RUN --lm_eval TASK           tasks of EleutherAI's lm-eval instead
 
-Settings can be overridden as in train: `--data.test '[{path: other.jsonl}]'`.
+Settings can be overridden as in train: `--data.test new.csv` is read with the columns of the run's data.train.
 """
 
-import sys
 from pathlib import Path
 
 from instructrec_jax.answering.arguments import evaluate_parser, parse_with_settings
 from instructrec_jax.answering.comparison import Beside, evaluate
 from instructrec_jax.answering.language_model import LanguageModel
-from instructrec_jax.distributed.launch import say
 from instructrec_jax.evaluation.prompt_variants import read_wordings
 from instructrec_jax.extras import require
 from instructrec_jax.runs.config import main_guard
@@ -43,7 +41,6 @@ def main(args: list[str]) -> None:
         baselines=not options.no_baselines,
     )
     evaluate(Run.open(options.path, rest, step=options.step), out, split=options.split, beside=beside)
-    say(f"\nwritten: {out}", sys.stdout)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ hf      a HuggingFace folder (config, tokenizer, safetensors) for `transformers`
 peft    the LoRA matrices (and a trained head) in PEFT's format.
 """
 
-from instructrec_jax.answering.arguments import export_parser
+from instructrec_jax.answering.arguments import export_parser, parse_options
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:
-    options = export_parser(__doc__).parse_args(args)
+    options = parse_options(export_parser(__doc__), args)
     export(options.run, options.out, format=options.format, step=options.step, dtype=options.dtype, part=options.part)
     print(f"written: {options.out}")
 

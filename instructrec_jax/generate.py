@@ -10,9 +10,11 @@ Prompts are rendered with the run's template, as in training; --raw turns this o
 import dataclasses
 import json
 import sys
+from contextlib import nullcontext
 
 from instructrec_jax.answering.arguments import generate_parser, new_file, parse_with_settings
 from instructrec_jax.answering.language_model import LanguageModel, answer_shares, read_prompts
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.ranking.catalogue import Catalogue
@@ -40,9 +42,11 @@ def main(args: list[str]) -> None:
     def show(piece: str) -> None:
         print(piece, end="", flush=True)
 
-    answers = model.generate(
-        prompts, config, raw=options.raw, names=where, show=show if streams else None, progress=True
-    )
+    has_bar = streams or sys.stderr.isatty()
+    with nullcontext() if has_bar else heartbeat(f"answering {len(prompts):,} prompts"):
+        answers = model.generate(
+            prompts, config, raw=options.raw, names=where, show=show if streams else None, progress=True
+        )
     if streams:
         print()
     written = [

@@ -15,6 +15,7 @@ All formats except tags have `--split leave_one_out | ratio | global_time [--val
 """
 
 from instructrec_jax.data.example import suggest
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.preparation.card_text import describe, describe_tags
 from instructrec_jax.preparation.formats import SOURCES
 from instructrec_jax.preparation.prepare_data import prepare
@@ -41,7 +42,8 @@ def main(args: list[str]) -> dict[str, object]:
         hint = suggest(reader, [*SOURCES, "tags"])
         raise ValueError(f"unknown format {reader!r}: choose from {', '.join(SOURCES)}, tags.{hint}")
     config = parse(SOURCES[reader], rest, default=None)
-    card = prepare(config, None if config.teacher is None else open_teacher(config.teacher))
+    with heartbeat("preparing the data"):
+        card = prepare(config, None if config.teacher is None else open_teacher(config.teacher))
     print(describe(card, config.out))
     return card
 

@@ -13,11 +13,13 @@ The evidence of an item shows how much its score falls without an item of the hi
 
 import json
 import sys
+from contextlib import nullcontext
 
 from instructrec_jax.answering.arguments import parse_with_settings, recommend_parser
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Answer, Request, check_out, read_requests, write_answers
 from instructrec_jax.answering.terminal import ask_person, named_weight, table
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.runs.config import main_guard
 
 
@@ -44,14 +46,15 @@ def main(args: list[str]) -> None:
         step=options.step,
     )
     on_terminal = options.input is None and sys.stdin.isatty() and sys.stderr.isatty()
-    answers = model.recommend(
-        requests,
-        options.k,
-        include_seen=options.include_seen,
-        skip_unknown=options.on_unknown == "skip",
-        evidence=not options.no_evidence,
-        ask=ask_person if on_terminal else None,
-    )
+    with nullcontext() if sys.stderr.isatty() else heartbeat(f"answering {len(requests):,} requests"):
+        answers = model.recommend(
+            requests,
+            options.k,
+            include_seen=options.include_seen,
+            skip_unknown=options.on_unknown == "skip",
+            evidence=not options.no_evidence,
+            ask=ask_person if on_terminal else None,
+        )
     if options.input is None:
         show_one(answers[0], options.format)
         return

@@ -1,4 +1,4 @@
-"""Tune a pretrained network on instructions: `python -m instructrec_jax.train [--config_path X.yaml] [--a.b value]`.
+"""Tune a pretrained network on instructions: `python -m instructrec_jax.train [X.yaml] [--a.b value]`.
 
 Without arguments it trains the embedded film recommender. `train` is the whole run, top to bottom. With several
 processes (see `distributed/launch.py`) all of them execute it; only the first writes files and prints.
@@ -6,6 +6,7 @@ processes (see `distributed/launch.py`) all of them execute it; only the first w
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,11 @@ import jax
 import numpy as np
 
 from instructrec_jax.answering.comparison import compare_before_and_after
+from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.skipped import summarize_skipped, write_skipped
 from instructrec_jax.data.stream import list_skipped, resume_skipped
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import guard, is_loss_of_another, once, place, say
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
@@ -24,7 +27,7 @@ from instructrec_jax.evaluation.evaluator import greater_is_better, measured_on
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.files import write_json
 from instructrec_jax.runs.checkpoint_metric import check_metric, chosen_metric, evaluation_failed, measure_of
-from instructrec_jax.runs.config import Config, main_guard, parse, to_dict
+from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.directory import (
     RunLock,
@@ -79,15 +82,17 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     folder = backbone_folder(config.backbone.path)
     task = open_task(config, folder)
     mesh = make_mesh(config.mesh)
-    data = sources.training(task, config.accumulation * data_shards(mesh))
-    validation = sources.cases(task, "validation")
-    test = sources.cases(task, "test") or validation
+    with heartbeat("reading the data"):
+        data = sources.training(task, config.accumulation * data_shards(mesh))
+        validation = sources.cases(task, "validation")
+        test = sources.cases(task, "test") or validation
     for cases in (validation, test):
         check_cases(task, cases)
     groups = sources.case_groups(test)  # early, because a missing key is an error
 
     # ------------------------------------------------------------------ model and state
-    setup = TrainingSetup.load(config, task, folder, mesh)
+    with heartbeat("loading the network"):
+        setup = TrainingSetup.load(config, task, folder, mesh)
     state, shardings, predict_with = setup.state, setup.shardings, setup.predict_with
     check_metric(setup, validation or test)
 
@@ -132,7 +137,8 @@ def train_locked(config: Config, lock: RunLock) -> Path:
         patience = config.evaluation.patience
         while step < config.steps and not interrupt.after(step) and not progress.out_of_patience(patience):
             if task.refresh_every and step % task.refresh_every == 0:
-                buffers = task.refresh(predict_with(merge_params(state.params, state.frozen)))
+                with heartbeat(f"refreshing item vectors at step {step}", bar.print):
+                    buffers = task.refresh(predict_with(merge_params(state.params, state.frozen)))
                 state = replace(state, buffers=place(buffers, shardings.buffers))
             with meter.timed("input"):
                 batch = next(batches)
@@ -160,7 +166,8 @@ def train_locked(config: Config, lock: RunLock) -> Path:
                 meter.flush()
                 began = time.perf_counter()
                 try:
-                    scores = task.score(predict_with(merge_params(state.params, state.frozen)), validation)
+                    with heartbeat(f"evaluating at step {step}", bar.print):
+                        scores = task.score(predict_with(merge_params(state.params, state.frozen)), validation)
                     value = chosen_metric(scores.metrics, metric)
                 except Exception as error:
                     if jax.process_count() == 1 or (isinstance(error, passing) and not is_loss_of_another(error)):
@@ -192,15 +199,31 @@ def train_locked(config: Config, lock: RunLock) -> Path:
 
     # ------------------------------------------------------------------ before, after, and baselines
     del state, setup
+    run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
+    said = "Result       none: neither data.test nor data.validation has cases"
     if test:
-        run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
         untuned = predict_with(load_model(config, task, folder, mesh).params)
         chosen_on_them = progress.best_step is not None
         cases_of = measured_on("validation" if test is validation else "test", chose_checkpoint=chosen_on_them)
-        compare_before_and_after(run, untuned, data.encoded, groups, cases_of)
+        said = compare_before_and_after(run, untuned, data.encoded, groups, cases_of)
     once(lambda: print(f"\nreport: {write_report(run_dir)}"))
     once(lambda: finish_run_dir(run_dir))
+    say(f"\n{said}\nNext         {next_command(run, test)}", sys.stdout)
     return run_dir
+
+
+def tune(settings: Config | Mapping[str, object] | str | Path) -> Run:
+    """Trains, or resumes training; returns the opened run.
+
+        tune("my.yaml")
+        tune({"task.type": "classification", "data.train": ["reviews.csv"], "backbone.path": "films", "steps": 20})
+
+    Args:
+      settings: the path of a YAML file, a mapping of settings (see `runs.config.load`), or a whole Config.
+
+    Raises as `train`.
+    """
+    return Run.open(train(settings if isinstance(settings, Config) else load(settings)))
 
 
 def main(args: list[str]) -> None:

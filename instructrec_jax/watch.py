@@ -13,7 +13,7 @@ import json
 import sys
 from zoneinfo import ZoneInfo
 
-from instructrec_jax.answering.arguments import new_file, watch_parser
+from instructrec_jax.answering.arguments import new_file, parse_options, watch_parser
 from instructrec_jax.answering.classifier import Classifier
 from instructrec_jax.answering.records import Skipped, blocks, duration
 from instructrec_jax.answering.rolling import Band
@@ -23,7 +23,7 @@ from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:
-    options = watch_parser(__doc__).parse_intermixed_args(args)
+    options = parse_options(watch_parser(__doc__), args)
 
     low, high = options.band
     band = Band(low, high, options.hysteresis, options.least)

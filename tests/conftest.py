@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["COLUMNS"] = "100"  # tables fit the terminal
 
 import html
 from collections.abc import Callable, Iterator

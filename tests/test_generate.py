@@ -85,6 +85,12 @@ def test_prompts_are_written_as_in_training(folder: Path, model: LanguageModel) 
     assert model.generate([example], NEW)[0].text == expected(folder, text)
 
 
+def test_one_text_is_one_prompt(model: LanguageModel) -> None:
+    assert model.generate("the yes", NEW, raw=True) == model.generate(["the yes"], NEW, raw=True)
+    example = Example(instruction="Say yes")
+    assert model.generate(example, NEW) == model.generate([example], NEW)
+
+
 def test_streamed_pieces_are_the_answer(model: LanguageModel) -> None:
     shown: list[str] = []
     for prompt in ("the yes", "Hello"):

@@ -208,6 +208,14 @@ def test_users_bring_what_they_chose_in_all_splits(model: Recommender) -> None:
     assert len(items(seen)) == ITEMS
 
 
+def test_one_text_is_one_request(model: Recommender) -> None:
+    (expected,) = model.recommend([Request(instruction="a good film", history=["Long"])], k=2, evidence=False)
+    assert model.recommend(Request(instruction="a good film", history="Long"), k=2, evidence=False) == [expected]
+    (wish,) = model.recommend([Request(instruction="a good film")], k=2, evidence=False)
+    assert model.recommend("a good film", k=2, evidence=False) == [wish]
+    assert model.recommend(["a good film", "a good film"], k=2, evidence=False) == [wish, wish]
+
+
 def test_conditions_and_exclusions(model: Recommender) -> None:
     requests = [
         Request(instruction="a film", where=["year>1991", "genre=WAR"]),

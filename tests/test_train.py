@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import SUBJECTS, assert_close
-from tiny_runs import changed, final_parameters, rows, tiny_run
+from tiny_runs import changed, final_parameters, rows, tiny_run, write_settings
 
 from instructrec_jax import train
 from instructrec_jax.adapters.losses import squared_error
@@ -23,7 +23,7 @@ from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.files import read_json, read_jsonl, write_json, write_jsonl
 from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
-from instructrec_jax.runs.config import Config, main_guard
+from instructrec_jax.runs.config import Config, main_guard, to_dict
 from instructrec_jax.tasks.base import Model, Task
 from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.training.checkpoint import Checkpoints
@@ -70,6 +70,18 @@ def test_a_stream_trains_and_goes_on_where_it_stopped(
     for run in (config, other):
         (skipped,) = read_jsonl(Path(run.run_dir) / "skipped.jsonl")
         assert "row 3" in skipped["where"] and skipped["field"] == "output"
+
+
+def test_tune_takes_settings_in_any_form_and_opens_the_run(
+    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Config] = []
+    monkeypatch.setattr(train, "train", lambda config: started.append(config) or Path(finished.run_dir))
+    file = write_settings(finished, tmp_path / "settings.yaml")
+    for settings in (finished, file, str(file), to_dict(finished)):
+        run = train.tune(settings)
+        assert run.path == Path(finished.run_dir) and run.trained and run.kind == "classification"
+    assert started == [finished] * 4
 
 
 def test_bad_rows_are_counted_and_kept(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

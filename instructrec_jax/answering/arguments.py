@@ -2,23 +2,36 @@
 
 import argparse
 import dataclasses
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from draccus.wrappers import docstring
 
 from instructrec_jax.answering.out_of_scope import SCORES
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.inference.generation_config import GenerationConfig
-from instructrec_jax.runs.config import check_names
+from instructrec_jax.runs.config import ConfigError, check_names, name_files
+from instructrec_jax.runs.settings_tree import nearest
 
-SETTINGS = "All settings of train are options too: --config_path FILE, --data.test ..., --mesh.tensor 2."
+SETTINGS = (
+    "All settings of train are options too: --config_path FILE, --data.test new.csv, --mesh.tensor 2.\n"
+    "`train --help all` lists them."
+)
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as those of settings are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. `{self.prog} --help` lists the options.")
 
 
 def verb_parser(name: str, doc: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """A parser whose help is the verb's docstring."""
-    return argparse.ArgumentParser(
+    return VerbParser(
         prog=f"python -m instructrec_jax.{name}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -32,9 +45,25 @@ def parse_with_settings(parser: argparse.ArgumentParser, args: list[str]) -> tup
 
     Raises ConfigError for an argument that is neither, with the nearest option or setting.
     """
+    check_names(args, own_options(parser))  # first: a misspelled option would also be reported as a missing one
     options, rest = parser.parse_known_args(args)
-    check_names(rest, set(vars(options)))
-    return options, rest
+    return options, name_files(rest)
+
+
+def parse_options(parser: argparse.ArgumentParser, args: list[str]) -> argparse.Namespace:
+    """The options of a verb without settings. Raises ConfigError for another argument, with the nearest option."""
+    own = own_options(parser)
+    for name in (arg[2:].split("=")[0] for arg in args if arg.startswith("--") and arg != "--"):
+        if name not in own:
+            near = nearest(name, own)
+            hint = f" Did you mean {near!r}?" if near else ""
+            raise ConfigError(f"there is no option {name!r}.{hint} `{parser.prog} --help` lists the options.")
+    return parser.parse_intermixed_args(args)
+
+
+def own_options(parser: argparse.ArgumentParser) -> set[str]:
+    """The names of a parser's options, without dashes."""
+    return {"help", *re.findall(r"--([\w-]+)", parser.format_usage())}
 
 
 def new_file(path: Path | None, option: str = "--out") -> Path | None:
@@ -128,7 +157,8 @@ def predict_parser(doc: str) -> argparse.ArgumentParser:
     add("--input", type=Path, metavar="FILE", help="jsonl, json, csv, tsv or parquet, also .gz; -: JSON lines on stdin")
     add("--out", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv or .parquet; default: JSON lines on stdout")
     add("--vectors", action="store_true", help="write embeddings instead: --out FILE.npy or FILE.parquet")
-    add("--on_bad_row", choices=("error", "skip"), default="error", help="skip: list it in OUT.rejected.jsonl instead")
+    bad = "skip: list it in OUT.rejected.jsonl instead (default: error)"
+    add("--on_bad_row", choices=("error", "skip"), default="error", help=bad)
     add("--k", type=int, default=10, help="number of items, for tasks that rank them (default: 10)")
     add("--step", type=int, help="step of the checkpoint; default: the best")
     return parser

@@ -60,15 +60,18 @@ class Classifier:
       ValueError: a path that is not a run, another task, or runs with different labels.
     """
 
-    def __init__(self, runs: Sequence[Path], *, draws: int = 0, seed: int = 0, instruction: str = ""):
+    def __init__(
+        self, runs: str | Path | Sequence[str | Path], *, draws: int = 0, seed: int = 0, instruction: str = ""
+    ):
         if draws < 0 or draws == 1:
             raise ValueError(f"--draws is {draws}: uncertainty needs at least 2 draws; 0 turns dropout off.")
-        self.runs = [open_run_of(run, "classification") for run in runs]
+        paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+        self.runs = [open_run_of(path, "classification") for path in paths]
         self.labels: list[str] = list(self.runs[0].task.labels)
-        for run, opened in zip(runs, self.runs, strict=True):
+        for run, opened in zip(paths, self.runs, strict=True):
             if set(opened.task.labels) != set(self.labels):
                 raise ValueError(
-                    f"{run} has the labels {opened.task.labels}, but {runs[0]} has {self.labels}: an ensemble needs "
+                    f"{run} has the labels {opened.task.labels}, but {paths[0]} has {self.labels}: an ensemble needs "
                     "runs with the same labels."
                 )
         self.draws, self.seed, self.instruction = draws, seed, instruction

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.answering.ranker import FusedRanker, Ranker, keep_fusion, open_second, tune
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import once, say
 from instructrec_jax.evaluation.evaluator import (
     MeasuredOn,
@@ -50,19 +52,20 @@ class Beside:
     baselines: bool = True
 
 
-def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | None = None) -> list[ScoredRow]:
+def evaluate(run: Run, out: str | Path, *, split: Split = "test", beside: Beside | None = None) -> list[ScoredRow]:
     """Scores a run on data.test or data.validation; writes evaluation.json and predictions.jsonl to `out`.
 
     Returns the rows of the table, the run's own first.
     """
-    beside = beside or Beside()
-    cases = run.data.cases(run.task, split)
+    beside, out = beside or Beside(), Path(out)
+    with heartbeat("reading the data"):
+        cases = run.data.cases(run.task, split)
     if not cases:
         other = "validation" if split == "test" else "test"
         raise ValueError(f"data.{split} lists no sources to evaluate on. Set it, or use --split {other}.")
     groups = run.data.case_groups(cases)
     tuned = "tuned" if run.trained else "untuned"
-    rows = [score_row(tuned, run.task, run.predictor, groups)]
+    rows = [_scored(tuned, run.task, run.predictor, groups)]
     metric = run.config.evaluation.metric or run.task.metric
     if run.config.evaluation.metric is not None:
         chosen_metric({name: value for s in rows[0].scores.values() for name, value in s.metrics.items()}, metric)
@@ -70,36 +73,59 @@ def evaluate(run: Run, out: Path, *, split: Split = "test", beside: Beside | Non
     fusions = [(str(other), None) for other in beside.hybrids] + [(str(r), beside.retrieve) for r in beside.rerankers]
     if fusions:
         validation = run.data.cases(run.task, "validation")
-        rows += [_fused(Ranker(run), other, k, validation, groups) for other, k in fusions]
+        for other, k in fusions:
+            with heartbeat(f"tuning and evaluating the fusion with {other}"):
+                rows.append(_fused(Ranker(run), other, k, validation, groups))
     asked = [
-        score_row(f"“{prompt}”", run.task, run.predictor, _asked_as(run.task, groups, prompt))
+        _scored(f"“{prompt}”", run.task, run.predictor, _asked_as(run.task, groups, prompt))
         for prompt in beside.prompts
     ]
     rows += asked
     if beside.baselines and run.config.data.train:
-        rows += baseline_rows(run.task, run.data.cases(run.task, "train"), groups)
+        rows += _baselines(run.task, run.data.cases(run.task, "train"), groups)
     chose = run.trained and run.step is None and run.config.evaluation.every > 0
     shown_as = measured_on(split, chose_checkpoint=chose)
-    show_results(out, rows, [], metric=metric, tuned=tuned, measured_on=shown_as)
+    greater = greater_is_better(run.task, metric)
+    said = show_results(
+        out, rows, [], metric=metric, tuned=tuned, measured_on=shown_as, greater=greater, more="evaluation.json"
+    )
     if asked:
-        found = sensitivity(asked, metric, greater=greater_is_better(run.task, metric))
+        found = sensitivity(asked, metric, greater=greater)
         once(lambda: write_json(out / "wordings.json", found))
         say("\n" + format_sensitivity(found), sys.stdout)
+    say(f"\nwritten: {out}\n\n{said}\nNext         {next_command(run, cases)}", sys.stdout)
     return rows
 
 
 def compare_before_and_after(
     run: Run, before: Predict, train: list[Encoded], groups: Groups, measured_on: MeasuredOn
-) -> None:
-    """The table at the end of training: the model before and after tuning, and baselines, on the same cases."""
+) -> str:
+    """The table at the end of training: the model before and after tuning, and baselines, on the same cases.
+
+    Returns the headline, to be printed last.
+    """
     rows = [
-        score_row("before tuning", run.task, before, groups),
-        score_row("after tuning", run.task, run.predictor, groups),
-        *baseline_rows(run.task, train, groups),
+        _scored("before tuning", run.task, before, groups),
+        _scored("after tuning", run.task, run.predictor, groups),
+        *_baselines(run.task, train, groups),
     ]
-    examples = showcase(run.task, run.predictor, groups)
+    with heartbeat("answering the examples"):
+        examples = showcase(run.task, run.predictor, groups)
     metric = run.config.evaluation.metric or run.task.metric
-    show_results(run.path, rows, examples, metric=metric, measured_on=measured_on)
+    greater = greater_is_better(run.task, metric)
+    return show_results(run.path, rows, examples, metric=metric, measured_on=measured_on, greater=greater)
+
+
+def _scored(name: str, task: Task, predict: Predict, groups: Groups) -> ScoredRow:
+    """`score_row` with signs of life."""
+    with heartbeat(f"evaluating {name} on {sum(map(len, groups.values())):,} cases"):
+        return score_row(name, task, predict, groups)
+
+
+def _baselines(task: Task, train: Sequence[Encoded], groups: Groups) -> list[ScoredRow]:
+    """`baseline_rows` with signs of life."""
+    with heartbeat(f"fitting and evaluating baselines on {len(train):,} training examples"):
+        return baseline_rows(task, train, groups)
 
 
 def _other_run(path: Path, groups: Groups) -> ScoredRow:
@@ -110,7 +136,7 @@ def _other_run(path: Path, groups: Groups) -> ScoredRow:
         raise ValueError(
             f"{path} drops cases longer than its data.max_length, so it cannot be compared on the same cases."
         )
-    return score_row(path.name, other.task, other.predictor, same)
+    return _scored(path.name, other.task, other.predictor, same)
 
 
 def _asked_as(task: Task, groups: Groups, prompt: str) -> Groups:

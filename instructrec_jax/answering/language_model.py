@@ -81,7 +81,7 @@ class LanguageModel:
 
     def generate(
         self,
-        prompts: Sequence[str | Example],
+        prompts: str | Example | Sequence[str | Example],
         config: GenerationConfig | None = None,
         *,
         raw: bool = False,
@@ -92,7 +92,7 @@ class LanguageModel:
         """Answers prompts, in their order.
 
         Args:
-          prompts: instructions, or whole examples, whose outputs are ignored.
+          prompts: an instruction, a whole example, whose output is ignored, or a list of these.
           raw: do not apply the template.
           names: names of the prompts for errors.
           show: called with successive pieces of the answer to a single prompt: whole characters, no stop texts.
@@ -101,6 +101,7 @@ class LanguageModel:
           ValueError: before generation, for a prompt that is empty, or too long together with `max_new_tokens`.
         """
         config = config or GenerationConfig()
+        prompts = [prompts] if isinstance(prompts, str | Example) else prompts
         names = names or [f"prompt {number + 1}" for number in range(len(prompts))]
         if show is not None and (len(prompts) > 1 or config.beams > 1):
             raise ValueError("streaming (show) works for a single prompt without beams only.")

@@ -120,7 +120,7 @@ class Recommender:
 
     def recommend(
         self,
-        requests: Sequence[Request | Answer],
+        requests: str | Request | Sequence[str | Request | Answer],
         k: int = 10,
         *,
         include_seen: bool = False,
@@ -131,7 +131,8 @@ class Recommender:
         """Answers in the order of the requests. An invalid request gets an `error`; the others are answered.
 
         Args:
-          requests: an Answer among them (of an unreadable record) is returned unchanged.
+          requests: an instruction, a request, or a list of these; an Answer among them (of an unreadable record) is
+            returned unchanged.
           k: number of items for requests without their own `k`.
           include_seen: also recommend items of the history.
           skip_unknown: leave out titles that are not in the catalogue, with a note.
@@ -139,11 +140,13 @@ class Recommender:
           ask: asks a person about ambiguous titles; None: they are errors.
         """
         options = _Options(include_seen, skip_unknown, evidence, ask)
+        given = [requests] if isinstance(requests, str | Request) else requests
+        listed = [Request(instruction=each) if isinstance(each, str) else each for each in given]
         answers = []
-        blocks = range(0, len(requests), REQUESTS)
+        blocks = range(0, len(listed), REQUESTS)
         for start in tqdm(blocks, disable=None if len(blocks) > 1 else True):
             understood: list[Understood] = []
-            for request in requests[start : start + REQUESTS]:
+            for request in listed[start : start + REQUESTS]:
                 if isinstance(request, Answer):
                     answers.append(request)
                     continue

@@ -40,6 +40,11 @@ class Request:
     k: int | None = None
     id: object = None
 
+    def __post_init__(self) -> None:
+        for name in ("history", "exclude", "where"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))  # one text, not its letters
+
     @classmethod
     def from_record(cls, record: Mapping[str, object]) -> "Request":
         """A request from a record of a file. Raises ValueError for unknown fields and wrong types."""

@@ -11,7 +11,7 @@ from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstr
 from instructrec_jax.tasks.base import Encoded, Scores, Task
 from instructrec_jax.tasks.prediction import Predict
 
-MeasuredOn = Literal["train", "validation", "validation (also chose the checkpoint)", "test", "the given records"]
+MeasuredOn = Literal["train", "validation", "validation, which also chose the checkpoint", "test", "the given records"]
 
 
 @dataclass
@@ -63,7 +63,7 @@ def measured_on(split: Literal["train", "validation", "test"], *, chose_checkpoi
     Args:
       chose_checkpoint: whether the checkpoint was selected on the validation cases.
     """
-    return "validation (also chose the checkpoint)" if split == "validation" and chose_checkpoint else split
+    return "validation, which also chose the checkpoint" if split == "validation" and chose_checkpoint else split
 
 
 def baseline_rows(task: Task, train: Sequence[Encoded], groups: dict[str, list[Encoded]]) -> list[ScoredRow]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from instructrec_jax.distributed.launch import is_first
 from instructrec_jax.evaluation.evaluator import MeasuredOn, ScoredRow, table
+from instructrec_jax.evaluation.headline import headline
 from instructrec_jax.evaluation.tables import Evaluation, format_examples, format_table
 from instructrec_jax.files import write_json, write_jsonl
 from instructrec_jax.tasks.base import Scores
@@ -26,7 +27,7 @@ class Results:
     predictions: Iterable[Mapping[str, object]] = field(repr=False)
 
     def __str__(self) -> str:
-        return format_table(self.evaluation)
+        return format_table(self.evaluation, more="the attribute evaluation")
 
     __repr__ = __str__
 
@@ -56,23 +57,31 @@ def show_results(
     *,
     metric: str,
     measured_on: MeasuredOn,
+    greater: bool,
     tuned: str = "after tuning",
-) -> None:
+    more: str = "report.html",
+) -> str:
     """Writes evaluation.json, predictions.jsonl and examples.json into `folder`; prints the table and the examples.
 
+    Returns the headline, to be printed last.
+
     Args:
+      greater: whether a higher value of `metric` is better.
+      more: the file in `folder` that has all of a list that is too long for the terminal.
       measured_on: the split, as the headings of table and report name it.
       tuned: name of the row whose predictions are written and that every other row is compared with.
     """
     results = results_of(rows, metric=metric, measured_on=measured_on, tuned=tuned)
+    said = headline(rows, tuned=tuned, metric=metric, measured_on=measured_on, greater=greater, more=str(folder / more))
     if not is_first():
-        return
+        return said
     write_json(folder / "evaluation.json", results.evaluation)
     write_jsonl(folder / "predictions.jsonl", results.predictions)
     write_json(folder / "examples.json", examples)
-    print(f"\n{results}")
+    print("\n" + format_table(results.evaluation, more=str(folder / more)))
     if examples:
         print("\n" + format_examples(examples))
+    return said
 
 
 def _cases(scores: Scores) -> str:

@@ -3,11 +3,16 @@
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import NotRequired, TypedDict
 
+from instructrec_jax.evaluation.layout import aligned, fits, fitted, text_width
+
 LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "gini"}
-SEGMENTS_AS_TEXT = 24
+SEGMENTS_AS_TEXT = DIFFERENCES_AS_TEXT = 8  # longer lists are in the report
+NARROW = 76  # columns below which verdicts are one word
+TIE = "no difference"
 PAIRED_HEADING = "Paired differences (95% bootstrap)"
 SUBGROUP_HEADING = "Breakdown by subgroup"
 
@@ -63,6 +68,7 @@ class ShownAnswer(TypedDict):
 
     text: object
     score: NotRequired[float | None]
+    measure: NotRequired[str | None]
     why: NotRequired[str | None]
 
 
@@ -90,23 +96,45 @@ class Summary(TypedDict):
     facts: NotRequired[dict[str, object] | None]
 
 
-def format_table(evaluation: Evaluation) -> str:
+def format_table(evaluation: Evaluation, *, width: int | None = None, more: str = "the report") -> str:
     """The table as aligned plain text, the best value of each column marked with *.
 
     Args:
       evaluation: as in evaluation.json (`Evaluation`):
         "split": the split, for the heading; "protocol": how the metrics were measured; "metrics": names in order;
-        "rows": [{"name", "values": {metric: number}, "intervals": {metric: [low, high]}, "note": why a baseline has no
-        values}], with 95% intervals;
+        "rows": [{"name", "values": {metric: number}, "intervals": {metric: [low, high]}, "note": such as why a
+        baseline has no values}], with 95% intervals;
         "differences": [{"name", "metric", "mean", "low", "high"}], paired, with 95% intervals;
         "segments": [{"name", "cases", "metric", "values": {row: number}, "shown": row, "low", "high"}], subgroups of
         the cases with the interval of the row "shown".
+      width: characters of a line; None: those of the terminal. A table that is wider has its columns stacked.
+      more: where the rest of long lists is.
 
     A missing value (or null) is shown as –.
     """
+    width = width or text_width()
     metrics, rows = list(evaluation.get("metrics") or []), list(evaluation.get("rows") or [])
     best = {metric: best_of(rows, metric) for metric in metrics}
-    intervals = with_intervals(rows)
+    intervals = with_intervals(rows) & set(metrics)
+    lines = aligned(_cells(rows, metrics, best, intervals))
+    if not fits(lines, width):  # intervals first: they take more room than the values
+        lines = fitted(_cells(rows, metrics, best, set()), width)
+        lines += [f"95% intervals: {more}"] if intervals else []
+    if protocol := clean(evaluation.get("protocol") or ""):
+        lines = [*textwrap.wrap(protocol, width), "", *lines]
+    if split := clean(evaluation.get("split") or ""):
+        lines = [heading(split), *lines]
+    if set(best.values()) - {None}:
+        lines.append("* best in its column")
+    lines += [wrapped(f"{row['name']}: {row['note']}", "", "  ", width) for row in rows if row.get("note")]
+    lines += _difference_lines(evaluation.get("differences") or [], width, more)
+    lines += _subgroup_lines(evaluation.get("segments") or [], width, more)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cells(
+    rows: Sequence[Row], metrics: Sequence[str], best: Mapping[str, float | None], intervals: Collection[str]
+) -> list[list[str]]:
     table: list[list[str]] = [[""]]
     for metric in metrics:
         table[0] += [f"{clean(metric)} ", *(["95% interval"] if metric in intervals else [])]
@@ -117,39 +145,67 @@ def format_table(evaluation: Evaluation) -> str:
             # A blank in place of the mark keeps the decimal points aligned.
             table[-1].append(digits(value) + ("*" if value is not None and value == best[metric] else " "))
             table[-1] += [interval_of(row, metric)] if metric in intervals else []
-    lines = _aligned(table)
-    if protocol := clean(evaluation.get("protocol") or ""):
-        lines = [*textwrap.wrap(protocol, 100), "", *lines]
-    if split := clean(evaluation.get("split") or ""):
-        lines = [heading(split), *lines]
-    if set(best.values()) - {None}:
-        lines.append("* best in its column")
-    lines += [_wrapped(f"{row['name']}: {row['note']}", "", "  ") for row in rows if row.get("note")]
-    lines += _difference_lines(evaluation.get("differences") or [])
-    lines += _subgroup_lines(evaluation.get("segments") or [])
-    return "\n".join(line.rstrip() for line in lines)
+    return table
 
 
-def _difference_lines(differences: Sequence[Difference]) -> list[str]:
+def _difference_lines(differences: Sequence[Difference], width: int, more: str) -> list[str]:
     if not differences:
         return []
+    shown = _closest(differences, DIFFERENCES_AS_TEXT)
+    firsts = {clean(d["name"]).partition(" − ")[0::2] for d in shown}
+    tuned = {first for first, other in firsts if other}
+    has_one = len(tuned) == 1 and all(other for _, other in firsts)  # what all the others are compared with
+    title = f"{PAIRED_HEADING}: {tuned.pop()} minus" if has_one else PAIRED_HEADING
     table = [
         [
-            clean(d["name"]),
+            clean(d["name"]).partition(" − ")[2] if has_one else clean(d["name"]),
             clean(d["metric"]),
-            signed(d["mean"]),
-            f"[{signed(d['low'])}, {signed(d['high'])}]",
+            *(["", ""] if verdict(d) == TIE else [signed(d["mean"]), f"[{signed(d['low'])}, {signed(d['high'])}]"]),
             verdict(d),
         ]
-        for d in differences
+        for d in shown
     ]
-    return ["", PAIRED_HEADING, *_aligned(table, left=(0, 1, 4))]
+    lines = aligned(table, left=(0, 1, 4))
+    if not fits(lines, width):
+        lines = _by_metric(table, width)
+    return ["", wrapped(title, "", "  ", width), *lines, *_rest(len(differences) - len(shown), more)]
 
 
-def _subgroup_lines(segments: Sequence[Segment]) -> list[str]:
+def _by_metric(table: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Rows of (name, metric, mean, interval, verdict) below their metrics, with wrapped names."""
+    if width < NARROW:
+        table = [[*row[:4], re.sub(r"significantly | \(95%\)", "", row[4])] for row in table]
+    size = max(14, width - 2 - max(len(line) for line in aligned([row[2:] for row in table], left=(2,))))
+    lines = []
+    for metric in dict.fromkeys(row[1] for row in table):
+        rows = [["", "", "", ""]]  # instead of a header
+        for name, _, *numbers in (row for row in table if row[1] == metric):
+            first, *others = textwrap.wrap(name, size, initial_indent="  ", subsequent_indent="    ")
+            rows.append(["\n".join([first.ljust(size), *others]), *numbers])
+        lines += [wrapped(metric, "", "  ", width), *aligned(rows, left=(0, 3))[1:]]
+    return lines
+
+
+def _closest(differences: Sequence[Difference], most: int) -> list[Difference]:
+    """At most `most` differences, in their order: first the least favorable one of each metric, then the next ..."""
+
+    def advantage(difference: Difference) -> float:
+        mean = finite(difference["mean"]) or 0.0
+        return -mean if lower_is_better(difference["metric"]) else mean
+
+    by_metric: dict[str, list[Difference]] = {}
+    for each in sorted(differences, key=advantage):
+        by_metric.setdefault(each["metric"], []).append(each)
+    ranked = [each for places in zip_longest(*by_metric.values()) for each in places if each is not None]
+    chosen = {id(each) for each in ranked[:most]}
+    return [each for each in differences if id(each) in chosen]
+
+
+def _subgroup_lines(segments: Sequence[Segment], width: int, more: str) -> list[str]:
     if not segments:
         return []
-    head = ["", "cases", clean(f"{segments[0]['metric']} of {segments[0]['shown']}"), "95% interval"]
+    title = f"{SUBGROUP_HEADING}: {segments[0]['metric']} of {segments[0]['shown']}"
+    head = ["", "cases", "value", "95% interval"]
     table = [
         [
             clean(part["name"]),
@@ -159,8 +215,12 @@ def _subgroup_lines(segments: Sequence[Segment]) -> list[str]:
         ]
         for part in segments[:SEGMENTS_AS_TEXT]
     ]
-    more = len(segments) - len(table)
-    return ["", SUBGROUP_HEADING, *_aligned([head, *table]), *([f"{more} more in the report"] if more else [])]
+    lines = fitted([head, *table], width, [3])
+    return ["", wrapped(title, "", "  ", width), *lines, *_rest(len(segments) - len(table), more)]
+
+
+def _rest(number: int, more: str) -> list[str]:
+    return [f"{number} more in {more}"] if number else []
 
 
 def heading(split: str) -> str:
@@ -168,29 +228,34 @@ def heading(split: str) -> str:
     return f"Results on {split}"
 
 
-def format_examples(examples: Iterable[Mapping[str, object]]) -> str:
+def format_examples(examples: Iterable[Mapping[str, object]], *, width: int | None = None) -> str:
     """Instructions and their answers as plain text, best answer first, the target marked with *.
 
     Args:
       examples: [{"instruction": text, "wanted": target or null, "answers": [{"text", "score"}]}]; optionally the
-        "group" of the cases, the facts "asked" for, and the matching facts of answers ("why") and target
-        ("wanted_why").
+        "group" of the cases, the facts "asked" for, what the score of an answer is ("measure"), and the matching facts
+        of answers ("why") and target ("wanted_why").
+      width: characters of a line; None: those of the terminal.
     """
+    width = width or text_width()
     blocks = []
     for example in examples:
         lines = [f"{clean(example['group'])}:"] if example.get("group") else []
-        lines.append(_wrapped(f"“{example['instruction']}”", "", " "))
+        lines.append(wrapped(f"“{example['instruction']}”", "", " ", width))
+        target = "    target: "
         asked, wanted, answers = (example.get(name) for name in ("asked", "wanted", "answers"))
         if isinstance(asked, list | tuple) and asked:
-            lines.append(_wrapped(", ".join(asked), " asked for: ", " " * 12))
+            lines.append(wrapped(", ".join(asked), " asked for: ", " " * 12, width))
         for number, answer in enumerate(answers if isinstance(answers, list | tuple) else (), 1):
             mark = "*" if wanted is not None and answer["text"] == wanted else " "
-            score = digits(answer.get("score"))
-            lines.append(
-                _wrapped(with_why(answer["text"], answer.get("why")), f"{mark}{number:>2}. {score:>8}  ", " " * 15)
-            )
+            text, score = with_why(answer["text"], answer.get("why")), digits(answer.get("score"))
+            if measure := answer.get("measure"):
+                target = "  target: "
+                lines.append(wrapped(f"{text}  ({measure} {score})", f"{mark} answer: ", " " * 12, width))
+            else:
+                lines.append(wrapped(text, f"{mark}{number:>2}. {score:>8}  ", " " * 15, width))
         if wanted is not None:
-            lines.append(_wrapped(with_why(wanted, example.get("wanted_why")), "    target: ", " " * 12))
+            lines.append(wrapped(with_why(wanted, example.get("wanted_why")), target, " " * 12, width))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -262,20 +327,13 @@ def verdict(difference: Difference) -> str:
     if low is None or high is None:
         return "no interval"
     if low == high == 0:
-        return "equal"
+        return TIE
     if low <= 0 <= high:
         return "not significant"
     better = (high < 0) == lower_is_better(difference["metric"])
     return "significantly better (95%)" if better else "significantly worse (95%)"
 
 
-def _aligned(table: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in table
-    ]
-
-
-def _wrapped(text: str, first: str, rest: str) -> str:
-    return textwrap.fill(clean(text), 100, initial_indent=first, subsequent_indent=rest)
+def wrapped(text: str, first: str, rest: str, width: int) -> str:
+    """Text in lines of `width` characters, after `first` on the first line and `rest` on the others."""
+    return textwrap.fill(clean(text), width, initial_indent=first, subsequent_indent=rest)

@@ -1,18 +1,17 @@
 """The settings of every verb: one tree, made of the config dataclasses of the packages."""
 
 import dataclasses
-import difflib
+import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard, TypeVar
 
 import draccus
 import yaml
-from draccus.wrappers import docstring
 
 import instructrec_jax.tasks as tasks
 from instructrec_jax.adapters.lora import LoraConfig
@@ -23,6 +22,8 @@ from instructrec_jax.distributed.host_memory import keep_freed_memory
 from instructrec_jax.distributed.mesh import MeshConfig
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.parsing import YamlDumper, parse_yaml, read_yaml
+from instructrec_jax.runs.settings_help import help_topic, settings_help
+from instructrec_jax.runs.settings_tree import completed, nearest, plain
 from instructrec_jax.tasks.base import TaskConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -56,69 +57,82 @@ class Config:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
-SYNONYMS = {  # names of other libraries, for the suggestion in an error
-    "lr": "optimizer.learning_rate",
-    "wd": "optimizer.weight_decay",
-    "batch": "data.batch_size",
-    "bs": "data.batch_size",
-    "epochs": "steps",
-    "max_steps": "steps",
-}
-
-
 class ConfigError(ValueError):
     """A setting that is misspelled, missing or of the wrong type."""
 
 
 def parse(config_class: type[C], args: list[str], default: Path | None = DEFAULT) -> C:
-    """Settings from `--config_path FILE` and `--a.b value` overrides.
+    """Settings from a YAML file (`FILE.yaml` or `--config_path FILE`) and `--a.b value` overrides.
 
     Args:
-      default: the file to read without --config_path. The embedded run's file is not read when the arguments set
+      default: the file to read without one in `args`. The embedded run's file is not read when the arguments set
         task.type, because its data and settings fit its own task only.
 
     Raises:
       ConfigError: an unknown setting (with the nearest known one), or a value of the wrong type.
     """
-    if {"-h", "--help"} & set(args):
+    if (topic := help_topic(args)) is not None:
         try:
-            draccus.parse(config_class, args=["--help"])
-        finally:
-            print(_help_on_lists(config_class))
+            print(settings_help(config_class, topic, unknown_key))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        raise SystemExit(0)
     given = _given(args, set(setting_names(config_class)))
     files = [value for name, value in given if name == "config_path"]
+    if len(set(files)) > 1:
+        raise ConfigError(f"there are two config files, {files[0]} and {files[1]}: give one of them.")
     if default is not None and not files and not (default == DEFAULT and "task.type" in dict(given)):
         files = [str(default)]
     tree = _settings_of(Path(files[-1]), set(setting_names(config_class, lists=True))) if files else {}
     overrides = [(name, value) for name, value in given if name != "config_path"]
     for name, value in overrides:
         _put(tree, name.split("."), _argument(name, value))
+    return _decoded(config_class, tree, files[-1] if files else "", [name for name, _ in overrides])
+
+
+def _decoded(config_class: type[C], tree: dict[str, object], file: str, overrides: Sequence[str]) -> C:
+    """The config of a tree of settings. Errors name `file` unless one of `overrides` is at fault."""
     try:
-        config: C = draccus.decode(config_class, _spelled(tree))
+        config: C = draccus.decode(config_class, completed(config_class, _spelled(tree)))
         _check_nulls(config)
-    except (draccus.utils.ParsingError, ConfigError) as error:
-        hint = ". They belong to another type: change it in the file." if "are not valid for" in str(error) else ""
-        hint = ". Set `task.type`." if "'type' key" in str(error) else hint
-        where = f"{files[-1]}: " if files and not overrides else ""
-        raise ConfigError(f"{where}{error}{hint}") from error
+    except (draccus.utils.ParsingError, ValueError) as error:
+        text = re.sub(r"Could not decode the value into any of the given types: ", "", " ".join(str(error).split()))
+        hint = ". They belong to another type: change it in the file." if "are not valid for" in text else ""
+        named = re.match(r"`([\w.]+)`", text)
+        is_override = named is not None and any(f"{named[1]}.".startswith(f"{name}.") for name in overrides)
+        raise ConfigError(f"{f'{file}: ' if file and not is_override else ''}{text}{hint}") from error
     return config
 
 
 def _given(args: list[str], known: set[str]) -> list[tuple[str, str]]:
     """(name, value) of each `--name value` or `--name=value`, in order."""
-    found, rest = [], list(args)
+    found, rest = [], name_files(args)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
-            raise ConfigError(f"unexpected argument {name!r}: settings are given as `--name value`.")
+            raise ConfigError(
+                f"unexpected argument {name!r}: settings are given as `--name value`, or in a file as `FILE.yaml`."
+            )
         if name[2:] not in known | {"config_path"}:
-            raise ConfigError(unknown_key(name[2:], known))
+            raise ConfigError(unknown_key(name[2:], known | {"config_path"}))
         if not equals:
             if not rest or rest[0].startswith("--") and not _is_number(rest[0]):
                 raise ConfigError(f"`{name}` needs a value: `{name} VALUE`.")
             value = rest.pop(0)
         found.append((name[2:], value))
     return found
+
+
+def name_files(args: Sequence[str]) -> list[str]:
+    """The arguments with each `FILE.yaml` that is no option's value as `--config_path FILE.yaml`."""
+    named: list[str] = []
+    is_value = False
+    for arg in args:
+        if not is_value and not arg.startswith("--") and Path(arg).suffix in (".yaml", ".yml"):
+            named.append("--config_path")
+        is_value = arg.startswith("--") and "=" not in arg
+        named.append(arg)
+    return named
 
 
 def _argument(name: str, text: str) -> object:
@@ -163,16 +177,42 @@ def check_names(args: list[str], own: set[str]) -> None:
     Raises:
       ConfigError: names the argument, and the nearest setting or option.
     """
-    known = set(setting_names(Config))
+    known = {"config_path", *setting_names(Config)}
     for arg in args:
         name = arg[2:].split("=")[0]
-        if arg.startswith("--") and name not in known | {"config_path"}:
-            raise ConfigError(unknown_key(name, known | own))
+        if arg.startswith("--") and name not in known | own:
+            raise ConfigError(unknown_key(name, known, own))
 
 
-def load(path: str | Path) -> Config:
-    """The settings of a YAML file, such as a run directory's config.yaml."""
-    return parse(Config, ["--config_path", str(path)])
+def load(settings: str | Path | Mapping[str, object]) -> Config:
+    """The settings of a YAML file, such as a run directory's config.yaml, or of a mapping, nested or dotted.
+
+        load("my.yaml")
+        load({"task": {"type": "classification"}, "data.train": ["reviews.csv"], "optimizer.learning_rate": 1e-4})
+
+    As on the command line, a mapping without task.type overrides the settings of the embedded run.
+
+    Raises ConfigError for an unknown setting (with the nearest known one), or a value of the wrong type.
+    """
+    if isinstance(settings, Mapping):
+        given: dict[str, object] = {}
+        for name, value in settings.items():
+            _put(given, str(name).split("."), plain(value))
+        _check_keys(given, set(setting_names(Config, lists=True)))
+        task = given.get("task")
+        tree = {} if isinstance(task, dict) and "type" in task else _default_tree()
+        for name, value in given.items():
+            _put(tree, [name], value)
+        return _decoded(Config, tree, "", [])
+    if not isinstance(settings, str | Path):
+        raise ConfigError(
+            f"settings are the path of a YAML file or a mapping such as {{'steps': 100}}, not {settings!r}."
+        )
+    return parse(Config, ["--config_path", str(settings)])
+
+
+def _default_tree() -> dict[str, object]:
+    return _settings_of(DEFAULT, set(setting_names(Config, lists=True)))
 
 
 def to_yaml(config: object) -> str:
@@ -212,42 +252,10 @@ def _is_dataclass(kind: object) -> TypeGuard[type]:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
-def _help_on_lists(config_class: type) -> str:
-    """Help for the settings inside list entries, such as those of `data.train`, which draccus leaves out."""
-    owners: dict[type, list[str]] = {}
-
-    def find(owner: type, prefix: str) -> None:
-        for name, kind in typing.get_type_hints(owner).items():
-            inside = typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
-            if _is_dataclass(inside):
-                owners.setdefault(inside, []).append(prefix + name)
-            elif _is_dataclass(kind):
-                find(kind, f"{prefix}{name}.")
-
-    def describe(owner: type, indent: str) -> list[str]:
-        lines = []
-        for entry in dataclasses.fields(owner):
-            kind = typing.get_type_hints(owner)[entry.name]
-            text = docstring.get_attribute_docstring(owner, entry.name).comment_inline
-            default = "" if entry.default is dataclasses.MISSING else f" (default: {entry.default!r})"
-            lines.append(f"{indent}{entry.name}: {text}{default}")
-            if _is_dataclass(kind):
-                lines += describe(kind, indent + "  ")
-        return lines
-
-    find(config_class, "")
-    blocks = [
-        [f"\nEach entry of {', '.join(names)} (in a YAML file):", *describe(o, "  ")] for o, names in owners.items()
-    ]
-    return "\n".join(line for block in blocks for line in block)
-
-
-def unknown_key(name: str, known: set[str]) -> str:
-    """An error message with the nearest of the known names: by common abbreviation, whole name or last part."""
-    last = {key.split(".")[-1]: key for key in sorted(known)}
-    near = [SYNONYMS[name]] if SYNONYMS.get(name) in known else difflib.get_close_matches(name, known, 1)
-    near = near or [last[match] for match in difflib.get_close_matches(name.split(".")[-1], last, 1)]
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+def unknown_key(name: str, known: set[str], own: Collection[str] = ()) -> str:
+    """The message for a name that does not exist, with the nearest setting or verb's `own` option."""
+    near = nearest(name, known, own)
+    hint = f" Did you mean {near!r}?" if near else ""
     return f"there is no setting {name!r}.{hint} `--help` lists all settings."
 
 
@@ -266,17 +274,19 @@ def _settings_of(path: Path, known: set[str]) -> dict[str, object]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must contain settings as `name: value` lines.")
 
-    def walk(node: dict[str, object], prefix: str) -> None:
-        for key, value in node.items():
-            name = f"{prefix}{key}"
-            if name not in known:
-                raise ConfigError(f"{path}: {unknown_key(name, known)}")
-            for below in value if isinstance(value, list) else [value]:
-                if isinstance(below, dict) and any(other.startswith(name + ".") for other in known):
-                    walk(below, name + ".")
-
-    walk(tree, "")
+    _check_keys(tree, known, where=f"{path}: ")
     return tree
+
+
+def _check_keys(tree: dict[str, object], known: set[str], prefix: str = "", where: str = "") -> None:
+    """Raises ConfigError for a key that is no setting (draccus names its class only)."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if name not in known:
+            raise ConfigError(f"{where}{unknown_key(name, known)}")
+        for below in value if isinstance(value, list) else [value]:
+            if isinstance(below, dict) and any(other.startswith(name + ".") for other in known):
+                _check_keys(below, known, name + ".", where)
 
 
 def _check_nulls(config: object, prefix: str = "") -> None:

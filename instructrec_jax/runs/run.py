@@ -67,15 +67,36 @@ def require_run(path: str | Path) -> None:
 def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path | None = DEFAULT) -> Config:
     """The settings of a run directory (of `default` for a HuggingFace folder), with overrides.
 
-    A mesh that does not fit this machine's devices is replaced by one that does, unless `overrides` set the mesh.
+    A mesh that does not fit this machine's devices is replaced by one that does, unless `overrides` set the mesh. Other
+    sources of a run (`--data.test new.csv`) have the fields and the task of its data.train, unless they set their own.
 
     Args:
       overrides: as on the command line: ["--data.max_length", "64", "--config_path", "x.yaml"].
     """
     config = parse(Config, list(overrides), default=Path(path) / "config.yaml" if is_run(path) else default)
+    config = _read_alike(config, overrides) if is_run(path) else config
     if any(arg.startswith("--mesh") for arg in overrides):
         return config
     return replace(config, mesh=fitting_mesh(config.mesh))
+
+
+def _read_alike(config: Config, overrides: Sequence[str]) -> Config:
+    """The settings with the fields and the task of data.train's first source for the overridden sources without any."""
+    given = {arg.partition("=")[0] for arg in overrides}
+    if not config.data.train or "--config_path" in given:
+        return config
+    first = config.data.train[0]
+
+    def alike(source: SourceConfig) -> SourceConfig:
+        fields = first.fields if source.fields == FieldsConfig() else source.fields
+        return replace(source, fields=fields, task=source.task or first.task)
+
+    data = config.data
+    if "--data.validation" in given:
+        data = replace(data, validation=[alike(source) for source in data.validation])
+    if "--data.test" in given:
+        data = replace(data, test=[alike(source) for source in data.test])
+    return replace(config, data=data)
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class Scores:
       compared: metrics with paired differences to other rows, beside the metric that selects checkpoints.
       corpus: metrics that are not means over cases, for intervals by resampling.
       owners: metric -> int64 [cases], see `owners_of`; the cases of a missing metric are independent.
-      note: why a baseline has no metrics.
+      note: a remark below the table, such as why a baseline has no metrics.
     """
 
     metrics: dict[str, float]
@@ -362,6 +362,8 @@ class Task:
         """The shapes of the float32 arrays of `refresh`, for a backbone with `hidden_size` features."""
         return {}
 
+    case_measure = "score"  # what the "score" of a prediction is, in the examples at the end of a run
+
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         """Five random examples (seeded) in the form of `shown`; empty for a task without readable predictions."""
         records = self.score(predict, self.drawn(encoded)).predictions
@@ -375,9 +377,14 @@ class Task:
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """A readable form of one of `Scores.predictions`: instruction, target ("wanted") and answers (text, score)."""
-        target, found = (x if isinstance(x, list) else [x] for x in (record["reference"], record["prediction"]))
-        answer = {"text": ", ".join(map(str, found)), "score": record["score"]}
-        return {"instruction": record["input"], "wanted": ", ".join(map(str, target)), "answers": [answer]}
+        wanted, found = (_readable(record[name]) for name in ("reference", "prediction"))
+        answer = {"text": found, "score": record["score"], "measure": self.case_measure}
+        return {"instruction": record["input"], "wanted": wanted, "answers": [answer]}
+
+
+def _readable(value: object) -> str:
+    listed = value if isinstance(value, list) else [value]
+    return ", ".join(f"{each:.4g}" if isinstance(each, float) else str(each) for each in listed)
 
 
 def pieces(encoded: Sequence[Encoded]) -> list[list[Encoded]]:

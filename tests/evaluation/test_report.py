@@ -187,10 +187,10 @@ def test_intervals_parts_and_further_metrics(tmp_path):
     lines = format_table(with_parts()).splitlines()
     assert "95% interval" in lines[2] and "0.3000 to 0.3900" in next(x for x in lines if x.startswith("after tuning"))
     assert "–" in next(x for x in lines if x.startswith("popularity"))
-    assert lines.index("Breakdown by subgroup") + 2 == next(
+    assert lines.index("Breakdown by subgroup: NDCG@10 of after tuning") + 2 == next(
         n for n, x in enumerate(lines) if "after tuning part 0" in x
     )
-    assert "1,234" in lines[-2] and "[0.1000, 0.2500]" in lines[-2] and lines[-1] == "6 more in the report"
+    assert "1,234" in lines[-2] and "[0.1000, 0.2500]" in lines[-2] and lines[-1] == "22 more in the report"
 
     fill(tmp_path)
     write_json(tmp_path / "evaluation.json", with_parts(EVIL))
@@ -201,9 +201,9 @@ def test_intervals_parts_and_further_metrics(tmp_path):
 
 
 def test_the_split_and_baselines_that_were_not_fitted_are_named(tmp_path):
-    result = evaluation() | {"split": "validation (also chose the checkpoint)"}
+    result = evaluation() | {"split": "validation, which also chose the checkpoint"}
     result["rows"][2]["note"] = "not fitted: no words"
     write_json(tmp_path / "evaluation.json", result)
     page = page_of(tmp_path)
-    assert "Results on validation (also chose the checkpoint)" in page.text
+    assert "Results on validation, which also chose the checkpoint" in page.text
     assert "Markov-1: not fitted: no words" in page.text

@@ -51,5 +51,5 @@ def test_gini_is_better_when_lower():
 
 
 def test_a_difference_of_nothing_is_no_chance():
-    assert verdict({"metric": "accuracy", "low": 0.0, "high": 0.0}) == "equal"
+    assert verdict({"metric": "accuracy", "low": 0.0, "high": 0.0}) == "no difference"
     assert verdict({"metric": "accuracy", "low": -0.1, "high": 0.0}) == "not significant"

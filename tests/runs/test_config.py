@@ -1,11 +1,11 @@
 """Settings: defaults, files, overrides and errors."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.runs.config import DEFAULT, Config, ConfigError, load, parse, setting_names, to_dict, to_yaml
 from instructrec_jax.tasks import ClassificationConfig, RetrievalConfig, SpanConfig
 
@@ -121,6 +121,40 @@ def test_arguments_join_the_file(tmp_path: Path) -> None:
     assert (config.lora.rank, config.lora.alpha, config.optimizer.learning_rate, config.run_dir) == (4, 3, -1, "-x")
 
 
+def test_a_yaml_file_is_an_argument_of_its_own(tmp_path: Path) -> None:
+    name, path = written(tmp_path, "steps: 7\n")
+    assert parse(Config, [path]) == parse(Config, [name, path])
+    assert parse(Config, ["--seed", "4", path, "--steps", "8"]).steps == 8
+    assert parse(Config, ["--run_dir", "runs/x.yaml"]).run_dir == "runs/x.yaml"  # a value is no file of settings
+    with pytest.raises(ConfigError, match="settings.yaml and other.yaml"):
+        parse(Config, [path, "--config_path", "other.yaml"])
+    with pytest.raises(ConfigError, match="'reviews.csv'"):
+        parse(Config, ["reviews.csv"])
+
+
+@pytest.mark.parametrize("value", ["new.csv", "[new.csv]", "{path: new.csv}", "[{path: new.csv}]"])
+def test_a_path_alone_is_a_source(value: str, tmp_path: Path) -> None:
+    expected = [SourceConfig(path="new.csv")]
+    assert parse(Config, ["--data.test", value]).data.test == expected
+    assert parse(Config, written(tmp_path, f"data: {{test: {value}}}\n")).data.test == expected
+
+
+def test_settings_from_python(tmp_path: Path) -> None:
+    nested = {"task": {"type": "classification"}, "data": {"train": [tmp_path / "a.csv"]}, "optimizer": {"beta1": 0.5}}
+    dotted = {"task.type": "classification", "data.train": str(tmp_path / "a.csv"), "optimizer.beta1": 0.5}
+    config = load(nested)
+    assert config == load(dotted) and config.task == ClassificationConfig() and config.steps == Config().steps
+    assert config.data.train == [SourceConfig(path=str(tmp_path / "a.csv"))] and config.optimizer.beta1 == 0.5
+    assert load({"steps": 3}) == parse(Config, ["--steps", "3"])  # the embedded run, as on the command line
+    assert load({"data.train": (SourceConfig("b.csv"),)}).data.train == [SourceConfig("b.csv")]
+    with pytest.raises(ConfigError, match=r"'learning_rate'.*'optimizer.learning_rate'"):
+        load({"learning_rate": 1})
+    with pytest.raises(ConfigError, match="`steps`"):
+        load({"steps": "many"})
+    with pytest.raises(ConfigError, match="3"):
+        load(3)  # type: ignore[arg-type]
+
+
 # ------------------------------------------------------------------ errors
 
 
@@ -153,6 +187,13 @@ def test_an_argument_that_cannot_be_read_is_named(arguments: list[str], named: s
         ("--task.temprature", "task.temperature"),
         ("--lr", "optimizer.learning_rate"),
         ("--epochs", "steps"),
+        ("--batch", "data.batch_size"),
+        ("--wd", "optimizer.weight_decay"),
+        ("--weight-decay", "optimizer.weight_decay"),
+        ("--Seed", "seed"),
+        ("--num_train_epochs", "steps"),
+        ("--output_dir", "run_dir"),
+        ("--model_name_or_path", "backbone.path"),
     ],
 )
 def test_a_misspelled_argument_suggests_the_right_one(argument: str, right: str) -> None:
@@ -221,6 +262,30 @@ def test_a_bad_file_is_named(text: str, words: str, tmp_path: Path) -> None:
         parse(Config, written(tmp_path, text))
 
 
+def test_a_wrong_task_lists_the_tasks(tmp_path: Path) -> None:
+    for arguments in (written(tmp_path, "task: {type: clasification}\n"), ["--task.type", "clasification"]):
+        with pytest.raises(ConfigError, match="`task.type`.*'clasification'.*'classification'.*regression.*retrieval"):
+            parse(Config, arguments)
+    inside = "task: {type: multitask, tasks: [{name: a, task: {type: spn}}]}\n"
+    with pytest.raises(ConfigError, match=r"settings.yaml: `task.tasks.0.task.type`.*'span'"):
+        parse(Config, written(tmp_path, inside))
+    with pytest.raises(ConfigError, match=r"`task`.*\{type: classification\}"):
+        parse(Config, ["--task", "classification"])
+
+
+def test_a_wrong_value_is_blamed_on_the_file_or_on_the_command_line(tmp_path: Path) -> None:
+    file = written(tmp_path, "steps: thirty\n")
+    with pytest.raises(ConfigError, match="settings.yaml: `steps`"):
+        parse(Config, [*file, "--seed", "3"])
+    file = written(tmp_path, "steps: 30\ndata: {train: [{path: a, weight: heavy}]}\n")
+    with pytest.raises(ConfigError, match="settings.yaml: `data.train.0.weight`"):
+        parse(Config, [*file, "--seed", "3"])
+    with pytest.raises(ConfigError, match="^`seed`"):
+        parse(Config, [*written(tmp_path, "steps: 3\n"), "--seed", "three"])
+    with pytest.raises(ConfigError, match=r"^[^\n]*`task.labels`[^\n]*$"):
+        parse(Config, written(tmp_path, "task: {type: classification, labels: 3}\n"))
+
+
 def test_a_file_that_is_not_there() -> None:
     for arguments in (["--config_path", "nowhere.yaml"], ["--config_path=nowhere.yaml"]):
         with pytest.raises(ConfigError, match="nowhere.yaml"):
@@ -231,36 +296,7 @@ def test_errors_are_values_errors_so_that_a_verb_prints_them() -> None:
     assert issubclass(ConfigError, ValueError)
 
 
-# ------------------------------------------------------------------ help
-
-
-def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        parse(Config, ["--help"])
-    assert stopped.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    names = setting_names(Config)
-    assert len(names) > 60 and len(set(names)) >= 50
-    for name in names:
-        assert f"--{name} " in text, name
-    # The comments beside the settings are the explanations.
-    for comment in ("peak learning rate of the head", "examples per step, over all devices", "initial temperature"):
-        assert comment in text
-
-
-def test_every_setting_has_an_explanation(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse(Config, ["--help"])
-    lines = capsys.readouterr().out.splitlines()
-    starts = [n for n, line in enumerate(lines) if line.startswith("  --")]
-    sections = {f"--{name}" for name in setting_names(Config)} & {
-        f"--{name.rsplit('.', 1)[0]}" for name in setting_names(Config) if "." in name
-    }
-    for start, stop in zip(starts, [*starts[1:], len(lines)], strict=True):
-        entry: Any = " ".join(" ".join(lines[start:stop]).split())
-        name = entry.split()[0]
-        if name not in sections:
-            assert len(entry.split()) > 4, entry
+# ------------------------------------------------------------------ names
 
 
 def test_setting_names_go_through_branches_and_choices() -> None:

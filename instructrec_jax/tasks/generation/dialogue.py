@@ -30,6 +30,8 @@ class DialogueConfig(WritingConfig):
 class DialogueTask(WritingTask):
     """Scored by BLEU, sentence chrF and distinct-n."""
 
+    case_measure = "chrF"
+
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """For an encoder–decoder, one example per turn of the assistant, since its decoder reads a single turn."""
         return super().encode([turn for e in examples for turn in turns(e)] if self.is_pair else examples)

@@ -115,6 +115,7 @@ class PositionTranslationTask(Task):
 
     reads = "fields"
     metric = "sentence chrF"
+    case_measure = "chrF"
     per_token = True
 
     def __init__(self, config: PositionTranslationConfig, context: TaskContext):
@@ -283,7 +284,7 @@ class PositionTranslationTask(Task):
         return {"translation of the most similar source": self._scores(test, nearest([e.example for e in test]))}
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        return shown_text(record)
+        return shown_text(record, self.case_measure)
 
 
 def ctc_losses(

@@ -77,6 +77,8 @@ def judge_summaries(examples: Sequence[Example], answers: Sequence[str]) -> Judg
 class SummarizationTask(WritingTask):
     """Scored by ROUGE."""
 
+    case_measure = "ROUGE-L"
+
     config: SummarizationConfig
 
     def __init__(self, config: SummarizationConfig, context: TaskContext):

@@ -46,6 +46,8 @@ def nearest_translation(train: Sequence[Example]) -> Callable[[Sequence[Example]
 class TranslationTask(WritingTask):
     """Scored by BLEU and chrF."""
 
+    case_measure = "chrF"
+
     def require_packages(self) -> None:
         require_bleu("task.type translation")
 

@@ -106,9 +106,13 @@ def scores_of_texts(
     ).owned_by(owners_of(examples) if found.owners is None else found.owners)
 
 
-def shown_text(record: Mapping[str, Any], empty: str = "") -> dict[str, Any]:
-    """Such a record as `Task.shown` gives it: the first of its references; `empty` for a text without words."""
-    answer = {"text": record["prediction"] or empty, "score": record["score"]}
+def shown_text(record: Mapping[str, Any], measure: str, empty: str = "") -> dict[str, Any]:
+    """Such a record as `Task.shown` gives it: the first of its references; `empty` for a text without words.
+
+    Args:
+      measure: what its score is.
+    """
+    answer = {"text": record["prediction"] or empty, "score": record["score"], "measure": measure}
     return {"instruction": record["input"], "wanted": record["reference"][0] or empty, "answers": [answer]}
 
 
@@ -182,4 +186,4 @@ class WritingTask(LanguageModelTask):
         return self._judged(test, [text.strip() for text in rule([e.example for e in test])])
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        return shown_text(record)
+        return shown_text(record, self.case_measure)

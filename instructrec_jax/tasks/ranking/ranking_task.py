@@ -31,6 +31,7 @@ from instructrec_jax.tasks.texts import tokenize
 
 SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin
 
+NOTES = {"coKNN-source": "coKNN normalized by the popularity of the known item, not of the positive item."}
 REMEMBERED = 8  # sets of cases whose candidates are cached, since several rankings are scored on the same cases
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
@@ -313,7 +314,8 @@ class RankingTask(Task):
     def baselines(self, train: Sequence[Encoded[Target]], test: Sequence[Encoded[Target]]) -> dict[str, Scores]:
         """Random order, BM25 on the text and, with training interactions in the catalogue's folder, popularity, Markov,
         co-occurrence (coKNN) and BPR."""
-        return {name: self.score_with(self.baseline_scores(name, test), test) for name in self._baselines}
+        scores = {name: self.score_with(self.baseline_scores(name, test), test) for name in self._baselines}
+        return {name: replace(each, note=NOTES.get(name, "")) for name, each in scores.items()}
 
     def baseline_scores(self, name: str, encoded: Sequence[Encoded[Target]]) -> Callable[[slice], np.ndarray]:
         """Scores of a baseline, in the form of `score_items`. Raises ValueError for an unknown name."""

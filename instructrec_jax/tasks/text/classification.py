@@ -192,6 +192,7 @@ class ClassificationTask(_SequenceTask):
     """Single-label classification by softmax cross-entropy."""
 
     problem_type = "single_label_classification"
+    case_measure = "probability"
     metric = "macro_f1"
 
     def __init__(self, config: ClassificationConfig, context: TaskContext):
@@ -288,6 +289,7 @@ class MultilabelTask(_SequenceTask):
     """Multilabel classification by sigmoid cross-entropy."""
 
     problem_type = "multi_label_classification"
+    case_measure = "F1"
     metric = "micro_f1"
 
     def __init__(self, config: MultilabelConfig, context: TaskContext):
@@ -389,6 +391,7 @@ class RegressionTask(_SequenceTask):
     """Regression by squared error."""
 
     problem_type = "regression"
+    case_measure = "squared error"
     metric = "mse"
     greater_is_better = False
     labels = ["number"]

@@ -83,6 +83,7 @@ class ExtractiveSummarizationTask(Task):
 
     reads = "fields"
     metric = "rougeL"
+    case_measure = "ROUGE-L"
     per_token = True
 
     def __init__(self, config: ExtractiveSummarizationConfig, context: TaskContext):
@@ -200,4 +201,4 @@ class ExtractiveSummarizationTask(Task):
         return {f"lead-{count}": self._scores(test, [lead(e.example.input or "", count) for e in test])}
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        return shown_text(record)
+        return shown_text(record, self.case_measure)

@@ -84,6 +84,7 @@ class SpanTask(Task):
 
     reads = "fields"
     metric = "f1"
+    case_measure = "F1"
     per_token = True
 
     def __init__(self, config: SpanConfig, context: TaskContext):
@@ -257,7 +258,7 @@ class SpanTask(Task):
         return max(sentences(example.input or ""), key=lambda s: len(asked & words(s)), default="")
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        return shown_text(record, empty=NO_ANSWER)
+        return shown_text(record, self.case_measure, empty=NO_ANSWER)
 
 
 def answers_of(example: Example) -> list[str]:

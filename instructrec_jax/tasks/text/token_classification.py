@@ -61,6 +61,7 @@ class TokenClassificationTask(Task):
     """Cross-entropy at the first token of each word."""
 
     reads = "fields"
+    case_measure = "accuracy"
     per_token = True
 
     def __init__(self, labels: list[str], context: TaskContext):
