@@ -94,7 +94,7 @@ def parse(config_class: type[C], args: list[str], default: Path | None = DEFAULT
     for name, value in overrides:
         _put(tree, name.split("."), _argument(name, value))
     try:
-        config: C = draccus.decode(config_class, _spelled(tree))
+        config: C = draccus.decode(config_class, _spelled(_with_sources(tree)))
         _check_nulls(config)
     except (draccus.utils.ParsingError, ConfigError) as error:
         hint = ". They belong to another type: change it in the file." if "are not valid for" in str(error) else ""
@@ -141,6 +141,19 @@ def _put(tree: dict[str, object], name: list[str], value: object) -> None:
             _put(old, [key], entry)
     else:
         tree[first] = value
+
+
+def _with_sources(tree: dict[str, object]) -> dict[str, object]:
+    """The tree with plain paths as sources: `test: new.csv` and `train: [a.csv, b.csv]`."""
+    data = tree.get("data")
+    if not isinstance(data, dict):
+        return tree
+    changed = dict(data)
+    for split in data.keys() & {"train", "validation", "test"}:
+        listed = [data[split]] if isinstance(data[split], str) else data[split]
+        if isinstance(listed, list):
+            changed[split] = [{"path": entry} if isinstance(entry, str) else entry for entry in listed]
+    return {**tree, "data": changed}
 
 
 def _spelled(value: object, name: str = "") -> object:

@@ -4,13 +4,17 @@ The rows are mapped by the run's own `data.train.fields`; answers in them are ig
 evaluation would write for it, since both come from `Task.answers`.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.rows import open_rows
 from instructrec_jax.data.skipped import SkippedRow
+from instructrec_jax.data.sources import SourceConfig, peek
+from instructrec_jax.data.usual_columns import usual_fields
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.answers import Answer
 from instructrec_jax.tasks.base import Encoded, Predict, Task, pieces
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 Record = str | Mapping[str, object] | Example
 INPUTS = ("instruction", "input", "messages", "system", "tools", "candidates", "history")
 DROPPED = "text too long"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,31 @@ def source_task(config: Config) -> str:
     return config.data.train[0].task if len(config.data.train) == 1 else ""
 
 
+def with_own_fields(config: Config) -> Config:
+    """data.test and data.validation with the fields of data.train, where files of theirs need some and name none.
+
+    For another file that a run is evaluated on. Fields and task name are taken over if they are left at their defaults,
+    the file lacks the default columns, and it has those of data.train.
+    """
+    if not config.data.train:
+        return config
+    own, default = config.data.train[0].fields, FieldsConfig()
+
+    def completed(source: SourceConfig) -> SourceConfig:
+        if source.fields != default or own == default or source.kind != "file" or source.targets:
+            return source
+        columns, _ = peek(open_rows(source.path))
+        mapper = FieldMapper(own)
+        needed = {column for name in INPUTS if mapper.is_named(name) for column in mapper.columns_of(name)}
+        if {"instruction", "messages"} & set(columns) or not {name.split(".")[0] for name in needed} <= set(columns):
+            return source
+        log.warning(f"source {source.name or source.path}: read with the fields of the run's data.train.")
+        return replace(source, fields=own, task=source.task or source_task(config))
+
+    splits = {name: [completed(source) for source in getattr(config.data, name)] for name in ("validation", "test")}
+    return replace(config, data=replace(config.data, **splits))
+
+
 def without_target(own: FieldsConfig) -> FieldsConfig:
     return replace(own, output=None, output_type="auto", label_names={})
 
@@ -111,6 +142,7 @@ class Asker:
     predict: Predict
     mapper: FieldMapper
     k: int = 10
+    _mappers: dict[tuple[str, ...], FieldMapper] = field(default_factory=dict)  # by columns
 
     def __post_init__(self) -> None:
         if not self.task.has_answers:
@@ -124,7 +156,7 @@ class Asker:
             if isinstance(record, Example):
                 found = record
             elif isinstance(record, Mapping):
-                found = self.mapper(record, columns)
+                found = self._mapper_of(record, columns)(record, columns)
             else:
                 raise BadExample("record", "wrong type", f"expected a text or a record, found {record!r:.60}.")
             return replace(self.task.unanswered(found), where=where)
@@ -132,6 +164,17 @@ class Asker:
             raise error.at(where) from None
         except ValueError as error:
             raise BadExample("", "unusable for the task", str(error), where) from None
+
+    def _mapper_of(self, record: Mapping[str, object], columns: Sequence[str] | None) -> FieldMapper:
+        """The mapper, with columns of usual names where the run's own are left at their defaults, as in training."""
+        names = tuple(record if columns is None else columns)
+        if names not in self._mappers:
+            if len(self._mappers) == 100:
+                self._mappers.clear()
+            found = usual_fields(self.mapper.fields, names, record)
+            same = found == self.mapper.fields
+            self._mappers[names] = self.mapper if same else FieldMapper(found, task=self.mapper.task)
+        return self._mappers[names]
 
     def answers(
         self, examples: Sequence[Example], *, skip: bool = False

@@ -39,7 +39,15 @@ from instructrec_jax.runs.model import (
     prepare_data,
     restored_model,
 )
-from instructrec_jax.runs.predictions import Asker, Predictions, Record, fields_of, only_column, source_task
+from instructrec_jax.runs.predictions import (
+    Asker,
+    Predictions,
+    Record,
+    fields_of,
+    only_column,
+    source_task,
+    with_own_fields,
+)
 from instructrec_jax.runs.vectors import embedder
 from instructrec_jax.tasks.base import Predict, Task
 from instructrec_jax.tasks.kinds import as_ranking
@@ -72,6 +80,8 @@ def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path 
       overrides: as on the command line: ["--data.max_length", "64", "--config_path", "x.yaml"].
     """
     config = parse(Config, list(overrides), default=Path(path) / "config.yaml" if is_run(path) else default)
+    if is_run(path) and any(arg.startswith(("--data.test", "--data.validation")) for arg in overrides):
+        config = with_own_fields(config)
     if any(arg.startswith("--mesh") for arg in overrides):
         return config
     return replace(config, mesh=fitting_mesh(config.mesh))
