@@ -135,7 +135,7 @@ def _tags(table: Table) -> Guess | None:
             continue
         if len(named) > 1 and table.target is None:
             raise ValueError(f"several columns hold tags ({_listed(c.name for c in named)}): choose with --target.")
-        if max(lengths(target)) < 2:
+        if max(lengths(target)) < 2 or tagged is texts and not _few_words(target):
             continue
         for words in tagged:
             if words is not target and lengths(words) == lengths(target):
@@ -279,8 +279,9 @@ def _text(table: Table) -> Guess:
         raise ValueError(
             f"there is no column of texts beside the target {target.name!r}; the columns are {_listed(table.columns)}."
         )
-    usual = [c for c in table.named(("instruction", *TEXTS, *PROMPTS)) if c in texts]
-    chosen = usual[0] if usual else max(texts, key=lambda column: column.words)
+    longest = max(texts, key=lambda column: column.words)
+    usual = [c for c in table.named(("instruction", *TEXTS, *PROMPTS)) if c in texts and c.words >= longest.words / 4]
+    chosen = usual[0] if usual else longest
     others = [c for c in texts if c is not chosen and c.words >= 2]
     why = "a usual name" if usual else "the longest texts"
     fields = {"instruction": Setting(chosen.name, f"the text ({why})")}
@@ -318,7 +319,7 @@ def _may_be_label(column: Column) -> bool:
         return False
     if column.kind in ("number", "bool", "list"):
         return True
-    return _is_class(column)
+    return _is_class(column) or bool(_separator(column))
 
 
 def _is_class(column: Column) -> bool:
@@ -341,7 +342,8 @@ def _labeled(table: Table, fields: dict[str, Setting], inputs: tuple[str, ...], 
     fields = {**fields, "output": Setting(name, "the target")}
     if kind == "list":
         labels = {str(each) for value in target.filled for each in _as_list(value)}
-        return Guess({"type": Setting("multilabel", f"a row has any of {len(labels)} labels")}, fields, inputs, name)
+        task = {"type": Setting("multilabel", f"a row has any of {len(labels)} labels")}
+        return Guess(task, fields, inputs, name, blank_targets=True)
     if count == 1:
         raise ValueError(f"the target {name!r} has the same value in every row: there is nothing to learn.")
     if kind == "number" and (why := _quantity(target)):
@@ -397,14 +399,14 @@ def _without_others(found: Guess, table: Table) -> Guess:
     """The guess with the rest of the columns ignored, and default fields off that would read an unrelated column."""
     fields = dict(found.fields)
     for name in DEFAULTS:
-        if name in table.columns and name not in fields:
+        if name in table.columns and name not in fields and table.columns[name].kind != "empty":
             fields[name] = Setting(None, f"the column {name!r} is not used")
     if "instruction" not in fields and "instruction" in table.columns and found.type != "language_model":
         fields["instruction"] = Setting(None, "the column 'instruction' is not used")
-    read = {str(setting.value).split(".")[0] for setting in fields.values()} | {
-        str(setting.value) for setting in fields.values()
-    }
-    rest = [name for name in table.columns if name not in (*read, "id", *fields)]
+    columns = [str(setting.value) for name, setting in fields.items() if name not in ("output_type", "separator")]
+    read = {*columns, *(name.split(".")[0] for name in columns)}
+    filled = [name for name, column in table.columns.items() if column.kind != "empty"]
+    rest = [name for name in filled if name not in (*read, "id", *fields)]
     if rest:
         fields["ignore"] = Setting(rest, "columns that are not read")
     return Guess(found.task, fields, found.inputs, found.target, found.blank_targets)
@@ -440,6 +442,12 @@ def _list_lengths(column: Column) -> list[int]:
 
 def _word_counts(column: Column) -> list[int]:
     return [len(value.split()) if isinstance(value, str) else 0 for value in column.values]
+
+
+def _few_words(column: Column) -> bool:
+    """Whether words repeat as tags do."""
+    words = [word for text in column.texts for word in text.split()]
+    return len(set(words)) <= max(2, len(words) // 3)
 
 
 def order_of_times(column: Column) -> list[float] | None:

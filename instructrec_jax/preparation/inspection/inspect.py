@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from instructrec_jax.data.fields import look_up
+from instructrec_jax.data.example import BadExample, Example
+from instructrec_jax.data.fields import FieldMapper, FieldsConfig, look_up
 from instructrec_jax.files import write_jsonl, write_text
 from instructrec_jax.preparation.inspection.columns import Column, Row, profile, read_rows
 from instructrec_jax.preparation.inspection.guessing import TIMES, Guess, Setting, Table, guess, order_of_times
@@ -91,10 +92,11 @@ def inspect(config: InspectConfig) -> Inspected:
     if parts.left_out:
         notes += (f"{parts.left_out:,} rows were left out: their inputs are also in a validation or test file.",)
     found = _with_labels(found, rows, parts)
+    examples = _examples(rows, files, found)
     sizes = {
         **step_settings(len(parts.rows["train"]), found, network),
         **rate_settings(network),
-        **length_settings(rows, found, network),
+        **length_settings(examples, found, network),
     }
     for split in SPLITS:
         if parts.rows[split]:
@@ -138,9 +140,16 @@ def _check(config: InspectConfig) -> tuple[Path, Path]:
 
 def _usable(rows: Sequence[Row], columns: Mapping[str, Column], found: Guess) -> tuple[list[int], tuple[str, ...]]:
     """(numbers of the rows with text and target, a note on the others)."""
-    needed = [*found.inputs, *([] if found.blank_targets else [found.target])]
-    blank = {name: sum(_is_blank(look_up(row, name)) for row in rows) for name in dict.fromkeys(needed)}
-    kept = [i for i, row in enumerate(rows) if not any(_is_blank(look_up(row, name)) for name in needed)]
+    needed = list(dict.fromkeys([*found.inputs, found.target]))
+
+    def blank_in(row: Row) -> list[str]:
+        """Columns without a value; an empty list may be a target (no label, no answer)."""
+        blank = [name for name in needed if _is_blank(look_up(row, name))]
+        return [n for n in blank if not (n == found.target and found.blank_targets and look_up(row, n) == [])]
+
+    all_blank = [blank_in(row) for row in rows]
+    blank = {name: sum(name in each for each in all_blank) for name in needed}
+    kept = [i for i, each in enumerate(all_blank) if not each]
     if len(kept) == len(rows):
         return kept, ()
     listed = ", ".join(f"{count:,} in {name!r}" for name, count in blank.items() if count)
@@ -151,6 +160,19 @@ def _is_blank(value: object) -> bool:
     if isinstance(value, str):
         return value.strip().lower() in ("", "nan")
     return not isinstance(value, str | int | float | list | dict) or value in ([], {})
+
+
+def _examples(rows: Sequence[Row], files: Sequence[str], found: Guess) -> list[Example]:
+    """The rows as training reads them. Raises BadExample for one that it would refuse."""
+    fields = FieldsConfig(**{name: setting.value for name, setting in found.fields.items()})  # type: ignore[arg-type]
+    mapper = FieldMapper(fields, numbers=lambda task: found.type == "regression")
+    examples = []
+    for number, row in enumerate(rows):
+        try:
+            examples.append(mapper(row))
+        except BadExample as error:
+            raise error.at(f"{files[number]}, row {number + 1}") from None
+    return examples
 
 
 def _times(columns: Mapping[str, Column]) -> list[float] | None:

@@ -1,23 +1,24 @@
 """Maximum length, batch size and number of steps."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from instructrec_jax.backbones.folder import find_family, find_folder, read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.backbones.tokenizer import open_tokenizer
-from instructrec_jax.data.fields import look_up
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.prompts import answer, find_template, render, written
 from instructrec_jax.preparation import demos
-from instructrec_jax.preparation.inspection.columns import Row
 from instructrec_jax.preparation.inspection.guessing import Guess, Setting
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_LIMIT = 512  # positions of MiniLM
 MEASURED = 5_000  # rows whose texts are tokenized
+LONGEST = 100_000  # characters of them: a cell of megabytes would take minutes
 LORA_RANK = 16
 RATES = {"pretrained": 5e-5, "lora": 2e-4}  # `training.optimizer.DEFAULT_RATES`
 
@@ -28,15 +29,19 @@ class Network:
     name: value of backbone.path.
     kind: encoder, decoder or encoder_decoder.
     limit: tokens that it reads at most.
-    count: texts -> number of tokens of each, special tokens included.
-    exact: whether its own tokenizer counts.
+    tokenizer: its own, or that of the embedded network.
+    exact: whether the tokenizer is its own.
     """
 
     name: str
     kind: str
     limit: int
-    count: Callable[[Sequence[str]], list[int]]
+    tokenizer: PreTrainedTokenizerBase
     exact: bool
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of each text, special tokens included."""
+        return [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
 
 
 def open_network(name: str | None) -> Network:
@@ -47,29 +52,22 @@ def open_network(name: str | None) -> Network:
     chosen = "films" if name is None else name
     folder = demos.find(chosen, "--backbone").backbone if demos.is_demo(chosen) else find_folder(chosen)
     config = read_config(folder)
-    count = _counter(folder)
+    tokenizer = open_tokenizer(folder, config)
     if name is None:
-        return Network(DEFAULT_BACKBONE, "encoder", DEFAULT_LIMIT, count, exact=False)
-    return Network(name, find_family(config.model_type).kind, input_limit(config), count, exact=True)
+        return Network(DEFAULT_BACKBONE, "encoder", DEFAULT_LIMIT, tokenizer, exact=False)
+    return Network(name, find_family(config.model_type).kind, input_limit(config), tokenizer, exact=True)
 
 
-def _counter(folder: Path) -> Callable[[Sequence[str]], list[int]]:
-    tokenizer = open_tokenizer(folder, read_config(folder))
+def length_settings(examples: Sequence[Example], guess: Guess, network: Network) -> dict[str, Setting]:
+    """data.max_length and data.truncate.
 
-    def count(texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
-
-    return count
-
-
-def length_settings(rows: Sequence[Row], guess: Guess, network: Network) -> dict[str, Setting]:
-    """data.max_length and data.truncate."""
-    longest = 1_000_000  # characters: a cell of megabytes would take minutes
-    texts = [text[:longest] for text in _texts(rows, guess)]
-    lengths = np.sort(np.array(network.count(texts) or [1]) + _overhead(guess))
+    Raises ValueError for a conversation that the backbone's template cannot write.
+    """
+    texts = [text[:LONGEST] for text in _texts(examples[:: max(1, len(examples) // MEASURED)], guess, network)]
+    lengths = np.sort(np.array(network.count(texts) or [1]) + 2)  # special tokens between two texts
     top, high = int(lengths[-1]), int(np.quantile(lengths, 0.995))
     room = 1.1 if network.exact else 1.25  # unmeasured rows; another tokenizer
-    most = min(network.limit, 512 if guess.type != "language_model" else 2048)
+    most = min(network.limit, 2048 if guess.type == "language_model" else 512)
     needed = top if top * room <= most and top <= 4 * high else high
     length = min(most, 32 * math.ceil(max(needed * room, 32) / 32))
     whose = "tokens" if network.exact else "tokens (estimated with the embedded tokenizer)"
@@ -77,39 +75,26 @@ def length_settings(rows: Sequence[Row], guess: Guess, network: Network) -> dict
     found = {"max_length": Setting(length, why)}
     if guess.type == "span":
         found["max_length"] = Setting(min(most, max(length, 128)), f"{why}; longer contexts are read in windows")
-    elif top * room > length:
+    elif top > length:
         how = "drop" if guess.type in ("token_classification", "language_model", "question_answering") else "right"
         said = "longer texts are left out, and counted" if how == "drop" else "longer texts are cut, and counted"
         found["truncate"] = Setting(how, said)
     return found
 
 
-def _texts(rows: Sequence[Row], guess: Guess) -> list[str]:
-    """The texts that an example's row of tokens holds: its inputs, with a language model's answer."""
-    step = max(1, len(rows) // MEASURED)
-    names = [*guess.inputs, *([guess.target] if guess.type in ("language_model", "question_answering") else [])]
-    names = list(dict.fromkeys(names))
-    if guess.type == "similarity":  # questions and candidates are texts of their own
-        names = [*guess.inputs, guess.target]
-        return [text for row in rows[::step] for name in names for text in _parts(look_up(row, name))]
-    return ["\n".join(text for name in names for text in [_joined(look_up(row, name))]) for row in rows[::step]]
-
-
-def _parts(value: object) -> list[str]:
-    return [_joined(each) for each in value] if isinstance(value, list | tuple) else [_joined(value)]
-
-
-def _joined(value: object) -> str:
-    if isinstance(value, dict):
-        return " ".join(_joined(each) for each in value.values())
-    if isinstance(value, list | tuple):
-        return " ".join(_joined(each) for each in value)
-    return "" if value is None else str(value)
-
-
-def _overhead(guess: Guess) -> int:
-    """Tokens that a template adds."""
-    return 64 if guess.type in ("language_model", "question_answering", "choice") else 2
+def _texts(examples: Sequence[Example], guess: Guess, network: Network) -> list[str]:
+    """The texts that become rows of tokens: prompts, with a language model's answers; candidates."""
+    if guess.type not in ("language_model", "question_answering"):
+        said = [
+            each
+            for e in examples
+            for each in (*e.candidates, *([answer(e) or ""] if guess.type == "similarity" else []))
+        ]
+        return [render(example) for example in examples] + said
+    template = find_template("auto", network.tokenizer, network.kind)
+    eos = network.tokenizer.eos_token
+    pieces = [written(example, template, network.tokenizer, eos=eos) for example in examples]
+    return ["".join(piece[0] for piece in each) for each in pieces]
 
 
 def step_settings(count: int, guess: Guess, network: Network) -> dict[str, Setting]:
