@@ -104,8 +104,8 @@ def with_own_fields(config: Config) -> Config:
         log.warning(f"source {source.name or source.path}: read with the fields of the run's data.train.")
         return replace(source, fields=own, task=source.task or source_task(config))
 
-    splits = {name: [completed(source) for source in getattr(config.data, name)] for name in ("validation", "test")}
-    return replace(config, data=replace(config.data, **splits))
+    validation, test = ([completed(each) for each in some] for some in (config.data.validation, config.data.test))
+    return replace(config, data=replace(config.data, validation=validation, test=test))
 
 
 def without_target(own: FieldsConfig) -> FieldsConfig:

@@ -1,6 +1,7 @@
 """`prepare inspect`: from data files to a configuration that trains on them."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class Inspected:
                 *(f"note    {note}" for note in self.notes),
                 f"written {self.settings}",
                 "",
-                f"next: python -m instructrec_jax.train --config_path {self.settings}",
+                f"next: python -m instructrec_jax.train --config_path {shlex.quote(str(self.settings))}",
             ]
         )
 

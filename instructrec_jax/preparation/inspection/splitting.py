@@ -14,6 +14,7 @@ from instructrec_jax.preparation.inspection.guessing import Guess
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+HELD_OUT: tuple[Split, ...] = ("test", "validation")
 _NAMED = re.compile(r"(?:^|[^a-z])(train|training|valid|validation|val|dev|eval|test)(?:[^a-z]|$)")
 _MEANING: dict[str, Split] = {"train": "train", "training": "train", "test": "test"}
 
@@ -74,27 +75,27 @@ def divide(
     parts: dict[Split, list[int]] = {name: [] for name in SPLITS}
     open_groups, left_out = [], 0
     for group in groups:
-        own = {_fixed(given[files[row]], fixed): [] for row in group.rows} | {}
+        own: dict[Split, list[int]] = {}
         for row in group.rows:
-            own[_fixed(given[files[row]], fixed)].append(row)
-        held = next((name for name in ("test", "validation") if name in own), None)
+            named = given[files[row]]
+            own.setdefault(named if named in fixed and named is not None else "train", []).append(row)
+        held = next((name for name in HELD_OUT if name in own), None)
         if held is None:
             open_groups.append(group)
             continue
-        parts[held] += own[held]  # type: ignore[index]  # a split
+        parts[held] += own[held]
         left_out += len(group.rows) - len(own[held])
-    shares = {"validation": 0 if "validation" in fixed else validation, "test": 0 if "test" in fixed else test}
+    shares: dict[Split, float] = {"validation": validation, "test": test}
+    shares = {name: 0.0 if name in fixed else share for name, share in shares.items()}
     drawn = _by_time(open_groups, shares) if times is not None else _by_seed(open_groups, shares)
     for name, each in drawn.items():
         parts[name] += [row for group in each for row in group.rows]
     return Parts({name: sorted(parts[name]) for name in SPLITS}, _why(guess, times, seed, fixed, shares), left_out)
 
 
-def _fixed(split: Split | None, fixed: set[Split]) -> str:
-    return split if split in fixed and split is not None else "train"
-
-
-def _why(guess: Guess, times: Sequence[float] | None, seed: int, fixed: set[Split], shares: Mapping[str, float]) -> str:
+def _why(
+    guess: Guess, times: Sequence[float] | None, seed: int, fixed: set[Split], shares: Mapping[Split, float]
+) -> str:
     drawn = [f"{share:.0%} {name}" for name, share in shares.items() if share]
     how = "the latest rows" if times is not None else f"by seed {seed}"
     how += ", labels in proportion" if times is None and guess.trains_labels else ""
@@ -132,7 +133,7 @@ def labels_of(row: Row, guess: Guess) -> list[str]:
     return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
 
 
-def _by_time(groups: Sequence[_Group], shares: Mapping[str, float]) -> dict[Split, list[_Group]]:
+def _by_time(groups: Sequence[_Group], shares: Mapping[Split, float]) -> dict[Split, list[_Group]]:
     """The latest groups are test, those before them validation."""
     ordered = sorted(groups, key=lambda group: group.time)
     counts = {name: max(1, round(share * len(ordered))) if share else 0 for name, share in shares.items()}
@@ -141,9 +142,10 @@ def _by_time(groups: Sequence[_Group], shares: Mapping[str, float]) -> dict[Spli
     return {"train": ordered[:second], "validation": ordered[second:first], "test": ordered[first:]}
 
 
-def _by_seed(groups: Sequence[_Group], shares: Mapping[str, float]) -> dict[Split, list[_Group]]:
+def _by_seed(groups: Sequence[_Group], shares: Mapping[Split, float]) -> dict[Split, list[_Group]]:
     """Evenly spaced groups of an order by label; the first ones that have a label stay in training."""
-    train, rest, known = [], [], set()
+    train, rest = list[_Group](), list[_Group]()
+    known: set[str] = set()
     for group in groups:
         if group.labels <= known:
             rest.append(group)
@@ -161,13 +163,13 @@ def _by_seed(groups: Sequence[_Group], shares: Mapping[str, float]) -> dict[Spli
         due = max(debt, key=lambda name: debt[name])
         if debt[due] >= 0.5 and len(found["test"]) + len(found["validation"]) < len(rest):
             debt[due] -= 1
-            found[due].append(group)  # type: ignore[index]  # a split
+            found[due].append(group)
         else:
             found["train"].append(group)
-    for name in ("test", "validation"):  # few rows
-        if shares[name] and not found[name] and len(found["train"]) > 1:  # type: ignore[index]
+    for name in HELD_OUT:  # few rows
+        if shares[name] and not found[name] and len(found["train"]) > 1:
             movable = [group for group in found["train"] if group in rest]
             if movable:
                 found["train"].remove(movable[-1])
-                found[name].append(movable[-1])  # type: ignore[index]
+                found[name].append(movable[-1])
     return found
