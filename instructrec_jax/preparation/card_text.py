@@ -62,7 +62,8 @@ def describe_tags(card: Mapping[str, object], out: str) -> str:
 
 
 def _next(out: str) -> list[str]:
-    return ["", f"next: python -m instructrec_jax.train --config_path {shlex.quote(f'{out}/{FILE}')}"]
+    settings = shlex.quote(f"{out}/{FILE}")
+    return ["", f"next: python -m instructrec_jax.train --config_path {settings}"]
 
 
 def _inside(card: Mapping[str, object], name: str) -> dict[str, object]:

@@ -28,10 +28,7 @@ def train_settings(card: Mapping[str, object], out: str, run: str) -> str:
     sources = {
         name: [{"path": f"{out}/instructions/{name}.jsonl"}] for name in ("train", "validation", "test") if counts[name]
     }
-    shown = {
-        name: yaml.dump(each, Dumper=YamlDumper, default_flow_style=True, width=10**9) for name, each in sources.items()
-    }
-    data = "\n".join(f"  {name}: {text.strip()}" for name, text in shown.items())
+    data = "\n".join(f"  {name}: {_flow(each)}" for name, each in sources.items())
     return f"""\
 # Made by `prepare` for {card["items"]:,} items and {counts["train"]:,} training examples. Change what you like.
 run_dir: {_flow(f"runs/{run}")}
@@ -60,5 +57,5 @@ checkpoint:
 """
 
 
-def _flow(value: str) -> str:
+def _flow(value: object) -> str:
     return yaml.dump([value], Dumper=YamlDumper, default_flow_style=True, width=10**9, allow_unicode=True).strip()[1:-1]
