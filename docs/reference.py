@@ -22,6 +22,7 @@ import instructrec_jax
 from instructrec_jax.__main__ import VERBS
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.preparation.formats import SOURCES
+from instructrec_jax.preparation.inspection.inspect import InspectConfig
 from instructrec_jax.preparation.prepare_tags import TagsConfig
 from instructrec_jax.runs.config import Config
 
@@ -145,7 +146,7 @@ def verbs_page() -> str:
         if verb == "train":
             parts.append("Every setting stands on the page [Settings](settings.md).")
         if verb == "prepare":
-            for name, config in {**SOURCES, "tags": TagsConfig}.items():
+            for name, config in {"inspect": InspectConfig, **SOURCES, "tags": TagsConfig}.items():
                 parts += [f"### prepare {name}", summary(config), table(config, "--")]
         if verb == "generate":
             parts += ["### GenerationConfig", summary(GenerationConfig), table(GenerationConfig, "")]

@@ -1,5 +1,6 @@
-"""Prepare recommendation data: items, interactions and instruction examples from public formats.
+"""Prepare data: settings for your own files (inspect); recommendation data from public formats (the others).
 
+    python -m instructrec_jax.prepare inspect   FILE... --out my.yaml [--backbone FOLDER] [--target COLUMN] ...
     python -m instructrec_jax.prepare movielens --source FOLDER --out FOLDER [--k_core 5] [--min_rating 4] ...
     python -m instructrec_jax.prepare recbole   --source FOLDER --out FOLDER ...
     python -m instructrec_jax.prepare sasrec    --source FILE --items FILE --out FOLDER ...
@@ -10,14 +11,19 @@
     python -m instructrec_jax.prepare table     --source FILE --items FILE --out FOLDER [--user_column who] ...
     python -m instructrec_jax.prepare tags      --source tags.csv --catalogue FOLDER --out FOLDER ...
 
-All formats except tags have `--split leave_one_out | ratio | global_time [--validation 0.1] [--test 0.1]`.
+inspect looks at the columns of data files and writes a configuration that trains on them. The others write a folder of
+items, interactions and instructions, with a train.yaml. All formats except inspect and tags have
+`--split leave_one_out | ratio | global_time [--validation 0.1] [--test 0.1]`.
 `python -m instructrec_jax.prepare movielens --help` lists the settings of a format.
 """
+
+from dataclasses import replace
 
 from instructrec_jax.data.example import suggest
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.preparation.card_text import describe, describe_tags
 from instructrec_jax.preparation.formats import SOURCES
+from instructrec_jax.preparation.inspection.inspect import InspectConfig, inspect, split_arguments
 from instructrec_jax.preparation.prepare_data import prepare
 from instructrec_jax.preparation.prepare_tags import TagsConfig, prepare_tags
 from instructrec_jax.preparation.wording.teacher import Teacher
@@ -33,14 +39,19 @@ def main(args: list[str]) -> dict[str, object]:
     if reader in ("-h", "--help"):
         print(__doc__)
         raise SystemExit(0)
+    if reader == "inspect":
+        files, options = split_arguments(rest)
+        found = inspect(replace(parse(InspectConfig, options, default=None), files=files))
+        print(found.describe())
+        return {"settings": str(found.settings), "task": found.guess.type}
     if reader == "tags":
         tags = parse(TagsConfig, rest, default=None)
         card = prepare_tags(tags)
         print(describe_tags(card, tags.out))
         return card
     if reader not in SOURCES:
-        hint = suggest(reader, [*SOURCES, "tags"])
-        raise ValueError(f"unknown format {reader!r}: choose from {', '.join(SOURCES)}, tags.{hint}")
+        hint = suggest(reader, [*SOURCES, "tags", "inspect"])
+        raise ValueError(f"unknown format {reader!r}: choose from inspect, {', '.join(SOURCES)}, tags.{hint}")
     config = parse(SOURCES[reader], rest, default=None)
     with heartbeat("preparing the data"):
         card = prepare(config, None if config.teacher is None else open_teacher(config.teacher))

@@ -69,7 +69,8 @@ def texts(folder: Path) -> None:
     ]
     write_jsonl(folder / "reviews.jsonl", reviews)
     write_jsonl(folder / "held_out.jsonl", reviews[:4])
-    table(folder / "reviews.csv", ["text", "label"], sentiments)
+    several = [(f"{text} {number}", label) for number, (text, label) in enumerate(sentiments)]
+    table(folder / "reviews.csv", ["text", "label"], several)
     write_jsonl(
         folder / "stanfordnlp/imdb/train.jsonl", [{"text": t, "label": int(lb == "positive")} for t, lb in sentiments]
     )

@@ -28,6 +28,7 @@ from instructrec_jax.__main__ import VERBS
 from instructrec_jax.answering import arguments
 from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.preparation.formats import SOURCES
+from instructrec_jax.preparation.inspection.inspect import InspectConfig
 from instructrec_jax.preparation.prepare_tags import TagsConfig
 from instructrec_jax.runs.config import Config, load, setting_names
 
@@ -106,7 +107,7 @@ def test_every_option_exists(page: Path) -> None:
 def options(verb: str, words: list[str]) -> set[str]:
     """Names that a verb takes after `--`."""
     if verb == "prepare":
-        return set(setting_names({**SOURCES, "tags": TagsConfig}[words[0]]))
+        return set(setting_names({**SOURCES, "tags": TagsConfig, "inspect": InspectConfig}[words[0]]))
     make: Callable[..., Any] | None = getattr(arguments, f"{verb}_parser", None)
     source = (ROOT / "instructrec_jax" / f"{verb}.py").read_text(encoding="utf-8")
     own = set(re.findall(r'"(--\w+)"', source))

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from instructrec_jax.ranking.catalogue import (
     load_examples,
 )
 from instructrec_jax.ranking.evaluation import Cases, evaluate
+from instructrec_jax.runs.config import load
+from instructrec_jax.train import train
 
 
 @pytest.fixture
@@ -68,6 +71,17 @@ def test_movielens_end_to_end(source, tmp_path, capsys):
             assert example is test or example.output != test.output
     for split in SPLITS:
         assert not any("9000" in e.instruction for e in load_examples(tmp_path / "out", split))
+
+
+def test_train_yaml_trains(source, tmp_path, monkeypatch, capsys):
+    """`prepare` writes settings that train on its folder, and prints the command."""
+    monkeypatch.chdir(tmp_path)
+    run(source, "data/my shop")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("train --config_path 'data/my shop/train.yaml'")
+    config = load("data/my shop/train.yaml")
+    assert config.backbone.path == "sentence-transformers/all-MiniLM-L6-v2" and config.run_dir == "runs/my shop"
+    small = replace(config, steps=2, backbone=replace(config.backbone, path="films"))
+    assert (train(small) / "report.html").exists()
 
 
 def test_same_settings_same_content(source, tmp_path):

@@ -50,7 +50,7 @@ class Example:
     """One instruction with its answer, if known.
 
     Attributes:
-      instruction: the instruction text. Empty only when `messages` are given.
+      instruction: the instruction text. Empty only beside an `input` or `messages`.
       input: the text that the instruction is about; None: none.
       output: the answer: a text, a label name, a number or an item id; a tuple of several labels or items, or of one
         tag per word. None: unknown (the example can only be predicted).
@@ -119,7 +119,9 @@ class Example:
             return tuple(value) if isinstance(value, list) else value
 
         return cls(
-            instruction=check_text(record.get("instruction", ""), "instruction", allow_blank=bool(turns)),
+            instruction=check_text(
+                record.get("instruction", ""), "instruction", allow_blank=bool(turns or record.get("input"))
+            ),
             input=_text_or_none(record.get("input"), "input"),
             output=_check_output(listed("output") if "output" in record else None),
             messages=check_messages(turns),
@@ -325,7 +327,7 @@ def check_example(example: Example) -> Example:
     Raises:
       BadExample: a wrong type, an empty text, an unusable character or a number that is not finite.
     """
-    check_text(example.instruction, "instruction", allow_blank=bool(example.messages))
+    check_text(example.instruction, "instruction", allow_blank=bool(example.messages or example.input))
     _text_or_none(example.input, "input")
     _check_output(example.output)
     check_messages(example.messages)

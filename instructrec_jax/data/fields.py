@@ -3,10 +3,11 @@
 import json
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeGuard
 
+from instructrec_jax.data.column_names import advice as advice_on
 from instructrec_jax.data.example import (
     BadExample,
     Example,
@@ -16,6 +17,7 @@ from instructrec_jax.data.example import (
     check_labels,
     check_number,
     check_text,
+    is_blank,
     read_message,
     read_tools,
     show,
@@ -38,8 +40,9 @@ class FieldsConfig:
       null: the field is empty.
 
     The defaults read records with the field names of `Example`, hence also Alpaca files (instruction, input, output)
-    and conversations (messages). With a default, the column may be missing, except `instruction` and `output` in a
-    record without messages. Every other column must exist.
+    and conversations (messages). With a default, the column may be missing, except `instruction` (without `input`) and
+    `output` in a record without messages; usual names are then looked for (`text` and `label`: see `usual_columns`).
+    Every other column must exist.
 
     With output_type candidate, an answer is the candidate's label if the record has labels (`choices.label` beside
     `choices.text`); otherwise a number counted from 0 or a letter from A.
@@ -121,6 +124,7 @@ class FieldMapper:
       task: task name of every example; "": the record's own.
       labels: if given, every output must be one of them.
       class_names: label names of class columns, by column (from `datasets` or tfds).
+      numbers: whether the task named so learns from numbers, which are then read from text cells.
 
     Raises:
       ValueError: an invalid setting. Calling the mapper raises `BadExample`.
@@ -133,8 +137,9 @@ class FieldMapper:
         task: str = "",
         labels: Sequence[str] | None = None,
         class_names: Mapping[str, Sequence[str]] | None = None,
+        numbers: Callable[[str], bool] = lambda task: False,
     ) -> None:
-        self.fields, self.task = fields, task
+        self.fields, self.task, self.numbers = fields, task, numbers
         self.labels = None if labels is None else Labels(labels)
         self.answer_styles: Counter[str] = Counter()  # of output_type candidate, see `labels.chosen`
         self.class_names = {c: dict(enumerate(names)) for c, names in (class_names or {}).items()}
@@ -146,7 +151,8 @@ class FieldMapper:
             if recipe and not recipe.column:
                 raise ValueError(f"setting `fields.{name}`: {values[name]!r} must be a column name.")
         if not self.recipes["instruction"] and not self.recipes["messages"]:
-            raise ValueError("settings `fields`: instruction and messages are both null; an example needs one of them.")
+            if not self.recipes["input"]:
+                raise ValueError("settings `fields`: instruction, input and messages are all null; set one of them.")
         if fields.label_names and fields.output_type in ("number", "text", "candidate"):
             message = f"label_names contradicts output_type: {fields.output_type}; drop one."
             raise ValueError(f"settings `fields`: {message}")
@@ -183,21 +189,24 @@ class FieldMapper:
             return None if recipe is None else self._value(name, recipe, row, there)
 
         unread_fields(row, self.used, self.ignored)
-        messages = _messages(value("messages"), self._is_named("messages"), self.ignored_keys)
+        messages = _messages(value("messages"), self.is_named("messages"), self.ignored_keys)
         instruction, output = value("instruction"), value("output")
         candidates, history = self._ids("candidates", value("candidates")), value("history")
         if self.fields.output_type == "candidate":
             called = look_up(row, self._candidate_labels())
             output = chosen(output, candidates, None if called is _MISSING else called, self.answer_styles)
-        listed = value("input")
+        listed, own = value("input"), self.task or self._text("task", value("task"), True) or ""
+        recipe = self.recipes["instruction"]
+        no_instruction = recipe is None or not self.is_named("instruction") and "instruction" not in row
+        alone = bool(messages) or no_instruction and not is_blank(listed)
         example = Example(
-            instruction=self._text("instruction", instruction, bool(messages)) or "",
+            instruction=self._text("instruction", instruction, alone) or "",
             input=self._text("input", listed, True),
-            output=None if output is None and (messages or not self.recipes["output"]) else self._output(output),
+            output=None if output is None and (messages or not self.recipes["output"]) else self._output(output, own),
             messages=messages,
             candidates=candidates,
             history=() if _is_dialogue(history) else self._ids("history", history),
-            task=self.task or self._text("task", value("task"), True) or "",
+            task=own,
             id=_record_id(value("id")),
             origin=_origin(value("origin"), self.fields.origin or ""),
             system=self._text("system", value("system"), True),
@@ -211,8 +220,13 @@ class FieldMapper:
             check_labels(example, self.labels.names)
         return example
 
-    def _is_named(self, name: str) -> bool:
-        """Whether the user named this column, so that it must exist."""
+    def columns_of(self, name: str) -> list[str]:
+        """The columns that a field is read from."""
+        recipe = self.recipes[name]
+        return [] if recipe is None else recipe.columns
+
+    def is_named(self, name: str) -> bool:
+        """Whether the user named this field's column, so that it must exist."""
         recipe = self.recipes[name]
         return recipe is not None and recipe.column != name
 
@@ -223,6 +237,8 @@ class FieldMapper:
                 return value
             if recipe.column == name and (name not in ("instruction", "output") or self._has_messages(row)):
                 return None
+            if recipe.column == name == "instruction" and self._has("input", row):
+                return None  # the input is a text of its own
             raise _missing(name, recipe.column, there)
         text = ""
         for fixed, column in recipe.parts:
@@ -235,8 +251,15 @@ class FieldMapper:
         return text
 
     def _has_messages(self, row: Mapping[str, object]) -> bool:
-        recipe = self.recipes["messages"]
-        return recipe is not None and look_up(row, recipe.column or "") not in (_MISSING, None, [])
+        return self._has("messages", row)
+
+    def _has(self, name: str, row: Mapping[str, object]) -> bool:
+        """Whether a record has a value for a field that is read from a column (or any template)."""
+        recipe = self.recipes[name]
+        if recipe is None or not recipe.column:
+            return recipe is not None
+        value = look_up(row, recipe.column)
+        return value is not _MISSING and not is_blank(value)
 
     def _filling(self, name: str, column: str, value: object) -> str:
         place = f"{name} (column {column})"
@@ -268,10 +291,12 @@ class FieldMapper:
                 raise BadExample(name, error.reason, f"{error.detail[:-1]}; {hint}") from None
             raise
 
-    def _output(self, value: object) -> Output:
+    def _output(self, value: object, task: str) -> Output:
         recipe = self.recipes["output"]
         names = self.fields.label_names or self.class_names.get((recipe and recipe.column) or "", {})
         kind = self.fields.output_type
+        if kind == "auto" and not names and isinstance(value, str) and self.numbers(task):
+            kind = "number"
         if isinstance(value, str) and kind == "list":
             value = self._split("output", value)
         if isinstance(value, list | tuple):
@@ -333,7 +358,8 @@ def _missing(name: str, column: str, there: list[str]) -> BadExample:
     names = ", ".join(str(c) for c in there[:30]) + (", ..." if len(there) > 30 else "")
     close = suggest(column, [str(c) for c in there])
     fixed = f' A fixed text needs an equals sign, fields.{name}: "={column}".' if " " in column else ""
-    advice = f"Name the right one in fields.{name}.{fixed}"
+    shown = advice_on(there) if name == column else ""
+    advice = f"Name the right one in fields.{name}{shown and ', '}{shown}.{fixed}"
     detail = f"no column {column!r}; the record has {names or 'no columns'}.{close} {advice}"
     return BadExample(name, "missing column", detail)
 

@@ -175,7 +175,11 @@ def _by_name(example: Example, turns: Sequence[Message], template: Template, eos
     end = eos if template.end is None else template.end
     if end is None:
         raise ValueError("the tokenizer has no eos_token to end an answer. Set one in the tokenizer's files.")
-    preamble = template.preamble_with_input if example.input and not example.messages else template.preamble
+    preamble = (
+        template.preamble_with_input
+        if example.instruction and example.input and not example.messages
+        else template.preamble
+    )
     pieces = [(template.start + (preamble if turns[0].role != "system" else ""), False)]
     for number, turn in enumerate(turns):
         if turn.role == "assistant":

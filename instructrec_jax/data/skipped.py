@@ -24,12 +24,21 @@ class SkippedRow:
 
 
 def listing(rows: Sequence[SkippedRow]) -> str:
-    lines = [str(BadExample(row.field, row.reason, row.detail, row.where)) for row in rows[:10]]
+    """The first ten errors, a line each. Rows with the same error share a line."""
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        places.setdefault((row.field, row.reason, row.detail), []).append(row.where)
+    lines = []
+    for error, where in list(places.items())[:10]:
+        more = f" (and {len(where) - 1:,} more)" if len(where) > 1 else ""
+        lines.append(str(BadExample(*error, where[0] + more)))
     return "\n".join(f"  {line}" for line in lines)
 
 
 def bad_rows(name: str, rows: Sequence[SkippedRow]) -> str:
     many = "at least 10 bad rows" if len(rows) >= 10 else f"{len(rows)} bad row{'s' if len(rows) > 1 else ''}"
+    if len({(row.field, row.reason, row.detail) for row in rows}) == 1 and rows[0].reason == "missing column":
+        return f"source {name}: {listing(rows).strip()}"
     hint = "Correct them, or set on_bad_example: skip to leave bad rows out (they are counted and listed)."
     return f"source {name}: {many}.\n{listing(rows)}\n{hint}"
 

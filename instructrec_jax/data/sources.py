@@ -6,13 +6,15 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, TypedDict
 
 from tqdm import tqdm
 
-from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes
+from instructrec_jax.data.column_names import is_usual
+from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes, is_blank
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, open_dataset, open_tfds
 from instructrec_jax.data.labels import check_styles
@@ -21,6 +23,7 @@ from instructrec_jax.data.rows import Rows, open_parallel, open_rows
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.data.unread import unread_note
+from instructrec_jax.data.usual_columns import usual_fields, usual_note
 
 Kind = Literal["file", "datasets", "tfds"]
 
@@ -71,10 +74,10 @@ class RowSource:
             digest.update(fingerprint_bytes(example))
             self.examples.append(example)
         self.fingerprint = digest.hexdigest()
-        if not self.examples:
-            raise ValueError(f"source {name}: none of its {len(rows)} rows is valid.\n{listing(self.skipped)}")
         if self.skipped and on_bad_example == "error":
             raise ValueError(bad_rows(name, self.skipped))
+        if not self.examples:
+            raise ValueError(f"source {name}: none of its {len(rows)} rows is valid.\n{listing(self.skipped)}")
         check_styles(mapper.answer_styles, name)
         if note := unread_note(name, unread, len(rows)):
             log.warning(note)
@@ -136,6 +139,7 @@ def open_sources(
     configs: Sequence[SourceConfig],
     *,
     labels: Sequence[str] | None = None,
+    numbers: Callable[[str], bool] = lambda task: False,
     on_bad_example: OnBadExample = "error",
     temperature: float = 1.0,
     size_cap: int | None = None,
@@ -145,6 +149,7 @@ def open_sources(
 
     Args:
       labels: unless empty, every output must be one of them.
+      numbers: whether the task named so learns from numbers, which are then read from text cells.
       on_bad_example: `error`, or `skip` to list the bad rows in `.skipped`.
       temperature, size_cap: mixture of sources without weights; see `mixture.shares`.
       seed: of all shuffles.
@@ -163,7 +168,8 @@ def open_sources(
         hint = "set streaming: false to mix it, or train on it alone."
         raise ValueError(f"source {streams[0].path}: a stream has no size and cannot be mixed with others; {hint}")
     names = _names(configs)
-    sources = [_open(config, n, labels, on_bad_example, seed) for config, n in zip(configs, names, strict=True)]
+    reading = _Reading(labels, numbers, on_bad_example, seed)
+    sources = [_open(config, name, reading) for config, name in zip(configs, names, strict=True)]
     if isinstance(sources[0], StreamSource):
         return sources[0]
     weights = [config.weight for config in configs if config.weight is not None] or None
@@ -180,13 +186,56 @@ def _names(configs: Sequence[SourceConfig]) -> list[str]:
     return names
 
 
-def _open(
-    config: SourceConfig,
-    name: str,
-    labels: Sequence[str] | None,
-    on_bad_example: OnBadExample,
-    seed: int,
-) -> RowSource | StreamSource:
+@dataclass(frozen=True)
+class _Reading:
+    """How the rows of all sources are read; see `open_sources`."""
+
+    labels: Sequence[str] | None
+    numbers: Callable[[str], bool]
+    on_bad_example: OnBadExample
+    seed: int
+
+
+def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | StreamSource:
+    _check(config, name, reading.on_bad_example)
+    fields, bad = config.fields, reading.on_bad_example
+
+    def mapper(fields: FieldsConfig, features: object = None) -> FieldMapper:
+        settings: _MapperSettings = {"task": config.task, "labels": reading.labels, "numbers": reading.numbers}
+        return FieldMapper(fields, class_names=class_names(features), **settings)
+
+    if config.targets:
+        return RowSource(open_parallel(config.path, config.targets), mapper(fields), name, bad)
+    if config.kind == "file":
+        fields, rows = with_usual_fields(partial(open_rows, config.path), fields, name)
+        return RowSource(rows, mapper(fields), name, bad)
+    if config.kind == "tfds":
+        data, features = open_tfds(config.path, config.split)
+        records = TfdsRows(data, name)
+        fields, rows = with_usual_fields(lambda columns: records, fields, name)
+        return RowSource(rows, mapper(fields, features), name, bad)
+    dataset = open_dataset(config.path, config.subset, config.split, config.streaming)
+    if not config.streaming:
+        fields, rows = with_usual_fields(partial(DatasetRows, dataset, name), fields, name)
+        return RowSource(rows, mapper(fields, dataset.features), name, bad)
+    log.warning(
+        "source %s is a stream: rows are checked when they are read and shuffled within blocks of %d rows, "
+        "the size is unknown, and resuming is exact only if the data does not change. Set streaming: false to "
+        "lift these limits.",
+        name,
+        config.shuffle_block,
+    )
+    mapped, block = mapper(fields, dataset.features), config.shuffle_block
+    return StreamSource(dataset, mapped, name, bad, shuffle_block=block, seed=reading.seed)
+
+
+class _MapperSettings(TypedDict):
+    task: str
+    labels: Sequence[str] | None
+    numbers: Callable[[str], bool]
+
+
+def _check(config: SourceConfig, name: str, on_bad_example: str) -> None:
     if on_bad_example not in ("error", "skip"):
         raise ValueError(f"on_bad_example {on_bad_example!r}: must be error or skip.")
     if not config.path:
@@ -200,31 +249,35 @@ def _open(
             hint = "drop it" + (" and set path to the file of the split" if setting == "split" else "")
             raise ValueError(f"source {name}: kind {config.kind} does not support {setting}; {hint}.")
 
-    def mapper(features: object = None) -> FieldMapper:
-        names = class_names(features)
-        return FieldMapper(config.fields, task=config.task, labels=labels, class_names=names)
 
-    if config.kind == "file":
-        plain = mapper()
-        rows: Rows
-        if config.targets:
-            rows = open_parallel(config.path, config.targets)
-        else:
-            rows = open_rows(config.path, plain.columns())
-        return RowSource(rows, plain, name, on_bad_example)
-    if config.kind == "tfds":
-        data, features = open_tfds(config.path, config.split)
-        return RowSource(TfdsRows(data, name), mapper(features), name, on_bad_example)
-    dataset = open_dataset(config.path, config.subset, config.split, config.streaming)
-    mapped = mapper(dataset.features)
-    if config.streaming:
-        log.warning(
-            "source %s is a stream: rows are checked when they are read and shuffled within blocks of %d rows, "
-            "the size is unknown, and resuming is exact only if the data does not change. Set streaming: false to "
-            "lift these limits.",
-            name,
-            config.shuffle_block,
-        )
-        block = config.shuffle_block
-        return StreamSource(dataset, mapped, name, on_bad_example, shuffle_block=block, seed=seed)
-    return RowSource(DatasetRows(dataset, name, mapped.columns()), mapped, name, on_bad_example)
+def with_usual_fields(
+    open_columns: Callable[[set[str]], Rows], fields: FieldsConfig, name: str
+) -> tuple[FieldsConfig, Rows]:
+    """The fields, completed with columns of usual names (which the log then says), and the rows with their columns.
+
+    Args:
+      open_columns: opens the rows with the given columns, or with more.
+    """
+    needed = FieldMapper(fields).columns()
+    rows = open_columns(needed)
+    columns, row = peek(rows)
+    if usual_fields(fields, columns, row) == fields:
+        return fields, rows
+    if missing := [column for column in columns if column not in row]:  # left out when the rows were opened
+        rows = open_columns(needed | {column for column in missing if is_usual(column)})
+        columns, row = peek(rows)
+    found = usual_fields(fields, columns, row)
+    log.warning(usual_note(name, fields, found))
+    return found, open_columns(FieldMapper(found).columns()) if missing else rows
+
+
+def peek(rows: Rows, count: int = 20) -> tuple[list[str], dict[str, object]]:
+    """(all columns of the first rows, their first values that are not blank). Damaged rows are left out."""
+    row: dict[str, object] = {}
+    for index in range(min(count, len(rows))):
+        try:
+            found = rows.row(index)
+        except BadExample:
+            continue
+        row |= {column: value for column, value in found.items() if column not in row or is_blank(row[column])}
+    return list(row if rows.columns is None else rows.columns), row

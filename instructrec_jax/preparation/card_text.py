@@ -1,8 +1,10 @@
 """The card of a prepared folder as text for the terminal."""
 
+import shlex
 from collections.abc import Mapping
 
 from instructrec_jax.files import check_type
+from instructrec_jax.preparation.train_settings import FILE
 
 
 def describe(card: Mapping[str, object], out: str) -> str:
@@ -43,7 +45,7 @@ def describe(card: Mapping[str, object], out: str) -> str:
         )
     if not card["has_timestamps"]:
         lines.append("  note: the source has no timestamps; its line order is used as the time order")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_next(out)])
 
 
 def describe_tags(card: Mapping[str, object], out: str) -> str:
@@ -56,7 +58,12 @@ def describe_tags(card: Mapping[str, object], out: str) -> str:
         f"  requests      {examples['train']:>12,} train, {examples['validation']:,} validation, "
         f"{examples['test']:,} test",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_next(out)])
+
+
+def _next(out: str) -> list[str]:
+    settings = shlex.quote(f"{out}/{FILE}")
+    return ["", f"next: python -m instructrec_jax.train --config_path {settings}"]
 
 
 def _inside(card: Mapping[str, object], name: str) -> dict[str, object]:

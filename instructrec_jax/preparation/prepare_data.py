@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from instructrec_jax.data.example import Example
+from instructrec_jax.files import write_text
+from instructrec_jax.preparation import train_settings
 from instructrec_jax.preparation.readers import BadLines
 from instructrec_jax.preparation.splits import (
     at_least,
@@ -129,6 +131,7 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
             notes=notes,
         )
         write_candidates(folder, catalogue, splits, config.candidates, config.seed)
+        write_text(folder / train_settings.FILE, train_settings.train_settings(card, config.out, out.name))
         return card
 
     return whole_or_nothing(out, write)

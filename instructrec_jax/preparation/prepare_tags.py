@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from instructrec_jax.files import write_text
+from instructrec_jax.preparation import train_settings
 from instructrec_jax.preparation.prepare_data import check_target, whole_or_nothing
 from instructrec_jax.preparation.wording.tags import TagConfig, read_tags, tag_requests
 from instructrec_jax.ranking.catalogue import SPLITS, Catalogue, Interactions, Splits, save_prepared
@@ -48,7 +50,7 @@ def prepare_tags(config: TagsConfig) -> dict[str, object]:
     settings = {k: v for k, v in asdict(config).items() if k not in ("source", "catalogue", "out", "overwrite")}
 
     def write(folder: Path) -> dict[str, object]:
-        return save_prepared(
+        card = save_prepared(
             folder,
             catalogue,
             interactions,
@@ -58,5 +60,7 @@ def prepare_tags(config: TagsConfig) -> dict[str, object]:
             settings=settings,
             notes={"tag_applications": len(applications), "users_with_tags": len(splits.user_ids) - len(kept)},
         )
+        write_text(folder / train_settings.FILE, train_settings.train_settings(card, config.out, out.name))
+        return card
 
     return whole_or_nothing(out, write)

@@ -50,6 +50,7 @@ class RunData:
             self._opened[split] = open_sources(
                 sources,
                 labels=getattr(self.config.task, "labels", None),
+                numbers=self.config.task.reads_numbers,
                 on_bad_example=data.on_bad_example,
                 temperature=data.temperature,
                 size_cap=data.size_cap,

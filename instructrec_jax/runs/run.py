@@ -39,7 +39,14 @@ from instructrec_jax.runs.model import (
     prepare_data,
     restored_model,
 )
-from instructrec_jax.runs.predictions import Asker, Predictions, Record, fields_of, only_column, source_task
+from instructrec_jax.runs.predictions import (
+    Asker,
+    Predictions,
+    Record,
+    fields_of,
+    only_column,
+    source_task,
+)
 from instructrec_jax.runs.vectors import embedder
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.kinds import as_ranking

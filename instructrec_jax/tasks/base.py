@@ -55,6 +55,12 @@ class TaskConfig(draccus.ChoiceRegistry):
         """The labels to choose from (empty: those of the training examples); None for a task without labels."""
         return None
 
+    answers_are_numbers: ClassVar[bool] = False  # whether the task learns from numbers
+
+    def reads_numbers(self, task: str) -> bool:
+        """Whether the targets of examples of this task name are numbers (the name matters to `multitask` only)."""
+        return self.answers_are_numbers
+
     ranks_catalogue: ClassVar[bool] = False  # whether the task ranks the items of a catalogue
     answers_are_text: ClassVar[bool] = False  # whether a language model writes the answers, as text
 

@@ -51,6 +51,9 @@ class MultitaskConfig(TaskConfig):
     def complete(self) -> bool:
         return all(subtask.task.complete for subtask in self.tasks)
 
+    def reads_numbers(self, task: str) -> bool:
+        return any(subtask.task.reads_numbers(task) for subtask in self.tasks if subtask.name == task)
+
     def learn(self, examples: Sequence[Example]) -> "MultitaskConfig":
         def learned(subtask: SubtaskConfig) -> SubtaskConfig:
             own = [e for e in examples if e.task == subtask.name]

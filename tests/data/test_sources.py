@@ -90,7 +90,7 @@ def test_skipped_rows_are_left_out_counted_and_kept(tmp_path):
 def test_zero_usable_rows_is_an_error_even_when_skipping(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", ["{", {"instruction": "a"}])
     for choice in ("error", "skip"):
-        with pytest.raises(ValueError, match="2 rows.*\n.*line 1.*\n.*line 2"):
+        with pytest.raises(ValueError, match="2 (bad )?rows.*\n.*line 1.*\n.*line 2"):
             open_sources([SourceConfig(path=path)], on_bad_example=choice)
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,7 @@ class MultilabelConfig(LabelsConfig):
 class RegressionConfig(TaskConfig):
     """Predict a number per text (mean squared error)."""
 
+    answers_are_numbers: ClassVar[bool] = True
     sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
 
     def build(self, context: TaskContext) -> "RegressionTask":

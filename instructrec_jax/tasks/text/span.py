@@ -114,6 +114,8 @@ class SpanTask(Task):
 
     def _answer_span(self, example: Example, name: str) -> tuple[int, int] | None:
         """(start, end) of the answer in the context's characters, (0, 0) for no answer; None: skip the example."""
+        if not example.instruction:
+            raise ValueError(f"{name} has no question: set fields.instruction.")
         if not example.input:
             raise ValueError(f"{name} has no context: set fields.input.")
         answers = answers_of(example)

@@ -1,0 +1,467 @@
+"""What a table is for: the task and the fields, each with the reason for the guess."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from instructrec_jax.data.column_names import ANSWERS, CONTEXTS, LABELS, NUMBERS, PAIRS, PROMPTS, QUESTIONS, TAGS, TEXTS
+from instructrec_jax.preparation.inspection.columns import Column, number
+from instructrec_jax.preparation.readers.table import USUAL
+
+CANDIDATES = ("choices", "options", "candidates", "endings", "choices.text")
+CHOSEN = ("answer", "answerkey", "answer_key", "label", "gold", "correct", "correct_answer", "output", "target")
+RETRIEVED = ("positive", "passage", "document", "relevant", "answer", "response")
+TIMES = ("timestamp", "time", "date", "datetime", "created_at", "published_at")
+SEPARATORS = ("|", ";", ",")
+MOST_CLASSES = 20  # whole numbers with more different values are a quantity
+DEFAULTS = ("input", "messages", "system", "tools", "candidates", "history", "task", "origin")
+
+
+class Setting(NamedTuple):
+    """A value, and why it was chosen ("": needs no reason)."""
+
+    value: object
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Attributes:
+    task, fields: settings by name.
+    inputs: columns whose contents identify an example: equal ones never lie in two splits.
+    target: column (or dotted path) of the target.
+    blank_targets: whether a row may have no target.
+    """
+
+    task: Mapping[str, Setting]
+    fields: Mapping[str, Setting]
+    inputs: tuple[str, ...]
+    target: str
+    blank_targets: bool = False
+
+    @property
+    def type(self) -> str:
+        return str(self.task["type"].value)
+
+    @property
+    def trains_labels(self) -> bool:
+        return self.type in ("classification", "multilabel", "token_classification")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Attributes:
+    columns: profiles by name.
+    rows: number of rows.
+    kind: of the chosen backbone: encoder, decoder or encoder_decoder.
+    target: column that the user named as target, or None.
+    files: for the hint on interactions.
+    """
+
+    columns: Mapping[str, Column]
+    rows: int
+    kind: str = "encoder"
+    target: str | None = None
+    files: Sequence[str] = ()
+
+    @property
+    def writes(self) -> bool:
+        """Whether the backbone writes text."""
+        return self.kind != "encoder"
+
+    def named(self, names: Sequence[str], *kinds: str) -> list[Column]:
+        """The columns with one of the names, in the order of the names; of one of the kinds, if any are given."""
+        by_name = {name.strip().lower(): column for name, column in self.columns.items()}
+        found = [by_name[name] for name in dict.fromkeys(names) if name in by_name]
+        return [column for column in found if not kinds or column.kind in kinds]
+
+
+def guess(table: Table) -> Guess:
+    """The task and the fields of a table.
+
+    Raises ValueError where no task fits, several do, or the task needs another backbone: says what to add.
+    """
+    if not table.rows:
+        raise ValueError("there are no rows.")
+    if table.target is not None and table.target not in table.columns:
+        raise ValueError(f"--target {table.target!r} is not a column; the columns are {_listed(table.columns)}.")
+    forms: tuple[Callable[[Table], Guess | None], ...] = (_chat, _interactions, _tags, _choice, _question, _pair, _text)
+    found = next(made for form in forms if (made := form(table)) is not None)
+    for column in (*found.inputs, found.target):
+        if set("{}") & set(column) or column.startswith("="):
+            raise ValueError(f"the column {column!r} needs another name: `fields` reads braces and = as a template.")
+    return _without_others(found, table)
+
+
+# ---------------------------------------------------------------- forms, the most special first
+
+
+def _chat(table: Table) -> Guess | None:
+    found = [column for column in table.columns.values() if column.kind == "messages"]
+    if not found:
+        return None
+    name = found[0].name
+    _need_writer(table, f"the column {name!r} holds conversations")
+    why = f"{name!r} holds conversations (lists of role and content)"
+    fields = {"messages": Setting(name, "the conversation; every turn of the assistant is trained on")}
+    return Guess({"type": Setting("language_model", why)}, fields, (name,), name)
+
+
+def _interactions(table: Table) -> Guess | None:
+    """Raises ValueError for interactions of users with items."""
+    simple = {name.lower().replace("_", ""): name for name in table.columns}
+    user, item = ([simple[name] for name in USUAL[kind] if name in simple] for kind in ("user", "item"))
+    if not user or not item or any(column.kind == "text" and column.words >= 4 for column in table.columns.values()):
+        return None
+    source = table.files[0] if table.files else "FILE"
+    raise ValueError(
+        f"these are interactions of users with items (columns {user[0]!r} and {item[0]!r}), which"
+        " `prepare table` reads: "
+        f"python -m instructrec_jax.prepare table --source {source} --items ITEMS_FILE --out FOLDER"
+    )
+
+
+def _tags(table: Table) -> Guess | None:
+    columns = list(table.columns.values())
+    lists = [column for column in columns if column.kind == "list"]
+    texts = [column for column in columns if column.kind == "text"]
+    for tagged, lengths in ((lists, _list_lengths), (texts, _word_counts)):
+        named = [column for column in tagged if column.name.lower() in TAGS]
+        target = named[0] if named else next((c for c in tagged if c.name.lower() in LABELS), None)
+        if table.target is not None:
+            target = next((column for column in tagged if column.name == table.target), None)
+        if target is None or len(named) > 1 and table.target is None and tagged is texts:
+            continue
+        if len(named) > 1 and table.target is None:
+            raise ValueError(f"several columns hold tags ({_listed(c.name for c in named)}): choose with --target.")
+        if max(lengths(target)) < 2 or tagged is texts and not _few_words(target):
+            continue
+        for words in tagged:
+            if words is not target and lengths(words) == lengths(target):
+                return _tagged(words, target, in_text=tagged is texts)
+    return None
+
+
+def _tagged(words: Column, target: Column, in_text: bool) -> Guess:
+    reason = f"{target.name!r} has one tag for each word of {words.name!r} in every row"
+    fields = {
+        "input": Setting(words.name, "the words"),
+        "output": Setting(target.name, "one tag per word"),
+    }
+    if in_text:
+        fields["output_type"] = Setting("list", "a cell holds the tags of all words")
+        fields["separator"] = Setting(" ", "between tags")
+    return Guess({"type": Setting("token_classification", reason)}, fields, (words.name,), target.name)
+
+
+def _choice(table: Table) -> Guess | None:
+    listed = table.named(CANDIDATES, "list")
+    objects = [c for c in table.named(CANDIDATES, "object") if all(_has(v, "text", "label") for v in c.filled)]
+    answers = [c for c in table.named(CHOSEN) if table.target in (None, c.name)]
+    asked = table.named(
+        ("question", "prompt", "stem", "ctx", "query", "instruction", "premise", "goal", *TEXTS), "text"
+    )
+    if not (listed or objects) or not answers or not asked:
+        return None
+    column, target = (listed or objects)[0], answers[0]
+    by_text = bool(listed) and all(
+        value in said
+        for value, said in zip(target.values, column.values, strict=True)
+        if value and isinstance(said, list)
+    )
+    _check_count_from_0(column, target, by_text or bool(objects))
+    kind = "choice" if table.writes else "similarity"
+    why = f"each row lists its own candidates in {column.name!r}; "
+    why += "a language model chooses by likelihood" if table.writes else "an encoder chooses by the vectors' similarity"
+    fields = {"instruction": Setting(asked[0].name, "the question")}
+    context = table.named(("article", "passage", "context"), "text")
+    if context and context[0] is not asked[0]:
+        fields["input"] = Setting(context[0].name, "the text that it is about")
+    fields["candidates"] = Setting(column.name if listed else f"{column.name}.text", "the candidates")
+    fields["output"] = Setting(target.name, "the right one")
+    if not by_text:
+        fields["output_type"] = Setting("candidate", "the right one's number (from 0), letter or label, not its text")
+    inputs = (asked[0].name, *([context[0].name] if "input" in fields else []), column.name)
+    return Guess({"type": Setting(kind, why)}, fields, inputs, target.name)
+
+
+def _check_count_from_0(column: Column, target: Column, has_names: bool) -> None:
+    if has_names or target.kind != "number" or not target.numbers:
+        return
+    if min(target.numbers) >= 1 and max(target.numbers) == max(len(v) for v in column.filled if isinstance(v, list)):
+        raise ValueError(
+            f"the answers of {target.name!r} seem to count the candidates from 1: count from 0, or write letters."
+        )
+
+
+def _question(table: Table) -> Guess | None:
+    asked, contexts = table.named(QUESTIONS, "text"), table.named(CONTEXTS, "text")
+    answers = table.named(("answers", "answer", "output", "target"), "text", "object", "list", "mixed", "number")
+    answers = [column for column in answers if table.target in (None, column.name)]
+    if not (asked and contexts and answers):
+        return None
+    question, context, target = asked[0], contexts[0], answers[0]
+    fields = {
+        "instruction": Setting(question.name, "the question"),
+        "input": Setting(context.name, "the text that holds the answer"),
+    }
+    squad = target.kind == "object" and all(_has(value, "text") for value in target.filled)
+    if target.kind == "object" and not squad:
+        return None
+    path = f"{target.name}.text" if squad else target.name
+    fields["output"] = Setting(path, "the answer")
+    if squad and all(_has(value, "answer_start") for value in target.filled):
+        fields["origin"] = Setting(target.name, "where the answer starts")
+    said = [[str(each) for each in _as_list(value)] for value in _inside(target, squad)]
+    blank = sum(not each for each in said)
+    shown = zip(said, context.values, strict=True)
+    found = sum(any(each in text for each in listed) for listed, text in shown if listed and isinstance(text, str))
+    inputs = (question.name, context.name)
+    share = found / max(1, len(said) - blank)
+    if table.writes:
+        return Guess({"type": Setting("question_answering", "the network writes the answer")}, fields, inputs, path)
+    if share < 0.9:
+        _need_writer(
+            table, f"only {share:.0%} of the answers are in their {context.name!r}, so they have to be written"
+        )
+    task = {"type": Setting("span", f"{share:.0%} of the answers are part of {context.name!r}")}
+    lists = squad or target.kind == "list"
+    if lists and blank:
+        task["no_answer"] = Setting(True, f"{blank:,} questions have no answer")
+    if share < 1:
+        task["on_missing_answer"] = Setting("skip", "a few answers are not in their context; they are counted")
+    return Guess(task, fields, inputs, path, blank_targets=lists and bool(blank))
+
+
+def _pair(table: Table) -> Guess | None:
+    pairs = (*PAIRS, *((asked, other) for asked in QUESTIONS for other in RETRIEVED[:-2]))
+    for first, second in pairs:
+        found = table.named((first, second), "text")
+        if len(found) < 2 or table.target in (first, second):
+            continue
+        left, right = found
+        fields = {"instruction": Setting(left.name, "the first text"), "input": Setting(right.name, "the second one")}
+        rest = [c for c in table.columns.values() if c not in found]
+        target = _target_of(table, rest)
+        if target is not None:
+            return _labeled(table, fields, (left.name, right.name), target)
+        fields = {
+            "instruction": Setting(left.name, "the text to match"),
+            "output": Setting(right.name, "the text that belongs to it; the others of the batch are negatives"),
+        }
+        negatives = min(9, len(right.distinct) // 10 - 1)
+        if negatives < 1:
+            raise ValueError(f"{len(right.distinct)} different texts in {right.name!r} are too few to choose among.")
+        task = {
+            "type": Setting("similarity", f"pairs of texts that belong together ({left.name}, {right.name})"),
+            "negatives": Setting(
+                negatives, "random answers of other rows that an evaluation compares with the right one"
+            ),
+        }
+        return Guess(task, fields, (left.name,), right.name)
+    return None
+
+
+def _text(table: Table) -> Guess:
+    columns = list(table.columns.values())
+    target = _target_of(table, columns)
+    texts = [c for c in columns if c is not target and c.kind in ("text", "mixed") and not _is_id(c)]
+    if target is None:  # of two columns of texts, the last one is written
+        listed = [c for c in texts if c.words >= 2]
+        if len(listed) != 2:
+            raise ValueError(
+                f"nothing to learn was found: the columns are {_listed(table.columns)}. A text and a target (label, "
+                "number, tags, answer) are needed; name the target with --target COLUMN."
+            )
+        target, texts = listed[1], listed[:1]
+    if not texts:
+        raise ValueError(
+            f"there is no column of texts beside the target {target.name!r}; the columns are {_listed(table.columns)}."
+        )
+    longest = max(texts, key=lambda column: column.words)
+    usual = [c for c in table.named(("instruction", *TEXTS, *PROMPTS)) if c in texts and c.words >= longest.words / 4]
+    chosen = usual[0] if usual else longest
+    others = [c for c in texts if c is not chosen and c.words >= 2]
+    why = "a usual name" if usual else "the longest texts"
+    fields = {"instruction": Setting(chosen.name, f"the text ({why})")}
+    inputs = [chosen.name]
+    if chosen.name == "instruction" and any(c.name == "input" for c in texts):
+        fields["input"] = Setting("input", "the text that the instruction is about")
+        inputs.append("input")
+    elif others and not set("{}") & set(chosen.name + others[0].name):
+        both = f"{{{others[0].name}}} {{{chosen.name}}}"
+        fields["instruction"] = Setting(chosen.name, f'the text ({why}); to read two columns, write "{both}"')
+    return _labeled(table, fields, tuple(inputs), target)
+
+
+# ---------------------------------------------------------------- targets
+
+
+def _target_of(table: Table, columns: Sequence[Column]) -> Column | None:
+    """The target among the columns: the user's, one with a usual name, or the only one that looks like labels."""
+    if table.target is not None:
+        return table.columns[table.target]
+    for names in (("output", *LABELS, *ANSWERS), NUMBERS):
+        found = [column for column in table.named(names) if column in columns and column.kind != "empty"]
+        if len(found) > 1:
+            raise ValueError(f"several columns may be the target ({_listed(c.name for c in found)}): --target COLUMN.")
+        if found:
+            return found[0]
+    found = [c for c in columns if c.name.lower() not in (*TIMES, *TEXTS, *PROMPTS) and _may_be_label(c)]
+    if len(found) > 1:
+        raise ValueError(f"several columns may be the target ({_listed(c.name for c in found)}): --target COLUMN.")
+    return found[0] if found else None
+
+
+def _may_be_label(column: Column) -> bool:
+    if _is_id(column) or column.kind in ("empty", "object", "messages", "mixed"):
+        return False
+    if column.kind in ("number", "bool", "list"):
+        return True
+    return _is_class(column) or bool(_separator(column))
+
+
+def _is_class(column: Column) -> bool:
+    few = max(2, min(500, len(column.filled) // 2))
+    return 1 <= len(column.distinct) <= few and column.words <= 6
+
+
+def _is_id(column: Column) -> bool:
+    name = column.name.lower()
+    return name in ("id", "index", "uid", "uuid", "guid", "url") or name.endswith("_id") or name == "unnamed: 0"
+
+
+def _labeled(table: Table, fields: dict[str, Setting], inputs: tuple[str, ...], target: Column) -> Guess:
+    """A text (or a pair) with a target of any kind."""
+    name, kind, count = target.name, target.kind, len(target.distinct)
+    if not target.filled:
+        raise ValueError(f"the target {name!r} is blank in every row.")
+    if kind in ("object", "messages", "mixed"):
+        raise ValueError(f"the target {name!r} holds {kind} values: a text, a number or a list is needed.")
+    fields = {**fields, "output": Setting(name, "the target")}
+    if kind == "list":
+        labels = {str(each) for value in target.filled for each in _as_list(value)}
+        task = {"type": Setting("multilabel", f"a row has any of {len(labels)} labels")}
+        return Guess(task, fields, inputs, name, blank_targets=True)
+    if count == 1:
+        raise ValueError(f"the target {name!r} has the same value in every row: there is nothing to learn.")
+    if kind == "number" and (why := _quantity(target)):
+        if any(isinstance(value, str) for value in target.filled):
+            fields["output_type"] = Setting("number", "the cells are texts")
+        return Guess({"type": Setting("regression", why)}, fields, inputs, name)
+    if kind == "bool":
+        fields["label_names"] = Setting({0: "false", 1: "true"}, "names of the two values")
+    elif kind == "number" and not all(isinstance(value, str) for value in target.filled):
+        fields["output_type"] = Setting("text", "the numbers are names of classes; label_names would give them words")
+    elif separator := _separator(target):
+        fields |= {"output_type": Setting("list", "a cell holds several labels"), "separator": Setting(separator)}
+        return Guess({"type": Setting("multilabel", "a row has several labels")}, fields, inputs, name)
+    if kind in ("number", "bool") or _is_class(target):
+        return Guess(
+            {"type": Setting("classification", f"{name!r} has {count} different values")}, fields, inputs, name
+        )
+    if name.lower() in LABELS and target.words <= 6:
+        raise ValueError(
+            f"the target {name!r} has {count:,} different values in {len(target.filled):,} rows, too many for labels: "
+            "more rows per label are needed, or another --target."
+        )
+    _need_writer(table, f"the target {name!r} holds texts of its own ({count:,} different ones)")
+    return Guess({"type": Setting("language_model", f"the network writes {name!r}")}, fields, inputs, name)
+
+
+def _quantity(target: Column) -> str:
+    """Why numbers are a quantity; "" if they are classes."""
+    values, name = set(target.numbers), target.name
+    if any(value != int(value) for value in values):
+        return f"{name!r} holds numbers with decimals"
+    if len(values) > MOST_CLASSES:
+        return f"{name!r} holds {len(values)} different numbers"
+    return f"{name!r} is a number by its name; classification would ignore the order" if name.lower() in NUMBERS else ""
+
+
+def _separator(target: Column) -> str:
+    """What separates several labels of a cell; "" if cells hold one label."""
+    for separator in SEPARATORS:
+        parts = [[part.strip() for part in text.split(separator)] for text in target.texts]
+        several = sum(len(each) > 1 for each in parts)
+        different = {part for each in parts for part in each}
+        short = all(0 < len(part) <= 40 and len(part.split()) <= 3 for part in different)
+        if several >= 0.1 * len(parts) and short and len(different) <= max(2, len(parts) // 2):
+            return separator
+    return ""
+
+
+# ---------------------------------------------------------------- small helpers
+
+
+def _without_others(found: Guess, table: Table) -> Guess:
+    """The guess with the rest of the columns ignored, and default fields off that would read an unrelated column."""
+    fields = dict(found.fields)
+    for name in DEFAULTS:
+        if name in table.columns and name not in fields and table.columns[name].kind != "empty":
+            fields[name] = Setting(None, f"the column {name!r} is not used")
+    if "instruction" not in fields and "instruction" in table.columns and found.type != "language_model":
+        fields["instruction"] = Setting(None, "the column 'instruction' is not used")
+    columns = [str(setting.value) for name, setting in fields.items() if name not in ("output_type", "separator")]
+    read = {*columns, *(name.split(".")[0] for name in columns)}
+    filled = [name for name, column in table.columns.items() if column.kind != "empty"]
+    rest = [name for name in filled if name not in (*read, "id", *fields)]
+    if rest:
+        fields["ignore"] = Setting(rest, "columns that are not read")
+    return Guess(found.task, fields, found.inputs, found.target, found.blank_targets)
+
+
+def _need_writer(table: Table, why: str) -> None:
+    if not table.writes:
+        raise ValueError(f"{why}: name a language model, --backbone PATH_OR_HUB_ID (for example Qwen/Qwen3-0.6B).")
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(map(str, listed[:20])) + (", ..." if len(listed) > 20 else "")
+
+
+def _has(value: object, *names: str) -> bool:
+    return isinstance(value, Mapping) and all(name in value for name in names)
+
+
+def _as_list(value: object) -> list[object]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _inside(target: Column, squad: bool) -> list[object]:
+    return [value["text"] if squad and isinstance(value, Mapping) else value for value in target.values]
+
+
+def _list_lengths(column: Column) -> list[int]:
+    return [len(value) if isinstance(value, list | tuple) else 0 for value in column.values]
+
+
+def _word_counts(column: Column) -> list[int]:
+    return [len(value.split()) if isinstance(value, str) else 0 for value in column.values]
+
+
+def _few_words(column: Column) -> bool:
+    """Whether words repeat as tags do."""
+    words = [word for text in column.texts for word in text.split()]
+    return len(set(words)) <= max(2, len(words) // 3)
+
+
+def order_of_times(column: Column) -> list[float] | None:
+    """Each row's time as a number, or None if a cell is blank or no time."""
+    found = []
+    for value in column.values:
+        moment = number(value)
+        if moment is None and isinstance(value, str):
+            try:
+                parsed = datetime.fromisoformat(value.strip())
+            except ValueError:
+                return None
+            moment = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+        if moment is None:
+            return None
+        found.append(moment)
+    return found
