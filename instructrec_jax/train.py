@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from instructrec_jax.answering.beginning import begun_from
 from instructrec_jax.answering.comparison import compare_before_and_after
 from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.data.loader import to_devices
@@ -67,6 +68,7 @@ def train(config: Config) -> Path:
     step is saved.
     """
     check_settings(config)
+    config = begun_from(config)
     with RunLock(config.run_dir) as lock:
         return train_locked(config, lock)
 

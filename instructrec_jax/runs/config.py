@@ -42,6 +42,9 @@ class Config:
     # delete the earlier run in run_dir and start again. If the same command with overwrite started that run and did not
     # finish it, resume it instead, so that the command can be repeated after a preemption
     overwrite: bool = False
+    # run directory whose tuned parameters (LoRA merged) this run starts from, in place of backbone.path, with a new
+    # optimizer; they are written to RUN_DIR.initial as a HuggingFace folder. null: start from backbone.path
+    init_from: str | None = None
     seed: int = 0  # random seed of new parameters, shuffling, dropout and negatives
     steps: int = 1000  # training steps, one batch each
     accumulation: int = 1  # gradient accumulation: micro-batches per batch, to save memory; the result stays the same

@@ -351,7 +351,8 @@ def _check_resumable(config: Config, before: Config, run_dir: Path, data: str | 
         ]
         raise ValueError(
             f"{run_dir} holds a run with other settings:\n" + "\n".join(lines) + "\n"
-            "Choose another run_dir, or delete the run with --overwrite true."
+            "A run resumes with its own settings; steps alone may grow. For other settings, start a new run from its "
+            f"parameters (another run_dir, and init_from: {run_dir}), or delete it with --overwrite true."
         )
     if config.steps < max(saved):
         raise ValueError(

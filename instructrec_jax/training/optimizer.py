@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Moments = Literal["float32", "bfloat16"]
 
 # Biases (also the relative position biases of T5 and MPNet) and norms, as in HuggingFace's Trainer, and temperatures.
@@ -37,7 +37,10 @@ class OptimizerConfig:
     epsilon: float = 1e-8  # added to the root of the mean of squared gradients
     moments: Moments = "float32"  # dtype of the running means; bfloat16 halves their memory
     clip_norm: float | None = 1.0  # maximum global norm of the gradients; null: no clipping
-    schedule: Schedule = "cosine"  # learning-rate schedule after warm-up
+    # learning-rate schedule after warm-up. wsd (warmup-stable-decay): constant, then linear decay in the last steps; a
+    # run can be prolonged before the decay begins, since its steps until then do not depend on the number of steps
+    schedule: Schedule = "cosine"
+    decay: float = 0.2  # wsd: share of all steps in which the learning rate falls
     warmup: float = 0.1  # warm-up steps as a fraction of all steps
     final_ratio: float = 0.0  # final learning rate / peak learning rate
     max_nonfinite: int = 5  # stop after N updates in a row with NaN or infinity
@@ -56,15 +59,21 @@ def peak_learning_rate(config: OptimizerConfig) -> float:
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of the backbone as a function of the number of updates so far."""
+    """Learning rate of the backbone as a function of the number of updates so far.
+
+    wsd: Hu et al., "MiniCPM", 2024, with the linear decay of Hägele et al., "Scaling Laws and Compute-Optimal Training
+    Beyond Fixed Training Durations", 2024.
+    """
     peak = peak_learning_rate(config)
     final = peak * config.final_ratio
     warmup = round(config.warmup * steps)
     rest = max(1, steps - warmup)
+    falling = min(rest, max(1, round(config.decay * steps)))
     after = {
         "cosine": optax.cosine_decay_schedule(peak, rest, config.final_ratio),
         "linear": optax.linear_schedule(peak, final, rest),
         "constant": optax.constant_schedule(peak),
+        "wsd": optax.linear_schedule(peak, final, falling, transition_begin=rest - falling),
     }[config.schedule]
     if not warmup:
         return after
@@ -115,6 +124,7 @@ def check_optimizer(config: OptimizerConfig) -> None:
         "learning_rate": (0, math.inf, False, False),
         "head_learning_rate": (0, math.inf, True, False),
         "layer_decay": (0, 1, False, True),
+        "decay": (0, 1, False, True),
         "weight_decay": (0, math.inf, True, False),
         "beta1": (0, 1, True, False),
         "beta2": (0, 1, True, False),
@@ -137,8 +147,10 @@ def check_optimizer(config: OptimizerConfig) -> None:
     if config.schedule == "constant" and config.final_ratio:
         raise ValueError(
             f"optimizer.final_ratio is {config.final_ratio}, but optimizer.schedule constant never lowers the learning "
-            "rate: set final_ratio to 0, or choose cosine or linear."
+            "rate: set final_ratio to 0, or choose cosine, linear or wsd."
         )
+    if config.schedule != "wsd" and config.decay != OptimizerConfig.decay:
+        raise ValueError(f"optimizer.decay has no effect on optimizer.schedule {config.schedule}: leave it out.")
     custom = config.decay_exclude != list(NO_DECAY)
     if custom and config.decay_exclude and not config.weight_decay:
         raise ValueError("optimizer.decay_exclude has no effect, since optimizer.weight_decay is 0: leave it out.")

@@ -11,6 +11,7 @@ import pytest
 
 from instructrec_jax.training.optimizer import (
     OptimizerConfig,
+    check_optimizer,
     learning_rate_schedule,
     make_optimizer,
     path_name,
@@ -36,6 +37,17 @@ def expected_rate(config: OptimizerConfig, steps: int, update: int) -> float:
     if config.schedule == "linear":
         return high + (low - high) * share
     return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+
+def test_wsd_is_constant_and_then_falls_and_can_be_prolonged() -> None:
+    config = OptimizerConfig(learning_rate=2.0, schedule="wsd", warmup=0.0, decay=0.25, final_ratio=0.5)
+    short, long = learning_rate_schedule(config, 40), learning_rate_schedule(config, 80)
+    expected = [2.0] * 30 + [2.0 - 0.1 * step for step in range(10)] + [1.0]
+    np.testing.assert_allclose([short(step) for step in range(41)], expected, rtol=1e-6)
+    assert [float(long(step)) for step in range(30)] == [float(short(step)) for step in range(30)]
+    np.testing.assert_allclose([long(step) for step in (59, 60, 70, 80)], [2.0, 2.0, 1.5, 1.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="optimizer.decay"):
+        check_optimizer(OptimizerConfig(learning_rate=1.0, decay=0.5))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
