@@ -207,13 +207,15 @@ def parse_yaml(text: str, where: str) -> object:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{where}{line}: not YAML: {error.problem or error.context}.") from None
+        is_form = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        advice = " Check the indentation and the quotes." if is_form else ""
+        raise ValueError(f"{where}{line}: invalid YAML: {error.problem or error.context}.{advice}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}.") from None
+        raise ValueError(f"{where}: invalid YAML: {' '.join(str(error).split())}.") from None
     except (RecursionError, KeyError) as error:
-        raise ValueError(f"{where}: not YAML ({type(error).__name__}: {error}).") from None
+        raise ValueError(f"{where}: invalid YAML ({type(error).__name__}: {error}).") from None
     except ValueError as error:
-        raise error if str(error).startswith(where) else ValueError(f"{where}: not YAML: {error}.") from None
+        raise error if str(error).startswith(where) else ValueError(f"{where}: invalid YAML: {error}.") from None
     _measure(value, where, {}, set(), 0)
     return value
 

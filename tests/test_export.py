@@ -139,11 +139,11 @@ def test_an_exported_projection_opens_again(checkpoint: Path, tmp_path: Path) ->
     run, _ = run_of_step_1("retrieval", checkpoint, tmp_path, task__projection=16, task__pooling="mean")
     export(run, tmp_path / "hf", format="hf")
     tuned = Run.open(run)
-    tuned_vectors = np.stack(tuned.predict(tuned.task.item_texts))
+    tuned_vectors = np.stack(tuned.predictor(tuned.task.item_texts))
     assert tuned_vectors.shape == (12, 16)
     config = changed(tuned.config, task__pooling=None, task__projection=None)
     exported = Run.open(tmp_path / "hf", config)
-    np.testing.assert_allclose(np.stack(exported.predict(exported.task.item_texts)), tuned_vectors, atol=1e-5)
+    np.testing.assert_allclose(np.stack(exported.predictor(exported.task.item_texts)), tuned_vectors, atol=1e-5)
     assert exported.task.buffer_shapes(32) == {"item_vectors": (12, 16)}
     kept = tmp_path / "again" / "backbone"  # of a run trained on it, without weights
     models.keep_declarations(tmp_path / "hf", kept, exported.task, needs_weights=False)

@@ -94,7 +94,10 @@ def test_bad_rows_are_counted_and_kept(checkpoint: Path, tmp_path: Path, capsys:
         train.train(config)
     assert not Path(config.run_dir).exists()
     train.train(changed(config, data__on_bad_example="skip"))
-    assert "3 bad rows" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "3 bad rows" in said.err
+    assert [line.split("  ")[0] for line in said.out.splitlines()[-2:]] == ["Measured on", "Next"]
+    assert "\n\nResult       macro_f1 " in said.out
     skipped = read_jsonl(Path(config.run_dir) / "skipped.jsonl")
     assert [row["where"].split(", ")[-1] for row in skipped] == ["line 2", "line 3", "line 4"]
     assert read_json(Path(config.run_dir) / "summary.json")["facts"]["examples"].startswith("24 examples")

@@ -37,7 +37,8 @@ def fitted(table: Sequence[Sequence[str]], width: int, groups: Sequence[int] = (
     Where it is too wide, names and headers are wrapped; then columns are stacked in several tables below each other.
 
     Args:
-      groups: the sizes of the groups of columns, after the first column, that stay side by side; empty: each alone.
+      groups: the sizes of the groups of columns, after the first column, that stay side by side where they fit; empty:
+        each alone.
     """
     if fits(aligned(table), width):
         return aligned(table)
@@ -47,14 +48,19 @@ def fitted(table: Sequence[Sequence[str]], width: int, groups: Sequence[int] = (
     longest = left if left >= SHORTEST_NAME else max(SHORTEST_NAME, width // 3)
     names = ["\n".join(textwrap.wrap(row[0], longest, subsequent_indent="  ")) for row in rows]
     heads = [_wrapped_head(text, size) for text, size in zip(header, most, strict=True)]
+
+    def fit(columns: list[int]) -> bool:
+        return fits(aligned(_columns(heads, names, rows, columns)), width)
+
     blocks: list[list[int]] = [[]]
     start = 1
     for size in groups or [1] * (len(header) - 1):
-        columns = list(range(start, start + size))
+        group = list(range(start, start + size))
         start += size
-        if blocks[-1] and not fits(aligned(_columns(heads, names, rows, blocks[-1] + columns)), width):
-            blocks.append([])
-        blocks[-1] += columns
+        for columns in [group] if fit(group) else [[column] for column in group]:
+            if blocks[-1] and not fit(blocks[-1] + columns):
+                blocks.append([])
+            blocks[-1] += columns
     lines: list[str] = []
     for block in blocks:
         lines += [*([""] if lines else []), *aligned(_columns(heads, names, rows, block))]

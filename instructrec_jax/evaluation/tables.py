@@ -4,7 +4,7 @@ import math
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import NotRequired, TypedDict
 
 from instructrec_jax.evaluation.layout import aligned, fits, fitted, text_width
@@ -118,7 +118,9 @@ def format_table(evaluation: Evaluation, *, width: int | None = None, more: str 
     intervals = with_intervals(rows) & set(metrics)
     lines = aligned(_cells(rows, metrics, best, intervals))
     if not fits(lines, width):  # intervals first: they take more room than the values
-        lines = fitted(_cells(rows, metrics, best, set()), width)
+        segments = [clean(metric).partition(", ")[2] for metric in metrics]
+        sizes = [len(list(same)) for _, same in groupby(segments)] if any(segments) else []
+        lines = fitted(_cells(rows, metrics, best, set()), width, sizes)
         lines += [f"95% intervals: {more}"] if intervals else []
     if protocol := clean(evaluation.get("protocol") or ""):
         lines = [*textwrap.wrap(protocol, width), "", *lines]
@@ -151,12 +153,14 @@ def _cells(
 def _difference_lines(differences: Sequence[Difference], width: int, more: str) -> list[str]:
     if not differences:
         return []
-    shown = _closest(differences, DIFFERENCES_AS_TEXT)
+    agreed, others = _agreed(differences)
+    shown = _closest(others, DIFFERENCES_AS_TEXT)
     firsts = {clean(d["name"]).partition(" − ")[0::2] for d in shown}
     tuned = {first for first, other in firsts if other}
     has_one = len(tuned) == 1 and all(other for _, other in firsts)  # what all the others are compared with
     title = f"{PAIRED_HEADING}: {tuned.pop()} minus" if has_one else PAIRED_HEADING
-    table = [
+    agreed = [wrapped(line, "", "  ", width) for line in agreed]
+    table: list[list[str]] = [
         [
             clean(d["name"]).partition(" − ")[2] if has_one else clean(d["name"]),
             clean(d["metric"]),
@@ -168,7 +172,28 @@ def _difference_lines(differences: Sequence[Difference], width: int, more: str) 
     lines = aligned(table, left=(0, 1, 4))
     if not fits(lines, width):
         lines = _by_metric(table, width)
-    return ["", wrapped(title, "", "  ", width), *lines, *_rest(len(differences) - len(shown), more)]
+    hidden = len(differences) - len(shown)
+    rest = [f"{f'all {len(differences)}' if agreed else f'{hidden} more'} in {more}"] if hidden else []
+    return ["", wrapped(title, "", "  ", width), *lines, *agreed, *rest]
+
+
+def _agreed(differences: Sequence[Difference]) -> tuple[list[str], list[Difference]]:
+    """(a sentence for each metric with four or more significant differences that all agree, the other differences)."""
+    by_metric: dict[str, list[Difference]] = {}
+    for each in differences:
+        by_metric.setdefault(each["metric"], []).append(each)
+    sentences, others = [], []
+    for metric, same in by_metric.items():
+        verdicts = {verdict(each) for each in same}
+        outcome = verdicts.pop()
+        if len(same) < 4 or verdicts or not outcome.startswith("significantly"):
+            others += same
+            continue
+        least = min(same, key=lambda each: abs(each["mean"] or 0.0))
+        tuned, _, name = least["name"].partition(" − ")
+        number = f"{signed(least['mean'])} [{signed(least['low'])}, {signed(least['high'])}]"
+        sentences.append(f"{metric}: {tuned} is {outcome} than all {len(same)} others, least than {name} ({number})")
+    return sentences, [each for each in differences if any(each is other for other in others)]
 
 
 def _by_metric(table: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -205,6 +230,8 @@ def _subgroup_lines(segments: Sequence[Segment], width: int, more: str) -> list[
     if not segments:
         return []
     title = f"{SUBGROUP_HEADING}: {segments[0]['metric']} of {segments[0]['shown']}"
+    if len(segments) > SEGMENTS_AS_TEXT:
+        return ["", wrapped(f"{title}: {len(segments)} subgroups in {more}", "", "  ", width)]
     head = ["", "cases", "value", "95% interval"]
     table = [
         [
@@ -213,14 +240,10 @@ def _subgroup_lines(segments: Sequence[Segment], width: int, more: str) -> list[
             digits(value_of(part, part["shown"])),
             f"[{digits(part['low'])}, {digits(part['high'])}]",
         ]
-        for part in segments[:SEGMENTS_AS_TEXT]
+        for part in segments
     ]
     lines = fitted([head, *table], width, [3])
-    return ["", wrapped(title, "", "  ", width), *lines, *_rest(len(segments) - len(table), more)]
-
-
-def _rest(number: int, more: str) -> list[str]:
-    return [f"{number} more in {more}"] if number else []
+    return ["", wrapped(title, "", "  ", width), *lines]
 
 
 def heading(split: str) -> str:

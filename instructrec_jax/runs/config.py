@@ -114,7 +114,8 @@ def _given(args: list[str], known: set[str]) -> list[tuple[str, str]]:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
             raise ConfigError(
-                f"unexpected argument {name!r}: settings are given as `--name value`, or in a file as `FILE.yaml`."
+                f"unexpected argument {name!r}: settings are `--name value` or a file `FILE.yaml`; a file of data is "
+                f"`--data.train {name}`."
             )
         if name[2:] not in known | {"config_path"}:
             raise ConfigError(unknown_key(name[2:], known | {"config_path"}))
@@ -259,7 +260,9 @@ def unknown_key(name: str, known: set[str], own: Collection[str] = ()) -> str:
     """The message for a name that does not exist, with the nearest setting or verb's `own` option."""
     near = nearest(name, known, own)
     hint = f" Did you mean {near!r}?" if near else ""
-    return f"there is no setting {name!r}.{hint} `--help` lists all settings."
+    if own:
+        return f"there is no option {name!r}.{hint} `--help` lists the options, `train --help all` the settings."
+    return f"there is no setting {name!r}.{hint} `--help all` lists the settings."
 
 
 def _is_number(arg: str) -> bool:

@@ -47,16 +47,29 @@ def test_a_wide_evaluation_fits(width: int) -> None:
     for number in range(len(METRICS)):
         for row in range(len(NAMES)):
             assert f"{0.1 * (number + 1) + 0.001 * row:.4f}" in words  # every value of the table
-    assert len(text.splitlines()) < 110 and words.count("runs/films/report.html") == 3
+    assert len(text.splitlines()) < 80 and words.count("runs/films/report.html") == 3
 
 
 def test_long_lists_keep_the_closest_difference_of_each_metric() -> None:
-    text = format_table(wide(), width=200, more="R")
-    shown = text.split("Paired differences")[1].split("Breakdown")[0].splitlines()
-    assert shown[0].endswith("after tuning minus") and shown[-2] == f"{4 * 6 - 8} more in R"
-    listed = [line for line in shown[1:] if "significantly better" in line]
-    assert len(listed) == 8 and all(any(metric in line for line in listed) for metric in METRICS)
+    differences = wide()["differences"]
+    for n, each in enumerate(differences):
+        each["low"] = -0.05 if n % 2 else 0.05  # verdicts differ
+        each["metric"] = METRICS[n % 3]
+    text = format_table({"differences": differences}, width=200, more="R")
+    shown = text[text.index("Paired") :].splitlines()
+    assert shown[0].endswith("after tuning minus") and shown[-1] == f"{len(differences) - 8} more in R"
+    listed = shown[1:-1]
+    assert len(listed) == 8 and all(any(metric in line for line in listed) for metric in METRICS[:3])
     assert sum(line.startswith("before tuning") for line in listed) == 6  # they have the smallest advantages
+
+
+def test_differences_that_agree_are_one_sentence_for_each_metric() -> None:
+    text = format_table(wide(), width=200, more="R").split("Paired differences (95% bootstrap)\n")[1].splitlines()
+    assert text[0] == (
+        f"{METRICS[0]}: after tuning is significantly better (95%) than all 4 others, least than before tuning "
+        "(+0.1000 [+0.0500, +0.2000])"
+    )
+    assert len(METRICS) == 6 and text[6] == "all 24 in R"
 
 
 def test_a_tie_has_no_numbers() -> None:

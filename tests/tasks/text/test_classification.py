@@ -298,6 +298,9 @@ def test_showcase(kind: str, context: TaskContext) -> None:
     assert len({example["instruction"] for example in shown}) == 5
     for example in shown:
         output = wanted[example["instruction"]]
-        names = output if isinstance(output, tuple) else [str(output)]
+        names = output if isinstance(output, tuple) else [f"{output:g}" if kind == "regression" else str(output)]
         assert sorted(example["wanted"].split(", ")) == sorted(names)
-        assert [set(a) for a in example["answers"]] == [{"text", "score"}]
+        (answer,) = example["answers"]
+        measure = {"classification": "probability", "multilabel": "F1", "regression": "squared error"}[kind]
+        assert set(answer) == {"text", "score", "measure"} and answer["measure"] == measure
+        assert kind != "regression" or len(answer["text"].strip("-.0123456789")) == 0 and len(answer["text"]) <= 7
