@@ -109,7 +109,9 @@ def with_own_fields(config: Config) -> Config:
 
 
 def without_target(own: FieldsConfig) -> FieldsConfig:
-    return replace(own, output=None, output_type="auto", label_names={})
+    of_target = own.origin is not None and own.origin == (own.output or "").split(".")[0]  # where an answer starts
+    origin = "origin" if of_target else own.origin
+    return replace(own, output=None, output_type="auto", label_names={}, origin=origin)
 
 
 def only_column(own: FieldsConfig) -> str:

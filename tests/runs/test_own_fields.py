@@ -9,7 +9,7 @@ from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.files import write_text
 from instructrec_jax.runs.config import Config, parse, to_yaml
-from instructrec_jax.runs.predictions import Asker
+from instructrec_jax.runs.predictions import Asker, without_target
 from instructrec_jax.runs.run import run_settings
 
 OWN = {"instruction": "Is it good? {story}", "output": "verdict"}
@@ -27,6 +27,11 @@ def table(path: Path, *rows: list[str]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     return path
+
+
+def test_places_of_answers_are_no_input() -> None:
+    own = FieldsConfig("question", "context", "answers.text", origin="answers")
+    assert FieldMapper(without_target(own))({"question": "a", "context": "b"}).input == "b"
 
 
 def test_a_plain_path_is_a_source() -> None:
