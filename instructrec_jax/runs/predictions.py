@@ -6,7 +6,7 @@ evaluation would write for it, since both come from `Task.answers`.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from instructrec_jax.data.example import BadExample, Example
@@ -14,7 +14,7 @@ from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.sources import SourceConfig, peek
-from instructrec_jax.data.usual_columns import usual_fields
+from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.answers import Answer
 from instructrec_jax.tasks.base import Encoded, Predict, Task, pieces
@@ -142,9 +142,8 @@ class Asker:
 
     task: Task
     predict: Predict
-    mapper: FieldMapper
+    mapper: RecordMapper
     k: int = 10
-    _mappers: dict[tuple[str, ...], FieldMapper] = field(default_factory=dict)  # by columns
 
     def __post_init__(self) -> None:
         if not self.task.has_answers:
@@ -158,7 +157,7 @@ class Asker:
             if isinstance(record, Example):
                 found = record
             elif isinstance(record, Mapping):
-                found = self._mapper_of(record, columns)(record, columns)
+                found = self.mapper(record, columns)
             else:
                 raise BadExample("record", "wrong type", f"expected a text or a record, found {record!r:.60}.")
             return replace(self.task.unanswered(found), where=where)
@@ -166,17 +165,6 @@ class Asker:
             raise error.at(where) from None
         except ValueError as error:
             raise BadExample("", "unusable for the task", str(error), where) from None
-
-    def _mapper_of(self, record: Mapping[str, object], columns: Sequence[str] | None) -> FieldMapper:
-        """The mapper, with columns of usual names where the run's own are left at their defaults, as in training."""
-        names = tuple(record if columns is None else columns)
-        if names not in self._mappers:
-            if len(self._mappers) == 100:
-                self._mappers.clear()
-            found = usual_fields(self.mapper.fields, names, record)
-            same = found == self.mapper.fields
-            self._mappers[names] = self.mapper if same else FieldMapper(found, task=self.mapper.task)
-        return self._mappers[names]
 
     def answers(
         self, examples: Sequence[Example], *, skip: bool = False
