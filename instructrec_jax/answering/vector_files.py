@@ -9,16 +9,16 @@ import numpy as np
 from instructrec_jax.answering import prediction_files
 from instructrec_jax.answering.prediction_files import check_out, counted, file_rows
 from instructrec_jax.data.example import BadExample
-from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.data.prompts import render
 from instructrec_jax.data.rows import open_rows
+from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.files import replacing
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 Window = tuple[list[dict[str, object]], np.ndarray]  # rows and their vectors
 
 
-def write_vectors(encode: Encode, mapper: FieldMapper, source: Path, out: Path) -> int:
+def write_vectors(encode: Encode, mapper: RecordMapper, source: Path, out: Path) -> int:
     """Writes the float32 vectors of a file's rows: .npy [rows, width], or .parquet with the rows' columns and `vector`.
 
     Returns the number of rows. Raises BadExample for a row without text; then nothing is written.

@@ -11,7 +11,7 @@ Only fields that are left at their defaults are looked for, and only if their de
 columns fit, none is taken.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from instructrec_jax.data.column_names import (
@@ -27,8 +27,8 @@ from instructrec_jax.data.column_names import (
     TEXTS,
     WORDS,
 )
-from instructrec_jax.data.example import is_blank
-from instructrec_jax.data.fields import FieldsConfig
+from instructrec_jax.data.example import Example, is_blank
+from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 
 
 def usual_fields(fields: FieldsConfig, columns: Sequence[str], row: Mapping[str, object]) -> FieldsConfig:
@@ -53,6 +53,27 @@ def usual_fields(fields: FieldsConfig, columns: Sequence[str], row: Mapping[str,
     if fields.origin != "origin" or "origin" in columns:
         changes.pop("origin", None)
     return replace(fields, **changes) if changes else fields  # type: ignore[arg-type]  # texts only
+
+
+class RecordMapper:
+    """Turns records into examples, as `FieldMapper`, where each may have other columns: usual names are found in each.
+
+    Args:
+      make: the mapper of the given fields.
+    """
+
+    def __init__(self, fields: FieldsConfig, make: Callable[[FieldsConfig], FieldMapper] = FieldMapper) -> None:
+        self.fields, self.make = fields, make
+        self.mappers: dict[tuple[str, ...], FieldMapper] = {}  # by columns
+
+    def __call__(self, row: Mapping[str, object], all_columns: Sequence[str] | None = None) -> Example:
+        """The example of a record; arguments and errors as those of a `FieldMapper`."""
+        names = tuple(row if all_columns is None else all_columns)
+        if names not in self.mappers:
+            if len(self.mappers) == 100:  # what a long-lived object remembers is bounded
+                self.mappers.clear()
+            self.mappers[names] = self.make(usual_fields(self.fields, names, row))
+        return self.mappers[names](row, all_columns)
 
 
 def usual_note(source: str, before: FieldsConfig, after: FieldsConfig) -> str:

@@ -6,13 +6,13 @@ evaluation would write for it, since both come from `Task.answers`.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.skipped import SkippedRow
-from instructrec_jax.data.usual_columns import usual_fields
+from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.extras import require
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.answers import Answer
@@ -85,7 +85,9 @@ def source_task(config: Config) -> str:
 
 
 def without_target(own: FieldsConfig) -> FieldsConfig:
-    return replace(own, output=None, output_type="auto", label_names={})
+    of_target = own.origin is not None and own.origin == (own.output or "").split(".")[0]  # where an answer starts
+    origin = "origin" if of_target else own.origin
+    return replace(own, output=None, output_type="auto", label_names={}, origin=origin)
 
 
 def only_column(own: FieldsConfig) -> str:
@@ -116,9 +118,8 @@ class Asker:
 
     task: Task
     predict: Predict
-    mapper: FieldMapper
+    mapper: RecordMapper
     k: int = 10
-    _mappers: dict[tuple[str, ...], FieldMapper] = field(default_factory=dict)  # by columns
 
     def __post_init__(self) -> None:
         if not self.task.has_answers:
@@ -132,7 +133,7 @@ class Asker:
             if isinstance(record, Example):
                 found = record
             elif isinstance(record, Mapping):
-                found = self._mapper_of(record, columns)(record, columns)
+                found = self.mapper(record, columns)
             else:
                 raise BadExample("record", "wrong type", f"expected a text or a record, found {record!r:.60}.")
             return replace(self.task.unanswered(found), where=where)
@@ -140,17 +141,6 @@ class Asker:
             raise error.at(where) from None
         except ValueError as error:
             raise BadExample("", "unusable for the task", str(error), where) from None
-
-    def _mapper_of(self, record: Mapping[str, object], columns: Sequence[str] | None) -> FieldMapper:
-        """The mapper, with columns of usual names where the run's own are left at their defaults, as in training."""
-        names = tuple(record if columns is None else columns)
-        if names not in self._mappers:
-            if len(self._mappers) == 100:
-                self._mappers.clear()
-            found = usual_fields(self.mapper.fields, names, record)
-            same = found == self.mapper.fields
-            self._mappers[names] = self.mapper if same else FieldMapper(found, task=self.mapper.task)
-        return self._mappers[names]
 
     def answers(
         self, examples: Sequence[Example], *, skip: bool = False

@@ -20,6 +20,7 @@ from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh
 from instructrec_jax.evaluation.evaluator import score_row
 from instructrec_jax.evaluation.predictor import predictor
@@ -236,7 +237,8 @@ class Run:
             data = replace(self.config.data, test=[SourceConfig(path=str(records), fields=fields, task=name)])
             examples = RunData(replace(self.config, data=data)).examples("test")
         else:
-            mapper = FieldMapper(fields, task=name, labels=getattr(self.config.task, "labels", None))
+            labels, numbers = getattr(self.config.task, "labels", None), self.config.task.reads_numbers
+            mapper = RecordMapper(fields, lambda chosen: FieldMapper(chosen, task=name, labels=labels, numbers=numbers))
             examples = [row if isinstance(row, Example) else mapper(row) for row in records]
         row = score_row(self.path.name, self.task, self.predictor, {"": self.task.encode(examples)})
         metric = self.config.evaluation.metric or self.task.metric
@@ -247,9 +249,10 @@ class Run:
         return Asker(self.task, self.full_predictor if many else self.predictor, self.mapper, k)
 
     @property
-    def mapper(self) -> FieldMapper:
+    def mapper(self) -> RecordMapper:
         """Row without target -> example, by the columns of data.train."""
-        return FieldMapper(fields_of(self.config), task=source_task(self.config))
+        name = source_task(self.config)
+        return RecordMapper(fields_of(self.config), lambda chosen: FieldMapper(chosen, task=name))
 
     def _predictor(self, full: bool = False) -> Predict:
         make = predictor(self.task, self.model.graphdef, self.mesh, buckets(self.config), full=full)

@@ -90,6 +90,17 @@ def test_every_kind_of_file(tmp_path, suffix, caplog):
     assert sum("instruction: text, output: label" in line for line in said) == 1
 
 
+def test_data_sets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    data = datasets.Dataset.from_dict({"text": ["dull", "warm"], "label": [0, 1]}, features=features)
+    data.save_to_disk(str(tmp_path / "data"))
+    mixture = open_sources([SourceConfig(path=str(tmp_path / "data"), kind="datasets")])
+    assert [(mixture[i].instruction, mixture[i].output) for i in range(2)] == [("dull", "bad"), ("warm", "good")]
+
+
 def test_a_missing_column_is_one_line_with_the_setting(tmp_path):
     rows = [[f"film {i}", "x"] for i in range(50)]
     for skip in ("error", "skip"):

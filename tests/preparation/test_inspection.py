@@ -294,6 +294,7 @@ def test_files_named_train_and_test_keep_their_rows(tmp_path: Path) -> None:
     split = rows_of(load(made.settings))
     assert [row["text"] for row in split["test"]] == [row["text"] for row in rows[48:]]
     assert len(split["train"]) + len(split["validation"]) == 48 and made.parts.left_out == 2
+    assert set(rows_of(look(test_file, tmp_path / "alone.yaml"))) == set(SPLITS)  # there is nothing else to train on
 
 
 def test_blank_cells_are_counted_and_left_out(tmp_path: Path) -> None:
@@ -337,6 +338,7 @@ def numbered(count: int, **columns: Callable[[int], object]) -> list[Row]:
         (numbered(40, user_id=lambda n: n % 7, item_id=lambda n: n % 5, rating=lambda n: n % 3), "prepare table"),
         (numbered(40, prompt=lambda n: f"film {n}", completion=lambda n: f"it is old {n}"), "--backbone"),
         (numbered(40, **{"a{b": lambda n: f"film {n}", "label": lambda n: "ab"[n % 2]}), r"a\{b"),
+        (numbered(40, **{"text;label": lambda n: f"film {n};a"}), "text;label.*';'"),
         ([{"text": "film", "label": "a"}, {"text": None, "label": {"x": 1}}], "label"),
     ],
 )
@@ -365,6 +367,7 @@ def test_a_cell_of_megabytes(tmp_path: Path) -> None:
     ("settings", "named"),
     [
         ({"out": "my.txt"}, "--out"),
+        ({"out": ""}, "--out"),
         ({"test": 0.7}, "--test"),
         ({"target": "verdict"}, "--target"),
         ({"files": []}, "files"),

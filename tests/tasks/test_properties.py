@@ -22,9 +22,10 @@ from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.fields import FieldsConfig
 from instructrec_jax.data.loader import pack, to_devices
 from instructrec_jax.data.packing import unpacked
+from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_json, write_json
@@ -313,7 +314,7 @@ def test_answers_are_what_an_evaluation_writes(name: str, networks: Any, tmp_pat
     asked = [replace(e, output=None, where=f"line {number}") for number, e in enumerate(examples)]
     if not getattr(task, "retrieves", True):
         asked = [replace(e, candidates=tuple(r["prediction"])) for e, r in zip(asked, measured, strict=True)]
-    asker = Asker(task, predict, FieldMapper(FieldsConfig(output=None)), k=12)
+    asker = Asker(task, predict, RecordMapper(FieldsConfig(output=None)), k=12)
     there = [asker.example(e, e.where) for e in reversed(asked)]
     answers, skipped = asker.answers(there)
     assert not skipped

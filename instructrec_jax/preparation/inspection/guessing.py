@@ -86,6 +86,12 @@ def guess(table: Table) -> Guess:
         raise ValueError("there are no rows.")
     if table.target is not None and table.target not in table.columns:
         raise ValueError(f"--target {table.target!r} is not a column; the columns are {_listed(table.columns)}.")
+    only = next(iter(table.columns))
+    if len(table.columns) == 1 and (separators := [s for s in ";\t|" if s in only]):
+        raise ValueError(
+            f"there is one column, {only!r}: the cells seem to be separated by {separators[0]!r}. Save the file with "
+            "commas as .csv, or with tabs as .tsv."
+        )
     forms: tuple[Callable[[Table], Guess | None], ...] = (_chat, _interactions, _tags, _choice, _question, _pair, _text)
     found = next(made for form in forms if (made := form(table)) is not None)
     for column in (*found.inputs, found.target):

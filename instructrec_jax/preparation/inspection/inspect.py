@@ -20,7 +20,7 @@ from instructrec_jax.preparation.inspection.writing import configuration
 class InspectConfig:
     """Look at the columns of data files and write a configuration that trains on them."""
 
-    out: str
+    out: str = ""
     """the YAML file to write; the splits go to a folder beside it (my.yaml: my.data/)"""
     files: list[str] = field(default_factory=list)
     """data files: jsonl, json, csv, tsv or parquet, also .gz; given without --files"""
@@ -83,7 +83,7 @@ def inspect(config: InspectConfig) -> Inspected:
         rows,
         found,
         files=files,
-        times=_times(profile(rows)),
+        times=_times({name: columns[name] for name in columns if name.lower() in TIMES}, kept),
         seed=config.seed,
         validation=config.validation,
         test=config.test,
@@ -125,7 +125,7 @@ def _check(config: InspectConfig) -> tuple[Path, Path]:
         raise ValueError("name one or more data files: prepare inspect FILE... --out my.yaml.")
     out = Path(config.out)
     if out.suffix not in (".yaml", ".yml"):
-        raise ValueError(f"--out {out}: name a .yaml file.")
+        raise ValueError(f"--out {config.out or 'is missing'}: name the .yaml file to write.")
     data = out.with_name(f"{out.stem}.data")
     for path in (out, data):
         if path.exists() and not config.overwrite:
@@ -176,10 +176,11 @@ def _examples(rows: Sequence[Row], files: Sequence[str], found: Guess) -> list[E
     return examples
 
 
-def _times(columns: Mapping[str, Column]) -> list[float] | None:
-    """The time of each row, if a column of times is filled in every row and has different ones."""
+def _times(columns: Mapping[str, Column], kept: Sequence[int]) -> list[float] | None:
+    """The time of each kept row, if one of the columns has a time in all of them, and different ones."""
     for name, column in columns.items():
-        if name.lower() in TIMES and (found := order_of_times(column)) is not None and len(set(found)) > 2:
+        own = Column(name, [column.values[row] for row in kept])
+        if (found := order_of_times(own)) is not None and len(set(found)) > 2:
             return found
     return None
 

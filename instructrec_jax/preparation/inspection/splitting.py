@@ -70,8 +70,8 @@ def divide(
     if len(groups) < 3:
         raise ValueError(f"{len(groups)} different inputs are too few to train, validate and test on: add rows.")
     given = {file: split_of(file) for file in dict.fromkeys(files)}
-    fixed = {split for split in given.values() if split is not None}
-    fixed = set() if fixed == {"train"} and len(given) == 1 else fixed
+    trains = any(split in (None, "train") for split in given.values())
+    fixed: set[Split] = {split for split in given.values() if split not in (None, "train")} if trains else set()
     parts: dict[Split, list[int]] = {name: [] for name in SPLITS}
     open_groups, left_out = [], 0
     for group in groups:
