@@ -358,6 +358,20 @@ def test_hostile_files(content: str, tmp_path: Path) -> None:
     assert len(str(error.value).splitlines()) == 1 and not (tmp_path / "my.yaml").exists()
 
 
+def test_a_row_that_training_would_refuse_is_named(tmp_path: Path) -> None:
+    rows = [{"text": f"film {n}" if n else "", "label": "ab"[n % 2]} for n in range(30)]
+    rows[20]["text"] = "a\x00b"
+    with pytest.raises(ValueError, match="a.jsonl, row 21.*instruction"):
+        look(write(tmp_path / "a.jsonl", rows), tmp_path / "my.yaml")
+
+
+def test_odd_names_of_columns(tmp_path: Path) -> None:
+    rows = [{"a: #b\n'\"": f"film {n}", "é – 😀": "ab"[n % 2], "no": "x" * (n % 3)} for n in range(40)]
+    config = look(write(tmp_path / "a.csv", rows), tmp_path / "my.yaml", target="é – 😀")
+    assert config.data.train[0].fields.instruction == "a: #b\n'\"" and config.data.train[0].fields.ignore == ["no"]
+    assert len(RunData(config).examples("train")) == len(rows_of(config)["train"])
+
+
 def test_a_cell_of_megabytes(tmp_path: Path) -> None:
     rows = [{"text": "film " * (2_000_000 if n == 3 else 5) + str(n), "label": "ab"[n % 2]} for n in range(30)]
     assert look(write(tmp_path / "a.csv", rows), tmp_path / "my.yaml").data.truncate == "right"
