@@ -154,7 +154,9 @@ def _kind(value: object) -> Kind:
         return "object"
     assert isinstance(value, list | tuple)
     turns = [turn for turn in value if isinstance(turn, Mapping) and ("role" in turn or "from" in turn)]
-    return "messages" if turns and len(turns) == len(value) else "list"
+    if turns and len(turns) == len(value):
+        return "messages"
+    return "object" if any(isinstance(each, Mapping) for each in value) else "list"
 
 
 def _words(text: str) -> float:

@@ -89,8 +89,8 @@ def inspect(config: InspectConfig) -> Inspected:
         validation=config.validation,
         test=config.test,
     )
-    if not parts.rows["train"]:
-        raise ValueError("no rows are left for training: lower --validation and --test, or add rows.")
+    if empty := [name for name in SPLITS if not parts.rows[name]]:
+        raise ValueError(f"no rows are left for {empty[0]}: add rows, or change --validation and --test.")
     if parts.left_out:
         notes += (f"{parts.left_out:,} rows were left out: their inputs are also in a validation or test file.",)
     found = _with_labels(found, rows, parts)
