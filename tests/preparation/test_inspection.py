@@ -274,6 +274,12 @@ def test_splits_follow_seed_and_labels(tmp_path: Path) -> None:
         assert Counter(row["label"] for row in first[split]) == {"rare": 1, "usual": 19}
 
 
+def test_many_rare_labels_leave_rows_to_test(tmp_path: Path) -> None:
+    rows = [{"text": f"film {n}", "labels": [f"l{n % 50}", f"l{(n + 1) % 50}"]} for n in range(60)]
+    config = look(write(tmp_path / "a.jsonl", rows), tmp_path / "a.yaml")
+    assert len(rows_of(config)["test"]) >= 4 and len(config.task.label_names or ()) in (0, 50)
+
+
 def test_splits_by_time(tmp_path: Path) -> None:
     rows = [{"text": f"film {n}", "label": "ab"[n % 2], "date": f"2020-{n % 12 + 1:02}-01"} for n in range(120)]
     config = look(write(tmp_path / "a.csv", rows), tmp_path / "a.yaml")
@@ -337,6 +343,8 @@ def numbered(count: int, **columns: Callable[[int], object]) -> list[Row]:
         ),
         (numbered(40, user_id=lambda n: n % 7, item_id=lambda n: n % 5, rating=lambda n: n % 3), "prepare table"),
         (numbered(40, prompt=lambda n: f"film {n}", completion=lambda n: f"it is old {n}"), "--backbone"),
+        (numbered(40, text=lambda n: f"film {n}", target=lambda n: [f"a text {n}", f"another {n}"]), "--backbone"),
+        (numbered(40, movieId=lambda n: n, turns=lambda n: [{"a": n}]), "movieId, turns"),
         (numbered(40, **{"a{b": lambda n: f"film {n}", "label": lambda n: "ab"[n % 2]}), r"a\{b"),
         (numbered(40, **{"text;label": lambda n: f"film {n};a"}), "text;label.*';'"),
         ([{"text": "film", "label": "a"}, {"text": None, "label": {"x": 1}}], "label"),
@@ -356,6 +364,20 @@ def test_hostile_files(content: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a.csv") as error:
         look(path, tmp_path / "my.yaml")
     assert len(str(error.value).splitlines()) == 1 and not (tmp_path / "my.yaml").exists()
+
+
+def test_a_row_that_training_would_refuse_is_named(tmp_path: Path) -> None:
+    rows = [{"text": f"film {n}" if n else "", "label": "ab"[n % 2]} for n in range(30)]
+    rows[20]["text"] = "a\x00b"
+    with pytest.raises(ValueError, match="a.jsonl, row 21.*instruction"):
+        look(write(tmp_path / "a.jsonl", rows), tmp_path / "my.yaml")
+
+
+def test_odd_names_of_columns(tmp_path: Path) -> None:
+    rows = [{"a: #b\n'\"": f"film {n}", "é – 😀": "ab"[n % 2], "no": "x" * (n % 3)} for n in range(40)]
+    config = look(write(tmp_path / "a.csv", rows), tmp_path / "my.yaml", target="é – 😀")
+    assert config.data.train[0].fields.instruction == "a: #b\n'\"" and config.data.train[0].fields.ignore == ["no"]
+    assert len(RunData(config).examples("train")) == len(rows_of(config)["train"])
 
 
 def test_a_cell_of_megabytes(tmp_path: Path) -> None:
@@ -379,3 +401,20 @@ def test_settings(settings: Mapping[str, object], named: str, tmp_path: Path, mo
     write(Path("a.csv"), numbered(20, text=lambda n: f"film {n}", label=lambda n: "ab"[n % 2]))
     with pytest.raises(ValueError, match=named):
         inspect(InspectConfig(**{"files": ["a.csv"], "out": "my.yaml", "backbone": "films", **settings}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_written_answers(kind: str, tmp_path: Path, language_models: dict[str, Path]) -> None:
+    """Summaries in lists, and answers to questions, with every kind of language model."""
+    backbone = str(language_models[kind])
+    summaries = numbered(40, article=lambda n: f"film {n} is about war", summary=lambda n: [f"war {n}", f"a film {n}"])
+    answers = numbered(40, question=lambda n: f"a film {n}", context=lambda n: f"film {n} old", answer=lambda n: "old")
+    orders = numbered(40, prompt=lambda n: f"name film {n}", completion=lambda n: f"a film {n} of old")
+    found = []
+    for number, rows in enumerate((summaries, answers, orders)):
+        config = look(write(tmp_path / f"{number}.jsonl", rows), tmp_path / f"{number}.yaml", backbone=backbone)
+        data = RunData(config)
+        task = open_task(data.config, backbone_folder(backbone))
+        assert sum(len(data.cases(task, split)) for split in SPLITS) == 40 and not task.context.counts
+        found.append(config.task.name)
+    assert found == ["summarization", "question_answering", "language_model"]

@@ -335,7 +335,8 @@ def _is_class(column: Column) -> bool:
 
 def _is_id(column: Column) -> bool:
     name = column.name.lower()
-    return name in ("id", "index", "uid", "uuid", "guid", "url") or name.endswith("_id") or name == "unnamed: 0"
+    numbered = name.endswith("id") and len(column.distinct) == len(column.filled)
+    return numbered or name in ("id", "index", "uid", "uuid", "guid", "url", "unnamed: 0") or name.endswith("_id")
 
 
 def _labeled(table: Table, fields: dict[str, Setting], inputs: tuple[str, ...], target: Column) -> Guess:
@@ -347,7 +348,12 @@ def _labeled(table: Table, fields: dict[str, Setting], inputs: tuple[str, ...], 
         raise ValueError(f"the target {name!r} holds {kind} values: a text, a number or a list is needed.")
     fields = {**fields, "output": Setting(name, "the target")}
     if kind == "list":
-        labels = {str(each) for value in target.filled for each in _as_list(value)}
+        said = [str(each) for value in target.filled for each in _as_list(value)]
+        labels = set(said)
+        if len(labels) > max(2, len(said) // 2) or sum(len(each.split()) for each in labels) > 6 * len(labels):
+            _need_writer(table, f"the target {name!r} holds lists of written texts ({len(labels):,} different ones)")
+            task = {"type": Setting("summarization", f"the network writes one of the texts of {name!r}")}
+            return Guess(task, fields, inputs, name)
         task = {"type": Setting("multilabel", f"a row has any of {len(labels)} labels")}
         return Guess(task, fields, inputs, name, blank_targets=True)
     if count == 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, look_up
 from instructrec_jax.files import write_jsonl, write_text
-from instructrec_jax.preparation.inspection.columns import Column, Row, profile, read_rows
+from instructrec_jax.preparation.inspection.columns import Column, Row, profile, read_rows, steps
 from instructrec_jax.preparation.inspection.guessing import TIMES, Guess, Setting, Table, guess, order_of_times
 from instructrec_jax.preparation.inspection.sizing import length_settings, open_network, rate_settings, step_settings
 from instructrec_jax.preparation.inspection.splitting import SPLITS, Parts, divide, labels_of
@@ -78,22 +78,22 @@ def inspect(config: InspectConfig) -> Inspected:
     columns = profile(rows)
     found = guess(Table(columns, len(rows), network.kind, config.target, config.files))
     kept, notes = _usable(rows, columns, found)
-    rows, files = [rows[i] for i in kept], [files[i] for i in kept]
+    examples = _examples(rows, files, kept, found)
+    rows = [rows[i] for i in kept]
     parts = divide(
         rows,
         found,
-        files=files,
+        files=[files[i] for i in kept],
         times=_times({name: columns[name] for name in columns if name.lower() in TIMES}, kept),
         seed=config.seed,
         validation=config.validation,
         test=config.test,
     )
-    if not parts.rows["train"]:
-        raise ValueError("no rows are left for training: lower --validation and --test, or add rows.")
+    if empty := [name for name in SPLITS if not parts.rows[name]]:
+        raise ValueError(f"no rows are left for {empty[0]}: add rows, or change --validation and --test.")
     if parts.left_out:
         notes += (f"{parts.left_out:,} rows were left out: their inputs are also in a validation or test file.",)
     found = _with_labels(found, rows, parts)
-    examples = _examples(rows, files, found)
     sizes = {
         **step_settings(len(parts.rows["train"]), found, network),
         **rate_settings(network),
@@ -163,16 +163,16 @@ def _is_blank(value: object) -> bool:
     return not isinstance(value, str | int | float | list | dict) or value in ([], {})
 
 
-def _examples(rows: Sequence[Row], files: Sequence[str], found: Guess) -> list[Example]:
-    """The rows as training reads them. Raises BadExample for one that it would refuse."""
+def _examples(rows: Sequence[Row], files: Sequence[str], kept: Sequence[int], found: Guess) -> list[Example]:
+    """The kept rows as training reads them. Raises BadExample for one that it would refuse."""
     fields = FieldsConfig(**{name: setting.value for name, setting in found.fields.items()})  # type: ignore[arg-type]
     mapper = FieldMapper(fields, numbers=lambda task: found.type == "regression")
     examples = []
-    for number, row in enumerate(rows):
+    for number in steps(kept, "checking rows"):
         try:
-            examples.append(mapper(row))
+            examples.append(mapper(rows[number]))
         except BadExample as error:
-            raise error.at(f"{files[number]}, row {number + 1}") from None
+            raise error.at(f"{files[number]}, row {files[: number + 1].count(files[number])}") from None
     return examples
 
 

@@ -20,6 +20,7 @@ DEFAULT_LIMIT = 512  # positions of MiniLM
 MEASURED = 5_000  # rows whose texts are tokenized
 LONGEST = 100_000  # characters of them: a cell of megabytes would take minutes
 LORA_RANK = 16
+WRITTEN = ("language_model", "question_answering", "summarization")  # tasks whose tokens include the answer
 RATES = {"pretrained": 5e-5, "lora": 2e-4}  # `training.optimizer.DEFAULT_RATES`
 
 
@@ -76,7 +77,7 @@ def length_settings(examples: Sequence[Example], guess: Guess, network: Network)
     if guess.type == "span":
         found["max_length"] = Setting(min(most, max(length, 128)), f"{why}; longer contexts are read in windows")
     elif top > length:
-        how = "drop" if guess.type in ("token_classification", "language_model", "question_answering") else "right"
+        how = "drop" if guess.type in ("token_classification", *WRITTEN) else "right"
         said = "longer texts are left out, and counted" if how == "drop" else "longer texts are cut, and counted"
         found["truncate"] = Setting(how, said)
     return found
@@ -84,7 +85,7 @@ def length_settings(examples: Sequence[Example], guess: Guess, network: Network)
 
 def _texts(examples: Sequence[Example], guess: Guess, network: Network) -> list[str]:
     """The texts that become rows of tokens: prompts, with a language model's answers; candidates."""
-    if guess.type not in ("language_model", "question_answering"):
+    if guess.type not in WRITTEN:
         said = [
             each
             for e in examples

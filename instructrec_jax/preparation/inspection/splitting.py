@@ -152,7 +152,7 @@ def _by_seed(groups: Sequence[_Group], shares: Mapping[Split, float]) -> dict[Sp
         else:
             known |= group.labels
             train.append(group)
-    if not known:
+    if not known or len(rest) < sum(shares.values()) * len(groups):  # no labels, or so many that few rows are left
         train, rest = list(groups[:1]), list(groups[1:])
     rest.sort(key=lambda group: (sorted(group.labels), group.rank))
     found: dict[Split, list[_Group]] = {"train": train, "validation": [], "test": []}
