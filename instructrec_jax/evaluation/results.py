@@ -72,7 +72,16 @@ def show_results(
       tuned: name of the row whose predictions are written and that every other row is compared with.
     """
     results = results_of(rows, metric=metric, measured_on=measured_on, tuned=tuned)
-    said = headline(rows, tuned=tuned, metric=metric, measured_on=measured_on, greater=greater, more=str(folder / more))
+    shown = next(row for row in results.evaluation["rows"] or [] if row["name"] == tuned)
+    said = headline(
+        rows,
+        tuned=tuned,
+        metric=metric,
+        measured_on=measured_on,
+        greater=greater,
+        more=str(folder / more),
+        intervals=shown["intervals"],
+    )
     if not is_first():
         return said
     write_json(folder / "evaluation.json", results.evaluation)

@@ -21,9 +21,17 @@ def test_one_group() -> None:
         ScoredRow(name, {"": Scores({"f1": value}, predictions=[{}] * 1234)})
         for name, value in (("before tuning", 0.1), ("after tuning", 0.5), ("chance", 0.2), ("TF-IDF", 0.3))
     ]
-    said = headline(rows, tuned="after tuning", metric="f1", measured_on="test", greater=True, more="R")
+    said = headline(
+        rows,
+        tuned="after tuning",
+        metric="f1",
+        measured_on="test",
+        greater=True,
+        more="R",
+        intervals={"f1": (0.4, 0.625), "accuracy": (0.1, 0.2)},
+    )
     assert said.splitlines() == [
-        "Result       f1 0.5000 (before tuning 0.1000; best of the others: TF-IDF 0.3000)",
+        "Result       f1 0.5000 [0.4000, 0.6250] (before tuning 0.1000; best of the others: TF-IDF 0.3000)",
         "Measured on  test (1,234 cases)",
     ]
 
