@@ -29,8 +29,10 @@ def numbers(folder: str | Path, name: str) -> dict[str, float]:
 
 def test_a_run_is_reproduced(finished: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main([finished.run_dir, "--out", str(tmp_path)])
-    *_, result, split, command = capsys.readouterr().out.splitlines()
-    assert "macro_f1" in result and split == "Measured on  test (12 cases)" and finished.run_dir in command
+    said = capsys.readouterr().out
+    *_, split, command = said.splitlines()
+    assert "\n\nResult       macro_f1 " in said and split == "Measured on  test (12 cases)"
+    assert command.startswith("Next ") and finished.run_dir in command
     assert numbers(tmp_path, "tuned") == numbers(finished.run_dir, "after tuning")
     for name in ("most frequent label", "TF-IDF + logistic regression"):
         assert numbers(tmp_path, name) == numbers(finished.run_dir, name)
