@@ -204,9 +204,10 @@ def test_classification_scores_equal_scikit_learn(context: TaskContext) -> None:
     row, column = np.unravel_index(wrong.argmax(), wrong.shape)
     assert re.search(rf"\b{wrong.max()} {SUBJECTS[row]} .* {SUBJECTS[column]}\n", scores.report + "\n")
     np.testing.assert_array_equal(scores.cases["accuracy"], np.array(truth) == np.array(guess))
-    for record, e, t, g, p in zip(scores.predictions, encoded, truth, guess, shares.max(1), strict=True):
+    for record, e, t, g, p in zip(scores.predictions, encoded, truth, guess, shares, strict=True):
         asked = {"id": e.example.id, "input": e.example.instruction}
-        assert record == asked | {"reference": t, "prediction": g, "score": pytest.approx(p)}
+        answer = {"prediction": g, "probabilities": pytest.approx(dict(zip(SUBJECTS, p, strict=True)))}
+        assert record == asked | answer | {"reference": t, "score": pytest.approx(p.max())}
 
 
 def test_multilabel_scores_equal_scikit_learn(context: TaskContext) -> None:
