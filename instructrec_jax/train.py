@@ -49,7 +49,7 @@ from instructrec_jax.runs.model import (
 )
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.setup import TrainingSetup
-from instructrec_jax.runs.summary import flops_and_peak, summarize
+from instructrec_jax.runs.summary import flops_and_peak, introduction, summarize
 from instructrec_jax.tasks.base import check_cases
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.interrupt import Interrupt, Interrupted
@@ -120,7 +120,8 @@ def train_locked(config: Config, lock: RunLock) -> Path:
         say(resuming(step, before, config))
     keep_declarations(folder, run_dir / "backbone", task, needs_weights=bool(state.frozen))
     summary = summarize(setup, data)
-    once(lambda: write_json(run_dir / "summary.json", {"title": run_dir.name, "facts": summary}))
+    about = introduction(config, setup.model.source.config.model_type)
+    once(lambda: write_json(run_dir / "summary.json", {**about, "facts": summary}))
     say("\n".join(f"{name:>14}  {value}" for name, value in summary.items()))
 
     # ------------------------------------------------------------------ train

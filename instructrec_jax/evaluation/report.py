@@ -44,7 +44,7 @@ MetricRows = Sequence[Mapping[str, object]]  # of metrics.jsonl
 def write_report(run_dir: str | Path) -> Path:
     """Writes report.html into a run directory from its other files; returns the path.
 
-    Reads, where present: summary.json {"title", "facts": {label: value}}; evaluation.json (see
+    Reads, where present: summary.json (see `tables.Summary`); evaluation.json (see
     `tables.format_table`) with "report", a longer text; metrics.jsonl (see `Tracker`); examples.json (see
     `tables.format_examples`); skipped.jsonl, rows with a "reason"; config.yaml.
 
@@ -65,6 +65,8 @@ def write_report(run_dir: str | Path) -> Path:
         .get_template("report.html.jinja")
         .render(
             title=str(summary.get("title") or folder),
+            subtitle=summary.get("subtitle") or "",
+            command=summary.get("command") or "",
             folder=folder,
             lead=_lead(rows, names),
             paired_heading=PAIRED_HEADING,

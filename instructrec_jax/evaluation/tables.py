@@ -93,6 +93,8 @@ class Summary(TypedDict):
     """summary.json."""
 
     title: NotRequired[str | None]
+    subtitle: NotRequired[str | None]  # what was done, with which data, when, by which version
+    command: NotRequired[str | None]
     facts: NotRequired[dict[str, object] | None]
 
 

@@ -1,12 +1,18 @@
 """The summary of a run before its first step, and the FLOP counts for its MFU."""
 
+import shlex
 from collections.abc import Callable
+from datetime import date
+from pathlib import Path
 
 import jax
 import numpy as np
 
+from instructrec_jax import __version__
 from instructrec_jax.data.batch import lengths_of
 from instructrec_jax.distributed.chips import peak_flops
+from instructrec_jax.evaluation.tables import Summary
+from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import TrainingData
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.training.flops import Texts, has_output_table, step_flops
@@ -39,6 +45,16 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
 
     peak = peak_flops(setup.mesh.devices.flat[0])
     return flops, None if peak is None else peak * setup.mesh.devices.size
+
+
+def introduction(config: Config, backbone: str) -> Summary:
+    """Title, subtitle and command of a run, for its report: what was trained on which data, when, by which version."""
+    sources = ", ".join(source.name or source.path for source in config.data.train[:3])
+    more = f" and {len(config.data.train) - 3} more" if len(config.data.train) > 3 else ""
+    tuned = f"{config.backbone.path} ({backbone}) tuned for {config.steps:,} steps on {sources}{more}"
+    subtitle = f"{config.task.name}: {tuned} · {date.today().isoformat()} · instructrec_jax {__version__}"
+    command = f"python -m instructrec_jax.train {shlex.quote(config.run_dir)}/config.yaml"
+    return {"title": Path(config.run_dir).name, "subtitle": subtitle, "command": command}
 
 
 def summarize(setup: TrainingSetup, data: TrainingData) -> dict[str, str]:

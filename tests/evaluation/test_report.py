@@ -87,7 +87,7 @@ def test_everything_the_run_left_is_shown(tmp_path):
 def test_the_best_of_each_column_is_marked(tmp_path):
     write_json(tmp_path / "evaluation.json", evaluation())
     html = write_report(tmp_path).read_text(encoding="utf-8")
-    assert re.findall(r'<td class="best">([^<]*)</td>', html) == ["1.2500", "0.3457"]  # mse: the lower
+    assert re.findall(r'<td [^>]*class="best">\s*([^<\s]*)', html) == ["1.2500", "0.3457"]  # mse: the lower
 
 
 def test_the_verdict_knows_the_direction_of_a_metric(tmp_path):
@@ -208,3 +208,9 @@ def test_the_split_and_baselines_that_were_not_fitted_are_named(tmp_path):
     page = page_of(tmp_path)
     assert "Results on validation, which also chose the checkpoint" in page.text
     assert "Markov-1: not fitted: no words" in page.text
+
+
+def test_the_head_says_what_was_done(tmp_path):
+    write_json(tmp_path / "summary.json", {"title": "a run", "subtitle": "what & when", "command": "python -m x"})
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "what &amp; when" in html and "<code>python -m x</code>" in html
