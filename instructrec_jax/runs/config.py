@@ -38,7 +38,7 @@ DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run: the s
 class Config:
     """Settings of a training run; evaluate, export and the other verbs read them from its run directory."""
 
-    run_dir: str = "runs/unnamed"  # folder for everything the run writes; an interrupted run resumes from it
+    run_dir: str = "runs/unnamed"  # folder that the run writes; an interrupted run resumes from it
     # delete the earlier run in run_dir and start again. If the same command with overwrite started that run and did not
     # finish it, resume it instead, so that the command can be repeated after a preemption
     overwrite: bool = False

@@ -130,7 +130,7 @@ def _chosen(kind: type[draccus.ChoiceRegistry], value: object, name: str) -> typ
     if "type" not in value:
         raise ValueError(f"`{name}.type` is missing: set it to one of {', '.join(choices)}.")
     wanted = value["type"]
-    if wanted not in choices:
+    if not isinstance(wanted, str) or wanted not in choices:
         near = difflib.get_close_matches(str(wanted), choices, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"`{name}.type` is {wanted!r}, which does not exist.{hint} It is one of {', '.join(choices)}.")

@@ -20,7 +20,7 @@ from instructrec_jax.training.optimizer import (
 
 NUMBERS = (
     *("learning_rate", "head_learning_rate", "layer_decay", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm"),
-    *("warmup", "final_ratio"),
+    *("warmup", "final_ratio", "decay"),
 )
 
 

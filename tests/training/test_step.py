@@ -1,5 +1,6 @@
 """The sharded step: the same numbers however the batch is packed, split or spread, and those of an oracle."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_frozen_backbone_stays(checkpoint: Path, tmp_path: Path) -> None:
 def test_nonfinite_updates_are_skipped_and_counted(checkpoint: Path, tmp_path: Path) -> None:
     setup = Setup("regression", checkpoint, tmp_path)
     good = pack(setup.parts(), setup.buckets, 8).batch
-    bad = good | {"targets": np.full_like(good["targets"], np.nan)}
+    bad = replace(good, own=replace(good.own, targets=np.full_like(good.own.targets, np.nan)))
     before = jax.device_get(setup.state.params)
     _, params = run_steps(setup, [bad, bad])
     assert_close(params, before, atol=0)

@@ -210,6 +210,8 @@ def choices(encoded: Sequence[Encoded], options: Sequence[Options], logits: Sequ
     answers = []
     for e, option, each in zip(encoded, options, logits, strict=True):
         values = np.asarray(each, np.float64)
+        if np.isnan(values).any():
+            raise ValueError("the scores of candidates hold NaN: the model may have diverged.")
         best = sorted(np.flatnonzero(values == values.max()).tolist(), key=lambda i: option.names[i])
         drawn = 0 if len(best) == 1 else zlib.crc32(render(e.example).encode("utf-8", "surrogatepass"))
         chosen = best[drawn % len(best)]

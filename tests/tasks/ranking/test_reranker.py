@@ -28,6 +28,7 @@ from instructrec_jax.ranking.catalogue import Splits
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import LossInputs, TaskContext
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.train import train
 
 ITEMS = 12
@@ -275,9 +276,7 @@ def test_a_small_catalogue_is_ranked_whole_and_a_large_one_refused(
 ) -> None:
     task = build(context, tmp_path, protocols=["full"])
 
-    def predict(texts: Any, *_: Any) -> list[np.ndarray]:
-        return [np.float32(text.tokens.sum()) for text in texts]
-
+    predict = Predict(lambda texts, *_: [np.float32(text.tokens.sum()) for text in texts])
     encoded = task.encode(examples("reranker", 4))
     found = task.score_items(predict, encoded)(slice(1, 3))
     sums = [text.tokens.sum() for text in task.pairs(encoded[1:3], [np.arange(ITEMS)] * 2)]

@@ -12,7 +12,7 @@ NAMES = ("a", "b", "c", "d", "e", "f")
 
 
 def cases(right: int, count: int = 60) -> tuple[list[Encoded], list[Options]]:
-    made = [Example(instruction="which", output=NAMES[right], candidates=NAMES, id=str(n)) for n in range(count)]
+    made = [Example(instruction=f"which {n}", output=NAMES[right], candidates=NAMES, id=str(n)) for n in range(count)]
     return [Encoded(Text(np.array([1])), None, e) for e in made], [Options(NAMES, NAMES, right, True)] * count
 
 
