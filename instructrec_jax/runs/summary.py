@@ -3,12 +3,12 @@
 import shlex
 from collections.abc import Callable
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from instructrec_jax import __version__
 from instructrec_jax.data.batch import lengths_of
 from instructrec_jax.distributed.chips import peak_flops
 from instructrec_jax.evaluation.tables import Summary
@@ -52,7 +52,9 @@ def introduction(config: Config, backbone: str) -> Summary:
     sources = ", ".join(source.name or source.path for source in config.data.train[:3])
     more = f" and {len(config.data.train) - 3} more" if len(config.data.train) > 3 else ""
     tuned = f"{config.backbone.path} ({backbone}) tuned for {config.steps:,} steps on {sources}{more}"
-    subtitle = f"{config.task.name}: {tuned} · {date.today().isoformat()} · instructrec_jax {__version__}"
+    subtitle = (
+        f"{config.task.name}: {tuned} · {date.today().isoformat()} · instructrec_jax {version('instructrec_jax')}"
+    )
     command = f"python -m instructrec_jax.train {shlex.quote(config.run_dir)}/config.yaml"
     return {"title": Path(config.run_dir).name, "subtitle": subtitle, "command": command}
 
