@@ -27,6 +27,7 @@ from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.vectors import embedder
 from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from instructrec_jax.training.progress import Progress
 
@@ -147,6 +148,9 @@ def test_an_exported_projection_opens_again(checkpoint: Path, tmp_path: Path) ->
     assert exported.task.buffer_shapes(32) == {"item_vectors": (12, 16)}
     kept = tmp_path / "again" / "backbone"  # of a run trained on it, without weights
     models.keep_declarations(tmp_path / "hf", kept, exported.task, needs_weights=False)
+    texts = exported.task.catalogue.texts
+    encode = embedder(exported.model, exported.task, kept, exported.mesh)  # the head has the projection's weights
+    np.testing.assert_allclose(encode(texts), tuned_vectors, atol=1e-5)
     again = models.abstract_model(config, models.open_task(config, kept), kept, exported.mesh)
     assert again.params["head"]["projection"].shape == (32, 16)
     with pytest.raises(ValueError, match="task.projection"):

@@ -35,14 +35,16 @@ def begun_from(config: Config) -> Config:
     if source.resolve() == run_dir.resolve():
         raise ValueError(f"init_from and run_dir are both {run_dir}: choose another run_dir.")
     if folder.exists():
+        if not (folder / RECORD).is_file():
+            raise ValueError(f"{folder} exists, but init_from did not write it or was interrupted: remove it.")
         begun = read_json(folder / RECORD, Origin)
         if Path(begun["run"]) != source.resolve():
             raise ValueError(f"{folder} was written from {begun['run']}, not from {source}: remove it.")
     else:
         require_run(source)
         once(lambda: _write(source, folder))
-    if not Path(config.backbone.path).resolve() == folder.resolve():
-        say(f"starting from the parameters of {source} ({folder}), with a new optimizer")
+    step = read_json(folder / RECORD, Origin)["step"]
+    say(f"the run starts from the parameters of {source} at step {step}, kept in {folder}, with a new optimizer")
     return replace(config, backbone=replace(config.backbone, path=str(folder)))
 
 

@@ -200,7 +200,7 @@ class Partial:
 
     @staticmethod
     def _begun(answers: Path, journal: Path, rejected: Path, asked: dict[str, object]) -> Done:
-        if journal.exists():
+        if journal.exists() and answers.exists():  # without answers, the output was finished or the file removed
             done = read_json(journal, Done)
             if done["asked"] != json.loads(json.dumps(asked)):
                 raise ValueError(

@@ -55,7 +55,9 @@ def embedder(model: SplitModel, task: Task, folder: Path, mesh: DeviceMesh) -> C
     spec = read_pooling(folder)
     longest = min(task.context.max_length, spec.max_length or task.context.max_length)
     context = replace(task.context, truncate="right", max_length=longest, prompt=spec.prompt, counts={})
-    projection = None if spec.projection is None else jnp.asarray(read_projection(spec.projection))
+    # a retrieval head has its own projection, and a run directory keeps only the declaration of the folder's
+    own_head = isinstance(model.network.head, RetrievalHead)
+    projection = None if own_head or spec.projection is None else jnp.asarray(read_projection(spec.projection))
 
     @jax.jit
     def step(params: Tree, batch: Batch) -> jax.Array:

@@ -66,5 +66,8 @@ def test_what_cannot_be_is_named(first: Config, checkpoint: Path, tmp_path: Path
     begun_from(other)
     with pytest.raises(ValueError, match=r"fifth\.initial"):
         begun_from(replace(other, init_from=str(tmp_path)))
+    (Path(other.run_dir).with_name("fifth.initial") / "init_from.json").unlink()  # as if interrupted
+    with pytest.raises(ValueError, match=r"fifth\.initial.*remove"):
+        begun_from(other)
     with pytest.raises(ValueError, match="init_from"):  # the refusal of changed settings names both ways
         train(changed(first, optimizer__learning_rate=0.5))

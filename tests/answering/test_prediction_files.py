@@ -194,6 +194,15 @@ def test_what_another_call_began_is_refused(tmp_path: Path) -> None:
         predict_file(asker(), source, tmp_path / "out.jsonl", asked=ASKED)
 
 
+def test_a_journal_without_answers_begins_again(tmp_path: Path) -> None:
+    """As left by a kill right after the output was moved into place, which was then removed."""
+    source, out = write_rows(tmp_path / "in.csv", [*TEXTS, "x"]), tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="has an x"):
+        predict_file(asker(), source, out, asked=ASKED)
+    (tmp_path / "out.jsonl.partial").unlink()
+    assert predict_file(asker(), source, out, asked=ASKED, skip=True) == Counts(23, 1)
+
+
 def test_two_calls_at_once(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.csv", TEXTS)
     with open(tmp_path / ".out.jsonl.lock", "wb") as held:
