@@ -91,6 +91,16 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_unloaded() -> Iterator[None]:
+    """Compiled programs hold memory mappings, of which Linux gives a process 65,530: all tests together need more.
+
+    The process that asks for one more is killed by a segmentation fault somewhere in XLA.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _charts_without_images() -> Iterator[Callable[..., str]]:
     """Reports have the alternative texts of their charts only: drawing takes a third of a tiny run's time."""

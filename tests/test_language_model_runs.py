@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
-from tiny_runs import changed, tiny_run
+from tiny_runs import changed, language_run
 
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.answering.comparison import Beside, evaluate
@@ -23,11 +23,6 @@ from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
 from instructrec_jax.train import train
 
 PROMPTS = ["the bad film love", "a book 书 🙂", "very long new old dull bright film war"]
-
-
-def language_run(network: Path, folder: Path, **changes: Any) -> Any:
-    task = LanguageModelConfig(template="plain")
-    return tiny_run("classification", network, folder, **({"task": task, "data__max_length": 64} | changes))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, to_dict, to_yaml
 from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.progress import Progress
@@ -69,6 +70,12 @@ def tiny_run(kind: str, checkpoint: Path, folder: Path, **changes: Any) -> Confi
         tracking=TrackingConfig(log_every=1, tensorboard=False),
     )
     return changed(config, **changes)
+
+
+def language_run(network: Path, folder: Path, **changes: Any) -> Config:
+    """A `tiny_run` whose network learns to write the labels."""
+    task = LanguageModelConfig(template="plain")
+    return tiny_run("classification", network, folder, **({"task": task, "data__max_length": 64} | changes))
 
 
 def changed(config: Config, **changes: Any) -> Config:

@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 import torch
 from byte_tokenizer import byte_tokenizer
+from tiny_runs import language_run
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("lm_eval")
 
 from lm_eval.models.huggingface import HFLM
 
+from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.answering.lm_eval import Harness
 from instructrec_jax.evaluate import main as evaluate
 from instructrec_jax.files import read_json, write_jsonl
+from instructrec_jax.train import train
 
 PAIRS = [("the old film", " is good"), ("", "a book about war"), ("new ", "old"), ("very " * 30, "long")]
 
@@ -158,8 +162,7 @@ def folder_with_bos(request: Any, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_the_numbers_are_those_of_lm_evals_own_model(folder_with_bos: Path) -> None:
-    ours, theirs = Harness(LanguageModel(folder_with_bos)), HFLM(pretrained=str(folder_with_bos), device="cpu")
+def assert_same_numbers(ours: Harness, theirs: HFLM) -> None:
     pairs = [*PAIRS[:3], ("<s>the", " end"), ("", "<s>yes"), ("very " * 12, "long")]
     for (a, greedy), (b, theirs_greedy) in zip(
         ours.loglikelihood([Asked(pair) for pair in pairs]),
@@ -173,6 +176,22 @@ def test_the_numbers_are_those_of_lm_evals_own_model(folder_with_bos: Path) -> N
     assert found == pytest.approx(expected, abs=1e-3)
     asked = [Asked((text, {"max_gen_toks": 5, "until": ["zz"]})) for text in texts[:2]]
     assert ours.generate_until(asked, disable_tqdm=True) == theirs.generate_until(asked, disable_tqdm=True)  # type: ignore
+
+
+def test_the_numbers_are_those_of_lm_evals_own_model(folder_with_bos: Path) -> None:
+    ours, theirs = Harness(LanguageModel(folder_with_bos)), HFLM(pretrained=str(folder_with_bos), device="cpu")
+    assert_same_numbers(ours, theirs)
     chat = [{"role": "user", "content": "hi"}]
     begins = "<s>" if ours.tokenizer("a")["input_ids"][0] == 1 else ""
     assert ours.apply_chat_template(chat) == begins + theirs.apply_chat_template(chat)
+
+
+def test_the_numbers_of_a_run_are_those_of_its_exported_folder(folder_with_bos: Path, tmp_path: Path) -> None:
+    """Tuned with LoRA, which the export merges."""
+    config = language_run(folder_with_bos, tmp_path, steps=2, lora=LoraConfig(rank=2), optimizer__learning_rate=0.05)
+    train(config)
+    export(Path(config.run_dir), tmp_path / "hf", format="hf")
+    ours = Harness(LanguageModel(config.run_dir))
+    assert_same_numbers(ours, HFLM(pretrained=str(tmp_path / "hf"), device="cpu"))
+    before = Harness(LanguageModel(folder_with_bos)).loglikelihood([Asked(PAIRS[0])])
+    assert abs(before[0][0] - ours.loglikelihood([Asked(PAIRS[0])])[0][0]) > 1e-3

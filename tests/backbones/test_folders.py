@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import io
 import json
 import random
 import shutil
@@ -363,6 +364,38 @@ def test_a_sentencepiece_model_alone_names_the_extra(tmp_path: Path, monkeypatch
     monkeypatch.setattr("instructrec_jax.extras.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"tokenizer\.model.*instructrec_jax\[sentencepiece\]"):
         open_tokenizer(tmp_path, transformers.LlamaConfig())
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "llama"])
+def test_a_sentencepiece_model_alone_opens(kind: str, tmp_path: Path) -> None:
+    """As published: tokenizer.model without tokenizer.json; Gemma 3 with one token more than the network."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    gemma = kind == "gemma3_text"
+    words = [word for word in dir(str) if not word.startswith("_")]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(words[n:] + words[:n]) for n in range(len(words))]),
+        model_writer=model,
+        vocab_size=290,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        add_dummy_prefix=not gemma,
+        **(dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3, user_defined_symbols=["<mask>"]) if gemma else {}),
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    size = pieces.get_piece_size()
+    beyond = {str(size): dict(content="<image_soft_token>", special=True)} if gemma else {}
+    names = dict(tokenizer_class="GemmaTokenizer" if gemma else "LlamaTokenizer", legacy=False)
+    special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names | special | dict(added_tokens_decoder=beyond)))
+    tokenizer = open_tokenizer(tmp_path, transformers.AutoConfig.for_model(kind, vocab_size=size))
+    assert len(tokenizer) == size + len(beyond)
+    tokens = tokenizer("find split é", add_special_tokens=False)["input_ids"]
+    assert tokens == pieces.encode("find split é")
+    assert tokenizer.decode(tokens).strip() == "find split é"
 
 
 def test_the_default_prompt_is_read_and_kept(folder: Path, tmp_path: Path) -> None:
