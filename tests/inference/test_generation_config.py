@@ -1,4 +1,4 @@
-"""What generation_config.json and config.json say about special tokens."""
+"""Settings of generation, and what generation_config.json and config.json say about special tokens."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from instructrec_jax.inference.generation_config import TokenRules, recommendations, token_rules
+from instructrec_jax.inference.generation_config import (
+    SCALARS,
+    GenerationConfig,
+    TokenRules,
+    recommendations,
+    token_rules,
+)
 
 TOKENIZER = SimpleNamespace(eos_token_id=2, pad_token_id=None)
 
@@ -58,3 +64,55 @@ def test_recommendations(tmp_path: Path) -> None:
     expected = {"num_beams": 4, "length_penalty": 2.0, "no_repeat_ngram_size": 3}
     assert recommendations(folder(tmp_path, {}, searched)[0]) == expected
     assert recommendations(folder(tmp_path, {}, {"eos_token_id": 2})[0]) == {}
+
+
+@pytest.mark.parametrize("token", ["7", 1.5, [[7]], {"id": 7}])
+def test_a_token_that_is_no_number_is_named(tmp_path: Path, token: Any) -> None:
+    with pytest.raises(ValueError, match=tmp_path.name):
+        token_rules(*folder(tmp_path, {}, {"eos_token_id": token}), TOKENIZER, "decoder")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        *[({"temperature": value}, "temperature") for value in (-0.1, float("inf"), float("nan"))],
+        *[({"temperature": 1.0, "top_k": value}, "top_k") for value in (0, -1)],
+        *[({"temperature": 1.0, "top_p": value}, "top_p") for value in (0.0, 1.1, float("nan"))],
+        *[({"temperature": 1.0, "min_p": value}, "min_p") for value in (-0.1, 1.1)],
+        *[({"repetition_penalty": value}, "repetition_penalty") for value in (0.0, float("inf"))],
+        ({"beams": 0}, "beams"),
+        ({"beams": 2, "length_penalty": float("nan")}, "length_penalty"),
+        *[({"seed": value}, "seed") for value in (-1, 2**32)],
+        ({"batch_size": 0}, "batch_size"),
+        ({"stop": ("a", "")}, "stop"),
+        # settings that would have no effect
+        *[({name: value}, "temperature") for name, value in (("top_k", 5), ("top_p", 0.9), ("min_p", 0.1))],
+        ({"beams": 2, "temperature": 1.0}, "beams"),
+        ({"beams": 2, "stop": ("a",)}, "stop"),
+        ({"length_penalty": 2.0}, "length_penalty"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        GenerationConfig(**settings)
+
+
+def test_settings_that_differ_in_numbers_alone_share_a_program() -> None:
+    """`structure` keys the compiled programs, `scalars` are their arguments."""
+    sampled = GenerationConfig(temperature=0.7, top_p=0.9, seed=1, max_new_tokens=5, stop=("a",), batch_size=2)
+    other = GenerationConfig(temperature=1.3, top_p=0.5, seed=2, max_new_tokens=9)
+    assert sampled.structure() == other.structure() and hash(sampled.structure()) == hash(other.structure())
+    apart = [
+        GenerationConfig(),
+        GenerationConfig(temperature=0.7),
+        GenerationConfig(temperature=0.7, top_p=0.9, min_p=0.1),
+        GenerationConfig(temperature=0.7, top_k=5),
+        GenerationConfig(temperature=0.7, top_k=6),
+        GenerationConfig(repetition_penalty=1.1),
+        GenerationConfig(beams=2),
+        GenerationConfig(beams=3),
+        sampled,
+    ]
+    assert len({config.structure() for config in apart}) == len(apart)
+    assert sampled.scalars() == {name: getattr(sampled, name) for name in SCALARS}
