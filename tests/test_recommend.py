@@ -339,22 +339,6 @@ def test_new_items_join_by_their_text(kind: str, runs: dict[str, Path], tmp_path
     assert model.catalogue.texts[-1] == "Bright (2020). Genres: x."
 
 
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"text": "x"}, "line 1.*title"),
-        ({"title": "x", "id": "i3"}, "line 1.*'i3'"),
-        ({"title": "x", "gnres": "y"}, "'gnres'.*\"genres\""),
-        ({"title": "x", "year": "soon"}, "year.*'soon'"),
-        ({"title": "x", "genres": 3}, "genres.*list"),
-    ],
-)
-def test_broken_new_items_name_their_line(record: Any, message: str, runs: dict[str, Path], tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "new.jsonl", [record])
-    with pytest.raises(ValueError, match=message):
-        Recommender(runs["retrieval"], items=tmp_path / "new.jsonl")
-
-
 # ---------------------------------------------------------------- the command line
 
 
