@@ -27,10 +27,12 @@ class Network:
 
     def __init__(self) -> None:
         self.prefixes: list[str] = []
+        self.sizes: list[int] = []
 
     def __call__(self, texts: Sequence[Text], own: Any = None) -> list[np.ndarray]:
         self.prefixes += [TOKENIZER.decode(text.tokens) for text in texts]
         lengths = np.array([len(text.target) for text in texts])  # type: ignore[arg-type]
+        self.sizes += [len(text.tokens) for text in texts]
         return split_tokens(LOG_P[own.labels] * own.counts, lengths)
 
 
@@ -93,8 +95,10 @@ def test_a_long_prompt_loses_its_beginning_in_all_texts_of_a_case() -> None:
     network: Any = Network()
     ((values,),) = own.log_likelihoods(network, [[(LONG, ["war", "space crime"])]], end=True)
     np.testing.assert_allclose(values, [expected("war", True), expected("space crime", True)], rtol=1e-6)
-    (prefix,) = network.prefixes
-    assert LONG.instruction.endswith(prefix) and len(prefix) < len(LONG.instruction)
+    (prefix,), (size,) = network.prefixes, network.sizes
+    assert LONG.instruction.endswith(prefix)
+    # the longest text fills data.max_length; the newline before the answer is read with it
+    assert size + 1 + expected("space crime", True)[1] == 40
     assert list(own.context.counts.values()) == [1]
     with pytest.raises(ValueError, match="data.max_length"):
         own.check_question(ASKED, ["war " * 40])  # not even the whole prompt makes room
