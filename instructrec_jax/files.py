@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import re
+import sys
 import types
 import typing
 import uuid
@@ -202,8 +203,8 @@ def _is_plain(value: object, kind: object) -> bool:
         return True
     if isinstance(value, bool):
         return kind is bool
-    if kind is float:
-        return isinstance(value, int | float)
+    if kind is float:  # JSON's integers may be larger than any float
+        return isinstance(value, float) or isinstance(value, int) and abs(value) <= sys.float_info.max
     if kind is None:
         return value is None
     return typing.get_origin(kind) is None and isinstance(kind, type) and isinstance(value, kind)

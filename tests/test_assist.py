@@ -22,8 +22,7 @@ from instructrec_jax.answering.desk import (
     tagged_slots,
     tune_threshold,
 )
-from instructrec_jax.answering.out_of_scope import choose, roc, scope_score
-from instructrec_jax.data.example import BadExample, Example
+from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.tasks import ClassificationConfig, TokenClassificationConfig
@@ -100,54 +99,6 @@ def actions(tmp_path: Path) -> Path:
 # ------------------------------------------------------------------ actions and slots
 
 
-def test_replies_questions_and_handing_over(actions: Path) -> None:
-    read = read_actions(actions, INTENTS)
-    assert respond(read, "ask_space", {}) == {"action": "show", "reply": "Here it is."}
-    asked = {"action": "ask", "reply": "Which day?", "missing": ["day"]}
-    assert respond(read, "ask_love", {"order": "4711"}) == asked
-    assert respond(read, "ask_love", {})["missing"] == ["order", "day"]
-    # a customer's text is never used as a template
-    both = respond(read, "ask_love", {"order": "{day} {0}", "day": "monday"})
-    assert both == {"action": "find_order", "reply": "Order {day} {0} comes on monday. 你好 {}"}
-    handed = {"action": "hand_over", "reply": "A colleague will answer."}
-    assert respond(read, "ask_war", {}) == respond(read, None, {}) == handed
-
-
-def test_slots_by_patterns(actions: Path) -> None:
-    patterns = read_actions(actions, INTENTS).slots
-    assert matched(patterns, "where is #4711?") == {"order": "4711"}
-    assert matched(patterns, "4711 or 0815, 4711 on monday") == {"order": "4711, 0815", "day": "monday"}
-    assert matched(patterns, "你好 🚀") == {}
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("ask_space:", "ask_spaec:", "'ask_spaec'.*ask_space"),
-        ("{order} ", "{ordr} ", "intents.ask_love.*'ordr'.*order"),
-        (", day: 'Which day?'", "", "'day'"),
-        ("day: 'Which day?'", "night: 'Which?'", "'night'"),
-        ("{order}", "{order.__class__}", "order.__class__"),
-        ("{order}", "{}", "the reply"),
-        ("{order}", "{order:d}", r"\{order\}"),
-        ("{order}", "{order", "reply"),
-        ("(\\d{4})", "(\\d{4}", "slots.order"),
-        ("(\\d{4})", "(\\d)(\\d)", "2 groups"),
-        ("action: show, ", "", "action"),
-        ("action: show", "acton: show", "'acton'.*action"),
-        ("hand_over:", "#", "hand_over"),
-        ("intents:", "intent:", "'intent'"),
-        ("intents:", "intents: [", "YAML"),
-    ],
-)
-def test_actions_files_with_mistakes(old: str, new: str, message: str, actions: Path) -> None:
-    assert old in ACTIONS
-    actions.write_text(ACTIONS.replace(old, new, 1), encoding="utf-8")
-    with pytest.raises(ValueError, match=message) as error:
-        read_actions(actions, INTENTS)
-    assert str(actions) in str(error.value)
-
-
 def test_the_example_of_configs_is_whole() -> None:
     """Checked with the intents that the file names, which Banking77's own data contain."""
     file = ROOT / "configs" / "customer_service" / "actions.yaml"
@@ -161,37 +112,6 @@ def test_the_example_of_configs_is_whole() -> None:
 
 
 # ------------------------------------------------------------------ out of scope
-
-
-def test_the_threshold_is_the_lowest_that_keeps_the_rate() -> None:
-    rng = np.random.default_rng(0)
-    inside, outside = rng.normal(1, 1, 80).round(1), rng.normal(-1, 1, 60).round(1)  # with ties
-    curve = roc(inside, outside)
-    truth = np.repeat([1, 0], [80, 60])
-    assert curve["auroc"] == pytest.approx(roc_auc_score(truth, np.concatenate([inside, outside])))
-    ties = (inside[:, None] > outside).mean() + 0.5 * (inside[:, None] == outside).mean()
-    assert curve["auroc"] == pytest.approx(ties)
-    seen = np.unique(np.concatenate([inside, outside]))
-    for rate in (0.0, 0.05, 0.3, 0.9):
-        chosen = choose(curve, rate)
-        allowed = [t for t in seen if (outside >= t).mean() <= rate]
-        assert chosen["tpr"] == (inside >= min(allowed)).mean() == (inside >= chosen["threshold"]).mean()
-        assert chosen["fpr"] == (outside >= min(allowed)).mean() == (outside >= chosen["threshold"]).mean()
-    taking = max(t for t in seen if (inside >= t).mean() >= 0.95)
-    assert curve["fpr_at_95_tpr"] == (outside >= taking).mean()
-
-
-def test_thresholds_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="--false_positive_rate"):
-        choose(roc(np.array([0.0, 1.0]), np.array([2.0, 3.0])), 0.0)
-    with pytest.raises(ValueError, match="--false_positive_rate"):
-        choose(roc(np.array([0.0]), np.array([2.0])), 1.5)
-
-
-def test_scores_of_scope() -> None:
-    logits = np.array([[2.0, 0.0], [9.0, 9.0]])
-    np.testing.assert_allclose(scope_score("max_probability", logits), [1 / (1 + np.exp(-2)), 0.5])
-    np.testing.assert_allclose(scope_score("negative_energy", logits), np.log(np.exp(logits).sum(-1)))
 
 
 # ------------------------------------------------------------------ the desk
@@ -300,20 +220,3 @@ def test_requests_that_cannot_be_read(
         lines = ("the film love\n" + "a film " * 40).encode()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
         verb.main([str(run), "--actions", str(actions)])
-
-
-def test_answers_before_a_bad_request_are_given() -> None:
-    class Picky(Desk):
-        def __init__(self) -> None:
-            pass
-
-        def answer(self, requests: Any) -> list[dict[str, Any]]:
-            if bad := [where for where, text in requests if text == "bad"]:
-                raise BadExample("text", "unusable text", "too long", bad[0])
-            return [{"text": text} for _, text in requests]
-
-    got = []
-    with pytest.raises(BadExample, match="line 3"):
-        for answer in Picky().answers(iter([("line 1", "a"), ("line 2", "b"), ("line 3", "bad"), ("line 4", "c")])):
-            got.append(answer["text"])
-    assert got == ["a", "b"]

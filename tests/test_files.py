@@ -191,6 +191,7 @@ class Outer(TypedDict):
         ([], "the value should be an object"),
         ({"name": "x"}, "share is missing"),
         ({"name": 3, "share": 1}, "name should be a text"),
+        ({"name": "x", "share": 10**400}, "share should be a number"),  # no float holds it
         ({"name": "x", "share": True}, "share should be a number"),
         ({"name": "x", "share": None}, "share should be a number"),
         ({"name": "x", "share": 1, "inner": {"size": 1.5}}, "inner.size should be an integer"),

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import instructrec_jax
-from instructrec_jax.extras import EXTRAS, require
+from instructrec_jax.extras import EXTRAS
 
 PACKAGE = Path(instructrec_jax.__file__).parent
 ROOT = PACKAGE.parent
@@ -78,12 +78,6 @@ def test_extras_bring_what_they_are_named_for(project: dict[str, Any]) -> None:
     extras = project["project"]["optional-dependencies"]
     for package, extra in EXTRAS.items():
         assert normal({"lm_eval": "lm-eval"}.get(package, package)) in names(extras[extra]), package
-
-
-def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("instructrec_jax.extras.installed", lambda package: False)
-    with pytest.raises(ValueError, match=r"ROUGE.*rouge_score.*instructrec_jax\[text-metrics\]"):
-        require("rouge_score", "ROUGE")
 
 
 def test_imports_go_down_only(project: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from tiny_runs import tiny_run, untrained_run, write_settings
 from transformers import BertConfig
 
 from instructrec_jax.answering import evidence, recommender
-from instructrec_jax.answering.phrasing import wording_of
 from instructrec_jax.answering.ranker import Ranker
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
@@ -23,7 +22,7 @@ from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.example import Example
 from instructrec_jax.evaluation.predictor import predictor
-from instructrec_jax.files import read_jsonl, write_json, write_jsonl
+from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 from instructrec_jax.ranking.fusion import hybrid, mask
 from instructrec_jax.recommend import main
@@ -340,22 +339,6 @@ def test_new_items_join_by_their_text(kind: str, runs: dict[str, Path], tmp_path
     assert model.catalogue.texts[-1] == "Bright (2020). Genres: x."
 
 
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"text": "x"}, "line 1.*title"),
-        ({"title": "x", "id": "i3"}, "line 1.*'i3'"),
-        ({"title": "x", "gnres": "y"}, "'gnres'.*\"genres\""),
-        ({"title": "x", "year": "soon"}, "year.*'soon'"),
-        ({"title": "x", "genres": 3}, "genres.*list"),
-    ],
-)
-def test_broken_new_items_name_their_line(record: Any, message: str, runs: dict[str, Path], tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "new.jsonl", [record])
-    with pytest.raises(ValueError, match=message):
-        Recommender(runs["retrieval"], items=tmp_path / "new.jsonl")
-
-
 # ---------------------------------------------------------------- the command line
 
 
@@ -472,17 +455,3 @@ def test_a_person_is_asked_on_a_terminal(runs: dict[str, Path], monkeypatch: Any
     out, err = capsys.readouterr()
     assert json.loads(out)["history"] == ["War (1998)"]
     assert '"War" could be:\n  1  War (1991) [id:i1]\n  2  War (1998) [id:i8]\n  0  none of these' in err
-
-
-def test_the_wording_follows_the_prepared_folder(tmp_path: Path, catalogue: Path) -> None:
-    items = Catalogue.load(catalogue)
-    settings = {"noun": "film", "preferences": ["implicit"], "titles_in_prompt": 3}
-    write_json(tmp_path / "card.json", {"settings": settings})
-    wording = wording_of(tmp_path)
-    assert wording.titles == 3 and wording.always_told
-    assert wording.prompt(items, [2], "") == "I have recently watched Space (1992). What should I watch next?"
-    assert wording.prompt(items, [], "") == "Which film comes next for this person?"
-    assert wording.prompt(items, [], "a thriller") == "a thriller"
-    assert "Wanted: any war film? Which" in wording.prompt(items, [2], "any war film?")
-    write_json(tmp_path / "card.json", {"settings": settings | {"preferences": ["none"]}})
-    assert not wording_of(tmp_path).always_told

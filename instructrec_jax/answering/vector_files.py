@@ -55,14 +55,16 @@ def _write_vector_table(windows: Iterator[Window], file: BinaryIO) -> None:
     import pyarrow.parquet as pq
 
     writer = None
-    for rows, vectors in windows:
-        table = pa.Table.from_pylist(
-            rows, schema=None if writer is None else writer.schema.remove(len(writer.schema) - 1)
-        )
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        table = table.append_column("vector", column)
-        if writer is None:
-            writer = pq.ParquetWriter(file, table.schema)
-        writer.write_table(table)
-    if writer is not None:
-        writer.close()
+    try:
+        for rows, vectors in windows:
+            table = pa.Table.from_pylist(
+                rows, schema=None if writer is None else writer.schema.remove(len(writer.schema) - 1)
+            )
+            column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+            table = table.append_column("vector", column)
+            if writer is None:
+                writer = pq.ParquetWriter(file, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()  # also after an error: pyarrow would write to the closed file later

@@ -1,6 +1,7 @@
 """Watches a stream of records with classifiers: labels, rolling scores and alerts."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
@@ -162,7 +163,7 @@ def read_values(text: str) -> dict[str, float]:
     except ValueError as error:
         raise ValueError(f'--values is not JSON ({error}): write --values \'{{"good": 1, "bad": -1}}\'.') from None
     if not isinstance(values, dict) or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in values.values()
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= sys.float_info.max for v in values.values()
     ):
         raise ValueError(f"--values must map labels to finite numbers, but is {text}.")
     return {label: float(value) for label, value in values.items()}

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import io
 import json
 import random
 import shutil
@@ -15,8 +14,6 @@ import pytest
 import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from instructrec_jax.adapters.peft import read_peft
 from instructrec_jax.backbones.folder import keep_declared_files, read_config, read_pooling
@@ -59,30 +56,6 @@ def load(folder: Path, **options: Any) -> Any:
 
 
 # ---------------------------------------------------------------- JSON
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("hidden_size", "48"),
-        ("hidden_size", 88.0),
-        ("hidden_size", None),
-        ("vocab_size", -5),
-        ("num_hidden_layers", 10**9),
-        ("num_attention_heads", True),
-        ("hidden_dropout_prob", 1.0),
-        ("layer_norm_eps", 0),
-        ("hidden_act", ["gelu"]),
-        ("dtype", "float17"),
-        ("torch_dtype", 7),
-        ("architectures", "BertModel"),
-        ("quantization_config", "4bit"),
-    ],
-)
-def test_a_wrong_field_of_config_json_is_named(folder: Path, field: str, value: object) -> None:
-    change(folder, "config.json", **{field: value})
-    with pytest.raises(ValueError, match=rf"config\.json.*{field}"):
-        read_config(folder)
 
 
 def test_deep_nesting_and_numbers_beyond_a_float_are_named(folder: Path) -> None:
@@ -315,87 +288,6 @@ def test_nothing_that_is_stale_is_written(folder: Path, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- tokenizers and prompts
-
-
-def bigger_tokenizer(folder: Path, *, special: bool, added: bool = True) -> None:
-    words = {word: number for number, word in enumerate("<pad> </s> a b c".split())}
-    if not added:
-        words["beyond"] = 5
-    core = Tokenizer(models.WordLevel(words, unk_token="a"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="a")
-    if special:
-        tokenizer.add_special_tokens({"bos_token": "<image_soft_token>"})
-    elif added:
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
-    tokenizer.save_pretrained(folder)
-
-
-def test_a_token_beyond_the_table_is_refused_where_a_text_has_it(tmp_path: Path) -> None:
-    """Gemma 3: <image_soft_token> has no row in the word embeddings."""
-    config = transformers.Gemma3TextConfig(vocab_size=5)
-    bigger_tokenizer(tmp_path, special=False)
-    tokenizer = open_tokenizer(tmp_path, config)
-    assert len(tokenizer) == 6 and tokenizer("a b")["input_ids"] == [2, 3]
-    assert tokenizer(["a b", ""])["input_ids"] == [[2, 3], []]
-    for texts in ("a <image_soft_token> b", ["a", "b <image_soft_token>"]):
-        with pytest.raises(ValueError, match="<image_soft_token>.*vocab_size"):
-            tokenizer(texts)
-    tokenizer.save_pretrained(tmp_path / "again")
-    assert (
-        json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["tokenizer_class"]
-        == (json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"])
-    )
-    assert len(open_tokenizer(tmp_path / "again", config)) == 6
-
-
-def test_tokenizers_that_do_not_belong_to_the_network_are_refused(tmp_path: Path) -> None:
-    for options in (dict(special=True), dict(special=False, added=False)):
-        bigger_tokenizer(tmp_path, **options)
-        with pytest.raises(ValueError, match="vocab_size"):
-            open_tokenizer(tmp_path, transformers.Gemma3TextConfig(vocab_size=5))
-    bigger_tokenizer(tmp_path, special=False)
-    with pytest.raises(ValueError, match="vocab_size"):  # masked tokens are replaced by any of the tokenizer's
-        open_tokenizer(tmp_path, transformers.BertConfig(vocab_size=5))
-
-
-def test_a_sentencepiece_model_alone_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"\x00")
-    monkeypatch.setattr("instructrec_jax.extras.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"tokenizer\.model.*instructrec_jax\[sentencepiece\]"):
-        open_tokenizer(tmp_path, transformers.LlamaConfig())
-
-
-@pytest.mark.parametrize("kind", ["gemma3_text", "llama"])
-def test_a_sentencepiece_model_alone_opens(kind: str, tmp_path: Path) -> None:
-    """As published: tokenizer.model without tokenizer.json; Gemma 3 with one token more than the network."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    gemma = kind == "gemma3_text"
-    words = [word for word in dir(str) if not word.startswith("_")]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(words[n:] + words[:n]) for n in range(len(words))]),
-        model_writer=model,
-        vocab_size=290,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        add_dummy_prefix=not gemma,
-        **(dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3, user_defined_symbols=["<mask>"]) if gemma else {}),
-    )
-    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    size = pieces.get_piece_size()
-    beyond = {str(size): dict(content="<image_soft_token>", special=True)} if gemma else {}
-    names = dict(tokenizer_class="GemmaTokenizer" if gemma else "LlamaTokenizer", legacy=False)
-    special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names | special | dict(added_tokens_decoder=beyond)))
-    tokenizer = open_tokenizer(tmp_path, transformers.AutoConfig.for_model(kind, vocab_size=size))
-    assert len(tokenizer) == size + len(beyond)
-    tokens = tokenizer("find split é", add_special_tokens=False)["input_ids"]
-    assert tokens == pieces.encode("find split é")
-    assert tokenizer.decode(tokens).strip() == "find split é"
 
 
 def test_the_default_prompt_is_read_and_kept(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
-"""T5, mT5 and BART against transformers, from random checkpoints in odd configs."""
+"""Encoder–decoders against transformers, from random checkpoints of T5, mT5 and BART in odd configs."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -10,22 +9,31 @@ import pytest
 import torch
 import transformers
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from seq2seq_networks import (
+    LM,
+    SOURCE,
+    TARGET,
+    TOLERANCE,
+    edited,
+    largest,
+    load,
+    load_both,
+    open_torch,
+    run,
+    run_torch,
+    texts,
+)
 
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.adapters.lora import Lora, LoraConfig, add_lora
 from instructrec_jax.backbones import attention as attention_module
 from instructrec_jax.backbones import layers as layers_module
-from instructrec_jax.backbones.encoder import relative_buckets
 from instructrec_jax.backbones.folder import declared_head, read_config
 from instructrec_jax.backbones.layers import Linear, StackOptions, dropout_keys
-from instructrec_jax.backbones.reading import build_backbone, load_backbone, load_head
+from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.backbones.seq2seq import positions_of
-from instructrec_jax.backbones.tensor_names import TensorFiles, read_slice, sites_of
+from instructrec_jax.backbones.tensor_names import TensorFiles, sites_of
 from instructrec_jax.backbones.writing import export_tensors, save_pretrained
-
-LM = "ForConditionalGeneration"
-TOLERANCE = 1e-4
 
 
 @pytest.fixture(autouse=True)
@@ -49,16 +57,6 @@ def checkpoint(request):
     return request.getfixturevalue(request.param)
 
 
-def edited(folder: Path, out: Path, tensors=None, **config) -> Path:
-    """A copy of a checkpoint with some tensors and config fields changed."""
-    out.mkdir(exist_ok=True)
-    content = json.loads((folder / "config.json").read_text()) | config
-    (out / "config.json").write_text(json.dumps(content))
-    weights = load_file(folder / "model.safetensors")
-    save_file(tensors(weights) if tensors else weights, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
 def untied(folder: Path, out: Path, **config) -> Path:
     def add(tensors):
         table = np.random.default_rng(7).normal(size=tensors["shared.weight"].shape)
@@ -67,62 +65,12 @@ def untied(folder: Path, out: Path, **config) -> Path:
     return edited(folder, out, add, **config)
 
 
-def load(folder, **options):
-    return load_backbone(folder, rngs=nnx.Rngs(0), **options)
-
-
-def load_both(folder):
-    """The loaded network, its head, and the report of both."""
-    loaded = load(folder)
-
-    def build(key):
-        return build_head(loaded.config, "lm", loaded.config.vocab_size, rngs=nnx.Rngs(params=key))
-
-    head, report = load_head(folder, "lm", build, rngs=nnx.Rngs(0))
-    return loaded, head, loaded.report + report
-
-
-def texts(lengths, length, seed=0, vocab=61):
-    """(tokens, segment_ids, positions), int32 [rows, length]: one text a row, padding behind it."""
-    place = np.broadcast_to(np.arange(length, dtype=np.int32), (len(lengths), length))
-    real = place < np.array(lengths)[:, None]
-    tokens = np.random.default_rng(seed).integers(3, vocab, real.shape, dtype=np.int32)
-    return np.where(real, tokens, 1), real.astype(np.int32), np.where(real, place, 0)
-
-
 def packed(arrays, padding=2):
     """All texts of `texts` in one row, one after the other."""
     tokens, segment_ids, positions = arrays
     real = segment_ids != 0
     numbers = np.cumsum(np.ones_like(segment_ids), axis=0)
     return tuple(np.pad(x[real], (0, padding))[None].astype(np.int32) for x in (tokens, numbers, positions))
-
-
-@nnx.jit
-def run(network, source, target, source_keys=None, target_keys=None):
-    encoded = network.encode(*source, dropout=source_keys)
-    return encoded, network.decode(*target, encoded, source[1], dropout=target_keys)
-
-
-def run_torch(model, source, target):
-    with torch.no_grad():
-        return model(
-            input_ids=torch.tensor(source[0]).long(),
-            attention_mask=torch.tensor(source[1]).long(),
-            decoder_input_ids=torch.tensor(target[0]).long(),
-            decoder_attention_mask=torch.tensor(target[1]).long(),
-        )
-
-
-def open_torch(folder, name):
-    return getattr(transformers, name).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
-
-
-SOURCE, TARGET = texts((23, 1, 9, 31), 31), texts((7, 12, 19, 1), 19, seed=1)
-
-
-def largest(a, b, where):
-    return float(np.abs(np.asarray(a) - np.asarray(b))[where != 0].max())
 
 
 # ---------------------------------------------------------------- numbers
@@ -163,49 +111,6 @@ def test_base_model(make_checkpoint, model_type):
     encoded, hidden = run(loaded.module, SOURCE, TARGET)
     assert largest(encoded, expected.encoder_last_hidden_state, SOURCE[1]) < TOLERANCE
     assert largest(hidden, expected.last_hidden_state, TARGET[1]) < TOLERANCE
-
-
-@pytest.mark.parametrize("scaled", [True, False])
-def test_untied_head(t5, tmp_path, scaled):
-    """Flan-T5 has its own output table, whatever transformers' config class says of it."""
-    folder = untied(t5, tmp_path, scale_decoder_outputs=scaled)
-    loaded, head, report = load_both(folder)
-    assert head.table is not None and "lm_head.weight" in report.used and not report.unused
-    expected = run_torch(open_torch(folder, "T5" + LM), SOURCE, TARGET).logits
-    _, hidden = run(loaded.module, SOURCE, TARGET)
-    assert largest(head(loaded.module, hidden), expected, TARGET[1]) < TOLERANCE
-
-    # a folder with the config alone (of a run) still says so, and transformers reads it as before
-    loaded.config.save_pretrained(tmp_path / "alone")
-    assert not read_config(tmp_path / "alone").tie_word_embeddings
-    assert transformers.AutoConfig.from_pretrained(tmp_path / "alone").scale_decoder_outputs == scaled
-
-
-def test_mt5_has_its_own_output_table_too(make_checkpoint, tmp_path):
-    folder = untied(make_checkpoint("mt5", LM), tmp_path, tie_word_embeddings=False)
-    loaded, head, _ = load_both(folder)
-    expected = run_torch(open_torch(folder, "MT5" + LM), SOURCE, TARGET).logits
-    assert largest(head(loaded.module, run(loaded.module, SOURCE, TARGET)[1]), expected, TARGET[1]) < TOLERANCE
-
-
-def test_config_that_says_untied_of_a_tied_file(make_checkpoint, tmp_path):
-    """transformers ties whatever the file does not hold apart."""
-    folder = edited(make_checkpoint("t5", LM, tie_word_embeddings=False), tmp_path, tie_word_embeddings=False)
-    loaded, head, _ = load_both(folder)
-    assert head.table is None
-    expected = run_torch(open_torch(folder, "T5" + LM), SOURCE, TARGET).logits
-    assert largest(head(loaded.module, run(loaded.module, SOURCE, TARGET)[1]), expected, TARGET[1]) < TOLERANCE
-
-
-def test_buckets():
-    distance = np.arange(-3000, 3001)
-    bucket = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket
-    for buckets, reach in [(4, 3), (8, 20), (10, 17), (32, 128), (32, 100), (33, 129), (64, 256), (256, 5000)]:
-        for both in (True, False):
-            options = dict(num_buckets=buckets, max_distance=reach, bidirectional=both)
-            expected = bucket(torch.tensor(distance), both, buckets, reach).numpy()
-            np.testing.assert_array_equal(relative_buckets(distance, **options), expected)
-            np.testing.assert_array_equal(relative_buckets(distance.clip(-reach, reach), **options), expected)
 
 
 def test_bfloat16(checkpoint):
@@ -473,70 +378,6 @@ def test_copies_of_the_word_embeddings(checkpoint, tmp_path):
 
         with pytest.raises(ValueError, match=f"{name}.*{prefix}shared.weight"):
             load(edited(checkpoint, tmp_path / "different", different))
-
-
-def test_weights_that_do_not_belong_to_the_config(make_checkpoint, t5, bart, tmp_path):
-    with pytest.raises(ValueError, match="wi_0"):
-        load(edited(t5, tmp_path / "gated", feed_forward_proj="gated-gelu", is_gated_act=True, dense_act_fn="gelu"))
-    with pytest.raises(ValueError, match=r"decoder\.block\.2\."):
-        load(edited(t5, tmp_path / "shallow", num_decoder_layers=2))
-    with pytest.raises(ValueError, match=r"model\.encoder\.layers\.1\."):
-        load(edited(bart, tmp_path / "shallower", encoder_layers=1))
-    with pytest.raises(ValueError, match=r"embed_positions\.weight.*\[42, 32\]"):
-        load(edited(bart, tmp_path / "long", max_position_embeddings=50))
-
-
-def test_slices_of_final_logits_bias(bart):
-    """The file has a row [1, vocab]; each device reads its own part."""
-    with TensorFiles(bart) as files:
-        part = read_slice(files, "final_logits_bias", "row", (61,), (slice(7, 19),))
-        np.testing.assert_array_equal(part, files.read("final_logits_bias")[0, 7:19])
-
-
-def test_bart_without_final_logits_bias(bart, tmp_path):
-    folder = edited(bart, tmp_path, lambda tensors: {n: t for n, t in tensors.items() if n != "final_logits_bias"})
-    _, head, report = load_both(folder)
-    assert report.initialized == ("bias",) and not np.asarray(head.bias[...]).any()
-
-
-@pytest.mark.parametrize(
-    ("model_type", "field", "value"),
-    [
-        ("t5", "feed_forward_proj", "gated-selu"),
-        ("t5", "relative_attention_num_buckets", 3),
-        ("t5", "relative_attention_max_distance", 5),
-        ("t5", "is_decoder", True),
-        ("t5", "is_encoder_decoder", False),
-        ("t5", "tie_encoder_decoder", True),
-        ("bart", "encoder_layerdrop", 0.1),
-        ("bart", "decoder_layerdrop", 0.1),
-        ("bart", "tie_word_embeddings", False),
-        ("bart", "normalize_before", True),
-        ("bart", "static_position_embeddings", True),
-        ("bart", "activation_function", "selu"),
-        ("bart", "decoder_attention_heads", 3),
-        ("bart", "is_decoder", True),
-    ],
-)
-def test_refused(t5, bart, model_type, field, value):
-    settings = json.loads(((t5 if model_type == "t5" else bart) / "config.json").read_text())
-    for derived in ("dense_act_fn", "is_gated_act"):
-        settings.pop(derived, None)
-    config = transformers.AutoConfig.for_model(**(settings | {field: value}))
-    with pytest.raises(ValueError, match=f"{field}|selu"):
-        build_backbone(config, rngs=nnx.Rngs(0))
-
-
-def test_too_long_for_bart(bart):
-    network = load(bart).module
-    assert network.max_length == 40
-    with pytest.raises(ValueError, match="41 .*40"):
-        network.encode(*texts((41,), 41))
-    encoded = network.encode(*texts((5,), 5))
-    with pytest.raises(ValueError, match="41 .*40"):
-        network.decode(*texts((41,), 41), encoded, texts((5,), 5)[1])
-    one, late = np.array([[1]], np.int32), np.array([[40]], np.int32)
-    assert np.isnan(nnx.jit(lambda network, late: network.encode(one, one, late))(network, late)).all()
 
 
 # ---------------------------------------------------------------- training

@@ -1,115 +1,14 @@
 """Records to examples, and examples to records and back."""
 
-import hashlib
 import json
 import math
-import pickle
 
 import pytest
 
-from instructrec_jax.data.example import BadExample, Example, Message, check_example, check_labels, fingerprint
+from instructrec_jax.data.example import BadExample, Example, Message
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.labels import label_form
 from instructrec_jax.data.sources import SourceConfig, open_sources
-
-FULL = Example(
-    instruction="推荐一部电影 🎬",
-    input="I liked Alien.",
-    output=("1", "2"),
-    messages=(Message("system", "Be brief."), Message("user", "Hi\u2028there")),
-    candidates=("1", "2", "3"),
-    history=("7",),
-    task="choose",
-    id="x1",
-    origin={"template": "t3", "user": ""},
-)
-
-
-@pytest.mark.parametrize(
-    "example",
-    [
-        FULL,
-        Example(instruction="a"),
-        Example(instruction="a", output=0),
-        Example(instruction="a", output=0.0),
-        Example(instruction="a", output=()),
-        Example(instruction="", messages=(Message("user", "hi"),)),
-    ],
-)
-def test_a_record_and_back(example):
-    record = json.loads(json.dumps(example.to_record()))
-    back = Example.from_record(record)
-    assert back == example and type(back.output) is type(example.output)
-    assert all(value not in (None, "", {}) for value in record.values())
-    assert FieldMapper(FieldsConfig())({**record, "output": record.get("output", "x")}).to_record()
-    hash(example)
-
-
-def test_own_records_are_read_by_the_default_fields():
-    assert FieldMapper(FieldsConfig())(FULL.to_record()) == FULL
-
-
-@pytest.mark.parametrize(
-    "record, field",
-    [
-        ([], "record"),
-        ({"instruction": "a", "inptu": "b"}, "inptu"),
-        ({}, "instruction"),
-        ({"instruction": "a", "messages": [{"role": "user"}]}, "messages[0]"),
-        ({"instruction": "a", "messages": "hi"}, "messages"),
-        ({"instruction": "a", "candidates": "abc"}, "candidates"),
-        ({"instruction": "a", "output": {"x": 1}}, "output"),
-    ],
-)
-def test_from_record_is_strict(record, field):
-    with pytest.raises(BadExample) as caught:
-        Example.from_record(record)
-    assert caught.value.field == field
-
-
-@pytest.mark.parametrize(
-    "change, field, reason",
-    [
-        ({"instruction": ""}, "instruction", "empty text"),
-        ({"instruction": " \n\t"}, "instruction", "empty text"),
-        ({"instruction": 3}, "instruction", "wrong type"),
-        ({"instruction": "a\x00b"}, "instruction", "unusable character"),
-        ({"instruction": "a\ud83d"}, "instruction", "unusable character"),
-        ({"input": ""}, "input", "empty text"),
-        ({"output": math.nan}, "output", "not a finite number"),
-        ({"output": -math.inf}, "output", "not a finite number"),
-        ({"output": 10**400}, "output", "not a finite number"),
-        ({"output": True}, "output", "wrong type"),
-        ({"output": ("a", None)}, "output[1]", "wrong type"),
-        ({"output": ["a"]}, "output", "wrong type"),
-        ({"candidates": ("a", "")}, "candidates[1]", "empty text"),
-        ({"history": ("a", 3)}, "history[1]", "wrong type"),
-        ({"messages": (Message("robot", "hi"),)}, "messages[0].role", "unknown role"),
-        ({"messages": (Message("user", "hi"), Message("system", "x"))}, "messages[1].role", None),
-        ({"messages": (Message("user", ""),)}, "messages[0].content", "empty text"),
-        ({"origin": {"user": 3.5}}, "origin.user", "wrong type"),
-    ],
-)
-def test_what_an_example_promises(change, field, reason):
-    with pytest.raises(BadExample) as caught:
-        check_example(Example(**{"instruction": "a", **change}))
-    assert caught.value.field == field
-    assert reason is None or caught.value.reason == reason
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-
-
-def test_errors_stay_short():
-    with pytest.raises(BadExample) as caught:
-        check_example(Example(instruction=["x" * 10**7] * 5))  # type: ignore[arg-type]
-    assert len(str(caught.value)) < 1000
-
-
-def test_the_fingerprint_follows_content_and_order():
-    a, b = Example(instruction="a"), Example(instruction="b")
-    assert fingerprint([a, b]) == fingerprint([a, b])
-    assert len({fingerprint(x) for x in ([a, b], [b, a], [a], [Example(instruction="ab")])}) == 4
-    # Written out: caches of tokens are found again by it.
-    assert fingerprint([a]) == hashlib.sha256(b'{"instruction": "a"}\n').hexdigest()
 
 
 def convert(row, labels=None, class_names=None, task="", **fields):
@@ -422,9 +321,3 @@ def test_nested_instances_are_read_by_dotted_paths():
     fields = FieldsConfig(input="instances.0.input", output="instances.0.output")
     row = {"instruction": "a", "instances": [{"input": "", "output": "b"}]}
     assert FieldMapper(fields)(row) == Example(instruction="a", output="b")
-
-
-def test_an_empty_list_of_outputs_has_no_unknown_label():
-    check_labels(Example(instruction="a", output=()), ["yes", "no"])
-    with pytest.raises(BadExample, match=r"output\[1\]"):
-        check_labels(Example(instruction="a", output=("yes", "maybe")), ["yes", "no"])

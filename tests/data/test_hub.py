@@ -7,8 +7,8 @@ import sys
 import datasets
 import pytest
 
-from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.sources import SourceConfig, StreamSource, open_sources
+from instructrec_jax.data.fields import FieldsConfig
+from instructrec_jax.data.sources import SourceConfig, open_sources
 
 FIELDS = FieldsConfig(instruction="Is this good? {text}", output="label")
 ROWS = {"text": [f"电影 {n} 🎬" for n in range(10)], "label": [n % 2 for n in range(10)]}
@@ -83,83 +83,6 @@ def test_bad_rows_of_a_data_set(tmp_path):
     config.fields = FieldsConfig(instruction="prompt")
     with pytest.raises(ValueError, match="'prompt'.*instruction, output"):
         open_sources([config])
-
-
-def stream_of(count=23, block=5, shards=3, bad=(), **settings):
-    rows = [{"instruction": "" if n in bad else f"{n}", "output": "x"} for n in range(count)]
-    dataset = datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=shards)
-    return StreamSource(dataset, FieldMapper(FieldsConfig()), "s", shuffle_block=block, **settings)
-
-
-def numbers(examples):
-    return [int(e.instruction) for e in examples]
-
-
-def test_a_stream_shuffles_within_blocks_and_by_epoch():
-    stream = stream_of()
-    epochs = [numbers(stream) for _ in range(3)]
-    for epoch in epochs:
-        for start in range(0, 23, 5):
-            assert sorted(epoch[start : start + 5]) == list(range(start, min(start + 5, 23)))
-    assert epochs[0] != epochs[1] != epochs[2]
-    assert [numbers(stream_of())] == epochs[:1] and numbers(stream_of(seed=1)) != epochs[0]
-    assert numbers(stream_of(block=1)) == list(range(23))
-
-
-@pytest.mark.parametrize("count, block", [(23, 5), (20, 5), (7, 100), (9, 1)])
-def test_a_stream_resumes_after_any_example(count, block):
-    stream, walked, states = stream_of(count, block), [], []
-    states.append(stream.get_state())
-    for _ in range(2):
-        for example in stream:
-            walked.append(example)
-            states.append(json.loads(json.dumps(stream.get_state())))
-    assert len(walked) == 2 * count
-    for place, state in enumerate(states):
-        other = stream_of(count, block)
-        other.set_state(state)
-        rest = [e for _ in range(3) for e in other][: len(walked) - place]
-        assert rest == walked[place:]
-
-
-def test_a_stream_goes_back():
-    stream = stream_of()
-    first = numbers(stream)
-    stream.set_state(None)  # between epochs: nothing to undo
-    second = numbers(stream)
-    assert first != second
-    rows = iter(stream)
-    third = [int(next(rows).instruction) for _ in range(8)]
-    stream.set_state(None)
-    assert numbers(stream)[:8] == third
-
-
-def test_bad_rows_of_a_stream():
-    with pytest.raises(ValueError, match="s, row 7, field 'instruction': empty text"):
-        list(stream_of(bad=[7]))
-    stream = stream_of(bad=[7, 11], on_bad_example="skip")
-    assert sorted(numbers(stream)) == [n for n in range(23) if n not in (7, 11)]
-    state = stream.get_state()
-    list(stream)
-    assert [row.where for row in sorted(stream.skipped, key=lambda r: len(r.where))] == [
-        "s, row 7",
-        "s, row 11",
-    ]
-    other = stream_of(bad=[7, 11], on_bad_example="skip")
-    other.set_state(state)
-    assert "skipped" not in state and other.skipped == []  # skipped.jsonl has them, not each checkpoint
-    other.know_skipped(stream.skipped)
-    assert other.skipped == stream.skipped
-    with pytest.raises(ValueError, match="source"):
-        list(stream_of(4, bad=range(4), on_bad_example="skip"))
-
-
-def test_a_stream_refuses_another_shuffle():
-    state = stream_of().get_state()
-    with pytest.raises(ValueError, match="shuffle_block"):
-        stream_of(seed=1).set_state(state)
-    with pytest.raises(ValueError, match="shuffle_block 0"):
-        stream_of(block=0)
 
 
 def test_a_stream_says_what_it_cannot_promise(tmp_path, caplog):

@@ -78,48 +78,6 @@ def test_an_instruction_beside_messages_is_the_system_turn() -> None:
 # ------------------------------------------------------------------ named templates
 
 
-def test_alpaca_is_stanfords() -> None:
-    # PROMPT_DICT and preprocess of tatsu-lab/stanford_alpaca, train.py
-    with_input = (
-        "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-    )
-    without = (
-        "Below is an instruction that describes a task. "
-        "Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{instruction}\n\n### Response:"
-    )
-    both = Example(instruction="Add.", input="1 2", output="3")
-    assert text_of(both, "alpaca") == with_input.format(instruction="Add.", input="1 2") + "3</s>"
-    assert text_of(Example(instruction="Hi", output="Ho"), "alpaca") == without.format(instruction="Hi") + "Ho</s>"
-    several = talk((SYSTEM, "Be kind."), (USER, "a"), (ASSISTANT, "b"), (USER, "c"), (ASSISTANT, "d"))
-    assert text_of(several, "alpaca") == (
-        "Be kind.\n\n### Instruction:\na\n\n### Response:b</s>\n\n### Instruction:\nc\n\n### Response:d</s>"
-    )
-
-
-def test_chatml_and_llama_3_are_as_published() -> None:
-    several = talk((SYSTEM, "s"), (USER, "a"), (ASSISTANT, "b"), (TOOL, "t"), (ASSISTANT, "d"))
-    assert text_of(several, "chatml") == (
-        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-        "<|im_start|>tool\nt<|im_end|>\n<|im_start|>assistant\nd<|im_end|>"
-    )
-
-    def turn(role: str, words: str) -> str:
-        return f"<|start_header_id|>{role}<|end_header_id|>\n\n{words}<|eot_id|>"
-
-    assert text_of(several, "llama-3") == "<|begin_of_text|>" + "".join(
-        [turn("system", "s"), turn("user", "a"), turn("assistant", "b"), turn("ipython", "t"), turn("assistant", "d")]
-    )
-
-
-def test_plain() -> None:
-    assert text_of(Example(instruction="a", input="b", output="c"), "plain") == "a\nb\nc</s>"
-    several = talk((SYSTEM, "s"), (USER, "a"), (ASSISTANT, "b"), (USER, "c"), (ASSISTANT, "d"))
-    assert text_of(several, "plain") == "s\na\nb</s>\nc\nd</s>"
-
-
 def test_auto() -> None:
     bare, own = byte_tokenizer(), byte_tokenizer(chat_template="{{ messages }}")
     assert find_template("auto", bare, "decoder") is TEMPLATES["alpaca"]

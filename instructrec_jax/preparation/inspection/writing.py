@@ -85,7 +85,7 @@ def comment(text: str, depth: int = 0) -> list[str]:
 
 
 def flow(value: object) -> str:
-    """A value on one line of YAML."""
+    """A value in YAML's flow style: one line, unless a text in it has several."""
     text = yaml.dump(
         [value], Dumper=YamlDumper, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False
     )

@@ -153,7 +153,7 @@ def _literal(line: bytes) -> dict[str, object] | None:
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of a line that is not a literal
+            warnings.simplefilter("ignore")  # of escapes such as "\d"; Python 3.11 has another category than 3.12
             value = ast.literal_eval(line.decode("utf-8").strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None

@@ -1,12 +1,11 @@
 import re
-from itertools import product
 
 import numpy as np
 import pytest
 
 from instructrec_jax.preparation.wording.grammar import RANKING_FORMS, TEXT_FORMS, GrammarConfig, generate_examples
-from instructrec_jax.preparation.wording.intentions import Describer, names_title
-from instructrec_jax.preparation.wording.wordings import INTENTIONS, LANGUAGES, PREFERENCES, load_wordings, slots
+from instructrec_jax.preparation.wording.intentions import names_title
+from instructrec_jax.preparation.wording.wordings import INTENTIONS, LANGUAGES, PREFERENCES, load_wordings
 from instructrec_jax.ranking.catalogue import SPLITS, Catalogue, Splits
 
 ITEMS, USERS = 300, 60
@@ -65,49 +64,6 @@ def everything(films, splits):
 # ------------------------------------------------------------------ templates
 
 
-def test_enough_templates_in_every_cell():
-    templates = load_wordings().templates
-    grammar = [t for t in templates if t.form in RANKING_FORMS]
-    for language in LANGUAGES:
-        assert len({t.texts[language] for t in grammar}) >= 45
-        texts = [t.texts[language] for t in templates]
-        assert len(set(texts)) == len(texts)
-    assert 0.15 < np.mean([t.wording == "held_out" for t in templates]) < 0.3
-    for form, preference, intention in product(RANKING_FORMS, PREFERENCES, INTENTIONS):
-        wordings = [t.wording for t in templates if t.serves(form, preference, intention)]
-        if (preference, intention) == ("none", "none") and form != "matching":
-            assert not wordings
-        else:
-            assert wordings.count("train") >= 3 and wordings.count("held_out") >= 1
-    for form in TEXT_FORMS:
-        assert {t.wording for t in templates if t.form == form} == {"train", "held_out"}
-
-
-def test_wordings_of_training_and_of_testing_differ():
-    def bare(text):
-        return "".join(c for c in re.sub(r"\{\w+\}", "", text).lower() if c.isalnum())
-
-    templates = load_wordings().templates
-    for language, form in product(LANGUAGES, [*RANKING_FORMS, *TEXT_FORMS, "tags"]):
-        of = {
-            w: {bare(t.texts[language]) for t in templates if t.form == form and t.wording == w}
-            for w in ("train", "held_out")
-        }
-        assert not of["train"] & of["held_out"]
-
-
-def test_every_template_can_be_filled_in_both_languages():
-    wordings = load_wordings()
-    content = ["history", "preference", "intention", "candidate", "candidates", "first", "second", "tags"]
-    for template, noun, language in product(wordings.templates, wordings.nouns.values(), LANGUAGES):
-        values = {**noun[language], **{name: f"<{name}>" for name in content}}
-        text = template.texts[language].format_map(values)
-        assert not re.search(r"[{}]|  ", text) and text == text.strip()
-        assert bool(CHINESE.search(text)) == (language == "zh")
-        same = [{s for s in slots(template.texts[x]) if s in content} for x in LANGUAGES]
-        assert same[0] == same[1]
-
-
 OWN = """
 nouns:
   song:
@@ -132,41 +88,6 @@ def test_templates_of_a_users_own(films, splits, tmp_path, folder):
     mine = [e for e in found if e.origin["template"] == "my-own"]
     assert 0 < len(mine) < len(found)
     assert all(e.instruction.startswith("Encore after ") and e.instruction.endswith(": which song?") for e in mine)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("{history}: which {noun}?", "{history}: which {nuon}?", "'my-own': en: .*'nuon'.*\"noun\""),
-        ('        zh: "{history}之后再来一{measure}？"\n', "", "'my-own': .*zh"),
-        ("name: my-own", "name: my-own\n        wordign: held_out", "'my-own': .*'wordign'.*\"wording\""),
-        ("{history}之后", "之后", "'my-own': zh: .*{history}"),
-        ("which {noun}?", "{intention}?", "'my-own': en: .*{intention}"),
-        ("which {noun}?", "which {noun?", "'my-own': en: .*braces"),
-        ("which {noun}?", "which {noun:>9}?", "'my-own': en: "),
-        ("name: my-own", "name: my-own\n        wording: new", "'my-own': wording"),
-        ("name: my-own", "name: matching-short", "'matching-short' .*matching.yaml"),
-        ("form: matching", "form: machting", "form .*matching"),
-        ("intention: none", "intention: nonne", "cell matching implicit nonne: intention"),
-        ("cells:", "celsl:", "'celsl'.*\"cells\""),
-        ("measure: 首, ", "", "nouns: song: zh"),
-        ("cells:", "cells: [", "line 7"),
-        ("noun: song", "noun: 3", "nouns: song: en: noun"),
-        ("cells:", "kinds: {Opera: {as: [opera], zh: 歌剧}}\ncells:", "kinds: Opera: as"),
-        ("cells:", "phrases: {mostly: {en: [1], zh: [x]}}\ncells:", "phrases: mostly: en"),
-        ("cells:", "contexts: [{name: rain, en: 1, zh: 雨}]\ncells:", "contexts: rain: en"),
-        ("cells:", "contexts: [{name: rain, en: Rain., zh: 雨, suits: Drama}]\ncells:", "contexts: rain: suits"),
-        ("cells:", 'answers: {"yes": {en: 1, zh: 是}}\ncells:', "answers: yes: en"),
-        ("cells:", "facts: {label: {en: on it, zh: 是}}\ncells:", "facts: label: en"),
-    ],
-)
-def test_broken_template_files(films, splits, tmp_path, old, new, message):
-    path = tmp_path / "own.yaml"
-    assert OWN.count(old) == 1
-    path.write_text(OWN.replace(old, new), encoding="utf-8")
-    escaped = re.sub(r"([{}])", r"\\\1", message)
-    with pytest.raises(ValueError, match=rf"(?s)own\.yaml.*{escaped}"):
-        examples(films, splits, "train", templates=str(path))
 
 
 def test_bad_settings(films, splits, tmp_path):
@@ -370,23 +291,6 @@ def test_without_a_history_wrong_candidates_do_not_fit_the_request(films, splits
     for example in examples(films, splits, "train", **settings):
         for item in set(example.candidates) - {example.origin["target"]}:
             assert not holds(example.origin["intention_text"], films.index[item], films)
-
-
-def test_tastes_are_true(films):
-    describer = Describer(films, load_wordings(), "film")
-    horror = [n for n in range(ITEMS) if "Horror" in films.facts["genres"][n] and films.facts["year"][n] < 1980]
-    others = [n for n in range(ITEMS) if "Western" not in films.facts["genres"][n]]
-    rare = False
-    for seed in range(30):
-        rng = np.random.default_rng(seed)
-        said = describer.preference(horror, "en", rng).text
-        assert "horror" in said.split(",")[0] and re.search("from the (seventies|1970s)", said)
-        said = describer.preference(others, "en", rng).text
-        rarely = re.findall("(?:rarely|hardly ever|seldom) ([a-z]+)", said)
-        assert set(rarely) <= {"westerns"} and "western" not in said.split(",")[0]
-        rare |= bool(rarely)
-        assert "恐怖片" in describer.preference(horror, "zh", rng).text
-    assert rare
 
 
 def test_an_explicit_taste_is_of_the_past_alone(films, splits):

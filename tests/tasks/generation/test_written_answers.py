@@ -30,7 +30,6 @@ from instructrec_jax.tasks import (
     TranslationConfig,
 )
 from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
-from instructrec_jax.tasks.generation.summarization import lead, sentences
 from instructrec_jax.train import train
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -230,23 +229,6 @@ def test_lengths_are_asked_for(language_models: dict[str, Path], tmp_path: Path)
     (e,) = task.encode([case])
     assert e.example == case and "yo" not in task.tokenizer.decode(task.asked([e])[0])
     assert len(task.asked([e])[0]) > len(task.prompts([replace(case, output="x")])[0])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("It cost 3.5 dollars. Then? No!", ["It cost 3.5 dollars.", "Then?", "No!"]),
-        ("one line\nanother line", ["one line", "another line"]),
-        ("他来了。你呢？好", ["他来了。", "你呢？", "好"]),
-        ("", []),
-    ],
-)
-def test_sentences(text: str, expected: list[str]) -> None:
-    assert sentences(text) == expected
-
-
-def test_lead() -> None:
-    assert lead("A b. C d. E.", 2) == "A b. C d." and lead("他来了。你呢？好", 2) == "他来了。你呢？"
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -1,0 +1,56 @@
+"""Each module has a test file of its name in the same room, or is named here with the file that tests it."""
+
+from pathlib import Path
+
+import instructrec_jax
+
+PACKAGE = Path(instructrec_jax.__file__).parent
+TESTS = Path(__file__).parent
+# Module -> the test file that covers it: whole runs, or cases of every family at once.
+ELSEWHERE = {
+    "arrays": "adapters/test_dual_encoder.py",  # a name for a type
+    "answering/comparison": "test_evaluate.py",
+    "answering/exporting": "test_export.py",
+    "answering/language_model": "test_generate.py",
+    "answering/recommender": "test_recommend.py",
+    **{
+        f"backbones/{name}": "backbones/test_parity.py"
+        for name in ("bert", "distilbert", "gemma", "gpt2", "llama", "modernbert", "mpnet", "roberta")
+    },
+    "preparation/films/texts": "preparation/test_films.py",
+    "preparation/inspection/inspect": "preparation/test_inspection.py",
+    "runs/vectors": "runs/test_predictions.py",
+}
+MODULES = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"
+)
+
+
+def namesake(module: str) -> Path:
+    """tests/data/test_rows.py of data/rows, tests/test_main.py of __main__."""
+    room, _, name = module.rpartition("/")
+    return TESTS / room / f"test_{name.strip('_')}.py"
+
+
+def problem(module: str) -> str | None:
+    """What is wrong with the tests of a module; None: nothing."""
+    own = namesake(module)
+    if own.exists():
+        return f"{own.relative_to(TESTS)} exists: remove {module} from the table" if module in ELSEWHERE else None
+    if module not in ELSEWHERE:
+        return f"write {own.relative_to(TESTS)}, or name the file that tests {module} in the table"
+    file = TESTS / ELSEWHERE[module]
+    named = f"instructrec_jax.{module.replace('/', '.')}"
+    if module.startswith("backbones/"):
+        named = f'("{module.removeprefix("backbones/")}'  # by the model_type of a case
+    if not file.exists() or named not in file.read_text(encoding="utf-8"):
+        return f"{ELSEWHERE[module]} does not mention {named}"
+    return None
+
+
+def test_each_module_has_a_test_file() -> None:
+    assert [found for module in MODULES if (found := problem(module)) is not None] == []
+
+
+def test_the_table_names_modules_that_there_are() -> None:
+    assert sorted(set(ELSEWHERE) - set(MODULES)) == []
