@@ -88,7 +88,7 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     each other for ever after they were read from another process's cache.
     """
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @pytest.fixture(scope="module", autouse=True)
