@@ -319,11 +319,13 @@ def test_answers_are_what_an_evaluation_writes(name: str, networks: Any, tmp_pat
     answers, skipped = asker.answers(there)
     assert not skipped
     if name.startswith("language_model") and "ranking" not in name:  # an evaluation of it writes no texts
-        assert all(isinstance(answer, TextAnswer) for answer in answers)
+        assert all(isinstance(answer, TextAnswer) and (answer.log_probability or 0) < 0 for answer in answers)
         return
     own = {record["id"]: record for record in measured if "turn" not in record["id"]}
     for example, answer in zip(reversed(asked), answers, strict=True):
         assert answer is not None
+        if task.writes and isinstance(answer, TextAnswer):
+            assert "log_probability" in answer.to_record() and "log_probability" in own[example.id]
         for field_name, value in answer.to_record().items():
             if field_name in own[example.id] and not name.startswith("language_model_ranking"):
                 assert own[example.id][field_name] == approximately(value), field_name
