@@ -8,6 +8,7 @@
 
 For every task: labels and probabilities, numbers, tags, answers with their places, written texts, or the best items.
 The columns are those of the run's data; answers among them are ignored. The same command resumes after an interruption.
+Several processes (PROCESS_ID, NUM_PROCESSES; SLURM; Open MPI) share the rows and write a part of OUT each.
 """
 
 import os
@@ -18,8 +19,8 @@ from pathlib import Path
 from instructrec_jax.answering.arguments import parse_with_settings, predict_parser
 from instructrec_jax.answering.output_formats import line
 from instructrec_jax.answering.partial_files import Share
-from instructrec_jax.answering.prediction_files import Counts, predict_file, predict_stream
-from instructrec_jax.answering.vector_files import write_vectors
+from instructrec_jax.answering.prediction_files import FORMATS, Counts, check_out, predict_file, predict_stream
+from instructrec_jax.answering.vector_files import VECTOR_FORMATS, write_vectors
 from instructrec_jax.distributed import launch
 from instructrec_jax.runs.config import main_guard
 from instructrec_jax.runs.run import Run, is_run, require_finished
@@ -37,6 +38,8 @@ def main(args: list[str]) -> None:
         raise ValueError(
             f"the environment starts {share.count} processes, which share rows only with --input and --out."
         )
+    if options.out is not None:  # before the model is read
+        check_out(options.input, options.out, VECTOR_FORMATS if options.vectors else FORMATS)
     if options.vectors:
         counts = encode_file(options, rest, share)
     else:

@@ -25,7 +25,8 @@ from instructrec_jax.parsing import json_lines
 from instructrec_jax.runs.predictions import Asker, joined
 from instructrec_jax.tasks.answers import Answer
 
-WINDOW = 4096  # rows read, answered and written together
+WINDOW = 4096  # rows read, answered and written together,
+WRITING_WINDOW = 256  # where text is generated, since an interruption costs a window
 Row = tuple[str, dict[str, object] | BadExample]  # (place, the row or what is wrong with it)
 FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
 ALONE = Share()
@@ -61,7 +62,11 @@ def predict_file(
         return answer_rows(asker, rows, columns, ending=out.suffix, skip=skip)
 
     check_out(source, out)
-    return process_file(answer, source, out, asked=asked | {"skip": skip}, share=share)
+    return process_file(answer, source, out, asked=asked | {"skip": skip}, share=share, window=_window(asker))
+
+
+def _window(asker: Asker) -> int:
+    return min(WINDOW, WRITING_WINDOW) if asker.task.writes else WINDOW
 
 
 def process_file(
@@ -71,16 +76,18 @@ def process_file(
     *,
     asked: dict[str, object],
     share: Share = ALONE,
+    window: int,
     vectors: bool = False,
 ) -> Counts:
     """Writes what `answer` gives for the rows of a file; arguments and errors as of `predict_file`.
 
     Args:
+      window: rows that are read, answered and written together.
       vectors: see `output_formats.convert`.
     """
     rows = open_rows(str(source))
     files = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in find_files(str(source))]
-    asked = asked | {"files": [list(file) for file in files], "part": [share.number, share.count]}
+    asked = asked | {"files": [list(file) for file in files], "part": [share.number, share.count], "window": window}
     mine, several, target = share.rows(len(rows)), share.count > 1, share.file(out)
     _check_apart(source, [target, *([paths(target)[2]] if asked.get("skip") else [])])
     if several:
@@ -88,8 +95,8 @@ def process_file(
     with Partial.open(target, asked) as partial:
         if not partial.finished:
             done = partial.done["rows"]
-            for start in counted(range(mine.start + done, mine.stop, WINDOW), mine.start + done, mine):
-                block = range(start, min(start + WINDOW, mine.stop))
+            for start in counted(range(mine.start + done, mine.stop, window), mine.start + done, mine):
+                block = range(start, min(start + window, mine.stop))
                 records, rejected = answer(file_rows(rows, block), rows.columns)
                 partial.add(records, rejected, block.stop - mine.start)
             partial.finish(keep_journal=several, vectors=vectors)
@@ -106,10 +113,10 @@ def predict_stream(asker: Asker, source: Path, out: BinaryIO, *, skip: bool = Fa
     """
     columns = None
     if str(source) == "-":
-        found = blocks(_line_rows(stdin()), WINDOW, live=True)
+        found = blocks(_line_rows(stdin()), _window(asker), live=True)
     else:
         rows = open_rows(str(source))
-        columns, found = rows.columns, blocks(file_rows(rows, range(len(rows))), WINDOW)
+        columns, found = rows.columns, blocks(file_rows(rows, range(len(rows))), _window(asker))
     answered = rejected = 0
     for block in found:
         records, bad = answer_rows(asker, block, columns, skip=skip)
@@ -129,7 +136,8 @@ def _line_rows(lines: Iterable[bytes]) -> Iterator[Row]:
 
 
 def check_out(source: Path, out: Path, formats: Sequence[str] = FORMATS) -> None:
-    """Raises ValueError for an output that exists or has another ending."""
+    """Raises ValueError for an input that is missing, or an output that exists or has another ending."""
+    find_files(str(source))
     if out.suffix not in formats:
         raise ValueError(f"--out {out} should end with {', '.join(formats[:-1])} or {formats[-1]}.")
     for path in (out, index_of(out)):

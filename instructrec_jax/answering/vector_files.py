@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from instructrec_jax.answering import prediction_files
 from instructrec_jax.answering.output_formats import VECTOR, coded
 from instructrec_jax.answering.partial_files import Share
 from instructrec_jax.answering.prediction_files import (
@@ -22,6 +23,7 @@ from instructrec_jax.data.prompts import render
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.usual_columns import RecordMapper
 
+VECTOR_FORMATS = (".npy", ".parquet")
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -53,7 +55,7 @@ def write_vectors(
       BadExample (a ValueError): a row without text. Earlier windows are kept.
       ValueError: as `predict_file`; `skip` with .npy.
     """
-    check_out(source, out, (".npy", ".parquet"))
+    check_out(source, out, VECTOR_FORMATS)
     with_columns = out.suffix == ".parquet"
     if skip and not with_columns:
         raise ValueError(
@@ -76,7 +78,7 @@ def write_vectors(
         return records, [*rejected, *unusable, *unwritable]
 
     asked = asked | {"vectors": True, "skip": skip}
-    return process_file(answer, source, out, asked=asked, share=share, vectors=True)
+    return process_file(answer, source, out, asked=asked, share=share, window=prediction_files.WINDOW, vectors=True)
 
 
 def _encoded(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from letters import ASKED, TEXTS, asker, write_rows
+from letters import ASKED, TEXTS, Letters, asker, write_rows
 
 from instructrec_jax.answering import output_formats, partial_files, prediction_files
 from instructrec_jax.answering.prediction_files import Counts, predict_file, predict_stream
@@ -121,6 +121,49 @@ def test_a_bad_row_stops_by_default_and_is_listed_on_request(tmp_path: Path) -> 
     assert all(row["reason"] for row in rejected)
 
 
+def test_an_interruption_costs_a_window_and_a_smaller_one_where_text_is_generated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_files, "WRITING_WINDOW", 3)
+    monkeypatch.setattr(Letters, "writes", True)
+    source = write_rows(tmp_path / "in.csv", [*TEXTS[:10], "x"])
+    with pytest.raises(ValueError, match="has an x"):
+        predict_file(asker(), source, tmp_path / "out.jsonl", asked=ASKED)
+    assert len(read_jsonl(tmp_path / "out.jsonl.partial")) == 9
+
+
+def test_a_failure_in_the_first_window_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    source, out = write_rows(tmp_path / "in.csv", ["ab", "x"]), tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="has an x"):
+        predict_file(asker(), source, out, asked=ASKED)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+    predict_file(asker(), write_rows(source, ["ab", "abc"]), out, asked=ASKED)  # the same command, a mended input
+
+
+def test_files_of_others_are_not_written_over(tmp_path: Path) -> None:
+    source, out = write_rows(tmp_path / "in.csv", TEXTS), tmp_path / "out.jsonl"
+    for name in ("out.jsonl.partial", "out.rejected.jsonl"):
+        (tmp_path / name).write_text("somebody's", encoding="utf-8")
+        with pytest.raises(ValueError, match=name):
+            predict_file(asker(), source, out, asked=ASKED)
+        assert (tmp_path / name).read_text(encoding="utf-8") == "somebody's"
+        (tmp_path / name).unlink()
+
+
+def test_an_output_among_the_files_of_the_input_is_refused(tmp_path: Path) -> None:
+    """It would be read by the next call."""
+    source = write_rows(tmp_path / "in.csv", TEXTS)
+    for several, name in ((tmp_path, "out.jsonl"), (tmp_path / "*.csv", "out.csv"), (tmp_path / "*.jsonl", "out.csv")):
+        (tmp_path / "in.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+        with pytest.raises(ValueError, match="out.*--input"):
+            predict_file(asker(), several, tmp_path / name, asked=ASKED, skip=True)
+    predict_file(asker(), tmp_path / "*.csv", tmp_path / "out.jsonl", asked=ASKED)
+    for link in ("soft.csv", "hard.csv"):
+        (tmp_path / link).symlink_to(source) if link == "soft.csv" else (tmp_path / link).hardlink_to(source)
+        with pytest.raises(ValueError, match="input"):
+            predict_file(asker(), source, tmp_path / link, asked=ASKED)
+
+
 def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"in\.jsonl"):
@@ -203,7 +246,7 @@ def test_a_million_rows_in_flat_memory(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(prediction_files, "WINDOW", 4096)
     source = tmp_path / "in.jsonl"
     with open(source, "w", encoding="utf-8") as file:
-        file.writelines(f'{{"text": "a short text {number}"}}\n' for number in range(1_000_000))
+        file.writelines(f'{{"text": "a short row {number}"}}\n' for number in range(1_000_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert predict_file(asker(), source, tmp_path / "out.csv", asked=ASKED) == Counts(1_000_000, 0)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
