@@ -112,6 +112,10 @@ def _by_hand(environment: Mapping[str, str]) -> ProcessSettings | None:
     }
 
 
+def _is_pod(environment: Mapping[str, str]) -> bool:
+    return "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+
+
 def _on_a_tpu_machine(environment: Mapping[str, str]) -> bool:
     if environment.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu" or not installed("libtpu"):
         return False
@@ -152,8 +156,14 @@ def independent_share(environment: Mapping[str, str]) -> tuple[int, int]:
     process uses the devices of its machine, on which a launcher with several processes gives each the device of its
     number there. Call it before using any device.
 
-    Raises ValueError where only one of the variables is set, or a number is out of range.
+    Raises ValueError where only one of the variables is set, a number is out of range, or the hosts of a TPU pod are
+    not set apart.
     """
+    if _is_pod(environment) and _on_a_tpu_machine(environment) and "TPU_PROCESS_BOUNDS" not in environment:
+        raise ValueError(
+            "the hosts of a TPU pod share their devices: to give each its own, set TPU_PROCESS_BOUNDS=1,1,1 and the "
+            f"chips of a host, TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1 for four, beside {NUMBER} (0, 1, ...) and {COUNT}."
+        )
     local = None
     names = {name: environment[name] for name in (NUMBER, COUNT) if environment.get(name)}
     if len(names) == 1:

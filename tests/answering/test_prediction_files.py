@@ -7,7 +7,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -229,6 +229,22 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             predict_file(asker(), source, out, asked=ASKED)
     predict_file(asker(), source, out, asked=ASKED)
     assert read_jsonl(out) == expected()
+
+
+def test_a_full_disk_in_the_last_step_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = write_rows(tmp_path / "in.csv", TEXTS), tmp_path / "out.csv"
+
+    def full(answers: Path, file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(output_formats, "_write_csv", full)
+        with pytest.raises(OSError, match=r"space.*out\.csv"):
+            predict_file(asker(), source, out, asked=ASKED)
+    assert not out.exists() and len(read_jsonl(tmp_path / "out.csv.partial")) == 23
+    assert predict_file(asker(None), source, out, asked=ASKED) == Counts(23, 0)  # without answering again
+    assert len(open_rows(str(out))) == 23
 
 
 def test_stdin_to_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
