@@ -265,13 +265,16 @@ def is_temporary(name: str) -> bool:
     return re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", name) is not None
 
 
-def try_lock(file: IO[bytes] | IO[str]) -> bool:
+def try_lock(file: IO[bytes] | IO[str], *, shared: bool = False) -> bool:
     """Locks an open file until it is closed or the process dies; False if another process holds the lock.
+
+    Args:
+      shared: several processes may hold this lock at once, as to find out whether another one holds the other kind.
 
     Raises OSError if the file system has no locks.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -8,17 +8,22 @@
 
 For every task: labels and probabilities, numbers, tags, answers with their places, written texts, or the best items.
 The columns are those of the run's data; answers among them are ignored. The same command resumes after an interruption.
+Several processes (PROCESS_ID, NUM_PROCESSES; SLURM; Open MPI) share the rows and write a part of OUT each.
 """
 
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from instructrec_jax.answering.arguments import parse_with_settings, predict_parser
-from instructrec_jax.answering.prediction_files import line, predict_file, predict_stream
-from instructrec_jax.answering.vector_files import write_vectors
+from instructrec_jax.answering.output_formats import line
+from instructrec_jax.answering.partial_files import Share
+from instructrec_jax.answering.prediction_files import FORMATS, Counts, check_out, predict_file, predict_stream
+from instructrec_jax.answering.vector_files import VECTOR_FORMATS, write_vectors
+from instructrec_jax.distributed import launch
 from instructrec_jax.runs.config import main_guard
-from instructrec_jax.runs.run import Run, is_run, require_run
+from instructrec_jax.runs.run import Run, is_run, require_finished
 from instructrec_jax.runs.vectors import settings_of
 
 
@@ -28,36 +33,48 @@ def main(args: list[str]) -> None:
         raise ValueError("give --text TEXT or --input FILE (- for stdin).")
     if options.out is not None and options.input in (None, Path("-")):
         raise ValueError("--out needs --input FILE; for a text or stdin, redirect stdout.")
+    share = Share(*launch.independent_share(os.environ))
+    if share.count > 1 and options.out is None:
+        raise ValueError(
+            f"the environment starts {share.count} processes, which share rows only with --input and --out."
+        )
+    if options.out is not None:  # before the model is read
+        check_out(options.input, options.out, VECTOR_FORMATS if options.vectors else FORMATS)
     if options.vectors:
-        encode_file(options, rest)
-        return
-    require_run(options.path)
-    run = Run.open(options.path, rest, step=options.step)
-    if options.text is not None:
-        for record in run.predict(options.text, k=options.k).to_records():
-            sys.stdout.buffer.write(line(record))
-        return
-    asker = run.asker(options.k, many=True)
-    skip = options.on_bad_row == "skip"
-    if options.out is None:
-        counts = predict_stream(asker, options.input, sys.stdout.buffer, skip=skip)
+        counts = encode_file(options, rest, share)
     else:
-        weights = run.weights_identity()
-        asked = {"run": str(options.path.resolve()), "weights": weights, "k": options.k, "settings": rest}
-        counts = predict_file(asker, options.input, options.out, asked=asked, skip=skip)
-    where = "" if options.out is None else f" written: {options.out}"
-    print(f"{counts.answered:,} rows answered, {counts.rejected:,} rejected.{where}", file=sys.stderr)
+        require_finished(options.path, options.step)
+        run = Run.open(options.path, rest, step=options.step)
+        if options.text is not None:
+            for record in run.predict(options.text, k=options.k).to_records():
+                sys.stdout.buffer.write(line(record))
+            return
+        asker, skip = run.asker(options.k, many=True), options.on_bad_row == "skip"
+        if options.out is None:
+            counts = predict_stream(asker, options.input, sys.stdout.buffer, skip=skip)
+        else:
+            asked = identity(options, run, rest) | {"k": options.k}
+            counts = predict_file(asker, options.input, options.out, asked=asked, skip=skip, share=share)
+    where = "" if options.out is None else f" written: {share.file(options.out)}"
+    kind = "vectors" if options.vectors else "rows answered"
+    print(f"{counts.answered:,} {kind}, {counts.rejected:,} rejected.{where}", file=sys.stderr)
 
 
-def encode_file(options: Namespace, settings: list[str]) -> None:
+def encode_file(options: Namespace, settings: list[str], share: Share) -> Counts:
     """`--vectors`: of a run, or of a HuggingFace folder."""
     if options.input in (None, Path("-")) or options.out is None:
         raise ValueError("--vectors needs --input FILE and --out FILE.npy or FILE.parquet.")
-    of_run = is_run(options.path)
+    if of_run := is_run(options.path):
+        require_finished(options.path, options.step)
     run = Run.open(options.path, settings if of_run else settings_of(str(options.path)), step=options.step)
-    count = write_vectors(run.encode, run.mapper, options.input, options.out)
-    print(f"{count:,} vectors written: {options.out}", file=sys.stderr)
+    asked, skip = identity(options, run, settings), options.on_bad_row == "skip"
+    return write_vectors(run.encode, run.mapper, options.input, options.out, asked=asked, skip=skip, share=share)
+
+
+def identity(options: Namespace, run: Run, settings: list[str]) -> dict[str, object]:
+    """JSON that identifies what predicts, so that only the same resumes."""
+    return {"run": str(options.path.resolve()), "weights": run.weights_identity(), "settings": settings}
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(main, independent=True)

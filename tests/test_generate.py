@@ -105,9 +105,12 @@ def test_stop_texts_end_an_answer_and_are_not_in_it(model: LanguageModel) -> Non
     stop = whole.text[7:9]
     config = GenerationConfig(max_new_tokens=24, stop=("never there", stop))
     shown: list[str] = []
+    scored: list[float] = []
     for show in (None, shown.append):
         (answer,) = model.generate(["the yes"], config, raw=True, show=show)
         assert (answer.text, answer.finish) == (whole.text[: whole.text.index(stop)], "stop")
+        scored.append(answer.log_probability)  # of the tokens up to the stop text, however often it was looked for
+    assert whole.log_probability < scored[0] < 0 and scored[0] == pytest.approx(scored[1], abs=1e-4)
     assert "".join(shown) == answer.text
 
 

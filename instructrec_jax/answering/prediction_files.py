@@ -1,46 +1,37 @@
 """Predictions for files of any size: rows are read, answered and written in windows.
 
-While it runs, the answers are in OUT.partial (JSON lines) and what is done in OUT.partial.json. The same command
-resumes after the last window; windows have fixed rows, so the result does not depend on interruptions. The last step
-writes OUT in its own format.
+Windows have fixed rows, so the result does not depend on interruptions; see `partial_files`.
 """
 
-import csv
-import io
-import json
+import fnmatch
+import glob
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypedDict
+from typing import BinaryIO
 
 from tqdm import tqdm
 
-from instructrec_jax.answering.records import blocks
+from instructrec_jax.answering.output_formats import line, writable
+from instructrec_jax.answering.partial_files import Partial, Share, check_other_parts, index_of, paths, write_index
+from instructrec_jax.answering.records import blocks, stdin
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.rows import ChainedRows, find_files, open_rows
 from instructrec_jax.data.skipped import SkippedRow
-from instructrec_jax.files import explain, read_json, replacing, try_lock, write_json
 from instructrec_jax.parsing import json_lines
 from instructrec_jax.runs.predictions import Asker, joined
+from instructrec_jax.tasks.answers import Answer
 
-WINDOW = 4096  # rows read, answered and written together
-CHUNK = 16384  # rows of a row group in Parquet
+WINDOW = 4096  # rows read, answered and written together,
+WRITING_WINDOW = 256  # where text is generated, since an interruption costs a window
 Row = tuple[str, dict[str, object] | BadExample]  # (place, the row or what is wrong with it)
 FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
-
-
-class Done(TypedDict):
-    """OUT.partial.json: what was asked, and what is in the partial files."""
-
-    asked: dict[str, object]
-    rows: int
-    bytes: int
-    rejected: int
-    rejected_bytes: int
+ALONE = Share()
+# (rows, all columns of the file or None) -> (rows with answers, rows that cannot be answered)
+AnswerRows = Callable[[Iterable[Row], Sequence[str] | None], tuple[list[dict[str, object]], list[SkippedRow]]]
 
 
 @dataclass(frozen=True)
@@ -51,28 +42,68 @@ class Counts:
     rejected: int
 
 
-def predict_file(asker: Asker, source: Path, out: Path, *, asked: dict[str, object], skip: bool = False) -> Counts:
+def predict_file(
+    asker: Asker, source: Path, out: Path, *, asked: dict[str, object], skip: bool = False, share: Share = ALONE
+) -> Counts:
     """Answers the rows of a file; all their columns are kept beside the predictions.
 
     Args:
       out: .jsonl, .csv, .tsv or .parquet. It must not exist. In CSV and TSV, lists and objects are JSON texts.
       asked: JSON that identifies run and options; an interrupted call is resumed by one with the same.
       skip: list rows that cannot be answered in OUT.rejected.jsonl, with the reason; otherwise the first one stops.
+      share: the rows to answer, where several processes share them.
 
     Raises:
       BadExample (a ValueError): a row that cannot be answered. Earlier windows are kept.
       ValueError: OUT exists, has another ending, or belongs to the input; the input changed since an interruption.
     """
+
+    def answer(rows: Iterable[Row], columns: Sequence[str] | None) -> tuple[list[dict[str, object]], list[SkippedRow]]:
+        return answer_rows(asker, rows, columns, ending=out.suffix, skip=skip)
+
     check_out(source, out)
+    return process_file(answer, source, out, asked=asked | {"skip": skip}, share=share, window=_window(asker))
+
+
+def _window(asker: Asker) -> int:
+    return min(WINDOW, WRITING_WINDOW) if asker.task.writes else WINDOW
+
+
+def process_file(
+    answer: AnswerRows,
+    source: Path,
+    out: Path,
+    *,
+    asked: dict[str, object],
+    share: Share = ALONE,
+    window: int,
+    vectors: bool = False,
+) -> Counts:
+    """Writes what `answer` gives for the rows of a file; arguments and errors as of `predict_file`.
+
+    Args:
+      window: rows that are read, answered and written together.
+      vectors: see `output_formats.convert`.
+    """
     rows = open_rows(str(source))
     files = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in find_files(str(source))]
-    with Partial.open(out, asked | {"files": [list(file) for file in files], "skip": skip}) as partial:
-        for start in counted(range(partial.done["rows"], len(rows), WINDOW), partial.done["rows"], len(rows)):
-            block = range(start, min(start + WINDOW, len(rows)))
-            records, rejected = answer_rows(asker, file_rows(rows, block), rows.columns, skip=skip)
-            partial.add(records, rejected, block.stop)
-        partial.finish()
-        return Counts(partial.done["rows"] - partial.done["rejected"], partial.done["rejected"])
+    asked = asked | {"files": [list(file) for file in files], "part": [share.number, share.count], "window": window}
+    mine, several, target = share.rows(len(rows)), share.count > 1, share.file(out)
+    _check_apart(source, [target, *([paths(target)[2]] if asked.get("skip") else [])])
+    if several:
+        check_other_parts(out, share.count)
+    with Partial.open(target, asked) as partial:
+        if not partial.finished:
+            done = partial.done["rows"]
+            for start in counted(range(mine.start + done, mine.stop, window), mine.start + done, mine):
+                block = range(start, min(start + window, mine.stop))
+                records, rejected = answer(file_rows(rows, block), rows.columns)
+                partial.add(records, rejected, block.stop - mine.start)
+            partial.finish(keep_journal=several, vectors=vectors)
+        counts = Counts(partial.done["rows"] - partial.done["rejected"], partial.done["rejected"])
+    if several:
+        write_index(out, share.count)
+    return counts
 
 
 def predict_stream(asker: Asker, source: Path, out: BinaryIO, *, skip: bool = False) -> Counts:
@@ -82,10 +113,10 @@ def predict_stream(asker: Asker, source: Path, out: BinaryIO, *, skip: bool = Fa
     """
     columns = None
     if str(source) == "-":
-        found = blocks(_line_rows(sys.stdin.buffer), WINDOW, live=True)
+        found = blocks(_line_rows(stdin()), _window(asker), live=True)
     else:
         rows = open_rows(str(source))
-        columns, found = rows.columns, blocks(file_rows(rows, range(len(rows))), WINDOW)
+        columns, found = rows.columns, blocks(file_rows(rows, range(len(rows))), _window(asker))
     answered = rejected = 0
     for block in found:
         records, bad = answer_rows(asker, block, columns, skip=skip)
@@ -105,37 +136,81 @@ def _line_rows(lines: Iterable[bytes]) -> Iterator[Row]:
 
 
 def check_out(source: Path, out: Path, formats: Sequence[str] = FORMATS) -> None:
+    """Raises ValueError for an input that is missing, or an output that exists or has another ending."""
+    find_files(str(source))
     if out.suffix not in formats:
         raise ValueError(f"--out {out} should end with {', '.join(formats[:-1])} or {formats[-1]}.")
-    if out.exists():
-        same = " (it is the input)" if source.exists() and out.samefile(source) else ""
-        raise ValueError(f"{out} exists already{same}: choose another --out.")
+    for path in (out, index_of(out)):
+        if path.exists():
+            same = " (it is the input)" if source.exists() and path.samefile(source) else ""
+            raise ValueError(f"{path} exists already{same}: choose another --out.")
+
+
+def _check_apart(source: Path, outputs: Sequence[Path]) -> None:
+    """Raises ValueError for an output that would be among the input's files."""
+    for out in outputs:
+        inside = source.is_dir() and out.parent.exists() and out.parent.samefile(source)
+        named = glob.has_magic(str(source)) and fnmatch.fnmatch(os.path.abspath(out), os.path.abspath(source))
+        if inside or named:
+            raise ValueError(f"{out} would be one of the files of --input {source}: choose another folder.")
 
 
 def answer_rows(
-    asker: Asker, rows: Iterable[Row], columns: Sequence[str] | None = None, *, skip: bool = False
+    asker: Asker,
+    rows: Iterable[Row],
+    columns: Sequence[str] | None = None,
+    *,
+    ending: str = ".jsonl",
+    skip: bool = False,
 ) -> tuple[list[dict[str, object]], list[SkippedRow]]:
     """(the rows with their predictions, the rows that cannot be answered), each in the order of the rows.
 
     Args:
       columns: all columns of the file, where rows hold a part of them.
+      ending: of the output, see `output_formats.writable`.
     """
-    kept: list[dict[str, object]] = []
+    kept: list[tuple[str, dict[str, object]]] = []
     examples: list[Example] = []
-    rejected: list[SkippedRow] = []
+
+    def read(where: str, row: dict[str, object]) -> None:
+        examples.append(asker.example(row, where, columns))
+        kept.append((where, row))
+
+    rejected = each_row(read, rows, skip=skip)
+    answers, unusable = asker.answers(examples, skip=skip)
+    records, unwritable = joined_rows(kept, answers, ending, skip=skip)
+    return records, [*rejected, *unusable, *unwritable]
+
+
+def each_row(read: Callable[[str, dict[str, object]], None], rows: Iterable[Row], *, skip: bool) -> list[SkippedRow]:
+    """Calls read(place, row) for each row; returns the rows where it raises BadExample if `skip`, else raises."""
+    rejected = []
     for where, row in rows:
         try:
             if isinstance(row, BadExample):
-                raise row.at(where)
-            examples.append(asker.example(row, where, columns))
-            kept.append(row)
+                raise row
+            read(where, row)
         except BadExample as error:
             if not skip:
-                raise
+                raise error.at(where) from None
             rejected.append(SkippedRow(where, error.field, error.reason, error.detail))
-    answers, unusable = asker.answers(examples, skip=skip)
-    records = [joined(row, answer) for row, answer in zip(kept, answers, strict=True) if answer is not None]
-    return records, [*rejected, *unusable]
+    return rejected
+
+
+def joined_rows(
+    rows: Sequence[tuple[str, dict[str, object]]], answers: Sequence[Answer | None], ending: str, *, skip: bool
+) -> tuple[list[dict[str, object]], list[SkippedRow]]:
+    """(the rows with their answers, the rows that cannot be written); rows without an answer are left out."""
+    records = []
+    answered = [
+        (where, joined(row, said)) for (where, row), said in zip(rows, answers, strict=True) if said is not None
+    ]
+
+    def keep(_: str, record: dict[str, object]) -> None:
+        records.append(writable(record, ending))
+
+    rejected = each_row(keep, answered, skip=skip)
+    return records, rejected
 
 
 def file_rows(rows: ChainedRows, block: range) -> Iterator[Row]:
@@ -146,166 +221,26 @@ def file_rows(rows: ChainedRows, block: range) -> Iterator[Row]:
             yield rows.where(index), error
 
 
-def counted(blocks: Iterable[int], done: int, total: int) -> Iterator[int]:
-    """`blocks` with a progress bar over rows or, away from a terminal, a line every ten seconds."""
+def counted(blocks: Iterable[int], done: int, rows: range) -> Iterator[int]:
+    """`blocks` (first rows) with a progress bar over `rows` or, away from a terminal, a line every ten seconds.
+
+    Args:
+      done: the first row that is not done.
+    """
+    total, done = len(rows), done - rows.start
     if sys.stderr.isatty():
         with tqdm(total=total, initial=done, unit=" rows") as bar:
             for block in blocks:
-                bar.update(block - bar.n)
+                bar.update(block - rows.start - bar.n)
                 yield block
             bar.update(total - bar.n)
         return
     began = told = time.monotonic()
-    first = done
     for block in blocks:
-        if block > first and time.monotonic() - told >= 10:
+        now = block - rows.start
+        if now > done and time.monotonic() - told >= 10:
             told = time.monotonic()
-            rate = (block - first) / (told - began)
-            left = (total - block) / rate
-            print(f"{block:,} of {total:,} rows, {rate:,.0f} rows/s, {left:,.0f} s left", file=sys.stderr)
+            rate = (now - done) / (told - began)
+            left = (total - now) / rate
+            print(f"{now:,} of {total:,} rows, {rate:,.0f} rows/s, {left:,.0f} s left", file=sys.stderr)
         yield block
-
-
-@dataclass
-class Partial:
-    """The files of an unfinished output."""
-
-    out: Path
-    done: Done
-
-    @staticmethod
-    def paths(out: Path) -> tuple[Path, Path, Path, Path]:
-        """(answers, what is done, rejected rows, lock)"""
-        return (
-            out.with_name(f"{out.name}.partial"),
-            out.with_name(f"{out.name}.partial.json"),
-            out.with_suffix(".rejected.jsonl"),
-            out.with_name(f".{out.name}.lock"),
-        )
-
-    @classmethod
-    @contextmanager
-    def open(cls, out: Path, asked: dict[str, object]) -> Iterator["Partial"]:
-        """New files, or those of an interrupted call, cut back to its last window."""
-        answers, journal, rejected, lock = cls.paths(out)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with open(lock, "a+b") as held:
-                if not try_lock(held):
-                    raise ValueError(f"another process writes {out} at the moment: choose another --out.")
-                yield cls(out, cls._begun(answers, journal, rejected, asked))
-                lock.unlink(missing_ok=True)
-        except OSError as error:
-            explain(error, out)
-
-    @staticmethod
-    def _begun(answers: Path, journal: Path, rejected: Path, asked: dict[str, object]) -> Done:
-        if journal.exists() and answers.exists():  # without answers, the output was finished or the file removed
-            done = read_json(journal, Done)
-            if done["asked"] != json.loads(json.dumps(asked)):
-                raise ValueError(
-                    f"{answers} is of another call (another run, input or options, or the input changed since): remove "
-                    f"it and {journal.name} to begin again, or choose another --out."
-                )
-            print(f"resuming after {done['rows']:,} rows", file=sys.stderr)
-        else:
-            if rejected.exists():
-                raise ValueError(f"{rejected} exists already: remove it, or choose another --out.")
-            done = Done(asked=asked, rows=0, bytes=0, rejected=0, rejected_bytes=0)
-        for path, size in ((answers, done["bytes"]), (rejected, done["rejected_bytes"])):
-            if size or path.exists():
-                os.truncate(path, size)
-        return done
-
-    def add(self, records: Sequence[dict[str, object]], rejected: Sequence[SkippedRow], rows: int) -> None:
-        """Appends a window's answers; `rows`: rows of the input read so far."""
-        answers, journal, listed, _ = self.paths(self.out)
-        size = _append(answers, records)
-        rejected_size = _append(listed, [asdict(row) for row in rejected]) if rejected else self.done["rejected_bytes"]
-        self.done["bytes"], self.done["rejected_bytes"] = size, rejected_size
-        self.done["rows"], self.done["rejected"] = rows, self.done["rejected"] + len(rejected)
-        write_json(journal, self.done)
-
-    def finish(self) -> None:
-        """Writes the output in its own format, and removes the partial files."""
-        answers, journal, _, _ = self.paths(self.out)
-        if not answers.exists():
-            _append(answers, [])
-        if self.out.suffix == ".jsonl":
-            os.replace(answers, self.out)
-        else:
-            convert(answers, self.out)
-            answers.unlink()
-        journal.unlink(missing_ok=True)
-
-
-def _append(path: Path, records: Iterable[dict[str, object]]) -> int:
-    """Appends lines, forced to disk; returns the file's size. After an error the journal still has the old size."""
-    with open(path, "ab") as file:
-        for record in records:
-            file.write(line(record))
-        file.flush()
-        os.fsync(file.fileno())
-        return file.tell()
-
-
-def line(record: dict[str, object]) -> bytes:
-    """A record as a line of JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"
-
-
-# ---------------------------------------------------------------- formats
-
-
-def convert(answers: Path, out: Path) -> None:
-    """JSON lines -> CSV, TSV or Parquet, in constant memory."""
-    with replacing(out) as file:
-        if out.suffix == ".parquet":
-            _write_parquet(answers, file)
-        else:
-            _write_table(answers, file, "\t" if out.suffix == ".tsv" else ",")
-
-
-def _read(answers: Path) -> Iterator[dict[str, object]]:
-    with open(answers, "rb") as file:
-        for each in file:
-            yield json.loads(each)
-
-
-def _write_table(answers: Path, file: BinaryIO, delimiter: str) -> None:
-    columns = list(dict.fromkeys(name for record in _read(answers) for name in record))
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    table = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-    table.writerow(columns)
-    for record in _read(answers):
-        table.writerow([_cell(record.get(name)) for name in columns])
-    text.detach()
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
-    return "" if value is None else value
-
-
-def _write_parquet(answers: Path, file: object) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def chunks() -> Iterator[list[dict[str, object]]]:
-        chunk: list[dict[str, object]] = []
-        for record in _read(answers):
-            chunk.append(record)
-            if len(chunk) == CHUNK:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
-
-    schema = pa.schema([])
-    for chunk in chunks():
-        found = pa.Table.from_pylist(chunk).schema
-        schema = pa.unify_schemas([schema, found], promote_options="permissive")
-    with pq.ParquetWriter(file, schema) as writer:
-        for chunk in chunks():
-            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))

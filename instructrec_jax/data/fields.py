@@ -359,7 +359,7 @@ def _missing(name: str, column: str, there: list[str]) -> BadExample:
     close = suggest(column, [str(c) for c in there])
     fixed = f' A fixed text needs an equals sign, fields.{name}: "={column}".' if " " in column else ""
     shown = advice_on(there) if name == column else ""
-    advice = f"Name the right one in fields.{name}{shown and ', '}{shown}.{fixed}"
+    advice = f"Name the right one in fields.{name}{shown and ', '}{shown}, or rename the column.{fixed}"
     detail = f"no column {column!r}; the record has {names or 'no columns'}.{close} {advice}"
     return BadExample(name, "missing column", detail)
 

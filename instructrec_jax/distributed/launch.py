@@ -112,6 +112,10 @@ def _by_hand(environment: Mapping[str, str]) -> ProcessSettings | None:
     }
 
 
+def _is_pod(environment: Mapping[str, str]) -> bool:
+    return "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+
+
 def _on_a_tpu_machine(environment: Mapping[str, str]) -> bool:
     if environment.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu" or not installed("libtpu"):
         return False
@@ -143,6 +147,38 @@ def initialize() -> None:
         ) from error
     if not is_first():
         logging.getLogger("instructrec_jax").setLevel(logging.ERROR)  # the first one warns for all
+
+
+def independent_share(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(number from 0, count) of this process, of a verb whose processes share rows and need no connection.
+
+    By PROCESS_ID and NUM_PROCESSES (COORDINATOR_ADDRESS is not needed), else as Open MPI or SLURM numbers them; each
+    process uses the devices of its machine, on which a launcher with several processes gives each the device of its
+    number there. Call it before using any device.
+
+    Raises ValueError where only one of the variables is set, a number is out of range, or the hosts of a TPU pod are
+    not set apart.
+    """
+    if _is_pod(environment) and _on_a_tpu_machine(environment) and "TPU_PROCESS_BOUNDS" not in environment:
+        raise ValueError(
+            "the hosts of a TPU pod share their devices: to give each its own, set TPU_PROCESS_BOUNDS=1,1,1 and the "
+            f"chips of a host, TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1 for four, beside {NUMBER} (0, 1, ...) and {COUNT}."
+        )
+    local = None
+    names = {name: environment[name] for name in (NUMBER, COUNT) if environment.get(name)}
+    if len(names) == 1:
+        raise ValueError(f"{next(iter(names))} is set alone: set {NUMBER} (0, 1, ...) and {COUNT}, or neither.")
+    for launcher, needed in (("Open MPI", RANKS["Open MPI"][:2]), ("SLURM", SLURM)):
+        if not names and all(environment.get(name) for name in needed):
+            number, count, of_machine = RANKS[launcher]
+            names, local = {NUMBER: environment[number], COUNT: environment[count]}, environment.get(of_machine)
+    settings = _by_hand({ADDRESS: "localhost:0", **names}) if names else None
+    if settings is None:
+        return 0, 1
+    if local is not None:
+        jax.config.update("jax_cuda_visible_devices", local)
+        jax.config.update("jax_rocm_visible_devices", local)
+    return settings["process_id"], settings["num_processes"]
 
 
 def refuse_others(verb: str) -> None:

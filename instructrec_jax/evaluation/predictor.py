@@ -23,7 +23,7 @@ from instructrec_jax.data.packing import Plan, fit
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
 from instructrec_jax.inference.generation_config import GenerationConfig
-from instructrec_jax.inference.writer import open_writer
+from instructrec_jax.inference.writer import Generated, open_writer
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.prediction import Predict, Run
 from instructrec_jax.training.step import make_predict_step
@@ -116,9 +116,9 @@ def predictor(
         if not task.writes:
             return predict
 
-        def write(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[str]:
+        def write(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[Generated]:
             names = [f"prompt {number + 1}" for number in range(len(prompts))]
-            return [answer.text for answer in writer().write(params, prompts, names, config)]
+            return writer().write(params, prompts, names, config)
 
         return replace(predict, write=write)
 

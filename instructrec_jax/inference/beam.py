@@ -41,8 +41,10 @@ class BeamSearch:
         )
         return State(cache, arrays | {name: repeat(arrays[name]) for name in ("position", "seen") if name in arrays} | {
             "tokens": tokens,
+            "log_probs": jnp.zeros(tokens.shape),
             "scores": scores,
             "finished_tokens": tokens,
+            "finished_log_probs": jnp.zeros(tokens.shape),
             "finished_lengths": jnp.zeros((prompts, beams), jnp.int32),
             "finished_scores": jnp.full((prompts, beams), NEVER, jnp.float32),
             "finished": jnp.zeros((prompts, beams), bool),
@@ -55,20 +57,26 @@ class BeamSearch:
         step, vocab = arrays["count"], logits.shape[-1]
         weight = (step + 1).astype(jnp.float32) ** arrays["length_penalty"]  # of an answer that the chosen token ends
         logits = logits if len(logits) == prompts * beams else jnp.repeat(logits, beams, axis=0)
-        log_probs = adjust(jax.nn.log_softmax(logits), arrays, self.rules)
-        totals = (log_probs.reshape(prompts, beams, vocab) + arrays["scores"][..., None]).reshape(prompts, -1)
+        own = jax.nn.log_softmax(logits)
+        totals = (adjust(own, arrays, self.rules).reshape(prompts, beams, vocab) + arrays["scores"][..., None]).reshape(
+            prompts, -1
+        )
 
         # enough candidates that `beams` of them continue even if every beam ranks all end tokens highest
         candidates = min(max(2, 1 + len(self.rules.eos)) * beams, totals.shape[-1])
         totals, index = jax.lax.top_k(totals, candidates)
         parent, chosen = index // vocab, (index % vocab).astype(jnp.int32)
         tokens = jax.lax.dynamic_update_slice(_pick(arrays["tokens"], parent), chosen[..., None], (0, 0, step))
+        likelihoods = jnp.take_along_axis(own.reshape(prompts, -1), index, axis=1)
+        before = _pick(arrays["log_probs"], parent)
+        log_probs = jax.lax.dynamic_update_slice(before, likelihoods[..., None], (0, 0, step))
         ends = jnp.isin(chosen, jnp.array(self.rules.eos, jnp.int32)) | (step + 1 >= arrays["limit"])
 
         # running answers
         scores, going = jax.lax.top_k(totals + ends * NEVER, beams)
         parent, last = _pick(parent, going), _pick(chosen, going)
-        running = {"tokens": _pick(tokens, going), "scores": scores, "last": last.reshape(-1)}
+        running = {name: _pick(each, going) for name, each in (("tokens", tokens), ("log_probs", log_probs))}
+        running |= {"scores": scores, "last": last.reshape(-1)}
 
         # ended answers: only those among the best `beams` candidates count
         ending = ends & (jnp.arange(candidates) < beams)
@@ -90,14 +98,16 @@ class BeamSearch:
             "finished": finished,
             "finished_scores": finished_scores,
             "finished_tokens": merge(arrays["finished_tokens"], tokens),
+            "finished_log_probs": merge(arrays["finished_log_probs"], log_probs),
             "finished_lengths": merge(arrays["finished_lengths"], lengths),
             "done": arrays["done"] | ~improvable.any(-1),
             "count": step + 1,
         })  # fmt: skip
 
-    def answers(self, state: State) -> tuple[jax.Array, jax.Array]:
-        """The best answer of each prompt: int32 (tokens [prompts, room], token counts [prompts])."""
-        return state.arrays["finished_tokens"][:, 0], state.arrays["finished_lengths"][:, 0]
+    def answers(self, state: State) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of the best answer of each prompt."""
+        arrays = state.arrays
+        return arrays["finished_tokens"][:, 0], arrays["finished_lengths"][:, 0], arrays["finished_log_probs"][:, 0]
 
 
 def _reorder(cache: DecoderCache, rows: jax.Array) -> DecoderCache:

@@ -6,7 +6,7 @@ mesh's data axes. A `Sampling` or a `BeamSearch` chooses the next token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, Protocol, TypeGuard, TypeVar, runtime_checkable
 
@@ -52,19 +52,23 @@ class Search(Protocol):
     def advance(self, state: State, logits: jax.Array) -> State:
         """Chooses the next token from logits float32 [rows, vocab]."""
 
-    def answers(self, state: State) -> tuple[jax.Array, jax.Array]:
-        """int32 (tokens [prompts, room], token counts [prompts])."""
+    def answers(self, state: State) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """int32 tokens [prompts, room], int32 token counts [prompts], and the tokens' float32 log-probabilities."""
 
 
 @dataclass(frozen=True)
 class Answer:
     """The tokens of an answer, including the end-of-sequence token.
 
-    `finish` is the reason why it ended: "eos", "stop" (a stop sequence) or "length" (max_new_tokens).
+    Attributes:
+      finish: the reason why it ended: "eos", "stop" (a stop sequence) or "length" (max_new_tokens).
+      log_probs: the network's log-probability of each token, given the prompt and the tokens before it: of its own
+        softmax, before temperature, penalties and forced or suppressed tokens.
     """
 
     tokens: list[int]
     finish: str
+    log_probs: list[float] = field(default_factory=list, compare=False)
 
 
 @dataclass(frozen=True)
@@ -289,7 +293,8 @@ class Decoder(Generic[Network]):
             stopped: set[int] = set()
             count = 1
             while True:
-                tokens, lengths, done = (fetch(x) for x in (*programs.search.answers(state), state.arrays["done"]))
+                found, done = programs.search.answers(state), fetch(state.arrays["done"])
+                tokens, lengths, log_probs = (fetch(x) for x in found)
                 if stops is not None:
                     for row, number in enumerate(numbers):
                         if row not in stopped and stops(int(number), tokens[row, : lengths[row]].tolist()):
@@ -308,9 +313,9 @@ class Decoder(Generic[Network]):
                 count = min(limit, limit if every is None else count + every)
                 state = programs.decode(params, state, np.int32(count))
             for row, number in enumerate(numbers):
-                found = tokens[row, : lengths[row]].tolist()
-                finish = "eos" if found[-1] in self.rules.eos else "length"
-                yield int(number), Answer(found, "stop" if row in stopped else finish)
+                written = tokens[row, : lengths[row]].tolist()
+                finish = "stop" if row in stopped else "eos" if written[-1] in self.rules.eos else "length"
+                yield int(number), Answer(written, finish, log_probs[row, : lengths[row]].tolist())
 
 
 def _has_encoded(cache: DecoderCache) -> TypeGuard[EncoderDecoderCache]:

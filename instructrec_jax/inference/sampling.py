@@ -84,6 +84,11 @@ def adjust(scores: jax.Array, arrays: Mapping[str, jax.Array], rules: TokenRules
     return scores
 
 
+def log_likelihood(logits: jax.Array, chosen: jax.Array) -> jax.Array:
+    """float32 [rows]: the network's log-probability of the chosen tokens, int32 [rows], before penalties and rules."""
+    return jnp.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+
+
 def warp(scores: jax.Array, structure: GenerationConfig, scalars: Mapping[str, Scalar]) -> jax.Array:
     """Logits of the sampling distribution.
 
@@ -127,7 +132,8 @@ class Sampling:
     def begin(self, state: State, room: int) -> State:
         rows = len(state.arrays["done"])
         tokens = jnp.full((rows, room), self.rules.pad, jnp.int32)
-        return State(state.cache, state.arrays | {"tokens": tokens, "lengths": jnp.zeros(rows, jnp.int32)})
+        new = {"tokens": tokens, "log_probs": jnp.zeros((rows, room)), "lengths": jnp.zeros(rows, jnp.int32)}
+        return State(state.cache, state.arrays | new)
 
     def advance(self, state: State, logits: jax.Array) -> State:
         """Chooses the next token of every row that is not done."""
@@ -140,9 +146,11 @@ class Sampling:
             chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         done = arrays["done"]
         chosen = jnp.where(done, self.rules.pad, chosen)
+        likelihood = log_likelihood(logits, chosen)
         new = {
             "last": chosen,
             "tokens": jax.lax.dynamic_update_slice(arrays["tokens"], chosen[:, None], (0, arrays["count"])),
+            "log_probs": jax.lax.dynamic_update_slice(arrays["log_probs"], likelihood[:, None], (0, arrays["count"])),
             "lengths": arrays["lengths"] + ~done,
             "done": done | jnp.isin(chosen, jnp.array(self.rules.eos, jnp.int32)),
             "count": arrays["count"] + 1,
@@ -151,6 +159,5 @@ class Sampling:
             new["seen"] = arrays["seen"].at[jnp.arange(len(chosen)), chosen].set(True)
         return State(state.cache, arrays | new)
 
-    def answers(self, state: State) -> tuple[jax.Array, jax.Array]:
-        """int32 (tokens [rows, room], token counts [rows])."""
-        return state.arrays["tokens"], state.arrays["lengths"]
+    def answers(self, state: State) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return state.arrays["tokens"], state.arrays["lengths"], state.arrays["log_probs"]

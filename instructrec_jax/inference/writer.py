@@ -1,5 +1,6 @@
 """From tokenized prompts to answers as text."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,17 @@ LOOK_EVERY = 8  # tokens between two searches for stop sequences
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer's text, and the reason why it ended: "eos", "stop" (a stop sequence) or "length" (max_new_tokens)."""
+    """An answer's text.
+
+    Attributes:
+      finish: the reason why it ended: "eos", "stop" (a stop sequence) or "length" (max_new_tokens).
+      log_probability: Σ log p of the written tokens with the end token or stop sequence, given the prompt (nats); log p
+        as in `decoding.Answer`. Without an end token where finish is "length".
+    """
 
     text: str
     finish: str
+    log_probability: float
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,20 @@ class Writer(Generic[Network]):
 
         stream = TextStream(text, config.stop)
 
+        def stops(ids: list[int]) -> bool:
+            return bool(stop_ids & set(ids)) or (bool(config.stop) and cut_at_stop(text(ids), config.stop)[1])
+
         def look(number: int, ids: list[int]) -> bool:
             if show is not None and (piece := stream.update(ids)):
                 show(piece)
-            return bool(stop_ids & set(ids)) or (bool(config.stop) and cut_at_stop(text(ids), config.stop)[1])
+            return stops(ids)
+
+        def generated(answer: Answer) -> Generated:
+            end = len(answer.tokens)
+            if answer.finish == "stop":  # the tokens behind the stop sequence were written before it was looked for
+                end = next(n for n in range(1, end + 1) if stops(answer.tokens[:n]))
+            written = cut_at_stop(text(answer.tokens), config.stop)[0]
+            return Generated(written, answer.finish, math.fsum(answer.log_probs[:end]))
 
         watched = bool(config.stop) or show is not None
         answers = self.decoder.answer(
@@ -84,8 +102,7 @@ class Writer(Generic[Network]):
         found: dict[int, Answer] = dict(tqdm(answers, total=len(prompts), disable=None if progress else True))
         if show is not None:
             show(stream.update(found[0].tokens, final=True))
-        ordered = [found[number] for number in range(len(prompts))]
-        return [Generated(cut_at_stop(text(answer.tokens), config.stop)[0], answer.finish) for answer in ordered]
+        return [generated(found[number]) for number in range(len(prompts))]
 
 
 class WritingContext(Protocol):

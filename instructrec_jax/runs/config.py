@@ -1,7 +1,9 @@
 """The settings of every verb: one tree, made of the config dataclasses of the packages."""
 
 import dataclasses
+import os
 import re
+import signal
 import sys
 import typing
 import warnings
@@ -308,11 +310,20 @@ def _check_nulls(config: object, prefix: str = "") -> None:
             _check_nulls(below, name + ".")
 
 
-def main_guard(main: Callable[[list[str]], object], *, processes: bool = False) -> None:
+def _end_stdout() -> None:
+    """Flushes stdout; if that fails, what is left goes nowhere, because Python flushes it once more and complains."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main_guard(main: Callable[[list[str]], object], *, processes: bool = False, independent: bool = False) -> None:
     """Runs a verb with the command line's arguments; an error that users can fix prints one paragraph, no traceback.
 
     Args:
       processes: whether the verb can run in several processes; it then joins those that the environment names.
+      independent: whether the verb runs in several processes without joining them.
     """
     keep_freed_memory()
     # print warnings without the source line that raised them
@@ -320,12 +331,17 @@ def main_guard(main: Callable[[list[str]], object], *, processes: bool = False) 
     try:
         if processes:
             launch.initialize()
-        else:
+        elif not independent:
             launch.refuse_others(Path(sys.argv[0]).stem)
         with launch.guard():
             main(sys.argv[1:])
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of stdout has seen enough, as `head`
+        _end_stdout()
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
+        _end_stdout()
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -231,18 +231,30 @@ class RunLock:
 
 def held(run_dir: Path) -> str:
     """The error message for a run directory that another process has locked."""
+    return f"{run_dir} is in use by {_holder(run_dir)}. Wait for it, stop it, or choose another run_dir."
+
+
+def check_not_training(run_dir: Path) -> None:
+    """Raises ValueError for a run whose training has not ended, because its best checkpoint may change."""
+    if _is_held(run_dir):
+        raise ValueError(
+            f"{run_dir} is still training ({_holder(run_dir)}), and its best checkpoint may change: wait for it, or "
+            "choose a checkpoint with --step."
+        )
+
+
+def _holder(run_dir: Path) -> str:
     try:
         holder = read_json(run_dir / ".lock", Holder)
-        who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (ValueError, OSError):
-        who = "another process"
-    return f"{run_dir} is in use by {who}. Wait for it, stop it, or choose another run_dir."
+        return "another process"
 
 
 def _is_held(run_dir: Path) -> bool:
     try:
         with open(run_dir / ".lock", "rb") as file:
-            return not try_lock(file)
+            return not try_lock(file, shared=True)
     except OSError:
         return False
 

@@ -5,6 +5,7 @@ evaluation would write for it, since both come from `Task.answers`.
 """
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Record = str | Mapping[str, object] | Example
 INPUTS = ("instruction", "input", "messages", "system", "tools", "candidates", "history")
 DROPPED = "text too long"
+HINT = "Correct the row; `predict --on_bad_row skip` leaves such rows out and lists them."
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +109,11 @@ def only_column(own: FieldsConfig) -> str:
     return columns.pop()
 
 
+def _of_row(detail: str) -> str:
+    """An error's detail without the number that the example has only here."""
+    return re.sub(r"\bexample ('?)\d+\1(?!\w)", "the row", detail)
+
+
 @dataclass(frozen=True)
 class Asker:
     """Answers rows with a run's task.
@@ -150,7 +157,11 @@ class Asker:
         Raises BadExample for an example that the task cannot use, unless `skip`.
         """
         numbered = [replace(example, id=str(number)) for number, example in enumerate(examples)]
-        encoded, skipped = encode_usable(self.task, numbered, "skip" if skip else "error")
+        try:
+            encoded, skipped = encode_usable(self.task, numbered, "skip" if skip else "error", HINT)
+        except BadExample as error:
+            raise BadExample(error.field, error.reason, _of_row(error.detail), error.where) from None
+        skipped = [replace(row, detail=_of_row(row.detail)) for row in skipped]
         encoded = [e for e in encoded if e.example.id.isdecimal()]  # not the earlier turns of a conversation
         found: list[Answer | None] = [None] * len(examples)
         for own, said in zip(pieces(encoded), self._answers(encoded), strict=True):

@@ -29,7 +29,7 @@ from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.item_vectors import item_vectors
 from instructrec_jax.runs.config import DEFAULT, Config, parse
 from instructrec_jax.runs.data import RunData, buckets
-from instructrec_jax.runs.directory import is_run_dir
+from instructrec_jax.runs.directory import check_not_training, is_run_dir
 from instructrec_jax.runs.model import (
     SplitModel,
     backbone_folder,
@@ -70,6 +70,13 @@ def require_run(path: str | Path) -> None:
     """Raises ValueError for a path that is not a run directory."""
     if not is_run(path):
         raise ValueError(f"{path} is not a run directory: it has no config.yaml.")
+
+
+def require_finished(path: str | Path, step: int | None) -> None:
+    """Raises ValueError for a path that is not a run directory, or a run in training without a checkpoint's `step`."""
+    require_run(path)
+    if step is None:
+        check_not_training(Path(path))
 
 
 def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path | None = DEFAULT) -> Config:
@@ -263,8 +270,8 @@ class Run:
         return _with_known_items(predict, ranking, self.path / "item_vectors", self.weights_identity())
 
     def weights_identity(self) -> dict[str, object]:
-        """JSON that identifies a run's weights, as the cache key of item vectors."""
-        folder = self.path / "checkpoints" / str(self.checkpoint)
+        """JSON that identifies the weights of a run or folder, as the cache key of item vectors."""
+        folder = self.path / "checkpoints" / str(self.checkpoint) if self.trained else self.folder
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         return {
             "checkpoint": [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],

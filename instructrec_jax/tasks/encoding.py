@@ -8,15 +8,17 @@ from instructrec_jax.data.skipped import OnBadExample, SkippedRow
 from instructrec_jax.tasks.base import Encoded, Task
 
 REASON = "unusable for the task"
+HINT = "Correct the row, or set data.on_bad_example to skip, to skip and list such rows."
 
 
 def encode_usable(
-    task: Task, examples: Sequence[Example], on_bad_example: OnBadExample
+    task: Task, examples: Sequence[Example], on_bad_example: OnBadExample, hint: str = HINT
 ) -> tuple[list[Encoded], list[SkippedRow]]:
     """(encoded examples, skipped rows). Finds unusable examples by bisection.
 
     Args:
       on_bad_example: `error` raises at the first unusable example, `skip` leaves them out and lists them.
+      hint: the remedy in that error.
 
     Raises:
       BadExample: an unusable example, with file and line.
@@ -38,7 +40,6 @@ def encode_usable(
             raise first
         if on_bad_example == "error":
             found = bad[min(bad)]
-            hint = "Correct the row, or set data.on_bad_example to skip, to skip and list such rows."
             raise BadExample(found.field, found.reason, f"{found.detail} {hint}", found.where) from first
         for _, found in sorted(bad.items()):
             skipped.append(SkippedRow(found.where, found.field, found.reason, found.detail))

@@ -8,9 +8,10 @@ import numpy as np
 
 from instructrec_jax.data.batch import Text
 from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.inference.writer import Generated
 
 
-def _no_words(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[str]:
+def _no_words(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[Generated]:
     raise TypeError("this task does not write text: see `Task.writes`.")
 
 
@@ -26,7 +27,7 @@ class Predict:
     """
 
     run: "Run"
-    write: Callable[[Sequence[np.ndarray], GenerationConfig], list[str]] = _no_words
+    write: Callable[[Sequence[np.ndarray], GenerationConfig], list[Generated]] = _no_words
     subtasks: Mapping[str, "Predict"] = field(default_factory=dict)
     known: dict[int, tuple[Text, np.ndarray]] | None = None
 

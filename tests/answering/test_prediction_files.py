@@ -1,75 +1,30 @@
 """Predictions for files: formats, interruptions, bad rows. The task counts letters, so no network is needed."""
 
-import csv
 import io
 import json
 import os
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from letters import ASKED, TEXTS, Letters, asker, write_rows
 
-from instructrec_jax.answering import prediction_files
+from instructrec_jax.answering import output_formats, partial_files, prediction_files
 from instructrec_jax.answering.prediction_files import Counts, predict_file, predict_stream
 from instructrec_jax.data.batch import Text
-from instructrec_jax.data.example import Example
-from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.rows import open_rows
 from instructrec_jax.files import read_jsonl, try_lock
-from instructrec_jax.runs.predictions import Asker
-from instructrec_jax.tasks.answers import LabelAnswer
-from instructrec_jax.tasks.base import Encoded, Task, TaskContext
-from instructrec_jax.tasks.prediction import Predict
-
-ASKED: dict[str, object] = {"run": "a"}
-
-
-class Letters(Task):
-    """Answers with the number of letters; knows no text with an x, and drops texts with a z."""
-
-    def __init__(self) -> None:
-        self.context = TaskContext(None, 64, truncate="drop")
-
-    def unanswered(self, example: Example) -> Example:
-        return replace(example, output="0")
-
-    def encode(self, examples: Sequence[Example]) -> list[Encoded[Any]]:
-        for number, example in enumerate(examples):
-            if "x" in example.instruction:
-                raise ValueError(f"example {example.id or number!r} has an x.")
-        return [Encoded(Text(np.zeros(1, np.int32)), None, e) for e in examples if "z" not in e.instruction]
-
-    def answers(self, predict: Predict, encoded: Sequence[Encoded[Any]], k: int = 10) -> list[LabelAnswer]:
-        predict([e.text for e in encoded])
-        sizes = [len(e.example.instruction) for e in encoded]
-        return [LabelAnswer(str(size), {"a, b": 1 / size, "c": 0.5}) for size in sizes]
-
-
-def asker(run: Any = lambda texts, *_: [np.zeros(1)] * len(texts)) -> Asker:
-    fields = FieldsConfig(instruction="text", output=None, ignore=["label", "note"])
-    return Asker(Letters(), Predict(run), FieldMapper(fields))
-
-
-def write_rows(path: Path, texts: Sequence[str]) -> Path:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["text", "label", "note"])
-        table.writerows([text, "?", f'"{number}"\n'] for number, text in enumerate(texts))
-    return path
-
-
-TEXTS = ["a" * (1 + number * 7 % 11) + "é😀" for number in range(23)]
 
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction_files, "WINDOW", 5)
-    monkeypatch.setattr(prediction_files, "CHUNK", 7)
+    monkeypatch.setattr(output_formats, "CHUNK", 7)
 
 
 def expected() -> list[dict[str, object]]:
@@ -88,17 +43,22 @@ def expected() -> list[dict[str, object]]:
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
 def test_every_format_has_the_rows_their_columns_and_predictions(ending: str, tmp_path: Path) -> None:
     out = tmp_path / f"out.{ending}"
-    counts = predict_file(asker(), write_rows(tmp_path / "in.csv", TEXTS), out, asked=ASKED)
+    source = write_rows(tmp_path / "in.csv", TEXTS)
+    if ending == "tsv":  # it has no quoting, so its cells are without line breaks
+        source.write_text(source.read_text(encoding="utf-8").replace('\n"', '"'), encoding="utf-8")
+    counts = predict_file(asker(), source, out, asked=ASKED)
     assert counts == Counts(23, 0)
     if ending == "jsonl":
         found = read_jsonl(out)
     elif ending == "parquet":
         found = pq.read_table(out).to_pylist()
     else:
-        with open(out, newline="", encoding="utf-8") as file:
-            found = list(csv.DictReader(file, delimiter="\t" if ending == "tsv" else ","))
+        rows = open_rows(str(out))  # an output can be an input
+        found = [rows.row(number) for number in range(len(rows))]
         for record in found:
             record["probabilities"] = json.loads(str(record["probabilities"]))
+    if ending == "tsv":
+        found = [record | {"note": f"{record['note']}\n"} for record in found]
     assert found == expected()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", out.name]
 
@@ -125,7 +85,7 @@ def test_an_interrupted_call_resumes_to_the_same_bytes(
         return [np.zeros(1)] * len(texts)
 
     with monkeypatch.context() as patched:
-        write = prediction_files.write_json
+        write = partial_files.write_json
 
         def write_then_die(path: Path, value: Any) -> Path:
             if place == "before the journal" and value["rows"] == 15:
@@ -135,9 +95,9 @@ def test_an_interrupted_call_resumes_to_the_same_bytes(
                 raise Killed
             return written
 
-        patched.setattr(prediction_files, "write_json", write_then_die)
+        patched.setattr(partial_files, "write_json", write_then_die)
         if place == "in the last step":
-            patched.setattr(prediction_files.Partial, "finish", lambda self: (_ for _ in ()).throw(Killed()))
+            patched.setattr(partial_files.Partial, "finish", lambda *_, **__: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             predict_file(asker(dies), source, out, asked=ASKED, skip=True)
     assert not out.exists()
@@ -159,6 +119,49 @@ def test_a_bad_row_stops_by_default_and_is_listed_on_request(tmp_path: Path) -> 
     rejected = read_jsonl(tmp_path / "kept.rejected.jsonl")
     assert sorted(str(row["where"]).rpartition(" ")[2] for row in rejected) == ["2", "3", "4", "5", "6"]
     assert all(row["reason"] for row in rejected)
+
+
+def test_an_interruption_costs_a_window_and_a_smaller_one_where_text_is_generated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_files, "WRITING_WINDOW", 3)
+    monkeypatch.setattr(Letters, "writes", True)
+    source = write_rows(tmp_path / "in.csv", [*TEXTS[:10], "x"])
+    with pytest.raises(ValueError, match="has an x"):
+        predict_file(asker(), source, tmp_path / "out.jsonl", asked=ASKED)
+    assert len(read_jsonl(tmp_path / "out.jsonl.partial")) == 9
+
+
+def test_a_failure_in_the_first_window_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    source, out = write_rows(tmp_path / "in.csv", ["ab", "x"]), tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="has an x"):
+        predict_file(asker(), source, out, asked=ASKED)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+    predict_file(asker(), write_rows(source, ["ab", "abc"]), out, asked=ASKED)  # the same command, a mended input
+
+
+def test_files_of_others_are_not_written_over(tmp_path: Path) -> None:
+    source, out = write_rows(tmp_path / "in.csv", TEXTS), tmp_path / "out.jsonl"
+    for name in ("out.jsonl.partial", "out.rejected.jsonl"):
+        (tmp_path / name).write_text("somebody's", encoding="utf-8")
+        with pytest.raises(ValueError, match=name):
+            predict_file(asker(), source, out, asked=ASKED)
+        assert (tmp_path / name).read_text(encoding="utf-8") == "somebody's"
+        (tmp_path / name).unlink()
+
+
+def test_an_output_among_the_files_of_the_input_is_refused(tmp_path: Path) -> None:
+    """It would be read by the next call."""
+    source = write_rows(tmp_path / "in.csv", TEXTS)
+    for several, name in ((tmp_path, "out.jsonl"), (tmp_path / "*.csv", "out.csv"), (tmp_path / "*.jsonl", "out.csv")):
+        (tmp_path / "in.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+        with pytest.raises(ValueError, match="out.*--input"):
+            predict_file(asker(), several, tmp_path / name, asked=ASKED, skip=True)
+    predict_file(asker(), tmp_path / "*.csv", tmp_path / "out.jsonl", asked=ASKED)
+    for link in ("soft.csv", "hard.csv"):
+        (tmp_path / link).symlink_to(source) if link == "soft.csv" else (tmp_path / link).hardlink_to(source)
+        with pytest.raises(ValueError, match="input"):
+            predict_file(asker(), source, tmp_path / link, asked=ASKED)
 
 
 def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:
@@ -221,11 +224,27 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             if len(synced) == 5:
                 raise OSError(28, "No space left on device")
 
-        patched.setattr(prediction_files.os, "fsync", full)
+        patched.setattr(partial_files.os, "fsync", full)
         with pytest.raises(OSError, match="space"):
             predict_file(asker(), source, out, asked=ASKED)
     predict_file(asker(), source, out, asked=ASKED)
     assert read_jsonl(out) == expected()
+
+
+def test_a_full_disk_in_the_last_step_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = write_rows(tmp_path / "in.csv", TEXTS), tmp_path / "out.csv"
+
+    def full(answers: Path, file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(output_formats, "_write_csv", full)
+        with pytest.raises(OSError, match=r"space.*out\.csv"):
+            predict_file(asker(), source, out, asked=ASKED)
+    assert not out.exists() and len(read_jsonl(tmp_path / "out.csv.partial")) == 23
+    assert predict_file(asker(None), source, out, asked=ASKED) == Counts(23, 0)  # without answering again
+    assert len(open_rows(str(out))) == 23
 
 
 def test_stdin_to_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,7 +262,7 @@ def test_a_million_rows_in_flat_memory(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(prediction_files, "WINDOW", 4096)
     source = tmp_path / "in.jsonl"
     with open(source, "w", encoding="utf-8") as file:
-        file.writelines(f'{{"text": "a short text {number}"}}\n' for number in range(1_000_000))
+        file.writelines(f'{{"text": "a short row {number}"}}\n' for number in range(1_000_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert predict_file(asker(), source, tmp_path / "out.csv", asked=ASKED) == Counts(1_000_000, 0)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB

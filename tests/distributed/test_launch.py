@@ -265,3 +265,25 @@ def test_a_verb_of_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="export"):
         launch.refuse_others("export")
+
+
+def test_shares_of_processes_that_are_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: dict[str, str] = {}
+    monkeypatch.setattr(launch.jax.config, "update", devices.__setitem__)
+    share = launch.independent_share
+    assert share({}) == (0, 1)
+    assert share({"PROCESS_ID": "1", "NUM_PROCESSES": "2"}) == share(BY_HAND) == (1, 2)
+    assert share({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}) == (0, 1)  # sbatch's own shell
+    assert not devices
+    assert share(SLURM) == (3, 4) and set(devices.values()) == {"1"}
+    assert share({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}) == (1, 2)
+    assert share(SLURM | {"PROCESS_ID": "0", "NUM_PROCESSES": "3"}) == (0, 3)
+    monkeypatch.setattr(launch, "_on_a_tpu_machine", lambda _: True)
+    pod = {"TPU_WORKER_HOSTNAMES": "a,b"}
+    with pytest.raises(ValueError, match="TPU_PROCESS_BOUNDS"):
+        share(pod)
+    assert share(pod | {"TPU_PROCESS_BOUNDS": "1,1,1", "PROCESS_ID": "1", "NUM_PROCESSES": "2"}) == (1, 2)
+    assert share({"TPU_WORKER_HOSTNAMES": "localhost"}) == (0, 1)
+    for wrong in ({"PROCESS_ID": "1"}, {"PROCESS_ID": "2", "NUM_PROCESSES": "2"}):
+        with pytest.raises(ValueError, match="PROCESS_ID"):
+            share(wrong)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_networks
 from tiny_networks import ENCODER_DECODERS, Network, prompts
 
 from instructrec_jax.inference.decoding import Decoder
@@ -47,6 +48,35 @@ def test_forced_and_suppressed_tokens_equal_transformers(network: Make) -> None:
         begin_suppress_tokens=[2, 5, 9],
     )
     assert changed.answers(asked, max_new_tokens=10) == expected
+
+
+def teacher_forced(net: Network, prompt: np.ndarray, answer: list[int]) -> np.ndarray:
+    """float64 [tokens]: log p of each token of an answer, by one pass of the network in transformers."""
+    torch = tiny_networks.torch
+    with torch.no_grad():
+        if net.kind in ENCODER_DECODERS:
+            decoder_input = torch.tensor([[tiny_networks.START, *answer[:-1]]])
+            logits = net.theirs(torch.tensor(prompt[None]), decoder_input_ids=decoder_input).logits[0]
+        else:
+            logits = net.theirs(torch.tensor([[*prompt.tolist(), *answer[:-1]]])).logits[0, len(prompt) - 1 :]
+    values = logits.numpy().astype(np.float64)
+    top = values.max(-1, keepdims=True)
+    log_p = values - top - np.log(np.exp(values - top).sum(-1, keepdims=True))
+    return np.array(log_p[np.arange(len(answer)), answer])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probabilities_are_those_of_teacher_forcing(network: Make, kind: str) -> None:
+    """The network's own, of every token with the end token: no penalty, temperature or beam score is in them."""
+    net, asked = network(kind, 3), prompts(6, 3)
+    ways: list[dict[str, Any]] = [{}, {"beams": 3}, {"repetition_penalty": 1.8}, {"temperature": 1.3, "seed": 5}]
+    finishes = set()
+    for way in ways:
+        for prompt, answer in zip(asked, net.answers(asked, max_new_tokens=12, **way), strict=True):
+            finishes.add(answer.finish)
+            expected = teacher_forced(net, prompt, answer.tokens)
+            np.testing.assert_allclose(answer.log_probs, expected, atol=2e-4, err_msg=str(way))
+    assert finishes == {"eos", "length"}
 
 
 SAMPLED: dict[str, Any] = dict(max_new_tokens=12, temperature=1.3, seed=5)

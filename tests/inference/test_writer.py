@@ -18,7 +18,7 @@ EOS: int = TOKENIZER.eos_token_id
 
 
 class Ready:
-    """Gives its answers token by token, as the decoder does, the last prompt's first."""
+    """Gives its answers token by token, as the decoder does, the last prompt's first. log p of a token is -1."""
 
     def __init__(self, *answers: str):
         self.answers = [[*TOKENIZER(text, add_special_tokens=False)["input_ids"], EOS] for text in answers]
@@ -45,10 +45,10 @@ class Ready:
             for end in range(1, len(ids) + 1):
                 look = every is not None and end % every == 0
                 if look and stops is not None and stops(number, ids[:end]):
-                    yield number, Answer(ids[:end], "stop")
+                    yield number, Answer(ids[:end], "stop", [-1.0] * end)
                     break
             else:
-                yield number, Answer(ids, "eos")
+                yield number, Answer(ids, "eos", [-1.0] * len(ids))
 
 
 def write(*answers: str, prompts: int | None = None, **options: Any) -> list[Generated]:
@@ -60,7 +60,9 @@ def write(*answers: str, prompts: int | None = None, **options: Any) -> list[Gen
 
 
 def test_answers_are_in_the_order_of_the_prompts_without_their_end() -> None:
-    assert write("yes", "", "漢字 🎬") == [Generated(text, "eos") for text in ("yes", "", "漢字 🎬")]
+    texts = ("yes", "", "漢字 🎬")
+    tokens = [len(TOKENIZER(text, add_special_tokens=False)["input_ids"]) + 1 for text in texts]
+    assert write(*texts) == [Generated(text, "eos", -n) for text, n in zip(texts, tokens, strict=True)]
     assert write(prompts=0) == []
 
 
@@ -70,6 +72,9 @@ def test_an_answer_ends_before_the_first_stop_sequence(stop: str) -> None:
     (found,) = write(text, stop=[stop])
     expected = text.partition(stop)[0]
     assert found.text == expected and (found.finish == "stop") <= (stop in text)
+    # of the tokens with the stop sequence, though it is looked for only every few tokens
+    counted = len(expected + stop) if found.finish == "stop" else len(text) + 1
+    assert found.log_probability == -counted
     (several,) = write(text, stop=[stop, "\ntwo"])
     assert several.text == min(text.partition(s)[0] for s in (stop, "\ntwo"))
 

@@ -21,7 +21,7 @@ from instructrec_jax.answering.exporting import write_adapter
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
-from instructrec_jax.data.example import Example
+from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldsConfig
 from instructrec_jax.data.loader import pack, to_devices
 from instructrec_jax.data.packing import unpacked
@@ -36,6 +36,7 @@ from instructrec_jax.runs.predictions import Asker
 from instructrec_jax.tasks import MultitaskConfig
 from instructrec_jax.tasks.answers import TextAnswer
 from instructrec_jax.tasks.base import LossInputs, TaskConfig
+from instructrec_jax.tasks.encoding import encode_usable
 from instructrec_jax.tasks.multitask import SubtaskConfig
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import batch_dropout_keys, make_train_step
@@ -318,15 +319,54 @@ def test_answers_are_what_an_evaluation_writes(name: str, networks: Any, tmp_pat
     there = [asker.example(e, e.where) for e in reversed(asked)]
     answers, skipped = asker.answers(there)
     assert not skipped
+    rows_of_other_forms_are_named(asker)
     if name.startswith("language_model") and "ranking" not in name:  # an evaluation of it writes no texts
-        assert all(isinstance(answer, TextAnswer) for answer in answers)
+        assert all(isinstance(answer, TextAnswer) and (answer.log_probability or 0) < 0 for answer in answers)
         return
     own = {record["id"]: record for record in measured if "turn" not in record["id"]}
     for example, answer in zip(reversed(asked), answers, strict=True):
         assert answer is not None
+        if task.writes and isinstance(answer, TextAnswer):
+            assert "log_probability" in answer.to_record() and "log_probability" in own[example.id]
         for field_name, value in answer.to_record().items():
             if field_name in own[example.id] and not name.startswith("language_model_ranking"):
                 assert own[example.id][field_name] == approximately(value), field_name
+
+
+OTHER_FORMS: list[dict[str, object]] = [
+    {},
+    {"instruction": "a film"},
+    {"instruction": "a film", "input": "a book"},
+    {"input": "a book"},
+    {"messages": [{"role": "user", "content": "a film"}]},
+    {"messages": "a film"},
+    {"messages": [{"role": "assistant", "content": "a film"}]},
+    {"instruction": ["a", "film"]},
+    {"words": ["a", "film"]},
+    {"instruction": "a film", "candidates": ["b"]},
+    {"instruction": "a film", "candidates": ["b", "c"]},
+    {"instruction": "a film", "candidates": "b"},
+    {"history": ["item-1", "nobody knows this"]},
+    {"instruction": "a film", "history": ["item-1"]},
+    {"instruction": "a film", "history": "item-1"},
+    {"instruction": "a film", "output": {"a": 1}},
+    {"instruction": 5},
+    {"instruction": {"a": 1}},
+    {"instruction": "a \ud800"},
+    {"instruction": "word " * 999},
+]
+
+
+def rows_of_other_forms_are_named(asker: Asker) -> None:
+    """Each is usable, or an error with its place; never another exception."""
+    for number, row in enumerate(OTHER_FORMS):
+        try:
+            example = asker.example(row, f"row {number}")
+        except BadExample as error:
+            assert error.where == f"row {number}" and str(error)
+            continue
+        for found in encode_usable(asker.task, [replace(example, id="0")], "skip")[1]:
+            assert found.where == f"row {number}"
 
 
 def approximately(value: Any) -> Any:

@@ -311,11 +311,12 @@ class LanguageModelTask(Task):
         return replace(question(example), output=".")
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> Sequence[Answer]:
-        return [TextAnswer(text) for text in self.generated(predict, encoded)]
+        return self.generated(predict, encoded)
 
-    def generated(self, predict: Predict, encoded: Sequence[Encoded]) -> list[str]:
+    def generated(self, predict: Predict, encoded: Sequence[Encoded]) -> list[TextAnswer]:
         """The texts generated for examples, without spaces around them."""
-        return [text.strip() for text in predict.write(self.asked(encoded), self.generation)]
+        written = predict.write(self.asked(encoded), self.generation)
+        return [TextAnswer(each.text.strip(), each.log_probability) for each in written]
 
     # ------------------------------------------------------------ scores
 

@@ -163,10 +163,13 @@ class WritingTask(LanguageModelTask):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         known = super().score(predict, encoded)
-        found = self._judged(encoded, self.generated(predict, encoded))
+        answers = self.generated(predict, encoded)
+        found = self._judged(encoded, [answer.text for answer in answers])
+        records = [record | answer.to_record() for record, answer in zip(found.predictions, answers, strict=True)]
         way = f"{self.config.beams} beams" if self.config.beams > 1 else "greedy decoding"
         return replace(
             found,
+            predictions=records,
             metrics=found.metrics | known.metrics,
             cases=known.cases | found.cases,
             owners={**known.owners, **found.owners},
