@@ -239,8 +239,9 @@ def setting_names(
       inside: the enclosing classes; recursion stops at a class that contains itself (a task of tasks).
     """
     names = []
+    kinds = typing.get_type_hints(config_class)
     for entry in dataclasses.fields(config_class):
-        kind = typing.get_type_hints(config_class)[entry.name]
+        kind = kinds[entry.name]
         names.append(prefix + entry.name)
         choices = [kind]
         if isinstance(kind, type) and issubclass(kind, draccus.ChoiceRegistry):
