@@ -138,6 +138,7 @@ def test_a_frozen_backbone_is_restored_too(checkpoint: Path, tmp_path: Path) -> 
     assert "0 frozen" not in read_json(Path(config.run_dir) / "summary.json")["facts"]["parameters"]
 
 
+@pytest.mark.slow  # tests/training/test_step.py has the same of single steps
 def test_accumulation_and_meshes_give_the_same_run(checkpoint: Path, tmp_path: Path) -> None:
     """Retrieval couples the examples of a batch; two micro-batches on 2 x 2 x 2 devices give the same batch."""
     config = tiny_run("retrieval", checkpoint, tmp_path, steps=3, data__validation=[], data__test=[])

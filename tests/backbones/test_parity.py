@@ -34,6 +34,11 @@ YARN = {"rope_type": "yarn", "rope_theta": 700.0, "factor": 4.0, "original_max_p
 LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
 
 
+def slow(*case):
+    """A combination whose parts other cases have too."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("model_type", "suffix", "options"),
     [
@@ -44,25 +49,25 @@ LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
             MLM,
             dict(type_vocab_size=3, hidden_act="silu", tie_word_embeddings=False, dtype=torch.bfloat16),
         ),
-        ("bert", "ForPreTraining", dict(dtype=torch.float16, num_hidden_layers=3)),
+        slow("bert", "ForPreTraining", dict(dtype=torch.float16, num_hidden_layers=3)),
         ("bert", "Model", dict(shard="20KB", num_attention_heads=1)),
         ("bert", SPAN, dict(num_labels=2)),
         # a head that is not ours: the backbone is compared all the same
         ("bert", "ForNextSentencePrediction", dict()),
-        ("roberta", SPAN, dict(num_labels=2)),
-        ("distilbert", SPAN, dict(num_labels=2)),
-        ("mpnet", SPAN, dict(num_labels=2)),
+        slow("roberta", SPAN, dict(num_labels=2)),
+        slow("distilbert", SPAN, dict(num_labels=2)),
+        slow("mpnet", SPAN, dict(num_labels=2)),
         ("modernbert", SPAN, dict(num_labels=2)),
         ("roberta", SEQUENCE, dict(pad_token_id=3, layer_norm_eps=1e-6, dtype=torch.bfloat16)),
-        ("roberta", MLM, dict(hidden_act="relu", type_vocab_size=1)),
+        slow("roberta", MLM, dict(hidden_act="relu", type_vocab_size=1)),
         ("xlm-roberta", "Model", dict(hidden_act="gelu_pytorch_tanh")),
         ("xlm-roberta", TOKEN, dict(type_vocab_size=2, pad_token_id=0, shard="20KB")),
         ("distilbert", SEQUENCE, dict(activation="relu", sinusoidal_pos_embds=True, dtype=torch.float16)),
         ("distilbert", MLM, dict(activation="gelu_new", vocab_size=33)),
-        ("distilbert", TOKEN, dict(n_layers=1, n_heads=8)),
+        slow("distilbert", TOKEN, dict(n_layers=1, n_heads=8)),
         ("mpnet", "Model", dict(relative_attention_num_buckets=40, dtype=torch.float16)),
         ("mpnet", SEQUENCE, dict(hidden_act="silu", layer_norm_eps=1e-5)),
-        ("mpnet", MLM, dict(num_hidden_layers=3)),
+        slow("mpnet", MLM, dict(num_hidden_layers=3)),
         # 8 layers: one special, (local, local, global) twice, one left over
         (
             "modernbert",
@@ -80,18 +85,18 @@ LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
             MLM,
             dict(decoder_bias=False, hidden_activation="silu", shard="20KB", dtype=torch.bfloat16),
         ),
-        ("modernbert", MLM, dict(tie_word_embeddings=False, local_attention=3, norm_eps=1e-3)),
+        slow("modernbert", MLM, dict(tie_word_embeddings=False, local_attention=3, norm_eps=1e-3)),
         ("modernbert", "Model", dict(num_hidden_layers=4, rope_parameters=LINEAR_ROPE)),
         ("modernbert", "Model", dict(layer_types=["sliding_attention", "full_attention"], local_attention=6)),
         ("modernbert", "Model", dict(rope_parameters={"full_attention": LLAMA3, "sliding_attention": YARN})),
         ("llama", LM, dict(head_dim=10, num_key_value_heads=1, vocab_size=97, attention_bias=True, mlp_bias=True)),
         ("llama", LM, dict(tie_word_embeddings=True, num_key_value_heads=4, hidden_act="gelu", rope_parameters=LLAMA3)),
         ("llama", SEQUENCE, dict(pad_token_id=None, num_hidden_layers=1, dtype=torch.float16)),
-        ("llama", TOKEN, dict(rms_norm_eps=1e-3, shard="20KB", dtype=torch.bfloat16)),
+        slow("llama", TOKEN, dict(rms_norm_eps=1e-3, shard="20KB", dtype=torch.bfloat16)),
         ("mistral", LM, dict(sliding_window=3, num_hidden_layers=3, rope_parameters=YARN, dtype=torch.bfloat16)),
-        ("mistral", "Model", dict(sliding_window=None, head_dim=16)),
+        slow("mistral", "Model", dict(sliding_window=None, head_dim=16)),
         ("qwen2", LM, dict(use_sliding_window=True, sliding_window=5, max_window_layers=1, num_hidden_layers=4)),
-        ("qwen2", SEQUENCE, dict(tie_word_embeddings=True, num_labels=1)),
+        slow("qwen2", SEQUENCE, dict(tie_word_embeddings=True, num_labels=1)),
         ("qwen3", LM, dict(attention_bias=True, shard="20KB", use_sliding_window=True, layer_types=LOCAL_GLOBAL)),
         ("qwen3", TOKEN, dict(num_key_value_heads=1, head_dim=6, dtype=torch.float16)),
         (
@@ -99,13 +104,13 @@ LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
             LM,
             dict(attention_bias=True, attn_logit_softcapping=2.0, final_logit_softcapping=0.5, vocab_size=33),
         ),
-        ("gemma2", TOKEN, dict(attn_logit_softcapping=None, sliding_window=1, dtype=torch.bfloat16)),
+        slow("gemma2", TOKEN, dict(attn_logit_softcapping=None, sliding_window=1, dtype=torch.bfloat16)),
         ("gemma3_text", LM, dict(num_hidden_layers=9, sliding_window_pattern=3, tie_word_embeddings=False)),
         ("gemma3_text", SEQUENCE, dict(rope_parameters={"full_attention": YARN, "sliding_attention": LLAMA3})),
         ("gpt2", GPT2_LM, dict(n_inner=20, activation_function="relu", scale_attn_by_inverse_layer_idx=True)),
         ("gpt2", GPT2_LM, dict(scale_attn_weights=False, tie_word_embeddings=False, shard="20KB", dtype=torch.float16)),
         ("gpt2", SEQUENCE, dict(n_head=1, dtype=torch.bfloat16)),
-        ("gpt2", TOKEN, dict(n_layer=1, reorder_and_upcast_attn=True)),
+        slow("gpt2", TOKEN, dict(n_layer=1, reorder_and_upcast_attn=True)),
         ("t5", SEQ2SEQ, dict(feed_forward_proj="gated-silu", shard="20KB")),
         ("mt5", SEQ2SEQ, dict(num_layers=4, dtype=torch.bfloat16)),
         ("bart", SEQ2SEQ, dict(scale_embedding=True, dtype=torch.float16)),
