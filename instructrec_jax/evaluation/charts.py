@@ -5,11 +5,11 @@ import html
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 
-from instructrec_jax.evaluation.tables import clean, digits
+from instructrec_jax.evaluation.tables import Segment, clean, digits, finite, value_of
 from instructrec_jax.files import check_type
 
 if TYPE_CHECKING:
@@ -52,6 +52,44 @@ def line_plot(
 
     last = "; ".join(f"{name} {digits(points[-1][1])} at step {points[-1][0]}" for name, points in curves.items())
     return _image(title, (5, 3), draw, says=f"{title} by step: {last}")
+
+
+def subgroup_plot(title: str, parts: Sequence[Segment], colored: Sequence[str], ends: tuple[float, float]) -> str:
+    """A metric on subgroups along an axis, as an <img>: the row `shown` with its 95% interval beside the other rows.
+
+    Args:
+      parts: the subgroups, in the order of the axis.
+      colored: the other rows that are named; the rest are gray lines.
+      ends: lowest and highest value of the y axis.
+    """
+    shown = parts[0]["shown"]
+    others = [who for who in dict.fromkeys(who for part in parts for who in part["values"]) if who != shown]
+
+    def values(who: str) -> list[float]:
+        return [np.nan if (value := value_of(part, who)) is None else value for part in parts]
+
+    def limits(key: Literal["low", "high"]) -> list[float]:
+        return [np.nan if (value := finite(part[key])) is None else value for part in parts]
+
+    def draw(axes: "Axes") -> None:
+        places = range(len(parts))
+        for who in (each for each in others if each not in colored):
+            axes.plot(places, values(who), color="#c4cad2", linewidth=1, zorder=1)
+        for who, color in zip(colored, COLORS[1:], strict=False):
+            axes.plot(places, values(who), color=color, marker="o", markersize=3, linewidth=1.2, label=_label(who))
+        axes.fill_between(places, limits("low"), limits("high"), color=COLORS[0], alpha=0.15, linewidth=0)
+        axes.plot(places, values(shown), color=COLORS[0], marker="o", markersize=5, linewidth=2.4, label=_label(shown))
+        axes.set_xticks(places, [_short(part.get("place", "")) for part in parts], rotation=40, ha="right")
+        axes.set_xlabel(_label(parts[0].get("axis", "")), color="#555")
+        axes.set_ylabel(_label(parts[0]["metric"]), color="#555")
+        axes.set_ylim(*ends)
+        axes.grid(axis="y", color="#e8e8e8", linewidth=0.8)
+        axes.set_axisbelow(True)
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[-1:] + handles[:-1], labels[-1:] + labels[:-1], frameon=False, fontsize=9, ncols=2)
+
+    told = "; ".join(f"{part.get('place', '')}: {digits(value_of(part, shown))}" for part in parts)
+    return _image(title, (5.6, 3.9), draw, says=f"{title}. {shown} by {parts[0].get('axis', '')}: {told}")
 
 
 class Confusion(TypedDict):

@@ -183,10 +183,14 @@ def _subgroups(rows: Sequence[ScoredRow], shown: ScoredRow, segment: str, metric
         interval = _Bootstrap().interval(own, metric, n=2000)
         if interval is None:
             continue
+        axis, place = shown.scores[segment].places.get(name, ("", ""))
         values = {row.name: _on(row.scores[segment], metric, inside).metrics.get(metric) for row in rows}
         subgroups.append(
             {
                 "name": _label(name, segment),
+                "among": segment,
+                "axis": axis,
+                "place": place,
                 "cases": len(inside),
                 "metric": metric,
                 "low": interval[0],

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from instructrec_jax.evaluation import tables
-from instructrec_jax.evaluation.charts import LINES_PER_PLOT, chart, line_plot
+from instructrec_jax.evaluation.charts import LINES_PER_PLOT, chart, line_plot, subgroup_plot
 from instructrec_jax.evaluation.tables import (
     PAIRED_HEADING,
     SUBGROUP_HEADING,
@@ -33,6 +33,7 @@ from instructrec_jax.evaluation.tables import (
     value_of,
     verdict,
 )
+from instructrec_jax.evaluation.terms import terms_in
 from instructrec_jax.files import read_json, read_jsonl, write_text
 from instructrec_jax.training.tracking import TIMING_FIELDS, read_metrics
 
@@ -68,15 +69,17 @@ def write_report(run_dir: str | Path) -> Path:
             subtitle=summary.get("subtitle") or "",
             command=summary.get("command") or "",
             folder=folder,
-            lead=_lead(rows, names),
+            leads=_leads(rows, names),
             paired_heading=PAIRED_HEADING,
             subgroup_heading=SUBGROUP_HEADING,
             results_heading=heading(split) if split else "Results",
             evaluation={**evaluation, "rows": rows, "metrics": names},
             columns=_columns(rows, names if rows else []),
             all_columns=_columns(rows, evaluation.get("all_metrics") or []),
+            terms=terms_in([row["name"] for row in rows] + names + (evaluation.get("all_metrics") or [])),
+            compared=_compared(evaluation.get("differences") or []),
             differences=_differences(evaluation.get("differences") or []),
-            others=_others(evaluation.get("segments") or []),
+            **_subgroups(evaluation.get("segments") or []),
             charts=Markup(drawn),
             facts=summary.get("facts") or {},
             skipped=_skipped(_jsonl(run_dir / "skipped.jsonl", Skipped)),
@@ -112,19 +115,22 @@ def _jsonl(path: Path, kind: type[T]) -> list[T]:
 # ---- results -------------------------------------------------------------------------------------------
 
 
-def _lead(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, object] | None:
-    """The headline: the best and the second-best row on the first metric; None without two different values."""
-    if not metrics:
-        return None
-    metric = metrics[0]
-    scored = [(value, row["name"]) for row in rows if (value := value_of(row, metric)) is not None]
-    scored.sort(key=lambda pair: pair[0], reverse=not lower_is_better(metric))
-    if len(scored) < 2 or scored[0][0] == scored[1][0]:
-        return None
-    (first, name), (second, next_name) = scored[:2]
-    ratio = first / second if second > 0 and not lower_is_better(metric) else 0
-    ahead = f"{ratio:.1f} times the next" if ratio >= 1.05 else "ahead of the next"
-    return {"metric": metric, "name": name, "value": first, "ahead": ahead, "next": next_name, "next_value": second}
+def _leads(rows: Sequence[Row], metrics: Sequence[str]) -> list[dict[str, object]]:
+    """The headline of the first metric, of each group of cases: its best and second-best row, where they differ."""
+    first = metrics[0].partition(", ")[0] if metrics else ""
+    leads = []
+    for metric in (name for name in metrics if name.partition(", ")[0] == first):
+        scored = [(value, row["name"]) for row in rows if (value := value_of(row, metric)) is not None]
+        scored.sort(key=lambda pair: pair[0], reverse=not lower_is_better(metric))
+        if len(scored) < 2 or scored[0][0] == scored[1][0]:
+            continue
+        (best, name), (second, next_name) = scored[:2]
+        ratio = best / second if second > 0 and not lower_is_better(metric) else 0
+        ahead = f"{ratio:.1f} times the next" if ratio >= 1.05 else "ahead of the next"
+        leads.append(
+            {"metric": metric, "name": name, "value": best, "ahead": ahead, "next": next_name, "next_value": second}
+        )
+    return leads
 
 
 def _columns(rows: Sequence[Row], metrics: Sequence[str]) -> list[dict[str, object]]:
@@ -132,9 +138,16 @@ def _columns(rows: Sequence[Row], metrics: Sequence[str]) -> list[dict[str, obje
     return [{"metric": m, "best": best_of(rows, m), "has_intervals": m in known} for m in metrics]
 
 
+def _compared(differences: Sequence[Difference]) -> str:
+    """The row that all others are compared with; "" where there is no such row."""
+    firsts = {each["name"].partition(" − ")[0] if " − " in each["name"] else "" for each in differences}
+    return firsts.pop() if len(firsts) == 1 else ""
+
+
 def _differences(differences: Sequence[Difference]) -> list[dict[str, object]]:
     """Each difference with its verdict, the verdict's CSS class, and its interval bar in percent of the axis."""
     shown: list[dict[str, object]] = []
+    compared = _compared(differences)
     for each in differences:
         low, high, mean = (finite(each.get(key)) for key in ("low", "high", "mean"))
         bar = None
@@ -149,13 +162,49 @@ def _differences(differences: Sequence[Difference]) -> list[dict[str, object]]:
             bar = {name: f"{place:.1f}" for name, place in places.items()}
         outcome = verdict(each)
         mark = next((word for word in ("better", "worse") if word in outcome), "neutral")
-        shown.append({**each, "verdict": outcome, "mark": mark, "bar": bar})
+        name = each["name"].partition(" − ")[2] if compared else each["name"]
+        shown.append({**each, "name": name, "verdict": outcome, "mark": mark, "bar": bar})
     return shown
+
+
+def _subgroups(segments: Sequence[Segment]) -> dict[str, object]:
+    """A plot of the subgroups along each axis, with those of all phrasings side by side; tables of all subgroups."""
+    plotted = [part for part in segments if part.get("axis")]
+    plots, gray = "", False
+    for axis in dict.fromkeys(part.get("axis", "") for part in plotted):
+        along = [part for part in plotted if part.get("axis") == axis]
+        others = _others(along)
+        colored = _best_rows(along, others)[: LINES_PER_PLOT - 1]
+        gray = gray or len(others) > len(colored)
+        known = [x for part in along for x in (finite(part["low"]), finite(part["high"])) if x is not None]
+        known += [x for part in along for who in part["values"] if (x := value_of(part, who)) is not None]
+        room = 0.05 * (max(known, default=1.0) - min(0.0, *known))
+        ends = min(0.0, *known), max(known, default=1.0) + room
+        for among in dict.fromkeys(part.get("among", "") for part in along):
+            title = f"{along[0]['metric']}, {among}" if among else along[0]["metric"]
+            plots += subgroup_plot(title, [part for part in along if part.get("among", "") == among], colored, ends)
+    return {
+        "others": _others(segments),
+        "subgroups": [part for part in segments if not part.get("axis")],
+        "plotted": plotted,
+        "subgroup_plots": Markup(plots),
+        "has_gray": gray,
+    }
 
 
 def _others(segments: Sequence[Segment]) -> list[str]:
     """The names of the rows beside the one whose intervals the subgroup table shows."""
     return list(dict.fromkeys(who for part in segments for who in part["values"] if who != part["shown"]))
+
+
+def _best_rows(segments: Sequence[Segment], names: Sequence[str]) -> list[str]:
+    """The rows by their mean over the subgroups, best first."""
+
+    def mean(who: str) -> float:
+        values = [value for part in segments if (value := value_of(part, who)) is not None]
+        return sum(values) / len(values)
+
+    return sorted(names, key=mean, reverse=not lower_is_better(segments[0]["metric"]))
 
 
 def _best_value(part: Segment) -> float | None:

@@ -38,9 +38,15 @@ class Difference(TypedDict):
 
 
 class Segment(TypedDict):
-    """A subgroup of the cases: every row's value, and the 95% interval of the row `shown`."""
+    """A subgroup of the cases `among` which it is ("": all): every row's value, and the 95% interval of `shown`.
+
+    Subgroups along an axis have their place on it, and are listed in its order.
+    """
 
     name: str
+    among: NotRequired[str]
+    axis: NotRequired[str]
+    place: NotRequired[str]
     cases: int
     metric: str
     values: dict[str, float | None]

@@ -23,6 +23,7 @@ from instructrec_jax.ranking.fusion import retrieve
 BLOCK = 256  # cases scored at a time: [BLOCK, items] is the largest array of an evaluation
 TOP = 20  # items kept of each ranking
 COLD_SHARE = 0.25  # cold: this share of the users with the shortest histories, and of items with fewest interactions
+POPULARITY_AXIS = "training interactions of the positive item"
 MAX_GROUPS = 60  # a label with more values than this makes no segments
 
 
@@ -59,10 +60,38 @@ class Cases:
         return np.setdiff1d(pairs(self.histories, self.num_items), self.owner * self.num_items + self.flat)
 
     @cached_property
+    def by_popularity(self) -> dict[str, np.ndarray]:
+        """Case numbers by the range of training interactions of the positive item (of several: their mean).
+
+        New items (no training interactions) are one group; deciles of the other cases follow, the least popular first.
+        Items of equal popularity belong to the same group, so groups may be uneven and fewer. Empty: no two groups.
+        """
+        chosen = self._chosen
+        if chosen is None:
+            return {}
+        groups = {"0": np.flatnonzero(chosen == 0)} if (chosen == 0).any() else {}
+        known = np.flatnonzero(chosen)
+        edges = np.quantile(chosen[known], np.arange(1, 10) / 10) if len(known) else np.empty(0)
+        tenth = np.searchsorted(edges, chosen[known], side="left")
+        for number in np.unique(tenth):
+            inside = known[tenth == number]
+            ends = chosen[inside].min(), chosen[inside].max()
+            name = " to ".join(dict.fromkeys(f"{end:.0f}" if end >= 10 else f"{end:.2g}" for end in ends))
+            groups[name] = np.sort(np.concatenate([groups.get(name, np.empty(0, np.int64)), inside]))
+        return groups if len(groups) > 1 else {}
+
+    @cached_property
+    def _chosen(self) -> np.ndarray | None:
+        """Training interactions of each case's positive items, their mean; None where they are not known."""
+        if self.popularity is None:
+            return None
+        return np.bincount(self.owner, self.popularity[self.flat], len(self)) / np.bincount(self.owner)
+
+    @cached_property
     def segments(self) -> dict[str, np.ndarray]:
         """Segment name -> case numbers. Quantiles are taken over these cases; the names state the limits.
 
-        Of segments with the same cases (cold items and the first popularity decile, say), the first is kept.
+        Of segments with the same cases (cold items and new items, say), the first is kept.
         """
         groups: dict[str, np.ndarray] = {}
         lengths = np.array([len(history) for history in self.histories])
@@ -70,20 +99,13 @@ class Cases:
         if lengths.max() > limit:
             groups[f"cold users (history of {_up_to(limit)})"] = np.flatnonzero(lengths <= limit)
             groups[f"other users (history of more than {limit})"] = np.flatnonzero(lengths > limit)
-        if self.popularity is not None:
-            chosen = np.bincount(self.owner, self.popularity[self.flat], len(self)) / np.bincount(self.owner)
-            limit = int(np.quantile(chosen, COLD_SHARE, method="lower"))
-            if chosen.max() > limit:
-                groups[f"cold items ({_up_to(limit)} training interactions)"] = np.flatnonzero(chosen <= limit)
-            if (chosen == 0).any():
-                groups["new items (no training interactions)"] = np.flatnonzero(chosen == 0)
-            # Items of equal popularity belong to the same decile, so deciles may be uneven, and some empty.
-            edges = np.quantile(chosen, np.arange(1, 10) / 10)
-            tenth = np.searchsorted(edges, chosen, side="left")
-            for number in np.unique(tenth) if chosen.max() > chosen.min() else ():
-                inside = np.flatnonzero(tenth == number)
-                low, high = chosen[inside].min(), chosen[inside].max()
-                groups[f"popularity decile {number + 1} ({low:.0f} to {high:.0f} training interactions)"] = inside
+        groups |= {_popularity_name(count): inside for count, inside in self.by_popularity.items()}
+        if self._chosen is not None:
+            limit = int(np.quantile(self._chosen, COLD_SHARE, method="lower"))
+            if self._chosen.max() > limit:
+                groups[f"cold items ({_up_to(limit)} training interactions)"] = np.flatnonzero(self._chosen <= limit)
+            elif not limit:
+                groups[_popularity_name("0")] = np.arange(len(self))
         for name, values in self.labels.items():
             distinct, place = np.unique(values, return_inverse=True)
             if 1 < len(distinct) <= MAX_GROUPS:
@@ -92,6 +114,18 @@ class Cases:
         for name, inside in groups.items():
             first.setdefault(inside.tobytes(), name)
         return {name: groups[name] for name in first.values()}
+
+    @property
+    def places(self) -> dict[str, tuple[str, str]]:
+        """(axis, place on it) of each segment by popularity, in the order of the axis."""
+        names = {_popularity_name(count): count for count in self.by_popularity}
+        return {name: (POPULARITY_AXIS, count) for name, count in names.items() if name in self.segments}
+
+
+def _popularity_name(count: str) -> str:
+    if count == "0":
+        return "new items (no training interactions)"
+    return f"items with {count} training interaction{'' if count == '1' else 's'}"
 
 
 def _up_to(limit: int) -> str:

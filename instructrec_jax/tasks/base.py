@@ -183,6 +183,7 @@ class Scores:
       report: longer text, such as a per-class table.
       main: the metrics of the table; empty: all.
       segments: subgroup -> numbers of its cases.
+      places: subgroup -> (axis, place on it), for subgroups along an axis, in its order.
       protocol: how the metrics were measured.
       charts: data of the report's charts: "confusion" {"labels", "counts"}, "calibration" {"bins"}.
       compared: metrics with paired differences to other rows, beside the metric that selects checkpoints.
@@ -197,6 +198,7 @@ class Scores:
     report: str = ""
     main: Sequence[str] = ()
     segments: Mapping[str, np.ndarray] = field(default_factory=dict)
+    places: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     protocol: str = ""
     charts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     compared: Sequence[str] = ()

@@ -10,6 +10,7 @@ from report_files import EVIL, evaluation, examples
 
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.tables import format_table
+from instructrec_jax.evaluation.terms import terms_in
 from instructrec_jax.files import append_jsonl, write_json, write_text
 
 pytestmark = pytest.mark.usefixtures("charts_are_drawn")
@@ -214,3 +215,51 @@ def test_the_head_says_what_was_done(tmp_path):
     write_json(tmp_path / "summary.json", {"title": "a run", "subtitle": "what & when", "command": "python -m x"})
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert "what &amp; when" in html and "<code>python -m x</code>" in html
+
+
+def test_subgroups_along_an_axis_are_a_plot_and_a_folded_table(tmp_path):
+    result = with_parts()
+    axis = {"axis": "training interactions", "metric": "NDCG@10", "cases": 9, "low": 0.1, "high": 0.3, "shown": "tuned"}
+    values = {"tuned": 0.2, "a$b": 0.05} | {f"baseline {n}": 0.01 * n for n in range(7)}
+    along = [
+        axis | {"name": f"items {place}, {among}", "place": place, "among": among, "values": values}
+        for among in ("seen phrasings", "unseen phrasings")
+        for place in ("0", "1 to 5", "6 to 90")
+    ]
+    result["segments"] = [*along, along[0] | {"name": "cold users", "axis": "", "place": "", "cases": 1234}]
+    write_json(tmp_path / "evaluation.json", result)
+    page = page_of(tmp_path)
+    alts = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    titles = [f"NDCG@10, {among}. tuned by training interactions: " for among in ("seen phrasings", "unseen phrasings")]
+    assert alts == [f"{title}0: 0.2000; 1 to 5: 0.2000; 6 to 90: 0.2000" for title in titles]
+    assert "Values of the plots" in page.text and "gray" in page.text
+    assert page.text.count("items 6 to 90, seen phrasings") == page.text.count("cold users") == 1
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    folded = re.findall(r"<details><summary>Values of the plots</summary>(.*?)</details>", html, re.S)
+    assert len(folded) == 1 and folded[0].count("items ") == 6 and "cold users" not in folded[0]
+
+
+def test_each_term_of_the_table_is_explained_once(tmp_path):
+    result = evaluation()
+    result["rows"] += [{"name": "coKNN-source", "values": {}}]
+    result["metrics"] = ["NDCG@10, seen phrasings", "NDCG@10, unseen phrasings"]
+    for row, value in zip(result["rows"], (0.1, 0.5, 0.2, 0.3), strict=True):
+        row["values"] = {"NDCG@10, seen phrasings": value, "NDCG@10, unseen phrasings": value / 2}
+    write_json(tmp_path / "evaluation.json", result)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert re.findall("<dt>([^<]*)</dt>", html) == [
+        "NDCG@k",
+        "seen phrasings",
+        "unseen phrasings",
+        "popularity",
+        "Markov-1",
+    ]
+    assert html.count("Best NDCG@10, ") == 2  # the harder cases are in the headline, too
+
+
+def test_terms_are_whole_words():
+    assert list(terms_in(["unseen phrasings", "macro_f1", "coKNN-source", "hybrid with BM25"])) == [
+        "macro_f1",
+        "unseen phrasings",
+        "BM25",
+    ]

@@ -11,6 +11,7 @@ from sklearn.metrics import ndcg_score
 from instructrec_jax.ranking import evaluation as evaluator
 from instructrec_jax.ranking.candidates import Candidates
 from instructrec_jax.ranking.evaluation import (
+    POPULARITY_AXIS,
     Cases,
     answer_errors,
     beyond_accuracy,
@@ -175,16 +176,27 @@ def test_segments_say_their_limits_and_hold_the_right_cases() -> None:
     wanted = [np.array([n]) for n in range(count)]
     histories = [np.arange(40, 40 + 1 + n % 4) for n in range(count)]
     labels = {"wording": ["train" if n % 3 else "held_out" for n in range(count)], "only": ["one"] * count}
-    segments = Cases(wanted, histories, 50, popularity, labels).segments
+    cases = Cases(wanted, histories, 50, popularity, labels)
+    segments = cases.segments
     assert segments["cold users (history of at most 1)"].tolist() == list(range(0, 40, 4))
     assert len(segments["other users (history of more than 1)"]) == 30
     assert segments["cold items (at most 9 training interactions)"].tolist() == list(range(10))
     assert segments["new items (no training interactions)"].tolist() == [0]
-    assert segments["popularity decile 3 (8 to 11 training interactions)"].tolist() == [8, 9, 10, 11]
-    tenths = [cases for name, cases in segments.items() if name.startswith("popularity decile")]
-    assert sorted(np.concatenate(tenths).tolist()) == list(range(count)) and len(tenths) == 10
+    assert segments["items with 9 to 12 training interactions"].tolist() == [9, 10, 11, 12]
+    along = [segments[name] for name, (axis, _) in cases.places.items() if axis == POPULARITY_AXIS]
+    assert np.concatenate(along).tolist() == list(range(count)) and len(along) == 11
+    assert [place for _, place in cases.places.values()][:3] == ["0", "1 to 4", "5 to 8"]
     assert segments["wording held_out"].tolist() == list(range(0, 40, 3)) and "only one" not in segments
     assert not Cases(wanted, [np.array([45])] * count, 50).segments
+
+
+def test_the_same_cases_are_one_segment() -> None:
+    histories = [np.array([9])] * 8
+    cases = Cases([np.array([n]) for n in (0, 0, 0, 1, 1, 2, 2, 2)], histories, 10, np.array([0, 1, 1.0] + [5] * 7))
+    assert list(cases.segments) == ["new items (no training interactions)", "items with 1 training interaction"]
+    unknown = Cases([np.array([0])] * 3, histories[:3], 10, np.zeros(10))
+    assert list(unknown.segments) == ["new items (no training interactions)"] and not unknown.places
+    assert not Cases([np.array([4])] * 3, histories[:3], 10, np.ones(10)).segments
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,8 @@ class RankingTask(Task):
 
     def _scores(self, found: Ranking, encoded: Sequence[Encoded[Target]], cases: Cases, report: str = "") -> Scores:
         predictions = _Predictions(self.catalogue, encoded, found, found.cases[self.metric])
-        scores = Scores(found.metrics, found.cases, predictions, report, found.main, cases.segments, found.protocol)
+        parts, places = cases.segments, cases.places
+        scores = Scores(found.metrics, found.cases, predictions, report, found.main, parts, places, found.protocol)
         return scores.owned_by(owners_of([e.example for e in encoded]))
 
     def _asked(self, encoded: Sequence[Encoded[Target]]) -> tuple[Cases, list[Candidates]]:

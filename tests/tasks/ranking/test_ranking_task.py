@@ -19,6 +19,7 @@ from instructrec_jax.evaluation.evaluator import ScoredRow, table
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.candidates import write_candidates
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
+from instructrec_jax.ranking.evaluation import POPULARITY_AXIS
 from instructrec_jax.tasks.base import Encoded, LossInputs, TaskConfig, TaskContext
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask
@@ -273,4 +274,5 @@ def test_the_table_has_main_metrics_intervals_and_segments(context: TaskContext,
     odd = rows[1].scores[""].cases["NDCG@10"][1::2].mean()
     assert parts["wording new"]["cases"] == 12 and parts["wording new"]["values"]["other"] == pytest.approx(odd)
     assert parts["wording new"]["low"] < parts["wording new"]["values"]["tuned"] < parts["wording new"]["high"]
-    assert any(name.startswith("popularity decile") for name in parts)
+    along = [part["place"] for part in parts.values() if part["axis"] == POPULARITY_AXIS]
+    assert len(along) > 2 and along == sorted(along, key=lambda place: int(place.split(" to ")[0]))
