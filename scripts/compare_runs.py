@@ -10,7 +10,7 @@ deviation over a group's runs is printed beside it.
 
 import argparse
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class Prediction(TypedDict):
     """A line of predictions.jsonl: a case, its positive items and the items in order of rank."""
 
     id: str
-    user: str
+    user: NotRequired[str]  # missing where the cases name no users
     reference: list[str]
     prediction: list[str]
 
@@ -59,7 +59,7 @@ def group(runs: list[Path]) -> tuple[list[tuple[str, str]], np.ndarray]:
     values = []
     for run in runs:
         rows = read_jsonl(run / "predictions.jsonl", Prediction)
-        found = [(row["id"], row["user"]) for row in rows]
+        found = [(row["id"], row.get("user", "")) for row in rows]
         if cases and found != cases:
             raise SystemExit(f"{run} was tested on other cases than {runs[0]}.")
         cases = found

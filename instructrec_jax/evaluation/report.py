@@ -85,7 +85,7 @@ def write_report(run_dir: str | Path) -> Path:
             skipped=_skipped(_jsonl(run_dir / "skipped.jsonl", Skipped)),
             examples=_json(run_dir / "examples.json", list[ShownExample]) or [],
             settings=config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
-            **_training(read_metrics(metrics) if metrics.exists() else []),
+            **_training(read_metrics(metrics) if metrics.exists() else [], _before_tuning(evaluation)),
         )
     )
     return write_text(run_dir / "report.html", page)
@@ -219,10 +219,19 @@ def _skipped(rows: Sequence[Skipped]) -> dict[str, object] | None:
 # ---- curves --------------------------------------------------------------------------------------------
 
 
-def _training(rows: MetricRows) -> dict[str, object]:
+def _before_tuning(evaluation: Evaluation) -> Mapping[str, float | None]:
+    """The metrics at step 0, where the table has the cases of the evaluations while training (data.validation)."""
+    if not (evaluation.get("split") or "").startswith("validation"):
+        return {}
+    return next((row["values"] or {} for row in evaluation.get("rows") or [] if row["name"] == "before tuning"), {})
+
+
+def _training(rows: MetricRows, before: Mapping[str, float | None]) -> dict[str, object]:
     """The plots, the number of logged steps, and how many of them had no finite loss."""
     train = [row for row in rows if row.get("kind") == "train"]
     evaluations = [row for row in rows if row.get("kind") == "evaluation"]
+    if evaluations:
+        evaluations = [{"step": 0} | {name: before[name] for name in evaluations[0] if name in before}, *evaluations]
     plots = _plots(train, evaluations) if train or evaluations else ""
     lost = sum(row.get("loss", 0) is None for row in train)
     return {"plots": Markup(plots), "logged": len(train) or len(evaluations), "lost": lost}

@@ -370,7 +370,7 @@ class Task:
         """The shapes of the float32 arrays of `refresh`, for a backbone with `hidden_size` features."""
         return {}
 
-    case_measure = "score"  # what the "score" of a prediction is, in the examples at the end of a run
+    case_measure = ""  # the field of `Scores.predictions` with a case's metric, which the shown examples name, too
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         """Five random examples (seeded) in the form of `shown`; empty for a task without readable predictions."""
@@ -386,7 +386,7 @@ class Task:
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """A readable form of one of `Scores.predictions`: instruction, target ("wanted") and answers (text, score)."""
         wanted, found = (_readable(record[name]) for name in ("reference", "prediction"))
-        answer = {"text": found, "score": record["score"], "measure": self.case_measure}
+        answer = {"text": found, "score": record[self.case_measure], "measure": self.case_measure.replace("_", " ")}
         return {"instruction": record["input"], "wanted": wanted, "answers": [answer]}
 
 

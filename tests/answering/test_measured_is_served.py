@@ -64,7 +64,7 @@ def test_labels(checkpoint: Path, tmp_path: Path) -> None:
     shares = model.members_of([model.encode(e.instruction, "here") for e in cases])[0]
     said = measured(run, cases)
     assert [model.labels[number] for number in shares.argmax(-1)] == [record["prediction"] for record in said]
-    np.testing.assert_allclose(shares.max(-1), [record["score"] for record in said], atol=1e-6)
+    np.testing.assert_allclose(shares.max(-1), [record["probability"] for record in said], atol=1e-6)
 
 
 def test_slots(checkpoint: Path, tmp_path: Path) -> None:

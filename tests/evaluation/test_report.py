@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from report_files import EVIL, evaluation, examples
 
+from instructrec_jax.evaluation import report
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.tables import format_table
 from instructrec_jax.evaluation.terms import terms_in
@@ -263,3 +264,17 @@ def test_terms_are_whole_words():
         "unseen phrasings",
         "BM25",
     ]
+
+
+@pytest.mark.parametrize(
+    ("split", "first"), [("validation, which also chose the checkpoint", (0, 0.1)), ("test", (100, 0.2))]
+)
+def test_curves_start_before_tuning_where_the_cases_are_the_same(tmp_path, monkeypatch, split, first):
+    fill(tmp_path)
+    result = evaluation() | {"split": split}
+    result["rows"][0]["name"] = "before tuning"
+    write_json(tmp_path / "evaluation.json", result)
+    curves = {}
+    monkeypatch.setattr(report, "line_plot", lambda title, lines, **_: curves.update(lines) or "")
+    write_report(tmp_path)
+    assert curves["NDCG@10"][0] == first and curves["NDCG@10"][-1] == (100, 0.2)

@@ -30,7 +30,7 @@ class DialogueConfig(WritingConfig):
 class DialogueTask(WritingTask):
     """Scored by BLEU, sentence chrF and distinct-n."""
 
-    case_measure = "chrF"
+    case_measure = "sentence chrF"
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """For an encoder–decoder, one example per turn of the assistant, since its decoder reads a single turn."""

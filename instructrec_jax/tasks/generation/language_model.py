@@ -417,7 +417,7 @@ def _scores(encoded: Sequence[Encoded], loss: Sequence[np.ndarray], hits: Sequen
             "task": e.example.task,
             "input": render(e.example),
             "reference": answer(e.example),
-            "score": -float(total / count),  # mean log-probability of the reference's tokens
+            "mean_log_probability": -float(total / count),  # of the reference's tokens
             "tokens": int(count),
         }
         for e, total, count in zip(encoded, totals, tokens, strict=True)

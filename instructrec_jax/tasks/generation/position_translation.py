@@ -115,7 +115,7 @@ class PositionTranslationTask(Task):
 
     reads = "fields"
     metric = "sentence chrF"
-    case_measure = "chrF"
+    case_measure = "sentence chrF"
     per_token = True
 
     def __init__(self, config: PositionTranslationConfig, context: TaskContext):

@@ -50,7 +50,7 @@ def judge_answers(examples: Sequence[Example], answers: Sequence[str], targets: 
 class QuestionAnsweringTask(WritingTask):
     """Scored by exact match and F1."""
 
-    case_measure = "F1"
+    case_measure = "f1"
 
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:
         return judge_answers(examples, answers, [references(e) for e in examples])

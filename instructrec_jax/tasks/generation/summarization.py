@@ -77,7 +77,7 @@ def judge_summaries(examples: Sequence[Example], answers: Sequence[str]) -> Judg
 class SummarizationTask(WritingTask):
     """Scored by ROUGE."""
 
-    case_measure = "ROUGE-L"
+    case_measure = "rougeL"
 
     config: SummarizationConfig
 

@@ -46,7 +46,7 @@ def nearest_translation(train: Sequence[Example]) -> Callable[[Sequence[Example]
 class TranslationTask(WritingTask):
     """Scored by BLEU and chrF."""
 
-    case_measure = "chrF"
+    case_measure = "sentence chrF"
 
     def require_packages(self) -> None:
         require_bleu("task.type translation")

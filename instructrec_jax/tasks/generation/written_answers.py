@@ -41,7 +41,7 @@ class Judgement:
     Attributes:
       metrics: name -> value over all cases.
       cases: name -> float [cases].
-      main: the key of `cases` that is a case's score.
+      main: the key of `cases` that each record has.
       protocol: how the metrics were measured.
       segments: subgroup -> numbers of its cases.
       corpus: metrics that are not means over cases, for their intervals.
@@ -92,7 +92,7 @@ def scores_of_texts(
       asked: readable prompt of each case.
     """
     records = [
-        {"id": e.id, "input": text, "prediction": said, "reference": references(e), "score": float(score)}
+        {"id": e.id, "input": text, "prediction": said, "reference": references(e), found.main: float(score)}
         for e, text, said, score in zip(examples, asked, answers, found.cases[found.main], strict=True)
     ]
     return Scores(
@@ -110,9 +110,9 @@ def shown_text(record: Mapping[str, Any], measure: str, empty: str = "") -> dict
     """Such a record as `Task.shown` gives it: the first of its references; `empty` for a text without words.
 
     Args:
-      measure: what its score is.
+      measure: the record's field with its metric.
     """
-    answer = {"text": record["prediction"] or empty, "score": record["score"], "measure": measure}
+    answer = {"text": record["prediction"] or empty, "score": record[measure], "measure": measure}
     return {"instruction": record["input"], "wanted": record["reference"][0] or empty, "answers": [answer]}
 
 

@@ -255,7 +255,7 @@ class RankingTask(Task):
         return self._scores(found, encoded, cases)
 
     def _scores(self, found: Ranking, encoded: Sequence[Encoded[Target]], cases: Cases, report: str = "") -> Scores:
-        predictions = _Predictions(self.catalogue, encoded, found, found.cases[self.metric])
+        predictions = _Predictions(self.catalogue, encoded, found, self.metric, found.cases[self.metric])
         parts, places = cases.segments, cases.places
         scores = Scores(found.metrics, found.cases, predictions, report, found.main, parts, places, found.protocol)
         return scores.owned_by(owners_of([e.example for e in encoded]))
@@ -374,8 +374,15 @@ def products(queries: np.ndarray, items: np.ndarray, candidates: np.ndarray) -> 
 class _Predictions(Sequence[dict[str, Any]]):
     """One record per case, made on access, since a million records would fill the memory."""
 
-    def __init__(self, catalogue: Catalogue, encoded: Sequence[Encoded[Target]], found: Ranking, judged: np.ndarray):
-        self.catalogue, self.encoded, self.found, self.judged = catalogue, encoded, found, judged
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        encoded: Sequence[Encoded[Target]],
+        found: Ranking,
+        metric: str,
+        judged: np.ndarray,
+    ):
+        self.catalogue, self.encoded, self.found, self.metric, self.judged = catalogue, encoded, found, metric, judged
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -385,12 +392,13 @@ class _Predictions(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*case.indices(len(self)))]
         e, items = self.encoded[case], self.found.items[case]
         there = items >= 0
+        user = owner_of(e.example)[1]
         return {
             "id": e.example.id,
-            "user": owner_of(e.example)[1],
+            **({"user": user} if user else {}),
             "input": render(e.example),
             "prediction": [self.catalogue.ids[i] for i in items[there]],
             "scores": self.found.scores[case][there].tolist(),
             "reference": [self.catalogue.ids[i] for i in e.target.items],
-            "score": float(self.judged[case]),  # the metric that selects the best checkpoint
+            self.metric: float(self.judged[case]),  # the metric that selects the best checkpoint
         }

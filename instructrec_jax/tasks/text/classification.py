@@ -242,7 +242,13 @@ class ClassificationTask(_SequenceTask):
         pairs = [targets[i] for i in found.case], [self.labels[i] for i in found.label]
         _, report = classification_report(*pairs, self.labels, weights)
         predictions = [
-            {"id": e.example.id, "input": render(e.example), "reference": t, **a.to_record(), "score": float(c)}
+            {
+                "id": e.example.id,
+                "input": render(e.example),
+                "reference": t,
+                **a.to_record(),
+                self.case_measure: float(c),
+            }
             for e, t, a, c in zip(encoded, targets, self._answers(shares), confidence, strict=True)
         ]
         right = found.right(truth)
@@ -291,7 +297,7 @@ class MultilabelTask(_SequenceTask):
     """Multilabel classification by sigmoid cross-entropy."""
 
     problem_type = "multi_label_classification"
-    case_measure = "F1"
+    case_measure = "f1"
     metric = "micro_f1"
 
     def __init__(self, config: MultilabelConfig, context: TaskContext):
@@ -352,7 +358,7 @@ class MultilabelTask(_SequenceTask):
                 "input": render(e.example),
                 "reference": [self.labels[i] for i in np.flatnonzero(t)],
                 **answer.to_record(),
-                "score": float(each),
+                self.case_measure: float(each),
             }
             for e, t, answer, each in zip(encoded, truth, self._answers(shares), f1, strict=True)
         ]
@@ -393,7 +399,7 @@ class RegressionTask(_SequenceTask):
     """Regression by squared error."""
 
     problem_type = "regression"
-    case_measure = "squared error"
+    case_measure = "squared_error"
     metric = "mse"
     greater_is_better = False
     labels = ["number"]
@@ -438,7 +444,7 @@ class RegressionTask(_SequenceTask):
                 "input": render(e.example),
                 "reference": float(t),
                 "prediction": float(v),
-                "score": float((t - v) ** 2),
+                self.case_measure: float((t - v) ** 2),
             }
             for e, t, v in zip(encoded, truth, values, strict=True)
         ]

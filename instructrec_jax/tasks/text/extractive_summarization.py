@@ -83,7 +83,7 @@ class ExtractiveSummarizationTask(Task):
 
     reads = "fields"
     metric = "rougeL"
-    case_measure = "ROUGE-L"
+    case_measure = "rougeL"
     per_token = True
 
     def __init__(self, config: ExtractiveSummarizationConfig, context: TaskContext):

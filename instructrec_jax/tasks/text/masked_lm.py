@@ -133,7 +133,7 @@ class MaskedLMTask(Task):
                 "id": e.example.id,
                 "input": tokenizer.decode(text.tokens),
                 "reference": tokenizer.convert_ids_to_tokens(e.text.tokens[m]),
-                "score": -float(each),  # mean log-probability of the reference's tokens
+                "mean_log_probability": -float(each),  # of the reference's tokens
             }
             for e, text, m, each in zip(encoded, gathered.texts, masked, per_text, strict=True)
         ]

@@ -182,7 +182,6 @@ def option_scores(
             "input": render(e.example),
             "reference": option.names[option.right],
             **answer.to_record(),
-            "score": answer.probability,
         }
         for e, option, answer in zip(encoded, options, answers, strict=True)
     ]

@@ -84,7 +84,7 @@ class SpanTask(Task):
 
     reads = "fields"
     metric = "f1"
-    case_measure = "F1"
+    case_measure = "f1"
     per_token = True
 
     def __init__(self, config: SpanConfig, context: TaskContext):
@@ -240,8 +240,8 @@ class SpanTask(Task):
         targets = [answers_of(example) or [""] for example in examples]
         found = judge_answers(examples, [answer.text for answer in answers], targets)
         records = [
-            {"id": e.id, "input": e.instruction, **answer.to_record(), "reference": refs, "score": float(score)}
-            for e, answer, refs, score in zip(examples, answers, targets, found.cases["f1"], strict=True)
+            {"id": e.id, "input": e.instruction, **answer.to_record(), "reference": refs, found.main: float(score)}
+            for e, answer, refs, score in zip(examples, answers, targets, found.cases[found.main], strict=True)
         ]
         scores = Scores(found.metrics, found.cases, records, segments=found.segments, protocol=found.protocol)
         return scores.owned_by(found.owners)

@@ -160,7 +160,7 @@ class TokenClassificationTask(Task):
                 "input": e.example.input or e.example.instruction,
                 "reference": w,
                 "prediction": f,
-                "score": float(accuracy),
+                self.case_measure: float(accuracy),
             }
             for e, w, f, accuracy in zip(encoded, targets, found, cases["accuracy"], strict=True)
         ]

@@ -353,7 +353,7 @@ def test_scores_equal_pytorch(run: Run) -> None:
     np.testing.assert_allclose(scores.cases["loss"] / scores.cases["loss"].sum(), sums / sums.sum(), rtol=1e-4)
     for record, example, each in zip(scores.predictions, examples(), losses, strict=True):
         assert (record["id"], record["task"], record["tokens"]) == (example.id, example.task, len(each))
-        assert record["score"] == pytest.approx(-each.mean(), rel=1e-4)
+        assert record["mean_log_probability"] == pytest.approx(-each.mean(), rel=1e-4)
         assert (record["input"], record["reference"]) == (render(example), answer(example))
     alone = run.task.score(predict, run.encoded[::2])
     assert set(alone.metrics) == {"loss", "perplexity", "token accuracy"}  # of one task

@@ -245,7 +245,7 @@ def test_languages_are_told_apart(language_models: dict[str, Path], tmp_path: Pa
     values = read_json(run / "evaluation.json")["rows"][1]["values"]
     written = read_jsonl(run / "predictions.jsonl")
     for language, own in (("zh", written[::2]), ("en", written[1::2])):
-        assert values[f"f1 ({language})"] == pytest.approx(np.mean([r["score"] for r in own]))
+        assert values[f"f1 ({language})"] == pytest.approx(np.mean([r["f1"] for r in own]))
     assert json.dumps(written)  # plain records
 
 

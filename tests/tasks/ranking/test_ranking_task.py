@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def test_a_reranker_scores_candidates_alone(context: TaskContext, tmp_path: Path
     for record, e, case in zip(scores.predictions, test, scores.cases[task.metric], strict=True):
         assert record["user"] == e.example.origin["user"] and record["reference"] == [e.example.output]
         assert len(record["prediction"]) == 5 and record["scores"] == sorted(record["scores"], reverse=True)
-        assert record["input"] == render(e.example) and record["score"] == case
+        assert record["input"] == render(e.example) and record[task.metric] == case
         own = {1, *SEQUENCES["abcd".index(record["user"])].tolist()}
         assert not own & {int(item[5:]) for item in record["prediction"]}
     task.front = 100
@@ -276,3 +276,11 @@ def test_the_table_has_main_metrics_intervals_and_segments(context: TaskContext,
     assert parts["wording new"]["low"] < parts["wording new"]["values"]["tuned"] < parts["wording new"]["high"]
     along = [part["place"] for part in parts.values() if part["axis"] == POPULARITY_AXIS]
     assert len(along) > 2 and along == sorted(along, key=lambda place: int(place.split(" to ")[0]))
+
+
+def test_predictions_name_a_user_only_where_there_is_one(context: TaskContext, tmp_path: Path) -> None:
+    task = reranker(context, tmp_path, protocols=["uni4"], cutoffs=[1, 3])
+    known = of_users()
+    asked = task.encode([known[0], replace(known[1], origin={"wording": "new"})])
+    first, second = task.score(lambda texts, **_: [], asked).predictions
+    assert first["user"] == known[0].origin["user"] and "user" not in second and "score" not in first

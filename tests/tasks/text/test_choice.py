@@ -55,13 +55,13 @@ def test_likelihoods_are_those_of_each_answer_alone(kind: str, alpha: float, lan
         answers = [replace(case, output=text, candidates=()) for text in case.candidates]
         alone = plain.score(predict_plain, plain.encode(answers)).predictions
         expected = {
-            text: row["score"] * row["tokens"] / row["tokens"] ** alpha
+            text: row["mean_log_probability"] * row["tokens"] / row["tokens"] ** alpha
             for text, row in zip(case.candidates, alone, strict=True)
         }
         assert record["candidates"] == pytest.approx(expected, abs=1e-4)
         assert record["prediction"] == max(expected, key=lambda text: expected[text])
         values = np.array(list(expected.values()))
-        assert record["score"] == pytest.approx(np.exp(values.max()) / np.exp(values).sum(), abs=1e-4)
+        assert record["probability"] == pytest.approx(np.exp(values.max()) / np.exp(values).sum(), abs=1e-4)
         assert record["reference"] == case.output
     right = [r["prediction"] == r["reference"] for r in scores.predictions]
     assert scores.metrics["accuracy"] == pytest.approx(np.mean(right)) and f"** {alpha:g}" in scores.protocol

@@ -207,7 +207,7 @@ def test_classification_scores_equal_scikit_learn(context: TaskContext) -> None:
     for record, e, t, g, p in zip(scores.predictions, encoded, truth, guess, shares, strict=True):
         asked = {"id": e.example.id, "input": e.example.instruction}
         answer = {"prediction": g, "probabilities": pytest.approx(dict(zip(SUBJECTS, p, strict=True)))}
-        assert record == asked | answer | {"reference": t, "score": pytest.approx(p.max())}
+        assert record == asked | answer | {"reference": t, "probability": pytest.approx(p.max())}
 
 
 def test_multilabel_scores_equal_scikit_learn(context: TaskContext) -> None:
@@ -227,7 +227,7 @@ def test_multilabel_scores_equal_scikit_learn(context: TaskContext) -> None:
     certainty = np.abs(1 / (1 + np.exp(-outputs)) - 1 + guess)
     assert scores.metrics["ece"] == expected_calibration_error(certainty.ravel(), (truth == guess).ravel())
     for record, t, g, f1 in zip(scores.predictions, truth, guess, each, strict=True):
-        assert record["score"] == pytest.approx(f1)
+        assert record["f1"] == pytest.approx(f1)
         assert record["reference"] == [label for label, yes in zip(SUBJECTS, t, strict=True) if yes]
         assert record["prediction"] == [label for label, yes in zip(SUBJECTS, g, strict=True) if yes]
 
@@ -302,6 +302,6 @@ def test_showcase(kind: str, context: TaskContext) -> None:
         names = output if isinstance(output, tuple) else [f"{output:g}" if kind == "regression" else str(output)]
         assert sorted(example["wanted"].split(", ")) == sorted(names)
         (answer,) = example["answers"]
-        measure = {"classification": "probability", "multilabel": "F1", "regression": "squared error"}[kind]
+        measure = {"classification": "probability", "multilabel": "f1", "regression": "squared error"}[kind]
         assert set(answer) == {"text", "score", "measure"} and answer["measure"] == measure
         assert kind != "regression" or len(answer["text"].strip("-.0123456789")) == 0 and len(answer["text"]) <= 7

@@ -156,7 +156,7 @@ def test_loss_and_scores_equal_numpy(checkpoint: Path, tmp_path: Path) -> None:
     assert len(scores.cases["loss"]) == len(setup.encoded) and task.metric in scores.metrics
     assert scores.metrics == task.score(predict, setup.encoded).metrics  # the same tokens each time
     for record, case, e in zip(scores.predictions, scores.cases["loss"], setup.encoded, strict=True):
-        assert (record["id"], record["score"]) == (e.example.id, pytest.approx(-case))
+        assert (record["id"], record["mean_log_probability"]) == (e.example.id, pytest.approx(-case))
     to_words = task.context.tokenizer.convert_ids_to_tokens
     for record, labels, supervised in zip(
         scores.predictions, by_text(parts, "labels"), by_text(parts, "supervised"), strict=True

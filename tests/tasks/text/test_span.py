@@ -235,7 +235,7 @@ def test_a_run_finds_answers_and_opens_in_transformers(folder: Path, tmp_path: P
     assert rows["after tuning"]["f1"] > rows["before tuning"]["f1"] and rows["after tuning"]["f1"] > 0.6
     assert "sentence closest to the question" in rows
     written = read_jsonl(run / "predictions.jsonl")
-    assert len(written) == 12 and rows["after tuning"]["f1"] == pytest.approx(np.mean([r["score"] for r in written]))
+    assert len(written) == 12 and rows["after tuning"]["f1"] == pytest.approx(np.mean([r["f1"] for r in written]))
     assert all(r["prediction"] in str(e.input) for r, e in zip(written, cases(12, 2), strict=True))
     export([str(run), "--format", "hf", "--out", str(tmp_path / "hf")])
     model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "hf").eval()
