@@ -11,13 +11,13 @@ VERBS = ("train", "evaluate", "predict", "generate", "recommend", "prepare", "ex
 
 def listing() -> str:
     """The usage and the list of verbs, each with the first line of its docstring."""
-    lines = ["usage: instructrec VERB [options]      (the same as python -m instructrec_jax.VERB)", ""]
+    lines = ["usage: instructrec VERB [options]", "       python -m instructrec_jax.VERB [options]   is the same", ""]
     for verb in VERBS:
         spec = find_spec(f"instructrec_jax.{verb}")
         assert spec is not None and spec.origin is not None
         doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
         lines.append(f"  {verb:10} {doc.splitlines()[0].partition(': `')[0].rstrip('.')}")
-    return "\n".join([*lines, "", "instructrec VERB --help shows the options of a verb."])
+    return "\n".join([*lines, "", "VERB --help shows the options of a verb. The first to try: instructrec train"])
 
 
 def main() -> None:

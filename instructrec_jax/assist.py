@@ -1,4 +1,4 @@
-"""Answer customer requests with tuned runs: `python -m instructrec_jax.assist RUN --actions actions.yaml "..."`.
+"""Answer customer requests with tuned runs: `python -m instructrec_jax.assist RUN --actions FILE "..."`.
 
     assist RUN --tune_threshold in_scope.jsonl out_of_scope.txt      tune the out-of-scope threshold
     assist RUN --actions actions.yaml "where is my order 4711?"      intent, slots, action and reply as JSON

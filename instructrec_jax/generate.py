@@ -1,4 +1,4 @@
-"""Generate text with a language model: `python -m instructrec_jax.generate RUN_OR_HF_FOLDER --prompt "..."`.
+"""Generate text with a language model: `python -m instructrec_jax.generate RUN --prompt TEXT`.
 
     generate RUN --prompt TEXT                   an answer on the terminal, token by token
     generate HF_FOLDER --input FILE --out FILE   an answer per record: {"prompt": ...}, or instruction, input, messages

@@ -1,20 +1,21 @@
-"""Prepare data: settings for your own files (inspect); recommendation data from public formats (the others).
+"""Prepare your own files (inspect), or public recommendation data: `python -m instructrec_jax.prepare FORMAT`.
 
-    python -m instructrec_jax.prepare inspect   FILE... --out my.yaml [--backbone FOLDER] [--target COLUMN] ...
-    python -m instructrec_jax.prepare movielens --source FOLDER --out FOLDER [--k_core 5] [--min_rating 4] ...
-    python -m instructrec_jax.prepare recbole   --source FOLDER --out FOLDER ...
-    python -m instructrec_jax.prepare sasrec    --source FILE --items FILE --out FOLDER ...
-    python -m instructrec_jax.prepare p5        --source FOLDER --out FOLDER ...
-    python -m instructrec_jax.prepare sequences --source FOLDER --out FOLDER [--sequence_limit 20] ...
-    python -m instructrec_jax.prepare amazon    --source FOLDER --out FOLDER [--on_bad_line skip] ...
-    python -m instructrec_jax.prepare goodbooks --source FOLDER --out FOLDER ...
-    python -m instructrec_jax.prepare table     --source FILE --items FILE --out FOLDER [--user_column who] ...
-    python -m instructrec_jax.prepare tags      --source tags.csv --catalogue FOLDER --out FOLDER ...
+    prepare inspect FILE... --out my.yaml [--backbone FOLDER] [--target COLUMN]
+    prepare table --source FILE --items FILE --out FOLDER [--user_column who]
+    prepare movielens --source FOLDER --out FOLDER [--k_core 5] [--min_rating 4]
+    prepare amazon --source FOLDER --out FOLDER [--on_bad_line skip]
+    prepare goodbooks --source FOLDER --out FOLDER
+    prepare recbole --source FOLDER --out FOLDER
+    prepare sasrec --source FILE --items FILE --out FOLDER
+    prepare p5 --source FOLDER --out FOLDER
+    prepare sequences --source FOLDER --out FOLDER [--sequence_limit 20]
+    prepare tags --source tags.csv --catalogue FOLDER --out FOLDER
 
 inspect looks at the columns of data files and writes a configuration that trains on them. The others write a folder of
 items, interactions and instructions, with a train.yaml. All formats except inspect and tags have
-`--split leave_one_out | ratio | global_time [--validation 0.1] [--test 0.1]`.
-`python -m instructrec_jax.prepare movielens --help` lists the settings of a format.
+`--split leave_one_out | ratio | global_time`, with `--validation 0.1 --test 0.1`.
+
+`prepare movielens --help` lists the settings of a format.
 """
 
 from dataclasses import replace
@@ -28,6 +29,7 @@ from instructrec_jax.preparation.prepare_data import prepare
 from instructrec_jax.preparation.prepare_tags import TagsConfig, prepare_tags
 from instructrec_jax.preparation.wording.teacher import Teacher
 from instructrec_jax.runs.config import main_guard, parse
+from instructrec_jax.runs.help_text import fitted_help
 
 
 def main(args: list[str]) -> dict[str, object]:
@@ -37,7 +39,7 @@ def main(args: list[str]) -> dict[str, object]:
     """
     reader, *rest = args or ["--help"]
     if reader in ("-h", "--help"):
-        print(__doc__)
+        print(fitted_help(__doc__))
         raise SystemExit(0)
     if reader == "inspect":
         files, options = split_arguments(rest)

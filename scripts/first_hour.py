@@ -65,7 +65,7 @@ def steps() -> list[Step]:
         verb("prepare", "table", "--source", "ratings.csv", "--items", "items.csv", "--out", "shop", "--k_core", "2"),
         verb("train", "shop/train.yaml", "--backbone.path", "films", "--steps", "2", "--run_dir", "runs/shop"),
         verb("recommend", "runs/shop", "--user", "u1", "--k", "3"),
-        verb("export", "runs/reviews", "--format", "hf", "--out", "exported"),
+        verb("export", "runs/reviews", "--out", "exported", says="transformers"),
         Step(["-c", PYTHON], says="LabelAnswer"),
         verb("train", "reviews.yaml", "--lr", "1", code=2, says="optimizer.learning_rate"),
         verb("train", "reviews.yaml", "--task.type", "clasification", code=2, says="classification"),

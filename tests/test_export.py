@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from tiny_runs import changed, tiny_run, write_settings
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from instructrec_jax.answering.exporting import export
+from instructrec_jax.adapters.dual_encoder import RetrievalHead
+from instructrec_jax.answering.exporting import export, opening
 from instructrec_jax.data.batch import BatchTexts, Text, lay_out
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import make_mesh
@@ -68,7 +69,7 @@ def flat(params: Any) -> dict[str, np.ndarray]:
 
 def test_plain_orbax_opens_it_on_one_device(finished: Config, tmp_path: Path) -> None:
     export(Path(finished.run_dir), tmp_path / "as_is", format="orbax", step=6)
-    main([finished.run_dir, "--out", str(tmp_path / "half"), "--dtype", "float16", "--step", "6"])
+    main([finished.run_dir, "--out", str(tmp_path / "half"), "--dtype", "float16", "--step", "6", "--format", "orbax"])
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-c", OPEN_WITH_ORBAX, str(tmp_path / "as_is"), str(tmp_path / "half")]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path)
@@ -87,9 +88,12 @@ def test_plain_orbax_opens_it_on_one_device(finished: Config, tmp_path: Path) ->
     assert metadata["settings"]["task"]["labels"] == finished.task.labels  # type: ignore[attr-defined]
 
 
-def test_transformers_gives_the_same_answers(finished: Config, tmp_path: Path) -> None:
+def test_transformers_gives_the_same_answers(
+    finished: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Path(finished.run_dir)
-    main([finished.run_dir, "--format", "hf", "--out", str(tmp_path / "hf")])
+    main([finished.run_dir, "--out", str(tmp_path / "hf")])  # the default format
+    assert "transformers" in capsys.readouterr().out
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     records = read_jsonl(finished.data.test[0].path)
@@ -190,6 +194,15 @@ def test_sentence_transformers_gives_the_same_vectors(
         batch = lay_out(BatchTexts([Text(tokens)], None), layout)
         expected = ours.head(ours.hidden(batch), batch.texts.segment_ids, 1)[0, 0]
         np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+def test_the_readme_names_what_other_libraries_do_not_read() -> None:
+    retrieval = RetrievalHead(8, None, rngs=nnx.Rngs(0), pooling="mean", temperature=1.0)
+    assert "SentenceTransformer" in opening("hf", Path("out"), retrieval)[-1]
+    assert "retrieval_head.safetensors" in opening("peft", Path("out"), retrieval)[-1]
+    own = opening("hf", Path("out"), nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    assert "transformers" in own[0] and "retrieval_head.safetensors" in own[-1] and "Linear" in own[-1]
+    assert not any("retrieval_head" in said for said in opening("orbax", Path("out"), retrieval))
 
 
 def test_a_run_of_many_devices_is_exported_on_others(checkpoint: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from instructrec_jax.answering.out_of_scope import SCORES
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.config import ConfigError, check_names, name_files
+from instructrec_jax.runs.help_text import fitted_help
 from instructrec_jax.runs.settings_tree import nearest
 
 SETTINGS = (
@@ -25,19 +26,27 @@ SETTINGS = (
 class VerbParser(argparse.ArgumentParser):
     """A parser whose errors are one line, as those of settings are."""
 
+    synopsis = ""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}. `{self.prog} --help` lists the options.")
 
+    def format_help(self) -> str:
+        return super().format_help().replace(self.format_usage(), f"usage: {self.synopsis} [options]\n", 1)
+
 
 def verb_parser(name: str, doc: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    """A parser whose help is the verb's docstring."""
-    return VerbParser(
+    """A parser whose help is the verb's docstring; its first line ends with the command."""
+    what, _, command = doc.partition("\n")[0].partition(": `")
+    parser = VerbParser(
         prog=f"python -m instructrec_jax.{name}",
-        description=doc,
+        description=fitted_help("\n".join([what.rstrip(".") + ".", *doc.split("\n")[1:]])),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=epilog,
+        epilog=None if epilog is None else "\n".join(map(fitted_help, epilog.splitlines())),
         allow_abbrev=False,
     )
+    parser.synopsis = command.rstrip("`.") or parser.prog
+    return parser
 
 
 def parse_with_settings(parser: argparse.ArgumentParser, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -96,10 +105,11 @@ def export_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("export", doc)
     add = parser.add_argument
     add("run", type=Path, help="run directory")
-    add("--format", choices=("orbax", "hf", "peft"), default="orbax", help="output format (default: orbax)")
+    formats = "hf: a HuggingFace folder; peft: the LoRA matrices; orbax: all parameters (default: hf)"
+    add("--format", choices=("hf", "peft", "orbax"), default="hf", help=formats)
     add("--out", type=Path, required=True, help="folder to write; must not exist")
     add("--step", type=int, help="step of the checkpoint; default: the best")
-    dtype = "dtype of the written parameters; default: float32 (orbax), or the pretrained checkpoint's (hf)"
+    dtype = "dtype of the written parameters; default: the pretrained checkpoint's (hf), float32 (orbax)"
     add("--dtype", choices=("float32", "float16", "bfloat16"), help=dtype)
     add("--part", metavar="TASK", help="for a multitask run: the subtask whose head is written (hf, peft)")
     return parser
@@ -154,7 +164,12 @@ def predict_parser(doc: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("path", type=Path, help="run directory; with --vectors also a HuggingFace folder")
     add("--text", help="one text, answered on stdout")
-    add("--input", type=Path, metavar="FILE", help="jsonl, json, csv, tsv or parquet, also .gz; -: JSON lines on stdin")
+    add(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="jsonl, json, csv, tsv or parquet file, also .gz; -: JSON lines on stdin",
+    )
     add("--out", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv or .parquet; default: JSON lines on stdout")
     add("--vectors", action="store_true", help="write embeddings instead: --out FILE.npy or FILE.parquet")
     bad = "skip: list it in OUT.rejected.jsonl instead (default: error)"

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-KEPT = 5  # parts with the largest contributions, kept per item
+KEPT = 5  # parts kept per item
 SHOWN = 3  # parts shown in a line
 NEGLIGIBLE = 0.05  # smaller contributions, relative to the largest, are not shown
 
@@ -86,22 +86,28 @@ def contributions(
 
 
 def strongest(parts: Sequence[Part], values: np.ndarray) -> list[Evidence]:
-    """The parts with the largest absolute contributions float [parts], in order of contribution."""
-    chosen = np.argsort(-np.abs(values), kind="stable")[:KEPT]
-    found = [Evidence(parts[place], float(values[place])) for place in chosen]
+    """At most `KEPT` parts by their contributions float [parts]: what raises the score most, then what lowers it most.
+
+    Supporters come first, because they are the reasons for the item; one place is left for what lowers its score.
+    """
+    order = np.argsort(-values, kind="stable")
+    raising, lowering = order[values[order] >= 0], order[values[order] < 0][::-1]
+    kept = raising[: KEPT - bool(len(lowering))]
+    found = [Evidence(parts[place], float(values[place])) for place in (*kept, *lowering[: KEPT - len(kept)])]
     return sorted(found, key=lambda evidence: -evidence.contribution)
 
 
 def line(evidence: Sequence[Evidence]) -> str:
-    """'+0.21 "space", +0.08 Alien (1979)': the largest contributions, in order."""
+    """'+0.21 "space", +0.08 Alien (1979)': the largest contributions, supporters first."""
     largest = max((abs(e.contribution) for e in evidence), default=0.0)
     if not largest:
         return "no single part changes the score" if evidence else ""
     named = [e for e in evidence if abs(e.contribution) >= NEGLIGIBLE * largest]
-    named = sorted(named, key=lambda e: -abs(e.contribution))[:SHOWN]
+    raising = [e for e in named if e.contribution > 0]
+    lowering = sorted((e for e in named if e.contribution < 0), key=lambda e: e.contribution)
     return ", ".join(
         f"{_signed(e.contribution)} " + (f'"{e.part.text}"' if e.part.kind == "word" else e.part.text)
-        for e in sorted(named, key=lambda e: -e.contribution)
+        for e in [*raising, *lowering][:SHOWN]
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.chat_template import exported_template
-from instructrec_jax.files import write_json
+from instructrec_jax.files import write_json, write_text
 from instructrec_jax.runs.config import to_dict
 from instructrec_jax.runs.model import SplitModel
 from instructrec_jax.runs.run import Run, require_run
@@ -29,14 +30,22 @@ from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 from instructrec_jax.tasks.kinds import as_language_model
 
+OWN_HEAD = "retrieval_head.safetensors"
+
 
 def export(
-    run: Path, out: Path, *, format: str, step: int | None = None, dtype: str | None = None, part: str | None = None
+    run: Path,
+    out: Path,
+    *,
+    format: str = "hf",
+    step: int | None = None,
+    dtype: str | None = None,
+    part: str | None = None,
 ) -> None:
-    """Writes a run's best checkpoint (or that of `step`) to the new folder `out`.
+    """Writes a run's best checkpoint (or that of `step`) to the new folder `out`; its README.md says what opens it.
 
     Args:
-      format: "orbax", "hf" or "peft".
+      format: "hf", "peft" or "orbax".
       dtype: dtype of the written parameters: "float32", "float16" or "bfloat16"; None: float32 (orbax), or the dtype of
         the pretrained checkpoint (hf). LoRA matrices are always float32.
       part: for a multitask run, the subtask whose head is written ("orbax" writes all heads).
@@ -50,7 +59,10 @@ def export(
     opened = Run.open(run, step=step)
     subtasks = opened.task.subtasks
     if subtasks and format != "orbax" and part not in subtasks:
-        raise ValueError(f"{run} is a multitask run: choose the head to write with --part: {', '.join(subtasks)}.")
+        raise ValueError(
+            f"{run} is a multitask run: choose the head to write with --part: {', '.join(subtasks)}, or "
+            "all heads with --format orbax."
+        )
     if part is not None and part not in subtasks:
         raise ValueError(f"--part {part}: {run} is not a multitask run: leave it out.")
     model = opened.model
@@ -65,11 +77,34 @@ def export(
             write_hf(partial, model, run, task, dtype)
         else:
             write_adapter(partial, model, run, task)
+        uses = opening(format, out, model.network.head if part is None else task.view(model.network).head)
+        made = f"Exported by instructrec_jax {version('instructrec_jax')} from {run} (step {opened.checkpoint})."
+        write_text(partial / "README.md", "\n\n".join([f"# {out.name}", made, *uses]) + "\n")
         partial.rename(out)
     except SafetensorError as error:  # not an OSError, even where the disk is full
         raise OSError(f"{out} cannot be written: {error}. The partial folder is removed; free some space.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def opening(format: str, folder: Path, head: nnx.Module) -> list[str]:
+    """What opens an exported folder, and which of its files other libraries do not read: a sentence each."""
+    if format == "orbax":
+        return [f'`orbax.checkpoint.StandardCheckpointer().restore(Path("{folder.name}/params").absolute())` opens it.']
+    if format == "peft":
+        uses = [f'`peft.PeftModel.from_pretrained(base_model, "{folder.name}")` opens it.']
+    else:
+        uses = [
+            f'`transformers` opens it: `AutoModel...from_pretrained("{folder.name}")`; config.json names the class.'
+        ]
+    if format == "hf" and isinstance(head, RetrievalHead):
+        uses.append(f'`SentenceTransformer("{folder.name}")` gives the run\'s vectors, with the projection, if any.')
+    elif head_kind(head) is None:
+        uses.append(
+            f"{OWN_HEAD} has the parameters of the head ({type(head).__name__}), which other libraries do not have: "
+            "they give the hidden states of the backbone alone. The run directory itself opens with everything."
+        )
+    return uses
 
 
 def write_orbax(folder: Path, model: SplitModel, settings: Mapping[str, object], dtype: str | None) -> None:
@@ -114,7 +149,7 @@ def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str 
 def save_own_head(folder: Path, head: nnx.Module) -> None:
     """Writes a head that HuggingFace does not have, beside the backbone's files."""
     values = {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(head))}
-    save_file(values, folder / "retrieval_head.safetensors")
+    save_file(values, folder / OWN_HEAD)
 
 
 def write_language_model_files(folder: Path, config: PreTrainedConfig, task: LanguageModelTask) -> None:

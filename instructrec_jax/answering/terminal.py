@@ -7,17 +7,23 @@ from pathlib import Path
 
 from instructrec_jax.answering.evidence import line
 from instructrec_jax.answering.requests import Answer
+from instructrec_jax.evaluation.layout import text_width
+from instructrec_jax.evaluation.tables import wrapped
 
 
 def table(answer: Answer) -> str:
-    """An answer as a table of text."""
+    """An answer as a table of text; evidence that does not fit beside the titles stands below them."""
     lines = [f"prompt: {answer.prompt}", *(f"note: {note}" for note in answer.notes), ""]
-    header = ("", "title", "score", "evidence")
+    header = ("", "title", "score", "evidence (+ raises the score, − lowers it)")
     rows = [(str(r.rank), r.title, f"{r.score:.4f}", line(r.evidence)) for r in answer.recommendations]
+    indent = " " * 6
     widths = [max(width(row[column]) for row in (header, *rows)) for column in range(3)]
+    beside = sum(widths) + 6 + max(width(row[3]) for row in (header, *rows)) <= text_width()
     for row in (header, *rows):
         rank, title, score = (" " * (w - width(cell)) for cell, w in zip(row, widths, strict=False))
-        lines.append(f"{rank}{row[0]}  {row[1]}{title}  {score}{row[2]}  {row[3]}".rstrip())
+        shown = f"{rank}{row[0]}  {row[1]}{title}  {score}{row[2]}"
+        lines.append(f"{shown}  {row[3]}".rstrip() if beside else shown)
+        lines += [wrapped(row[3], indent, indent, text_width())] if row[3] and not beside else []
     return "\n".join(lines)
 
 

@@ -1,14 +1,18 @@
 """The verbs' command lines: defaults in the help, typos, files of settings."""
 
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from instructrec_jax import prepare
+from instructrec_jax.__main__ import listing
 from instructrec_jax.answering import arguments
 from instructrec_jax.answering.arguments import parse_options, parse_with_settings
 from instructrec_jax.runs.config import ConfigError
+from instructrec_jax.runs.help_text import fitted_help
 
 PARSERS = {name: make for name, make in vars(arguments).items() if name.endswith("_parser") and name != "verb_parser"}
 
@@ -46,6 +50,32 @@ def test_a_misspelled_option_suggests_the_right_one(name: str, given: list[str],
     parse = parse_options if name in ("export", "assist", "watch") else parse_with_settings
     with pytest.raises(ConfigError, match=f"'{given[-2][2:]}'.*'{meant}'"):
         parse(made(PARSERS[f"{name}_parser"]), given)
+
+
+@pytest.mark.parametrize("columns", ["80", "132"])
+def test_help_fits_the_terminal(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for name, make in PARSERS.items():
+        verb = importlib.import_module(f"instructrec_jax.{name.removesuffix('_parser')}")
+        shown = make(
+            verb.__doc__, *[["gpt2", "llama"] * 30][: len(inspect.signature(make).parameters) - 1]
+        ).format_help()
+        assert max(map(len, shown.splitlines())) <= int(columns), name
+        assert shown.startswith(f"usage: {verb.__doc__.splitlines()[0].partition('`')[2].rstrip('`.')} [options]")
+    assert max(map(len, fitted_help(prepare.__doc__).splitlines())) <= int(columns)
+    assert max(map(len, listing().splitlines())) <= 80
+
+
+def test_help_stands_in_two_columns_where_there_is_room() -> None:
+    doc = "What it\ndoes.\n\n    verb FILE           every row of the file with what the network predicts for it"
+    assert fitted_help(doc, 60).splitlines() == [
+        "What it does.",
+        "",
+        "  verb FILE  every row of the file with what the network",
+        "             predicts for it",
+    ]
+    narrow = fitted_help(doc, 40).splitlines()
+    assert narrow[2:] == ["  verb FILE", "      every row of the file with what", "      the network predicts for it"]
 
 
 @pytest.mark.parametrize("name", PARSERS)

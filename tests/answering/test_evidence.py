@@ -14,6 +14,8 @@ from instructrec_jax.answering.evidence import (
     without_word,
     words_of,
 )
+from instructrec_jax.answering.requests import Answer, Recommendation
+from instructrec_jax.answering.terminal import table
 
 WEIGHTS = {"scary": [0.5, -0.25], "space": [0.125, 1.0], "in": [0.0, 0.0]}
 
@@ -58,6 +60,13 @@ def test_the_strongest_parts_are_kept_in_either_direction() -> None:
         ("2", 0.2),
         ("1", -0.9),
     ]
+
+
+def test_supporters_come_first_however_small() -> None:
+    values = np.array([-0.9, 0.1, -0.8, -0.7, -0.6, -0.5])
+    kept = strongest([Part("word", str(n)) for n in range(6)], values)
+    assert [e.part.text for e in kept] == ["1", "4", "3", "2", "0"]  # by contribution
+    assert line(kept) == '+0.10 "1", −0.90 "0", −0.80 "2"'
 
 
 def test_everything_is_scored_in_one_call() -> None:
@@ -107,3 +116,14 @@ def test_words(text: str, words: list[str]) -> None:
 )
 def test_leaving_out_a_word(text: str, word: str, left: str) -> None:
     assert without_word(text, word) == left
+
+
+@pytest.mark.parametrize(("columns", "lines"), [("100", 3), ("50", 6)])
+def test_evidence_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: str, lines: int) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    evidence = [Evidence(Part("history", "A Long Title (1979)"), 0.25)]
+    found = [Recommendation(str(n), f"A Film of Some Length ({n})", 0.5, n, evidence) for n in (1, 2)]
+    shown = table(Answer(prompt="something", recommendations=found)).splitlines()[2:]
+    assert max(map(len, shown)) <= int(columns) and sum("+0.25 A Long Title" in each for each in shown) == 2
+    assert len(shown) == lines
+    assert "+ raises" in "\n".join(shown)
