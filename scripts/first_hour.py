@@ -2,33 +2,71 @@
 
 Builds the wheel, installs it without extras, writes small CSV files, and does what people do first: inspect, train,
 label, evaluate, resume, start from a run, recommend, and mistype. Each step must end as it says; times are printed.
+Needs pip's package index and two cores: steps that do not need each other run two at a time.
 """
 
 import argparse
 import csv
+import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GOOD, BAD = "great wonderful superb lovely bright".split(), "dull awful boring terrible flat".split()
-PYTHON = """
+
+FROM_PYTHON = """
 import instructrec_jax as ir
 run = ir.Run.open("runs/reviews")
-found = run.predict(["a lovely film", "a dull film"])
-print(found)
-print(run.encode("a lovely film").shape)
-print(run.evaluate("reviews.csv").metrics["accuracy"])
-again = ir.tune({"run_dir": "runs/python", "backbone.path": "films", "steps": 2, "task.type": "classification",
-                 "data.train": ["reviews.csv"]})
-print(again.kind)
+print(run.predict(["a lovely film", "a dull film"]), run.predict("a lovely film"))
+print(run.encode("a lovely film").shape, run.evaluate("reviews.csv").metrics["accuracy"])
+shop = ir.Recommender("runs/shop")
+print([answer.recommendations[0].title for answer in shop.recommend("a thing", k=1)])
+records = [ir.Example(instruction="a lovely film", output="good"), ir.Example(instruction="a dull film", output="bad")]
+print(ir.tune({"run_dir": "runs/python", "backbone.path": "films", "steps": 2, "task.type": "classification",
+               "data.train": ["reviews.csv"]}).evaluate(records))
+for wrong in (lambda: ir.tune({"stesp": 3}), lambda: ir.LanguageModel("runs/reviews")):
+    try:
+        wrong()
+    except ValueError as error:
+        print(error)
 """
+
+# Several commands in one process, since each start takes seconds: [[words, exit status, what it says], ...].
+COMMANDS = """
+import contextlib, io, json, sys
+from instructrec_jax.__main__ import main
+for words, code, says in json.loads(sys.argv[1]):
+    sys.argv, said, ended = ["instructrec", *words], io.StringIO(), 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main()
+        except SystemExit as stopped:
+            ended = stopped.code or 0
+    print(said.getvalue())
+    if ended != code or says not in said.getvalue():
+        sys.exit(f"{' '.join(words)}: expected exit status {code} and {says!r}, found {ended}")
+"""
+SMALL = [
+    (["predict", "runs/reviews", "--text", "a lovely film"], 0, "probabilities"),
+    (["train", "reviews.yaml", "--lr", "1"], 2, "optimizer.learning_rate"),
+    (["train", "reviews.yaml", "--task.type", "clasification"], 2, "classification"),
+    (["recommend", "runs/shop", "--histroy", "x"], 2, "'history'"),
+    (["predict", "runs/reviews", "--input", "ratings.csv", "--out", "x.csv"], 2, "ratings.csv"),
+    (["generate", "runs/reviews", "--prompt", "Name a river."], 2, "question_answering"),
+]
+
+
+class StepFailed(Exception):
+    """A step did not end as it should."""
 
 
 @dataclass(frozen=True)
@@ -36,42 +74,45 @@ class Step:
     """A command of the walk.
 
     Attributes:
+      words: the arguments of python.
       code: the expected exit status.
       says: what stdout and stderr together must contain.
+      title: what is printed.
     """
 
     words: Sequence[str]
-    code: int = 0
     says: str = ""
+    code: int = 0
+    title: str = ""
 
 
-def verb(name: str, *words: str, code: int = 0, says: str = "") -> Step:
-    return Step(["-m", f"instructrec_jax.{name}" if name else "instructrec_jax", *words], code, says)
+def verb(name: str, *words: str, says: str = "") -> Step:
+    module = f"instructrec_jax.{name}" if name else "instructrec_jax"
+    return Step(["-m", module, *words], says, title=" ".join([name or "instructrec_jax", *words]))
 
 
-def steps() -> list[Step]:
-    return [
-        verb("", says="predict"),
-        verb("prepare", "inspect", "reviews.csv", "--out", "reviews.yaml", "--backbone", "films", says="next:"),
-        verb("train", "reviews.yaml", "--steps", "6", "--run_dir", "runs/reviews", says="Next"),
-        verb("train", "reviews.yaml", "--steps", "8", "--run_dir", "runs/reviews", says="resuming"),
-        verb("predict", "runs/reviews", "--input", "new.csv", "--out", "labels.csv", says="40 rows answered"),
-        verb("predict", "runs/reviews", "--text", "a lovely film", says="probabilities"),
-        verb("predict", "films", "--vectors", "--input", "new.csv", "--out", "vectors.npy", says="40 vectors"),
-        verb("evaluate", "runs/reviews", "--data.test", "reviews.csv", says="Measured on"),
-        verb("train", "reviews.yaml", "--steps", "2", "--run_dir", "runs/more", "--init_from", "runs/reviews"),
-        verb("prepare", "inspect", "stars.csv", "--out", "stars.yaml", "--backbone", "films", says="regression"),
-        verb("train", "stars.yaml", "--steps", "2"),
-        verb("prepare", "table", "--source", "ratings.csv", "--items", "items.csv", "--out", "shop", "--k_core", "2"),
-        verb("train", "shop/train.yaml", "--backbone.path", "films", "--steps", "2", "--run_dir", "runs/shop"),
-        verb("recommend", "runs/shop", "--user", "u1", "--k", "3"),
-        verb("export", "runs/reviews", "--out", "exported", says="transformers"),
-        Step(["-c", PYTHON], says="LabelAnswer"),
-        verb("train", "reviews.yaml", "--lr", "1", code=2, says="optimizer.learning_rate"),
-        verb("train", "reviews.yaml", "--task.type", "clasification", code=2, says="classification"),
-        verb("recommend", "runs/shop", "--histroy", "x", code=2, says="--history"),
-        verb("predict", "runs/reviews", "--input", "ratings.csv", "--out", "x.csv", code=2, says="ratings.csv"),
-    ]
+REVIEWS = [
+    verb("", says="predict"),
+    verb("prepare", "inspect", "reviews.csv", "--out", "reviews.yaml", "--backbone", "films", says="next:"),
+    verb("train", "reviews.yaml", "--steps", "4", "--run_dir", "runs/reviews", says="Next"),
+    verb("train", "reviews.yaml", "--steps", "6", "--run_dir", "runs/reviews", says="resuming"),
+    verb("predict", "runs/reviews", "--input", "new.csv", "--out", "labels.csv", says="40 rows answered"),
+    verb("evaluate", "runs/reviews", "--data.test", "reviews.csv", says="Measured on"),
+    verb("train", "reviews.yaml", "--steps", "2", "--run_dir", "runs/more", "--init_from", "runs/reviews", says="Next"),
+    verb("export", "runs/reviews", "--out", "exported", says="transformers"),
+]
+SHOP = [
+    verb("prepare", "table", "--source", "ratings.csv", "--items", "items.csv", "--out", "shop", "--k_core", "2"),
+    verb("train", "shop/train.yaml", "--backbone.path", "films", "--steps", "2", "--run_dir", "runs/shop", says="Next"),
+    verb("recommend", "runs/shop", "--user", "u1", "--k", "3", says="evidence"),
+    verb("prepare", "inspect", "stars.csv", "--out", "stars.yaml", "--backbone", "films", says="regression"),
+    verb("train", "stars.yaml", "--steps", "2", says="Next"),
+    verb("predict", "films", "--vectors", "--input", "new.csv", "--out", "vectors.npy", says="40 vectors"),
+]
+LAST = [  # after both
+    Step(["-c", FROM_PYTHON], says="learning", title="the same from Python"),
+    Step(["-c", COMMANDS, json.dumps(SMALL)], title="one text, and four mistakes"),
+]
 
 
 def write(path: Path, header: list[str], rows: Sequence[Sequence[object]]) -> None:
@@ -94,38 +135,77 @@ def write_files(folder: Path) -> None:
     write(folder / "ratings.csv", ["user_id", "item_id", "rating", "timestamp"], ratings)
 
 
-def walk(folder: Path) -> None:
-    environment = folder / "environment"
-    python = environment / "bin" / "python"
-    began = time.monotonic()
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run(build, check=True)
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+@dataclass
+class Walk:
+    """The folder of the walk and its environment's Python; no step starts after one has failed."""
+
+    folder: Path
+    python: Path
+    environment: Mapping[str, str]
+    has_failed: bool = field(default=False, init=False)
+
+    def take(self, steps: Sequence[Step]) -> None:
+        """Runs steps one after the other. Raises StepFailed."""
+        for step in steps:
+            if self.has_failed:
+                return
+            began = time.monotonic()
+            done = subprocess.run(
+                [str(self.python), *step.words], cwd=self.folder, capture_output=True, text=True, env=self.environment
+            )
+            said = done.stdout + done.stderr
+            print(f"{time.monotonic() - began:6.1f} s  {step.title}", flush=True)
+            if done.returncode != step.code or step.says not in said or "Traceback" in said:
+                self.has_failed = True
+                raise StepFailed(
+                    f"{step.title}: expected exit status {step.code} and {step.says!r}, found {done.returncode} "
+                    f"and:\n{said}"
+                )
+
+
+def install(folder: Path, environment: Mapping[str, str]) -> Path:
+    """Builds the wheel and installs it in a new environment; returns its Python. Raises StepFailed."""
+    source = folder / "source"  # a copy, because building leaves files behind
+    shutil.copytree(ROOT / "instructrec_jax", source / "instructrec_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    here = Walk(folder, Path(sys.executable), environment)
+    here.take([Step(["-m", "pip", "wheel", "--no-deps", "--wheel-dir", ".", "./source"], title="building the wheel")])
+    here.take([Step(["-m", "venv", "environment"], title="a new environment")])
+    python = folder / "environment" / "bin" / "python"
     [wheel] = folder.glob("*.whl")
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", str(wheel)], check=True)
-    print(f"{time.monotonic() - began:6.1f} s  wheel built and installed", flush=True)
-    write_files(folder)
+    installing = ["-m", "pip", "install", "--no-compile", str(wheel)]
+    Walk(folder, python, environment).take([Step(installing, title="installing the wheel and what it needs")])
+    return python
+
+
+def walk(folder: Path) -> None:
+    began = time.monotonic()
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    for step in steps():
-        began = time.monotonic()
-        done = subprocess.run([str(python), *step.words], cwd=folder, capture_output=True, text=True, env=clean)
-        said = done.stdout + done.stderr
-        shown = " ".join(step.words)
-        print(f"{time.monotonic() - began:6.1f} s  {shown.splitlines()[0][:100] or 'python'}", flush=True)
-        if done.returncode != step.code or step.says not in said or "Traceback" in said:
-            print(f"FAILED expected exit status {step.code} and {step.says!r}, found {done.returncode} and:\n{said}")
+    python = install(folder, clean)
+    write_files(folder)
+    clean |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "HF_HUB_OFFLINE": "1"}
+    steps = Walk(folder, python, clean)
+    with ThreadPoolExecutor(2) as pool:
+        for chain in [pool.submit(steps.take, chain) for chain in (REVIEWS, SHOP)]:
+            chain.result()
+    steps.take(LAST)
+    print(f"{time.monotonic() - began:6.1f} s  in all")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, help="a new folder to work in, which stays; default: a temporary one")
     options = parser.parse_args()
-    if options.keep is not None:
-        options.keep.mkdir(parents=True)
-        walk(options.keep.resolve())
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        walk(Path(folder))
+    try:
+        if options.keep is not None:
+            options.keep.mkdir(parents=True)
+            walk(options.keep.resolve())
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            walk(Path(folder))
+    except StepFailed as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def test_encoders_and_other_tasks_are_refused(checkpoint: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="decoder"):
         main([str(checkpoint), "--prompt", "a"])
     (tmp_path / "config.yaml").write_text(to_yaml(Config()))
-    with pytest.raises(ValueError, match="task"):
+    with pytest.raises(ValueError, match="question_answering"):
         main([str(tmp_path), "--prompt", "a"])
 
 

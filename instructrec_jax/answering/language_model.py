@@ -22,6 +22,7 @@ from instructrec_jax.ranking.evaluation import answer_errors
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import backbone_folder, compute_dtype
 from instructrec_jax.runs.run import Run, is_run, run_settings
+from instructrec_jax.tasks.base import TaskConfig
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 from instructrec_jax.tasks.kinds import as_language_model
 from instructrec_jax.training.state import Tree
@@ -52,7 +53,11 @@ class LanguageModel:
             raise ValueError("generation supports one process only: start it once, on the devices of one machine.")
         config = overrides if isinstance(overrides, Config) else language_model_settings(path, overrides)
         if not config.task.answers_are_text:
-            raise ValueError(f"{path} has the task {config.task.name}, which does not generate text.")
+            texts = [name for name, kind in sorted(TaskConfig.get_known_choices().items()) if kind.answers_are_text]
+            raise ValueError(
+                f"{path} has the task {config.task.name}, which does not generate text: predict answers with it. Tasks "
+                f"that generate text: {', '.join(texts)}."
+            )
         folder = Path(path) / "backbone" if is_run(path) else backbone_folder(str(path))
         # data.max_length limits training texts; here prompt and answer share the network's full context
         limit = input_limit(read_config(folder))

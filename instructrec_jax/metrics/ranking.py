@@ -40,7 +40,7 @@ class Ranks:
         return Ranks(self.better + self.tied + 1 - alike, alike - 1, self.case)
 
     def counts(self) -> np.ndarray:
-        """Wanted items of each case, int64 [cases]."""
+        """Positive items of each case, int64 [cases]."""
         if self.case is None:
             return np.ones(len(self.better), np.int64)
         return np.bincount(self.case, minlength=len(self))

@@ -22,7 +22,7 @@ class Film(TypedDict):
 
 
 class Phrases(TypedDict):
-    """Alternatives in training and held-out wordings."""
+    """Alternatives in the phrasings of training and in the held-out ones."""
 
     train: list[str]
     held_out: list[str]
@@ -101,7 +101,7 @@ def bare(text: str) -> str:
 
 @cache
 def held_out_phrases() -> frozenset[str]:
-    """All held-out wordings, `bare`."""
+    """All held-out phrases, `bare`."""
 
     def collect(node: object, held_out: bool) -> set[str]:
         if isinstance(node, dict):

@@ -55,7 +55,7 @@ class GrammarConfig:
     """YAML file, or folder of them, with additional templates and words"""
     wordings: str = "both"
     """templates of the test split: train (those of training), held_out (others), both (half and half); validation uses
-    those of training, so that nothing is tuned on held-out wordings"""
+    those of training, so that nothing is tuned on unseen phrasings"""
     contexts: float = 0.0
     """share of instructions that start with a sentence on time or occasion ("It is the weekend."); some sentences are
     used only with suitable kinds of items, and so are a hint"""
