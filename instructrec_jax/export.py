@@ -10,6 +10,7 @@ in sentence-transformers, with the same vectors. FOLDER/README.md says what open
 
 from instructrec_jax.answering.arguments import export_parser, parse_options
 from instructrec_jax.answering.exporting import export
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.evaluation.layout import text_width
 from instructrec_jax.evaluation.tables import wrapped
 from instructrec_jax.runs.config import main_guard
@@ -17,7 +18,10 @@ from instructrec_jax.runs.config import main_guard
 
 def main(args: list[str]) -> None:
     options = parse_options(export_parser(__doc__), args)
-    export(options.run, options.out, format=options.format, step=options.step, dtype=options.dtype, part=options.part)
+    with heartbeat(f"writing {options.out}"):
+        export(
+            options.run, options.out, format=options.format, step=options.step, dtype=options.dtype, part=options.part
+        )
     _, _, *uses = (options.out / "README.md").read_text(encoding="utf-8").strip().split("\n\n")
     print("\n".join([f"written: {options.out}", *(wrapped(use, "", "  ", text_width()) for use in uses)]))
 

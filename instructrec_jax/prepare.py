@@ -43,12 +43,14 @@ def main(args: list[str]) -> dict[str, object]:
         raise SystemExit(0)
     if reader == "inspect":
         files, options = split_arguments(rest)
-        found = inspect(replace(parse(InspectConfig, options, default=None), files=files))
+        with heartbeat(f"looking at {len(files)} files"):
+            found = inspect(replace(parse(InspectConfig, options, default=None), files=files))
         print(found.describe())
         return {"settings": str(found.settings), "task": found.guess.type}
     if reader == "tags":
         tags = parse(TagsConfig, rest, default=None)
-        card = prepare_tags(tags)
+        with heartbeat("preparing the data"):
+            card = prepare_tags(tags)
         print(describe_tags(card, tags.out))
         return card
     if reader not in SOURCES:

@@ -7,7 +7,7 @@ processes (see `distributed/launch.py`) all of them execute it; only the first w
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import guard, is_loss_of_another, once, place, say
 from instructrec_jax.distributed.mesh import data_shards, make_mesh, replicated
 from instructrec_jax.evaluation.evaluator import greater_is_better, measured_on
+from instructrec_jax.evaluation.layout import text_width
 from instructrec_jax.evaluation.report import write_report
+from instructrec_jax.evaluation.tables import wrapped
 from instructrec_jax.files import write_json
 from instructrec_jax.runs.checkpoint_metric import check_metric, chosen_metric, evaluation_failed, measure_of
 from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict
@@ -122,7 +124,7 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     summary = summarize(setup, data)
     about = introduction(config, setup.model.source.config.model_type)
     once(lambda: write_json(run_dir / "summary.json", {**about, "facts": summary}))
-    say("\n".join(f"{name:>14}  {value}" for name, value in summary.items()))
+    say("\n".join(wrapped(value, f"{name:>14}  ", " " * 16, text_width()) for name, value in summary.items()))
 
     # ------------------------------------------------------------------ train
     tracker = Tracker(run_dir, config.tracking, step, to_dict(config))
@@ -150,7 +152,8 @@ def train_locked(config: Config, lock: RunLock) -> Path:
                 room = " + ".join(f"{length:,}" for length in batch.shape[1:])
                 bar.print(f"compiling the step for {batch.shape[0]} rows of {room} tokens")
             profiler.begin(step + 1)
-            state, sums = setup.step(state, to_devices(batch.batch, mesh))
+            with heartbeat("compiling the step", bar.print) if new_shape else nullcontext():
+                state, sums = setup.step(state, to_devices(batch.batch, mesh))
             step += 1
             profiler.end(step, sums)
             if new_shape:

@@ -82,7 +82,9 @@ def evaluate(run: Run, out: str | Path, *, split: Split = "test", beside: Beside
     ]
     rows += asked
     if beside.baselines and run.config.data.train:
-        rows += _baselines(run.task, run.data.cases(run.task, "train"), groups)
+        with heartbeat("reading the training data for the baselines"):
+            train = run.data.cases(run.task, "train")
+        rows += _baselines(run.task, train, groups)
     chose = run.trained and run.step is None and run.config.evaluation.every > 0
     shown_as = measured_on(split, chose_checkpoint=chose)
     greater = greater_is_better(run.task, metric)

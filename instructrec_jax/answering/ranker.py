@@ -12,6 +12,7 @@ from instructrec_jax.answering.evidence import words_of
 from instructrec_jax.answering.new_items import with_new_items
 from instructrec_jax.answering.phrasing import wording_of
 from instructrec_jax.data.example import Example
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import once
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.ranking.catalogue import Catalogue
@@ -105,7 +106,8 @@ class Ranker:
     @cached_property
     def vectors(self) -> np.ndarray:
         """float32 [items, size]"""
-        return self.task.item_vectors(self.predict)
+        with heartbeat(f"computing the vectors of {len(self.task.catalogue):,} items"):
+            return self.task.item_vectors(self.predict)
 
     @cached_property
     def index(self) -> ItemIndex:

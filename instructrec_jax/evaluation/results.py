@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import is_first
 from instructrec_jax.evaluation.evaluator import MeasuredOn, ScoredRow, table
 from instructrec_jax.evaluation.headline import headline
@@ -71,7 +72,8 @@ def show_results(
       measured_on: the split, as the headings of table and report name it.
       tuned: name of the row whose predictions are written and that every other row is compared with.
     """
-    results = results_of(rows, metric=metric, measured_on=measured_on, tuned=tuned)
+    with heartbeat("computing intervals and paired differences"):
+        results = results_of(rows, metric=metric, measured_on=measured_on, tuned=tuned)
     shown = next(row for row in results.evaluation["rows"] or [] if row["name"] == tuned)
     said = headline(
         rows,

@@ -21,6 +21,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.data.usual_columns import RecordMapper
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh
 from instructrec_jax.evaluation.evaluator import score_row
 from instructrec_jax.evaluation.predictor import predictor
@@ -184,9 +185,10 @@ class Run:
 
     @cached_property
     def model(self) -> SplitModel:
-        if self.trained:
-            return restored_model(self.config, self.task, self.path, self.mesh, self.step)
-        return load_model(self.config, self.task, self.folder, self.mesh)
+        with heartbeat(f"loading the network of {self.path}"):
+            if self.trained:
+                return restored_model(self.config, self.task, self.path, self.mesh, self.step)
+            return load_model(self.config, self.task, self.folder, self.mesh)
 
     @cached_property
     def predictor(self) -> Predict:
