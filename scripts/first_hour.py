@@ -40,78 +40,66 @@ for wrong in (lambda: ir.tune({"stesp": 3}), lambda: ir.LanguageModel("runs/revi
         print(error)
 """
 
-# Several commands in one process, since each start takes seconds: [[words, exit status, what it says], ...].
+# Runs commands as `instructrec` does, one after the other: [[words, exit status, what it says], ...]. The first of each
+# kind has a process of its own; of the others several share one, since each start takes seconds.
 COMMANDS = """
-import contextlib, io, json, sys
+import contextlib, io, json, sys, time
+began = time.monotonic()
 from instructrec_jax.__main__ import main
 for words, code, says in json.loads(sys.argv[1]):
-    sys.argv, said, ended = ["instructrec", *words], io.StringIO(), 0
+    sys.argv, ended = ["instructrec", *words], 0
+    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             main()
         except SystemExit as stopped:
             ended = stopped.code or 0
-    print(said.getvalue())
-    if ended != code or says not in said.getvalue():
-        sys.exit(f"{' '.join(words)}: expected exit status {code} and {says!r}, found {ended}")
+    print(f"{time.monotonic() - began:6.1f} s  {' '.join(['instructrec', *words])}", flush=True)
+    text, began = said.buffer.getvalue().decode(), time.monotonic()
+    if ended != code or says not in text:
+        sys.exit(f"expected exit status {code} and {says!r}, found {ended} and:\\n{text}")
 """
-SMALL = [
-    (["predict", "runs/reviews", "--text", "a lovely film"], 0, "probabilities"),
-    (["train", "reviews.yaml", "--lr", "1"], 2, "optimizer.learning_rate"),
-    (["train", "reviews.yaml", "--task.type", "clasification"], 2, "classification"),
-    (["recommend", "runs/shop", "--histroy", "x"], 2, "'history'"),
-    (["predict", "runs/reviews", "--input", "ratings.csv", "--out", "x.csv"], 2, "ratings.csv"),
-    (["generate", "runs/reviews", "--prompt", "Name a river."], 2, "question_answering"),
-]
 
 
 class StepFailed(Exception):
     """A step did not end as it should."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """A command of the walk.
-
-    Attributes:
-      words: the arguments of python.
-      code: the expected exit status.
-      says: what stdout and stderr together must contain.
-      title: what is printed.
-    """
-
-    words: Sequence[str]
-    says: str = ""
-    code: int = 0
-    title: str = ""
+Command = tuple[str, str, int]
 
 
-def verb(name: str, *words: str, says: str = "") -> Step:
-    module = f"instructrec_jax.{name}" if name else "instructrec_jax"
-    return Step(["-m", module, *words], says, title=" ".join([name or "instructrec_jax", *words]))
+def ends(words: str, says: str = "", code: int = 0) -> Command:
+    """A command, what it must say on stdout or stderr, and its exit status."""
+    return words, says, code
 
 
 REVIEWS = [
-    verb("", says="predict"),
-    verb("prepare", "inspect", "reviews.csv", "--out", "reviews.yaml", "--backbone", "films", says="next:"),
-    verb("train", "reviews.yaml", "--steps", "4", "--run_dir", "runs/reviews", says="Next"),
-    verb("train", "reviews.yaml", "--steps", "6", "--run_dir", "runs/reviews", says="resuming"),
-    verb("predict", "runs/reviews", "--input", "new.csv", "--out", "labels.csv", says="40 rows answered"),
-    verb("evaluate", "runs/reviews", "--data.test", "reviews.csv", says="Measured on"),
-    verb("train", "reviews.yaml", "--steps", "2", "--run_dir", "runs/more", "--init_from", "runs/reviews", says="Next"),
-    verb("export", "runs/reviews", "--out", "exported", says="transformers"),
+    [ends("", "predict")],
+    [ends("prepare inspect reviews.csv --out reviews.yaml --backbone films", "next:")],
+    [ends("train reviews.yaml --steps 4 --run_dir runs/reviews", "Next")],
+    [ends("train reviews.yaml --steps 6 --run_dir runs/reviews", "resuming")],
+    [
+        ends("predict runs/reviews --input new.csv --out labels.csv", "40 rows answered"),
+        ends("predict runs/reviews --text lovely", "probabilities"),
+        ends("evaluate runs/reviews --data.test reviews.csv", "Measured on"),
+        ends("export runs/reviews --out exported", "transformers"),
+        ends("train reviews.yaml --steps 2 --run_dir runs/more --init_from runs/reviews", "Next"),
+        ends("train reviews.yaml --lr 1", "optimizer.learning_rate", 2),
+        ends("train reviews.yaml --task.type clasification", "classification", 2),
+        ends("predict runs/reviews --input ratings.csv --out x.csv", "ratings.csv", 2),
+        ends("generate runs/reviews --prompt Hello", "question_answering", 2),
+    ],
 ]
 SHOP = [
-    verb("prepare", "table", "--source", "ratings.csv", "--items", "items.csv", "--out", "shop", "--k_core", "2"),
-    verb("train", "shop/train.yaml", "--backbone.path", "films", "--steps", "2", "--run_dir", "runs/shop", says="Next"),
-    verb("recommend", "runs/shop", "--user", "u1", "--k", "3", says="evidence"),
-    verb("prepare", "inspect", "stars.csv", "--out", "stars.yaml", "--backbone", "films", says="regression"),
-    verb("train", "stars.yaml", "--steps", "2", says="Next"),
-    verb("predict", "films", "--vectors", "--input", "new.csv", "--out", "vectors.npy", says="40 vectors"),
-]
-LAST = [  # after both
-    Step(["-c", FROM_PYTHON], says="learning", title="the same from Python"),
-    Step(["-c", COMMANDS, json.dumps(SMALL)], title="one text, and four mistakes"),
+    [ends("prepare table --source ratings.csv --items items.csv --out shop --k_core 2", "train.yaml")],
+    [ends("train shop/train.yaml --backbone.path films --steps 2 --run_dir runs/shop", "Next")],
+    [
+        ends("recommend runs/shop --user u1 --k 3", "evidence"),
+        ends("recommend runs/shop --histroy x", "'history'", 2),
+        ends("predict films --vectors --input new.csv --out vectors.npy", "40 vectors"),
+        ends("prepare inspect stars.csv --out stars.yaml --backbone films", "regression"),
+        ends("train stars.yaml --steps 2", "Next"),
+    ],
 ]
 
 
@@ -137,59 +125,65 @@ def write_files(folder: Path) -> None:
 
 @dataclass
 class Walk:
-    """The folder of the walk and its environment's Python; no step starts after one has failed."""
+    """The folder of the walk and the environment of its processes; nothing starts after something has failed."""
 
     folder: Path
-    python: Path
     environment: Mapping[str, str]
     has_failed: bool = field(default=False, init=False)
 
-    def take(self, steps: Sequence[Step]) -> None:
-        """Runs steps one after the other. Raises StepFailed."""
+    @property
+    def python(self) -> Path:
+        return self.folder / "environment" / "bin" / "python"
+
+    def take(self, steps: Sequence[Sequence[Command]]) -> None:
+        """Runs the commands of each step in a process. Raises StepFailed."""
         for step in steps:
-            if self.has_failed:
-                return
-            began = time.monotonic()
-            done = subprocess.run(
-                [str(self.python), *step.words], cwd=self.folder, capture_output=True, text=True, env=self.environment
-            )
-            said = done.stdout + done.stderr
-            print(f"{time.monotonic() - began:6.1f} s  {step.title}", flush=True)
-            if done.returncode != step.code or step.says not in said or "Traceback" in said:
-                self.has_failed = True
-                raise StepFailed(
-                    f"{step.title}: expected exit status {step.code} and {step.says!r}, found {done.returncode} "
-                    f"and:\n{said}"
-                )
+            if not self.has_failed:
+                listed = [[words.split(), code, says] for words, says, code in step]
+                print(self.run([str(self.python), "-c", COMMANDS, json.dumps(listed)]), end="", flush=True)
+
+    def run(self, command: Sequence[str], title: str = "") -> str:
+        """What a process said on stdout; prints the time if there is a title. Raises StepFailed."""
+        began = time.monotonic()
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=self.environment)
+        if title:
+            print(f"{time.monotonic() - began:6.1f} s  {title}", flush=True)
+        if done.returncode or "Traceback" in done.stdout + done.stderr:
+            self.has_failed = True
+            raise StepFailed(f"{title}{done.stdout}{done.stderr}")
+        return done.stdout
 
 
-def install(folder: Path, environment: Mapping[str, str]) -> Path:
-    """Builds the wheel and installs it in a new environment; returns its Python. Raises StepFailed."""
-    source = folder / "source"  # a copy, because building leaves files behind
+def install(steps: Walk) -> None:
+    """Builds the wheel and installs it in a new environment. Raises StepFailed."""
+    source = steps.folder / "source"  # a copy, because building leaves files behind
     shutil.copytree(ROOT / "instructrec_jax", source / "instructrec_jax", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    here = Walk(folder, Path(sys.executable), environment)
-    here.take([Step(["-m", "pip", "wheel", "--no-deps", "--wheel-dir", ".", "./source"], title="building the wheel")])
-    here.take([Step(["-m", "venv", "environment"], title="a new environment")])
-    python = folder / "environment" / "bin" / "python"
-    [wheel] = folder.glob("*.whl")
-    installing = ["-m", "pip", "install", "--no-compile", str(wheel)]
-    Walk(folder, python, environment).take([Step(installing, title="installing the wheel and what it needs")])
-    return python
+    here = [sys.executable, "-m"]
+    steps.run([*here, "pip", "wheel", "--no-deps", "--wheel-dir", ".", "./source"], "building the wheel")
+    steps.run([*here, "venv", "environment"], "a new environment")
+    [wheel] = steps.folder.glob("*.whl")
+    installing = [str(steps.python), "-m", "pip", "install", "--no-compile", str(wheel)]
+    steps.run(installing, "installing the wheel and what it needs")
 
 
 def walk(folder: Path) -> None:
     began = time.monotonic()
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    python = install(folder, clean)
+    # What was compiled once is kept between processes, which halves the time of the later ones.
+    clean |= {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
+    steps = Walk(folder, clean)
+    install(steps)
     write_files(folder)
-    clean |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "HF_HUB_OFFLINE": "1"}
-    steps = Walk(folder, python, clean)
     with ThreadPoolExecutor(2) as pool:
         for chain in [pool.submit(steps.take, chain) for chain in (REVIEWS, SHOP)]:
             chain.result()
-    steps.take(LAST)
+    steps.run([str(steps.python), "-c", FROM_PYTHON], "the same from Python")
     print(f"{time.monotonic() - began:6.1f} s  in all")
 
 
