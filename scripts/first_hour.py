@@ -33,11 +33,12 @@ print([answer.recommendations[0].title for answer in shop.recommend("a thing", k
 records = [ir.Example(instruction="a lovely film", output="good"), ir.Example(instruction="a dull film", output="bad")]
 print(ir.tune({"run_dir": "runs/python", "backbone.path": "films", "steps": 2, "task.type": "classification",
                "data.train": ["reviews.csv"]}).evaluate(records))
-for wrong in (lambda: ir.tune({"stesp": 3}), lambda: ir.LanguageModel("runs/reviews")):
+for wrong, named in ((lambda: ir.tune({"stesp": 3}), "steps"), (lambda: ir.LanguageModel("runs/reviews"), "dialogue")):
     try:
         wrong()
+        raise SystemExit(f"no error that names {named}")
     except ValueError as error:
-        print(error)
+        assert named in str(error), error
 """
 
 # Runs commands as `instructrec` does, one after the other: [[words, exit status, what it says], ...]. The first of each

@@ -45,8 +45,14 @@ def results_of(
 ) -> Results:
     """Arguments as in `show_results`."""
     shown = next(row for row in rows if row.name == tuned)
-    sizes = [_cases(scores) + (f" {segment}" if segment else "") for segment, scores in shown.scores.items()]
-    protocol = "; ".join([*sizes, *dict.fromkeys(s.protocol for s in shown.scores.values() if s.protocol)])
+    sizes = [f"{len(s.predictions):,} cases{f' ({name})' * bool(name)}" for name, s in shown.scores.items()]
+    protocol = "; ".join(
+        [
+            *sizes,
+            *_owners(shown.scores.values()),
+            *dict.fromkeys(s.protocol for s in shown.scores.values() if s.protocol),
+        ]
+    )
     records = ({"segment": s, **record} for s, scores in shown.scores.items() for record in scores.predictions)
     return Results(table(rows, tuned=tuned, protocol=protocol, metric=metric, measured_on=measured_on), records)
 
@@ -95,8 +101,8 @@ def show_results(
     return said
 
 
-def _cases(scores: Scores) -> str:
-    """The number of cases, and of their owners where cases share one: the intervals resample owners."""
-    owners = {len(np.unique(each)) for each in scores.owners.values()}
-    of = f" of {max(owners):,} owners (users, documents or conversations; intervals resample owners)" if owners else ""
-    return f"{len(scores.predictions):,} cases{of}"
+def _owners(scores: Iterable[Scores]) -> list[str]:
+    """What the intervals resample, where cases share an owner: a sentence, or nothing."""
+    counts = sorted({max(len(np.unique(each)) for each in s.owners.values()) for s in scores if s.owners})
+    number = " to ".join(f"{count:,}" for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
+    return [f"intervals resample their {number} users, documents or conversations"] if counts else []

@@ -200,7 +200,7 @@ def _agreed(differences: Sequence[Difference]) -> tuple[list[str], list[Differen
         least = min(same, key=lambda each: abs(each["mean"] or 0.0))
         tuned, _, name = least["name"].partition(" − ")
         number = f"{signed(least['mean'])} [{signed(least['low'])}, {signed(least['high'])}]"
-        sentences.append(f"{metric}: {tuned} is {outcome} than all {len(same)} others, least than {name} ({number})")
+        sentences.append(f"{metric}: {tuned} is {outcome} than all {len(same)} others; closest: {name} ({number})")
     return sentences, [each for each in differences if any(each is other for other in others)]
 
 

@@ -18,6 +18,7 @@ from instructrec_jax.evaluation.evaluator import (
     segments,
     table,
 )
+from instructrec_jax.evaluation.results import results_of
 from instructrec_jax.evaluation.tables import format_table
 from instructrec_jax.metrics.bootstrap import CorpusMetric, bootstrap_interval, paired_bootstrap
 from instructrec_jax.tasks.base import BaselineNotFitted, Encoded, Scores, Task, owners_of, unless_unfit
@@ -210,3 +211,15 @@ def test_whose_an_example_is() -> None:
     shared = owners_of(questions, shared_input=True)
     assert shared is not None and shared.tolist() == [0, 0, 1]
     assert owners_of([example(origin={"user": ""}), example(origin={"user": ""})]) is None
+
+
+def test_the_protocol_counts_cases_and_owners_once() -> None:
+    def scores(cases: int, owners: int) -> Scores:
+        values, of = np.arange(cases) % 2.0, np.arange(cases) % owners
+        return Scores({"f1": 0.5}, {"f1": values}, [{"id": str(n)} for n in range(cases)], owners={"f1": of})
+
+    rows = [ScoredRow("after tuning", {"seen": scores(12, 6), "unseen": scores(8, 4)})]
+    found = results_of(rows, metric="f1", measured_on="test").evaluation["protocol"]
+    assert found == (
+        "12 cases (seen); 8 cases (unseen); intervals resample their 4 to 6 users, documents or conversations"
+    )

@@ -66,7 +66,7 @@ def test_long_lists_keep_the_closest_difference_of_each_metric() -> None:
 def test_differences_that_agree_are_one_sentence_for_each_metric() -> None:
     text = format_table(wide(), width=200, more="R").split("Paired differences (95% bootstrap)\n")[1].splitlines()
     assert text[0] == (
-        f"{METRICS[0]}: after tuning is significantly better (95%) than all 4 others, least than before tuning "
+        f"{METRICS[0]}: after tuning is significantly better (95%) than all 4 others; closest: before tuning "
         "(+0.1000 [+0.0500, +0.2000])"
     )
     assert len(METRICS) == 6 and text[6] == "all 24 in R"
