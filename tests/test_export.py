@@ -93,7 +93,7 @@ def test_transformers_gives_the_same_answers(
 ) -> None:
     run = Path(finished.run_dir)
     main([finished.run_dir, "--out", str(tmp_path / "hf")])  # the default format
-    assert "transformers" in capsys.readouterr().out
+    assert 'transformers.BertForSequenceClassification.from_pretrained("hf")' in capsys.readouterr().out
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     records = read_jsonl(finished.data.test[0].path)

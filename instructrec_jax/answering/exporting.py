@@ -22,7 +22,7 @@ from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.chat_template import exported_template
-from instructrec_jax.files import write_json, write_text
+from instructrec_jax.files import read_json, write_json, write_text
 from instructrec_jax.runs.config import to_dict
 from instructrec_jax.runs.model import SplitModel
 from instructrec_jax.runs.run import Run, require_run
@@ -77,7 +77,8 @@ def export(
             write_hf(partial, model, run, task, dtype)
         else:
             write_adapter(partial, model, run, task)
-        uses = opening(format, out, model.network.head if part is None else task.view(model.network).head)
+        network = written_class(partial) if format == "hf" else ""
+        uses = opening(format, out, task.view(model.network).head if format != "orbax" else None, network)
         made = f"Exported by instructrec_jax {version('instructrec_jax')} from {run} (step {opened.checkpoint})."
         write_text(partial / "README.md", "\n\n".join([f"# {out.name}", made, *uses]) + "\n")
         partial.rename(out)
@@ -87,19 +88,28 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def opening(format: str, folder: Path, head: nnx.Module) -> list[str]:
-    """What opens an exported folder, and which of its files other libraries do not read: a sentence each."""
+def written_class(folder: Path) -> str:
+    """The class of transformers that config.json names."""
+    named = read_json(folder / "config.json", dict).get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else "AutoModel"
+
+
+def opening(format: str, folder: Path, head: nnx.Module | None, network: str = "AutoModel") -> list[str]:
+    """What opens an exported folder, and which of its files other libraries do not read: a sentence each.
+
+    Args:
+      head: the head that was written; None: all of the model.
+      network: the class of transformers that opens an hf folder.
+    """
     if format == "orbax":
         return [f'`orbax.checkpoint.StandardCheckpointer().restore(Path("{folder.name}/params").absolute())` opens it.']
     if format == "peft":
         uses = [f'`peft.PeftModel.from_pretrained(base_model, "{folder.name}")` opens it.']
     else:
-        uses = [
-            f'`transformers` opens it: `AutoModel...from_pretrained("{folder.name}")`; config.json names the class.'
-        ]
+        uses = [f'`transformers.{network}.from_pretrained("{folder.name}")` opens it.']
     if format == "hf" and isinstance(head, RetrievalHead):
         uses.append(f'`SentenceTransformer("{folder.name}")` gives the run\'s vectors, with the projection, if any.')
-    elif head_kind(head) is None:
+    elif head is not None and head_kind(head) is None:
         uses.append(
             f"{OWN_HEAD} has the parameters of the head ({type(head).__name__}), which other libraries do not have: "
             "they give the hidden states of the backbone alone. The run directory itself opens with everything."
