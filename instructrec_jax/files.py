@@ -53,6 +53,11 @@ def write_json(path: str | Path, value: object) -> Path:
     return write_text(path, _dump(value, path, indent=2) + "\n")
 
 
+def as_json(value: object, where: str) -> object:
+    """A value as it is read back after it was written as JSON. Raises ValueError, naming `where`, if it cannot be."""
+    return json.loads(_dump(value, where))
+
+
 @typing.overload
 def read_json(path: str | Path) -> object: ...
 @typing.overload

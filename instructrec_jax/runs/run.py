@@ -30,6 +30,7 @@ from instructrec_jax.ranking.item_vectors import item_vectors
 from instructrec_jax.runs.config import DEFAULT, Config, parse
 from instructrec_jax.runs.data import RunData, buckets
 from instructrec_jax.runs.directory import check_not_training, is_run_dir
+from instructrec_jax.runs.given import relocated
 from instructrec_jax.runs.model import (
     SplitModel,
     backbone_folder,
@@ -89,7 +90,7 @@ def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path 
       overrides: as on the command line: ["--data.max_length", "64", "--config_path", "x.yaml"].
     """
     config = parse(Config, list(overrides), default=Path(path) / "config.yaml" if is_run(path) else default)
-    config = _read_alike(config, overrides) if is_run(path) else config
+    config = _read_alike(relocated(config, Path(path)), overrides) if is_run(path) else config
     if any(arg.startswith("--mesh") for arg in overrides):
         return config
     return replace(config, mesh=fitting_mesh(config.mesh))
