@@ -40,10 +40,10 @@ from instructrec_jax.runs.directory import (
     start_run_dir,
 )
 from instructrec_jax.runs.given import Given, GivenRecords, with_given
+from instructrec_jax.runs.initial import initial_model
 from instructrec_jax.runs.model import (
     backbone_folder,
     keep_declarations,
-    load_model,
     open_task,
     prepare_data,
     weights_folder,
@@ -209,7 +209,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
     said = "Result       none: neither data.test nor data.validation has cases"
     if test:
-        untuned = predict_with(load_model(config, task, folder, mesh).params)
+        untuned = predict_with(initial_model(config, task, folder, mesh).params)
         chosen_on_them = progress.best_step is not None
         cases_of = measured_on("validation" if test is validation else "test", chose_checkpoint=chosen_on_them)
         said = compare_before_and_after(run, untuned, data.encoded, groups, cases_of)

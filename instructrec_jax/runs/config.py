@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard, TypeVar
+from typing import Literal, TypeGuard, TypeVar
 
 import draccus
 import yaml
@@ -33,6 +33,7 @@ from instructrec_jax.training.profiling import ProfileConfig
 from instructrec_jax.training.tracking import TrackingConfig
 
 C = TypeVar("C")
+InitLora = Literal["merge", "keep"]
 DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run: the settings without --config_path
 
 
@@ -44,9 +45,11 @@ class Config:
     # delete the earlier run in run_dir and start again. If the same command with overwrite started that run and did not
     # finish it, resume it instead, so that the command can be repeated after a preemption
     overwrite: bool = False
-    # run directory whose tuned parameters (LoRA merged) this run starts from, in place of backbone.path, with a new
-    # optimizer; they are written to RUN_DIR.initial as a HuggingFace folder. null: start from backbone.path
+    # run directory whose tuned parameters this run starts from, in place of backbone.path, with a new optimizer; they
+    # are written to RUN_DIR.initial. null: start from backbone.path
     init_from: str | None = None
+    # LoRA of init_from: merge: into the backbone; keep: train its matrices further, with the same lora settings
+    init_lora: InitLora = "merge"
     seed: int = 0  # random seed of new parameters, shuffling, dropout and negatives
     steps: int = 1000  # training steps, one batch each
     accumulation: int = 1  # gradient accumulation: micro-batches per batch, to save memory; the result stays the same
