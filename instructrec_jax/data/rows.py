@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from instructrec_jax.data.example import BadExample, show
 from instructrec_jax.parsing import json_value, open_parquet, read_parquet
@@ -44,16 +45,17 @@ class Rows(Protocol):
         """File and line (or row), for messages."""
 
 
-def open_rows(path: str, columns: set[str] | None = None) -> "ChainedRows":
+def open_rows(path: str, columns: set[str] | None = None, *, in_order: bool = False) -> "ChainedRows":
     """The records of a file, of all data files directly inside a folder (sorted by name), or of a glob pattern.
 
     Args:
       columns: the columns to read (Parquet only); None: all.
+      in_order: for records that are read one after another: Parquet is then read in batches, not held in memory.
 
     Raises:
       ValueError: no such file, an unknown format, or an empty or damaged file.
     """
-    return ChainedRows([_open_file(file, columns) for file in find_files(path)])
+    return ChainedRows([_open_file(file, columns, in_order) for file in find_files(path)])
 
 
 def open_parallel(path: str, targets: str) -> "ParallelRows":
@@ -98,11 +100,13 @@ def _suffix(file: Path) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-def _open_file(file: Path, columns: set[str] | None) -> Rows:
+def _open_file(file: Path, columns: set[str] | None, in_order: bool) -> Rows:
     suffix = _suffix(file)
     if suffix not in SUFFIXES:
         message = f"file {file}: unknown format {suffix or '(no suffix)'}; expected {', '.join(SUFFIXES)}"
         raise ValueError(f"{message}, each optionally followed by .gz.")
+    if suffix == ".parquet" and in_order:
+        return _reading(file, ParquetBatches)
     if suffix == ".parquet":
         return _reading(file, partial(ParquetRows, columns=columns))
     if suffix == ".json":
@@ -435,6 +439,43 @@ class ParquetRows:
     def row(self, index: int) -> dict[str, object]:
         try:
             return {name: self.table.column(name)[index].as_py() for name in self.table.column_names}
+        except (UnicodeDecodeError, OverflowError) as error:
+            raise BadExample("", "not UTF-8", f"{error}; write the text as UTF-8.") from None
+
+    def where(self, index: int) -> str:
+        return f"{self.file}, row {index + 1}"
+
+
+class ParquetBatches:
+    """A Parquet file whose rows are read in order; one batch is in memory. A row before it starts the file again."""
+
+    columns = None
+    BATCH = 1024
+
+    def __init__(self, file: Path, memory: bytes | None) -> None:
+        self.file, self.memory = file, memory
+        self.length = open_parquet(file, memory).metadata.num_rows
+        if not self.length:
+            raise ValueError(f"file {file}: it holds no records; remove it from the sources or fill it.")
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._first, self._batch = self.length, pa.record_batch({})
+
+    def __len__(self) -> int:
+        return self.length
+
+    def row(self, index: int) -> dict[str, object]:
+        if index < self._first:
+            self._batches = open_parquet(self.file, self.memory).iter_batches(self.BATCH)
+            self._first, self._batch = 0, pa.record_batch({})
+        try:
+            while index >= self._first + self._batch.num_rows:
+                self._first += self._batch.num_rows
+                self._batch = next(self._batches)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"file {self.file}: unreadable Parquet ({error}); write it again.") from None
+        place = index - self._first
+        try:
+            return {name: self._batch.column(name)[place].as_py() for name in self._batch.schema.names}
         except (UnicodeDecodeError, OverflowError) as error:
             raise BadExample("", "not UTF-8", f"{error}; write the text as UTF-8.") from None
 

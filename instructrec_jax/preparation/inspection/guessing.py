@@ -1,12 +1,13 @@
 """What a table is for: the task and the fields, each with the reason for the guess."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from instructrec_jax.data.column_names import ANSWERS, CONTEXTS, LABELS, NUMBERS, PAIRS, PROMPTS, QUESTIONS, TAGS, TEXTS
-from instructrec_jax.preparation.inspection.columns import Column, number
+from instructrec_jax.data.fields import look_up
+from instructrec_jax.preparation.inspection.columns import Column, Row, filled, number
 from instructrec_jax.preparation.readers.table import USUAL
 
 CANDIDATES = ("choices", "options", "candidates", "endings", "choices.text")
@@ -15,6 +16,7 @@ RETRIEVED = ("positive", "passage", "document", "relevant", "answer", "response"
 TIMES = ("timestamp", "time", "date", "datetime", "created_at", "published_at")
 SEPARATORS = ("|", ";", ",")
 MOST_CLASSES = 20  # whole numbers with more different values are a quantity
+AnswerPlace = Literal["no answer", "in the text", "elsewhere"]
 DEFAULTS = ("input", "messages", "system", "tools", "candidates", "history", "task", "origin")
 
 
@@ -54,6 +56,7 @@ class Table:
     """Attributes:
     columns: profiles by name.
     rows: number of rows.
+    sample: some or all of them.
     kind: of the chosen backbone: encoder, decoder or encoder_decoder.
     target: column that the user named as target, or None.
     files: for the hint on interactions.
@@ -61,6 +64,7 @@ class Table:
 
     columns: Mapping[str, Column]
     rows: int
+    sample: Sequence[Row] = ()
     kind: str = "encoder"
     target: str | None = None
     files: Sequence[str] = ()
@@ -132,7 +136,7 @@ def _tags(table: Table) -> Guess | None:
     columns = list(table.columns.values())
     lists = [column for column in columns if column.kind == "list"]
     texts = [column for column in columns if column.kind == "text"]
-    for tagged, lengths in ((lists, _list_lengths), (texts, _word_counts)):
+    for tagged in (lists, texts):
         named = [column for column in tagged if column.name.lower() in TAGS]
         target = named[0] if named else next((c for c in tagged if c.name.lower() in LABELS), None)
         if table.target is not None:
@@ -141,10 +145,10 @@ def _tags(table: Table) -> Guess | None:
             continue
         if len(named) > 1 and table.target is None:
             raise ValueError(f"several columns hold tags ({_listed(c.name for c in named)}): choose with --target.")
-        if max(lengths(target)) < 2 or tagged is texts and not _few_words(target):
+        if _tags_of(target)[1] < 2 or tagged is texts and not _few_words(target):
             continue
         for words in tagged:
-            if words is not target and lengths(words) == lengths(target):
+            if words is not target and _tags_of(words) == _tags_of(target):
                 return _tagged(words, target, in_text=tagged is texts)
     return None
 
@@ -193,9 +197,9 @@ def _choice(table: Table) -> Guess | None:
 
 
 def _check_count_from_0(column: Column, target: Column, has_names: bool) -> None:
-    if has_names or target.kind != "number" or not target.numbers:
+    if has_names or target.kind != "number":
         return
-    if min(target.numbers) >= 1 and max(target.numbers) == max(len(v) for v in column.filled if isinstance(v, list)):
+    if target.low >= 1 and target.high == column.most_entries:
         raise ValueError(
             f"the answers of {target.name!r} seem to count the candidates from 1: count from 0, or write letters."
         )
@@ -219,25 +223,39 @@ def _question(table: Table) -> Guess | None:
     fields["output"] = Setting(path, "the answer")
     if squad and all(_has(value, "answer_start") for value in target.filled):
         fields["origin"] = Setting(target.name, "where the answer starts")
-    said = [[str(each) for each in _as_list(value)] for value in _inside(target, squad)]
-    blank = sum(not each for each in said)
-    shown = zip(said, context.values, strict=True)
-    found = sum(any(each in text for each in listed) for listed, text in shown if listed and isinstance(text, str))
-    inputs = (question.name, context.name)
-    share = found / max(1, len(said) - blank)
+    found = Guess({"type": Setting("span")}, fields, (question.name, context.name), path)
+    places = [answer_place(row, found) for row in table.sample]
+    share = places.count("in the text") / max(1, len(places) - places.count("no answer"))
     if table.writes:
-        return Guess({"type": Setting("question_answering", "the network writes the answer")}, fields, inputs, path)
+        return replace(found, task={"type": Setting("question_answering", "the network writes the answer")})
     if share < 0.9:
         _need_writer(
             table, f"only {share:.0%} of the answers are in their {context.name!r}, so they have to be written"
         )
-    task = {"type": Setting("span", f"{share:.0%} of the answers are part of {context.name!r}")}
-    lists = squad or target.kind == "list"
-    if lists and blank:
+    return replace(found, blank_targets=squad or target.kind == "list")
+
+
+def answer_place(row: Row, found: Guess) -> AnswerPlace:
+    """Where the answer of a row stands, for a guess of the task span."""
+    said = filled(look_up(row, found.target))
+    listed = [str(each) for each in _as_list(said)] if isinstance(said, str | int | float | list) else []
+    context = look_up(row, str(found.fields["input"].value))
+    if not listed:
+        return "no answer"
+    return "in the text" if isinstance(context, str) and any(each in context for each in listed) else "elsewhere"
+
+
+def with_answers(found: Guess, places: Mapping[AnswerPlace, int]) -> Guess:
+    """The guess of the task span, with the settings that its rows need."""
+    blank, inside, elsewhere = (places.get(place, 0) for place in get_args(AnswerPlace))
+    share = inside / max(1, inside + elsewhere)
+    context = found.fields["input"].value
+    task = {"type": Setting("span", f"{share:.0%} of the answers are part of {context!r}")}
+    if found.blank_targets and blank:
         task["no_answer"] = Setting(True, f"{blank:,} questions have no answer")
-    if share < 1:
+    if elsewhere:
         task["on_missing_answer"] = Setting("skip", "a few answers are not in their context; they are counted")
-    return Guess(task, fields, inputs, path, blank_targets=lists and bool(blank))
+    return replace(found, task=task, blank_targets=found.blank_targets and bool(blank))
 
 
 def _pair(table: Table) -> Guess | None:
@@ -256,9 +274,9 @@ def _pair(table: Table) -> Guess | None:
             "instruction": Setting(left.name, "the text to match"),
             "output": Setting(right.name, "the text that belongs to it; the others of the batch are negatives"),
         }
-        negatives = min(9, len(right.distinct) // 10 - 1)
+        negatives = min(9, right.different // 10 - 1)
         if negatives < 1:
-            raise ValueError(f"{len(right.distinct)} different texts in {right.name!r} are too few to choose among.")
+            raise ValueError(f"{right.count} different texts in {right.name!r} are too few to choose among.")
         task = {
             "type": Setting("similarity", f"pairs of texts that belong together ({left.name}, {right.name})"),
             "negatives": Setting(
@@ -329,20 +347,20 @@ def _may_be_label(column: Column) -> bool:
 
 
 def _is_class(column: Column) -> bool:
-    few = max(2, min(500, len(column.filled) // 2))
-    return 1 <= len(column.distinct) <= few and column.words <= 6
+    few = max(2, min(500, column.filled_rows // 2))
+    return 1 <= column.different <= few and column.words <= 6
 
 
 def _is_id(column: Column) -> bool:
     name = column.name.lower()
-    numbered = name.endswith("id") and len(column.distinct) == len(column.filled)
+    numbered = name.endswith("id") and column.all_different
     return numbered or name in ("id", "index", "uid", "uuid", "guid", "url", "unnamed: 0") or name.endswith("_id")
 
 
 def _labeled(table: Table, fields: dict[str, Setting], inputs: tuple[str, ...], target: Column) -> Guess:
     """A text (or a pair) with a target of any kind."""
-    name, kind, count = target.name, target.kind, len(target.distinct)
-    if not target.filled:
+    name, kind, count = target.name, target.kind, target.count
+    if not target.filled_rows:
         raise ValueError(f"the target {name!r} is blank in every row.")
     if kind in ("object", "messages", "mixed"):
         raise ValueError(f"the target {name!r} holds {kind} values: a text, a number or a list is needed.")
@@ -356,15 +374,15 @@ def _labeled(table: Table, fields: dict[str, Setting], inputs: tuple[str, ...], 
             return Guess(task, fields, inputs, name)
         task = {"type": Setting("multilabel", f"a row has any of {len(labels)} labels")}
         return Guess(task, fields, inputs, name, blank_targets=True)
-    if count == 1:
+    if target.different == 1:
         raise ValueError(f"the target {name!r} has the same value in every row: there is nothing to learn.")
     if kind == "number" and (why := _quantity(target)):
-        if any(isinstance(value, str) for value in target.filled):
+        if target.has_texts:
             fields["output_type"] = Setting("number", "the cells are texts")
         return Guess({"type": Setting("regression", why)}, fields, inputs, name)
     if kind == "bool":
         fields["label_names"] = Setting({0: "false", 1: "true"}, "names of the two values")
-    elif kind == "number" and not all(isinstance(value, str) for value in target.filled):
+    elif kind == "number" and target.has_others:
         fields["output_type"] = Setting("text", "the numbers are names of classes; label_names would give them words")
     elif separator := _separator(target):
         fields |= {"output_type": Setting("list", "a cell holds several labels"), "separator": Setting(separator)}
@@ -375,17 +393,17 @@ def _labeled(table: Table, fields: dict[str, Setting], inputs: tuple[str, ...], 
         )
     if name.lower() in LABELS and target.words <= 6:
         raise ValueError(
-            f"the target {name!r} has {count:,} different values in {len(target.filled):,} rows, too many for labels: "
+            f"the target {name!r} has {count} different values in {target.filled_rows:,} rows, too many for labels: "
             "more rows per label are needed, or another --target."
         )
-    _need_writer(table, f"the target {name!r} holds texts of its own ({count:,} different ones)")
+    _need_writer(table, f"the target {name!r} holds texts of its own ({count} different ones)")
     return Guess({"type": Setting("language_model", f"the network writes {name!r}")}, fields, inputs, name)
 
 
 def _quantity(target: Column) -> str:
     """Why numbers are a quantity; "" if they are classes."""
     values, name = set(target.numbers), target.name
-    if any(value != int(value) for value in values):
+    if target.has_decimals:
         return f"{name!r} holds numbers with decimals"
     if len(values) > MOST_CLASSES:
         return f"{name!r} holds {len(values)} different numbers"
@@ -444,16 +462,11 @@ def _as_list(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _inside(target: Column, squad: bool) -> list[object]:
-    return [value["text"] if squad and isinstance(value, Mapping) else value for value in target.values]
-
-
-def _list_lengths(column: Column) -> list[int]:
-    return [len(value) if isinstance(value, list | tuple) else 0 for value in column.values]
-
-
-def _word_counts(column: Column) -> list[int]:
-    return [len(value.split()) if isinstance(value, str) else 0 for value in column.values]
+def _tags_of(column: Column) -> tuple[int, int]:
+    """(equal for columns with as many entries, or words, in every row; the most in a row)."""
+    if column.kind == "list":
+        return column.list_lengths, column.most_entries
+    return column.word_counts, column.most_words
 
 
 def _few_words(column: Column) -> bool:
@@ -462,18 +475,13 @@ def _few_words(column: Column) -> bool:
     return len(set(words)) <= max(2, len(words) // 3)
 
 
-def order_of_times(column: Column) -> list[float] | None:
-    """Each row's time as a number, or None if a cell is blank or no time."""
-    found = []
-    for value in column.values:
-        moment = number(value)
-        if moment is None and isinstance(value, str):
-            try:
-                parsed = datetime.fromisoformat(value.strip())
-            except ValueError:
-                return None
-            moment = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
-        if moment is None:
+def time_of(value: object) -> float | None:
+    """The time of a cell as a number that orders it, or None."""
+    moment = number(value)
+    if moment is None and isinstance(value, str):
+        try:
+            parsed = datetime.fromisoformat(value.strip())
+            return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
             return None
-        found.append(moment)
-    return found
+    return moment

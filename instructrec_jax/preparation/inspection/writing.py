@@ -53,8 +53,8 @@ def configuration(
     lines += [line for reason in reasons for line in comment(f"fields.{reason}", 1)]
     fields = flow({name: setting.value for name, setting in guess.fields.items()})
     for split in SPLITS:
-        if parts.rows[split]:
-            lines += [f"  {split}:  # {len(parts.rows[split]):,} rows"]
+        if parts.counts[split]:
+            lines += [f"  {split}:  # {parts.counts[split]:,} rows"]
             lines += [f"    - path: {flow(str(data / f'{split}.jsonl'))}", f"      fields: {fields}"]
     for name in ("batch_size", "max_length", "truncate"):
         lines += entry(name, sizes[name], 1) if name in sizes else []
