@@ -178,7 +178,10 @@ class TextRows:
         with io.BytesIO(memory) if memory is not None else open(file, "rb") as stream:
             start = len(_BOM) if stream.read(len(_BOM)) == _BOM else 0
             stream.seek(0)
-            encoding = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip"}.get(stream.read(2))
+            head = stream.read(64)
+            encoding = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip"}.get(head[:2])
+            if encoding is None and head.count(0) > len(head) / 3:
+                encoding = "UTF-16"  # without a byte-order mark
             if encoding:
                 hint = "name it .gz" if encoding == "gzip" else "save it as UTF-8"
                 raise ValueError(f"file {file}: holds {encoding}, not UTF-8 text: {hint}.")
@@ -280,6 +283,9 @@ class TextRows:
         if len(cells) != len(self.header):
             columns = ", ".join(self.header)[:200]
             rule = "put a cell with a comma or a line break in double quotes, and double the quotes inside it."
+            if separators := [mark for mark in ";\t|" if len(self.header) == 1 and mark in self.header[0]]:
+                rule = f"the cells seem to be separated by {separators[0]!r}: separate them by commas, or name a "
+                rule += "file with tabs .tsv."
             if self.kind == ".tsv":
                 rule = "a cell of a .tsv cannot hold a tab or a line break, nor be quoted: use .csv for such texts."
             detail = f"{len(cells)} cells, but {len(self.header)} columns ({columns}): {rule}"
@@ -367,7 +373,8 @@ def _csv_cells(text: str) -> list[str]:
         detail = f"{error}: close the double quotes of the cell, and double the quotes inside it."
         raise BadExample("", "malformed line", detail) from None
     if len(records) != 1:
-        raise BadExample("", "malformed line", f"expected one record, found {len(records)}.")
+        hint = "a carriage return (\\r) stands outside of quotes: end lines with \\n or \\r\\n" if "\r" in text else ""
+        raise BadExample("", "malformed line", f"expected one record, found {len(records)}{hint and f'; {hint}'}.")
     return records[0]
 
 

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from typing import Literal
@@ -23,6 +24,7 @@ Row = Mapping[str, object]
 SAMPLE = 10_000  # rows
 ROOM = 50_000_000  # characters of the sampled rows, at 50 for each cell: fewer rows of long cells, or of many columns
 MOST_DIFFERENT = 600  # different values that are counted
+TIMES = ("timestamp", "time", "date", "datetime", "created_at", "published_at")
 
 
 class RowStream:
@@ -260,6 +262,18 @@ def number(value: object) -> float | None:
     except (ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
+
+
+def time_of(value: object) -> float | None:
+    """The time of a cell as a number that orders it, or None."""
+    moment = number(value)
+    if moment is None and isinstance(value, str):
+        try:
+            parsed = datetime.fromisoformat(value.strip())
+            return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            return None
+    return moment
 
 
 def as_text(value: object) -> str:

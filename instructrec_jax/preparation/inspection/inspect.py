@@ -13,20 +13,11 @@ import numpy as np
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, look_up
 from instructrec_jax.files import jsonl_writer, write_text
-from instructrec_jax.preparation.inspection.columns import Profile, Row, RowStream, filled, profile
-from instructrec_jax.preparation.inspection.guessing import (
-    TIMES,
-    AnswerPlace,
-    Guess,
-    Setting,
-    Table,
-    answer_place,
-    guess,
-    time_of,
-    with_answers,
-)
+from instructrec_jax.preparation.inspection.columns import TIMES, Profile, Row, RowStream, filled, profile, time_of
+from instructrec_jax.preparation.inspection.guessing import AnswerPlace, answer_place, guess, with_answers
 from instructrec_jax.preparation.inspection.sizing import length_settings, open_network, rate_settings, step_settings
 from instructrec_jax.preparation.inspection.splitting import LEFT_OUT, SPLITS, Parts, Rows, divide
+from instructrec_jax.preparation.inspection.table import Guess, Setting, Table
 from instructrec_jax.preparation.inspection.writing import configuration
 
 

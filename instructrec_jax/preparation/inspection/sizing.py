@@ -13,7 +13,7 @@ from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import answer, find_template, render, written
 from instructrec_jax.preparation import demos
-from instructrec_jax.preparation.inspection.guessing import Guess, Setting
+from instructrec_jax.preparation.inspection.table import Guess, Setting
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_LIMIT = 512  # positions of MiniLM

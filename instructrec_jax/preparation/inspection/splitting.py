@@ -12,7 +12,7 @@ import numpy as np
 
 from instructrec_jax.data.fields import look_up
 from instructrec_jax.preparation.inspection.columns import Row
-from instructrec_jax.preparation.inspection.guessing import Guess
+from instructrec_jax.preparation.inspection.table import Guess
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

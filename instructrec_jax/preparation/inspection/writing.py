@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 
 from instructrec_jax.parsing import YamlDumper
-from instructrec_jax.preparation.inspection.guessing import Guess, Setting
 from instructrec_jax.preparation.inspection.sizing import Network
 from instructrec_jax.preparation.inspection.splitting import SPLITS, Parts
+from instructrec_jax.preparation.inspection.table import Guess, Setting
 
 WIDTH = 120
 
