@@ -72,6 +72,12 @@ FORMS = {
         "classification",
         {"instruction": "text", "output": "label"},
     ),
+    "odd names of classes": Form(
+        "a.csv",
+        lambda n, r: {"text": said(n, r), "class": r.choice(["Yes, sure", "No: never", "#maybe", "null"])},
+        "classification",
+        {"instruction": "text", "output": "class"},
+    ),
     "class numbers": Form(
         "a.parquet",
         lambda n, r: {"评论 🎬": said(n, r), "y": n % 3, "text": f"t{n}"},
@@ -342,6 +348,10 @@ def numbered(count: int, **columns: Callable[[int], object]) -> list[Row]:
             "--target",
         ),
         (numbered(40, user_id=lambda n: n % 7, item_id=lambda n: n % 5, rating=lambda n: n % 3), "prepare table"),
+        (
+            numbered(40, who=lambda n: f"u{n % 7}", asin=lambda n: f"p{n % 5}", stars=lambda n: n % 3, at=lambda n: n),
+            "asin.*prepare table.*--user_column",
+        ),
         (numbered(40, prompt=lambda n: f"film {n}", completion=lambda n: f"it is old {n}"), "--backbone"),
         (numbered(40, text=lambda n: f"film {n}", target=lambda n: [f"a text {n}", f"another {n}"]), "--backbone"),
         (numbered(40, movieId=lambda n: n, turns=lambda n: [{"a": n}]), "movieId, turns"),

@@ -1,5 +1,6 @@
 """What a table is for: the task and the fields, each with the reason for the guess."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, get_args
@@ -58,15 +59,24 @@ def _chat(table: Table) -> Guess | None:
 def _interactions(table: Table) -> Guess | None:
     """Raises ValueError for interactions of users with items."""
     simple = {name.lower().replace("_", ""): name for name in table.columns}
-    user, item = ([simple[name] for name in USUAL[kind] if name in simple] for kind in ("user", "item"))
-    if not user or not item or any(column.kind == "text" and column.words >= 4 for column in table.columns.values()):
-        return None
-    source = table.files[0] if table.files else "FILE"
-    raise ValueError(
-        f"these are interactions of users with items (columns {user[0]!r} and {item[0]!r}), which"
-        " `prepare table` reads: "
-        f"python -m instructrec_jax.prepare table --source {source} --items ITEMS_FILE --out FOLDER"
+    user, item, time, rating = (
+        [simple[name] for name in USUAL[kind] if name in simple] for kind in ("user", "item", "time", "rating")
     )
+    words = max((column.words for column in table.columns.values() if column.kind == "text"), default=0.0)
+    source = shlex.quote(table.files[0]) if table.files else "FILE"
+    command = f"python -m instructrec_jax.prepare table --source {source} --items ITEMS_FILE --out FOLDER"
+    if user and item and words < 4:
+        raise ValueError(
+            f"these are interactions of users with items (columns {user[0]!r} and {item[0]!r}), which"
+            f" `prepare table` reads: {command}"
+        )
+    if (user or item) and (time or rating) and words < 2 and table.target is None:
+        missing = "item" if user else "user"
+        raise ValueError(
+            f"these seem to be interactions of users with items (column {(user or item)[0]!r}, and no texts): name the "
+            f"column of the {missing}s: {command} --{missing}_column COLUMN"
+        )
+    return None
 
 
 def _tags(table: Table) -> Guess | None:

@@ -1,6 +1,7 @@
 """The target of a table: which column it is, and the task that its values need."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from instructrec_jax.data.column_names import ANSWERS, LABELS, NUMBERS, PROMPTS, TEXTS
@@ -132,6 +133,15 @@ def _separator(target: Column) -> str:
         several = sum(len(each) > 1 for each in parts)
         different = {part for each in parts for part in each}
         short = all(0 < len(part) <= 40 and len(part.split()) <= 3 for part in different)
-        if several >= 0.1 * len(parts) and short and len(different) <= max(2, len(parts) // 2):
+        few = len(different) <= max(2, len(parts) // 2)
+        if several >= 0.1 * len(parts) and short and few and _recombine([frozenset(each) for each in parts]):
             return separator
     return ""
+
+
+def _recombine(parts: Sequence[frozenset[str]]) -> bool:
+    """Whether labels occur in different sets, unlike the parts of a name such as "Yes, sure"."""
+    sets = set(parts)
+    counts = Counter(part for each in sets for part in each)
+    several = [each for each in sets if len(each) > 1]
+    return sum(any(counts[part] > 1 for part in each) for each in several) >= len(several) / 2
