@@ -81,6 +81,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     """`train`, top to bottom. `start_run_dir` takes the lock."""
     prepare_data(config)
     sources = RunData(config, given)
+    sources.source("train")  # before the task, which would ask for the labels that these lack
     config = sources.config
     run_dir = check_run_dir(config)
 

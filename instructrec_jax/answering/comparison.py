@@ -52,11 +52,14 @@ class Beside:
     baselines: bool = True
 
 
-def evaluate(run: Run, out: str | Path, *, split: Split = "test", beside: Beside | None = None) -> list[ScoredRow]:
+def evaluate(
+    run: Run | str | Path, out: str | Path, *, split: Split = "test", beside: Beside | None = None
+) -> list[ScoredRow]:
     """Scores a run on data.test or data.validation; writes evaluation.json and predictions.jsonl to `out`.
 
     Returns the rows of the table, the run's own first.
     """
+    run = run if isinstance(run, Run) else Run.open(run)
     beside, out = beside or Beside(), Path(out)
     with heartbeat("reading the data"):
         cases = run.data.cases(run.task, split)

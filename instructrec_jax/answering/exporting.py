@@ -21,6 +21,7 @@ from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.chat_template import exported_template
+from instructrec_jax.data.listed import check_type
 from instructrec_jax.files import write_json
 from instructrec_jax.runs.config import to_dict
 from instructrec_jax.runs.model import SplitModel
@@ -29,9 +30,17 @@ from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 from instructrec_jax.tasks.kinds import as_language_model
 
+FORMATS = ("orbax", "hf", "peft")
+
 
 def export(
-    run: Path, out: Path, *, format: str, step: int | None = None, dtype: str | None = None, part: str | None = None
+    run: str | Path,
+    out: str | Path,
+    *,
+    format: str,
+    step: int | None = None,
+    dtype: str | None = None,
+    part: str | None = None,
 ) -> None:
     """Writes a run's best checkpoint (or that of `step`) to the new folder `out`.
 
@@ -44,6 +53,10 @@ def export(
     Raises:
       ValueError: `out` exists, or `run` is not a run directory with a checkpoint.
     """
+    check_type(run, "run", (str, Path), "the path of a run directory")
+    run, out = Path(run), Path(out)
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}, but should be one of {', '.join(FORMATS)}.")
     if out.exists():
         raise ValueError(f"{out} exists already: choose another --out.")
     require_run(run)

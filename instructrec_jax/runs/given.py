@@ -7,10 +7,12 @@ writes them when the run starts; the other verbs read the files.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import BadExample, Example, show
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.listed import listed
 from instructrec_jax.data.rows import Rows
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import as_json, write_jsonl
@@ -59,17 +61,17 @@ def with_given(config: Config, records: Mapping[Split, GivenRecords | None]) -> 
     for split, some in records.items():
         if some is None:
             continue
-        listed = _listed(split, some)
+        given_records = _records(split, some)
         source = SourceConfig(path=str(given_file(Path(config.run_dir), split)))
-        if isinstance(listed[0], Example):
-            examples = [each for each in listed if isinstance(each, Example)]
+        if isinstance(given_records[0], Example):
+            examples = [each for each in given_records if isinstance(each, Example)]
             source = replace(source, fields=fields_of_examples(split, examples))
             mapper = FieldMapper(source.fields)
             rows = [record_of(example, mapper, f"{split}[{number}]") for number, example in enumerate(examples)]
         else:
             own = [*sources[split], *config.data.train]
             source = replace(source, fields=own[0].fields, task=own[0].task) if own else source
-            rows = [_record(each, f"{split}[{number}]") for number, each in enumerate(listed)]
+            rows = [_record(each, f"{split}[{number}]") for number, each in enumerate(given_records)]
         given[split] = GivenRows(split, rows)
         sources[split] = [source]
     return _with_sources(config, sources), given
@@ -146,25 +148,17 @@ def record_of(example: Example, mapper: FieldMapper, where: str) -> dict[str, ob
     return found
 
 
-def _listed(split: Split, records: GivenRecords) -> list[Example | Mapping[str, object]]:
+def _records(split: Split, records: GivenRecords) -> list[Example | Mapping[str, object]]:
     kinds = "a list of `Example`s, or of records such as {'text': ..., 'label': ...}"
     if isinstance(records, str | Path):
         raise ValueError(f"{split} is the path {str(records)!r}, but should be {kinds}. Set data.{split} to a path.")
-    if isinstance(records, Example | Mapping):
-        raise ValueError(f"{split} is a single {type(records).__name__}, but should be {kinds}.")
-    if hasattr(records, "to_dict") and hasattr(records, "columns"):
-        raise ValueError(f"{split} is a table, but should be {kinds}: use its `to_dict('records')`.")
-    if not isinstance(records, Iterable):
-        raise ValueError(f"{split} is {show(records)}, but should be {kinds}.")
-    listed = list(records)
-    if not listed:
+    found = listed(records, split, (Example, Mapping), kinds, single=False)
+    if not found:
         raise ValueError(f"{split} is empty, but should be {kinds}.")
-    for number, each in enumerate(listed):
-        if not isinstance(each, Example | Mapping):
-            raise ValueError(f"{split}[{number}] is {show(each)}, but {split} should be {kinds}.")
-        if isinstance(each, Example) != isinstance(listed[0], Example):
+    for number, each in enumerate(found):
+        if isinstance(each, Example) != isinstance(found[0], Example):
             raise ValueError(f"{split} mixes `Example`s and records, from {split}[{number}] on: give one kind.")
-    return listed
+    return cast(list[Example | Mapping[str, object]], found)
 
 
 def _record(record: object, where: str) -> dict[str, object]:

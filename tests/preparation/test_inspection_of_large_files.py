@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from instructrec_jax.data.rows import ParquetBatches, open_rows
+from instructrec_jax.data.parquet_rows import ParquetBatches
+from instructrec_jax.data.rows import open_rows
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.preparation.inspection import columns
 from instructrec_jax.preparation.inspection.columns import RowStream, profile

@@ -107,6 +107,7 @@ def test_examples_are_read_back_as_they_were_given(made: list[Example], tmp_path
 
 def test_records_have_the_settings_fields_or_usual_names(tmp_path: Path) -> None:
     records = [{"story": "dull", "label": np.int64(0)}, {"story": "warm", "label": 1}]
+    table = pandas.DataFrame(records)
     settings = {"task.type": "classification", "run_dir": str(tmp_path)}
     config, given = with_given(
         load(settings), {"train": [{"text": "dull", "label": "bad"}, {"text": "warm", "label": "good"}]}
@@ -114,7 +115,7 @@ def test_records_have_the_settings_fields_or_usual_names(tmp_path: Path) -> None
     assert RunData(config, given).config.task.labels == ["bad", "good"]  # type: ignore[attr-defined]
     fields = {"instruction": "story", "output": "label", "label_names": {0: "bad", 1: "good"}}
     config = load(settings | {"data.train": [{"path": "other.csv", "fields": fields}]})
-    config, given = with_given(config, {"train": records, "test": iter(records)})
+    config, given = with_given(config, {"train": records, "validation": table, "test": iter(records)})
     assert [e.output for e in RunData(config, given).examples("test")] == ["bad", "good"]
     assert config.data.train[0].fields.instruction == "story"
 
@@ -122,10 +123,9 @@ def test_records_have_the_settings_fields_or_usual_names(tmp_path: Path) -> None
 BAD: dict[str, tuple[object, str]] = {
     "an empty list": ([], "train is empty"),
     "a path": ("reviews.csv", "data.train"),
-    "one example": (Example(instruction="x"), "train is a single Example"),
-    "one record": ({"text": "x"}, "train is a single"),
+    "one example": (Example(instruction="x"), "train is one Example"),
+    "one record": ({"text": "x"}, "train is one"),
     "a number": (3, "train is int 3"),
-    "a table": (pandas.DataFrame({"text": ["x"]}), "to_dict"),
     "texts": ([Example(instruction="x"), "y"], r"train\[1\] is str 'y'"),
     "both kinds": ([{"text": "x"}, Example(instruction="x")], r"train\[1\]"),
     "some without output": ([Example(instruction="x", output="a"), Example(instruction="y")], r"train\[1\].*output"),
