@@ -49,6 +49,8 @@ class RunData:
             sources = getattr(self.config.data, split)
             if not sources:
                 raise ValueError(f"data.{split} lists no sources: name at least one file or data set.")
+            if any(not source.path for source in sources):
+                raise ValueError(f"data.{split} has a source without path: name a file, a folder or a data set.")
             data = self.config.data
             self._opened[split] = open_sources(
                 sources,

@@ -114,7 +114,9 @@ def test_records_have_the_settings_fields_or_usual_names(tmp_path: Path) -> None
     )
     assert RunData(config, given).config.task.labels == ["bad", "good"]  # type: ignore[attr-defined]
     fields = {"instruction": "story", "output": "label", "label_names": {0: "bad", 1: "good"}}
-    config = load(settings | {"data.train": [{"path": "other.csv", "fields": fields}]})
+    config = load(settings | {"data.train": {"fields": fields}})
+    with pytest.raises(ValueError, match="data.train has a source without path"):
+        RunData(config)
     config, given = with_given(config, {"train": records, "validation": table, "test": iter(records)})
     assert [e.output for e in RunData(config, given).examples("test")] == ["bad", "good"]
     assert config.data.train[0].fields.instruction == "story"
