@@ -13,6 +13,7 @@ from instructrec_jax.answering.beginning import begun_from
 from instructrec_jax.data.example import Example
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.runs.config import Config, load
+from instructrec_jax.runs.initial import PARAMETERS, initial_folder
 from instructrec_jax.runs.model import backbone_folder, open_task
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.setup import TrainingSetup
@@ -144,7 +145,7 @@ def test_what_cannot_be_kept_is_named(adapted: Config, checkpoint: Path, tmp_pat
     begun_from(kept(adapted, "twelfth"))
     with pytest.raises(ValueError, match=r"twelfth\.initial.*init_lora"):
         begun_from(after(adapted, "twelfth"))
-    (Path(adapted.run_dir).with_name("twelfth.initial") / "parameters.safetensors").write_bytes(b"damaged")
+    (initial_folder(kept(adapted, "twelfth")) / PARAMETERS).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"parameters\.safetensors"):
         setup_of(kept(adapted, "twelfth"))
 

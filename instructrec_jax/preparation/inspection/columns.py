@@ -6,7 +6,7 @@ of rows, which is all of them in files of up to `SAMPLE` rows.
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -125,14 +125,19 @@ class Profile:
     sample: Mapping[int, Row]
 
 
-def profile(stream: RowStream, seed: int = 0) -> Profile:
+def profile(stream: Iterable[tuple[str, Row]], seed: int = 0) -> Profile:
     """Reads all rows once.
+
+    Args:
+      stream: (file, row) of each row.
+      seed: of the sample.
 
     Raises ValueError for files with different columns.
     """
     counters: dict[str, _Counter] = {}
     sample = _Sample(seed)
     by_file: dict[str, set[str]] = {}
+    number_of_row = -1
     for number_of_row, (file, row) in enumerate(stream):
         by_file.setdefault(file, set()).update(row)
         for name, value in row.items():
@@ -145,12 +150,12 @@ def profile(stream: RowStream, seed: int = 0) -> Profile:
     columns = {
         name: each.column(name, [filled(row.get(name)) for row in rows.values()]) for name, each in counters.items()
     }
-    return Profile(columns, len(stream), rows)
+    return Profile(columns, number_of_row + 1, rows)
 
 
 def _check_alike(by_file: Mapping[str, set[str]]) -> None:
-    first, *others = by_file
-    for file in others:
+    first = next(iter(by_file), "")
+    for file in by_file:
         if by_file[file] != by_file[first]:
             odd = ", ".join(sorted(by_file[file] ^ by_file[first])[:10])
             raise ValueError(
