@@ -22,7 +22,7 @@ import sys
 import types
 import typing
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO, NoReturn, Protocol, TypeGuard, TypeVar, cast
@@ -53,6 +53,11 @@ def write_json(path: str | Path, value: object) -> Path:
     return write_text(path, _dump(value, path, indent=2) + "\n")
 
 
+def as_json(value: object, where: str) -> object:
+    """A value as it is read back after it was written as JSON. Raises ValueError, naming `where`, if it cannot be."""
+    return json.loads(_dump(value, where))
+
+
 @typing.overload
 def read_json(path: str | Path) -> object: ...
 @typing.overload
@@ -73,11 +78,18 @@ def read_json(path: str | Path, kind: type[object] = object) -> object:
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     """Writes a whole file with one JSON object per line, consuming `rows` once; returns the number of rows."""
     count = 0
-    with replacing(Path(path)) as file:
+    with jsonl_writer(path) as write:
         for row in rows:
-            file.write(_line(row, path))
+            write(row)
             count += 1
     return count
+
+
+@contextmanager
+def jsonl_writer(path: str | Path) -> Iterator[Callable[[Mapping[str, object]], object]]:
+    """A function that writes a row as a JSON line of a file, which replaces `path` when the block ends."""
+    with replacing(Path(path)) as file:
+        yield lambda row: file.write(_line(row, path))
 
 
 def append_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:

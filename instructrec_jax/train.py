@@ -41,10 +41,11 @@ from instructrec_jax.runs.directory import (
     resuming,
     start_run_dir,
 )
+from instructrec_jax.runs.given import Given, GivenRecords, with_given
+from instructrec_jax.runs.initial import initial_model
 from instructrec_jax.runs.model import (
     backbone_folder,
     keep_declarations,
-    load_model,
     open_task,
     prepare_data,
     weights_folder,
@@ -63,8 +64,11 @@ from instructrec_jax.training.state import empty_window, merge_params, without_f
 from instructrec_jax.training.tracking import Tracker, progress_bar
 
 
-def train(config: Config) -> Path:
+def train(config: Config, given: Given | None = None) -> Path:
     """Runs or resumes the training of `config`; returns the run directory.
+
+    Args:
+      given: examples in memory that a new run keeps in its directory, see `runs.given`.
 
     Raises ValueError if the run cannot start or resume; Interrupted (a KeyboardInterrupt) after Ctrl-C, once the last
     step is saved.
@@ -72,13 +76,14 @@ def train(config: Config) -> Path:
     check_settings(config)
     config = begun_from(config)
     with RunLock(config.run_dir) as lock:
-        return train_locked(config, lock)
+        return train_locked(config, lock, given)
 
 
-def train_locked(config: Config, lock: RunLock) -> Path:
+def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> Path:
     """`train`, top to bottom. `start_run_dir` takes the lock."""
     prepare_data(config)
-    sources = RunData(config)
+    sources = RunData(config, given)
+    sources.source("train")  # before the task, which would ask for the labels that these lack
     config = sources.config
     run_dir = check_run_dir(config)
 
@@ -102,7 +107,7 @@ def train_locked(config: Config, lock: RunLock) -> Path:
 
     # ------------------------------------------------------------------ run directory, and resume
     # Only now, so that a run that cannot start or resume writes and deletes nothing.
-    before = start_run_dir(config, run_dir, lock, data.fingerprint)
+    before = start_run_dir(config, run_dir, lock, data.fingerprint, given)
     metric = config.evaluation.metric or task.metric
     greater = greater_is_better(task, metric)
     measure = measure_of(config, metric)
@@ -208,7 +213,7 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
     said = "Result       none: neither data.test nor data.validation has cases"
     if test:
-        untuned = predict_with(load_model(config, task, folder, mesh).params)
+        untuned = predict_with(initial_model(config, task, folder, mesh).params)
         chosen_on_them = progress.best_step is not None
         cases_of = measured_on("validation" if test is validation else "test", chose_checkpoint=chosen_on_them)
         said = compare_before_and_after(run, untuned, data.encoded, groups, cases_of)
@@ -218,18 +223,33 @@ def train_locked(config: Config, lock: RunLock) -> Path:
     return run_dir
 
 
-def tune(settings: Config | Mapping[str, object] | str | Path) -> Run:
+def tune(
+    settings: Config | Mapping[str, object] | str | Path,
+    *,
+    train: GivenRecords | None = None,
+    validation: GivenRecords | None = None,
+    test: GivenRecords | None = None,
+) -> Run:
     """Trains, or resumes training; returns the opened run.
 
         tune("my.yaml")
         tune({"task.type": "classification", "data.train": ["reviews.csv"], "backbone.path": "films", "steps": 20})
+        tune({"task.type": "classification", "backbone.path": "films"}, train=[{"text": "dull", "label": "bad"}, ...])
 
     Args:
       settings: the path of a YAML file, a mapping of settings (see `runs.config.load`), or a whole Config.
+      train, validation, test: `Example`s, or records with the columns of data.train's `fields` (or of usual names), in
+        place of the settings' sources. They are kept in RUN_DIR/given, so that the run directory is complete.
 
-    Raises as `train`.
+    Raises as `train`; ValueError for examples that cannot be used, naming them as train[0].
     """
-    return Run.open(train(settings if isinstance(settings, Config) else load(settings)))
+    config = settings if isinstance(settings, Config) else load(settings)
+    config, given = with_given(config, {"train": train, "validation": validation, "test": test})
+    return _trained(config, given)
+
+
+def _trained(config: Config, given: Given) -> Run:
+    return Run.open(train(config, given))
 
 
 def main(args: list[str]) -> None:

@@ -31,6 +31,7 @@ from instructrec_jax.preparation.formats import SOURCES
 from instructrec_jax.preparation.inspection.inspect import InspectConfig
 from instructrec_jax.preparation.prepare_tags import TagsConfig
 from instructrec_jax.runs.config import Config, load, setting_names
+from instructrec_jax.runs.given import Given
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -128,12 +129,12 @@ def small_training() -> Iterator[None]:
     """Training takes two steps of eight examples, or of eight rows of at most 128 tokens."""
     whole = training.train
 
-    def train(config: Config) -> Path:
+    def train(config: Config, given: Given | None = None) -> Path:
         data = replace(config.data, max_length=min(config.data.max_length, 128))
         data = replace(data, batch_rows=8) if data.batch_rows else replace(data, batch_size=8)
         tracking = replace(config.tracking, tensorboard=False)
         evaluation = replace(config.evaluation, max_examples=4)
-        return whole(replace(config, steps=2, data=data, tracking=tracking, evaluation=evaluation))
+        return whole(replace(config, steps=2, data=data, tracking=tracking, evaluation=evaluation), given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train", train)

@@ -244,3 +244,13 @@ def test_answers_are_held_against_a_catalogue(folder: Path, tmp_path: Path, caps
     file.write_text(json.dumps({"prompt": "Which film?", "history": ["a"]}))
     main([str(folder), "--input", str(file), "--max_new_tokens", "8", "--catalogue", str(tmp_path / "items")])
     assert "invalid 100.0%" in capsys.readouterr().err  # random text names no item
+
+
+def test_what_is_no_prompt_is_named(model: LanguageModel) -> None:
+    for wrong in (None, 3, [3], {"prompt": "a"}, [{"role": "user", "content": "a"}], b"a"):
+        with pytest.raises(ValueError, match=r"prompts(\[0\])? is "):
+            model.generate(wrong, NEW)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="config is "):
+        model.generate("a", {"max_new_tokens": 3})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="path is null"):
+        LanguageModel(None)  # type: ignore[arg-type]

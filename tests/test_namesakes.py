@@ -18,7 +18,10 @@ ELSEWHERE = {
         for name in ("bert", "distilbert", "gemma", "gpt2", "llama", "modernbert", "mpnet", "roberta")
     },
     "preparation/films/texts": "preparation/test_films.py",
+    "data/parquet_rows": "preparation/test_inspection_of_large_files.py",
     "preparation/inspection/inspect": "preparation/test_inspection.py",
+    "preparation/inspection/table": "preparation/inspection/test_guessing.py",
+    "runs/initial": "answering/test_beginning.py",
     "runs/vectors": "runs/test_predictions.py",
 }
 MODULES = sorted(

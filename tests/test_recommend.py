@@ -213,6 +213,24 @@ def test_one_text_is_one_request(model: Recommender) -> None:
     (wish,) = model.recommend([Request(instruction="a good film")], k=2, evidence=False)
     assert model.recommend("a good film", k=2, evidence=False) == [wish]
     assert model.recommend(["a good film", "a good film"], k=2, evidence=False) == [wish, wish]
+    record = {"instruction": "a good film"}
+    assert model.recommend(record, k=2, evidence=False) == [wish]  # not its keys
+    assert model.recommend([record], k=2, evidence=False) == [wish]
+
+
+def test_what_is_no_request_is_named(model: Recommender) -> None:
+    for wrong in (None, 3, [3], [None], b"a film"):
+        with pytest.raises(ValueError, match=r"requests(\[0\])? is "):
+            model.recommend(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'wish'.*instruction"):
+        model.recommend({"wish": "a film"})
+    with pytest.raises(ValueError, match="history.*3"):
+        Request(history=[3])  # type: ignore[list-item]
+    for k in ("3", None, 1.5):
+        with pytest.raises(ValueError, match="k is "):
+            model.recommend("a film", k=k)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="run is null"):
+        Recommender(None)  # type: ignore[arg-type]
 
 
 def test_conditions_and_exclusions(model: Recommender) -> None:

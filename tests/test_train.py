@@ -76,7 +76,7 @@ def test_tune_takes_settings_in_any_form_and_opens_the_run(
     finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Config] = []
-    monkeypatch.setattr(train, "train", lambda config: started.append(config) or Path(finished.run_dir))
+    monkeypatch.setattr(train, "train", lambda config, given: started.append(config) or Path(finished.run_dir))
     file = write_settings(finished, tmp_path / "settings.yaml")
     for settings in (finished, file, str(file), to_dict(finished)):
         run = train.tune(settings)

@@ -1,37 +1,35 @@
 """Runs that start from another run's parameters (`init_from`)."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypedDict
 
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.distributed.launch import once, say
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.initial import RECORD, Origin, initial_folder, write_parameters
+from instructrec_jax.runs.model import weights_folder
 from instructrec_jax.runs.run import Run, require_run
+from instructrec_jax.training.state import split_params
 
-RECORD = "init_from.json"
-
-
-class Origin(TypedDict):
-    """RUN_DIR.initial/init_from.json: the run and the checkpoint that the folder was written from."""
-
-    run: str
-    step: int
+FREE = ("dropout",)  # of lora's settings, those that do not change what the matrices mean
 
 
 def begun_from(config: Config) -> Config:
-    """The config with `init_from` carried out: its parameters lie in RUN_DIR.initial, which becomes backbone.path.
+    """The config with `init_from` carried out: its parameters lie in RUN_DIR.initial.
 
-    The folder stays beside the run, because a resumed run reads its frozen parameters again.
+    With init_lora: merge, that folder becomes backbone.path; with keep, the frozen weights of the first run do. The
+    folder stays beside the run, because a resumed run reads its initial parameters again.
 
-    Raises ValueError for a path that is not a run directory with a checkpoint, a multitask run, the run itself, or a
-    folder RUN_DIR.initial that was written from another run.
+    Raises ValueError for a path that is not a run directory with a checkpoint, a multitask run, the run itself, a
+    folder RUN_DIR.initial that was written from another run, and for kept LoRA with other settings.
     """
     if config.init_from is None:
+        if config.init_lora != "merge":
+            raise ValueError(f"init_lora is {config.init_lora}, but init_from is not set: leave it out.")
         return config
     source, run_dir = Path(config.init_from), Path(config.run_dir)
-    folder = run_dir.with_name(f"{run_dir.name}.initial")
+    folder = initial_folder(config)
     if source.resolve() == run_dir.resolve():
         raise ValueError(f"init_from and run_dir are both {run_dir}: choose another run_dir.")
     if folder.exists():
@@ -40,19 +38,50 @@ def begun_from(config: Config) -> Config:
         begun = read_json(folder / RECORD, Origin)
         if Path(begun["run"]) != source.resolve():
             raise ValueError(f"{folder} was written from {begun['run']}, not from {source}: remove it.")
+        if begun.get("lora", "merge") != config.init_lora:
+            raise ValueError(f"{folder} was written with another init_lora than {config.init_lora}: remove it.")
     else:
         require_run(source)
-        once(lambda: _write(source, folder))
-    step = read_json(folder / RECORD, Origin)["step"]
-    say(f"the run starts from the parameters of {source} at step {step}, kept in {folder}, with a new optimizer")
-    return replace(config, backbone=replace(config.backbone, path=str(folder)))
+        once(lambda: _write(config, source, folder))
+    origin = read_json(folder / RECORD, Origin)
+    how = "with its LoRA matrices as they are" if config.init_lora == "keep" else "with LoRA merged"
+    begins = f"the run starts from the parameters of {source} at step {origin['step']}, {how}, kept in {folder}"
+    say(f"{begins}, with a new optimizer")
+    return replace(config, backbone=replace(config.backbone, path=origin.get("weights", str(folder))))
 
 
-def _write(source: Path, folder: Path) -> None:
+def _write(config: Config, source: Path, folder: Path) -> None:
     run = Run.open(source)
     if run.task.subtasks:
         raise ValueError(f"init_from: {source} is a multitask run: export one of its heads, and set backbone.path.")
-    if run.checkpoint is None:
+    step = run.checkpoint
+    if step is None:
         raise ValueError(f"init_from: {source} has no checkpoint.")
-    export(source, folder, format="hf", step=run.checkpoint, dtype="float32")
-    write_json(folder / RECORD, Origin(run=str(source.resolve()), step=run.checkpoint))
+    origin = Origin(run=str(source.resolve()), step=step, lora=config.init_lora)
+    if config.init_lora == "merge":
+        export(source, folder, format="hf", step=step, dtype="float32")
+    else:
+        check_adapter(config, run.config, source)
+        weights = str(weights_folder(run.config, source))
+        origin |= {"weights": weights, "task": run.kind, "labels": run.config.task.label_names}
+        write_parameters(folder, split_params(run.model.params, run.model.is_frozen)[0])
+    write_json(folder / RECORD, origin)
+
+
+def check_adapter(config: Config, first: Config, source: Path) -> None:
+    """Raises ValueError unless a run may keep the LoRA matrices of the `first` run in `source`; names what differs."""
+    if not first.lora.on:
+        raise ValueError(f"init_lora is keep, but {source} was trained without LoRA: leave it out.")
+    if first.backbone.random_init:
+        raise ValueError(f"init_lora is keep, but the backbone of {source} has random weights: set init_lora: merge.")
+    names = [f"lora.{entry.name}" for entry in fields(first.lora) if entry.name not in FREE]
+    differing = []
+    for name in (*names, "backbone.quantize", "backbone.random_init"):
+        room, setting = name.split(".")
+        then, now = (getattr(getattr(each, room), setting) for each in (first, config))
+        if then != now:
+            differing.append(f"{name} is {now}, but {then} in {source}")
+    if differing:
+        raise ValueError(
+            f"init_lora is keep, but {'; '.join(differing)}. Use the same settings, or set init_lora: merge."
+        )

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from instructrec_jax.data.example import BadExample, Example, Output, check_text
+from instructrec_jax.data.listed import listed
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.runs.run import Run, require_run
 from instructrec_jax.tasks.base import Encoded, Task
@@ -65,7 +66,7 @@ class Classifier:
     ):
         if draws < 0 or draws == 1:
             raise ValueError(f"--draws is {draws}: uncertainty needs at least 2 draws; 0 turns dropout off.")
-        paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+        paths = [Path(str(run)) for run in listed(runs, "runs", (str, Path), "a run directory, or a list of them")]
         self.runs = [open_run_of(path, "classification") for path in paths]
         self.labels: list[str] = list(self.runs[0].task.labels)
         for run, opened in zip(paths, self.runs, strict=True):

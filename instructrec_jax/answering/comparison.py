@@ -9,6 +9,7 @@ import numpy as np
 
 from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.answering.ranker import FusedRanker, Ranker, keep_fusion, open_second, tune
+from instructrec_jax.data.data_config import Split
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import once, say
 from instructrec_jax.evaluation.evaluator import (
@@ -24,7 +25,6 @@ from instructrec_jax.evaluation.results import show_results
 from instructrec_jax.evaluation.showcase import showcase
 from instructrec_jax.files import write_json
 from instructrec_jax.runs.checkpoint_metric import chosen_metric
-from instructrec_jax.runs.data import Split
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.prediction import Predict
@@ -52,11 +52,14 @@ class Beside:
     baselines: bool = True
 
 
-def evaluate(run: Run, out: str | Path, *, split: Split = "test", beside: Beside | None = None) -> list[ScoredRow]:
+def evaluate(
+    run: Run | str | Path, out: str | Path, *, split: Split = "test", beside: Beside | None = None
+) -> list[ScoredRow]:
     """Scores a run on data.test or data.validation; writes evaluation.json and predictions.jsonl to `out`.
 
     Returns the rows of the table, the run's own first.
     """
+    run = run if isinstance(run, Run) else Run.open(run)
     beside, out = beside or Beside(), Path(out)
     with heartbeat("reading the data"):
         cases = run.data.cases(run.task, split)

@@ -22,6 +22,7 @@ from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.chat_template import exported_template
+from instructrec_jax.data.listed import check_type
 from instructrec_jax.files import read_json, write_json, write_text
 from instructrec_jax.runs.config import to_dict
 from instructrec_jax.runs.model import SplitModel
@@ -30,12 +31,13 @@ from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 from instructrec_jax.tasks.kinds import as_language_model
 
+FORMATS = ("orbax", "hf", "peft")
 OWN_HEAD = "retrieval_head.safetensors"
 
 
 def export(
-    run: Path,
-    out: Path,
+    run: str | Path,
+    out: str | Path,
     *,
     format: str = "hf",
     step: int | None = None,
@@ -53,6 +55,10 @@ def export(
     Raises:
       ValueError: `out` exists, or `run` is not a run directory with a checkpoint.
     """
+    check_type(run, "run", (str, Path), "the path of a run directory")
+    run, out = Path(run), Path(out)
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}, but should be one of {', '.join(FORMATS)}.")
     if out.exists():
         raise ValueError(f"{out} exists already: choose another --out.")
     require_run(run)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.example import BadExample, Example, is_blank
+from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.data.prompts import tokenize_pieces
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.data.unread import MEANING
@@ -49,6 +51,7 @@ class LanguageModel:
     """
 
     def __init__(self, path: str | Path, overrides: Sequence[str] | Config = (), *, step: int | None = None):
+        check_type(path, "path", (str, Path), "a run directory, a HuggingFace folder or a hub id")
         if jax.process_count() > 1:
             raise ValueError("generation supports one process only: start it once, on the devices of one machine.")
         config = overrides if isinstance(overrides, Config) else language_model_settings(path, overrides)
@@ -105,8 +108,10 @@ class LanguageModel:
         Raises:
           ValueError: before generation, for a prompt that is empty, or too long together with `max_new_tokens`.
         """
-        config = config or GenerationConfig()
-        prompts = [prompts] if isinstance(prompts, str | Example) else prompts
+        config = GenerationConfig() if config is None else config
+        check_type(config, "config", (GenerationConfig,), "a GenerationConfig")
+        wanted = "a text, an `Example` (which may hold messages), or a list of these"
+        prompts = cast(list[str | Example], listed(prompts, "prompts", (str, Example), wanted))
         names = names or [f"prompt {number + 1}" for number in range(len(prompts))]
         if show is not None and (len(prompts) > 1 or config.beams > 1):
             raise ValueError("streaming (show) works for a single prompt without beams only.")

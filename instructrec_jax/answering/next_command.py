@@ -6,6 +6,7 @@ from pathlib import Path
 
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks import SimilarityConfig
 from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.kinds import as_ranking
 
@@ -31,7 +32,10 @@ def next_command(run: Run, cases: Sequence[Encoded] = ()) -> str:
         return f"{PYTHON}generate {path} --prompt {shlex.quote(text)}"
     sources = (*run.config.data.test, *run.config.data.validation, *run.config.data.train)
     files = [source.path for source in sources if source.kind == "file" and Path(source.path).is_file()]
-    return f"{PYTHON}predict {path} --input {shlex.quote(files[0]) if files else 'FILE'} --out predictions.csv"
+    task = run.config.task
+    has_own = not isinstance(task, SimilarityConfig) or task.labels or not task.negatives  # candidates to choose from
+    out = "--out predictions.csv" if has_own else "--vectors --out vectors.parquet"
+    return f"{PYTHON}predict {path} --input {shlex.quote(files[0]) if files else 'FILE'} {out}"
 
 
 def _request(catalogue: Catalogue, cases: Sequence[Encoded]) -> str:

@@ -1,9 +1,10 @@
 """A run, or a fusion of two rankers, opened to recommend items."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from instructrec_jax.answering.ranker import Best, FusedRanker, Ranker, Scorer, 
 from instructrec_jax.answering.requests import Answer, Recommendation, Request, split_titles
 from instructrec_jax.answering.titles import Ask, Titles, resolve
 from instructrec_jax.data.example import Example, check_example
+from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.ranking.catalogue import Splits, has_splits
 from instructrec_jax.ranking.fusion import Fusion, retrieve
 from instructrec_jax.tasks.base import Encoded
@@ -87,6 +89,7 @@ class Recommender:
         overrides: Sequence[str] = (),
         step: int | None = None,
     ):
+        check_type(run, "run", (str, Path), "the path of a run directory")
         self.first = Ranker.open(run, overrides, step=step, items=items)
         self.second: Scorer | None = None
         self.fused: FusedRanker | None = None
@@ -120,7 +123,7 @@ class Recommender:
 
     def recommend(
         self,
-        requests: str | Request | Sequence[str | Request | Answer],
+        requests: str | Request | Mapping[str, object] | Sequence[str | Request | Mapping[str, object] | Answer],
         k: int = 10,
         *,
         include_seen: bool = False,
@@ -131,8 +134,8 @@ class Recommender:
         """Answers in the order of the requests. An invalid request gets an `error`; the others are answered.
 
         Args:
-          requests: an instruction, a request, or a list of these; an Answer among them (of an unreadable record) is
-            returned unchanged.
+          requests: an instruction, a request (or its fields as a mapping), or a list of these; an Answer among them (of
+            an unreadable record) is returned unchanged.
           k: number of items for requests without their own `k`.
           include_seen: also recommend items of the history.
           skip_unknown: leave out titles that are not in the catalogue, with a note.
@@ -140,13 +143,13 @@ class Recommender:
           ask: asks a person about ambiguous titles; None: they are errors.
         """
         options = _Options(include_seen, skip_unknown, evidence, ask)
-        given = [requests] if isinstance(requests, str | Request) else requests
-        listed = [Request(instruction=each) if isinstance(each, str) else each for each in given]
+        check_type(k, "k", (Integral,), "a number of items")
+        asked = _requests(requests)
         answers = []
-        blocks = range(0, len(listed), REQUESTS)
+        blocks = range(0, len(asked), REQUESTS)
         for start in tqdm(blocks, disable=None if len(blocks) > 1 else True):
             understood: list[Understood] = []
-            for request in listed[start : start + REQUESTS]:
+            for request in asked[start : start + REQUESTS]:
                 if isinstance(request, Answer):
                     answers.append(request)
                     continue
@@ -362,3 +365,16 @@ class _LeftOut:
     part: Part
     item: int | None = None
     word: str | None = None
+
+
+def _requests(requests: object) -> list[Request | Answer]:
+    wanted = "an instruction, a Request, its fields as a dictionary, or a list of these"
+    found: list[Request | Answer] = []
+    for each in listed(requests, "requests", (str, Request, Mapping, Answer), wanted):
+        if isinstance(each, Mapping):
+            found.append(Request.from_record(each))
+        elif isinstance(each, Request | Answer):
+            found.append(each)
+        else:
+            found.append(Request(instruction=str(each)))
+    return found

@@ -42,8 +42,7 @@ class Request:
 
     def __post_init__(self) -> None:
         for name in ("history", "exclude", "where"):
-            if isinstance(value := getattr(self, name), str):
-                object.__setattr__(self, name, (value,))  # one text, not its letters
+            object.__setattr__(self, name, _texts(vars(self), name))  # one text is a list of one
 
     @classmethod
     def from_record(cls, record: Mapping[str, object]) -> "Request":

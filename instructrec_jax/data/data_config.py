@@ -9,7 +9,7 @@ from instructrec_jax.data.sources import SourceConfig
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Truncate = Literal["error", "left", "right", "drop"]
-
+Split = Literal["train", "validation", "test"]
 
 DEFAULT_BATCH_SIZE = 32
 

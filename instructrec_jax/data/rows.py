@@ -19,7 +19,8 @@ from typing import BinaryIO, Protocol, TypeVar
 import numpy as np
 
 from instructrec_jax.data.example import BadExample, show
-from instructrec_jax.parsing import json_value, open_parquet, read_parquet
+from instructrec_jax.data.parquet_rows import ParquetBatches, ParquetRows
+from instructrec_jax.parsing import json_value
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 R = TypeVar("R")
@@ -44,16 +45,17 @@ class Rows(Protocol):
         """File and line (or row), for messages."""
 
 
-def open_rows(path: str, columns: set[str] | None = None) -> "ChainedRows":
+def open_rows(path: str, columns: set[str] | None = None, *, in_order: bool = False) -> "ChainedRows":
     """The records of a file, of all data files directly inside a folder (sorted by name), or of a glob pattern.
 
     Args:
       columns: the columns to read (Parquet only); None: all.
+      in_order: for records that are read one after another: Parquet is then read in batches, not held in memory.
 
     Raises:
       ValueError: no such file, an unknown format, or an empty or damaged file.
     """
-    return ChainedRows([_open_file(file, columns) for file in find_files(path)])
+    return ChainedRows([_open_file(file, columns, in_order) for file in find_files(path)])
 
 
 def open_parallel(path: str, targets: str) -> "ParallelRows":
@@ -89,8 +91,20 @@ def find_files(path: str) -> list[Path]:
     files = [Path(match) for match in matches if Path(match).is_file()]
     if not files:
         here = "" if place.is_absolute() else f" (looked in {Path.cwd()})"
-        raise ValueError(f"file {path}: there is no such file, folder or matching file{here}.")
+        raise ValueError(f"file {path}: there is no such file, folder or matching file{here}.{_meant(path)}")
     return files
+
+
+def _meant(path: str) -> str:
+    """What somebody who wrote a path that does not exist probably meant."""
+    several = path.replace(",", " ").split()
+    if "://" in path:
+        return " Download it first."
+    if len(several) > 1 and any(Path(part).expanduser().exists() for part in several):
+        return f" Name several files as a list: [{', '.join(several)}]."
+    if path.count("/") == 1 and not Path(path).suffix and not path.startswith(("/", ".", "~")):
+        return " Set kind: datasets for a data set of the HuggingFace hub."
+    return ""
 
 
 def _suffix(file: Path) -> str:
@@ -98,11 +112,13 @@ def _suffix(file: Path) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-def _open_file(file: Path, columns: set[str] | None) -> Rows:
+def _open_file(file: Path, columns: set[str] | None, in_order: bool) -> Rows:
     suffix = _suffix(file)
     if suffix not in SUFFIXES:
         message = f"file {file}: unknown format {suffix or '(no suffix)'}; expected {', '.join(SUFFIXES)}"
         raise ValueError(f"{message}, each optionally followed by .gz.")
+    if suffix == ".parquet" and in_order:
+        return _reading(file, ParquetBatches)
     if suffix == ".parquet":
         return _reading(file, partial(ParquetRows, columns=columns))
     if suffix == ".json":
@@ -174,7 +190,10 @@ class TextRows:
         with io.BytesIO(memory) if memory is not None else open(file, "rb") as stream:
             start = len(_BOM) if stream.read(len(_BOM)) == _BOM else 0
             stream.seek(0)
-            encoding = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip"}.get(stream.read(2))
+            head = stream.read(64)
+            encoding = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip"}.get(head[:2])
+            if encoding is None and head.count(0) > len(head) / 3:
+                encoding = "UTF-16"  # without a byte-order mark
             if encoding:
                 hint = "name it .gz" if encoding == "gzip" else "save it as UTF-8"
                 raise ValueError(f"file {file}: holds {encoding}, not UTF-8 text: {hint}.")
@@ -276,6 +295,9 @@ class TextRows:
         if len(cells) != len(self.header):
             columns = ", ".join(self.header)[:200]
             rule = "put a cell with a comma or a line break in double quotes, and double the quotes inside it."
+            if separators := [mark for mark in ";\t|" if len(self.header) == 1 and mark in self.header[0]]:
+                rule = f"the cells seem to be separated by {separators[0]!r}: separate them by commas, or name a "
+                rule += "file with tabs .tsv."
             if self.kind == ".tsv":
                 rule = "a cell of a .tsv cannot hold a tab or a line break, nor be quoted: use .csv for such texts."
             detail = f"{len(cells)} cells, but {len(self.header)} columns ({columns}): {rule}"
@@ -363,7 +385,8 @@ def _csv_cells(text: str) -> list[str]:
         detail = f"{error}: close the double quotes of the cell, and double the quotes inside it."
         raise BadExample("", "malformed line", detail) from None
     if len(records) != 1:
-        raise BadExample("", "malformed line", f"expected one record, found {len(records)}.")
+        hint = "a carriage return (\\r) stands outside of quotes: end lines with \\n or \\r\\n" if "\r" in text else ""
+        raise BadExample("", "malformed line", f"expected one record, found {len(records)}{hint and f'; {hint}'}.")
     return records[0]
 
 
@@ -414,29 +437,3 @@ class JsonRows:
 
     def where(self, index: int) -> str:
         return f"{self.file}, record {index + 1}"
-
-
-class ParquetRows:
-    """A Parquet file, its needed columns held in memory as an Arrow table."""
-
-    def __init__(self, file: Path, memory: bytes | None, columns: set[str] | None) -> None:
-        self.file = file
-        parquet = open_parquet(file, memory)
-        self.columns: list[str] = parquet.schema_arrow.names
-        needed = [name for name in self.columns if columns is None or name in columns]
-        self.table = read_parquet(file, needed, memory)
-        if not parquet.metadata.num_rows:
-            raise ValueError(f"file {file}: it holds no records; remove it from the sources or fill it.")
-        self.length = parquet.metadata.num_rows
-
-    def __len__(self) -> int:
-        return self.length
-
-    def row(self, index: int) -> dict[str, object]:
-        try:
-            return {name: self.table.column(name)[index].as_py() for name in self.table.column_names}
-        except (UnicodeDecodeError, OverflowError) as error:
-            raise BadExample("", "not UTF-8", f"{error}; write the text as UTF-8.") from None
-
-    def where(self, index: int) -> str:
-        return f"{self.file}, row {index + 1}"

@@ -144,6 +144,7 @@ def open_sources(
     temperature: float = 1.0,
     size_cap: int | None = None,
     seed: int = 0,
+    given: Rows | None = None,
 ) -> Mixture | StreamSource:
     """Opens and checks all sources: a `Mixture`, or the stream if there is one.
 
@@ -153,6 +154,7 @@ def open_sources(
       on_bad_example: `error`, or `skip` to list the bad rows in `.skipped`.
       temperature, size_cap: mixture of sources without weights; see `mixture.shares`.
       seed: of all shuffles.
+      given: the rows of the only source, a file that does not exist yet.
 
     Raises:
       ValueError: a source cannot be opened, rows are bad or missing, or settings contradict each other.
@@ -168,7 +170,7 @@ def open_sources(
         hint = "set streaming: false to mix it, or train on it alone."
         raise ValueError(f"source {streams[0].path}: a stream has no size and cannot be mixed with others; {hint}")
     names = _names(configs)
-    reading = _Reading(labels, numbers, on_bad_example, seed)
+    reading = _Reading(labels, numbers, on_bad_example, seed, given)
     sources = [_open(config, name, reading) for config, name in zip(configs, names, strict=True)]
     if isinstance(sources[0], StreamSource):
         return sources[0]
@@ -194,6 +196,7 @@ class _Reading:
     numbers: Callable[[str], bool]
     on_bad_example: OnBadExample
     seed: int
+    given: Rows | None
 
 
 def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | StreamSource:
@@ -204,6 +207,9 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
         settings: _MapperSettings = {"task": config.task, "labels": reading.labels, "numbers": reading.numbers}
         return FieldMapper(fields, class_names=class_names(features), **settings)
 
+    if (given := reading.given) is not None:
+        fields, rows = with_usual_fields(lambda columns: given, fields, name)
+        return RowSource(rows, mapper(fields), name, bad)
     if config.targets:
         return RowSource(open_parallel(config.path, config.targets), mapper(fields), name, bad)
     if config.kind == "file":

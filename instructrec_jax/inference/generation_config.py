@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -30,6 +31,13 @@ class GenerationConfig:
             if not holds:
                 raise ValueError(f"{name} must be {requirement}, but is {getattr(self, name)}.")
 
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)  # one text, not its letters
+        object.__setattr__(self, "stop", stop)
+        optional = ("top_k",) if self.top_k is None else ()
+        for name in ("max_new_tokens", "top_k", "beams", "seed", "batch_size"):
+            check(name in optional or _is_whole(getattr(self, name)), name, "a whole number")
+        for name in SCALARS:
+            check(isinstance(getattr(self, name), Real), name, "a number")
         check(self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
         check(0 <= self.temperature < float("inf"), "temperature", "0 (greedy search) or a positive number")
         check(self.top_k is None or self.top_k >= 1, "top_k", "at least 1")
@@ -40,7 +48,7 @@ class GenerationConfig:
         check(abs(self.length_penalty) < float("inf"), "length_penalty", "a finite number")
         check(0 <= self.seed < 2**32, "seed", "between 0 and 2**32 - 1")
         check(self.batch_size >= 1, "batch_size", "at least 1")
-        check(all(self.stop), "stop", "texts of at least one character")
+        check(all(isinstance(text, str) and text for text in stop), "stop", "texts of at least one character")
         if self.temperature == 0 and (self.top_k is not None or self.top_p < 1 or self.min_p > 0):
             raise ValueError(
                 "top_k, top_p and min_p apply to sampling, but temperature is 0 (greedy search): set temperature, to 1 "
@@ -74,6 +82,10 @@ class GenerationConfig:
 
 
 SCALARS = ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

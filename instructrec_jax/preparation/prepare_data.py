@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.listed import check_type
 from instructrec_jax.files import write_text
 from instructrec_jax.preparation import train_settings
 from instructrec_jax.preparation.readers import BadLines
@@ -87,6 +88,7 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
     Raises:
       ValueError: invalid settings, invalid data, or an existing `out`.
     """
+    check_type(config, "config", (PrepareConfig,), "settings of a format, such as TableConfig(source=..., out=...)")
     out = Path(config.out).absolute()
     check_target(out, config.overwrite)
     _check_settings(config)

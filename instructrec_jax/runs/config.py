@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard, TypeVar
+from typing import Literal, TypeGuard, TypeVar
 
 import draccus
 import yaml
@@ -18,7 +18,8 @@ import yaml
 import instructrec_jax.tasks as tasks
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.backbone_config import BackboneConfig
-from instructrec_jax.data.data_config import DataConfig
+from instructrec_jax.data.data_config import DataConfig, Split
+from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed import launch
 from instructrec_jax.distributed.host_memory import keep_freed_memory
 from instructrec_jax.distributed.mesh import MeshConfig
@@ -33,6 +34,7 @@ from instructrec_jax.training.profiling import ProfileConfig
 from instructrec_jax.training.tracking import TrackingConfig
 
 C = TypeVar("C")
+InitLora = Literal["merge", "keep"]
 DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run: the settings without --config_path
 
 
@@ -44,9 +46,11 @@ class Config:
     # delete the earlier run in run_dir and start again. If the same command with overwrite started that run and did not
     # finish it, resume it instead, so that the command can be repeated after a preemption
     overwrite: bool = False
-    # run directory whose tuned parameters (LoRA merged) this run starts from, in place of backbone.path, with a new
-    # optimizer; they are written to RUN_DIR.initial as a HuggingFace folder. null: start from backbone.path
+    # run directory whose tuned parameters this run starts from, in place of backbone.path, with a new optimizer; they
+    # are written to RUN_DIR.initial. null: start from backbone.path
     init_from: str | None = None
+    # LoRA of init_from: merge: into the backbone; keep: train its matrices further, with the same lora settings
+    init_lora: InitLora = "merge"
     seed: int = 0  # random seed of new parameters, shuffling, dropout and negatives
     steps: int = 1000  # training steps, one batch each
     accumulation: int = 1  # gradient accumulation: micro-batches per batch, to save memory; the result stays the same
@@ -204,6 +208,7 @@ def load(settings: str | Path | Mapping[str, object]) -> Config:
         given: dict[str, object] = {}
         for name, value in settings.items():
             _put(given, str(name).split("."), plain(value))
+        _check_sources(given.get("data"))
         _check_keys(given, set(setting_names(Config, lists=True)))
         task = given.get("task")
         tree = {} if isinstance(task, dict) and "type" in task else _default_tree()
@@ -215,6 +220,20 @@ def load(settings: str | Path | Mapping[str, object]) -> Config:
             f"settings are the path of a YAML file or a mapping such as {{'steps': 100}}, not {settings!r}."
         )
     return parse(Config, ["--config_path", str(settings)])
+
+
+def _check_sources(data: object) -> None:
+    """Raises ConfigError for examples among the settings, in place of sources."""
+    own = {entry.name for entry in dataclasses.fields(SourceConfig)}
+    for split in typing.get_args(Split):
+        value = data.get(split) if isinstance(data, dict) else None
+        entries = value if isinstance(value, list) else [value]
+        examples = any(isinstance(e, dict) and e and ("instruction" in e or not own & set(e)) for e in entries)
+        if examples or hasattr(value, "columns"):
+            raise ConfigError(
+                f"`data.{split}` holds examples, but should name sources, such as reviews.csv. Give examples as "
+                f"tune(settings, {split}=[...])."
+            )
 
 
 def _default_tree() -> dict[str, object]:
@@ -274,6 +293,9 @@ def _is_number(arg: str) -> bool:
 
 def _settings_of(path: Path, known: set[str]) -> dict[str, object]:
     """The settings of a YAML file. Errors name the nearest known setting (draccus names its class only)."""
+    if path.is_dir():
+        hint = f": name its {path / 'config.yaml'}." if (path / "config.yaml").is_file() else ", not a YAML file."
+        raise ConfigError(f"{path} is a folder{hint}")
     if not path.is_file():
         raise ConfigError(f"the config file {path} does not exist.")
     try:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from instructrec_jax.data.batch import BatchTexts, lengths_of
+from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, check_hold_out, is_held_out
 from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader
@@ -18,20 +18,23 @@ from instructrec_jax.data.sources import ListSource, open_sources
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.evaluation.evaluator import segments
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.given import Given
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
-
-Split = Literal["train", "validation", "test"]
 
 
 class RunData:
     """The sources of data.train, data.validation and data.test, each opened on first use.
 
+    Args:
+      given: rows of splits in memory, in place of their file; see `runs.given`.
+
     Attributes:
       config: the settings, completed with those that the task reads from data.train (such as label names).
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, given: Given | None = None):
+        self._given = given or {}
         self._opened: dict[Split, Mixture | StreamSource] = {}
         self._unusable: dict[str, SkippedRow] = {}  # by file and line
         self.config = config
@@ -46,6 +49,8 @@ class RunData:
             sources = getattr(self.config.data, split)
             if not sources:
                 raise ValueError(f"data.{split} lists no sources: name at least one file or data set.")
+            if any(not source.path for source in sources):
+                raise ValueError(f"data.{split} has a source without path: name a file, a folder or a data set.")
             data = self.config.data
             self._opened[split] = open_sources(
                 sources,
@@ -55,6 +60,7 @@ class RunData:
                 temperature=data.temperature,
                 size_cap=data.size_cap,
                 seed=self.config.seed,
+                given=self._given.get(split),
             )
         return self._opened[split]
 

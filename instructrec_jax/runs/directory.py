@@ -3,6 +3,7 @@
     .lock         locked by the training process while it lives; its text names the process
     run.json      format and status of the directory: see `Record`
     config.yaml   settings of the run
+    given/        examples given from Python
 
 Training calls `check_settings` and `check_run_dir`, which only read; `start_run_dir` with the lock, once model and data
 are ready; and `finish_run_dir` at the end. If the process is killed at any moment, the same command resumes the run.
@@ -26,6 +27,7 @@ import numpy as np
 from instructrec_jax.distributed.launch import check_shared, is_first, once, say
 from instructrec_jax.files import explain, is_temporary, read_json, sweep, try_lock, write_json, write_text
 from instructrec_jax.runs.config import Config, load, to_dict, to_yaml
+from instructrec_jax.runs.given import FOLDER, Given, delete_given, write_given
 from instructrec_jax.training.optimizer import check_optimizer, learning_rate_schedule
 from instructrec_jax.training.profiling import traced_steps
 
@@ -52,10 +54,10 @@ BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")
 LEFT_BY_RUNS = (
     *(".lock", "run.json"),
     *("config.yaml", "summary.json", "metrics.jsonl", "skipped.jsonl", "report.html", "wandb_id.txt"),
-    *("evaluation.json", "predictions.jsonl", "examples.json"),
+    *("evaluation.json", "predictions.jsonl", "examples.json", FOLDER),
     *("backbone", "checkpoints", "tensorboard", "wandb", "evaluation", "profile"),
 )
-BEGINNING = LEFT_BY_RUNS[:2]  # allowed in a folder without config.yaml, beside temporary files
+BEGINNING = LEFT_BY_RUNS[:2]  # allowed in a folder without config.yaml, beside temporary files and given examples
 
 
 class Record(TypedDict):
@@ -316,7 +318,8 @@ def _find(config: Config, run_dir: Path, data: str | None = None) -> Found:
     if not run_dir.is_dir():
         raise ValueError(f"run_dir {run_dir} is a file. Choose another run_dir.")
     settings, record = run_dir / "config.yaml", read_record(run_dir)
-    left = [path.name for path in run_dir.iterdir() if not is_temporary(path.name) and path.name not in BEGINNING]
+    begun = BEGINNING if record is None else (*BEGINNING, FOLDER)
+    left = [path.name for path in run_dir.iterdir() if not is_temporary(path.name) and path.name not in begun]
     if record is not None and (record["status"] == "deleting" or not settings.is_file()):
         if set(left) & set(LEFT_BY_RUNS) and not config.overwrite:
             raise ValueError(_half_deleted(run_dir))
@@ -394,11 +397,12 @@ def check_same_data(before: str, now: str, run_dir: Path) -> None:
 # ---------------------------------------------------------------- start, finish
 
 
-def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str) -> Config | None:
+def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str, given: Given | None = None) -> Config | None:
     """Locks and creates the run directory; deletes an earlier run's files if --overwrite true applies.
 
     Args:
       data: fingerprint of the training data.
+      given: examples to write into it, see `runs.given`.
 
     Returns, in the first process, the settings of the run to resume (None: a new run).
     """
@@ -412,7 +416,8 @@ def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str) -> Co
         record = read_record(run_dir)
         if found.delete:
             write_json(run_dir / "run.json", Record(format=FORMAT, status="deleting", overwrite=True))
-            for path in (run_dir / name for name in LEFT_BY_RUNS if name not in BEGINNING):
+            delete_given(run_dir, config)
+            for path in (run_dir / name for name in LEFT_BY_RUNS if name not in (*BEGINNING, FOLDER)):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
@@ -421,6 +426,7 @@ def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str) -> Co
             sweep(folder)
         began = config.overwrite if found.before is None else record is not None and record["overwrite"]
         write_json(run_dir / "run.json", Record(format=FORMAT, status="begun", overwrite=began, data=data))
+        write_given(run_dir, given or {})  # before the settings that name them
         write_text(run_dir / "config.yaml", settings)
 
     once(start)

@@ -8,10 +8,12 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.listed import check_type
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.extras import require
@@ -131,6 +133,7 @@ class Asker:
     def __post_init__(self) -> None:
         if not self.task.has_answers:
             raise ValueError("the run's task predicts nothing for new texts, but gives their vectors (--vectors).")
+        check_type(self.k, "k", (Integral,), "a number of items")
         if self.k < 1:
             raise ValueError(f"k must be at least 1, but is {self.k}.")
 

@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
 
 from instructrec_jax.data.batch import Text
-from instructrec_jax.data.example import Example
+from instructrec_jax.data.example import BadExample, Example, check_example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.heartbeat import heartbeat
@@ -31,6 +33,7 @@ from instructrec_jax.ranking.item_vectors import item_vectors
 from instructrec_jax.runs.config import DEFAULT, Config, parse
 from instructrec_jax.runs.data import RunData, buckets
 from instructrec_jax.runs.directory import check_not_training, is_run_dir
+from instructrec_jax.runs.given import relocated
 from instructrec_jax.runs.model import (
     SplitModel,
     backbone_folder,
@@ -90,7 +93,7 @@ def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path 
       overrides: as on the command line: ["--data.max_length", "64", "--config_path", "x.yaml"].
     """
     config = parse(Config, list(overrides), default=Path(path) / "config.yaml" if is_run(path) else default)
-    config = _read_alike(config, overrides) if is_run(path) else config
+    config = _read_alike(relocated(config, Path(path)), overrides) if is_run(path) else config
     if any(arg.startswith("--mesh") for arg in overrides):
         return config
     return replace(config, mesh=fitting_mesh(config.mesh))
@@ -155,6 +158,9 @@ class Run:
         Raises:
           ValueError: `path` is neither a run directory nor a HuggingFace folder, or the settings do not fit it.
         """
+        check_type(path, "path", (str, Path), "a run directory, a HuggingFace folder or a hub id")
+        if isinstance(settings, str | Mapping):
+            raise ValueError(f"settings is {settings!r}, but should be a list such as ['--data.max_length', '64'].")
         config = settings if isinstance(settings, Config) else run_settings(path, settings)
         trained = is_run(path)
         folder = Path(path) / "backbone" if trained else backbone_folder(str(path))
@@ -214,10 +220,11 @@ class Run:
         Raises:
           BadExample (a ValueError): a record that the task cannot use; names its number.
         """
-        listed = [records] if isinstance(records, str | Mapping | Example) else list(records)
+        wanted = "a text, a record such as {'text': ...}, an `Example`, or a list of these"
+        given = cast(list[Record], listed(records, "records", (str, Mapping, Example), wanted))
         own = fields_of(self.config)
-        column = only_column(own) if any(isinstance(record, str) for record in listed) else ""
-        rows = [{column: record} if isinstance(record, str) else record for record in listed]
+        column = only_column(own) if any(isinstance(record, str) for record in given) else ""
+        rows = [{column: record} if isinstance(record, str) else record for record in given]
         asker = self.asker(k)
         examples = [asker.example(row, f"record {number}") for number, row in enumerate(rows)]
         answers = [answer for answer in asker.answers(examples)[0] if answer is not None]
@@ -225,7 +232,8 @@ class Run:
 
     def encode(self, texts: str | Sequence[str]) -> np.ndarray:
         """Vectors of texts (embeddings), float32 [texts, width]; [width] of a single text. See `runs.vectors`."""
-        vectors = self._encode([texts] if isinstance(texts, str) else list(texts))
+        given = cast(list[str], listed(texts, "texts", (str,), "a text or a list of texts"))
+        vectors = self._encode(given)
         return vectors[0] if isinstance(texts, str) else vectors
 
     @cached_property
@@ -238,7 +246,7 @@ class Run:
         Args:
           records: with the columns of the run's data.
 
-        Raises ValueError for a record without a valid target.
+        Raises ValueError for no records, and for a record without a valid target.
         """
         fields = self.config.data.train[0].fields if self.config.data.train else FieldsConfig()
         name = source_task(self.config)
@@ -248,7 +256,7 @@ class Run:
         else:
             labels, numbers = getattr(self.config.task, "labels", None), self.config.task.reads_numbers
             mapper = RecordMapper(fields, lambda chosen: FieldMapper(chosen, task=name, labels=labels, numbers=numbers))
-            examples = [row if isinstance(row, Example) else mapper(row) for row in records]
+            examples = _targets(records, mapper)
         row = score_row(self.path.name, self.task, self.predictor, {"": self.task.encode(examples)})
         metric = self.config.evaluation.metric or self.task.metric
         return results_of([row], metric=metric, measured_on="the given records", tuned=row.name)
@@ -282,6 +290,22 @@ class Run:
             "quantize": self.config.backbone.quantize,
             "pooling": getattr(self.config.task, "pooling", None),
         }
+
+
+def _targets(records: object, mapper: RecordMapper) -> list[Example]:
+    """The examples of `Example`s or records. Raises ValueError for one without a target."""
+    wanted = "the path of a file, or a list of `Example`s or of records with their targets"
+    given = cast(list[Example | Mapping[str, object]], listed(records, "records", (Mapping, Example), wanted))
+    if not given:
+        raise ValueError(f"records is empty, but should be {wanted}.")
+    examples = []
+    for number, row in enumerate(given):
+        try:
+            example = row if isinstance(row, Example) else mapper(row)
+            examples.append(replace(check_example(example), where=f"record {number}"))
+        except BadExample as error:
+            raise error.at(f"record {number}") from None
+    return examples
 
 
 def _with_known_items(predict: Predict, task: RankingTask, folder: Path, weights: dict[str, object]) -> Predict:

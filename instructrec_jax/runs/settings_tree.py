@@ -93,13 +93,20 @@ def completed(kind: typing.Any, value: object, name: str = "") -> object:
       kind: the type that the value will have: a dataclass, a list, a number ...
       name: the dotted name of the value, for errors.
 
-    Raises ValueError for a value of another form than `kind`, and for an unknown type of task; null is left alone.
+    Raises ValueError for a value of another form than `kind`, and for an unknown type of task.
     """
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         arms = [arm for arm in typing.get_args(kind) if arm is not type(None)]
-        kind = arms[0] if len(arms) == 1 else None
+        kind = arms[0] if len(arms) == 1 and value is not None else None
     if value is None:
+        is_group = isinstance(kind, type) and (
+            dataclasses.is_dataclass(kind) or issubclass(kind, draccus.ChoiceRegistry)
+        )
+        if typing.get_origin(kind) is list or is_group:
+            raise ValueError(f"`{name}` needs a value, but is null.")
         return value
+    if kind is str and isinstance(value, list | dict):
+        raise ValueError(f"`{name}` should be a text, but is {value!r}.")
     if isinstance(kind, type) and issubclass(kind, draccus.ChoiceRegistry):
         kind = _chosen(kind, value, name)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):

@@ -14,7 +14,8 @@ from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets
-from instructrec_jax.runs.model import SplitModel, abstract_model, load_model
+from instructrec_jax.runs.initial import initial_model
+from instructrec_jax.runs.model import SplitModel, abstract_model
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -60,7 +61,7 @@ class TrainingSetup:
         Args:
           buffers: buffers of the state; None: the result of the task's `refresh`.
         """
-        return cls._of(config, task, load_model(config, task, folder, mesh), mesh, buffers)
+        return cls._of(config, task, initial_model(config, task, folder, mesh), mesh, buffers)
 
     @classmethod
     def abstract(cls, config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> "TrainingSetup":

@@ -15,7 +15,7 @@ from instructrec_jax.predict import main as predict
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks import ClassificationConfig, LanguageModelConfig, RetrievalConfig
+from instructrec_jax.tasks import ClassificationConfig, LanguageModelConfig, RetrievalConfig, SimilarityConfig
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask
 
@@ -38,6 +38,12 @@ def test_a_classifier_predicts_for_its_own_file(tmp_path: Path) -> None:
     assert shlex.split(next_command(opened))[2:] == [
         *("instructrec_jax.predict", "runs/my run", "--input", str(file), "--out", "predictions.csv")
     ]
+
+
+def test_texts_without_candidates_get_vectors() -> None:
+    assert "--vectors --out vectors.parquet" in next_command(run(SimilarityConfig(negatives=3), Task()))
+    for own in (SimilarityConfig(), SimilarityConfig(labels=["a", "b"])):
+        assert "--vectors" not in next_command(run(own, Task()))
 
 
 def test_the_command_of_a_real_run_works(finished: Config, tmp_path: Path, monkeypatch: Any) -> None:

@@ -123,6 +123,8 @@ def test_folders_and_patterns_in_order(tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}' * 99, mtime=0)[:-9], "unzipped"),
         ("a.jsonl", gzip.compress(b"{}", mtime=0), "gzip.*UTF-8"),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"),
+        ("a.csv", "text,label\n".encode("utf-16-be"), "UTF-16"),  # without a byte-order mark
+        ("a.csv", b"text,label\ra film,good\r", r"\\r"),
         ("a.csv", b"a,b\n", "records"),
         ("a.csv", b"\na,b\n1,2\n", "line 1"),
         ("a.csv", b"a,a\n1,2\n", "line 1.*'a'"),
@@ -167,6 +169,15 @@ def test_places_without_data(tmp_path):
         open_rows(str(tmp_path))
     with pytest.raises(ValueError, match="path"):
         open_rows("a\x00b")
+
+
+def test_paths_that_are_meant_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").touch()
+    hints = {"https://example.org/a.csv": "Download", "stanfordnlp/imdb": "kind: datasets", "data/a.csv": r"\)\.$"}
+    for path, hint in {**hints, "a.csv,b.csv": r"\[a.csv, b.csv\]", "a.csv b.csv": r"\[a.csv, b.csv\]"}.items():
+        with pytest.raises(ValueError, match=hint):
+            open_rows(path)
 
 
 def test_broken_lines_of_jsonl(tmp_path):

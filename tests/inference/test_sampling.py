@@ -145,8 +145,16 @@ def test_draws_follow_the_distribution_and_depend_on_seed_prompt_and_step_alone(
         ({"stop": ("",)}, "stop"),
         ({"seed": -1}, "seed"),
         ({"batch_size": 0}, "batch_size"),
+        ({"max_new_tokens": "3"}, "max_new_tokens"),
+        ({"max_new_tokens": None}, "max_new_tokens"),
+        ({"temperature": "1"}, "temperature"),
+        ({"stop": (3,)}, "stop"),
     ],
 )
 def test_bad_settings_are_named(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GenerationConfig(**settings)
+
+
+def test_one_stop_text_is_one_text() -> None:
+    assert GenerationConfig(stop="END") == GenerationConfig(stop=["END"]) == GenerationConfig(stop=("END",))  # type: ignore[arg-type]

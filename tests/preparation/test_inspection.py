@@ -72,6 +72,12 @@ FORMS = {
         "classification",
         {"instruction": "text", "output": "label"},
     ),
+    "odd names of classes": Form(
+        "a.csv",
+        lambda n, r: {"text": said(n, r), "class": r.choice(["Yes, sure", "No: never", "#maybe", "null"])},
+        "classification",
+        {"instruction": "text", "output": "class"},
+    ),
     "class numbers": Form(
         "a.parquet",
         lambda n, r: {"评论 🎬": said(n, r), "y": n % 3, "text": f"t{n}"},
@@ -342,12 +348,23 @@ def numbered(count: int, **columns: Callable[[int], object]) -> list[Row]:
             "--target",
         ),
         (numbered(40, user_id=lambda n: n % 7, item_id=lambda n: n % 5, rating=lambda n: n % 3), "prepare table"),
+        (
+            numbered(40, who=lambda n: f"u{n % 7}", asin=lambda n: f"p{n % 5}", stars=lambda n: n % 3, at=lambda n: n),
+            "asin.*prepare table.*--user_column",
+        ),
         (numbered(40, prompt=lambda n: f"film {n}", completion=lambda n: f"it is old {n}"), "--backbone"),
         (numbered(40, text=lambda n: f"film {n}", target=lambda n: [f"a text {n}", f"another {n}"]), "--backbone"),
         (numbered(40, movieId=lambda n: n, turns=lambda n: [{"a": n}]), "movieId, turns"),
         (numbered(40, **{"a{b": lambda n: f"film {n}", "label": lambda n: "ab"[n % 2]}), r"a\{b"),
         (numbered(40, **{"text;label": lambda n: f"film {n};a"}), "text;label.*';'"),
         ([{"text": "film", "label": "a"}, {"text": None, "label": {"x": 1}}], "label"),
+        (numbered(40, text=lambda n: f"film {n}", rating=lambda n: f"{n % 5},5"), "rating.*'0,5'"),
+        (
+            numbered(40, text=lambda n: f"film {n}", fee=lambda n: f"{n % 5}%", label=lambda n: f"${n % 5}"),
+            r"label.*\$0",
+        ),
+        (numbered(40, text=lambda n: f"film {n}", score=lambda n: f"{n / 7}" if n % 9 else "inf"), "score.*'inf'"),
+        (numbered(40, text=lambda n: f"film {n}", labels=lambda n: str(["a", "bc"[n % 2]])), "labels.*lists"),
     ],
 )
 def test_what_cannot_be_guessed_is_one_line(rows: list[Row], named: str, tmp_path: Path) -> None:
@@ -357,11 +374,20 @@ def test_what_cannot_be_guessed_is_one_line(rows: list[Row], named: str, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
 
 
-@pytest.mark.parametrize("content", ["", "text,label\n", "text,text\na,b\n", '{"text": 1', "text,label\nx,a,b\n"])
-def test_hostile_files(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        *[(text, "") for text in ("", "text,label\n", "text,text\na,b\n", '{"text": 1', "text,label\nx,a,b\n")],
+        ("text;label\na, b;c\n", "';'"),
+        ("text\tlabel\na, b\tc\n", "tsv"),
+        ("text,label\rx,a\r", r"\\r"),
+        ("text,label\nx,a\n".encode("utf-16-le").decode("latin-1"), "UTF-16"),
+    ],
+)
+def test_hostile_files(content: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match="a.csv") as error:
+    path.write_bytes(content.encode("utf-8"))
+    with pytest.raises(ValueError, match=f"(?s)a.csv.*{named}") as error:
         look(path, tmp_path / "my.yaml")
     assert len(str(error.value).splitlines()) == 1 and not (tmp_path / "my.yaml").exists()
 
@@ -393,6 +419,7 @@ def test_a_cell_of_megabytes(tmp_path: Path) -> None:
         ({"test": 0.7}, "--test"),
         ({"target": "verdict"}, "--target"),
         ({"files": []}, "files"),
+        ({"files": ["a.csv", "a.csv"]}, "a.csv is named twice"),
         ({"out": "a.csv/my.yaml"}, "--out"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 
+from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.runs.config import DEFAULT, Config, ConfigError, load, parse, setting_names, to_dict, to_yaml
 from instructrec_jax.tasks import ClassificationConfig, RetrievalConfig, SpanConfig
@@ -153,6 +155,23 @@ def test_settings_from_python(tmp_path: Path) -> None:
         load({"steps": "many"})
     with pytest.raises(ConfigError, match="3"):
         load(3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is a folder"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"text": "a film", "label": "good"}],
+        [Example(instruction="a film", output="good")],
+        {"instruction": "a film", "output": "good"},
+        pandas.DataFrame({"text": ["a film"]}),
+    ],
+)
+def test_examples_among_the_settings_are_pointed_to_tune(value: object) -> None:
+    for settings in ({"data.validation": value}, {"data": {"validation": value}}):
+        with pytest.raises(ConfigError, match=r"`data.validation`.*tune\(settings, validation="):
+            load({"task.type": "classification", **settings})
 
 
 # ------------------------------------------------------------------ errors
@@ -169,6 +188,12 @@ def test_settings_from_python(tmp_path: Path) -> None:
         (["--task.type", "classification", "--task.labels", "[a, null]"], "task.labels"),
         (["--data.train", "[" * 200 + "]" * 200], "data.train"),
         (["--lora", "{rank: 1, rank: 2}"], "--lora.*'rank'"),
+        (["--data.test", "null"], "`data.test` needs a value"),
+        (["--data.test", "#a.csv"], "`data.test` needs a value"),
+        (["--task", "null"], "`task` needs a value"),
+        (["--lora", "null"], "`lora` needs a value"),
+        (["--data.test", "{path: [a.csv, b.csv]}"], "`data.test.0.path` should be a text"),
+        (["--run_dir", "[a]"], "`run_dir` should be a text"),
     ],
 )
 def test_an_argument_that_cannot_be_read_is_named(arguments: list[str], named: str) -> None:

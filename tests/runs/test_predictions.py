@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from helpers import SUBJECTS
 from tiny_runs import tiny_run
@@ -59,12 +60,21 @@ def test_one_text_is_one_text(run: Run) -> None:
 def test_what_cannot_be_answered_is_named(run: Run) -> None:
     with pytest.raises(BadExample, match="record 1.*review"):
         run.predict([{"review": "a film"}, {"text": "a film"}])
-    with pytest.raises(BadExample, match="record 0"):
-        run.predict([5])  # type: ignore[list-item]
+    for wrong in (5, None, b"a film", Path("films.csv"), ["a film", 5], {"a film"}):
+        with pytest.raises(ValueError, match=r"records(\[1\])? is "):
+            run.predict(wrong)  # type: ignore[arg-type]
     with pytest.raises(BadExample, match="record 1.*data.max_length"):
         run.predict(["a film", "a film " * 200])
     with pytest.raises(ValueError, match="k must"):
         run.predict("a film", k=0)
+    with pytest.raises(ValueError, match="k is "):
+        run.predict("a film", k="3")  # type: ignore[arg-type]
+
+
+def test_a_table_is_its_rows(run: Run) -> None:
+    table = pandas.DataFrame({"review": ["a film about war", "a film about love"], "subject": ["war", "love"]})
+    assert len(run.predict(table)) == 2  # type: ignore[arg-type]
+    assert run.evaluate(table).metrics == run.evaluate(table.to_dict("records")).metrics  # type: ignore[arg-type]
 
 
 def test_the_column_of_a_plain_text() -> None:
@@ -82,8 +92,13 @@ def test_evaluate_gives_the_table_of_the_verb(run: Run, tmp_path: Path) -> None:
     scores = run.task.score(run.predictor, run.data.cases(run.task, "test"))
     assert from_file.metrics["accuracy"] == pytest.approx(scores.metrics["accuracy"])
     assert "accuracy" in str(from_file) and "the given records" in str(from_file)
-    with pytest.raises(ValueError, match="opera"):
+    with pytest.raises(ValueError, match="record 0.*opera"):
         run.evaluate([{"review": "a film", "subject": "opera"}])
+    with pytest.raises(ValueError, match="record 1.*subject"):
+        run.evaluate([{"review": "a film", "subject": "war"}, {"review": "a film"}])
+    for wrong in ([], None, ["a film"], 3):
+        with pytest.raises(ValueError, match=r"records(\[0\])? is "):
+            run.evaluate(wrong)  # type: ignore[arg-type]
 
 
 def test_vectors_of_texts(run: Run) -> None:
@@ -98,6 +113,17 @@ def test_vectors_of_texts(run: Run) -> None:
     np.testing.assert_allclose(found[0], hidden[0].mean(0), atol=1e-5)  # BERT's own pooling of sentences
     with pytest.raises(ValueError, match="no texts"):
         run.encode([])
+    for wrong in (None, 3, [3], [{"review": "a film"}], pandas.DataFrame({"review": ["a"]})):
+        with pytest.raises(ValueError, match=r"texts(\[0\])? is "):
+            run.encode(wrong)  # type: ignore[arg-type]
+
+
+def test_a_run_is_opened_by_a_path_and_a_list_of_settings(run: Run) -> None:
+    with pytest.raises(ValueError, match="path is null"):
+        Run.open(None)  # type: ignore[arg-type]
+    for settings in ("--steps 3", {"steps": 3}):
+        with pytest.raises(ValueError, match="settings is "):
+            Run.open(run.path, settings)  # type: ignore[arg-type]
 
 
 def test_many_texts_have_one_shape_for_each_length(run: Run) -> None:

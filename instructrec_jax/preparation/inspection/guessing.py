@@ -1,80 +1,22 @@
 """What a table is for: the task and the fields, each with the reason for the guess."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import NamedTuple
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, get_args
 
-from instructrec_jax.data.column_names import ANSWERS, CONTEXTS, LABELS, NUMBERS, PAIRS, PROMPTS, QUESTIONS, TAGS, TEXTS
-from instructrec_jax.preparation.inspection.columns import Column, number
+from instructrec_jax.data.column_names import CONTEXTS, LABELS, PAIRS, PROMPTS, QUESTIONS, TAGS, TEXTS
+from instructrec_jax.data.fields import look_up
+from instructrec_jax.preparation.inspection.columns import Column, Row, filled
+from instructrec_jax.preparation.inspection.table import Guess, Setting, Table, as_list, names_of, need_writer
+from instructrec_jax.preparation.inspection.targets import check_cells, is_id, labeled, target_of
 from instructrec_jax.preparation.readers.table import USUAL
 
 CANDIDATES = ("choices", "options", "candidates", "endings", "choices.text")
 CHOSEN = ("answer", "answerkey", "answer_key", "label", "gold", "correct", "correct_answer", "output", "target")
 RETRIEVED = ("positive", "passage", "document", "relevant", "answer", "response")
-TIMES = ("timestamp", "time", "date", "datetime", "created_at", "published_at")
-SEPARATORS = ("|", ";", ",")
-MOST_CLASSES = 20  # whole numbers with more different values are a quantity
+AnswerPlace = Literal["no answer", "in the text", "elsewhere"]
 DEFAULTS = ("input", "messages", "system", "tools", "candidates", "history", "task", "origin")
-
-
-class Setting(NamedTuple):
-    """A value, and why it was chosen ("": needs no reason)."""
-
-    value: object
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Guess:
-    """Attributes:
-    task, fields: settings by name.
-    inputs: columns whose contents identify an example: equal ones never lie in two splits.
-    target: column (or dotted path) of the target.
-    blank_targets: whether a row may have no target.
-    """
-
-    task: Mapping[str, Setting]
-    fields: Mapping[str, Setting]
-    inputs: tuple[str, ...]
-    target: str
-    blank_targets: bool = False
-
-    @property
-    def type(self) -> str:
-        return str(self.task["type"].value)
-
-    @property
-    def trains_labels(self) -> bool:
-        return self.type in ("classification", "multilabel", "token_classification")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Attributes:
-    columns: profiles by name.
-    rows: number of rows.
-    kind: of the chosen backbone: encoder, decoder or encoder_decoder.
-    target: column that the user named as target, or None.
-    files: for the hint on interactions.
-    """
-
-    columns: Mapping[str, Column]
-    rows: int
-    kind: str = "encoder"
-    target: str | None = None
-    files: Sequence[str] = ()
-
-    @property
-    def writes(self) -> bool:
-        """Whether the backbone writes text."""
-        return self.kind != "encoder"
-
-    def named(self, names: Sequence[str], *kinds: str) -> list[Column]:
-        """The columns with one of the names, in the order of the names; of one of the kinds, if any are given."""
-        by_name = {name.strip().lower(): column for name, column in self.columns.items()}
-        found = [by_name[name] for name in dict.fromkeys(names) if name in by_name]
-        return [column for column in found if not kinds or column.kind in kinds]
 
 
 def guess(table: Table) -> Guess:
@@ -85,7 +27,7 @@ def guess(table: Table) -> Guess:
     if not table.rows:
         raise ValueError("there are no rows.")
     if table.target is not None and table.target not in table.columns:
-        raise ValueError(f"--target {table.target!r} is not a column; the columns are {_listed(table.columns)}.")
+        raise ValueError(f"--target {table.target!r} is not a column; the columns are {names_of(table.columns)}.")
     only = next(iter(table.columns))
     if len(table.columns) == 1 and (separators := [s for s in ";\t|" if s in only]):
         raise ValueError(
@@ -108,7 +50,7 @@ def _chat(table: Table) -> Guess | None:
     if not found:
         return None
     name = found[0].name
-    _need_writer(table, f"the column {name!r} holds conversations")
+    need_writer(table, f"the column {name!r} holds conversations")
     why = f"{name!r} holds conversations (lists of role and content)"
     fields = {"messages": Setting(name, "the conversation; every turn of the assistant is trained on")}
     return Guess({"type": Setting("language_model", why)}, fields, (name,), name)
@@ -117,22 +59,31 @@ def _chat(table: Table) -> Guess | None:
 def _interactions(table: Table) -> Guess | None:
     """Raises ValueError for interactions of users with items."""
     simple = {name.lower().replace("_", ""): name for name in table.columns}
-    user, item = ([simple[name] for name in USUAL[kind] if name in simple] for kind in ("user", "item"))
-    if not user or not item or any(column.kind == "text" and column.words >= 4 for column in table.columns.values()):
-        return None
-    source = table.files[0] if table.files else "FILE"
-    raise ValueError(
-        f"these are interactions of users with items (columns {user[0]!r} and {item[0]!r}), which"
-        " `prepare table` reads: "
-        f"python -m instructrec_jax.prepare table --source {source} --items ITEMS_FILE --out FOLDER"
+    user, item, time, rating = (
+        [simple[name] for name in USUAL[kind] if name in simple] for kind in ("user", "item", "time", "rating")
     )
+    words = max((column.words for column in table.columns.values() if column.kind == "text"), default=0.0)
+    source = shlex.quote(table.files[0]) if table.files else "FILE"
+    command = f"python -m instructrec_jax.prepare table --source {source} --items ITEMS_FILE --out FOLDER"
+    if user and item and words < 4:
+        raise ValueError(
+            f"these are interactions of users with items (columns {user[0]!r} and {item[0]!r}), which"
+            f" `prepare table` reads: {command}"
+        )
+    if (user or item) and (time or rating) and words < 2 and table.target is None:
+        missing = "item" if user else "user"
+        raise ValueError(
+            f"these seem to be interactions of users with items (column {(user or item)[0]!r}, and no texts): name the "
+            f"column of the {missing}s: {command} --{missing}_column COLUMN"
+        )
+    return None
 
 
 def _tags(table: Table) -> Guess | None:
     columns = list(table.columns.values())
     lists = [column for column in columns if column.kind == "list"]
     texts = [column for column in columns if column.kind == "text"]
-    for tagged, lengths in ((lists, _list_lengths), (texts, _word_counts)):
+    for tagged in (lists, texts):
         named = [column for column in tagged if column.name.lower() in TAGS]
         target = named[0] if named else next((c for c in tagged if c.name.lower() in LABELS), None)
         if table.target is not None:
@@ -140,11 +91,12 @@ def _tags(table: Table) -> Guess | None:
         if target is None or len(named) > 1 and table.target is None and tagged is texts:
             continue
         if len(named) > 1 and table.target is None:
-            raise ValueError(f"several columns hold tags ({_listed(c.name for c in named)}): choose with --target.")
-        if max(lengths(target)) < 2 or tagged is texts and not _few_words(target):
+            raise ValueError(f"several columns hold tags ({names_of(c.name for c in named)}): choose with --target.")
+        if _tags_of(target)[1] < 2 or tagged is texts and not _few_words(target):
             continue
         for words in tagged:
-            if words is not target and lengths(words) == lengths(target):
+            if words is not target and _tags_of(words) == _tags_of(target):
+                check_cells(target)
                 return _tagged(words, target, in_text=tagged is texts)
     return None
 
@@ -193,9 +145,9 @@ def _choice(table: Table) -> Guess | None:
 
 
 def _check_count_from_0(column: Column, target: Column, has_names: bool) -> None:
-    if has_names or target.kind != "number" or not target.numbers:
+    if has_names or target.kind != "number":
         return
-    if min(target.numbers) >= 1 and max(target.numbers) == max(len(v) for v in column.filled if isinstance(v, list)):
+    if target.low >= 1 and target.high == column.most_entries:
         raise ValueError(
             f"the answers of {target.name!r} seem to count the candidates from 1: count from 0, or write letters."
         )
@@ -219,25 +171,37 @@ def _question(table: Table) -> Guess | None:
     fields["output"] = Setting(path, "the answer")
     if squad and all(_has(value, "answer_start") for value in target.filled):
         fields["origin"] = Setting(target.name, "where the answer starts")
-    said = [[str(each) for each in _as_list(value)] for value in _inside(target, squad)]
-    blank = sum(not each for each in said)
-    shown = zip(said, context.values, strict=True)
-    found = sum(any(each in text for each in listed) for listed, text in shown if listed and isinstance(text, str))
-    inputs = (question.name, context.name)
-    share = found / max(1, len(said) - blank)
+    found = Guess({"type": Setting("span")}, fields, (question.name, context.name), path)
+    places = [answer_place(row, found) for row in table.sample]
+    share = places.count("in the text") / max(1, len(places) - places.count("no answer"))
     if table.writes:
-        return Guess({"type": Setting("question_answering", "the network writes the answer")}, fields, inputs, path)
+        return replace(found, task={"type": Setting("question_answering", "the network writes the answer")})
     if share < 0.9:
-        _need_writer(
-            table, f"only {share:.0%} of the answers are in their {context.name!r}, so they have to be written"
-        )
-    task = {"type": Setting("span", f"{share:.0%} of the answers are part of {context.name!r}")}
-    lists = squad or target.kind == "list"
-    if lists and blank:
+        need_writer(table, f"only {share:.0%} of the answers are in their {context.name!r}, so they have to be written")
+    return replace(found, blank_targets=squad or target.kind == "list")
+
+
+def answer_place(row: Row, found: Guess) -> AnswerPlace:
+    """Where the answer of a row stands, for a guess of the task span."""
+    said = filled(look_up(row, found.target))
+    listed = [str(each) for each in as_list(said)] if isinstance(said, str | int | float | list) else []
+    context = look_up(row, str(found.fields["input"].value))
+    if not listed:
+        return "no answer"
+    return "in the text" if isinstance(context, str) and any(each in context for each in listed) else "elsewhere"
+
+
+def with_answers(found: Guess, places: Mapping[AnswerPlace, int]) -> Guess:
+    """The guess of the task span, with the settings that its rows need."""
+    blank, inside, elsewhere = (places.get(place, 0) for place in get_args(AnswerPlace))
+    share = inside / max(1, inside + elsewhere)
+    context = found.fields["input"].value
+    task = {"type": Setting("span", f"{share:.0%} of the answers are part of {context!r}")}
+    if found.blank_targets and blank:
         task["no_answer"] = Setting(True, f"{blank:,} questions have no answer")
-    if share < 1:
+    if elsewhere:
         task["on_missing_answer"] = Setting("skip", "a few answers are not in their context; they are counted")
-    return Guess(task, fields, inputs, path, blank_targets=lists and bool(blank))
+    return replace(found, task=task, blank_targets=found.blank_targets and bool(blank))
 
 
 def _pair(table: Table) -> Guess | None:
@@ -249,16 +213,16 @@ def _pair(table: Table) -> Guess | None:
         left, right = found
         fields = {"instruction": Setting(left.name, "the first text"), "input": Setting(right.name, "the second one")}
         rest = [c for c in table.columns.values() if c not in found]
-        target = _target_of(table, rest)
+        target = target_of(table, rest)
         if target is not None:
-            return _labeled(table, fields, (left.name, right.name), target)
+            return labeled(table, fields, (left.name, right.name), target)
         fields = {
             "instruction": Setting(left.name, "the text to match"),
             "output": Setting(right.name, "the text that belongs to it; the others of the batch are negatives"),
         }
-        negatives = min(9, len(right.distinct) // 10 - 1)
+        negatives = min(9, right.different // 10 - 1)
         if negatives < 1:
-            raise ValueError(f"{len(right.distinct)} different texts in {right.name!r} are too few to choose among.")
+            raise ValueError(f"{right.count} different texts in {right.name!r} are too few to choose among.")
         task = {
             "type": Setting("similarity", f"pairs of texts that belong together ({left.name}, {right.name})"),
             "negatives": Setting(
@@ -271,19 +235,19 @@ def _pair(table: Table) -> Guess | None:
 
 def _text(table: Table) -> Guess:
     columns = list(table.columns.values())
-    target = _target_of(table, columns)
-    texts = [c for c in columns if c is not target and c.kind in ("text", "mixed") and not _is_id(c)]
+    target = target_of(table, columns)
+    texts = [c for c in columns if c is not target and c.kind in ("text", "mixed") and not is_id(c)]
     if target is None:  # of two columns of texts, the last one is written
         listed = [c for c in texts if c.words >= 2]
         if len(listed) != 2:
             raise ValueError(
-                f"nothing to learn was found: the columns are {_listed(table.columns)}. A text and a target (label, "
+                f"nothing to learn was found: the columns are {names_of(table.columns)}. A text and a target (label, "
                 "number, tags, answer) are needed; name the target with --target COLUMN."
             )
         target, texts = listed[1], listed[:1]
     if not texts:
         raise ValueError(
-            f"there is no column of texts beside the target {target.name!r}; the columns are {_listed(table.columns)}."
+            f"there is no column of texts beside the target {target.name!r}; the columns are {names_of(table.columns)}."
         )
     longest = max(texts, key=lambda column: column.words)
     usual = [c for c in table.named(("instruction", *TEXTS, *PROMPTS)) if c in texts and c.words >= longest.words / 4]
@@ -298,110 +262,7 @@ def _text(table: Table) -> Guess:
     elif others and not set("{}") & set(chosen.name + others[0].name):
         both = f"{{{others[0].name}}} {{{chosen.name}}}"
         fields["instruction"] = Setting(chosen.name, f'the text ({why}); to read two columns, write "{both}"')
-    return _labeled(table, fields, tuple(inputs), target)
-
-
-# ---------------------------------------------------------------- targets
-
-
-def _target_of(table: Table, columns: Sequence[Column]) -> Column | None:
-    """The target among the columns: the user's, one with a usual name, or the only one that looks like labels."""
-    if table.target is not None:
-        return table.columns[table.target]
-    for names in (("output", *LABELS, *ANSWERS), NUMBERS):
-        found = [column for column in table.named(names) if column in columns and column.kind != "empty"]
-        if len(found) > 1:
-            raise ValueError(f"several columns may be the target ({_listed(c.name for c in found)}): --target COLUMN.")
-        if found:
-            return found[0]
-    found = [c for c in columns if c.name.lower() not in (*TIMES, *TEXTS, *PROMPTS) and _may_be_label(c)]
-    if len(found) > 1:
-        raise ValueError(f"several columns may be the target ({_listed(c.name for c in found)}): --target COLUMN.")
-    return found[0] if found else None
-
-
-def _may_be_label(column: Column) -> bool:
-    if _is_id(column) or column.kind in ("empty", "object", "messages", "mixed"):
-        return False
-    if column.kind in ("number", "bool", "list"):
-        return True
-    return _is_class(column) or bool(_separator(column))
-
-
-def _is_class(column: Column) -> bool:
-    few = max(2, min(500, len(column.filled) // 2))
-    return 1 <= len(column.distinct) <= few and column.words <= 6
-
-
-def _is_id(column: Column) -> bool:
-    name = column.name.lower()
-    numbered = name.endswith("id") and len(column.distinct) == len(column.filled)
-    return numbered or name in ("id", "index", "uid", "uuid", "guid", "url", "unnamed: 0") or name.endswith("_id")
-
-
-def _labeled(table: Table, fields: dict[str, Setting], inputs: tuple[str, ...], target: Column) -> Guess:
-    """A text (or a pair) with a target of any kind."""
-    name, kind, count = target.name, target.kind, len(target.distinct)
-    if not target.filled:
-        raise ValueError(f"the target {name!r} is blank in every row.")
-    if kind in ("object", "messages", "mixed"):
-        raise ValueError(f"the target {name!r} holds {kind} values: a text, a number or a list is needed.")
-    fields = {**fields, "output": Setting(name, "the target")}
-    if kind == "list":
-        said = [str(each) for value in target.filled for each in _as_list(value)]
-        labels = set(said)
-        if len(labels) > max(2, len(said) // 2) or sum(len(each.split()) for each in labels) > 6 * len(labels):
-            _need_writer(table, f"the target {name!r} holds lists of written texts ({len(labels):,} different ones)")
-            task = {"type": Setting("summarization", f"the network writes one of the texts of {name!r}")}
-            return Guess(task, fields, inputs, name)
-        task = {"type": Setting("multilabel", f"a row has any of {len(labels)} labels")}
-        return Guess(task, fields, inputs, name, blank_targets=True)
-    if count == 1:
-        raise ValueError(f"the target {name!r} has the same value in every row: there is nothing to learn.")
-    if kind == "number" and (why := _quantity(target)):
-        if any(isinstance(value, str) for value in target.filled):
-            fields["output_type"] = Setting("number", "the cells are texts")
-        return Guess({"type": Setting("regression", why)}, fields, inputs, name)
-    if kind == "bool":
-        fields["label_names"] = Setting({0: "false", 1: "true"}, "names of the two values")
-    elif kind == "number" and not all(isinstance(value, str) for value in target.filled):
-        fields["output_type"] = Setting("text", "the numbers are names of classes; label_names would give them words")
-    elif separator := _separator(target):
-        fields |= {"output_type": Setting("list", "a cell holds several labels"), "separator": Setting(separator)}
-        return Guess({"type": Setting("multilabel", "a row has several labels")}, fields, inputs, name)
-    if kind in ("number", "bool") or _is_class(target):
-        return Guess(
-            {"type": Setting("classification", f"{name!r} has {count} different values")}, fields, inputs, name
-        )
-    if name.lower() in LABELS and target.words <= 6:
-        raise ValueError(
-            f"the target {name!r} has {count:,} different values in {len(target.filled):,} rows, too many for labels: "
-            "more rows per label are needed, or another --target."
-        )
-    _need_writer(table, f"the target {name!r} holds texts of its own ({count:,} different ones)")
-    return Guess({"type": Setting("language_model", f"the network writes {name!r}")}, fields, inputs, name)
-
-
-def _quantity(target: Column) -> str:
-    """Why numbers are a quantity; "" if they are classes."""
-    values, name = set(target.numbers), target.name
-    if any(value != int(value) for value in values):
-        return f"{name!r} holds numbers with decimals"
-    if len(values) > MOST_CLASSES:
-        return f"{name!r} holds {len(values)} different numbers"
-    return f"{name!r} is a number by its name; classification would ignore the order" if name.lower() in NUMBERS else ""
-
-
-def _separator(target: Column) -> str:
-    """What separates several labels of a cell; "" if cells hold one label."""
-    for separator in SEPARATORS:
-        parts = [[part.strip() for part in text.split(separator)] for text in target.texts]
-        several = sum(len(each) > 1 for each in parts)
-        different = {part for each in parts for part in each}
-        short = all(0 < len(part) <= 40 and len(part.split()) <= 3 for part in different)
-        if several >= 0.1 * len(parts) and short and len(different) <= max(2, len(parts) // 2):
-            return separator
-    return ""
+    return labeled(table, fields, tuple(inputs), target)
 
 
 # ---------------------------------------------------------------- small helpers
@@ -424,56 +285,18 @@ def _without_others(found: Guess, table: Table) -> Guess:
     return Guess(found.task, fields, found.inputs, found.target, found.blank_targets)
 
 
-def _need_writer(table: Table, why: str) -> None:
-    if not table.writes:
-        raise ValueError(f"{why}: name a language model, --backbone PATH_OR_HUB_ID (for example Qwen/Qwen3-0.6B).")
-
-
-def _listed(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(map(str, listed[:20])) + (", ..." if len(listed) > 20 else "")
-
-
 def _has(value: object, *names: str) -> bool:
     return isinstance(value, Mapping) and all(name in value for name in names)
 
 
-def _as_list(value: object) -> list[object]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _inside(target: Column, squad: bool) -> list[object]:
-    return [value["text"] if squad and isinstance(value, Mapping) else value for value in target.values]
-
-
-def _list_lengths(column: Column) -> list[int]:
-    return [len(value) if isinstance(value, list | tuple) else 0 for value in column.values]
-
-
-def _word_counts(column: Column) -> list[int]:
-    return [len(value.split()) if isinstance(value, str) else 0 for value in column.values]
+def _tags_of(column: Column) -> tuple[int, int]:
+    """(equal for columns with as many entries, or words, in every row; the most in a row)."""
+    if column.kind == "list":
+        return column.list_lengths, column.most_entries
+    return column.word_counts, column.most_words
 
 
 def _few_words(column: Column) -> bool:
     """Whether words repeat as tags do."""
     words = [word for text in column.texts for word in text.split()]
     return len(set(words)) <= max(2, len(words) // 3)
-
-
-def order_of_times(column: Column) -> list[float] | None:
-    """Each row's time as a number, or None if a cell is blank or no time."""
-    found = []
-    for value in column.values:
-        moment = number(value)
-        if moment is None and isinstance(value, str):
-            try:
-                parsed = datetime.fromisoformat(value.strip())
-            except ValueError:
-                return None
-            moment = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
-        if moment is None:
-            return None
-        found.append(moment)
-    return found

@@ -2,17 +2,22 @@
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, look_up
-from instructrec_jax.files import write_jsonl, write_text
-from instructrec_jax.preparation.inspection.columns import Column, Row, profile, read_rows, steps
-from instructrec_jax.preparation.inspection.guessing import TIMES, Guess, Setting, Table, guess, order_of_times
+from instructrec_jax.files import jsonl_writer, write_text
+from instructrec_jax.preparation.inspection.columns import TIMES, Profile, Row, RowStream, filled, profile, time_of
+from instructrec_jax.preparation.inspection.guessing import AnswerPlace, answer_place, guess, with_answers
 from instructrec_jax.preparation.inspection.sizing import length_settings, open_network, rate_settings, step_settings
-from instructrec_jax.preparation.inspection.splitting import SPLITS, Parts, divide, labels_of
+from instructrec_jax.preparation.inspection.splitting import LEFT_OUT, SPLITS, Parts, Rows, divide
+from instructrec_jax.preparation.inspection.table import Guess, Setting, Table
 from instructrec_jax.preparation.inspection.writing import configuration
 
 
@@ -52,7 +57,7 @@ class Inspected:
         fields = ", ".join(
             f"{name}: {setting.value}" for name, setting in self.guess.fields.items() if name != "ignore"
         )
-        counts = ", ".join(f"{len(self.parts.rows[name]):,} {name}" for name in SPLITS)
+        counts = ", ".join(f"{self.parts.counts[name]:,} {name}" for name in SPLITS)
         return "\n".join(
             [
                 f"task    {self.guess.type} ({self.guess.task['type'].why})",
@@ -67,41 +72,32 @@ class Inspected:
 
 
 def inspect(config: InspectConfig) -> Inspected:
-    """Writes the configuration and the splits.
+    """Writes the configuration and the splits. The rows are read three times: to guess, to check and to write them.
 
     Raises:
       ValueError: files that cannot be read, an existing `out`, or data that no task fits; says what to add.
     """
     out, data = _check(config)
     network = open_network(config.backbone)
-    rows, files = read_rows(config.files)
-    columns = profile(rows)
-    found = guess(Table(columns, len(rows), network.kind, config.target, config.files))
-    kept, notes = _usable(rows, columns, found)
-    examples = _examples(rows, files, kept, found)
-    rows = [rows[i] for i in kept]
-    parts = divide(
-        rows,
-        found,
-        files=[files[i] for i in kept],
-        times=_times({name: columns[name] for name in columns if name.lower() in TIMES}, kept),
-        seed=config.seed,
-        validation=config.validation,
-        test=config.test,
-    )
-    if empty := [name for name in SPLITS if not parts.rows[name]]:
+    stream = RowStream(config.files)
+    profiled = profile(stream, config.seed)
+    sample = list(profiled.sample.values())
+    found = guess(Table(profiled.columns, profiled.rows, sample, network.kind, config.target, config.files))
+    checked = _checked(stream, profiled, found, config)
+    found, notes = checked.guess, checked.notes
+    parts = divide(checked.rows, files=config.files, validation=config.validation, test=config.test)
+    if empty := [name for name in SPLITS if not parts.counts[name]]:
         raise ValueError(f"no rows are left for {empty[0]}: add rows, or change --validation and --test.")
     if parts.left_out:
         notes += (f"{parts.left_out:,} rows were left out: their inputs are also in a validation or test file.",)
-    found = _with_labels(found, rows, parts)
+    found = _with_labels(found, checked.rows, parts)
+    all_measured = len(checked.sample) == checked.rows.length
     sizes = {
-        **step_settings(len(parts.rows["train"]), found, network),
+        **step_settings(parts.counts["train"], found, network),
         **rate_settings(network),
-        **length_settings(examples, found, network),
+        **length_settings(checked.sample, found, network, complete=all_measured),
     }
-    for split in SPLITS:
-        if parts.rows[split]:
-            write_jsonl(data / f"{split}.jsonl", [rows[number] for number in parts.rows[split]])
+    _write_splits(data, stream, checked.usable, parts)
     text = configuration(out, config.files, found, network, parts, data, sizes, notes)
     return Inspected(write_text(out, text), found, parts, notes)
 
@@ -123,6 +119,8 @@ def _check(config: InspectConfig) -> tuple[Path, Path]:
     """The YAML file and the folder of splits. Raises ValueError for settings that cannot work."""
     if not config.files:
         raise ValueError("name one or more data files: prepare inspect FILE... --out my.yaml.")
+    if twice := [file for file, count in Counter(config.files).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is named twice: name it once.")
     out = Path(config.out)
     if out.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--out {config.out or 'is missing'}: name the .yaml file to write.")
@@ -139,22 +137,68 @@ def _check(config: InspectConfig) -> tuple[Path, Path]:
     return out, data
 
 
-def _usable(rows: Sequence[Row], columns: Mapping[str, Column], found: Guess) -> tuple[list[int], tuple[str, ...]]:
-    """(numbers of the rows with text and target, a note on the others)."""
+@dataclass(frozen=True)
+class _Checked:
+    """What reading all rows by the guess has found.
+
+    Attributes:
+      guess: with the settings that depend on all rows.
+      usable: bool [all rows]: whether a row has text and target.
+      rows: of the usable ones.
+      sample: the usable ones of the sampled rows, as training reads them.
+      notes: on the others.
+    """
+
+    guess: Guess
+    usable: np.ndarray
+    rows: Rows
+    sample: list[Example]
+    notes: tuple[str, ...]
+
+
+def _checked(stream: RowStream, profiled: Profile, found: Guess, config: InspectConfig) -> _Checked:
+    """Reads every row as training does. Raises BadExample for one that it would refuse."""
+    fields = FieldsConfig(**{name: setting.value for name, setting in found.fields.items()})  # type: ignore[arg-type]
+    mapper = FieldMapper(fields, numbers=lambda task: found.type == "regression")
     needed = list(dict.fromkeys([*found.inputs, found.target]))
+    files = {file: number for number, file in enumerate(stream.opened)}
+    times = {name: np.full(profiled.rows, np.nan) for name in profiled.columns if name.lower() in TIMES}
+    usable, rows = np.zeros(profiled.rows, bool), Rows(profiled.rows, config.seed, found)
+    blank, places = Counter[str](), Counter[AnswerPlace]()
+    sample: list[Example] = []
+    before: Counter[str] = Counter()  # rows of each file
+    for number, (file, row) in enumerate(stream):
+        before[file] += 1
+        if blank_here := _blank_in(row, needed, found):
+            blank.update(blank_here)
+            continue
+        usable[number] = True
+        try:
+            example = mapper(row)
+        except BadExample as error:
+            raise error.at(f"{file}, row {before[file]}") from None
+        if number in profiled.sample:
+            sample.append(example)
+        rows.add(row, files[file])
+        for name, own in times.items():
+            moment = time_of(filled(row.get(name)))
+            own[number] = np.nan if moment is None else moment
+        if found.type == "span":
+            places[answer_place(row, found)] += 1
+    rows.finish(_times(times, usable))
+    notes: tuple[str, ...] = ()
+    if rows.length < profiled.rows:
+        listed = ", ".join(f"{count:,} in {name!r}" for name in needed if (count := blank[name]))
+        left = profiled.rows - rows.length
+        notes = (f"{left:,} of {profiled.rows:,} rows were left out: blank cells ({listed}).",)
+    found = with_answers(found, places) if found.type == "span" else found
+    return _Checked(found, usable, rows, sample, notes)
 
-    def blank_in(row: Row) -> list[str]:
-        """Columns without a value; an empty list may be a target (no label, no answer)."""
-        blank = [name for name in needed if _is_blank(look_up(row, name))]
-        return [n for n in blank if not (n == found.target and found.blank_targets and look_up(row, n) == [])]
 
-    all_blank = [blank_in(row) for row in rows]
-    blank = {name: sum(name in each for each in all_blank) for name in needed}
-    kept = [i for i, each in enumerate(all_blank) if not each]
-    if len(kept) == len(rows):
-        return kept, ()
-    listed = ", ".join(f"{count:,} in {name!r}" for name, count in blank.items() if count)
-    return kept, (f"{len(rows) - len(kept):,} of {len(rows):,} rows were left out: blank cells ({listed}).",)
+def _blank_in(row: Row, needed: Sequence[str], found: Guess) -> list[str]:
+    """Columns without a value; an empty list may be a target (no label, no answer)."""
+    blank = [name for name in needed if _is_blank(look_up(row, name))]
+    return [n for n in blank if not (n == found.target and found.blank_targets and look_up(row, n) == [])]
 
 
 def _is_blank(value: object) -> bool:
@@ -163,38 +207,33 @@ def _is_blank(value: object) -> bool:
     return not isinstance(value, str | int | float | list | dict) or value in ([], {})
 
 
-def _examples(rows: Sequence[Row], files: Sequence[str], kept: Sequence[int], found: Guess) -> list[Example]:
-    """The kept rows as training reads them. Raises BadExample for one that it would refuse."""
-    fields = FieldsConfig(**{name: setting.value for name, setting in found.fields.items()})  # type: ignore[arg-type]
-    mapper = FieldMapper(fields, numbers=lambda task: found.type == "regression")
-    examples = []
-    for number in steps(kept, "checking rows"):
-        try:
-            examples.append(mapper(rows[number]))
-        except BadExample as error:
-            raise error.at(f"{files[number]}, row {files[: number + 1].count(files[number])}") from None
-    return examples
-
-
-def _times(columns: Mapping[str, Column], kept: Sequence[int]) -> list[float] | None:
-    """The time of each kept row, if one of the columns has a time in all of them, and different ones."""
-    for name, column in columns.items():
-        own = Column(name, [column.values[row] for row in kept])
-        if (found := order_of_times(own)) is not None and len(set(found)) > 2:
-            return found
+def _times(columns: Mapping[str, np.ndarray], usable: np.ndarray) -> np.ndarray | None:
+    """The time of each usable row, if one of the columns has a time in all of them, and different ones."""
+    for column in columns.values():
+        own = column[usable]
+        if not np.isnan(own).any() and len(np.unique(own)) > 2:
+            return own
     return None
 
 
-def _with_labels(found: Guess, rows: Sequence[Row], parts: Parts) -> Guess:
+def _write_splits(folder: Path, stream: RowStream, usable: np.ndarray, parts: Parts) -> None:
+    with ExitStack() as files:
+        writers = [files.enter_context(jsonl_writer(folder / f"{name}.jsonl")) for name in SPLITS if parts.counts[name]]
+        split = iter(parts.split.tolist())
+        for is_usable, (_, row) in zip(usable.tolist(), stream, strict=True):
+            if is_usable and (number := next(split)) != LEFT_OUT:
+                writers[number](row)
+
+
+def _with_labels(found: Guess, rows: Rows, parts: Parts) -> Guess:
     """The guess, with the labels listed if training does not have all of them."""
     if not found.trains_labels:
         return found
-    known = {label for number in parts.rows["train"] for label in labels_of(rows[number], found)}
-    every = {label for split in SPLITS for number in parts.rows[split] for label in labels_of(rows[number], found)}
+    known, every = rows.labels_in(parts.split == SPLITS.index("train")), rows.labels_in(parts.split != LEFT_OUT)
     if every <= known:
         return found
     if "label_names" in found.fields:
         names = found.fields["label_names"].value
         every = set(names.values()) if isinstance(names, dict) else every
     task = {**found.task, "labels": Setting(sorted(every), f"{len(every - known)} of them have no training rows")}
-    return Guess(task, found.fields, found.inputs, found.target, found.blank_targets)
+    return replace(found, task=task)

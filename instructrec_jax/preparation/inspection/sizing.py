@@ -13,7 +13,7 @@ from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import answer, find_template, render, written
 from instructrec_jax.preparation import demos
-from instructrec_jax.preparation.inspection.guessing import Guess, Setting
+from instructrec_jax.preparation.inspection.table import Guess, Setting
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_LIMIT = 512  # positions of MiniLM
@@ -59,12 +59,18 @@ def open_network(name: str | None) -> Network:
     return Network(name, find_family(config.model_type).kind, input_limit(config), tokenizer, exact=True)
 
 
-def length_settings(examples: Sequence[Example], guess: Guess, network: Network) -> dict[str, Setting]:
+def length_settings(
+    examples: Sequence[Example], guess: Guess, network: Network, *, complete: bool
+) -> dict[str, Setting]:
     """data.max_length and data.truncate.
+
+    Args:
+      complete: whether these are all examples. If not, or if the tokens are estimated, longer texts may come.
 
     Raises ValueError for a conversation that the backbone's template cannot write.
     """
-    texts = [text[:LONGEST] for text in _texts(examples[:: max(1, len(examples) // MEASURED)], guess, network)]
+    some = examples[:: max(1, len(examples) // MEASURED)]
+    texts = [text[:LONGEST] for text in _texts(some, guess, network)]
     lengths = np.sort(np.array(network.count(texts) or [1]) + 2)  # special tokens between two texts
     top, high = int(lengths[-1]), int(np.quantile(lengths, 0.995))
     room = 1.1 if network.exact else 1.25  # unmeasured rows; another tokenizer
@@ -76,7 +82,7 @@ def length_settings(examples: Sequence[Example], guess: Guess, network: Network)
     found = {"max_length": Setting(length, why)}
     if guess.type == "span":
         found["max_length"] = Setting(min(most, max(length, 128)), f"{why}; longer contexts are read in windows")
-    elif top > length:
+    elif top > length or not (network.exact and complete and len(some) == len(examples)):
         how = "drop" if guess.type in ("token_classification", *WRITTEN) else "right"
         said = "longer texts are left out, and counted" if how == "drop" else "longer texts are cut, and counted"
         found["truncate"] = Setting(how, said)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from instructrec_jax.data.fields import look_up
 from instructrec_jax.preparation.inspection.columns import Row
-from instructrec_jax.preparation.inspection.guessing import Guess
+from instructrec_jax.preparation.inspection.table import Guess
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -19,27 +21,84 @@ _NAMED = re.compile(r"(?:^|[^a-z])(train|training|valid|validation|val|dev|eval|
 _MEANING: dict[str, Split] = {"train": "train", "training": "train", "test": "test"}
 
 
+LEFT_OUT = -1  # in `Parts.split`
+
+
 @dataclass(frozen=True)
 class Parts:
     """Attributes:
-    rows: numbers of the rows of each split, in the order of the file.
+    split: number of each row's split in `SPLITS`, int8 [rows]; LEFT_OUT for none.
     why: how they were chosen.
-    left_out: number of training rows whose input also lies in a validation or test file.
     """
 
-    rows: Mapping[Split, list[int]]
+    split: np.ndarray
     why: str
-    left_out: int = 0
+
+    @property
+    def counts(self) -> dict[Split, int]:
+        return {name: int((self.split == number).sum()) for number, name in enumerate(SPLITS)}
+
+    @property
+    def left_out(self) -> int:
+        """Number of training rows whose input also lies in a validation or test file."""
+        return int((self.split == LEFT_OUT).sum())
+
+
+class Rows:
+    """What is kept of each row for the splits.
+
+    Attributes:
+      keys: uint64 [rows, 2]: equal for rows with one input, in a random order that depends on seed and input alone.
+      labels: int32 [rows], into `label_sets`.
+      label_sets: each different set of labels once.
+      files: int16 [rows], the number of the file.
+      times: float64 [rows], or None.
+    """
+
+    def __init__(self, count: int, seed: int, guess: Guess) -> None:
+        self.seed, self.guess = seed, guess
+        self.keys: np.ndarray = np.zeros((count, 2), np.uint64)
+        self.labels: np.ndarray = np.zeros(count, np.int32)
+        self.files: np.ndarray = np.zeros(count, np.int16)
+        self.times: np.ndarray | None = None
+        self.label_sets: list[frozenset[str]] = []
+        self._numbers: dict[frozenset[str], int] = {}
+        self.length = 0
+
+    def add(self, row: Row, file: int) -> None:
+        key = key_of(row, self.guess.inputs)
+        digest = hashlib.sha256(f"{self.seed}\n{key}".encode("utf-8", "surrogatepass")).digest()
+        self.keys[self.length] = np.frombuffer(digest[:16], ">u8")
+        self.labels[self.length] = self.number_of(frozenset(labels_of(row, self.guess)))
+        self.files[self.length] = file
+        self.length += 1
+
+    def finish(self, times: np.ndarray | None) -> None:
+        """Ends adding rows. times: of each row."""
+        self.keys, self.labels = self.keys[: self.length], self.labels[: self.length]
+        self.files, self.times = self.files[: self.length], times
+
+    def number_of(self, labels: frozenset[str]) -> int:
+        if labels not in self._numbers:
+            self._numbers[labels] = len(self.label_sets)
+            self.label_sets.append(labels)
+        return self._numbers[labels]
+
+    def labels_in(self, rows: np.ndarray) -> set[str]:
+        """The labels of the rows that a mask selects."""
+        return {label for number in np.unique(self.labels[rows]) for label in self.label_sets[number]}
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Rows with one input. rank: its place in the random order. time: of its latest row."""
+class _Groups:
+    """Rows with one input, in random order. of_row: int64 [rows]. labels: int64 [groups]. times: of the latest row."""
 
-    rows: list[int]
-    labels: frozenset[str]
-    rank: str
-    time: float
+    of_row: np.ndarray
+    labels: np.ndarray
+    times: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 def split_of(file: str) -> Split | None:
@@ -48,72 +107,63 @@ def split_of(file: str) -> Split | None:
     return None if found is None else _MEANING.get(found[1], "validation")
 
 
-def divide(
-    rows: Sequence[Row],
-    guess: Guess,
-    *,
-    files: Sequence[str],
-    times: Sequence[float] | None,
-    seed: int,
-    validation: float,
-    test: float,
-) -> Parts:
+def divide(rows: Rows, *, files: Sequence[str], validation: float, test: float) -> Parts:
     """Splits rows. Files whose names say train, validation or test keep their rows.
 
     Args:
-      files: the file of each row.
-      times: of each row; None: by seed.
+      files: names, by number.
 
     Raises ValueError for fewer than three different inputs.
     """
-    groups = _groups(rows, guess, times, seed)
+    groups = _groups(rows)
     if len(groups) < 3:
         raise ValueError(f"{len(groups)} different inputs are too few to train, validate and test on: add rows.")
-    given = {file: split_of(file) for file in dict.fromkeys(files)}
-    trains = any(split in (None, "train") for split in given.values())
-    fixed: set[Split] = {split for split in given.values() if split not in (None, "train")} if trains else set()
-    parts: dict[Split, list[int]] = {name: [] for name in SPLITS}
-    open_groups, left_out = [], 0
-    for group in groups:
-        own: dict[Split, list[int]] = {}
-        for row in group.rows:
-            named = given[files[row]]
-            own.setdefault(named if named in fixed and named is not None else "train", []).append(row)
-        held = next((name for name in HELD_OUT if name in own), None)
-        if held is None:
-            open_groups.append(group)
-            continue
-        parts[held] += own[held]
-        left_out += len(group.rows) - len(own[held])
+    given = [split_of(file) for file in files]
+    trains = any(split in (None, "train") for split in given)
+    fixed: set[Split] = {split for split in given if split not in (None, "train")} if trains else set()
+    own = np.array([SPLITS.index(name) if name in fixed and name is not None else 0 for name in given])[rows.files]
+    split = np.zeros(rows.length, np.int8)
+    taken = np.zeros(len(groups), bool)
+    for name in HELD_OUT:  # a group with rows in a test file has no others in validation or training
+        number = SPLITS.index(name)
+        has = np.bincount(groups.of_row[own == number], minlength=len(groups)).astype(bool) & ~taken
+        there = has[groups.of_row]
+        split[there] = np.where(own[there] == number, number, LEFT_OUT)
+        taken |= has
     shares: dict[Split, float] = {"validation": validation, "test": test}
     shares = {name: 0.0 if name in fixed else share for name, share in shares.items()}
-    drawn = _by_time(open_groups, shares) if times is not None else _by_seed(open_groups, shares)
-    for name, each in drawn.items():
-        parts[name] += [row for group in each for row in group.rows]
-    return Parts({name: sorted(parts[name]) for name in SPLITS}, _why(guess, times, seed, fixed, shares), left_out)
+    free = np.flatnonzero(~taken).tolist()
+    drawn = _by_time(groups, free, shares) if rows.times is not None else _by_seed(rows, groups, free, shares)
+    of_group = np.zeros(len(groups), np.int8)
+    for name, numbers in drawn.items():
+        of_group[numbers] = SPLITS.index(name)
+    split = np.where(taken[groups.of_row], split, of_group[groups.of_row]).astype(np.int8)
+    return Parts(split, _why(rows, fixed, shares))
 
 
-def _why(
-    guess: Guess, times: Sequence[float] | None, seed: int, fixed: set[Split], shares: Mapping[Split, float]
-) -> str:
+def _why(rows: Rows, fixed: set[Split], shares: Mapping[Split, float]) -> str:
     drawn = [f"{share:.0%} {name}" for name, share in shares.items() if share]
-    how = "the latest rows" if times is not None else f"by seed {seed}"
-    how += ", labels in proportion" if times is None and guess.trains_labels else ""
+    how = "the latest rows" if rows.times is not None else f"by seed {rows.seed}"
+    how += ", labels in proportion" if rows.times is None and rows.guess.trains_labels else ""
     said = f"{' and '.join(drawn)}: {how}; equal inputs stay together" if drawn else ""
     return "; ".join(part for part in ("as the files are named" if fixed else "", said) if part)
 
 
-def _groups(rows: Sequence[Row], guess: Guess, times: Sequence[float] | None, seed: int) -> list[_Group]:
-    """The rows by input, in a random order that depends on seed and input alone."""
-    by_key: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        by_key.setdefault(key_of(row, guess.inputs), []).append(number)
-    groups = []
-    for key, own in by_key.items():
-        labels = frozenset(label for row in own for label in labels_of(rows[row], guess))
-        rank = hashlib.sha256(f"{seed}\n{key}".encode("utf-8", "surrogatepass")).hexdigest()
-        groups.append(_Group(own, labels, rank, max((times[row] for row in own), default=0.0) if times else 0.0))
-    return sorted(groups, key=lambda group: group.rank)
+def _groups(rows: Rows) -> _Groups:
+    """The rows by input, in the random order of their keys."""
+    order = np.lexsort((rows.keys[:, 1], rows.keys[:, 0]))  # stable
+    keys = rows.keys[order]
+    begins = np.ones(rows.length, bool)
+    begins[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+    of_row = np.empty(rows.length, np.int64)
+    of_row[order] = np.cumsum(begins) - 1
+    first = np.flatnonzero(begins)
+    labels = rows.labels[order][first].astype(np.int64)
+    for row in np.flatnonzero(rows.labels != labels[of_row]).tolist():  # the labels of all rows of an input
+        both = rows.label_sets[labels[of_row[row]]] | rows.label_sets[rows.labels[row]]
+        labels[of_row[row]] = rows.number_of(both)
+    times = np.zeros(len(first)) if rows.times is None else np.maximum.reduceat(rows.times[order], first)
+    return _Groups(of_row, labels, times)
 
 
 def key_of(row: Row, inputs: Sequence[str]) -> str:
@@ -133,31 +183,36 @@ def labels_of(row: Row, guess: Guess) -> list[str]:
     return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
 
 
-def _by_time(groups: Sequence[_Group], shares: Mapping[Split, float]) -> dict[Split, list[_Group]]:
+def _by_time(groups: _Groups, free: Sequence[int], shares: Mapping[Split, float]) -> dict[Split, list[int]]:
     """The latest groups are test, those before them validation."""
-    ordered = sorted(groups, key=lambda group: group.time)
+    ordered = sorted(free, key=lambda group: groups.times[group])
     counts = {name: max(1, round(share * len(ordered))) if share else 0 for name, share in shares.items()}
     first = len(ordered) - counts["test"]
     second = first - counts["validation"]
     return {"train": ordered[:second], "validation": ordered[second:first], "test": ordered[first:]}
 
 
-def _by_seed(groups: Sequence[_Group], shares: Mapping[Split, float]) -> dict[Split, list[_Group]]:
+def _by_seed(rows: Rows, groups: _Groups, free: Sequence[int], shares: Mapping[Split, float]) -> dict[Split, list[int]]:
     """Evenly spaced groups of an order by label; the first ones that have a label stay in training."""
-    train, rest = list[_Group](), list[_Group]()
+    train, rest = list[int](), list[int]()
     known: set[str] = set()
-    for group in groups:
-        if group.labels <= known:
+    for group in free:
+        labels = rows.label_sets[groups.labels[group]]
+        if labels <= known:
             rest.append(group)
         else:
-            known |= group.labels
+            known |= labels
             train.append(group)
-    if not known or len(rest) < sum(shares.values()) * len(groups):  # no labels, or so many that few rows are left
-        train, rest = list(groups[:1]), list(groups[1:])
-    rest.sort(key=lambda group: (sorted(group.labels), group.rank))
-    found: dict[Split, list[_Group]] = {"train": train, "validation": [], "test": []}
+    if not known or len(rest) < sum(shares.values()) * len(free):  # no labels, or so many that few rows are left
+        train, rest = list(free[:1]), list(free[1:])
+    places = {
+        n: place
+        for place, n in enumerate(sorted(range(len(rows.label_sets)), key=lambda n: sorted(rows.label_sets[n])))
+    }
+    rest.sort(key=lambda group: (places[int(groups.labels[group])], group))
+    found: dict[Split, list[int]] = {"train": train, "validation": [], "test": []}
     debt = {name: share / 2 for name, share in shares.items()}
-    scale = len(groups) / max(1, len(rest))  # the groups that have to stay in training count, too
+    scale = len(free) / max(1, len(rest))  # the groups that have to stay in training count, too
     for group in rest:
         debt = {name: debt[name] + share * scale for name, share in shares.items()}
         due = max(debt, key=lambda name: debt[name])
@@ -166,10 +221,11 @@ def _by_seed(groups: Sequence[_Group], shares: Mapping[Split, float]) -> dict[Sp
             found[due].append(group)
         else:
             found["train"].append(group)
+    movable = set(rest)
     for name in HELD_OUT:  # few rows
         if shares[name] and not found[name] and len(found["train"]) > 1:
-            movable = [group for group in found["train"] if group in rest]
-            if movable:
-                found["train"].remove(movable[-1])
-                found[name].append(movable[-1])
+            last = next((group for group in reversed(found["train"]) if group in movable), None)
+            if last is not None:
+                found["train"].remove(last)
+                found[name].append(last)
     return found

@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 
 from instructrec_jax.parsing import YamlDumper
-from instructrec_jax.preparation.inspection.guessing import Guess, Setting
 from instructrec_jax.preparation.inspection.sizing import Network
 from instructrec_jax.preparation.inspection.splitting import SPLITS, Parts
+from instructrec_jax.preparation.inspection.table import Guess, Setting
 
 WIDTH = 120
 
@@ -53,8 +53,8 @@ def configuration(
     lines += [line for reason in reasons for line in comment(f"fields.{reason}", 1)]
     fields = flow({name: setting.value for name, setting in guess.fields.items()})
     for split in SPLITS:
-        if parts.rows[split]:
-            lines += [f"  {split}:  # {len(parts.rows[split]):,} rows"]
+        if parts.counts[split]:
+            lines += [f"  {split}:  # {parts.counts[split]:,} rows"]
             lines += [f"    - path: {flow(str(data / f'{split}.jsonl'))}", f"      fields: {fields}"]
     for name in ("batch_size", "max_length", "truncate"):
         lines += entry(name, sizes[name], 1) if name in sizes else []

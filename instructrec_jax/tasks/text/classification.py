@@ -69,7 +69,12 @@ class LabelsConfig(TaskConfig):
 
     def learn(self, examples: Sequence[Example]) -> TaskConfig:
         outputs = [e.output if isinstance(e.output, tuple) else (e.output,) for e in examples]
-        return replace(self, labels=sorted({str(label) for each in outputs for label in each if label is not None}))
+        labels = sorted({str(label) for each in outputs for label in each if label is not None})
+        if not labels:
+            raise ValueError(
+                f"none of the {len(examples):,} examples of data.train has an output: there are no labels."
+            )
+        return replace(self, labels=labels)
 
 
 @TaskConfig.register_subclass("classification")

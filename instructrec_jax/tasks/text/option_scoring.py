@@ -137,8 +137,12 @@ def options_of(example: Example, name: str, config: OptionsConfig) -> Options:
     names = tuple(dict.fromkeys(config.labels or example.candidates))
     if len(names) < 2:
         raise ValueError(
-            f"{name} has {len(names)} candidates, but needs two: list them in its field candidates, or set "
-            "task.labels or task.negatives."
+            f"{name} has {len(names)} candidates, but needs two: list them in its field candidates"
+            + (
+                "; task.negatives draws them from known targets only."
+                if config.negatives
+                else ", or set task.labels or task.negatives."
+            )
         )
     if said not in names:
         listed = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")

@@ -1,17 +1,21 @@
 """The task and the fields of a table, from small tables in memory. (Files are inspected in test_inspection.py.)"""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
-from instructrec_jax.preparation.inspection.columns import Column, profile
-from instructrec_jax.preparation.inspection.guessing import Guess, Setting, Table, guess, order_of_times
+from instructrec_jax.preparation.inspection.columns import profile
+from instructrec_jax.preparation.inspection.guessing import answer_place, guess, with_answers
+from instructrec_jax.preparation.inspection.table import Guess, Setting, Table
 
 
 def of(count: int = 40, kind: str = "encoder", target: str | None = None, **columns: Any) -> Guess:
     """The guess for a table; a column is a function of the row's number, or a value."""
     rows = [{name: make(n) if callable(make) else make for name, make in columns.items()} for n in range(count)]
-    return guess(Table(profile(rows), count, kind, target, ["data.csv"]))
+    profiled = profile([("data.csv", row) for row in rows])
+    found = guess(Table(profiled.columns, count, rows, kind, target, ["data.csv"]))
+    return with_answers(found, Counter(answer_place(row, found) for row in rows)) if found.type == "span" else found
 
 
 def text(n: int) -> str:
@@ -162,22 +166,6 @@ def test_what_cannot_be_guessed_is_named(columns: dict[str, Any], named: str) ->
 def test_no_rows() -> None:
     with pytest.raises(ValueError, match="rows"):
         guess(Table({}, 0))
-
-
-@pytest.mark.parametrize(
-    ("values", "times"),
-    [
-        ([3, 1.5, "2"], [3.0, 1.5, 2.0]),
-        (["1970-01-01", "1970-01-02 00:00:01"], [0.0, 86401.0]),
-        (["1970-01-01T01:00:00+01:00", 5], [0.0, 5.0]),
-        ([1, None], None),
-        ([1, "soon"], None),
-        ([True, 1], None),
-        ([], []),
-    ],
-)
-def test_times_in_numbers_and_dates(values: list[Any], times: list[float] | None) -> None:
-    assert order_of_times(Column("time", values)) == times
 
 
 def test_every_guess_has_its_reason() -> None:

@@ -2,12 +2,15 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
-from instructrec_jax.preparation.inspection.guessing import Guess, Setting
-from instructrec_jax.preparation.inspection.splitting import SPLITS, Parts, divide, key_of, labels_of, split_of
+from instructrec_jax.preparation.inspection.splitting import LEFT_OUT, SPLITS, Rows, divide, key_of, labels_of, split_of
+from instructrec_jax.preparation.inspection.table import Guess, Setting
 
 
 def task(kind: str = "classification", *, separator: str | None = None, inputs: tuple[str, ...] = ("text",)) -> Guess:
@@ -15,9 +18,30 @@ def task(kind: str = "classification", *, separator: str | None = None, inputs: 
     return Guess({"type": Setting(kind)}, fields, inputs, "label")
 
 
-def split(rows: list[dict[str, Any]], guess: Guess | None = None, **settings: Any) -> Parts:
-    options: dict[str, Any] = {"files": ["a.csv"] * len(rows), "times": None, "seed": 0, "validation": 0.1, "test": 0.2}
-    return divide(rows, guess or task(), **(options | settings))
+@dataclass(frozen=True)
+class Found:
+    rows: dict[str, list[int]]
+    left_out: int
+
+
+def split(
+    rows: list[dict[str, Any]],
+    guess: Guess | None = None,
+    *,
+    files: Sequence[str] = (),
+    times: Sequence[float] | None = None,
+    seed: int = 0,
+) -> Found:
+    """The numbers of the rows of each split."""
+    kept, names = Rows(len(rows) + 3, seed, guess or task()), list(dict.fromkeys(files or ["a.csv"]))
+    for number, row in enumerate(rows):
+        kept.add(row, names.index(files[number]) if files else 0)
+    kept.finish(None if times is None else np.array(times))
+    parts = divide(kept, files=names, validation=0.1, test=0.2)
+    found = {name: np.flatnonzero(parts.split == number).tolist() for number, name in enumerate(SPLITS)}
+    assert {name: len(each) for name, each in found.items()} == parts.counts
+    assert parts.left_out == (parts.split == LEFT_OUT).sum()
+    return Found(found, parts.left_out)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from byte_tokenizer import byte_tokenizer
 
-from instructrec_jax.preparation.inspection.guessing import Guess, Setting
 from instructrec_jax.preparation.inspection.sizing import Network
-from instructrec_jax.preparation.inspection.splitting import Parts
+from instructrec_jax.preparation.inspection.splitting import SPLITS, Parts
+from instructrec_jax.preparation.inspection.table import Guess, Setting
 from instructrec_jax.preparation.inspection.writing import WIDTH, comment, configuration, entry, flow
 
 ODD: list[Any] = [
@@ -56,7 +57,8 @@ def written(name: str, rows: dict[str, list[int]], sizes: dict[str, Setting], ex
         "label",
     )
     network = Network(name, "encoder", 512, byte_tokenizer(), exact)
-    parts = Parts(rows, "10% test: by seed 0")  # type: ignore[arg-type]
+    split = [SPLITS.index(name) for name in SPLITS for _ in rows[name]]
+    parts = Parts(np.array(split), "10% test: by seed 0")
     text = configuration(Path(f"{name}.yaml"), [name], guess, network, parts, Path("my.data"), sizes, ["3 rows left"])
     return text, yaml.safe_load(text)
 
