@@ -96,10 +96,12 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _programs_are_unloaded() -> Iterator[None]:
     """Compiled programs hold memory mappings, of which Linux gives a process 65,530: all tests together need more.
 
-    The process that asks for one more is killed by a segmentation fault somewhere in XLA.
+    The process that asks for one more is killed by a segmentation fault somewhere in XLA. One file needs up to 25,000.
     """
     yield
-    jax.clear_caches()
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
 """The verb `predict`."""
 
+import contextlib
 import json
 import os
 import signal
@@ -98,6 +99,9 @@ def test_a_reader_that_has_seen_enough(run: Path, tmp_path: Path) -> None:
     reads.stdin.flush()  # and stays open: a thread of the verb is still reading
     assert json.loads(reads.stdout.readline())["instruction"] == TEXTS[0]
     reads.stdout.close()
+    with contextlib.suppress(BrokenPipeError):  # it has ended, unless all answers so far fitted into the pipe
+        reads.stdin.write((tmp_path / "in.jsonl").read_bytes())
+        reads.stdin.flush()
     said = reads.stderr.read()
     assert reads.wait() == 128 + signal.SIGPIPE and said == b""
     with open("/dev/full", "wb") as full:

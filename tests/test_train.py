@@ -270,6 +270,7 @@ def test_few_examples_are_enough(finished: Config, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ profiling
 
 
+@pytest.mark.slow  # tests/training/test_profiling.py has what is traced when
 def test_the_steps_asked_for_are_traced(checkpoint: Path, tmp_path: Path) -> None:
     config = tiny_run("classification", checkpoint, tmp_path, steps=4, data__validation=[], data__test=[])
     train.train(changed(config, profile=ProfileConfig("2..3")))

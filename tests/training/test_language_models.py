@@ -79,7 +79,7 @@ def eight_rows(setup: Setup) -> dict[str, np.ndarray]:
     return pack(setup.parts(), setup.buckets, 8, target_buckets=setup.target_buckets).batch
 
 
-@pytest.mark.parametrize("network", ["gpt2", "t5"])
+@pytest.mark.parametrize("network", [pytest.param("gpt2", marks=pytest.mark.slow), "t5"])
 def test_accumulation_equals_one_batch(
     network: str, language_models: dict[str, Path], tmp_path: Path, references: Any
 ) -> None:
@@ -89,7 +89,7 @@ def test_accumulation_equals_one_batch(
     assert_close(params, references(network)[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [(2, 2, 2), (2, 1, 1, 4), (1, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (2, 1, 1, 4), pytest.param((1, 2, 2, 2), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("network", ["llama", "t5"])
 def test_eight_devices_equal_one(
     network: str, mesh: tuple[int, ...], language_models: dict[str, Path], tmp_path: Path, references: Any
