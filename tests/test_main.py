@@ -1,6 +1,7 @@
 """The command `instructrec`: its verbs, its list of them, and what a verb is given. (`instructrec_jax.__main__`)"""
 
 import importlib
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -31,7 +32,7 @@ def test_the_list_has_a_line_of_each_verb(
     run(monkeypatch, *arguments)
     printed = capsys.readouterr().out
     assert printed.strip() == listing()
-    lines = {line.split()[0]: line for line in listing().splitlines() if line.startswith("  ")}
+    lines = {line.split()[0]: line for line in listing().splitlines() if re.match("  [a-z]", line)}
     assert list(lines) == list(VERBS)
     for verb, line in lines.items():
         doc = importlib.import_module(f"instructrec_jax.{verb}").__doc__ or ""

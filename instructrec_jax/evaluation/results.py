@@ -45,7 +45,10 @@ def results_of(
 ) -> Results:
     """Arguments as in `show_results`."""
     shown = next(row for row in rows if row.name == tuned)
-    sizes = [f"{len(s.predictions):,} cases{f' ({name})' * bool(name)}" for name, s in shown.scores.items()]
+    sizes = []
+    for name, scores in shown.scores.items():
+        count = len(scores.predictions)
+        sizes.append(f"{count:,} case{'s' * (count != 1)}" + (f" ({name})" if name else ""))
     protocol = "; ".join(
         [
             *sizes,

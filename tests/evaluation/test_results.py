@@ -38,13 +38,13 @@ def test_records_name_their_segment() -> None:
     assert [(row["segment"], row["prediction"]) for row in found.predictions] == [
         ("seen", 1.0), ("seen", 0.0), ("unseen", 0.5),
     ]  # fmt: skip
-    assert "2 cases seen" in found.evaluation["protocol"] and "1 cases unseen" in found.evaluation["protocol"]
+    assert found.evaluation["protocol"].startswith("2 cases (seen); 1 case (unseen)")
 
 
 def test_the_protocol_is_told_once_with_the_cases_and_their_owners() -> None:
     parts = {"a": scores(1, 0, 1, 1, protocol="by hand", owners=[0, 0, 1, 1]), "b": scores(1, protocol="by hand")}
     protocol = results([ScoredRow("after tuning", parts)]).evaluation["protocol"]
-    assert protocol.count("by hand") == 1 and "4 cases of 2 owners" in protocol
+    assert protocol.count("by hand") == 1 and "4 cases (a); 1 case (b); intervals resample their 2 " in protocol
 
 
 def test_printed_it_is_the_table_and_metrics_are_those_of_the_first_row() -> None:
