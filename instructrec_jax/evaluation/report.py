@@ -178,8 +178,8 @@ def _subgroups(segments: Sequence[Segment]) -> dict[str, object]:
         gray = gray or len(others) > len(colored)
         known = [x for part in along for x in (finite(part["low"]), finite(part["high"])) if x is not None]
         known += [x for part in along for who in part["values"] if (x := value_of(part, who)) is not None]
-        room = 0.05 * (max(known, default=1.0) - min(0.0, *known))
-        ends = min(0.0, *known), max(known, default=1.0) + room
+        low, high = min([0.0, *known]), max(known, default=1.0)
+        ends = low, high + 0.05 * (high - low)
         for among in dict.fromkeys(part.get("among", "") for part in along):
             title = f"{along[0]['metric']}, {among}" if among else along[0]["metric"]
             plots += subgroup_plot(title, [part for part in along if part.get("among", "") == among], colored, ends)
@@ -198,13 +198,10 @@ def _others(segments: Sequence[Segment]) -> list[str]:
 
 
 def _best_rows(segments: Sequence[Segment], names: Sequence[str]) -> list[str]:
-    """The rows by their mean over the subgroups, best first."""
-
-    def mean(who: str) -> float:
-        values = [value for part in segments if (value := value_of(part, who)) is not None]
-        return sum(values) / len(values)
-
-    return sorted(names, key=mean, reverse=not lower_is_better(segments[0]["metric"]))
+    """The rows by their mean over the subgroups, best first, without those that have no value."""
+    values = {who: [value for part in segments if (value := value_of(part, who)) is not None] for who in names}
+    means = {who: sum(own) / len(own) for who, own in values.items() if own}
+    return sorted(means, key=means.__getitem__, reverse=not lower_is_better(segments[0]["metric"]))
 
 
 def _best_value(part: Segment) -> float | None:

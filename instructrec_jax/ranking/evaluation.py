@@ -173,7 +173,7 @@ def evaluate(
     for start in range(0, len(cases), BLOCK):
         block = slice(start, min(start + BLOCK, len(cases)))
         scores = np.array(score_block(block))  # a copy, to write into
-        _check(scores, (block.stop - start, cases.num_items), start)
+        check_scores(scores, (block.stop - start, cases.num_items), start)
         first, last = np.searchsorted(cases.owner, [start, block.stop])
         owner, positives = cases.owner[first:last] - start, cases.flat[first:last]
         reached = scores[owner, positives]
@@ -226,7 +226,7 @@ def evaluate_candidates(
         order = np.argsort(np.random.default_rng(0).random(listed.shape), axis=1)
         asked = np.take_along_axis(np.where(listed >= 0, listed, positives[:, :1]), order, axis=1)
         shuffled = np.array(score(asked))
-        _check(shuffled, listed.shape, 0)
+        check_scores(shuffled, listed.shape, 0)
         scores = np.empty_like(shuffled)
         np.put_along_axis(scores, order, shuffled, axis=1)
         reached = scores[cases.owner, place]
@@ -239,7 +239,8 @@ def evaluate_candidates(
     return result.done(tops)
 
 
-def _check(scores: np.ndarray, shape: tuple[int, ...], start: int) -> None:
+def check_scores(scores: np.ndarray, shape: tuple[int, ...], start: int) -> None:
+    """Raises ValueError for another shape, or NaN; start: number of the first case."""
     if scores.shape != shape:
         raise ValueError(f"scores of this block should have shape {list(shape)}, but have {list(scores.shape)}.")
     if np.isnan(scores).any():
@@ -405,76 +406,7 @@ def beyond_accuracy(recommended: np.ndarray, num_items: int, popularity: np.ndar
     return result
 
 
-# ---------------------------------------------------------------- rerankers and generated answers
-
-
-@dataclass(frozen=True)
-class PositionReport:
-    """Sensitivity of a ranking to the order in which the candidates are listed."""
-
-    top_changes: float
-    """share of cases whose best candidate differs between orders"""
-    rank_by_position: np.ndarray
-    """mean rank of the positive item when listed first, second ..., minus its mean over the other orders,
-    float64 [k]"""
-    hits_by_position: np.ndarray
-    """HR@1 when the positive item is listed first, second ..., float64 [k]; NaN for a position that did not occur"""
-    orders: int
-    """number of orders"""
-
-    def __str__(self) -> str:
-        lines = [
-            f"position report over {self.orders} orders of the candidates: the best candidate changes in "
-            f"{self.top_changes:.1%} of the cases",
-            "position of positive   HR@1     rank minus its mean over the other orders",
-        ]
-        for place, (hit, shift) in enumerate(zip(self.hits_by_position, self.rank_by_position, strict=True), 1):
-            lines.append(f"{place:>20}   {hit:.4f}   {shift:+.3f}")
-        return "\n".join(lines)
-
-
-def position_report(
-    score: Callable[[np.ndarray], np.ndarray],
-    positives: np.ndarray,
-    candidates: np.ndarray,
-    *,
-    orders: int,
-    seed: int = 0,
-) -> PositionReport:
-    """Scores the positive item and its candidates in several random orders. Equal scores are averaged.
-
-    Args:
-      score: item numbers int32 [cases, k], as listed -> float [cases, k].
-      positives: int [cases].
-      candidates: int [cases, k - 1], without the positive items.
-    """
-    if orders < 2:
-        raise ValueError(f"task.orders must be at least 2 for a position report, got {orders}.")
-    if (candidates < 0).any():
-        raise ValueError("a position report needs the same number of candidates in all cases.")
-    rng = np.random.default_rng(seed)
-    listed = np.concatenate([positives[:, None], candidates], axis=1).astype(np.int32)
-    rows, size = np.arange(len(listed))[:, None], listed.shape[1]
-    ranks, hits, places, best = [], [], [], []
-    for _ in range(orders):
-        order = np.argsort(rng.random(listed.shape), axis=1)
-        scores = np.asarray(score(listed[rows, order]), np.float64)
-        _check(scores, listed.shape, 0)
-        place = np.argmin(order, axis=1)  # position of the positive item
-        mine = scores[rows[:, 0], place][:, None]
-        where = Ranks((scores > mine).sum(axis=1), (scores == mine).sum(axis=1) - 1)
-        ranks.append(where.expected())
-        hits.append(ranking.hit_rate(where, 1))
-        places.append(place)
-        # Of equal scores, the first in the unshuffled list wins, so that a tie does not count as a change.
-        unshuffled = np.empty_like(scores)
-        unshuffled[rows, order] = scores
-        best.append(np.argmax(unshuffled, axis=1))
-    shift = (np.array(ranks) - np.mean(ranks, axis=0)) * orders / (orders - 1)  # against the other orders' mean
-    at, count = np.concatenate(places), np.bincount(np.concatenate(places), minlength=size)
-    with np.errstate(invalid="ignore"):
-        by_place = [np.bincount(at, np.concatenate(v), minlength=size) / count for v in (shift, np.array(hits))]
-    return PositionReport(float((np.array(best) != best[0]).any(axis=0).mean()), by_place[0], by_place[1], orders)
+# ---------------------------------------------------------------- generated answers
 
 
 def answer_errors(

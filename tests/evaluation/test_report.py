@@ -240,6 +240,16 @@ def test_subgroups_along_an_axis_are_a_plot_and_a_folded_table(tmp_path):
     assert len(folded) == 1 and folded[0].count("items ") == 6 and "cold users" not in folded[0]
 
 
+def test_subgroups_without_a_number_are_shown_too(tmp_path):
+    """Cases without candidates have none."""
+    result = with_parts()
+    nothing = {"values": {"tuned": None, "popularity": None}, "low": None, "high": None, "shown": "tuned"}
+    along = {"axis": "training interactions", "metric": "NDCG@10", "cases": 9, "among": ""} | nothing
+    result["segments"] = [along | {"name": f"items {place}", "place": place} for place in ("0", "1 to 5")]
+    write_json(tmp_path / "evaluation.json", result)
+    assert "Values of the plot" in page_of(tmp_path).text
+
+
 def test_each_term_of_the_table_is_explained_once(tmp_path):
     result = evaluation()
     result["rows"] += [{"name": "coKNN-source", "values": {}}]

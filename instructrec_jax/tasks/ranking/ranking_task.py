@@ -21,8 +21,8 @@ from instructrec_jax.ranking.evaluation import (
     evaluate,
     evaluate_candidates,
     main_metric,
-    position_report,
 )
+from instructrec_jax.ranking.positions import position_report
 from instructrec_jax.tasks.answers import ItemsAnswer, RankedItem
 from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, owner_of, owners_of
 from instructrec_jax.tasks.prediction import Predict
