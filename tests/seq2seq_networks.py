@@ -1,4 +1,4 @@
-"""Tiny encoder–decoders beside those of transformers: shared by the tests of seq2seq, t5 and bart."""
+"""Tiny encoder–decoders beside those of transformers: shared by the tests of seq2seq, t5, bart and reading."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,6 @@ from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.backbones.reading import load_backbone, load_head
 
 LM = "ForConditionalGeneration"
-
-
 TOLERANCE = 1e-4
 
 

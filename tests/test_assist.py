@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from desk_actions import ACTIONS, INTENTS
 from helpers import SUBJECTS
 from sklearn.metrics import roc_auc_score
 from tiny_runs import changed, tiny_run
@@ -29,20 +30,7 @@ from instructrec_jax.tasks import ClassificationConfig, TokenClassificationConfi
 from instructrec_jax.train import train
 
 ROOT = Path(__file__).parents[1]
-INTENTS = ["ask_love", "ask_space", "ask_war"]
 TAGS = ["B-subject", "I-subject", "O"]
-ACTIONS = """
-hand_over: {action: hand_over, reply: A colleague will answer.}
-slots:
-  order: '#?\\b(\\d{4})\\b'
-  day: 'monday|tuesday'
-intents:
-  ask_love:
-    action: find_order
-    reply: 'Order {order} comes on {day}. 你好 {{}}'
-    requires: {order: 'Which order?', day: 'Which day?'}
-  ask_space: {action: show, reply: 'Here it is.'}
-"""
 
 
 def made(folder: Path, checkpoint: Path, task: Any, examples: list[Example], steps: int) -> Path:

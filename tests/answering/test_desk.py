@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from desk_actions import ACTIONS, INTENTS
 
 from instructrec_jax.answering.desk import (
     Desk,
@@ -16,22 +17,6 @@ from instructrec_jax.answering.desk import (
     tagged_slots,
 )
 from instructrec_jax.data.example import BadExample
-
-INTENTS = ["ask_love", "ask_space", "ask_war"]
-
-
-ACTIONS = """
-hand_over: {action: hand_over, reply: A colleague will answer.}
-slots:
-  order: '#?\\b(\\d{4})\\b'
-  day: 'monday|tuesday'
-intents:
-  ask_love:
-    action: find_order
-    reply: 'Order {order} comes on {day}. 你好 {{}}'
-    requires: {order: 'Which order?', day: 'Which day?'}
-  ask_space: {action: show, reply: 'Here it is.'}
-"""
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """Tiny random checkpoints of every supported family, written by transformers itself."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 import torch
 import transformers
@@ -117,3 +119,15 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return folder
 
     return make
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Products of matrices in float32."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def t5(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint("t5", "ForConditionalGeneration")

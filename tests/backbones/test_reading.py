@@ -1,22 +1,20 @@
 """Reading HuggingFace folders: what is read, what is left, and what is refused by name."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
+from seq2seq_networks import edited, load
 
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.backbones import reading
 from instructrec_jax.backbones import tensor_names as tensors
 from instructrec_jax.backbones.folder import declared_head, read_config
 from instructrec_jax.backbones.layers import dropout_keys
-from instructrec_jax.backbones.reading import load_backbone, load_head
+from instructrec_jax.backbones.reading import load_head
 from instructrec_jax.backbones.tensor_names import TensorFiles
 
 
@@ -28,20 +26,6 @@ def bert(make_checkpoint):
 @pytest.fixture(scope="module")
 def modernbert(make_checkpoint):
     return make_checkpoint("modernbert", num_hidden_layers=4, attention_bias=True)
-
-
-def edited(folder: Path, out: Path, config: dict | None = None, tensors=None) -> Path:
-    """A copy of a checkpoint with some config fields and tensors changed."""
-    out.mkdir(exist_ok=True)
-    content = json.loads((folder / "config.json").read_text()) | (config or {})
-    (out / "config.json").write_text(json.dumps(content))
-    weights = load_file(folder / "model.safetensors")
-    save_file(tensors(weights) if tensors else weights, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
-def load(folder, **options):
-    return load_backbone(folder, rngs=nnx.Rngs(0), **options)
 
 
 def batch(rows=1, length=6):
@@ -80,7 +64,7 @@ def test_config_fields_that_would_change_the_numbers_are_refused_by_name(
         config["rope_parameters"] = None
     word = {"hidden_act": "laplace", "rope_scaling": "longrope"}.get(field, field)
     with pytest.raises(ValueError, match=word):
-        load(edited(folder, tmp_path, config))
+        load(edited(folder, tmp_path, **config))
 
 
 def test_missing_misshapen_and_leftover_tensors_are_named(bert, tmp_path):
@@ -88,9 +72,9 @@ def test_missing_misshapen_and_leftover_tensors_are_named(bert, tmp_path):
     with pytest.raises(ValueError, match=name):
         load(edited(bert, tmp_path, tensors=lambda w: {n: t for n, t in w.items() if n != name}))
     with pytest.raises(ValueError, match=r"word_embeddings.weight.*\[61, 32\].*\[62, 32\]"):
-        load(edited(bert, tmp_path, {"vocab_size": 62}))
+        load(edited(bert, tmp_path, vocab_size=62))
     with pytest.raises(ValueError, match="bert.encoder.layer.1"):
-        load(edited(bert, tmp_path, {"num_hidden_layers": 1}))
+        load(edited(bert, tmp_path, num_hidden_layers=1))
     with pytest.raises(ValueError, match="I8"):
         load(edited(bert, tmp_path, tensors=lambda w: w | {name: w[name].astype(np.int8)}))
 
@@ -274,4 +258,4 @@ def test_another_number_of_labels_is_named(make_checkpoint):
 def test_untied_weights_under_a_tied_config_are_refused(make_checkpoint, tmp_path):
     folder = make_checkpoint("bert", "ForMaskedLM", tie_word_embeddings=False)
     with pytest.raises(ValueError, match="cls.predictions.decoder.weight"):
-        head_of(edited(folder, tmp_path, {"tie_word_embeddings": True}), "mlm", 61)
+        head_of(edited(folder, tmp_path, tie_word_embeddings=True), "mlm", 61)

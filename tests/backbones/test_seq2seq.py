@@ -35,16 +35,7 @@ from instructrec_jax.backbones.seq2seq import positions_of
 from instructrec_jax.backbones.tensor_names import TensorFiles, sites_of
 from instructrec_jax.backbones.writing import export_tensors, save_pretrained
 
-
-@pytest.fixture(autouse=True)
-def exact():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
-@pytest.fixture(scope="module")
-def t5(make_checkpoint):
-    return make_checkpoint("t5", LM)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import transformers
@@ -25,16 +24,7 @@ from seq2seq_networks import (
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import build_backbone
 
-
-@pytest.fixture(autouse=True)
-def exact():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
-@pytest.fixture(scope="module")
-def t5(make_checkpoint):
-    return make_checkpoint("t5", LM)
+pytestmark = pytest.mark.usefixtures("exact")
 
 
 def untied(folder: Path, out: Path, **config) -> Path:

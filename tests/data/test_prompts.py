@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from byte_tokenizer import MARKERS, byte_tokenizer
+from conversations import ASSISTANT, SYSTEM, TOOL, USER, talk, text_of
 
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.prompts import (
@@ -16,18 +17,6 @@ from instructrec_jax.data.prompts import (
     tokenize_pieces,
     written,
 )
-
-USER, ASSISTANT, SYSTEM, TOOL = "user", "assistant", "system", "tool"
-
-
-def talk(*turns: tuple[str, str], **fields: Any) -> Example:
-    return Example(**({"instruction": ""} | fields), messages=tuple(Message(*turn) for turn in turns))
-
-
-def text_of(example: Example, name: Any, tokenizer: Any = None) -> str:
-    tokenizer = tokenizer or byte_tokenizer()
-    template = find_template(name, tokenizer, "decoder")
-    return "".join(text for text, _ in written(example, template, tokenizer, eos=tokenizer.eos_token))
 
 
 def said_by(example: Example, template: Any, tokenizer: Any) -> list[str]:

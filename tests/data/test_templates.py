@@ -1,30 +1,16 @@
 """The named chat templates, against the texts that their authors published."""
 
 import re
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
-from byte_tokenizer import byte_tokenizer
+from conversations import ASSISTANT, SYSTEM, TOOL, USER, talk, text_of
 
-from instructrec_jax.data.example import Example, Message
+from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import (
     TEMPLATES,
-    find_template,
-    written,
 )
 from instructrec_jax.data.templates import TemplateName
-
-USER, ASSISTANT, SYSTEM, TOOL = "user", "assistant", "system", "tool"
-
-
-def talk(*turns: tuple[str, str], **fields: Any) -> Example:
-    return Example(**({"instruction": ""} | fields), messages=tuple(Message(*turn) for turn in turns))
-
-
-def text_of(example: Example, name: Any, tokenizer: Any = None) -> str:
-    tokenizer = tokenizer or byte_tokenizer()
-    template = find_template(name, tokenizer, "decoder")
-    return "".join(text for text, _ in written(example, template, tokenizer, eos=tokenizer.eos_token))
 
 
 def test_alpaca_is_stanfords() -> None:

@@ -85,10 +85,11 @@ def test_advice_on_the_state_that_is_kept() -> None:
 
 @pytest.mark.parametrize("plan", [PLAN, replace(PLAN, mesh=PLAN.mesh | {"data": 2, "fsdp": 4}, temporaries=0)])
 def test_advice_is_options_that_settings_know(plan: Plan) -> None:
-    for line in what_to_change(plan, CONFIG):
-        options = line.partition(" (")[0]
-        if options.startswith("--"):
-            config_of(*options.split())
+    lines = [line.partition(" (")[0] for line in what_to_change(plan, CONFIG)]
+    options = [line for line in lines if line.startswith("--")]
+    assert options
+    for each in options:
+        config_of(*each.split())
 
 
 def test_the_text_of_a_plan() -> None:

@@ -2,6 +2,7 @@ import re
 
 import numpy as np
 import pytest
+from own_wordings import OWN
 
 from instructrec_jax.preparation.wording.grammar import RANKING_FORMS, TEXT_FORMS, GrammarConfig, generate_examples
 from instructrec_jax.preparation.wording.intentions import names_title
@@ -62,22 +63,6 @@ def everything(films, splits):
 
 
 # ------------------------------------------------------------------ templates
-
-
-OWN = """
-nouns:
-  song:
-    en: {a_noun: a song, noun: song, nouns: songs, do: hear, did: heard, doing: hearing}
-    zh: {noun: 歌, measure: 首, do: 听, genre: "{genre}歌曲", open: 《, close: 》}
-cells:
-  - form: matching
-    preference: implicit
-    intention: none
-    templates:
-      - name: my-own
-        en: "Encore after {history}: which {noun}?"
-        zh: "{history}之后再来一{measure}？"
-"""
 
 
 @pytest.mark.parametrize("folder", [False, True])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_wordings import OWN
 
 from instructrec_jax.preparation.wording.grammar import RANKING_FORMS, TEXT_FORMS
 from instructrec_jax.preparation.wording.wordings import (
@@ -61,22 +62,6 @@ def test_every_template_can_be_filled_in_both_languages():
         assert bool(CHINESE.search(text)) == (language == "zh")
         same = [{s for s in slots(template.texts[x]) if s in content} for x in LANGUAGES]
         assert same[0] == same[1]
-
-
-OWN = """
-nouns:
-  song:
-    en: {a_noun: a song, noun: song, nouns: songs, do: hear, did: heard, doing: hearing}
-    zh: {noun: 歌, measure: 首, do: 听, genre: "{genre}歌曲", open: 《, close: 》}
-cells:
-  - form: matching
-    preference: implicit
-    intention: none
-    templates:
-      - name: my-own
-        en: "Encore after {history}: which {noun}?"
-        zh: "{history}之后再来一{measure}？"
-"""
 
 
 @pytest.mark.parametrize(
