@@ -86,7 +86,7 @@ def evaluate(
     rows += asked
     if beside.baselines and run.config.data.train:
         with heartbeat("reading the training data for the baselines"):
-            train = run.data.cases(run.task, "train")
+            train = run.data.train(run.task)
         rows += _baselines(run.task, train, groups)
     chose = run.trained and run.step is None and run.config.evaluation.every > 0
     shown_as = measured_on(split, chose_checkpoint=chose)
@@ -103,7 +103,7 @@ def evaluate(
 
 
 def compare_before_and_after(
-    run: Run, before: Predict, train: list[Encoded], groups: Groups, measured_on: MeasuredOn
+    run: Run, before: Predict, train: Sequence[Encoded], groups: Groups, measured_on: MeasuredOn
 ) -> str:
     """The table at the end of training: the model before and after tuning, and baselines, on the same cases.
 

@@ -29,6 +29,8 @@ class DataConfig:
     max_length: int = 128  # maximum tokens per text, special tokens included
     truncate: Truncate = "error"  # longer texts: error, cut on the left or right, or drop (cuts and drops are counted)
     on_bad_example: OnBadExample = "error"  # error: stop at a bad record; skip: leave it out and count it
+    store: str | None = None  # folder of the prepared (tokenized) data; null: beside the data; memory: keep none
+    workers: int | None = None  # processes that prepare data; null: one per core
     hold_out: HoldOutConfig = field(default_factory=HoldOutConfig)
 
     @property

@@ -415,4 +415,20 @@ def fingerprint(examples: Iterable[Example]) -> str:
 
 
 def fingerprint_bytes(example: Example) -> bytes:
+    """The example's JSON with sorted keys, and a line break."""
     return json.dumps(example.to_record(), sort_keys=True).encode() + b"\n"
+
+
+def json_forms(example: Example) -> tuple[bytes, bytes | None]:
+    """(JSON from which `Example.from_record` makes the example, its `fingerprint_bytes` if they are others).
+
+    The order of keys inside tools, calls and origins is kept, because a chat template may write it.
+    """
+    record = dict(sorted(example.to_record().items()))
+    if example.messages:
+        record["messages"] = [dict(sorted(message.to_record().items())) for message in example.messages]
+    kept = json.dumps(record).encode() + b"\n"
+    if not (example.messages or example.tools or len(example.origin) > 1):
+        return kept, None
+    ordered = fingerprint_bytes(example)
+    return kept, None if kept == ordered else ordered

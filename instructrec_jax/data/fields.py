@@ -116,6 +116,11 @@ def look_up(row: Mapping[str, object], path: str) -> object:
     return value
 
 
+def no_numbers(task: str) -> bool:
+    """No task learns from numbers. (A function of the module, because workers receive it.)"""
+    return False
+
+
 class FieldMapper:
     """Turns records into examples: `mapper(row) -> Example`.
 
@@ -137,7 +142,7 @@ class FieldMapper:
         task: str = "",
         labels: Sequence[str] | None = None,
         class_names: Mapping[str, Sequence[str]] | None = None,
-        numbers: Callable[[str], bool] = lambda task: False,
+        numbers: Callable[[str], bool] = no_numbers,
     ) -> None:
         self.fields, self.task, self.numbers = fields, task, numbers
         self.labels = None if labels is None else Labels(labels)

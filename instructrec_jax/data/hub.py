@@ -45,6 +45,11 @@ class DatasetRows:
         return f"{self.name}[{index}]"
 
 
+def fingerprint_of(dataset: "Dataset") -> str:
+    """The data set's own fingerprint, which changes with its content and transformations."""
+    return str(dataset._fingerprint)
+
+
 def open_dataset(path: str, subset: str | None, split: str, streaming: bool) -> "Dataset | IterableDataset":
     require("datasets", f"source {path}: kind datasets")
     import datasets

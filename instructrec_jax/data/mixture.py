@@ -11,17 +11,28 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.skipped import SkippedRow
 
 
-class IndexableSource(Protocol):
-    """Examples by number. `fingerprint`: hash of content and order (hex), the same on every machine."""
+class NumberedExamples(Protocol):
+    """Examples by number, read one at a time. `fingerprint`: hash of content and order (hex), equal on all machines."""
 
-    name: str
-    task: str
-    fingerprint: str
-    skipped: list[SkippedRow]
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    def raw(self, index: int) -> bytes:
+        """The bytes of an example that its fingerprint is made of, see `data.example.fingerprint_bytes`."""
+
+
+class IndexableSource(NumberedExamples, Protocol):
+    """A source of a mixture."""
+
+    name: str
+    task: str
+
+    @property
+    def skipped(self) -> list[SkippedRow]: ...
 
 
 def permutation(size: int, *key: int) -> np.ndarray:
@@ -87,7 +98,7 @@ def apportion(portions: np.ndarray, total: int) -> np.ndarray:
     return whole
 
 
-class Mixture:
+class Mixture(Sequence[Example]):
     """Several indexable sources as one, and the order in which training reads them.
 
     As a sequence, it holds every example once, source after source: `len(mixture)`, `mixture[i]`.
@@ -142,11 +153,15 @@ class Mixture:
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         source = int(np.searchsorted(self.offsets, index, side="right")) - 1
         return self.sources[source][int(index - self.offsets[source])]
+
+    def raw(self, index: int) -> bytes:
+        source = int(np.searchsorted(self.offsets, index, side="right")) - 1
+        return self.sources[source].raw(int(index - self.offsets[source]))
 
     @property
     def fingerprint(self) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from instructrec_jax.data.example import Example, Message, Output
-from instructrec_jax.data.own_template import AS_IT_IS, OwnTemplate, Pieces, Rendering, check_fast
+from instructrec_jax.data.own_template import AS_IT_IS, Pieces, Rendering, check_fast, own_template
 from instructrec_jax.data.templates import TEMPLATES, Template, TemplateName
 
 # ---------------------------------------------------------------- examples as conversations
@@ -154,7 +155,7 @@ def written(
     if not any(turn.learn for turn in turns if turn.role == "assistant"):
         raise ValueError("every assistant turn has weight 0 or train false, so none is trained on: remove the row.")
     if template is None:
-        own = OwnTemplate(tokenizer, rendering, example.tools)
+        own = own_template(tokenizer, rendering, example.tools)
         pieces = own.pieces(turns, eos, Counter() if notes is None else notes)
     else:
         pieces = _by_name(example, turns, template, eos)
@@ -211,7 +212,7 @@ def prompt(
     """
     some = replace(question(example), output="x")
     if template is None:
-        own = OwnTemplate(tokenizer, rendering, example.tools)
+        own = own_template(tokenizer, rendering, example.tools)
         turns = conversation(some)[:-1]
         asked = own.asked(turns)
         if own.invites(turns, asked):
@@ -279,13 +280,12 @@ def tokenize_pieces(texts: Sequence[Pieces], tokenizer: PreTrainedTokenizerBase,
     for first in range(0, len(texts), 1000):  # in blocks, because offsets are Python objects
         block = [with_opening(pieces, spelled) for pieces in texts[first : first + 1000]]
         whole = ["".join(piece for piece, _ in pieces) for pieces in block]
-        encoded = tokenizer(
-            whole, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
-        )
-        for pieces, text, ids, offsets in zip(
-            block, whole, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            said, torn = _said(pieces, text, np.array(offsets, np.int64).reshape(-1, 2))
+        encodings = tokenizer(whole, add_special_tokens=False, truncation=False, verbose=False).encodings
+        for pieces, text, encoding in zip(block, whole, encodings, strict=True):
+            said = _said_between_tokens(pieces, encoding)
+            torn, ids = 0, encoding.ids
+            if said is None:
+                said, torn = _said(pieces, text, np.array(encoding.offsets, np.int64).reshape(-1, 2))
             written_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
             if ids[: len(opening)] == opening:
                 result.append(Tokens(np.array(ids, np.int32), said, len(opening) or int(written_bos), torn))
@@ -293,6 +293,27 @@ def tokenize_pieces(texts: Sequence[Pieces], tokenizer: PreTrainedTokenizerBase,
                 said = np.concatenate([np.zeros(len(opening), bool), said])
                 result.append(Tokens(np.array(opening + ids, np.int32), said, len(opening), torn))
     return result
+
+
+def _said_between_tokens(pieces: Pieces, encoding: Encoding) -> np.ndarray | None:
+    """Mask of the assistant's tokens, bool [tokens], if every piece but the first starts with a token; else None.
+
+    The usual case of `_said`, without the offsets of all tokens as Python objects.
+    """
+    starts, place = [0], 0
+    for piece, _ in pieces[:-1]:
+        place += len(piece)
+        token = encoding.char_to_token(place)
+        if not token or encoding.token_to_chars(token)[0] != place:
+            return None
+        before = encoding.token_to_chars(token - 1)
+        if before is None or before[0] == before[1] or before[1] > place:  # without width, or across
+            return None
+        starts.append(token)
+    said = np.zeros(len(encoding), bool)
+    for (_, learn), start, stop in zip(pieces, starts, [*starts[1:], len(said)], strict=True):
+        said[start:stop] = learn
+    return said
 
 
 def _said(pieces: Pieces, text: str, offsets: np.ndarray) -> tuple[np.ndarray, int]:

@@ -5,22 +5,21 @@
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal, TypedDict
-
-from tqdm import tqdm
 
 from instructrec_jax.data.column_names import is_usual
 from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes, is_blank
-from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, open_dataset, open_tfds
-from instructrec_jax.data.labels import check_styles
+from instructrec_jax.data.example_store import Opened, Origin, StoredExamples, read_examples
+from instructrec_jax.data.fields import FieldMapper, FieldsConfig, no_numbers
+from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, fingerprint_of, open_dataset, open_tfds
 from instructrec_jax.data.mixture import IndexableSource, Mixture
-from instructrec_jax.data.rows import Rows, open_parallel, open_rows
-from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
+from instructrec_jax.data.rows import Rows, find_files, open_parallel, open_rows
+from instructrec_jax.data.skipped import OnBadExample, SkippedRow
+from instructrec_jax.data.storage import Storage, digest_of
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.data.unread import unread_note
 from instructrec_jax.data.usual_columns import usual_fields, usual_note
@@ -47,56 +46,24 @@ class SourceConfig:
     weight: float | None = None  # Share in a mixture, relative to the others; null: by number of examples.
 
 
-class RowSource:
-    """The valid rows of a file or data set, by number, each parsed once when the source is opened.
+class RowSource(StoredExamples):
+    """The valid rows of a file or data set, by number, each parsed once; see `data.example_store`.
 
-    Args:
-      on_bad_example: `error` raises for bad rows (the first 10), `skip` leaves them out and lists them in `skipped`.
-
-    Raises:
-      ValueError: bad rows, or no valid row.
+    `folder`: of the stores of what is made of them; None: in memory.
     """
 
-    def __init__(self, rows: Rows, mapper: FieldMapper, name: str, on_bad_example: OnBadExample = "error") -> None:
-        self.rows, self.mapper, self.name, self.task = rows, mapper, name, mapper.task
-        self.skipped: list[SkippedRow] = []
-        self.examples: list[Example] = []
-        digest, unread = hashlib.sha256(), Counter[str]()
-        hide = len(rows) < 50_000
-        for index in tqdm(range(len(rows)), desc=f"checking {name}", unit="row", disable=hide, leave=False):
-            try:
-                example = self._read(index, unread)
-            except BadExample as error:
-                self.skipped.append(SkippedRow(error.where, error.field, error.reason, error.detail))
-                if on_bad_example == "error" and len(self.skipped) == 10:
-                    break
-                continue
-            digest.update(fingerprint_bytes(example))
-            self.examples.append(example)
-        self.fingerprint = digest.hexdigest()
-        if self.skipped and on_bad_example == "error":
-            raise ValueError(bad_rows(name, self.skipped))
-        if not self.examples:
-            raise ValueError(f"source {name}: none of its {len(rows)} rows is valid.\n{listing(self.skipped)}")
-        check_styles(mapper.answer_styles, name)
-        if note := unread_note(name, unread, len(rows)):
+    def __init__(self, examples: StoredExamples, name: str, task: str, folder: Path | None = None) -> None:
+        super().__init__(examples.store, examples.names)
+        self.name, self.task, self.folder = name, task, folder
+        if note := unread_note(name, self.unread, self.rows):
             log.warning(note)
 
-    def _read(self, index: int, unread: Counter[str]) -> Example:
-        """One example; counts the unread fields of its record in `unread`."""
-        try:
-            row = self.rows.row(index)
-            example = self.mapper(row, self.rows.columns)
-            unread.update(self.mapper.unread(row, self.rows.columns))
-            return replace(example, where=self.rows.where(index))
-        except BadExample as error:
-            raise error.at(self.rows.where(index)) from None
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+def row_source(rows: Rows, mapper: FieldMapper, name: str, on_bad_example: OnBadExample = "error") -> RowSource:
+    """Opened rows as a source, in memory. Raises ValueError for bad rows, or where no row is valid."""
+    return RowSource(
+        read_examples(Origin(), lambda: Opened(rows, mapper), name, on_bad_example, Storage()), name, mapper.task
+    )
 
 
 class ListSource:
@@ -134,17 +101,22 @@ class ListSource:
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
 
+    def raw(self, index: int) -> bytes:
+        return fingerprint_bytes(self.examples[index])
+
 
 def open_sources(
     configs: Sequence[SourceConfig],
     *,
     labels: Sequence[str] | None = None,
-    numbers: Callable[[str], bool] = lambda task: False,
+    numbers: Callable[[str], bool] = no_numbers,
     on_bad_example: OnBadExample = "error",
     temperature: float = 1.0,
     size_cap: int | None = None,
     seed: int = 0,
     given: Rows | None = None,
+    storage: Storage | None = None,
+    task: object = None,
 ) -> Mixture | StreamSource:
     """Opens and checks all sources: a `Mixture`, or the stream if there is one.
 
@@ -155,6 +127,8 @@ def open_sources(
       temperature, size_cap: mixture of sources without weights; see `mixture.shares`.
       seed: of all shuffles.
       given: the rows of the only source, a file that does not exist yet.
+      storage: where examples are kept; None: in memory.
+      task: the settings of the task, which `labels` and `numbers` come from, as JSON.
 
     Raises:
       ValueError: a source cannot be opened, rows are bad or missing, or settings contradict each other.
@@ -170,7 +144,7 @@ def open_sources(
         hint = "set streaming: false to mix it, or train on it alone."
         raise ValueError(f"source {streams[0].path}: a stream has no size and cannot be mixed with others; {hint}")
     names = _names(configs)
-    reading = _Reading(labels, numbers, on_bad_example, seed, given)
+    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task)
     sources = [_open(config, name, reading) for config, name in zip(configs, names, strict=True)]
     if isinstance(sources[0], StreamSource):
         return sources[0]
@@ -197,33 +171,74 @@ class _Reading:
     on_bad_example: OnBadExample
     seed: int
     given: Rows | None
+    storage: Storage
+    task: object
 
 
 def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | StreamSource:
     _check(config, name, reading.on_bad_example)
-    fields, bad = config.fields, reading.on_bad_example
+    if config.streaming:
+        return _stream(config, name, reading)
+    key = {"labels": reading.labels, "task": reading.task, "named": config.task, "fields": asdict(config.fields)}
+    if reading.given is not None:
+        given = reading.given
+        origin, opened = Origin(), partial(_usual, lambda columns: given, config, name, reading)
+    elif config.targets:
+        files = [Path(each).expanduser() for each in (config.path, config.targets)]
+        there = all(file.is_file() for file in files)  # else opening them says what is missing
+        known = {**key, "parallel": digest_of(files)} if there else None
+        origin = Origin(files[0], known, [str(file) for file in files])
+        opened = partial(_parallel, config, reading)
+    elif config.kind == "file":
+        files = find_files(config.path)
+        kinds = [file.suffixes for file in files]
+        origin = Origin(files[0], {**key, "files": digest_of(files), "kinds": kinds}, [str(file) for file in files])
+        opened = partial(_usual, partial(open_rows, config.path), config, name, reading)
+    elif config.kind == "tfds":
+        origin, opened = Origin(names=[name]), partial(_tfds, config, name, reading)
+    else:
+        dataset = open_dataset(config.path, config.subset, config.split, streaming=False)
+        place = Path(config.path).expanduser()
+        known = {**key, "dataset": fingerprint_of(dataset)}
+        origin = Origin(place if place.exists() else None, known, [name])
+        rows = partial(DatasetRows, dataset, name)
+        opened = partial(_usual, rows, config, name, reading, dataset.features)
+    examples = read_examples(origin, opened, name, reading.on_bad_example, reading.storage)
+    for note in examples.notes:
+        log.warning(note)
+    kept = origin.key is not None
+    return RowSource(examples, name, config.task, reading.storage.folder(origin.data) if kept else None)
 
-    def mapper(fields: FieldsConfig, features: object = None) -> FieldMapper:
-        settings: _MapperSettings = {"task": config.task, "labels": reading.labels, "numbers": reading.numbers}
-        return FieldMapper(fields, class_names=class_names(features), **settings)
 
-    if (given := reading.given) is not None:
-        fields, rows = with_usual_fields(lambda columns: given, fields, name)
-        return RowSource(rows, mapper(fields), name, bad)
-    if config.targets:
-        return RowSource(open_parallel(config.path, config.targets), mapper(fields), name, bad)
-    if config.kind == "file":
-        fields, rows = with_usual_fields(partial(open_rows, config.path), fields, name)
-        return RowSource(rows, mapper(fields), name, bad)
-    if config.kind == "tfds":
-        data, features = open_tfds(config.path, config.split)
-        records = TfdsRows(data, name)
-        fields, rows = with_usual_fields(lambda columns: records, fields, name)
-        return RowSource(rows, mapper(fields, features), name, bad)
-    dataset = open_dataset(config.path, config.subset, config.split, config.streaming)
-    if not config.streaming:
-        fields, rows = with_usual_fields(partial(DatasetRows, dataset, name), fields, name)
-        return RowSource(rows, mapper(fields, dataset.features), name, bad)
+def _usual(
+    open_columns: Callable[[set[str]], Rows],
+    config: SourceConfig,
+    name: str,
+    reading: _Reading,
+    features: object = None,
+) -> Opened:
+    """Rows whose columns may have usual names."""
+    fields, rows, note = with_usual_fields(open_columns, config.fields, name)
+    return Opened(rows, _mapper(config, fields, reading, features), [note] if note else [])
+
+
+def _parallel(config: SourceConfig, reading: _Reading) -> Opened:
+    return Opened(open_parallel(config.path, config.targets), _mapper(config, config.fields, reading))
+
+
+def _tfds(config: SourceConfig, name: str, reading: _Reading) -> Opened:
+    data, features = open_tfds(config.path, config.split)
+    records = TfdsRows(data, name)
+    return _usual(lambda columns: records, config, name, reading, features)
+
+
+def _mapper(config: SourceConfig, fields: FieldsConfig, reading: _Reading, features: object = None) -> FieldMapper:
+    settings: _MapperSettings = {"task": config.task, "labels": reading.labels, "numbers": reading.numbers}
+    return FieldMapper(fields, class_names=class_names(features), **settings)
+
+
+def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
+    dataset = open_dataset(config.path, config.subset, config.split, streaming=True)
     log.warning(
         "source %s is a stream: rows are checked when they are read and shuffled within blocks of %d rows, "
         "the size is unknown, and resuming is exact only if the data does not change. Set streaming: false to "
@@ -231,8 +246,8 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
         name,
         config.shuffle_block,
     )
-    mapped, block = mapper(fields, dataset.features), config.shuffle_block
-    return StreamSource(dataset, mapped, name, bad, shuffle_block=block, seed=reading.seed)
+    mapper, block = _mapper(config, config.fields, reading, dataset.features), config.shuffle_block
+    return StreamSource(dataset, mapper, name, reading.on_bad_example, shuffle_block=block, seed=reading.seed)
 
 
 class _MapperSettings(TypedDict):
@@ -258,8 +273,8 @@ def _check(config: SourceConfig, name: str, on_bad_example: str) -> None:
 
 def with_usual_fields(
     open_columns: Callable[[set[str]], Rows], fields: FieldsConfig, name: str
-) -> tuple[FieldsConfig, Rows]:
-    """The fields, completed with columns of usual names (which the log then says), and the rows with their columns.
+) -> tuple[FieldsConfig, Rows, str]:
+    """(the fields, completed with columns of usual names; the rows with their columns; a note for the log, or "").
 
     Args:
       open_columns: opens the rows with the given columns, or with more.
@@ -268,13 +283,13 @@ def with_usual_fields(
     rows = open_columns(needed)
     columns, row = peek(rows)
     if usual_fields(fields, columns, row) == fields:
-        return fields, rows
+        return fields, rows, ""
     if missing := [column for column in columns if column not in row]:  # left out when the rows were opened
         rows = open_columns(needed | {column for column in missing if is_usual(column)})
         columns, row = peek(rows)
     found = usual_fields(fields, columns, row)
-    log.warning(usual_note(name, fields, found))
-    return found, open_columns(FieldMapper(found).columns()) if missing else rows
+    rows = open_columns(FieldMapper(found).columns()) if missing else rows
+    return found, rows, usual_note(name, fields, found)
 
 
 def peek(rows: Rows, count: int = 20) -> tuple[list[str], dict[str, object]]:

@@ -3,23 +3,26 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from instructrec_jax.data.batch import BatchTexts, lengths_of
+from instructrec_jax.data.batch import BatchTexts
 from instructrec_jax.data.data_config import Split
-from instructrec_jax.data.example import Example
-from instructrec_jax.data.hold_out import SEEN, UNSEEN, check_hold_out, is_held_out
+from instructrec_jax.data.example import Example, fingerprint_bytes
+from instructrec_jax.data.hold_out import SEEN, UNSEEN, HoldOutConfig, check_hold_out, is_held_out
 from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader
-from instructrec_jax.data.mixture import Mixture
+from instructrec_jax.data.mixture import IndexableSource, Mixture, NumberedExamples
 from instructrec_jax.data.packing import length_buckets
-from instructrec_jax.data.skipped import SkippedRow, listing
-from instructrec_jax.data.sources import ListSource, open_sources
+from instructrec_jax.data.skipped import SkippedRow
+from instructrec_jax.data.sources import RowSource, open_sources
+from instructrec_jax.data.storage import Storage
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.evaluation.evaluator import segments
-from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.given import Given
 from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored, joined, token_key
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
 
 
@@ -61,6 +64,8 @@ class RunData:
                 size_cap=data.size_cap,
                 seed=self.config.seed,
                 given=self._given.get(split),
+                storage=self._storage,
+                task=to_dict(self.config)["task"],
             )
         return self._opened[split]
 
@@ -70,22 +75,43 @@ class RunData:
         unreadable = [row for source in self._opened.values() for row in source.skipped]
         return [*unreadable, *self._unusable.values()]
 
-    def encode(self, task: Task, examples: Sequence[Example]) -> list[Encoded]:
-        """Encodes examples. An example that the task cannot use is an error or skipped, by `data.on_bad_example`."""
-        encoded, bad = encode_usable(task, examples, self.config.data.on_bad_example)
-        self._unusable.update({row.where: row for row in bad})
-        if bad and len(bad) == len(examples):
-            raise ValueError(f"none of {len(bad):,} examples is usable.\n{listing(bad)}")
-        return some_left(encoded)
+    @property
+    def _storage(self) -> Storage:
+        return Storage(self.config.data.store, self.config.data.workers)
 
-    def examples(self, split: Split) -> list[Example]:
-        """All examples of a split, in order."""
+    def encode(
+        self, task: Task, split: Split, examples: IndexableSource | Mixture, numbers: np.ndarray
+    ) -> EncodedExamples:
+        """Encodes the examples with these numbers, int64. One that the task cannot use is an error or skipped, by
+        `data.on_bad_example`."""
+        on_bad = self.config.data.on_bad_example
+        settings = to_dict(self.config)["task"]
+        encoded = encode_stored(
+            task,
+            examples,
+            numbers,
+            on_bad,
+            name=f"data.{split}",
+            folder=self._folder(examples),
+            key=token_key(task, settings, examples.fingerprint, numbers, on_bad),
+            storage=self._storage,
+        )
+        self._unusable.update({row.where: row for row in encoded.skipped})
+        return encoded
+
+    def _folder(self, examples: IndexableSource | Mixture) -> Path | None:
+        """The folder of the stores of a source, or of the first source of a mixture."""
+        source = examples.sources[0] if isinstance(examples, Mixture) else examples
+        return source.folder if isinstance(source, RowSource) else None
+
+    def examples(self, split: Split) -> Mixture:
+        """All examples of a split, in order; read one at a time."""
         opened = self.source(split)
         if isinstance(opened, StreamSource):
             raise ValueError(
                 f"data.{split} is a stream and cannot be evaluated on: set streaming: false for its source."
             )
-        return [opened[i] for i in range(len(opened))]
+        return opened
 
     def cases(self, task: Task, split: Split) -> list[Encoded]:
         """All examples of a split, in order, encoded; empty if it lists no sources.
@@ -95,18 +121,37 @@ class RunData:
         """
         if not getattr(self.config.data, split):
             return []
-        examples = self.examples(split)
+        examples, hold_out = self.examples(split), self.config.data.hold_out
+        numbers = np.arange(len(examples))
         if split == "test":
-            check_hold_out(examples, self.config.data.hold_out, "data.test")
-            return self.encode(task, examples)
-        kept = [e for e in examples if not is_held_out(e, self.config.data.hold_out)]
-        if not kept:
-            raise ValueError(f"data.hold_out removes every example of data.{split}: hold out less.")
+            check_hold_out(examples, hold_out, "data.test")
+        elif hold_out:
+            numbers = _not_held_out(examples, hold_out)
+            if not len(numbers):
+                raise ValueError(f"data.hold_out removes every example of data.{split}: hold out less.")
         most = self.config.evaluation.max_examples
-        if split == "validation" and most is not None and most < len(kept):
-            drawn = np.random.default_rng(self.config.seed).choice(len(kept), most, replace=False)
-            kept = [kept[i] for i in sorted(drawn)]
-        return self.encode(task, kept)
+        if split == "validation" and most is not None and most < len(numbers):
+            drawn = np.random.default_rng(self.config.seed).choice(len(numbers), most, replace=False)
+            numbers = numbers[np.sort(drawn)]
+        return some_left(list(self.encode(task, split, examples, numbers)))
+
+    def train(self, task: Task) -> EncodedExamples:
+        """The examples of data.train that are not held out, source by source, encoded."""
+        return joined(self._per_source(task, self.examples("train")))
+
+    def _per_source(self, task: Task, opened: Mixture) -> list[EncodedExamples]:
+        hold_out, found = self.config.data.hold_out, []
+        for source in opened.sources:
+            numbers = np.arange(len(source))
+            if hold_out:
+                numbers = _not_held_out(source, hold_out)
+                task.context.count("training examples held out", len(source) - len(numbers))
+            found.append(self.encode(task, "train", source, numbers))
+        if not any(map(len, found)):
+            if hold_out:
+                raise ValueError("data.hold_out removes every example of data.train: hold out less.")
+            some_left([])
+        return found
 
     def case_groups(self, cases: Sequence[Encoded]) -> dict[str, list[Encoded]]:
         """Cases by reported segment: seen and unseen with `data.hold_out`, else by `segment_by`."""
@@ -132,16 +177,8 @@ class RunData:
         opened = self.source("train")
         if isinstance(opened, StreamSource):
             return _stream_batches(self.config, task, opened, row_multiple)
-        per_source = []
-        for source in opened.sources:
-            examples = [source[i] for i in range(len(source))]
-            kept = [e for e in examples if not is_held_out(e, self.config.data.hold_out)]
-            if len(kept) < len(examples):
-                task.context.count("training examples held out", len(examples) - len(kept))
-            per_source.append(self.encode(task, kept) if kept else [])
-        encoded = [e for each in per_source for e in each]
-        if not encoded:
-            raise ValueError("data.hold_out removes every example of data.train: hold out less.")
+        per_source = self._per_source(task, opened)
+        encoded = joined(per_source)
         task.prepare(encoded)
         mixture = _remixed(self.config, opened, per_source)
         return _batches(self.config, task, encoded, mixture, row_multiple)
@@ -164,26 +201,54 @@ class TrainingData:
     fingerprint: str
     batches: Callable[[int, int, dict[str, object] | None], Iterator[HostBatch]]
     step_size: str
-    encoded: list[Encoded] = field(default_factory=list)
+    encoded: EncodedExamples = field(default_factory=lambda: EncodedExamples([]))
     tokens: int = 0
     epoch_steps: float = 0.0
     packing: str = ""
 
     def describe(self) -> str:
-        if not self.encoded:
+        if not len(self.encoded):
             return "a stream of unknown size"
         examples = f"{len(self.encoded):,} examples with {self.tokens:,} tokens{self.packing}"
         return f"{examples}; {self.epoch_steps:,.1f} steps per epoch"
 
 
-def _remixed(config: Config, opened: Mixture, per_source: Sequence[Sequence[Encoded]]) -> Mixture:
-    """The mixture of the usable examples: some may have been dropped, held out or split into several."""
+def _not_held_out(examples: NumberedExamples, hold_out: HoldOutConfig) -> np.ndarray:
+    """int64: the numbers of the examples that stay."""
+    return np.array([n for n in range(len(examples)) if not is_held_out(examples[n], hold_out)], np.int64)
+
+
+@dataclass(frozen=True)
+class _Usable:
+    """The usable examples of a source: some may have been dropped, held out or split into several."""
+
+    name: str
+    task: str
+    encoded: EncodedExamples
+    skipped: list[SkippedRow] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.encoded.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.encoded[index].example
+
+    def raw(self, index: int) -> bytes:
+        return fingerprint_bytes(self[index])
+
+
+def _remixed(config: Config, opened: Mixture, per_source: Sequence[EncodedExamples]) -> Mixture:
+    """The mixture of the usable examples."""
     if [len(each) for each in per_source] == [len(source) for source in opened.sources]:
         return opened
     left, weights = [], []
     for each, source, setting in zip(per_source, opened.sources, config.data.train, strict=True):
-        if each:
-            left.append(ListSource([e.example for e in each], source.name, source.task))
+        if len(each):
+            left.append(_Usable(source.name, source.task, each))
             weights += [] if setting.weight is None else [setting.weight]
     return Mixture(
         left,
@@ -197,16 +262,16 @@ def _remixed(config: Config, opened: Mixture, per_source: Sequence[Sequence[Enco
 def _batches(
     config: Config,
     task: Task,
-    encoded: list[Encoded],
+    encoded: EncodedExamples,
     mixture: Mixture,
     row_multiple: int,
 ) -> TrainingData:
     size, rows = config.data.examples_per_step, config.data.batch_rows
 
     def gather(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
-        return task.gather([encoded[i] for i in indices], rng)
+        return task.gather([encoded[int(i)] for i in indices], rng)
 
-    lengths, target_lengths = lengths_of([e.text for e in encoded])
+    lengths, target_lengths = encoded.lengths, encoded.target_lengths
     tokens = int(lengths.sum()) + (0 if target_lengths is None else int(target_lengths.sum()))
     if size is not None:
         shape = (size, buckets(config), row_multiple, config.seed, target_buckets(task))

@@ -252,7 +252,7 @@ class Run:
         name = source_task(self.config)
         if isinstance(records, str | Path):
             data = replace(self.config.data, test=[SourceConfig(path=str(records), fields=fields, task=name)])
-            examples = RunData(replace(self.config, data=data)).examples("test")
+            examples = list(RunData(replace(self.config, data=data)).examples("test"))
         else:
             labels, numbers = getattr(self.config.task, "labels", None), self.config.task.reads_numbers
             mapper = RecordMapper(fields, lambda chosen: FieldMapper(chosen, task=name, labels=labels, numbers=numbers))

@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from instructrec_jax.data.batch import lengths_of
 from instructrec_jax.distributed.chips import peak_flops
 from instructrec_jax.evaluation.tables import Summary
 from instructrec_jax.runs.config import Config
@@ -29,7 +28,7 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     tied = setup.task.predicts_words and not has_output_table(shapes)
     causal = setup.task.context.kind == "decoder"
-    lengths, targets = lengths_of([e.text for e in data.encoded])
+    lengths, targets = data.encoded.lengths, data.encoded.target_lengths
     length, target_length = (int(each.mean()) if each is not None and len(each) else 0 for each in (lengths, targets))
     share = length / max(length + target_length, 1)  # of a batch's tokens, without those of targets
     runs_backbone = "^backbone/" not in setup.task.freeze  # else its vectors are precomputed

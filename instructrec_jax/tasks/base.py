@@ -274,6 +274,10 @@ class Task:
     reads: Literal["conversation", "rendered", "fields"] = "rendered"
     encodes_together = False  # whether an example's encoding depends on the other examples of the call
 
+    def encoding_depends_on(self) -> dict[str, object]:
+        """What `encode` reads beside the examples, the settings and the tokenizer, as JSON."""
+        return {}
+
     needs_pooler = False  # whether the model uses the backbone's own pooler (BERT's)
     freeze: Sequence[str] = ()  # regular expressions of parameters that the task freezes
 

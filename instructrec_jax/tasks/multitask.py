@@ -25,6 +25,7 @@ from instructrec_jax.tasks.base import (
     TaskContext,
     pieces,
 )
+from instructrec_jax.tasks.encoded_store import of_task
 from instructrec_jax.tasks.prediction import Predict
 
 
@@ -120,6 +121,13 @@ class MultitaskTask(Task):
             heads[name] = task.model(source).head
         return Model(source.backbone, nnx.Dict(heads))
 
+    @property
+    def encodes_together(self) -> bool:  # type: ignore[override]
+        return any(task.encodes_together for task in self.tasks.values())
+
+    def encoding_depends_on(self) -> dict[str, object]:
+        return {name: task.encoding_depends_on() for name, task in self.tasks.items()}
+
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         for number, example in enumerate(examples):
             if example.task not in self.tasks:
@@ -140,8 +148,8 @@ class MultitaskTask(Task):
 
     def prepare(self, train: Sequence[Encoded]) -> None:
         for name, task in self.tasks.items():
-            own = [e for e in train if e.example.task == name]
-            if not own:
+            own = of_task(train, name)
+            if not len(own):
                 raise ValueError(f"data.train has no example of task {name!r}: add some, or remove it from task.tasks.")
             task.prepare(own)
             self._one[name] = own[0]
@@ -222,9 +230,9 @@ class MultitaskTask(Task):
             {name: self.tasks[name].score(predict.subtasks[name], own) for name, own in self._by(encoded)}
         )
 
-    def _by(self, encoded: Sequence[Encoded]) -> list[tuple[str, list[Encoded]]]:
-        groups = [(name, [e for e in encoded if e.example.task == name]) for name in self.tasks]
-        return [(name, own) for name, own in groups if own]
+    def _by(self, encoded: Sequence[Encoded]) -> list[tuple[str, Sequence[Encoded]]]:
+        groups = [(name, of_task(encoded, name)) for name in self.tasks]
+        return [(name, own) for name, own in groups if len(own)]
 
     def _merged(self, scores: Mapping[str, Scores]) -> Scores:
         def named(name: str, metric: str) -> str:

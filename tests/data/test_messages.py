@@ -11,7 +11,7 @@ from instructrec_jax.data.example import BadExample, Example, Message
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.prompts import conversation, render
 from instructrec_jax.data.rows import open_rows
-from instructrec_jax.data.sources import RowSource
+from instructrec_jax.data.sources import row_source
 
 ASKED = {"role": "user", "content": "two and two?"}
 CALL = {"function": {"name": "add", "arguments": '{"b": 2, "a": 2}'}}
@@ -133,7 +133,7 @@ def note_of(path: Path, caplog: pytest.LogCaptureFixture, **fields: Any) -> str:
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         mapper = FieldMapper(FieldsConfig(**fields))
-        RowSource(open_rows(str(path), mapper.columns()), mapper, "mine")
+        row_source(open_rows(str(path), mapper.columns()), mapper, "mine")
     return caplog.text
 
 
@@ -157,7 +157,7 @@ def test_columns_of_parquet_files_are_told_without_being_read(tmp_path: Path, ca
 def test_examples_know_their_place(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}\n')
-    source = RowSource(open_rows(str(path)), FieldMapper(FieldsConfig()), "mine")
+    source = row_source(open_rows(str(path)), FieldMapper(FieldsConfig()), "mine")
     assert source[1].where == f"{path}, line 2"
 
 

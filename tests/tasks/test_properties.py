@@ -210,7 +210,11 @@ def measured(task: Any, made: Built, batch: Any, dropout: bool) -> tuple[float, 
 )
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.beside])
 def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, networks: Any, tmp_path: Path) -> None:
-    """Loss, weight and gradients of two tasks together are the sums of those of each alone, to rounding."""
+    """Loss, weight and gradients of two tasks together are the sums of those of each alone, to rounding.
+
+    Gradients are compared as a step applies them, for the mean over targets: float32's rounding of their sum grows with
+    the number of targets.
+    """
     network, how = CASES[name].network, {"dropout": dropout, "lora": lora}
     other = "language_model" if network == "t5" else "regression" if name == "classification" else "classification"
     configs = {
@@ -240,7 +244,9 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     assert first == len(texts.texts), "no text may be left out"
     assert found[0] == pytest.approx(sums[0][0] + sums[1][0], rel=1e-5)
     assert found[1] == pytest.approx(sums[0][1] + sums[1][1])
-    assert_close(found[2], jax.tree.map(np.add, sums[0][2], sums[1][2]), atol=2e-4)
+    alone = jax.tree.map(np.add, sums[0][2], sums[1][2])
+    mean = [jax.tree.map(lambda gradient: gradient / found[1], each) for each in (found[2], alone)]
+    assert_close(*mean, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.beside])

@@ -15,6 +15,7 @@ import numpy as np
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.own_template import OwnTemplate, special_tokens
 from instructrec_jax.data.prompts import (
@@ -75,6 +76,7 @@ class LanguageModelConfig(TaskConfig):
         return LanguageModelTask(self, context)
 
 
+@storable
 @dataclass(frozen=True)
 class NextTokens:
     """The target of a text: int32 [length of the text, or of its target] each.

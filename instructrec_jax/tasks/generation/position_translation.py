@@ -20,6 +20,7 @@ from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.arrays import Array
 from instructrec_jax.data.batch import Batch, BatchTexts, PerText, PerToken, Text, end_to_end
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.metrics.classification import classification_metrics, classification_report
 from instructrec_jax.tasks.answers import TextAnswer
@@ -103,6 +104,7 @@ class Translations:
     weights: PerText
 
 
+@storable
 @dataclass(frozen=True)
 class TranslationTarget:
     """int32 [tokens]: the translation, as output numbers of the head."""

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from instructrec_jax.data.batch import BatchTexts, Text, end_to_end
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalized
@@ -69,6 +70,7 @@ class LanguageModelRankingConfig(RerankingConfig, LanguageModelConfig):
         return LanguageModelRankingTask(self, context)
 
 
+@storable
 @dataclass(frozen=True)
 class NamedTarget(Target):
     """A target with the next-token labels of the example's text (see `NextTokens`)."""

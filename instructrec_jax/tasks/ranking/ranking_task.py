@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from instructrec_jax.data.batch import Text
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import question, render
+from instructrec_jax.data.storage import digest_of_texts
 from instructrec_jax.ranking.baselines import BM25, BPR, Baseline, CoOccurrence, Markov, Popularity, Random, tuned_bpr
 from instructrec_jax.ranking.candidates import Asked, Candidates, candidates_for, check_protocol
 from instructrec_jax.ranking.catalogue import Catalogue, Splits, has_splits
@@ -52,6 +54,7 @@ class RankingConfig(TaskConfig):
     orders: int = 0  # rerankers: report the position bias over N orders of the candidates; 0: off
 
 
+@storable
 @dataclass(frozen=True)
 class Target:
     """Positive items and history of a case, as numbers in the catalogue."""
@@ -116,6 +119,9 @@ class RankingTask(Task):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         return Target(numbers[: len(positives)], numbers[len(positives) :])
+
+    def encoding_depends_on(self) -> dict[str, object]:
+        return {"catalogue": self.catalogue.fingerprint(), "titles": digest_of_texts(self.catalogue.titles)}
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded[Any]]:
         """The instruction's tokens and the `Target` of each example."""

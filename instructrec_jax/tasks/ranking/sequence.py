@@ -19,6 +19,7 @@ from instructrec_jax.adapters.losses import linear_cross_entropy
 from instructrec_jax.adapters.next_item import NextItemHead, NextItemSpec
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Array, Batch, BatchTexts, PerToken, Rows, Text, Whole, end_to_end
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
@@ -92,6 +93,7 @@ class TextVectors:
     instructions: Whole | None = None
 
 
+@storable
 @dataclass(frozen=True)
 class SequenceTarget(Target):
     """A target with the instruction's tokens (None where task.text is false)."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalized
@@ -53,6 +54,7 @@ class ChoiceConfig(OptionsConfig, LanguageModelConfig):
         return ChoiceTask(self, context)
 
 
+@storable
 @dataclass(frozen=True)
 class ChoiceTarget(NextTokens):
     """The target of the text, and the options to choose from."""

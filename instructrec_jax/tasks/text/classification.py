@@ -15,6 +15,7 @@ from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import question, render
@@ -119,6 +120,7 @@ def check_labels(labels: list[str]) -> dict[str, int]:
     return {label: number for number, label in enumerate(labels)}
 
 
+@storable
 @dataclass(frozen=True)
 class ClassTarget:
     """The number of the one label."""
@@ -126,6 +128,7 @@ class ClassTarget:
     label: int
 
 
+@storable
 @dataclass(frozen=True)
 class LabelsTarget:
     """float32 [labels]: 1 for each label of the example, else 0."""
@@ -133,6 +136,7 @@ class LabelsTarget:
     chosen: np.ndarray
 
 
+@storable
 @dataclass(frozen=True)
 class NumberTarget:
     """The target number."""

@@ -11,6 +11,7 @@ import numpy as np
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to_end
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import check_fast, render
 from instructrec_jax.metrics.text import rouge
@@ -54,6 +55,7 @@ class SentenceLabels:
     sizes: PerToken
 
 
+@storable
 @dataclass(frozen=True)
 class Sentences:
     """The sentences of a text.

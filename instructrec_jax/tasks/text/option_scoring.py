@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.prompts import answer, question, render
@@ -56,6 +57,7 @@ class OptionsConfig(TaskConfig):
         return replace(self, labels=sorted({said for e in examples if (said := answer(e)) is not None}))
 
 
+@storable
 @dataclass(frozen=True)
 class Options:
     """The candidates of an example.

@@ -12,6 +12,7 @@ from instructrec_jax.adapters.checkpoint_heads import Source, vector_head
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, TextNumbers
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
@@ -76,6 +77,7 @@ class Candidates:
     target: PerExample
 
 
+@storable
 @dataclass(frozen=True)
 class SimilarityTarget:
     """The options, and the tokens of their texts (`candidates`)."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to_end
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast
@@ -52,6 +53,7 @@ class SpanConfig(TaskConfig):
         return SpanTask(self, context)
 
 
+@storable
 @dataclass(frozen=True)
 class Window:
     """A window of the context, with the question.

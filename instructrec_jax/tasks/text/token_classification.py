@@ -11,6 +11,7 @@ import numpy as np
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
+from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.classification import (
@@ -49,6 +50,7 @@ class TokenClassificationConfig(LabelsConfig):
         return TokenClassificationTask(self.labels, context)
 
 
+@storable
 @dataclass(frozen=True)
 class TagsTarget:
     """int32 [tokens] each: the label at each word's first token, and 1 for first tokens."""

@@ -1,0 +1,234 @@
+"""The valid examples of a source, read once into a store: in worker processes, with flat memory.
+
+A row of the store is an example's JSON, the bytes that its fingerprint is made of where they are others, and its place
+in the source.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from instructrec_jax.data.example import BadExample, Example, json_forms
+from instructrec_jax.data.fields import FieldMapper
+from instructrec_jax.data.labels import check_styles
+from instructrec_jax.data.parallel import in_order
+from instructrec_jax.data.rows import Rows
+from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
+from instructrec_jax.data.storage import Storage, code_version
+from instructrec_jax.data.store import Part, Store, StorePlan, open_store
+from instructrec_jax.files import check_type
+
+SCHEMA = pa.schema([("example", pa.large_binary()), ("sorted", pa.large_binary()), ("where", pa.string())])
+ENOUGH = 10  # bad rows that an error lists
+_NAME = "\x00{}\x00"  # in `where`, the number of the file: the same bytes at another place are the same store
+BAR_FROM = 20_000  # rows
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What identifies a source.
+
+    Attributes:
+      data: the file or folder that the stores lie beside; None: no place of its own.
+      key: fingerprint of its bytes and of how they are read, as JSON; None: unknown, so that nothing is kept on disk.
+      names: the names in its rows' `where`.
+    """
+
+    data: Path | None = None
+    key: object = None
+    names: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The opened rows of a source, their mapper, and what was noted on opening them."""
+
+    rows: Rows
+    mapper: FieldMapper
+    notes: Sequence[str] = ()
+
+
+class StoredExamples(Sequence[Example]):
+    """The examples of a store, by number; nothing but the store is in memory.
+
+    Attributes:
+      fingerprint: SHA-256 (hex) of all examples in order, see `data.example.fingerprint`.
+      skipped: the bad rows that were left out.
+      rows: number of rows in the source.
+      unread: number of rows with each column that is not read.
+      notes: for the log.
+    """
+
+    def __init__(self, store: Store, names: Sequence[str]) -> None:
+        self.store, self.names = store, names
+        summary = store.summary
+        self.fingerprint = check_type(summary.get("fingerprint"), str, "fingerprint of a store")
+        self.rows = check_type(summary.get("rows"), int, "rows of a store")
+        self.notes = check_type(summary.get("notes"), list[str], "notes of a store")
+        self.unread = check_type(summary.get("unread"), dict[str, int], "unread columns of a store")
+
+    @cached_property
+    def skipped(self) -> list[SkippedRow]:
+        rows = check_type(self.store.summary.get("skipped"), list[dict[str, str]], "skipped rows of a store")
+        return [SkippedRow(**{**row, "where": named(row["where"], self.names)}) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        batch, place = self.store.find(index)
+        where = named(batch.column(2)[place].as_py(), self.names)
+        return replace(Example.from_record(json.loads(batch.column(0)[place].as_py())), where=where)
+
+    def raw(self, index: int) -> bytes:
+        """See `data.example.fingerprint_bytes`."""
+        batch, place = self.store.find(index)
+        return bytes(batch.column(1)[place].as_py() or batch.column(0)[place].as_py())
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+
+def named(where: str, names: Sequence[str]) -> str:
+    """The place of a row with the names of its files in place of their numbers."""
+    for number, name in enumerate(names):
+        where = where.replace(_NAME.format(number), name)
+    return where
+
+
+def _numbered(where: str, names: Sequence[str]) -> str:
+    for number, name in sorted(enumerate(names), key=lambda each: -len(each[1])):  # one name may contain another
+        where = where.replace(name, _NAME.format(number))
+    return where
+
+
+def read_examples(
+    origin: Origin, open_source: Callable[[], Opened], name: str, on_bad_example: OnBadExample, storage: Storage
+) -> StoredExamples:
+    """The examples of a source, from its store or read now.
+
+    Args:
+      open_source: opens the rows; not called where the store is there.
+      on_bad_example: `error` raises for bad rows (the first 10), `skip` leaves them out and lists them.
+
+    Raises:
+      ValueError: bad rows, or no valid row.
+    """
+    opened: list[Opened] = []
+
+    def source() -> Opened:
+        if not opened:
+            opened.append(open_source())
+        return opened[0]
+
+    def make(blocks: Sequence[range]) -> Iterator[Part]:
+        rows = len(source().rows)
+        reading = _Reading(source().rows, source().mapper, tuple(origin.names))
+        bad: list[SkippedRow] = []
+        with tqdm(total=sum(map(len, blocks)), desc=f"reading {name}", unit=" rows", disable=rows < BAR_FROM) as bar:
+            for part, block in zip(in_order(read_block, reading, blocks, storage.processes(rows)), blocks, strict=True):
+                bar.update(len(block))
+                bad += _skipped(part) if on_bad_example == "error" else []
+                if len(bad) >= ENOUGH:
+                    break
+                if not bad:
+                    yield part
+        if bad:
+            raise ValueError(bad_rows(name, [_renamed(row, origin.names) for row in bad[:ENOUGH]]))
+
+    def summarize(parts: Sequence[Part]) -> dict[str, object]:
+        summary = _summary(parts, source().notes)
+        if source().rows and not any(part.rows.num_rows for part in parts):
+            skipped = [_renamed(row, origin.names) for part in parts for row in _skipped(part)]
+            raise ValueError(f"source {name}: none of its {len(source().rows)} rows is valid.\n{listing(skipped)}")
+        check_styles(Counter(check_type(summary["styles"], dict[str, int], name)), name)
+        return summary
+
+    key = {"examples": origin.key, "on_bad_example": on_bad_example, "code": code_version("data")}
+    plan = StorePlan(
+        folder=None if origin.key is None else storage.folder(origin.data),
+        key=key,
+        rows=lambda: len(source().rows),
+        make=make,
+        summarize=summarize,
+        kept_from=storage.kept_from,
+    )
+    return StoredExamples(open_store(plan), origin.names)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a worker needs to read rows."""
+
+    rows: Rows
+    mapper: FieldMapper
+    names: tuple[str, ...]
+
+
+def read_block(reading: _Reading, block: range) -> Part:
+    """The valid examples of some rows."""
+    rows, mapper = reading.rows, reading.mapper
+    mapper.answer_styles.clear()
+    unread, bad = Counter[str](), list[SkippedRow]()
+    examples: list[tuple[bytes, bytes | None]] = []
+    places: list[str] = []
+    for index in block:
+        try:
+            row = rows.row(index)
+            example = mapper(row, rows.columns)
+            unread.update(mapper.unread(row, rows.columns))
+        except BadExample as error:
+            bad.append(SkippedRow(rows.where(index), error.field, error.reason, error.detail))
+            continue
+        examples.append(json_forms(example))
+        places.append(_numbered(rows.where(index), reading.names))
+    meta: dict[str, object] = {
+        "rows": len(block),
+        "unread": dict(unread),
+        "styles": dict(mapper.answer_styles),
+        "skipped": [{**asdict(row), "where": _numbered(row.where, reading.names)} for row in bad],
+    }
+    forms = [pa.array([each[number] for each in examples], pa.large_binary()) for number in (0, 1)]
+    return Part(pa.record_batch([*forms, pa.array(places, pa.string())], schema=SCHEMA), meta)
+
+
+def _skipped(part: Part) -> list[SkippedRow]:
+    return [SkippedRow(**row) for row in check_type(part.meta["skipped"], list[dict[str, str]], "a store")]
+
+
+def _renamed(row: SkippedRow, names: Sequence[str]) -> SkippedRow:
+    return replace(row, where=named(row.where, names))
+
+
+def _summary(parts: Sequence[Part], notes: Sequence[str]) -> dict[str, object]:
+    digest, unread, styles = hashlib.sha256(), Counter[str](), Counter[str]()
+    skipped: list[object] = []
+    rows = 0
+    for part in parts:
+        for kept, ordered in zip(part.rows.column(0), part.rows.column(1), strict=True):
+            digest.update(ordered.as_buffer() if ordered.is_valid else kept.as_buffer())
+        unread.update(check_type(part.meta["unread"], dict[str, int], "a store"))
+        styles.update(check_type(part.meta["styles"], dict[str, int], "a store"))
+        skipped += check_type(part.meta["skipped"], list[object], "a store")
+        rows += check_type(part.meta["rows"], int, "a store")
+    return {
+        "fingerprint": digest.hexdigest(),
+        "rows": rows,
+        "unread": dict(unread),
+        "styles": dict(styles),
+        "skipped": skipped,
+        "notes": list(notes),
+    }
+
+
+def chosen_rows(examples: StoredExamples, keep: Callable[[Example], bool]) -> np.ndarray:
+    """int64: the numbers of the examples to keep."""
+    return np.array([number for number, example in enumerate(examples) if keep(example)], np.int64)

@@ -1,0 +1,82 @@
+"""Work on blocks of data in worker processes, in order.
+
+joblib's loky processes start without running the caller's script again, so a notebook or a script without
+`if __name__ == "__main__"` may train.
+"""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import joblib
+
+State = TypeVar("State")
+Block = TypeVar("Block")
+Result = TypeVar("Result")
+
+IDLE_SECONDS = 10  # a worker ends after so many seconds without work, also when the main process was killed
+
+
+def default_workers() -> int:
+    """The processor cores that this process may use."""
+    return int(joblib.cpu_count())
+
+
+def in_order(
+    work: Callable[[State, Block], Result], state: State, blocks: Sequence[Block], workers: int
+) -> Iterator[Result]:
+    """work(state, block) of each block, in the order of the blocks; a few are computed ahead.
+
+    Args:
+      work: a function of a module.
+      state: what all blocks need; it must be picklable, and each worker reads it once.
+      workers: number of processes; 1: this process does the work.
+
+    Raises what `work` raises, at the first block that fails; RuntimeError if a worker is killed.
+    """
+    if workers <= 1 or len(blocks) < 2:
+        yield from (work(state, block) for block in blocks)
+        return
+    with tempfile.TemporaryDirectory(prefix="instructrec_") as folder:
+        path = Path(folder) / "state"  # read by this process's own workers only
+        path.write_bytes(pickle.dumps(state))
+        run = joblib.Parallel(
+            n_jobs=min(workers, len(blocks)),
+            return_as="generator",
+            batch_size=1,
+            pre_dispatch="2*n_jobs",
+            idle_worker_timeout=IDLE_SECONDS,
+        )
+        results = run(joblib.delayed(_work)(work, str(path), block) for block in blocks)
+        try:
+            with closing(results):
+                for result, error in results:
+                    if error is not None:
+                        raise error
+                    yield result
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"a worker process was killed, perhaps for lack of memory: lower data.workers ({workers})."
+            ) from error
+
+
+def _work(work: Callable[[State, Block], Result], path: str, block: Block) -> tuple[Result | None, Exception | None]:
+    """(result, None) or (None, error): an error must not overtake those of earlier blocks."""
+    try:
+        return work(_state(path), block), None
+    except Exception as error:
+        return None, error
+
+
+@lru_cache(maxsize=1)
+def _state(path: str) -> object:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores
+    jax.config.update("jax_platforms", "cpu")  # an accelerator belongs to the main process
+    return pickle.loads(Path(path).read_bytes())

@@ -1,0 +1,322 @@
+"""Encoded examples in a store: tokenized once, in worker processes, and read one by one.
+
+A row of the store is an `Encoded`: its tokens and target (`data.codec`), their lengths, and the number of its example
+in the source. `EncodedExamples` is a sequence of them, of one or several sources, that holds nothing but the store.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from instructrec_jax.data.batch import Text
+from instructrec_jax.data.codec import pack, unpack
+from instructrec_jax.data.example import Example, json_forms
+from instructrec_jax.data.example_store import BAR_FROM
+from instructrec_jax.data.mixture import NumberedExamples
+from instructrec_jax.data.parallel import in_order
+from instructrec_jax.data.skipped import OnBadExample, SkippedRow, listing
+from instructrec_jax.data.storage import Storage, code_version, digest_of
+from instructrec_jax.data.store import PART_ROWS, Part, Store, StorePlan, open_store
+from instructrec_jax.files import check_type
+from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.tasks.encoding import encode_usable
+
+NONE = -1  # length of a target that is not there; number of an example that the task made itself
+SCHEMA = pa.schema(
+    [
+        ("length", pa.int32()),
+        ("target_length", pa.int32()),
+        ("number", pa.int64()),  # of the example in the source
+        ("group", pa.int32()),  # equal in a part for encodings of one example
+        ("task", pa.string()),
+        ("text", pa.large_binary()),
+        ("goal", pa.large_binary()),
+        ("made", pa.large_binary()),  # JSON of an example that the task made (a turn of a dialogue), else null
+        ("made_sorted", pa.large_binary()),  # see `data.example.json_forms`
+        ("where", pa.string()),  # of that one
+    ]
+)
+TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*"),
+    *("sentence_bert_config.json", "config_sentence_transformers.json"),
+)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The encodings of one source, and its examples by number."""
+
+    store: Store
+    examples: NumberedExamples
+
+
+class EncodedExamples(Sequence[Encoded]):
+    """Encoded examples of one or several stores; see the module.
+
+    Attributes:
+      rows: int64, the chosen rows of all stores end to end; None: all.
+    """
+
+    def __init__(self, sources: Sequence[_Source], rows: np.ndarray | None = None) -> None:
+        self._sources, self.rows = sources, rows
+        self._ends = np.cumsum([len(source.store) for source in sources], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1] if len(self._ends) else 0) if self.rows is None else len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return list(self._read(range(*index.indices(len(self)))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return next(self._read([index % len(self)]))
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return self._read(range(len(self)))
+
+    def _read(self, indices: Sequence[int]) -> Iterator[Encoded]:
+        """Consecutive encodings of one example have it as one object."""
+        last: tuple[object, Example | None] = (None, None)
+        for index in indices:
+            row = index if self.rows is None else int(self.rows[index])
+            number = int(np.searchsorted(self._ends, row, side="right"))
+            source = self._sources[number]
+            batch, place = source.store.find(row - (int(self._ends[number - 1]) if number else 0))
+            values = {name: batch.column(name)[place].as_py() for name in ("number", "group", "text", "goal")}
+            group = (number, id(batch), values["group"])
+            if last[1] is None or group != last[0]:
+                last = (group, _example(batch, place, values["number"], source.examples))
+            tokens, types, target = unpack(values["text"])  # type: ignore[misc]
+            assert last[1] is not None
+            yield Encoded(Text(tokens, types, target), unpack(values["goal"]), last[1])
+
+    def chosen(self, rows: np.ndarray) -> "EncodedExamples":
+        """Some of them. rows: int64 or bool, as NumPy takes an index."""
+        return EncodedExamples(self._sources, np.arange(len(self))[rows] if self.rows is None else self.rows[rows])
+
+    def _numbers(self, column: str) -> np.ndarray:
+        found = [source.store.numbers(column) for source in self._sources]
+        whole = np.concatenate([*found, np.zeros(0, np.int32)])
+        return whole if self.rows is None else whole[self.rows]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [examples]: tokens of each text."""
+        return self._numbers("length").astype(np.int64)
+
+    @cached_property
+    def target_lengths(self) -> np.ndarray | None:
+        """int64 [examples]: tokens of each target; None where there are none."""
+        lengths = self._numbers("target_length").astype(np.int64)
+        return lengths if len(lengths) and lengths.max() >= 0 else None
+
+    def of_task(self, name: str) -> "EncodedExamples":
+        """Those of a task."""
+        equal = [pc.equal(part.rows.column("task"), name) for source in self._sources for part in source.store.parts]
+        found = np.concatenate([*(each.to_numpy(zero_copy_only=False) for each in equal), np.zeros(0, bool)])
+        return self.chosen(found if self.rows is None else found[self.rows])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the examples of the only source, an example for each of its encodings."""
+        (source,) = self._sources
+        return check_type(source.store.summary["fingerprint"], str, "a store")
+
+    @property
+    def skipped(self) -> list[SkippedRow]:
+        """The examples that the task cannot use, see `data.on_bad_example`."""
+        return [row for source in self._sources for row in _skipped(source.store.summary)]
+
+
+def _example(batch: pa.RecordBatch, place: int, number: int, examples: NumberedExamples) -> Example:
+    if number != NONE:
+        return examples[number]
+    made = Example.from_record(json.loads(batch.column("made")[place].as_py()))
+    return replace(made, where=batch.column("where")[place].as_py())
+
+
+def joined(parts: Sequence[EncodedExamples]) -> EncodedExamples:
+    """The encodings of several sources, one after another (whole ones)."""
+    return EncodedExamples([source for part in parts for source in part._sources])
+
+
+def of_task(encoded: Sequence[Encoded], name: str) -> Sequence[Encoded]:
+    """The encoded examples of a task."""
+    if isinstance(encoded, EncodedExamples):
+        return encoded.of_task(name)
+    return [e for e in encoded if e.example.task == name]
+
+
+# ---------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """What a worker needs to encode examples. `numbers`: int64, of the examples to encode."""
+
+    task: Task
+    examples: NumberedExamples
+    numbers: np.ndarray
+    on_bad_example: OnBadExample
+
+
+def encode_stored(
+    task: Task,
+    examples: NumberedExamples,
+    numbers: np.ndarray,
+    on_bad_example: OnBadExample,
+    *,
+    name: str = "",
+    folder: Path | None = None,
+    key: object = None,
+    storage: Storage | None = None,
+) -> EncodedExamples:
+    """Encodes examples, or opens the store that holds them encoded. Adds to the counts of the task's context.
+
+    Args:
+      numbers: int64, of the examples to encode.
+      name: of the source, for the progress bar.
+      folder: of the stores; None: in memory.
+      key: what identifies the examples, the task's settings and its tokenizer: see `token_key`.
+
+    Raises:
+      BadExample, ValueError: as `tasks.encoding.encode_usable`.
+    """
+    storage = storage or Storage()
+    workers = 1 if task.encodes_together else storage.processes(len(numbers))
+    encoding = _Encoding(task, examples, numbers, on_bad_example)
+
+    def make(blocks: Sequence[range]) -> Iterator[Part]:
+        hidden = len(numbers) < BAR_FROM
+        with tqdm(total=sum(map(len, blocks)), desc=f"tokenizing {name}", unit=" examples", disable=hidden) as bar:
+            for part, block in zip(in_order(encode_block, encoding, blocks, workers), blocks, strict=True):
+                bar.update(len(block))
+                yield part
+
+    def summarize(parts: Sequence[Part]) -> dict[str, object]:
+        return _summary(parts, examples)
+
+    plan = StorePlan(
+        folder=None if key is None else folder,
+        key={"tokens": key, "code": code_version("data", "tasks", "ranking")},
+        rows=lambda: len(numbers),
+        make=make,
+        summarize=summarize,
+        kept_from=storage.kept_from,
+        part_rows=max(len(numbers), 1) if task.encodes_together else PART_ROWS,
+    )
+    store = open_store(plan)
+    for context, counts in zip(_contexts(task), store.summary["counts"], strict=True):  # type: ignore[call-overload]
+        for what, number in check_type(counts, dict[str, int], "counts of a store").items():
+            context.count(what, number)
+    skipped = _skipped(store.summary)
+    if skipped and not len(store):
+        raise ValueError(f"none of {len(skipped):,} examples is usable.\n{listing(skipped)}")
+    return EncodedExamples([_Source(store, examples)])
+
+
+def token_key(task: Task, settings: object, examples: str, numbers: np.ndarray, on_bad_example: str) -> object:
+    """What the encodings of examples depend on, as JSON; None where that cannot be told.
+
+    Args:
+      settings: of the task, as JSON.
+      examples: fingerprint of all examples of the source.
+      numbers: int64, of those to encode.
+    """
+    context = task.context
+    if context.folder is None:
+        return None
+    files = sorted({file for pattern in TOKENIZER_FILES for file in context.folder.glob(pattern) if file.is_file()})
+    own = {
+        name: getattr(context, name)
+        for name in ("max_length", "truncate", "lower_case", "prompt", "kind", "decoder_start_token_id", "vocab_size")
+    }
+    return {
+        "examples": examples,
+        "chosen": hashlib.sha256(numbers.astype(np.int64).tobytes()).hexdigest(),
+        "task": settings,
+        "beside": task.encoding_depends_on(),
+        "context": {**own, "held_out": list(context.held_out), "new_items": context.new_items},
+        "seed": context.seed if task.encodes_together else None,
+        "tokenizer": dict(zip([file.name for file in files], digest_of(files), strict=True)),
+        "on_bad_example": on_bad_example,
+    }
+
+
+def encode_block(encoding: _Encoding, block: range) -> Part:
+    """The encodings of some examples, without a trace in the task's own counts."""
+    task = encoding.task
+    numbers = encoding.numbers[block.start : block.stop].tolist()
+    examples = [encoding.examples[number] for number in numbers]
+    contexts = _contexts(task)
+    before = [Counter(context.counts) for context in contexts]
+    encoded, bad = encode_usable(task, examples, encoding.on_bad_example)
+    counts = [dict(Counter(c.counts) - b) for c, b in zip(contexts, before, strict=True)]
+    for context, own in zip(contexts, before, strict=True):
+        context.counts.clear()
+        context.counts.update(own)
+    known = {id(example): number for example, number in zip(examples, numbers, strict=True)}
+    return Part(_batch(encoded, known), {"counts": counts, "skipped": [asdict(row) for row in bad]})
+
+
+def _batch(encoded: Sequence[Encoded], known: dict[int, int]) -> pa.RecordBatch:
+    groups: dict[int, int] = {}
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for e in encoded:
+        number = known.get(id(e.example), NONE)
+        own = number == NONE
+        made = json_forms(e.example) if own else (None, None)
+        values = {
+            "length": len(e.text.tokens),
+            "target_length": NONE if e.text.target is None else len(e.text.target),
+            "number": number,
+            "group": groups.setdefault(id(e.example), len(groups)),
+            "task": e.example.task,
+            "text": pack((e.text.tokens, e.text.types, e.text.target)),
+            "goal": pack(e.target),
+            "made": made[0],
+            "made_sorted": made[1],
+            "where": e.example.where if own else None,
+        }
+        for name, value in values.items():
+            columns[name].append(value)
+    return pa.record_batch([pa.array(columns[each.name], each.type) for each in SCHEMA], schema=SCHEMA)
+
+
+def _contexts(task: Task) -> list[Any]:
+    """The contexts of a task and its subtasks, those that count apart."""
+    return list({id(each.context.counts): each.context for each in (task, *task.subtasks.values())}.values())
+
+
+def _summary(parts: Sequence[Part], examples: NumberedExamples) -> dict[str, object]:
+    digest = hashlib.sha256()
+    counts: list[Counter[str]] = []
+    skipped: list[object] = []
+    for part in parts:
+        columns = [part.rows.column(name) for name in ("number", "made", "made_sorted")]
+        for number, made, ordered in zip(columns[0].to_pylist(), *columns[1:], strict=True):
+            digest.update(examples.raw(number) if number != NONE else ordered.as_py() or made.as_py())
+        own = check_type(part.meta["counts"], list[dict[str, int]], "a store")
+        counts = counts or [Counter() for _ in own]
+        for total, each in zip(counts, own, strict=True):
+            total.update(each)
+        skipped += check_type(part.meta["skipped"], list[object], "a store")
+    return {"fingerprint": digest.hexdigest(), "counts": [dict(each) for each in counts], "skipped": skipped}
+
+
+def _skipped(summary: dict[str, object]) -> list[SkippedRow]:
+    return [SkippedRow(**row) for row in check_type(summary["skipped"], list[dict[str, str]], "a store")]
