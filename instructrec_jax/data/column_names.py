@@ -21,20 +21,7 @@ LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent
 ANSWERS = ("completion", "response", "answer", "answers", "reply", "summary", "highlights")
 PREFERENCES = ("chosen", "rejected")
 NUMBERS = ("score", "rating", "stars", "similarity")
-_ALL = {
-    PREFERRED,
-    REJECTED,
-    *MESSAGES,
-    *WORDS,
-    *TAGS,
-    *QUESTIONS,
-    *CONTEXTS,
-    *TEXTS,
-    *PROMPTS,
-    *LABELS,
-    *ANSWERS,
-    *NUMBERS,
-}
+_ALL = {*PREFERENCES, *MESSAGES, *WORDS, *TAGS, *QUESTIONS, *CONTEXTS, *TEXTS, *PROMPTS, *LABELS, *ANSWERS, *NUMBERS}
 _ALL |= {name for pair in PAIRS for name in pair}
 
 
