@@ -98,6 +98,8 @@ def _unpack(owner: PlainFile, head: bytes, text: bool) -> Path:
         chunks = _chunks(file, lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
     if chunks is not None:
         first = next(chunks, b"")
+        if first.startswith((_GZIP, _ZSTD)):
+            raise ValueError(f"file {file}: it is compressed twice: unpack it once.")
         coding = _coding(first) if text else None
         parts = _with(first, chunks)
     else:

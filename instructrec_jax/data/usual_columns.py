@@ -42,6 +42,8 @@ def usual_fields(fields: FieldsConfig, columns: Sequence[str], row: Mapping[str,
       columns: all columns of the source.
       row: one of its records; tells lists and objects from texts.
     """
+    if fields.messages not in (None, "messages"):
+        return fields  # the user named the conversation
     if fields.messages is not None and fields.messages in columns and not is_blank(row.get(fields.messages)):
         return fields
     if _is_missing(fields, "messages", columns) and _is_missing(fields, "instruction", columns):
