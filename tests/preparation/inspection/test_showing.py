@@ -143,7 +143,7 @@ def test_memory_does_not_grow_with_the_rows(
     monkeypatch.setattr(showing, "SAMPLE", 20)
     peaks = []
     for count in (200, 200, 1_500):  # the first one for what is made once
-        path = write(tmp_path / name, [{"instruction": f"{n} " + "x" * 6_000, "output": "b"} for n in range(count)])
+        path = write(tmp_path / name, [{"instruction": f"{n} " + "x " * 3_000, "output": "b"} for n in range(count)])
         tracemalloc.start()
         shown(path, backbone="chat")
         peaks.append(tracemalloc.get_traced_memory()[1])
