@@ -33,12 +33,13 @@ class ParquetRows:
         self.edges: np.ndarray = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # first row of each group
         if not self.edges[-1]:
             raise ValueError(f"file {self.file}: it holds no records; remove it from the sources or fill it.")
-        self._close()
+        self.close()
 
     def _open(self) -> pq.ParquetFile:
         return open_parquet(self.file, self.plain.path, buffer_size=_PAGES)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Forgets the batch and closes the file until a row is read again."""
         self._parquet: pq.ParquetFile | None = None
         self._group, self._first = -1, 0
         self._batches: Iterator[pa.RecordBatch] = iter(())
@@ -50,7 +51,7 @@ class ParquetRows:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._close()
+        self.close()
 
     @property
     def names(self) -> Sequence[str]:
@@ -98,7 +99,7 @@ class ParquetRows:
                 self._size = batch.num_rows
                 self._columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         except (pa.ArrowException, OSError, StopIteration) as error:
-            self._close()
+            self.close()
             rows = f"rows {self.edges[group] + 1:,} to {self.edges[group + 1]:,}"
             message = f"unreadable Parquet in row group {group + 1} ({rows}): {str(error) or 'rows are missing'}"
             raise ValueError(f"file {self.file}: {message}; write the file again.") from None

@@ -131,6 +131,7 @@ class ChainedRows:
         known = [columns for columns in named if columns is not None]
         # All columns of files of one kind; in order, each once.
         self.columns = list(dict.fromkeys(chain(*known))) if len(known) == len(parts) else None
+        self.last = parts[0]  # the file that was read last
 
     @property
     def names(self) -> Sequence[str]:
@@ -149,6 +150,10 @@ class ChainedRows:
 
     def row(self, index: int) -> dict[str, object]:
         part, inside = self._find(index)
+        if part is not self.last:
+            if isinstance(self.last, ParquetRows):
+                self.last.close()  # of thousands of files, one is open
+            self.last = part
         return part.row(inside)
 
     def where(self, index: int) -> str:

@@ -191,7 +191,8 @@ def _parse_line(text: str) -> dict[str, object]:
 
 def _object(record: object) -> dict[str, object]:
     if not isinstance(record, dict):
-        raise BadExample("", "wrong type", f"expected an object with named fields, found {show(record)}.")
+        hint = "; name a file with one array of objects .json" if isinstance(record, list) else ""
+        raise BadExample("", "wrong type", f"expected an object with named fields, found {show(record)}{hint}.")
     return record
 
 

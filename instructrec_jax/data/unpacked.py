@@ -1,18 +1,21 @@
 """The plain bytes of a data file: of the file itself, or of a temporary copy where it is compressed or UTF-16.
 
 Compression is recognized by the first bytes, not by the name. A copy is made as a stream, lies in the folder for
-temporary files (environment variable TMPDIR), and is deleted when it is no longer used; copies of killed processes are
-deleted the next time that one is made.
+temporary files (environment variable TMPDIR), and is deleted when it is no longer used; those of killed processes are
+deleted by the next process that makes one.
 """
 
+import atexit
 import codecs
 import gzip
 import os
+import shutil
 import tempfile
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +25,7 @@ from instructrec_jax.files import try_lock
 
 BOM = codecs.BOM_UTF8
 CHUNK = 1 << 20
-_PREFIX = "instructrec-unpacked-"
+_PREFIX, _LOCK = "instructrec-unpacked-", "lock"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _ARCHIVES = {b"PK\x03\x04": "a zip archive", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"7z\xbc\xaf": "a 7z archive"}
 _WIDE = {  # UTF-32 first: its mark starts with that of UTF-16
@@ -48,7 +51,6 @@ class PlainFile:
 
     def __init__(self, file: Path, *, text: bool) -> None:
         self.file = file
-        self._handle: BinaryIO | None = None
         try:
             with open(file, "rb") as stream:
                 head = stream.read(8)
@@ -60,22 +62,18 @@ class PlainFile:
         except OSError as error:
             raise ValueError(f"file {file}: cannot be read ({error}).") from error
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_handle": None}
-
     def open(self) -> BinaryIO:
         return open(self.path, "rb")
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes from `start` to before `end`. Raises ValueError if the file has changed or was deleted."""
-        if self._handle is None:
-            try:
-                self._handle = open(self.path, "rb", buffering=0)
-            except FileNotFoundError:
-                raise ValueError(f"file {self.file}: it was deleted while in use; start again.") from None
-        if _identity(os.fstat(self._handle.fileno())) != self._identity:
+        try:
+            handle = _opened(self.path, self._identity)
+        except FileNotFoundError:
+            raise ValueError(f"file {self.file}: it was deleted while in use; start again.") from None
+        if _identity(os.fstat(handle.fileno())) != self._identity:
             raise ValueError(f"file {self.file}: it changed while in use; start again.")
-        data = os.pread(self._handle.fileno(), end - start, start)  # safe when threads share the file
+        data = os.pread(handle.fileno(), end - start, start)  # safe when threads share the file
         if len(data) != end - start:
             raise ValueError(f"file {self.file}: read only {len(data)} of {end - start} bytes; start again.")
         return data
@@ -144,36 +142,52 @@ def _as_utf8(chunks: Iterator[bytes], coding: str, file: Path) -> Iterator[bytes
 
 
 def _copied(owner: PlainFile, chunks: Iterator[bytes]) -> Path:
-    folder = Path(tempfile.gettempdir())
-    _sweep(folder)
-    handle, name = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
-    path, stream = Path(name), os.fdopen(handle, "wb")
-    with suppress(OSError):  # without locks in the file system, `_sweep` deletes nothing either
-        try_lock(stream)
-    weakref.finalize(owner, _delete, stream, path, os.getpid())
-    for chunk in chunks:
-        try:
-            stream.write(chunk)
-        except OSError as error:
-            remedy = "set TMPDIR to a folder with more space, or unpack the file yourself"
-            raise ValueError(
-                f"file {owner.file}: cannot be unpacked to {folder} ({error.strerror}): {remedy}."
-            ) from None
-    stream.flush()
-    return path
+    folder = _own_folder(os.getpid(), tempfile.gettempdir())
+    handle, name = tempfile.mkstemp(dir=folder)
+    weakref.finalize(owner, _delete, Path(name), os.getpid())
+    with os.fdopen(handle, "wb") as stream:
+        for chunk in chunks:
+            try:
+                stream.write(chunk)
+                stream.flush()
+            except OSError as error:
+                remedy = "set TMPDIR to a folder with more space, or unpack the file yourself"
+                message = f"cannot be unpacked to {folder.parent} ({error.strerror}): {remedy}"
+                raise ValueError(f"file {owner.file}: {message}.") from None
+    return Path(name)
 
 
-def _delete(stream: BinaryIO, path: Path, owner: int) -> None:
-    """Deletes a copy and ends its lock; in a forked child, which only shares it, nothing."""
-    if os.getpid() == owner:
+def _delete(path: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child only shares the copy
         path.unlink(missing_ok=True)
-        with suppress(OSError):
-            stream.close()
+        _opened.cache_clear()  # an open file would keep the space on the disk; others are opened again when read
 
 
-def _sweep(folder: Path) -> None:
-    """Deletes the copies of processes that were killed."""
-    for path in folder.glob(f"{_PREFIX}*"):
-        with suppress(OSError), open(path, "rb") as file:
+@lru_cache(maxsize=1)
+def _own_folder(process: int, parent: str) -> Path:
+    """A folder for the copies of this process, locked until it ends. Deletes those of processes that were killed."""
+    for folder in Path(parent).glob(f"{_PREFIX}*"):
+        with suppress(OSError), open(folder / _LOCK, "rb") as file:
             if try_lock(file):
-                path.unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        lock = open(folder / _LOCK, "wb")
+        atexit.register(_remove, folder, lock, process)
+        try:
+            if try_lock(lock) and folder.exists():
+                return folder  # otherwise, another process has just taken it for that of a killed one
+        except OSError:
+            return folder  # no locks in the file system: nobody else gets one either
+
+
+def _remove(folder: Path, lock: BinaryIO, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+    lock.close()
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, identity: tuple[int, int]) -> BinaryIO:
+    """One of the open files; what falls out of the cache is closed when no thread reads it."""
+    return open(path, "rb", buffering=0)

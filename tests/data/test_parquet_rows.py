@@ -107,3 +107,11 @@ def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"a.parquet: .*row group 3 \(rows 21 to 30\).*write"):
             rows.row(22)
     assert rows.row(30) == ROWS[30]
+
+
+def test_one_of_many_files_is_open(tmp_path: Path) -> None:
+    for number in range(5):
+        written(tmp_path / f"{number}.parquet", ROWS[number * 10 : number * 10 + 10])
+    rows = open_rows(str(tmp_path))
+    assert [rows.row(n) for n in range(50)] == ROWS and rows.row(3) == ROWS[3]
+    assert [part._parquet is not None for part in rows.parts] == [True, False, False, False, False]

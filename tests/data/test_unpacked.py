@@ -2,6 +2,7 @@
 
 import gc
 import gzip
+import io
 import os
 import pickle
 import subprocess
@@ -27,6 +28,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return own
 
 
+def copies(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*/*") if path.name != "lock"]
+
+
 def zipped(path: Path, data: bytes = LINES) -> Path:
     path.write_bytes(gzip.compress(data, mtime=0))
     return path
@@ -50,15 +55,17 @@ def test_a_copy_lives_as_long_as_its_reader(tmp_path: Path, folder: Path, kind: 
     else:
         path.write_bytes(data)
     plain = PlainFile(path, text=True)
-    (copy,) = folder.iterdir()
+    (copy,) = copies(folder)
     other = pickle.loads(pickle.dumps(plain))
     assert plain.read(9, 17) == other.read(9, 17) == b'{"a": 2}'
     del other
     gc.collect()
     assert copy.exists()
+    handle = unpacked._opened(plain.path, plain._identity)
     del plain
     gc.collect()
-    assert not copy.exists()
+    assert not copy.exists() and unpacked._opened.cache_info().currsize == 0
+    handle.close()
 
 
 def test_bytes_that_are_no_text_are_not_decoded(tmp_path: Path) -> None:
@@ -73,13 +80,13 @@ def test_another_process_reads_the_copy_and_leaves_it(tmp_path: Path, folder: Pa
     done = subprocess.run(
         [sys.executable, "-c", code], input=pickle.dumps(rows), capture_output=True, timeout=120, check=True
     )
-    assert done.stdout.strip() == b"{'a': 2}" and len(list(folder.iterdir())) == 1
+    assert done.stdout.strip() == b"{'a': 2}" and len(copies(folder)) == 1
     if (child := os.fork()) == 0:
         del rows
         gc.collect()
         os._exit(0)
     os.waitpid(child, 0)
-    assert rows.row(0) == {"a": 1} and len(list(folder.iterdir())) == 1
+    assert rows.row(0) == {"a": 1} and len(copies(folder)) == 1
 
 
 def test_copies_of_killed_processes_are_deleted(tmp_path: Path, folder: Path) -> None:
@@ -89,24 +96,63 @@ def test_copies_of_killed_processes_are_deleted(tmp_path: Path, folder: Path) ->
         f"tempfile.tempdir = {str(folder)!r}; rows = open_rows({str(path)!r}); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], timeout=120)
-    (left,) = folder.iterdir()
+    (left,) = copies(folder)
     first, second = (open_rows(str(path)) for _ in range(2))
-    assert not left.exists() and len(list(folder.iterdir())) == 2 and first.row(0) == second.row(0)
+    assert not left.exists() and len(copies(folder)) == 2 and first.row(0) == second.row(0)
+
+
+def test_a_folder_ends_with_its_process(tmp_path: Path, folder: Path) -> None:
+    path = zipped(tmp_path / "a.jsonl.gz")
+    code = (
+        "import tempfile; from instructrec_jax.data.rows import open_rows; "
+        f"tempfile.tempdir = {str(folder)!r}; rows = open_rows({str(path)!r}); print(rows.row(1))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, check=True, capture_output=True)
+    assert done.stdout.strip() == b"{'a': 2}" and not list(folder.iterdir())
+
+
+def test_a_folder_that_another_process_took_is_made_again(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its making and its lock, it looks like that of a killed process."""
+    locks = iter([False, True])
+    monkeypatch.setattr(unpacked, "try_lock", lambda file: next(locks))
+    rows = open_rows(str(zipped(tmp_path / "a.jsonl.gz")))
+    assert rows.row(1) == {"a": 2} and len(list(folder.iterdir())) == 2
+
+
+def test_few_files_are_open_at_once(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"{number:03}.jsonl").write_bytes(LINES)
+        zipped(tmp_path / f"{number:03}.x.jsonl.gz")
+    rows = open_rows(str(tmp_path))
+    before = len(os.listdir("/dev/fd"))
+    assert [rows.row(n)["a"] for n in range(400)] == [1, 2] * 200
+    assert len(os.listdir("/dev/fd")) <= before + 64
+
+
+def test_a_file_that_was_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(LINES)
+    rows = pickle.dumps(open_rows(str(path)))
+    unpacked._opened.cache_clear()
+    path.unlink()
+    with pytest.raises(ValueError, match="a.jsonl: it was deleted"):
+        pickle.loads(rows).row(0)
 
 
 def test_a_full_disk_names_the_folder(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    class Full:
-        write = close = staticmethod(full)
+    class Full(io.BytesIO):
+        write = full
 
-    monkeypatch.setattr(unpacked, "try_lock", lambda file: True)
     monkeypatch.setattr(unpacked.os, "fdopen", lambda handle, mode: os.close(handle) or Full())
     with pytest.raises(ValueError, match="a.jsonl.gz.*temporary.*No space left.*TMPDIR"):
         open_rows(str(zipped(tmp_path / "a.jsonl.gz")))
     gc.collect()
-    assert not list(folder.iterdir())
+    assert not copies(folder)
 
 
 def test_memory_is_that_of_a_chunk(tmp_path: Path, folder: Path) -> None:
