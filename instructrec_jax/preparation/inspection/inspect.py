@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from instructrec_jax.preparation.inspection.sizing import length_settings, open_
 from instructrec_jax.preparation.inspection.splitting import LEFT_OUT, SPLITS, Parts, Rows, divide
 from instructrec_jax.preparation.inspection.table import Guess, Setting, Table
 from instructrec_jax.preparation.inspection.writing import configuration
+
+ShownKind = Literal["file", "datasets"]
 
 
 @dataclass(kw_only=True)
@@ -43,6 +46,10 @@ class InspectConfig:
     """share of the rows for test"""
     overwrite: bool = False
     """replace `out` and its folder of splits"""
+    kind: ShownKind = "file"
+    """without `out`: datasets: FILE is a data set of HuggingFace, by name or folder"""
+    split: str = "train"
+    """without `out`: of a data set"""
     fields: FieldsConfig = field(default_factory=FieldsConfig)
     """without `out`: columns of each field of an example, as data.train's"""
     template: TemplateName = "auto"
@@ -135,7 +142,7 @@ def _check(config: InspectConfig) -> tuple[Path, Path]:
     if out.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--out {config.out or 'is missing'}: name the .yaml file to write.")
     data = out.with_name(f"{out.stem}.data")
-    for name in ("fields", "template", "enable_thinking", "max_length"):
+    for name in ("kind", "split", "fields", "template", "enable_thinking", "max_length"):
         if getattr(config, name) != getattr(InspectConfig(), name):
             raise ValueError(f"--{name} is for showing only: leave out --out, or change {name} in the file it writes.")
     for path in (out, data):

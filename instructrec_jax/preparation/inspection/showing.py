@@ -7,7 +7,6 @@ tokenized for a random sample of rows, which is all of them in files of up to `S
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from instructrec_jax.data.conversations import JOINT
 from instructrec_jax.data.example import BadExample, Example, fingerprint_bytes
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.hub import DatasetRows, class_names, open_dataset
 from instructrec_jax.data.own_template import Rendering
 from instructrec_jax.data.prompts import as_text, find_template, question, render, tokenize_pieces, written
 from instructrec_jax.data.rows import ChainedRows, Rows, open_rows
@@ -97,9 +97,19 @@ def show(config: InspectConfig) -> Shown:
     if not config.files:
         raise ValueError("name one or more data files: prepare inspect FILE...")
     name = ", ".join(config.files)
-    fields, rows = with_usual_fields(lambda columns: _open(config.files, columns), config.fields, name)
+    data_sets = {file: open_dataset(file, None, config.split, False) for file in config.files if config.kind != "file"}
+    if config.kind == "file" and config.split != "train":
+        raise ValueError(f"--split {config.split}: files have no splits; name the file of the split.")
+
+    def opened(columns: set[str]) -> Rows:
+        if not data_sets:
+            return ChainedRows([open_rows(file, columns) for file in config.files])
+        return ChainedRows([DatasetRows(each, file, columns) for file, each in data_sets.items()])
+
+    fields, rows = with_usual_fields(opened, config.fields, name)
     renderer = _Renderer(config)
-    mapper, found = FieldMapper(fields), _Findings(config.seed, len(rows))
+    classes = {column: names for each in data_sets.values() for column, names in class_names(each.features).items()}
+    mapper, found = FieldMapper(fields, class_names=classes), _Findings(config.seed, len(rows))
     for index in tqdm(range(len(rows)), desc=f"reading {name}", unit="row", disable=len(rows) < 50_000, leave=False):
         try:
             row = rows.row(index)
@@ -116,10 +126,6 @@ def show(config: InspectConfig) -> Shown:
     if note := unread_note(name, found.unread, len(rows)):
         shown.notes.append(note)
     return shown
-
-
-def _open(files: Sequence[str], columns: set[str] | None) -> ChainedRows:
-    return ChainedRows([open_rows(file, columns) for file in files])
 
 
 class _Renderer:

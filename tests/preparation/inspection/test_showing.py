@@ -152,12 +152,32 @@ def test_memory_does_not_grow_with_the_rows(
     assert PlainFile(path, text=True).size
 
 
+def test_a_data_set_of_huggingface(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    datasets.Dataset.from_dict({"text": ["dull", "warm"], "label": [0, 1]}, features=features).save_to_disk(
+        tmp_path / "a"
+    )
+    found = shown(tmp_path / "a", kind="datasets", backbone="films")
+    assert [text for _, text in found.examples] == ["dull\n⟦target: bad⟧", "warm\n⟦target: good⟧"]
+    with pytest.raises(ValueError, match="split"):
+        shown(tmp_path / "a", kind="datasets", split="test")
+    with pytest.raises(ValueError, match="--split test: files"):
+        shown(tmp_path / "a", split="test")
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "a.jsonl", [{"question": "two?", "answer": "Four.", "note": 1}])
     told = main(["inspect", str(path), "--max_length", "10", "--fields.ignore", "[note]"])
     assert told == {"form": "question and answer", "rows": 1, "bad": 0, "duplicates": 0}
     out = capsys.readouterr().out
     assert "max_length 10" in out and "⟦Four." in out
+    with pytest.raises(SystemExit):
+        main(["inspect", "--help"])
+    out = capsys.readouterr().out
+    assert "--max_length" in out and "--fields.messages" in out and "--overwrite" in out
     for args, message in [
         ([], "name one or more"),
         ([str(path), "--out", str(tmp_path / "x.yaml"), "--max_length", "10"], "--max_length is for showing"),
