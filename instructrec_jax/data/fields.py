@@ -318,7 +318,11 @@ class FieldMapper:
             recipe = self.recipes[name]
             if error.reason == "wrong type" and recipe is not None and recipe.column:
                 hint = f'to make text of it, set fields.{name} to "{{{recipe.column}}}"'
-                hint += f", to leave the column out, set fields.{name} to null." if optional else "."
+                if isinstance(value, bytes):
+                    hint = "write the column as text, not as binary"
+                elif not isinstance(value, int | float):
+                    hint = f"name the text inside of it in fields.{name}, or write it as text"
+                hint += f"; to leave the column out, set fields.{name} to null." if optional else "."
                 raise BadExample(name, error.reason, f"{error.detail[:-1]}; {hint}") from None
             raise
 
