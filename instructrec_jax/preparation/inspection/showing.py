@@ -7,6 +7,7 @@ tokenized for a random sample of rows, which is all of them in files of up to `S
 import hashlib
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,8 +17,17 @@ from instructrec_jax.data.conversations import JOINT
 from instructrec_jax.data.example import BadExample, Example, fingerprint_bytes
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.hub import DatasetRows, class_names, open_dataset
-from instructrec_jax.data.own_template import Rendering
-from instructrec_jax.data.prompts import as_text, find_template, question, render, tokenize_pieces, written
+from instructrec_jax.data.own_template import Pieces, Rendering
+from instructrec_jax.data.prompts import (
+    Tokens,
+    as_text,
+    find_template,
+    opening_tokens,
+    question,
+    render,
+    tokenize_pieces,
+    written,
+)
 from instructrec_jax.data.rows import ChainedRows, Rows, open_rows
 from instructrec_jax.data.skipped import SkippedRow, listing
 from instructrec_jax.data.sources import with_usual_fields
@@ -29,6 +39,7 @@ from instructrec_jax.preparation.inspection.sizing import Network, open_network
 
 EXAMPLES = 3
 LONGEST = 1_000  # characters of a piece of an example that are shown
+ROOM = 2_000_000  # characters that are tokenized together
 LISTED = 1_000  # bad rows whose errors are remembered; all are counted
 OPENING, CLOSING = "⟦", "⟧"
 QUANTILES = {"least": 0.0, "median": 0.5, "90%": 0.9, "99%": 0.99, "most": 1.0}
@@ -121,6 +132,7 @@ def show(config: InspectConfig) -> Shown:
             found.refuse(error.at(rows.where(index)))
             continue
         found.count(example)
+    found.tokenize(renderer)
     shown = found.shown(_form(fields, found.first, found.first_row(rows)), _written(fields), config.max_length)
     shown.notes += renderer.notes(found.counted)
     if note := unread_note(name, found.unread, len(rows)):
@@ -143,32 +155,38 @@ class _Renderer:
             raise ValueError(f"--template {config.template} needs the tokenizer of a language model: --backbone PATH.")
         elif config.template != "auto":
             self.template = TEMPLATES[config.template]
+        # special tokens after an encoder's text
+        special = self.network.tokenizer.num_special_tokens_to_add()
+        self.closing = special - len(opening_tokens(self.network.tokenizer)) if self.is_encoder else 0
         self.rendering = Rendering(enable_thinking=config.enable_thinking)
 
-    def __call__(self, example: Example, notes: Counter[str]) -> tuple[str, int, int]:
-        """(the marked text, its tokens, those of them that are trained on). Raises BadExample."""
-        tokenizer = self.network.tokenizer
+    def pieces(self, example: Example, notes: Counter[str]) -> Pieces:
+        """The rendered example, each piece with whether it is trained on. Raises BadExample."""
         if self.is_encoder:
-            text = render(example)
-            target = "" if example.output is None else f"\n{OPENING}target: {as_text(example.output)}{CLOSING}"
-            return _short(text) + target, len(tokenizer(text, verbose=False)["input_ids"]), 0
+            return [(render(example), False)]
+        tokenizer = self.network.tokenizer
         eos = tokenizer.eos_token or (None if self.is_named else tokenizer.sep_token)
         try:
-            pieces = written(example, self.template, tokenizer, eos=eos, rendering=self.rendering, notes=notes)
+            return written(example, self.template, tokenizer, eos=eos, rendering=self.rendering, notes=notes)
         except ValueError as error:
-            hint = (
-                ""
-                if self.is_named or "template" not in str(error)
-                else " The chat template of a checkpoint is used with --backbone PATH."
-            )
+            hint = "" if self.is_named or "template" not in str(error) else " The chat"
+            hint += " template of a checkpoint is used with --backbone PATH." if hint else ""
             raise BadExample("", "not rendered", f"{error}{hint}") from None
-        (tokens,) = tokenize_pieces([pieces], tokenizer)
+
+    def tokens(self, texts: Sequence[Pieces]) -> list[Tokens]:
+        return tokenize_pieces(texts, self.network.tokenizer)
+
+    def marked(self, example: Example, pieces: Pieces, tokens: Tokens) -> str:
+        """The text with what is trained on between `OPENING` and `CLOSING`: of an encoder, the target."""
+        if self.is_encoder:
+            known = example.output is not None
+            return _short(pieces[0][0]) + (f"\n{OPENING}target: {as_text(example.output)}{CLOSING}" if known else "")
         runs = np.split(np.arange(len(tokens.ids)), np.flatnonzero(np.diff(tokens.said)) + 1)
-        parts = [(str(tokenizer.decode(tokens.ids[run])), bool(tokens.said[run[0]])) for run in runs if len(run)]
+        decode = self.network.tokenizer.decode
+        parts = [(str(decode(tokens.ids[run])), bool(tokens.said[run[0]])) for run in runs if len(run)]
         if not "".join(text for text, _ in parts).endswith("".join(text for text, _ in pieces)):
             parts = pieces  # a tokenizer whose tokens do not give the text back
-        marked = "".join(f"{OPENING}{_short(text)}{CLOSING}" if said else _short(text) for text, said in parts)
-        return marked, len(tokens.ids), int(tokens.said.sum())
+        return "".join(f"{OPENING}{_short(text)}{CLOSING}" if said else _short(text) for text, said in parts)
 
     def notes(self, counted: Counter[str]) -> list[str]:
         said = [f"{number:,} {what}" for what, number in counted.items() if number]
@@ -190,20 +208,33 @@ class _Findings:
         self.sampled[chosen] = True
         self.bad, self.errors = 0, list[SkippedRow]()
         self.examples: list[tuple[str, str]] = []
+        self.waiting: list[tuple[Example, Pieces]] = []  # to be tokenized together, which is faster
+        self.characters = self.rendered = 0
         self.lengths, self.trained = array("q"), 0
         self.hashes = {"examples": array("Q"), "questions": array("Q"), "ids": array("Q")}
         self.unread, self.counted = Counter[str](), Counter[str]()
         self.first: Example | None = None
 
     def is_sampled(self, index: int) -> bool:
-        return bool(self.sampled[index]) or len(self.examples) < EXAMPLES
+        return bool(self.sampled[index]) or self.rendered < EXAMPLES
 
     def measure(self, example: Example, renderer: _Renderer) -> None:
-        text, count, trained = renderer(example, self.counted)
-        self.lengths.append(count)
-        self.trained += trained
-        if len(self.examples) < EXAMPLES:
-            self.examples.append((example.where, text))
+        pieces = renderer.pieces(example, self.counted)
+        self.waiting.append((example, pieces))
+        self.rendered += 1
+        self.characters += sum(len(text) for text, _ in pieces)
+        if len(self.waiting) == 500 or self.characters > ROOM:
+            self.tokenize(renderer)
+
+    def tokenize(self, renderer: _Renderer) -> None:
+        """Measures the texts that wait."""
+        found = renderer.tokens([pieces for _, pieces in self.waiting])
+        for (example, pieces), tokens in zip(self.waiting, found, strict=True):
+            self.lengths.append(len(tokens.ids) + renderer.closing)
+            self.trained += int(tokens.said.sum())
+            if len(self.examples) < EXAMPLES:
+                self.examples.append((example.where, renderer.marked(example, pieces, tokens)))
+        self.waiting, self.characters = [], 0
 
     def refuse(self, error: BadExample) -> None:
         self.bad += 1

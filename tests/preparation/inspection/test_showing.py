@@ -18,7 +18,7 @@ from instructrec_jax.data.unpacked import PlainFile
 from instructrec_jax.preparation.inspection import showing
 from instructrec_jax.preparation.inspection.inspect import InspectConfig
 from instructrec_jax.preparation.inspection.showing import Shown, show
-from instructrec_jax.preparation.inspection.sizing import Network
+from instructrec_jax.preparation.inspection.sizing import Network, open_network
 from instructrec_jax.prepare import main
 
 CHATML = (
@@ -115,6 +115,8 @@ def test_an_encoder_reads_texts_and_learns_targets(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "dull", "label": "bad", "url": "x"}])
     found = shown(path, backbone="films")
     assert found.examples[0][1] == "dull\n⟦target: bad⟧" and "url (1)" in found.notes[0]
+    network = open_network("films")
+    assert found.lengths.tolist() == network.count(["dull"]) and not found.trained
     mine = shown(path, fields=FieldsConfig(instruction="Say: {text}", output="label", ignore=["url"]))
     assert "Say: dull" in mine.examples[0][1] and "fields      {instruction: Say: {text}" in mine.describe()
 
