@@ -237,10 +237,15 @@ def _measure(value: object, where: str, sizes: dict[int, int], inside: set[int],
 # ---------------------------------------------------------------- Parquet
 
 
-def open_parquet(path: Path, memory: bytes | None = None) -> pq.ParquetFile:
-    """A Parquet file, or its content in `memory`. Raises ValueError naming a file that is not Parquet."""
+def open_parquet(path: Path, content: Path | None = None, *, buffer_size: int = 0) -> pq.ParquetFile:
+    """A Parquet file. Raises ValueError naming a file that is not Parquet.
+
+    Args:
+      content: where its bytes are, if they were unpacked from `path`.
+      buffer_size: bytes that are read at once of a column; 0: all of a row group's.
+    """
     try:
-        found = pq.ParquetFile(path if memory is None else pa.BufferReader(memory))
+        found = pq.ParquetFile(content or path, buffer_size=buffer_size)
         names = found.schema_arrow.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"file {path}: unreadable Parquet ({error}); write it again.") from None
@@ -249,9 +254,9 @@ def open_parquet(path: Path, memory: bytes | None = None) -> pq.ParquetFile:
     return found
 
 
-def read_parquet(path: Path, columns: list[str] | None = None, memory: bytes | None = None) -> pa.Table:
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Columns of a Parquet file (None: all). Raises ValueError naming a file that is damaged or incomplete."""
-    found = open_parquet(path, memory)
+    found = open_parquet(path)
     try:
         table = found.read(columns=columns)
         table.validate(full=True)  # otherwise, invalid UTF-8 is found only when a text is used

@@ -1,5 +1,6 @@
 """Prepare your own files (inspect), or public recommendation data: `python -m instructrec_jax.prepare FORMAT`.
 
+    prepare inspect FILE... [--backbone FOLDER] [--max_length 2048]
     prepare inspect FILE... --out my.yaml [--backbone FOLDER] [--target COLUMN]
     prepare table --source FILE --items FILE --out FOLDER [--user_column who]
     prepare movielens --source FOLDER --out FOLDER [--k_core 5] [--min_rating 4]
@@ -11,7 +12,8 @@
     prepare sequences --source FOLDER --out FOLDER [--sequence_limit 20]
     prepare tags --source tags.csv --catalogue FOLDER --out FOLDER
 
-inspect looks at the columns of data files and writes a configuration that trains on them. The others write a folder of
+inspect shows what data files would become: form, rendered examples, token lengths, duplicates, bad rows. With --out it
+looks at their columns and writes a configuration that trains on them. The others write a folder of
 items, interactions and instructions, with a train.yaml. All formats except inspect and tags have
 `--split leave_one_out | ratio | global_time`, with `--validation 0.1 --test 0.1`.
 
@@ -25,6 +27,7 @@ from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.preparation.card_text import describe, describe_tags
 from instructrec_jax.preparation.formats import SOURCES
 from instructrec_jax.preparation.inspection.inspect import InspectConfig, inspect, split_arguments
+from instructrec_jax.preparation.inspection.showing import show
 from instructrec_jax.preparation.prepare_data import prepare
 from instructrec_jax.preparation.prepare_tags import TagsConfig, prepare_tags
 from instructrec_jax.preparation.wording.teacher import Teacher
@@ -43,8 +46,14 @@ def main(args: list[str]) -> dict[str, object]:
         raise SystemExit(0)
     if reader == "inspect":
         files, options = split_arguments(rest)
+        settings = replace(parse(InspectConfig, options, default=None), files=files)
+        if not settings.out:
+            with heartbeat(f"looking at {len(files)} files"):
+                shown = show(settings)
+            print(shown.describe())
+            return {"form": shown.form, "rows": shown.rows, "bad": shown.bad, "duplicates": shown.duplicates}
         with heartbeat(f"looking at {len(files)} files"):
-            found = inspect(replace(parse(InspectConfig, options, default=None), files=files))
+            found = inspect(settings)
         print(found.describe())
         return {"settings": str(found.settings), "task": found.guess.type}
     if reader == "tags":

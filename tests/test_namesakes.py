@@ -18,7 +18,7 @@ ELSEWHERE = {
         for name in ("bert", "distilbert", "gemma", "gpt2", "llama", "modernbert", "mpnet", "roberta")
     },
     "preparation/films/texts": "preparation/test_films.py",
-    "data/parquet_rows": "preparation/test_inspection_of_large_files.py",
+    "data/text_rows": "data/test_rows.py",
     "preparation/inspection/inspect": "preparation/test_inspection.py",
     "preparation/inspection/table": "preparation/inspection/test_guessing.py",
     "runs/initial": "answering/test_beginning.py",

@@ -7,7 +7,7 @@ their own.
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgpack
 import numpy as np
@@ -78,7 +78,7 @@ def _text(data: bytes) -> object:
 
 
 def _record(data: bytes) -> object:
-    name, *values = unpack(data)  # type: ignore[misc]
+    name, *values = cast(tuple[str, ...], unpack(data))
     return _KINDS[name](*values)
 
 

@@ -19,8 +19,9 @@ TEXTS = (
 PROMPTS = ("prompt", "query", "question", "request")
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "emotion", "topic")
 ANSWERS = ("completion", "response", "answer", "answers", "reply", "summary", "highlights")
+PREFERENCES = ("chosen", "rejected")
 NUMBERS = ("score", "rating", "stars", "similarity")
-_ALL = {*MESSAGES, *WORDS, *TAGS, *QUESTIONS, *CONTEXTS, *TEXTS, *PROMPTS, *LABELS, *ANSWERS, *NUMBERS}
+_ALL = {*PREFERENCES, *MESSAGES, *WORDS, *TAGS, *QUESTIONS, *CONTEXTS, *TEXTS, *PROMPTS, *LABELS, *ANSWERS, *NUMBERS}
 _ALL |= {name for pair in PAIRS for name in pair}
 
 

@@ -18,7 +18,14 @@ _SPOKEN_BY = {  # other names of the roles, as in ShareGPT
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "function_call": "assistant",  # its value is the call
+    "observation": "tool",
+    "function": "tool",  # OpenAI's before tool_calls
+    "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
 }
+_TEXT_PARTS = ("text", "input_text", "output_text")  # types of a content's parts
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names of a turn's reasoning in chat templates
 FOR_TEMPLATES = (*REASONING, "tool_calls", "tool_call_id", "name")  # keys of a message for the chat template
 
@@ -170,6 +177,9 @@ def is_blank(value: object) -> bool:
 def read_message(turn: object, place: str, ignore: frozenset[str] = frozenset()) -> Message:
     """Reads a turn, {role, content} or {from, value}. An unknown key is an error unless it is ignored by name.
 
+    A content may be a list of parts: texts are joined, thinking becomes `reasoning_content`, others are errors. A turn
+    of `function_call`, or with such a key, is a turn of the assistant with `tool_calls`.
+
     `weight` (0 or 1) and `train` (true or false) say whether an assistant turn is trained on. The keys `FOR_TEMPLATES`
     go to the tokenizer's chat template.
 
@@ -184,11 +194,19 @@ def read_message(turn: object, place: str, ignore: frozenset[str] = frozenset())
     rest = {str(key): value for key, value in turn.items() if key not in ignore and not is_blank(value)}
     role = rest.pop("role" if "role" in rest else "from", None)
     content = rest.pop("content" if "content" in rest else "value", turn.get("content", turn.get("value")))
-    if "function_call" in rest:
-        raise BadExample(place, "wrong type", "function_call is not supported: use tool_calls or content.")
     if not isinstance(role, str):
         raise BadExample(f"{place}.role", "missing column", f"expected role (or from), found {show(turn)}.")
+    if role == "function_call" or "function_call" in rest:
+        called, content = (content, None) if role == "function_call" else (rest.pop("function_call"), content)
+        if "tool_calls" in rest:
+            raise BadExample(place, "two calls", "it has tool_calls beside a function_call: remove one of them.")
+        rest["tool_calls"] = _decoded(called, place)
     role = _SPOKEN_BY.get(role, role)
+    if isinstance(content, list | tuple):
+        content, thoughts = _joined(content, f"{place}.content", ignore)
+        if thoughts and any(name in rest for name in REASONING):
+            raise BadExample(f"{place}.content", "two thoughts", "it has thinking parts beside a key with reasoning.")
+        rest |= {"reasoning_content": thoughts} if thoughts else {}
     extra = {name: rest.pop(name) for name in FOR_TEMPLATES if name in rest}
     for name in (*REASONING, "tool_call_id", "name"):
         if name in extra:
@@ -205,6 +223,39 @@ def read_message(turn: object, place: str, ignore: frozenset[str] = frozenset())
         raise BadExample(place, "missing column", f"expected content (or value), found {show(turn)}.")
     content = check_text("" if content is None and may_be_blank else content, f"{place}.content", may_be_blank)
     return Message(role, content, learn, extra)
+
+
+def _joined(parts: Iterable[object], place: str, ignore: frozenset[str]) -> tuple[str, str]:
+    """(text, thinking) of the parts of a content. Raises `BadExample` naming a part of another type."""
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for number, part in enumerate(parts):
+        here = f"{place}[{number}]"
+        if not isinstance(part, Mapping):
+            raise BadExample(here, "wrong type", f'expected {{"type": "text", "text": ...}}, found {show(part)}.')
+        rest = {str(key): value for key, value in part.items() if key not in ignore and not is_blank(value)}
+        kind = rest.pop("type", "text" if "text" in rest else None)
+        name, found = ("text", texts) if kind in _TEXT_PARTS else (kind, thoughts)
+        if kind not in (*_TEXT_PARTS, *REASONING):
+            detail = f"a part of type {show(kind)} is not read, only text: remove the part or the row."
+            raise BadExample(here, "unread part", detail)
+        found.append(check_text(rest.pop(name, ""), f"{here}.{name}", allow_blank=True))
+        if rest:
+            named = ", ".join(f"messages.{key}" for key in rest)
+            detail = f"this key of a part is unknown: to leave it out, set fields.ignore to [{named}]."
+            raise BadExample(f"{here}.{next(iter(rest))}", "unread field", detail)
+    return "".join(texts), "".join(thoughts)
+
+
+def _decoded(call: object, place: str) -> object:
+    """A call, or a list of calls, as ShareGPT has it: often as JSON text."""
+    if not isinstance(call, str):
+        return call
+    try:
+        return json.loads(call)
+    except ValueError as error:
+        shape = 'expected the JSON of a call, {"name": ..., "arguments": {...}}'
+        raise BadExample(place, "wrong type", f"function_call: {shape}, found {show(call)} ({error}).") from None
 
 
 def _is_learned(rest: dict[str, object], role: str, place: str) -> bool:
@@ -378,9 +429,6 @@ def check_messages(messages: object) -> tuple[Message, ...]:
         if message.role not in ROLES:
             detail = f"found {show(message.role)}; the roles are {', '.join(ROLES)}."
             raise BadExample(f"{place}.role", "unknown role", detail)
-        if message.role == "system" and number > 0:
-            detail = "only the first message may be a system message: move it or join it to the first one."
-            raise BadExample(f"{place}.role", "misplaced system message", detail)
         check_text(message.content, f"{place}.content", allow_blank=bool(message.extra))
     return messages
 

@@ -4,10 +4,19 @@ import json
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, TypeGuard
+from dataclasses import dataclass, field
+from typing import Literal
 
 from instructrec_jax.data.column_names import advice as advice_on
+from instructrec_jax.data.conversations import (
+    JOINT,
+    is_dialogue,
+    join_columns,
+    read_messages,
+    with_earlier_turns,
+    with_own_keys,
+    without_nulls,
+)
 from instructrec_jax.data.example import (
     BadExample,
     Example,
@@ -18,7 +27,6 @@ from instructrec_jax.data.example import (
     check_number,
     check_text,
     is_blank,
-    read_message,
     read_tools,
     show,
     suggest,
@@ -44,6 +52,9 @@ class FieldsConfig:
     `output` in a record without messages; usual names are then looked for (`text` and `label`: see `usual_columns`).
     Every other column must exist.
 
+    A conversation is a list of {role, content} or of {from, value}. Of several columns joined (`prompt + completion`),
+    the last one is trained on; a text stands for a turn of the user in the first and of the assistant in the others.
+
     With output_type candidate, an answer is the candidate's label if the record has labels (`choices.label` beside
     `choices.text`); otherwise a number counted from 0 or a letter from A.
     """
@@ -53,7 +64,7 @@ class FieldsConfig:
     output: str | None = "output"  # The target: likewise. Null: no target (data to predict).
     output_type: OutputType = "auto"  # text: 318 -> "318"; number: "3.5" -> 3.5; candidate: 0, A or its label.
     label_names: dict[int, str] = field(default_factory=dict)  # Names of class numbers: {0: negative, 1: positive}.
-    messages: str | None = "messages"  # Column with a conversation: a list of {role, content} or of {from, value}.
+    messages: str | None = "messages"  # Column with a conversation, or columns joined: prompt + completion.
     system: str | None = "system"  # System prompt: a column, a template, or "=a fixed text".
     tools: str | None = "tools"  # Column with the tools that the assistant may call: a list of JSON schemas.
     ignore: list[str] = field(default_factory=list)  # Columns to leave out, and keys of messages: messages.weight.
@@ -82,6 +93,11 @@ class _Recipe:
 
 def _parse(field: str, value: str) -> _Recipe:
     place = f"setting `fields.{field}`"
+    if field == "messages" and JOINT in value:
+        columns = [column.strip() for column in value.split(JOINT.strip())]
+        if not all(columns) or len(set(columns)) < len(columns):
+            raise ValueError(f"{place}: {value!r} must join different columns, as in prompt + completion.")
+        return _Recipe(tuple(("", column) for column in columns), None)
     if value.startswith("="):
         if not value[1:].strip():
             raise ValueError(f"{place}: no text follows the equals sign; use null to leave the field empty.")
@@ -153,7 +169,7 @@ class FieldMapper:
         self.recipes = {name: None if value is None else _parse(name, value) for name, value in values.items()}
         for name in ("messages", "origin", "tools"):
             recipe = self.recipes[name]
-            if recipe and not recipe.column:
+            if recipe and not recipe.column and not (name == "messages" and JOINT in (values[name] or "")):
                 raise ValueError(f"setting `fields.{name}`: {values[name]!r} must be a column name.")
         if not self.recipes["instruction"] and not self.recipes["messages"]:
             if not self.recipes["input"]:
@@ -194,7 +210,9 @@ class FieldMapper:
             return None if recipe is None else self._value(name, recipe, row, there)
 
         unread_fields(row, self.used, self.ignored)
-        messages = _messages(value("messages"), self.is_named("messages"), self.ignored_keys)
+        messages, tools = self._messages(row, there), read_tools(value("tools"))
+        if all_columns is not None:  # a row of an Arrow table
+            messages, tools = with_own_keys(messages), read_tools(without_nulls(tools))
         instruction, output = value("instruction"), value("output")
         candidates, history = self._ids("candidates", value("candidates")), value("history")
         if self.fields.output_type == "candidate":
@@ -210,20 +228,33 @@ class FieldMapper:
             output=None if output is None and (messages or not self.recipes["output"]) else self._output(output, own),
             messages=messages,
             candidates=candidates,
-            history=() if _is_dialogue(history) else self._ids("history", history),
+            history=() if is_dialogue(history) else self._ids("history", history),
             task=own,
             id=_record_id(value("id")),
             origin=_origin(value("origin"), self.fields.origin or ""),
             system=self._text("system", value("system"), True),
-            tools=read_tools(value("tools")),
+            tools=tools,
             words=_own_words(listed) if isinstance(output, list | tuple) else (),
         )
-        if _is_dialogue(history):
-            example = _with_earlier_turns(example, history)
+        if is_dialogue(history):
+            example = with_earlier_turns(example, history)
         check_example(example)
         if self.labels is not None:
             check_labels(example, self.labels.names)
         return example
+
+    def _messages(self, row: Mapping[str, object], there: list[str]) -> tuple[Message, ...]:
+        recipe = self.recipes["messages"]
+        if recipe is None:
+            return ()
+        if recipe.column:
+            value = self._value("messages", recipe, row, there)
+            return read_messages(value, self.is_named("messages"), self.ignored_keys)
+        found = {column: look_up(row, column) for column in recipe.columns}
+        for column, cell in found.items():
+            if cell is _MISSING:
+                raise _missing("messages", column, there)
+        return join_columns(found, self.ignored_keys)
 
     def columns_of(self, name: str) -> list[str]:
         """The columns that a field is read from."""
@@ -292,7 +323,11 @@ class FieldMapper:
             recipe = self.recipes[name]
             if error.reason == "wrong type" and recipe is not None and recipe.column:
                 hint = f'to make text of it, set fields.{name} to "{{{recipe.column}}}"'
-                hint += f", to leave the column out, set fields.{name} to null." if optional else "."
+                if isinstance(value, bytes):
+                    hint = "write the column as text, not as binary"
+                elif not isinstance(value, int | float):
+                    hint = f"name the text inside of it in fields.{name}, or write it as text"
+                hint += f"; to leave the column out, set fields.{name} to null." if optional else "."
                 raise BadExample(name, error.reason, f"{error.detail[:-1]}; {hint}") from None
             raise
 
@@ -363,6 +398,14 @@ def _missing(name: str, column: str, there: list[str]) -> BadExample:
     names = ", ".join(str(c) for c in there[:30]) + (", ..." if len(there) > 30 else "")
     close = suggest(column, [str(c) for c in there])
     fixed = f' A fixed text needs an equals sign, fields.{name}: "={column}".' if " " in column else ""
+    if {"chosen", "rejected"} <= set(there) and name == column == "instruction":
+        detail = "chosen and rejected hold no prompt of their own: add a column prompt, or write both as lists of "
+        return BadExample(name, "missing column", f"{detail}{{role, content}}. Rejected answers are not trained on.")
+    if {"prompt", "completion", "label"} <= set(there) and name == column:
+        detail = (
+            "label may say whether a completion is good: keep the good rows, then set fields to {instruction: prompt, "
+        )
+        return BadExample(name, "missing column", f"{detail}output: completion, ignore: [label]}}.")
     shown = advice_on(there) if name == column else ""
     advice = f"Name the right one in fields.{name}{shown and ', '}{shown}, or rename the column.{fixed}"
     detail = f"no column {column!r}; the record has {names or 'no columns'}.{close} {advice}"
@@ -400,38 +443,6 @@ def _record_id(value: object) -> str:
     except BadExample as error:
         hint = "To leave the column out, set fields.id to null."
         raise BadExample("id", error.reason, f"{error.detail} {hint}") from None
-
-
-def _messages(value: object, required: bool, ignored: frozenset[str]) -> tuple[Message, ...]:
-    if value is None and not required:
-        return ()
-    if not isinstance(value, list | tuple):
-        hint = "set fields.messages to null if the column is unrelated."
-        raise BadExample("messages", "wrong type", f"expected a list of messages, found {show(value)}; {hint}")
-    if required and not value:
-        raise BadExample("messages", "empty text", "the conversation has no messages: remove the row.")
-    return tuple(read_message(turn, f"messages[{number}]", ignored) for number, turn in enumerate(value))
-
-
-def _is_dialogue(history: object) -> TypeGuard[Sequence[Sequence[object]]]:
-    """Whether a history holds earlier turns as [request, answer] pairs, not item ids."""
-    return (
-        isinstance(history, list | tuple)
-        and bool(history)
-        and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in history)
-    )
-
-
-def _with_earlier_turns(example: Example, history: Sequence[Sequence[object]]) -> Example:
-    """The example as a conversation: the history, then instruction and input as the user's last turn."""
-    if example.messages:
-        raise BadExample("history", "two conversations", "the record also has messages: set fields.history to null.")
-    turns = []
-    for number, pair in enumerate(history):
-        for role, text in zip(("user", "assistant"), pair, strict=True):
-            turns.append(Message(role, check_text(text, f"history[{number}]")))
-    request = "\n".join(part for part in (example.instruction, example.input) if part)
-    return replace(example, instruction="", input=None, messages=(*turns, Message("user", request)))
 
 
 def _own_words(listed: object) -> tuple[str, ...]:

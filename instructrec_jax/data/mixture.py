@@ -28,8 +28,11 @@ class NumberedExamples(Protocol):
 class IndexableSource(NumberedExamples, Protocol):
     """A source of a mixture."""
 
-    name: str
-    task: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def task(self) -> str: ...
 
     @property
     def skipped(self) -> list[SkippedRow]: ...

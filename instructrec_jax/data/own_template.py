@@ -159,8 +159,8 @@ class OwnTemplate:
 
     def pieces(self, turns: Sequence[Message], eos: str | None, notes: Counter[str]) -> Pieces:
         """The pieces of a conversation that ends with an answer: see `prompts.written`."""
-        self._check(turns)
         text = self.render(turns)
+        self._check(turns, text)
         if self.has_marks:
             spans, asked = self._marked_spans(turns), self._asked(turns[:-1])
             notes[INVITED] += asked is not None and not text[: spans[-1][0]] == asked
@@ -196,19 +196,31 @@ class OwnTemplate:
         special = "|".join(re.escape(token) for token in sorted(ends, key=len, reverse=True))
         return special, re.compile(rf"(?:{special})\s*$"), re.compile(rf"\s*(?:{special})")
 
-    def _check(self, turns: Sequence[Message]) -> None:
-        """Raises ValueError for keys of messages, or tools, that the template does not write: see `Message.extra`."""
+    def _check(self, turns: Sequence[Message], text: str) -> None:
+        """Raises ValueError for what the template does not write: system turns, tools, keys of messages."""
         for number, turn in enumerate(turns):
+            if turn.role == "system" and not self._writes_system(turns, number, text):
+                raise ValueError(
+                    f"the tokenizer's chat template leaves out the system turn messages[{number}]: move or remove it. "
+                    f"{OTHERS}"
+                )
             for name in turn.extra if turn.role != "tool" else ():  # a tool turn's name and id only assign the result
                 if not self._writes(name, turns, number):
                     raise ValueError(
                         f"the tokenizer's chat template does not write {name} of messages[{number}]: to leave it out, "
                         f"set fields.ignore to [messages.{name}]."
                     )
-        if self.tools and self.render(turns) == self.render(turns, tools=False):
+        if self.tools and text == self.render(turns, tools=False):
             raise ValueError(
                 "the tokenizer's chat template does not write tools: to leave them out, set fields.ignore to [tools]."
             )
+
+    def _writes_system(self, turns: Sequence[Message], number: int, text: str) -> bool:
+        """Whether the text of the conversation depends on a system turn's content."""
+        if number == 0 and turns[0].content.strip() in text:
+            return True  # in nearly all conversations, without rendering them once more
+        other = replace(turns[number], content=f"{turns[number].content}; others")
+        return text != self.render([*turns[:number], other, *turns[number + 1 :]])
 
     def _writes(self, name: str, turns: Sequence[Message], number: int) -> bool:
         """Whether the template uses a key of a message. (Many templates leave out the reasoning of earlier turns.)"""

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import joblib
@@ -70,7 +70,7 @@ def in_order(
 def _work(work: Callable[[State, Block], Result], path: str, block: Block) -> tuple[Result | None, Exception | None]:
     """(result, None) or (None, error): an error must not overtake those of earlier blocks."""
     try:
-        return work(_state(path), block), None
+        return work(cast(State, _state(path)), block), None
     except Exception as error:
         return None, error
 

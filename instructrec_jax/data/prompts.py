@@ -303,12 +303,10 @@ def _said_between_tokens(pieces: Pieces, encoding: Encoding) -> np.ndarray | Non
     starts, place = [0], 0
     for piece, _ in pieces[:-1]:
         place += len(piece)
-        token = encoding.char_to_token(place)
-        if not token or encoding.token_to_chars(token)[0] != place:
-            return None
-        before = encoding.token_to_chars(token - 1)
-        if before is None or before[0] == before[1] or before[1] > place:  # without width, or across
-            return None
+        token = encoding.char_to_token(place) or 0
+        this, before = (encoding.token_to_chars(each) if token else None for each in (token, token - 1))
+        if not this or not before or this[0] != place or before[0] == before[1] or before[1] > place:
+            return None  # the last token before is without width, or reaches into the piece
         starts.append(token)
     said = np.zeros(len(encoding), bool)
     for (_, learn), start, stop in zip(pieces, starts, [*starts[1:], len(said)], strict=True):

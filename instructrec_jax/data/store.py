@@ -203,8 +203,8 @@ def _make_missing(plan: StorePlan, place: Path | None, first: int = 0, step: int
 
 def _unwritten(place: Path, error: OSError) -> None:
     log.warning(
-        "the prepared data cannot be kept in %s (%s): this process keeps them in memory, and the next one prepares them "
-        "again. Set data.store to a folder that can be written, or to memory.",
+        "the prepared data cannot be kept in %s (%s): this process keeps them in memory, and the next one prepares "
+        "them again. Set data.store to a folder that can be written, or to memory.",
         place.parent,
         error,
     )
@@ -266,7 +266,7 @@ def _readable(path: Path) -> Part | None:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Waits until no other process of this machine writes the store. Without locks in the file system, all may write."""
+    """Waits until no other process of this machine writes the store. (Without locks in the file system, all write.)"""
     try:
         place.mkdir(parents=True, exist_ok=True)
         file = open(place / ".lock", "wb")

@@ -1,6 +1,8 @@
 """Finds the columns of usual names (`text` and `label`, say) where a file lacks the default ones.
 
     messages      conversations, conversation, dialogue, dialog
+    pieces        prompt + completion, of which one is a list of messages
+    preferences   chosen beside rejected, with or without prompt; rejected is ignored
     words         tokens, words, or text ...                 with tags, ner_tags, pos_tags, labels
     pair          premise + hypothesis, sentence1 + sentence2, question1 + question2 ...
     question      question + context                         with answer, answers (SQuAD's too)
@@ -21,12 +23,14 @@ from instructrec_jax.data.column_names import (
     MESSAGES,
     NUMBERS,
     PAIRS,
+    PREFERENCES,
     PROMPTS,
     QUESTIONS,
     TAGS,
     TEXTS,
     WORDS,
 )
+from instructrec_jax.data.conversations import JOINT
 from instructrec_jax.data.example import Example, is_blank
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 
@@ -38,12 +42,16 @@ def usual_fields(fields: FieldsConfig, columns: Sequence[str], row: Mapping[str,
       columns: all columns of the source.
       row: one of its records; tells lists and objects from texts.
     """
+    if fields.messages not in (None, "messages"):
+        return fields  # the user named the conversation
     if fields.messages is not None and fields.messages in columns and not is_blank(row.get(fields.messages)):
         return fields
     if _is_missing(fields, "messages", columns) and _is_missing(fields, "instruction", columns):
-        found = _only(MESSAGES, [name for name in columns if isinstance(row.get(name), list | tuple)])
+        found = _only(MESSAGES, [name for name in columns if _may_be_turns(row, name)])
         if found is not None:
             return replace(fields, messages=found)
+        if _is_missing(fields, "output", columns) and (pieces := _pieces(fields, columns, row)) is not None:
+            return pieces
     asked = _asked(columns, row) if _is_missing(fields, "instruction", columns) else {}
     if fields.input != "input" or "input" in columns:
         asked = {} if "input" in asked else asked
@@ -80,7 +88,31 @@ def usual_note(source: str, before: FieldsConfig, after: FieldsConfig) -> str:
     """One line on the fields that `usual_fields` found."""
     named = {name: value for name, value in vars(after).items() if value != getattr(before, name)}
     listed = ", ".join(f"{name}: {value}" for name, value in named.items())
-    return f"source {source}: columns found by their usual names: fields: {{{listed}}}"
+    left = [name for name in after.ignore if name not in before.ignore]
+    more = f"; the answers of {left[0]} are left out: training is on the chosen ones" if left else ""
+    return f"source {source}: columns found by their usual names: fields: {{{listed}}}{more}"
+
+
+def _may_be_turns(row: Mapping[str, object], name: str) -> bool:
+    """Whether a column holds lists. (A column that was not read may.)"""
+    return name not in row or isinstance(row[name], list | tuple)
+
+
+def _pieces(fields: FieldsConfig, columns: Sequence[str], row: Mapping[str, object]) -> FieldsConfig | None:
+    """The fields of a prompt with its completion, or with a chosen and a rejected answer; None: others."""
+    by_name = {name.strip().lower(): name for name in columns}
+    prompt, is_pair = by_name.get("prompt"), set(PREFERENCES) <= set(by_name)
+    said = by_name[PREFERENCES[0]] if is_pair else by_name.get("completion")
+    if said is None or prompt is None and not (is_pair and _may_be_turns(row, said)):
+        return None
+    if not is_pair and isinstance(row.get(by_name.get("label", "")), bool):
+        return None  # the label says whether the completion is a good one
+    ignore = [*fields.ignore, by_name[PREFERENCES[1]]] if is_pair else fields.ignore
+    if prompt is None:
+        return replace(fields, messages=said, ignore=ignore)
+    if isinstance(row.get(prompt), list | tuple) or isinstance(row.get(said), list | tuple):
+        return replace(fields, messages=f"{prompt}{JOINT}{said}", ignore=ignore)
+    return replace(fields, instruction=prompt, output=said, ignore=ignore) if is_pair else None
 
 
 def _is_missing(fields: FieldsConfig, name: str, columns: Sequence[str]) -> bool:

@@ -64,7 +64,7 @@ def help_topic(args: list[str]) -> str | None:
 def settings_help(config_class: type, topic: str, unknown: Callable[[str, set[str]], str]) -> str:
     """The help on a topic: "" (common settings), all, a group (data, task), a type of task, or one setting.
 
-    A class without groups (a format of prepare) always shows everything.
+    A class without the common settings (a format of prepare) shows everything.
 
     Args:
       unknown: (topic, known topics) -> the message for an unknown topic.
@@ -72,7 +72,8 @@ def settings_help(config_class: type, topic: str, unknown: Callable[[str, set[st
     Raises ValueError for an unknown topic.
     """
     sections = list(sections_of(config_class))
-    if topic == "all" or len(sections) == 1:
+    names = {each.name for section in sections for each in section.settings if not section.are_entries}
+    if topic == "all" or len(sections) == 1 or not topic and not set(COMMON) <= names:
         return "\n\n".join(_shown(section) for section in sections)
     if not topic:
         return _common(config_class)
@@ -89,7 +90,6 @@ def settings_help(config_class: type, topic: str, unknown: Callable[[str, set[st
     if not found:
         groups = {name for name, _ in _groups(config_class, "")}
         tasks = {f"{name}.{choice}" for name, kind in _groups(config_class, "") for choice in _choices(kind)}
-        names = {each.name for section in sections for each in section.settings if not section.are_entries}
         raise ValueError(unknown(topic, groups | tasks | names))
     return "\n\n".join(_shown(section) for section in found)
 

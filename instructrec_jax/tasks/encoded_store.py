@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -100,9 +100,8 @@ class EncodedExamples(Sequence[Encoded]):
             group = (number, id(batch), values["group"])
             if last[1] is None or group != last[0]:
                 last = (group, _example(batch, place, values["number"], source.examples))
-            tokens, types, target = unpack(values["text"])  # type: ignore[misc]
             assert last[1] is not None
-            yield Encoded(Text(tokens, types, target), unpack(values["goal"]), last[1])
+            yield Encoded(Text(*cast(Any, unpack(values["text"]))), unpack(values["goal"]), last[1])
 
     def chosen(self, rows: np.ndarray) -> "EncodedExamples":
         """Some of them. rows: int64 or bool, as NumPy takes an index."""

@@ -200,7 +200,7 @@ def test_conversations():
         (["hi"], "messages[0]"),
         ([{"content": "hi"}], "messages[0].role"),
         ([{"from": "human", "value": None}], "messages[0].content"),
-        ([{"from": "human", "value": [{"type": "text", "text": "x"}]}], "messages[0].content"),
+        ([{"from": "human", "value": [{"type": "image", "image": "x"}]}], "messages[0].content[0]"),
         ([{"from": "alien", "value": "x"}], "messages[0].role"),
         ([{"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}], "messages[0]"),
     ]:

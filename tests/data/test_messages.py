@@ -77,7 +77,10 @@ def test_calls_of_tools() -> None:
     for calls in ("add(2, 2)", [{"name": 1}], [{"function": {"name": "add", "arguments": "{"}}]):
         assert "tool_calls" in bad(last_turn(tool_calls=calls)).detail
     assert bad(last_turn() | {"tools": "no json"}).field == "tools"
-    assert "function_call" in bad(last_turn(function_call={"name": "add"})).detail
+    older = convert(last_turn(content=None, function_call=CALL["function"]) | {"tools": [TOOL]})
+    assert older.messages[-1].extra["tool_calls"] == [{"type": "function", "function": call["function"]}]
+    assert "function_call" in bad(last_turn(function_call="add(2, 2)")).detail
+    assert bad(last_turn(function_call={"name": "add"}, tool_calls=[CALL])).reason == "two calls"
 
 
 def test_a_record_and_back() -> None:

@@ -15,6 +15,8 @@ import pytest
 from instructrec_jax.data.example import BadExample
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.text_rows import TextRows
+from instructrec_jax.data.unpacked import PlainFile
 
 RECORDS = [
     {"instruction": "推荐一部电影 🎬", "output": "a"},
@@ -68,17 +70,27 @@ def outcome(path):
     return found
 
 
+def zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
 def write(path, data):
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
 
 
 @pytest.mark.parametrize("suffix", CONTENTS)
-@pytest.mark.parametrize("zipped", [False, True])
-def test_every_kind_gives_the_same_records(tmp_path, suffix, zipped):
+@pytest.mark.parametrize(
+    "ending, packed", [("", bytes), (".gz", gzip.compress), (".zst", zstd), ("", zstd), (".gz", bytes)]
+)
+def test_every_kind_gives_the_same_records(tmp_path, suffix, ending, packed):
+    """Compression is recognized by the content, whatever the name says."""
     data, records = CONTENTS[suffix], EXPECTED[suffix]
-    path = tmp_path / f"a folder 数据 🎬 [1]{suffix}{'.gz' if zipped else ''}"
-    path.write_bytes(gzip.compress(data) if zipped else data)
+    path = tmp_path / f"a folder 数据 🎬 [1]{suffix}{ending}"
+    path.write_bytes(packed(data))
     opened = open_rows(str(path))
     assert [opened.row(i) for i in range(len(opened))] == records
     assert opened.row(2) == records[2] and opened.row(0) == records[0]
@@ -90,6 +102,55 @@ def test_every_kind_gives_the_same_records(tmp_path, suffix, zipped):
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
 def test_a_byte_order_mark_is_no_text(tmp_path, suffix):
     assert rows(write(tmp_path / f"a{suffix}", b"\xef\xbb\xbf" + CONTENTS[suffix])) == EXPECTED[suffix]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
+@pytest.mark.parametrize("coding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("packed", [bytes, gzip.compress])
+def test_utf_16_with_a_byte_order_mark(tmp_path, suffix, coding, packed):
+    text = CONTENTS[suffix].decode()
+    assert rows(write(tmp_path / f"a{suffix}", packed(text.encode(coding)))) == EXPECTED[suffix]
+    big = "\ufeff".encode("utf-16-be") + text.encode("utf-16-be")
+    assert rows(write(tmp_path / f"b{suffix}", packed(big))) == EXPECTED[suffix]
+
+
+def test_half_a_pair_in_utf_16_is_a_bad_line(tmp_path):
+    data = b"\xff\xfe" + '{"a": "x"}\n{"a": "\ud800"}\n'.encode("utf-16-le", "surrogatepass")
+    assert outcome(write(tmp_path / "a.jsonl", data)) == [{"a": "x"}, ("line 2", "not UTF-8")]
+
+
+def test_broken_elements_of_a_json_array(tmp_path):
+    text = (
+        b'[\n{"a": "[,\\\\"},\n{"a": tru},\n,[1],null, {"a": "\xff"}, {"a": 1} {"a": 2}, {"a": [1}, 3],{"a": "\\""},\n]'
+    )
+    bad = "malformed line"
+    assert outcome(write(tmp_path / "a.json", text)) == [
+        {"a": "[,\\"},
+        ("record 2", bad),
+        ("record 3", bad),
+        ("record 4", "wrong type"),
+        ("record 5", "wrong type"),
+        ("record 6", "not UTF-8"),
+        ("record 7", bad),
+        ("record 8", bad),
+        {"a": '"'},
+        ("record 10", bad),
+    ]
+    opened = open_rows(str(tmp_path / "a.json"))
+    for index, message in ((1, "line 3.*repair"), (2, "line 3.*comma"), (9, "line 4.*comma")):
+        with pytest.raises(BadExample, match=message):
+            opened.row(index)
+
+
+def test_rows_name_their_files(tmp_path):
+    write(tmp_path / "a.jsonl", '{"a": 1}')
+    assert TextRows(PlainFile(tmp_path / "a.jsonl", text=True), ".jsonl").names == [str(tmp_path / "a.jsonl")]
+    write(tmp_path / "b.parquet", as_parquet(RECORDS))
+    opened = open_rows(str(tmp_path))
+    assert list(opened.names) == list(opened.sources) == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.parquet")]
+    assert opened.columns is None
+    write(tmp_path / "c.parquet", as_parquet([{"x": 1, "output": "b"}]))
+    assert open_rows(str(tmp_path / "?.parquet"), {"x"}).columns == ["instruction", "output", "x"]
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n \n"])
@@ -119,11 +180,14 @@ def test_folders_and_patterns_in_order(tmp_path):
         ("a.jsonl", b"\n \n\n", "records"),
         ("a.jsonl", b"\xef\xbb\xbf", "records"),
         ("a.jsonl.gz", gzip.compress(b"", mtime=0), "empty"),
-        ("a.jsonl.gz", b"plain text", "unzipped"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}' * 99, mtime=0)[:-9], "unzipped"),
-        ("a.jsonl", gzip.compress(b"{}", mtime=0), "gzip.*UTF-8"),
-        ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"),
+        ("a.jsonl", gzip.compress(b'{"a": 1}' * 99, mtime=0)[:-9], "unzipped"),  # whatever its name
+        ("a.jsonl.zst", zstd(b'{"a": 1}\n' * 99)[:-3], "unzipped"),
+        ("a.jsonl.zst", zstd(b'{"a": 1}\n' * 99) + b"more", "unzipped"),
+        ("a.jsonl", b"PK\x03\x04.....", "zip archive.*unpack"),
+        ("a.csv", b"\xfd7zXZ\x00...", "xz: unpack"),
         ("a.csv", "text,label\n".encode("utf-16-be"), "UTF-16"),  # without a byte-order mark
+        ("a.csv", "text,label\n".encode("utf-16")[:-1], "UTF-16.*UTF-8"),
         ("a.csv", b"text,label\ra film,good\r", r"\\r"),
         ("a.csv", b"a,b\n", "records"),
         ("a.csv", b"\na,b\n1,2\n", "line 1"),
@@ -131,10 +195,11 @@ def test_folders_and_patterns_in_order(tmp_path):
         ("a.csv", b'"a,b\n1,2\n', "line 1"),
         ("a.csv", b"a,\xff\n1,2\n", "line 1.*0xff"),
         ("a.json", b"[]", "records"),
-        ("a.json", b'{"a": 1}', "array"),
-        ("a.json", b'{"a": 1}\n{"a": 2}', "line 2.*jsonl"),
-        ("a.json", b"[" * 100_000, "JSON"),
-        ("a.json", b'[{"a": "\xe9"}]', "line 1.*0xe9"),
+        ("a.json", b'{"a": 1}', "line 1.*array"),
+        ("a.json", b'\n{"a": 1}\n{"a": 2}', "line 2.*jsonl"),
+        ("a.json", b"[" * 100_000, "not closed.*incomplete"),
+        ("a.json", b'[\n{"a": "b}]\n', "line 3.*text is not closed"),
+        ("a.json", b'[{"a": 1}]\n [', r"line 2.*'\['.* follows the array"),
         ("a.parquet", b"PAR1 not really", "Parquet"),
         ("a.parquet", as_parquet(RECORDS)[:-20], "Parquet"),
         ("a.txt", b"hello", ".txt"),
@@ -269,8 +334,7 @@ def test_records_of_several_lines_are_counted(tmp_path, caplog):
 
 def test_a_key_that_occurs_twice_is_an_error(tmp_path):
     assert outcome(write(tmp_path / "a.jsonl", '{"a": 1, "b": {"c": 1, "c": 2}}\n')) == [("line 1", "malformed line")]
-    with pytest.raises(ValueError, match="a.json: .*'c'"):
-        open_rows(str(write(tmp_path / "a.json", '[{"c": 1, "c": 2}]')))
+    assert outcome(write(tmp_path / "a.json", '[{"c": 1, "c": 2}]')) == [("record 1", "malformed line")]
 
 
 def test_long_lines(tmp_path):

@@ -176,6 +176,25 @@ FORMS = {
         ("instruction",),
         writer=True,
     ),
+    "prompt and completion as messages": Form(
+        "a.jsonl",
+        lambda n, r: {
+            "prompt": [{"role": "user", "content": said(n, r)}],
+            "completion": [{"role": "assistant", "content": "a good film"}],
+        },
+        "language_model",
+        {"messages": "prompt + completion"},
+        ("prompt",),
+        writer=True,
+    ),
+    "preferences": Form(
+        "a.parquet",
+        lambda n, r: {"prompt": said(n, r), "chosen": f"a good film {n}", "rejected": "no"},
+        "language_model",
+        {"instruction": "prompt", "output": "chosen", "ignore": ["rejected"]},
+        ("prompt",),
+        writer=True,
+    ),
     "chat": Form("a.jsonl", talk, "language_model", {"messages": "conversations"}, ("conversations",), writer=True),
 }
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from instructrec_jax.data.parquet_rows import ParquetBatches
+from instructrec_jax.data import parquet_rows
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.preparation.inspection import columns
@@ -93,11 +93,11 @@ def test_the_sample_is_uniform_and_small_where_rows_are_large(tmp_path: Path, mo
 
 
 def test_parquet_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ParquetBatches, "BATCH", 7)
+    monkeypatch.setattr(parquet_rows, "BATCH", 7)
     path = tmp_path / "a.parquet"
     rows = [{"text": f"film {n}", "labels": ["a"] * (n % 3), "n": n} for n in range(50)]
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=20)
-    opened = open_rows(str(path), in_order=True)
+    opened = open_rows(str(path))
     assert [opened.row(n) for n in range(50)] == rows == [opened.row(n) for n in range(50)]
     assert opened.row(49) == rows[49] and opened.row(3) == rows[3] and opened.where(3).endswith("row 4")
     look(path, "my")

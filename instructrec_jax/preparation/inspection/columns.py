@@ -34,7 +34,7 @@ class RowStream:
     """
 
     def __init__(self, files: Sequence[str]) -> None:
-        self.opened = {file: open_rows(file, in_order=True) for file in files}
+        self.opened = {file: open_rows(file) for file in files}
 
     def __len__(self) -> int:
         return sum(map(len, self.opened.values()))

@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from instructrec_jax.data.column_names import CONTEXTS, LABELS, PAIRS, PROMPTS, QUESTIONS, TAGS, TEXTS
-from instructrec_jax.data.fields import look_up
+from instructrec_jax.data.conversations import JOINT
+from instructrec_jax.data.fields import FieldsConfig, look_up
+from instructrec_jax.data.usual_columns import usual_fields
 from instructrec_jax.preparation.inspection.columns import Column, Row, filled
 from instructrec_jax.preparation.inspection.table import Guess, Setting, Table, as_list, names_of, need_writer
 from instructrec_jax.preparation.inspection.targets import check_cells, is_id, labeled, target_of
@@ -34,7 +36,16 @@ def guess(table: Table) -> Guess:
             f"there is one column, {only!r}: the cells seem to be separated by {separators[0]!r}. Save the file with "
             "commas as .csv, or with tabs as .tsv."
         )
-    forms: tuple[Callable[[Table], Guess | None], ...] = (_chat, _interactions, _tags, _choice, _question, _pair, _text)
+    forms: tuple[Callable[[Table], Guess | None], ...] = (
+        _pieces,
+        _chat,
+        _interactions,
+        _tags,
+        _choice,
+        _question,
+        _pair,
+        _text,
+    )
     found = next(made for form in forms if (made := form(table)) is not None)
     for column in (*found.inputs, found.target):
         if set("{}") & set(column) or column.startswith("="):
@@ -43,6 +54,29 @@ def guess(table: Table) -> Guess:
 
 
 # ---------------------------------------------------------------- forms, the most special first
+
+
+def _pieces(table: Table) -> Guess | None:
+    """A prompt and its completion as messages, or chosen answers beside rejected ones."""
+    if table.target is not None:
+        return None
+    row = {name: column.filled[0] for name, column in table.columns.items() if column.filled}
+    found = usual_fields(FieldsConfig(), list(table.columns), row)
+    messages, is_preferred = found.messages or "", bool(found.ignore)
+    if JOINT not in messages and not is_preferred:
+        return None
+    need_writer(table, "the columns hold prompts with answers")
+    if JOINT in messages:
+        prompt, said = messages.split(JOINT)
+        fields = {"messages": Setting(messages, f"{said!r} continues {prompt!r}, and is trained on")}
+    elif messages in table.columns:
+        prompt = said = messages
+        fields = {"messages": Setting(said, "the conversation; every turn of the assistant is trained on")}
+    else:
+        prompt, said = str(found.instruction), str(found.output)
+        fields = {"instruction": Setting(prompt, "the prompt"), "output": Setting(said, "its answer")}
+    why = "the network writes the chosen answers; the rejected ones are left out" if is_preferred else ""
+    return Guess({"type": Setting("language_model", why or f"the network writes {said!r}")}, fields, (prompt,), said)
 
 
 def _chat(table: Table) -> Guess | None:
@@ -277,6 +311,7 @@ def _without_others(found: Guess, table: Table) -> Guess:
     if "instruction" not in fields and "instruction" in table.columns and found.type != "language_model":
         fields["instruction"] = Setting(None, "the column 'instruction' is not used")
     columns = [str(setting.value) for name, setting in fields.items() if name not in ("output_type", "separator")]
+    columns = [column for value in columns for column in value.split(JOINT)]
     read = {*columns, *(name.split(".")[0] for name in columns)}
     filled = [name for name, column in table.columns.items() if column.kind != "empty"]
     rest = [name for name in filled if name not in (*read, "id", *fields)]

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, look_up
+from instructrec_jax.data.templates import TemplateName
 from instructrec_jax.files import jsonl_writer, write_text
 from instructrec_jax.preparation.inspection.columns import TIMES, Profile, Row, RowStream, filled, profile, time_of
 from instructrec_jax.preparation.inspection.guessing import AnswerPlace, answer_place, guess, with_answers
@@ -20,13 +23,15 @@ from instructrec_jax.preparation.inspection.splitting import LEFT_OUT, SPLITS, P
 from instructrec_jax.preparation.inspection.table import Guess, Setting, Table
 from instructrec_jax.preparation.inspection.writing import configuration
 
+ShownKind = Literal["file", "datasets"]
+
 
 @dataclass(kw_only=True)
 class InspectConfig:
-    """Look at the columns of data files and write a configuration that trains on them."""
+    """Show what data files would become and, with `out`, write a configuration that trains on them."""
 
     out: str = ""
-    """the YAML file to write; the splits go to a folder beside it (my.yaml: my.data/)"""
+    """the YAML file to write; the splits go to a folder beside it (my.yaml: my.data/); empty: only show"""
     files: list[str] = field(default_factory=list)
     """data files: jsonl, json, csv, tsv or parquet, also .gz; given without --files"""
     backbone: str | None = None
@@ -41,6 +46,18 @@ class InspectConfig:
     """share of the rows for test"""
     overwrite: bool = False
     """replace `out` and its folder of splits"""
+    kind: ShownKind = "file"
+    """without `out`: datasets: FILE is a data set of HuggingFace, by name or folder"""
+    split: str = "train"
+    """without `out`: of a data set"""
+    fields: FieldsConfig = field(default_factory=FieldsConfig)
+    """without `out`: columns of each field of an example, as data.train's"""
+    template: TemplateName = "auto"
+    """without `out`: as task.template"""
+    enable_thinking: bool | None = None
+    """without `out`: as task.enable_thinking"""
+    max_length: int = DataConfig.max_length
+    """without `out`: as data.max_length"""
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,9 @@ def _check(config: InspectConfig) -> tuple[Path, Path]:
     if out.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--out {config.out or 'is missing'}: name the .yaml file to write.")
     data = out.with_name(f"{out.stem}.data")
+    for name in ("kind", "split", "fields", "template", "enable_thinking", "max_length"):
+        if getattr(config, name) != getattr(InspectConfig(), name):
+            raise ValueError(f"--{name} is for showing only: leave out --out, or change {name} in the file it writes.")
     for path in (out, data):
         if path.exists() and not config.overwrite:
             raise ValueError(f"{path} already exists. Choose another --out, or replace it with `--overwrite true`.")
