@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmark_data import data, store
 from flax import nnx
 from transformers import BertConfig
 
@@ -338,6 +339,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
         dict(width=512, layers=8, heads=8, vocab=32_000, rows=8, prompt=64, new=64, threads=2, rounds=5),
     ),
     "retrieval": (retrieval, dict(items=1_000_000, width=384, queries=256, k=10, rounds=3)),
+    "data": (data, dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", rows=200_000, compared=20_000, length=1024)),
+    "store": (store, dict(rows=200_000, reads=50_000)),
     "predict": (
         predict,
         dict(backbone="sentence-transformers/all-MiniLM-L6-v2", texts=2000, batch=32, threads=2, rounds=5),

@@ -11,11 +11,12 @@ from typing import Generic, Protocol, SupportsIndex, TypeVar
 
 import jax
 import numpy as np
+import xxhash
 
 from instructrec_jax.arrays import Array
 from instructrec_jax.data.batch import Batch, BatchTexts, Own, lay_out, lengths_of
 from instructrec_jax.data.mixture import permutation
-from instructrec_jax.data.packing import Plan, fit_epoch, plan_batch
+from instructrec_jax.data.packing import PackedRows, Plan, fit_epoch, plan_batch
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding
 
@@ -119,23 +120,22 @@ class RowLoader:
     seed: int
     target_lengths: np.ndarray | None = None
     target_length: int | None = None
-    _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict, repr=False)
+    _epochs: dict[int, "_Epoch"] = field(default_factory=dict, repr=False)
     _ends: list[int] = field(default_factory=list, repr=False)  # rows of the epochs 0..e together
-    _packed: dict[bytes, list[np.ndarray]] = field(default_factory=dict, repr=False)  # rows of the last lengths packed
+    _packed: dict[bytes, PackedRows] = field(default_factory=dict, repr=False)  # rows of the last lengths packed
 
     @property
     def _sides(self) -> list[np.ndarray]:
         return [self.lengths] if self.target_lengths is None else [self.lengths, self.target_lengths]
 
-    def epoch(self, epoch: int) -> list[np.ndarray]:
+    def epoch(self, epoch: int) -> "_Epoch":
         """The rows of an epoch in order, each as the indices of its examples."""
         if epoch not in self._epochs:
             for old in [e for e in self._epochs if e < epoch - 1]:
                 del self._epochs[old]
             examples = self._by_length(epoch)
             rows = self._pack(examples)
-            shuffled = permutation(len(rows), self.seed, epoch, 0, 1)
-            self._epochs[epoch] = [examples[rows[number]] for number in shuffled]
+            self._epochs[epoch] = _Epoch(examples, rows, permutation(len(rows), self.seed, epoch, 0, 1))
         return self._epochs[epoch]
 
     def _by_length(self, epoch: int) -> np.ndarray:
@@ -143,11 +143,11 @@ class RowLoader:
         order = self.order(epoch)
         return order[np.lexsort([side[order] for side in reversed(self._sides)])]
 
-    def _pack(self, examples: np.ndarray) -> list[np.ndarray]:
+    def _pack(self, examples: np.ndarray) -> PackedRows:
         """Rows of indices into `examples`, which are sorted by length."""
         lengths = self.lengths[examples]
         targets = None if self.target_lengths is None else self.target_lengths[examples]
-        key = b"".join(side[examples].tobytes() for side in self._sides)
+        key = xxhash.xxh3_128_digest(b"".join(side[examples].tobytes() for side in self._sides))
         if key not in self._packed:
             order = permutation(len(examples), self.seed, 0, 0, 2)
             self._packed.clear()
@@ -165,7 +165,7 @@ class RowLoader:
     def real_share(self) -> float:
         """The share of positions in the first epoch's rows that are not padding."""
         rows = self.epoch(0)
-        tokens = sum(int(side[np.concatenate(rows)].sum()) for side in self._sides)
+        tokens = sum(int(side[rows.examples].sum()) for side in self._sides)
         return tokens / (len(rows) * (self.length + (self.target_length or 0)))
 
     def batch(self, step: int) -> HostBatch:
@@ -198,6 +198,21 @@ class RowLoader:
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
         """Batches of the steps start..stop-1, made ahead of time by a thread."""
         return prefetch(self.batch, start, stop)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The rows of an epoch: row r holds the examples[rows[order[r]]]."""
+
+    examples: np.ndarray
+    rows: PackedRows
+    order: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.examples[self.rows[int(self.order[row])]]
 
 
 @dataclass(frozen=True)

@@ -70,28 +70,30 @@ def best_fit(
 
     Each text goes into the row with the least sufficient room. `longest_first` packs tighter than the given order.
     """
-    count, most = len(lengths), max_segments(row_length)
-    row, segment, start = (np.zeros(count, np.int32) for _ in range(3))
+    most = max_segments(row_length)
+    sizes = lengths.tolist()  # lists, because the loop reads and writes single entries
+    row, segment, start = ([0] * len(sizes) for _ in range(3))
     segments: list[int] = []
     with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # room left -> rows
     rooms = 0  # bit r is set if some row has room r: the lowest set bit at or above `size` is the best fit
-    for index in np.argsort(-lengths, kind="stable").tolist() if longest_first else range(count):
-        size = int(lengths[index])
+    for index in np.argsort(-lengths, kind="stable").tolist() if longest_first else range(len(sizes)):
+        size = sizes[index]
         fitting = rooms >> size
         if fitting:
             room = size + (fitting & -fitting).bit_length() - 1
-            target = with_room[room].pop()
-            if not with_room[room]:
+            rows = with_room[room]
+            target = rows.pop()
+            if not rows:
                 rooms ^= 1 << room
         else:
             room, target = row_length, len(segments)
             segments.append(0)
-        segments[target] += 1
-        row[index], segment[index], start[index] = target, segments[target], row_length - room
-        if room > size and segments[target] < most:
+        number = segments[target] = segments[target] + 1
+        row[index], segment[index], start[index] = target, number, row_length - room
+        if room > size and number < most:
             with_room[room - size].append(target)
             rooms |= 1 << (room - size)
-    return len(segments), row, segment, start
+    return len(segments), np.array(row, np.int32), np.array(segment, np.int32), np.array(start, np.int32)
 
 
 def best_fit_pairs(
@@ -156,8 +158,8 @@ def fit_epoch(
     target_lengths: np.ndarray | None,
     target_length: int | None,
     order: np.ndarray,
-) -> list[np.ndarray]:
-    """The rows of an epoch, each as the indices of its texts.
+) -> "PackedRows":
+    """The rows of an epoch: indices of the texts of each.
 
     The texts are packed in a random `order`; within each `EPOCH_PART`, texts longer than half a row come first,
     because no two of them share a row. Sorting all texts by length would separate long from short texts and gain only
@@ -166,15 +168,34 @@ def fit_epoch(
     long = lengths > length // 2
     if target_lengths is not None and target_length is not None:
         long = long | (target_lengths > target_length // 2)
-    rows = []
+    texts, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for first in range(0, len(order), EPOCH_PART):
         part = order[first : first + EPOCH_PART]
         part = part[np.argsort(~long[part], kind="stable")]
         targets = None if target_lengths is None else target_lengths[part]
         plan = fit(lengths[part], length, targets, target_length, longest_first=False)
-        row_by_row = np.lexsort([plan.segment, plan.row])
-        rows += np.split(part[row_by_row], np.cumsum(np.bincount(plan.row))[:-1])
-    return rows
+        texts.append(part[np.lexsort([plan.segment, plan.row])])
+        counts.append(np.bincount(plan.row))
+    return PackedRows(np.concatenate(texts), np.concatenate([[0], np.cumsum(np.concatenate(counts))]))
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of texts: row r holds texts[ends[r] : ends[r + 1]].
+
+    Attributes:
+      texts: int64 [texts].
+      ends: int64 [rows + 1], from 0.
+    """
+
+    texts: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.texts[self.ends[row] : self.ends[row + 1]]
 
 
 def check_fits(

@@ -7,10 +7,12 @@ joblib's loky processes start without running the caller's script again, so a no
 import os
 import pickle
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -21,7 +23,7 @@ State = TypeVar("State")
 Block = TypeVar("Block")
 Result = TypeVar("Result")
 
-IDLE_SECONDS = 10  # a worker ends after so many seconds without work, also when the main process was killed
+IDLE_SECONDS = 10  # a worker without work ends after so many seconds
 
 
 def default_workers() -> int:
@@ -69,14 +71,28 @@ def in_order(
 
 def _work(work: Callable[[State, Block], Result], path: str, block: Block) -> tuple[Result | None, Exception | None]:
     """(result, None) or (None, error): an error must not overtake those of earlier blocks."""
+    _start()
     try:
         return work(cast(State, _state(path)), block), None
     except Exception as error:
         return None, error
 
 
-@lru_cache(maxsize=1)
-def _state(path: str) -> object:
+@cache
+def _start() -> None:
+    """Prepares a worker process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores
     jax.config.update("jax_platforms", "cpu")  # an accelerator belongs to the main process
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends the process soon after its parent was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+@lru_cache(maxsize=1)
+def _state(path: str) -> object:
     return pickle.loads(Path(path).read_bytes())

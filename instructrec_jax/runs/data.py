@@ -133,7 +133,9 @@ class RunData:
         if split == "validation" and most is not None and most < len(numbers):
             drawn = np.random.default_rng(self.config.seed).choice(len(numbers), most, replace=False)
             numbers = numbers[np.sort(drawn)]
-        return some_left(list(self.encode(task, split, examples, numbers)))
+        encoded = self.encode(task, split, examples, numbers)
+        _tell(split, [encoded])
+        return some_left(list(encoded))
 
     def train(self, task: Task) -> EncodedExamples:
         """The examples of data.train that are not held out, source by source, encoded."""
@@ -151,6 +153,7 @@ class RunData:
             if hold_out:
                 raise ValueError("data.hold_out removes every example of data.train: hold out less.")
             some_left([])
+        _tell("train", found)
         return found
 
     def case_groups(self, cases: Sequence[Encoded]) -> dict[str, list[Encoded]]:
@@ -211,6 +214,16 @@ class TrainingData:
             return "a stream of unknown size"
         examples = f"{len(self.encoded):,} examples with {self.tokens:,} tokens{self.packing}"
         return f"{examples}; {self.epoch_steps:,.1f} steps per epoch"
+
+
+def _tell(split: Split, encoded: Sequence[EncodedExamples]) -> None:
+    """One line on the stores of a split that are on disk."""
+    stores = [store for each in encoded for store in each.stores if store.place is not None]
+    if stores:
+        count, old = sum(map(len, encoded)), sum(store.reused for store in stores)
+        how = "tokenized earlier" if old == len(stores) else "tokenized now" if not old else "tokenized partly earlier"
+        folders = ", ".join(dict.fromkeys(str(store.place.parent) for store in stores if store.place))
+        say(f"data.{split}: {count:,} examples, {how}, kept in {folders}")
 
 
 def _not_held_out(examples: NumberedExamples, hold_out: HoldOutConfig) -> np.ndarray:

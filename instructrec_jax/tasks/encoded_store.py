@@ -130,6 +130,10 @@ class EncodedExamples(Sequence[Encoded]):
         return self.chosen(found if self.rows is None else found[self.rows])
 
     @property
+    def stores(self) -> list[Store]:
+        return [source.store for source in self._sources]
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the examples of the only source, an example for each of its encodings."""
         (source,) = self._sources

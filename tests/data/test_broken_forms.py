@@ -272,8 +272,8 @@ FILES: dict[str, list[tuple[str, bytes, str]]] = {
         ("a.jsonl.gz", with_crc(GZIP), "unzipped.*CRC"),
         ("a.jsonl.gz", flipped(GZIP, 12), "unzipped"),
         ("a.jsonl.gz", GZIP + b"more", "unzipped"),
-        ("a.jsonl.gz", gzip.compress(GZIP), "compressed twice"),
-        ("a.jsonl", gzip.compress(b""), "empty"),
+        ("a.jsonl.gz", gzip.compress(GZIP, mtime=0), "compressed twice"),
+        ("a.jsonl", gzip.compress(b"", mtime=0), "empty"),
         ("a.jsonl.zst", ZSTD[:-5], "unzipped"),
         ("a.jsonl.zst", ZSTD + b"more", "unzipped"),
         ("a.jsonl.zst", flipped(ZSTD, 5), "unzipped"),
@@ -290,7 +290,7 @@ FILES: dict[str, list[tuple[str, bytes, str]]] = {
         ("a.csv", "a,b\n".encode("utf-16"), "no records"),
         ("a.json", "[1".encode("utf-16"), "line 1: .*not closed"),
         ("a.json", "{}".encode("utf-16"), "line 1: .*starts with"),
-        ("a.jsonl.gz", gzip.compress(WIDE[:-1]), "UTF-16"),
+        ("a.jsonl.gz", gzip.compress(WIDE[:-1], mtime=0), "UTF-16"),
     ],
     "JSON arrays": [
         ("a.json", b" \n", "line 2: .*blank"),
@@ -313,7 +313,10 @@ FILES: dict[str, list[tuple[str, bytes, str]]] = {
 }
 
 
-@pytest.mark.parametrize("name, data, text", [case for cases in FILES.values() for case in cases])
+@pytest.mark.parametrize(
+    "name, data, text",
+    [pytest.param(*case, id=f"{kind} {number}") for kind, cases in FILES.items() for number, case in enumerate(cases)],
+)
 def test_a_broken_file(tmp_path: Path, name: str, data: bytes, text: str) -> None:
     path = tmp_path / name
     path.write_bytes(data)

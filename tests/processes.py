@@ -1,0 +1,70 @@
+"""Several real processes as one program."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import instructrec_jax
+
+PATIENCE = 180  # seconds until a process that still runs is killed
+
+
+class Processes:
+    """Runs a command in several processes on this machine, with virtual devices each."""
+
+    def __init__(self, command: list[str], count: int, devices: int, folder: Path, **environment: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.logs = [folder / f"{len(list(folder.iterdir()))}-{number}.log" for number in range(count)]
+        self.all: list[subprocess.Popen[bytes]] = []
+        for number, log in enumerate(self.logs):
+            names = {"COORDINATOR_ADDRESS": address, "PROCESS_ID": str(number), "NUM_PROCESSES": str(count)}
+            cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
+            own = {name: value.format(number=number, count=count) for name, value in environment.items()} or names
+            with log.open("w") as file:
+                self.all.append(
+                    subprocess.Popen(
+                        command,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        cwd=Path(instructrec_jax.__file__).parents[1],
+                        env=os.environ | cache | {"XLA_FLAGS": flags} | own,
+                    )
+                )
+
+    def said(self, number: int) -> str:
+        """What a process printed, without gloo's greetings."""
+        return "\n".join(x for x in self.logs[number].read_text().splitlines() if "peer ranks" not in x)
+
+    def wait_for(self, condition: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition() and time.monotonic() < deadline:
+            assert all(process.poll() is None for process in self.all), self.said(0) + self.said(1)
+            time.sleep(0.01)
+        assert condition(), self.said(0) + self.said(1)
+
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
+        """Exit statuses; those of processes that hang are −SIGKILL."""
+        deadline = time.monotonic() + seconds
+        for process in self.all:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        return [process.returncode for process in self.all]
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for process in self.all:
+            process.kill()
+            process.wait()
