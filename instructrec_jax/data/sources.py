@@ -177,6 +177,7 @@ class _Reading:
 
 def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | StreamSource:
     _check(config, name, reading.on_bad_example)
+    _mapper(config, config.fields, reading)  # a setting that cannot be is said before anything is read
     if config.streaming:
         return _stream(config, name, reading)
     key = {"labels": reading.labels, "task": reading.task, "named": config.task, "fields": asdict(config.fields)}

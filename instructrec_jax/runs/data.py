@@ -18,6 +18,7 @@ from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.sources import RowSource, open_sources
 from instructrec_jax.data.storage import Storage
 from instructrec_jax.data.stream import StreamSource
+from instructrec_jax.distributed.launch import say
 from instructrec_jax.evaluation.evaluator import segments
 from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.given import Given
