@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from instructrec_jax.data.column_names import is_usual
 from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes, is_blank
 from instructrec_jax.data.example_store import Opened, Origin, StoredExamples, read_examples
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, no_numbers
+from instructrec_jax.data.file_stream import FileStream
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, fingerprint_of, open_dataset, open_tfds
-from instructrec_jax.data.mixture import IndexableSource, Mixture
+from instructrec_jax.data.mixed_stream import IndexedStream, MixedStream
+from instructrec_jax.data.mixture import IndexableSource, Mixture, check_weights
 from instructrec_jax.data.rows import Rows, find_files, open_parallel, open_rows
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow
 from instructrec_jax.data.storage import Storage, digest_of
@@ -39,7 +41,7 @@ class SourceConfig:
     name: str = ""  # Name of the source in reports; empty: its path.
     subset: str | None = None  # datasets only: configuration of the data set, for example sst2 of glue.
     split: str = "train"  # datasets and tfds only: train, test, train[:1000] ...
-    streaming: bool = False  # datasets only: read rows as they arrive instead of downloading them first.
+    streaming: bool = False  # file and datasets: read rows in order while training, instead of preparing all first.
     shuffle_block: int = 1000  # streaming only: shuffle within blocks of N rows; 1 keeps their order.
     fields: FieldsConfig = field(default_factory=FieldsConfig)  # Columns of each field of an example.
     task: str = ""  # Task name of all examples; empty: each record's own.
@@ -117,8 +119,8 @@ def open_sources(
     given: Rows | None = None,
     storage: Storage | None = None,
     task: object = None,
-) -> Mixture | StreamSource:
-    """Opens and checks all sources: a `Mixture`, or the stream if there is one.
+) -> Mixture | StreamSource | MixedStream:
+    """Opens and checks all sources: a `Mixture`, or a stream if one of them is read in order.
 
     Args:
       labels: unless empty, every output must be one of them.
@@ -140,14 +142,22 @@ def open_sources(
     if any(weighted) and not all(weighted):
         raise ValueError(f"source {configs[weighted.index(False)].path}: give a weight to every source or to none.")
     streams = [config for config in configs if config.streaming]
-    if streams and len(configs) > 1:
-        hint = "set streaming: false to mix it, or train on it alone."
-        raise ValueError(f"source {streams[0].path}: a stream has no size and cannot be mixed with others; {hint}")
+    if streams and len(configs) > 1 and not all(weighted):
+        hint = "give every source a weight, or set streaming: false."
+        raise ValueError(f"source {streams[0].path}: a stream has no size, so its share must be given; {hint}")
     names = _names(configs)
     reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task)
     sources = [_open(config, name, reading) for config, name in zip(configs, names, strict=True)]
-    if isinstance(sources[0], StreamSource):
+    if isinstance(sources[0], StreamSource) and len(sources) == 1:
         return sources[0]
+    if streams:
+        shares = [config.weight or 0 for config in configs]
+        check_weights(shares)
+        each = [
+            source if isinstance(source, StreamSource) else IndexedStream(source, on_bad_example, seed, number)
+            for number, source in enumerate(sources)
+        ]
+        return MixedStream(each, shares)
     weights = [config.weight for config in configs if config.weight is not None] or None
     indexable: list[IndexableSource] = [source for source in sources if not isinstance(source, StreamSource)]
     return Mixture(indexable, weights=weights, temperature=temperature, size_cap=size_cap, seed=seed)
@@ -239,7 +249,6 @@ def _mapper(config: SourceConfig, fields: FieldsConfig, reading: _Reading, featu
 
 
 def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
-    dataset = open_dataset(config.path, config.subset, config.split, streaming=True)
     log.warning(
         "source %s is a stream: rows are checked when they are read and shuffled within blocks of %d rows, "
         "the size is unknown, and resuming is exact only if the data does not change. Set streaming: false to "
@@ -247,7 +256,15 @@ def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
         name,
         config.shuffle_block,
     )
-    mapper, block = _mapper(config, config.fields, reading, dataset.features), config.shuffle_block
+    if config.kind == "file":
+        files, fields = find_files(config.path), config.fields
+        fields, _, note = with_usual_fields(partial(open_rows, str(files[0])), fields, name)
+        if note:
+            log.warning(note)
+        dataset: Any = FileStream(files, FieldMapper(fields).columns())
+    else:
+        fields, dataset = config.fields, open_dataset(config.path, config.subset, config.split, streaming=True)
+    mapper, block = _mapper(config, fields, reading, dataset.features), config.shuffle_block
     return StreamSource(dataset, mapper, name, reading.on_bad_example, shuffle_block=block, seed=reading.seed)
 
 
@@ -262,7 +279,7 @@ def _check(config: SourceConfig, name: str, on_bad_example: str) -> None:
         raise ValueError(f"on_bad_example {on_bad_example!r}: must be error or skip.")
     if not config.path:
         raise ValueError("a source has no path: name a file, a folder or a data set.")
-    idle = [("streaming", config.streaming and config.kind != "datasets")]
+    idle = [("streaming", config.streaming and (config.kind == "tfds" or config.targets != ""))]
     idle += [("targets", config.targets != "" and config.kind != "file")]
     idle += [("subset", config.subset is not None and config.kind != "datasets")]
     idle += [("split", config.split != "train" and config.kind == "file")]
