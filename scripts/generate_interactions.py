@@ -5,8 +5,8 @@
 
 How often users rate is log-normal, with a minimum (as in MovieLens 25M: at least 20, a mean of 154, a long tail). How
 often items are rated follows Zipf's law with a shift: a tenth of the items has most of the ratings. Items belong to
-clusters and users prefer a few of them, so that methods that use histories beat popularity. No user rates an item twice,
-but for a few who rate very many. Lines are in order of users, and times rise within a user.
+clusters and users prefer a few of them, so that methods that use histories beat popularity. No user rates an item
+twice, but for a few who rate very many. Lines are in order of users, and times rise within a user.
 
 Users are drawn in blocks, each from its own seed, and written as they are drawn: the memory does not depend on the
 number of ratings, and the bytes depend on the settings alone.
@@ -45,7 +45,9 @@ def sizes(interactions: int, users: int, items: int, seed: int) -> np.ndarray:
     counts += least
     most = items // 3  # of one user; others rate what is beyond
     if interactions > users * most:
-        raise ValueError(f"--items {items} are too few for {interactions // users} ratings of each user: raise --items.")
+        raise ValueError(
+            f"--items {items} are too few for {interactions // users} ratings of each user: raise --items."
+        )
     while beyond := int(np.maximum(counts - most, 0).sum()):
         counts = np.minimum(counts, most)
         free = np.flatnonzero(counts < most)
