@@ -67,14 +67,11 @@ class PrepareConfig(GrammarConfig):
 
 
 @dataclass(frozen=True)
-class _Stages:
-    """The interactions after each step of the filter."""
+class _Filtered:
+    """The interactions that stay, and how many there were after each step of the filter."""
 
-    raw: Interactions
-    rated: Interactions
-    first: Interactions
-    core: Interactions
-    recent: Interactions
+    left: Interactions
+    counts: dict[str, int]
 
 
 def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, object]:
@@ -98,17 +95,18 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
     catalogue, raw = config.read(bad)
 
     # --- filter ---
-    catalogue, stages = _filter(config, catalogue, raw)
+    catalogue, filtered = _filter(config, catalogue, raw)
+    del raw
 
     # --- split ---
-    splits = split(stages.recent, config.split, config.validation, config.test)
+    splits = split(filtered.left, config.split, config.validation, config.test)
     if not any(map(len, splits.test)):
         raise ValueError(
             f"split {config.split} needs three interactions of a user, but no user in {config.source} has."
         )
 
     # --- write ---
-    notes = _counts(config, stages, splits, bad)
+    notes = _counts(config, filtered, splits, bad)
 
     def examples(name: str) -> Iterable[Example]:
         made = examples_of(config, catalogue, splits, name)
@@ -125,7 +123,7 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
         card = save_prepared(
             folder,
             catalogue,
-            stages.recent,
+            filtered.left,
             splits,
             {name: examples(name) for name in SPLITS},
             source=Path(config.source).absolute().name,
@@ -139,12 +137,20 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
     return whole_or_nothing(out, write)
 
 
-def _filter(config: PrepareConfig, catalogue: Catalogue, raw: Interactions) -> tuple[Catalogue, _Stages]:
-    """The items and interactions that stay."""
+def _filter(config: PrepareConfig, catalogue: Catalogue, raw: Interactions) -> tuple[Catalogue, _Filtered]:
+    """The items and interactions that stay. Only one step's interactions are in memory beside the raw ones."""
     rated = at_least(raw, config.min_rating)
-    first = first_per_item(rated)
-    catalogue, core = k_core(catalogue, first, config.k_core)
-    return catalogue, _Stages(raw, rated, first, core, recent=most_recent(core, config.sequence_limit))
+    counts = {"interactions_read": len(raw), "below_min_rating": len(raw) - len(rated)}
+    left = first_per_item(rated)
+    counts["repeats"] = len(rated) - len(left)
+    del rated
+    before = len(left)
+    catalogue, left = k_core(catalogue, left, config.k_core)
+    counts["outside_k_core"] = before - len(left)
+    before = len(left)
+    left = most_recent(left, config.sequence_limit)
+    counts["beyond_sequence_limit"] = before - len(left)
+    return catalogue, _Filtered(left, counts)
 
 
 def _check_settings(config: PrepareConfig) -> None:
@@ -161,22 +167,19 @@ def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, nam
     return generate_examples(catalogue, splits, name, config)
 
 
-def _counts(config: PrepareConfig, stages: _Stages, splits: Splits, bad: BadLines) -> dict[str, int | float]:
+def _counts(config: PrepareConfig, filtered: _Filtered, splits: Splits, bad: BadLines) -> dict[str, int | float]:
     """Counts for the card: interactions dropped by each filter, sizes of the splits, new users and items."""
     counts: dict[str, int | float] = {
-        "interactions_read": len(stages.raw),
+        "interactions_read": filtered.counts["interactions_read"],
         "bad_lines": len(bad.skipped),
-        "below_min_rating": len(stages.raw) - len(stages.rated),
-        "repeats": len(stages.rated) - len(stages.first),
-        "outside_k_core": len(stages.first) - len(stages.core),
-        "beyond_sequence_limit": len(stages.core) - len(stages.recent),
+        **filtered.counts,
         **{f"{name}_interactions": sum(map(len, getattr(splits, name))) for name in SPLITS},
         "users_only_in_train": sum(not len(v) + len(t) for v, t in zip(splits.validation, splits.test, strict=True)),
         **unseen(splits),
-        "has_timestamps": int(stages.raw.timestamp is not None),
+        "has_timestamps": int(filtered.left.timestamp is not None),
     }
     if config.split == "global_time":
-        cuts = cut_times(stages.recent, config.validation, config.test)
+        cuts = cut_times(filtered.left, config.validation, config.test)
         counts |= dict(zip(("validation_from", "test_from"), cuts, strict=True))
     return counts
 

@@ -143,7 +143,11 @@ class Interactions:
         )
 
     def by_user(self) -> "Interactions":
-        """Sorted by user, then time; the sort is stable."""
+        """Sorted by user, then time; the sort is stable. Without copies if it is sorted already."""
+        later = self.user[1:] > self.user[:-1]
+        same = self.user[1:] == self.user[:-1]
+        if (later | (same if self.timestamp is None else same & (self.timestamp[1:] >= self.timestamp[:-1]))).all():
+            return self
         keys = (self.user,) if self.timestamp is None else (self.timestamp, self.user)
         return self.take(np.lexsort(keys))  # lexsort is stable and takes its first key last
 
@@ -290,7 +294,7 @@ def _content_hash(folder: Path, catalogue: Catalogue, interactions: Interactions
     digest.update(catalogue.fingerprint().encode())
     digest.update(json.dumps(interactions.user_ids).encode())
     for column in (interactions.user, interactions.item, interactions.timestamp, interactions.rating):
-        digest.update(b"-" if column is None else column.tobytes())
+        digest.update(b"-" if column is None else np.ascontiguousarray(column).data)
     for name in SPLITS:
         for part in ("splits", "instructions"):
             with open(folder / part / f"{name}.jsonl", "rb") as file:
