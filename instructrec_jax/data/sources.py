@@ -17,6 +17,7 @@ from instructrec_jax.data.column_names import is_usual
 from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes, is_blank
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, open_dataset, open_tfds
+from instructrec_jax.data.kinds import is_registered, open_kind
 from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.mixture import IndexableSource, Mixture
 from instructrec_jax.data.rows import Rows, open_parallel, open_rows
@@ -25,7 +26,7 @@ from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.data.unread import unread_note
 from instructrec_jax.data.usual_columns import usual_fields, usual_note
 
-Kind = Literal["file", "datasets", "tfds"]
+Kind = Literal["file", "datasets", "tfds", "interactions"]
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,11 @@ class SourceConfig:
     """One source of examples."""
 
     path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, or the name of a data set.
-    kind: Kind = "file"  # file: jsonl, json, csv, tsv or parquet, also with .gz; datasets: HuggingFace's.
+    kind: Kind = "file"  # file: jsonl, json, csv, tsv, parquet (.gz); datasets: HuggingFace's; interactions: of prepare.
     targets: str = ""  # file only: text file whose line n is the output for line n of path (train.en, train.zh).
     name: str = ""  # Name of the source in reports; empty: its path.
     subset: str | None = None  # datasets only: configuration of the data set, for example sst2 of glue.
-    split: str = "train"  # datasets and tfds only: train, test, train[:1000] ...
+    split: str = "train"  # not of files: train, test, and of data sets train[:1000] ...
     streaming: bool = False  # datasets only: read rows as they arrive instead of downloading them first.
     shuffle_block: int = 1000  # streaming only: shuffle within blocks of N rows; 1 keeps their order.
     fields: FieldsConfig = field(default_factory=FieldsConfig)  # Columns of each field of an example.
@@ -214,6 +215,10 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
         return RowSource(open_parallel(config.path, config.targets), mapper(fields), name, bad)
     if config.kind == "file":
         fields, rows = with_usual_fields(partial(open_rows, config.path), fields, name)
+        return RowSource(rows, mapper(fields), name, bad)
+    if is_registered(config.kind):
+        made = open_kind(config.kind, config.path, config.split)
+        fields, rows = with_usual_fields(lambda columns: made, fields, name)
         return RowSource(rows, mapper(fields), name, bad)
     if config.kind == "tfds":
         data, features = open_tfds(config.path, config.split)

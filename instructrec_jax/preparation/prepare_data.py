@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.listed import check_type
 from instructrec_jax.files import write_text
 from instructrec_jax.preparation import train_settings
+from instructrec_jax.preparation.interaction_rows import KIND, why_not_on_demand
 from instructrec_jax.preparation.readers import BadLines
 from instructrec_jax.preparation.splits import (
     at_least,
@@ -22,12 +25,18 @@ from instructrec_jax.preparation.splits import (
     split,
     unseen,
 )
-from instructrec_jax.preparation.wording.grammar import GrammarConfig, check_grammar, generate_examples
+from instructrec_jax.preparation.wording.grammar import (
+    GrammarConfig,
+    check_grammar,
+    example_counts,
+    generate_examples,
+)
 from instructrec_jax.preparation.wording.teacher import Teacher, rewrite_with_teacher
 from instructrec_jax.ranking.candidates import check_drawn, write_candidates
 from instructrec_jax.ranking.catalogue import SPLITS, Catalogue, Interactions, Splits, save_prepared
 
 T = TypeVar("T")
+MOST_EXAMPLES, MOST_INTERACTIONS = 1_000_000, 5_000_000  # written to files, with `instructions: auto`
 
 
 @dataclass(kw_only=True)
@@ -58,6 +67,9 @@ class PrepareConfig(GrammarConfig):
     teacher: str | None = None
     """run directory or HuggingFace folder of a language model that rephrases the requests of training examples;
     validation and test keep the generated requests"""
+    instructions: str = "auto"
+    """files: write instructions/*.jsonl, a line per example; interactions: write none, training makes the examples from
+    interactions.parquet (`kind: interactions`); auto: files up to a million examples and five million interactions"""
     on_bad_line: str = "error"
     """error: stop at the first bad line; skip: leave bad lines out, count and list them"""
 
@@ -116,6 +128,11 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
         notes["reworded_by_teacher"] = counts["rewritten"]
         return reworded
 
+    counted = _counted(config, filtered.left, splits)
+    made = {name: examples(name) if counted is None else counted[name] for name in SPLITS}
+    if counted is not None:
+        notes["instructions"] = KIND
+
     def write(folder: Path) -> dict[str, object]:
         if bad.skipped:
             text = "\n".join(bad.skipped) + "\n"
@@ -125,7 +142,7 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
             catalogue,
             filtered.left,
             splits,
-            {name: examples(name) for name in SPLITS},
+            made,
             source=Path(config.source).absolute().name,
             settings=_settings(config),
             notes=notes,
@@ -159,7 +176,22 @@ def _check_settings(config: PrepareConfig) -> None:
         raise ValueError(f"on_bad_line must be error or skip, got {config.on_bad_line!r}.")
     check_split(config.split, config.validation, config.test)
     check_grammar(config)
+    if config.instructions not in ("auto", "files", "interactions"):
+        raise ValueError(f"instructions must be auto, files or interactions, got {config.instructions!r}.")
+    if config.instructions == "interactions" and (why := why_not_on_demand(config, config.teacher is not None)):
+        raise ValueError(f"instructions cannot be made from the interactions: {why}. Set `--instructions files`.")
     check_drawn(config.candidates)
+
+
+def _counted(config: PrepareConfig, left: Interactions, splits: Splits) -> dict[str, int] | None:
+    """The number of examples of each split, if they are made when they are read; None: they are written."""
+    if config.instructions == "files" or why_not_on_demand(config, config.teacher is not None):
+        return None
+    parts = (splits.train, splits.validation, splits.test)
+    train, validation, test = (np.array([len(items) for items in part]) for part in parts)
+    counts = {name: int(example_counts(train, validation, test, name, config).sum()) for name in SPLITS}
+    few = sum(counts.values()) <= MOST_EXAMPLES and len(left) <= MOST_INTERACTIONS
+    return None if few and config.instructions == "auto" else counts
 
 
 def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, name: str) -> Iterator[Example]:
@@ -167,9 +199,9 @@ def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, nam
     return generate_examples(catalogue, splits, name, config)
 
 
-def _counts(config: PrepareConfig, filtered: _Filtered, splits: Splits, bad: BadLines) -> dict[str, int | float]:
+def _counts(config: PrepareConfig, filtered: _Filtered, splits: Splits, bad: BadLines) -> dict[str, int | float | str]:
     """Counts for the card: interactions dropped by each filter, sizes of the splits, new users and items."""
-    counts: dict[str, int | float] = {
+    counts: dict[str, int | float | str] = {
         "interactions_read": filtered.counts["interactions_read"],
         "bad_lines": len(bad.skipped),
         **filtered.counts,
@@ -186,7 +218,7 @@ def _counts(config: PrepareConfig, filtered: _Filtered, splits: Splits, bad: Bad
 
 def _settings(config: PrepareConfig) -> dict[str, object]:
     """The settings that shape the data, without paths of this machine."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "overwrite")}
+    settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "overwrite", "instructions")}
     for name in ("items", "templates", "teacher"):
         if settings.get(name):
             settings[name] = Path(settings[name]).name

@@ -4,7 +4,6 @@ import numpy as np
 
 from instructrec_jax.ranking.catalogue import Catalogue, Interactions, Splits
 
-
 PIECE = 2_000_000  # interactions whose repeats are looked for at once
 
 
@@ -113,10 +112,7 @@ def leave_one_out(interactions: Interactions) -> Splits:
 
     A user with fewer than three interactions is in train only.
     """
-    ordered = interactions.by_user()
-    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
-    held = (counts >= 3).astype(int)
-    return _cut(ordered, counts - 2 * held, held)
+    return _by_count(interactions, "leave_one_out", 0, 0)
 
 
 def by_ratio(interactions: Interactions, validation: float, test: float) -> Splits:
@@ -125,13 +121,28 @@ def by_ratio(interactions: Interactions, validation: float, test: float) -> Spli
     Shares are rounded down, but a user with three interactions or more has at least one in train, in test and, unless
     its share is 0, in validation. A user with fewer interactions is in train only.
     """
-    ordered = interactions.by_user()
-    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
+    return _by_count(interactions, "ratio", validation, test)
+
+
+def sizes_by_count(counts: np.ndarray, how: str, validation: float, test: float) -> tuple[np.ndarray, np.ndarray]:
+    """Interactions of each user in train and in validation, of `leave_one_out` and `ratio`; the rest is test.
+
+    Args:
+      counts: int [users], each user's interactions.
+    """
     enough = counts >= 3
+    if how == "leave_one_out":
+        return counts - 2 * enough, enough.astype(int)
     least = int(validation > 0)
     tests = np.where(enough, np.clip(_share(counts, test), 1, np.maximum(counts - 1 - least, 1)), 0)
     validations = np.where(enough, np.clip(_share(counts, validation), least, np.maximum(counts - 1 - tests, least)), 0)
-    return _cut(ordered, counts - validations - tests, validations)
+    return counts - validations - tests, validations
+
+
+def _by_count(interactions: Interactions, how: str, validation: float, test: float) -> Splits:
+    ordered = interactions.by_user()
+    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
+    return _cut(ordered, *sizes_by_count(counts, how, validation, test))
 
 
 def cut_times(interactions: Interactions, validation: float, test: float) -> tuple[float, float]:

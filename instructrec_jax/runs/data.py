@@ -10,6 +10,7 @@ from instructrec_jax.data.batch import BatchTexts, lengths_of
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, check_hold_out, is_held_out
+from instructrec_jax.data.kinds import register_kind
 from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.packing import length_buckets
@@ -17,10 +18,13 @@ from instructrec_jax.data.skipped import SkippedRow, listing
 from instructrec_jax.data.sources import ListSource, open_sources
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.evaluation.evaluator import segments
+from instructrec_jax.preparation.interaction_rows import KIND, InteractionRows
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.given import Given
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
+
+register_kind(KIND, InteractionRows)
 
 
 class RunData:
