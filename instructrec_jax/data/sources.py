@@ -36,7 +36,7 @@ class SourceConfig:
     """One source of examples."""
 
     path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, or the name of a data set.
-    kind: Kind = "file"  # file: jsonl, json, csv, tsv, parquet (.gz); datasets: HuggingFace's; interactions: of prepare.
+    kind: Kind = "file"  # file: jsonl, json, csv, tsv, parquet (.gz); datasets: HuggingFace's; interactions: prepared.
     targets: str = ""  # file only: text file whose line n is the output for line n of path (train.en, train.zh).
     name: str = ""  # Name of the source in reports; empty: its path.
     subset: str | None = None  # datasets only: configuration of the data set, for example sst2 of glue.
