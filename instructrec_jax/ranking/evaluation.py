@@ -208,10 +208,8 @@ def evaluate(
 def _say_throughput(cases: int, items: int, took: float) -> None:
     """How fast cases were scored and ranked, if it took long."""
     if took >= LONG and is_first():
-        pairs_a_second = cases * items / took / 1e6
-        say(
-            f"ranked {cases:,} cases over {items:,} items: {cases / took:,.0f} cases/s, {pairs_a_second:,.0f} M scores/s"
-        )
+        speed = f"{cases / took:,.0f} cases/s, {cases * items / took / 1e6:,.0f} million scores/s"
+        say(f"ranked {cases:,} cases over {items:,} items: {speed}")
 
 
 def evaluate_candidates(
