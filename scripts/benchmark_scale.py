@@ -3,9 +3,9 @@
     prepare     time and peak memory of `prepare` at several sizes, and of reading the examples that it leaves
     evaluate    users/s and scores/s of the full ranking over the catalogue of the largest size, with peak memory
 
-The data are made by scripts/generate_interactions.py in FOLDER, and kept there. Each measurement is a process of its own;
-its time and its peak of resident memory are what the kernel says about it when it ends (wait4). Sizes are numbers of
-interactions; users and items grow with them, up to 162,000 and 59,000 at 25 million.
+The data are made by scripts/generate_interactions.py in FOLDER, and kept there. Each measurement is a process of its
+own; its time and its peak of resident memory are what the kernel says about it when it ends (wait4). Sizes are numbers
+of interactions; users and items grow with them, up to 162,000 and 59,000 at 25 million.
 """
 
 import argparse
@@ -60,6 +60,10 @@ def prepared(out: Path, size: int, *settings: str) -> tuple[Path, float, float]:
     return folder, *measured([sys.executable, *command])
 
 
+def _header(*names: str) -> str:
+    return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
+
+
 def _flat(options: dict[str, int]) -> list[object]:
     return [part for pair in options.items() for part in pair]
 
@@ -75,9 +79,7 @@ def prepare(out: Path, sizes: Sequence[int], settings: Sequence[str]) -> None:
         again, most = measured([sys.executable, __file__, "read", *read[1:]])
         written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         lines.append(f"| {size:,} | {took:,.1f} | {peak:.2f} | {written / 1e6:,.0f} | {again:,.1f} | {most:.2f} |")
-    print(
-        "\n| interactions | prepare s | peak GB | written MB | 100,000 examples s | peak GB |\n|---|---|---|---|---|---|"
-    )
+    print(_header("interactions", "prepare s", "peak GB", "written MB", "100,000 examples s", "peak GB"))
     print("\n".join(lines))
     print("s and GB: of the whole process, imports included (wait4). 100,000 examples: opening the interactions of a")
     print("prepared folder and making the first 100,000 training examples from them (kind: interactions).")
@@ -124,29 +126,22 @@ def rank(folder: Path, method: str, most: int) -> None:
     found = evaluate(cases, [], score, cutoffs=[10])
     took = time.perf_counter() - began
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    speed = f"{len(users) / took:,.0f} | {len(users) * len(catalogue) / took / 1e6:,.0f}"
-    metric = f"{found.metrics['NDCG@10']:.4f}"
     memory = int(peak.split()[1]) * 1024 / 1e9
-    print(
-        f"| {method} | {len(users):,} | {fitted:,.1f} | {took:,.1f} | {speed} | {memory:.2f} | {metric} |", flush=True
-    )
+    numbers = [f"{len(users):,}", f"{fitted:,.1f}", f"{took:,.1f}", f"{len(users) / took:,.0f}"]
+    numbers += [f"{len(users) * len(catalogue) / took / 1e6:,.0f}", f"{memory:.2f}", f"{found.metrics['NDCG@10']:.4f}"]
+    print("|", " | ".join([method, *numbers]), "|", flush=True)
 
 
 def evaluation(out: Path, size: int, most: int) -> None:
     folder = out / f"prepared_{size}"
     if not folder.exists():
         prepared(out, size)
-    print(
-        "| method | users | fit s | rank s | users/s | million scores/s | peak GB | NDCG@10 |\n|---|---|---|---|---|---|---|---|"
-    )
+    columns = ("method", "users", "fit s", "rank s", "users/s", "million scores/s", "peak GB", "NDCG@10")
+    print(_header(*columns), flush=True)
     for method in ("model", "popularity", "coKNN"):
         in_another_process(rank, folder, method, most)
-    print(
-        f"model: products of random float32 vectors of {WIDTH} numbers. rank: scores of all items in blocks of users,"
-    )
-    print(
-        "seen items masked, ranks with ties, the 20 best. GB: peak of the process (VmHWM), all interactions included."
-    )
+    print(f"model: products of random float32 vectors of {WIDTH} numbers. rank: scores of all items in blocks of")
+    print("users, seen items masked, ranks with ties, the 20 best. GB: peak of the process (VmHWM), interactions included.")
 
 
 def main() -> None:
