@@ -141,7 +141,7 @@ def evaluation(out: Path, size: int, most: int) -> None:
     for method in ("model", "popularity", "coKNN"):
         in_another_process(rank, folder, method, most)
     print(f"model: products of random float32 vectors of {WIDTH} numbers. rank: scores of all items in blocks of")
-    print("users, seen items masked, ranks with ties, the 20 best. GB: peak of the process (VmHWM), interactions included.")
+    print("users, seen items masked, ranks with ties, the 20 best. GB: peak of the process (VmHWM), all data included.")
 
 
 def main() -> None:
