@@ -75,8 +75,7 @@ def prepare(out: Path, sizes: Sequence[int], settings: Sequence[str]) -> None:
     lines = []
     for size in sizes:
         folder, took, peak = prepared(out, size, *settings)
-        read = ["interactions", "--out", str(folder)]
-        again, most = measured([sys.executable, __file__, "read", *read[1:]])
+        again, most = measured([sys.executable, __file__, "read", "--out", str(folder)])
         written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         lines.append(f"| {size:,} | {took:,.1f} | {peak:.2f} | {written / 1e6:,.0f} | {again:,.1f} | {most:.2f} |")
     print(_header("interactions", "prepare s", "peak GB", "written MB", "100,000 examples s", "peak GB"))
