@@ -119,18 +119,12 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
 
     # --- write ---
     notes = _counts(config, filtered, splits, bad)
-
-    def examples(name: str) -> Iterable[Example]:
-        made = examples_of(config, catalogue, splits, name)
-        if teacher is None or name != "train":
-            return made
-        reworded, counts = rewrite_with_teacher(list(made), teacher, catalogue, Path(str(config.teacher)).name)
-        notes["reworded_by_teacher"] = counts["rewritten"]
-        return reworded
-
     counted = _counted(config, filtered.left, splits)
-    made = {name: examples(name) if counted is None else counted[name] for name in SPLITS}
-    if counted is not None:
+    made: dict[str, Iterable[Example] | int]
+    if counted is None:
+        made = {name: _made(config, catalogue, splits, name, teacher, notes) for name in SPLITS}
+    else:
+        made = {**counted}
         notes["instructions"] = KIND
 
     def write(folder: Path) -> dict[str, object]:
@@ -192,6 +186,23 @@ def _counted(config: PrepareConfig, left: Interactions, splits: Splits) -> dict[
     counts = {name: int(example_counts(train, validation, test, name, config).sum()) for name in SPLITS}
     few = sum(counts.values()) <= MOST_EXAMPLES and len(left) <= MOST_INTERACTIONS
     return None if few and config.instructions == "auto" else counts
+
+
+def _made(
+    config: PrepareConfig,
+    catalogue: Catalogue,
+    splits: Splits,
+    name: str,
+    teacher: Teacher | None,
+    notes: dict[str, int | float | str],
+) -> Iterable[Example]:
+    """The examples of a split; those of train in the teacher's words, if there is one, with a note of how many."""
+    made = examples_of(config, catalogue, splits, name)
+    if teacher is None or name != "train":
+        return made
+    reworded, counts = rewrite_with_teacher(list(made), teacher, catalogue, Path(str(config.teacher)).name)
+    notes["reworded_by_teacher"] = counts["rewritten"]
+    return reworded
 
 
 def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, name: str) -> Iterator[Example]:
