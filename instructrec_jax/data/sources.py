@@ -5,7 +5,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.data.unread import unread_note
 from instructrec_jax.data.usual_columns import usual_fields, usual_note
 
-Kind = Literal["file", "datasets", "tfds"]
+Kind = Literal["file", "datasets", "tfds", "interactions"]
+Kinds = Mapping[str, Callable[[str, str], Rows]]
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,11 @@ class SourceConfig:
     """One source of examples."""
 
     path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, or the name of a data set.
-    kind: Kind = "file"  # file: jsonl, json, csv, tsv or parquet, also with .gz; datasets: HuggingFace's.
+    kind: Kind = "file"  # file: jsonl, json, csv, tsv, parquet (.gz); datasets: HuggingFace's; interactions: prepared.
     targets: str = ""  # file only: text file whose line n is the output for line n of path (train.en, train.zh).
     name: str = ""  # Name of the source in reports; empty: its path.
     subset: str | None = None  # datasets only: configuration of the data set, for example sst2 of glue.
-    split: str = "train"  # datasets and tfds only: train, test, train[:1000] ...
+    split: str = "train"  # not of files: train, test, and of data sets train[:1000] ...
     streaming: bool = False  # file and datasets: read rows in order while training, instead of preparing all first.
     shuffle_block: int = 1000  # streaming only: shuffle within blocks of N rows; 1 keeps their order.
     fields: FieldsConfig = field(default_factory=FieldsConfig)  # Columns of each field of an example.
@@ -119,6 +120,7 @@ def open_sources(
     given: Rows | None = None,
     storage: Storage | None = None,
     task: object = None,
+    kinds: Kinds | None = None,
 ) -> Mixture | StreamSource | MixedStream:
     """Opens and checks all sources: a `Mixture`, or a stream if one of them is read in order.
 
@@ -130,6 +132,7 @@ def open_sources(
       seed: of all shuffles.
       given: the rows of the only source, a file that does not exist yet.
       storage: where examples are kept; None: in memory.
+      kinds: of sources that rooms above know: (path, split) -> their rows.
       task: the settings of the task, which `labels` and `numbers` come from, as JSON.
 
     Raises:
@@ -146,7 +149,7 @@ def open_sources(
         hint = "give every source a weight, or set streaming: false."
         raise ValueError(f"source {streams[0].path}: a stream has no size, so its share must be given; {hint}")
     names = _names(configs)
-    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task)
+    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task, kinds or {})
     sources = [_open(config, name, reading) for config, name in zip(configs, names, strict=True)]
     if isinstance(sources[0], StreamSource) and len(sources) == 1:
         return sources[0]
@@ -183,6 +186,7 @@ class _Reading:
     given: Rows | None
     storage: Storage
     task: object
+    kinds: Kinds
 
 
 def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | StreamSource:
@@ -205,6 +209,11 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
         kinds = [file.suffixes for file in files]
         origin = Origin(files[0], {**key, "files": digest_of(files), "kinds": kinds}, [str(file) for file in files])
         opened = partial(_usual, partial(open_rows, config.path), config, name, reading)
+    elif config.kind in reading.kinds:
+        made = reading.kinds[config.kind](config.path, config.split)
+        known = {**key, "kind": config.kind, "split": config.split, "files": digest_of(list(map(Path, made.sources)))}
+        origin = Origin(Path(made.sources[0]), known, made.names)
+        opened = partial(_usual, lambda columns: made, config, name, reading)
     elif config.kind == "tfds":
         origin, opened = Origin(names=[name]), partial(_tfds, config, name, reading)
     else:

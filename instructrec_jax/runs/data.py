@@ -21,11 +21,14 @@ from instructrec_jax.data.storage import Storage
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.distributed.launch import say
 from instructrec_jax.evaluation.evaluator import segments
+from instructrec_jax.preparation.interaction_rows import KIND, InteractionRows
 from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.given import Given
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored, joined, token_key
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
+
+KINDS = {KIND: InteractionRows}  # of sources, beside files and data sets
 
 
 class RunData:
@@ -68,6 +71,7 @@ class RunData:
                 given=self._given.get(split),
                 storage=self._storage,
                 task=to_dict(self.config)["task"],
+                kinds=KINDS,
             )
         return self._opened[split]
 
