@@ -13,6 +13,7 @@ from draccus.wrappers import docstring
 from instructrec_jax.answering.out_of_scope import SCORES
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.remote import is_url, local_file
 from instructrec_jax.runs.config import ConfigError, check_names, name_files
 from instructrec_jax.runs.help_text import fitted_help
 from instructrec_jax.runs.settings_tree import nearest
@@ -73,6 +74,14 @@ def parse_options(parser: argparse.ArgumentParser, args: list[str]) -> argparse.
 def own_options(parser: argparse.ArgumentParser) -> set[str]:
     """The names of a parser's options, without dashes."""
     return {"help", *re.findall(r"--([\w-]+)", parser.format_usage())}
+
+
+def input_file(text: str) -> Path:
+    """The type of an option that names a file to read: a local path, or the local copy of a URL."""
+    try:
+        return local_file(text) if is_url(text) else Path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
 
 
 def new_file(path: Path | None, option: str = "--out") -> Path | None:
@@ -139,7 +148,7 @@ def generate_parser(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("path", type=Path, help="run directory, or HuggingFace folder")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="the prompt")
-    source.add_argument("--input", type=Path, help='file of records with "prompt", or instruction, input, messages')
+    source.add_argument("--input", type=input_file, help='file of records with "prompt", or instruction, input, messages')
     add = parser.add_argument
     add("--out", type=Path, help='JSONL file for the records with "generated" and "finish"; default: stdout')
     add("--catalogue", type=Path, help="prepared folder: report the share of named items that are unknown or seen")
@@ -166,9 +175,9 @@ def predict_parser(doc: str) -> argparse.ArgumentParser:
     add("--text", help="one text, answered on stdout")
     add(
         "--input",
-        type=Path,
+        type=input_file,
         metavar="FILE",
-        help="jsonl, json, csv, tsv or parquet file, also .gz; -: JSON lines on stdin",
+        help="jsonl, json, csv, tsv or parquet file (also .gz) or its URL; -: JSON lines on stdin",
     )
     add("--out", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv or .parquet; default: JSON lines on stdout")
     add("--vectors", action="store_true", help="write embeddings instead: --out FILE.npy or FILE.parquet")
@@ -192,7 +201,7 @@ def recommend_parser(doc: str) -> argparse.ArgumentParser:
     add("--where", action="append", default=[], metavar="CONDITION", help=where)
     add = parser.add_argument_group("many requests").add_argument
     fields = ", ".join(Request.__dataclass_fields__)
-    add("--input", type=Path, metavar="FILE", help=f"JSONL or CSV of requests with {fields}")
+    add("--input", type=input_file, metavar="FILE", help=f"JSONL or CSV of requests with {fields}")
     add("--out", type=Path, metavar="FILE", help=".jsonl or .csv file for the answers; default: JSONL on stdout")
     add = parser.add_argument_group("answers").add_argument
     add("--k", type=int, default=10, help="number of items (default: 10)")
@@ -209,7 +218,7 @@ def recommend_parser(doc: str) -> argparse.ArgumentParser:
         help="run or baseline whose scores are mixed in; W: its weight; default: as tuned",
     )
     add("--retrieve", type=int, metavar="N", help="number of items to rerank (default: as tuned, else 100)")
-    add("--items", type=Path, metavar="FILE", help="file of new items: title; optional: id, text, facts")
+    add("--items", type=input_file, metavar="FILE", help="file of new items: title; optional: id, text, facts")
     add("--step", type=int, help="step of RUN's checkpoint; default: the best")
     return parser
 

@@ -23,6 +23,7 @@ from instructrec_jax.data.storage import Storage, digest_of
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.data.unread import unread_note
 from instructrec_jax.data.usual_columns import usual_fields, usual_note
+from instructrec_jax.remote import local_file, shown
 
 Kind = Literal["file", "datasets", "tfds"]
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 class SourceConfig:
     """One source of examples."""
 
-    path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, or the name of a data set.
+    path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, a URL of one, or the name of a data set.
     kind: Kind = "file"  # file: jsonl, json, csv, tsv or parquet, also with .gz; datasets: HuggingFace's.
     targets: str = ""  # file only: text file whose line n is the output for line n of path (train.en, train.zh).
     name: str = ""  # Name of the source in reports; empty: its path.
@@ -184,15 +185,15 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
         given = reading.given
         origin, opened = Origin(), partial(_usual, lambda columns: given, config, name, reading)
     elif config.targets:
-        files = [Path(each).expanduser() for each in (config.path, config.targets)]
+        files = [local_file(each) for each in (config.path, config.targets)]
         there = all(file.is_file() for file in files)  # else opening them says what is missing
         known = {**key, "parallel": digest_of(files)} if there else None
-        origin = Origin(files[0], known, [str(file) for file in files])
+        origin = Origin(files[0], known, [shown(file) for file in files])
         opened = partial(_parallel, config, reading)
     elif config.kind == "file":
         files = find_files(config.path)
         kinds = [file.suffixes for file in files]
-        origin = Origin(files[0], {**key, "files": digest_of(files), "kinds": kinds}, [str(file) for file in files])
+        origin = Origin(files[0], {**key, "files": digest_of(files), "kinds": kinds}, [shown(file) for file in files])
         opened = partial(_usual, partial(open_rows, config.path), config, name, reading)
     elif config.kind == "tfds":
         origin, opened = Origin(names=[name]), partial(_tfds, config, name, reading)
