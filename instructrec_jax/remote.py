@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 # Scheme -> the package that opens it, where a base installation may lack it.
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": None, "http": "aiohttp", "https": "aiohttp", "memory": None}
 BUCKETS = ("s3", "gs", "memory")  # can be listed and written
-DOWNLOADS = "downloads"  # in the cache folder
+DOWNLOADS, RUNS = "downloads", "runs"  # in the cache folder
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _CHANGES = (
     *("etag", "content-md5", "md5hash", "digest", "last-modified", "lastmodified", "updated", "mtime", "created"),
@@ -141,8 +141,13 @@ def _is_file(info: dict[str, object]) -> bool:
 
 def _remote(url: str, info: dict[str, object]) -> RemoteFile:
     size = info.get("size")
+    return RemoteFile(url, size if isinstance(size, int) else None, change_of(info) or None)
+
+
+def change_of(info: dict[str, object]) -> str:
+    """What a server says of the content of a file, which changes with it; "" if it says nothing."""
     says = {key: str(value) for key, value in sorted(info.items()) if key.lower() in _CHANGES and value}
-    return RemoteFile(url, size if isinstance(size, int) else None, json.dumps([size, says]) if says else None)
+    return json.dumps([info.get("size"), says]) if says else ""
 
 
 def fetched(file: RemoteFile) -> Path:
@@ -152,12 +157,10 @@ def fetched(file: RemoteFile) -> Path:
     """
     key = xxhash.xxh3_128((file.url + "\x00" + (file.identity or str(time.time_ns()))).encode()).hexdigest()
     root = cache_folder() / DOWNLOADS / key
-    if not file.name or ".." in PurePosixPath(file.url).parts:
-        raise ValueError(f"{plain(file.url)}: names no file.")
     copy = root / _as_path(plain(file.url))
     if copy.is_file():
         return copy
-    with _alone(root):
+    with alone(root):
         if not copy.is_file():  # another process may have just downloaded it
             _download(file, copy)
     return copy
@@ -175,7 +178,7 @@ def _download(file: RemoteFile, copy: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Waits until no other process downloads into a folder; where the file system has no locks, several may."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "ab") as file:
@@ -189,7 +192,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _as_path(url: str) -> Path:
     name, _, rest = url.partition("://")
-    return Path(name, *rest.split("/"))
+    parts = rest.split("/")
+    if not all(parts) or {".", ".."} & set(parts):
+        raise ValueError(f"{url}: a part of this path is empty or made of dots: name it otherwise.")
+    return Path(name, *parts)
 
 
 @lru_cache(maxsize=4096)
@@ -200,6 +206,42 @@ def shown(path: str | Path) -> str:
     except ValueError:
         return str(path)
     return f"{parts[1]}://{'/'.join(parts[2:])}" if len(parts) > 2 else str(path)
+
+
+# ---------------------------------------------------------------- run directories
+
+
+def cache_place(room: str, url: str) -> Path:
+    """The place of a URL in a folder of the cache. Raises ValueError for a URL with empty parts."""
+    return cache_folder() / room / _as_path(url.rstrip("/"))
+
+
+def run_folder(run_dir: str | Path) -> Path:
+    """The folder of a run directory; of one in a bucket, its working copy (see `runs.bucket`).
+
+    Raises ValueError for a URL that is no bucket, or whose package is not installed.
+    """
+    if not is_url(run_dir):
+        return Path(run_dir)
+    url = str(run_dir)
+    if scheme(url) not in BUCKETS:
+        raise ValueError(f"{plain(url)} cannot be a run directory: name a folder, or a bucket by s3:// or gs://.")
+    return cache_place(RUNS, url)
+
+
+def url_of_run(folder: Path) -> str | None:
+    """The bucket of a working copy; None for another folder."""
+    try:
+        name, *parts = folder.relative_to(cache_folder() / RUNS).parts
+    except ValueError:
+        return None
+    return f"{name}://{'/'.join(parts)}"
+
+
+def with_urls(text: str) -> str:
+    """A text for people, in which working copies are named by their buckets."""
+    root = re.escape(str(cache_folder() / RUNS))
+    return re.sub(rf"{root}/({'|'.join(BUCKETS)})/", r"\1://", text)
 
 
 def local_file(path: str | Path) -> Path:

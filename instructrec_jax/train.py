@@ -74,9 +74,8 @@ def train(config: Config, given: Given | None = None) -> Path:
     step is saved.
     """
     check_settings(config)
-    config = begun_from(config)
     with RunLock(config.run_dir) as lock:
-        return train_locked(config, lock, given)
+        return train_locked(begun_from(config), lock, given)
 
 
 def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> Path:
@@ -217,7 +216,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
         chosen_on_them = progress.best_step is not None
         cases_of = measured_on("validation" if test is validation else "test", chose_checkpoint=chosen_on_them)
         said = compare_before_and_after(run, untuned, data.encoded, groups, cases_of)
-    once(lambda: print(f"\nreport: {write_report(run_dir)}"))
+    once(lambda: say(f"\nreport: {write_report(run_dir)}", sys.stdout))
     once(lambda: finish_run_dir(run_dir))
     say(f"\n{said}\nNext         {next_command(run, test)}", sys.stdout)
     return run_dir
