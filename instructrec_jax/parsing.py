@@ -9,6 +9,8 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,24 +25,47 @@ LARGEST = 1_000_000  # maximum number of values of a YAML file with its aliases 
 # ---------------------------------------------------------------- lines
 
 
-def raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, gzipped (.gz) or not, with their line ends and without a byte-order mark.
-
-    Raises ValueError for a file that cannot be read or unzipped.
-    """
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedIOBase]:
+    """A file, unzipped if it is .gz. Raises ValueError for one that cannot be read or unzipped."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file):
-                yield line if number else line.removeprefix(BOM)
+            yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is not a complete gzip file ({error}). Download or compress it again.") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}).") from None
 
 
-def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    """The lines of a text file with their line ends. Raises ValueError naming a line in another encoding."""
-    for number, line in enumerate(raw_lines(path), 1):
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, gzipped (.gz) or not, with their line ends and without a byte-order mark.
+
+    Raises ValueError for a file that cannot be read or unzipped.
+    """
+    with _opened(path) as file:
+        for number, line in enumerate(file):
+            yield line if number else line.removeprefix(BOM)
+
+
+def raw_blocks(path: Path, size: int) -> Iterator[bytes]:
+    """The same lines in blocks of whole lines, each of about `size` bytes."""
+    with _opened(path) as file:
+        first = True
+        while block := file.read(size):
+            block += file.readline()
+            yield block.removeprefix(BOM) if first else block
+            first = False
+
+
+def text_lines(
+    path: Path, encoding: str = "utf-8", lines: Iterable[bytes] | None = None, before: int = 0
+) -> Iterator[str]:
+    """The lines of a text file with their line ends. Raises ValueError naming a line in another encoding.
+
+    Args:
+      lines: a part of the file, after `before` lines; None: the whole file.
+    """
+    for number, line in enumerate(raw_lines(path) if lines is None else lines, before + 1):
         try:
             yield line.decode(encoding)
         except UnicodeDecodeError as error:

@@ -18,8 +18,8 @@ from instructrec_jax.answering.beginning import begun_from
 from instructrec_jax.answering.comparison import compare_before_and_after
 from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.data.loader import to_devices
+from instructrec_jax.data.mixed_stream import list_skipped, resume_skipped
 from instructrec_jax.data.skipped import summarize_skipped, write_skipped
-from instructrec_jax.data.stream import list_skipped, resume_skipped
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import guard, is_loss_of_another, once, place, say

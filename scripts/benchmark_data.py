@@ -65,18 +65,18 @@ def by_map(path: str, model: str, length: int, passes: int) -> str:
     import datasets
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+
+    def tokens(turns: list[dict[str, str]], **options: bool) -> list[int]:
+        made: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **options)
+        return list(made["input_ids"])
 
     def once(record: dict[str, str]) -> dict[str, list[int]]:
-        made = tokenizer.apply_chat_template(conversation(record), tokenize=True, return_dict=True)
-        return {"input_ids": made["input_ids"][:length]}
+        return {"input_ids": tokens(conversation(record))[:length]}
 
     def twice(record: dict[str, str]) -> dict[str, list[int]]:
         turns = conversation(record)
-        prompt = tokenizer.apply_chat_template(turns[:1], tokenize=True, return_dict=True, add_generation_prompt=True)[
-            "input_ids"
-        ]
-        whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
+        prompt, whole = tokens(turns[:1], add_generation_prompt=True), tokens(turns)
         mask = [0] * len(prompt) + [1] * (len(whole) - len(prompt))
         return {"input_ids": whole[:length], "completion_mask": mask[:length]}
 
@@ -165,9 +165,8 @@ def data(model: str, rows: int, compared: int, length: int) -> None:
         write_instructions(path, rows)
         with path.open(encoding="utf-8") as whole, few.open("w", encoding="utf-8") as part:
             part.writelines(line for line, _ in zip(whole, range(compared), strict=False))
-        print(
-            f"{rows:,} instructions, {path.stat().st_size / MB:,.0f} MB of JSON lines; tokenizer and template of {model}"
-        )
+        size = path.stat().st_size / MB
+        print(f"{rows:,} instructions, {size:,.0f} MB of JSON lines; tokenizer and template of {model}")
         print("memory = peak of RssAnon + RssShmem, sampled from outside; packing plan and first batch included")
         run("ours, first start", ours, str(path), model, length)
         run("ours, next start", ours, str(path), model, length)
@@ -209,9 +208,8 @@ def store(rows: int, reads: int) -> None:
             output.close()
             source = ArrayRecordDataSource(path)
             sources[f"ArrayRecord, {name}"] = (Path(path).stat().st_size, source.__getitem__)
-        print(
-            f"{rows:,} records, {sum(map(len, records)) / MB:,.0f} MB of tokens; µs = time / records read, files in cache"
-        )
+        print(f"{rows:,} records, {sum(map(len, records)) / MB:,.0f} MB of tokens")
+        print("µs = time / records read one at a time, files in the page cache")
         for name, (size, read) in sources.items():
             took = []
             for numbers in (range(min(rows, reads)), order.tolist()):

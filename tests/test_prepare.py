@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from instructrec_jax.metrics.bootstrap import paired_bootstrap
+from instructrec_jax.preparation import prepare_data
 from instructrec_jax.prepare import main
 from instructrec_jax.ranking.baselines import CoOccurrence, Popularity
 from instructrec_jax.ranking.catalogue import (
@@ -82,6 +83,26 @@ def test_train_yaml_trains(source, tmp_path, monkeypatch, capsys):
     assert config.backbone.path == "sentence-transformers/all-MiniLM-L6-v2" and config.run_dir == "runs/my shop"
     small = replace(config, steps=2, backbone=replace(config.backbone, path="films"))
     assert (train(small) / "report.html").exists()
+
+
+def test_train_yaml_trains_on_examples_made_from_the_interactions(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(source, "data/shop", "--instructions", "interactions")
+    assert "interactions.parquet" in capsys.readouterr().out and not Path("data/shop/instructions").exists()
+    config = load("data/shop/train.yaml")
+    small = replace(config, steps=2, backbone=replace(config.backbone, path="films"))
+    assert (train(small) / "report.html").exists()
+
+
+def test_many_examples_are_not_written(source, tmp_path, monkeypatch):
+    kept = run(source, tmp_path / "few")
+    monkeypatch.setattr(prepare_data, "MOST_EXAMPLES", sum(kept["examples"].values()) - 1)
+    made = run(source, tmp_path / "many")
+    assert made["examples"] == kept["examples"] and made["settings"] == kept["settings"]
+    assert made["instructions"] == "interactions" and "instructions" not in kept
+    assert "instructions" not in run(source, tmp_path / "forced", "--instructions", "files")
+    with pytest.raises(ValueError, match="instructions must be"):
+        run(source, tmp_path / "wrong", "--instructions", "some")
 
 
 def test_same_settings_same_content(source, tmp_path):

@@ -26,6 +26,7 @@ class DataConfig:
     size_cap: int | None = None  # cap on a task's size when computing mixture weights; null: no cap
     batch_size: int | None = None  # examples per step, over all devices; null: 32, unless batch_rows is set
     batch_rows: int | None = None  # instead of batch_size: packed rows of max_length tokens per step, over all devices
+    stream_window: int = 4096  # with batch_rows, examples of a stream that are packed together
     max_length: int = 128  # maximum tokens per text, special tokens included
     truncate: Truncate = "error"  # longer texts: error, cut on the left or right, or drop (cuts and drops are counted)
     on_bad_example: OnBadExample = "error"  # error: stop at a bad record; skip: leave it out and count it

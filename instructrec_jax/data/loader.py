@@ -7,14 +7,14 @@ and nothing repeats or goes missing when the number of devices or hosts changes.
 import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, SupportsIndex, TypeVar
+from typing import Generic, Protocol, SupportsIndex, TypeVar, cast
 
 import jax
 import numpy as np
 import xxhash
 
 from instructrec_jax.arrays import Array
-from instructrec_jax.data.batch import Batch, BatchTexts, Own, lay_out, lengths_of
+from instructrec_jax.data.batch import Batch, BatchTexts, Own, Text, lay_out, lengths_of
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.packing import PackedRows, Plan, fit_epoch, plan_batch
 from instructrec_jax.distributed.launch import place
@@ -172,32 +172,50 @@ class RowLoader:
         rows = [self.row(number) for number in range(step * self.batch_rows, (step + 1) * self.batch_rows)]
         indices = np.concatenate(rows)
         parts = self.gather(indices, np.random.default_rng([self.seed, step]))
-        lengths, target_lengths = lengths_of(parts.texts)
-        counts = [len(row) for row in rows]
-        first = np.repeat(np.cumsum([0, *counts[:-1]]), counts)  # of each text's row
-
-        def starts(lengths: np.ndarray) -> np.ndarray:
-            before = np.cumsum(lengths) - lengths
-            return before - before[first]
-
-        made = [lengths] if target_lengths is None else [lengths, target_lengths]
-        same = len(made) == len(self._sides) and all(map(np.array_equal, made, (s[indices] for s in self._sides)))
-        if not same:
-            raise ValueError("batch_rows needs one text per example, but the task made other texts of the examples.")
-        plan = Plan(
-            self.batch_rows,
-            self.length,
-            row=np.repeat(np.arange(self.batch_rows), counts),
-            segment=1 + np.arange(len(indices)) - first,
-            start=starts(lengths),
-            target_length=self.target_length,
-            target_start=None if target_lengths is None else starts(target_lengths),
-        )
-        return planned_batch(parts, plan)
+        planned = [side[indices] for side in self._sides]
+        return batch_of_rows(parts, planned, list(map(len, rows)), self.batch_rows, self.length, self.target_length)
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
         """Batches of the steps start..stop-1, made ahead of time by a thread."""
         return prefetch(self.batch, start, stop)
+
+
+def batch_of_rows(
+    parts: BatchTexts,
+    planned: Sequence[np.ndarray],
+    counts: Sequence[int],
+    batch_rows: int,
+    length: int,
+    target_length: int | None,
+) -> HostBatch:
+    """The batch of texts that lie in rows one after another.
+
+    Args:
+      planned: int [texts], the lengths that the rows were packed for; with targets also theirs.
+      counts: texts of each row; fewer than `batch_rows` leave the last rows empty.
+
+    Raises ValueError where the task made other texts than planned.
+    """
+    lengths, target_lengths = lengths_of(parts.texts)
+    made = [lengths] if target_lengths is None else [lengths, target_lengths]
+    if len(made) != len(planned) or not all(map(np.array_equal, made, planned)):
+        raise ValueError("batch_rows needs one text per example, but the task made other texts of the examples.")
+    first = np.repeat(np.cumsum([0, *counts[:-1]]), counts)  # of each text's row
+
+    def starts(lengths: np.ndarray) -> np.ndarray:
+        before = np.cumsum(lengths) - lengths
+        return before - before[first]
+
+    plan = Plan(
+        batch_rows,
+        length,
+        row=np.repeat(np.arange(len(counts)), counts),
+        segment=1 + np.arange(len(lengths)) - first,
+        start=starts(lengths),
+        target_length=target_length,
+        target_start=None if target_lengths is None else starts(target_lengths),
+    )
+    return planned_batch(parts, plan)
 
 
 @dataclass(frozen=True)
@@ -238,6 +256,7 @@ def prefetch(function: Callable[[int], HostBatch], start: int, stop: int) -> Ite
 
 
 Item = TypeVar("Item", covariant=True)
+Made = TypeVar("Made")
 
 
 class Stream(Protocol[Item]):
@@ -282,6 +301,74 @@ class StreamLoader(Generic[Item]):
             parts = self.gather(chosen, np.random.default_rng([self.seed, step]))
             batch = pack(parts, self.buckets, self.row_multiple, self.target_buckets)
             yield replace(batch, position=self.stream.get_state())
+
+
+@dataclass
+class StreamRowLoader(Generic[Item, Made]):
+    """Batches of packed rows of a source that is read in order.
+
+    `window` examples at a time are encoded, packed and dealt to batches, whose numbers of rows differ by one at most
+    (the missing ones are empty). A position is that of the stream before the window, and the batches taken from it, so
+    a resumed run reads the window again and packs it alike.
+
+    Attributes:
+      encode: examples -> what batches are gathered from, with one text each.
+      texts: the same -> its text.
+      gather: these -> the texts and arrays of a batch.
+      batch_rows: rows per step, over all processes.
+      length, target_length: row lengths.
+    """
+
+    stream: Stream[Item]
+    encode: Callable[[list[Item]], list[Made]]
+    texts: Callable[[Made], Text]
+    gather: Callable[[list[Made], np.random.Generator], BatchTexts]
+    batch_rows: int
+    window: int
+    length: int
+    target_length: int | None
+    seed: int
+
+    def batches(self, start: int, stop: int, position: dict[str, object] | None = None) -> Iterator[HostBatch]:
+        if start and position is None:
+            raise ValueError("the checkpoint has no position of the data stream, so the run cannot be resumed.")
+        taken = 0
+        if position is not None:
+            self.stream.set_state(cast(dict[str, object], position["window"]))
+            taken = cast(int, position["taken"])
+        examples, step = iter(self.stream), start
+        while step < stop:
+            before = self.stream.get_state()
+            window: list[Item] = []
+            while len(window) < self.window:
+                if (example := next(examples, None)) is None:
+                    examples = iter(self.stream)  # the next epoch
+                else:
+                    window.append(example)
+            items = self.encode(window)
+            dealt = self._dealt(items, step - taken)
+            for number in range(taken, len(dealt)):
+                if step == stop:
+                    return
+                rest = {"window": before, "taken": number + 1}
+                after = rest if number + 1 < len(dealt) else {"window": self.stream.get_state(), "taken": 0}
+                yield replace(self._batch(items, dealt[number], step), position=after)
+                step += 1
+            taken = 0
+
+    def _dealt(self, items: Sequence[Made], first: int) -> list[list[np.ndarray]]:
+        """The rows of each batch of a window whose first step is `first`, as the indices of their texts."""
+        lengths, targets = lengths_of([self.texts(item) for item in items])
+        order = permutation(len(items), self.seed, first, 0, 2)
+        rows = fit_epoch(lengths, self.length, targets, self.target_length, order)
+        shuffled = permutation(len(rows), self.seed, first, 0, 1)
+        return [[rows[int(row)] for row in part] for part in np.array_split(shuffled, -(-len(rows) // self.batch_rows))]
+
+    def _batch(self, items: Sequence[Made], rows: Sequence[np.ndarray], step: int) -> HostBatch:
+        chosen = [items[int(index)] for index in np.concatenate(rows)]
+        parts = self.gather(chosen, np.random.default_rng([self.seed, step]))
+        planned = [each for each in lengths_of([self.texts(item) for item in chosen]) if each is not None]
+        return batch_of_rows(parts, planned, list(map(len, rows)), self.batch_rows, self.length, self.target_length)
 
 
 def to_devices(batch: Batch[Own], mesh: DeviceMesh) -> Batch[Own]:

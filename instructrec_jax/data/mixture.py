@@ -49,6 +49,13 @@ def permutation(size: int, *key: int) -> np.ndarray:
     return np.argsort(bits, kind="stable")
 
 
+def check_weights(weights: Sequence[float]) -> None:
+    """Raises ValueError for a weight that is not positive."""
+    for weight in weights:
+        if not math.isfinite(weight) or weight <= 0:
+            raise ValueError(f"weight {weight}: must be a positive number; remove the source to leave it out.")
+
+
 def shares(
     sizes: Sequence[int],
     tasks: Sequence[str],
@@ -76,9 +83,7 @@ def shares(
             raise ValueError(
                 "the sources have weights, which contradict temperature and size_cap: drop one or the other."
             )
-        for weight in weights:
-            if not math.isfinite(weight) or weight <= 0:
-                raise ValueError(f"weight {weight}: must be a positive number; remove the source to leave it out.")
+        check_weights(weights)
         return np.array(weights, np.float64) / sum(weights)
     groups = [task or f"\x00{number}" for number, task in enumerate(tasks)]
     totals: dict[str, int] = {}

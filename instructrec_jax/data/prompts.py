@@ -277,8 +277,8 @@ def tokenize_pieces(texts: Sequence[Pieces], tokenizer: PreTrainedTokenizerBase,
     check_fast(tokenizer)
     opening, spelled = opening_tokens(tokenizer), "" if raw else opening_text(tokenizer)
     result = []
-    for first in range(0, len(texts), 1000):  # in blocks, because offsets are Python objects
-        block = [with_opening(pieces, spelled) for pieces in texts[first : first + 1000]]
+    for first in range(0, len(texts), 256):  # in blocks, because encodings take some 100 bytes a token
+        block = [with_opening(pieces, spelled) for pieces in texts[first : first + 256]]
         whole = ["".join(piece for piece, _ in pieces) for pieces in block]
         encodings = tokenizer(whole, add_special_tokens=False, truncation=False, verbose=False).encodings
         for pieces, text, encoding in zip(block, whole, encodings, strict=True):

@@ -57,7 +57,12 @@ def open_rows(path: str, columns: set[str] | None = None) -> "ChainedRows":
     Raises:
       ValueError: no such file, an unknown format, or an empty or damaged file.
     """
-    return ChainedRows([_open_file(file, columns) for file in find_files(path)])
+    return open_files(find_files(path), columns)
+
+
+def open_files(files: Sequence[Path], columns: set[str] | None = None) -> "ChainedRows":
+    """The records of some files, one file after another; see `open_rows`."""
+    return ChainedRows([_open_file(file, columns) for file in files])
 
 
 def open_parallel(path: str, targets: str) -> "ParallelRows":

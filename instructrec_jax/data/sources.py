@@ -5,19 +5,21 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from instructrec_jax.data.column_names import is_usual
 from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes, is_blank
 from instructrec_jax.data.example_store import Opened, Origin, StoredExamples, read_examples
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, no_numbers
+from instructrec_jax.data.file_stream import FileStream
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, fingerprint_of, open_dataset, open_tfds
-from instructrec_jax.data.mixture import IndexableSource, Mixture
-from instructrec_jax.data.rows import Rows, find_files, open_parallel, open_rows
+from instructrec_jax.data.mixed_stream import IndexedStream, MixedStream
+from instructrec_jax.data.mixture import IndexableSource, Mixture, check_weights
+from instructrec_jax.data.rows import Rows, find_files, open_files, open_parallel
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow
 from instructrec_jax.data.storage import Storage, digest_of
 from instructrec_jax.data.stream import StreamSource
@@ -25,7 +27,8 @@ from instructrec_jax.data.unread import unread_note
 from instructrec_jax.data.usual_columns import usual_fields, usual_note
 from instructrec_jax.remote import local_file, shown
 
-Kind = Literal["file", "datasets", "tfds"]
+Kind = Literal["file", "datasets", "tfds", "interactions"]
+Kinds = Mapping[str, Callable[[str, str], Rows]]
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +38,12 @@ class SourceConfig:
     """One source of examples."""
 
     path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, a URL of one, or the name of a data set.
-    kind: Kind = "file"  # file: jsonl, json, csv, tsv or parquet, also with .gz; datasets: HuggingFace's.
+    kind: Kind = "file"  # file: jsonl, json, csv, tsv, parquet (.gz); datasets: HuggingFace's; interactions: prepared.
     targets: str = ""  # file only: text file whose line n is the output for line n of path (train.en, train.zh).
     name: str = ""  # Name of the source in reports; empty: its path.
     subset: str | None = None  # datasets only: configuration of the data set, for example sst2 of glue.
-    split: str = "train"  # datasets and tfds only: train, test, train[:1000] ...
-    streaming: bool = False  # datasets only: read rows as they arrive instead of downloading them first.
+    split: str = "train"  # not of files: train, test, and of data sets train[:1000] ...
+    streaming: bool = False  # file and datasets: read rows in order while training, instead of preparing all first.
     shuffle_block: int = 1000  # streaming only: shuffle within blocks of N rows; 1 keeps their order.
     fields: FieldsConfig = field(default_factory=FieldsConfig)  # Columns of each field of an example.
     task: str = ""  # Task name of all examples; empty: each record's own.
@@ -118,8 +121,9 @@ def open_sources(
     given: Rows | None = None,
     storage: Storage | None = None,
     task: object = None,
-) -> Mixture | StreamSource:
-    """Opens and checks all sources: a `Mixture`, or the stream if there is one.
+    kinds: Kinds | None = None,
+) -> Mixture | StreamSource | MixedStream:
+    """Opens and checks all sources: a `Mixture`, or a stream if one of them is read in order.
 
     Args:
       labels: unless empty, every output must be one of them.
@@ -129,6 +133,7 @@ def open_sources(
       seed: of all shuffles.
       given: the rows of the only source, a file that does not exist yet.
       storage: where examples are kept; None: in memory.
+      kinds: of sources that rooms above know: (path, split) -> their rows.
       task: the settings of the task, which `labels` and `numbers` come from, as JSON.
 
     Raises:
@@ -141,14 +146,22 @@ def open_sources(
     if any(weighted) and not all(weighted):
         raise ValueError(f"source {configs[weighted.index(False)].path}: give a weight to every source or to none.")
     streams = [config for config in configs if config.streaming]
-    if streams and len(configs) > 1:
-        hint = "set streaming: false to mix it, or train on it alone."
-        raise ValueError(f"source {streams[0].path}: a stream has no size and cannot be mixed with others; {hint}")
+    if streams and len(configs) > 1 and not all(weighted):
+        hint = "give every source a weight, or set streaming: false."
+        raise ValueError(f"source {streams[0].path}: a stream has no size, so its share must be given; {hint}")
     names = _names(configs)
-    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task)
+    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task, kinds or {})
     sources = [_open(config, name, reading) for config, name in zip(configs, names, strict=True)]
-    if isinstance(sources[0], StreamSource):
+    if isinstance(sources[0], StreamSource) and len(sources) == 1:
         return sources[0]
+    if streams:
+        shares = [config.weight or 0 for config in configs]
+        check_weights(shares)
+        each = [
+            source if isinstance(source, StreamSource) else IndexedStream(source, on_bad_example, seed, number)
+            for number, source in enumerate(sources)
+        ]
+        return MixedStream(each, shares)
     weights = [config.weight for config in configs if config.weight is not None] or None
     indexable: list[IndexableSource] = [source for source in sources if not isinstance(source, StreamSource)]
     return Mixture(indexable, weights=weights, temperature=temperature, size_cap=size_cap, seed=seed)
@@ -174,10 +187,12 @@ class _Reading:
     given: Rows | None
     storage: Storage
     task: object
+    kinds: Kinds
 
 
 def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | StreamSource:
     _check(config, name, reading.on_bad_example)
+    _mapper(config, config.fields, reading)  # a setting that cannot be is said before anything is read
     if config.streaming:
         return _stream(config, name, reading)
     key = {"labels": reading.labels, "task": reading.task, "named": config.task, "fields": asdict(config.fields)}
@@ -194,7 +209,12 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
         files = find_files(config.path)
         kinds = [file.suffixes for file in files]
         origin = Origin(files[0], {**key, "files": digest_of(files), "kinds": kinds}, [shown(file) for file in files])
-        opened = partial(_usual, partial(open_rows, config.path), config, name, reading)
+        opened = partial(_usual, partial(open_files, files), config, name, reading)
+    elif config.kind in reading.kinds:
+        made = reading.kinds[config.kind](config.path, config.split)
+        known = {**key, "kind": config.kind, "split": config.split, "files": digest_of(list(map(Path, made.sources)))}
+        origin = Origin(Path(made.sources[0]), known, made.names)
+        opened = partial(_usual, lambda columns: made, config, name, reading)
     elif config.kind == "tfds":
         origin, opened = Origin(names=[name]), partial(_tfds, config, name, reading)
     else:
@@ -239,7 +259,6 @@ def _mapper(config: SourceConfig, fields: FieldsConfig, reading: _Reading, featu
 
 
 def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
-    dataset = open_dataset(config.path, config.subset, config.split, streaming=True)
     log.warning(
         "source %s is a stream: rows are checked when they are read and shuffled within blocks of %d rows, "
         "the size is unknown, and resuming is exact only if the data does not change. Set streaming: false to "
@@ -247,7 +266,15 @@ def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
         name,
         config.shuffle_block,
     )
-    mapper, block = _mapper(config, config.fields, reading, dataset.features), config.shuffle_block
+    if config.kind == "file":
+        files, fields = find_files(config.path), config.fields
+        fields, _, note = with_usual_fields(partial(open_rows, str(files[0])), fields, name)
+        if note:
+            log.warning(note)
+        dataset: Any = FileStream(files, FieldMapper(fields).columns())
+    else:
+        fields, dataset = config.fields, open_dataset(config.path, config.subset, config.split, streaming=True)
+    mapper, block = _mapper(config, fields, reading, dataset.features), config.shuffle_block
     return StreamSource(dataset, mapper, name, reading.on_bad_example, shuffle_block=block, seed=reading.seed)
 
 
@@ -262,7 +289,7 @@ def _check(config: SourceConfig, name: str, on_bad_example: str) -> None:
         raise ValueError(f"on_bad_example {on_bad_example!r}: must be error or skip.")
     if not config.path:
         raise ValueError("a source has no path: name a file, a folder or a data set.")
-    idle = [("streaming", config.streaming and config.kind != "datasets")]
+    idle = [("streaming", config.streaming and (config.kind == "tfds" or config.targets != ""))]
     idle += [("targets", config.targets != "" and config.kind != "file")]
     idle += [("subset", config.subset is not None and config.kind != "datasets")]
     idle += [("split", config.split != "train" and config.kind == "file")]

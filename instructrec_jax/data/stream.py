@@ -1,33 +1,29 @@
-"""A source that is read in order: a HuggingFace `IterableDataset`."""
+"""A source that is read in order: files, or a HuggingFace `IterableDataset`."""
 
 import copy
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper
+from instructrec_jax.data.file_stream import PlacedRow
 from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.skipped import (
     OnBadExample,
     SkippedRow,
-    add_skipped,
     bad_rows,
     listing,
-    read_skipped,
-    write_skipped,
 )
-from instructrec_jax.distributed.launch import is_first
 
 log = logging.getLogger(__name__)
 
 
 class StreamSource:
-    """A HuggingFace `IterableDataset`, read in order, epoch after epoch.
+    """A HuggingFace `IterableDataset` or a `FileStream`, read in order, epoch after epoch.
 
     `for example in stream` yields the rest of the current epoch; the next loop yields the next epoch.
     `get_state()` gives a JSON-serializable position; `set_state` returns to it, and the same examples follow in the
@@ -58,14 +54,29 @@ class StreamSource:
         self._beginning = copy.deepcopy(dataset.state_dict())
         self._skipped: dict[str, SkippedRow] = {}
         self._unread: set[str] = set()
-        self.check: Callable[[Example], None] = lambda example: None  # the task's check, which raises BadExample
+        self._held_out = False  # whether any example was
+        self._check: Callable[[Example], None] = lambda example: None
+        self._keep: Callable[[Example], bool] = lambda example: True
         self._epoch = 0
         self._rewind()
 
     def _rewind(self) -> None:
         self._block = self._taken = 0  # finished blocks, rows taken from the current block
-        self._usable = 0  # valid examples of this epoch so far
+        self._usable = 0  # valid examples of this epoch so far, without those held out
         self._block_state = copy.deepcopy(self._beginning)  # the data set's state at the start of the current block
+
+    def use(self, keep: Callable[[Example], bool], check: Callable[[Example], None]) -> None:
+        """What a training does with the examples.
+
+        Args:
+          keep: whether an example is not held out.
+          check: the task's check of those that are kept, which raises BadExample.
+        """
+        self._keep, self._check = keep, check
+
+    def share_skipped(self, rows: dict[str, SkippedRow]) -> None:
+        """Lists the skipped rows in `rows`, by place, which other sources fill, too."""
+        self._skipped = rows
 
     @property
     def skipped(self) -> list[SkippedRow]:
@@ -112,18 +123,26 @@ class StreamSource:
             self._block, self._taken, self._block_state = self._block + 1, 0, following
             if len(block) < self.shuffle_block:
                 break
+        if not self._usable and self._held_out:
+            raise ValueError(f"source {self.name}: data.hold_out removes every example: hold out less.")
         if not self._usable:
             raise ValueError(f"source {self.name}: none of its rows is valid.\n{listing(self.skipped)}")
         self._epoch += 1
         self._rewind()
 
-    def _read(self, row: Mapping[str, Any], number: int) -> Example | None:
-        where = f"{self.name}, row {number}"
+    def _read(self, row: Mapping[str, Any] | PlacedRow, number: int) -> Example | None:
+        placed = row if isinstance(row, PlacedRow) else PlacedRow(f"{self.name}, row {number}", row)
+        where = placed.where
         try:
-            example = replace(self.mapper(row), where=where)
+            if placed.error is not None:
+                raise placed.error
+            example = replace(self.mapper(placed.row, placed.columns), where=where)
             check_styles(self.mapper.answer_styles, self.name)
-            self._note_unread(row)
-            self.check(example)
+            self._note_unread(placed.row)
+            if not self._keep(example):
+                self._held_out = True
+                return None
+            self._check(example)
             return example
         except BadExample as error:
             self._skipped[where] = SkippedRow(where, error.field, error.reason, error.detail)
@@ -140,27 +159,3 @@ class StreamSource:
                 self.name,
                 ", ".join(new),
             )
-
-
-def resume_skipped(source: object, run_dir: Path, resumes: bool) -> int:
-    """Prepares skipped.jsonl for the bad rows of a stream; returns the number of rows in it.
-
-    Args:
-      source: the training data; only a stream finds bad rows while it is read.
-      resumes: whether the run is resumed and keeps the file; otherwise the file starts empty.
-    """
-    if not isinstance(source, StreamSource):
-        return 0
-    if not resumes:
-        if is_first():
-            write_skipped(run_dir, [])
-        return 0
-    source.know_skipped(read_skipped(run_dir))
-    return len(source.skipped)
-
-
-def list_skipped(source: object, run_dir: Path, listed: int) -> int:
-    """Appends a stream's skipped rows after the first `listed` ones to skipped.jsonl; returns the new number."""
-    if isinstance(source, StreamSource) and is_first():
-        return add_skipped(run_dir, source.skipped, listed)
-    return listed

@@ -43,6 +43,11 @@ def describe(card: Mapping[str, object], out: str) -> str:
         lines.append(
             f"  note: validation starts at time {card['validation_from']:.0f}, test at {card['test_from']:.0f}"
         )
+    if "instructions" in card:
+        lines.append(
+            "  note: no instructions/*.jsonl; training makes the examples from interactions.parquet "
+            "(--instructions files writes them)"
+        )
     if not card["has_timestamps"]:
         lines.append("  note: the source has no timestamps; its line order is used as the time order")
     return "\n".join([*lines, *_next(out)])

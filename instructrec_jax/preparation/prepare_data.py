@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.listed import check_type
 from instructrec_jax.files import write_text
 from instructrec_jax.preparation import train_settings
+from instructrec_jax.preparation.interaction_rows import KIND, why_not_on_demand
 from instructrec_jax.preparation.readers import BadLines
 from instructrec_jax.preparation.splits import (
     at_least,
@@ -22,12 +25,18 @@ from instructrec_jax.preparation.splits import (
     split,
     unseen,
 )
-from instructrec_jax.preparation.wording.grammar import GrammarConfig, check_grammar, generate_examples
+from instructrec_jax.preparation.wording.grammar import (
+    GrammarConfig,
+    check_grammar,
+    example_counts,
+    generate_examples,
+)
 from instructrec_jax.preparation.wording.teacher import Teacher, rewrite_with_teacher
 from instructrec_jax.ranking.candidates import check_drawn, write_candidates
 from instructrec_jax.ranking.catalogue import SPLITS, Catalogue, Interactions, Splits, save_prepared
 
 T = TypeVar("T")
+MOST_EXAMPLES, MOST_INTERACTIONS = 1_000_000, 5_000_000  # written to files, with `instructions: auto`
 
 
 @dataclass(kw_only=True)
@@ -58,6 +67,9 @@ class PrepareConfig(GrammarConfig):
     teacher: str | None = None
     """run directory or HuggingFace folder of a language model that rephrases the requests of training examples;
     validation and test keep the generated requests"""
+    instructions: str = "auto"
+    """files: write instructions/*.jsonl, a line per example; interactions: write none, training makes the examples from
+    interactions.parquet (`kind: interactions`); auto: files up to a million examples and five million interactions"""
     on_bad_line: str = "error"
     """error: stop at the first bad line; skip: leave bad lines out, count and list them"""
 
@@ -67,14 +79,11 @@ class PrepareConfig(GrammarConfig):
 
 
 @dataclass(frozen=True)
-class _Stages:
-    """The interactions after each step of the filter."""
+class _Filtered:
+    """The interactions that stay, and how many there were after each step of the filter."""
 
-    raw: Interactions
-    rated: Interactions
-    first: Interactions
-    core: Interactions
-    recent: Interactions
+    left: Interactions
+    counts: dict[str, int]
 
 
 def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, object]:
@@ -98,25 +107,25 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
     catalogue, raw = config.read(bad)
 
     # --- filter ---
-    catalogue, stages = _filter(config, catalogue, raw)
+    catalogue, filtered = _filter(config, catalogue, raw)
+    del raw
 
     # --- split ---
-    splits = split(stages.recent, config.split, config.validation, config.test)
+    splits = split(filtered.left, config.split, config.validation, config.test)
     if not any(map(len, splits.test)):
         raise ValueError(
             f"split {config.split} needs three interactions of a user, but no user in {config.source} has."
         )
 
     # --- write ---
-    notes = _counts(config, stages, splits, bad)
-
-    def examples(name: str) -> Iterable[Example]:
-        made = examples_of(config, catalogue, splits, name)
-        if teacher is None or name != "train":
-            return made
-        reworded, counts = rewrite_with_teacher(list(made), teacher, catalogue, Path(str(config.teacher)).name)
-        notes["reworded_by_teacher"] = counts["rewritten"]
-        return reworded
+    notes = _counts(config, filtered, splits, bad)
+    counted = _counted(config, filtered.left, splits)
+    made: dict[str, Iterable[Example] | int]
+    if counted is None:
+        made = {name: _made(config, catalogue, splits, name, teacher, notes) for name in SPLITS}
+    else:
+        made = {**counted}
+        notes["instructions"] = KIND
 
     def write(folder: Path) -> dict[str, object]:
         if bad.skipped:
@@ -125,9 +134,9 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
         card = save_prepared(
             folder,
             catalogue,
-            stages.recent,
+            filtered.left,
             splits,
-            {name: examples(name) for name in SPLITS},
+            made,
             source=Path(config.source).absolute().name,
             settings=_settings(config),
             notes=notes,
@@ -139,12 +148,20 @@ def prepare(config: PrepareConfig, teacher: Teacher | None = None) -> dict[str, 
     return whole_or_nothing(out, write)
 
 
-def _filter(config: PrepareConfig, catalogue: Catalogue, raw: Interactions) -> tuple[Catalogue, _Stages]:
-    """The items and interactions that stay."""
+def _filter(config: PrepareConfig, catalogue: Catalogue, raw: Interactions) -> tuple[Catalogue, _Filtered]:
+    """The items and interactions that stay. Only one step's interactions are in memory beside the raw ones."""
     rated = at_least(raw, config.min_rating)
-    first = first_per_item(rated)
-    catalogue, core = k_core(catalogue, first, config.k_core)
-    return catalogue, _Stages(raw, rated, first, core, recent=most_recent(core, config.sequence_limit))
+    counts = {"interactions_read": len(raw), "below_min_rating": len(raw) - len(rated)}
+    left = first_per_item(rated)
+    counts["repeats"] = len(rated) - len(left)
+    del rated
+    before = len(left)
+    catalogue, left = k_core(catalogue, left, config.k_core)
+    counts["outside_k_core"] = before - len(left)
+    before = len(left)
+    left = most_recent(left, config.sequence_limit)
+    counts["beyond_sequence_limit"] = before - len(left)
+    return catalogue, _Filtered(left, counts)
 
 
 def _check_settings(config: PrepareConfig) -> None:
@@ -153,7 +170,39 @@ def _check_settings(config: PrepareConfig) -> None:
         raise ValueError(f"on_bad_line must be error or skip, got {config.on_bad_line!r}.")
     check_split(config.split, config.validation, config.test)
     check_grammar(config)
+    if config.instructions not in ("auto", "files", "interactions"):
+        raise ValueError(f"instructions must be auto, files or interactions, got {config.instructions!r}.")
+    if config.instructions == "interactions" and (why := why_not_on_demand(config, config.teacher is not None)):
+        raise ValueError(f"instructions cannot be made from the interactions: {why}. Set `--instructions files`.")
     check_drawn(config.candidates)
+
+
+def _counted(config: PrepareConfig, left: Interactions, splits: Splits) -> dict[str, int] | None:
+    """The number of examples of each split, if they are made when they are read; None: they are written."""
+    if config.instructions == "files" or why_not_on_demand(config, config.teacher is not None):
+        return None
+    parts = (splits.train, splits.validation, splits.test)
+    train, validation, test = (np.array([len(items) for items in part]) for part in parts)
+    counts = {name: int(example_counts(train, validation, test, name, config).sum()) for name in SPLITS}
+    few = sum(counts.values()) <= MOST_EXAMPLES and len(left) <= MOST_INTERACTIONS
+    return None if few and config.instructions == "auto" else counts
+
+
+def _made(
+    config: PrepareConfig,
+    catalogue: Catalogue,
+    splits: Splits,
+    name: str,
+    teacher: Teacher | None,
+    notes: dict[str, int | float | str],
+) -> Iterable[Example]:
+    """The examples of a split; those of train in the teacher's words, if there is one, with a note of how many."""
+    made = examples_of(config, catalogue, splits, name)
+    if teacher is None or name != "train":
+        return made
+    reworded, counts = rewrite_with_teacher(list(made), teacher, catalogue, Path(str(config.teacher)).name)
+    notes["reworded_by_teacher"] = counts["rewritten"]
+    return reworded
 
 
 def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, name: str) -> Iterator[Example]:
@@ -161,29 +210,26 @@ def examples_of(config: PrepareConfig, catalogue: Catalogue, splits: Splits, nam
     return generate_examples(catalogue, splits, name, config)
 
 
-def _counts(config: PrepareConfig, stages: _Stages, splits: Splits, bad: BadLines) -> dict[str, int | float]:
+def _counts(config: PrepareConfig, filtered: _Filtered, splits: Splits, bad: BadLines) -> dict[str, int | float | str]:
     """Counts for the card: interactions dropped by each filter, sizes of the splits, new users and items."""
-    counts: dict[str, int | float] = {
-        "interactions_read": len(stages.raw),
+    counts: dict[str, int | float | str] = {
+        "interactions_read": filtered.counts["interactions_read"],
         "bad_lines": len(bad.skipped),
-        "below_min_rating": len(stages.raw) - len(stages.rated),
-        "repeats": len(stages.rated) - len(stages.first),
-        "outside_k_core": len(stages.first) - len(stages.core),
-        "beyond_sequence_limit": len(stages.core) - len(stages.recent),
+        **filtered.counts,
         **{f"{name}_interactions": sum(map(len, getattr(splits, name))) for name in SPLITS},
         "users_only_in_train": sum(not len(v) + len(t) for v, t in zip(splits.validation, splits.test, strict=True)),
         **unseen(splits),
-        "has_timestamps": int(stages.raw.timestamp is not None),
+        "has_timestamps": int(filtered.left.timestamp is not None),
     }
     if config.split == "global_time":
-        cuts = cut_times(stages.recent, config.validation, config.test)
+        cuts = cut_times(filtered.left, config.validation, config.test)
         counts |= dict(zip(("validation_from", "test_from"), cuts, strict=True))
     return counts
 
 
 def _settings(config: PrepareConfig) -> dict[str, object]:
     """The settings that shape the data, without paths of this machine."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "overwrite")}
+    settings = {k: v for k, v in asdict(config).items() if k not in ("source", "out", "overwrite", "instructions")}
     for name in ("items", "templates", "teacher"):
         if settings.get(name):
             settings[name] = Path(settings[name]).name

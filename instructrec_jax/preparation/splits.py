@@ -4,6 +4,8 @@ import numpy as np
 
 from instructrec_jax.ranking.catalogue import Catalogue, Interactions, Splits
 
+PIECE = 2_000_000  # interactions whose repeats are looked for at once
+
 
 def first_per_item(interactions: Interactions) -> Interactions:
     """Each user's first interaction with each item, sorted by user and time.
@@ -12,9 +14,14 @@ def first_per_item(interactions: Interactions) -> Interactions:
     sequence.
     """
     ordered = interactions.by_user()
-    key = ordered.user.astype(np.int64) * (int(ordered.item.max(initial=0)) + 1) + ordered.item
-    _, first = np.unique(key, return_index=True)
-    return ordered.take(np.sort(first))
+    width, first = int(ordered.item.max(initial=0)) + 1, np.zeros(len(ordered), bool)
+    start = 0
+    while start < len(ordered):  # whole users at a time: sorting all at once takes more memory and time
+        stop = int(np.searchsorted(ordered.user, ordered.user[min(start + PIECE, len(ordered)) - 1], side="right"))
+        key = ordered.user[start:stop].astype(np.int64) * width + ordered.item[start:stop]
+        first[start + np.unique(key, return_index=True)[1]] = True
+        start = stop
+    return ordered if first.all() else ordered.take(first)
 
 
 def at_least(interactions: Interactions, min_rating: float | None) -> Interactions:
@@ -35,25 +42,34 @@ def k_core(catalogue: Catalogue, interactions: Interactions, k: int) -> tuple[Ca
     if k < 0:
         raise ValueError(f"k_core must be 0 or more, got {k}.")
     keep = np.ones(len(interactions), bool)
+    user, item = interactions.user, interactions.item
     while True:
-        users = np.bincount(interactions.user[keep], minlength=len(interactions.user_ids))
-        items = np.bincount(interactions.item[keep], minlength=len(catalogue))
-        still = keep & (users[interactions.user] >= k) & (items[interactions.item] >= k)
-        if (still == keep).all():
+        users = np.bincount(user, minlength=len(interactions.user_ids))
+        items = np.bincount(item, minlength=len(catalogue))
+        still = (users >= k)[user] & (items >= k)[item]
+        if still.all():
             break
-        keep = still
-    if not keep.any():
+        keep[keep] = still
+        user, item = user[still], item[still]
+    if not len(user):
         raise ValueError(f"the {k}-core filter leaves none of {len(interactions)} interactions: lower k_core.")
     user_numbers, item_numbers = np.flatnonzero(users >= max(k, 1)), np.flatnonzero(items >= k)
-    kept = interactions.take(keep)
+    kept = interactions if keep.all() else interactions.take(keep)
     renumbered = Interactions(
         [interactions.user_ids[number] for number in user_numbers],
-        np.searchsorted(user_numbers, kept.user).astype(np.int32),
-        np.searchsorted(item_numbers, kept.item).astype(np.int32),
+        _new_numbers(user_numbers, len(users))[kept.user],
+        _new_numbers(item_numbers, len(items))[kept.item],
         kept.timestamp,
         kept.rating,
     )
     return catalogue.take(item_numbers), renumbered
+
+
+def _new_numbers(kept: np.ndarray, count: int) -> np.ndarray:
+    """Old number -> new number, int32 [count]; what is not kept has no meaning."""
+    numbers = np.zeros(count, np.int32)
+    numbers[kept] = np.arange(len(kept))
+    return numbers
 
 
 def most_recent(interactions: Interactions, limit: int | None) -> Interactions:
@@ -96,10 +112,7 @@ def leave_one_out(interactions: Interactions) -> Splits:
 
     A user with fewer than three interactions is in train only.
     """
-    ordered = interactions.by_user()
-    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
-    held = (counts >= 3).astype(int)
-    return _cut(ordered, counts - 2 * held, held)
+    return _by_count(interactions, "leave_one_out", 0, 0)
 
 
 def by_ratio(interactions: Interactions, validation: float, test: float) -> Splits:
@@ -108,13 +121,28 @@ def by_ratio(interactions: Interactions, validation: float, test: float) -> Spli
     Shares are rounded down, but a user with three interactions or more has at least one in train, in test and, unless
     its share is 0, in validation. A user with fewer interactions is in train only.
     """
-    ordered = interactions.by_user()
-    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
+    return _by_count(interactions, "ratio", validation, test)
+
+
+def sizes_by_count(counts: np.ndarray, how: str, validation: float, test: float) -> tuple[np.ndarray, np.ndarray]:
+    """Interactions of each user in train and in validation, of `leave_one_out` and `ratio`; the rest is test.
+
+    Args:
+      counts: int [users], each user's interactions.
+    """
     enough = counts >= 3
+    if how == "leave_one_out":
+        return counts - 2 * enough, enough.astype(int)
     least = int(validation > 0)
     tests = np.where(enough, np.clip(_share(counts, test), 1, np.maximum(counts - 1 - least, 1)), 0)
     validations = np.where(enough, np.clip(_share(counts, validation), least, np.maximum(counts - 1 - tests, least)), 0)
-    return _cut(ordered, counts - validations - tests, validations)
+    return counts - validations - tests, validations
+
+
+def _by_count(interactions: Interactions, how: str, validation: float, test: float) -> Splits:
+    ordered = interactions.by_user()
+    counts = np.bincount(ordered.user, minlength=len(ordered.user_ids))
+    return _cut(ordered, *sizes_by_count(counts, how, validation, test))
 
 
 def cut_times(interactions: Interactions, validation: float, test: float) -> tuple[float, float]:

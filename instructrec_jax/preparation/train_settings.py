@@ -25,9 +25,7 @@ def train_settings(card: Mapping[str, object], out: str, run: str) -> str:
     batch = min(BATCH, max(8, counts["train"] // 4))
     steps = min(5_000, max(20, math.ceil(EPOCHS * counts["train"] / batch)))
     every = max(1, math.ceil(steps / 5))
-    sources = {
-        name: [{"path": f"{out}/instructions/{name}.jsonl"}] for name in ("train", "validation", "test") if counts[name]
-    }
+    sources = {name: [_source(card, out, name)] for name in ("train", "validation", "test") if counts[name]}
     data = "\n".join(f"  {name}: {_flow(each)}" for name, each in sources.items())
     return f"""\
 # Made by `prepare` for {card["items"]:,} items and {counts["train"]:,} training examples. Change what you like.
@@ -55,6 +53,12 @@ evaluation:
 checkpoint:
   every: {every}
 """
+
+
+def _source(card: Mapping[str, object], out: str, split: str) -> dict[str, str]:
+    if "instructions" in card:  # made from the interactions when they are read
+        return {"path": out, "kind": str(card["instructions"]), "split": split}
+    return {"path": f"{out}/instructions/{split}.jsonl"}
 
 
 def _flow(value: object) -> str:

@@ -7,7 +7,7 @@ other cases, so large sets can be scored block by block.
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, Self
 
 import numpy as np
@@ -77,6 +77,10 @@ class Markov:
         return (weights @ self.transitions).toarray() + self.fallback
 
 
+LINKS = 100_000_000  # of coKNN in memory, 12 bytes each
+PAIRS = 10_000_000  # of items whose links are counted at once
+
+
 class CoOccurrence:
     """Item-to-item kNN on sequences.
 
@@ -85,6 +89,9 @@ class CoOccurrence:
     `divide_by` "source" (named coKNN-source), of a's popularity, which ranks popular items higher.
     The score of an item is the sum of its links from the last `depth` items of the history, the n-th before the last
     weighted by decay^n. Items without such links follow, by popularity.
+
+    Links are computed for a block of items at a time. Where there may be more than `LINKS` of them (from 5 million
+    interactions on, with a window of 10), each item keeps its LINKS / items strongest ones, so that memory is bounded.
     """
 
     def __init__(
@@ -100,15 +107,30 @@ class CoOccurrence:
 
     def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
         items, owners = _flatten(sequences, num_items)
-        links = sparse.csr_array((num_items, num_items), dtype=np.float64)
-        for gap in range(1, self.window + 1):
-            links = links + _pairs(items, owners, gap, num_items) / gap
-        links = links + self.backwards * links.T
         popularity = _popularity(items, num_items)
-        damping = sparse.diags_array(1 / np.sqrt(np.maximum(popularity, 1)))
-        self.links = (links @ damping if self.divide_by == "target" else damping @ links).tocsr()
+        damping = 1 / np.sqrt(np.maximum(popularity, 1))
+        most = max(1, LINKS // num_items) if 2 * self.window * len(items) > LINKS else num_items
+        parts = [
+            self._links(items, owners, places, rows, damping, most)
+            for rows, places in _by_item(items, popularity, PAIRS // (2 * self.window))
+        ]
+        self.links = sparse.vstack(parts, format="csr")
         self.fallback = 1e-9 * popularity / (popularity.max(initial=0) + 1)  # far below any link
         return self
+
+    def _links(
+        self, items: np.ndarray, owners: np.ndarray, places: np.ndarray, rows: slice, damping: np.ndarray, most: int
+    ) -> sparse.csr_array:
+        """The links of the items `rows`, whose occurrences are at `places`; of each item, the `most` strongest."""
+        shape = (rows.stop - rows.start, len(damping))
+        after, before = sparse.csr_array(shape), sparse.csr_array(shape)
+        for gap in range(1, self.window + 1):
+            after = after + _followers(items, owners, places, gap, rows.start, shape) / gap
+            before = before + _followers(items, owners, places, -gap, rows.start, shape) / gap
+        links = after + self.backwards * before
+        factors = damping[rows] if self.divide_by == "source" else damping
+        scale = sparse.diags_array(factors)
+        return _strongest((scale @ links if self.divide_by == "source" else links @ scale).tocsr(), most)
 
     def score(self, histories: Sequence[ArrayLike], instructions: Sequence[str] = ()) -> np.ndarray:
         weights = _history_weights(histories, len(self.fallback), self.depth, self.decay)
@@ -313,6 +335,14 @@ def _flatten(sequences: Sequence[ArrayLike], num_items: int) -> tuple[np.ndarray
     return items, np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
 
 
+def counts_of(sequences: Sequence[np.ndarray], num_items: int) -> np.ndarray:
+    """The number of times that each item occurs in the sequences, float64 [items]."""
+    counts = np.zeros(num_items)
+    for start in range(0, len(sequences), 1_000):  # few at a time, since bincount takes a copy as int64
+        counts += np.bincount(np.concatenate(sequences[start : start + 1_000]), minlength=num_items)
+    return counts
+
+
 def _popularity(items: np.ndarray, num_items: int) -> np.ndarray:
     return np.bincount(items, minlength=num_items).astype(np.float64)
 
@@ -322,6 +352,40 @@ def _pairs(items: np.ndarray, owners: np.ndarray, gap: int, num_items: int) -> s
     same = owners[:-gap] == owners[gap:]
     before, after = items[:-gap][same], items[gap:][same]
     return sparse.csr_array((np.ones(len(before)), (before, after)), shape=(num_items, num_items))
+
+
+def _by_item(items: np.ndarray, popularity: np.ndarray, most: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of item numbers with about `most` occurrences each, and where these are in `items`, in order of items."""
+    order, ends = np.argsort(items, kind="stable"), np.cumsum(popularity).astype(np.int64)
+    start = 0
+    while start < len(ends):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield slice(start, stop), order[before : ends[stop - 1]]
+        start = stop
+
+
+def _followers(
+    items: np.ndarray, owners: np.ndarray, places: np.ndarray, gap: int, first: int, shape: tuple[int, int]
+) -> sparse.csr_array:
+    """counts[a, b] float64: number of times item b is `gap` places after (below 0: before) item first + a."""
+    others = places + gap
+    inside = (others >= 0) & (others < len(items))
+    places, others = places[inside], others[inside]
+    same = owners[places] == owners[others]
+    rows, columns = items[places[same]] - first, items[others[same]]
+    return sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
+
+
+def _strongest(links: sparse.csr_array, most: int) -> sparse.csr_array:
+    """The `most` largest entries of each row; of equal ones, those of the lowest columns."""
+    counts = np.diff(links.indptr)
+    if counts.max(initial=0) <= most:
+        return links
+    rows = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort((links.indices, -links.data, rows))
+    kept = order[np.arange(len(order)) - links.indptr[rows] < most]
+    return sparse.csr_array((links.data[kept], (rows[kept], links.indices[kept])), shape=links.shape)
 
 
 def _history_weights(histories: Sequence[ArrayLike], num_items: int, depth: int, decay: float) -> sparse.csr_array:

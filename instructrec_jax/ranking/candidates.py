@@ -28,6 +28,7 @@ from instructrec_jax.ranking.baselines import contains, words
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 
 ROUNDS = 8  # of rejection sampling, before the remaining draws are made from lists
+MANY = 4096  # cases that candidates are drawn for at once
 BLOCK = 256  # cases whose similarities to all items are in memory at once
 
 
@@ -145,10 +146,10 @@ def write_candidates(
             [split] * len(cases),
         )
         for protocol in protocols:
-            drawn = draw(protocol, asked, catalogue, popularity, seed).tolist() if cases else []
+            drawn = draw(protocol, asked, catalogue, popularity, seed) if cases else np.empty((0, 0), np.int32)
             name = f"{protocol}.{split}.jsonl"
             rows = (
-                {"user": user, "item": catalogue.ids[item], "candidates": [catalogue.ids[i] for i in numbers]}
+                {"user": user, "item": catalogue.ids[item], "candidates": [catalogue.ids[i] for i in numbers.tolist()]}
                 for user, (_, item), numbers in zip(asked.users, cases, drawn, strict=True)
             )
             written[name] = write_jsonl(Path(folder) / "candidates" / name, rows)
@@ -161,6 +162,10 @@ def write_candidates(
 def draw(protocol: str, asked: Asked, catalogue: Catalogue, popularity: ArrayLike, seed: int = 0) -> np.ndarray:
     """Candidates, int32 [cases, k]: distinct items, without the positive items and the user's own."""
     kind, size = _drawn(protocol) or ("", 0)
+    if kind != "hard" and len(asked) > MANY:  # a draw depends on its case alone, and needs several times its size
+        starts = range(0, len(asked), MANY)
+        parts = [asked.take(np.arange(start, min(start + MANY, len(asked)))) for start in starts]
+        return np.concatenate([draw(protocol, part, catalogue, popularity, seed) for part in parts])
     num_items, keys = len(catalogue), _keys(protocol, asked, catalogue, seed)
     forbidden = pairs([np.concatenate(both) for both in zip(asked.own, asked.positives, strict=True)], num_items)
     left = num_items - np.bincount(forbidden // num_items, minlength=len(asked))

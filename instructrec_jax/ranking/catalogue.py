@@ -3,7 +3,8 @@
     FOLDER/items.parquet                            id, title, text, then one column per fact
     FOLDER/interactions.parquet                     user, item, timestamp?, rating?: by user, oldest first
     FOLDER/splits/{train,validation,test}.jsonl     {"user": ..., "items": [ids, oldest first]}
-    FOLDER/instructions/{...}.jsonl                 `Example` records of the same three splits
+    FOLDER/instructions/{...}.jsonl                 `Example` records of the same three splits; not where they are made
+                                                    from the interactions when they are read
     FOLDER/candidates/{protocol}.{split}.jsonl      optional: {"user", "item", "candidates"}, see `candidates`
     FOLDER/card.json                                source, counts, settings, content hash
 
@@ -143,7 +144,11 @@ class Interactions:
         )
 
     def by_user(self) -> "Interactions":
-        """Sorted by user, then time; the sort is stable."""
+        """Sorted by user, then time; the sort is stable. Without copies if it is sorted already."""
+        later = self.user[1:] > self.user[:-1]
+        same = self.user[1:] == self.user[:-1]
+        if (later | (same if self.timestamp is None else same & (self.timestamp[1:] >= self.timestamp[:-1]))).all():
+            return self
         keys = (self.user,) if self.timestamp is None else (self.timestamp, self.user)
         return self.take(np.lexsort(keys))  # lexsort is stable and takes its first key last
 
@@ -246,16 +251,16 @@ def save_prepared(
     catalogue: Catalogue,
     interactions: Interactions,
     splits: Splits,
-    examples: Mapping[str, Iterable[Example]],
+    examples: Mapping[str, Iterable[Example] | int],
     *,
     source: str,
     settings: Mapping[str, object],
-    notes: Mapping[str, int | float] | None = None,
+    notes: Mapping[str, int | float | str] | None = None,
 ) -> dict[str, object]:
     """Writes the whole layout to FOLDER, which exists and is empty; returns the card.
 
     Args:
-      examples: per split, an iterable that is consumed once.
+      examples: per split, an iterable that is consumed once; or the number of examples, which are not written.
       source: name of the data.
       settings: of the preparation, JSON-serializable.
       notes: further counts, e.g. of dropped records.
@@ -265,7 +270,9 @@ def save_prepared(
     interactions.save(folder, catalogue)
     splits.save(folder, catalogue)
     counts = {
-        name: write_jsonl(folder / "instructions" / f"{name}.jsonl", (x.to_record() for x in examples[name]))
+        name: made
+        if isinstance(made := examples[name], int)
+        else write_jsonl(folder / "instructions" / f"{name}.jsonl", (x.to_record() for x in made))
         for name in SPLITS
     }
     users = len(np.unique(interactions.user))
@@ -290,10 +297,12 @@ def _content_hash(folder: Path, catalogue: Catalogue, interactions: Interactions
     digest.update(catalogue.fingerprint().encode())
     digest.update(json.dumps(interactions.user_ids).encode())
     for column in (interactions.user, interactions.item, interactions.timestamp, interactions.rating):
-        digest.update(b"-" if column is None else column.tobytes())
+        digest.update(b"-" if column is None else np.ascontiguousarray(column).data)
     for name in SPLITS:
         for part in ("splits", "instructions"):
-            with open(folder / part / f"{name}.jsonl", "rb") as file:
+            if not (path := folder / part / f"{name}.jsonl").exists():
+                continue  # made from the interactions
+            with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 

@@ -9,12 +9,14 @@ Metrics over the full catalogue have plain names ("NDCG@10"); metrics among cand
 them, and NDCG@k is normalized by the ideal ranking.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from instructrec_jax.distributed.launch import is_first, say
 from instructrec_jax.metrics import ranking
 from instructrec_jax.metrics.ranking import Ranks
 from instructrec_jax.ranking.candidates import Candidates, name_and_size, pairs
@@ -24,6 +26,7 @@ BLOCK = 256  # cases scored at a time: [BLOCK, items] is the largest array of an
 TOP = 20  # items kept of each ranking
 COLD_SHARE = 0.25  # cold: this share of the users with the shortest histories, and of items with fewest interactions
 POPULARITY_AXIS = "training interactions of the positive item"
+LONG = 10.0  # seconds of an evaluation that says how fast it was
 MAX_GROUPS = 60  # a label with more values than this makes no segments
 
 
@@ -54,10 +57,13 @@ class Cases:
         """All positive items, int64 [positive items]."""
         return np.concatenate([np.empty(0, np.int64), *self.positives]).astype(np.int64)
 
-    @cached_property
-    def seen(self) -> np.ndarray:
-        """case · num_items + item of all (case, item) pairs that do not compete, sorted."""
-        return np.setdiff1d(pairs(self.histories, self.num_items), self.owner * self.num_items + self.flat)
+    def seen(self, block: slice) -> tuple[np.ndarray, np.ndarray]:
+        """(case in the block, item) of all pairs that do not compete, sorted. Of a block: of all cases, it is large."""
+        first, last = np.searchsorted(self.owner, [block.start, block.stop])
+        positives = (self.owner[first:last] - block.start) * self.num_items + self.flat[first:last]
+        histories = pairs(self.histories[block], self.num_items)
+        rows, items = np.divmod(np.setdiff1d(histories, positives), self.num_items)
+        return rows, items
 
     @cached_property
     def by_popularity(self) -> dict[str, np.ndarray]:
@@ -170,6 +176,7 @@ def evaluate(
     found: dict[str, list[Ranks]] = {each.name: [] for each in candidates}
     everywhere: list[Ranks] = []
     tops = []
+    began = time.perf_counter()
     for start in range(0, len(cases), BLOCK):
         block = slice(start, min(start + BLOCK, len(cases)))
         scores = np.array(score_block(block))  # a copy, to write into
@@ -183,19 +190,26 @@ def evaluate(
             found[each.name].append(_ranks_among(reached, owner, among, chosen >= 0))
         masked = np.zeros(len(scores), np.int64)
         if mask_seen:
-            first, last = np.searchsorted(cases.seen, [start * cases.num_items, block.stop * cases.num_items])
-            rows, columns = np.divmod(cases.seen[first:last] - start * cases.num_items, cases.num_items)
+            rows, columns = cases.seen(block)
             scores[rows, columns] = -np.inf
             masked = np.bincount(rows, minlength=len(scores))
         if full:
             everywhere.append(_ranks_in(scores, reached, owner, masked))
         tops.append(best_items(scores, min(TOP, cases.num_items)))
+    _say_throughput(len(cases), cases.num_items, time.perf_counter() - began)
     result = _Result(cases, cutoffs, ties)
     if full:
         result.add_full(ranking.concatenate(everywhere), tops, mask_seen)
     for each in candidates:
         result.add(each, ranking.concatenate(found[each.name]))
     return result.done(tops)
+
+
+def _say_throughput(cases: int, items: int, took: float) -> None:
+    """How fast cases were scored and ranked, if it took long."""
+    if took >= LONG and is_first():
+        speed = f"{cases / took:,.0f} cases/s, {cases * items / took / 1e6:,.0f} million scores/s"
+        say(f"ranked {cases:,} cases over {items:,} items: {speed}")
 
 
 def evaluate_candidates(

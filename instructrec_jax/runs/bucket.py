@@ -245,7 +245,7 @@ class Mirror:
             remote, synced = self._listed(), self._synced()
             if {name: entry["identity"] for name, entry in synced.items()} == remote and self._is_whole(synced):
                 return
-            wanted = [name for name in remote if not name.endswith(COMPLETE)]
+            wanted = [name for name in remote if not _is_list(name)]
             local = _scan(self.folder)
             for name in set(local) - set(wanted):
                 (self.folder / name).unlink()

@@ -11,19 +11,24 @@ from instructrec_jax.data.batch import BatchTexts
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import Example, fingerprint_bytes
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, HoldOutConfig, check_hold_out, is_held_out
-from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader
+from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader, StreamRowLoader
+from instructrec_jax.data.mixed_stream import MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, NumberedExamples
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.sources import RowSource, open_sources
 from instructrec_jax.data.storage import Storage
 from instructrec_jax.data.stream import StreamSource
+from instructrec_jax.distributed.launch import say
 from instructrec_jax.evaluation.evaluator import segments
+from instructrec_jax.preparation.interaction_rows import KIND, InteractionRows
 from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.given import Given
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored, joined, token_key
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
+
+KINDS = {KIND: InteractionRows}  # of sources, beside files and data sets
 
 
 class RunData:
@@ -38,15 +43,15 @@ class RunData:
 
     def __init__(self, config: Config, given: Given | None = None):
         self._given = given or {}
-        self._opened: dict[Split, Mixture | StreamSource] = {}
+        self._opened: dict[Split, Mixture | StreamSource | MixedStream] = {}
         self._unusable: dict[str, SkippedRow] = {}  # by file and line
         self.config = config
         if not config.task.complete and config.data.train:
-            if isinstance(self.source("train"), StreamSource):
+            if not isinstance(self.source("train"), Mixture):
                 raise ValueError("task.labels cannot be read from a stream: list them, or set streaming: false.")
             self.config = replace(config, task=config.task.learn(self.examples("train")))
 
-    def source(self, split: Split) -> Mixture | StreamSource:
+    def source(self, split: Split) -> Mixture | StreamSource | MixedStream:
         """The opened sources of a split. Raises ValueError if the split lists none."""
         if split not in self._opened:
             sources = getattr(self.config.data, split)
@@ -66,6 +71,7 @@ class RunData:
                 given=self._given.get(split),
                 storage=self._storage,
                 task=to_dict(self.config)["task"],
+                kinds=KINDS,
             )
         return self._opened[split]
 
@@ -107,7 +113,7 @@ class RunData:
     def examples(self, split: Split) -> Mixture:
         """All examples of a split, in order; read one at a time."""
         opened = self.source(split)
-        if isinstance(opened, StreamSource):
+        if not isinstance(opened, Mixture):
             raise ValueError(
                 f"data.{split} is a stream and cannot be evaluated on: set streaming: false for its source."
             )
@@ -178,7 +184,7 @@ class RunData:
         """
         check_batch(self.config, task, row_multiple)
         opened = self.source("train")
-        if isinstance(opened, StreamSource):
+        if not isinstance(opened, Mixture):
             return _stream_batches(self.config, task, opened, row_multiple)
         per_source = self._per_source(task, opened)
         encoded = joined(per_source)
@@ -309,21 +315,34 @@ def _batches(
     )
 
 
-def _stream_batches(config: Config, task: Task, opened: StreamSource, row_multiple: int) -> TrainingData:
-    if config.data.hold_out:
-        raise ValueError("data.hold_out does not work with a stream: set streaming: false, or filter the data first.")
-    if config.data.batch_rows is not None:
-        raise ValueError(
-            "data.batch_rows packs whole epochs, but data.train is a stream, whose length is unknown: set "
-            "data.batch_size instead, or streaming: false."
+def _stream_batches(config: Config, task: Task, opened: StreamSource | MixedStream, row_multiple: int) -> TrainingData:
+    hold_out = config.data.hold_out
+    opened.use(lambda example: not (hold_out and is_held_out(example, hold_out)), partial(check_usable, task))
+    size, rows = config.data.examples_per_step, config.data.batch_rows
+
+    def encode(examples: list[Example]) -> list[Encoded]:
+        return some_left(encode_usable(task, examples, "error")[0])
+
+    if rows is not None:
+        length, target_length = config.data.max_length, task.max_target_length
+        made = StreamRowLoader(
+            opened,
+            encode,
+            texts=lambda e: e.text,
+            gather=task.gather,
+            batch_rows=rows,
+            window=config.data.stream_window,
+            length=length,
+            target_length=target_length,
+            seed=config.seed,
         )
+        room = f"{length:,}" + (f" + {target_length:,}" if target_length else "")
+        return TrainingData(opened.name, made.batches, f"{rows} rows of {room} tokens")
 
     def gather(examples: list[Example], rng: np.random.Generator) -> BatchTexts:
-        return task.gather(some_left(encode_usable(task, examples, "error")[0]), rng)
+        return task.gather(encode(examples), rng)
 
-    opened.check = partial(check_usable, task)
-    size = config.data.examples_per_step or 0
-    shape = (size, buckets(config), row_multiple, config.seed, target_buckets(task))
+    shape = (size or 0, buckets(config), row_multiple, config.seed, target_buckets(task))
     return TrainingData(opened.name, StreamLoader(opened, gather, *shape).batches, f"{size} examples")
 
 

@@ -211,7 +211,7 @@ def encode_stored(
                 yield part
 
     def summarize(parts: Sequence[Part]) -> dict[str, object]:
-        return _summary(parts, examples)
+        return _summary(parts, examples, len(_contexts(task)))
 
     plan = StorePlan(
         folder=None if key is None else folder,
@@ -305,16 +305,15 @@ def _contexts(task: Task) -> list[Any]:
     return list({id(each.context.counts): each.context for each in (task, *task.subtasks.values())}.values())
 
 
-def _summary(parts: Sequence[Part], examples: NumberedExamples) -> dict[str, object]:
+def _summary(parts: Sequence[Part], examples: NumberedExamples, contexts: int) -> dict[str, object]:
     digest = hashlib.sha256()
-    counts: list[Counter[str]] = []
+    counts = [Counter[str]() for _ in range(contexts)]
     skipped: list[object] = []
     for part in parts:
         columns = [part.rows.column(name) for name in ("number", "made", "made_sorted")]
         for number, made, ordered in zip(columns[0].to_pylist(), *columns[1:], strict=True):
             digest.update(examples.raw(number) if number != NONE else ordered.as_py() or made.as_py())
         own = check_type(part.meta["counts"], list[dict[str, int]], "a store")
-        counts = counts or [Counter() for _ in own]
         for total, each in zip(counts, own, strict=True):
             total.update(each)
         skipped += check_type(part.meta["skipped"], list[object], "a store")

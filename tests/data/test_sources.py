@@ -128,7 +128,8 @@ def test_several_sources(tmp_path):
         ({"path": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"split": "test"}, "kind file.*split"),
         ({"subset": "x"}, "kind file.*subset"),
-        ({"streaming": True}, "kind file.*streaming"),
+        ({"streaming": True, "targets": "b.txt"}, "kind file.*streaming"),
+        ({"streaming": True, "kind": "tfds"}, "kind tfds.*streaming"),
         ({"weight": -1.0}, "weight -1"),
     ],
 )

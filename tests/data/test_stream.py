@@ -9,9 +9,9 @@ import pytest
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.mixed_stream import list_skipped, resume_skipped
 from instructrec_jax.data.skipped import SkippedRow, read_skipped
 from instructrec_jax.data.sources import StreamSource
-from instructrec_jax.data.stream import list_skipped, resume_skipped
 
 
 def stream_of(count=23, block=5, shards=3, bad=(), **settings):
@@ -97,7 +97,7 @@ def test_the_check_of_a_task_makes_bad_rows_too() -> None:
             raise BadExample("instruction", "too long", "shorten it.")
 
     stream = stream_of(on_bad_example="skip")
-    stream.check = check
+    stream.use(lambda example: True, check)
     assert sorted(numbers(stream)) == [n for n in range(23) if n != 7]
     assert stream.skipped == [SkippedRow("s, row 7", "instruction", "too long", "shorten it.")]
 

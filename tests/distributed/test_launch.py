@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from instructrec_jax.files import read_json
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
 from instructrec_jax.training.checkpoint import Checkpoints
+from instructrec_jax.training.interrupt import Interrupt
 
 STEPS = 24
 TOLERANCE = 1e-5  # sums over devices are added in another order; losses are about 2, parameters about 0.1
@@ -228,3 +230,30 @@ def test_shares_of_processes_that_are_not_connected(monkeypatch: pytest.MonkeyPa
     for wrong in ({"PROCESS_ID": "1"}, {"PROCESS_ID": "2", "NUM_PROCESSES": "2"}):
         with pytest.raises(ValueError, match="PROCESS_ID"):
             share(wrong)
+
+
+def test_a_packed_mixture_of_streams_resumes_on_another_number_of_processes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun by one process, resumed by two: lines and weights of an undisturbed run."""
+    config = tiny_run("classification", checkpoint, tmp_path, steps=12, tracking__log_every=3)
+    source = config.data.train[0]
+    streams = [replace(source, streaming=True, shuffle_block=5, weight=weight) for weight in (1.0, 2.0)]
+    rows_of_batch = {"data__batch_size": None, "data__batch_rows": 8, "data__stream_window": 13}
+    config = changed(config, data__train=streams, data__test=[], **rows_of_batch)
+    whole = changed(config, run_dir=str(tmp_path / "whole"))
+    train.train(whole)
+    begun = iter(range(5))
+    with monkeypatch.context() as patched:
+        requested = property(lambda self: None if next(begun, None) is not None else "SIGTERM")
+        patched.setattr(Interrupt, "requested", requested, raising=False)
+        patched.setattr(Interrupt, "__init__", lambda self: setattr(self, "_before", {}))
+        train.train(config)
+    step = Checkpoints(Path(config.run_dir)).steps()[-1]
+    assert 0 < step < 12
+    command = verb("train", "--config_path", write_settings(config, tmp_path / "settings.yaml"))
+    with Processes(command, 2, 4, tmp_path / "logs") as two:
+        assert two.wait() == [0, 0], two.said(0) + two.said(1)
+        assert f"resuming from step {step}" in two.said(0)
+    assert_same_lines(Path(config.run_dir), Path(whole.run_dir))
+    assert_close(final_parameters(config.run_dir, 12), final_parameters(whole.run_dir, 12), atol=TOLERANCE)

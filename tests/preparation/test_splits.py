@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from instructrec_jax.preparation import splits as splits_module
 from instructrec_jax.preparation.splits import (
     at_least,
     cut_times,
@@ -46,6 +47,18 @@ def test_at_least():
     without = Interactions(raw.user_ids, raw.user, raw.item)
     with pytest.raises(ValueError, match="min_rating"):
         at_least(without, 4)
+
+
+def test_repeats_are_found_in_pieces_of_whole_users(monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = [(int(u), int(i), int(t), n) for n, (u, i, t) in enumerate(rng.integers(0, (9, 12, 50), (400, 3)))]
+    whole = first_per_item(interactions(rows, 9))
+    monkeypatch.setattr(splits_module, "PIECE", 7)
+    pieces = first_per_item(interactions(rows, 9))
+    assert len(whole) == len({row[:2] for row in rows})
+    for name in ("user", "item", "timestamp", "rating"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(pieces, name))
+    assert first_per_item(whole).by_user() is not None and len(first_per_item(whole)) == len(whole)
 
 
 def test_k_core_against_loops():

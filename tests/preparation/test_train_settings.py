@@ -32,6 +32,14 @@ def test_splits_without_examples_are_left_out(tmp_path: Path) -> None:
     assert data.validation == [] and [source.path for source in data.test] == ["data/shop/instructions/test.jsonl"]
 
 
+def test_examples_that_are_made_from_the_interactions_are_a_source_of_that_kind(tmp_path: Path) -> None:
+    card = {"items": 100, "examples": {"train": 9, "validation": 0, "test": 3}, "instructions": "interactions"}
+    (tmp_path / FILE).write_text(train_settings(card, "data/shop", "shop"), encoding="utf-8")
+    data = load(tmp_path / FILE).data
+    named = [[(source.path, source.kind, source.split) for source in part] for part in (data.train, data.test)]
+    assert named == [[("data/shop", "interactions", "train")], [("data/shop", "interactions", "test")]]
+
+
 @pytest.mark.parametrize("name", ["my shop", "a: b", "#1", "null", "007", "电影 🎬", "it's", "{x}", "- y", "true"])
 def test_any_name_of_a_folder_is_read_back(name: str, tmp_path: Path) -> None:
     config: Any = settings(tmp_path, 100, out=name)

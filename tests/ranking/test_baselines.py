@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from instructrec_jax.ranking import baselines
 from instructrec_jax.ranking.baselines import (
     BM25,
     BPR,
@@ -13,6 +14,7 @@ from instructrec_jax.ranking.baselines import (
     Popularity,
     Random,
     _adagrad,
+    counts_of,
     tuned_bpr,
     words,
 )
@@ -53,6 +55,30 @@ def test_markov_against_loops(sequences, histories):
         found = sorted(range(ITEMS), key=lambda item: (scores[case, item], item))
         assert found == order
         assert [int(s) for s in scores[case]] == [w[0] for w in wanted]
+
+
+def test_counts_of_few_sequences_at_a_time(sequences):
+    many = [np.asarray(sequence, np.int32) for sequence in sequences] * 60
+    expected = popularity_of(many)
+    assert counts_of(many, ITEMS).tolist() == [expected[item] for item in range(ITEMS)]
+    assert counts_of([], ITEMS).tolist() == [0] * ITEMS
+
+
+@pytest.mark.parametrize("divide_by", ["target", "source"])
+def test_links_do_not_depend_on_how_many_are_counted_at_once(sequences, divide_by, monkeypatch):
+    whole = CoOccurrence(divide_by=divide_by).fit(sequences, ITEMS)
+    monkeypatch.setattr(baselines, "PAIRS", 1)
+    parts = CoOccurrence(divide_by=divide_by).fit(sequences, ITEMS)
+    assert whole.links.toarray().tobytes() == parts.links.toarray().tobytes()
+
+
+def test_many_links_are_cut_to_the_strongest_of_each_item(sequences, monkeypatch):
+    whole = CoOccurrence().fit(sequences, ITEMS).links.toarray()
+    monkeypatch.setattr(baselines, "LINKS", 3 * ITEMS)
+    cut = CoOccurrence().fit(sequences, ITEMS).links.toarray()
+    for row, kept in zip(whole, cut, strict=True):
+        best = sorted(range(ITEMS), key=lambda item: (-row[item], item))[:3]
+        np.testing.assert_array_equal(kept, [row[item] if item in best else 0 for item in range(ITEMS)])
 
 
 @pytest.mark.parametrize(("window", "depth", "divide_by"), [(10, 20, "target"), (3, 4, "target"), (10, 20, "source")])

@@ -59,6 +59,15 @@ def test_a_draw_depends_on_its_own_case_and_the_seed_alone(protocol: str, catalo
         assert len({tuple(sorted(row)) for row in whole.tolist()}) == len(whole)
 
 
+@pytest.mark.parametrize("protocol", ["uni9", "pop9"])
+def test_many_cases_are_drawn_a_part_at_a_time(
+    protocol: str, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = draw(protocol, asked(), catalogue, POPULARITY, seed=3)
+    monkeypatch.setattr("instructrec_jax.ranking.candidates.MANY", 7)
+    np.testing.assert_array_equal(draw(protocol, asked(), catalogue, POPULARITY, seed=3), whole)
+
+
 def successive(weights: np.ndarray, size: int) -> np.ndarray:
     """Probability of each item to be among `size` drawn one after another by weight, by recursion over all draws."""
     if size == 0 or weights.sum() == 0:

@@ -228,3 +228,27 @@ def test_answer_errors() -> None:
     assert found == {"invalid": 2 / 6, "duplicate": 2 / 6, "already seen": 1 / 6}
     with pytest.raises(ValueError, match="answers"):
         answer_errors([[]], names, [np.array([0])])
+
+
+def test_a_long_evaluation_says_how_fast_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases, scores = problem(several=False)
+    evaluate(cases, [], lambda block: scores[block], cutoffs=CUTOFFS)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(evaluator, "LONG", 0.0)
+    evaluate(cases, [], lambda block: scores[block], cutoffs=CUTOFFS)
+    assert "ranked 60 cases over 7 items: " in (said := capsys.readouterr().err) and "scores/s" in said
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_seen_items_of_a_block_are_those_of_its_cases(several: bool) -> None:
+    cases, _ = problem(several)
+    for block in (slice(0, 60), slice(17, 31), slice(59, 60)):
+        rows, items = cases.seen(block)
+        expected = [
+            (row, item)
+            for row, case in enumerate(range(block.start, block.stop))
+            for item in sorted(set(cases.histories[case].tolist()) - set(cases.positives[case].tolist()))
+        ]
+        assert list(zip(rows.tolist(), items.tolist(), strict=True)) == expected

@@ -41,7 +41,7 @@ def test_the_run_directory_needs_nothing_else(checkpoint: Path, tmp_path: Path) 
         tune(config, train=listed(12)[1:])
     assert len(read_jsonl(run.path / "given" / "train.jsonl")) == 12  # a refused list is not written
     moved = Run.open(shutil.move(run.path, tmp_path / "moved"))
-    assert moved.data.examples("train") == listed(12) and moved.checkpoint == 2
+    assert list(moved.data.examples("train")) == listed(12) and moved.checkpoint == 2
 
 
 def begin(config: Config, **given: list[Example]) -> Config:
@@ -101,7 +101,7 @@ def test_examples_are_read_back_as_they_were_given(made: list[Example], tmp_path
     write_given(tmp_path, given)
     config = replace(config, task=task_config("language_model", tmp_path))
     memory, file = RunData(config, given), RunData(config)
-    assert memory.examples("train") == made == file.examples("train")
+    assert list(memory.examples("train")) == made == list(file.examples("train"))
     assert memory.source("train").fingerprint == file.source("train").fingerprint  # type: ignore[union-attr]
 
 

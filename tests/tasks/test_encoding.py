@@ -127,7 +127,7 @@ def test_a_stream_checks_each_example(tmp_path: Path) -> None:
     task = language_model()
     for on_bad_example in ("skip", "error"):
         stream = StreamSource(data.to_iterable_dataset(), FieldMapper(FieldsConfig()), "mine", on_bad_example)
-        stream.check = partial(check_usable, task)
+        stream.use(lambda example: True, partial(check_usable, task))
         if on_bad_example == "error":
             with pytest.raises(ValueError, match="mine, row 1"):
                 list(stream)

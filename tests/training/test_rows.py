@@ -1,5 +1,6 @@
 """Runs whose batches are full rows (`data.batch_rows`): exact when they go on, the same on any number of devices."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ from helpers import assert_close, examples
 from tiny_runs import changed, final_parameters, rows, tiny_run
 
 from instructrec_jax import train
+from instructrec_jax.data.hold_out import HoldOutConfig
 from instructrec_jax.data.loader import HostBatch
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import data_shards, make_mesh
-from instructrec_jax.files import read_json, write_jsonl
+from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.data import TrainingData
 from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.interrupt import Interrupt
@@ -176,11 +179,50 @@ def test_batches_that_cannot_be_are_refused(
     assert data_shards(make_mesh(config.mesh)) == 8
 
 
-def test_a_stream_has_no_rows(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "datasets", "mixed"])
+def test_a_stream_in_rows_resumes_from_every_position(kind: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Rows of a stream of files, of `datasets` or of both, without the held-out label, from any checkpoint."""
     config = row_run("classification", checkpoint, tmp_path)
     folder = tmp_path / "stream"
     folder.mkdir()
     Path(config.data.train[0].path).rename(folder / "train.jsonl")
-    source = SourceConfig(path=str(folder), kind="datasets", streaming=True)
-    with pytest.raises(ValueError, match=r"data\.batch_rows.*stream.*data\.batch_size"):
-        training_data(changed(config, data__train=[source]))
+    of_files = SourceConfig(path=str(folder / "*.jsonl"), streaming=True, shuffle_block=7, weight=1.0)
+    of_datasets = SourceConfig(path=str(folder), kind="datasets", streaming=True, shuffle_block=5, weight=2.0)
+    whole = SourceConfig(path=str(folder / "train.jsonl"), weight=1.0)
+    sources = {"file": [of_files], "datasets": [of_datasets], "mixed": [of_files, of_datasets, whole]}[kind]
+    left_out = read_jsonl(folder / "train.jsonl")[0]["output"]
+    hold_out = HoldOutConfig(labels=[str(left_out)])
+    config = changed(config, data__train=sources, data__stream_window=13, data__hold_out=hold_out)
+
+    def made() -> TrainingData:
+        return training_data(config)
+
+    steps = 9
+    batches = list(made().batches(0, steps, None))
+    position = None
+    for step in range(steps):
+        resumed = list(made().batches(step, steps, position))
+        for ours, theirs in zip(resumed, batches[step:], strict=True):
+            jax.tree.map(np.testing.assert_array_equal, ours.batch, theirs.batch)
+        position = json.loads(json.dumps(resumed[0].position))
+        assert len(json.dumps(position)) < 2_000
+    length = config.data.max_length
+    assert {batch.shape for batch in batches} == {(config.data.batch_rows, length)}
+    labels = getattr(config.task, "labels")  # noqa: B009  of a classification
+    for batch in batches:
+        own = batch.batch.own
+        targets = np.asarray(own.targets)[np.asarray(own.weights) > 0]
+        assert len(targets) and left_out not in {labels[number] for number in targets}
+
+
+def test_windows_of_a_stream_are_packed_and_dealt_evenly(checkpoint: Path, tmp_path: Path) -> None:
+    config = row_run("classification", checkpoint, tmp_path)
+    source = SourceConfig(path=config.data.train[0].path, streaming=True, shuffle_block=1)
+    count = len(read_jsonl(config.data.train[0].path))
+    data = training_data(changed(config, data__train=[source], data__stream_window=count))
+    batches = list(data.batches(0, 40, None))
+    window = next(number for number, batch in enumerate(batches) if batch.position and not batch.position["taken"]) + 1
+    texts = [int((np.asarray(batch.batch.own.weights) > 0).sum()) for batch in batches[:window]]
+    assert sum(texts) == count, "an epoch has every example once"
+    used = [int((np.asarray(batch.batch.texts.segment_ids).max(1) > 0).sum()) for batch in batches[:window]]
+    assert max(used) - min(used) <= 1

@@ -75,19 +75,32 @@ def encoding_of(path: Path) -> str:
 # --- rows ---
 
 
-def csv_rows(path: Path) -> Iterator[Row]:
-    reader = csv.reader(text_lines(path), strict=True)  # strict: an unclosed quote is an error, not a long field
+def csv_rows(path: Path, lines: Iterable[bytes] | None = None, before: int = 0) -> Iterator[Row]:
+    """Rows of a CSV file. lines: a part of the file, after `before` lines; None: the whole file."""
+    # strict: an unclosed quote is an error, not a long field
+    reader = csv.reader(text_lines(path, "utf-8", lines, before), strict=True)
     try:
         for fields in reader:
             if fields:
-                yield reader.line_num, fields
+                yield before + reader.line_num, fields
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: not CSV ({error}).") from None
+        raise ValueError(f"{path}:{before + reader.line_num}: not CSV ({error}).") from None
 
 
-def split_rows(path: Path, separator: str | None, encoding: str = "utf-8", most: int = -1) -> Iterator[Row]:
-    """Rows without quoting, split at a separator (None: any white space), at most `most` times."""
-    for number, line in enumerate(text_lines(path, encoding), 1):
+def split_rows(
+    path: Path,
+    separator: str | None,
+    encoding: str = "utf-8",
+    most: int = -1,
+    lines: Iterable[bytes] | None = None,
+    before: int = 0,
+) -> Iterator[Row]:
+    """Rows without quoting, split at a separator (None: any white space), at most `most` times.
+
+    Args:
+      lines: a part of the file, after `before` lines; None: the whole file.
+    """
+    for number, line in enumerate(text_lines(path, encoding, lines, before), before + 1):
         if text := line.rstrip("\r\n"):
             yield number, text.split(separator, most)
 
@@ -104,13 +117,18 @@ def sized(rows: Iterable[Row], path: Path, count: int, bad: BadLines) -> Iterato
 def pick(rows: Iterator[Row], path: Path, names: Sequence[str], bad: BadLines) -> Iterator[Row]:
     """The named columns of rows that start with a header."""
     _, header = next(rows, (0, []))
-    if missing := [name for name in names if name not in header]:
-        raise ValueError(f"{path} has no column {missing[0]!r}; its header is {','.join(header)!r}.")
-    if twice := [name for name in names if header.count(name) > 1]:
-        raise ValueError(f"{path} has the column {twice[0]!r} more than once: rename one of them.")
-    columns = [header.index(name) for name in names]
+    columns = places(header, path, names)
     for number, fields in sized(rows, path, len(header), bad):
         yield number, [fields[column] for column in columns]
+
+
+def places(header: Sequence[str], path: Path, names: Sequence[str]) -> list[int]:
+    """Where the named columns are in a header. Raises ValueError for one that is missing or there twice."""
+    if missing := [name for name in names if name not in header]:
+        raise ValueError(f"{path} has no column {missing[0]!r}; its header is {','.join(header)!r}.")
+    if twice := [name for name in names if list(header).count(name) > 1]:
+        raise ValueError(f"{path} has the column {twice[0]!r} more than once: rename one of them.")
+    return [header.index(name) for name in names]
 
 
 # --- records ---

@@ -7,7 +7,8 @@ The text of a film has title and genres, but no tags, which serve as requests (`
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from instructrec_jax.preparation.readers.interactions import gather
+from instructrec_jax.preparation.readers.blocks import Layout, text_blocks
+from instructrec_jax.preparation.readers.interactions import gather, gather_blocks
 from instructrec_jax.preparation.readers.items import NO_GENRES, Items
 from instructrec_jax.preparation.readers.lines import (
     BadLines,
@@ -15,6 +16,7 @@ from instructrec_jax.preparation.readers.lines import (
     csv_rows,
     encoding_of,
     pick,
+    places,
     sized,
     split_rows,
     with_gz,
@@ -43,8 +45,11 @@ def read_movielens(folder: str | Path, bad: BadLines | None = None) -> tuple[Cat
         if layout == "csv":
             films = pick(csv_rows(movies), movies, ("movieId", "title", "genres"), bad)
             catalogue = _films(((n, f[0], f[1], f[2].split("|")) for n, f in films), movies, bad)
-            rows = pick(csv_rows(ratings), ratings, ("userId", "movieId", "rating", "timestamp"), bad)
-        elif layout == "dat":
+            _, header = next(csv_rows(ratings), (0, []))
+            user, item, rating, time = places(header, ratings, ("userId", "movieId", "rating", "timestamp"))
+            blocks = text_blocks(ratings, Layout(len(header), (user, item, rating, time)), bad)
+            return catalogue, gather_blocks(blocks, ratings, catalogue, bad, rated=True, timed=True)
+        if layout == "dat":
             films = sized(split_rows(movies, "::", encoding_of(movies)), movies, 3, bad)
             catalogue = _films(((n, f[0], f[1], f[2].split("|")) for n, f in films), movies, bad)
             rows = sized(split_rows(ratings, "::"), ratings, 4, bad)

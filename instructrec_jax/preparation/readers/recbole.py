@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from instructrec_jax.preparation.readers.interactions import gather
+from instructrec_jax.preparation.readers.blocks import Layout, text_blocks
+from instructrec_jax.preparation.readers.interactions import gather_blocks
 from instructrec_jax.preparation.readers.items import (
     IN_TEXT,
     NO_GENRES,
@@ -56,23 +57,17 @@ def read_recbole(
     rating = usual(names, inter, "rating", rating_column)
     others = [name for name in names if name not in (who, shared, rating)]
 
-    def picked(columns: Sequence[str | None], bad: BadLines) -> Iterator[tuple[int, list[str | None]]]:
-        rows = split_rows(inter, "\t")
-        next(rows)
-        places = [None if name is None else names.index(name) for name in columns]
-        for number, fields in sized(rows, inter, len(names), bad):
-            yield number, [None if place is None else fields[place] for place in places]
+    def place(name: str | None) -> int | None:
+        return None if name is None else names.index(name)
 
-    some = [values for _, values in islice(picked(others, BadLines(skip=True)), LOOKED_AT)]
+    rows = split_rows(inter, "\t")
+    next(rows)
+    seen = islice(sized(rows, inter, len(names), BadLines(skip=True)), LOOKED_AT)
+    some = [[fields[names.index(name)] for name in others] for _, fields in seen]
     time = find_time(others, inter, time_column, some)
-    found = gather(
-        picked((who, shared, rating, time), bad),
-        inter,
-        catalogue,
-        bad,
-        rated=rating is not None,
-        timed=time is not None,
-    )
+    layout = Layout(len(names), (names.index(who), names.index(shared), place(rating), place(time)))
+    blocks = text_blocks(inter, layout, bad, separator="\t")
+    found = gather_blocks(blocks, inter, catalogue, bad, rated=rating is not None, timed=time is not None)
     return catalogue, found
 
 

@@ -8,7 +8,7 @@ split at "|", else at ","); otherwise texts; None for empty cells.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeGuard
@@ -16,7 +16,8 @@ from typing import TypeGuard
 import pyarrow as pa
 
 from instructrec_jax.parsing import open_parquet
-from instructrec_jax.preparation.readers.interactions import gather, may_be_times
+from instructrec_jax.preparation.readers.blocks import Block, Layout, parquet_blocks, text_blocks
+from instructrec_jax.preparation.readers.interactions import gather_blocks, may_be_times
 from instructrec_jax.preparation.readers.items import IN_TEXT, SEVERAL, Items, find_title, require_columns
 from instructrec_jax.preparation.readers.lines import (
     BadLines,
@@ -25,6 +26,7 @@ from instructrec_jax.preparation.readers.lines import (
     first_of,
     json_records,
     pick,
+    places,
     split_rows,
 )
 from instructrec_jax.ranking.catalogue import Catalogue, Fact, Interactions
@@ -86,14 +88,31 @@ def read_table(
     others = [name for name in names if name not in (who, what, rating)]
     some = islice(cells(table, others, BadLines(skip=True)), LOOKED_AT)
     time = find_time(others, table, time_column, [values for _, values in some])
-    used = [who, what, *([rating] if rating else []), *([time] if time else [])]
+    blocks = _blocks(table, names, (who, what, rating, time), bad)
+    return catalogue, gather_blocks(blocks, table, catalogue, bad, rated=rating is not None, timed=time is not None)
 
-    def rows() -> Iterator[tuple[int, tuple[str, str, object, object]]]:
-        for line, values in cells(table, used, bad):
-            when = values[-1] if time else None
-            yield line, (as_id(values[0]), as_id(values[1]), values[2] if rating else None, when)
 
-    return catalogue, gather(rows(), table, catalogue, bad, rated=rating is not None, timed=time is not None)
+def _blocks(
+    path: Path, names: Sequence[str], used: tuple[str, str, str | None, str | None], bad: BadLines
+) -> Iterable[Block]:
+    """The interactions of a table. names: all its columns; used: user, item, rating and time."""
+    kind = _format(path)
+    if kind == ".parquet":
+        return parquet_blocks(path, used)
+    if kind == ".jsonl":
+        some = [name for name in used if name is not None]
+
+        def rows() -> Iterator[tuple[int, tuple[str, str, object, object]]]:
+            for line, values in cells(path, some, bad):
+                user, item, rating, time = (None if name is None else values[some.index(name)] for name in used)
+                yield line, (as_id(user), as_id(item), rating, time)
+
+        return [Block(None, rows)]
+    places(names, path, [name for name in used if name is not None])
+    who, what, rating, time = (None if name is None else list(names).index(name) for name in used)
+    assert who is not None and what is not None
+    layout = Layout(len(names), (who, what, rating, time))
+    return text_blocks(path, layout, bad, separator="," if kind == ".csv" else "\t")
 
 
 def read_items(

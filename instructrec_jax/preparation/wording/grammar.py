@@ -100,7 +100,29 @@ def generate_examples(catalogue: Catalogue, splits: Splits, split: str, config: 
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}.")
-    return _Generator(catalogue, splits, split, config).examples()
+    return _all_examples(ExampleWriter(catalogue, split, config), splits)
+
+
+def every_position_gives(config: GrammarConfig) -> bool:
+    """Whether each position of a user gives an example with these settings, whatever the facts are."""
+    cells = [cell for form in config.forms for cell in _cells(form, config)]
+    return set(config.forms) <= set(RANKING_FORMS) and all(cell[1] != "none" or cell == PLAIN for cell in cells)
+
+
+def example_counts(
+    train: np.ndarray, validation: np.ndarray, test: np.ndarray, split: str, config: GrammarConfig
+) -> np.ndarray:
+    """The number of examples of each user, int [users], where `every_position_gives`.
+
+    Args:
+      train, validation, test: each user's interactions in the splits.
+    """
+    sizes = (train, validation, test)
+    place = SPLITS.index(split)
+    before = sum(sizes[:place], np.zeros_like(train))
+    counts = np.maximum(before + sizes[place] - np.maximum(before, 1), 0)
+    most = config.examples_per_user
+    return np.minimum(counts, most) if split == "train" and most is not None else counts
 
 
 def check_grammar(config: GrammarConfig) -> Wordings:
@@ -153,10 +175,12 @@ class _Plan:
         return self.cell[0]
 
 
-class _Generator:
-    def __init__(self, catalogue: Catalogue, splits: Splits, split: str, config: GrammarConfig):
+class ExampleWriter:
+    """Writes the examples of one split, user by user. The arguments are those of `generate_examples`."""
+
+    def __init__(self, catalogue: Catalogue, split: str, config: GrammarConfig):
         self.words = check_grammar(config)
-        self.catalogue, self.splits, self.split, self.config = catalogue, splits, split, config
+        self.catalogue, self.split, self.config = catalogue, split, config
         self.describer = Describer(catalogue, self.words, config.noun)
         self.wordings = _wordings(split, config)
         self.cells = {form: _cells(form, config) for form in dict.fromkeys(config.forms)}
@@ -166,39 +190,35 @@ class _Generator:
             for language, text in t.texts.items()
         }
         self.templates: dict[tuple[Cell, str], list[Template]] = {}
-
-    def examples(self) -> Iterator[Example]:
         without_history = any(c[1] == "none" and c != PLAIN for cells in self.cells.values() for c in cells)
-        first = 0 if without_history else 1
-        count = unsaid = 0
-        limit = self.config.examples_per_user
-        for user in range(len(self.splits.user_ids)):
-            rng = np.random.default_rng((self.config.seed, SPLITS.index(self.split), user))
-            sequences = [getattr(self.splits, name)[user] for name in SPLITS]
-            place = SPLITS.index(self.split)
-            start, end = (sum(map(len, sequences[:stop])) for stop in (place, place + 1))
-            items = np.concatenate(sequences)
-            positions = np.arange(max(first, start), end)
-            unsaid += self.split != "train" and start == 0 < first and end > 0
-            if self.split == "train" and limit is not None and len(positions) > limit:
-                last = self.config.positions == "last"
-                positions = positions[-limit:] if last else np.sort(rng.choice(positions, limit, replace=False))
-            own = set(items.tolist())
-            for position in positions:
-                example = self._example(user, items[: position + 1], own, rng, f"{self.split}-{count}")
-                unsaid += example is None
-                if example is not None:
-                    count += 1
-                    yield example
-        if unsaid:
-            warnings.warn(
-                f"{unsaid} item(s) of the {self.split} split have no instruction, because they have too few facts for "
-                f"the forms {', '.join(self.config.forms)}, or no history.",
-                stacklevel=2,
-            )
+        self.first = 0 if without_history else 1  # a user's first position that is a target
+
+    def of_user(self, user: int, user_id: str, sequences: Sequence[np.ndarray], count: int) -> Iterator[Example | None]:
+        """The examples of one user; None where there are too few facts. They depend on nothing but the arguments.
+
+        Args:
+          user: number of the user.
+          sequences: the user's items in train, validation and test.
+          count: examples of earlier users, for the ids.
+        """
+        place, limit = SPLITS.index(self.split), self.config.examples_per_user
+        rng = np.random.default_rng((self.config.seed, place, user))
+        start, end = (sum(map(len, sequences[:stop])) for stop in (place, place + 1))
+        items = np.concatenate(sequences)
+        positions = np.arange(max(self.first, start), end)
+        if self.split != "train" and start == 0 < self.first and end > 0:
+            yield None  # nothing comes before it
+        if self.split == "train" and limit is not None and len(positions) > limit:
+            last = self.config.positions == "last"
+            positions = positions[-limit:] if last else np.sort(rng.choice(positions, limit, replace=False))
+        own = set(items.tolist())
+        for position in positions:
+            example = self._example(user_id, items[: position + 1], own, rng, f"{self.split}-{count}")
+            count += example is not None
+            yield example
 
     def _example(
-        self, user: int, items: np.ndarray, own: set[int], rng: np.random.Generator, name: str
+        self, user_id: str, items: np.ndarray, own: set[int], rng: np.random.Generator, name: str
     ) -> Example | None:
         """The example whose target is the last of `items`."""
         target, past = int(items[-1]), items[:-1]
@@ -219,7 +239,6 @@ class _Generator:
             output = values[{"request": "intention", "preference": "preference"}.get(plan.form, "history")]
         end = len(items)
         first = end - 1 - max(len(kept[-self.config.titles_in_prompt :]), len(kept) if plan.taste else 0)
-        user_id = self.splits.user_ids[user]
         return Example(
             instruction=context + template.texts[plan.language].format_map(values),
             output=output,
@@ -365,6 +384,24 @@ class _Generator:
     def _titles(self, items: np.ndarray, language: str) -> str:
         titles = [self._title(int(item), language) for item in items[-self.config.titles_in_prompt :]]
         return ("; " if language == "en" else "").join(titles)
+
+
+def _all_examples(writer: ExampleWriter, splits: Splits) -> Iterator[Example]:
+    count = unsaid = 0
+    for user, user_id in enumerate(splits.user_ids):
+        sequences = [getattr(splits, name)[user] for name in SPLITS]
+        for example in writer.of_user(user, user_id, sequences, count):
+            if example is None:
+                unsaid += 1
+            else:
+                count += 1
+                yield example
+    if unsaid:
+        warnings.warn(
+            f"{unsaid} item(s) of the {writer.split} split have no instruction, because they have too few facts for "
+            f"the forms {', '.join(writer.config.forms)}, or no history.",
+            stacklevel=3,
+        )
 
 
 def _origin(plan: _Plan, template: Template, context: str) -> dict[str, str]:

@@ -12,7 +12,17 @@ from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import question, render
 from instructrec_jax.data.storage import digest_of_texts
-from instructrec_jax.ranking.baselines import BM25, BPR, Baseline, CoOccurrence, Markov, Popularity, Random, tuned_bpr
+from instructrec_jax.ranking.baselines import (
+    BM25,
+    BPR,
+    Baseline,
+    CoOccurrence,
+    Markov,
+    Popularity,
+    Random,
+    counts_of,
+    tuned_bpr,
+)
 from instructrec_jax.ranking.candidates import Asked, Candidates, candidates_for, check_protocol
 from instructrec_jax.ranking.catalogue import Catalogue, Splits, has_splits
 from instructrec_jax.ranking.evaluation import (
@@ -141,9 +151,7 @@ class RankingTask(Task):
     @cached_property
     def popularity(self) -> np.ndarray:
         """float64 [items]: each item's share of the training interactions, with add-one smoothing."""
-        counts = np.ones(len(self.catalogue))
-        for items in self.splits.train if self.splits else []:
-            np.add.at(counts, items, 1)
+        counts = 1 + counts_of(self.splits.train if self.splits else [], len(self.catalogue))
         return counts / counts.sum()
 
     # -------------------------------------------------------------- scores
@@ -276,39 +284,31 @@ class RankingTask(Task):
             positives, histories = [e.target.items for e in encoded], [e.target.history for e in encoded]
             popularity = None
             if self.splits is not None:
-                popularity = np.bincount(np.concatenate(self.splits.train), minlength=len(self.catalogue)).astype(float)
+                popularity = counts_of(self.splits.train, len(self.catalogue))
             labels = {
                 name: [example.origin[name] for example in examples]
                 for name in SEGMENTS
                 if all(name in example.origin for example in examples)
             }
             cases = Cases(positives, histories, len(self.catalogue), popularity, labels)
-            users = [example.origin.get("user", "") for example in examples]
-            chosen = self._chosen
-            nothing = np.empty(0, np.int32)
-            asked = Asked(
-                users,
-                positives,
-                [
-                    np.concatenate([history, chosen.get(user, nothing)])
-                    for history, user in zip(histories, users, strict=True)
-                ],
-                [example.origin.get("split", "") for example in examples],
-            )
-            candidates = [
-                candidates_for(
-                    protocol,
-                    asked,
-                    self.catalogue,
-                    folder=self.config.catalogue,
-                    popularity=np.ones(len(self.catalogue)) if popularity is None else popularity,
-                    listed=[example.candidates for example in examples],
-                )
-                for protocol in self.config.protocols
-                if protocol != "full"
-            ]
+            drawn = [protocol for protocol in self.config.protocols if protocol != "full"]
+            candidates = self._candidates(drawn, cases, examples) if drawn else []
             self._known[key] = (encoded, cases, candidates)  # keeps the examples alive: their ids stay valid
         return self._known[key][1:]
+
+    def _candidates(self, protocols: Sequence[str], cases: Cases, examples: Sequence[Example]) -> list[Candidates]:
+        """The candidates of each protocol."""
+        users = [example.origin.get("user", "") for example in examples]
+        chosen, nothing = self._chosen, np.empty(0, np.int32)
+        own = [
+            np.concatenate([history, chosen.get(user, nothing)])
+            for history, user in zip(cases.histories, users, strict=True)
+        ]
+        asked = Asked(users, cases.positives, own, [example.origin.get("split", "") for example in examples])
+        popularity = np.ones(len(self.catalogue)) if cases.popularity is None else cases.popularity
+        listed = [example.candidates for example in examples]
+        settings: dict[str, Any] = {"folder": self.config.catalogue, "popularity": popularity, "listed": listed}
+        return [candidates_for(protocol, asked, self.catalogue, **settings) for protocol in protocols]
 
     @cached_property
     def _chosen(self) -> dict[str, np.ndarray]:
