@@ -110,7 +110,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     metric = config.evaluation.metric or task.metric
     greater = greater_is_better(task, metric)
     measure = measure_of(config, metric)
-    checkpoints = Checkpoints(run_dir, config.checkpoint, greater, measure)
+    checkpoints = Checkpoints(run_dir, config.checkpoint, greater, measure, lock.exchange)
     step = 0
     progress = Progress(data.fingerprint, measure=measure)
     source = sources.source("train")
@@ -209,6 +209,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
 
     # ------------------------------------------------------------------ before, after, and baselines
     del state, setup
+    lock.share()
     run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
     said = "Result       none: neither data.test nor data.validation has cases"
     if test:

@@ -268,7 +268,7 @@ def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
     )
     if config.kind == "file":
         files, fields = find_files(config.path), config.fields
-        fields, _, note = with_usual_fields(partial(open_rows, str(files[0])), fields, name)
+        fields, _, note = with_usual_fields(partial(open_files, files[:1]), fields, name)
         if note:
             log.warning(note)
         dataset: Any = FileStream(files, FieldMapper(fields).columns())

@@ -29,15 +29,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
+import jax
 from fsspec.core import strip_protocol
 
-from instructrec_jax.distributed.launch import once
-from instructrec_jax.files import is_temporary, read_json, replacing, try_lock, write_json
+from instructrec_jax.distributed.launch import is_first, once
+from instructrec_jax.files import is_temporary, read_json, replacing, try_lock, write_json, write_text
 from instructrec_jax.remote import alone, cache_place, change_of, explained, filesystem, is_url, run_folder, url_of_run
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-LOCK = ".lock"
+LOCK, PARTS = ".lock", ".parts/"  # the files of a checkpoint on their way to the first process
 SYNCED = "synced.json"
 CHECKPOINTS, COMPLETE = "checkpoints/", ".complete"
 LOOK, PUSH, BEAT, STALE = 0.5, 30.0, 15.0, 60.0  # seconds: between looks, pushes and beats; without a beat
@@ -78,6 +79,7 @@ def local_run(path: str | Path) -> Path:
         return Path(path)
     mirror = Mirror(str(path))
     once(mirror.pull)
+    mirror.follow()
     return mirror.folder
 
 
@@ -91,9 +93,11 @@ def send(path: Path) -> None:
 
 
 class Mirror:
-    """A run directory in a bucket and its working copy `folder`. Used by the first process only.
+    """A run directory in a bucket and its working copy `folder`.
 
-    `open` takes the lock and pulls; `start` keeps the bucket up to date from a thread; `close` pushes a last time.
+    `open` takes the lock and pulls; `start` keeps the bucket up to date from a thread; `close` pushes a last time. Only
+    the first process calls these. Others, on other machines, `follow`, and it gets their files of a checkpoint through
+    the bucket (`send`, `receive`).
     """
 
     def __init__(self, url: str) -> None:
@@ -136,6 +140,7 @@ class Mirror:
             self._held = False
             self._stop.set()
             self._beating.join()
+            (self._own / self._token).unlink(missing_ok=True)
             with suppress(Exception):  # it expires
                 if self._is_mine():
                     self.files.rm_file(self._at(LOCK))
@@ -161,6 +166,39 @@ class Mirror:
             except Exception as error:  # a network fails in many ways, and may be back soon
                 log.warning("%s is not up to date: %s", self.url, error)
                 self._done.wait(BEAT)
+
+    # ------------------------------------------------------------ other processes
+
+    def follow(self) -> None:
+        """In another process than the first: brings this machine's working copy up to date, unless both are one."""
+        if not is_first() and not self._is_shared():
+            self.pull()
+
+    def _is_shared(self) -> bool:
+        """Whether this process sees the working copy of the first one."""
+        holder = self._holder()
+        return holder is not None and (self._own / holder["token"]).exists()
+
+    def send(self, folder: Path) -> None:
+        """Uploads this process's files of a checkpoint, which lie below `folder`, where the first one cannot see them."""
+        with explained(self.url, "written"):
+            if is_first() or self._is_shared():
+                return
+            mine = f"process_{jax.process_index()}"
+            for path in sorted(folder.rglob("*")):
+                inside = path.relative_to(folder)
+                if path.is_file() and any(part.endswith(mine) for part in inside.parts):
+                    self.files.put_file(str(path), self._at(f"{PARTS}{inside.as_posix()}"))
+                    path.unlink()
+
+    def receive(self, folder: Path) -> None:
+        """Downloads into `folder`, in the first process, what the others sent."""
+        with explained(self.url):
+            sent = [name for name in self._found() if name.startswith(PARTS)]
+            for name in sent:
+                with replacing(folder / name.removeprefix(PARTS)) as stream:
+                    self.files.get_file(self._at(name), stream.name)
+            self._delete(sent)
 
     # ------------------------------------------------------------ lock
 
@@ -196,6 +234,7 @@ class Mirror:
     def _create(self) -> None:
         self.files.pipe_file(self._at(LOCK), self._beat_bytes(), mode="create")
         self._held = True
+        write_text(self._own / self._token, "")
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT):
@@ -263,7 +302,9 @@ class Mirror:
         return {
             name: identity
             for name, identity in sorted(names.items())
-            if name != LOCK and (name in parts or _is_list(name) or not name.startswith(CHECKPOINTS))
+            if name != LOCK
+            and not name.startswith(PARTS)
+            and (name in parts or _is_list(name) or not name.startswith(CHECKPOINTS))
         }
 
     def _parts(self, step: str) -> set[str]:
@@ -285,7 +326,7 @@ class Mirror:
     def _remove_partial(self) -> None:
         """Deletes what an interrupted upload of a checkpoint left."""
         known = self._listed()
-        self._delete(name for name in self._found() if name.startswith(CHECKPOINTS) and name not in known)
+        self._delete(name for name in self._found() if name.startswith((CHECKPOINTS, PARTS)) and name not in known)
 
     # ------------------------------------------------------------ working copy -> bucket
 

@@ -22,6 +22,7 @@ from textwrap import shorten
 from types import TracebackType
 from typing import IO, Literal, NotRequired, Self, TypedDict
 
+import jax
 import numpy as np
 
 from instructrec_jax.distributed.launch import check_shared, is_first, once, say
@@ -30,6 +31,7 @@ from instructrec_jax.remote import is_url, run_folder
 from instructrec_jax.runs.bucket import Mirror
 from instructrec_jax.runs.config import Config, load, to_dict, to_yaml
 from instructrec_jax.runs.given import FOLDER, Given, delete_given, write_given
+from instructrec_jax.training.checkpoint import Exchange
 from instructrec_jax.training.optimizer import check_optimizer, learning_rate_schedule
 from instructrec_jax.training.profiling import traced_steps
 
@@ -229,9 +231,20 @@ class RunLock:
         if self._mirror is not None:
             self._mirror.start()
 
+    def share(self) -> None:
+        """Shows all processes, which may have working copies of their own, what the first one wrote."""
+        if self._mirror is not None:
+            once(self._mirror.push)
+            self._mirror.follow()
+
+    @property
+    def exchange(self) -> Exchange | None:
+        return self._mirror if jax.process_count() > 1 else None
+
     def __enter__(self) -> Self:
         if self._mirror is not None:
             once(self._mirror.open)
+            self._mirror.follow()
         return self
 
     def __exit__(
@@ -446,6 +459,7 @@ def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str, given
         lock.begun()
 
     once(start)
+    lock.share()
     check_shared(run_dir / "config.yaml", settings)
     return found.before
 

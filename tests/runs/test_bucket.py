@@ -1,8 +1,10 @@
 """Run directories in a bucket: the bucket is enough to resume, evaluate and export, whenever the process was killed."""
 
 import json
+import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +15,8 @@ import fsspec
 import jax
 import numpy as np
 import pytest
-from tiny_runs import final_parameters, rows, start, tiny_run, verb, write_settings
+from processes import Processes
+from tiny_runs import changed, final_parameters, rows, start, tiny_run, verb, write_settings
 
 from instructrec_jax.evaluate import main as evaluate
 from instructrec_jax.export import main as export
@@ -313,3 +316,34 @@ def test_a_bucket_without_a_run_is_no_run(run: str) -> None:
 
 def test_texts_for_people_name_the_bucket(run: str) -> None:
     assert with_urls(f"see {run_folder(run)}/report.html, {Path('/a/b')}") == f"see {run}/report.html, /a/b"
+
+
+# ---------------------------------------------------------------- several machines
+
+APART = [
+    *(sys.executable, "-c"),
+    "import os; os.environ['XDG_CACHE_HOME'] += os.environ['PROCESS_ID']; "
+    "from instructrec_jax import train; from instructrec_jax.runs import config; "
+    "config.main_guard(train.main, processes=True)",
+]
+
+
+def test_two_machines_without_a_shared_disk(
+    bucket: str, checkpoint: Path, tmp_path: Path, another_machine: Any
+) -> None:
+    """The parameters are split across both; then one process alone resumes what they saved."""
+    changes: dict[str, Any] = {"mesh__data": 2, "mesh__fsdp": 2, "evaluation__every": 3, "checkpoint__every": 3}
+    alone = tiny_run("classification", checkpoint, tmp_path)
+    config = changed(alone, run_dir=f"{bucket}/run", **changes)
+    settings = write_settings(config, tmp_path / "run.yaml")
+    another_machine()
+    with Processes([*APART, "--config_path", str(settings)], 2, 2, tmp_path / "logs") as two:
+        assert two.wait() == [0, 0], two.said(0) + two.said(1)
+    there = names(config.run_dir)
+    assert {"report.html", "checkpoints/6.complete", "checkpoints/3.complete"} <= there
+    assert not any(name.startswith(".") for name in there)
+    copies = [Path(f"{os.environ['XDG_CACHE_HOME']}{number}") for number in (0, 1)]
+    assert all(list(copy.rglob("checkpoints/6/state/checksums.json")) for copy in copies)
+    another_machine()
+    folder = train(changed(config, mesh__data="auto", mesh__fsdp=1, steps=8))
+    assert [row["step"] for row in rows(folder) if row["kind"] == "train"] == list(range(1, 9))
