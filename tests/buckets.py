@@ -1,5 +1,6 @@
 """An S3 server on this machine, for as long as the tests run."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ LOCAL = "127.0.0.1,localhost"  # not through the proxy that the environment may 
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
     """The environment in which s3:// is a new, empty server with the bucket `bucket`."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -179,8 +179,13 @@ class Mirror:
         holder = self._holder()
         return holder is not None and (self._own / holder["token"]).exists()
 
+    def prepare(self, folder: Path) -> None:
+        """Makes, on other machines, the folder that orbax awaits from the first process."""
+        if not is_first() and not self._is_shared():
+            (folder / "array_metadatas").mkdir(parents=True, exist_ok=True)
+
     def send(self, folder: Path) -> None:
-        """Uploads this process's files of a checkpoint, which lie below `folder`, where the first one cannot see them."""
+        """Uploads this process's files of a checkpoint below `folder`, unless the first process sees them."""
         with explained(self.url, "written"):
             if is_first() or self._is_shared():
                 return
@@ -302,9 +307,7 @@ class Mirror:
         return {
             name: identity
             for name, identity in sorted(names.items())
-            if name != LOCK
-            and not name.startswith(PARTS)
-            and (name in parts or _is_list(name) or not name.startswith(CHECKPOINTS))
+            if name in parts or _is_list(name) or not name.startswith((LOCK, PARTS, CHECKPOINTS))
         }
 
     def _parts(self, step: str) -> set[str]:

@@ -35,6 +35,9 @@ class CheckpointConfig:
 class Exchange(Protocol):
     """How the files of a checkpoint come together where processes do not share a disk."""
 
+    def prepare(self, folder: Path) -> None:
+        """Called in each process before it writes its files of a checkpoint to `folder`."""
+
     def send(self, folder: Path) -> None:
         """Called in each process after its files of the checkpoint were written to `folder`."""
 
@@ -45,11 +48,11 @@ class Exchange(Protocol):
 class _Sending:
     """The last of orbax's futures of a save: it waits for them in order, then for all processes."""
 
-    def __init__(self, exchange: Exchange, directory: object):
-        self.exchange, self.directory = exchange, directory
+    def __init__(self, exchange: Exchange, folder: Path):
+        self.exchange, self.folder = exchange, folder
 
     def result(self, timeout: float | None = None) -> None:
-        self.exchange.send(Path(str(getattr(self.directory, "path", self.directory))))
+        self.exchange.send(self.folder)
 
     def cancel(self) -> None:
         pass
@@ -63,8 +66,12 @@ class _ArraysHandler(ocp.PyTreeCheckpointHandler):
         self._exchange = exchange
 
     async def async_save(self, directory: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._exchange is None:
+            return await super().async_save(directory, *args, **kwargs)
+        folder = Path(getattr(directory, "path", directory))
+        self._exchange.prepare(folder)
         futures = await super().async_save(directory, *args, **kwargs)
-        return futures if self._exchange is None else [*(futures or ()), _Sending(self._exchange, directory)]
+        return [*(futures or ()), _Sending(self._exchange, folder)]
 
     def finalize(self, directory: PathLike[str]) -> None:
         """Called on process 0, in the background, after all files are written and before the checkpoint is final."""
