@@ -118,9 +118,13 @@ class Mirror:
         with explained(self.url, "used as run_dir"):
             self._take()
         self._beating.start()
-        self.pull()
-        with explained(self.url, "written"):
-            self._remove_partial()
+        try:
+            self.pull()
+            with explained(self.url, "written"):
+                self._remove_partial()
+        except BaseException:
+            self.close()
+            raise
 
     def start(self) -> None:
         """From now on the bucket follows the working copy."""
@@ -213,28 +217,33 @@ class Mirror:
         while True:
             try:
                 return self._create()
-            except FileExistsError:
+            except Exception as error:  # FileExistsError, or what the library makes of a condition that does not hold
                 found = self._holder()
+                if found is None and not isinstance(error, FileExistsError):
+                    raise
             if found is None:
                 continue
-            ended = found["host"] == socket.gethostname() and not _is_alive(found["pid"])
             if known is None:
                 known, deadline = found, time.monotonic() + STALE
             elif found["beat"] != known["beat"] or found["token"] != known["token"]:
                 raise ValueError(
-                    f"{self.url} is in use by process {found['pid']} on {found['host']}, since {found['since']}. Wait "
-                    "for it, stop it, or choose another run_dir."
+                    f"{self.url} is in use by {_named(found)}. Wait for it, stop it, or choose another run_dir."
                 )
-            if ended or time.monotonic() > deadline:
+            if _is_dead(found) or time.monotonic() > deadline:
                 with suppress(FileNotFoundError):
                     self.files.rm_file(self._at(LOCK))
                 continue
             if deadline - time.monotonic() > STALE - 1:
-                log.warning(
-                    "%s was held by process %d on %s: waiting up to %d s to see whether it still runs.",
-                    *(self.url, found["pid"], found["host"], STALE),
-                )
+                still = "waiting up to %d s to see whether it still runs"
+                log.warning(f"%s was held by %s: {still}.", self.url, _named(found), STALE)
             time.sleep(1)
+
+    def training(self) -> str | None:
+        """The process that trains in the bucket, as its lock says; None without one."""
+        with explained(self.url):
+            found = self._holder()
+        alive = found is not None and not _is_dead(found) and time.time() - found["beat"] < STALE
+        return _named(found) if found is not None and alive else None
 
     def _create(self) -> None:
         self.files.pipe_file(self._at(LOCK), self._beat_bytes(), mode="create")
@@ -426,6 +435,23 @@ class Mirror:
         write_json(self._own / SYNCED, synced)
 
 
+def _named(beat: Beat) -> str:
+    return f"process {beat['pid']} on {beat['host']}, since {beat['since']}"
+
+
+def _is_dead(beat: Beat) -> bool:
+    """Whether it is known that a process has ended; of other machines nothing is known."""
+    if beat["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(beat["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _is_list(name: str) -> bool:
     return name.startswith(CHECKPOINTS) and name.endswith(COMPLETE) and name.count("/") == 1
 
@@ -462,16 +488,6 @@ def _is_in_use(folder: Path) -> bool:
             return not try_lock(file, shared=True)
     except OSError:
         return False
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _each(do: Callable[[str], T], names: Sequence[str]) -> list[T]:

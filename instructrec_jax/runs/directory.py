@@ -27,7 +27,7 @@ import numpy as np
 
 from instructrec_jax.distributed.launch import check_shared, is_first, once, say
 from instructrec_jax.files import explain, is_temporary, read_json, sweep, try_lock, write_json, write_text
-from instructrec_jax.remote import is_url, run_folder
+from instructrec_jax.remote import is_url, run_folder, url_of_run
 from instructrec_jax.runs.bucket import Mirror
 from instructrec_jax.runs.config import Config, load, to_dict, to_yaml
 from instructrec_jax.runs.given import FOLDER, Given, delete_given, write_given
@@ -266,9 +266,11 @@ def held(run_dir: Path) -> str:
 
 def check_not_training(run_dir: Path) -> None:
     """Raises ValueError for a run whose training has not ended, because its best checkpoint may change."""
-    if _is_held(run_dir):
+    url = url_of_run(run_dir)
+    holder = _holder(run_dir) if _is_held(run_dir) else Mirror(url).training() if url is not None else None
+    if holder is not None:
         raise ValueError(
-            f"{run_dir} is still training ({_holder(run_dir)}), and its best checkpoint may change: wait for it, or "
+            f"{run_dir} is still training ({holder}), and its best checkpoint may change: wait for it, or "
             "choose a checkpoint with --step."
         )
 

@@ -26,7 +26,7 @@ from instructrec_jax.remote import cache_folder, run_folder, with_urls
 from instructrec_jax.runs import bucket as buckets
 from instructrec_jax.runs.bucket import Mirror, local_run, send
 from instructrec_jax.runs.directory import RunLock
-from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.run import Run, require_finished
 from instructrec_jax.train import train, tune
 from instructrec_jax.training.optimizer import OptimizerConfig
 
@@ -172,7 +172,27 @@ def test_a_run_is_held_by_one_process(run: str, monkeypatch: pytest.MonkeyPatch)
         lock.begun()
         with pytest.raises(ValueError, match=rf"{run} is in use by process \d+ on .*another run_dir"):
             Mirror(run).open()
-    Mirror(run).open()  # given back
+    free = Mirror(run)
+    free.open()  # given back
+    free.close()
+
+
+def test_what_fails_at_the_start_gives_the_lock_back(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "_pull", lambda self: 1 / 0)
+        with pytest.raises(ValueError, match=f"{run}: cannot be read .ZeroDivisionError"), RunLock(run):
+            pass
+    assert ".lock" not in names(run)
+
+
+def test_a_run_in_training_is_not_read_without_a_step(run: str, another_machine: Any) -> None:
+    mirror = trained(run, 1)
+    another_machine()
+    with pytest.raises(ValueError, match=r"run is still training \(process \d+ on .*--step"):
+        require_finished(run, None)
+    require_finished(run, 1)
+    mirror.close()
+    require_finished(run, None)
 
 
 def test_a_lock_without_a_beat_is_taken(run: str, monkeypatch: pytest.MonkeyPatch, another_machine: Any) -> None:
