@@ -18,14 +18,11 @@ import json
 import logging
 import os
 import shutil
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -35,13 +32,14 @@ from fsspec.core import strip_protocol
 from instructrec_jax.distributed.launch import is_first, once
 from instructrec_jax.files import is_temporary, read_json, replacing, try_lock, write_json, write_text
 from instructrec_jax.remote import alone, cache_place, change_of, explained, filesystem, is_url, run_folder, url_of_run
+from instructrec_jax.runs.bucket_lock import LOCK, BucketLock
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-LOCK, PARTS = ".lock", ".parts/"  # the files of a checkpoint on their way to the first process
+PARTS = ".parts/"  # the files of a checkpoint on their way to the first process
 SYNCED = "synced.json"
 CHECKPOINTS, COMPLETE = "checkpoints/", ".complete"
-LOOK, PUSH, BEAT, STALE = 0.5, 30.0, 15.0, 60.0  # seconds: between looks, pushes and beats; without a beat
+LOOK, PUSH, AGAIN = 0.5, 30.0, 15.0  # seconds between looks and pushes, and after one that failed
 THREADS, ATTEMPTS = 8, 5
 
 
@@ -55,16 +53,6 @@ class Synced(TypedDict):
 
     identity: str
     local: list[int] | None
-
-
-class Beat(TypedDict):
-    """`.lock` in the bucket."""
-
-    pid: int
-    host: str
-    since: str
-    token: str
-    beat: float
 
 
 # ---------------------------------------------------------------- doors
@@ -105,20 +93,17 @@ class Mirror:
         self.files = filesystem(url)
         self._root = str(strip_protocol(self.url)).rstrip("/") + "/"
         self._own = cache_place("mirrors", self.url)  # of all processes of this machine
-        self._token, self._held = uuid.uuid4().hex, False
-        self._done, self._stop = threading.Event(), threading.Event()
-        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self.lock = BucketLock(self.url, self.files)
+        self._done = threading.Event()
         self._following = threading.Thread(target=self._follow, daemon=True)
-        self._since = datetime.now().astimezone().isoformat(timespec="seconds")
 
     # ------------------------------------------------------------ life of a training
 
     def open(self) -> None:
         """Raises ValueError if another process holds the run, or the bucket cannot be read or written."""
-        with explained(self.url, "used as run_dir"):
-            self._take()
-        self._beating.start()
+        self.lock.take()
         try:
+            write_text(self._own / self.lock.token, "")
             self.pull()
             with explained(self.url, "written"):
                 self._remove_partial()
@@ -134,20 +119,13 @@ class Mirror:
     def close(self) -> None:
         """Pushes a last time, if it was started, and gives the lock back. Raises OSError if that fails."""
         self._done.set()
-        if not self._held:
-            return
         try:
             if self._following.ident is not None:
                 self._following.join()
                 self._finish()
         finally:
-            self._held = False
-            self._stop.set()
-            self._beating.join()
-            (self._own / self._token).unlink(missing_ok=True)
-            with suppress(Exception):  # it expires
-                if self._is_mine():
-                    self.files.rm_file(self._at(LOCK))
+            (self._own / self.lock.token).unlink(missing_ok=True)
+            self.lock.release()
 
     def _finish(self) -> None:
         try:
@@ -169,7 +147,7 @@ class Mirror:
                     steps = now
             except Exception as error:  # a network fails in many ways, and may be back soon
                 log.warning("%s is not up to date: %s", self.url, error)
-                self._done.wait(BEAT)
+                self._done.wait(AGAIN)
 
     # ------------------------------------------------------------ other processes
 
@@ -180,7 +158,7 @@ class Mirror:
 
     def _is_shared(self) -> bool:
         """Whether this process sees the working copy of the first one."""
-        holder = self._holder()
+        holder = self.lock.holder()
         return holder is not None and (self._own / holder["token"]).exists()
 
     def prepare(self, folder: Path) -> None:
@@ -208,75 +186,6 @@ class Mirror:
                 with replacing(folder / name.removeprefix(PARTS)) as stream:
                     self.files.get_file(self._at(name), stream.name)
             self._delete(sent)
-
-    # ------------------------------------------------------------ lock
-
-    def _take(self) -> None:
-        known: Beat | None = None
-        deadline = 0.0
-        while True:
-            try:
-                return self._create()
-            except Exception as error:  # FileExistsError, or what the library makes of a condition that does not hold
-                found = self._holder()
-                if found is None and not isinstance(error, FileExistsError):
-                    raise
-            if found is None:
-                continue
-            if known is None:
-                known, deadline = found, time.monotonic() + STALE
-            elif found["beat"] != known["beat"] or found["token"] != known["token"]:
-                raise ValueError(
-                    f"{self.url} is in use by {_named(found)}. Wait for it, stop it, or choose another run_dir."
-                )
-            if _is_dead(found) or time.monotonic() > deadline:
-                with suppress(FileNotFoundError):
-                    self.files.rm_file(self._at(LOCK))
-                continue
-            if deadline - time.monotonic() > STALE - 1:
-                still = "waiting up to %d s to see whether it still runs"
-                log.warning(f"%s was held by %s: {still}.", self.url, _named(found), STALE)
-            time.sleep(1)
-
-    def training(self) -> str | None:
-        """The process that trains in the bucket, as its lock says; None without one."""
-        with explained(self.url):
-            found = self._holder()
-        alive = found is not None and not _is_dead(found) and time.time() - found["beat"] < STALE
-        return _named(found) if found is not None and alive else None
-
-    def _create(self) -> None:
-        self.files.pipe_file(self._at(LOCK), self._beat_bytes(), mode="create")
-        self._held = True
-        write_text(self._own / self._token, "")
-
-    def _beat(self) -> None:
-        while not self._stop.wait(BEAT):
-            try:
-                self._check_mine()
-                self.files.pipe_file(self._at(LOCK), self._beat_bytes())
-            except Exception as error:  # as in `_follow`
-                log.warning("the lock of %s could not be renewed: %s", self.url, error)
-
-    def _beat_bytes(self) -> bytes:
-        beat = Beat(pid=os.getpid(), host=socket.gethostname(), since=self._since, token=self._token, beat=time.time())
-        return json.dumps(beat).encode()
-
-    def _holder(self) -> Beat | None:
-        self.files.invalidate_cache()
-        try:
-            found: Beat = json.loads(self.files.cat_file(self._at(LOCK)))
-        except FileNotFoundError:
-            return None
-        return found
-
-    def _is_mine(self) -> bool:
-        found = self._holder()
-        return found is not None and found["token"] == self._token
-
-    def _check_mine(self) -> None:
-        if not self._is_mine():
-            raise ValueError(f"another process took {self.url} over: stop this one.")
 
     # ------------------------------------------------------------ bucket -> working copy
 
@@ -352,7 +261,7 @@ class Mirror:
         """
         with alone(self._own), explained(self.url, "written"):
             if checkpoints:
-                self._check_mine()
+                self.lock.check()
             steps = self._steps()  # before the other files, so that the lines before a checkpoint are among them
             local, synced = _scan(self.folder), self._synced()
             gone = [name for name in synced if name.startswith(CHECKPOINTS) and _step_of(name) not in steps]
@@ -433,23 +342,6 @@ class Mirror:
 
     def _keep(self, synced: dict[str, Synced]) -> None:
         write_json(self._own / SYNCED, synced)
-
-
-def _named(beat: Beat) -> str:
-    return f"process {beat['pid']} on {beat['host']}, since {beat['since']}"
-
-
-def _is_dead(beat: Beat) -> bool:
-    """Whether it is known that a process has ended; of other machines nothing is known."""
-    if beat["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(beat["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _is_list(name: str) -> bool:

@@ -267,7 +267,7 @@ def held(run_dir: Path) -> str:
 def check_not_training(run_dir: Path) -> None:
     """Raises ValueError for a run whose training has not ended, because its best checkpoint may change."""
     url = url_of_run(run_dir)
-    holder = _holder(run_dir) if _is_held(run_dir) else Mirror(url).training() if url is not None else None
+    holder = _holder(run_dir) if _is_held(run_dir) else Mirror(url).lock.training() if url is not None else None
     if holder is not None:
         raise ValueError(
             f"{run_dir} is still training ({holder}), and its best checkpoint may change: wait for it, or "

@@ -18,12 +18,12 @@ import pytest
 from processes import Processes
 from tiny_runs import changed, final_parameters, rows, start, tiny_run, verb, write_settings
 
+import instructrec_jax.runs.bucket_lock as bucket_lock
 from instructrec_jax.evaluate import main as evaluate
 from instructrec_jax.export import main as export
 from instructrec_jax.files import append_jsonl, read_json, write_text
 from instructrec_jax.predict import main as predict
 from instructrec_jax.remote import cache_folder, run_folder, with_urls
-from instructrec_jax.runs import bucket as buckets
 from instructrec_jax.runs.bucket import Mirror, local_run, send
 from instructrec_jax.runs.directory import RunLock
 from instructrec_jax.runs.run import Run, require_finished
@@ -165,7 +165,7 @@ def test_given_examples_lie_in_the_bucket(run: str, checkpoint: Path, tmp_path: 
 
 
 def test_a_run_is_held_by_one_process(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buckets, "BEAT", 0.2)
+    monkeypatch.setattr(bucket_lock, "BEAT", 0.2)
     with RunLock(run) as lock:
         lock.take()
         fill(run, 1)
@@ -196,9 +196,9 @@ def test_a_run_in_training_is_not_read_without_a_step(run: str, another_machine:
 
 
 def test_a_lock_without_a_beat_is_taken(run: str, monkeypatch: pytest.MonkeyPatch, another_machine: Any) -> None:
-    monkeypatch.setattr(buckets, "STALE", 0.1)
+    monkeypatch.setattr(bucket_lock, "STALE", 0.1)
     lost = trained(run, 1)
-    lost._done.set(), lost._stop.set()  # its machine was lost
+    lost.lock._stop.set()  # its machine was lost
     taker = Mirror(run)
     taker.open()
     with pytest.raises(ValueError, match="another process took .* over"):
@@ -223,10 +223,10 @@ def test_half_of_a_checkpoint_does_not_exist(run: str, another_machine: Any, mon
         patch.setattr(mirror.files, "put_file", broken)
         with pytest.raises(ValueError, match=f"{run}: cannot be written .*the network is gone"):
             mirror.push()
-    mirror._stop.set()
+    mirror.lock._stop.set()
     assert "checkpoints/2/progress" in names(run) and "checkpoints/2.complete" not in names(run)
     another_machine()
-    monkeypatch.setattr(buckets, "STALE", 0.1)
+    monkeypatch.setattr(bucket_lock, "STALE", 0.1)
     other = Mirror(run)
     other.open()
     assert sorted(path.name for path in (other.folder / "checkpoints").iterdir()) == ["1"]
