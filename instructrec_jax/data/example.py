@@ -104,8 +104,8 @@ class Example:
         return record
 
     @classmethod
-    def from_record(cls, record: Mapping[str, object]) -> "Example":
-        """The inverse of `to_record`.
+    def from_record(cls, record: Mapping[str, object], where: str = "") -> "Example":
+        """The inverse of `to_record`, which leaves out `where`.
 
         Raises:
           BadExample: an unknown key, or a value that `check_example` refuses.
@@ -140,6 +140,7 @@ class Example:
             id=check_text(record.get("id", ""), "id", allow_blank=True),
             origin=_check_origin(record.get("origin", {})),
             tools=tools,
+            where=where,
         )
 
 

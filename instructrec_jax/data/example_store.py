@@ -86,7 +86,7 @@ class StoredExamples(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         batch, place = self.store.find(index)
         where = named(batch.column(2)[place].as_py(), self.names)
-        return replace(Example.from_record(json.loads(batch.column(0)[place].as_py())), where=where)
+        return Example.from_record(json.loads(batch.column(0)[place].as_py()), where)
 
     def raw(self, index: int) -> bytes:
         """See `data.example.fingerprint_bytes`."""
@@ -208,13 +208,24 @@ def _renamed(row: SkippedRow, names: Sequence[str]) -> SkippedRow:
     return replace(row, where=named(row.where, names))
 
 
+def _pieces(kept: pa.LargeBinaryArray, ordered: pa.LargeBinaryArray) -> Iterator[memoryview | pa.Buffer]:
+    """The bytes of a part's examples (see `StoredExamples.raw`), in few pieces."""
+    if ordered.null_count == len(ordered):  # the usual case: the bytes of all examples lie end to end
+        _, ends, data = kept.buffers()
+        first, last = (int(each) for each in np.frombuffer(ends, np.int64)[[kept.offset, kept.offset + len(kept)]])
+        yield memoryview(data)[first:last] if data is not None else memoryview(b"")
+        return
+    for own, other in zip(kept, ordered, strict=True):
+        yield other.as_buffer() if other.is_valid else own.as_buffer()
+
+
 def _summary(parts: Sequence[Part], notes: Sequence[str]) -> dict[str, object]:
     digest, unread, styles = hashlib.sha256(), Counter[str](), Counter[str]()
     skipped: list[object] = []
     rows = 0
     for part in parts:
-        for kept, ordered in zip(part.rows.column(0), part.rows.column(1), strict=True):
-            digest.update(ordered.as_buffer() if ordered.is_valid else kept.as_buffer())
+        for piece in _pieces(*part.rows.columns[:2]):
+            digest.update(piece)
         unread.update(check_type(part.meta["unread"], dict[str, int], "a store"))
         styles.update(check_type(part.meta["styles"], dict[str, int], "a store"))
         skipped += check_type(part.meta["skipped"], list[object], "a store")

@@ -44,6 +44,13 @@ def as_text(output: Output) -> str:
     return ", ".join(output) if isinstance(output, tuple) else str(output)
 
 
+def all_text(example: Example) -> str:
+    """Every text of a conversation, one per line: what somebody wrote, without roles."""
+    said = () if example.output is None else (as_text(example.output),)
+    parts = (example.system, example.instruction, example.input, *(turn.content for turn in example.messages), *said)
+    return "\n".join(part for part in parts if part)
+
+
 def render(example: Example) -> str:
     """System prompt, instruction, input and the turns of a conversation, one per line, without the answer."""
     example = question(example)

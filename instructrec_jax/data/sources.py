@@ -210,7 +210,9 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
         kinds = [file.suffixes for file in files]
         origin = Origin(files[0], {**key, "files": digest_of(files), "kinds": kinds}, [shown(file) for file in files])
         opened = partial(_usual, partial(open_files, files), config, name, reading)
-    elif config.kind in reading.kinds:
+    elif config.kind not in ("datasets", "tfds"):
+        if config.kind not in reading.kinds:
+            raise ValueError(f"source {name}: kind {config.kind} is not known here.")
         made = reading.kinds[config.kind](config.path, config.split)
         known = {**key, "kind": config.kind, "split": config.split, "files": digest_of(list(map(Path, made.sources)))}
         origin = Origin(Path(made.sources[0]), known, made.names)

@@ -15,7 +15,7 @@ from instructrec_jax.remote import shown
 MEMORY = "memory"  # the setting that keeps nothing on disk
 BESIDE = ".instructrec"  # the folder beside the data
 KEPT_FROM = 1000  # rows: fewer are prepared again faster than looked for
-PARALLEL_FROM = 20_000  # rows: for fewer, starting processes costs more than they save
+PARALLEL_FROM = 60_000  # rows: for fewer, starting processes costs more than they save
 _BLOCK = 1 << 24
 _PACKAGE = Path(__file__).parent.parent
 

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from instructrec_jax.distributed.launch import barrier, is_first, say
-from instructrec_jax.files import check_type, read_json, replacing, sweep, try_lock, write_json
+from instructrec_jax.files import check_type, read_json, replacing, sweep, try_lock, write_json, write_text
 
 FORMAT = 1  # version of the files
 INDEX = "index.json"
@@ -268,7 +268,9 @@ def _readable(path: Path) -> Part | None:
 def _alone(place: Path) -> Iterator[None]:
     """Waits until no other process of this machine writes the store. (Without locks in the file system, all write.)"""
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        if not place.parent.exists():
+            write_text(place.parent / ".gitignore", "*\n")  # never part of a repository that the data lie in
+        place.mkdir(exist_ok=True)
         file = open(place / ".lock", "wb")
     except OSError:
         yield

@@ -37,13 +37,13 @@ from instructrec_jax.training.profiling import traced_steps
 
 FORMAT = 2  # version of the run directory's layout; version 1 had no run.json
 # Settings that may change on resume: those that do not affect the computation,
-FREE_ON_RESUME = ("run_dir", "overwrite", "mesh", "checkpoint", "tracking", "profile")
+FREE_ON_RESUME = ("run_dir", "overwrite", "mesh", "checkpoint", "tracking", "profile", "data.store", "data.workers")
 # and those that affect the remaining steps only.
 CHANGES_THE_REST = ("steps", "evaluation", "data.validation", "data.test", "optimizer.max_nonfinite")
 AT_LEAST = {
     **{name: 1 for name in ("steps", "accumulation", "data.batch_size", "data.batch_rows", "tracking.log_every")},
     **{name: 1 for name in ("checkpoint.every", "checkpoint.keep_last", "optimizer.max_nonfinite")},
-    **{name: 1 for name in ("evaluation.patience", "evaluation.max_examples")},
+    **{name: 1 for name in ("evaluation.patience", "evaluation.max_examples", "data.workers", "data.stream_window")},
     **{name: 0 for name in ("seed", "evaluation.every", "checkpoint.keep_best", "optimizer.weight_decay")},
 }
 ABOVE_ZERO = tuple(

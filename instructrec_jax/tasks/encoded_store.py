@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, overload
@@ -148,8 +148,8 @@ class EncodedExamples(Sequence[Encoded]):
 def _example(batch: pa.RecordBatch, place: int, number: int, examples: NumberedExamples) -> Example:
     if number != NONE:
         return examples[number]
-    made = Example.from_record(json.loads(batch.column("made")[place].as_py()))
-    return replace(made, where=batch.column("where")[place].as_py())
+    where = batch.column("where")[place].as_py()
+    return Example.from_record(json.loads(batch.column("made")[place].as_py()), where)
 
 
 def joined(parts: Sequence[EncodedExamples]) -> EncodedExamples:
@@ -306,18 +306,21 @@ def _contexts(task: Task) -> list[Any]:
 
 
 def _summary(parts: Sequence[Part], examples: NumberedExamples, contexts: int) -> dict[str, object]:
+    numbers = np.concatenate([*(part.rows.column("number").to_numpy() for part in parts), np.zeros(0, np.int64)])
+    as_they_are = np.array_equal(numbers, np.arange(len(examples)))  # the usual case: each example once
     digest = hashlib.sha256()
     counts = [Counter[str]() for _ in range(contexts)]
     skipped: list[object] = []
     for part in parts:
         columns = [part.rows.column(name) for name in ("number", "made", "made_sorted")]
-        for number, made, ordered in zip(columns[0].to_pylist(), *columns[1:], strict=True):
+        for number, made, ordered in () if as_they_are else zip(columns[0].to_pylist(), *columns[1:], strict=True):
             digest.update(examples.raw(number) if number != NONE else ordered.as_py() or made.as_py())
         own = check_type(part.meta["counts"], list[dict[str, int]], "a store")
         for total, each in zip(counts, own, strict=True):
             total.update(each)
         skipped += check_type(part.meta["skipped"], list[object], "a store")
-    return {"fingerprint": digest.hexdigest(), "counts": [dict(each) for each in counts], "skipped": skipped}
+    fingerprint = examples.fingerprint if as_they_are else digest.hexdigest()
+    return {"fingerprint": fingerprint, "counts": [dict(each) for each in counts], "skipped": skipped}
 
 
 def _skipped(summary: dict[str, object]) -> list[SkippedRow]:

@@ -61,6 +61,9 @@ def test_written_once_and_read_again(tmp_path: Path) -> None:
         assert store.place is not None and store.place.parent == tmp_path
         assert_whole(store)
     assert not open_store(plan(tmp_path, made, key=2)).reused
+    assert not (tmp_path / ".gitignore").exists(), "the folder was the user's"
+    assert open_store(plan(tmp_path / "new")).place is not None
+    assert (tmp_path / "new" / ".gitignore").read_text() == "*\n"
     assert not open_store(plan(tmp_path, key={"b": [1]})).reused
     assert open_store(plan(tmp_path, key={"b": [1]})).reused
 

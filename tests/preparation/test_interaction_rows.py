@@ -18,6 +18,7 @@ from instructrec_jax.preparation.interaction_rows import InteractionRows
 from instructrec_jax.prepare import main
 from instructrec_jax.ranking.catalogue import SPLITS, load_card
 from instructrec_jax.runs import data as runs_data
+from instructrec_jax.runs.data import KINDS
 
 PLAIN = ["--preferences", "[none]", "--intentions", "[none]", "--examples_per_user", "1", "--positions", "last"]
 SETTINGS = {
@@ -90,8 +91,8 @@ def test_rows_are_the_lines_that_prepare_writes(
 def test_a_source_of_this_kind_gives_the_same_examples(source: Path, tmp_path: Path) -> None:
     assert runs_data.KIND == "interactions"  # runs.data registers it
     folder = prepared(source, tmp_path / "out", *PLAIN)
-    files = open_sources([SourceConfig(path=f"{folder}/instructions/train.jsonl")])
-    made = open_sources([SourceConfig(path=str(folder), kind="interactions", split="train")])
+    files = open_sources([SourceConfig(path=f"{folder}/instructions/train.jsonl")], kinds=KINDS)
+    made = open_sources([SourceConfig(path=str(folder), kind="interactions", split="train")], kinds=KINDS)
     assert isinstance(files, Mixture) and isinstance(made, Mixture)
     assert made.fingerprint == files.fingerprint and len(made) == len(files)
     assert [made[number] for number in range(len(made))] == [files[number] for number in range(len(files))]

@@ -227,7 +227,8 @@ def test_overwrite_resumes_what_it_began_and_deletes_anything_else(config: Confi
 def test_a_run_can_be_prolonged_and_says_what_changed(config: Config) -> None:
     config = changed(config, optimizer__learning_rate=1e-3)
     start(config, train=10, finish=True)
-    longer = changed(config, steps=20, evaluation__every=7, tracking__log_every=3)
+    kept_elsewhere = {"data__store": "memory", "data__workers": 1}
+    longer = changed(config, steps=20, evaluation__every=7, tracking__log_every=3, **kept_elsewhere)
     before = start(longer)
     assert before is not None
     said = resuming(10, before, longer)

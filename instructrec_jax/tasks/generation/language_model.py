@@ -23,6 +23,7 @@ from instructrec_jax.data.prompts import (
     Rendering,
     TemplateName,
     Tokens,
+    all_text,
     answer,
     check_fast,
     conversation,
@@ -148,7 +149,7 @@ class LanguageModelTask(Task):
         for what, number in notes.items():
             self.context.count(what, number)
         special = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")
-        mixed = sum(any(special.search(turn.content) for turn in conversation(e)) for e in examples)
+        mixed = sum(special.search(all_text(e)) is not None for e in examples)
         self.context.count("texts that contain a special token as plain text", mixed)
         encode = self._encode_pairs if self.is_pair else self._encode_texts
         return [e for e in encode(examples, names, pieces) if e is not None]
@@ -161,8 +162,8 @@ class LanguageModelTask(Task):
                 "task.train_on all trains on every token, but a turn has weight 0 (or train false): set it to "
                 "completions, or fields.ignore to [messages.weight, messages.train]."
             )
-        turns = conversation(example)
-        if self.is_pair and turns and (turns[-1].extra or not turns[-1].learn):
+        turns = conversation(example) if self.is_pair else []
+        if turns and (turns[-1].extra or not turns[-1].learn):
             what = ", ".join(turns[-1].extra) or "weight 0"
             raise ValueError(
                 f"an encoder–decoder trains on the text of the last turn, which has {what}: remove the row."
