@@ -17,6 +17,7 @@ from instructrec_jax.answering.arguments import assist_parser, new_file, parse_o
 from instructrec_jax.answering.desk import BATCH, Desk, Requests, read_requests, tune_threshold
 from instructrec_jax.answering.records import blocks
 from instructrec_jax.files import append_jsonl, write_text
+from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.config import main_guard
 
 
@@ -32,6 +33,7 @@ def main(args: list[str]) -> None:
             rate=options.false_positive_rate,
             instruction=options.instruction,
         )
+        send(options.run)
         print(json.dumps(chosen, indent=2))
         print(f"written: {options.run / 'assist'}/threshold.json, roc.json, roc.png", file=sys.stderr)
         return

@@ -18,6 +18,7 @@ from instructrec_jax.answering.comparison import Beside, evaluate
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.evaluation.prompt_variants import read_wordings
 from instructrec_jax.extras import require
+from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.config import main_guard
 from instructrec_jax.runs.run import Run, is_run
 
@@ -31,6 +32,7 @@ def main(args: list[str]) -> None:
 
         model = LanguageModel(options.path, rest, step=options.step)
         run_harness(model, out, options.lm_eval, folder=options.lm_eval_tasks, limit=options.limit)
+        send(options.path)
         return
     beside = Beside(
         runs=options.beside,

@@ -4,11 +4,14 @@ from importlib.util import find_spec
 
 # Import name -> extra.
 EXTRAS = {
+    "aiohttp": "https",
     "datasets": "datasets",
+    "gcsfs": "gcs",
     "libtpu": "plan",
     "lm_eval": "lm-eval",
     "pandas": "pandas",
     "rouge_score": "text-metrics",
+    "s3fs": "s3",
     "sacrebleu": "text-metrics",
     "sentencepiece": "sentencepiece",
     "array_record": "tfds",

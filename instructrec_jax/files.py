@@ -262,6 +262,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def cache_folder() -> Path:
+    """The folder of this package's caches: in XDG_CACHE_HOME, else in ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "instructrec_jax"
+
+
 def sweep(folder: Path) -> None:
     """Deletes the temporary files in a folder (not below it) whose writers were killed."""
     for path in folder.glob(".*.tmp"):

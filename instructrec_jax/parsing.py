@@ -262,7 +262,7 @@ def _measure(value: object, where: str, sizes: dict[int, int], inside: set[int],
 # ---------------------------------------------------------------- Parquet
 
 
-def open_parquet(path: Path, content: Path | None = None, *, buffer_size: int = 0) -> pq.ParquetFile:
+def open_parquet(path: Path | str, content: Path | None = None, *, buffer_size: int = 0) -> pq.ParquetFile:
     """A Parquet file. Raises ValueError naming a file that is not Parquet.
 
     Args:

@@ -74,9 +74,8 @@ def train(config: Config, given: Given | None = None) -> Path:
     step is saved.
     """
     check_settings(config)
-    config = begun_from(config)
     with RunLock(config.run_dir) as lock:
-        return train_locked(config, lock, given)
+        return train_locked(begun_from(config), lock, given)
 
 
 def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> Path:
@@ -111,7 +110,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     metric = config.evaluation.metric or task.metric
     greater = greater_is_better(task, metric)
     measure = measure_of(config, metric)
-    checkpoints = Checkpoints(run_dir, config.checkpoint, greater, measure)
+    checkpoints = Checkpoints(run_dir, config.checkpoint, greater, measure, lock.exchange)
     step = 0
     progress = Progress(data.fingerprint, measure=measure)
     source = sources.source("train")
@@ -210,6 +209,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
 
     # ------------------------------------------------------------------ before, after, and baselines
     del state, setup
+    lock.share()
     run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
     said = "Result       none: neither data.test nor data.validation has cases"
     if test:
@@ -217,7 +217,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
         chosen_on_them = progress.best_step is not None
         cases_of = measured_on("validation" if test is validation else "test", chose_checkpoint=chosen_on_them)
         said = compare_before_and_after(run, untuned, data.encoded, groups, cases_of)
-    once(lambda: print(f"\nreport: {write_report(run_dir)}"))
+    once(lambda: say(f"\nreport: {write_report(run_dir)}", sys.stdout))
     once(lambda: finish_run_dir(run_dir))
     say(f"\n{said}\nNext         {next_command(run, test)}", sys.stdout)
     return run_dir

@@ -129,6 +129,28 @@ def charts_are_drawn(_charts_without_images: Callable[..., str]) -> Iterator[Non
 
 
 @pytest.fixture(scope="session")
+def _s3_server() -> Iterator[dict[str, str]]:
+    from buckets import s3_server  # slow to import, and rarely needed
+
+    with s3_server() as environment:
+        yield environment
+
+
+@pytest.fixture
+def bucket(_s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The URL of a folder of its own on a real S3 server; what is cached lies in `tmp_path`/cache."""
+    import fsspec
+    from buckets import new_bucket
+
+    for name, value in _s3_server.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fsspec.filesystem("s3").clear_instance_cache()  # it keeps the environment of an earlier test
+    new_bucket()
+    yield f"s3://bucket/{tmp_path.name}"
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     # Written out, because a trained vocabulary is numbered anew in every process. Words are two pieces or letters.
     letters, rest = "abcdefghijklmnopqrstuvwxyz", "0123456789.,:;!?'"

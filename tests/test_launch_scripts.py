@@ -1,15 +1,18 @@
 """The launch scripts submit the right jobs, and these jobs work: run here with stubs of other tools."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from buckets import upload
 
 import instructrec_jax
 from instructrec_jax.distributed import launch
@@ -147,3 +150,26 @@ def start_pod(tools: Path, tmp_path: Path, does: str) -> subprocess.Popen:
     script = script.replace("/shared/run/report.html", str(tmp_path / "report.html"))
     names = {"DO": does, "PATH": f"{tools}:{os.environ['PATH']}"}
     return subprocess.Popen([*container["command"], script, *arguments], env=os.environ | names)
+
+
+@pytest.mark.parametrize("script", CLUSTERS)
+def test_the_report_of_a_run_in_a_bucket_ends_the_restarts(script: str, bucket: str) -> None:
+    """The scripts look for it as this command does; no volume is needed."""
+    shown = dry_run(script, f"{bucket}/run", CLAIM="")
+    text = shlex.split(shown)[-1] if script == "tpu_pod.sh" else shown
+    asks = re.search(r"python3? (-c '[^']+' \S+/report\.html)", text)
+    assert asks is not None, text
+    looks = ["bash", "-c", f"{sys.executable} {asks[1]}"]
+    assert subprocess.run(looks, timeout=60).returncode == 1
+    upload(b"<html>", f"{bucket}/run/report.html")
+    assert subprocess.run(looks, timeout=60).returncode == 0
+    assert "/shared" not in shown
+
+
+def test_kubernetes_needs_a_volume_or_a_bucket() -> None:
+    done = run("kubernetes.sh", "--dry-run", "--run_dir", "/shared/run", IMAGE="it", CLAIM="")
+    assert done.returncode == 2 and "set CLAIM, or name a run_dir in a bucket" in done.stderr
+    manifest = dry_run("kubernetes.sh", "s3://bucket/run", CLAIM="")
+    pod = list(yaml.safe_load_all(manifest))[1]["spec"]["template"]["spec"]
+    assert [volume["name"] for volume in pod["volumes"]] == ["memory"]
+    assert [mount["name"] for mount in pod["containers"][0]["volumeMounts"]] == ["memory"]

@@ -21,6 +21,7 @@ ELSEWHERE = {
     "data/text_rows": "data/test_rows.py",
     "preparation/inspection/inspect": "preparation/test_inspection.py",
     "preparation/inspection/table": "preparation/inspection/test_guessing.py",
+    "runs/bucket_lock": "runs/test_bucket.py",
     "runs/initial": "answering/test_beginning.py",
     "runs/vectors": "runs/test_predictions.py",
 }

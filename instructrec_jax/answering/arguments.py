@@ -13,6 +13,8 @@ from draccus.wrappers import docstring
 from instructrec_jax.answering.out_of_scope import SCORES
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.remote import is_url, local_file
+from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import ConfigError, check_names, name_files
 from instructrec_jax.runs.help_text import fitted_help
 from instructrec_jax.runs.settings_tree import nearest
@@ -75,6 +77,22 @@ def own_options(parser: argparse.ArgumentParser) -> set[str]:
     return {"help", *re.findall(r"--([\w-]+)", parser.format_usage())}
 
 
+def input_file(text: str) -> Path:
+    """The type of an option that names a file to read: a local path, or the local copy of a URL."""
+    try:
+        return local_file(text) if is_url(text) else Path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
+
+
+def run_path(text: str) -> Path:
+    """The type of an option that names a run: its folder, or the working copy of one in a bucket."""
+    try:
+        return local_run(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
+
+
 def new_file(path: Path | None, option: str = "--out") -> Path | None:
     """The path of a file or folder to write. Raises ValueError if it exists."""
     if path is not None and path.exists():
@@ -85,13 +103,13 @@ def new_file(path: Path | None, option: str = "--out") -> Path | None:
 def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("evaluate", doc, SETTINGS)
     add = parser.add_argument
-    add("path", type=Path, help="run directory, or HuggingFace folder")
+    add("path", type=run_path, help="run directory, or HuggingFace folder")
     add("--split", choices=("test", "validation"), default="test", help="sources of the cases (default: test)")
     add("--step", type=int, help="step of the checkpoint; default: the best")
     add("--out", type=Path, help="folder for the results; default: RUN/evaluation or ./evaluation")
-    add("--beside", type=Path, nargs="+", default=[], help="other runs to score on the same cases")
+    add("--beside", type=run_path, nargs="+", default=[], help="other runs to score on the same cases")
     add("--hybrid", nargs="+", default=[], help="runs or baselines (coKNN ...) whose scores are mixed in")
-    add("--rerank", type=Path, nargs="+", default=[], help="reranker runs applied to this run's top results")
+    add("--rerank", type=run_path, nargs="+", default=[], help="reranker runs applied to this run's top results")
     add("--retrieve", type=int, default=100, help="number of items that --rerank reranks (default: 100)")
     add("--wordings", type=Path, help="prompt variants, one per line: re-evaluate the same cases with each")
     add("--lm_eval", nargs="+", default=[], metavar="TASK", help="run tasks of EleutherAI's lm-eval instead")
@@ -104,7 +122,7 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
 def export_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("export", doc)
     add = parser.add_argument
-    add("run", type=Path, help="run directory")
+    add("run", type=run_path, help="run directory")
     formats = "hf: a HuggingFace folder; peft: the LoRA matrices; orbax: all parameters (default: hf)"
     add("--format", choices=("hf", "peft", "orbax"), default="hf", help=formats)
     add("--out", type=Path, required=True, help="folder to write; must not exist")
@@ -136,10 +154,12 @@ def generate_parser(doc: str) -> argparse.ArgumentParser:
         "All settings of train are options too: --task.template chatml, --backbone.dtype bfloat16, --mesh.tensor 2."
     )
     parser = verb_parser("generate", doc, settings)
-    parser.add_argument("path", type=Path, help="run directory, or HuggingFace folder")
+    parser.add_argument("path", type=run_path, help="run directory, or HuggingFace folder")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="the prompt")
-    source.add_argument("--input", type=Path, help='file of records with "prompt", or instruction, input, messages')
+    source.add_argument(
+        "--input", type=input_file, help='file of records with "prompt", or instruction, input, messages'
+    )
     add = parser.add_argument
     add("--out", type=Path, help='JSONL file for the records with "generated" and "finish"; default: stdout')
     add("--catalogue", type=Path, help="prepared folder: report the share of named items that are unknown or seen")
@@ -162,13 +182,13 @@ def generate_parser(doc: str) -> argparse.ArgumentParser:
 def predict_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("predict", doc, SETTINGS)
     add = parser.add_argument
-    add("path", type=Path, help="run directory; with --vectors also a HuggingFace folder")
+    add("path", type=run_path, help="run directory; with --vectors also a HuggingFace folder")
     add("--text", help="one text, answered on stdout")
     add(
         "--input",
-        type=Path,
+        type=input_file,
         metavar="FILE",
-        help="jsonl, json, csv, tsv or parquet file, also .gz; -: JSON lines on stdin",
+        help="jsonl, json, csv, tsv or parquet file (also .gz) or its URL; -: JSON lines on stdin",
     )
     add("--out", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv or .parquet; default: JSON lines on stdout")
     add("--vectors", action="store_true", help="write embeddings instead: --out FILE.npy or FILE.parquet")
@@ -182,7 +202,7 @@ def predict_parser(doc: str) -> argparse.ArgumentParser:
 def recommend_parser(doc: str) -> argparse.ArgumentParser:
     codes = "Exit status 1: some requests of --input failed; 2: an error stopped the command."
     parser = verb_parser("recommend", doc, f"{SETTINGS}\n{codes}")
-    parser.add_argument("run", type=Path, help="run directory of a ranking task")
+    parser.add_argument("run", type=run_path, help="run directory of a ranking task")
     add = parser.add_argument_group("one request").add_argument
     add("--user", metavar="ID", help="user id of the prepared folder; sets the history")
     add("--history", action="append", default=[], metavar="TITLES", help='titles, oldest first: "Alien; The Thing"')
@@ -192,7 +212,7 @@ def recommend_parser(doc: str) -> argparse.ArgumentParser:
     add("--where", action="append", default=[], metavar="CONDITION", help=where)
     add = parser.add_argument_group("many requests").add_argument
     fields = ", ".join(Request.__dataclass_fields__)
-    add("--input", type=Path, metavar="FILE", help=f"JSONL or CSV of requests with {fields}")
+    add("--input", type=input_file, metavar="FILE", help=f"JSONL or CSV of requests with {fields}")
     add("--out", type=Path, metavar="FILE", help=".jsonl or .csv file for the answers; default: JSONL on stdout")
     add = parser.add_argument_group("answers").add_argument
     add("--k", type=int, default=10, help="number of items (default: 10)")
@@ -209,7 +229,7 @@ def recommend_parser(doc: str) -> argparse.ArgumentParser:
         help="run or baseline whose scores are mixed in; W: its weight; default: as tuned",
     )
     add("--retrieve", type=int, metavar="N", help="number of items to rerank (default: as tuned, else 100)")
-    add("--items", type=Path, metavar="FILE", help="file of new items: title; optional: id, text, facts")
+    add("--items", type=input_file, metavar="FILE", help="file of new items: title; optional: id, text, facts")
     add("--step", type=int, help="step of RUN's checkpoint; default: the best")
     return parser
 
@@ -217,10 +237,10 @@ def recommend_parser(doc: str) -> argparse.ArgumentParser:
 def assist_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("assist", doc)
     add = parser.add_argument
-    add("run", type=Path, help="run directory of a classification task whose labels are intents")
+    add("run", type=run_path, help="run directory of a classification task whose labels are intents")
     add("request", nargs="?", help="the customer's request; default: stdin, one per line")
     add("--actions", type=Path, help="YAML file: intents with action, reply and required slots")
-    add("--slots", type=Path, help="run directory of a token_classification task with BIO labels")
+    add("--slots", type=run_path, help="run directory of a token_classification task with BIO labels")
     add("--input", help=".txt file with one request per line, or JSONL, CSV ... file")
     add("--text_field", help="field with the request in --input; default: text, else instruction")
     add("--out", type=Path, help="JSONL file for the answers; default: stdout")
@@ -237,7 +257,7 @@ def assist_parser(doc: str) -> argparse.ArgumentParser:
 def watch_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("watch", doc)
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="run directories of one classification task")
+    add("runs", nargs="+", type=run_path, metavar="RUN", help="run directories of one classification task")
     add("--input", default="-", help="JSONL, CSV ... file; default: stdin, one JSON object per line")
     add("--out", type=Path, help="JSONL file for the alerts; default: stdout")
     add("--scores", type=Path, help="JSONL file for each record's label and its entity's score")

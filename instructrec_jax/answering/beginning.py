@@ -6,6 +6,8 @@ from pathlib import Path
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.distributed.launch import once, say
 from instructrec_jax.files import read_json, write_json
+from instructrec_jax.remote import is_url, run_folder, url_of_run
+from instructrec_jax.runs.bucket import local_run, send
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.initial import RECORD, Origin, initial_folder, write_parameters
 from instructrec_jax.runs.model import weights_folder
@@ -28,26 +30,34 @@ def begun_from(config: Config) -> Config:
         if config.init_lora != "merge":
             raise ValueError(f"init_lora is {config.init_lora}, but init_from is not set: leave it out.")
         return config
-    source, run_dir = Path(config.init_from), Path(config.run_dir)
+    source, run_dir = local_run(config.init_from), run_folder(config.run_dir)
     folder = initial_folder(config)
+    if is_url(config.run_dir):
+        local_run(f"{config.run_dir.rstrip('/')}.initial")
     if source.resolve() == run_dir.resolve():
         raise ValueError(f"init_from and run_dir are both {run_dir}: choose another run_dir.")
     if folder.exists():
         if not (folder / RECORD).is_file():
             raise ValueError(f"{folder} exists, but init_from did not write it or was interrupted: remove it.")
         begun = read_json(folder / RECORD, Origin)
-        if Path(begun["run"]) != source.resolve():
+        if begun["run"] != _name(source):
             raise ValueError(f"{folder} was written from {begun['run']}, not from {source}: remove it.")
         if begun.get("lora", "merge") != config.init_lora:
             raise ValueError(f"{folder} was written with another init_lora than {config.init_lora}: remove it.")
     else:
         require_run(source)
         once(lambda: _write(config, source, folder))
+        send(folder)
     origin = read_json(folder / RECORD, Origin)
     how = "with its LoRA matrices as they are" if config.init_lora == "keep" else "with LoRA merged"
     begins = f"the run starts from the parameters of {source} at step {origin['step']}, {how}, kept in {folder}"
     say(f"{begins}, with a new optimizer")
     return replace(config, backbone=replace(config.backbone, path=origin.get("weights", str(folder))))
+
+
+def _name(source: Path) -> str:
+    """The run in init_from.json."""
+    return url_of_run(source) or str(source.resolve())
 
 
 def _write(config: Config, source: Path, folder: Path) -> None:
@@ -57,7 +67,7 @@ def _write(config: Config, source: Path, folder: Path) -> None:
     step = run.checkpoint
     if step is None:
         raise ValueError(f"init_from: {source} has no checkpoint.")
-    origin = Origin(run=str(source.resolve()), step=step, lora=config.init_lora)
+    origin = Origin(run=_name(source), step=step, lora=config.init_lora)
     if config.init_lora == "merge":
         export(source, folder, format="hf", step=step, dtype="float32")
     else:

@@ -24,6 +24,7 @@ from instructrec_jax.evaluation.prompt_variants import format_sensitivity, rewor
 from instructrec_jax.evaluation.results import show_results
 from instructrec_jax.evaluation.showcase import showcase
 from instructrec_jax.files import write_json
+from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.checkpoint_metric import chosen_metric
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded, Task
@@ -98,6 +99,7 @@ def evaluate(
         found = sensitivity(asked, metric, greater=greater)
         once(lambda: write_json(out / "wordings.json", found))
         say("\n" + format_sensitivity(found), sys.stdout)
+    send(run.path)
     say(f"\nwritten: {out}\n\n{said}\nNext         {next_command(run, cases)}", sys.stdout)
     return rows
 

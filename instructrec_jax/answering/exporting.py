@@ -24,6 +24,7 @@ from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.chat_template import exported_template
 from instructrec_jax.data.listed import check_type
 from instructrec_jax.files import read_json, write_json, write_text
+from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import to_dict
 from instructrec_jax.runs.model import SplitModel
 from instructrec_jax.runs.run import Run, require_run
@@ -56,7 +57,7 @@ def export(
       ValueError: `out` exists, or `run` is not a run directory with a checkpoint.
     """
     check_type(run, "run", (str, Path), "the path of a run directory")
-    run, out = Path(run), Path(out)
+    run, out = local_run(run), Path(out)
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, but should be one of {', '.join(FORMATS)}.")
     if out.exists():

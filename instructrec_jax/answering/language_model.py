@@ -21,6 +21,7 @@ from instructrec_jax.inference.generation_config import GenerationConfig, recomm
 from instructrec_jax.inference.writer import Generated, open_writer
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.evaluation import answer_errors
+from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import backbone_folder, compute_dtype
 from instructrec_jax.runs.run import Run, is_run, run_settings
@@ -54,6 +55,7 @@ class LanguageModel:
         check_type(path, "path", (str, Path), "a run directory, a HuggingFace folder or a hub id")
         if jax.process_count() > 1:
             raise ValueError("generation supports one process only: start it once, on the devices of one machine.")
+        path = local_run(path)
         config = overrides if isinstance(overrides, Config) else language_model_settings(path, overrides)
         if not config.task.answers_are_text:
             texts = [name for name, kind in sorted(TaskConfig.get_known_choices().items()) if kind.answers_are_text]
@@ -61,7 +63,7 @@ class LanguageModel:
                 f"{path} has the task {config.task.name}, which does not generate text: predict answers with it. Tasks "
                 f"that generate text: {', '.join(texts)}."
             )
-        folder = Path(path) / "backbone" if is_run(path) else backbone_folder(str(path))
+        folder = path / "backbone" if is_run(path) else backbone_folder(str(path))
         # data.max_length limits training texts; here prompt and answer share the network's full context
         limit = input_limit(read_config(folder))
         self.run = Run.open(path, replace(config, data=replace(config.data, max_length=limit)), step=step)

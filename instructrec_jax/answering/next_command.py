@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.remote import is_url
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks import SimilarityConfig
 from instructrec_jax.tasks.base import Encoded
@@ -31,7 +32,8 @@ def next_command(run: Run, cases: Sequence[Encoded] = ()) -> str:
     if run.config.task.answers_are_text and (text := _instruction(cases)):
         return f"{PYTHON}generate {path} --prompt {shlex.quote(text)}"
     sources = (*run.config.data.test, *run.config.data.validation, *run.config.data.train)
-    files = [source.path for source in sources if source.kind == "file" and Path(source.path).is_file()]
+    there = (source.path for source in sources if source.kind == "file")
+    files = [path for path in there if is_url(path) or Path(path).is_file()]
     task = run.config.task
     has_own = not isinstance(task, SimilarityConfig) or task.labels or not task.negatives  # candidates to choose from
     out = "--out predictions.csv" if has_own else "--vectors --out vectors.parquet"

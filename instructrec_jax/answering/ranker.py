@@ -18,6 +18,8 @@ from instructrec_jax.files import read_json, write_json
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.fusion import Fusion, hybrid, mask, moments, rerank_best, retrieve, tune_fusion
 from instructrec_jax.ranking.index import ItemIndex
+from instructrec_jax.remote import is_url
+from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.run import Run, require_run, run_settings
 from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.kinds import as_ranking
@@ -68,6 +70,7 @@ class Ranker:
         Args:
           items: file of additional items (see `new_items`).
         """
+        path = local_run(path)
         require_run(path)
         config = run_settings(path, overrides)
         if not config.task.ranks_catalogue:
@@ -159,6 +162,7 @@ def open_second(first: Ranker, name: str | Path, *, reranks: bool, items: str | 
         raise ValueError(
             f"{first.run.path} does not rank its whole catalogue, so it cannot be combined with a second ranker."
         )
+    name = local_run(name) if is_url(name) else name
     if not Path(name).is_dir():
         return BaselineRanker(first.task, str(name))
     second = Ranker.open(name, items=items)

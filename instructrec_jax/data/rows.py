@@ -1,8 +1,8 @@
 """Records of JSONL, JSON, CSV, TSV, Parquet and parallel text files, plain or compressed, by number.
 
-`open_rows(path)` indexes the records; `rows.row(i)` reads one from the file. A damaged record raises `BadExample` when
-it is read; an unreadable file raises `ValueError` at once. Memory holds the places of records, not the records, and
-rows can be pickled: each process opens the files anew.
+`open_rows(path)` indexes the records; `rows.row(i)` reads one from the file, or from the local copy of a URL (see
+`remote`). A damaged record raises `BadExample` when it is read; an unreadable file raises `ValueError` at once. Memory
+holds the places of records, not the records, and rows can be pickled: each process opens the files anew.
 """
 
 import glob
@@ -16,9 +16,11 @@ import numpy as np
 from instructrec_jax.data.parquet_rows import ParquetRows
 from instructrec_jax.data.text_rows import ParallelRows, TextRows
 from instructrec_jax.data.unpacked import PlainFile
+from instructrec_jax.remote import fetched, find_remote, is_url, local_file, plain, shown
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 PACKED = (".gz", ".zst", ".zstd")
+KINDS = f"{', '.join(SUFFIXES)}, each optionally with .gz or .zst"
 
 
 class Rows(Protocol):
@@ -47,13 +49,20 @@ class Rows(Protocol):
 def open_rows(path: str, columns: set[str] | None = None) -> "ChainedRows":
     """The records of a file, of all data files directly inside a folder (sorted by name), or of a glob pattern.
 
+    Each may be a URL.
+
     Args:
       columns: the columns to read (Parquet only); None: all.
 
     Raises:
       ValueError: no such file, an unknown format, or an empty or damaged file.
     """
-    return ChainedRows([_open_file(file, columns) for file in find_files(path)])
+    return open_files(find_files(path), columns)
+
+
+def open_files(files: Sequence[Path], columns: set[str] | None = None) -> "ChainedRows":
+    """The records of some files, one file after another; see `open_rows`."""
+    return ChainedRows([_open_file(file, columns) for file in files])
 
 
 def open_parallel(path: str, targets: str) -> "ParallelRows":
@@ -62,18 +71,21 @@ def open_parallel(path: str, targets: str) -> "ParallelRows":
     Raises:
       ValueError: a file is missing or empty, or the line counts differ.
     """
-    if not (Path(targets).expanduser().is_file() and Path(path).expanduser().is_file()):
+    files = [local_file(name) for name in (path, targets)]
+    if not all(file.is_file() for file in files):
         raise ValueError(f"path {path} with targets {targets}: both must be text files.")
-    return ParallelRows(*(TextRows(PlainFile(Path(name).expanduser(), text=True)) for name in (path, targets)))
+    return ParallelRows(*(TextRows(PlainFile(file, text=True)) for file in files))
 
 
 def find_files(path: str) -> list[Path]:
+    """The files of `open_rows`, remote ones downloaded. Raises ValueError if there are none."""
+    if is_url(path):
+        return _find_remote(path)
     place = Path(path).expanduser()
     if not path or "\x00" in path:
         raise ValueError(f"path {path!r}: name a data file, a folder or a pattern such as data/*.jsonl.")
     if place.is_file():
         return [place]
-    kinds = f"{', '.join(SUFFIXES)}, each optionally with .gz or .zst"
     if place.is_dir():
         if any((place / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
             raise ValueError(f"folder {path}: written by the `datasets` library; read it with `kind: datasets`.")
@@ -82,7 +94,7 @@ def find_files(path: str) -> list[Path]:
         if not files:
             found = sorted(file.name for file in place.iterdir())
             listed = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "") if found else "nothing"
-            message = f"folder {path}: no data files directly inside it ({kinds}); it holds {listed}."
+            message = f"folder {path}: no data files directly inside it ({KINDS}); it holds {listed}."
             raise ValueError(f"{message} For files in subfolders, use a pattern: {path}/**/*.jsonl.")
         return files
     matches = sorted(glob.glob(str(place), recursive=True)) if glob.has_magic(path) else []
@@ -93,11 +105,21 @@ def find_files(path: str) -> list[Path]:
     return files
 
 
+def _find_remote(url: str) -> list[Path]:
+    found = find_remote(url)
+    if len(found) == 1 and found[0].url == url:
+        return [fetched(found[0])]
+    files = [file for file in found if _suffix(Path(file.name)) in SUFFIXES and not file.name.startswith(".")]
+    if not files:
+        listed = ", ".join(file.name for file in found[:10]) + (", ..." if len(found) > 10 else "")
+        holds = f"; files there: {listed}" if found else ", or no such file, folder or bucket"
+        raise ValueError(f"{plain(url)}: no data files directly there ({KINDS}){holds}.")
+    return [fetched(file) for file in files]
+
+
 def _meant(path: str) -> str:
     """What somebody who wrote a path that does not exist probably meant."""
     several = path.replace(",", " ").split()
-    if "://" in path:
-        return " Download it first."
     if len(several) > 1 and any(Path(part).expanduser().exists() for part in several):
         return f" Name several files as a list: [{', '.join(several)}]."
     if path.count("/") == 1 and not Path(path).suffix and not path.startswith(("/", ".", "~")):
@@ -115,7 +137,7 @@ def _suffix(file: Path) -> str:
 def _open_file(file: Path, columns: set[str] | None) -> Rows:
     suffix = _suffix(file)
     if suffix not in SUFFIXES:
-        message = f"file {file}: unknown format {suffix or '(no suffix)'}; expected {', '.join(SUFFIXES)}"
+        message = f"file {shown(file)}: unknown format {suffix or '(no suffix)'}; expected {', '.join(SUFFIXES)}"
         raise ValueError(f"{message}, each optionally followed by .gz or .zst.")
     plain = PlainFile(file, text=suffix != ".parquet")
     return ParquetRows(plain, columns) if suffix == ".parquet" else TextRows(plain, suffix)

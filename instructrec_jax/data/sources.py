@@ -19,12 +19,13 @@ from instructrec_jax.data.file_stream import FileStream
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, fingerprint_of, open_dataset, open_tfds
 from instructrec_jax.data.mixed_stream import IndexedStream, MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, check_weights
-from instructrec_jax.data.rows import Rows, find_files, open_parallel, open_rows
+from instructrec_jax.data.rows import Rows, find_files, open_files, open_parallel
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow
 from instructrec_jax.data.storage import Storage, digest_of
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.data.unread import unread_note
 from instructrec_jax.data.usual_columns import usual_fields, usual_note
+from instructrec_jax.remote import local_file, shown
 
 Kind = Literal["file", "datasets", "tfds", "interactions"]
 Kinds = Mapping[str, Callable[[str, str], Rows]]
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 class SourceConfig:
     """One source of examples."""
 
-    path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, or the name of a data set.
+    path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, a URL of one, or the name of a data set.
     kind: Kind = "file"  # file: jsonl, json, csv, tsv, parquet (.gz); datasets: HuggingFace's; interactions: prepared.
     targets: str = ""  # file only: text file whose line n is the output for line n of path (train.en, train.zh).
     name: str = ""  # Name of the source in reports; empty: its path.
@@ -199,16 +200,16 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
         given = reading.given
         origin, opened = Origin(), partial(_usual, lambda columns: given, config, name, reading)
     elif config.targets:
-        files = [Path(each).expanduser() for each in (config.path, config.targets)]
+        files = [local_file(each) for each in (config.path, config.targets)]
         there = all(file.is_file() for file in files)  # else opening them says what is missing
         known = {**key, "parallel": digest_of(files)} if there else None
-        origin = Origin(files[0], known, [str(file) for file in files])
+        origin = Origin(files[0], known, [shown(file) for file in files])
         opened = partial(_parallel, config, reading)
     elif config.kind == "file":
         files = find_files(config.path)
         kinds = [file.suffixes for file in files]
-        origin = Origin(files[0], {**key, "files": digest_of(files), "kinds": kinds}, [str(file) for file in files])
-        opened = partial(_usual, partial(open_rows, config.path), config, name, reading)
+        origin = Origin(files[0], {**key, "files": digest_of(files), "kinds": kinds}, [shown(file) for file in files])
+        opened = partial(_usual, partial(open_files, files), config, name, reading)
     elif config.kind not in ("datasets", "tfds"):
         if config.kind not in reading.kinds:
             raise ValueError(f"source {name}: kind {config.kind} is not known here.")
@@ -269,7 +270,7 @@ def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
     )
     if config.kind == "file":
         files, fields = find_files(config.path), config.fields
-        fields, _, note = with_usual_fields(partial(open_rows, str(files[0])), fields, name)
+        fields, _, note = with_usual_fields(partial(open_files, files[:1]), fields, name)
         if note:
             log.warning(note)
         dataset: Any = FileStream(files, FieldMapper(fields).columns())

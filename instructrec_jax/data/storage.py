@@ -1,6 +1,5 @@
 """Where prepared data are kept, and what identifies the files that they come from."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +9,8 @@ from pathlib import Path
 import xxhash
 
 from instructrec_jax.data.parallel import default_workers
+from instructrec_jax.files import cache_folder
+from instructrec_jax.remote import shown
 
 MEMORY = "memory"  # the setting that keeps nothing on disk
 BESIDE = ".instructrec"  # the folder beside the data
@@ -41,7 +42,7 @@ class Storage:
             return None
         if self.store is not None:
             return Path(self.store).expanduser()
-        return data.parent / BESIDE if data is not None else _cache()
+        return data.parent / BESIDE if data is not None else cache_folder()
 
     @property
     def kept_from(self) -> int:
@@ -52,11 +53,6 @@ class Storage:
         if self.workers is not None:
             return self.workers
         return default_workers() if rows >= PARALLEL_FROM else 1
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "instructrec_jax"
 
 
 def digest_of(files: Sequence[Path]) -> list[str]:
@@ -71,7 +67,7 @@ def _digest(file: Path) -> str:
             while block := stream.read(_BLOCK):
                 found.update(block)
     except OSError as error:
-        raise ValueError(f"file {file}: cannot be read ({error}).") from error
+        raise ValueError(f"file {shown(file)}: cannot be read ({error}).") from error
     return str(found.hexdigest())
 
 

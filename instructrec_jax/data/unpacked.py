@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from instructrec_jax.files import try_lock
+from instructrec_jax.remote import shown
 
 BOM = codecs.BOM_UTF8
 CHUNK = 1 << 20
@@ -40,6 +41,7 @@ class PlainFile:
     """Random reads of a file's plain bytes. It can be pickled: the other process opens the same file or copy.
 
     Attributes:
+      source: the file; of a URL, its local copy.
       file: the file as the user named it.
       path: where the plain bytes are; lives as long as this object in the process that made it.
 
@@ -50,17 +52,17 @@ class PlainFile:
     """
 
     def __init__(self, file: Path, *, text: bool) -> None:
-        self.file = file
+        self.source, self.file = file, shown(file)
         try:
             with open(file, "rb") as stream:
                 head = stream.read(8)
             self.path = _unpack(self, head, text)
             self.size = self.path.stat().st_size
             if not self.size:
-                raise ValueError(f"file {file}: it is empty; remove it from the sources or fill it.")
+                raise ValueError(f"file {self.file}: it is empty; remove it from the sources or fill it.")
             self._identity = _identity(os.stat(self.path))
         except OSError as error:
-            raise ValueError(f"file {file}: cannot be read ({error}).") from error
+            raise ValueError(f"file {self.file}: cannot be read ({error}).") from error
 
     def open(self) -> BinaryIO:
         return open(self.path, "rb")
@@ -85,10 +87,10 @@ def _identity(stat: os.stat_result) -> tuple[int, int]:
 
 def _unpack(owner: PlainFile, head: bytes, text: bool) -> Path:
     """The path of the plain bytes; a copy is deleted together with its owner."""
-    file = owner.file
+    file = owner.source
     for magic, kind in _ARCHIVES.items():
         if head.startswith(magic):
-            raise ValueError(f"file {file}: it is {kind}: unpack it, or compress it as .gz or .zst.")
+            raise ValueError(f"file {owner.file}: it is {kind}: unpack it, or compress it as .gz or .zst.")
     chunks = None
     if head.startswith(_GZIP):
         chunks = _chunks(file, lambda path: gzip.open(path, "rb"))
@@ -97,7 +99,7 @@ def _unpack(owner: PlainFile, head: bytes, text: bool) -> Path:
     if chunks is not None:
         first = next(chunks, b"")
         if first.startswith((_GZIP, _ZSTD)):
-            raise ValueError(f"file {file}: it is compressed twice: unpack it once.")
+            raise ValueError(f"file {owner.file}: it is compressed twice: unpack it once.")
         coding = _coding(first) if text else None
         parts = _with(first, chunks)
     else:
@@ -124,7 +126,7 @@ def _chunks(file: Path, opener: Callable[[Path], Any]) -> Iterator[bytes]:
                 yield chunk
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         message = f"cannot be unzipped ({error}); the file is damaged or incomplete: download or compress it again."
-        raise ValueError(f"file {file}: {message}") from error
+        raise ValueError(f"file {shown(file)}: {message}") from error
 
 
 def _as_utf8(chunks: Iterator[bytes], coding: str, file: Path) -> Iterator[bytes]:
@@ -138,7 +140,7 @@ def _as_utf8(chunks: Iterator[bytes], coding: str, file: Path) -> Iterator[bytes
         decoder.decode(b"", final=True)
     except UnicodeError as error:
         message = f"not {name} text ({error}, near byte {place:,}), although its first bytes say so"
-        raise ValueError(f"file {file}: {message}: save it as UTF-8.") from None
+        raise ValueError(f"file {shown(file)}: {message}: save it as UTF-8.") from None
 
 
 def _copied(owner: PlainFile, chunks: Iterator[bytes]) -> Path:

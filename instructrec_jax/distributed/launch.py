@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
 
 from instructrec_jax.extras import installed
+from instructrec_jax.remote import with_urls
 
 T = TypeVar("T")
 HEARTBEAT_SECONDS = 60  # a process without a heartbeat for this long counts as dead
@@ -215,7 +216,7 @@ def once(do: Callable[[], object]) -> None:
 def say(text: str, file: TextIO | None = None) -> None:
     """Prints `text` in the first process only, to stderr by default."""
     if is_first():
-        print(text, file=sys.stderr if file is None else file, flush=True)
+        print(with_urls(text), file=sys.stderr if file is None else file, flush=True)
 
 
 @overload
@@ -340,7 +341,7 @@ def end(error: BaseException) -> NoReturn:
             file=sys.stderr,
         )
     elif isinstance(error, ValueError | OSError | FloatingPointError):
-        print(f"error: {where}: {error}", file=sys.stderr)
+        print(with_urls(f"error: {where}: {error}"), file=sys.stderr)
         code = 2
     elif isinstance(error, KeyboardInterrupt):
         print(f"{where}: interrupted", file=sys.stderr)

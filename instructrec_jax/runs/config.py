@@ -25,6 +25,7 @@ from instructrec_jax.distributed.host_memory import keep_freed_memory
 from instructrec_jax.distributed.mesh import MeshConfig
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.parsing import YamlDumper, parse_yaml, read_yaml
+from instructrec_jax.remote import is_url, local_file, with_urls
 from instructrec_jax.runs.settings_help import help_topic, settings_help
 from instructrec_jax.runs.settings_tree import completed, nearest, plain
 from instructrec_jax.tasks.base import TaskConfig
@@ -92,11 +93,15 @@ def parse(config_class: type[C], args: list[str], default: Path | None = DEFAULT
         raise ConfigError(f"there are two config files, {files[0]} and {files[1]}: give one of them.")
     if default is not None and not files and not (default == DEFAULT and "task.type" in dict(given)):
         files = [str(default)]
-    tree = _settings_of(Path(files[-1]), set(setting_names(config_class, lists=True))) if files else {}
+    tree = _settings_of(_local(files[-1]), set(setting_names(config_class, lists=True))) if files else {}
     overrides = [(name, value) for name, value in given if name != "config_path"]
     for name, value in overrides:
         _put(tree, name.split("."), _argument(name, value))
     return _decoded(config_class, tree, files[-1] if files else "", [name for name, _ in overrides])
+
+
+def _local(file: str) -> Path:
+    return local_file(file) if is_url(file) else Path(file)
 
 
 def _decoded(config_class: type[C], tree: dict[str, object], file: str, overrides: Sequence[str]) -> C:
@@ -363,7 +368,7 @@ def main_guard(main: Callable[[list[str]], object], *, processes: bool = False, 
         _end_stdout()
         sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(with_urls(f"error: {error}"), file=sys.stderr)
         _end_stdout()
         sys.exit(2)
     except KeyboardInterrupt:

@@ -22,12 +22,16 @@ from textwrap import shorten
 from types import TracebackType
 from typing import IO, Literal, NotRequired, Self, TypedDict
 
+import jax
 import numpy as np
 
 from instructrec_jax.distributed.launch import check_shared, is_first, once, say
 from instructrec_jax.files import explain, is_temporary, read_json, sweep, try_lock, write_json, write_text
+from instructrec_jax.remote import is_url, run_folder, url_of_run
+from instructrec_jax.runs.bucket import Mirror
 from instructrec_jax.runs.config import Config, load, to_dict, to_yaml
 from instructrec_jax.runs.given import FOLDER, Given, delete_given, write_given
+from instructrec_jax.training.checkpoint import Exchange
 from instructrec_jax.training.optimizer import check_optimizer, learning_rate_schedule
 from instructrec_jax.training.profiling import traced_steps
 
@@ -187,12 +191,14 @@ def resuming(step: int, before: Config | None, now: Config) -> str:
 class RunLock:
     """The lock on a run directory: acquired by `take`, released at the end of the block or process.
 
-    Of several processes, only the first one takes it.
+    Of several processes, only the first one takes it. A run directory in a bucket is also locked there, and its
+    working copy is brought up to date, at the start of the block; from `begun` to the end, the bucket follows the copy.
     """
 
     def __init__(self, run_dir: str | Path):
-        self.run_dir = Path(run_dir)
+        self.run_dir = run_folder(run_dir)
         self._file: IO[str] | None = None
+        self._mirror = Mirror(str(run_dir)) if is_url(run_dir) else None
 
     def take(self) -> None:
         """Creates the run directory if needed, and locks it.
@@ -220,15 +226,37 @@ class RunLock:
         file.write(json.dumps(holder) + "\n")
         file.flush()
 
+    def begun(self) -> None:
+        """The run directory is ready. Call it in the first process only."""
+        if self._mirror is not None:
+            self._mirror.start()
+
+    def share(self) -> None:
+        """Shows all processes, which may have working copies of their own, what the first one wrote."""
+        if self._mirror is not None:
+            once(self._mirror.push)
+            self._mirror.follow()
+
+    @property
+    def exchange(self) -> Exchange | None:
+        return self._mirror if jax.process_count() > 1 else None
+
     def __enter__(self) -> Self:
+        if self._mirror is not None:
+            once(self._mirror.open)
+            self._mirror.follow()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        try:
+            if self._mirror is not None:
+                self._mirror.close()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
 
 def held(run_dir: Path) -> str:
@@ -238,9 +266,11 @@ def held(run_dir: Path) -> str:
 
 def check_not_training(run_dir: Path) -> None:
     """Raises ValueError for a run whose training has not ended, because its best checkpoint may change."""
-    if _is_held(run_dir):
+    url = url_of_run(run_dir)
+    holder = _holder(run_dir) if _is_held(run_dir) else Mirror(url).lock.training() if url is not None else None
+    if holder is not None:
         raise ValueError(
-            f"{run_dir} is still training ({_holder(run_dir)}), and its best checkpoint may change: wait for it, or "
+            f"{run_dir} is still training ({holder}), and its best checkpoint may change: wait for it, or "
             "choose a checkpoint with --step."
         )
 
@@ -304,7 +334,7 @@ def is_run_dir(path: Path) -> bool:
 
 def check_run_dir(config: Config) -> Path:
     """The run directory; ValueError if it is something else, in use, or holds a run that cannot be resumed."""
-    run_dir = Path(config.run_dir)
+    run_dir = run_folder(config.run_dir)
     if is_first() and _is_held(run_dir):
         raise ValueError(held(run_dir))
     _find(config, run_dir)
@@ -428,8 +458,10 @@ def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str, given
         write_json(run_dir / "run.json", Record(format=FORMAT, status="begun", overwrite=began, data=data))
         write_given(run_dir, given or {})  # before the settings that name them
         write_text(run_dir / "config.yaml", settings)
+        lock.begun()
 
     once(start)
+    lock.share()
     check_shared(run_dir / "config.yaml", settings)
     return found.before
 

@@ -16,6 +16,7 @@ from instructrec_jax.data.listed import listed
 from instructrec_jax.data.rows import Rows
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import as_json, write_jsonl
+from instructrec_jax.remote import BUCKETS, is_url, run_folder
 from instructrec_jax.runs.config import Config
 
 FOLDER = "given"  # in the run directory
@@ -70,7 +71,7 @@ def with_given(config: Config, records: Mapping[Split, GivenRecords | None]) -> 
         if some is None:
             continue
         given_records = _records(split, some)
-        source = SourceConfig(path=str(given_file(Path(config.run_dir), split)))
+        source = SourceConfig(path=given_path(config.run_dir, split))
         if isinstance(given_records[0], Example):
             examples = [each for each in given_records if isinstance(each, Example)]
             source = replace(source, fields=fields_of_examples(split, examples))
@@ -89,6 +90,11 @@ def given_file(run_dir: Path, split: Split) -> Path:
     return run_dir / FOLDER / f"{split}.jsonl"
 
 
+def given_path(run_dir: str, split: Split) -> str:
+    """The path or URL of a given file in the settings."""
+    return f"{run_dir.rstrip('/')}/{FOLDER}/{split}.jsonl" if is_url(run_dir) else str(given_file(Path(run_dir), split))
+
+
 def write_given(run_dir: Path, given: Given) -> None:
     """Writes the files; each replaces an earlier one as a whole."""
     for split, rows in given.items():
@@ -98,17 +104,23 @@ def write_given(run_dir: Path, given: Given) -> None:
 def delete_given(run_dir: Path, config: Config) -> None:
     """Deletes an earlier run's files, except those that are sources of `config`."""
     sources = _sources(config)
-    kept = {Path(source.path).resolve() for own in sources.values() for source in own}
+    kept = {_place(source.path).resolve() for own in sources.values() for source in own}
     for split in sources:
         path = given_file(run_dir, split)
         if path.resolve() not in kept:
             path.unlink(missing_ok=True)
 
 
+def _place(path: str) -> Path:
+    """The local place of a file that may lie in a run directory."""
+    in_bucket = path.startswith(tuple(f"{name}://" for name in BUCKETS))
+    return run_folder(path) if in_bucket else Path(path)
+
+
 def relocated(config: Config, run_dir: Path) -> Config:
     """The config of a run in `run_dir`, which may have been moved: its given files lie there."""
     sources = _sources(config)
-    then = {str(given_file(Path(config.run_dir), split)): str(given_file(run_dir, split)) for split in sources}
+    then = {given_path(config.run_dir, split): str(given_file(run_dir, split)) for split in sources}
 
     def moved(source: SourceConfig) -> SourceConfig:
         return replace(source, path=then.get(source.path, source.path))

@@ -20,6 +20,7 @@ from instructrec_jax.adapters.lora import is_lora
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.files import read_json
+from instructrec_jax.remote import run_folder
 from instructrec_jax.runs.config import Config, InitLora
 from instructrec_jax.runs.model import SplitModel, load_model
 from instructrec_jax.tasks.base import Task
@@ -47,7 +48,7 @@ class Origin(TypedDict):
 
 
 def initial_folder(config: Config) -> Path:
-    run_dir = Path(config.run_dir)
+    run_dir = run_folder(config.run_dir)
     return run_dir.with_name(f"{run_dir.name}.initial")
 
 

@@ -30,6 +30,7 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.evaluation.results import Results, results_of
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.item_vectors import item_vectors
+from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import DEFAULT, Config, parse
 from instructrec_jax.runs.data import RunData, buckets
 from instructrec_jax.runs.directory import check_not_training, is_run_dir
@@ -67,7 +68,7 @@ def is_run(path: str | Path) -> bool:
 
     Raises as `directory.check_readable` for a run directory that cannot be opened.
     """
-    return is_run_dir(Path(path))
+    return is_run_dir(local_run(path))
 
 
 def require_run(path: str | Path) -> None:
@@ -78,9 +79,10 @@ def require_run(path: str | Path) -> None:
 
 def require_finished(path: str | Path, step: int | None) -> None:
     """Raises ValueError for a path that is not a run directory, or a run in training without a checkpoint's `step`."""
+    path = local_run(path)
     require_run(path)
     if step is None:
-        check_not_training(Path(path))
+        check_not_training(path)
 
 
 def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path | None = DEFAULT) -> Config:
@@ -92,8 +94,9 @@ def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path 
     Args:
       overrides: as on the command line: ["--data.max_length", "64", "--config_path", "x.yaml"].
     """
-    config = parse(Config, list(overrides), default=Path(path) / "config.yaml" if is_run(path) else default)
-    config = _read_alike(relocated(config, Path(path)), overrides) if is_run(path) else config
+    path = local_run(path)
+    config = parse(Config, list(overrides), default=path / "config.yaml" if is_run(path) else default)
+    config = _read_alike(relocated(config, path), overrides) if is_run(path) else config
     if any(arg.startswith("--mesh") for arg in overrides):
         return config
     return replace(config, mesh=fitting_mesh(config.mesh))
@@ -161,13 +164,14 @@ class Run:
         check_type(path, "path", (str, Path), "a run directory, a HuggingFace folder or a hub id")
         if isinstance(settings, str | Mapping):
             raise ValueError(f"settings is {settings!r}, but should be a list such as ['--data.max_length', '64'].")
+        path = local_run(path)
         config = settings if isinstance(settings, Config) else run_settings(path, settings)
         trained = is_run(path)
-        folder = Path(path) / "backbone" if trained else backbone_folder(str(path))
+        folder = path / "backbone" if trained else backbone_folder(str(path))
         prepare_data(config)
         data = RunData(config)
         task = open_task(data.config, folder, joined, new_items)
-        return cls(Path(path), data, folder, task, make_mesh(config.mesh), trained, step)
+        return cls(path, data, folder, task, make_mesh(config.mesh), trained, step)
 
     @property
     def config(self) -> Config:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import NotRequired, TypedDict, TypeVar
+from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -32,13 +32,53 @@ class CheckpointConfig:
     keep_best: int = 1  # number of checkpoints with the best evaluation metric to keep
 
 
+class Exchange(Protocol):
+    """How the files of a checkpoint come together where processes do not share a disk."""
+
+    def prepare(self, folder: Path) -> None:
+        """Called in each process before it writes its files of a checkpoint to `folder`."""
+
+    def send(self, folder: Path) -> None:
+        """Called in each process after its files of the checkpoint were written to `folder`."""
+
+    def receive(self, folder: Path) -> None:
+        """Called in the first process after all have sent; adds the others' files to its `folder`."""
+
+
+class _Sending:
+    """The last of orbax's futures of a save: it waits for them in order, then for all processes."""
+
+    def __init__(self, exchange: Exchange, folder: Path):
+        self.exchange, self.folder = exchange, folder
+
+    def result(self, timeout: float | None = None) -> None:
+        self.exchange.send(self.folder)
+
+    def cancel(self) -> None:
+        pass
+
+
 class _ArraysHandler(ocp.PyTreeCheckpointHandler):
     """orbax's handler, which also writes checksums: neither orbax nor OCDBT checksums the arrays."""
 
+    def __init__(self, exchange: Exchange | None = None):
+        super().__init__()
+        self._exchange = exchange
+
+    async def async_save(self, directory: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._exchange is None:
+            return await super().async_save(directory, *args, **kwargs)
+        folder = Path(getattr(directory, "path", directory))
+        self._exchange.prepare(folder)
+        futures = await super().async_save(directory, *args, **kwargs)
+        return [*(futures or ()), _Sending(self._exchange, folder)]
+
     def finalize(self, directory: PathLike[str]) -> None:
         """Called on process 0, in the background, after all files are written and before the checkpoint is final."""
-        super().finalize(directory)
         folder = Path(directory)
+        if self._exchange is not None:
+            self._exchange.receive(folder)
+        super().finalize(directory)
         write_json(folder / CHECKSUMS, checksums(folder))
 
 
@@ -76,10 +116,12 @@ class Checkpoints:
         config: CheckpointConfig | None = None,
         greater_is_better: bool = True,
         measure: str | None = None,
+        exchange: Exchange | None = None,
     ):
         """Opens the checkpoints for writing; without `config`, for reading only.
 
         Args:
+          exchange: for processes without a shared disk; None: all write to the same one.
           measure: what the metric measures, see `Progress`; checkpoints with the metric of another measure rank
             last for `keep_best`.
         """
@@ -107,7 +149,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
         handlers = {
-            "state": _ArraysHandler(),
+            "state": _ArraysHandler(exchange),
             "progress": ocp.JsonCheckpointHandler(),
             "config": ocp.JsonCheckpointHandler(),
         }

@@ -5,8 +5,8 @@
 #     scripts/launch/kubernetes.sh [--dry-run] --run_dir /shared/run --config_path X.yaml ...
 #
 # The arguments after --dry-run are those of `python -m instructrec_jax.train`. The volume claim CLAIM
-# (ReadWriteMany) is mounted at /shared. Each pod gets COUNT of RESOURCE (nvidia.com/gpu, google.com/tpu); NODES is a
-# JSON object of node labels that pods require. See docs/pods.md.
+# (ReadWriteMany) is mounted at /shared; it may be left out where --run_dir is in a bucket. Each pod gets COUNT of RESOURCE
+# (nvidia.com/gpu, google.com/tpu); NODES is a JSON object of node labels that pods require. See docs/pods.md.
 set -euo pipefail
 
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -17,11 +17,24 @@ run_dir=""
 for ((i = 1; i <= $#; i++)); do
   if [ "${!i}" = --run_dir ]; then next=$((i + 1)); run_dir=${!next:-}; fi
 done
+finished="test -e $(printf %q "$run_dir/report.html")"
 case $run_dir in
   /shared/*) ;;
-  *) echo "error: --run_dir is missing, or not below /shared, where the shared volume is mounted." >&2; usage ;;
+  s3://* | gs://*)
+    finished="python -c 'import sys, fsspec; sys.exit(not fsspec.url_to_fs(sys.argv[1])[0].exists(sys.argv[1]))'"
+    finished+=" $(printf %q "$run_dir/report.html")"
+    ;;
+  *) echo "error: --run_dir is missing, or neither a bucket nor below /shared, where the volume is mounted." >&2; usage ;;
 esac
-if [ -z "${IMAGE:-}" ] || [ -z "${CLAIM:-}" ]; then echo "error: set IMAGE and CLAIM." >&2; usage; fi
+if [ -z "${IMAGE:-}" ]; then echo "error: set IMAGE." >&2; usage; fi
+volume="" mount=""
+if [ -n "${CLAIM:-}" ]; then
+  volume=$'\n'"        - {name: shared, persistentVolumeClaim: {claimName: $CLAIM}}"
+  mount=$'\n'"            - {name: shared, mountPath: /shared}"
+elif [[ $run_dir == /shared/* ]]; then
+  echo "error: set CLAIM, or name a run_dir in a bucket." >&2
+  usage
+fi
 name=${NAME:-instructrec}
 pods=${PODS:-1}
 
@@ -60,9 +73,7 @@ spec:
       restartPolicy: Never
       terminationGracePeriodSeconds: 300
       nodeSelector: ${NODES:-{\}}
-      volumes:
-        - name: shared
-          persistentVolumeClaim: {claimName: $CLAIM}
+      volumes:$volume
         - name: memory
           emptyDir: {medium: Memory}
       containers:
@@ -76,7 +87,7 @@ spec:
               [ -z "\$term" ] || kill -TERM \$!
               until wait \$!; status=\$?; ! kill -0 \$! 2>/dev/null; do :; done
               if [ \$status -ne 0 ]; then exit \$status; fi
-              test -e $(printf %q "$run_dir/report.html") || exit 75
+              $finished || exit 75
             - train
 $(for argument in "$@"; do printf "            - '%s'\n" "${argument//\'/\'\'}"; done)
           env:
@@ -90,8 +101,7 @@ $(for argument in "$@"; do printf "            - '%s'\n" "${argument//\'/\'\'}";
             - containerPort: 8476
           resources:
             limits: {${RESOURCE:-nvidia.com/gpu}: "${COUNT:-8}"}
-          volumeMounts:
-            - {name: shared, mountPath: /shared}
+          volumeMounts:$mount
             - {name: memory, mountPath: /dev/shm}
 MANIFEST
 )

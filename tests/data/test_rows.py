@@ -239,7 +239,7 @@ def test_places_without_data(tmp_path):
 def test_paths_that_are_meant_otherwise(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").touch()
-    hints = {"https://example.org/a.csv": "Download", "stanfordnlp/imdb": "kind: datasets", "data/a.csv": r"\)\.$"}
+    hints = {"ftp://example.org/a.csv": "https://", "stanfordnlp/imdb": "kind: datasets", "data/a.csv": r"\)\.$"}
     for path, hint in {**hints, "a.csv,b.csv": r"\[a.csv, b.csv\]", "a.csv b.csv": r"\[a.csv, b.csv\]"}.items():
         with pytest.raises(ValueError, match=hint):
             open_rows(path)
