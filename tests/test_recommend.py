@@ -212,7 +212,10 @@ def test_one_text_is_one_request(model: Recommender) -> None:
     assert model.recommend(Request(instruction="a good film", history="Long"), k=2, evidence=False) == [expected]
     (wish,) = model.recommend([Request(instruction="a good film")], k=2, evidence=False)
     assert model.recommend("a good film", k=2, evidence=False) == [wish]
-    assert model.recommend(["a good film", "a good film"], k=2, evidence=False) == [wish, wish]
+    first, second = model.recommend(["a good film", "a good film"], k=2, evidence=False)  # a batch of another shape
+    assert first == second and [r.item for r in first.recommendations] == [r.item for r in wish.recommendations]
+    scores = [[each.score for each in answer.recommendations] for answer in (first, wish)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
     record = {"instruction": "a good film"}
     assert model.recommend(record, k=2, evidence=False) == [wish]  # not its keys
     assert model.recommend([record], k=2, evidence=False) == [wish]
