@@ -214,7 +214,7 @@ def test_two_starts_at_once_and_a_kill(tmp_path: Path) -> None:
     assert open_store(plan(folder)).reused
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_share_the_work(tmp_path: Path, count: int) -> None:
     """Each makes a share; after a kill of all, they make what is missing."""
     folder = tmp_path / "stores"

@@ -348,6 +348,7 @@ APART = [
 ]
 
 
+@pytest.mark.slow
 def test_two_machines_without_a_shared_disk(
     bucket: str, checkpoint: Path, tmp_path: Path, another_machine: Any
 ) -> None:
