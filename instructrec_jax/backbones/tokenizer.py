@@ -72,8 +72,15 @@ def _refusing(tokenizer: PreTrainedTokenizerBase, beyond: dict[int, str], size: 
                 )
         return encoded
 
+    def reduced(self: PreTrainedTokenizerBase) -> tuple[object, ...]:
+        """Pickles the tokenizer without its class, which no module has: worker processes make it again."""
+        other = plain.__new__(plain)
+        other.__dict__.update(self.__dict__)
+        return _refusing, (other, beyond, size)
+
     # A class of the same name, because save_pretrained writes the name into tokenizer_config.json.
-    tokenizer.__class__ = type(plain.__name__, (plain,), {"__call__": call, "__module__": plain.__module__})
+    own = {"__call__": call, "__reduce__": reduced, "__module__": plain.__module__}
+    tokenizer.__class__ = type(plain.__name__, (plain,), own)
     return tokenizer
 
 

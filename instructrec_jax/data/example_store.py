@@ -238,8 +238,3 @@ def _summary(parts: Sequence[Part], notes: Sequence[str]) -> dict[str, object]:
         "skipped": skipped,
         "notes": list(notes),
     }
-
-
-def chosen_rows(examples: StoredExamples, keep: Callable[[Example], bool]) -> np.ndarray:
-    """int64: the numbers of the examples to keep."""
-    return np.array([number for number, example in enumerate(examples) if keep(example)], np.int64)

@@ -34,8 +34,6 @@ class DatasetRows:
         self.columns: list[str] = dataset.column_names
         self.dataset = dataset.with_format(None).select_columns([c for c in self.columns if c in wanted])
         self.length, self.name = len(dataset), name
-        self.names: Sequence[str] = [name]
-        self.sources: Sequence[str] = []
 
     def __len__(self) -> int:
         return self.length
@@ -88,8 +86,6 @@ class TfdsRows:
 
     def __init__(self, data: Sequence[Mapping[str, object]], name: str) -> None:
         self.data, self.name = data, name
-        self.names: Sequence[str] = [name]
-        self.sources: Sequence[str] = []
 
     def __len__(self) -> int:
         return len(self.data)

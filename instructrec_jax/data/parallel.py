@@ -5,6 +5,7 @@ joblib's loky processes start without running the caller's script again, so a no
 """
 
 import gc
+import logging
 import os
 import pickle
 import tempfile
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypeVar, cast
@@ -23,6 +24,8 @@ import joblib
 State = TypeVar("State")
 Block = TypeVar("Block")
 Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 10  # a worker without work ends after so many seconds
 
@@ -47,9 +50,14 @@ def in_order(
     if workers <= 1 or len(blocks) < 2:
         yield from (work(state, block) for block in blocks)
         return
-    with tempfile.TemporaryDirectory(prefix="instructrec_") as folder:
-        path = Path(folder) / "state"  # read by this process's own workers only
-        path.write_bytes(pickle.dumps(state))
+    with ExitStack() as stack:
+        try:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="instructrec_"))) / "state"
+            path.write_bytes(pickle.dumps(state))  # read by this process's own workers only
+        except OSError as error:
+            log.warning("no worker processes, because the folder for temporary files cannot be written: %s", error)
+            yield from (work(state, block) for block in blocks)
+            return
         run = joblib.Parallel(
             n_jobs=min(workers, len(blocks)),
             return_as="generator",
@@ -60,9 +68,9 @@ def in_order(
         results = run(joblib.delayed(_work)(work, str(path), block) for block in blocks)
         try:
             with closing(results):
-                for result, error in results:
-                    if error is not None:
-                        raise error
+                for result, failure in results:
+                    if failure is not None:
+                        raise failure
                     yield result
         except BrokenProcessPool as error:
             raise RuntimeError(

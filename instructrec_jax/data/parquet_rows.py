@@ -1,6 +1,6 @@
 """Records of a Parquet file by number, with one batch of a row group in memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -52,14 +52,6 @@ class ParquetRows:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self.close()
-
-    @property
-    def names(self) -> Sequence[str]:
-        return [str(self.file)]
-
-    @property
-    def sources(self) -> Sequence[str]:
-        return [str(self.file)]
 
     def __len__(self) -> int:
         return int(self.edges[-1])

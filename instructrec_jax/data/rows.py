@@ -29,14 +29,6 @@ class Rows(Protocol):
     @property
     def columns(self) -> Sequence[str] | None: ...
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The files (or the data set) that occur in what `where` returns."""
-
-    @property
-    def sources(self) -> Sequence[str]:
-        """The paths of the files whose bytes the rows come from; none for a data set."""
-
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> dict[str, object]:
@@ -89,7 +81,7 @@ def find_files(path: str) -> list[Path]:
     if place.is_dir():
         if any((place / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
             raise ValueError(f"folder {path}: written by the `datasets` library; read it with `kind: datasets`.")
-        files = sorted(file for file in place.iterdir() if file.is_file() and _suffix(file) in SUFFIXES)
+        files = sorted(file for file in place.iterdir() if file.is_file() and suffix_of(file) in SUFFIXES)
         files = [file for file in files if not file.name.startswith(".")]
         if not files:
             found = sorted(file.name for file in place.iterdir())
@@ -109,7 +101,7 @@ def _find_remote(url: str) -> list[Path]:
     found = find_remote(url)
     if len(found) == 1 and found[0].url == url:
         return [fetched(found[0])]
-    files = [file for file in found if _suffix(Path(file.name)) in SUFFIXES and not file.name.startswith(".")]
+    files = [file for file in found if suffix_of(Path(file.name)) in SUFFIXES and not file.name.startswith(".")]
     if not files:
         listed = ", ".join(file.name for file in found[:10]) + (", ..." if len(found) > 10 else "")
         holds = f"; files there: {listed}" if found else ", or no such file, folder or bucket"
@@ -127,7 +119,8 @@ def _meant(path: str) -> str:
     return ""
 
 
-def _suffix(file: Path) -> str:
+def suffix_of(file: Path) -> str:
+    """The end of a file's name that says how it is read, without that of its compression."""
     name = file.name.lower()
     for ending in PACKED:
         name = name.removesuffix(ending)
@@ -135,7 +128,7 @@ def _suffix(file: Path) -> str:
 
 
 def _open_file(file: Path, columns: set[str] | None) -> Rows:
-    suffix = _suffix(file)
+    suffix = suffix_of(file)
     if suffix not in SUFFIXES:
         message = f"file {shown(file)}: unknown format {suffix or '(no suffix)'}; expected {', '.join(SUFFIXES)}"
         raise ValueError(f"{message}, each optionally followed by .gz or .zst.")
@@ -154,14 +147,6 @@ class ChainedRows:
         # All columns of files of one kind; in order, each once.
         self.columns = list(dict.fromkeys(chain(*known))) if len(known) == len(parts) else None
         self.last = parts[0]  # the file that was read last
-
-    @property
-    def names(self) -> Sequence[str]:
-        return list(dict.fromkeys(chain(*(part.names for part in self.parts))))
-
-    @property
-    def sources(self) -> Sequence[str]:
-        return list(dict.fromkeys(chain(*(part.sources for part in self.parts))))
 
     def __len__(self) -> int:
         return int(self.ends[-1])

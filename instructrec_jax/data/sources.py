@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 from instructrec_jax.data.column_names import is_usual
 from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes, is_blank
@@ -19,7 +19,7 @@ from instructrec_jax.data.file_stream import FileStream
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, fingerprint_of, open_dataset, open_tfds
 from instructrec_jax.data.mixed_stream import IndexedStream, MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, check_weights
-from instructrec_jax.data.rows import Rows, find_files, open_files, open_parallel
+from instructrec_jax.data.rows import Rows, find_files, open_files, open_parallel, suffix_of
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow
 from instructrec_jax.data.storage import Storage, digest_of
 from instructrec_jax.data.stream import StreamSource
@@ -28,7 +28,19 @@ from instructrec_jax.data.usual_columns import usual_fields, usual_note
 from instructrec_jax.remote import local_file, shown
 
 Kind = Literal["file", "datasets", "tfds", "interactions"]
-Kinds = Mapping[str, Callable[[str, str], Rows]]
+
+
+class RowsOfFiles(Rows, Protocol):
+    """Rows of a kind that rooms above know. `names`: files that `where` names; `sources`: files that they come from."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def sources(self) -> Sequence[str]: ...
+
+
+Kinds = Mapping[str, Callable[[str, str], RowsOfFiles]]
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +219,7 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
         opened = partial(_parallel, config, reading)
     elif config.kind == "file":
         files = find_files(config.path)
-        kinds = [file.suffixes for file in files]
+        kinds = [suffix_of(file) for file in files]
         origin = Origin(files[0], {**key, "files": digest_of(files), "kinds": kinds}, [shown(file) for file in files])
         opened = partial(_usual, partial(open_files, files), config, name, reading)
     elif config.kind not in ("datasets", "tfds"):

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -67,14 +66,6 @@ class TextRows:
     def _is_blank(self, start: int, end: int) -> bool:
         few = min(end, start + 1000)
         return not self.plain.read(start, few).strip() and (few == end or not self.plain.read(few, end).strip())
-
-    @property
-    def names(self) -> Sequence[str]:
-        return [str(self.file)]
-
-    @property
-    def sources(self) -> Sequence[str]:
-        return [str(self.file)]
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -208,14 +199,6 @@ class ParallelRows:
                 f"files {inputs.file} and {targets.file}: {len(inputs):,} and {len(targets):,} lines. Line n of one "
                 "must be the output for line n of the other: align the files."
             )
-
-    @property
-    def names(self) -> Sequence[str]:
-        return [*self.inputs.names, *self.targets.names]
-
-    @property
-    def sources(self) -> Sequence[str]:
-        return [*self.inputs.sources, *self.targets.sources]
 
     def __len__(self) -> int:
         return len(self.inputs)

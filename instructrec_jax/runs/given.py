@@ -35,14 +35,6 @@ class GivenRows(Rows):
     def columns(self) -> None:
         return None
 
-    @property
-    def names(self) -> Sequence[str]:
-        return [self.split]
-
-    @property
-    def sources(self) -> Sequence[str]:
-        return []
-
     def __len__(self) -> int:
         return len(self.records)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,12 @@ def test_a_token_beyond_the_table_is_refused_where_a_text_has_it(tmp_path: Path)
     tokenizer = open_tokenizer(tmp_path, config)
     assert len(tokenizer) == 6 and tokenizer("a b")["input_ids"] == [2, 3]
     assert tokenizer(["a b", ""])["input_ids"] == [[2, 3], []]
-    for texts in ("a <image_soft_token> b", ["a", "b <image_soft_token>"]):
-        with pytest.raises(ValueError, match="<image_soft_token>.*vocab_size"):
-            tokenizer(texts)
+    sent = pickle.loads(pickle.dumps(tokenizer))  # as worker processes get it
+    assert sent("a b")["input_ids"] == [2, 3]
+    for each in (tokenizer, sent):
+        for texts in ("a <image_soft_token> b", ["a", "b <image_soft_token>"]):
+            with pytest.raises(ValueError, match="<image_soft_token>.*vocab_size"):
+                each(texts)
     tokenizer.save_pretrained(tmp_path / "again")
     assert (
         json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["tokenizer_class"]

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from instructrec_jax.data.parallel import default_workers, in_order
 
 
@@ -14,6 +16,17 @@ def test_in_this_process() -> None:
     assert list(in_order(divmod, 17, [1, 2, 3], 1)) == [divmod(17, n) for n in (1, 2, 3)]
     assert list(in_order(divmod, 17, [], 4)) == []
     assert default_workers() >= 1
+
+
+def test_without_room_for_temporary_files_this_process_works(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert list(in_order(divmod, 17, [1, 2, 3], 2)) == [divmod(17, n) for n in (1, 2, 3)]
+    assert "temporary files" in caplog.text
 
 
 # A script without `if __name__ == "__main__"`: workers must not run it again.

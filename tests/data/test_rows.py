@@ -142,13 +142,19 @@ def test_broken_elements_of_a_json_array(tmp_path):
             opened.row(index)
 
 
-def test_rows_name_their_files(tmp_path):
+def test_text_rows_travel_to_another_process_by_their_file(tmp_path):
+    write(tmp_path / "a.jsonl", "".join(f'{{"a": {n}, "text": "{"x" * 1000}"}}\n' for n in range(20)))
+    rows = TextRows(PlainFile(tmp_path / "a.jsonl", text=True), ".jsonl")
+    rows.row(3)
+    sent = pickle.dumps(rows)
+    assert len(sent) < 2000, "its content stays where it is"
+    assert pickle.loads(sent).row(19)["a"] == 19 and pickle.loads(sent).where(19) == rows.where(19)
+
+
+def test_columns_of_several_files(tmp_path):
     write(tmp_path / "a.jsonl", '{"a": 1}')
-    assert TextRows(PlainFile(tmp_path / "a.jsonl", text=True), ".jsonl").names == [str(tmp_path / "a.jsonl")]
     write(tmp_path / "b.parquet", as_parquet(RECORDS))
-    opened = open_rows(str(tmp_path))
-    assert list(opened.names) == list(opened.sources) == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.parquet")]
-    assert opened.columns is None
+    assert open_rows(str(tmp_path)).columns is None
     write(tmp_path / "c.parquet", as_parquet([{"x": 1, "output": "b"}]))
     assert open_rows(str(tmp_path / "?.parquet"), {"x"}).columns == ["instruction", "output", "x"]
 
