@@ -12,6 +12,8 @@ EXTRAS = {
     "pandas": "pandas",
     "rouge_score": "text-metrics",
     "s3fs": "s3",
+    "fastapi": "serve",
+    "uvicorn": "serve",
     "sacrebleu": "text-metrics",
     "sentencepiece": "sentencepiece",
     "array_record": "tfds",

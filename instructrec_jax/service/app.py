@@ -1,0 +1,37 @@
+"""The service as an ASGI application."""
+
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+import instructrec_jax
+from instructrec_jax.service.body import CheckedBody
+from instructrec_jax.service.errors import add_handlers
+from instructrec_jax.service.models import Service
+from instructrec_jax.service.routes import status, vectors
+
+
+def make_app(service: Service) -> FastAPI:
+    """The application; it warms up in the background after the start, and drains its queues at the end."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.started = time.time()
+        warming = threading.Thread(target=service.warm_up, daemon=True)
+        warming.start()
+        yield
+        service.ready = False
+        service.close()
+
+    app = FastAPI(
+        title="instructrec_jax", version=instructrec_jax.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.service = service
+    add_handlers(app)
+    for routes in (status, vectors):
+        app.include_router(routes.router)
+    app.add_middleware(CheckedBody, limits=service.config.limits)
+    return app
