@@ -13,6 +13,8 @@ EXTRAS = {
     "rouge_score": "text-metrics",
     "s3fs": "s3",
     "fastapi": "serve",
+    "pydantic": "serve",
+    "starlette": "serve",
     "uvicorn": "serve",
     "sacrebleu": "text-metrics",
     "sentencepiece": "sentencepiece",

@@ -4,10 +4,10 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 
-import instructrec_jax
 from instructrec_jax.service.body import CheckedBody
 from instructrec_jax.service.errors import add_handlers
 from instructrec_jax.service.models import Service
@@ -27,7 +27,7 @@ def make_app(service: Service) -> FastAPI:
         service.close()
 
     app = FastAPI(
-        title="instructrec_jax", version=instructrec_jax.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="instructrec_jax", version=version("instructrec_jax"), lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.service = service
     add_handlers(app)
