@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -10,12 +10,17 @@ from fastapi import FastAPI
 
 from instructrec_jax.service.body import CheckedBody
 from instructrec_jax.service.errors import add_handlers
+from instructrec_jax.service.exchange import Observed, Observer
 from instructrec_jax.service.models import Service
 from instructrec_jax.service.routes import status, vectors
 
 
-def make_app(service: Service) -> FastAPI:
-    """The application; it warms up in the background after the start, and drains its queues at the end."""
+def make_app(service: Service, observers: Sequence[Observer] = ()) -> FastAPI:
+    """The application; it warms up in the background after the start, and drains its queues at the end.
+
+    Args:
+      observers: each is called with every `Exchange` once it has ended.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -34,4 +39,5 @@ def make_app(service: Service) -> FastAPI:
     for routes in (status, vectors):
         app.include_router(routes.router)
     app.add_middleware(CheckedBody, limits=service.config.limits)
+    app.add_middleware(Observed, observers=observers)  # the last is the outermost
     return app

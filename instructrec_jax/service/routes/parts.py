@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from instructrec_jax.service.batching import QueueFull
 from instructrec_jax.service.errors import ServiceError
+from instructrec_jax.service.exchange import Exchange
 from instructrec_jax.service.models import Service
 
 T = TypeVar("T")
@@ -25,7 +26,13 @@ def _service(request: Request) -> Service:
     return service
 
 
+def _exchange(request: Request) -> Exchange:
+    exchange: Exchange = request.state.exchange
+    return exchange
+
+
 Running = Annotated[Service, Depends(_service)]
+Noted = Annotated[Exchange, Depends(_exchange)]
 
 
 async def in_time(service: Service, request: Request, answer: Awaitable[T]) -> T:

@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from instructrec_jax.service.errors import ServiceError
-from instructrec_jax.service.routes.parts import Asked, Running, in_time
+from instructrec_jax.service.routes.parts import Asked, Noted, Running, in_time
 
 router = APIRouter(tags=["vectors"])
 
@@ -24,13 +24,15 @@ class EmbeddingRequest(Asked):
 
 
 @router.post("/v1/embeddings")
-async def embeddings(asked: EmbeddingRequest, request: Request, service: Running) -> dict[str, object]:
+async def embeddings(asked: EmbeddingRequest, request: Request, service: Running, noted: Noted) -> dict[str, object]:
     """One vector for each text."""
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     most = service.config.limits.texts
     if not 1 <= len(texts) <= most:
         raise ServiceError(422, f"input has {len(texts):,} texts; there may be 1 to {most:,} (limits.texts).")
     model = service.model(asked.model, "embed")
+    noted.model = model.name
+    noted.counts["texts"] += len(texts)
     each = asyncio.gather(*(model.texts.ask(text, alone=asked.exact) for text in texts))
     vectors = await in_time(service, request, each)
     shown = [_shown(vector, asked.encoding_format) for vector in vectors]
