@@ -12,6 +12,8 @@ from instructrec_jax.runs.run import Run, is_run
 from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.service.batching import Batcher
 from instructrec_jax.service.errors import ServiceError
+from instructrec_jax.service.exchange import Exchange
+from instructrec_jax.service.keys import Key
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
 
 Ability = Literal["embed"]
@@ -49,18 +51,35 @@ class Service:
     ready: bool = False
     started: float = field(default=0.0)
 
-    def model(self, name: str | None, ability: Ability) -> Served:
-        """The named model, or the first with this ability. Raises ServiceError (404, 400) naming what there is."""
-        able = [each.name for each in self.models.values() if ability in each.abilities]
+    def model(self, name: str | None, ability: Ability, exchange: Exchange) -> Served:
+        """The named model, or the first with this ability that the caller's key opens, noted in the exchange.
+
+        Raises ServiceError (404, 403, 400) naming what there is.
+        """
+        found = self._model(name, ability, exchange.caller)
+        exchange.model = found.name
+        return found
+
+    def _model(self, name: str | None, ability: Ability, caller: Key | None) -> Served:
+        opened = [each for each in self.models if caller is None or caller.may_use(each)]
+        able = [each for each in opened if ability in self.models[each].abilities]
         if name is not None and name not in self.models:
             raise ServiceError(
                 404,
-                f"there is no model {name[:100]!r}; there are: {', '.join(self.models)}.",
+                f"there is no model of this name; there are: {', '.join(opened)}.",
                 param="model",
                 code="model_not_found",
             )
+        if name is not None and name not in opened:
+            raise ServiceError(
+                403,
+                f"this key does not open the model {name!r}; it opens: {', '.join(opened) or 'none'}.",
+                param="model",
+                code="model_not_allowed",
+            )
         if not able:
-            raise ServiceError(404, f"no model here answers {ROUTES[ability]}.", code="no_such_ability")
+            whose = "here" if caller is None else "that this key opens"
+            raise ServiceError(404, f"no model {whose} answers {ROUTES[ability]}.", code="no_such_ability")
         found = self.models[able[0] if name is None else name]
         if ability not in found.abilities:
             raise ServiceError(

@@ -29,6 +29,7 @@ class LimitsConfig:
     seconds: float = 60.0  # for the whole answer (504)
     body_seconds: float = 10.0  # for the request's body to arrive (408)
     queue: int = 256  # requests that wait for one model (429)
+    connections: int = 1000  # open connections; one more is closed at once
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,9 @@ class ServeConfig:
     host: str = "127.0.0.1"  # address to listen on; another than this machine's own needs keys
     port: int = 8000  # port to listen on; 0: a free one
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    keys: str = ""  # file of `serve keys add`; "": no keys, for this machine only
+    tls_certificate: str = ""  # PEM file: the certificate and its chain; with tls_key, the service speaks HTTPS
+    tls_key: str = ""  # PEM file: the certificate's private key
+    cors_origins: list[str] = field(default_factory=list)  # origins whose pages may call the service: https://my.site
+    log: str = ""  # file of the log, JSON lines; "": stderr
+    drain_seconds: float = 30.0  # after SIGTERM, time for running requests to end

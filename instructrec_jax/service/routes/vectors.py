@@ -30,8 +30,7 @@ async def embeddings(asked: EmbeddingRequest, request: Request, service: Running
     most = service.config.limits.texts
     if not 1 <= len(texts) <= most:
         raise ServiceError(422, f"input has {len(texts):,} texts; there may be 1 to {most:,} (limits.texts).")
-    model = service.model(asked.model, "embed")
-    noted.model = model.name
+    model = service.model(asked.model, "embed", noted)
     noted.counts["texts"] += len(texts)
     each = asyncio.gather(*(model.texts.ask(text, alone=asked.exact) for text in texts))
     vectors = await in_time(service, request, each)
