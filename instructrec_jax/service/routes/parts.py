@@ -1,6 +1,7 @@
 """What the routes share: the running service, and how long an answer may take."""
 
 import asyncio
+import math
 from collections.abc import Awaitable
 from typing import Annotated, TypeVar
 
@@ -48,11 +49,13 @@ async def in_time(service: Service, request: Request, answer: Awaitable[T]) -> T
         done, _ = await asyncio.wait({work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if work in done:
             return work.result()
-        if gone in done:
+        if gone in done:  # nobody reads this; the exchange has it
             raise ServiceError(499, "the client closed the connection.")
         raise ServiceError(504, f"the answer took longer than {seconds:g} s (limits.seconds).", code="timeout")
     except QueueFull as error:
-        raise ServiceError(429, f"{error} Try again later.", code="queue_full", headers={"Retry-After": "1"}) from None
+        after = max(1, min(math.ceil(error.seconds), math.ceil(seconds)))
+        message = f"{error} Try again in {after} s (limits.queue)."
+        raise ServiceError(429, message, code="queue_full", headers={"Retry-After": str(after)}) from None
     except ValueError as error:
         raise ServiceError(422, str(error), code="invalid") from None
     finally:
