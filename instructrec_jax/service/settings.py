@@ -26,6 +26,7 @@ class LimitsConfig:
     candidates: int = 1000  # items or documents to rank in one call (422)
     choices: int = 8  # n of a completion (422)
     new_tokens: int = 1024  # max_tokens of a completion (422)
+    default_tokens: int = 256  # max_tokens of a completion that does not set it
     seconds: float = 60.0  # for the whole answer (504)
     body_seconds: float = 10.0  # for the request's body to arrive (408)
     queue: int = 256  # requests that wait for one model (429)
