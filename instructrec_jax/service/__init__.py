@@ -1,0 +1,1 @@
+"""The service: many requests at a time, answered together by one opened run."""
