@@ -13,6 +13,7 @@ EXTRAS = {
     "rouge_score": "text-metrics",
     "s3fs": "s3",
     "fastapi": "serve",
+    "h11": "serve",
     "pydantic": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
