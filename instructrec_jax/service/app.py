@@ -15,7 +15,7 @@ from instructrec_jax.service.door import Door, Guarded, allowed
 from instructrec_jax.service.errors import RESPONSES, Contained, add_handlers
 from instructrec_jax.service.exchange import Observed, Observer
 from instructrec_jax.service.models import Service
-from instructrec_jax.service.routes import status, vectors
+from instructrec_jax.service.routes import generation, items, page, records, status, vectors
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
     )
     app.state.service, app.state.door = service, door or Door()
     add_handlers(app)
-    for routes in (status, vectors):
+    for routes in (page, status, vectors, records, items, generation):
         app.include_router(routes.router)
     app.add_middleware(CheckedBody, limits=service.config.limits)  # the innermost; the last is the outermost
     app.add_middleware(Guarded, door=app.state.door)
@@ -63,9 +63,6 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
 
 def _warm_up(service: Service) -> None:
     began = time.perf_counter()
-    try:
-        service.warm_up()
-    except Exception as error:
-        logger.critical("the models cannot answer, so the service never becomes ready: stop it", exc_info=error)
-    else:
+    service.warm_up()
+    if service.ready:
         logger.info("ready", extra={"fields": {"seconds": round(time.perf_counter() - began, 3)}})

@@ -16,6 +16,7 @@ from serving import Serving, key_file
 
 from instructrec_jax.service.app import make_app
 from instructrec_jax.service.door import Door
+from instructrec_jax.service.engine import EngineSettings
 from instructrec_jax.service.keys import Keys
 from instructrec_jax.service.models import Service, open_service
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
@@ -24,8 +25,11 @@ PATIENCE = 60.0  # seconds for one request, on a machine with much else to do
 
 
 @pytest.fixture(scope="module")
-def service(checkpoint: Path) -> Iterator[Service]:
-    opened = open_service(ServeConfig(models=[ModelConfig(str(checkpoint), name="tiny")], limits=LimitsConfig(texts=8)))
+def service(checkpoint: Path, language_models: dict[str, Path]) -> Iterator[Service]:
+    models = [ModelConfig(str(checkpoint), name="tiny"), ModelConfig(str(language_models["llama"]), name="writer")]
+    limits = LimitsConfig(texts=8, new_tokens=4, default_tokens=2, choices=2)
+    engine = EngineSettings(slots=4, capacity=96, chunk=32)
+    opened = open_service(ServeConfig(models=models, limits=limits, engine=engine))
     opened.ready = True
     yield opened
     opened.close()
@@ -70,10 +74,12 @@ def test_hostile_requests_are_refused_in_one_form(service: Service, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_ten_thousand_over_sockets(checkpoint: Path, tmp_path: Path) -> None:
+def test_ten_thousand_over_sockets(checkpoint: Path, language_models: dict[str, Path], tmp_path: Path) -> None:
     path, key = key_file(tmp_path)
-    limits = ("--limits.body_seconds", "1", "--limits.texts", "8", "--limits.seconds", "30")
-    with Serving(tmp_path / "logs", str(checkpoint), "--keys", str(path), *limits) as running:
+    settings = "--limits.body_seconds 1 --limits.texts 8 --limits.new_tokens 4 --limits.default_tokens 2 "
+    settings += "--limits.choices 2 --engine.slots 4 --engine.capacity 96 --engine.chunk 32"
+    models = (str(checkpoint), str(language_models["llama"]))
+    with Serving(tmp_path / "logs", *models, "--keys", str(path), *settings.split()) as running:
         openapi = running.get("/openapi.json", key)
         attacks = list(hostile.requests(hostile.routes_of(openapi), key, 10_000, seed=1))
         good = hostile.written(

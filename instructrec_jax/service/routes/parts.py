@@ -1,8 +1,7 @@
 """What the routes share: the running service, and how long an answer may take."""
 
 import asyncio
-import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -36,6 +35,19 @@ Running = Annotated[Service, Depends(_service)]
 Noted = Annotated[Exchange, Depends(_exchange)]
 
 
+def too_many(error: QueueFull) -> ServiceError:
+    seconds = min(max(1, math.ceil(error.seconds)), 600)
+    message = f"{error} Try again in {seconds} s (limits.queue)."
+    return ServiceError(429, message, code="queue_full", headers={"Retry-After": str(seconds)})
+
+
+def of_size(given: Sequence[object], name: str, what: str, most: int, limit: str) -> None:
+    """Raises ServiceError (422) unless a list of a request has 1 to `most` entries."""
+    if not 1 <= len(given) <= most:
+        message = f"{name} has {len(given):,} {what}; there may be 1 to {most:,} ({limit})."
+        raise ServiceError(422, message, param=name, code="invalid")
+
+
 async def in_time(service: Service, request: Request, answer: Awaitable[T]) -> T:
     """An answer within the limits.
 
@@ -53,9 +65,7 @@ async def in_time(service: Service, request: Request, answer: Awaitable[T]) -> T
             raise ServiceError(499, "the client closed the connection.")
         raise ServiceError(504, f"the answer took longer than {seconds:g} s (limits.seconds).", code="timeout")
     except QueueFull as error:
-        after = max(1, min(math.ceil(error.seconds), math.ceil(seconds)))
-        message = f"{error} Try again in {after} s (limits.queue)."
-        raise ServiceError(429, message, code="queue_full", headers={"Retry-After": str(after)}) from None
+        raise too_many(error) from None
     except ValueError as error:
         raise ServiceError(422, str(error), code="invalid") from None
     finally:
