@@ -1,6 +1,7 @@
 """What the routes share: the running service, and how long an answer may take."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Sequence
 from typing import Annotated, TypeVar
 
