@@ -20,8 +20,12 @@ _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Kh
 _LABEL = rf"(?:{_LETTERS}|[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{Thai}}])(?:(?:{_LETTERS}|-){{0,62}})"
 _TLD = rf"(?:xn--[a-z0-9\-]{{2,59}}|[{_SPACED}][{_SPACED}\p{{Mn}}]{{1,23}}|\p{{Han}}{{2,4}}(?!\p{{Han}}))"
 _DOT = r"(?:\.| ?[\[({] ?(?:dot|punkt|point|punto|ponto) ?[\])}] ?)"
-_DOMAIN = regex.compile(rf"(?:{_LABEL}{_DOT}){{1,8}}?{_TLD}(?!{_LETTERS}|\.{_LETTERS}|-\d)|\[[\d.:a-f]{{2,45}}\]", regex.I)
-_ASCII_DOMAIN = regex.compile(r"(?:[a-z0-9](?:[a-z0-9\-]{0,62})\.){1,8}(?:xn--[a-z0-9\-]{2,59}|[a-z]{2,24})", regex.I | regex.A)
+_DOMAIN = regex.compile(
+    rf"(?:{_LABEL}{_DOT}){{1,8}}?{_TLD}(?!{_LETTERS}|\.{_LETTERS}|-\d)|\[[\d.:a-f]{{2,45}}\]", regex.I
+)
+_ASCII_DOMAIN = regex.compile(
+    r"(?:[a-z0-9](?:[a-z0-9\-]{0,62})\.){1,8}(?:xn--[a-z0-9\-]{2,59}|[a-z]{2,24})", regex.I | regex.A
+)
 _AT = regex.compile(r"(?<=[^\s@])@(?=[\w\[])| ?[\[({] ?(?:at|ät|arroba|chez) ?[\])}] ?", regex.I)
 
 
@@ -75,7 +79,9 @@ def credentials(text: str) -> Iterator[Range]:
 
 
 _IPV4 = regex.compile(r"(?<![\d.])(?<!\d,)\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)", regex.A)
-_IPV6 = regex.compile(r"(?<![0-9A-Za-z:.])[0-9a-f:][0-9a-f:.]{1,44}(?:%[0-9a-z_.\-]{1,16})?(?![0-9A-Za-z:])", regex.A | regex.I)
+_IPV6 = regex.compile(
+    r"(?<![0-9A-Za-z:.])[0-9a-f:][0-9a-f:.]{1,44}(?:%[0-9a-z_.\-]{1,16})?(?![0-9A-Za-z:])", regex.A | regex.I
+)
 _VERSION = regex.compile(r"(?:\bv|version|release|ver\.|firmware|§|section|chapter|kapitel) ?$", regex.I)
 
 

@@ -24,7 +24,7 @@ DETECTORS: Mapping[str, Callable[[str, Sequence[str]], Iterator[tuple[int, int]]
     "phone": phones,
 }
 KINDS = tuple(DETECTORS)
-_NEEDS = {"iban": "stdnum", "national_id": "stdnum", "card": "stdnum", "phone": "phonenumbers"}
+_NEEDS = {"iban": "stdnum", "national_id": "stdnum", "phone": "phonenumbers"}
 _WITHOUT_DIGITS = ("email", "secret", "credentials")
 
 
@@ -67,8 +67,6 @@ def find(text: str, kinds: Sequence[str], regions: Sequence[str] = ()) -> list[S
             found[kind] = list(DETECTORS[kind](seen.text, regions))
     if found.get("credentials") and found.get("email"):  # password@host of a URL is no address
         ats = {end for _, end in found["credentials"]}
-        found["email"] = [
-            (start, end) for start, end in found["email"] if seen.text.find("@", start, end) not in ats
-        ]
+        found["email"] = [(start, end) for start, end in found["email"] if seen.text.find("@", start, end) not in ats]
     spans = [Span(*seen.place(start, end), kind) for kind, ranges in found.items() for start, end in ranges]
     return merged(spans)

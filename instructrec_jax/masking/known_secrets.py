@@ -41,7 +41,11 @@ _NAMES = (
 )
 _QUOTED = r'"(?P<q>(?:[^"\\\n]|\\.){1,512})"|\'(?P<s>(?:[^\'\\\n]|\\.){1,512})\''
 # (?!...) a variable, a placeholder or a type in place of a value
-_BARE = r"(?P<v>(?![<$%{*\[(]|(?:null|none|true|false|str|string|os|env|required|optional)\b)[^\s\"'&;,<>]{3,512})"
+_BARE = (
+    r"(?P<v>(?!<|\{|\[|\$[{(]|(?-i:\$[A-Z_]{2,}|%[A-Z_]+%)(?![^\s\"'&;,)])|\*{3}|"
+    r"(?:null|none|true|false|str|string|os|env|required|optional)\b)"
+    r"[^\s\"'&;,<>\p{Han}\p{Hiragana}\p{Katakana}。、「」『』]{3,512})"
+)
 _ASSIGNED = regex.compile(
     rf"(?:{_NAMES})(?P<end>[\"'\]]?)(?:[ \t]{{0,3}}(?:=>|:=|=|:)[ \t]{{0,3}}|[ \t]{{1,2}}(?:is|ist|es|est|è|é|to)[ \t:]{{1,3}}|"
     rf"(?P<cjk>[是为為は][ \t:]{{0,2}}))(?:{_QUOTED}|{_BARE})",
