@@ -14,7 +14,7 @@ from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:
-    for package in ("fastapi", "uvicorn"):
+    for package in ("fastapi", "prometheus_client", "uvicorn"):
         require(package, "the service")
     if {"-h", "--help"} & set(args):
         print(verb_parser("serve", __doc__).format_help().partition("\noptions:")[0])

@@ -12,7 +12,9 @@ from instructrec_jax.service.body import CheckedBody
 from instructrec_jax.service.errors import add_handlers
 from instructrec_jax.service.exchange import Observed, Observer
 from instructrec_jax.service.models import Service
-from instructrec_jax.service.routes import status, vectors
+from instructrec_jax.service.monitoring import Monitoring
+from instructrec_jax.service.routes import metrics, status, vectors
+from instructrec_jax.service.tracing import add_tracing
 
 
 def make_app(service: Service, observers: Sequence[Observer] = ()) -> FastAPI:
@@ -22,22 +24,27 @@ def make_app(service: Service, observers: Sequence[Observer] = ()) -> FastAPI:
       observers: each is called with every `Exchange` once it has ended.
     """
 
+    monitoring = Monitoring(service)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.started = time.time()
         warming = threading.Thread(target=service.warm_up, daemon=True)
         warming.start()
+        monitoring.start()
         yield
         service.ready = False
         service.close()
+        monitoring.close()
 
     app = FastAPI(
         title="instructrec_jax", version=version("instructrec_jax"), lifespan=lifespan, docs_url=None, redoc_url=None
     )
-    app.state.service = service
+    app.state.service, app.state.monitoring = service, monitoring
     add_handlers(app)
-    for routes in (status, vectors):
+    for routes in (metrics, status, vectors):
         app.include_router(routes.router)
     app.add_middleware(CheckedBody, limits=service.config.limits)
-    app.add_middleware(Observed, observers=observers)  # the last is the outermost
+    monitoring.at_end(add_tracing(app, service.config.monitoring.tracing))
+    app.add_middleware(Observed, observers=[*observers, monitoring.observe])  # the last is the outermost
     return app

@@ -63,6 +63,9 @@ class Batcher(Generic[Asked, Answer]):
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def stats(self) -> dict[str, float]:
+        return {"waiting": len(self._waiting), "queue": self._queue}
+
     def close(self) -> None:
         """Answers what waits, then ends the thread."""
         with self._changed:

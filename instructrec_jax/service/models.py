@@ -11,6 +11,7 @@ import numpy as np
 from instructrec_jax.runs.run import Run, is_run
 from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.service.batching import Batcher
+from instructrec_jax.service.drift import Drift
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
 
@@ -42,12 +43,14 @@ class Service:
 
     Attributes:
       ready: whether all shapes are compiled.
+      drifts: the watch over what a model is asked, by its name; see `drift`.
     """
 
     config: ServeConfig
     models: dict[str, Served]
     ready: bool = False
     started: float = field(default=0.0)
+    drifts: dict[str, Drift] = field(default_factory=dict)
 
     def model(self, name: str | None, ability: Ability) -> Served:
         """The named model, or the first with this ability. Raises ServiceError (404, 400) naming what there is."""
@@ -71,6 +74,10 @@ class Service:
                 code="no_such_ability",
             )
         return found
+
+    def drift(self, model: Served) -> Drift:
+        """Where a route counts each answer: `service.drift(model).add(label=..., length=...)`."""
+        return self.drifts.get(model.name) or Drift()
 
     def warm_up(self) -> None:
         """Compiles every shape, then the service is ready."""

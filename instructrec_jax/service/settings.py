@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from instructrec_jax.service.monitoring_settings import MonitoringConfig
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -39,3 +41,4 @@ class ServeConfig:
     host: str = "127.0.0.1"  # address to listen on; another than this machine's own needs keys
     port: int = 8000  # port to listen on; 0: a free one
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)

@@ -35,6 +35,8 @@ async def embeddings(asked: EmbeddingRequest, request: Request, service: Running
     noted.counts["texts"] += len(texts)
     each = asyncio.gather(*(model.texts.ask(text, alone=asked.exact) for text in texts))
     vectors = await in_time(service, request, each)
+    for text in texts:
+        service.drift(model).add(**service.drift(model).measured(text))
     shown = [_shown(vector, asked.encoding_format) for vector in vectors]
     data = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(shown)]
     return {"object": "list", "model": model.name, "data": data, "usage": {"prompt_tokens": 0, "total_tokens": 0}}
