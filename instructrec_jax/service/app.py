@@ -13,7 +13,7 @@ from instructrec_jax.service.errors import add_handlers
 from instructrec_jax.service.exchange import Observed, Observer
 from instructrec_jax.service.models import Service
 from instructrec_jax.service.monitoring import Monitoring
-from instructrec_jax.service.routes import metrics, status, vectors
+from instructrec_jax.service.routes import metrics, page, status, vectors
 from instructrec_jax.service.tracing import add_tracing
 
 
@@ -42,7 +42,7 @@ def make_app(service: Service, observers: Sequence[Observer] = ()) -> FastAPI:
     )
     app.state.service, app.state.monitoring = service, monitoring
     add_handlers(app)
-    for routes in (metrics, status, vectors):
+    for routes in (metrics, page, status, vectors):
         app.include_router(routes.router)
     app.add_middleware(CheckedBody, limits=service.config.limits)
     monitoring.at_end(add_tracing(app, service.config.monitoring.tracing))

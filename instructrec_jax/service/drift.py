@@ -68,12 +68,14 @@ class Reference:
     """What the evaluation of a run looked like.
 
     Attributes:
+      known: the model's own labels.
       labels: label -> number of cases.
       numbers: of scores, lengths and unknown words: float64 [cases], sorted.
       words: the words of the cases' texts in lower case; any other word is unknown.
       cases: number of cases.
     """
 
+    known: frozenset[str]
     labels: Mapping[str, int]
     numbers: Mapping[What, np.ndarray]
     words: frozenset[str]
@@ -86,11 +88,11 @@ class Reference:
         return float(len(text)), unknown
 
 
-def read_reference(path: Path, most: int, labels: Sequence[str] | None = None) -> Reference | None:
+def read_reference(path: Path, most: int, labels: Sequence[str] = ()) -> Reference | None:
     """The reference of a run directory's predictions.jsonl, from at most `most` cases drawn at random (always the same).
 
     Args:
-      labels: the model's own labels; None: it has none, and its predictions are other people's words.
+      labels: the model's own labels; other predictions are other people's words, and are not kept.
 
     Returns None where the file is not there. Raises ValueError for a damaged one.
     """
@@ -111,7 +113,7 @@ def read_reference(path: Path, most: int, labels: Sequence[str] | None = None) -
     return reference_of(records, labels)
 
 
-def reference_of(records: Sequence[Mapping[str, object]], labels: Sequence[str] | None = None) -> Reference:
+def reference_of(records: Sequence[Mapping[str, object]], labels: Sequence[str] = ()) -> Reference:
     """The reference of records as in predictions.jsonl; `labels` as in `read_reference`.
 
     A word of a case is unknown if no other case has it, as the words of a new text are compared with all cases.
@@ -119,7 +121,8 @@ def reference_of(records: Sequence[Mapping[str, object]], labels: Sequence[str] 
     texts = [text if isinstance(text := record.get("input"), str) else None for record in records]
     words = [WORD.findall((text or "").lower()) for text in texts]
     cases_with = Counter(word for found in words for word in set(found))
-    answers = [numbers_of(record, labels) for record in records]
+    known = frozenset(labels)
+    answers = [numbers_of(record, known) for record in records]
     numbers: dict[What, list[float]] = {
         "scores": [score for _, score in answers if score is not None],
         "lengths": [float(len(text)) for text in texts if text is not None],
@@ -127,36 +130,27 @@ def reference_of(records: Sequence[Mapping[str, object]], labels: Sequence[str] 
     }
     shown: dict[What, np.ndarray] = {what: np.sort(_ordered(values)) for what, values in numbers.items()}
     counts = Counter(label for label, _ in answers if label is not None)
-    return Reference(counts, shown, frozenset(cases_with), len(records))
+    return Reference(known, counts, shown, frozenset(cases_with), len(records))
 
 
-def numbers_of(record: Mapping[str, object], labels: Sequence[str] | None) -> tuple[str | None, float | None]:
+def numbers_of(record: Mapping[str, object], known: frozenset[str]) -> tuple[str | None, float | None]:
     """(label, score) of an answer's record (`tasks.answers`), served or in predictions.jsonl; None: it has none.
 
-    The score is the highest probability, the log-probability of a written text, the lead of a span over "no answer",
-    the highest score of a ranking, or the number of a regression. Several labels of one text are one label, such
-    as "sad + urgent".
+    The score is the highest probability, the log-probability of a written text, the lead of a span over "no answer", or
+    the number of a regression. Several labels of one text are one label, such as "sad + urgent". Scores of rankings
+    depend on the candidates, which are not those of the evaluation, so these are not compared.
     """
     said = record.get("prediction")
     label = None
-    known = set(labels or ())
     if known and isinstance(said, str) and said in known:
         label = said
     elif known and isinstance(said, list) and known.issuperset(map(str, said)):
         label = " + ".join(sorted(map(str, said))) or "none"
-    values: Sequence[object] = []
-    shares, scores, items = record.get("probabilities"), record.get("scores"), record.get("items")
+    shares = record.get("probabilities")
     if isinstance(shares, Mapping):
-        values = list(shares.values())
-    elif isinstance(scores, list):
-        values = list(scores)
-    elif isinstance(items, list):
-        values = [item.get("score") for item in items if isinstance(item, Mapping)]
-    else:
-        found = (record.get(name) for name in ("probability", "log_probability", "ahead_of_no_answer", "prediction"))
-        values = [value for value in found if isinstance(value, int | float)][:1]
-    given = [float(value) for value in values if isinstance(value, int | float)]
-    return label, max(given, default=None)
+        return label, max((float(share) for share in shares.values()), default=None)
+    found = (record.get(name) for name in ("probability", "log_probability", "ahead_of_no_answer", "prediction"))
+    return label, next((float(value) for value in found if isinstance(value, int | float)), None)
 
 
 def _ordered(values: Sequence[float]) -> np.ndarray:
@@ -258,6 +252,17 @@ class Drift:
             return {}
         length, unknown = self.reference.measured(text)
         return {"length": length, "unknown": unknown}
+
+    def answered(self, prompt: str, record: Mapping[str, object] | None = None) -> None:
+        """Counts an answer.
+
+        Args:
+          prompt: the text that the model read, as `data.prompts.render` makes it and an evaluation writes it.
+          record: the answer as `to_record` of `tasks.answers`; None: only the text is compared.
+        """
+        if self.reference is not None:
+            label, score = numbers_of(record or {}, self.reference.known)
+            self.add(label=label, score=score, **self.measured(prompt))
 
     def add(
         self,

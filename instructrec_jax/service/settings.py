@@ -3,6 +3,20 @@
 from dataclasses import dataclass, field
 
 from instructrec_jax.service.monitoring_settings import MonitoringConfig
+from instructrec_jax.answering.watch import Weight
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """How /watch scores the entities of a classifier; as the options of `python -m instructrec_jax.watch`."""
+
+    window: str = "7d"  # length of the rolling window: 36h, 7d, 2w
+    band: list[float] = field(default_factory=lambda: [-0.4, 0.4])  # a score outside raises an alert
+    hysteresis: float = 0.1  # how far the score must return inside the band before a new alert
+    least: int = 3  # minimum number of records in the window for an alert
+    values: dict[str, float] = field(default_factory=dict)  # value of each label; default: positive 1, neutral 0 ...
+    weight: Weight = "equal"  # weight of a record in the score: equal, or certainty
+    timezone: str = "UTC"  # time zone of times without one
 
 
 @dataclass(frozen=True)
@@ -16,6 +30,8 @@ class ModelConfig:
     rerank: str = ""  # a ranking run: run that reranks its best items, as tuned by evaluate; RUN=W: weight
     actions: str = ""  # an intent classifier: actions file, which opens /assist (see docs/customer_service.md)
     slots: str = ""  # with actions: token_classification run that finds slots
+    instruction: str = ""  # /assist and /watch: the instruction before each text in training, if any
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
 
 @dataclass(frozen=True)
@@ -26,8 +42,10 @@ class LimitsConfig:
     depth: int = 32  # nesting of a request's JSON (422)
     texts: int = 256  # texts, documents or requests in one call (422)
     candidates: int = 1000  # items or documents to rank in one call (422)
+    records: int = 100_000  # records in all windows of a model that watches (429)
     choices: int = 8  # n of a completion (422)
     new_tokens: int = 1024  # max_tokens of a completion (422)
+    default_tokens: int = 256  # max_tokens of a completion that does not set it
     seconds: float = 60.0  # for the whole answer (504)
     body_seconds: float = 10.0  # for the request's body to arrive (408)
     queue: int = 256  # requests that wait for one model (429)
@@ -40,5 +58,6 @@ class ServeConfig:
     models: list[ModelConfig] = field(default_factory=list)  # models to serve; the first answers where none is named
     host: str = "127.0.0.1"  # address to listen on; another than this machine's own needs keys
     port: int = 8000  # port to listen on; 0: a free one
+    cache: str = ""  # folder of compiled programs; default: in the package's cache folder
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)

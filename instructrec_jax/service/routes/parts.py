@@ -35,6 +35,10 @@ Running = Annotated[Service, Depends(_service)]
 Noted = Annotated[Exchange, Depends(_exchange)]
 
 
+def too_many(error: QueueFull) -> ServiceError:
+    return ServiceError(429, f"{error} Try again later.", code="queue_full", headers={"Retry-After": "1"})
+
+
 async def in_time(service: Service, request: Request, answer: Awaitable[T]) -> T:
     """An answer within the limits.
 
@@ -52,7 +56,7 @@ async def in_time(service: Service, request: Request, answer: Awaitable[T]) -> T
             raise ServiceError(499, "the client closed the connection.")
         raise ServiceError(504, f"the answer took longer than {seconds:g} s (limits.seconds).", code="timeout")
     except QueueFull as error:
-        raise ServiceError(429, f"{error} Try again later.", code="queue_full", headers={"Retry-After": "1"}) from None
+        raise too_many(error) from None
     except ValueError as error:
         raise ServiceError(422, str(error), code="invalid") from None
     finally:
