@@ -11,6 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from instructrec_jax.data.prompts import render
 from instructrec_jax.service.batching import QueueFull
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.exchange import Exchange
@@ -105,6 +106,7 @@ async def chat(asked: ChatRequest, request: Request, service: Running, noted: No
     prompts = await _tokenized(lambda: [writer.chat(example)])
     config = writer.fitted(asked.config(new_tokens, service.config.limits), prompts, new_tokens is not None)
     streams = _submitted(lambda: writer.submit(prompts, config, n=asked.n, exact=asked.exact, top=asked.top))
+    service.drift(model).answered(render(example))
     answers = Answers(model.name, writer, streams, True, bool(asked.logprobs), sum(map(len, prompts)))
     return await _sent(answers, asked, request, service, noted)
 
