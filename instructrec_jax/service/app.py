@@ -69,9 +69,6 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
 
 def _warm_up(service: Service) -> None:
     began = time.perf_counter()
-    try:
-        service.warm_up()
-    except Exception as error:
-        logger.critical("the models cannot answer, so the service never becomes ready: stop it", exc_info=error)
-    else:
+    service.warm_up()
+    if service.ready:
         logger.info("ready", extra={"fields": {"seconds": round(time.perf_counter() - began, 3)}})
