@@ -15,7 +15,7 @@ from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:
-    for package in ("fastapi", "uvicorn"):
+    for package in ("fastapi", "prometheus_client", "uvicorn"):
         require(package, "the service")
     if args[:1] == ["keys"]:
         from instructrec_jax.service import key_commands  # needs the packages of an extra

@@ -15,7 +15,9 @@ from instructrec_jax.service.door import Door, Guarded, allowed
 from instructrec_jax.service.errors import RESPONSES, Contained, add_handlers
 from instructrec_jax.service.exchange import Observed, Observer
 from instructrec_jax.service.models import Service
-from instructrec_jax.service.routes import generation, items, page, records, status, vectors
+from instructrec_jax.service.monitoring import Monitoring
+from instructrec_jax.service.routes import generation, items, metrics, page, records, status, vectors
+from instructrec_jax.service.tracing import add_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +29,18 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
       observers: each is called with every `Exchange` once it has ended.
       door: who comes in; None: everyone.
     """
+    monitoring = Monitoring(service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.started = time.time()
         warming = threading.Thread(target=_warm_up, args=(service,), daemon=True)
         warming.start()
+        monitoring.start()
         yield
         service.ready = False
         service.close()
+        monitoring.close()
 
     app = FastAPI(
         title="instructrec_jax",
@@ -48,16 +53,17 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
         docs_url=None,
         redoc_url=None,
     )
-    app.state.service, app.state.door = service, door or Door()
+    app.state.service, app.state.door, app.state.monitoring = service, door or Door(), monitoring
     add_handlers(app)
-    for routes in (page, status, vectors, records, items, generation):
+    for routes in (page, status, metrics, vectors, records, items, generation):
         app.include_router(routes.router)
     app.add_middleware(CheckedBody, limits=service.config.limits)  # the innermost; the last is the outermost
     app.add_middleware(Guarded, door=app.state.door)
     if origins := service.config.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Contained)
-    app.add_middleware(Observed, observers=[app.state.door.ended, *observers])
+    monitoring.at_end(add_tracing(app, service.config.monitoring.tracing))
+    app.add_middleware(Observed, observers=[app.state.door.ended, *observers, monitoring.observe])
     return app
 
 

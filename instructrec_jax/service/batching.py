@@ -52,6 +52,7 @@ class Batcher(Generic[Asked, Answer]):
         self._waiting: deque[_Waiting[Asked, Answer]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._groups = self._answered = 0
         self._each = 0.0  # seconds per request, lately
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -78,6 +79,17 @@ class Batcher(Generic[Asked, Answer]):
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def stats(self) -> dict[str, float]:
+        """Counts by the names of `service.metrics.STATS`."""
+        groups = self._groups
+        return {
+            "waiting": len(self._waiting),
+            "queue": self._queue,
+            "batches": groups,
+            "batch_rows": self._answered,
+            "batch_room": groups * self._most,
+        }
+
     def close(self) -> None:
         """Answers what waits, then ends the thread."""
         with self._changed:
@@ -92,6 +104,7 @@ class Batcher(Generic[Asked, Answer]):
                 answers = self._answer([each.request for each in group])
             except Exception as error:  # one that is nobody's own: all of the group learn of it
                 answers = [error] * len(group)
+            self._groups, self._answered = self._groups + 1, self._answered + sum(each.size for each in group)
             self._each += 0.2 * ((time.perf_counter() - began) / len(group) - self._each)
             for each, answer in zip(group, answers, strict=True):
                 if isinstance(answer, Exception):

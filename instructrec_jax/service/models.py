@@ -19,6 +19,7 @@ from instructrec_jax.runs.run import Run, is_run, require_finished, run_settings
 from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.service.answerers import Answerer, Cosines, CrossEncoder, Embedding, Options, Predicting
 from instructrec_jax.service.batching import Batcher
+from instructrec_jax.service.drift import Drift
 from instructrec_jax.service.engine import Engine
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.exchange import Exchange
@@ -97,6 +98,7 @@ class Service:
     Attributes:
       refused: name -> why it cannot answer: a run in training, or one without a checkpoint.
       ready: whether all shapes are compiled.
+      drifts: the watch over what a model is asked, by its name; see `drift`.
       failed: why they could not be compiled; "" where they could.
     """
 
@@ -106,6 +108,7 @@ class Service:
     ready: bool = False
     failed: str = ""
     started: float = field(default=0.0)
+    drifts: dict[str, Drift] = field(default_factory=dict)
 
     def model(self, name: str | None, ability: Ability, exchange: Exchange) -> Served:
         """The named model, or the first with this ability that the caller's key opens, noted in the exchange.
@@ -150,6 +153,10 @@ class Service:
                 code="no_such_ability",
             )
         return found
+
+    def drift(self, model: Served) -> Drift:
+        """Where a route counts each answer: `service.drift(model).add(label=..., length=...)`."""
+        return self.drifts.get(model.name) or Drift()
 
     def warm_up(self) -> None:
         """Compiles every shape, then the service is ready."""

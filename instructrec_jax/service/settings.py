@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from instructrec_jax.answering.watch import Weight
 from instructrec_jax.service.engine import EngineSettings
+from instructrec_jax.service.monitoring_settings import MonitoringConfig
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,4 @@ class ServeConfig:
     cors_origins: list[str] = field(default_factory=list)  # origins whose pages may call the service: https://my.site
     log: str = ""  # file of the log, JSON lines; "": stderr
     drain_seconds: float = 30.0  # after SIGTERM, time for running requests to end
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)

@@ -60,6 +60,8 @@ async def recommend(asked: RecommendRequest, request: Request, service: Running,
     records = [each.to_record() for each in found.answers]
     items = sum(len(each.recommendations) for each in found.answers)
     noted.counts.update(texts=len(own), items=items, prompt_tokens=found.tokens)
+    for each in found.answers:
+        service.drift(model).answered(each.prompt)
     usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
     said = {"data": records} if asked.requests is not None else records[0]
     return {"object": "recommendations", "model": model.name, **said, "usage": usage}

@@ -46,6 +46,9 @@ async def embeddings(asked: EmbeddingRequest, request: Request, service: Running
             code="unsupported",
         )
     noted.counts.update(texts=len(texts), prompt_tokens=found.tokens)
+    if model.abilities <= {"embed", "rerank"}:  # else these texts are not what its run was evaluated on
+        for text in texts:
+            service.drift(model).answered(text)
     data = [
         {"object": "embedding", "index": number, "embedding": _shown(vector, asked.encoding_format)}
         for number, vector in enumerate(found.vectors)
