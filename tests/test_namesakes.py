@@ -24,6 +24,9 @@ ELSEWHERE = {
     "runs/bucket_lock": "runs/test_bucket.py",
     "runs/initial": "answering/test_beginning.py",
     "runs/vectors": "runs/test_predictions.py",
+    "service/connections": "service/test_server.py",
+    "service/key_commands": "service/test_keys.py",
+    "service/routes/parts": "service/test_door.py",
 }
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"
