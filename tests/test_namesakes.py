@@ -24,6 +24,8 @@ ELSEWHERE = {
     "runs/bucket_lock": "runs/test_bucket.py",
     "runs/initial": "answering/test_beginning.py",
     "runs/vectors": "runs/test_predictions.py",
+    **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
+    **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},
 }
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"

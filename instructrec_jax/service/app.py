@@ -12,7 +12,7 @@ from instructrec_jax.service.body import CheckedBody
 from instructrec_jax.service.errors import add_handlers
 from instructrec_jax.service.exchange import Observed, Observer
 from instructrec_jax.service.models import Service
-from instructrec_jax.service.routes import status, vectors
+from instructrec_jax.service.routes import items, records, status, vectors
 
 
 def make_app(service: Service, observers: Sequence[Observer] = ()) -> FastAPI:
@@ -36,7 +36,7 @@ def make_app(service: Service, observers: Sequence[Observer] = ()) -> FastAPI:
     )
     app.state.service = service
     add_handlers(app)
-    for routes in (status, vectors):
+    for routes in (status, vectors, records, items):
         app.include_router(routes.router)
     app.add_middleware(CheckedBody, limits=service.config.limits)
     app.add_middleware(Observed, observers=observers)  # the last is the outermost
