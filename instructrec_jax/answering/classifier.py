@@ -94,6 +94,10 @@ class Classifier:
         """Number of texts truncated so far (by the run's `data.truncate`)."""
         return max(run.task.context.counts.get("texts cut", 0) for run in self.runs)
 
+    def prompt(self, text: str) -> str:
+        """The text as the runs read it, and as their evaluations write it."""
+        return f"{self.instruction}\n{text}" if self.instruction else text
+
     def encode(self, text: str, where: str) -> list[Encoded]:
         """The text encoded for each run. Raises BadExample for an unusable text."""
         return [

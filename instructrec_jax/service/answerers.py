@@ -9,6 +9,7 @@ from scipy.special import expit
 
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.prompts import render
 from instructrec_jax.runs.predictions import Asker, fields_of, rows_of
 from instructrec_jax.runs.run import Run
 from instructrec_jax.service.batching import in_one_call
@@ -124,10 +125,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The predictions for the records of a request, and the number of their tokens."""
+    """The predictions for the records of a request, the number of their tokens, and the prompts that were read."""
 
     answers: list[dict[str, object]]
     tokens: int
+    prompts: list[str]
 
 
 class Predicting:
@@ -156,8 +158,11 @@ class Predicting:
         answers = iter(self.asker.answer([e for encoded in asked for e in encoded]))
         found = []
         for encoded in asked:
-            own = {int(each[0].example.id): next(answers).to_record() for each in pieces(encoded)}
-            found.append(Predicted([own[number] for number in range(len(own))], tokens_of([e.text for e in encoded])))
+            asked_of = {int(each[0].example.id): each[0].example for each in pieces(encoded)}
+            own = {number: next(answers).to_record() for number in asked_of}
+            tokens, numbers = tokens_of([e.text for e in encoded]), range(len(own))
+            prompts = [render(asked_of[number]) for number in numbers]
+            found.append(Predicted([own[number] for number in numbers], tokens, prompts))
         return found
 
 

@@ -1,6 +1,7 @@
 """What the routes share: the running service, and how long an answer may take."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Sequence
 from typing import Annotated, TypeVar
 
@@ -35,6 +36,12 @@ Running = Annotated[Service, Depends(_service)]
 Noted = Annotated[Exchange, Depends(_exchange)]
 
 
+def too_many(error: QueueFull) -> ServiceError:
+    seconds = min(max(1, math.ceil(error.seconds)), 600)
+    message = f"{error} Try again in {seconds} s (limits.queue)."
+    return ServiceError(429, message, code="queue_full", headers={"Retry-After": str(seconds)})
+
+
 def of_size(given: Sequence[object], name: str, what: str, most: int, limit: str) -> None:
     """Raises ServiceError (422) unless a list of a request has 1 to `most` entries."""
     if not 1 <= len(given) <= most:
@@ -55,11 +62,11 @@ async def in_time(service: Service, request: Request, answer: Awaitable[T]) -> T
         done, _ = await asyncio.wait({work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if work in done:
             return work.result()
-        if gone in done:
+        if gone in done:  # nobody reads this; the exchange has it
             raise ServiceError(499, "the client closed the connection.")
         raise ServiceError(504, f"the answer took longer than {seconds:g} s (limits.seconds).", code="timeout")
     except QueueFull as error:
-        raise ServiceError(429, f"{error} Try again later.", code="queue_full", headers={"Retry-After": "1"}) from None
+        raise too_many(error) from None
     except ValueError as error:
         raise ServiceError(422, str(error), code="invalid") from None
     finally:

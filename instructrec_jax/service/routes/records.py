@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from instructrec_jax.answering.desk import Answered
 from instructrec_jax.service.answerers import Predicted
 from instructrec_jax.service.routes.parts import Asked, Noted, Running, in_time, of_size
-from instructrec_jax.service.scenarios import Watched
+from instructrec_jax.service.scenarios import Assisting, Watched, Watching
 
 router = APIRouter(tags=["records"])
 
@@ -28,11 +28,12 @@ async def classify(asked: ClassifyRequest, request: Request, service: Running, n
     probabilities, a number, a tag for each word, an answer with its place in the context ..."""
     records = asked.input if isinstance(asked.input, list) else [asked.input]
     of_size(records, "input", "records", service.config.limits.texts, "limits.texts")
-    model = service.model(asked.model, "classify")
-    noted.model = model.name
+    model = service.model(asked.model, "classify", noted)
     answer = model.ask("classify", records, size=len(records), alone=asked.exact)
     found: Predicted = await in_time(service, request, answer)
     noted.counts.update(texts=len(records), prompt_tokens=found.tokens)
+    for prompt, said in zip(found.prompts, found.answers, strict=True):
+        service.drift(model).answered(prompt, said)
     data = [{"index": number, **each} for number, each in enumerate(found.answers)]
     return {"object": "list", "model": model.name, "task": model.run.kind, "data": data, "usage": _usage(found.tokens)}
 
@@ -50,11 +51,15 @@ async def assist(asked: AssistRequest, request: Request, service: Running, noted
     """The intent, slots, action and reply for each text, as `python -m instructrec_jax.assist`."""
     texts = asked.input if isinstance(asked.input, list) else [asked.input]
     of_size(texts, "input", "texts", service.config.limits.texts, "limits.texts")
-    model = service.model(asked.model, "assist")
-    noted.model = model.name
+    model = service.model(asked.model, "assist", noted)
     answer = model.ask("assist", texts, size=len(texts), alone=asked.exact)
     found: list[Answered] = await in_time(service, request, answer)
     noted.counts.update(texts=len(texts))
+    assisting = model.answerers["assist"]
+    assert isinstance(assisting, Assisting)
+    for each in found:
+        said = {"prediction": each["intent"], "probability": each["confidence"]}
+        service.drift(model).answered(assisting.desk.classifier.prompt(each["text"]), said)
     return {"object": "list", "model": model.name, "data": found}
 
 
@@ -76,10 +81,14 @@ async def watch(asked: WatchRequest, request: Request, service: Running, noted: 
     """
     records = asked.input if isinstance(asked.input, list) else [asked.input]
     of_size(records, "input", "records", service.config.limits.texts, "limits.texts")
-    model = service.model(asked.model, "watch")
-    noted.model = model.name
+    model = service.model(asked.model, "watch", noted)
     found: Watched = await in_time(service, request, model.ask("watch", records, size=len(records)))
     noted.counts.update(texts=len(records), alerts=len(found.alerts), prompt_tokens=found.tokens)
+    watching = model.answerers["watch"]
+    assert isinstance(watching, Watching)
+    for each in found.records:
+        said = {"prediction": each["label"], "probabilities": each["probabilities"]}
+        service.drift(model).answered(watching.classifier.prompt(str(each["text"])), said)
     return {
         "object": "list",
         "model": model.name,
