@@ -100,7 +100,10 @@ def _plain(value: Any) -> Any:
 def test_recommend_as_recommend(name: str, networks: dict[str, Path], tmp_path: Path) -> None:
     run = run_of(name, RANKING[name], networks, tmp_path)
     cases = examples(name.partition(",")[0], 4)
-    asked = [{"instruction": e.instruction, "history": [f"id:{item}" for item in e.history], "k": 3} for e in cases]
+    asked: list[dict[str, Any]] = [
+        {"prompt": " ".join(e.instruction.split()[:4]), "history": [f"id:{item}" for item in e.history], "k": 3}
+        for e in cases
+    ]
     wanted = [each.to_record() for each in Recommender(run).recommend([Request(**each) for each in asked])]
     with served(run) as client:
         answer = client.post("/recommend", json={"requests": asked})
@@ -121,7 +124,7 @@ def test_documents_are_ranked_by_what_the_run_knows(networks: dict[str, Path], t
         found = {each["index"]: each["relevance_score"] for each in results}
         close([found[n] for n in range(4)], (1 / (1 + np.exp(-logits.astype(float)))).tolist())
         assert [each["document"]["text"] for each in results] == [documents[each["index"]] for each in results]
-        assert client.post("/rerank", json=body | {"documents": ["very " * 70]}).status_code == 422
+        assert client.post("/rerank", json=body | {"query": "very " * 70}).status_code == 422
     with served(networks["bert"]) as client:
         query, *vectors = Run.open(networks["bert"]).encode(["a film", "a dull film", "war"])
         wanted = [float(v @ query / np.linalg.norm(v) / np.linalg.norm(query)) for v in vectors]

@@ -37,6 +37,7 @@ from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeCon
 from instructrec_jax.tasks import ClassificationConfig
 
 LIMITS = LimitsConfig(texts=40, candidates=20, queue=1000, records=50)
+BAND = [-1e-4, 1e-4]  # which the scores of a run that was not trained leave
 LENGTH = 32  # of the runs' texts: one bucket
 
 
@@ -53,12 +54,11 @@ def runs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def service(runs: dict[str, Path], checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Service:
     actions = tmp_path_factory.mktemp("actions") / "actions.yaml"
     actions.write_text(ACTIONS, encoding="utf-8")
+    cut = ["--data.truncate", "right"]
     models = [
-        ModelConfig(str(runs["retrieval"])),
-        ModelConfig(str(runs["sequence"])),
-        ModelConfig(str(runs["reranker"])),
+        *(ModelConfig(str(runs[name]), settings=cut) for name in ("retrieval", "sequence", "reranker")),
         ModelConfig(str(runs["desk"]), actions=str(actions)),
-        ModelConfig(str(runs["news"]), watch=WatchConfig(band=[-0.05, 0.05], hysteresis=0.0, least=1)),
+        ModelConfig(str(runs["news"]), watch=WatchConfig(band=BAND, hysteresis=0.0, least=1)),
     ]
     return open_service(ServeConfig(models=models, limits=LIMITS))
 
@@ -173,7 +173,7 @@ def test_a_stream_is_watched_as_by_the_verb(client: TestClient, runs: dict[str, 
     classifier = Classifier(runs["news"])
     fields = {name: name for name in ("text", "entity", "time")}
     feed = Feed(classifier, fields, UTC, timedelta(0), Skipped(False))
-    band = Band(-0.05, 0.05, 0.0, 1)
+    band = Band(*BAND, 0.0, 1)
     wanted = list(watch(classifier, feed(str(tmp_path / "records.jsonl")), timedelta(days=7), band))
     found: list[Any] = []
     alerts: list[Any] = []
@@ -219,7 +219,7 @@ def test_titles_and_facts(client: TestClient) -> None:
         ("/recommend", {"requests": [{"instruction": "a"}], "history": "title 1"}, 422, "history"),
         ("/recommend", {"requests": []}, 422, "limits.texts"),
         ("/recommend", {"instruction": "a", "model": "desk"}, 400, "'desk'"),
-        ("/recommend", {"instruction": "a", "model": "flims"}, 404, "flims"),
+        ("/recommend", {"instruction": "a", "model": "flims"}, 404, "no model of this name"),
         ("/recommend", {"instruction": "a", "on_unknown": "guess"}, 422, "on_unknown"),
         ("/classify", {"input": []}, 422, "limits.texts"),
         ("/classify", {"input": "bad " * 40}, 422, "record 0"),
