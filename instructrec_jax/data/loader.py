@@ -5,7 +5,9 @@ and nothing repeats or goes missing when the number of devices or hosts changes.
 """
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, SupportsIndex, TypeVar, cast
 
@@ -269,6 +271,16 @@ class Stream(Protocol[Item]):
     def set_state(self, state: dict[str, object] | None) -> None: ...
 
 
+class StreamReadAhead(Stream[Item], Protocol[Item]):
+    """A stream whose examples are read before they are needed."""
+
+    def count_skipped(self) -> int:
+        """The number of bad rows met so far."""
+
+    def list_skipped(self, count: int) -> None:
+        """Lists only the first `count` of them: a run lists the bad rows before the examples that it used."""
+
+
 @dataclass
 class StreamLoader(Generic[Item]):
     """Batches of a source that is read in order.
@@ -309,17 +321,18 @@ class StreamRowLoader(Generic[Item, Made]):
 
     `window` examples at a time are encoded, packed and dealt to batches, whose numbers of rows differ by one at most
     (the missing ones are empty). A position is that of the stream before the window, and the batches taken from it, so
-    a resumed run reads the window again and packs it alike.
+    a resumed run reads the window again and packs it alike. A thread reads and encodes the next window while batches
+    of this one are used.
 
     Attributes:
-      encode: examples -> what batches are gathered from, with one text each.
+      encode: examples -> what batches are gathered from, with one text each. Called in that thread, as the stream is.
       texts: the same -> its text.
       gather: these -> the texts and arrays of a batch.
       batch_rows: rows per step, over all processes.
       length, target_length: row lengths.
     """
 
-    stream: Stream[Item]
+    stream: StreamReadAhead[Item]
     encode: Callable[[list[Item]], list[Made]]
     texts: Callable[[Made], Text]
     gather: Callable[[list[Made], np.random.Generator], BatchTexts]
@@ -336,8 +349,24 @@ class StreamRowLoader(Generic[Item, Made]):
         if position is not None:
             self.stream.set_state(cast(dict[str, object], position["window"]))
             taken = cast(int, position["taken"])
-        examples, step = iter(self.stream), start
-        while step < stop:
+        step = start
+        with closing(ahead(self._windows())) as windows:
+            while step < stop:
+                window = next(windows)
+                self.stream.list_skipped(window.skipped)
+                dealt = self._dealt(window.items, step - taken)
+                for number in range(taken, len(dealt)):
+                    if step == stop:
+                        return
+                    rest = {"window": window.before, "taken": number + 1}
+                    after = rest if number + 1 < len(dealt) else {"window": window.after, "taken": 0}
+                    yield replace(self._batch(window.items, dealt[number], step), position=after)
+                    step += 1
+                taken = 0
+
+    def _windows(self) -> Iterator["_Window[Made]"]:
+        examples = iter(self.stream)
+        while True:
             before = self.stream.get_state()
             window: list[Item] = []
             while len(window) < self.window:
@@ -345,16 +374,7 @@ class StreamRowLoader(Generic[Item, Made]):
                     examples = iter(self.stream)  # the next epoch
                 else:
                     window.append(example)
-            items = self.encode(window)
-            dealt = self._dealt(items, step - taken)
-            for number in range(taken, len(dealt)):
-                if step == stop:
-                    return
-                rest = {"window": before, "taken": number + 1}
-                after = rest if number + 1 < len(dealt) else {"window": self.stream.get_state(), "taken": 0}
-                yield replace(self._batch(items, dealt[number], step), position=after)
-                step += 1
-            taken = 0
+            yield _Window(before, self.encode(window), self.stream.get_state(), self.stream.count_skipped())
 
     def _dealt(self, items: Sequence[Made], first: int) -> list[list[np.ndarray]]:
         """The rows of each batch of a window whose first step is `first`, as the indices of their texts."""
@@ -369,6 +389,26 @@ class StreamRowLoader(Generic[Item, Made]):
         parts = self.gather(chosen, np.random.default_rng([self.seed, step]))
         planned = [each for each in lengths_of([self.texts(item) for item in chosen]) if each is not None]
         return batch_of_rows(parts, planned, list(map(len, rows)), self.batch_rows, self.length, self.target_length)
+
+
+@dataclass(frozen=True)
+class _Window(Generic[Made]):
+    """Encoded examples, the stream's positions before and after them, and the bad rows met up to their end."""
+
+    before: dict[str, object]
+    items: list[Made]
+    after: dict[str, object]
+    skipped: int
+
+
+def ahead(items: Iterator[Made]) -> Generator[Made, None, None]:
+    """The endless `items`; a thread makes the next one while one is used. An error is raised where its item is due."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items)
+        while True:
+            item = coming.result()
+            coming = thread.submit(next, items)
+            yield item
 
 
 def to_devices(batch: Batch[Own], mesh: DeviceMesh) -> Batch[Own]:

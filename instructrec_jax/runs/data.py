@@ -1,5 +1,6 @@
 """The data of a run: each source is opened and parsed once, its examples are encoded once, then batched."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -317,11 +318,13 @@ def _batches(
 
 def _stream_batches(config: Config, task: Task, opened: StreamSource | MixedStream, row_multiple: int) -> TrainingData:
     hold_out = config.data.hold_out
-    opened.use(lambda example: not (hold_out and is_held_out(example, hold_out)), partial(check_usable, task))
     size, rows = config.data.examples_per_step, config.data.batch_rows
+    # Rows are read and encoded in a thread, while an evaluation may use the task's tokenizer and counts.
+    reader = task if rows is None else copy.deepcopy(task)
+    opened.use(lambda example: not (hold_out and is_held_out(example, hold_out)), partial(check_usable, reader))
 
     def encode(examples: list[Example]) -> list[Encoded]:
-        return some_left(encode_usable(task, examples, "error")[0])
+        return some_left(encode_usable(reader, examples, "error")[0])
 
     if rows is not None:
         length, target_length = config.data.max_length, task.max_target_length

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import threading
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +18,9 @@ from instructrec_jax.data import loader as loader_module
 from instructrec_jax.data.batch import BatchTexts, PerText, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader
+from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader, StreamRowLoader
 from instructrec_jax.data.mixture import Mixture
+from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.sources import ListSource
 from instructrec_jax.data.stream import StreamSource
 
@@ -320,3 +324,34 @@ def test_a_stream_of_pairs() -> None:
 def test_a_stream_cannot_resume_without_a_position() -> None:
     with pytest.raises(ValueError, match="position"):
         next(make_stream_loader().batches(3, 5))
+
+
+def make_stream_rows(encode: Callable[[list[Example]], list[Text]], stream: StreamSource) -> StreamRowLoader:
+    def gather_texts(texts: list[Text], rng: np.random.Generator) -> BatchTexts:
+        return BatchTexts(texts, Noise(rng.integers(0, 1000, len(texts)).astype(np.int32)))
+
+    rows = {"batch_rows": 1, "window": 8, "length": 16, "target_length": None, "seed": 0}
+    return StreamRowLoader(stream, encode, lambda text: text, gather_texts, **rows)
+
+
+def test_the_next_window_is_encoded_while_one_is_used() -> None:
+    """Its error and its bad rows wait until it is due."""
+    encoded, second = list[int](), threading.Event()
+    stream = make_stream()
+
+    def encode(examples: list[Example]) -> list[Text]:
+        encoded.append(len(examples))
+        stream.know_skipped([SkippedRow(f"window {len(encoded)}", "", "", "")])
+        if len(encoded) == 2:
+            second.set()
+            raise ValueError("a bad window")
+        return [Text(tokens_of(int(example.id))) for example in examples]
+
+    with closing(make_stream_rows(encode, stream).batches(0, 50)) as batches:
+        assert next(batches).position["taken"] == 1  # type: ignore[index]
+        assert second.wait(60), "only one batch of the first window was taken"
+        assert [row.where for row in stream.skipped] == ["window 1"]
+        with pytest.raises(ValueError, match="a bad window"):
+            while (batch := next(batches)).position:
+                last = batch
+    assert last.position["taken"] == 0, "every batch of the first window came"  # type: ignore[index]
