@@ -22,7 +22,7 @@ from instructrec_jax.data.rows import Rows
 from instructrec_jax.data.shares import SOURCE_ROW
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
 from instructrec_jax.data.storage import Storage, code_version
-from instructrec_jax.data.store import Store, StorePlan, open_store
+from instructrec_jax.data.store import PART_ROWS, Store, StorePlan, open_store
 from instructrec_jax.files import check_type
 
 SCHEMA = pa.schema(
@@ -172,6 +172,7 @@ def read_examples(
         make=make,
         summarize=summarize,
         kept_from=storage.kept_from,
+        part_rows=PART_ROWS,
         shared=("digest", SOURCE_ROW) if storage.divided else (),
         remake=lambda: partial(read_block, _Reading(source().rows, source().mapper, tuple(origin.names))),
     )
@@ -187,7 +188,7 @@ class _Reading:
     names: tuple[str, ...]
 
 
-def read_block(reading: _Reading, block: range) -> Part:
+def read_block(reading: _Reading, block: Sequence[int]) -> Part:
     """The valid examples of some rows."""
     rows, mapper = reading.rows, reading.mapper
     mapper.answer_styles.clear()

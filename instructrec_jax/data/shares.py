@@ -8,7 +8,7 @@ small columns (lengths, digests) travels between them.
 import json
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -28,16 +28,26 @@ class Elsewhere:
 
     Args:
       blocks: number of a part -> the source's rows that it is made of.
-      make: some of these -> their part. Picklable, and called by one thread at a time.
+      make: some of the source's rows, ascending -> their part. Picklable, and called by one thread at a time.
     """
 
-    def __init__(self, blocks: Mapping[int, range], make: Callable[[range], Part]) -> None:
+    def __init__(self, blocks: Mapping[int, range], make: Callable[[Sequence[int]], Part]) -> None:
         self.blocks, self.make = blocks, make
         self._lock = threading.Lock()
-        self._last: tuple[range, pa.RecordBatch] | None = None
+        self._covered: Collection[int] = ()  # rows of the source that were made last
+        self._made: pa.RecordBatch | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         return Elsewhere, (self.blocks, self.make)
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Makes some of the source's rows together, because they are asked for next."""
+        with self._lock:
+            self._cover(sorted(set(rows)))
+
+    def _cover(self, rows: Sequence[int]) -> None:
+        self._made = self.make(rows).rows
+        self._covered = rows if isinstance(rows, range) else set(rows)
 
     def find(self, number: int, known: pa.RecordBatch, place: int, sweep: bool) -> tuple[pa.RecordBatch, int]:
         """A record batch with the row at a place of a part, and its place there.
@@ -48,21 +58,25 @@ class Elsewhere:
 
         Raises ValueError where the source gives other rows than the process that keeps the part has read.
         """
-        rows = known.column(SOURCE_ROW).to_numpy()
-        block = self.blocks[number]
-        if not sweep:
-            block = range(int(rows[place]), int(rows[place]) + 1)
-        first, last = (int(each) for each in np.searchsorted(rows, [block.start, block.stop]))
+        row = known.column(SOURCE_ROW)[place].as_py()
         with self._lock:
-            if self._last is None or self._last[0] != block:
-                made = self.make(block).rows
-                if not made.select(known.schema.names).equals(known.slice(first, last - first)):
-                    raise ValueError(
-                        f"the data of process {jax.process_index()} differ from those of the process that read rows "
-                        f"{block.start + 1} to {block.stop}: all machines need the same files, unchanged while in use."
-                    )
-                self._last = block, made
-            return self._last[1], place - first
+            if self._made is None or row not in self._covered:
+                self._cover(self.blocks[number] if sweep else [row])
+            made = self._made
+        assert made is not None
+        (first, after), (there, end) = (_places(batch, row) for batch in (known, made))
+        if not made.select(known.schema.names).slice(there, end - there).equals(known.slice(first, after - first)):
+            raise ValueError(
+                f"the data of process {jax.process_index()} differ from those of the process that keeps row {row + 1}: "
+                "all machines need the same files, unchanged while in use."
+            )
+        return made, there + place - first
+
+
+def _places(batch: pa.RecordBatch, row: int) -> tuple[int, int]:
+    """The first row that is made of a row of the source, and the one after the last."""
+    first, after = np.searchsorted(batch.column(SOURCE_ROW).to_numpy(), [row, row + 1])
+    return int(first), int(after)
 
 
 def exchanged(mine: Mapping[int, Part], columns: Sequence[str], failure: Exception | None) -> dict[int, Part]:

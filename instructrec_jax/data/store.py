@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from instructrec_jax.data.parts import Part, mapped_part, part_path, readable_part, write_part
-from instructrec_jax.data.shares import Elsewhere, exchanged, on_shared_disk
+from instructrec_jax.data.shares import SOURCE_ROW, Elsewhere, exchanged, on_shared_disk
 from instructrec_jax.distributed.launch import barrier, exchange, is_first, say
 from instructrec_jax.files import read_json, sweep, try_lock, write_json, write_text
 
@@ -73,7 +73,7 @@ class StorePlan:
     kept_from: int = 0
     part_rows: int = PART_ROWS
     shared: Sequence[str] = ()
-    remake: Callable[[], Callable[[range], Part]] | None = None
+    remake: Callable[[], Callable[[Sequence[int]], Part]] | None = None
 
     @property
     def name(self) -> str:
@@ -121,11 +121,23 @@ class Store:
 
     def find(self, row: int, sweep: bool = False) -> tuple[pa.RecordBatch, int]:
         """The part that holds a row, and the row's place in it. sweep: whether the rows after it are read, too."""
-        part = int(np.searchsorted(self.ends, row, side="right"))
-        rows, place = self.parts[part].rows, row - (int(self.ends[part - 1]) if part else 0)
+        part, place = self._place(row)
+        rows = self.parts[part].rows
         if self.elsewhere is None or part not in self.elsewhere.blocks:
             return rows, place
         return self.elsewhere.find(part, rows, place, sweep)
+
+    def _place(self, row: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self.ends, row, side="right"))
+        return part, row - (int(self.ends[part - 1]) if part else 0)
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Makes those of some rows together that other processes keep; `find` is asked for them next."""
+        if self.elsewhere is None:
+            return
+        places = [(part, place) for part, place in map(self._place, rows) if part in self.elsewhere.blocks]
+        if places:
+            self.elsewhere.expect([self.parts[part].rows.column(SOURCE_ROW)[place].as_py() for part, place in places])
 
     def numbers(self, column: str) -> np.ndarray:
         """A column of numbers, [rows]."""

@@ -294,7 +294,7 @@ def _batches(
     size, rows = config.data.examples_per_step, config.data.batch_rows
 
     def gather(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
-        return task.gather([encoded[int(i)] for i in indices], rng)
+        return task.gather(encoded.take(indices), rng)
 
     lengths, target_lengths = encoded.lengths, encoded.target_lengths
     tokens = int(lengths.sum()) + (0 if target_lengths is None else int(target_lengths.sum()))

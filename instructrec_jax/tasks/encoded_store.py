@@ -107,6 +107,14 @@ class EncodedExamples(Sequence[Encoded]):
             assert last[2] is not None
             yield Encoded(Text(*cast(Any, unpack(values["text"]))), unpack(values["goal"]), last[2])
 
+    def take(self, indices: np.ndarray) -> list[Encoded]:
+        """Some of them, int64. Those that other processes keep are encoded together."""
+        rows = indices if self.rows is None else self.rows[indices]
+        for source, end in zip(self._sources, self._ends, strict=True):
+            own = rows - (end - len(source.store))
+            source.store.expect(own[(own >= 0) & (own < len(source.store))].tolist())
+        return list(self._read(indices.tolist(), sweep=False))
+
     def chosen(self, rows: np.ndarray) -> "EncodedExamples":
         """Some of them. rows: int64 or bool, as NumPy takes an index."""
         return EncodedExamples(self._sources, np.arange(len(self))[rows] if self.rows is None else self.rows[rows])
@@ -267,10 +275,10 @@ def token_key(task: Task, settings: object, examples: str, numbers: np.ndarray, 
     }
 
 
-def encode_block(encoding: _Encoding, block: range) -> Part:
+def encode_block(encoding: _Encoding, block: Sequence[int]) -> Part:
     """The encodings of some examples, without a trace in the task's own counts."""
     task = encoding.task
-    numbers = encoding.numbers[block.start : block.stop].tolist()
+    numbers = encoding.numbers[list(block)].tolist()
     examples = [encoding.examples[number] for number in numbers]
     contexts = _contexts(task)
     before = [Counter(context.counts) for context in contexts]

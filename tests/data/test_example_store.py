@@ -111,7 +111,7 @@ def test_bad_rows_are_listed_and_nothing_is_kept_as_whole(tmp_path: Path) -> Non
 
 def test_in_workers_as_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three parts in two processes, with bad rows: the same store."""
-    monkeypatch.setattr("instructrec_jax.data.store.StorePlan.part_rows", 4)
+    monkeypatch.setattr("instructrec_jax.data.example_store.PART_ROWS", 4)
     bad = [{"instruction": "", "output": "x"}]
     path = jsonl(tmp_path / "a.jsonl", [*rows(5), *bad, *rows(4), *bad])
     one = opened(path, Storage(str(tmp_path / "one"), workers=1), on_bad_example="skip")

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from instructrec_jax.data import loader as loader_module
 from instructrec_jax.data.batch import BatchTexts, PerText, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader, StreamRowLoader
+from instructrec_jax.data.loader import HostBatch, Loader, OwnRows, RowLoader, StreamLoader, StreamRowLoader
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.sources import ListSource
@@ -276,6 +276,46 @@ def test_other_texts_than_planned_are_an_error(change: Any) -> None:
     loader = RowLoader(make_row_loader().order, lambda *a: change(gather_rows(*a)), LENGTHS, 4, 48, 0)
     with pytest.raises(ValueError, match="batch_rows"):
         loader.batch(0)
+
+
+# ------------------------------------------------------------------ the rows of one process
+
+
+@pytest.mark.parametrize("kind", ["examples", "rows", "pairs"])
+def test_only_the_texts_of_own_rows_are_gathered(kind: str) -> None:
+    """The rows are those of the whole batch, byte for byte; others are empty."""
+    asked: list[int] = []
+
+    def gathered(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
+        asked.extend(indices.tolist())
+        parts = (gather_pairs if kind == "pairs" else gather_rows)(indices, rng)
+        return replace(parts, own=Noise(indices.astype(np.int32)))  # of the example alone
+
+    sides = [LENGTHS, TARGET_LENGTHS] if kind == "pairs" else [LENGTHS]
+
+    def made(here: Callable[[int], np.ndarray] | None) -> Loader | RowLoader:
+        order = make_row_loader().order
+        if kind == "rows":
+            return RowLoader(order, gathered, LENGTHS, 4, 48, 0, rows_here=here)
+        own = None if here is None else OwnRows(sides, here)
+        return Loader(order, gathered, 10, (32, 64), 4, 0, (8, 16) if kind == "pairs" else (), own=own)
+
+    for step in range(3):
+        whole = made(None).batch(step)
+        rows = len(whole.batch.texts.tokens)
+        of_step, found = sorted(asked), 0
+        for process in range(rows + 1):  # the last one has no row at all
+            asked.clear()
+            batch = made(lambda count, process=process: np.arange(count) == process).batch(step)  # type: ignore[misc]
+            assert (batch.tokens, batch.shape) == (whole.tokens, whole.shape)
+            if process < rows:
+                texts = int(whole.batch.texts.segment_ids[process].max())
+                assert len(asked) == max(texts, 1)
+                found += texts
+                for one, other in zip(*map(jax.tree.leaves, (batch.batch, whole.batch)), strict=True):
+                    np.testing.assert_array_equal(one[process], other[process])
+        assert found == len(of_step)
+        asked.clear()
 
 
 # ------------------------------------------------------------------ streams

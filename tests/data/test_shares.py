@@ -19,15 +19,15 @@ from instructrec_jax.data.store import Store, StorePlan, open_store
 ROWS, PART, ALL = 40, 4, 10  # records, records of a part, parts
 
 
-def part(block: range, shift: int = 0) -> Part:
+def part(block: Sequence[int], shift: int = 0) -> Part:
     """Squares: none of record 5, two of record 6."""
     chosen = [n for n in block if n != 5 for _ in range(2 if n == 6 else 1)]
     columns = {
         "square": [n * n + shift for n in chosen],
-        "name": [f"{n} of {block}" if n == 6 else str(n) for n in chosen],
+        "name": [str(n) for n in chosen],
         SOURCE_ROW: chosen,
     }
-    return Part(pa.record_batch([pa.array(each) for each in columns.values()], list(columns)), {"first": block.start})
+    return Part(pa.record_batch([pa.array(each) for each in columns.values()], list(columns)), {"first": block[0]})
 
 
 def plan(folder: Path | None, made: list[range] | None = None, key: object = 1, shift: int = 0) -> StorePlan:
@@ -39,7 +39,7 @@ def plan(folder: Path | None, made: list[range] | None = None, key: object = 1, 
                 made.append(block)
             yield part(block)
 
-    def remake() -> Callable[[range], Part]:
+    def remake() -> Callable[[Sequence[int]], Part]:
         return functools.partial(part, shift=shift)
 
     def summarize(parts: Sequence[Part]) -> dict[str, object]:
@@ -56,7 +56,7 @@ def assert_whole(store: Store, sweep: bool) -> None:
     for row in range(len(store)) if sweep else reversed(range(len(store))):
         batch, place = store.find(row, sweep)
         assert batch.column("square")[place].as_py() == numbers[row] ** 2
-        assert batch.column("name")[place].as_py().split()[0] == str(numbers[row])
+        assert batch.column("name")[place].as_py() == str(numbers[row])
     assert store.summary == {"firsts": list(range(0, ROWS, PART)), "sum": sum(n * n for n in numbers)}
 
 
@@ -87,6 +87,25 @@ def test_shares_of_other_numbers_of_hosts(tmp_path: Path, monkeypatch: pytest.Mo
         assert [store.reused for store in stores] == [not each for each in made]
         assert all(store.reused for store in opened(monkeypatch, tmp_path, count, [[] for _ in range(count)]))
     assert_whole(open_store(plan(tmp_path / "0")), sweep=True)
+
+
+def test_expected_rows_are_made_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def remake() -> Callable[[Sequence[int]], Part]:
+        def make(rows: Sequence[int]) -> Part:
+            asked.append(list(rows))
+            return part(rows)
+
+        return make
+
+    (store, _) = as_processes(monkeypatch, 2, lambda number: open_store(replace(plan(None), remake=remake)))
+    store.expect([34, 1, 5, 6, 12])  # records 5 (none), 6 (two) and 12 are of parts 1 and 3; 1 and 34 are kept here
+    assert asked == [[6, 12]]
+    for row, square in ((5, 36), (6, 36), (12, 144), (1, 1), (34, 34 * 34)):
+        batch, place = store.find(row)
+        assert batch.column("square")[place].as_py() == square
+    assert asked == [[6, 12]]
 
 
 def test_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +161,7 @@ def test_hosts_with_other_data_are_told(tmp_path: Path, monkeypatch: pytest.Monk
         store = open_store(plan(tmp_path / str(number), shift=number))
         if number == 0:
             return assert_whole(store, sweep=False)
-        with pytest.raises(ValueError, match="rows 1 to 1.*the same files"):
+        with pytest.raises(ValueError, match="row 1: .*the same files"):
             store.find(0)
 
     as_processes(monkeypatch, 2, other_key)
