@@ -462,7 +462,10 @@ def fingerprint(examples: Iterable[Example]) -> str:
 
 def fingerprint_of(digests: Iterable[bytes]) -> str:
     """SHA-256 (64 hex digits) of the examples' digests in order. So processes that each hold some can tell it."""
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+    found = hashlib.sha256()
+    for digest in digests:
+        found.update(digest)
+    return found.hexdigest()
 
 
 def digest_of_example(example: Example) -> bytes:

@@ -1,7 +1,7 @@
 """Multi-process programs: initialization, collective operations, and the end of all processes when one dies.
 
-Every process runs the same code with the same settings. All processes compute; only the first writes files and prints.
-They share one file system.
+Every process runs the same code with the same settings. All processes compute; only the first writes the run directory
+and prints. They share one file system or a bucket; prepared data need neither (`data.shares`).
 """
 
 import atexit

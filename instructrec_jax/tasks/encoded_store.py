@@ -325,8 +325,6 @@ def _contexts(task: Task) -> list[Any]:
 def _summary(parts: Sequence[Part], examples: NumberedExamples, contexts: int) -> dict[str, object]:
     numbers = np.concatenate([*(part.rows.column("number").to_numpy() for part in parts), np.zeros(0, np.int64)])
     as_they_are = np.array_equal(numbers, np.arange(len(examples)))  # the usual case: each example once
-    made = [digest for part in parts for digest in part.rows.column("made_digest").to_pylist()]
-    digests = () if as_they_are else (own or examples.digest(int(n)) for own, n in zip(made, numbers, strict=True))
     counts = [Counter[str]() for _ in range(contexts)]
     skipped: list[object] = []
     for part in parts:
@@ -334,6 +332,8 @@ def _summary(parts: Sequence[Part], examples: NumberedExamples, contexts: int) -
         for total, each in zip(counts, own, strict=True):
             total.update(each)
         skipped += check_type(part.meta["skipped"], list[object], "a store")
+    made = (digest for part in parts for digest in part.rows.column("made_digest").to_pylist())
+    digests = (own or examples.digest(int(number)) for own, number in zip(made, numbers, strict=True))
     fingerprint = examples.fingerprint if as_they_are else fingerprint_of(digests)
     return {"fingerprint": fingerprint, "counts": [dict(each) for each in counts], "skipped": skipped}
 

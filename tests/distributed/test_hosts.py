@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import assert_close
-from processes import Processes
+from processes import PATIENCE, Processes
 from tiny_runs import changed, final_parameters, tiny_run, write_settings
 
 from instructrec_jax import train
@@ -104,7 +104,7 @@ def test_batches_are_those_of_one_process(kind: str, count: int, configs: Mappin
     expected = [(batch.tokens, digests(to_devices(batch.batch, mesh))) for batch in data.batches(0, STEPS, None)]
     stores = tmp_path / "stores"
     with Processes(command(BATCHES, settings, stores), count, 4 // count, tmp_path / "logs") as some:
-        assert some.wait() == [0] * count, [some.said(number) for number in range(count)]
+        assert some.wait(2 * PATIENCE) == [0] * count, [some.said(number) for number in range(count)]
         said = [some.said(number).splitlines() for number in range(count)]
     assert sum("is not shared" in line for line in said[0]) == 1
     found: list[dict[str, str]] = [{} for _ in range(STEPS)]
