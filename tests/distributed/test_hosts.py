@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import assert_close
 from processes import PATIENCE, Processes
-from tiny_runs import changed, final_parameters, tiny_run, write_settings
+from tiny_runs import TOLERANCE, assert_same_lines, changed, final_parameters, tiny_run, write_settings
 
 from instructrec_jax import train
 from instructrec_jax.data.loader import to_devices
@@ -26,7 +26,6 @@ from instructrec_jax.runs.model import open_task
 from instructrec_jax.training.checkpoint import Checkpoints
 
 STEPS = 6
-TOLERANCE = 1e-5  # as in test_launch
 
 # Each process has a folder of its own for prepared data, in parts of few rows.
 BEGIN = """
@@ -121,8 +120,6 @@ def test_batches_are_those_of_one_process(kind: str, count: int, configs: Mappin
 @pytest.mark.slow
 def test_killed_and_resumed_with_another_number_of_hosts(configs: Mapping[str, Config], tmp_path: Path) -> None:
     """Four hosts, all of which are killed; then two, whose shares are others: the lines and weights of one process."""
-    from test_launch import assert_same_lines
-
     longer = changed(configs["examples"], steps=24, checkpoint__every=4)
     alone = replace(longer, run_dir=str(tmp_path / "alone"))
     train.train(alone)
