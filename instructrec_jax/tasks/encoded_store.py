@@ -164,6 +164,13 @@ def of_task(encoded: Sequence[Encoded], name: str) -> Sequence[Encoded]:
     return [e for e in encoded if e.example.task == name]
 
 
+def chosen(encoded: Sequence[Encoded], numbers: np.ndarray) -> Sequence[Encoded]:
+    """The encoded examples with these numbers, int64."""
+    if isinstance(encoded, EncodedExamples):
+        return encoded.chosen(numbers)
+    return [encoded[number] for number in numbers.tolist()]
+
+
 # ---------------------------------------------------------------- writing
 
 

@@ -36,7 +36,7 @@ from instructrec_jax.ranking.evaluation import (
 )
 from instructrec_jax.ranking.positions import position_report
 from instructrec_jax.tasks.answers import ItemsAnswer, RankedItem
-from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, owner_of, owners_of
+from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, examples_of, owner_of, owners_of
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
 from instructrec_jax.tasks.texts import tokenize
@@ -96,7 +96,7 @@ class RankingTask(Task):
         self.catalogue = Catalogue.load(config.catalogue) if context.catalogue is None else context.catalogue
         self.new_items = context.new_items  # items at the catalogue's end without training interactions
         self._fitted_baselines: dict[str, Baseline] = {}
-        self._known: dict[tuple[int, ...], tuple[Sequence[Encoded[Target]], Cases, list[Candidates]]] = {}
+        self._known: dict[int, tuple[Sequence[Encoded[Target]], Cases, list[Candidates]]] = {}
         if not config.protocols:
             raise ValueError("task.protocols is empty: list at least one, such as full or uni99.")
         for protocol in config.protocols:
@@ -272,15 +272,15 @@ class RankingTask(Task):
         predictions = _Predictions(self.catalogue, encoded, found, self.metric, found.cases[self.metric])
         parts, places = cases.segments, cases.places
         scores = Scores(found.metrics, found.cases, predictions, report, found.main, parts, places, found.protocol)
-        return scores.owned_by(owners_of([e.example for e in encoded]))
+        return scores.owned_by(owners_of(examples_of(encoded)))
 
     def _asked(self, encoded: Sequence[Encoded[Target]]) -> tuple[Cases, list[Candidates]]:
         """The cases and candidates of the evaluation, cached for the same cases."""
-        key = tuple(map(id, encoded))
+        key = id(encoded)
         if key not in self._known:
             while len(self._known) >= REMEMBERED:
                 del self._known[next(iter(self._known))]
-            examples = [e.example for e in encoded]
+            examples = examples_of(encoded)
             positives, histories = [e.target.items for e in encoded], [e.target.history for e in encoded]
             popularity = None
             if self.splits is not None:
@@ -293,7 +293,7 @@ class RankingTask(Task):
             cases = Cases(positives, histories, len(self.catalogue), popularity, labels)
             drawn = [protocol for protocol in self.config.protocols if protocol != "full"]
             candidates = self._candidates(drawn, cases, examples) if drawn else []
-            self._known[key] = (encoded, cases, candidates)  # keeps the examples alive: their ids stay valid
+            self._known[key] = (encoded, cases, candidates)  # keeps the sequence alive: its id stays valid
         return self._known[key][1:]
 
     def _candidates(self, protocols: Sequence[str], cases: Cases, examples: Sequence[Example]) -> list[Candidates]:
