@@ -7,11 +7,11 @@ in the source. `EncodedExamples` is a sequence of them, of one or several source
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +60,27 @@ class _Source:
     examples: NumberedExamples
 
 
+class _Stored(Encoded[Any]):
+    """An `Encoded` whose example is read when it is asked for: batches need none, and reading it takes the longest."""
+
+    def __init__(self, text: Text, target: object, example: Callable[[], Example]) -> None:
+        self.__dict__.update(text=text, target=target, _example=example)  # its attributes are frozen
+
+    @cached_property
+    def example(self) -> Example:  # type: ignore[override]
+        return self.__dict__["_example"]()
+
+
+class _OpenPart(NamedTuple):
+    """The part of a store with the rows first to end − 1 of all stores."""
+
+    first: int
+    end: int
+    batch: pa.RecordBatch
+    columns: list[pa.Array]
+    examples: NumberedExamples
+
+
 class EncodedExamples(Sequence[Encoded]):
     """Encoded examples of one or several stores; see the module.
 
@@ -90,18 +111,24 @@ class EncodedExamples(Sequence[Encoded]):
 
     def _read(self, indices: Sequence[int]) -> Iterator[Encoded]:
         """Consecutive encodings of one example have it as one object."""
-        last: tuple[object, Example | None] = (None, None)
+        last: object = None
+        part: _OpenPart | None = None
         for index in indices:
             row = index if self.rows is None else int(self.rows[index])
-            number = int(np.searchsorted(self._ends, row, side="right"))
-            source = self._sources[number]
-            batch, place = source.store.find(row - (int(self._ends[number - 1]) if number else 0))
-            values = {name: batch.column(name)[place].as_py() for name in ("number", "group", "text", "goal")}
-            group = (number, id(batch), values["group"])
-            if last[1] is None or group != last[0]:
-                last = (group, _example(batch, place, values["number"], source.examples))
-            assert last[1] is not None
-            yield Encoded(Text(*cast(Any, unpack(values["text"]))), unpack(values["goal"]), last[1])
+            if part is None or not part.first <= row < part.end:
+                part = self._part(row)
+            place = row - part.first
+            number, group, text, goal = (column[place].as_py() for column in part.columns)
+            if last != (part.first, group):
+                last, example = (part.first, group), cache(partial(_example, part.batch, place, number, part.examples))
+            yield _Stored(Text(*cast(Any, unpack(text))), unpack(goal), example)
+
+    def _part(self, row: int) -> "_OpenPart":
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        source = self._sources[number]
+        batch, place = source.store.find(row - (int(self._ends[number - 1]) if number else 0))
+        columns = [batch.column(name) for name in ("number", "group", "text", "goal")]
+        return _OpenPart(row - place, row - place + batch.num_rows, batch, columns, source.examples)
 
     def chosen(self, rows: np.ndarray) -> "EncodedExamples":
         """Some of them. rows: int64 or bool, as NumPy takes an index."""

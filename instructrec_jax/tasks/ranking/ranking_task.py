@@ -1,5 +1,6 @@
 """Base of the tasks that rank the items of a catalogue: settings, targets, evaluation and baselines."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -280,33 +281,35 @@ class RankingTask(Task):
         if key not in self._known:
             while len(self._known) >= REMEMBERED:
                 del self._known[next(iter(self._known))]
-            examples = examples_of(encoded)
-            positives, histories = [e.target.items for e in encoded], [e.target.history for e in encoded]
+            positives, histories = [], []
+            labels: dict[str, list[str]] = {name: [] for name in SEGMENTS}
+            for e in encoded:
+                positives.append(e.target.items)
+                histories.append(e.target.history)
+                labels = {name: own for name, own in labels.items() if name in e.example.origin}
+                for name, own in labels.items():
+                    own.append(sys.intern(e.example.origin[name]))
             popularity = None
             if self.splits is not None:
                 popularity = counts_of(self.splits.train, len(self.catalogue))
-            labels = {
-                name: [example.origin[name] for example in examples]
-                for name in SEGMENTS
-                if all(name in example.origin for example in examples)
-            }
             cases = Cases(positives, histories, len(self.catalogue), popularity, labels)
             drawn = [protocol for protocol in self.config.protocols if protocol != "full"]
-            candidates = self._candidates(drawn, cases, examples) if drawn else []
+            candidates = self._candidates(drawn, cases, encoded) if drawn else []
             self._known[key] = (encoded, cases, candidates)  # keeps the sequence alive: its id stays valid
         return self._known[key][1:]
 
-    def _candidates(self, protocols: Sequence[str], cases: Cases, examples: Sequence[Example]) -> list[Candidates]:
+    def _candidates(self, protocols: Sequence[str], cases: Cases, encoded: Sequence[Encoded]) -> list[Candidates]:
         """The candidates of each protocol."""
-        users = [example.origin.get("user", "") for example in examples]
+        examples = ((e.example.origin, e.example.candidates) for e in encoded)
+        said = [(sys.intern(o.get("user", "")), sys.intern(o.get("split", "")), own) for o, own in examples]
+        users, splits, listed = (list(column) for column in zip(*said, strict=True))
         chosen, nothing = self._chosen, np.empty(0, np.int32)
         own = [
             np.concatenate([history, chosen.get(user, nothing)])
             for history, user in zip(cases.histories, users, strict=True)
         ]
-        asked = Asked(users, cases.positives, own, [example.origin.get("split", "") for example in examples])
+        asked = Asked(users, cases.positives, own, splits)
         popularity = np.ones(len(self.catalogue)) if cases.popularity is None else cases.popularity
-        listed = [example.candidates for example in examples]
         settings: dict[str, Any] = {"folder": self.config.catalogue, "popularity": popularity, "listed": listed}
         return [candidates_for(protocol, asked, self.catalogue, **settings) for protocol in protocols]
 
@@ -331,8 +334,12 @@ class RankingTask(Task):
         if name not in self._fitted_baselines:
             self._fitted_baselines[name] = self._baselines[name]()
         baseline = self._fitted_baselines[name]
-        histories, words = [e.target.history for e in encoded], [render(e.example) for e in encoded]
-        return lambda block: baseline.score(histories[block], words[block])
+
+        def score_block(block: slice) -> np.ndarray:
+            cases = encoded[block]
+            return baseline.score([e.target.history for e in cases], [render(e.example) for e in cases])
+
+        return score_block
 
     @cached_property
     def _baselines(self) -> dict[str, Callable[[], Baseline]]:
