@@ -67,7 +67,7 @@ class _Stored(Encoded[Any]):
         self.__dict__.update(text=text, target=target, _example=example)  # its attributes are frozen
 
     @cached_property
-    def example(self) -> Example:  # type: ignore[override]
+    def example(self) -> Example:
         return self.__dict__["_example"]()
 
 
