@@ -36,7 +36,7 @@ from instructrec_jax.service.server import with_films
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig, WatchConfig
 from instructrec_jax.tasks import ClassificationConfig
 
-LIMITS = LimitsConfig(texts=40, candidates=20, queue=1000, records=50)
+LIMITS = LimitsConfig(texts=40, candidates=20, queue=1000, records=42)
 BAND = [-1e-4, 1e-4]  # which the scores of a run that was not trained leave
 LENGTH = 32  # of the runs' texts: one bucket
 
@@ -84,7 +84,7 @@ def requests_of(rng: np.random.Generator) -> list[tuple[str, dict[str, Any]]]:
     """One random request of each kind."""
     items = [f"id:item-{n}" for n in rng.permutation(12)[: rng.integers(0, 9)]]
     ranking = {"instruction": text(rng), "k": int(rng.integers(1, 13)), "evidence": bool(rng.integers(2))}
-    few = {"instruction": text(rng), "history": items[:3], "k": int(rng.integers(1, 5)), "evidence": False}
+    few = {"instruction": text(rng), "history": items[:3], "k": int(rng.integers(1, 5))}
     return [
         ("/v1/embeddings", {"model": str(rng.choice(["retrieval", "reranker", "desk"])), "input": some(rng, 40)}),
         ("/rerank", {"model": "reranker", "query": text(rng), "documents": some(rng, 20)}),
@@ -93,8 +93,8 @@ def requests_of(rng: np.random.Generator) -> list[tuple[str, dict[str, Any]]]:
         ("/classify", {"model": "news", "input": text(rng)}),
         ("/recommend", {"model": "retrieval", "history": items, **ranking}),
         ("/recommend", {"model": "sequence", "history": items, **ranking}),
-        ("/recommend", {"model": "sequence", "requests": [few, few | {"include_seen": True}][:1], "evidence": True}),
-        ("/recommend", {"model": "reranker", **few}),
+        ("/recommend", {"model": "sequence", "requests": [few, few | {"k": 1}], "include_seen": True}),
+        ("/recommend", {"model": "reranker", "evidence": False, **few}),
         ("/assist", {"model": "desk", "input": some(rng)}),
     ]
 
@@ -211,8 +211,8 @@ def test_titles_and_facts(client: TestClient) -> None:
     [
         ("/recommend", {"instruction": "a", "k": 0}, 422, "k is 0"),
         ("/recommend", {"instruction": "a", "k": 13}, 422, "12 items"),
-        ("/recommend", {"history": "titel 77"}, 422, "titel 77"),
-        ("/recommend", {"instruction": "a", "where": "genre=war"}, 422, "genre"),
+        ("/recommend", {"history": "titel 77"}, 422, "title 7"),
+        ("/recommend", {"instruction": "a", "where": "genre=war"}, 422, "facts"),
         ("/recommend", {"user": "7"}, 422, "users"),
         ("/recommend", {}, 422, "empty"),
         ("/recommend", {"requests": [{"instruction": "a"}, {"history": ["x"]}]}, 422, "request 1"),
