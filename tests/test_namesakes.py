@@ -26,6 +26,9 @@ ELSEWHERE = {
     "runs/vectors": "runs/test_predictions.py",
     **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
     **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},
+    "service/connections": "service/test_server.py",
+    "service/key_commands": "service/test_keys.py",
+    "service/routes/parts": "service/test_door.py",
 }
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"

@@ -35,11 +35,12 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.started = time.time()
-        warming = threading.Thread(target=_warm_up, args=(service,), daemon=True)
+        warming = threading.Thread(target=_warm_up, args=(service,), name="warm-up", daemon=True)
         warming.start()
         monitoring.start()
         yield
-        service.ready = False
+        service.ready, service.stopping = False, True
+        warming.join()  # a process that ends while XLA compiles is aborted
         service.close()
         monitoring.close()
 
