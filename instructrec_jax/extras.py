@@ -14,6 +14,7 @@ EXTRAS = {
     "rouge_score": "text-metrics",
     "s3fs": "s3",
     "fastapi": "serve",
+    "h11": "serve",
     "prometheus_client": "serve",
     "pydantic": "serve",
     "starlette": "serve",

@@ -137,7 +137,9 @@ class Took:
     amount: int
 
 
-def load(url: str, clients: int, requests: int, ask: Callable[[httpx.Client, str, int], Took]) -> tuple[float, list[Took]]:
+def load(
+    url: str, clients: int, requests: int, ask: Callable[[httpx.Client, str, int], Took]
+) -> tuple[float, list[Took]]:
     """(seconds, what each request took): so many clients, each of which asks again as soon as it is answered."""
     numbers, found, lock = iter(range(requests)), [], threading.Lock()
 
@@ -219,7 +221,9 @@ def serve(model: str, encoder: str, clients: int, requests: int, texts: int, new
             all_ = line("chat, ours", clients, load(url, clients, requests, chat(new, True)))
         with served("theirs", "generate", model, port=port) as (url, _):
             load(url, 1, 1, chat(8, False))
-            theirs = line("chat, generate and a lock", clients, load(url, clients, max(4, requests // 4), chat(new, False)))
+            theirs = line(
+                "chat, generate and a lock", clients, load(url, clients, max(4, requests // 4), chat(new, False))
+            )
         print(f"{clients} clients / one client = {all_ / one:.2f}; ours / theirs = {all_ / theirs:.2f}")
     if encoder:
         with served("ours", encoder, port=port) as (url, process):

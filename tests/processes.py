@@ -43,12 +43,15 @@ class Processes:
         """What a process printed, without gloo's greetings."""
         return "\n".join(x for x in self.logs[number].read_text().splitlines() if "peer ranks" not in x)
 
+    def everything(self) -> str:
+        return "\n".join(map(self.said, range(len(self.all))))
+
     def wait_for(self, condition: Callable[[], Any]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition() and time.monotonic() < deadline:
-            assert all(process.poll() is None for process in self.all), self.said(0) + self.said(1)
+            assert all(process.poll() is None for process in self.all), self.everything()
             time.sleep(0.01)
-        assert condition(), self.said(0) + self.said(1)
+        assert condition(), self.everything()
 
     def wait(self, seconds: float = PATIENCE) -> list[int]:
         """Exit statuses; those of processes that hang are −SIGKILL."""

@@ -12,7 +12,6 @@ An encoder–decoder encodes its source as a whole (`encode`); its row then star
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp

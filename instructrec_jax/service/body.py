@@ -36,8 +36,9 @@ class CheckedBody:
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limit = self.limits.body_bytes
-        headers = {name: value for name, value in scope["headers"]}
-        if int(headers.get(b"content-length", b"0")) > limit:  # the server has checked that it is a number
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or len(length) > 18 or int(length) > limit:
             raise _too_large(limit)
         parts: list[bytes] = []
         size = 0
@@ -62,6 +63,9 @@ class CheckedBody:
             ) from None
         body = b"".join(parts)
         if body:
+            if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
+                # a page of another site may post any other type without asking
+                raise ServiceError(415, "the body needs the header Content-Type: application/json.", code="media_type")
             _check(body, self.limits.depth)
         return body
 
@@ -78,9 +82,8 @@ def _check(body: bytes, depth: int) -> None:
     except UnicodeDecodeError:
         raise ServiceError(422, "the body is not UTF-8.", code="invalid") from None
     except ValueError as error:
-        raise ServiceError(
-            422, f"the body is not JSON: {re.sub(', near .*', '', str(error))}.", code="invalid"
-        ) from None
+        problem = re.sub(", near .*|(?<=the key ).*(?= occurs)", "", str(error), flags=re.DOTALL)
+        raise ServiceError(422, f"the body is not JSON: {problem}.", code="invalid") from None
     _check_value(value, depth)
 
 
@@ -88,9 +91,13 @@ def _check_value(value: object, depth: int) -> None:
     if depth < 0:
         raise ServiceError(422, "the body is nested too deeply (limits.depth).", code="too_deep")
     if isinstance(value, str) and SURROGATES.search(value):
-        raise ServiceError(422, "the body has half of a surrogate pair (\\ud800 to \\udfff), which is no text.")
+        raise ServiceError(
+            422, "the body has half of a surrogate pair (\\ud800 to \\udfff), which is no text.", code="invalid"
+        )
     if isinstance(value, float) and value - value != 0:
-        raise ServiceError(422, "the body has NaN or Infinity, which JSON has not.")
+        raise ServiceError(422, "the body has NaN, Infinity or a number as large.", code="invalid")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ServiceError(422, "the body has an integer of more than 64 bits.", code="invalid")
     if isinstance(value, dict):
         for name, part in value.items():
             _check_value(name, depth - 1)

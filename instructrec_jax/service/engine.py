@@ -9,7 +9,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic
 
 import jax
@@ -21,6 +21,7 @@ from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.slots import MOST_TOP, Chosen, Rows, Slots
 from instructrec_jax.inference.text import AnswerText, TextStream
 from instructrec_jax.inference.writer import Writer
+from instructrec_jax.service.batching import QueueFull
 from instructrec_jax.service.prefixes import Prefixes, prefix_keys
 from instructrec_jax.service.stream import Piece, Stream, Top
 
@@ -45,10 +46,6 @@ class EngineSettings:
 
 
 MOST_CAPACITY = 4096  # without a setting
-
-
-class QueueFull(RuntimeError):
-    """As many requests wait as the settings allow."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,13 @@ class Engine(Generic[Network]):
     # ---------------------------------------------------------------- from any thread
 
     def submit(
-        self, prompt: np.ndarray, config: GenerationConfig, *, number: int = 0, exact: bool = False, top_logprobs: int = 0
+        self,
+        prompt: np.ndarray,
+        config: GenerationConfig,
+        *,
+        number: int = 0,
+        exact: bool = False,
+        top_logprobs: int = 0,
     ) -> Stream:
         """Asks for the answer to a prompt, int32 [tokens]: the one that `Writer.write` gives to prompt `number`.
 
@@ -165,9 +168,7 @@ class Engine(Generic[Network]):
         tokenizer, rules = self.writer.tokenizer, self.writer.decoder.rules
         text = AnswerText(tokenizer, rules.eos, config.stop)
         stream = Stream(len(prompt), lambda: self._cancel(request))
-        request = _Request(
-            prompt, config, number, exact, top_logprobs, stream, text, TextStream(text, config.stop)
-        )
+        request = _Request(prompt, config, number, exact, top_logprobs, stream, text, TextStream(text, config.stop))
         if not self._pair:
             request.keys = prefix_keys(prompt[:-1], self.settings.chunk)
         with self._changed:
@@ -305,9 +306,7 @@ class Engine(Generic[Network]):
             where = {"last": start, "place": 0, "source": len(request.prompt)}
         else:
             where = {"last": int(request.prompt[-1]), "place": len(request.prompt) - 1}
-        self._rows.set(
-            request.row, request.config, numbers=request.number, top=request.top > 0, active=True, **where
-        )
+        self._rows.set(request.row, request.config, numbers=request.number, top=request.top > 0, active=True, **where)
 
     def _round(self) -> None:
         """One chunk of one prompt, one step for all answers, and the texts of the step before."""

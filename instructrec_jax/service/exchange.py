@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from instructrec_jax.service.keys import Key
+
 REQUEST_ID = re.compile(rb"[\w.:-]{1,100}")
+METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS".split())
 
 
 @dataclass
@@ -17,9 +20,11 @@ class Exchange:
     """A request and its answer, as logs and metrics see it.
 
     Attributes:
+      method: the HTTP method; "other": none of the usual, because a client may write anything there.
       request_id: the client's own X-Request-Id where it is one, else a new one; the answer has it as X-Request-Id.
       route: the path of the route, such as /v1/embeddings; "unknown" where there is none.
       key: name of the caller's key; "" without keys.
+      caller: the caller's key; None without keys.
       model: name of the model that answers; "" before one is chosen.
       status: the HTTP status; 499 where the client left before the answer.
       counts: prompt_tokens, completion_tokens, texts ...
@@ -30,6 +35,7 @@ class Exchange:
     method: str
     route: str = "unknown"
     key: str = ""
+    caller: Key | None = None
     model: str = ""
     status: int = 499
     counts: Counter[str] = field(default_factory=Counter)
@@ -56,7 +62,7 @@ class Observed:
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         name = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        exchange = Exchange(name, scope["method"])
+        exchange = Exchange(name, scope["method"] if scope["method"] in METHODS else "other")
         scope.setdefault("state", {})["exchange"] = exchange
 
         async def watched(message: Message) -> None:

@@ -9,25 +9,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 from instructrec_jax.answering.desk import Desk
+from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.answering.ranker import Ranker
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.terminal import named_weight
-from instructrec_jax.runs.run import Run, is_run, require_finished
+from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.model import backbone_folder
+from instructrec_jax.runs.run import Run, is_run, require_finished, run_settings
 from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.service.answerers import Answerer, Cosines, CrossEncoder, Embedding, Options, Predicting
 from instructrec_jax.service.batching import Batcher
 from instructrec_jax.service.drift import Drift
+from instructrec_jax.service.engine import Engine
 from instructrec_jax.service.errors import ServiceError
+from instructrec_jax.service.exchange import Exchange
+from instructrec_jax.service.keys import Key
 from instructrec_jax.service.scenarios import Assisting, Recommending, Watching
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
 from instructrec_jax.service.warm_up import compile_ranker, compile_task, compile_vectors
+from instructrec_jax.service.writer import ServedWriter
 from instructrec_jax.tasks.kinds import as_language_model, as_ranking
 from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.retrieval import RetrievalTask
 from instructrec_jax.tasks.text.choice import ChoiceTask
 from instructrec_jax.tasks.text.similarity import SimilarityTask
 
-Ability = Literal["embed", "rerank", "classify", "recommend", "assist", "watch"]
+Ability = Literal["embed", "rerank", "classify", "recommend", "assist", "watch", "chat", "complete"]
 ROUTES: dict[Ability, str] = {
     "embed": "/v1/embeddings",
     "rerank": "/rerank",
@@ -35,6 +42,8 @@ ROUTES: dict[Ability, str] = {
     "recommend": "/recommend",
     "assist": "/assist",
     "watch": "/watch",
+    "chat": "/v1/chat/completions",
+    "complete": "/v1/completions",
 }
 TOGETHER = 256  # texts, documents or records of several requests in one call
 
@@ -50,6 +59,7 @@ class Served:
       answerers: what it can do, and how.
       queues: one for each of these.
       warming: what compiles its shapes.
+      writes: the language model, of one that writes texts.
     """
 
     name: str
@@ -57,10 +67,18 @@ class Served:
     answerers: Mapping[Ability, Answerer]
     queues: Mapping[Ability, Batcher[Any, Any]]
     warming: Sequence[Callable[[], None]]
+    writes: ServedWriter | None = None
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return frozenset(self.answerers)
+        written: tuple[Ability, ...] = () if self.writes is None else ("chat", "complete")
+        return frozenset([*self.answerers, *written])
+
+    @property
+    def writer(self) -> ServedWriter:
+        """The language model of a model with the abilities chat and complete."""
+        assert self.writes is not None
+        return self.writes
 
     async def ask(self, ability: Ability, request: object, *, size: int = 1, alone: bool = False) -> Any:
         """The answer to a request of the ability's type, see `Batcher.ask`."""
@@ -69,6 +87,8 @@ class Served:
     def close(self) -> None:
         for queue in self.queues.values():
             queue.close()
+        if self.writes is not None:
+            self.writes.engine.close()
 
 
 @dataclass
@@ -90,22 +110,39 @@ class Service:
     started: float = field(default=0.0)
     drifts: dict[str, Drift] = field(default_factory=dict)
 
-    def model(self, name: str | None, ability: Ability) -> Served:
-        """The named model, or the first with this ability. Raises ServiceError (404, 409, 400) naming what there is."""
-        able = [each.name for each in self.models.values() if ability in each.abilities]
-        if name in self.refused:
+    def model(self, name: str | None, ability: Ability, exchange: Exchange) -> Served:
+        """The named model, or the first with this ability that the caller's key opens, noted in the exchange.
+
+        Raises ServiceError (404, 409, 403, 400) naming what there is.
+        """
+        found = self._model(name, ability, exchange.caller)
+        exchange.model = found.name
+        return found
+
+    def _model(self, name: str | None, ability: Ability, caller: Key | None) -> Served:
+        opened = [each for each in self.models if caller is None or caller.may_use(each)]
+        able = [each for each in opened if ability in self.models[each].abilities]
+        if name in self.refused and (caller is None or caller.may_use(name)):
             raise ServiceError(
                 409, f"{self.refused[name]} Then restart the service.", param="model", code="model_not_ready"
             )
         if name is not None and name not in self.models:
             raise ServiceError(
                 404,
-                f"there is no model {name[:100]!r}; there are: {', '.join(self.models)}.",
+                f"there is no model of this name; there are: {', '.join(opened)}.",
                 param="model",
                 code="model_not_found",
             )
+        if name is not None and name not in opened:
+            raise ServiceError(
+                403,
+                f"this key does not open the model {name!r}; it opens: {', '.join(opened) or 'none'}.",
+                param="model",
+                code="model_not_allowed",
+            )
         if not able:
-            raise ServiceError(404, f"no model here answers {ROUTES[ability]}.", code="no_such_ability")
+            whose = "here" if caller is None else "that this key opens"
+            raise ServiceError(404, f"no model {whose} answers {ROUTES[ability]}.", code="no_such_ability")
         found = self.models[able[0] if name is None else name]
         if ability not in found.abilities:
             raise ServiceError(
@@ -150,28 +187,35 @@ def open_service(config: ServeConfig) -> Service:
         name = each.name or Path(each.path).name
         if name in service.models or name in service.refused:
             raise ValueError(f"two models are called {name!r}: give one of them another name in models.")
-        run = _open(each)
-        if isinstance(run, str):
-            log.error("%s", run)
-            service.refused[name] = run
+        opened = _open(each)
+        if isinstance(opened, str):
+            log.error("%s", opened)
+            service.refused[name] = opened
+        elif isinstance(opened, LanguageModel):
+            engine = Engine(opened.writer, opened.params, config.engine)
+            service.models[name] = Served(name, opened.run, {}, {}, [engine.warm_up], ServedWriter(opened, engine))
         else:
-            service.models[name] = _served(name, run, each, config.limits)
+            service.models[name] = _served(name, opened, each, config.limits)
     if service.refused and not service.models:
         raise ValueError(next(iter(service.refused.values())))
     return service
 
 
-def _open(config: ModelConfig) -> Run | str:
-    """The opened run with its weights, or why it cannot answer yet."""
+def _open(config: ModelConfig) -> Run | LanguageModel | str:
+    """The opened run or language model with its weights, or why it cannot answer yet."""
     trained = is_run(config.path)
     if trained:
         try:
             require_finished(config.path, None)
         except ValueError as error:
             return str(error)
-    alone = not trained and not config.settings  # opened for its backbone, in full length
-    run = Run.open(config.path, settings_of(config.path) if alone else config.settings, fixed_shapes=True)
+    settings: Sequence[str] | Config = config.settings
+    if not trained and not config.settings:  # opened for its backbone, in full length
+        settings = settings_of(config.path)
     try:
+        if _writes(config, settings):
+            return LanguageModel(config.path, config.settings)
+        run = Run.open(config.path, settings, fixed_shapes=True)
         _ = run.model
     except ValueError as error:
         if not trained:
@@ -180,11 +224,19 @@ def _open(config: ModelConfig) -> Run | str:
     return run
 
 
+def _writes(config: ModelConfig, settings: Sequence[str] | Config) -> bool:
+    """Whether a language model writes the answers of a run, or a folder holds one."""
+    if not is_run(config.path) and (backbone_folder(config.path) / "modules.json").is_file():
+        return False  # an embedder
+    found = settings if isinstance(settings, Config) else run_settings(config.path, settings)
+    return found.task.answers_are_text
+
+
 def _served(name: str, run: Run, config: ModelConfig, limits: LimitsConfig) -> Served:
     answerers: dict[Ability, Answerer] = {}
     warming: list[Callable[[], None]] = []
     ranks = run.trained and as_ranking(run.task) is not None
-    predicts = run.trained and not ranks and run.task.has_answers and not _writes(run)
+    predicts = run.trained and not ranks and run.task.has_answers
     if _has_vectors(run):
         answerers |= {"embed": Embedding(run), "rerank": Cosines(run)}
         if not (run.trained and isinstance(run.task, RetrievalTask)):  # whose vectors have the programs of its task
@@ -216,15 +268,10 @@ def _served(name: str, run: Run, config: ModelConfig, limits: LimitsConfig) -> S
     return Served(name, run, answerers, queues, warming)
 
 
-def _writes(run: Run) -> bool:
-    """Whether a language model writes the task's answers."""
-    return as_language_model(run.task) is not None and not isinstance(run.task, ChoiceTask)
-
-
 def _has_vectors(run: Run) -> bool:
     """Whether the backbone gives vectors of texts."""
-    if as_language_model(run.task) is not None:  # of a folder that declares how vectors are made, such as an embedder
-        return not run.trained and (run.folder / "modules.json").is_file()
+    if as_language_model(run.task) is not None:
+        return not run.trained  # a folder that declares how vectors are made
     reads = getattr(run.config.task, "text", True)  # a sequence of items may have no backbone
     return reads and (run.task.context.kind == "encoder" or isinstance(run.task, RetrievalTask | SimilarityTask))
 

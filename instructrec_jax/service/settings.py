@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from instructrec_jax.service.monitoring_settings import MonitoringConfig
 from instructrec_jax.answering.watch import Weight
+from instructrec_jax.service.engine import EngineSettings
+from instructrec_jax.service.monitoring_settings import MonitoringConfig
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class LimitsConfig:
     seconds: float = 60.0  # for the whole answer (504)
     body_seconds: float = 10.0  # for the request's body to arrive (408)
     queue: int = 256  # requests that wait for one model (429)
+    connections: int = 1000  # open connections; one more is closed at once
 
 
 @dataclass(frozen=True)
@@ -60,4 +62,11 @@ class ServeConfig:
     port: int = 8000  # port to listen on; 0: a free one
     cache: str = ""  # folder of compiled programs; default: in the package's cache folder
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    keys: str = ""  # file of `serve keys add`; "": no keys, for this machine only
+    tls_certificate: str = ""  # PEM file: the certificate and its chain; with tls_key, the service speaks HTTPS
+    tls_key: str = ""  # PEM file: the certificate's private key
+    cors_origins: list[str] = field(default_factory=list)  # origins whose pages may call the service: https://my.site
+    log: str = ""  # file of the log, JSON lines; "": stderr
+    drain_seconds: float = 30.0  # after SIGTERM, time for running requests to end
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)

@@ -39,7 +39,7 @@ def test_vectors_are_those_of_the_run(client: TestClient, checkpoint: Path) -> N
         (b"[" * 1000, 422, "deep"),
         (b'{"input": "a", "input": "b"}', 422, "twice"),
         (b'{"input": 1}', 422, "input"),
-        (b'{"input": "a", "modle": "tiny"}', 422, "modle"),
+        (b'{"input": "a", "modle": "tiny"}', 422, "'model'"),
         (b'{"input": "a", "model": "other"}', 404, "tiny"),
         (b'{"input": ["a", "a", "a", "a"]}', 422, "limits.texts"),
         (b'{"input": []}', 422, "limits.texts"),

@@ -1,24 +1,18 @@
 """The engine answers as `Writer.write` does, whoever asks beside; it compiles nothing after its warm-up."""
 
-import asyncio
-import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import tiny_networks
-from tiny_networks import EOS, Network, prompts
+from tiny_networks import Network, prompts
 from transformers import PreTrainedTokenizerBase
 
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Writer
-from instructrec_jax.service.compilations import Compilations
-from instructrec_jax.service.engine import Engine, EngineSettings, QueueFull
-from instructrec_jax.service.stream import Piece, Stream
+from instructrec_jax.service.engine import Engine, EngineSettings
 
 SETTINGS = EngineSettings(slots=4, capacity=64, chunk=8, queue=400)
 WAYS: list[dict[str, Any]] = [
@@ -44,7 +38,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Iterator[Callable[..., World]]:
+def world(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Callable[..., World]]:
     made: list[World] = []
 
     @cache
@@ -62,7 +58,11 @@ def mixed(count: int, seed: int) -> list[tuple[np.ndarray, GenerationConfig, int
     rng = np.random.default_rng(seed)
     asked = prompts(count, seed, longest=31)  # one length bucket of `Writer.write`
     return [
-        (prompt, GenerationConfig(max_new_tokens=int(rng.integers(1, 20)), batch_size=1, **WAYS[i % len(WAYS)]), int(rng.integers(3)))
+        (
+            prompt,
+            GenerationConfig(max_new_tokens=int(rng.integers(1, 20)), batch_size=1, **WAYS[i % len(WAYS)]),
+            int(rng.integers(3)),
+        )
         for i, prompt in enumerate(asked)
     ]
 

@@ -62,7 +62,9 @@ class _Sampling(Asked):
             if (value := getattr(self, name, None)) not in allowed:
                 raise ServiceError(422, f"{name} is not implemented: leave it out.", param=name, code="unsupported")
         if self.n > limits.choices:
-            raise ServiceError(422, f"n is {self.n}; at most {limits.choices} (limits.choices).", param="n", code="limit")
+            raise ServiceError(
+                422, f"n is {self.n}; at most {limits.choices} (limits.choices).", param="n", code="limit"
+            )
         if new_tokens is not None and new_tokens > limits.new_tokens:
             message = f"max_tokens is {new_tokens:,}; at most {limits.new_tokens:,} (limits.new_tokens)."
             raise ServiceError(422, message, param="max_tokens", code="limit")
@@ -134,4 +136,3 @@ Finish = Literal["stop", "length"]
 def finish_reason(finish: str) -> Finish:
     """OpenAI's word for why an answer ended."""
     return "length" if finish == "length" else "stop"
-

@@ -100,8 +100,8 @@ class Answers:
 @router.post("/v1/chat/completions")
 async def chat(asked: ChatRequest, request: Request, service: Running, noted: Noted) -> Response:
     """The next turn of a conversation, rendered with the run's template."""
-    model = service.model(asked.model, "chat")
-    noted.model, writer = model.name, model.writer
+    model = service.model(asked.model, "chat", noted)
+    writer = model.writer
     example, new_tokens = asked.example(), asked.new_tokens
     prompts = await _tokenized(lambda: [writer.chat(example)])
     config = writer.fitted(asked.config(new_tokens, service.config.limits), prompts, new_tokens is not None)
@@ -118,8 +118,8 @@ async def complete(asked: CompletionRequest, request: Request, service: Running,
     most = service.config.limits.texts
     if not 1 <= len(texts) <= most:
         raise ServiceError(422, f"prompt has {len(texts):,} texts; there may be 1 to {most:,} (limits.texts).")
-    model = service.model(asked.model, "complete")
-    noted.model, writer = model.name, model.writer
+    model = service.model(asked.model, "complete", noted)
+    writer = model.writer
     prompts = await _tokenized(lambda: [writer.text(text) for text in texts])
     config = writer.fitted(asked.config(asked.max_tokens, service.config.limits), prompts, asked.max_tokens is not None)
     top = asked.logprobs or 0

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from instructrec_jax.answering import requests
 from instructrec_jax.service.errors import ServiceError
+from instructrec_jax.service.exchange import Exchange
 from instructrec_jax.service.models import Service
 from instructrec_jax.service.routes.parts import Asked, Noted, Running, in_time, of_size
 from instructrec_jax.service.scenarios import Recommended, Recommending, Wishes
@@ -51,8 +52,7 @@ async def recommend(asked: RecommendRequest, request: Request, service: Running,
             )
         of_size(asked.requests, "requests", "requests", service.config.limits.texts, "limits.texts")
         wishes = [{"k": asked.k} | each.model_dump(exclude_unset=True) for each in asked.requests]
-    model = service.model(asked.model, "recommend")
-    noted.model = model.name
+    model = service.model(asked.model, "recommend", noted)
     own = [requests.Request(**wish) for wish in wishes]
     options = Wishes(own, asked.include_seen, asked.on_unknown == "skip", asked.evidence)
     answer = model.ask("recommend", options, size=len(own), alone=asked.exact)
@@ -76,8 +76,7 @@ async def catalogue(
     model: str | None = None,
 ) -> dict[str, object]:
     """Items whose titles continue what was typed: at the title's start, at a word's start, then anywhere."""
-    name, recommending = _recommending(service, model)
-    noted.model = name
+    name, recommending = _recommending(service, model, noted)
     data = recommending.titles(query, limit)
     noted.counts.update(items=len(data))
     return {"object": "list", "model": name, "data": data}
@@ -87,13 +86,12 @@ async def catalogue(
 async def facts(service: Running, noted: Noted, model: str | None = None) -> dict[str, object]:
     """The facts that `where` may use, such as genre=Horror or year>1990: numbers with their range, others with their
     most frequent values."""
-    name, recommending = _recommending(service, model)
-    noted.model = name
+    name, recommending = _recommending(service, model, noted)
     return {"object": "list", "model": name, "items": recommending.items, "data": recommending.facts}
 
 
-def _recommending(service: Service, name: str | None) -> tuple[str, Recommending]:
-    model = service.model(name, "recommend")
+def _recommending(service: Service, name: str | None, noted: Exchange) -> tuple[str, Recommending]:
+    model = service.model(name, "recommend", noted)
     recommending = model.answerers["recommend"]
     assert isinstance(recommending, Recommending)
     return model.name, recommending

@@ -1,7 +1,7 @@
 """What the routes share: the running service, and how long an answer may take."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -37,6 +37,13 @@ Noted = Annotated[Exchange, Depends(_exchange)]
 
 def too_many(error: QueueFull) -> ServiceError:
     return ServiceError(429, f"{error} Try again later.", code="queue_full", headers={"Retry-After": "1"})
+
+
+def of_size(given: Sequence[object], name: str, what: str, most: int, limit: str) -> None:
+    """Raises ServiceError (422) unless a list of a request has 1 to `most` entries."""
+    if not 1 <= len(given) <= most:
+        message = f"{name} has {len(given):,} {what}; there may be 1 to {most:,} ({limit})."
+        raise ServiceError(422, message, param=name, code="invalid")
 
 
 async def in_time(service: Service, request: Request, answer: Awaitable[T]) -> T:

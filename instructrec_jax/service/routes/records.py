@@ -28,8 +28,7 @@ async def classify(asked: ClassifyRequest, request: Request, service: Running, n
     probabilities, a number, a tag for each word, an answer with its place in the context ..."""
     records = asked.input if isinstance(asked.input, list) else [asked.input]
     of_size(records, "input", "records", service.config.limits.texts, "limits.texts")
-    model = service.model(asked.model, "classify")
-    noted.model = model.name
+    model = service.model(asked.model, "classify", noted)
     answer = model.ask("classify", records, size=len(records), alone=asked.exact)
     found: Predicted = await in_time(service, request, answer)
     noted.counts.update(texts=len(records), prompt_tokens=found.tokens)
@@ -52,8 +51,7 @@ async def assist(asked: AssistRequest, request: Request, service: Running, noted
     """The intent, slots, action and reply for each text, as `python -m instructrec_jax.assist`."""
     texts = asked.input if isinstance(asked.input, list) else [asked.input]
     of_size(texts, "input", "texts", service.config.limits.texts, "limits.texts")
-    model = service.model(asked.model, "assist")
-    noted.model = model.name
+    model = service.model(asked.model, "assist", noted)
     answer = model.ask("assist", texts, size=len(texts), alone=asked.exact)
     found: list[Answered] = await in_time(service, request, answer)
     noted.counts.update(texts=len(texts))
@@ -83,8 +81,7 @@ async def watch(asked: WatchRequest, request: Request, service: Running, noted: 
     """
     records = asked.input if isinstance(asked.input, list) else [asked.input]
     of_size(records, "input", "records", service.config.limits.texts, "limits.texts")
-    model = service.model(asked.model, "watch")
-    noted.model = model.name
+    model = service.model(asked.model, "watch", noted)
     found: Watched = await in_time(service, request, model.ask("watch", records, size=len(records)))
     noted.counts.update(texts=len(records), alerts=len(found.alerts), prompt_tokens=found.tokens)
     watching = model.answerers["watch"]

@@ -1,10 +1,10 @@
 """Whether the service lives, whether it is ready, and which models it has."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from instructrec_jax.service.models import ROUTES
-from instructrec_jax.service.routes.parts import Running
+from instructrec_jax.service.routes.parts import Noted, Running
 
 router = APIRouter(tags=["status"])
 
@@ -23,8 +23,8 @@ async def ready(service: Running) -> JSONResponse:
 
 
 @router.get("/v1/models")
-async def models(service: Running) -> dict[str, object]:
-    """The models in the form of OpenAI's API, with the routes that each answers."""
+async def models(service: Running, noted: Noted) -> dict[str, object]:
+    """The models that the caller may use, in the form of OpenAI's API, with the routes that each answers."""
     listed = [
         {
             "id": each.name,
@@ -35,5 +35,12 @@ async def models(service: Running) -> dict[str, object]:
             "routes": sorted(ROUTES[ability] for ability in each.abilities),
         }
         for each in service.models.values()
+        if noted.caller is None or noted.caller.may_use(each.name)
     ]
     return {"object": "list", "data": listed}
+
+
+@router.get("/openapi.json")
+async def schema(request: Request) -> JSONResponse:
+    """This description of the routes. A route like the others, because FastAPI's own would need no key."""
+    return JSONResponse(request.app.openapi())

@@ -33,8 +33,7 @@ async def embeddings(asked: EmbeddingRequest, request: Request, service: Running
     sentence-transformers does."""
     texts = _texts(asked)
     of_size(texts, "input", "texts", service.config.limits.texts, "limits.texts")
-    model = service.model(asked.model, "embed")
-    noted.model = model.name
+    model = service.model(asked.model, "embed", noted)
     answer = model.ask("embed", texts, size=len(texts), alone=asked.exact)
     found: Vectors = await in_time(service, request, answer)
     width = found.vectors.shape[1]
@@ -105,8 +104,7 @@ async def rerank(asked: RerankRequest, request: Request, service: Running, noted
     of_size(asked.documents, "documents", "documents", limits.candidates, "limits.candidates")
     if asked.top_n is not None and asked.top_n < 1:
         raise ServiceError(422, f"top_n is {asked.top_n}, but must be at least 1.", param="top_n", code="invalid")
-    model = service.model(asked.model, "rerank")
-    noted.model = model.name
+    model = service.model(asked.model, "rerank", noted)
     texts = [each if isinstance(each, str) else each.text for each in asked.documents]
     answer = model.ask("rerank", Documents(asked.query, texts), size=len(texts), alone=asked.exact)
     found: Ranked = await in_time(service, request, answer)
