@@ -137,6 +137,9 @@ class Took:
     amount: int
 
 
+Ask = Callable[[httpx.Client, str, int], Took]
+
+
 def load(
     url: str, clients: int, requests: int, ask: Callable[[httpx.Client, str, int], Took]
 ) -> tuple[float, list[Took]]:
@@ -163,7 +166,7 @@ def load(
     return time.perf_counter() - began, found
 
 
-def chat(new: int, stream: bool) -> Callable[[httpx.Client, str, int], Took]:
+def chat(new: int, stream: bool) -> Ask:
     def ask(http: httpx.Client, url: str, number: int) -> Took:
         body = {"messages": [{"role": "user", "content": asked(number, 12 + number % 30)}], "max_tokens": new}
         began, first, amount = time.perf_counter(), 0.0, 0

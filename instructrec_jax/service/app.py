@@ -53,9 +53,9 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
         docs_url=None,
         redoc_url=None,
     )
-    app.state.service, app.state.monitoring, app.state.door = service, monitoring, door or Door()
+    app.state.service, app.state.door, app.state.monitoring = service, door or Door(), monitoring
     add_handlers(app)
-    for routes in (metrics, page, status, vectors, records, items, generation):
+    for routes in (page, status, metrics, vectors, records, items, generation):
         app.include_router(routes.router)
     app.add_middleware(CheckedBody, limits=service.config.limits)  # the innermost; the last is the outermost
     app.add_middleware(Guarded, door=app.state.door)
@@ -63,16 +63,13 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Contained)
     monitoring.at_end(add_tracing(app, service.config.monitoring.tracing))
-    app.add_middleware(Observed, observers=[app.state.door.ended, monitoring.observe, *observers])
+    app.add_middleware(Observed, observers=[app.state.door.ended, *observers, monitoring.observe])
     return app
 
 
 def _warm_up(service: Service, monitoring: Monitoring) -> None:
     began = time.perf_counter()
-    try:
-        service.warm_up()
-    except Exception as error:
-        logger.critical("the models cannot answer, so the service never becomes ready: stop it", exc_info=error)
-    else:
+    service.warm_up()
+    if service.ready:
         monitoring.warmed_up()
         logger.info("ready", extra={"fields": {"seconds": round(time.perf_counter() - began, 3)}})

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -16,7 +17,15 @@ Read = TypeVar("Read")
 
 
 class QueueFull(Exception):
-    """Too many requests wait already."""
+    """Too many requests wait already.
+
+    Attributes:
+      seconds: about how long these take.
+    """
+
+    def __init__(self, message: str, seconds: float = 1.0):
+        super().__init__(message)
+        self.seconds = seconds
 
 
 @dataclass
@@ -44,6 +53,7 @@ class Batcher(Generic[Asked, Answer]):
         self._changed = threading.Condition()
         self._closed = False
         self._groups = self._answered = 0
+        self._each = 0.0  # seconds per request, lately
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -61,7 +71,7 @@ class Batcher(Generic[Asked, Answer]):
             if self._closed:
                 raise QueueFull("the service is shutting down.")
             if len(self._waiting) >= self._queue:
-                raise QueueFull(f"{self._queue} requests wait for this model already.")
+                raise QueueFull(f"{self._queue} requests wait for this model already.", self._queue * self._each)
             self._waiting.append(waiting)
             self._changed.notify()
         return await asyncio.wrap_future(waiting.future)
@@ -89,11 +99,13 @@ class Batcher(Generic[Asked, Answer]):
 
     def _run(self) -> None:
         while group := self._next():
+            began = time.perf_counter()
             try:
                 answers = self._answer([each.request for each in group])
             except Exception as error:  # one that is nobody's own: all of the group learn of it
                 answers = [error] * len(group)
             self._groups, self._answered = self._groups + 1, self._answered + sum(each.size for each in group)
+            self._each += 0.2 * ((time.perf_counter() - began) / len(group) - self._each)
             for each, answer in zip(group, answers, strict=True):
                 if isinstance(answer, Exception):
                     each.future.set_exception(answer)

@@ -1,4 +1,4 @@
-"""Connections that wait for ever are closed: uvicorn bounds the time between requests, but not that of their headers."""
+"""Connections that wait for ever are closed: uvicorn bounds the time between requests, not that of their headers."""
 
 import asyncio
 

@@ -25,6 +25,10 @@ TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
+REFUSALS = {
+    404: "there is no such path; /openapi.json lists those that there are.",
+    405: "this path has no such method; /openapi.json lists those that there are.",
+}
 
 
 class ServiceError(Exception):
@@ -133,8 +137,8 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        headers = dict(error.headers or {})
-        return ServiceError(error.status_code, str(error.detail), headers=headers).response()
+        message = REFUSALS.get(error.status_code, f"{str(error.detail).rstrip('.')}.")
+        return ServiceError(error.status_code, message, headers=error.headers).response()
 
 
 def _known_words(app: FastAPI) -> set[str]:

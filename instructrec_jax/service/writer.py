@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class ServedWriter:
     """An opened language model and the engine that batches its answers."""
 
     model: LanguageModel
-    engine: Engine
+    engine: Engine[Any]
 
     def chat(self, example: Example) -> np.ndarray:
         """int32 [tokens] of a conversation or an instruction, rendered with the run's template."""

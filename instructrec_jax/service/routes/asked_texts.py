@@ -33,8 +33,8 @@ class StreamOptions(Asked):
 class _Sampling(Asked):
     """The fields that both routes share.
 
-    Decoding is greedy without `temperature`, as that of `generate`. Without `seed`, each sampled answer differs. `exact`:
-    the same bits whoever else asks.
+    Decoding is greedy without `temperature`, as that of `generate`. Without `seed`, each sampled answer differs. With
+    `exact`, an answer has the same bits whoever else asks.
     """
 
     model: str | None = None
@@ -59,7 +59,7 @@ class _Sampling(Asked):
     def config(self, new_tokens: int | None, limits: LimitsConfig) -> GenerationConfig:
         """The settings of the answers. Raises ServiceError (422) for a field that is refused or beyond a limit."""
         for name, allowed in NEUTRAL.items():
-            if (value := getattr(self, name, None)) not in allowed:
+            if getattr(self, name, None) not in allowed:
                 raise ServiceError(422, f"{name} is not implemented: leave it out.", param=name, code="unsupported")
         if self.n > limits.choices:
             raise ServiceError(
@@ -76,13 +76,20 @@ class _Sampling(Asked):
         temperature = 0.0 if self.temperature is None else self.temperature
         given = {name: getattr(self, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
         seed = secrets.randbits(32) if self.seed is None and temperature > 0 else self.seed or 0
-        return GenerationConfig(
-            max_new_tokens=limits.default_tokens if new_tokens is None else new_tokens,
-            temperature=temperature,
-            stop=stop,
-            seed=seed % 2**32,
-            **{name: value for name, value in given.items() if value is not None and (temperature or name[-1] == "y")},
-        )
+        try:
+            return GenerationConfig(
+                max_new_tokens=limits.default_tokens if new_tokens is None else new_tokens,
+                temperature=temperature,
+                stop=stop,
+                seed=seed % 2**32,
+                **{
+                    name: value
+                    for name, value in given.items()
+                    if value is not None and (temperature or name[-1] == "y")
+                },
+            )
+        except ValueError as error:
+            raise ServiceError(422, str(error), code="invalid") from None
 
 
 class ChatRequest(_Sampling):

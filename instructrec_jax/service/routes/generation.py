@@ -16,7 +16,7 @@ from instructrec_jax.service.batching import QueueFull
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.exchange import Exchange
 from instructrec_jax.service.routes.asked_texts import ChatRequest, CompletionRequest, finish_reason
-from instructrec_jax.service.routes.parts import Noted, Running, in_time, too_many
+from instructrec_jax.service.routes.parts import Noted, Running, in_time, of_size, too_many
 from instructrec_jax.service.stream import Piece, Stream
 from instructrec_jax.service.writer import ServedWriter
 
@@ -115,9 +115,7 @@ async def chat(asked: ChatRequest, request: Request, service: Running, noted: No
 async def complete(asked: CompletionRequest, request: Request, service: Running, noted: Noted) -> Response:
     """Continues texts as they are, without the run's template."""
     texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-    most = service.config.limits.texts
-    if not 1 <= len(texts) <= most:
-        raise ServiceError(422, f"prompt has {len(texts):,} texts; there may be 1 to {most:,} (limits.texts).")
+    of_size(texts, "prompt", "texts", service.config.limits.texts, "limits.texts")
     model = service.model(asked.model, "complete", noted)
     writer = model.writer
     prompts = await _tokenized(lambda: [writer.text(text) for text in texts])
@@ -183,8 +181,8 @@ async def _events(answers: Answers, with_usage: bool, seconds: float, noted: Exc
     nothing = {"usage": None} if with_usage else {}
     try:
         if answers.chat:
-            first = {"role": "assistant", "content": ""}
-            starts = [{"index": n, "delta": first, "logprobs": None, "finish_reason": None} for n in range(left)]
+            first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+            starts: list[dict[str, object]] = [{"index": n, **first} for n in range(left)]
             yield _event(answers.document(starts, chunk=True, **nothing))
         while left:
             remaining = ends - asyncio.get_running_loop().time()

@@ -36,7 +36,9 @@ Noted = Annotated[Exchange, Depends(_exchange)]
 
 
 def too_many(error: QueueFull) -> ServiceError:
-    return ServiceError(429, f"{error} Try again later.", code="queue_full", headers={"Retry-After": "1"})
+    seconds = min(max(1, math.ceil(error.seconds)), 600)
+    message = f"{error} Try again in {seconds} s (limits.queue)."
+    return ServiceError(429, message, code="queue_full", headers={"Retry-After": str(seconds)})
 
 
 def of_size(given: Sequence[object], name: str, what: str, most: int, limit: str) -> None:
@@ -59,7 +61,7 @@ async def in_time(service: Service, request: Request, answer: Awaitable[T]) -> T
         done, _ = await asyncio.wait({work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if work in done:
             return work.result()
-        if gone in done:
+        if gone in done:  # nobody reads this; the exchange has it
             raise ServiceError(499, "the client closed the connection.")
         raise ServiceError(504, f"the answer took longer than {seconds:g} s (limits.seconds).", code="timeout")
     except QueueFull as error:

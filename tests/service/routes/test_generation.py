@@ -28,7 +28,7 @@ TEXTS = ["a good film about war", "bright music", "the old book is not dull", "s
 def world(language_models: dict[str, Path], checkpoint: Path) -> Iterator[SimpleNamespace]:
     models = [ModelConfig(str(language_models["llama"]), name="tiny"), ModelConfig(str(checkpoint), name="encoder")]
     limits = LimitsConfig(choices=3, new_tokens=40, default_tokens=12)
-    config = ServeConfig(models=models, limits=limits, engine=EngineSettings(slots=4, capacity=96, chunk=8))
+    config = ServeConfig(models=models, limits=limits, engine=EngineSettings(slots=4, capacity=256, chunk=32))
     app = make_app(open_service(config))
     with live(app) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -107,8 +107,8 @@ def test_a_crowd_gets_what_each_gets_alone(world: SimpleNamespace) -> None:
         ("chat/completions", {"messages": turns("a"), "temperature": -1}, 422, "temperature"),
         ("chat/completions", {"messages": turns("a"), "top_logprobs": 2}, 422, "logprobs"),
         ("chat/completions", {"messages": turns("a"), "model": "encoder"}, 400, "encoder"),
-        ("chat/completions", {"messages": turns("a"), "tepmerature": 1}, 422, "tepmerature"),
-        ("chat/completions", {"messages": turns("film " * 200)}, 422, "tokens"),
+        ("chat/completions", {"messages": turns("a"), "tepmerature": 1}, 422, "temperature"),
+        ("chat/completions", {"messages": turns("film " * 400)}, 422, "tokens"),
         ("completions", {"prompt": []}, 422, "prompt"),
         ("completions", {"prompt": [1, 2]}, 422, "prompt"),
         ("completions", {"prompt": ""}, 422, "prompt"),
