@@ -89,7 +89,7 @@ class Reference:
 
 
 def read_reference(path: Path, most: int, labels: Sequence[str] = ()) -> Reference | None:
-    """The reference of a run directory's predictions.jsonl, from at most `most` cases drawn at random (always the same).
+    """The reference of a run directory's predictions.jsonl: at most `most` cases, drawn at random but always the same.
 
     Args:
       labels: the model's own labels; other predictions are other people's words, and are not kept.

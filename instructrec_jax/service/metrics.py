@@ -17,7 +17,6 @@ from instructrec_jax.service.memory import device_memory, machine_memory
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
-
 # Name of a count of a queue or an engine -> (counter or gauge, metric, help). All have the labels model and part.
 STATS: dict[str, tuple[type[CounterMetricFamily] | type[GaugeMetricFamily], str, str]] = {
     "waiting": (GaugeMetricFamily, "instructrec_queue_waiting", "Requests that wait for their turn."),

@@ -32,7 +32,8 @@ RECENT = 10_000  # requests per model that the thresholds look at
 class Monitoring:
     """Watches a service from `start` to `close`.
 
-    Raises ValueError for settings that cannot be, a damaged predictions.jsonl of a served run, or a webhook without its secret.
+    Raises ValueError for settings that cannot be, a damaged predictions.jsonl of a served run, or a webhook without its
+    secret.
     """
 
     def __init__(self, service: Service, clock: Callable[[], float] = time.monotonic):
@@ -215,7 +216,7 @@ def open_drift(model: Served, config: DriftConfig, seen: Callable[[list[Finding]
     if not config.reference:
         return Drift()
     path = model.run.path / "predictions.jsonl"
-    reference = read_reference(path, config.reference, getattr(model.run.task, "labels", ()))
+    reference = read_reference(path, config.reference, getattr(model.run.task, "labels", None) or ())
     if reference is None:
         logger.info("drift of %s is not watched: %s is not there (an evaluation writes it).", model.name, path)
         return Drift()

@@ -2,23 +2,26 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import jax
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from instructrec_jax.files import write_jsonl
+from instructrec_jax.files import read_jsonl, write_jsonl
+from instructrec_jax.runs.run import Run
 from instructrec_jax.service import memory, monitoring
 from instructrec_jax.service.alerts import Notice
+from instructrec_jax.service.answerers import Predicted, Predicting, Vectors
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.drift import Drift, Finding
+from instructrec_jax.service.batching import Batcher
+from instructrec_jax.service.drift import Drift, Finding, numbers_of
 from instructrec_jax.service.exchange import Exchange
-from instructrec_jax.service.models import Service, open_service
+from instructrec_jax.service.models import Served, Service
 from instructrec_jax.service.monitoring import Monitoring, engine_counts, open_drift, tell_drift
 from instructrec_jax.service.monitoring_settings import (
     DriftConfig,
@@ -27,7 +30,8 @@ from instructrec_jax.service.monitoring_settings import (
     TracingConfig,
     WebhookConfig,
 )
-from instructrec_jax.service.settings import ModelConfig, ServeConfig
+from instructrec_jax.service.settings import ServeConfig
+from instructrec_jax.tasks.answers import LabelAnswer
 
 SAID = "Rumpelstiltskin"  # what a user said
 
@@ -138,61 +142,114 @@ def test_a_model_without_evaluation_is_not_watched_and_a_small_one_is_said(
     assert open_drift(served, DriftConfig(reference=0), list).reference is None
 
 
-@pytest.fixture(scope="module")
-def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, list[Notice]]]:
-    """A client of a service whose model for vectors has an evaluation, and the notices."""
-    folder = tmp_path_factory.mktemp("evaluated") / "tiny"
-    shutil.copytree(checkpoint, folder)
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(["good", "film", "a", "dull", "book"], rng.integers(2, 7))) for _ in range(400)]
-    write_jsonl(folder / "predictions.jsonl", [{"input": text, "prediction": 0.5} for text in texts])
-    config = MonitoringConfig(drift=DriftConfig(window=100))
-    app = make_app(open_service(ServeConfig(models=[ModelConfig(str(folder))], monitoring=config)))
-    notices: list[Notice] = []
-    app.state.monitoring.alerts._send = (notices.append,)
+class Echo:
+    """Answers each ability's requests at once: vectors of zeros, and the label of the first word."""
+
+    def embed(self, asked: list[list[str]]) -> list[Vectors]:
+        return [Vectors(np.zeros((len(texts), 2), np.float32), 7) for texts in asked]
+
+    def classify(self, asked: list[list[str]]) -> list[Predicted]:
+        answers = [[LabelAnswer(text.split()[0], {"good": 0.9}).to_record() for text in texts] for texts in asked]
+        return [Predicted(own, 7, texts) for own, texts in zip(answers, asked, strict=True)]
+
+
+def echoing(name: str, ability: Literal["embed", "classify"], folder: Path) -> Served:
+    run = SimpleNamespace(path=folder, kind="test", task=SimpleNamespace(labels=["good", "dull"]))
+    queue: Batcher[Any, Any] = Batcher(getattr(Echo(), ability), most=256, queue=10, name=name)
+    return Served(name, cast(Any, run), {ability: cast(Any, Echo())}, {ability: queue}, [])
+
+
+TEXTS = [
+    " ".join([("good", "dull")[n % 3 == 0], *np.random.default_rng(n).choice(["film", "a", "book"], 1 + n % 6)])
+    for n in range(400)
+]
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    """A client of a service with a model for vectors, "v", and a classifier, "c", which were evaluated on TEXTS."""
+    records = [{"input": text, **LabelAnswer(text.split()[0], {"good": 0.9}).to_record()} for text in TEXTS]
+    write_jsonl(tmp_path / "predictions.jsonl", records)
+    config = ServeConfig(monitoring=MonitoringConfig(drift=DriftConfig(window=100)))
+    models = {"v": echoing("v", "embed", tmp_path), "c": echoing("c", "classify", tmp_path)}
+    app = make_app(Service(config, models))
+    app.state.notices = []
+    app.state.monitoring.alerts._send = (app.state.notices.append,)
     with TestClient(app) as client:
-        client.texts = texts  # type: ignore[attr-defined]
-        yield client, notices
+        yield client
 
 
-def embed(client: TestClient, texts: list[str]) -> None:
-    assert client.post("/v1/embeddings", json={"input": texts}).status_code == 200
+def notices_of(client: TestClient) -> list[Notice]:
+    found: list[Notice] = cast(Any, client.app).state.notices
+    return found
 
 
-def test_drift_through_the_route_and_back(
-    served: tuple[TestClient, list[Notice]], caplog: pytest.LogCaptureFixture
+def ask(client: TestClient, route: str, texts: list[str]) -> None:
+    assert client.post(route, json={"input": texts}).status_code == 200
+
+
+@pytest.mark.parametrize(("route", "model"), [("/v1/embeddings", "v"), ("/classify", "c")])
+def test_drift_through_a_route_and_back(
+    route: str, model: str, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client, notices = served
     caplog.set_level(logging.DEBUG)
-    texts: list[str] = client.texts  # type: ignore[attr-defined]
-    embed(client, texts[:100])
-    assert notices == []
-    embed(client, [f"{text} {SAID}" for text in texts[100:250]])
-    embed(client, texts[250:400])
-    embed(client, texts[:100])
-    assert [(each["alert"], each["model"], each["state"]) for each in notices] == [
-        ("drift", "tiny", "firing"),
-        ("drift", "tiny", "resolved"),
-    ]
-    moved = {each["what"]: each["distance"] for each in notices[0]["details"]}  # type: ignore[attr-defined]
-    assert moved["unknown_words"] > 0.5
+    ask(client, route, TEXTS[:100])
+    assert notices_of(client) == []
+    ask(client, route, [f"{text} {SAID}" for text in TEXTS[100:250]])
+    ask(client, route, TEXTS[250:400])
+    ask(client, route, TEXTS[:100])
+    states = [(each["alert"], each["model"], each["state"]) for each in notices_of(client)]
+    assert states == [("drift", model, "firing"), ("drift", model, "resolved")]
+    first = {each["what"]: each["excess"] for each in cast(Any, notices_of(client)[0]["details"])}
+    assert first["unknown_words"] > 1
+    assert ("labels" in first and first["labels"] < 1) == (model == "c")
     metrics = client.get("/metrics").text
-    assert 'instructrec_drift_windows_total{model="tiny"} 5.0' in metrics
-    assert 'instructrec_drift_reference_cases{model="tiny"} 400.0' in metrics
-    assert 'instructrec_alert_firing{alert="drift",model="tiny"} 0.0' in metrics
-    assert 'instructrec_items_total{kind="texts",model="tiny",route="/v1/embeddings"} 500.0' in metrics
-    for place in (metrics, json.dumps(notices), caplog.text):
+    assert f'instructrec_drift_windows_total{{model="{model}"}} 5.0' in metrics
+    assert f'instructrec_drift_reference_cases{{model="{model}"}} 400.0' in metrics
+    assert f'instructrec_alert_firing{{alert="drift",model="{model}"}} 0.0' in metrics
+    assert f'instructrec_items_total{{kind="texts",model="{model}",route="{route}"}} 500.0' in metrics
+    part = "embed" if model == "v" else "classify"
+    assert f'instructrec_batch_rows_total{{model="{model}",part="{part}"}} 500.0' in metrics
+    for place in (metrics, json.dumps(notices_of(client)), caplog.text):
         assert SAID.lower() not in place.lower()
 
 
-def test_what_a_stranger_says_is_no_label(served: tuple[TestClient, list[Notice]]) -> None:
-    client, _ = served
+def test_labels_that_move_are_named(client: TestClient) -> None:
+    ask(client, "/classify", [text.replace("good", "dull") for text in TEXTS[:100]])
+    assert "labels at distance" in str(notices_of(client)[0]["text"])
+    assert "dull 33.5% -> 100.0%" in str(notices_of(client)[0]["text"])
+
+
+def test_what_a_stranger_says_is_no_label(client: TestClient) -> None:
     client.post(f"/{SAID}", json={"input": SAID})
     client.post("/v1/embeddings", json={"input": SAID, "model": SAID})
     client.request(SAID, "/v1/models", headers={SAID: SAID}, params={SAID: SAID})
     metrics = client.get("/metrics").text
     assert SAID.lower() not in metrics.lower()
     assert 'instructrec_requests_total{model="",route="/v1/embeddings",status="404"} 1.0' in metrics
+
+
+def test_compilations_after_the_service_is_ready_are_late(client: TestClient) -> None:
+    watching: Monitoring = cast(Any, client.app).state.monitoring
+    watching.warmed_up()
+    jax.jit(lambda x: x * 3 + 1)(np.arange(7))
+    assert "instructrec_late_compilations_total 0.0" not in client.get("/metrics").text
+
+
+def test_what_is_compared_is_what_was_evaluated(finished: Any) -> None:
+    """The prompt, label and score of a served answer are those of the same case in predictions.jsonl."""
+    run = Run.open(finished.run_dir)
+    written = read_jsonl(run.path / "predictions.jsonl")
+    cases = run.data.cases(run.task, "test")
+    (found,) = Predicting(run).answer([[e.example.instruction for e in cases]])
+    assert isinstance(found, Predicted)
+    assert found.prompts == [each["input"] for each in written]
+    known = frozenset(run.task.labels)
+    served = [numbers_of(each, known) for each in found.answers]
+    evaluated = [numbers_of(each, known) for each in written]
+    assert [label for label, _ in served] == [label for label, _ in evaluated]
+    scores = [[score for _, score in each] for each in (served, evaluated)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
 
 
 def test_settings_that_cannot_be_are_told_at_the_start() -> None:
