@@ -16,6 +16,7 @@ from instructrec_jax.service.errors import RESPONSES, Contained, add_handlers
 from instructrec_jax.service.exchange import Observed, Observer
 from instructrec_jax.service.models import Service
 from instructrec_jax.service.monitoring import Monitoring
+from instructrec_jax.service.privacy import Privacy
 from instructrec_jax.service.routes import generation, items, metrics, page, records, status, vectors
 from instructrec_jax.service.tracing import add_tracing
 
@@ -54,6 +55,7 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
         redoc_url=None,
     )
     app.state.service, app.state.door, app.state.monitoring = service, door or Door(), monitoring
+    app.state.privacy = Privacy(service.config.mask)
     add_handlers(app)
     for routes in (page, status, metrics, vectors, records, items, generation):
         app.include_router(routes.router)

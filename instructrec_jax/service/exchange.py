@@ -28,6 +28,7 @@ class Exchange:
       model: name of the model that answers; "" before one is chosen.
       status: the HTTP status; 499 where the client left before the answer.
       counts: prompt_tokens, completion_tokens, texts ...
+      masked: places of personal data that placeholders replaced, by kind.
       seconds: whole time, once it has ended; `first`: until the first byte of the answer.
     """
 
@@ -39,6 +40,7 @@ class Exchange:
     model: str = ""
     status: int = 499
     counts: Counter[str] = field(default_factory=Counter)
+    masked: Counter[str] = field(default_factory=Counter)
     began: float = field(default_factory=time.perf_counter)
     first: float | None = None
     seconds: float = 0.0

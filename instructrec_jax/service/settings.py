@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from instructrec_jax.answering.watch import Weight
 from instructrec_jax.service.engine import EngineSettings
+from instructrec_jax.service.privacy import PrivacyConfig
 from instructrec_jax.service.monitoring_settings import MonitoringConfig
 
 
@@ -63,6 +64,7 @@ class ServeConfig:
     cache: str = ""  # folder of compiled programs; default: in the package's cache folder
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    mask: PrivacyConfig = field(default_factory=PrivacyConfig)
     keys: str = ""  # file of `serve keys add`; "": no keys, for this machine only
     tls_certificate: str = ""  # PEM file: the certificate and its chain; with tls_key, the service speaks HTTPS
     tls_key: str = ""  # PEM file: the certificate's private key

@@ -105,10 +105,10 @@ class ChatRequest(_Sampling):
     response_format: dict[str, object] | None = None
     parallel_tool_calls: bool | None = None
 
-    def example(self) -> Example:
-        """The conversation. Raises ServiceError (422) naming a message that is not one."""
+    def example(self, messages: list[dict[str, object]]) -> Example:
+        """The conversation of the (masked) messages. Raises ServiceError (422) naming a message that is not one."""
         try:
-            turns = read_messages(self.messages, True, frozenset({"name", "refusal"}))
+            turns = read_messages(messages, True, frozenset({"name", "refusal"}))
             return Example(messages=turns, instruction="", tools=read_tools(self.tools))
         except BadExample as error:
             message = f"{error.field}: {error.reason}."  # without the detail, which quotes what was said

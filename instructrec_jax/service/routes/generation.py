@@ -15,8 +15,9 @@ from instructrec_jax.data.prompts import render
 from instructrec_jax.service.batching import QueueFull
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.exchange import Exchange
+from instructrec_jax.service.privacy import Private
 from instructrec_jax.service.routes.asked_texts import ChatRequest, CompletionRequest, finish_reason
-from instructrec_jax.service.routes.parts import Noted, Running, in_time, of_size, too_many
+from instructrec_jax.service.routes.parts import Hidden, Noted, Running, in_time, of_size, too_many
 from instructrec_jax.service.stream import Piece, Stream
 from instructrec_jax.service.writer import ServedWriter
 
@@ -41,6 +42,7 @@ class Answers:
     chat: bool
     logprobs: bool
     prompts: int
+    hidden: Private
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
     offsets: dict[int, int] = field(default_factory=dict)
@@ -98,31 +100,34 @@ class Answers:
 
 
 @router.post("/v1/chat/completions")
-async def chat(asked: ChatRequest, request: Request, service: Running, noted: Noted) -> Response:
+async def chat(asked: ChatRequest, request: Request, service: Running, noted: Noted, hidden: Hidden) -> Response:
     """The next turn of a conversation, rendered with the run's template."""
     model = service.model(asked.model, "chat", noted)
     writer = model.writer
-    example, new_tokens = asked.example(), asked.new_tokens
+    example, new_tokens = asked.example(await hidden.mask(asked.messages)), asked.new_tokens
     prompts = await _tokenized(lambda: [writer.chat(example)])
     config = writer.fitted(asked.config(new_tokens, service.config.limits), prompts, new_tokens is not None)
     streams = _submitted(lambda: writer.submit(prompts, config, n=asked.n, exact=asked.exact, top=asked.top))
     service.drift(model).answered(render(example))
-    answers = Answers(model.name, writer, streams, True, bool(asked.logprobs), sum(map(len, prompts)))
+    answers = Answers(model.name, writer, streams, True, bool(asked.logprobs), sum(map(len, prompts)), hidden)
     return await _sent(answers, asked, request, service, noted)
 
 
 @router.post("/v1/completions")
-async def complete(asked: CompletionRequest, request: Request, service: Running, noted: Noted) -> Response:
+async def complete(
+    asked: CompletionRequest, request: Request, service: Running, noted: Noted, hidden: Hidden
+) -> Response:
     """Continues texts as they are, without the run's template."""
     texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
     of_size(texts, "prompt", "texts", service.config.limits.texts, "limits.texts")
     model = service.model(asked.model, "complete", noted)
     writer = model.writer
+    texts = await hidden.mask(texts)
     prompts = await _tokenized(lambda: [writer.text(text) for text in texts])
     config = writer.fitted(asked.config(asked.max_tokens, service.config.limits), prompts, asked.max_tokens is not None)
     top = asked.logprobs or 0
     streams = _submitted(lambda: writer.submit(prompts, config, n=asked.n, exact=asked.exact, top=top))
-    answers = Answers(model.name, writer, streams, False, asked.logprobs is not None, sum(map(len, prompts)))
+    answers = Answers(model.name, writer, streams, False, asked.logprobs is not None, sum(map(len, prompts)), hidden)
     return await _sent(answers, asked, request, service, noted)
 
 
@@ -155,6 +160,7 @@ async def _sent(
     pieces = await in_time(service, request, each)
     written = sum(len(piece.tokens) for piece in pieces)
     noted.counts["completion_tokens"] += written
+    pieces = [answers.hidden.pieces()(piece) for piece in pieces]
     choices = [answers.choice(index, piece, chunk=False) for index, piece in enumerate(pieces)]
     return JSONResponse(answers.document(choices, chunk=False, usage=answers.usage(written)))
 
@@ -179,6 +185,7 @@ async def _events(answers: Answers, with_usage: bool, seconds: float, noted: Exc
     tasks = [asyncio.create_task(_pump(n, stream, arrived)) for n, stream in enumerate(answers.streams)]
     ends, written, left = asyncio.get_running_loop().time() + seconds, 0, len(tasks)
     nothing = {"usage": None} if with_usage else {}
+    restored = [answers.hidden.pieces() for _ in tasks]
     try:
         if answers.chat:
             first = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
@@ -200,6 +207,7 @@ async def _events(answers: Answers, with_usage: bool, seconds: float, noted: Exc
                 return
             written += len(piece.tokens)
             left -= piece.finish is not None
+            piece = restored[index](piece)
             if piece.text or piece.finish or (answers.logprobs and piece.tokens):
                 yield _event(answers.document([answers.choice(index, piece, chunk=True)], chunk=True, **nothing))
         if with_usage:

@@ -9,7 +9,7 @@ from instructrec_jax.answering import requests
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.exchange import Exchange
 from instructrec_jax.service.models import Service
-from instructrec_jax.service.routes.parts import Asked, Noted, Running, in_time, of_size
+from instructrec_jax.service.routes.parts import Asked, Hidden, Noted, Running, in_time, of_size
 from instructrec_jax.service.scenarios import Recommended, Recommending, Wishes
 
 router = APIRouter(tags=["items"])
@@ -40,7 +40,9 @@ class RecommendRequest(Wish):
 
 
 @router.post("/recommend")
-async def recommend(asked: RecommendRequest, request: Request, service: Running, noted: Noted) -> dict[str, object]:
+async def recommend(
+    asked: RecommendRequest, request: Request, service: Running, noted: Noted, hidden: Hidden
+) -> dict[str, object]:
     """The best items for a history, an instruction or both, with the evidence for each, as
     `python -m instructrec_jax.recommend`. One request gets `recommendations`, several get `data`, in their order."""
     fields = set(Wish.model_fields)
@@ -53,11 +55,15 @@ async def recommend(asked: RecommendRequest, request: Request, service: Running,
         of_size(asked.requests, "requests", "requests", service.config.limits.texts, "limits.texts")
         wishes = [{"k": asked.k} | each.model_dump(exclude_unset=True) for each in asked.requests]
     model = service.model(asked.model, "recommend", noted)
-    own = [requests.Request(**wish) for wish in wishes]
+    texts = await hidden.mask([[wish.get("instruction", ""), wish.get("prompt", "")] for wish in wishes])
+    own = [
+        requests.Request(**{**wish, "instruction": instruction, "prompt": prompt})
+        for wish, (instruction, prompt) in zip(wishes, texts, strict=True)
+    ]
     options = Wishes(own, asked.include_seen, asked.on_unknown == "skip", asked.evidence)
     answer = model.ask("recommend", options, size=len(own), alone=asked.exact)
     found: Recommended = await in_time(service, request, answer)
-    records = [each.to_record() for each in found.answers]
+    records = hidden.restore([each.to_record() for each in found.answers])
     items = sum(len(each.recommendations) for each in found.answers)
     noted.counts.update(texts=len(own), items=items, prompt_tokens=found.tokens)
     for each in found.answers:

@@ -1,6 +1,7 @@
 """What the routes share: the running service, and how long an answer may take."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Sequence
 from typing import Annotated, TypeVar
 
@@ -11,6 +12,7 @@ from instructrec_jax.service.batching import QueueFull
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.exchange import Exchange
 from instructrec_jax.service.models import Service
+from instructrec_jax.service.privacy import Private
 
 T = TypeVar("T")
 
@@ -32,7 +34,16 @@ def _exchange(request: Request) -> Exchange:
 
 
 Running = Annotated[Service, Depends(_service)]
+
+
+def _private(request: Request) -> Private:
+    private: Private = request.app.state.privacy.request()
+    request.state.exchange.masked = private.counts
+    return private
+
+
 Noted = Annotated[Exchange, Depends(_exchange)]
+Hidden = Annotated[Private, Depends(_private)]
 
 
 def too_many(error: QueueFull) -> ServiceError:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from instructrec_jax.answering.desk import Answered
 from instructrec_jax.service.answerers import Predicted
-from instructrec_jax.service.routes.parts import Asked, Noted, Running, in_time, of_size
+from instructrec_jax.service.routes.parts import Asked, Hidden, Noted, Running, in_time, of_size
 from instructrec_jax.service.scenarios import Assisting, Watched, Watching
 
 router = APIRouter(tags=["records"])
@@ -23,18 +23,21 @@ class ClassifyRequest(Asked):
 
 
 @router.post("/classify")
-async def classify(asked: ClassifyRequest, request: Request, service: Running, noted: Noted) -> dict[str, object]:
+async def classify(
+    asked: ClassifyRequest, request: Request, service: Running, noted: Noted, hidden: Hidden
+) -> dict[str, object]:
     """What the run predicts for each record, as `python -m instructrec_jax.predict` writes it: a label or labels with
     probabilities, a number, a tag for each word, an answer with its place in the context ..."""
     records = asked.input if isinstance(asked.input, list) else [asked.input]
     of_size(records, "input", "records", service.config.limits.texts, "limits.texts")
     model = service.model(asked.model, "classify", noted)
+    records = await hidden.mask(records)
     answer = model.ask("classify", records, size=len(records), alone=asked.exact)
     found: Predicted = await in_time(service, request, answer)
     noted.counts.update(texts=len(records), prompt_tokens=found.tokens)
     for prompt, said in zip(found.prompts, found.answers, strict=True):
         service.drift(model).answered(prompt, said)
-    data = [{"index": number, **each} for number, each in enumerate(found.answers)]
+    data = [{"index": number, **hidden.answer(each)} for number, each in enumerate(found.answers)]
     return {"object": "list", "model": model.name, "task": model.run.kind, "data": data, "usage": _usage(found.tokens)}
 
 
@@ -47,11 +50,14 @@ class AssistRequest(Asked):
 
 
 @router.post("/assist")
-async def assist(asked: AssistRequest, request: Request, service: Running, noted: Noted) -> dict[str, object]:
+async def assist(
+    asked: AssistRequest, request: Request, service: Running, noted: Noted, hidden: Hidden
+) -> dict[str, object]:
     """The intent, slots, action and reply for each text, as `python -m instructrec_jax.assist`."""
     texts = asked.input if isinstance(asked.input, list) else [asked.input]
     of_size(texts, "input", "texts", service.config.limits.texts, "limits.texts")
     model = service.model(asked.model, "assist", noted)
+    texts = await hidden.mask(texts)
     answer = model.ask("assist", texts, size=len(texts), alone=asked.exact)
     found: list[Answered] = await in_time(service, request, answer)
     noted.counts.update(texts=len(texts))
@@ -60,7 +66,7 @@ async def assist(asked: AssistRequest, request: Request, service: Running, noted
     for each in found:
         said = {"prediction": each["intent"], "probability": each["confidence"]}
         service.drift(model).answered(assisting.desk.classifier.prompt(each["text"]), said)
-    return {"object": "list", "model": model.name, "data": found}
+    return {"object": "list", "model": model.name, "data": hidden.restore(found)}
 
 
 class WatchRequest(Asked):
@@ -71,7 +77,9 @@ class WatchRequest(Asked):
 
 
 @router.post("/watch")
-async def watch(asked: WatchRequest, request: Request, service: Running, noted: Noted) -> dict[str, object]:
+async def watch(
+    asked: WatchRequest, request: Request, service: Running, noted: Noted, hidden: Hidden
+) -> dict[str, object]:
     """Adds records to the windows of their entities: their labels, the entities' scores, and the alerts raised, as
     `python -m instructrec_jax.watch`.
 
@@ -82,6 +90,10 @@ async def watch(asked: WatchRequest, request: Request, service: Running, noted: 
     records = asked.input if isinstance(asked.input, list) else [asked.input]
     of_size(records, "input", "records", service.config.limits.texts, "limits.texts")
     model = service.model(asked.model, "watch", noted)
+    texts = await hidden.mask([record.get("text") for record in records])
+    records = [
+        {**record, "text": text} if "text" in record else record for record, text in zip(records, texts, strict=True)
+    ]
     found: Watched = await in_time(service, request, model.ask("watch", records, size=len(records)))
     noted.counts.update(texts=len(records), alerts=len(found.alerts), prompt_tokens=found.tokens)
     watching = model.answerers["watch"]
@@ -92,8 +104,8 @@ async def watch(asked: WatchRequest, request: Request, service: Running, noted: 
     return {
         "object": "list",
         "model": model.name,
-        "data": found.records,
-        "alerts": found.alerts,
+        "data": hidden.restore(found.records),
+        "alerts": hidden.restore(found.alerts),
         "usage": _usage(found.tokens),
     }
 

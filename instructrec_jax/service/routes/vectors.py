@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from instructrec_jax.service.answerers import Documents, Ranked, Vectors
 from instructrec_jax.service.errors import ServiceError
-from instructrec_jax.service.routes.parts import Asked, Noted, Running, in_time, of_size
+from instructrec_jax.service.routes.parts import Asked, Hidden, Noted, Running, in_time, of_size
 
 router = APIRouter(tags=["vectors"])
 
@@ -28,12 +28,15 @@ class EmbeddingRequest(Asked):
 
 
 @router.post("/v1/embeddings")
-async def embeddings(asked: EmbeddingRequest, request: Request, service: Running, noted: Noted) -> dict[str, object]:
+async def embeddings(
+    asked: EmbeddingRequest, request: Request, service: Running, noted: Noted, hidden: Hidden
+) -> dict[str, object]:
     """One vector for each text, as `Run.encode`. A text that is longer than the model reads is cut at its end, as
     sentence-transformers does."""
     texts = _texts(asked)
     of_size(texts, "input", "texts", service.config.limits.texts, "limits.texts")
     model = service.model(asked.model, "embed", noted)
+    texts = await hidden.mask(texts)
     answer = model.ask("embed", texts, size=len(texts), alone=asked.exact)
     found: Vectors = await in_time(service, request, answer)
     width = found.vectors.shape[1]
@@ -93,7 +96,9 @@ class RerankRequest(Asked):
 
 @router.post("/rerank")
 @router.post("/v1/rerank")
-async def rerank(asked: RerankRequest, request: Request, service: Running, noted: Noted) -> dict[str, object]:
+async def rerank(
+    asked: RerankRequest, request: Request, service: Running, noted: Noted, hidden: Hidden
+) -> dict[str, object]:
     """The documents, the most relevant first; of equal ones, the earlier first.
 
     `relevance_score` is, of a reranker: the logistic function of its score, from 0 to 1; of a model for vectors: the
@@ -106,7 +111,8 @@ async def rerank(asked: RerankRequest, request: Request, service: Running, noted
         raise ServiceError(422, f"top_n is {asked.top_n}, but must be at least 1.", param="top_n", code="invalid")
     model = service.model(asked.model, "rerank", noted)
     texts = [each if isinstance(each, str) else each.text for each in asked.documents]
-    answer = model.ask("rerank", Documents(asked.query, texts), size=len(texts), alone=asked.exact)
+    query, *texts = await hidden.mask([asked.query, *texts])
+    answer = model.ask("rerank", Documents(query, texts), size=len(texts), alone=asked.exact)
     found: Ranked = await in_time(service, request, answer)
     noted.counts.update(texts=len(texts), prompt_tokens=found.tokens)
     results = []
