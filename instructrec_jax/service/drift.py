@@ -19,10 +19,10 @@ chance up to sqrt(−ln(α / 2) / 2) · sqrt((m + n) / (m n)) (Smirnov 1939; tie
 **An alert** needs both: a distance above its threshold, because a large window finds differences that do not matter,
 and one that is not chance. With α = level / 4 (Bonferroni) the probability that a window of an unchanged stream is an
 alert is at most `level`, whatever the four have to do with each other, and k windows have at most k · level false
-alarms on average, although all are compared with the same cases. As in a control chart (Shewhart 1931) the level is that
-of a window and not of the whole stream, so that a change is found as soon after a year as on the first day. It holds for
-answers that are drawn independently, as the cases were; bursts of answers that resemble each other are why the
-thresholds of distances are there.
+alarms on average, although all are compared with the same cases. As in a control chart (Shewhart 1931) the level is
+that of a window and not of the whole stream, so that a change is found as soon after a year as on the first day. It
+holds for answers that are drawn independently, as the cases were; bursts of answers that resemble each other are why
+the thresholds of distances are there.
 """
 
 import math
