@@ -19,6 +19,7 @@ from tqdm import tqdm
 from instructrec_jax.data.example import BadExample, Example, json_forms
 from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.data.labels import check_styles
+from instructrec_jax.data.masked import without_values
 from instructrec_jax.data.parallel import in_order
 from instructrec_jax.data.rows import Rows
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
@@ -185,7 +186,8 @@ def read_block(reading: _Reading, block: range) -> Part:
             row = rows.row(index)
             example = mapper(row, rows.columns)
             unread.update(mapper.unread(row, rows.columns))
-        except BadExample as error:
+        except BadExample as found:
+            error = found if mapper.mask is None else without_values(found)
             bad.append(SkippedRow(rows.where(index), error.field, error.reason, error.detail))
             continue
         examples.append(json_forms(example))

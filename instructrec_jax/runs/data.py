@@ -12,6 +12,7 @@ from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import Example, fingerprint_bytes
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, HoldOutConfig, check_hold_out, is_held_out
 from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader, StreamRowLoader
+from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.mixed_stream import MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, NumberedExamples
 from instructrec_jax.data.packing import length_buckets
@@ -72,6 +73,7 @@ class RunData:
                 storage=self._storage,
                 task=to_dict(self.config)["task"],
                 kinds=KINDS,
+                mask=example_mask(self.config),
             )
         return self._opened[split]
 
@@ -191,6 +193,22 @@ class RunData:
         task.prepare(encoded)
         mixture = _remixed(self.config, opened, per_source)
         return _batches(self.config, task, encoded, mixture, row_multiple)
+
+
+def example_mask(config: Config) -> ExampleMask | None:
+    """What `data.mask` does to examples; None: nothing.
+
+    Raises ValueError for a task whose targets are places in the texts, which placeholders would move.
+    """
+    if not config.data.mask:
+        return None
+    if config.task.targets_are_places:
+        raise ValueError(
+            f"data.mask cannot be used with task.type {config.task.name}: its targets are places in the texts, which "
+            "placeholders would move. Mask the texts before they are annotated, with `masking.masker.Masker`, and set "
+            "data.mask.kinds to []."
+        )
+    return ExampleMask(config.data.mask, config.task.text_fields)
 
 
 @dataclass(frozen=True)
