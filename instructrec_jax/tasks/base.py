@@ -280,6 +280,9 @@ class Task:
     # The parts of an example that the task reads: the whole conversation (reasoning, calls, weights of turns), the text
     # of `render`, or single fields without messages and system. `tasks.encoding` rejects examples with other parts.
     reads: Literal["conversation", "rendered", "fields"] = "rendered"
+    # Whether `gather` makes one text of each encoding, and its arrays from it alone, without random numbers: then each
+    # process gathers the examples of its own devices only.
+    gathers_alone = False
     encodes_together = False  # whether an example's encoding depends on the other examples of the call
 
     def encoding_depends_on(self) -> dict[str, object]:

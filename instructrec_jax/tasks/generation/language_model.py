@@ -94,6 +94,7 @@ class LanguageModelTask(Task):
 
     greater_is_better = False
     predicts_words = True
+    gathers_alone = True
     per_token = True
     writes = True
     reads = "conversation"

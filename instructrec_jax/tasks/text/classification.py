@@ -147,6 +147,7 @@ class NumberTarget:
 class _SequenceTask(Task):
     """Base of the three tasks: one vector of outputs per text."""
 
+    gathers_alone = True
     needs_pooler = True
     labels: list[str]  # name of each output
 

@@ -88,6 +88,7 @@ class ExtractiveSummarizationTask(Task):
 
     reads = "fields"
     metric = "rougeL"
+    gathers_alone = True
     case_measure = "rougeL"
     per_token = True
 

@@ -88,6 +88,7 @@ class SpanTask(Task):
 
     reads = "fields"
     metric = "f1"
+    gathers_alone = True
     case_measure = "f1"
     per_token = True
 

@@ -67,6 +67,7 @@ class TokenClassificationTask(Task):
 
     reads = "fields"
     case_measure = "accuracy"
+    gathers_alone = True
     per_token = True
 
     def __init__(self, labels: list[str], context: TaskContext):
