@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,8 +29,10 @@ from instructrec_jax.preparation.interaction_rows import KIND, InteractionRows
 from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.given import Given
 from instructrec_jax.tasks.base import Encoded, Task
-from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored, joined, token_key
+from instructrec_jax.tasks.encoded_store import EncodedExamples, chosen, encode_stored, joined, token_key
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
+
+Some = TypeVar("Some", bound=Sequence[Encoded])
 
 KINDS = {KIND: InteractionRows}  # of sources, beside files and data sets
 
@@ -123,14 +126,14 @@ class RunData:
             )
         return opened
 
-    def cases(self, task: Task, split: Split) -> list[Encoded]:
+    def cases(self, task: Task, split: Split) -> EncodedExamples:
         """All examples of a split, in order, encoded; empty if it lists no sources.
 
         Held-out examples stay in data.test only. data.validation is reduced to `evaluation.max_examples` examples,
         sampled with the run's seed.
         """
         if not getattr(self.config.data, split):
-            return []
+            return EncodedExamples([])
         examples, hold_out = self.examples(split), self.config.data.hold_out
         numbers = np.arange(len(examples))
         if split == "test":
@@ -145,7 +148,7 @@ class RunData:
             numbers = numbers[np.sort(drawn)]
         encoded = self.encode(task, split, examples, numbers)
         _tell(split, [encoded])
-        return some_left(list(encoded))
+        return some_left(encoded)
 
     def train(self, task: Task) -> EncodedExamples:
         """The examples of data.train that are not held out, source by source, encoded."""
@@ -166,7 +169,7 @@ class RunData:
         _tell("train", found)
         return found
 
-    def case_groups(self, cases: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+    def case_groups(self, cases: Sequence[Encoded]) -> dict[str, Sequence[Encoded]]:
         """Cases by reported segment: seen and unseen with `data.hold_out`, else by `segment_by`."""
         hold_out, segment_by = self.config.data.hold_out, self.config.evaluation.segment_by
         if not hold_out:
@@ -175,10 +178,9 @@ class RunData:
             raise ValueError(
                 "evaluation.segment_by cannot be combined with data.hold_out, whose segments are seen and unseen."
             )
-        groups: dict[str, list[Encoded]] = {SEEN: [], UNSEEN: []}
-        for e in cases:
-            groups[UNSEEN if is_held_out(e.example, hold_out) else SEEN].append(e)
-        return {name: own for name, own in groups.items() if own}
+        unseen = np.fromiter((is_held_out(e.example, hold_out) for e in cases), bool)
+        groups = {SEEN: np.flatnonzero(~unseen), UNSEEN: np.flatnonzero(unseen)}
+        return {name: chosen(cases, own) for name, own in groups.items() if len(own)}
 
     def training(self, task: Task, row_multiple: int, mesh: DeviceMesh | None = None) -> "TrainingData":
         """Encodes data.train and batches it.
@@ -256,7 +258,8 @@ def _tell(split: Split, encoded: Sequence[EncodedExamples]) -> None:
 
 def _not_held_out(examples: NumberedExamples, hold_out: HoldOutConfig) -> np.ndarray:
     """int64: the numbers of the examples that stay."""
-    return np.array([n for n in range(len(examples)) if not is_held_out(examples[n], hold_out)], np.int64)
+    stays = (not is_held_out(examples[number], hold_out) for number in range(len(examples)))
+    return np.flatnonzero(np.fromiter(stays, bool))
 
 
 @dataclass(frozen=True)
@@ -397,8 +400,8 @@ def check_batch(config: Config, task: Task, row_multiple: int) -> None:
         )
 
 
-def some_left(encoded: list[Encoded]) -> list[Encoded]:
-    if not encoded:
+def some_left(encoded: Some) -> Some:
+    if not len(encoded):
         raise ValueError("data.truncate: drop removed every example: all texts are longer than data.max_length.")
     return encoded
 

@@ -8,11 +8,11 @@ import copy
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +65,28 @@ class _Source:
     examples: NumberedExamples
 
 
+class _Stored(Encoded[Any]):
+    """An `Encoded` whose example is read when it is asked for: batches need none, and reading it takes the longest."""
+
+    def __init__(self, text: Text, target: object, example: Callable[[], Example]) -> None:
+        self.__dict__.update(text=text, target=target, _example=example)  # its attributes are frozen
+
+    @cached_property
+    def example(self) -> Example:
+        return self.__dict__["_example"]()
+
+
+class _OpenPart(NamedTuple):
+    """A batch with the rows first to end − 1 of all stores; its place 0 is row `start`."""
+
+    first: int
+    end: int
+    start: int
+    batch: pa.RecordBatch
+    columns: list[pa.Array]
+    examples: NumberedExamples
+
+
 class EncodedExamples(Sequence[Encoded]):
     """Encoded examples of one or several stores; see the module.
 
@@ -95,17 +117,27 @@ class EncodedExamples(Sequence[Encoded]):
 
     def _read(self, indices: Sequence[int], sweep: bool) -> Iterator[Encoded]:
         """Consecutive encodings of one example have it as one object. sweep: see `Store.find`."""
-        last: tuple[pa.RecordBatch | None, int, Example | None] = (None, 0, None)
+        last: tuple[pa.RecordBatch | None, object] = (None, None)
+        part: _OpenPart | None = None
         for index in indices:
             row = index if self.rows is None else int(self.rows[index])
-            number = int(np.searchsorted(self._ends, row, side="right"))
-            source = self._sources[number]
-            batch, place = source.store.find(row - (int(self._ends[number - 1]) if number else 0), sweep)
-            values = {name: batch.column(name)[place].as_py() for name in ("number", "group", "text", "goal")}
-            if last[0] is not batch or last[1] != values["group"] or last[2] is None:
-                last = (batch, values["group"], _example(batch, place, values["number"], source.examples))
-            assert last[2] is not None
-            yield Encoded(Text(*cast(Any, unpack(values["text"]))), unpack(values["goal"]), last[2])
+            if part is None or not part.first <= row < part.end:
+                part = self._part(row, sweep)
+            place = row - part.start
+            number, group, text, goal = (column[place].as_py() for column in part.columns)
+            if last[0] is not part.batch or last[1] != group:
+                last, example = (part.batch, group), cache(partial(_example, part.batch, place, number, part.examples))
+            yield _Stored(Text(*cast(Any, unpack(text))), unpack(goal), example)
+
+    def _part(self, row: int, sweep: bool) -> "_OpenPart":
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        source = self._sources[number]
+        batch, place = source.store.find(row - (int(self._ends[number - 1]) if number else 0), sweep)
+        columns = [batch.column(name) for name in ("number", "group", "text", "goal")]
+        start = row - place
+        is_whole = source.store.elsewhere is None  # else the batch may have this row alone
+        first, end = (start, start + batch.num_rows) if is_whole else (row, row + 1)
+        return _OpenPart(first, end, start, batch, columns, source.examples)
 
     def take(self, indices: np.ndarray) -> list[Encoded]:
         """Some of them, int64. Those that other processes keep are encoded together."""
@@ -174,6 +206,13 @@ def of_task(encoded: Sequence[Encoded], name: str) -> Sequence[Encoded]:
     if isinstance(encoded, EncodedExamples):
         return encoded.of_task(name)
     return [e for e in encoded if e.example.task == name]
+
+
+def chosen(encoded: Sequence[Encoded], numbers: np.ndarray) -> Sequence[Encoded]:
+    """The encoded examples with these numbers, int64."""
+    if isinstance(encoded, EncodedExamples):
+        return encoded.chosen(numbers)
+    return [encoded[number] for number in numbers.tolist()]
 
 
 # ---------------------------------------------------------------- writing

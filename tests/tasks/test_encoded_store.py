@@ -20,6 +20,7 @@ from instructrec_jax.data.sources import ListSource
 from instructrec_jax.data.storage import Storage
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import open_task
+from instructrec_jax.tasks import prediction
 from instructrec_jax.tasks.base import Encoded, Task, TaskConfig
 from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored, joined, of_task, token_key
 from instructrec_jax.tasks.encoding import encode_usable
@@ -208,3 +209,37 @@ def test_what_makes_tokens_stale(folders: dict[str, Path], tmp_path: Path) -> No
     drawn = [a_task("similarity", folders, tmp_path, labels=[], negatives=2) for _ in range(2)]
     drawn[1].context.seed = 9
     assert key(drawn[0]) != key(drawn[1])
+
+
+# ------------------------------------------------------------------ evaluated
+
+OUTPUTS = {"classification": 5, "multilabel": 5, "regression": 1, "token_classification": 2, "span": 2}
+
+
+@pytest.mark.parametrize("kind", [*OUTPUTS, "language_model"])
+def test_scores_of_a_store_are_those_of_a_list(
+    kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In windows of four encodings: every example of the store is a new object each time that it is read."""
+    asked: list[int] = []
+
+    def run(texts: Any, own: Any = None, dropout: Any = None) -> list[np.ndarray]:
+        asked.append(len(texts))
+        size = OUTPUTS.get(kind, 2)
+        drawn = [np.random.default_rng(t.tokens.tolist()) for t in texts]
+        shapes = [(len(t.tokens), size) if task.per_token else (size,) for t in texts]
+        return [rng.random(shape, np.float32) for rng, shape in zip(drawn, shapes, strict=True)]
+
+    task = a_task(kind, folders, tmp_path)
+    cases = stored(task, a_source(kind), None)
+    monkeypatch.setattr(prediction, "WINDOW", 4)
+    found, expected = (task.score(prediction.Predict(run), some) for some in (cases, list(cases)))
+    assert max(asked) == 4 and sum(asked) == 2 * len(cases)
+    assert found.metrics == expected.metrics and found.report == expected.report
+    assert list(found.predictions) == list(expected.predictions) and len(found.predictions) == 11
+    for name, values in expected.cases.items():
+        np.testing.assert_array_equal(found.cases[name], values)
+    assert {name: owners.tolist() for name, owners in found.owners.items()} == {
+        name: owners.tolist() for name, owners in expected.owners.items()
+    }
+    assert task.drawn(cases) and [e.example for e in task.drawn(cases)] == [e.example for e in task.drawn(list(cases))]
