@@ -19,6 +19,10 @@ ELSEWHERE = {
     },
     "preparation/films/texts": "preparation/test_films.py",
     "data/text_rows": "data/test_rows.py",
+    **{
+        f"masking/{name}": "masking/test_kinds.py"
+        for name in ("addresses", "known_secrets", "national_ids", "numbers", "plain", "spans")
+    },
     "preparation/inspection/inspect": "preparation/test_inspection.py",
     "preparation/inspection/table": "preparation/inspection/test_guessing.py",
     "runs/bucket_lock": "runs/test_bucket.py",
