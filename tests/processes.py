@@ -3,12 +3,20 @@
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import jax
+import pytest
 
 import instructrec_jax
+from instructrec_jax.data import shares, store
+
+T = TypeVar("T")
 
 PATIENCE = 180  # seconds until a process that still runs is killed
 
@@ -71,3 +79,31 @@ class Processes:
         for process in self.all:
             process.kill()
             process.wait()
+
+
+def as_processes(patch: pytest.MonkeyPatch, count: int, work: Callable[[int], T]) -> list[T]:
+    """work(process number) in threads that take themselves for the processes of one program, as stores see it."""
+    mine, told, meeting = threading.local(), [b""] * count, threading.Barrier(count, timeout=PATIENCE)
+
+    def exchange(own: bytes) -> list[bytes]:
+        told[mine.number] = own
+        meeting.wait()
+        found = list(told)
+        meeting.wait()
+        return found
+
+    def run(number: int) -> T:
+        mine.number = number
+        try:
+            return work(number)
+        except BaseException:
+            meeting.abort()
+            raise
+
+    with patch.context() as patched, ThreadPoolExecutor(count) as threads:
+        patched.setattr(jax, "process_index", lambda: mine.number)
+        patched.setattr(jax, "process_count", lambda: count)
+        for module in (shares, store):
+            patched.setattr(module, "exchange", exchange)
+            patched.setattr(module, "barrier", lambda name: meeting.wait())
+        return list(threads.map(run, range(count)))

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from instructrec_jax.answering.watch import Weight
 from instructrec_jax.service.engine import EngineSettings
-from instructrec_jax.service.privacy import PrivacyConfig
 from instructrec_jax.service.monitoring_settings import MonitoringConfig
+from instructrec_jax.service.privacy import PrivacyConfig
 
 
 @dataclass(frozen=True)
