@@ -12,7 +12,6 @@ An encoder–decoder encodes its source as a whole (`encode`); its row then star
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,7 @@ GROWTH = 4  # from one number of rows, and one length, to the next
 class Rows:
     """What the host knows of each row between two steps: NumPy arrays [slots] by name.
 
-    "active": whether the row takes part in steps; "last", "place": its last token, and the slot of that token; "source":
+    "active": whether the row takes part in steps; "last", "place": its last token, and that token's slot; "source": the
     length of an encoder–decoder's source; "top": whether the likeliest tokens are reported; "count", "limit", "seed",
     "numbers" and the others: as in `sampling.choose`.
     """

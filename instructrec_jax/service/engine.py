@@ -9,14 +9,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic
 
 import jax
 import numpy as np
 
 from instructrec_jax.backbones.layers import Cache
-from instructrec_jax.inference.decoding import Network, Parameters
+from instructrec_jax.inference.decoding import NOT_NUMBERS, Network, Parameters
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.slots import MOST_TOP, Chosen, Rows, Slots
 from instructrec_jax.inference.text import AnswerText, TextStream
@@ -120,8 +120,8 @@ class Engine(Generic[Network]):
       writer, params: of an `answering.language_model.LanguageModel`.
     """
 
-    def __init__(self, writer: Writer[Network], params: Parameters, settings: EngineSettings = EngineSettings()):  # noqa: B008
-        decoder = writer.decoder
+    def __init__(self, writer: Writer[Network], params: Parameters, settings: EngineSettings | None = None):
+        decoder, settings = writer.decoder, settings or EngineSettings()
         capacity = settings.capacity or MOST_CAPACITY
         self.capacity = min(decoder.max_length, capacity)
         self.writer, self.settings = writer, settings
@@ -145,7 +145,13 @@ class Engine(Generic[Network]):
     # ---------------------------------------------------------------- from any thread
 
     def submit(
-        self, prompt: np.ndarray, config: GenerationConfig, *, number: int = 0, exact: bool = False, top_logprobs: int = 0
+        self,
+        prompt: np.ndarray,
+        config: GenerationConfig,
+        *,
+        number: int = 0,
+        exact: bool = False,
+        top_logprobs: int = 0,
     ) -> Stream:
         """Asks for the answer to a prompt, int32 [tokens]: the one that `Writer.write` gives to prompt `number`.
 
@@ -165,9 +171,7 @@ class Engine(Generic[Network]):
         tokenizer, rules = self.writer.tokenizer, self.writer.decoder.rules
         text = AnswerText(tokenizer, rules.eos, config.stop)
         stream = Stream(len(prompt), lambda: self._cancel(request))
-        request = _Request(
-            prompt, config, number, exact, top_logprobs, stream, text, TextStream(text, config.stop)
-        )
+        request = _Request(prompt, config, number, exact, top_logprobs, stream, text, TextStream(text, config.stop))
         if not self._pair:
             request.keys = prefix_keys(prompt[:-1], self.settings.chunk)
         with self._changed:
@@ -192,8 +196,8 @@ class Engine(Generic[Network]):
         size = max(len(prompt), config.max_new_tokens) if self._pair else len(prompt) + config.max_new_tokens
         if size > self.capacity:
             raise ValueError(
-                f"the prompt has {len(prompt):,} tokens and max_new_tokens is {config.max_new_tokens:,}, but a slot has "
-                f"{self.capacity:,} tokens: shorten the prompt, lower max_new_tokens, or start with a larger capacity."
+                f"the prompt has {len(prompt):,} tokens and max_new_tokens is {config.max_new_tokens:,}, but a slot "
+                f"has {self.capacity:,} tokens: shorten the prompt, lower max_new_tokens, or raise the capacity."
             )
 
     def _cancel(self, request: _Request) -> None:
@@ -305,9 +309,7 @@ class Engine(Generic[Network]):
             where = {"last": start, "place": 0, "source": len(request.prompt)}
         else:
             where = {"last": int(request.prompt[-1]), "place": len(request.prompt) - 1}
-        self._rows.set(
-            request.row, request.config, numbers=request.number, top=request.top > 0, active=True, **where
-        )
+        self._rows.set(request.row, request.config, numbers=request.number, top=request.top > 0, active=True, **where)
 
     def _round(self) -> None:
         """One chunk of one prompt, one step for all answers, and the texts of the step before."""
@@ -419,12 +421,7 @@ class Engine(Generic[Network]):
         self._slots.clear(request.row)
         self._release(request)
         self._count("failed")
-        request.stream.put(
-            FloatingPointError(
-                "the network's logits are NaN: its weights contain NaN or infinity, or backbone.dtype is too narrow for "
-                "them (float32 is the widest)."
-            )
-        )
+        request.stream.put(FloatingPointError(NOT_NUMBERS))
 
     def _count(self, finish: str) -> None:
         with self._changed:
