@@ -3,7 +3,6 @@
 `open_sources` reads every row once, so that bad rows are reported before training starts.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,11 +11,20 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 from instructrec_jax.data.column_names import is_usual
-from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes, is_blank
+from instructrec_jax.data.example import (
+    BadExample,
+    Example,
+    check_example,
+    check_labels,
+    digest_of_example,
+    fingerprint,
+    is_blank,
+)
 from instructrec_jax.data.example_store import Opened, Origin, StoredExamples, read_examples
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, no_numbers
 from instructrec_jax.data.file_stream import FileStream
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, fingerprint_of, open_dataset, open_tfds
+from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.mixed_stream import IndexedStream, MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, check_weights
 from instructrec_jax.data.rows import Rows, find_files, open_files, open_parallel, suffix_of
@@ -100,7 +108,6 @@ class ListSource:
             raise ValueError(f"source {name}: holds no examples.")
         self.examples, self.name, self.task = list(examples), name, task
         self.skipped: list[SkippedRow] = []
-        digest = hashlib.sha256()
         for number, example in enumerate(self.examples):
             try:
                 check_example(example)
@@ -108,8 +115,7 @@ class ListSource:
                     check_labels(example, labels)
             except BadExample as error:
                 raise BadExample(error.field, error.reason, error.detail, f"{name}[{number}]") from None
-            digest.update(fingerprint_bytes(example))
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = fingerprint(self.examples)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -117,8 +123,8 @@ class ListSource:
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
 
-    def raw(self, index: int) -> bytes:
-        return fingerprint_bytes(self.examples[index])
+    def digest(self, index: int) -> bytes:
+        return digest_of_example(self.examples[index])
 
 
 def open_sources(
@@ -134,6 +140,7 @@ def open_sources(
     storage: Storage | None = None,
     task: object = None,
     kinds: Kinds | None = None,
+    mask: ExampleMask | None = None,
 ) -> Mixture | StreamSource | MixedStream:
     """Opens and checks all sources: a `Mixture`, or a stream if one of them is read in order.
 
@@ -147,6 +154,7 @@ def open_sources(
       storage: where examples are kept; None: in memory.
       kinds: of sources that rooms above know: (path, split) -> their rows.
       task: the settings of the task, which `labels` and `numbers` come from, as JSON.
+      mask: replaces personal data in each example; None: nothing is masked.
 
     Raises:
       ValueError: a source cannot be opened, rows are bad or missing, or settings contradict each other.
@@ -162,7 +170,7 @@ def open_sources(
         hint = "give every source a weight, or set streaming: false."
         raise ValueError(f"source {streams[0].path}: a stream has no size, so its share must be given; {hint}")
     names = _names(configs)
-    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task, kinds or {})
+    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task, kinds or {}, mask)
     sources = [_open(config, name, reading) for config, name in zip(configs, names, strict=True)]
     if isinstance(sources[0], StreamSource) and len(sources) == 1:
         return sources[0]
@@ -200,6 +208,7 @@ class _Reading:
     storage: Storage
     task: object
     kinds: Kinds
+    mask: ExampleMask | None
 
 
 def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | StreamSource:
@@ -208,6 +217,8 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
     if config.streaming:
         return _stream(config, name, reading)
     key = {"labels": reading.labels, "task": reading.task, "named": config.task, "fields": asdict(config.fields)}
+    if reading.mask is not None:
+        key["mask"] = reading.mask.key()
     if reading.given is not None:
         given = reading.given
         origin, opened = Origin(), partial(_usual, lambda columns: given, config, name, reading)
@@ -268,7 +279,12 @@ def _tfds(config: SourceConfig, name: str, reading: _Reading) -> Opened:
 
 
 def _mapper(config: SourceConfig, fields: FieldsConfig, reading: _Reading, features: object = None) -> FieldMapper:
-    settings: _MapperSettings = {"task": config.task, "labels": reading.labels, "numbers": reading.numbers}
+    settings: _MapperSettings = {
+        "task": config.task,
+        "labels": reading.labels,
+        "numbers": reading.numbers,
+        "mask": reading.mask,
+    }
     return FieldMapper(fields, class_names=class_names(features), **settings)
 
 
@@ -296,6 +312,7 @@ class _MapperSettings(TypedDict):
     task: str
     labels: Sequence[str] | None
     numbers: Callable[[str], bool]
+    mask: ExampleMask | None
 
 
 def _check(config: SourceConfig, name: str, on_bad_example: str) -> None:

@@ -11,6 +11,7 @@ from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.data.file_stream import PlacedRow
 from instructrec_jax.data.labels import check_styles
+from instructrec_jax.data.masked import without_values
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.skipped import (
     OnBadExample,
@@ -53,6 +54,7 @@ class StreamSource:
         self.on_bad_example, self.shuffle_block, self.seed = on_bad_example, shuffle_block, seed
         self._beginning = copy.deepcopy(dataset.state_dict())
         self._skipped: dict[str, SkippedRow] = {}
+        self._listed: int | None = None  # of these; None: all
         self._unread: set[str] = set()
         self._held_out = False  # whether any example was
         self._check: Callable[[Example], None] = lambda example: None
@@ -80,7 +82,15 @@ class StreamSource:
 
     @property
     def skipped(self) -> list[SkippedRow]:
-        return list(self._skipped.values())
+        return list(self._skipped.values())[: self._listed]
+
+    def count_skipped(self) -> int:
+        """The number of bad rows met so far, with those of examples that were read ahead."""
+        return len(self._skipped)
+
+    def list_skipped(self, count: int) -> None:
+        """Makes `skipped` the first `count` of them."""
+        self._listed = count
 
     def know_skipped(self, rows: Iterable[SkippedRow]) -> None:
         """Adds the rows that the resumed run had skipped (the stream's state does not hold them)."""
@@ -144,7 +154,8 @@ class StreamSource:
                 return None
             self._check(example)
             return example
-        except BadExample as error:
+        except BadExample as found:
+            error = found if self.mapper.mask is None else without_values(found)
             self._skipped[where] = SkippedRow(where, error.field, error.reason, error.detail)
             if self.on_bad_example == "error":
                 raise ValueError(bad_rows(self.name, [self._skipped[where]])) from None

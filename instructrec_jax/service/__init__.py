@@ -1,1 +1,1 @@
-"""The service: many requests at a time, answered together by one opened run."""
+"""The HTTP service on opened runs: routes, batching, limits, keys and monitoring."""

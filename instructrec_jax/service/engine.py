@@ -21,6 +21,7 @@ from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.slots import MOST_TOP, Chosen, Rows, Slots
 from instructrec_jax.inference.text import AnswerText, TextStream
 from instructrec_jax.inference.writer import Writer
+from instructrec_jax.service.batching import QueueFull
 from instructrec_jax.service.prefixes import Prefixes, prefix_keys
 from instructrec_jax.service.stream import Piece, Stream, Top
 
@@ -45,10 +46,6 @@ class EngineSettings:
 
 
 MOST_CAPACITY = 4096  # without a setting
-
-
-class QueueFull(RuntimeError):
-    """As many requests wait as the settings allow."""
 
 
 @dataclass(frozen=True)
