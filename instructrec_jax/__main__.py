@@ -6,7 +6,19 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-VERBS = ("train", "evaluate", "predict", "generate", "recommend", "prepare", "export", "plan", "assist", "watch")
+VERBS = (
+    "train",
+    "evaluate",
+    "predict",
+    "generate",
+    "recommend",
+    "prepare",
+    "export",
+    "plan",
+    "assist",
+    "watch",
+    "serve",
+)
 
 
 def listing() -> str:

@@ -91,7 +91,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     task = open_task(config, folder)
     mesh = make_mesh(config.mesh)
     with heartbeat("reading the data"):
-        data = sources.training(task, config.accumulation * data_shards(mesh))
+        data = sources.training(task, config.accumulation * data_shards(mesh), mesh)
         validation = sources.cases(task, "validation")
         test = sources.cases(task, "test") or validation
     for cases in (validation, test):

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmark_data import data, store
+from benchmark_serve import serve
 from flax import nnx
 from transformers import BertConfig
 
@@ -341,6 +342,19 @@ COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "retrieval": (retrieval, dict(items=1_000_000, width=384, queries=256, k=10, rounds=3)),
     "data": (data, dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", rows=200_000, compared=20_000, length=1024)),
     "store": (store, dict(rows=200_000, reads=50_000)),
+    "serve": (
+        serve,
+        dict(
+            model="HuggingFaceTB/SmolLM2-135M-Instruct",
+            encoder="sentence-transformers/all-MiniLM-L6-v2",
+            clients=16,
+            requests=32,
+            texts=800,
+            new=64,
+            many=10_000,
+            port=8123,
+        ),
+    ),
     "predict": (
         predict,
         dict(backbone="sentence-transformers/all-MiniLM-L6-v2", texts=2000, batch=32, threads=2, rounds=5),

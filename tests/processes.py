@@ -3,12 +3,20 @@
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import jax
+import pytest
 
 import instructrec_jax
+from instructrec_jax.data import shares, store
+
+T = TypeVar("T")
 
 PATIENCE = 180  # seconds until a process that still runs is killed
 
@@ -43,12 +51,15 @@ class Processes:
         """What a process printed, without gloo's greetings."""
         return "\n".join(x for x in self.logs[number].read_text().splitlines() if "peer ranks" not in x)
 
+    def everything(self) -> str:
+        return "\n".join(map(self.said, range(len(self.all))))
+
     def wait_for(self, condition: Callable[[], Any]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition() and time.monotonic() < deadline:
-            assert all(process.poll() is None for process in self.all), self.said(0) + self.said(1)
+            assert all(process.poll() is None for process in self.all), self.everything()
             time.sleep(0.01)
-        assert condition(), self.said(0) + self.said(1)
+        assert condition(), self.everything()
 
     def wait(self, seconds: float = PATIENCE) -> list[int]:
         """Exit statuses; those of processes that hang are −SIGKILL."""
@@ -68,3 +79,31 @@ class Processes:
         for process in self.all:
             process.kill()
             process.wait()
+
+
+def as_processes(patch: pytest.MonkeyPatch, count: int, work: Callable[[int], T]) -> list[T]:
+    """work(process number) in threads that take themselves for the processes of one program, as stores see it."""
+    mine, told, meeting = threading.local(), [b""] * count, threading.Barrier(count, timeout=PATIENCE)
+
+    def exchange(own: bytes) -> list[bytes]:
+        told[mine.number] = own
+        meeting.wait()
+        found = list(told)
+        meeting.wait()
+        return found
+
+    def run(number: int) -> T:
+        mine.number = number
+        try:
+            return work(number)
+        except BaseException:
+            meeting.abort()
+            raise
+
+    with patch.context() as patched, ThreadPoolExecutor(count) as threads:
+        patched.setattr(jax, "process_index", lambda: mine.number)
+        patched.setattr(jax, "process_count", lambda: count)
+        for module in (shares, store):
+            patched.setattr(module, "exchange", exchange)
+            patched.setattr(module, "barrier", lambda name: meeting.wait())
+        return list(threads.map(run, range(count)))

@@ -29,6 +29,16 @@ SIZES = {
         intermediate_size=48,
         max_position_embeddings=64,
     ),
+    "gemma2": dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        sliding_window=6,
+    ),
     "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=64),
     "t5": dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=START),
     "bart": dict(
@@ -46,6 +56,7 @@ SIZES = {
 }
 CLASSES = {
     "llama": transformers.LlamaForCausalLM,
+    "gemma2": transformers.Gemma2ForCausalLM,
     "gpt2": transformers.GPT2LMHeadModel,
     "t5": transformers.T5ForConditionalGeneration,
     "bart": transformers.BartForConditionalGeneration,

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from helpers import SUBJECTS, task_config
 
 import instructrec_jax
@@ -29,6 +30,8 @@ from instructrec_jax.training.progress import Progress
 from instructrec_jax.training.state import split_params
 from instructrec_jax.training.tracking import TIMING_FIELDS, TrackingConfig
 
+TOLERANCE = 1e-5  # sums over devices are added in another order; losses are about 2, parameters about 0.1
+ROUNDING = 2e-6  # relative, of larger numbers: a gradient norm of 18 has float32 steps of 2e-6
 WORDS = "the a film book good bad dull bright about old new".split()
 
 
@@ -110,6 +113,17 @@ def rows(run_dir: str | Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what may differ between two equal runs."""
     lines = read_jsonl(Path(run_dir) / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in lines]
+
+
+def assert_same_lines(run_dir: Path, expected: Path) -> None:
+    """The same steps on the same batches (their tokens are equal), with the same numbers but for rounding."""
+    mine, theirs = rows(run_dir), rows(expected)
+    assert [row.keys() for row in mine] == [row.keys() for row in theirs]
+    for row, other in zip(mine, theirs, strict=True):
+        exact = ("kind", "step", "tokens", "skipped_updates", "learning_rate")
+        assert [row.get(name) for name in exact] == [other.get(name) for name in exact]
+        for name in row.keys() - set(exact):
+            assert row[name] == pytest.approx(other[name], abs=TOLERANCE, rel=ROUNDING), (row, other)
 
 
 def final_parameters(run_dir: str | Path, step: int) -> Any:

@@ -12,17 +12,19 @@ from instructrec_jax.runs.run import Run, require_run
 from instructrec_jax.tasks.base import Encoded, Task
 
 
-def open_tagger(path: Path) -> Run:
+def open_tagger(path: Path | Run) -> Run:
     """A run of the task token_classification."""
     return open_run_of(path, "token_classification")
 
 
-def open_run_of(path: Path, task: str) -> Run:
-    """Opens a run directory. Raises ValueError for a run of another task."""
-    require_run(path)
-    run = Run.open(path)
+def open_run_of(path: Path | Run, task: str) -> Run:
+    """Opens a run directory, unless it is an opened run. Raises ValueError for a run of another task."""
+    if not isinstance(path, Run):
+        require_run(path)
+        path = Run.open(path)
+    run = path
     if run.kind != task:
-        raise ValueError(f"{path} was trained for the task {run.kind}, not for {task}.")
+        raise ValueError(f"{run.path} was trained for the task {run.kind}, not for {task}.")
     return run
 
 
@@ -62,18 +64,24 @@ class Classifier:
     """
 
     def __init__(
-        self, runs: str | Path | Sequence[str | Path], *, draws: int = 0, seed: int = 0, instruction: str = ""
+        self,
+        runs: str | Path | Run | Sequence[str | Path | Run],
+        *,
+        draws: int = 0,
+        seed: int = 0,
+        instruction: str = "",
     ):
         if draws < 0 or draws == 1:
             raise ValueError(f"--draws is {draws}: uncertainty needs at least 2 draws; 0 turns dropout off.")
-        paths = [Path(str(run)) for run in listed(runs, "runs", (str, Path), "a run directory, or a list of them")]
+        given = listed(runs, "runs", (str, Path, Run), "a run directory, or a list of them")
+        paths = [run if isinstance(run, Run) else Path(str(run)) for run in given]
         self.runs = [open_run_of(path, "classification") for path in paths]
         self.labels: list[str] = list(self.runs[0].task.labels)
-        for run, opened in zip(paths, self.runs, strict=True):
+        for opened in self.runs:
             if set(opened.task.labels) != set(self.labels):
                 raise ValueError(
-                    f"{run} has the labels {opened.task.labels}, but {paths[0]} has {self.labels}: an ensemble needs "
-                    "runs with the same labels."
+                    f"{opened.path} has the labels {opened.task.labels}, but {self.runs[0].path} has {self.labels}: an "
+                    "ensemble needs runs with the same labels."
                 )
         self.draws, self.seed, self.instruction = draws, seed, instruction
 
@@ -85,6 +93,10 @@ class Classifier:
     def cut(self) -> int:
         """Number of texts truncated so far (by the run's `data.truncate`)."""
         return max(run.task.context.counts.get("texts cut", 0) for run in self.runs)
+
+    def prompt(self, text: str) -> str:
+        """The text as the runs read it, and as their evaluations write it."""
+        return f"{self.instruction}\n{text}" if self.instruction else text
 
     def encode(self, text: str, where: str) -> list[Encoded]:
         """The text encoded for each run. Raises BadExample for an unusable text."""

@@ -1,7 +1,7 @@
 """Compares an opened run with other runs, fusions, prompt variants and baselines on the same cases."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.prediction import Predict
 
-Groups = dict[str, list[Encoded]]
+Groups = Mapping[str, Sequence[Encoded]]
 
 
 @dataclass(frozen=True)

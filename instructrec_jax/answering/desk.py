@@ -218,7 +218,7 @@ class Desk:
     """An intent classifier with its actions, opened to answer requests.
 
     Args:
-      run: run directory of a classification task whose labels are the intents.
+      run: run directory of a classification task whose labels are the intents, or that run, opened.
       actions: the actions file, see docs/customer_service.md.
       slots: run directory of a token_classification task with BIO labels; its slots override those of patterns.
       threshold: a request with a lower score is out of scope; None: the run's tuned threshold, if any.
@@ -231,19 +231,19 @@ class Desk:
 
     def __init__(
         self,
-        run: str | Path,
+        run: str | Path | Run,
         actions: str | Path,
         *,
-        slots: str | Path | None = None,
+        slots: str | Path | Run | None = None,
         threshold: float | None = None,
         score: ScoreName | None = None,
         instruction: str = "",
     ):
-        self.classifier = Classifier([Path(run)], instruction=instruction)
-        self.tagger = None if slots is None else open_tagger(Path(slots))
+        self.classifier = Classifier([run], instruction=instruction)
+        self.tagger = None if slots is None else open_tagger(slots if isinstance(slots, Run) else Path(slots))
         found = [] if self.tagger is None else tagged_slots(self.tagger.task.labels)
         self.actions: Actions = read_actions(Path(actions), self.classifier.labels, found)
-        tuned = Path(run) / "assist" / "threshold.json"
+        tuned = self.classifier.runs[0].path / "assist" / "threshold.json"
         self.score: ScoreName = score or "max_probability"
         self.threshold = threshold
         if threshold is None and tuned.is_file():

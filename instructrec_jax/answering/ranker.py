@@ -64,11 +64,13 @@ class Ranker:
         *,
         step: int | None = None,
         items: str | Path | None = None,
+        fixed_shapes: bool = False,
     ) -> "Ranker":
         """Opens a run directory.
 
         Args:
           items: file of additional items (see `new_items`).
+          fixed_shapes: see `Run`.
         """
         path = local_run(path)
         require_run(path)
@@ -76,12 +78,13 @@ class Ranker:
         if not config.task.ranks_catalogue:
             raise ValueError(f"{path} was trained for the task {config.task.name}, which ranks no catalogue.")
         if items is None:
-            return cls(Run.open(path, config, step=step))
+            return cls(Run.open(path, config, step=step, fixed_shapes=fixed_shapes))
         if not getattr(config.task, "text", True):
             raise ValueError("task.text is false: this run knows items by their numbers alone, so none can be added.")
         old = Catalogue.load(str(getattr(config.task, "catalogue", "")))
         joined = with_new_items(old, items)
-        return cls(Run.open(path, config, step=step, joined=joined, new_items=len(joined) - len(old)))
+        new = len(joined) - len(old)
+        return cls(Run.open(path, config, step=step, joined=joined, new_items=new, fixed_shapes=fixed_shapes))
 
     @property
     def tells_history(self) -> bool:
@@ -114,7 +117,7 @@ class Ranker:
 
     @cached_property
     def index(self) -> ItemIndex:
-        return ItemIndex(self.vectors, mesh=self.run.mesh)
+        return ItemIndex(self.vectors, mesh=self.run.mesh, fixed_shapes=self.run.fixed_shapes)
 
     def scores(self, cases: Sequence[Encoded], items: np.ndarray | None = None) -> np.ndarray:
         """Scores float [cases, k] of items int [cases, k], or [cases, items] of the whole catalogue (None)."""
@@ -165,7 +168,7 @@ def open_second(first: Ranker, name: str | Path, *, reranks: bool, items: str | 
     name = local_run(name) if is_url(name) else name
     if not Path(name).is_dir():
         return BaselineRanker(first.task, str(name))
-    second = Ranker.open(name, items=items)
+    second = Ranker.open(name, items=items, fixed_shapes=first.run.fixed_shapes)
     if second.catalogue.ids != first.catalogue.ids:
         raise ValueError(f"{name} does not rank the items of {first.folder}: train both on the same prepared folder.")
     if not (reranks or second.task.retrieves):

@@ -26,6 +26,7 @@ from instructrec_jax.data.example import Example, check_example
 from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.ranking.catalogue import Splits, has_splits
 from instructrec_jax.ranking.fusion import Fusion, retrieve
+from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded
 
 REQUESTS = 64  # requests per batch
@@ -63,14 +64,14 @@ class Recommender:
     """An opened run that answers requests.
 
     Args:
-      run: run directory of a retrieval, sequence, reranker or language_model_ranking task.
+      run: run directory of a retrieval, sequence, reranker or language_model_ranking task, or that run, opened.
       rerank: run directory, on the same catalogue, that reranks the first run's best items.
       hybrid: instead of `rerank`: run directory or baseline (coKNN, popularity ...) whose scores are mixed in.
       weight: weight of the second ranker, from 0 to 1; None: as tuned by `evaluate --rerank` or `--hybrid`.
       retrieve: number of items to rerank; None: as tuned, or 100 with a given weight.
-      items: file of items that the runs were not trained on (see `answering.new_items`).
-      overrides: settings of the first run, as on the command line.
-      step: step of the first run's checkpoint; None: the best.
+      items: file of items that the runs were not trained on (see `answering.new_items`); for a path.
+      overrides: settings of the first run, as on the command line; for a path.
+      step: step of the first run's checkpoint; None: the best; for a path.
 
     Raises:
       ValueError: a path that is not a run, another task, different catalogues, a weight that has not been tuned, or an
@@ -79,7 +80,7 @@ class Recommender:
 
     def __init__(
         self,
-        run: str | Path,
+        run: str | Path | Run,
         *,
         rerank: str | Path | None = None,
         hybrid: str | Path | None = None,
@@ -89,8 +90,8 @@ class Recommender:
         overrides: Sequence[str] = (),
         step: int | None = None,
     ):
-        check_type(run, "run", (str, Path), "the path of a run directory")
-        self.first = Ranker.open(run, overrides, step=step, items=items)
+        check_type(run, "run", (str, Path, Run), "the path of a run directory")
+        self.first = Ranker(run) if isinstance(run, Run) else Ranker.open(run, overrides, step=step, items=items)
         self.second: Scorer | None = None
         self.fused: FusedRanker | None = None
         self.catalogue = self.first.catalogue

@@ -147,11 +147,13 @@ class Watch:
         }
 
     def _sweep(self, now: datetime) -> None:
-        """Removes entities with an empty window, which does not change any result."""
         self.seen += 1
         if self.seen % SWEEP == 0:
-            kept = {n: e for n, e in self.entities.items() if e.window[-1].time > now - self.window}
-            self.entities = kept
+            self.forget(now)
+
+    def forget(self, now: datetime) -> None:
+        """Removes entities whose window is empty at `now`, which does not change any later result."""
+        self.entities = {n: e for n, e in self.entities.items() if e.window[-1].time > now - self.window}
 
 
 def rolling_score(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

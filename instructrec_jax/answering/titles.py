@@ -103,6 +103,16 @@ class Titles:
         resembling = [item for item in sorted(worth, key=lambda i: -worth[i]) if worth[item] >= RESEMBLING]
         return Match([], suggestions=tuple(resembling[:SUGGESTED]))
 
+    def complete(self, words: str, limit: int) -> list[int]:
+        """The items whose titles continue what was typed: at the title's start, at a word's start, then anywhere.
+
+        Case, accents, punctuation and a leading article do not count. Nothing typed: the first items.
+        """
+        typed = bare(words) if words.strip() else ""
+        places = ((item, f" {key}".find(f" {typed}"), key.find(typed)) for item, key in enumerate(self._keys))
+        found = sorted((0 if word == 0 else 1 if word > 0 else 2, item) for item, word, any_ in places if any_ >= 0)
+        return [item for _, item in found[:limit]]
+
     def _could_be(self, asked: str, year: int | None, item: int) -> bool:
         own = self._keys[item]
         same_year = year is None or self._years[item] in (None, year)

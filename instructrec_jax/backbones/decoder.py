@@ -132,7 +132,7 @@ class Context:
     """The inputs of every layer besides the hidden states.
 
     `key_*` belong to the keys: the tokens of this call, or all slots of the cache, with this call's tokens starting at
-    slot `index`. `rotations` are (cos, sin) by layer type.
+    slot `index` (int32 [rows]: each row's token in its own slot). `rotations` are (cos, sin) by layer type.
     """
 
     segment_ids: jax.Array
@@ -149,7 +149,7 @@ class DecoderCache(TypedDict):
     layers: Cache
     segment_ids: jax.Array  # int32 [rows, capacity]
     positions: jax.Array  # int32 [rows, capacity]
-    index: jax.Array  # int32 scalar, the number of filled slots
+    index: jax.Array  # int32 scalar, the number of filled slots; or int32 [rows], see `run_layers`
 
 
 def empty_cache(layers: Stack, rows: int, capacity: int, heads: int, head_dim: int, dtype: DTypeLike) -> DecoderCache:
@@ -163,8 +163,18 @@ def empty_cache(layers: Stack, rows: int, capacity: int, heads: int, head_dim: i
     }
 
 
-def append(cache: jax.Array, new: jax.Array, index: jax.Array | int) -> jax.Array:
-    """The cache [rows, capacity, ...] with `new` [rows, tokens, ...] written from slot `index`."""
+def append(cache: jax.Array, new: jax.Array, index: jax.Array | int, length: int | None = None) -> jax.Array:
+    """The cache [rows, capacity, ...] with `new` [rows, tokens, ...] written from slot `index`.
+
+    With `index` int32 [rows], each row's single new token goes to its own slot, and only the first `length` slots are
+    returned.
+    """
+    if jnp.ndim(index) == 1:
+        if new.shape[1] != 1:
+            raise ValueError(f"a cache with a slot per row takes one token at a time, but there are {new.shape[1]}.")
+        cache = cache[:, :length]
+        here = jnp.arange(cache.shape[1]) == index[:, None]
+        return jnp.where(here.reshape(*here.shape, *[1] * (cache.ndim - 2)), new.astype(cache.dtype), cache)
     return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), index, axis=1)
 
 
@@ -182,6 +192,10 @@ def run_layers(
 
     Raises ValueError if a position exceeds `max_length` or the tokens do not fit into the cache. Inside jit, where
     these values are unknown, the output of such tokens is NaN instead.
+
+    With a cache whose `index` is int32 [rows], each row's single token goes to its own slot, and to none if the slot is
+    beyond the arrays in "layers". These may have more rows and slots than "segment_ids" and "positions" [rows, slots],
+    which say what is attended to: the first rows and slots.
     """
     check_positions(positions, max_length)
     beyond = ((positions >= max_length) & (segment_ids != 0))[..., None]
@@ -190,7 +204,7 @@ def run_layers(
         return jnp.where(beyond, jnp.nan, x), None
     index, tokens, capacity = cache["index"], x.shape[1], cache["positions"].shape[1]
     # numpy, since inside jit jnp would make a tracer even of a constant
-    filled = 0 if isinstance(index, jax.core.Tracer) else int(np.asarray(index))
+    filled = 0 if isinstance(index, jax.core.Tracer) else int(np.asarray(index).max())
     if filled + tokens > capacity:
         raise ValueError(
             f"{tokens} more tokens do not fit into a cache of {capacity} slots with {filled} filled: create the cache "
@@ -200,7 +214,8 @@ def run_layers(
     key_positions = append(cache["positions"], positions, index)
     context = Context(segment_ids, positions, key_segment_ids, key_positions, index, rotations)
     x, entries = layers(x, context, dropout, cache["layers"], index)
-    return jnp.where(beyond | (index + tokens > capacity), jnp.nan, x), {
+    full = jnp.reshape(index + tokens > capacity, (-1, 1, 1))
+    return jnp.where(beyond | full, jnp.nan, x), {
         "layers": entries,
         "segment_ids": key_segment_ids,
         "positions": key_positions,
@@ -265,7 +280,8 @@ class Attention(nnx.Module):
         v = heads(self.value(x, keys))
         entries = {"key": k, "value": v}
         if cache is not None:
-            k, v = append(cache["key"], k, context.index), append(cache["value"], v, context.index)
+            length = context.key_positions.shape[1]
+            k, v = (append(cache[name], entry, context.index, length) for name, entry in entries.items())
         y = attention(
             q,
             k,

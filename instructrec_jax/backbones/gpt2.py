@@ -80,7 +80,8 @@ class Layer(nnx.Module):
         q, k, v = y[:, :, 0], y[:, :, 1], y[:, :, 2]
         entries = {"key": k, "value": v}
         if cache is not None:
-            k, v = append(cache["key"], k, context.index), append(cache["value"], v, context.index)
+            length = context.key_positions.shape[1]
+            k, v = (append(cache[name], entry, context.index, length) for name, entry in entries.items())
         y = attention(
             q,
             k,

@@ -418,6 +418,9 @@ class Stack(nnx.Module):
         With a cache, a layer gets its own cache, name -> [rows, slots, ...], and returns the entries of the call's
         tokens, name -> [rows, tokens, ...], which are written from slot `index`. Entries as long as the cache (such as
         those of a whole encoded text) replace it; names without new entries keep theirs.
+
+        With `index` int32 [rows], each row's single token is written into its own slot, and nowhere if the slot is
+        beyond the cache. The cache may then have more rows than the call; the call's are the first.
         """
         x = constrain(x, "batch", "length", None)
         for group in self.groups:
@@ -448,7 +451,8 @@ class Stack(nnx.Module):
                 if not caches:
                     x = constrain(layer(x, context, keys), "batch", "length", None)
                     continue
-                x, entries = layer(x, context, keys, {name: c[repeat] for name, c in caches[block.name].items()})
+                own = {name: c[repeat][: len(x)] for name, c in caches[block.name].items()}
+                x, entries = layer(x, context, keys, own)
                 # write only the new entries, so that the loop's carry is updated in place
                 entries = {name: _after(x, e) for name, e in entries.items()}
                 written = {name: _write(caches[block.name][name], e, repeat, index) for name, e in entries.items()}
@@ -471,7 +475,9 @@ def _after(x: jax.Array, entries: jax.Array) -> jax.Array:
 
 
 def _write(cache: jax.Array, entries: jax.Array, layer: jax.Array, index: jax.Array | int) -> jax.Array:
-    """Writes entries [rows, tokens, ...] of one layer into a cache [layers, rows, slots, ...]."""
+    """Writes entries [rows, tokens, ...] of one layer into a cache [layers, rows, slots, ...]; `index` as in `Stack`."""
+    if jnp.ndim(index) == 1:
+        return cache.at[layer, jnp.arange(len(entries)), index].set(entries[:, 0].astype(cache.dtype), mode="drop")
     place = 0 if entries.shape[1] == cache.shape[2] else index
     start = (layer, 0, place, *(0 for _ in entries.shape[2:]))
     return jax.lax.dynamic_update_slice(cache, entries[None].astype(cache.dtype), start)

@@ -24,7 +24,7 @@ class Context:
     Attributes:
         segment_ids, positions: int32 [rows, length], of the call's tokens.
         key_segment_ids, key_positions: int32 [rows, keys], of self-attention's keys: the call's tokens, or the cache's.
-        index: int32 scalar, the slot of the cache where the call's tokens start.
+        index: int32 scalar, the slot of the cache where the call's tokens start; or int32 [rows], each row's.
         bias: [rows, heads, length, keys] added to the scores of self-attention, or None.
         encoded: [rows, encoded length, hidden], the keys' text of cross-attention; None in an encoder, and if its keys
             and values are in the cache.
@@ -131,7 +131,8 @@ class SelfAttention(Attention):
         k, v = self.heads(self.key(x, keys)), self.heads(self.value(x, keys))
         entries = {"key": k, "value": v}
         if cache is not None:
-            k, v = (append(cache[name], entry, context.index) for name, entry in entries.items())
+            length = context.key_positions.shape[1]
+            k, v = (append(cache[name], entry, context.index, length) for name, entry in entries.items())
         out = self.attend(
             x,
             k,
@@ -161,7 +162,9 @@ class CrossAttention(Attention):
             entries = {"encoded_key": k, "encoded_value": v}
         else:
             assert cache is not None
-            k, v = cache["encoded_key"], cache["encoded_value"]
+            assert context.encoded_segment_ids is not None
+            length = context.encoded_segment_ids.shape[1]
+            k, v = cache["encoded_key"][:, :length], cache["encoded_value"][:, :length]
         out = self.attend(
             x,
             k,
@@ -285,7 +288,8 @@ class EncoderDecoder(Backbone):
             encoded_segment_ids: int32 [rows, encoded length]; a target token attends to encoded tokens of the same
                 number. A segment's tokens are contiguous. None after the first call with a cache, which keeps them.
             dropout: keys of the target tokens.
-            cache: from `empty_cache` or an earlier call.
+            cache: from `empty_cache` or an earlier call; with an index per row (see `decoder.run_layers`) it has the
+                encoded text.
 
         Raises ValueError for a position beyond `max_length`, a full cache, and `encoded` missing or of another length
         than the cache's. Inside jit, where values are unknown, the hidden states are NaN instead.
@@ -306,7 +310,7 @@ class EncoderDecoder(Backbone):
             encoded_segment_ids = cache["encoded_segment_ids"]
         context = _context((segment_ids, positions), keys, index, encoded, encoded_segment_ids)
         x, layers = self.decoder(x, context, dropout, cache["layers"])
-        return jnp.where(usable, x, jnp.nan), {
+        return jnp.where(jnp.reshape(usable, (-1, 1, 1)), x, jnp.nan), {
             "layers": layers,
             "segment_ids": keys[0],
             "positions": keys[1],
@@ -365,18 +369,22 @@ def _context(
 
 
 def _check_cache(cache: EncoderDecoderCache, tokens: jax.Array, encoded: jax.Array | None) -> jax.Array:
-    """bool scalar: whether the tokens fit into the cache and the encoded text is known. Raises ValueError if not."""
+    """bool scalar, or [rows] with an index per row: whether the tokens fit into the cache and the encoded text is known.
+
+    Raises ValueError if not.
+    """
     capacity, encoded_length = cache["segment_ids"].shape[1], cache["encoded_segment_ids"].shape[1]
     if encoded is not None and encoded.shape[1] != encoded_length:
         raise ValueError(f"the cache has room for {encoded_length} encoded tokens, but there are {encoded.shape[1]}.")
     index, more = cache["index"], tokens.shape[1]
     # numpy, since inside jit jnp would make a tracer even of a constant
-    filled = None if isinstance(index, jax.core.Tracer) else int(np.asarray(index))
-    if filled == 0 and encoded is None:
+    filled = None if isinstance(index, jax.core.Tracer) else int(np.asarray(index).max())
+    if filled == 0 and encoded is None and jnp.ndim(index) == 0:
         raise ValueError("the first decode() with a cache needs `encoded`, the result of encode().")
     if (filled or 0) + more > capacity:
         raise ValueError(
             f"{more} more tokens do not fit into a cache of {capacity} slots with {filled or 0} filled: create the "
             "cache with a larger capacity."
         )
-    return (index + more <= capacity) & ((index > 0) | (encoded is not None))
+    known = (index > 0) | (encoded is not None or jnp.ndim(index) == 1)
+    return (index + more <= capacity) & known

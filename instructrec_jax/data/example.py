@@ -456,11 +456,21 @@ def check_labels(example: Example, labels: Iterable[str]) -> None:
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """SHA-256 (64 hex digits) of the examples' JSON in order, the same on every machine."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(fingerprint_bytes(example))
-    return digest.hexdigest()
+    """See `fingerprint_of`; the same on every machine."""
+    return fingerprint_of(map(digest_of_example, examples))
+
+
+def fingerprint_of(digests: Iterable[bytes]) -> str:
+    """SHA-256 (64 hex digits) of the examples' digests in order. So processes that each hold some can tell it."""
+    found = hashlib.sha256()
+    for digest in digests:
+        found.update(digest)
+    return found.hexdigest()
+
+
+def digest_of_example(example: Example) -> bytes:
+    """SHA-256 (32 bytes) of the example's `fingerprint_bytes`."""
+    return hashlib.sha256(fingerprint_bytes(example)).digest()
 
 
 def fingerprint_bytes(example: Example) -> bytes:
@@ -468,8 +478,8 @@ def fingerprint_bytes(example: Example) -> bytes:
     return json.dumps(example.to_record(), sort_keys=True).encode() + b"\n"
 
 
-def json_forms(example: Example) -> tuple[bytes, bytes | None]:
-    """(JSON from which `Example.from_record` makes the example, its `fingerprint_bytes` if they are others).
+def json_and_digest(example: Example) -> tuple[bytes, bytes]:
+    """(JSON from which `Example.from_record` makes the example, `digest_of_example`).
 
     The order of keys inside tools, calls and origins is kept, because a chat template may write it.
     """
@@ -477,7 +487,6 @@ def json_forms(example: Example) -> tuple[bytes, bytes | None]:
     if example.messages:
         record["messages"] = [dict(sorted(message.to_record().items())) for message in example.messages]
     kept = json.dumps(record).encode() + b"\n"
-    if not (example.messages or example.tools or len(example.origin) > 1):
-        return kept, None
-    ordered = fingerprint_bytes(example)
-    return kept, None if kept == ordered else ordered
+    if example.messages or example.tools or len(example.origin) > 1:
+        return kept, digest_of_example(example)
+    return kept, hashlib.sha256(kept).digest()  # the keys are sorted

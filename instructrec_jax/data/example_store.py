@@ -1,32 +1,38 @@
 """The valid examples of a source, read once into a store: in worker processes, with flat memory.
 
-A row of the store is an example's JSON, the bytes that its fingerprint is made of where they are others, and its place
-in the source.
+A row of the store is an example's JSON, its digest, and its place in the source.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from instructrec_jax.data.example import BadExample, Example, json_forms
+from instructrec_jax.data.example import BadExample, Example, fingerprint_of, json_and_digest
 from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.parallel import in_order
+from instructrec_jax.data.parts import Part
 from instructrec_jax.data.rows import Rows
+from instructrec_jax.data.shares import SOURCE_ROW
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
 from instructrec_jax.data.storage import Storage, code_version
-from instructrec_jax.data.store import Part, Store, StorePlan, open_store
+from instructrec_jax.data.store import PART_ROWS, Store, StorePlan, open_store
 from instructrec_jax.files import check_type
 
-SCHEMA = pa.schema([("example", pa.large_binary()), ("sorted", pa.large_binary()), ("where", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("example", pa.large_binary()),
+        ("digest", pa.binary(32)),  # see `data.example.digest_of_example`
+        ("where", pa.string()),
+        (SOURCE_ROW, pa.int64()),
+    ]
+)
 ENOUGH = 10  # bad rows that an error lists
 _NAME = "\x00{}\x00"  # in `where`, the number of the file: the same bytes at another place are the same store
 BAR_FROM = 20_000  # rows
@@ -60,7 +66,7 @@ class StoredExamples(Sequence[Example]):
     """The examples of a store, by number; nothing but the store is in memory.
 
     Attributes:
-      fingerprint: SHA-256 (hex) of all examples in order, see `data.example.fingerprint`.
+      fingerprint: of all examples in order, see `data.example.fingerprint`.
       skipped: the bad rows that were left out.
       rows: number of rows in the source.
       unread: number of rows with each column that is not read.
@@ -84,17 +90,23 @@ class StoredExamples(Sequence[Example]):
         return len(self.store)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        batch, place = self.store.find(index)
+        return self._read(index, sweep=False)
+
+    def _read(self, index: int, sweep: bool) -> Example:
+        batch, place = self.store.find(index, sweep)
         where = named(batch.column(2)[place].as_py(), self.names)
         return Example.from_record(json.loads(batch.column(0)[place].as_py()), where)
 
-    def raw(self, index: int) -> bytes:
-        """See `data.example.fingerprint_bytes`."""
-        batch, place = self.store.find(index)
-        return bytes(batch.column(1)[place].as_py() or batch.column(0)[place].as_py())
+    @cached_property
+    def digests(self) -> pa.ChunkedArray:
+        """fixed-size binary [examples]: see `data.example.digest_of_example`."""
+        return pa.chunked_array([part.rows.column("digest") for part in self.store.parts], pa.binary(32))
+
+    def digest(self, index: int) -> bytes:
+        return bytes(self.digests[index].as_py())
 
     def __iter__(self) -> Iterator[Example]:
-        return (self[index] for index in range(len(self)))
+        return (self._read(index, sweep=True) for index in range(len(self)))
 
 
 def named(where: str, names: Sequence[str]) -> str:
@@ -160,6 +172,9 @@ def read_examples(
         make=make,
         summarize=summarize,
         kept_from=storage.kept_from,
+        part_rows=PART_ROWS,
+        shared=("digest", SOURCE_ROW) if storage.divided else (),
+        remake=lambda: partial(read_block, _Reading(source().rows, source().mapper, tuple(origin.names))),
     )
     return StoredExamples(open_store(plan), origin.names)
 
@@ -173,13 +188,14 @@ class _Reading:
     names: tuple[str, ...]
 
 
-def read_block(reading: _Reading, block: range) -> Part:
+def read_block(reading: _Reading, block: Sequence[int]) -> Part:
     """The valid examples of some rows."""
     rows, mapper = reading.rows, reading.mapper
     mapper.answer_styles.clear()
     unread, bad = Counter[str](), list[SkippedRow]()
-    examples: list[tuple[bytes, bytes | None]] = []
+    examples: list[tuple[bytes, bytes]] = []
     places: list[str] = []
+    numbers: list[int] = []
     for index in block:
         try:
             row = rows.row(index)
@@ -188,16 +204,18 @@ def read_block(reading: _Reading, block: range) -> Part:
         except BadExample as error:
             bad.append(SkippedRow(rows.where(index), error.field, error.reason, error.detail))
             continue
-        examples.append(json_forms(example))
+        examples.append(json_and_digest(example))
         places.append(_numbered(rows.where(index), reading.names))
+        numbers.append(index)
     meta: dict[str, object] = {
         "rows": len(block),
         "unread": dict(unread),
         "styles": dict(mapper.answer_styles),
         "skipped": [{**asdict(row), "where": _numbered(row.where, reading.names)} for row in bad],
     }
-    forms = [pa.array([each[number] for each in examples], pa.large_binary()) for number in (0, 1)]
-    return Part(pa.record_batch([*forms, pa.array(places, pa.string())], schema=SCHEMA), meta)
+    columns = ([kept for kept, _ in examples], [digest for _, digest in examples], places, numbers)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    return Part(pa.record_batch(arrays, schema=SCHEMA), meta)
 
 
 def _skipped(part: Part) -> list[SkippedRow]:
@@ -208,30 +226,17 @@ def _renamed(row: SkippedRow, names: Sequence[str]) -> SkippedRow:
     return replace(row, where=named(row.where, names))
 
 
-def _pieces(kept: pa.LargeBinaryArray, ordered: pa.LargeBinaryArray) -> Iterator[memoryview | pa.Buffer]:
-    """The bytes of a part's examples (see `StoredExamples.raw`), in few pieces."""
-    if ordered.null_count == len(ordered):  # the usual case: the bytes of all examples lie end to end
-        _, ends, data = kept.buffers()
-        first, last = (int(each) for each in np.frombuffer(ends, np.int64)[[kept.offset, kept.offset + len(kept)]])
-        yield memoryview(data)[first:last] if data is not None else memoryview(b"")
-        return
-    for own, other in zip(kept, ordered, strict=True):
-        yield other.as_buffer() if other.is_valid else own.as_buffer()
-
-
 def _summary(parts: Sequence[Part], notes: Sequence[str]) -> dict[str, object]:
-    digest, unread, styles = hashlib.sha256(), Counter[str](), Counter[str]()
+    unread, styles = Counter[str](), Counter[str]()
     skipped: list[object] = []
     rows = 0
     for part in parts:
-        for piece in _pieces(*part.rows.columns[:2]):
-            digest.update(piece)
         unread.update(check_type(part.meta["unread"], dict[str, int], "a store"))
         styles.update(check_type(part.meta["styles"], dict[str, int], "a store"))
         skipped += check_type(part.meta["skipped"], list[object], "a store")
         rows += check_type(part.meta["rows"], int, "a store")
     return {
-        "fingerprint": digest.hexdigest(),
+        "fingerprint": fingerprint_of(d for part in parts for d in part.rows.column("digest").to_pylist()),
         "rows": rows,
         "unread": dict(unread),
         "styles": dict(styles),

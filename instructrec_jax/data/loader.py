@@ -5,7 +5,9 @@ and nothing repeats or goes missing when the number of devices or hosts changes.
 """
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, SupportsIndex, TypeVar, cast
 
@@ -23,12 +25,36 @@ from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding
 
 @dataclass(frozen=True)
 class HostBatch:
-    """A batch over all processes, as NumPy arrays, before `to_devices`."""
+    """A batch over all processes, as NumPy arrays, before `to_devices`.
+
+    `batch` has the shapes of the whole batch; rows of other processes may be empty, see `Loader.own`.
+    """
 
     batch: Batch
     tokens: int  # without padding, with targets
     shape: tuple[int, ...]  # (rows, length) or (rows, length, target_length)
     position: dict[str, object] | None = None  # of a stream, after this batch
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """What a process needs to know to gather only its rows of a batch.
+
+    Attributes:
+      lengths: int [examples] tokens of each example's only text; with targets also theirs.
+      rows: rows of a batch -> bool [rows], those on the devices of this process.
+    """
+
+    lengths: Sequence[np.ndarray]
+    rows: Callable[[int], np.ndarray]
+
+
+def rows_here(mesh: DeviceMesh, rows: int) -> np.ndarray:
+    """bool [rows]: the rows of a batch on the devices of this process."""
+    found = np.zeros(rows, bool)
+    for index in batch_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values():
+        found[index] = True
+    return found
 
 
 @dataclass(frozen=True)
@@ -42,6 +68,7 @@ class Loader:
       buckets: allowed row lengths.
       row_multiple: divisor of the row count (data-parallel devices x accumulation).
       target_buckets: allowed lengths of target rows; () without targets.
+      own: to gather only the texts of this process's rows; None: all of the batch.
     """
 
     order: Callable[[int], np.ndarray]
@@ -51,6 +78,7 @@ class Loader:
     row_multiple: int
     seed: int
     target_buckets: Sequence[int] = ()
+    own: "OwnRows | None" = None
     _epochs: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def _epoch(self, epoch: int) -> np.ndarray:
@@ -67,8 +95,13 @@ class Loader:
         return np.array([self._epoch(int(p // size))[p % size] for p in positions])
 
     def batch(self, step: int) -> HostBatch:
-        parts = self.gather(self.indices(step), np.random.default_rng([self.seed, step]))
-        return pack(parts, self.buckets, self.row_multiple, self.target_buckets)
+        indices, rng = self.indices(step), np.random.default_rng([self.seed, step])
+        if self.own is None:
+            return pack(self.gather(indices, rng), self.buckets, self.row_multiple, self.target_buckets)
+        planned = [side[indices] for side in self.own.lengths]
+        targets = planned[1] if len(planned) > 1 else None
+        plan = plan_batch(planned[0], self.buckets, self.row_multiple, targets, self.target_buckets)
+        return own_batch(lambda some: self.gather(indices[some], rng), plan, planned, self.own.rows(plan.rows))
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
         """Batches of the steps start..stop-1, made ahead of time by a thread."""
@@ -91,6 +124,32 @@ def planned_batch(parts: BatchTexts, plan: Plan) -> HostBatch:
     return HostBatch(lay_out(parts, plan), tokens, plan.shape)
 
 
+def own_batch(
+    gather: Callable[[np.ndarray], BatchTexts], plan: Plan, planned: Sequence[np.ndarray], rows: np.ndarray | None
+) -> HostBatch:
+    """The batch of a plan with the texts of some rows.
+
+    Args:
+      gather: numbers of texts in the batch -> these texts.
+      planned: int [texts], the lengths in the plan; with targets also theirs.
+      rows: bool [rows]; None: all.
+    """
+    some = np.arange(len(plan.row)) if rows is None else np.flatnonzero(rows[plan.row])
+    if not len(some):
+        some = np.zeros(1, np.int64)  # tasks gather at least one text; its row lies on no device of this process
+    parts = gather(some)
+    _check_lengths(parts, [side[some] for side in planned])
+    batch = lay_out(replace(parts, numbers=some.astype(np.int32)), plan.of_texts(some))
+    return HostBatch(batch, sum(int(side.sum()) for side in planned), plan.shape)
+
+
+def _check_lengths(parts: BatchTexts, planned: Sequence[np.ndarray]) -> None:
+    lengths, target_lengths = lengths_of(parts.texts)
+    made = [lengths] if target_lengths is None else [lengths, target_lengths]
+    if len(made) != len(planned) or not all(map(np.array_equal, made, planned)):
+        raise ValueError("batch_rows needs one text per example, but the task made other texts of the examples.")
+
+
 @dataclass(frozen=True)
 class RowLoader:
     """Batches of a fixed number of packed rows of an indexable data set.
@@ -110,6 +169,7 @@ class RowLoader:
       target_lengths: tokens of each target, or None.
       batch_rows: rows per step, over all processes.
       length, target_length: row lengths.
+      rows_here: as in `OwnRows`, to gather only these; None: all of the batch.
     """
 
     order: Callable[[int], np.ndarray]
@@ -120,6 +180,7 @@ class RowLoader:
     seed: int
     target_lengths: np.ndarray | None = None
     target_length: int | None = None
+    rows_here: Callable[[int], np.ndarray] | None = None
     _epochs: dict[int, "_Epoch"] = field(default_factory=dict, repr=False)
     _ends: list[int] = field(default_factory=list, repr=False)  # rows of the epochs 0..e together
     _packed: dict[bytes, PackedRows] = field(default_factory=dict, repr=False)  # rows of the last lengths packed
@@ -170,52 +231,41 @@ class RowLoader:
 
     def batch(self, step: int) -> HostBatch:
         rows = [self.row(number) for number in range(step * self.batch_rows, (step + 1) * self.batch_rows)]
-        indices = np.concatenate(rows)
-        parts = self.gather(indices, np.random.default_rng([self.seed, step]))
+        indices, rng = np.concatenate(rows), np.random.default_rng([self.seed, step])
         planned = [side[indices] for side in self._sides]
-        return batch_of_rows(parts, planned, list(map(len, rows)), self.batch_rows, self.length, self.target_length)
+        plan = plan_of_rows(planned, list(map(len, rows)), self.batch_rows, self.length, self.target_length)
+        here = None if self.rows_here is None else self.rows_here(plan.rows)
+        return own_batch(lambda some: self.gather(indices[some], rng), plan, planned, here)
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
         """Batches of the steps start..stop-1, made ahead of time by a thread."""
         return prefetch(self.batch, start, stop)
 
 
-def batch_of_rows(
-    parts: BatchTexts,
-    planned: Sequence[np.ndarray],
-    counts: Sequence[int],
-    batch_rows: int,
-    length: int,
-    target_length: int | None,
-) -> HostBatch:
-    """The batch of texts that lie in rows one after another.
+def plan_of_rows(
+    planned: Sequence[np.ndarray], counts: Sequence[int], batch_rows: int, length: int, target_length: int | None
+) -> Plan:
+    """The plan of texts that lie in rows one after another.
 
     Args:
       planned: int [texts], the lengths that the rows were packed for; with targets also theirs.
       counts: texts of each row; fewer than `batch_rows` leave the last rows empty.
-
-    Raises ValueError where the task made other texts than planned.
     """
-    lengths, target_lengths = lengths_of(parts.texts)
-    made = [lengths] if target_lengths is None else [lengths, target_lengths]
-    if len(made) != len(planned) or not all(map(np.array_equal, made, planned)):
-        raise ValueError("batch_rows needs one text per example, but the task made other texts of the examples.")
     first = np.repeat(np.cumsum([0, *counts[:-1]]), counts)  # of each text's row
 
     def starts(lengths: np.ndarray) -> np.ndarray:
         before = np.cumsum(lengths) - lengths
         return before - before[first]
 
-    plan = Plan(
+    return Plan(
         batch_rows,
         length,
         row=np.repeat(np.arange(len(counts)), counts),
-        segment=1 + np.arange(len(lengths)) - first,
-        start=starts(lengths),
+        segment=1 + np.arange(len(planned[0])) - first,
+        start=starts(planned[0]),
         target_length=target_length,
-        target_start=None if target_lengths is None else starts(target_lengths),
+        target_start=starts(planned[1]) if len(planned) > 1 else None,
     )
-    return planned_batch(parts, plan)
 
 
 @dataclass(frozen=True)
@@ -269,6 +319,16 @@ class Stream(Protocol[Item]):
     def set_state(self, state: dict[str, object] | None) -> None: ...
 
 
+class StreamReadAhead(Stream[Item], Protocol[Item]):
+    """A stream whose examples are read before they are needed."""
+
+    def count_skipped(self) -> int:
+        """The number of bad rows met so far."""
+
+    def list_skipped(self, count: int) -> None:
+        """Lists only the first `count` of them: a run lists the bad rows before the examples that it used."""
+
+
 @dataclass
 class StreamLoader(Generic[Item]):
     """Batches of a source that is read in order.
@@ -309,17 +369,18 @@ class StreamRowLoader(Generic[Item, Made]):
 
     `window` examples at a time are encoded, packed and dealt to batches, whose numbers of rows differ by one at most
     (the missing ones are empty). A position is that of the stream before the window, and the batches taken from it, so
-    a resumed run reads the window again and packs it alike.
+    a resumed run reads the window again and packs it alike. A thread reads and encodes the next window while batches
+    of this one are used.
 
     Attributes:
-      encode: examples -> what batches are gathered from, with one text each.
+      encode: examples -> what batches are gathered from, with one text each. Called in that thread, as the stream is.
       texts: the same -> its text.
       gather: these -> the texts and arrays of a batch.
       batch_rows: rows per step, over all processes.
       length, target_length: row lengths.
     """
 
-    stream: Stream[Item]
+    stream: StreamReadAhead[Item]
     encode: Callable[[list[Item]], list[Made]]
     texts: Callable[[Made], Text]
     gather: Callable[[list[Made], np.random.Generator], BatchTexts]
@@ -336,8 +397,24 @@ class StreamRowLoader(Generic[Item, Made]):
         if position is not None:
             self.stream.set_state(cast(dict[str, object], position["window"]))
             taken = cast(int, position["taken"])
-        examples, step = iter(self.stream), start
-        while step < stop:
+        step = start
+        with closing(ahead(self._windows())) as windows:
+            while step < stop:
+                window = next(windows)
+                self.stream.list_skipped(window.skipped)
+                dealt = self._dealt(window.items, step - taken)
+                for number in range(taken, len(dealt)):
+                    if step == stop:
+                        return
+                    rest = {"window": window.before, "taken": number + 1}
+                    after = rest if number + 1 < len(dealt) else {"window": window.after, "taken": 0}
+                    yield replace(self._batch(window.items, dealt[number], step), position=after)
+                    step += 1
+                taken = 0
+
+    def _windows(self) -> Iterator["_Window[Made]"]:
+        examples = iter(self.stream)
+        while True:
             before = self.stream.get_state()
             window: list[Item] = []
             while len(window) < self.window:
@@ -345,16 +422,7 @@ class StreamRowLoader(Generic[Item, Made]):
                     examples = iter(self.stream)  # the next epoch
                 else:
                     window.append(example)
-            items = self.encode(window)
-            dealt = self._dealt(items, step - taken)
-            for number in range(taken, len(dealt)):
-                if step == stop:
-                    return
-                rest = {"window": before, "taken": number + 1}
-                after = rest if number + 1 < len(dealt) else {"window": self.stream.get_state(), "taken": 0}
-                yield replace(self._batch(items, dealt[number], step), position=after)
-                step += 1
-            taken = 0
+            yield _Window(before, self.encode(window), self.stream.get_state(), self.stream.count_skipped())
 
     def _dealt(self, items: Sequence[Made], first: int) -> list[list[np.ndarray]]:
         """The rows of each batch of a window whose first step is `first`, as the indices of their texts."""
@@ -366,9 +434,30 @@ class StreamRowLoader(Generic[Item, Made]):
 
     def _batch(self, items: Sequence[Made], rows: Sequence[np.ndarray], step: int) -> HostBatch:
         chosen = [items[int(index)] for index in np.concatenate(rows)]
-        parts = self.gather(chosen, np.random.default_rng([self.seed, step]))
+        rng = np.random.default_rng([self.seed, step])
         planned = [each for each in lengths_of([self.texts(item) for item in chosen]) if each is not None]
-        return batch_of_rows(parts, planned, list(map(len, rows)), self.batch_rows, self.length, self.target_length)
+        plan = plan_of_rows(planned, list(map(len, rows)), self.batch_rows, self.length, self.target_length)
+        return own_batch(lambda some: self.gather([chosen[int(i)] for i in some], rng), plan, planned, None)
+
+
+@dataclass(frozen=True)
+class _Window(Generic[Made]):
+    """Encoded examples, the stream's positions before and after them, and the bad rows met up to their end."""
+
+    before: dict[str, object]
+    items: list[Made]
+    after: dict[str, object]
+    skipped: int
+
+
+def ahead(items: Iterator[Made]) -> Generator[Made, None, None]:
+    """The endless `items`; a thread makes the next one while one is used. An error is raised where its item is due."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items)
+        while True:
+            item = coming.result()
+            coming = thread.submit(next, items)
+            yield item
 
 
 def to_devices(batch: Batch[Own], mesh: DeviceMesh) -> Batch[Own]:

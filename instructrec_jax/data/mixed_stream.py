@@ -86,13 +86,20 @@ class MixedStream:
         self.streams, self.shares = streams, np.array(weights, np.float64) / sum(weights)
         self.name = " + ".join(stream.name for stream in streams)
         self._drawn = np.zeros(len(streams), np.int64)
+        self._listed: int | None = None  # see `StreamSource.list_skipped`
         self._skipped: dict[str, SkippedRow] = {}  # of all sources, in the order in which they were met
         for stream in streams:
             stream.share_skipped(self._skipped)
 
     @property
     def skipped(self) -> list[SkippedRow]:
-        return list(self._skipped.values())
+        return list(self._skipped.values())[: self._listed]
+
+    def count_skipped(self) -> int:
+        return len(self._skipped)
+
+    def list_skipped(self, count: int) -> None:
+        self._listed = count
 
     def know_skipped(self, rows: Iterable[SkippedRow]) -> None:
         """See `StreamSource.know_skipped`."""

@@ -21,8 +21,8 @@ class NumberedExamples(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
-    def raw(self, index: int) -> bytes:
-        """The bytes of an example that its fingerprint is made of, see `data.example.fingerprint_bytes`."""
+    def digest(self, index: int) -> bytes:
+        """See `data.example.digest_of_example`."""
 
 
 class IndexableSource(NumberedExamples, Protocol):
@@ -167,9 +167,9 @@ class Mixture(Sequence[Example]):
         source = int(np.searchsorted(self.offsets, index, side="right")) - 1
         return self.sources[source][int(index - self.offsets[source])]
 
-    def raw(self, index: int) -> bytes:
+    def digest(self, index: int) -> bytes:
         source = int(np.searchsorted(self.offsets, index, side="right")) - 1
-        return self.sources[source].raw(int(index - self.offsets[source]))
+        return self.sources[source].digest(int(index - self.offsets[source]))
 
     @property
     def fingerprint(self) -> str:

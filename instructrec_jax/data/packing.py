@@ -31,6 +31,12 @@ class Plan:
     target_length: int | None = None
     target_start: np.ndarray | None = None
 
+    def of_texts(self, numbers: np.ndarray) -> "Plan":
+        """The plan with some of the texts only, int [chosen]."""
+        starts = None if self.target_start is None else self.target_start[numbers]
+        placed = {"row": self.row[numbers], "segment": self.segment[numbers], "start": self.start[numbers]}
+        return replace(self, **placed, target_start=starts)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(rows, length), or (rows, length, target_length)."""

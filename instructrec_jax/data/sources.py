@@ -3,7 +3,6 @@
 `open_sources` reads every row once, so that bad rows are reported before training starts.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 from instructrec_jax.data.column_names import is_usual
-from instructrec_jax.data.example import BadExample, Example, check_example, check_labels, fingerprint_bytes, is_blank
+from instructrec_jax.data.example import (
+    BadExample,
+    Example,
+    check_example,
+    check_labels,
+    digest_of_example,
+    fingerprint,
+    is_blank,
+)
 from instructrec_jax.data.example_store import Opened, Origin, StoredExamples, read_examples
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, no_numbers
 from instructrec_jax.data.file_stream import FileStream
@@ -100,7 +107,6 @@ class ListSource:
             raise ValueError(f"source {name}: holds no examples.")
         self.examples, self.name, self.task = list(examples), name, task
         self.skipped: list[SkippedRow] = []
-        digest = hashlib.sha256()
         for number, example in enumerate(self.examples):
             try:
                 check_example(example)
@@ -108,8 +114,7 @@ class ListSource:
                     check_labels(example, labels)
             except BadExample as error:
                 raise BadExample(error.field, error.reason, error.detail, f"{name}[{number}]") from None
-            digest.update(fingerprint_bytes(example))
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = fingerprint(self.examples)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -117,8 +122,8 @@ class ListSource:
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
 
-    def raw(self, index: int) -> bytes:
-        return fingerprint_bytes(self.examples[index])
+    def digest(self, index: int) -> bytes:
+        return digest_of_example(self.examples[index])
 
 
 def open_sources(

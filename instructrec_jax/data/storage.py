@@ -27,10 +27,12 @@ class Storage:
     Attributes:
       store: a folder; `memory`; None: beside the data.
       workers: number of processes; None: one per core.
+      divided: whether each host may keep a share of the rows, see `data.shares`.
     """
 
     store: str | None = MEMORY
     workers: int | None = None
+    divided: bool = False
 
     def folder(self, data: Path | None) -> Path | None:
         """The folder of the stores of some data.

@@ -5,8 +5,9 @@
 
 The key is a fingerprint of everything that the rows depend on, so a store is complete and right, or not there. A part
 is written to a temporary file and moved into place; a writer that was killed leaves whole parts, and the next one
-writes the missing ones only. Several processes of one program write every n-th part each. Where the folder cannot be
-written, or for few rows, the parts stay in memory.
+writes the missing ones only. Several processes of one program write every n-th part each; without a shared disk each
+keeps these only (`data.shares`), and there is no index. Where the folder cannot be written, or for few rows, the parts
+stay in memory.
 
 Why Arrow and not ArrayRecord: a read is a slice of mapped memory, 2 to 3 µs a record in any order against some 600 µs,
 and the files are a little smaller (`python scripts/benchmark.py store`).
@@ -16,7 +17,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,24 +27,16 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from instructrec_jax.distributed.launch import barrier, is_first, say
-from instructrec_jax.files import check_type, read_json, replacing, sweep, try_lock, write_json, write_text
+from instructrec_jax.data.parts import Part, mapped_part, part_path, readable_part, write_part
+from instructrec_jax.data.shares import SOURCE_ROW, Elsewhere, exchanged, on_shared_disk
+from instructrec_jax.distributed.launch import barrier, exchange, is_first, say
+from instructrec_jax.files import read_json, sweep, try_lock, write_json, write_text
 
 FORMAT = 1  # version of the files
 INDEX = "index.json"
 PART_ROWS = 4096
 
 log = logging.getLogger(__name__)
-
-Meta = dict[str, object]  # of one part: JSON
-
-
-@dataclass(frozen=True)
-class Part:
-    """Consecutive rows of a store, and what else is known of them."""
-
-    rows: pa.RecordBatch
-    meta: Meta
 
 
 class Index(TypedDict):
@@ -67,6 +60,9 @@ class StorePlan:
       summarize: all parts -> JSON about the store, kept in its index. Called once, after the last part.
       kept_from: fewer rows stay in memory.
       part_rows: rows of a part.
+      shared: columns of all rows that every process keeps where the disk is not shared, with `shares.SOURCE_ROW`, and
+        all that `summarize` reads; (): every process keeps all rows.
+      remake: () -> a function that makes some of the rows again, see `shares.Elsewhere`.
     """
 
     folder: Path | None
@@ -76,6 +72,8 @@ class StorePlan:
     summarize: Callable[[Sequence[Part]], dict[str, object]]
     kept_from: int = 0
     part_rows: int = PART_ROWS
+    shared: Sequence[str] = ()
+    remake: Callable[[], Callable[[Sequence[int]], Part]] | None = None
 
     @property
     def name(self) -> str:
@@ -95,6 +93,7 @@ class Store:
     Attributes:
       place: its folder; None: in memory.
       reused: whether it was there, complete.
+      elsewhere: the parts that other processes keep, of which `parts` have the shared columns; None: none.
       ends: int64 [parts], rows up to the end of each part.
     """
 
@@ -102,6 +101,7 @@ class Store:
     summary: dict[str, object]
     place: Path | None
     reused: bool
+    elsewhere: Elsewhere | None = None
     ends: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,16 +110,34 @@ class Store:
     def __reduce__(self) -> tuple[object, ...]:
         """A worker opens the files instead of receiving their content."""
         if self.place is None:
-            return Store, (self.parts, self.summary, None, self.reused)
-        return _reopened, (self.place,)
+            return Store, (self.parts, self.summary, None, self.reused, self.elsewhere)
+        if self.elsewhere is None:
+            return _reopened, (self.place,)
+        known = {number: self.parts[number] for number in self.elsewhere.blocks}
+        return _reopened_share, (self.place, len(self.parts), known, self.summary, self.elsewhere)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def find(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """The part that holds a row, and the row's place in it."""
+    def find(self, row: int, sweep: bool = False) -> tuple[pa.RecordBatch, int]:
+        """The part that holds a row, and the row's place in it. sweep: whether the rows after it are read, too."""
+        part, place = self._place(row)
+        rows = self.parts[part].rows
+        if self.elsewhere is None or part not in self.elsewhere.blocks:
+            return rows, place
+        return self.elsewhere.find(part, rows, place, sweep)
+
+    def _place(self, row: int) -> tuple[int, int]:
         part = int(np.searchsorted(self.ends, row, side="right"))
-        return self.parts[part].rows, row - (int(self.ends[part - 1]) if part else 0)
+        return part, row - (int(self.ends[part - 1]) if part else 0)
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Makes those of some rows together that other processes keep; `find` is asked for them next."""
+        if self.elsewhere is None:
+            return
+        places = [(part, place) for part, place in map(self._place, rows) if part in self.elsewhere.blocks]
+        if places:
+            self.elsewhere.expect([self.parts[part].rows.column(SOURCE_ROW)[place].as_py() for part, place in places])
 
     def numbers(self, column: str) -> np.ndarray:
         """A column of numbers, [rows]."""
@@ -148,9 +166,20 @@ def open_store(plan: StorePlan) -> Store:
 def _open_together(plan: StorePlan, place: Path | None, found: Store | None) -> Store:
     """Each process makes its share of the missing parts, and the first process the index.
 
-    What a process does not see then (because there is no shared disk), it makes itself. All processes pass the same
-    barriers, whatever each of them finds; an error in one share is met again by the others.
+    What a process does not see then, it makes itself. All processes pass the same barriers, whatever each of them
+    finds; an error in one share is met again by the others.
     """
+    answers = [json.loads(each) for each in exchange(json.dumps([plan.name, found is not None]).encode())]
+    if other := [number for number, (name, _) in enumerate(answers) if name != plan.name]:
+        raise ValueError(
+            f"processes {', '.join(map(str, other))} read other data, settings or code than process "
+            f"{jax.process_index()}: all machines need the same files, settings and versions."
+        )
+    if all(there for _, there in answers) and found is not None:
+        return found
+    folder = None if place is None else place.parent
+    if plan.shared and len(plan.blocks()) >= jax.process_count() and not on_shared_disk(folder):
+        return _open_share(plan, place)
     try:
         if place is not None and found is None:
             _make_missing(plan, place, jax.process_index(), jax.process_count())
@@ -166,15 +195,47 @@ def _open_together(plan: StorePlan, place: Path | None, found: Store | None) -> 
     return found or _written(plan, place)
 
 
+def _open_share(plan: StorePlan, place: Path | None) -> Store:
+    """Each process makes every n-th part and keeps it; of the others it keeps the shared columns."""
+    first, step = jax.process_index(), jax.process_count()
+    blocks = plan.blocks()
+    assert plan.remake is not None
+
+    def there(numbers: Iterable[int]) -> dict[int, Part]:
+        found = {n: None if place is None else readable_part(part_path(place, n)) for n in numbers}
+        return {number: part for number, part in found.items() if part is not None}
+
+    mine = range(first, len(blocks), step)
+    before, made, failure = there(mine), dict[int, Part](), None
+    try:
+        made = _make_missing(plan, place, first, step)
+    except Exception as error:  # told to the others, which wait for this share, and raised by all
+        failure = error
+    known = exchanged({**there(mine), **made}, plan.shared, failure)
+    here = {**there(range(len(blocks))), **made}
+    away = Elsewhere({n: block for n, block in enumerate(blocks) if n not in here}, plan.remake())
+    known = dict(sorted(known.items()))
+    summary = plan.summarize(list(known.values()))
+    parts = [here.get(number, part) for number, part in known.items()]
+    return Store(parts, summary, place, len(before) == len(mine), away if away.blocks else None)
+
+
+def _reopened_share(
+    place: Path, count: int, known: dict[int, Part], summary: dict[str, object], elsewhere: Elsewhere
+) -> Store:
+    parts = [known[number] if number in known else mapped_part(part_path(place, number)) for number in range(count)]
+    return Store(parts, summary, place, True, elsewhere)
+
+
 def _written(plan: StorePlan, place: Path | None) -> Store:
     """All parts, those that are missing made now, and the index."""
     made = _make_missing(plan, place)
-    parts = [made.get(number) or _mapped(_path(place, number)) for number in range(len(plan.blocks()))]
+    parts = [made.get(number) or mapped_part(part_path(place, number)) for number in range(len(plan.blocks()))]
     summary = plan.summarize(parts)
     if place is None or made:
         return Store(parts, summary, None, reused=False)
     rows = [part.rows.num_rows for part in parts]
-    sizes = [_path(place, number).stat().st_size for number in range(len(parts))]
+    sizes = [part_path(place, number).stat().st_size for number in range(len(parts))]
     try:
         write_json(place / INDEX, Index(format=FORMAT, rows=rows, bytes=sizes, summary=summary))
     except OSError as error:
@@ -185,14 +246,16 @@ def _written(plan: StorePlan, place: Path | None) -> Store:
 def _make_missing(plan: StorePlan, place: Path | None, first: int = 0, step: int = 1) -> dict[int, Part]:
     """Makes the missing parts first, first + step, ...; returns those that stay in memory."""
     blocks = plan.blocks()
-    missing = [n for n in range(first, len(blocks), step) if place is None or _readable(_path(place, n)) is None]
+    missing = [
+        n for n in range(first, len(blocks), step) if place is None or readable_part(part_path(place, n)) is None
+    ]
     kept: dict[int, Part] = {}
     if place is not None:
         sweep(place)
     for number, part in zip(missing, plan.make([blocks[number] for number in missing]), strict=True):
         if place is not None:
             try:
-                _write(_path(place, number), part)
+                write_part(part_path(place, number), part)
                 continue
             except OSError as error:
                 _unwritten(place, error)
@@ -221,8 +284,8 @@ def _complete(place: Path) -> Store | None:
         return None
     parts = []
     for number, (rows, size) in enumerate(zip(index["rows"], index["bytes"], strict=True)):
-        path = _path(place, number)
-        part = _readable(path)
+        path = part_path(place, number)
+        part = readable_part(path)
         if part is None or part.rows.num_rows != rows or path.stat().st_size != size:
             log.warning("%s: damaged or missing, so it is written again.", path)
             path.unlink(missing_ok=True)
@@ -236,32 +299,6 @@ def _reopened(place: Path) -> Store:
     if found is None:
         raise ValueError(f"{place}: deleted while in use; start again.")
     return found
-
-
-def _path(place: Path | None, number: int) -> Path:
-    assert place is not None
-    return place / f"part-{number:05d}.arrow"
-
-
-def _write(path: Path, part: Part) -> None:
-    meta = json.dumps(part.meta).encode()
-    schema = part.rows.schema.with_metadata({b"meta": meta})
-    with replacing(path) as file, pa.ipc.new_file(file, schema) as writer:
-        writer.write_batch(part.rows.replace_schema_metadata({b"meta": meta}))
-
-
-def _mapped(path: Path) -> Part:
-    """A part on disk, memory-mapped. Raises ArrowException or OSError for a file that is not one."""
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    meta = json.loads(reader.schema.metadata[b"meta"])
-    return Part(reader.get_batch(0), check_type(meta, dict[str, object], str(path)))
-
-
-def _readable(path: Path) -> Part | None:
-    try:
-        return _mapped(path)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 @contextmanager

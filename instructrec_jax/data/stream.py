@@ -53,6 +53,7 @@ class StreamSource:
         self.on_bad_example, self.shuffle_block, self.seed = on_bad_example, shuffle_block, seed
         self._beginning = copy.deepcopy(dataset.state_dict())
         self._skipped: dict[str, SkippedRow] = {}
+        self._listed: int | None = None  # of these; None: all
         self._unread: set[str] = set()
         self._held_out = False  # whether any example was
         self._check: Callable[[Example], None] = lambda example: None
@@ -80,7 +81,15 @@ class StreamSource:
 
     @property
     def skipped(self) -> list[SkippedRow]:
-        return list(self._skipped.values())
+        return list(self._skipped.values())[: self._listed]
+
+    def count_skipped(self) -> int:
+        """The number of bad rows met so far, with those of examples that were read ahead."""
+        return len(self._skipped)
+
+    def list_skipped(self, count: int) -> None:
+        """Makes `skipped` the first `count` of them."""
+        self._listed = count
 
     def know_skipped(self, rows: Iterable[SkippedRow]) -> None:
         """Adds the rows that the resumed run had skipped (the stream's state does not hold them)."""

@@ -1,7 +1,7 @@
 """Multi-process programs: initialization, collective operations, and the end of all processes when one dies.
 
-Every process runs the same code with the same settings. All processes compute; only the first writes files and prints.
-They share one file system.
+Every process runs the same code with the same settings. All processes compute; only the first writes the run directory
+and prints. They share one file system or a bucket; prepared data need neither (`data.shares`).
 """
 
 import atexit
@@ -29,6 +29,7 @@ from instructrec_jax.remote import with_urls
 T = TypeVar("T")
 HEARTBEAT_SECONDS = 60  # a process without a heartbeat for this long counts as dead
 SHUTDOWN_SECONDS = 300  # how long a finished process waits for the others
+EXCHANGE_BYTES = 1 << 22  # that a process sends at a time
 SHARED_SECONDS = 60  # maximum delay until a network file system shows another machine's files
 
 ADDRESS, NUMBER, COUNT = "COORDINATOR_ADDRESS", "PROCESS_ID", "NUM_PROCESSES"
@@ -203,6 +204,22 @@ def barrier(name: str) -> None:
     """Blocks until all processes arrive."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def exchange(mine: bytes) -> list[bytes]:
+    """The bytes of each process, by its number. All processes call it alike, while none of them computes a step."""
+    if jax.process_count() == 1:
+        return [mine]
+    sizes = multihost_utils.process_allgather(np.array([len(mine)], np.int32)).ravel()
+    found: list[list[bytes]] = [[] for _ in sizes]
+    for start in range(0, int(sizes.max()), EXCHANGE_BYTES):
+        length = min(EXCHANGE_BYTES, int(sizes.max()) - start)
+        piece = np.zeros(length, np.uint8)
+        own = np.frombuffer(mine[start : start + length], np.uint8)
+        piece[: len(own)] = own
+        for process, row in enumerate(np.asarray(multihost_utils.process_allgather(piece))):
+            found[process].append(row[: max(0, int(sizes[process]) - start)].tobytes())
+    return [b"".join(pieces) for pieces in found]
 
 
 def once(do: Callable[[], object]) -> None:

@@ -1,6 +1,6 @@
 """The evaluation table: the model before and after tuning beside baselines, on the same cases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 from instructrec_jax.evaluation.tables import Difference, Evaluation, Segment, lower_is_better
 from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap, percentile_interval, resampled
 from instructrec_jax.tasks.base import Encoded, Scores, Task
+from instructrec_jax.tasks.encoded_store import chosen
 from instructrec_jax.tasks.prediction import Predict
 
 MeasuredOn = Literal["train", "validation", "validation, which also chose the checkpoint", "test", "the given records"]
@@ -33,26 +34,26 @@ class ScoredRow:
     scores: dict[str, Scores]
 
 
-def segments(encoded: Sequence[Encoded], key: str | None) -> dict[str, list[Encoded]]:
+def segments(encoded: Sequence[Encoded], key: str | None) -> dict[str, Sequence[Encoded]]:
     """Groups the cases by `origin[key]`; without a key all cases are in group "".
 
     Raises ValueError for a case without `origin[key]`.
     """
     if key is None:
-        return {"": list(encoded)}
-    groups: dict[str, list[Encoded]] = {}
-    for e in encoded:
+        return {"": encoded}
+    groups: dict[str, list[int]] = {}
+    for number, e in enumerate(encoded):
         if key not in e.example.origin:
             raise ValueError(
                 f"evaluation.segment_by is {key!r}, but test example {e.example.id!r} has no origin[{key!r}]. Set that "
                 "field for every test example, or leave evaluation.segment_by out."
             )
-        groups.setdefault(e.example.origin[key], []).append(e)
-    return groups
+        groups.setdefault(e.example.origin[key], []).append(number)
+    return {name: chosen(encoded, np.array(numbers)) for name, numbers in groups.items()}
 
 
-def score_row(name: str, task: Task, predict: Predict, groups: dict[str, list[Encoded]]) -> ScoredRow:
-    """Scores a model on every segment; the model runs each text once."""
+def score_row(name: str, task: Task, predict: Predict, groups: Mapping[str, Sequence[Encoded]]) -> ScoredRow:
+    """Scores a model on every segment; texts that all segments share, such as those of items, run once."""
     once = predict.remember()
     return ScoredRow(name, {segment: task.score(once, cases) for segment, cases in groups.items()})
 
@@ -66,10 +67,10 @@ def measured_on(split: Literal["train", "validation", "test"], *, chose_checkpoi
     return "validation, which also chose the checkpoint" if split == "validation" and chose_checkpoint else split
 
 
-def baseline_rows(task: Task, train: Sequence[Encoded], groups: dict[str, list[Encoded]]) -> list[ScoredRow]:
+def baseline_rows(task: Task, train: Sequence[Encoded], groups: Mapping[str, Sequence[Encoded]]) -> list[ScoredRow]:
     """A row for each baseline; a baseline that cannot be fitted has a note instead of values."""
     by_name: dict[str, ScoredRow] = {}
-    if not train:  # training data is a stream: no examples to fit baselines on
+    if not len(train):  # training data is a stream: no examples to fit baselines on
         return []
     for segment, cases in groups.items():
         for name, scores in task.baselines(train, cases).items():

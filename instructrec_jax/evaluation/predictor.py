@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -29,6 +29,13 @@ from instructrec_jax.tasks.prediction import Predict, Run
 from instructrec_jax.training.step import make_predict_step
 
 TOKENS_PER_BATCH = 4096  # per data-parallel device
+LADDER = (1, 8)  # rows of small batches per data-parallel device, with `Rows` "ladder"; larger ones are full
+CALL = 4  # what one more call costs, in rows
+SHORT_TARGETS, LONG_TARGETS = 128, 1024  # lengths of target rows, with `Rows` "ladder"; longer: powers of two
+
+Rows = Literal["fitting", "full", "ladder"]
+"""How many rows a batch has: few ones rounded up to a power of two; always the full number; one of `LADDER` or the full
+number, whichever computes the fewest rows, so that each shape can be compiled before it is needed."""
 
 
 def make_predict(
@@ -38,7 +45,7 @@ def make_predict(
     mesh: DeviceMesh,
     buckets: Sequence[int],
     per_token: bool,
-    full: bool = False,
+    size: Rows = "fitting",
 ) -> Run:
     """The function that a task scores with: texts -> one array per text, in the order of the texts.
 
@@ -51,8 +58,8 @@ def make_predict(
       predict_step: see `training.step.make_predict_step`.
       buckets: row lengths in tokens, ascending.
       per_token: whether the step returns one output per token instead of one per text.
-      full: batches of few rows also have the full number of rows, so that each bucket is compiled once and the result
-        for a text does not depend on the number of texts.
+      size: see `Rows`. With "full", each bucket is compiled once, and the result for a text does not depend on the
+        number of texts.
     """
 
     def predict(
@@ -62,7 +69,7 @@ def make_predict(
         outputs = lengths if target_lengths is None else target_lengths
         own = map_arrays(lambda axis, x: place(x, replicated(mesh)) if axis is Along.WHOLE else x, own)  # once
         results: dict[int, np.ndarray] = {}
-        for chosen, plan in _plans(texts, buckets, data_shards(mesh), full):
+        for chosen, plan in _plans(texts, buckets, data_shards(mesh), size):
             gathered = BatchTexts([texts[i] for i in chosen], of_texts(own, outputs, chosen))
             seed: tuple[np.uint32, ...] = ()
             if dropout is not None:
@@ -76,7 +83,7 @@ def make_predict(
     return predict
 
 
-def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int, full: bool) -> Iterator[tuple[np.ndarray, Plan]]:
+def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int, size: Rows) -> Iterator[tuple[np.ndarray, Plan]]:
     """(numbers of the texts in a batch, where they lie in its rows) for each batch, bucket by bucket."""
     lengths, target_lengths = lengths_of(texts)
     bucket_of = np.searchsorted(buckets, lengths)
@@ -85,15 +92,14 @@ def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int, full: boo
         length, targets, target_length = int(buckets[number]), None, None
         if target_lengths is not None:
             targets = target_lengths[members]
-            target_length = max(32, 1 << (int(targets.max()) - 1).bit_length())
+            target_length = _target_length(int(targets.max()), size)
         whole = fit(lengths[members], length, targets, target_length)
-        most = max(1, TOKENS_PER_BATCH // (length + (target_length or 0))) * shards
-        size = most if full else min(most, shards << (-(-whole.rows // shards) - 1).bit_length())
-        for first in range(0, whole.rows, size):
-            inside = (whole.row >= first) & (whole.row < first + size)
+        rows = shards * _rows(-(-whole.rows // shards), length + (target_length or 0), size)
+        for first in range(0, whole.rows, rows):
+            inside = (whole.row >= first) & (whole.row < first + rows)
             plan = replace(
                 whole,
-                rows=size,
+                rows=rows,
                 row=whole.row[inside] - first,
                 segment=whole.segment[inside],
                 start=whole.start[inside],
@@ -102,16 +108,56 @@ def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int, full: boo
             yield members[inside], plan
 
 
+def _full_rows(length: int) -> int:
+    """The largest number of rows of a batch, per data-parallel device."""
+    return max(1, TOKENS_PER_BATCH // length)
+
+
+def ladder(length: int) -> tuple[int, ...]:
+    """The numbers of rows of a batch per data-parallel device, with `Rows` "ladder".
+
+    Args:
+      length: of a row and its target row together.
+    """
+    full = _full_rows(length)
+    return (*(rows for rows in LADDER if rows < full), full)
+
+
+def _rows(needed: int, length: int, size: Rows) -> int:
+    """Rows of a batch per data-parallel device, where all texts together need `needed` of them."""
+    if size == "full":
+        return _full_rows(length)
+    if size == "fitting":
+        return min(_full_rows(length), 1 << (needed - 1).bit_length())
+    return min(ladder(length), key=lambda rows: (-(-needed // rows) * (rows + CALL), -rows))
+
+
+def _target_length(longest: int, size: Rows) -> int:
+    power = 1 << (longest - 1).bit_length()
+    if size != "ladder":
+        return max(32, power)
+    return SHORT_TARGETS if longest <= SHORT_TARGETS else max(LONG_TARGETS, power)
+
+
+def texts_of_every_shape(like: Text, buckets: Sequence[int], shards: int) -> Iterator[list[Text]]:
+    """Texts, made of the tokens of one, that fill each batch shape of a `Run` with the `Rows` "ladder"."""
+    for length in buckets:
+        types = None if like.types is None else np.resize(like.types, length)
+        text = Text(np.resize(like.tokens, length), types)
+        for rows in ladder(length):
+            yield [text] * (rows * shards)
+
+
 def predictor(
-    task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int], *, full: bool = False
+    task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int], *, size: Rows = "fitting"
 ) -> Callable[[Any], Predict]:
-    """A function: parameters -> the `Predict` that a task scores with; `full`: see `make_predict`."""
+    """A function: parameters -> the `Predict` that a task scores with."""
     step = make_predict_step(task, graphdef, mesh)
-    subtasks = {name: predictor(each, graphdef, mesh, buckets, full=full) for name, each in task.subtasks.items()}
+    subtasks = {name: predictor(each, graphdef, mesh, buckets, size=size) for name, each in task.subtasks.items()}
     writer = functools.cache(partial(open_writer, task, graphdef, mesh))  # few calls write
 
     def with_params(params: Any) -> Predict:
-        run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token, full=full)
+        run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token, size=size)
         predict = Predict(run, subtasks={name: each(params) for name, each in subtasks.items()})
         if not task.writes:
             return predict

@@ -155,14 +155,15 @@ class Decoder(Generic[Network]):
 
     # ---------------------------------------------------------------- on the device
 
-    def _model(self, params: Parameters) -> LanguageModel:
+    def model(self, params: Parameters) -> LanguageModel:
+        """The network with its parameters, inside a program."""
         model = self.view(nnx.merge(self.graphdef, params))
         if not isinstance(model, LanguageModel):
             raise TypeError(f"decoding needs a model with a backbone and a head, but got a {type(model).__name__}.")
         return model
 
     def _prefill(self, search: Search, params: Parameters, prompts: dict[str, jax.Array], room: int) -> State:
-        model = self._model(params)
+        model = self.model(params)
         tokens, lengths = prompts["tokens"], prompts["lengths"]
         rows, length = tokens.shape
         valid = jnp.arange(length) < lengths[:, None]
@@ -193,7 +194,7 @@ class Decoder(Generic[Network]):
         return self._constrain(search.advance(_watch(state, logits), logits))
 
     def _decode(self, search: Search, params: Parameters, state: State, until: jax.Array) -> State:
-        model = self._model(params)
+        model = self.model(params)
         until = jnp.minimum(until, state.arrays["limit"])
 
         def unfinished(state: State) -> jax.Array:

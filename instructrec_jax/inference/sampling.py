@@ -6,6 +6,7 @@ same name in `transformers`; `adjust` and `warp` apply them in the same order.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,14 @@ class State:
     arrays: dict[str, jax.Array]
 
 
+def _column(value: Scalar) -> jax.Array:
+    """A number for all rows, or one for each [rows], in a form that goes with scores [rows, vocab]."""
+    return jnp.asarray(value)[..., None]
+
+
 def penalize_repetition(scores: jax.Array, seen: jax.Array, penalty: Scalar) -> jax.Array:
     """Lowers the scores of tokens that occurred (Keskar et al., 2019, "CTRL"). seen: bool [rows, vocab]."""
+    penalty = _column(penalty)
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
@@ -45,11 +52,15 @@ def keep_top_k(scores: jax.Array, k: int) -> jax.Array:
     return jnp.where(scores < smallest, -jnp.inf, scores)
 
 
-def keep_top_p(scores: jax.Array, p: Scalar) -> jax.Array:
-    """Sets all but the fewest tokens with a total probability of at least p to -inf (Holtzman et al., 2020)."""
-    order = jnp.argsort(scores, axis=-1, stable=True)  # the likeliest last
+def keep_top_p(scores: jax.Array, p: Scalar, order: jax.Array | None = None) -> jax.Array:
+    """Sets all but the fewest tokens with a total probability of at least p to -inf (Holtzman et al., 2020).
+
+    `order`: int32 [rows, vocab], the tokens by score, the likeliest last, if they are sorted already.
+    """
+    if order is None:
+        order = jnp.argsort(scores, axis=-1, stable=True)
     cumulative = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1), axis=-1)
-    remove = (cumulative <= 1 - p).at[:, -1].set(False)
+    remove = (cumulative <= 1 - _column(p)).at[:, -1].set(False)
     rows = jnp.arange(len(scores))[:, None]
     return jnp.where(jnp.zeros_like(remove).at[rows, order].set(remove), -jnp.inf, scores)
 
@@ -57,18 +68,21 @@ def keep_top_p(scores: jax.Array, p: Scalar) -> jax.Array:
 def keep_min_p(scores: jax.Array, p: Scalar) -> jax.Array:
     """Sets tokens less than p times as likely as the likeliest to -inf (Nguyen et al., 2024)."""
     probabilities = jax.nn.softmax(scores, axis=-1)
-    return jnp.where(probabilities < p * probabilities.max(-1, keepdims=True), -jnp.inf, scores)
+    return jnp.where(probabilities < _column(p) * probabilities.max(-1, keepdims=True), -jnp.inf, scores)
 
 
 def adjust(scores: jax.Array, arrays: Mapping[str, jax.Array], rules: TokenRules) -> jax.Array:
-    """Applies the rules common to greedy search, sampling and beam search. `arrays`: see `State`."""
+    """Applies the rules common to greedy search, sampling and beam search.
+
+    `arrays`: see `State`; "count", "limit" and "repetition_penalty" are scalars, or [rows].
+    """
     tokens = jnp.arange(scores.shape[-1])
     if "seen" in arrays:
         scores = penalize_repetition(scores, arrays["seen"], arrays["repetition_penalty"])
 
     def force(scores: jax.Array, chosen: tuple[int, ...], when: jax.Array) -> jax.Array:
         only = jnp.where(jnp.isin(tokens, jnp.array(chosen)), 0.0, -jnp.inf)
-        return jnp.where(when, only, scores)
+        return jnp.where(_column(when), only, scores)
 
     first = 0
     if rules.forced_first is not None:
@@ -79,7 +93,7 @@ def adjust(scores: jax.Array, arrays: Mapping[str, jax.Array], rules: TokenRules
     if rules.suppressed:
         scores = jnp.where(jnp.isin(tokens, jnp.array(rules.suppressed)), -jnp.inf, scores)
     if rules.suppressed_first:
-        suppressed = jnp.isin(tokens, jnp.array(rules.suppressed_first)) & (arrays["count"] == first)
+        suppressed = jnp.isin(tokens, jnp.array(rules.suppressed_first)) & _column(arrays["count"] == first)
         scores = jnp.where(suppressed, -jnp.inf, scores)
     return scores
 
@@ -107,20 +121,59 @@ def warp(scores: jax.Array, structure: GenerationConfig, scalars: Mapping[str, S
 def draw(scores: jax.Array, seed: jax.Array, numbers: jax.Array, step: jax.Array) -> jax.Array:
     """Samples one token per row, int32 [rows].
 
-    The sample depends on (seed, number of the prompt, step) alone, never on the other rows of the batch.
+    The sample depends on (seed, number of the prompt, step) alone, never on the other rows of the batch. `seed` and
+    `step` are scalars, or [rows].
     """
 
-    def one(number: jax.Array, row: jax.Array) -> jax.Array:
+    def one(seed: jax.Array, number: jax.Array, step: jax.Array, row: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), step)
         return jax.random.categorical(key, row)
 
-    return jax.vmap(one)(numbers, scores).astype(jnp.int32)
+    by_row = jnp.ndim(seed) == 1
+    return jax.vmap(one, (0 if by_row else None, 0, 0 if by_row else None, 0))(seed, numbers, step, scores).astype(
+        jnp.int32
+    )
 
 
 def seen_tokens(tokens: jax.Array, valid: jax.Array, vocab_size: int) -> jax.Array:
     """bool [rows, vocab]: the tokens that occur in `tokens` [rows, length] where `valid` [rows, length] is true."""
     rows = jnp.arange(len(tokens))[:, None]
     return jnp.zeros((len(tokens), vocab_size), bool).at[rows, tokens].max(valid)
+
+
+def choose(logits: jax.Array, arrays: Mapping[str, jax.Array], rules: TokenRules) -> jax.Array:
+    """The next token of each row, int32 [rows], chosen as `Sampling` chooses it, where each row has its own settings.
+
+    Args:
+      logits: float32 [rows, vocab].
+      arrays: [rows] each: "active", bool, whether the row's token counts; the numbers of `GenerationConfig` (top_k is 0
+        for None); "count", "limit", "seed", "numbers" as in `State`; and "seen", bool [rows, vocab].
+    """
+    scores = adjust(logits, arrays, rules)
+    samples = arrays["active"] & (arrays["temperature"] > 0)
+
+    def sampled(scores: jax.Array) -> jax.Array:
+        sorts = samples & ((arrays["top_k"] > 0) | (arrays["top_p"] < 1))
+        warped = scores / _column(jnp.where(samples, arrays["temperature"], 1.0))
+        warped = jax.lax.cond(sorts.any(), partial(_keep_top, arrays), lambda scores: scores, warped)
+        warped = jnp.where(_column(arrays["min_p"] > 0), keep_min_p(warped, arrays["min_p"]), warped)
+        drawn = draw(warped, arrays["seed"], arrays["numbers"], arrays["count"])
+        return jnp.where(samples, drawn, greedy(scores))
+
+    def greedy(scores: jax.Array) -> jax.Array:
+        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+    return jax.lax.cond(samples.any(), sampled, greedy, scores)
+
+
+def _keep_top(arrays: Mapping[str, jax.Array], scores: jax.Array) -> jax.Array:
+    """`keep_top_k` and then `keep_top_p`, with one sort: what the first removes stays in front of all that it keeps."""
+    vocab, k, p = scores.shape[-1], arrays["top_k"], arrays["top_p"]
+    order = jnp.argsort(scores, axis=-1, stable=True)
+    place = jnp.take_along_axis(order, jnp.clip(vocab - k, 0, vocab - 1)[:, None], axis=-1)
+    smallest = jnp.take_along_axis(scores, place, axis=-1)
+    scores = jnp.where(_column(k > 0) & (scores < smallest), -jnp.inf, scores)
+    return jnp.where(_column(p < 1), keep_top_p(scores, p, order), scores)
 
 
 class Sampling:

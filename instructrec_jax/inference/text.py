@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import regex
+from transformers import PreTrainedTokenizerBase
 
 UNKNOWN = "\ufffd"  # a tokenizer's text for bytes that do not form a complete character
 
@@ -24,6 +25,29 @@ def certain(text: str, stop: Sequence[str]) -> int:
     last = regex.findall(r"\X", text)[-1:]
     held = max([len("".join(last)), *(n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))])
     return len(text) - held
+
+
+class AnswerText:
+    """The text of an answer's tokens, and whether a stop sequence ends it.
+
+    Args:
+      ends: tokens that end an answer; its text is what precedes the first.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], stop: Sequence[str]):
+        # a stop sequence that is a special token never appears in decoded text
+        special = set(tokenizer.all_special_tokens)
+        self.stop_ids = {int(tokenizer.convert_tokens_to_ids(text)) for text in stop if text in special}
+        self.tokenizer, self.ends, self.stop = tokenizer, self.stop_ids | set(ends), tuple(stop)
+
+    def __call__(self, tokens: list[int]) -> str:
+        """The text before the first end, with stop sequences that are not special tokens."""
+        end = next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))
+        return str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
+
+    def stops(self, tokens: list[int]) -> bool:
+        """Whether the tokens contain a stop sequence."""
+        return bool(self.stop_ids & set(tokens)) or (bool(self.stop) and cut_at_stop(self(tokens), self.stop)[1])
 
 
 class TextStream:

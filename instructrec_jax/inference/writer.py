@@ -16,7 +16,7 @@ from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
 from instructrec_jax.inference.decoding import Answer, Decoder, Network, Parameters
 from instructrec_jax.inference.generation_config import GenerationConfig, token_rules
-from instructrec_jax.inference.text import TextStream, cut_at_stop
+from instructrec_jax.inference.text import AnswerText, TextStream, cut_at_stop
 
 LOOK_EVERY = 8  # tokens between two searches for stop sequences
 
@@ -66,28 +66,18 @@ class Writer(Generic[Network]):
         if not prompts:
             return []
         self.decoder.check(prompts, names, config)
-        # a stop sequence that is a special token never appears in decoded text
-        stop_ids = {self.tokenizer.get_vocab()[s] for s in config.stop if s in self.tokenizer.all_special_tokens}
-
-        def text(ids: list[int]) -> str:
-            ends = stop_ids | set(self.decoder.rules.eos)
-            stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-            return str(self.tokenizer.decode(ids[:stop], skip_special_tokens=True))
-
+        text = AnswerText(self.tokenizer, self.decoder.rules.eos, config.stop)
         stream = TextStream(text, config.stop)
-
-        def stops(ids: list[int]) -> bool:
-            return bool(stop_ids & set(ids)) or (bool(config.stop) and cut_at_stop(text(ids), config.stop)[1])
 
         def look(number: int, ids: list[int]) -> bool:
             if show is not None and (piece := stream.update(ids)):
                 show(piece)
-            return stops(ids)
+            return text.stops(ids)
 
         def generated(answer: Answer) -> Generated:
             end = len(answer.tokens)
             if answer.finish == "stop":  # the tokens behind the stop sequence were written before it was looked for
-                end = next(n for n in range(1, end + 1) if stops(answer.tokens[:n]))
+                end = next(n for n in range(1, end + 1) if text.stops(answer.tokens[:n]))
             written = cut_at_stop(text(answer.tokens), config.stop)[0]
             return Generated(written, answer.finish, math.fsum(answer.log_probs[:end]))
 

@@ -10,6 +10,7 @@ Among equal scores, the lower item number comes first at each stage, as in a sta
 
 import functools
 from collections.abc import Sequence
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ from instructrec_jax.distributed.mesh import (
 
 BLOCK = 16_384  # items scored at a time on a device
 QUERIES = 256  # queries scored at a time: scores take 4 x BLOCK x QUERIES bytes, 17 MB
+# With `fixed_shapes`: these sizes, then the number of items; queries are searched in groups of at most the largest.
+QUERY_STEPS, BEST_STEPS, HIDDEN_STEPS = (1, 64), (32, 1024), (64, 4096)
 LARGEST_GROUP = 64  # group sizes are powers of two up to this; it divides every block
 
 
@@ -38,7 +41,14 @@ class ItemIndex:
     product may differ in the last bit; only exactly equal scores are ordered by item number.
     """
 
-    def __init__(self, vectors: ArrayLike, *, bias: ArrayLike | None = None, mesh: DeviceMesh | None = None) -> None:
+    def __init__(
+        self,
+        vectors: ArrayLike,
+        *,
+        bias: ArrayLike | None = None,
+        mesh: DeviceMesh | None = None,
+        fixed_shapes: bool = False,
+    ) -> None:
         """Places the vectors on the devices.
 
         Args:
@@ -46,6 +56,7 @@ class ItemIndex:
             not change them afterwards: a CPU device may share their memory.
           bias: [items], added to the scores; -inf excludes an item.
           mesh: defaults to all devices.
+          fixed_shapes: search in few shapes, which `compile` compiles beforehand (for a service).
 
         Raises ValueError, naming the item, for a vector that is not finite or a bias that is NaN or +inf.
         """
@@ -58,6 +69,7 @@ class ItemIndex:
         self.items, self.width = array.shape
         self.dtype = array.dtype if array.dtype == jnp.bfloat16 else np.dtype(np.float32)
         self.mesh = mesh or make_mesh(MeshConfig())
+        self.fixed_shapes = fixed_shapes
         if len(bad := np.flatnonzero(np.isnan(offsets) | (offsets == np.inf))):
             raise ValueError(f"the bias of item {bad[0]} is {offsets[bad[0]]}; it must be finite or -inf.")
         for start in range(0, self.items, BLOCK):
@@ -115,24 +127,40 @@ class ItemIndex:
             raise ValueError(f"query {bad[0]} is not finite: its text may be empty, or the model may have diverged.")
         items = np.empty((len(asked), k), np.int32)
         scores = np.empty((len(asked), k), np.float32)
-        for start in range(0, len(asked), QUERIES):
-            block = asked[start : start + QUERIES]
+        most, best = (QUERY_STEPS[-1], self._step(k, BEST_STEPS)) if self.fixed_shapes else (QUERIES, k)
+        for start in range(0, len(asked), most):
+            block = asked[start : start + most]
             size = 1 << (len(block) - 1).bit_length()  # a power of two, so that few shapes are compiled
+            if self.fixed_shapes:
+                size = next(step for step in QUERY_STEPS if step >= len(block))
             padded = np.zeros((size, self.width), np.float32)
             padded[: len(block)] = block
-            hidden = self._hidden(exclude[start : start + QUERIES] if exclude is not None else [], size, start)
+            hidden = self._hidden(exclude[start : start + most] if exclude is not None else [], size, start)
             arguments = jax.device_put((padded, hidden), replicated(self.mesh))
-            found = jax.device_get(search_items(self._vectors, self._bias, *arguments, mesh=self.mesh, k=k))
-            items[start : start + QUERIES], scores[start : start + QUERIES] = (x[: len(block)] for x in found)
+            found = jax.device_get(search_items(self._vectors, self._bias, *arguments, mesh=self.mesh, k=best))
+            items[start : start + most], scores[start : start + most] = (x[: len(block), :k] for x in found)
         if len(bad := np.flatnonzero((np.isnan(scores) | (scores == np.inf)).any(axis=1))):
             raise ValueError(f"scores of query {bad[0]} overflow float32. Normalize the vectors.")
         return items, scores
 
+    def _step(self, count: int, steps: Sequence[int]) -> int:
+        """The first of `steps` and the number of items that is large enough; at most the number of items."""
+        return min(next((step for step in steps if step >= count), self.items), self.items)
+
+    def compile(self, most: int) -> None:
+        """Searches in every shape of an index with `fixed_shapes`, for k up to `most`."""
+        sizes = sorted({self._step(min(k, most), BEST_STEPS) for k in (1, *(step + 1 for step in BEST_STEPS))})
+        for queries, k, hidden in product(QUERY_STEPS, sizes, (*HIDDEN_STEPS, self.items)):
+            self.search(np.zeros((queries, self.width)), k, exclude=np.full((queries, hidden), -1))
+
     def _hidden(self, rows: Sequence[ArrayLike] | np.ndarray, size: int, first: int) -> np.ndarray:
-        """Excluded items as int32 [size, m], padded with -1; m is 0 or a power of two."""
+        """Excluded items as int32 [size, m], padded with -1; m is 0, a power of two or fixed."""
         arrays = [np.asarray(row, np.int64) for row in rows]
         longest = max(map(len, arrays), default=0)
-        hidden = np.full((size, 1 << (longest - 1).bit_length() if longest else 0), -1, np.int32)
+        room = 1 << (longest - 1).bit_length() if longest else 0
+        if self.fixed_shapes:
+            room = next((step for step in HIDDEN_STEPS if step >= longest), self.items)
+        hidden = np.full((size, room), -1, np.int32)
         for number, row in enumerate(arrays):
             if len(row) and not (row.min() >= -1 and row.max() < self.items):
                 raise ValueError(

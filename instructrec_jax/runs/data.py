@@ -1,17 +1,19 @@
 """The data of a run: each source is opened and parsed once, its examples are encoded once, then batched."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from instructrec_jax.data.batch import BatchTexts
 from instructrec_jax.data.data_config import Split
-from instructrec_jax.data.example import Example, fingerprint_bytes
+from instructrec_jax.data.example import Example, digest_of_example
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, HoldOutConfig, check_hold_out, is_held_out
-from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader, StreamRowLoader
+from instructrec_jax.data.loader import HostBatch, Loader, OwnRows, RowLoader, StreamLoader, StreamRowLoader, rows_here
 from instructrec_jax.data.mixed_stream import MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, NumberedExamples
 from instructrec_jax.data.packing import length_buckets
@@ -20,13 +22,16 @@ from instructrec_jax.data.sources import RowSource, open_sources
 from instructrec_jax.data.storage import Storage
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.distributed.launch import say
+from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.evaluator import segments
 from instructrec_jax.preparation.interaction_rows import KIND, InteractionRows
 from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.given import Given
 from instructrec_jax.tasks.base import Encoded, Task
-from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored, joined, token_key
+from instructrec_jax.tasks.encoded_store import EncodedExamples, chosen, encode_stored, joined, token_key
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
+
+Some = TypeVar("Some", bound=Sequence[Encoded])
 
 KINDS = {KIND: InteractionRows}  # of sources, beside files and data sets
 
@@ -69,7 +74,7 @@ class RunData:
                 size_cap=data.size_cap,
                 seed=self.config.seed,
                 given=self._given.get(split),
-                storage=self._storage,
+                storage=self._storage(split),
                 task=to_dict(self.config)["task"],
                 kinds=KINDS,
             )
@@ -81,9 +86,9 @@ class RunData:
         unreadable = [row for source in self._opened.values() for row in source.skipped]
         return [*unreadable, *self._unusable.values()]
 
-    @property
-    def _storage(self) -> Storage:
-        return Storage(self.config.data.store, self.config.data.workers)
+    def _storage(self, split: Split) -> Storage:
+        """Evaluations read all cases in every process; a batch of training is divided between them."""
+        return Storage(self.config.data.store, self.config.data.workers, divided=split == "train")
 
     def encode(
         self, task: Task, split: Split, examples: IndexableSource | Mixture, numbers: np.ndarray
@@ -100,7 +105,7 @@ class RunData:
             name=f"data.{split}",
             folder=self._folder(examples),
             key=token_key(task, settings, examples.fingerprint, numbers, on_bad),
-            storage=self._storage,
+            storage=self._storage(split),
         )
         self._unusable.update({row.where: row for row in encoded.skipped})
         return encoded
@@ -119,14 +124,14 @@ class RunData:
             )
         return opened
 
-    def cases(self, task: Task, split: Split) -> list[Encoded]:
+    def cases(self, task: Task, split: Split) -> EncodedExamples:
         """All examples of a split, in order, encoded; empty if it lists no sources.
 
         Held-out examples stay in data.test only. data.validation is reduced to `evaluation.max_examples` examples,
         sampled with the run's seed.
         """
         if not getattr(self.config.data, split):
-            return []
+            return EncodedExamples([])
         examples, hold_out = self.examples(split), self.config.data.hold_out
         numbers = np.arange(len(examples))
         if split == "test":
@@ -141,7 +146,7 @@ class RunData:
             numbers = numbers[np.sort(drawn)]
         encoded = self.encode(task, split, examples, numbers)
         _tell(split, [encoded])
-        return some_left(list(encoded))
+        return some_left(encoded)
 
     def train(self, task: Task) -> EncodedExamples:
         """The examples of data.train that are not held out, source by source, encoded."""
@@ -162,7 +167,7 @@ class RunData:
         _tell("train", found)
         return found
 
-    def case_groups(self, cases: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+    def case_groups(self, cases: Sequence[Encoded]) -> dict[str, Sequence[Encoded]]:
         """Cases by reported segment: seen and unseen with `data.hold_out`, else by `segment_by`."""
         hold_out, segment_by = self.config.data.hold_out, self.config.evaluation.segment_by
         if not hold_out:
@@ -171,16 +176,16 @@ class RunData:
             raise ValueError(
                 "evaluation.segment_by cannot be combined with data.hold_out, whose segments are seen and unseen."
             )
-        groups: dict[str, list[Encoded]] = {SEEN: [], UNSEEN: []}
-        for e in cases:
-            groups[UNSEEN if is_held_out(e.example, hold_out) else SEEN].append(e)
-        return {name: own for name, own in groups.items() if own}
+        unseen = np.fromiter((is_held_out(e.example, hold_out) for e in cases), bool)
+        groups = {SEEN: np.flatnonzero(~unseen), UNSEEN: np.flatnonzero(unseen)}
+        return {name: chosen(cases, own) for name, own in groups.items() if len(own)}
 
-    def training(self, task: Task, row_multiple: int) -> "TrainingData":
+    def training(self, task: Task, row_multiple: int, mesh: DeviceMesh | None = None) -> "TrainingData":
         """Encodes data.train and batches it.
 
         Args:
           row_multiple: the number of rows of a batch is a multiple of this.
+          mesh: to gather only the rows of this process's devices, where the task allows it; None: whole batches.
         """
         check_batch(self.config, task, row_multiple)
         opened = self.source("train")
@@ -190,7 +195,8 @@ class RunData:
         encoded = joined(per_source)
         task.prepare(encoded)
         mixture = _remixed(self.config, opened, per_source)
-        return _batches(self.config, task, encoded, mixture, row_multiple)
+        here = partial(rows_here, mesh) if mesh is not None and task.gathers_alone else None
+        return _batches(self.config, task, encoded, mixture, row_multiple, here)
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,8 @@ def _tell(split: Split, encoded: Sequence[EncodedExamples]) -> None:
 
 def _not_held_out(examples: NumberedExamples, hold_out: HoldOutConfig) -> np.ndarray:
     """int64: the numbers of the examples that stay."""
-    return np.array([n for n in range(len(examples)) if not is_held_out(examples[n], hold_out)], np.int64)
+    stays = (not is_held_out(examples[number], hold_out) for number in range(len(examples)))
+    return np.flatnonzero(np.fromiter(stays, bool))
 
 
 @dataclass(frozen=True)
@@ -256,8 +263,8 @@ class _Usable:
     def __getitem__(self, index: int) -> Example:
         return self.encoded[index].example
 
-    def raw(self, index: int) -> bytes:
-        return fingerprint_bytes(self[index])
+    def digest(self, index: int) -> bytes:
+        return digest_of_example(self[index])
 
 
 def _remixed(config: Config, opened: Mixture, per_source: Sequence[EncodedExamples]) -> Mixture:
@@ -284,23 +291,27 @@ def _batches(
     encoded: EncodedExamples,
     mixture: Mixture,
     row_multiple: int,
+    here: Callable[[int], np.ndarray] | None,
 ) -> TrainingData:
+    """here: see `loader.OwnRows.rows`."""
     size, rows = config.data.examples_per_step, config.data.batch_rows
 
     def gather(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
-        return task.gather([encoded[int(i)] for i in indices], rng)
+        return task.gather(encoded.take(indices), rng)
 
     lengths, target_lengths = encoded.lengths, encoded.target_lengths
     tokens = int(lengths.sum()) + (0 if target_lengths is None else int(target_lengths.sum()))
     if size is not None:
         shape = (size, buckets(config), row_multiple, config.seed, target_buckets(task))
-        loader: Loader | RowLoader = Loader(mixture.order, gather, *shape)
+        sides = [lengths] if target_lengths is None else [lengths, target_lengths]
+        own = None if here is None else OwnRows(sides, here)
+        loader: Loader | RowLoader = Loader(mixture.order, gather, *shape, own=own)
         step_size, epoch_steps, packing = f"{size} examples", len(encoded) / size, ""
     else:
         assert rows is not None
         length, target_length = config.data.max_length, task.max_target_length if target_lengths is not None else None
         row_shape = (rows, length, config.seed, target_lengths, target_length)
-        loader = RowLoader(mixture.order, gather, lengths, *row_shape)
+        loader = RowLoader(mixture.order, gather, lengths, *row_shape, rows_here=here)
         room = f"{length:,}" + (f" + {target_length:,}" if target_length else "")
         step_size, epoch_steps = f"{rows} rows of {room} tokens", len(loader.epoch(0)) / rows
         packing = f" packed into {len(loader.epoch(0)):,} rows of {room} ({1 - loader.real_share():.1%} padding)"
@@ -317,11 +328,13 @@ def _batches(
 
 def _stream_batches(config: Config, task: Task, opened: StreamSource | MixedStream, row_multiple: int) -> TrainingData:
     hold_out = config.data.hold_out
-    opened.use(lambda example: not (hold_out and is_held_out(example, hold_out)), partial(check_usable, task))
     size, rows = config.data.examples_per_step, config.data.batch_rows
+    # Rows are read and encoded in a thread, while an evaluation may use the task's tokenizer and counts.
+    reader = task if rows is None else copy.deepcopy(task)
+    opened.use(lambda example: not (hold_out and is_held_out(example, hold_out)), partial(check_usable, reader))
 
     def encode(examples: list[Example]) -> list[Encoded]:
-        return some_left(encode_usable(task, examples, "error")[0])
+        return some_left(encode_usable(reader, examples, "error")[0])
 
     if rows is not None:
         length, target_length = config.data.max_length, task.max_target_length
@@ -369,8 +382,8 @@ def check_batch(config: Config, task: Task, row_multiple: int) -> None:
         )
 
 
-def some_left(encoded: list[Encoded]) -> list[Encoded]:
-    if not encoded:
+def some_left(encoded: Some) -> Some:
+    if not len(encoded):
         raise ValueError("data.truncate: drop removed every example: all texts are longer than data.max_length.")
     return encoded
 

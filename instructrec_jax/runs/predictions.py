@@ -116,6 +116,12 @@ def _of_row(detail: str) -> str:
     return re.sub(r"\bexample ('?)\d+\1(?!\w)", "the row", detail)
 
 
+def rows_of(records: Sequence[Record], own: FieldsConfig) -> list[Mapping[str, object] | Example]:
+    """Records with a plain text in the only column that the fields read; see `only_column`."""
+    column = only_column(own) if any(isinstance(record, str) for record in records) else ""
+    return [{column: record} if isinstance(record, str) else record for record in records]
+
+
 @dataclass(frozen=True)
 class Asker:
     """Answers rows with a run's task.
@@ -152,10 +158,8 @@ class Asker:
         except ValueError as error:
             raise BadExample("", "unusable for the task", str(error), where) from None
 
-    def answers(
-        self, examples: Sequence[Example], *, skip: bool = False
-    ) -> tuple[list[Answer | None], list[SkippedRow]]:
-        """(the answer to each example; None for the skipped ones, which are listed).
+    def encode(self, examples: Sequence[Example], *, skip: bool = False) -> tuple[list[Encoded], list[SkippedRow]]:
+        """(the examples encoded, their ids the numbers of the given ones; the skipped ones).
 
         Raises BadExample for an example that the task cannot use, unless `skip`.
         """
@@ -166,18 +170,26 @@ class Asker:
             raise BadExample(error.field, error.reason, _of_row(error.detail), error.where) from None
         skipped = [replace(row, detail=_of_row(row.detail)) for row in skipped]
         encoded = [e for e in encoded if e.example.id.isdecimal()]  # not the earlier turns of a conversation
-        found: list[Answer | None] = [None] * len(examples)
-        for own, said in zip(pieces(encoded), self._answers(encoded), strict=True):
-            found[int(own[0].example.id)] = said
-        listed = {row.where for row in skipped}
-        for example, answer in zip(examples, found, strict=True):
-            if answer is None and example.where not in listed:
+        there, listed = {int(e.example.id) for e in encoded}, {row.where for row in skipped}
+        for number, example in enumerate(examples):
+            if number not in there and example.where not in listed:
                 limit = f"longer than data.max_length ({self.task.context.max_length} tokens)"
                 row = SkippedRow(example.where, "", DROPPED, f"{limit}, and data.truncate is drop.")
                 if not skip:
                     raise BadExample(row.field, row.reason, row.detail, row.where)
                 skipped.append(row)
+        return encoded, skipped
+
+    def answers(
+        self, examples: Sequence[Example], *, skip: bool = False
+    ) -> tuple[list[Answer | None], list[SkippedRow]]:
+        """(the answer to each example; None for the skipped ones, which are listed). Raises as `encode`."""
+        encoded, skipped = self.encode(examples, skip=skip)
+        found: list[Answer | None] = [None] * len(examples)
+        for own, said in zip(pieces(encoded), self.answer(encoded), strict=True):
+            found[int(own[0].example.id)] = said
         return found, skipped
 
-    def _answers(self, encoded: Sequence[Encoded]) -> Sequence[Answer]:
+    def answer(self, encoded: Sequence[Encoded]) -> Sequence[Answer]:
+        """The answers to encoded examples, one for each entry of `pieces(encoded)`."""
         return self.task.answers(self.predict, encoded, self.k) if encoded else []

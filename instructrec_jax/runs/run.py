@@ -8,7 +8,7 @@ scores = run.task.score(run.predictor, run.data.cases(run.task, "test"))
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh
 from instructrec_jax.evaluation.evaluator import score_row
-from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.evaluation.predictor import Rows, predictor
 from instructrec_jax.evaluation.results import Results, results_of
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.item_vectors import item_vectors
@@ -50,14 +50,15 @@ from instructrec_jax.runs.predictions import (
     Predictions,
     Record,
     fields_of,
-    only_column,
+    rows_of,
     source_task,
 )
-from instructrec_jax.runs.vectors import embedder
+from instructrec_jax.runs.vectors import Embedder, embedder
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask
+from instructrec_jax.tasks.ranking.retrieval import RetrievalTask
 from instructrec_jax.training.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class Run:
       folder: the folder with the backbone's config.json and tokenizer.
       trained: whether `path` is a run directory.
       step: step of the checkpoint to use; None: the best.
+      fixed_shapes: whether texts run in batch shapes that are known before, for a service; see `Rows` "ladder".
     """
 
     path: Path
@@ -140,6 +142,7 @@ class Run:
     mesh: DeviceMesh
     trained: bool
     step: int | None = None
+    fixed_shapes: bool = False
 
     @classmethod
     def open(
@@ -150,6 +153,7 @@ class Run:
         step: int | None = None,
         joined: Catalogue | None = None,
         new_items: int = 0,
+        fixed_shapes: bool = False,
     ) -> "Run":
         """Opens a run directory, a HuggingFace folder or a hub id. Weights are read on first use.
 
@@ -157,6 +161,7 @@ class Run:
           settings: overrides as on the command line, or a whole Config.
           step: step of a run's checkpoint; None: the best.
           joined, new_items: see `runs.model.open_task`.
+          fixed_shapes: see the attributes.
 
         Raises:
           ValueError: `path` is neither a run directory nor a HuggingFace folder, or the settings do not fit it.
@@ -171,7 +176,7 @@ class Run:
         prepare_data(config)
         data = RunData(config)
         task = open_task(data.config, folder, joined, new_items)
-        return cls(path, data, folder, task, make_mesh(config.mesh), trained, step)
+        return cls(path, data, folder, task, make_mesh(config.mesh), trained, step, fixed_shapes)
 
     @property
     def config(self) -> Config:
@@ -203,12 +208,12 @@ class Run:
     @cached_property
     def predictor(self) -> Predict:
         """The model, ready for `task.score`. A ranking run computes the vectors of its items' texts only once."""
-        return self._predictor()
+        return self._predictor("ladder" if self.fixed_shapes else "fitting")
 
     @cached_property
     def full_predictor(self) -> Predict:
         """The same for many texts: each length has one batch shape, whatever the number of texts of a call."""
-        return self._predictor(full=True)
+        return self._predictor("full")
 
     def predict(self, records: Record | Sequence[Record], *, k: int = 10) -> Predictions:
         """The task's answers to new texts or records; answers that they hold are ignored.
@@ -226,9 +231,7 @@ class Run:
         """
         wanted = "a text, a record such as {'text': ...}, an `Example`, or a list of these"
         given = cast(list[Record], listed(records, "records", (str, Mapping, Example), wanted))
-        own = fields_of(self.config)
-        column = only_column(own) if any(isinstance(record, str) for record in given) else ""
-        rows = [{column: record} if isinstance(record, str) else record for record in given]
+        rows = rows_of(given, fields_of(self.config))
         asker = self.asker(k)
         examples = [asker.example(row, f"record {number}") for number, row in enumerate(rows)]
         answers = [answer for answer in asker.answers(examples)[0] if answer is not None]
@@ -237,12 +240,16 @@ class Run:
     def encode(self, texts: str | Sequence[str]) -> np.ndarray:
         """Vectors of texts (embeddings), float32 [texts, width]; [width] of a single text. See `runs.vectors`."""
         given = cast(list[str], listed(texts, "texts", (str,), "a text or a list of texts"))
-        vectors = self._encode(given)
+        vectors = self.embedder(given)
         return vectors[0] if isinstance(texts, str) else vectors
 
     @cached_property
-    def _encode(self) -> Callable[[Sequence[str]], np.ndarray]:
-        return embedder(self.model, self.task, self.folder, self.mesh)
+    def embedder(self) -> Embedder:
+        """See `encode`."""
+        if not self.fixed_shapes:
+            return embedder(self.model, self.task, self.folder, self.mesh)
+        same = self.predictor.run if isinstance(self.task, RetrievalTask) else None  # its programs are compiled already
+        return embedder(self.model, self.task, self.folder, self.mesh, "ladder", same)
 
     def evaluate(self, records: str | Path | Sequence[Mapping[str, object] | Example]) -> Results:
         """The table of `python -m instructrec_jax.evaluate` for other records with targets: a file, or a list.
@@ -275,8 +282,8 @@ class Run:
         name = source_task(self.config)
         return RecordMapper(fields_of(self.config), lambda chosen: FieldMapper(chosen, task=name))
 
-    def _predictor(self, full: bool = False) -> Predict:
-        make = predictor(self.task, self.model.graphdef, self.mesh, buckets(self.config), full=full)
+    def _predictor(self, size: Rows) -> Predict:
+        make = predictor(self.task, self.model.graphdef, self.mesh, buckets(self.config), size=size)
         predict = make(self.model.params)
         ranking = as_ranking(self.task)
         if not self.trained or ranking is None:

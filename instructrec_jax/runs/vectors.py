@@ -5,8 +5,8 @@ else the family's pooling; longer texts than `max_seq_length` are cut at their e
 vectors (retrieval, similarity) uses that head.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -20,15 +20,16 @@ from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.folder import find_family, read_config, read_pooling
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.backbones.sentence_vectors import read_projection
-from instructrec_jax.data.batch import Batch
+from instructrec_jax.data.batch import Batch, Text
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.packing import length_buckets, max_segments
-from instructrec_jax.distributed.mesh import DeviceMesh
-from instructrec_jax.evaluation.predictor import make_predict
+from instructrec_jax.distributed.mesh import DeviceMesh, data_shards
+from instructrec_jax.evaluation.predictor import Rows, make_predict, texts_of_every_shape
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import SplitModel, backbone_folder
 from instructrec_jax.tasks import LanguageModelConfig, RegressionConfig
-from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.base import Task, TaskContext
+from instructrec_jax.tasks.prediction import Run
 from instructrec_jax.tasks.texts import tokenize
 from instructrec_jax.training.state import Tree
 
@@ -47,10 +48,52 @@ def settings_of(folder: str) -> Config:
     )
 
 
-def embedder(model: SplitModel, task: Task, folder: Path, mesh: DeviceMesh) -> Callable[[Sequence[str]], np.ndarray]:
-    """A function: texts -> their vectors, float32 [texts, width], in the order of the texts.
+@dataclass(frozen=True)
+class Embedder:
+    """Texts -> their vectors, see `embedder`.
 
-    It raises ValueError for no texts, or a text without tokens.
+    Attributes:
+      limit: the most tokens of a text.
+    """
+
+    context: TaskContext
+    few: Run
+    many: Run
+    limit: int
+
+    def tokens(self, texts: Sequence[str]) -> list[Text]:
+        """The tokens that the network reads. Raises ValueError for no texts, or a text without tokens."""
+        if not texts:
+            raise ValueError("no texts to encode.")
+        found = tokenize(texts, [f"text {number}" for number in range(len(texts))], self.context)
+        return [each for each in found if each is not None]
+
+    def vectors(self, tokens: Sequence[Text]) -> np.ndarray:
+        """float32 [texts, width], in the order of the texts."""
+        run = self.many if len(tokens) > MANY else self.few
+        return np.stack(run(tokens)).astype(np.float32)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return self.vectors(self.tokens(texts))
+
+    def every_shape(self, mesh: DeviceMesh) -> Iterator[list[Text]]:
+        """Texts for each batch shape of `few`, where its `Rows` are "ladder"."""
+        return texts_of_every_shape(self.tokens(["a"])[0], length_buckets(self.limit), data_shards(mesh))
+
+
+def embedder(
+    model: SplitModel,
+    task: Task,
+    folder: Path,
+    mesh: DeviceMesh,
+    size: Rows | None = None,
+    same: Run | None = None,
+) -> Embedder:
+    """Opens a model for vectors of texts.
+
+    Args:
+      size: of batches; None: "fitting" for few texts, "full" for many.
+      same: computes the same vectors already; None: nothing does.
     """
     spec = read_pooling(folder)
     longest = min(task.context.max_length, spec.max_length or task.context.max_length)
@@ -70,13 +113,10 @@ def embedder(model: SplitModel, task: Task, folder: Path, mesh: DeviceMesh) -> C
         vectors = vectors if projection is None else vectors @ projection
         return unit_length(vectors) if spec.normalize else vectors
 
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        if not texts:
-            raise ValueError("no texts to encode.")
-        found = tokenize(texts, [f"text {number}" for number in range(len(texts))], context)
-        tokens = [each for each in found if each is not None]
-        buckets, full = length_buckets(longest), len(texts) > MANY
-        run = make_predict(step, model.params, mesh=mesh, buckets=buckets, per_token=False, full=full)
-        return np.stack(run(tokens)).astype(np.float32)
-
-    return encode
+    if same is not None:
+        return Embedder(context, same, same, longest)
+    few, many = (
+        make_predict(step, model.params, mesh=mesh, buckets=length_buckets(longest), per_token=False, size=each)
+        for each in ((size, size) if size else ("fitting", "full"))
+    )
+    return Embedder(context, few, many, longest)

@@ -5,7 +5,7 @@
 A task is one file with a config (a choice of `TaskConfig`) and a subclass of `Task`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol
@@ -22,6 +22,7 @@ from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, Text
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.tasks.answers import Answer
@@ -222,25 +223,31 @@ def owner_of(example: Example) -> tuple[str, str]:
     return next((pair for pair in named if pair[1]), ("", ""))
 
 
-def owners_of(examples: Sequence[Example], shared_input: bool = False) -> np.ndarray | None:
+def owners_of(examples: Iterable[Example], shared_input: bool = False) -> np.ndarray | None:
     """int64 [examples], equal for examples of one owner (user, document, conversation); None where all differ.
 
     Cases of one owner are correlated, so bootstrap intervals resample owners. The owner is the field of `origin` named
-    in `OWNERS`, else the example object, which several windows or turns may share.
+    in `OWNERS`, else the example object, which consecutive windows or turns may share.
 
     Args:
       shared_input: whether examples with the same `input` have the same owner.
     """
-    numbers: dict[tuple[str, str | int], int] = {}
+    known: dict[tuple[str, str], int] = {}
 
-    def number(example: Example) -> int:
-        said: tuple[str, str | int] = owner_of(example)
-        if not said[1]:
-            said = ("input", example.input) if shared_input and example.input else ("example", id(example))
-        return numbers.setdefault(said, len(numbers))
+    def numbers() -> Iterator[int]:
+        last, number, count = None, 0, 0
+        for example in examples:
+            said = owner_of(example)
+            if not said[1] and shared_input and example.input:
+                said = ("input", example.input)
+            if said[1] or example is not last:
+                number = known.setdefault(said, count) if said[1] else count
+                count += number == count
+            last = example
+            yield number
 
-    owners = np.array([number(example) for example in examples], np.int64)
-    return owners if len(numbers) < len(owners) else None
+    owners = np.fromiter(numbers(), np.int64)
+    return owners if len(owners) and owners.max() + 1 < len(owners) else None
 
 
 class BaselineNotFitted(ValueError):
@@ -272,6 +279,9 @@ class Task:
     # The parts of an example that the task reads: the whole conversation (reasoning, calls, weights of turns), the text
     # of `render`, or single fields without messages and system. `tasks.encoding` rejects examples with other parts.
     reads: Literal["conversation", "rendered", "fields"] = "rendered"
+    # Whether `gather` makes one text of each encoding, and its arrays from it alone, without random numbers: then each
+    # process gathers the examples of its own devices only.
+    gathers_alone = False
     encodes_together = False  # whether an example's encoding depends on the other examples of the call
 
     def encoding_depends_on(self) -> dict[str, object]:
@@ -383,9 +393,9 @@ class Task:
 
     def drawn(self, encoded: Sequence[Encoded]) -> list[Encoded]:
         """All encodings of five random examples (seeded)."""
-        by_example = pieces(encoded)
-        drawn = np.random.default_rng(self.context.seed).permutation(len(by_example))[:5]
-        return [e for number in drawn for e in by_example[number]]
+        ends = np.cumsum([0, *(len(own) for own in pieces(encoded))]).tolist()
+        drawn = np.random.default_rng(self.context.seed).permutation(len(ends) - 1)[:5]
+        return [e for number in drawn for e in encoded[ends[number] : ends[number + 1]]]
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """A readable form of one of `Scores.predictions`: instruction, target ("wanted") and answers (text, score)."""
@@ -399,12 +409,21 @@ def _readable(value: object) -> str:
     return ", ".join(f"{each:.4g}" if isinstance(each, float) else str(each) for each in listed)
 
 
-def pieces(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
-    """Groups by example, in order: an example may have several, such as windows of a long context."""
-    by_example: dict[int, list[Encoded]] = {}
+def pieces(encoded: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+    """Groups by example: an example may have several encodings one after another, such as windows of a context."""
+    own: list[Encoded] = []
     for e in encoded:
-        by_example.setdefault(id(e.example), []).append(e)
-    return list(by_example.values())
+        if own and e.example is not own[0].example:
+            yield own
+            own = []
+        own.append(e)
+    if own:
+        yield own
+
+
+def examples_of(encoded: Sequence[Encoded]) -> Sequence[Example]:
+    """Their examples, read one at a time where the encodings are."""
+    return Mapped(lambda e: e.example, encoded)
 
 
 def name_of(example: Example, number: int) -> str:

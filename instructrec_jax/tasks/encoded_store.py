@@ -4,14 +4,15 @@ A row of the store is an `Encoded`: its tokens and target (`data.codec`), their 
 in the source. `EncodedExamples` is a sequence of them, of one or several sources, that holds nothing but the store.
 """
 
+import copy
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +21,15 @@ from tqdm import tqdm
 
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.codec import pack, unpack
-from instructrec_jax.data.example import Example, json_forms
+from instructrec_jax.data.example import Example, fingerprint_of, json_and_digest
 from instructrec_jax.data.example_store import BAR_FROM
 from instructrec_jax.data.mixture import NumberedExamples
 from instructrec_jax.data.parallel import in_order
+from instructrec_jax.data.parts import Part
+from instructrec_jax.data.shares import SOURCE_ROW
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, listing
 from instructrec_jax.data.storage import Storage, code_version, digest_of
-from instructrec_jax.data.store import PART_ROWS, Part, Store, StorePlan, open_store
+from instructrec_jax.data.store import PART_ROWS, Store, StorePlan, open_store
 from instructrec_jax.files import check_type
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoding import encode_usable
@@ -42,10 +45,12 @@ SCHEMA = pa.schema(
         ("text", pa.large_binary()),
         ("goal", pa.large_binary()),
         ("made", pa.large_binary()),  # JSON of an example that the task made (a turn of a dialogue), else null
-        ("made_sorted", pa.large_binary()),  # see `data.example.json_forms`
+        ("made_digest", pa.binary(32)),  # of that one
         ("where", pa.string()),  # of that one
+        (SOURCE_ROW, pa.int64()),  # which of the encoded examples it comes from; NONE where `made`
     ]
 )
+SHARED = ("length", "target_length", "number", "task", "made_digest", SOURCE_ROW)  # see `StorePlan.shared`
 TOKENIZER_FILES = (
     *("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*"),
     *("sentence_bert_config.json", "config_sentence_transformers.json"),
@@ -57,6 +62,28 @@ class _Source:
     """The encodings of one source, and its examples by number."""
 
     store: Store
+    examples: NumberedExamples
+
+
+class _Stored(Encoded[Any]):
+    """An `Encoded` whose example is read when it is asked for: batches need none, and reading it takes the longest."""
+
+    def __init__(self, text: Text, target: object, example: Callable[[], Example]) -> None:
+        self.__dict__.update(text=text, target=target, _example=example)  # its attributes are frozen
+
+    @cached_property
+    def example(self) -> Example:
+        return self.__dict__["_example"]()
+
+
+class _OpenPart(NamedTuple):
+    """A batch with the rows first to end − 1 of all stores; its place 0 is row `start`."""
+
+    first: int
+    end: int
+    start: int
+    batch: pa.RecordBatch
+    columns: list[pa.Array]
     examples: NumberedExamples
 
 
@@ -80,28 +107,45 @@ class EncodedExamples(Sequence[Encoded]):
     def __getitem__(self, index: slice) -> list[Encoded]: ...
     def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
         if isinstance(index, slice):
-            return list(self._read(range(*index.indices(len(self)))))
+            return list(self._read(range(*index.indices(len(self))), sweep=True))
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        return next(self._read([index % len(self)]))
+        return next(self._read([index % len(self)], sweep=False))
 
     def __iter__(self) -> Iterator[Encoded]:
-        return self._read(range(len(self)))
+        return self._read(range(len(self)), sweep=True)
 
-    def _read(self, indices: Sequence[int]) -> Iterator[Encoded]:
-        """Consecutive encodings of one example have it as one object."""
-        last: tuple[object, Example | None] = (None, None)
+    def _read(self, indices: Sequence[int], sweep: bool) -> Iterator[Encoded]:
+        """Consecutive encodings of one example have it as one object. sweep: see `Store.find`."""
+        last: tuple[pa.RecordBatch | None, object] = (None, None)
+        part: _OpenPart | None = None
         for index in indices:
             row = index if self.rows is None else int(self.rows[index])
-            number = int(np.searchsorted(self._ends, row, side="right"))
-            source = self._sources[number]
-            batch, place = source.store.find(row - (int(self._ends[number - 1]) if number else 0))
-            values = {name: batch.column(name)[place].as_py() for name in ("number", "group", "text", "goal")}
-            group = (number, id(batch), values["group"])
-            if last[1] is None or group != last[0]:
-                last = (group, _example(batch, place, values["number"], source.examples))
-            assert last[1] is not None
-            yield Encoded(Text(*cast(Any, unpack(values["text"]))), unpack(values["goal"]), last[1])
+            if part is None or not part.first <= row < part.end:
+                part = self._part(row, sweep)
+            place = row - part.start
+            number, group, text, goal = (column[place].as_py() for column in part.columns)
+            if last[0] is not part.batch or last[1] != group:
+                last, example = (part.batch, group), cache(partial(_example, part.batch, place, number, part.examples))
+            yield _Stored(Text(*cast(Any, unpack(text))), unpack(goal), example)
+
+    def _part(self, row: int, sweep: bool) -> "_OpenPart":
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        source = self._sources[number]
+        batch, place = source.store.find(row - (int(self._ends[number - 1]) if number else 0), sweep)
+        columns = [batch.column(name) for name in ("number", "group", "text", "goal")]
+        start = row - place
+        is_whole = source.store.elsewhere is None  # else the batch may have this row alone
+        first, end = (start, start + batch.num_rows) if is_whole else (row, row + 1)
+        return _OpenPart(first, end, start, batch, columns, source.examples)
+
+    def take(self, indices: np.ndarray) -> list[Encoded]:
+        """Some of them, int64. Those that other processes keep are encoded together."""
+        rows = indices if self.rows is None else self.rows[indices]
+        for source, end in zip(self._sources, self._ends, strict=True):
+            own = rows - (end - len(source.store))
+            source.store.expect(own[(own >= 0) & (own < len(source.store))].tolist())
+        return list(self._read(indices.tolist(), sweep=False))
 
     def chosen(self, rows: np.ndarray) -> "EncodedExamples":
         """Some of them. rows: int64 or bool, as NumPy takes an index."""
@@ -135,7 +179,7 @@ class EncodedExamples(Sequence[Encoded]):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the examples of the only source, an example for each of its encodings."""
+        """`data.example.fingerprint` of the examples of the only source, one for each of its encodings."""
         (source,) = self._sources
         return check_type(source.store.summary["fingerprint"], str, "a store")
 
@@ -162,6 +206,13 @@ def of_task(encoded: Sequence[Encoded], name: str) -> Sequence[Encoded]:
     if isinstance(encoded, EncodedExamples):
         return encoded.of_task(name)
     return [e for e in encoded if e.example.task == name]
+
+
+def chosen(encoded: Sequence[Encoded], numbers: np.ndarray) -> Sequence[Encoded]:
+    """The encoded examples with these numbers, int64."""
+    if isinstance(encoded, EncodedExamples):
+        return encoded.chosen(numbers)
+    return [encoded[number] for number in numbers.tolist()]
 
 
 # ---------------------------------------------------------------- writing
@@ -221,6 +272,9 @@ def encode_stored(
         summarize=summarize,
         kept_from=storage.kept_from,
         part_rows=max(len(numbers), 1) if task.encodes_together else PART_ROWS,
+        shared=SHARED if storage.divided and task.gathers_alone and not task.encodes_together else (),
+        # A thread encodes rows while an evaluation may use the task's tokenizer and counts.
+        remake=lambda: partial(encode_block, replace(encoding, task=copy.deepcopy(task))),
     )
     store = open_store(plan)
     for context, counts in zip(_contexts(task), store.summary["counts"], strict=True):  # type: ignore[call-overload]
@@ -260,10 +314,10 @@ def token_key(task: Task, settings: object, examples: str, numbers: np.ndarray, 
     }
 
 
-def encode_block(encoding: _Encoding, block: range) -> Part:
+def encode_block(encoding: _Encoding, block: Sequence[int]) -> Part:
     """The encodings of some examples, without a trace in the task's own counts."""
     task = encoding.task
-    numbers = encoding.numbers[block.start : block.stop].tolist()
+    numbers = encoding.numbers[list(block)].tolist()
     examples = [encoding.examples[number] for number in numbers]
     contexts = _contexts(task)
     before = [Counter(context.counts) for context in contexts]
@@ -272,17 +326,18 @@ def encode_block(encoding: _Encoding, block: range) -> Part:
     for context, own in zip(contexts, before, strict=True):
         context.counts.clear()
         context.counts.update(own)
-    known = {id(example): number for example, number in zip(examples, numbers, strict=True)}
+    known = {id(example): each for example, each in zip(examples, zip(numbers, block, strict=True), strict=True)}
     return Part(_batch(encoded, known), {"counts": counts, "skipped": [asdict(row) for row in bad]})
 
 
-def _batch(encoded: Sequence[Encoded], known: dict[int, int]) -> pa.RecordBatch:
+def _batch(encoded: Sequence[Encoded], known: dict[int, tuple[int, int]]) -> pa.RecordBatch:
+    """known: id of an example -> (its number, which of the encoded examples it is)."""
     groups: dict[int, int] = {}
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for e in encoded:
-        number = known.get(id(e.example), NONE)
+        number, row = known.get(id(e.example), (NONE, NONE))
         own = number == NONE
-        made = json_forms(e.example) if own else (None, None)
+        made = json_and_digest(e.example) if own else (None, None)
         values = {
             "length": len(e.text.tokens),
             "target_length": NONE if e.text.target is None else len(e.text.target),
@@ -292,8 +347,9 @@ def _batch(encoded: Sequence[Encoded], known: dict[int, int]) -> pa.RecordBatch:
             "text": pack((e.text.tokens, e.text.types, e.text.target)),
             "goal": pack(e.target),
             "made": made[0],
-            "made_sorted": made[1],
+            "made_digest": made[1],
             "where": e.example.where if own else None,
+            SOURCE_ROW: row,
         }
         for name, value in values.items():
             columns[name].append(value)
@@ -308,18 +364,16 @@ def _contexts(task: Task) -> list[Any]:
 def _summary(parts: Sequence[Part], examples: NumberedExamples, contexts: int) -> dict[str, object]:
     numbers = np.concatenate([*(part.rows.column("number").to_numpy() for part in parts), np.zeros(0, np.int64)])
     as_they_are = np.array_equal(numbers, np.arange(len(examples)))  # the usual case: each example once
-    digest = hashlib.sha256()
     counts = [Counter[str]() for _ in range(contexts)]
     skipped: list[object] = []
     for part in parts:
-        columns = [part.rows.column(name) for name in ("number", "made", "made_sorted")]
-        for number, made, ordered in () if as_they_are else zip(columns[0].to_pylist(), *columns[1:], strict=True):
-            digest.update(examples.raw(number) if number != NONE else ordered.as_py() or made.as_py())
         own = check_type(part.meta["counts"], list[dict[str, int]], "a store")
         for total, each in zip(counts, own, strict=True):
             total.update(each)
         skipped += check_type(part.meta["skipped"], list[object], "a store")
-    fingerprint = examples.fingerprint if as_they_are else digest.hexdigest()
+    made = (digest for part in parts for digest in part.rows.column("made_digest").to_pylist())
+    digests = (own or examples.digest(int(number)) for own, number in zip(made, numbers, strict=True))
+    fingerprint = examples.fingerprint if as_they_are else fingerprint_of(digests)
     return {"fingerprint": fingerprint, "counts": [dict(each) for each in counts], "skipped": skipped}
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.data.batch import Along, Array, Batch, BatchTexts, PerText, Rows, Text, lengths_of, map_arrays
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.tasks.answers import Answer
 from instructrec_jax.tasks.base import (
     Encoded,
@@ -57,8 +58,10 @@ class MultitaskConfig(TaskConfig):
 
     def learn(self, examples: Sequence[Example]) -> "MultitaskConfig":
         def learned(subtask: SubtaskConfig) -> SubtaskConfig:
-            own = [e for e in examples if e.task == subtask.name]
-            return subtask if subtask.task.complete else replace(subtask, task=subtask.task.learn(own))
+            if subtask.task.complete:
+                return subtask
+            own = [number for number, example in enumerate(examples) if example.task == subtask.name]
+            return replace(subtask, task=subtask.task.learn(Mapped(examples.__getitem__, own)))
 
         return replace(self, tasks=[learned(subtask) for subtask in self.tasks])
 
@@ -219,11 +222,10 @@ class MultitaskTask(Task):
         return self.tasks[example.task].unanswered(example)
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[Answer]:
-        found: dict[int, Answer] = {}
-        for name, own in self._by(encoded):
-            answers = self.tasks[name].answers(predict.subtasks[name], own, k)
-            found |= {id(each[0].example): answer for each, answer in zip(pieces(own), answers, strict=True)}
-        return [found[id(each[0].example)] for each in pieces(encoded)]
+        found = {
+            name: iter(self.tasks[name].answers(predict.subtasks[name], own, k)) for name, own in self._by(encoded)
+        }
+        return [next(found[each[0].example.task]) for each in pieces(encoded)]
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         return self._merged(

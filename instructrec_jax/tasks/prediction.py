@@ -1,14 +1,19 @@
 """A model with its parameters, as a task's scores and answers see it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from instructrec_jax.data.batch import Text
+from instructrec_jax.data.batch import BatchTexts, Text
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Generated
+
+if TYPE_CHECKING:
+    from instructrec_jax.tasks.base import Encoded
+
+WINDOW = 16_384  # examples that `Predict.over` has in memory; these are packed together
 
 
 def _no_words(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[Generated]:
@@ -54,6 +59,22 @@ class Predict:
     def once(self, texts: Sequence[Text]) -> list[np.ndarray]:
         """Runs texts that will not come again: past the cache."""
         return self.run(texts)
+
+    def over(
+        self,
+        encoded: "Sequence[Encoded[Any]]",
+        gather: "Callable[[Sequence[Encoded[Any]]], BatchTexts] | None" = None,
+    ) -> "Iterator[tuple[Encoded[Any], np.ndarray]]":
+        """Each example and its output, in order, past the cache; of any number of examples, few are in memory.
+
+        Args:
+          gather: examples -> their texts, one each, and the task's arrays. None: no arrays.
+        """
+        for first in range(0, len(encoded), WINDOW):
+            some = encoded[first : first + WINDOW]
+            batch = BatchTexts([e.text for e in some], None) if gather is None else gather(some)
+            outputs = self.once(batch.texts) if batch.own is None else self(batch.texts, batch.own)
+            yield from zip(some, outputs, strict=True)
 
     def draw(self, texts: Sequence[Text], seed: int, numbers: Sequence[int] | None = None) -> list[np.ndarray]:
         """One draw of Monte Carlo dropout (Gal & Ghahramani, 2016): predictions with dropout, as in training.

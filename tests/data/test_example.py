@@ -121,7 +121,7 @@ def test_the_fingerprint_follows_content_and_order():
     assert fingerprint([a, b]) == fingerprint([a, b])
     assert len({fingerprint(x) for x in ([a, b], [b, a], [a], [Example(instruction="ab")])}) == 4
     # Written out: caches of tokens are found again by it.
-    assert fingerprint([a]) == hashlib.sha256(b'{"instruction": "a"}\n').hexdigest()
+    assert fingerprint([a]) == hashlib.sha256(hashlib.sha256(b'{"instruction": "a"}\n').digest()).hexdigest()
 
 
 def test_an_empty_list_of_outputs_has_no_unknown_label():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from instructrec_jax.data import example_store
-from instructrec_jax.data.example import Example, Message, fingerprint, json_forms
+from instructrec_jax.data.example import Example, Message, digest_of_example, fingerprint, json_and_digest
 from instructrec_jax.data.fields import FieldsConfig
 from instructrec_jax.data.sources import ListSource, RowSource, SourceConfig, open_sources
 from instructrec_jax.data.storage import Storage
@@ -111,7 +111,7 @@ def test_bad_rows_are_listed_and_nothing_is_kept_as_whole(tmp_path: Path) -> Non
 
 def test_in_workers_as_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three parts in two processes, with bad rows: the same store."""
-    monkeypatch.setattr("instructrec_jax.data.store.StorePlan.part_rows", 4)
+    monkeypatch.setattr("instructrec_jax.data.example_store.PART_ROWS", 4)
     bad = [{"instruction": "", "output": "x"}]
     path = jsonl(tmp_path / "a.jsonl", [*rows(5), *bad, *rows(4), *bad])
     one = opened(path, Storage(str(tmp_path / "one"), workers=1), on_bad_example="skip")
@@ -127,17 +127,17 @@ def test_names_that_contain_one_another() -> None:
     assert example_store.named(where, ["x", "y"]) == "y, line 3"
 
 
-def test_json_forms_keep_the_order_that_templates_may_write() -> None:
+def test_the_json_keeps_the_order_that_templates_may_write() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"z": 1, "a": 2}}}
     example = Example(
         instruction="",
         messages=(Message("user", "a"), Message("assistant", "", extra={"tool_calls": [call]})),
         tools=({"type": "function", "function": {"name": "f", "description": "d"}},),
     )
-    kept, ordered = json_forms(example)
+    kept, digest = json_and_digest(example)
     found = Example.from_record(json.loads(kept))
     assert found == example and list(found.tools[0]) == ["type", "function"]
     calls: Any = found.messages[1].extra["tool_calls"]
     assert list(calls[0]["function"]["arguments"]) == ["z", "a"]
-    assert ordered is not None and json.loads(ordered) == json.loads(kept)
-    assert json_forms(Example(instruction="a", origin={"user": "1"}))[1] is None
+    other = Example(instruction="a", origin={"user": "1"})
+    assert digest == digest_of_example(example) and json_and_digest(other)[1] == digest_of_example(other)

@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import threading
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,8 +18,9 @@ from instructrec_jax.data import loader as loader_module
 from instructrec_jax.data.batch import BatchTexts, PerText, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.loader import HostBatch, Loader, RowLoader, StreamLoader
+from instructrec_jax.data.loader import HostBatch, Loader, OwnRows, RowLoader, StreamLoader, StreamRowLoader
 from instructrec_jax.data.mixture import Mixture
+from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.sources import ListSource
 from instructrec_jax.data.stream import StreamSource
 
@@ -274,6 +278,46 @@ def test_other_texts_than_planned_are_an_error(change: Any) -> None:
         loader.batch(0)
 
 
+# ------------------------------------------------------------------ the rows of one process
+
+
+@pytest.mark.parametrize("kind", ["examples", "rows", "pairs"])
+def test_only_the_texts_of_own_rows_are_gathered(kind: str) -> None:
+    """The rows are those of the whole batch, byte for byte; others are empty."""
+    asked: list[int] = []
+
+    def gathered(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
+        asked.extend(indices.tolist())
+        parts = (gather_pairs if kind == "pairs" else gather_rows)(indices, rng)
+        return replace(parts, own=Noise(indices.astype(np.int32)))  # of the example alone
+
+    sides = [LENGTHS, TARGET_LENGTHS] if kind == "pairs" else [LENGTHS]
+
+    def made(here: Callable[[int], np.ndarray] | None) -> Loader | RowLoader:
+        order = make_row_loader().order
+        if kind == "rows":
+            return RowLoader(order, gathered, LENGTHS, 4, 48, 0, rows_here=here)
+        own = None if here is None else OwnRows(sides, here)
+        return Loader(order, gathered, 10, (32, 64), 4, 0, (8, 16) if kind == "pairs" else (), own=own)
+
+    for step in range(3):
+        whole = made(None).batch(step)
+        rows = len(whole.batch.texts.tokens)
+        of_step, found = sorted(asked), 0
+        for process in range(rows + 1):  # the last one has no row at all
+            asked.clear()
+            batch = made(lambda count, process=process: np.arange(count) == process).batch(step)  # type: ignore[misc]
+            assert (batch.tokens, batch.shape) == (whole.tokens, whole.shape)
+            if process < rows:
+                texts = int(whole.batch.texts.segment_ids[process].max())
+                assert len(asked) == max(texts, 1)
+                found += texts
+                for one, other in zip(*map(jax.tree.leaves, (batch.batch, whole.batch)), strict=True):
+                    np.testing.assert_array_equal(one[process], other[process])
+        assert found == len(of_step)
+        asked.clear()
+
+
 # ------------------------------------------------------------------ streams
 
 
@@ -320,3 +364,34 @@ def test_a_stream_of_pairs() -> None:
 def test_a_stream_cannot_resume_without_a_position() -> None:
     with pytest.raises(ValueError, match="position"):
         next(make_stream_loader().batches(3, 5))
+
+
+def make_stream_rows(encode: Callable[[list[Example]], list[Text]], stream: StreamSource) -> StreamRowLoader:
+    def gather_texts(texts: list[Text], rng: np.random.Generator) -> BatchTexts:
+        return BatchTexts(texts, Noise(rng.integers(0, 1000, len(texts)).astype(np.int32)))
+
+    rows = {"batch_rows": 1, "window": 8, "length": 16, "target_length": None, "seed": 0}
+    return StreamRowLoader(stream, encode, lambda text: text, gather_texts, **rows)
+
+
+def test_the_next_window_is_encoded_while_one_is_used() -> None:
+    """Its error and its bad rows wait until it is due."""
+    encoded, second = list[int](), threading.Event()
+    stream = make_stream()
+
+    def encode(examples: list[Example]) -> list[Text]:
+        encoded.append(len(examples))
+        stream.know_skipped([SkippedRow(f"window {len(encoded)}", "", "", "")])
+        if len(encoded) == 2:
+            second.set()
+            raise ValueError("a bad window")
+        return [Text(tokens_of(int(example.id))) for example in examples]
+
+    with closing(make_stream_rows(encode, stream).batches(0, 50)) as batches:
+        assert next(batches).position["taken"] == 1  # type: ignore[index]
+        assert second.wait(60), "only one batch of the first window was taken"
+        assert [row.where for row in stream.skipped] == ["window 1"]
+        with pytest.raises(ValueError, match="a bad window"):
+            while (batch := next(batches)).position:
+                last = batch
+    assert last.position["taken"] == 0, "every batch of the first window came"  # type: ignore[index]

@@ -17,7 +17,8 @@ import pytest
 from processes import Processes
 
 from instructrec_jax.data import store as module
-from instructrec_jax.data.store import INDEX, Part, Store, StorePlan, open_store
+from instructrec_jax.data.parts import Part
+from instructrec_jax.data.store import INDEX, Store, StorePlan, open_store
 
 ROWS, PART = 40, 4
 
@@ -135,7 +136,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    whole, written = module._write, list[Path]()
+    whole, written = module.write_part, list[Path]()
 
     def write(path: Path, each: Part) -> None:
         if len(written) == 3:
@@ -143,7 +144,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: py
         written.append(path)
         whole(path, each)
 
-    monkeypatch.setattr(module, "_write", write)
+    monkeypatch.setattr(module, "write_part", write)
     store = open_store(plan(tmp_path))
     assert store.place is None and "No space left" in caplog.text
     assert_whole(store)

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 from helpers import assert_close
 from processes import Processes
-from tiny_runs import changed, final_parameters, rows, tiny_run, verb, write_settings
+from tiny_runs import (
+    TOLERANCE,
+    assert_same_lines,
+    changed,
+    final_parameters,
+    rows,
+    tiny_run,
+    verb,
+    write_settings,
+)
 
 from instructrec_jax import evaluate, train
 from instructrec_jax.distributed import launch
@@ -24,8 +33,6 @@ from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.interrupt import Interrupt
 
 STEPS = 24
-TOLERANCE = 1e-5  # sums over devices are added in another order; losses are about 2, parameters about 0.1
-ROUNDING = 2e-6  # relative, of larger numbers: a gradient norm of 18 has float32 steps of 2e-6
 # `python -m instructrec_jax.train`, in which a process is taken for dead sooner
 IMPATIENT = [
     *(sys.executable, "-c"),
@@ -39,17 +46,6 @@ MESSAGE = "Start all processes again with the same command"
 def lines(run_dir: Path, count: int) -> Callable[[], bool]:
     metrics = run_dir / "metrics.jsonl"
     return lambda: metrics.exists() and len(metrics.read_bytes().splitlines()) >= count
-
-
-def assert_same_lines(run_dir: Path, expected: Path) -> None:
-    """The same steps on the same batches (their tokens are equal), with the same numbers but for rounding."""
-    mine, theirs = rows(run_dir), rows(expected)
-    assert [row.keys() for row in mine] == [row.keys() for row in theirs]
-    for row, other in zip(mine, theirs, strict=True):
-        exact = ("kind", "step", "tokens", "skipped_updates", "learning_rate")
-        assert [row.get(name) for name in exact] == [other.get(name) for name in exact]
-        for name in row.keys() - set(exact):
-            assert row[name] == pytest.approx(other[name], abs=TOLERANCE, rel=ROUNDING), (row, other)
 
 
 def numbers(tree: Any) -> list[float]:

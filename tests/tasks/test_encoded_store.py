@@ -5,10 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from helpers import examples, task_config
+from processes import as_processes
 
+from instructrec_jax.data.batch import lengths_of, of_texts
 from instructrec_jax.data.codec import pack
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import BadExample, Example
@@ -17,6 +20,7 @@ from instructrec_jax.data.sources import ListSource
 from instructrec_jax.data.storage import Storage
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import open_task
+from instructrec_jax.tasks import prediction
 from instructrec_jax.tasks.base import Encoded, Task, TaskConfig
 from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored, joined, of_task, token_key
 from instructrec_jax.tasks.encoding import encode_usable
@@ -47,7 +51,7 @@ def a_source(kind: str, count: int = 11) -> ListSource:
 
 def stored(task: Task, source: Any, folder: Path | None, workers: int = 1, **more: Any) -> EncodedExamples:
     numbers = more.pop("numbers", np.arange(len(source)))
-    storage = Storage(None if folder is None else str(folder), workers)
+    storage = Storage(None if folder is None else str(folder), workers, more.pop("divided", False))
     key = more.pop("key", "a key")
     return encode_stored(task, source, numbers, "error", folder=folder, key=key, storage=storage, **more)
 
@@ -85,6 +89,53 @@ def test_every_task(kind: str, folders: dict[str, Path], tmp_path: Path, monkeyp
     assert (found.target_lengths is None) if not targets else (np.array_equal(targets, found.target_lengths))  # type: ignore[arg-type]
     assert_equal(found.chosen(np.array([2, 0])), [expected[2], expected[0]])
     assert_equal(found[1:3], expected[1:3])
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_every_task_on_hosts_without_a_shared_disk(
+    kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each keeps its parts only, knows the lengths of all, and makes the rest again where it is read."""
+    monkeypatch.setattr("instructrec_jax.tasks.encoded_store.PART_ROWS", 3)
+    task, source = a_task(kind, folders, tmp_path), a_source(kind)
+    task.context.counts.clear()
+    whole = stored(task, source, None)
+    expected = list(whole)
+    tasks = [pickle.loads(pickle.dumps(task)) for _ in range(2)]
+    for each in tasks:
+        each.context.counts.clear()
+    found = as_processes(
+        monkeypatch, 2, lambda n: stored(tasks[n], source, tmp_path / f"store{n}", divided=True, workers=1)
+    )
+    divided = task.gathers_alone and not task.encodes_together
+    for number, each in enumerate(found):
+        written = sorted(path.name for path in (tmp_path / f"store{number}").rglob("part-*"))
+        if divided:
+            assert written == [f"part-0000{n}.arrow" for n in (number, number + 2)]
+            each = pickle.loads(pickle.dumps(each))
+        assert each.lengths.tolist() == whole.lengths.tolist() and each.fingerprint == whole.fingerprint
+        assert tasks[number].context.counts == {w: n for w, n in task.context.counts.items() if n}
+        for row in (len(each) - 1, 0, 4):
+            assert_equal(each[row : row + 1], expected[row : row + 1])
+            assert pack(each[row].target) == pack(expected[row].target)
+        assert_equal(each, expected)
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_what_is_gathered_alone_is_that_of_the_batch(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    task = a_task(kind, folders, tmp_path)
+    encoded = task.encode(list(a_source(kind)))
+    if not task.gathers_alone:
+        return
+    some = np.array([7, 2, 3])
+    whole = task.gather(encoded, np.random.default_rng(0))
+    part = task.gather([encoded[n] for n in some], np.random.default_rng(1))
+    lengths, targets = lengths_of(whole.texts)
+    expected = of_texts(whole.own, lengths if targets is None else targets, some)
+    jax.tree.map(np.testing.assert_array_equal, part.own, expected)
+    assert len(whole.texts) == len(encoded) and [t.tokens.tolist() for t in part.texts] == [
+        whole.texts[n].tokens.tolist() for n in some
+    ]
 
 
 def test_workers(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,3 +209,37 @@ def test_what_makes_tokens_stale(folders: dict[str, Path], tmp_path: Path) -> No
     drawn = [a_task("similarity", folders, tmp_path, labels=[], negatives=2) for _ in range(2)]
     drawn[1].context.seed = 9
     assert key(drawn[0]) != key(drawn[1])
+
+
+# ------------------------------------------------------------------ evaluated
+
+OUTPUTS = {"classification": 5, "multilabel": 5, "regression": 1, "token_classification": 2, "span": 2}
+
+
+@pytest.mark.parametrize("kind", [*OUTPUTS, "language_model"])
+def test_scores_of_a_store_are_those_of_a_list(
+    kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In windows of four encodings: every example of the store is a new object each time that it is read."""
+    asked: list[int] = []
+
+    def run(texts: Any, own: Any = None, dropout: Any = None) -> list[np.ndarray]:
+        asked.append(len(texts))
+        size = OUTPUTS.get(kind, 2)
+        drawn = [np.random.default_rng(t.tokens.tolist()) for t in texts]
+        shapes = [(len(t.tokens), size) if task.per_token else (size,) for t in texts]
+        return [rng.random(shape, np.float32) for rng, shape in zip(drawn, shapes, strict=True)]
+
+    task = a_task(kind, folders, tmp_path)
+    cases = stored(task, a_source(kind), None)
+    monkeypatch.setattr(prediction, "WINDOW", 4)
+    found, expected = (task.score(prediction.Predict(run), some) for some in (cases, list(cases)))
+    assert max(asked) == 4 and sum(asked) == 2 * len(cases)
+    assert found.metrics == expected.metrics and found.report == expected.report
+    assert list(found.predictions) == list(expected.predictions) and len(found.predictions) == 11
+    for name, values in expected.cases.items():
+        np.testing.assert_array_equal(found.cases[name], values)
+    assert {name: owners.tolist() for name, owners in found.owners.items()} == {
+        name: owners.tolist() for name, owners in expected.owners.items()
+    }
+    assert task.drawn(cases) and [e.example for e in task.drawn(cases)] == [e.example for e in task.drawn(list(cases))]

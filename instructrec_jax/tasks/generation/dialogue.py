@@ -32,6 +32,10 @@ class DialogueTask(WritingTask):
 
     case_measure = "sentence chrF"
 
+    @property
+    def gathers_alone(self) -> bool:  # type: ignore[override]
+        return not self.is_pair  # a turn is an example that no other process knows
+
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """For an encoder–decoder, one example per turn of the assistant, since its decoder reads a single turn."""
         return super().encode([turn for e in examples for turn in turns(e)] if self.is_pair else examples)

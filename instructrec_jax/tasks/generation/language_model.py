@@ -17,6 +17,7 @@ from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.own_template import OwnTemplate, special_tokens
 from instructrec_jax.data.prompts import (
     Pieces,
@@ -45,11 +46,12 @@ from instructrec_jax.tasks.base import (
     Task,
     TaskConfig,
     TaskContext,
+    examples_of,
     name_of,
     owners_of,
 )
 from instructrec_jax.tasks.generation.ngram import KneserNey
-from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import cut, tokenize, too_long
 
@@ -94,6 +96,7 @@ class LanguageModelTask(Task):
 
     greater_is_better = False
     predicts_words = True
+    gathers_alone = True
     per_token = True
     writes = True
     reads = "conversation"
@@ -325,9 +328,12 @@ class LanguageModelTask(Task):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[NextTokens]]) -> Scores:
         """Teacher-forced loss and accuracy over all supervised tokens: see `_scores`."""
-        outputs = predict([e.text for e in encoded], _labels(encoded))
-        found = [o[e.target.supervised > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
-        return _scores(encoded, [f[:, 0] for f in found], [f[:, 1] for f in found])
+        found = []
+        for e, output in predict.over(encoded, lambda some: BatchTexts([e.text for e in some], _labels(some))):
+            each = output[e.target.supervised > 0].astype(np.float64)
+            found.append((len(each), each[:, 0].sum(), each[:, 1].sum()))
+        tokens, loss, hits = np.array(found, np.float64).reshape(-1, 3).T
+        return _scores(encoded, tokens.astype(np.int64), loss, hits)
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """Unigram and n-gram language models of the training texts (prompts and answers).
@@ -340,12 +346,15 @@ class LanguageModelTask(Task):
             texts = [_whole(e)[0] for e in train]
             orders = {"unigram": 1, f"{NGRAM_ORDER}-gram": NGRAM_ORDER}
             self._fitted = train, {name: KneserNey(texts, order, size) for name, order in orders.items()}
-        whole = [_whole(e) for e in test]
-        scores = {}
-        for name, model in self._fitted[1].items():
-            each = model.log_probabilities([tokens for tokens, _ in whole])
-            scores[name] = _scores(test, [-p[places] for p, (_, places) in zip(each, whole, strict=True)])
-        return scores
+        tokens: list[int] = []
+        losses: dict[str, list[float]] = {name: [] for name in self._fitted[1]}
+        for first in range(0, len(test), WINDOW):
+            whole = [_whole(e) for e in test[first : first + WINDOW]]
+            tokens += [len(places) for _, places in whole]
+            for name, model in self._fitted[1].items():
+                each = model.log_probabilities([text for text, _ in whole])
+                losses[name] += [(-p[places]).sum() for p, (_, places) in zip(each, whole, strict=True)]
+        return {name: _scores(test, np.array(tokens), np.array(each)) for name, each in losses.items()}
 
 
 def label_losses(model: Network, batch: Batch, own: TokenLabels) -> jax.Array:
@@ -387,19 +396,19 @@ def _whole(encoded: Encoded[NextTokens]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([encoded.text.tokens, labels]), places + len(encoded.text.tokens)
 
 
-def _scores(encoded: Sequence[Encoded], loss: Sequence[np.ndarray], hits: Sequence[np.ndarray] | None = None) -> Scores:
+def _scores(
+    encoded: Sequence[Encoded], tokens: np.ndarray, totals: np.ndarray, right: np.ndarray | None = None
+) -> Scores:
     """Loss (nats per token), perplexity and token accuracy; with several tasks, loss and accuracy also per task.
 
     All tokens have equal weight: the case value of "loss" is an example's total loss over the mean number of tokens per
     example, so that the mean over cases is the metric.
 
     Args:
-      loss, hits: float [supervised tokens] for each example.
+      tokens: int64 [examples], supervised tokens.
+      totals, right: float64 [examples], sums of their losses, and of the tokens that are predicted.
     """
     tasks = np.array([e.example.task for e in encoded])
-    tokens = np.array([len(each) for each in loss])
-    totals = np.array([each.sum() for each in loss])
-    right = None if hits is None else np.array([each.sum() for each in hits])
 
     def metrics(chosen: np.ndarray, label: str) -> dict[str, float]:
         count = tokens[chosen].sum()
@@ -414,16 +423,16 @@ def _scores(encoded: Sequence[Encoded], loss: Sequence[np.ndarray], hits: Sequen
     names = sorted(set(tasks.tolist()))
     for name in names if len(names) > 1 else []:
         result |= metrics(tasks == name, f" ({name or 'no task'})")
-    predictions = [
-        {
-            "id": e.example.id,
-            "task": e.example.task,
-            "input": render(e.example),
-            "reference": answer(e.example),
-            "mean_log_probability": -float(total / count),  # of the reference's tokens
-            "tokens": int(count),
-        }
-        for e, total, count in zip(encoded, totals, tokens, strict=True)
-    ]
-    scores = Scores(result, {"loss": totals / tokens.mean()}, predictions)
-    return scores.owned_by(owners_of([e.example for e in encoded]))
+    scores = Scores(result, {"loss": totals / tokens.mean()}, Mapped(_record, encoded, totals, tokens))
+    return scores.owned_by(owners_of(examples_of(encoded)))
+
+
+def _record(e: Encoded, total: float, count: int) -> dict[str, object]:
+    return {
+        "id": e.example.id,
+        "task": e.example.task,
+        "input": render(e.example),
+        "reference": answer(e.example),
+        "mean_log_probability": -float(total / count),  # of the reference's tokens
+        "tokens": int(count),
+    }

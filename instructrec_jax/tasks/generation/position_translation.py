@@ -33,6 +33,7 @@ from instructrec_jax.tasks.base import (
     Task,
     TaskConfig,
     TaskContext,
+    examples_of,
     name_of,
 )
 from instructrec_jax.tasks.generation.translation import judge_translations, nearest_translation
@@ -242,7 +243,7 @@ class PositionTranslationTask(Task):
         return [TextAnswer(self._text(tokens)) for tokens in self._written(predict, encoded)]
 
     def _written(self, predict: Predict, encoded: Sequence[Encoded[TranslationTarget]]) -> list[list[int]]:
-        return [self.decode(outputs) for outputs in predict([e.text for e in encoded])]
+        return [self.decode(outputs) for _, outputs in predict.over(encoded)]
 
     def _text(self, tokens: Sequence[int]) -> str:
         joint = "" if self.config.unit == "character" else " "
@@ -275,15 +276,15 @@ class PositionTranslationTask(Task):
                 yield self.labels[target], self.labels[tokens[place] if place < len(tokens) else NOTHING]
 
     def _scores(self, encoded: Sequence[Encoded[TranslationTarget]], texts: list[str]) -> Scores:
-        examples = [e.example for e in encoded]
+        examples = examples_of(encoded)
         found = judge_translations(texts, [references(e) for e in examples])
-        return scores_of_texts(examples, [e.input or e.instruction for e in examples], texts, found)
+        return scores_of_texts(examples, lambda e: e.input or e.instruction, texts, found)
 
     def baselines(
         self, train: Sequence[Encoded[TranslationTarget]], test: Sequence[Encoded[TranslationTarget]]
     ) -> dict[str, Scores]:
-        nearest = nearest_translation([e.example for e in train])
-        return {"translation of the most similar source": self._scores(test, nearest([e.example for e in test]))}
+        nearest = nearest_translation(examples_of(train))
+        return {"translation of the most similar source": self._scores(test, nearest(examples_of(test)))}
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_text(record, self.case_measure)

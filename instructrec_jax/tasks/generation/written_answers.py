@@ -14,12 +14,13 @@ import numpy as np
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.prompts import answer, render
 from instructrec_jax.inference.decoding import check_prompts
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, has_cjk
-from instructrec_jax.tasks.base import Encoded, Scores, TaskContext, owners_of, unless_unfit
+from instructrec_jax.tasks.base import Encoded, Scores, TaskContext, examples_of, owners_of, unless_unfit
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
 from instructrec_jax.tasks.prediction import Predict
 
@@ -84,21 +85,22 @@ def with_one_answer(example: Example) -> Example:
 
 
 def scores_of_texts(
-    examples: Sequence[Example], asked: Sequence[str], answers: Sequence[str], found: Judgement
+    examples: Sequence[Example], asked: Callable[[Example], str], answers: Sequence[str], found: Judgement
 ) -> Scores:
     """A judgement as scores, with a record per case.
 
     Args:
-      asked: readable prompt of each case.
+      asked: example -> its readable prompt.
     """
-    records = [
-        {"id": e.id, "input": text, "prediction": said, "reference": references(e), found.main: float(score)}
-        for e, text, said, score in zip(examples, asked, answers, found.cases[found.main], strict=True)
-    ]
+
+    def record(e: Example, said: str, score: float) -> dict[str, object]:
+        shown = {"id": e.id, "input": asked(e), "prediction": said, "reference": references(e)}
+        return shown | {found.main: float(score)}
+
     return Scores(
         found.metrics,
         found.cases,
-        records,
+        Mapped(record, examples, answers, found.cases[found.main]),
         segments=found.segments,
         protocol=found.protocol,
         compared=[found.main],
@@ -165,11 +167,10 @@ class WritingTask(LanguageModelTask):
         known = super().score(predict, encoded)
         answers = self.generated(predict, encoded)
         found = self._judged(encoded, [answer.text for answer in answers])
-        records = [record | answer.to_record() for record, answer in zip(found.predictions, answers, strict=True)]
         way = f"{self.config.beams} beams" if self.config.beams > 1 else "greedy decoding"
         return replace(
             found,
-            predictions=records,
+            predictions=Mapped(lambda record, said: record | said.to_record(), found.predictions, answers),
             metrics=found.metrics | known.metrics,
             cases=known.cases | found.cases,
             owners={**known.owners, **found.owners},
@@ -177,16 +178,16 @@ class WritingTask(LanguageModelTask):
         )
 
     def _judged(self, encoded: Sequence[Encoded], answers: Sequence[str]) -> Scores:
-        examples = [e.example for e in encoded]
-        asked = [render(self.trained_form(example)) for example in examples]
-        return scores_of_texts(examples, asked, answers, self.judge(examples, answers))
+        examples = examples_of(encoded)
+        found = self.judge(examples, answers)
+        return scores_of_texts(examples, lambda e: render(self.trained_form(e)), answers, found)
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        rules = self.rules([e.example for e in train])
+        rules = self.rules(examples_of(train))
         return {name: unless_unfit(partial(self._baseline, rule, test)) for name, rule in rules.items()}
 
     def _baseline(self, rule: Rule, test: Sequence[Encoded]) -> Scores:
-        return self._judged(test, [text.strip() for text in rule([e.example for e in test])])
+        return self._judged(test, [text.strip() for text in rule(examples_of(test))])
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_text(record, self.case_measure)

@@ -87,6 +87,7 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
     """
 
     greater_is_better = True
+    gathers_alone = False  # candidates are drawn for each batch
 
     def __init__(self, config: LanguageModelRankingConfig, context: TaskContext):
         LanguageModelTask.__init__(self, config, context)

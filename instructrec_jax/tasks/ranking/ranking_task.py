@@ -1,5 +1,6 @@
 """Base of the tasks that rank the items of a catalogue: settings, targets, evaluation and baselines."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -36,7 +37,7 @@ from instructrec_jax.ranking.evaluation import (
 )
 from instructrec_jax.ranking.positions import position_report
 from instructrec_jax.tasks.answers import ItemsAnswer, RankedItem
-from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, owner_of, owners_of
+from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, examples_of, owner_of, owners_of
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
 from instructrec_jax.tasks.texts import tokenize
@@ -96,7 +97,7 @@ class RankingTask(Task):
         self.catalogue = Catalogue.load(config.catalogue) if context.catalogue is None else context.catalogue
         self.new_items = context.new_items  # items at the catalogue's end without training interactions
         self._fitted_baselines: dict[str, Baseline] = {}
-        self._known: dict[tuple[int, ...], tuple[Sequence[Encoded[Target]], Cases, list[Candidates]]] = {}
+        self._known: dict[int, tuple[Sequence[Encoded[Target]], Cases, list[Candidates]]] = {}
         if not config.protocols:
             raise ValueError("task.protocols is empty: list at least one, such as full or uni99.")
         for protocol in config.protocols:
@@ -272,41 +273,43 @@ class RankingTask(Task):
         predictions = _Predictions(self.catalogue, encoded, found, self.metric, found.cases[self.metric])
         parts, places = cases.segments, cases.places
         scores = Scores(found.metrics, found.cases, predictions, report, found.main, parts, places, found.protocol)
-        return scores.owned_by(owners_of([e.example for e in encoded]))
+        return scores.owned_by(owners_of(examples_of(encoded)))
 
     def _asked(self, encoded: Sequence[Encoded[Target]]) -> tuple[Cases, list[Candidates]]:
         """The cases and candidates of the evaluation, cached for the same cases."""
-        key = tuple(map(id, encoded))
+        key = id(encoded)
         if key not in self._known:
             while len(self._known) >= REMEMBERED:
                 del self._known[next(iter(self._known))]
-            examples = [e.example for e in encoded]
-            positives, histories = [e.target.items for e in encoded], [e.target.history for e in encoded]
+            positives, histories = [], []
+            labels: dict[str, list[str]] = {name: [] for name in SEGMENTS}
+            for e in encoded:
+                positives.append(e.target.items)
+                histories.append(e.target.history)
+                labels = {name: own for name, own in labels.items() if name in e.example.origin}
+                for name, own in labels.items():
+                    own.append(sys.intern(e.example.origin[name]))
             popularity = None
             if self.splits is not None:
                 popularity = counts_of(self.splits.train, len(self.catalogue))
-            labels = {
-                name: [example.origin[name] for example in examples]
-                for name in SEGMENTS
-                if all(name in example.origin for example in examples)
-            }
             cases = Cases(positives, histories, len(self.catalogue), popularity, labels)
             drawn = [protocol for protocol in self.config.protocols if protocol != "full"]
-            candidates = self._candidates(drawn, cases, examples) if drawn else []
-            self._known[key] = (encoded, cases, candidates)  # keeps the examples alive: their ids stay valid
+            candidates = self._candidates(drawn, cases, encoded) if drawn else []
+            self._known[key] = (encoded, cases, candidates)  # keeps the sequence alive: its id stays valid
         return self._known[key][1:]
 
-    def _candidates(self, protocols: Sequence[str], cases: Cases, examples: Sequence[Example]) -> list[Candidates]:
+    def _candidates(self, protocols: Sequence[str], cases: Cases, encoded: Sequence[Encoded]) -> list[Candidates]:
         """The candidates of each protocol."""
-        users = [example.origin.get("user", "") for example in examples]
+        examples = ((e.example.origin, e.example.candidates) for e in encoded)
+        said = [(sys.intern(o.get("user", "")), sys.intern(o.get("split", "")), own) for o, own in examples]
+        users, splits, listed = (list(column) for column in zip(*said, strict=True))
         chosen, nothing = self._chosen, np.empty(0, np.int32)
         own = [
             np.concatenate([history, chosen.get(user, nothing)])
             for history, user in zip(cases.histories, users, strict=True)
         ]
-        asked = Asked(users, cases.positives, own, [example.origin.get("split", "") for example in examples])
+        asked = Asked(users, cases.positives, own, splits)
         popularity = np.ones(len(self.catalogue)) if cases.popularity is None else cases.popularity
-        listed = [example.candidates for example in examples]
         settings: dict[str, Any] = {"folder": self.config.catalogue, "popularity": popularity, "listed": listed}
         return [candidates_for(protocol, asked, self.catalogue, **settings) for protocol in protocols]
 
@@ -331,8 +334,12 @@ class RankingTask(Task):
         if name not in self._fitted_baselines:
             self._fitted_baselines[name] = self._baselines[name]()
         baseline = self._fitted_baselines[name]
-        histories, words = [e.target.history for e in encoded], [render(e.example) for e in encoded]
-        return lambda block: baseline.score(histories[block], words[block])
+
+        def score_block(block: slice) -> np.ndarray:
+            cases = encoded[block]
+            return baseline.score([e.target.history for e in cases], [render(e.example) for e in cases])
+
+        return score_block
 
     @cached_property
     def _baselines(self) -> dict[str, Callable[[], Baseline]]:

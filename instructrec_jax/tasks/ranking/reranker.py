@@ -239,6 +239,40 @@ class RerankerTask(RerankingTask):
             for item in chosen.tolist()
         ]
 
+    def free_pairs(self, query: str, documents: Sequence[str]) -> list[Text]:
+        """The pair texts of an instruction with texts that need not be in the catalogue.
+
+        Documents are limited by task.item_length, as items are; with data.truncate left or right, a pair that is too
+        long loses the end of its document, and an instruction that is too long is cut as in `encode`.
+
+        Raises ValueError for a text without tokens, or a pair that is longer than data.max_length otherwise.
+        """
+        context, cuts = self.context, self.context.truncate in ("left", "right")
+        asked, *pieces = self._pieces([render(Example(instruction=query)), *documents])
+        if not len(asked):
+            raise ValueError("the query has no tokens.")
+        if cuts and len(asked) > self.room:
+            self._cut(asked)
+        found = []
+        for number, piece in enumerate(pieces):
+            if not len(piece):
+                raise ValueError(f"document {number} has no tokens.")
+            if self.config.item_length is not None:
+                piece.truncate(self.config.item_length)
+            text = self._join(asked, piece)
+            over = len(text.tokens) - context.max_length
+            if over > 0 and not (cuts and over < len(piece)):
+                raise ValueError(
+                    f"query and document {number} have {len(text.tokens)} tokens together, but the run reads at most "
+                    f"{context.max_length} (data.max_length): shorten them."
+                )
+            if over > 0:
+                piece.truncate(len(piece) - over)
+                context.count("documents cut", 1)
+                text = self._join(asked, piece)
+            found.append(text)
+        return found
+
     def gather(self, encoded: Sequence[Encoded[Target]], rng: np.random.Generator) -> BatchTexts:
         """The pairs of each example with a positive item (drawn, if it has several) and its negatives."""
         size = 1 + self.config.negatives

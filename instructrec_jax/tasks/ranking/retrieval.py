@@ -215,4 +215,4 @@ class RetrievalTask(RankingTask):
         return np.stack(predict(self.item_texts))
 
     def query_vectors(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> np.ndarray:
-        return np.stack(predict([e.text for e in encoded]))
+        return np.stack([np.array(output) for _, output in predict.over(encoded)])

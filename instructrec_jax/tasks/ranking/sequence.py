@@ -40,7 +40,7 @@ from instructrec_jax.tasks.texts import tokenize
 
 Supervise = Literal["all", "last"]
 NextItemSoftmax = Literal["full", "sampled"]
-LEAST_ROWS = 64  # minimum rows of the table of instruction vectors
+TABLES = (64, 1024)  # rows of the table of instruction vectors of a call: each size is compiled
 ONCE = 2**31  # steps between refreshes: only at the start, since the backbone is frozen
 
 
@@ -298,11 +298,16 @@ class SequenceTask(RankingTask):
         return np.stack(predict(numbers, TextVectors(self.text_vectors(predict))))
 
     def query_vectors(self, predict: Predict, encoded: Sequence[Encoded[SequenceTarget]]) -> np.ndarray:
+        most = TABLES[-1]
+        blocks = [encoded[start : start + most] for start in range(0, len(encoded), most)]
+        return np.concatenate([self._block_vectors(predict, block) for block in blocks])
+
+    def _block_vectors(self, predict: Predict, encoded: Sequence[Encoded[SequenceTarget]]) -> np.ndarray:
         asked, table = _numbered(encoded), np.zeros((0, 0), np.float32)
         if asked:
             vectors = self._instruction_vectors(predict, [text for _, text in asked.values()])
-            # few sizes, since each size is compiled
-            table = np.zeros((max(LEAST_ROWS, 1 << (len(vectors) - 1).bit_length()), vectors.shape[1]), np.float32)
+            rows_of_table = next(size for size in TABLES if size >= len(vectors))
+            table = np.zeros((rows_of_table, vectors.shape[1]), np.float32)
             table[: len(vectors)] = vectors
         rows = [0 if (i := e.target.instruction) is None else asked[i.tokens.tobytes()][0] for e in encoded]
         sequences = [Text(np.append(np.int32(r), e.text.tokens[1:])) for r, e in zip(rows, encoded, strict=True)]

@@ -1,7 +1,7 @@
 """Sequence classification (one label or several per text) and regression (one number per text)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import question, render
 from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
@@ -44,11 +45,12 @@ from instructrec_jax.tasks.base import (
     Task,
     TaskConfig,
     TaskContext,
+    examples_of,
     name_of,
     owners_of,
     unless_unfit,
 )
-from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenize_examples
 from instructrec_jax.tasks.tfidf import fitted_tfidf
@@ -69,7 +71,7 @@ class LabelsConfig(TaskConfig):
         return self.labels
 
     def learn(self, examples: Sequence[Example]) -> TaskConfig:
-        outputs = [e.output if isinstance(e.output, tuple) else (e.output,) for e in examples]
+        outputs = (e.output if isinstance(e.output, tuple) else (e.output,) for e in examples)
         labels = sorted({str(label) for each in outputs for label in each if label is not None})
         if not labels:
             raise ValueError(
@@ -147,6 +149,7 @@ class NumberTarget:
 class _SequenceTask(Task):
     """Base of the three tasks: one vector of outputs per text."""
 
+    gathers_alone = True
     needs_pooler = True
     labels: list[str]  # name of each output
 
@@ -177,6 +180,10 @@ class _SequenceTask(Task):
             for text, example, name in zip(texts, examples, names, strict=True)
             if text is not None
         ]
+
+    def outputs(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
+        """The head's outputs, float32 [cases, outputs]."""
+        return np.stack([np.array(output) for _, output in predict.over(encoded)])
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
         weights = np.ones(len(encoded), np.float32)
@@ -219,17 +226,15 @@ class ClassificationTask(_SequenceTask):
         return replace(question(example), output=self.labels[0])
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[LabelAnswer]:
-        return self._answers(self._shares(predict, encoded))
+        shares = self._shares(predict, encoded)
+        return [self._answer(*each) for each in zip(guesses(shares).first, shares, strict=True)]
 
     def _shares(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
         """Probabilities, float64 [cases, labels]."""
-        return probabilities(np.stack(predict([e.text for e in encoded])))
+        return probabilities(self.outputs(predict, encoded))
 
-    def _answers(self, shares: np.ndarray) -> list[LabelAnswer]:
-        return [
-            LabelAnswer(self.labels[label], dict(zip(self.labels, row.tolist(), strict=True)))
-            for label, row in zip(guesses(shares).first, shares, strict=True)
-        ]
+    def _answer(self, label: int, shares: np.ndarray) -> LabelAnswer:
+        return LabelAnswer(self.labels[label], dict(zip(self.labels, shares.tolist(), strict=True)))
 
     def truth(self, encoded: Sequence[Encoded[ClassTarget]]) -> np.ndarray:
         return np.array([e.target.label for e in encoded], np.int32)
@@ -250,16 +255,12 @@ class ClassificationTask(_SequenceTask):
         weights = found.share if tied else None
         pairs = [targets[i] for i in found.case], [self.labels[i] for i in found.label]
         _, report = classification_report(*pairs, self.labels, weights)
-        predictions = [
-            {
-                "id": e.example.id,
-                "input": render(e.example),
-                "reference": t,
-                **a.to_record(),
-                self.case_measure: float(c),
-            }
-            for e, t, a, c in zip(encoded, targets, self._answers(shares), confidence, strict=True)
-        ]
+
+        def record(e: Encoded, target: str, label: int, own: np.ndarray) -> dict[str, object]:
+            said = self._answer(label, own).to_record()
+            asked = {"id": e.example.id, "input": render(e.example), "reference": target}
+            return {**asked, **said, self.case_measure: float(own.max())}
+
         right = found.right(truth)
         metrics = classification_metrics(*pairs, self.labels, weights)
         metrics["ece"] = expected_calibration_error(confidence, right)
@@ -267,7 +268,7 @@ class ClassificationTask(_SequenceTask):
         return Scores(
             metrics,
             {"accuracy": right},
-            predictions,
+            Mapped(record, encoded, targets, found.first, shares),
             f"{report}\n{common_mistakes(counts, self.labels)}".rstrip(),
             main=["accuracy", "macro_f1", "ece"],  # micro F1 of single labels is the accuracy
             charts={
@@ -277,7 +278,7 @@ class ClassificationTask(_SequenceTask):
             protocol="labels with equal scores share the prediction" if tied else "",
             compared=["accuracy"],
             corpus={"macro_f1": resampled_macro_f1(truth, found)},
-        ).owned_by(owners_of([e.example for e in encoded]))
+        ).owned_by(owners_of(examples_of(encoded)))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The most frequent label, and logistic regression on TF-IDF of words (scikit-learn's defaults)."""
@@ -294,11 +295,10 @@ class ClassificationTask(_SequenceTask):
         targets = self.truth(train).tolist()
         if len(set(targets)) < 2:
             raise BaselineNotFitted(f"not fitted: all training examples have the label {self.labels[targets[0]]!r}")
-        words = fitted_tfidf([render(e.example) for e in train])
-        seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
-        model = LogisticRegression(max_iter=1000).fit(seen, targets)
+        words = fitted_tfidf(_texts(train))
+        model = LogisticRegression(max_iter=1000).fit(words.transform(_texts(train)), targets)
         shares = np.zeros((len(test), len(self.labels)))
-        shares[:, model.classes_] = model.predict_proba(asked)
+        shares[:, model.classes_] = _in_blocks(lambda texts: model.predict_proba(words.transform(texts)), test)
         return self._scores(test, shares)
 
 
@@ -331,20 +331,15 @@ class MultilabelTask(_SequenceTask):
         return replace(question(example), output=())
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[LabelsAnswer]:
-        return self._answers(self._shares(predict, encoded))
+        return [self._answer(shares) for shares in self._shares(predict, encoded)]
 
     def _shares(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
         """Probabilities, float64 [cases, labels]."""
-        return expit(np.stack(predict([e.text for e in encoded])).astype(np.float64))
+        return expit(self.outputs(predict, encoded).astype(np.float64))
 
-    def _answers(self, shares: np.ndarray) -> list[LabelsAnswer]:
-        return [
-            LabelsAnswer(
-                tuple(label for label, p in zip(self.labels, row, strict=True) if p >= self.threshold),
-                dict(zip(self.labels, row.tolist(), strict=True)),
-            )
-            for row in shares
-        ]
+    def _answer(self, shares: np.ndarray) -> LabelsAnswer:
+        chosen = tuple(label for label, p in zip(self.labels, shares, strict=True) if p >= self.threshold)
+        return LabelsAnswer(chosen, dict(zip(self.labels, shares.tolist(), strict=True)))
 
     def truth(self, encoded: Sequence[Encoded[LabelsTarget]]) -> np.ndarray:
         return np.stack([e.target.chosen for e in encoded])
@@ -361,27 +356,23 @@ class MultilabelTask(_SequenceTask):
         guess = (shares >= self.threshold).astype(int)
         named = (truth + guess).sum(-1)
         f1 = np.where(named > 0, 2 * (truth * guess).sum(-1) / np.maximum(named, 1), 1.0)
-        predictions = [
-            {
-                "id": e.example.id,
-                "input": render(e.example),
-                "reference": [self.labels[i] for i in np.flatnonzero(t)],
-                **answer.to_record(),
-                self.case_measure: float(each),
-            }
-            for e, t, answer, each in zip(encoded, truth, self._answers(shares), f1, strict=True)
-        ]
+
+        def record(e: Encoded, target: np.ndarray, own: np.ndarray, f1: float) -> dict[str, object]:
+            wanted = [self.labels[i] for i in np.flatnonzero(target)]
+            asked = {"id": e.example.id, "input": render(e.example), "reference": wanted}
+            return {**asked, **self._answer(own).to_record(), self.case_measure: float(f1)}
+
         _, report = multilabel_report(truth, guess, self.labels)
         certainty, right = np.where(guess, shares, 1 - shares).ravel(), (truth == guess).ravel()
         return Scores(
             multilabel_metrics(truth, guess, self.labels) | {"ece": expected_calibration_error(certainty, right)},
             {"sample_f1": f1, "subset_accuracy": (truth == guess).all(-1).astype(float)},
-            predictions,
+            Mapped(record, encoded, truth, shares, f1),
             report,
             charts={"calibration": {"bins": reliability(certainty, right)}},
             compared=["sample_f1"],
             corpus=resampled_multilabel_f1(truth, guess),
-        ).owned_by(owners_of([e.example for e in encoded]))
+        ).owned_by(owners_of(examples_of(encoded)))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """Logistic regression on TF-IDF of words, one model per label (scikit-learn's defaults)."""
@@ -390,14 +381,22 @@ class MultilabelTask(_SequenceTask):
     def _linear(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
         from sklearn.linear_model import LogisticRegression
 
-        words = fitted_tfidf([render(e.example) for e in train])
-        seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
+        words = fitted_tfidf(_texts(train))
+        seen = words.transform(_texts(train))
         found = np.empty((len(test), len(self.labels)))
+        fitted = {}
         for number, column in enumerate(self.truth(train).T):
             if column.min() == column.max():  # the label occurs never or always
                 found[:, number] = column[0]
             else:
-                found[:, number] = LogisticRegression(max_iter=1000).fit(seen, column).predict_proba(asked)[:, 1]
+                fitted[number] = LogisticRegression(max_iter=1000).fit(seen, column)
+
+        def chances(texts: Sequence[str]) -> np.ndarray:
+            asked = words.transform(texts)
+            return np.stack([model.predict_proba(asked)[:, 1] for model in fitted.values()], 1)
+
+        if fitted:
+            found[:, list(fitted)] = _in_blocks(chances, test)
         return self._scores(test, found)
 
 
@@ -434,7 +433,7 @@ class RegressionTask(_SequenceTask):
         return [NumberAnswer(float(value)) for value in self._values(predict, encoded)]
 
     def _values(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
-        return np.stack(predict([e.text for e in encoded]))[:, 0]
+        return self.outputs(predict, encoded)[:, 0]
 
     def truth(self, encoded: Sequence[Encoded[NumberTarget]]) -> np.ndarray:
         return np.array([e.target.number for e in encoded], np.float32)
@@ -447,23 +446,18 @@ class RegressionTask(_SequenceTask):
 
     def _scores(self, encoded: Sequence[Encoded], values: np.ndarray) -> Scores:
         truth = self.truth(encoded)
-        predictions = [
-            {
-                "id": e.example.id,
-                "input": render(e.example),
-                "reference": float(t),
-                "prediction": float(v),
-                self.case_measure: float((t - v) ** 2),
-            }
-            for e, t, v in zip(encoded, truth, values, strict=True)
-        ]
+
+        def record(e: Encoded, target: float, value: float) -> dict[str, object]:
+            asked = {"id": e.example.id, "input": render(e.example), "reference": float(target)}
+            return asked | {"prediction": float(value), self.case_measure: float((target - value) ** 2)}
+
         scores = Scores(
             regression_metrics(truth, values),
             {"mse": (truth - values) ** 2},
-            predictions,
+            Mapped(record, encoded, truth, values),
             corpus=resampled_correlations(truth, values),
         )
-        return scores.owned_by(owners_of([e.example for e in encoded]))
+        return scores.owned_by(owners_of(examples_of(encoded)))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """The mean of the training targets, and ridge regression on TF-IDF of words (scikit-learn's defaults)."""
@@ -476,6 +470,16 @@ class RegressionTask(_SequenceTask):
     def _ridge(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
         from sklearn.linear_model import Ridge
 
-        words = fitted_tfidf([render(e.example) for e in train])
-        seen, asked = (words.transform([render(e.example) for e in some]) for some in (train, test))
-        return self._scores(test, Ridge().fit(seen, self.truth(train)).predict(asked))
+        words = fitted_tfidf(_texts(train))
+        model = Ridge().fit(words.transform(_texts(train)), self.truth(train))
+        return self._scores(test, _in_blocks(lambda texts: model.predict(words.transform(texts)), test))
+
+
+def _texts(encoded: Sequence[Encoded]) -> Sequence[str]:
+    return Mapped(lambda e: render(e.example), encoded)
+
+
+def _in_blocks(function: Callable[[Sequence[str]], np.ndarray], encoded: Sequence[Encoded]) -> np.ndarray:
+    """float64 [cases, ...]: a function of the texts of cases; few are in memory."""
+    texts = _texts(encoded)
+    return np.concatenate([function(texts[first : first + WINDOW]) for first in range(0, len(texts), WINDOW)])

@@ -25,6 +25,7 @@ from instructrec_jax.tasks.base import (
     Task,
     TaskConfig,
     TaskContext,
+    examples_of,
     name_of,
 )
 from instructrec_jax.tasks.generation.summarization import join, joint, judge_summaries, lead, sentences
@@ -85,6 +86,7 @@ class ExtractiveSummarizationTask(Task):
 
     reads = "fields"
     metric = "rougeL"
+    gathers_alone = True
     case_measure = "rougeL"
     per_token = True
 
@@ -181,7 +183,7 @@ class ExtractiveSummarizationTask(Task):
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded[Sentences]], k: int = 10) -> list[TextAnswer]:
         answers = []
-        for logits, e in zip(predict([e.text for e in encoded]), encoded, strict=True):
+        for e, logits in predict.over(encoded):
             inside = e.target.owners >= 0
             votes = np.float64(logits[inside, 1]) - np.float64(logits[inside, 0])
             means = np.bincount(e.target.owners[inside], votes, len(e.target.texts)) / np.maximum(e.target.sizes, 1)
@@ -194,8 +196,8 @@ class ExtractiveSummarizationTask(Task):
         return self._scores(encoded, [answer.text for answer in self.answers(predict, encoded)])
 
     def _scores(self, encoded: Sequence[Encoded[Sentences]], answers: Sequence[str]) -> Scores:
-        examples = [e.example for e in encoded]
-        return scores_of_texts(examples, [render(e) for e in examples], answers, judge_summaries(examples, answers))
+        examples = examples_of(encoded)
+        return scores_of_texts(examples, render, answers, judge_summaries(examples, answers))
 
     def baselines(self, train: Sequence[Encoded[Sentences]], test: Sequence[Encoded[Sentences]]) -> dict[str, Scores]:
         """The first sentences of the text."""

@@ -22,6 +22,7 @@ from instructrec_jax.tasks.base import (
     Task,
     TaskConfig,
     TaskContext,
+    examples_of,
     name_of,
     owners_of,
 )
@@ -137,4 +138,4 @@ class MaskedLMTask(Task):
             }
             for e, text, m, each in zip(encoded, gathered.texts, masked, per_text, strict=True)
         ]
-        return Scores(metrics, {"loss": per_text}, predictions).owned_by(owners_of([e.example for e in encoded]))
+        return Scores(metrics, {"loss": per_text}, predictions).owned_by(owners_of(examples_of(encoded)))

@@ -198,7 +198,7 @@ class SimilarityTask(Task):
         tokens = {t: each for e in encoded for t, each in zip(e.target.options.texts, e.target.candidates, strict=True)}
         place = {text: number for number, text in enumerate(tokens)}
         candidates = np.stack(predict(list(tokens.values()))).astype(np.float64)
-        queries = np.stack(predict([e.text for e in encoded])).astype(np.float64)
+        queries = np.stack([np.array(output) for _, output in predict.over(encoded)]).astype(np.float64)
         return [
             candidates[[place[text] for text in option.texts]] @ query
             for option, query in zip(options, queries, strict=True)

@@ -86,6 +86,7 @@ class SpanTask(Task):
 
     reads = "fields"
     metric = "f1"
+    gathers_alone = True
     case_measure = "f1"
     per_token = True
 
@@ -219,10 +220,10 @@ class SpanTask(Task):
         return replace(example, output=example.input)
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded[Window]], k: int = 10) -> list[SpanAnswer]:
-        outputs = dict(zip(map(id, encoded), predict([e.text for e in encoded]), strict=True))
+        outputs = predict.over(encoded)
         answers = []
         for windows in pieces(encoded):
-            context, logits = windows[0].example.input or "", [outputs[id(e)] for e in windows]
+            context, logits = windows[0].example.input or "", [next(outputs)[1] for _ in windows]
             found = [
                 best_span(values, e.target.offsets, self.config.max_answer_tokens)
                 for values, e in zip(logits, windows, strict=True)
@@ -250,7 +251,7 @@ class SpanTask(Task):
 
     def baselines(self, train: Sequence[Encoded[Window]], test: Sequence[Encoded[Window]]) -> dict[str, Scores]:
         """The sentence of the context that shares the most tokens with the question."""
-        examples = list({id(e.example): e.example for e in test}.values())
+        examples = [each[0].example for each in pieces(test)]
         answers = [TextAnswer(self._closest_sentence(example)) for example in examples]
         return {"sentence closest to the question": self._scores(examples, answers)}
 

@@ -13,6 +13,7 @@ from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.classification import (
     classification_metrics,
@@ -32,6 +33,7 @@ from instructrec_jax.tasks.base import (
     Task,
     TaskConfig,
     TaskContext,
+    examples_of,
     name_of,
     owners_of,
 )
@@ -64,6 +66,7 @@ class TokenClassificationTask(Task):
 
     reads = "fields"
     case_measure = "accuracy"
+    gathers_alone = True
     per_token = True
 
     def __init__(self, labels: list[str], context: TaskContext):
@@ -135,8 +138,7 @@ class TokenClassificationTask(Task):
 
     def _logits(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> list[np.ndarray]:
         """float64 [words, labels] of each example, at the first token of each word."""
-        outputs = predict([e.text for e in encoded])
-        return [o[e.target.first > 0].astype(np.float64) for o, e in zip(outputs, encoded, strict=True)]
+        return [output[e.target.first > 0].astype(np.float64) for e, output in predict.over(encoded)]
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> Scores:
         words = self._logits(predict, encoded)
@@ -156,16 +158,11 @@ class TokenClassificationTask(Task):
         if right is None:
             right = [np.array(w) == np.array(f) for w, f in zip(targets, found, strict=True)]
         cases = {"accuracy": np.array([np.mean(each) for each in right])}
-        predictions = [
-            {
-                "id": e.example.id,
-                "input": e.example.input or e.example.instruction,
-                "reference": w,
-                "prediction": f,
-                self.case_measure: float(accuracy),
-            }
-            for e, w, f, accuracy in zip(encoded, targets, found, cases["accuracy"], strict=True)
-        ]
+
+        def record(e: Encoded, wanted: list[str], said: list[str], accuracy: float) -> dict[str, object]:
+            asked = {"id": e.example.id, "input": e.example.input or e.example.instruction, "reference": wanted}
+            return asked | {"prediction": said, self.case_measure: float(accuracy)}
+
         metrics = classification_metrics(flat_targets, flat_found, self.labels)
         metrics |= dict.fromkeys(("accuracy", "micro_f1"), float(np.concatenate(right).mean()))
         if marks_spans(self.labels):
@@ -176,13 +173,13 @@ class TokenClassificationTask(Task):
         scores = Scores(
             metrics,
             cases,
-            predictions,
+            Mapped(record, encoded, targets, found, cases["accuracy"]),
             report,
             charts=charts,
             compared=["accuracy"],
             corpus=self._corpus(targets, found),
         )
-        return scores.owned_by(owners_of([e.example for e in encoded]))
+        return scores.owned_by(owners_of(examples_of(encoded)))
 
     def _corpus(self, targets: list[list[str]], found: list[list[str]]) -> dict[str, CorpusMetric]:
         """Token macro F1 and span F1, which intervals resample by text."""

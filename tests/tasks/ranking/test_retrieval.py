@@ -18,6 +18,7 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 from instructrec_jax.tasks import RetrievalConfig
 from instructrec_jax.tasks.base import LossInputs, TaskContext
+from instructrec_jax.tasks.prediction import Predict
 
 ITEMS = 12
 
@@ -160,7 +161,7 @@ def cases() -> list[Example]:
 def test_score_equals_brute_force(context: TaskContext, tmp_path: Path) -> None:
     task = build(context, tmp_path, cutoffs=[1, 3, 5], protocols=["full", "uni10"])
     encoded = task.encode(cases())
-    scores = task.score(random_predict, encoded)
+    scores = task.score(Predict(random_predict), encoded)
     unseen = [set(range(ITEMS)) - (set(e.target.seen.tolist()) - {e.target.items[0]}) for e in encoded]
     ranks = np.array([rank(task, e, among) for e, among in zip(encoded, unseen, strict=True)])
     assert (ranks > 5).any() and (ranks == 1).any()
@@ -188,7 +189,7 @@ def test_seen_items_are_masked(context: TaskContext, tmp_path: Path) -> None:
         ]
     )
     assert rank(task, open_case, set(range(ITEMS))) > 1
-    scores = task.score(random_predict, [open_case, masked])
+    scores = task.score(Predict(random_predict), [open_case, masked])
     assert scores.cases["NDCG@10"][0] < 1 and scores.cases["NDCG@10"][1] == 1
     assert scores.predictions[1]["prediction"] == ["item-0"]
 
@@ -197,7 +198,7 @@ def test_predictions_are_in_the_order_of_the_scores(context: TaskContext, tmp_pa
     task = build(context, tmp_path, cutoffs=[4])
     encoded = task.encode(cases())
     vectors = np.stack(random_predict(task.item_texts))
-    for e, record in zip(encoded, task.score(random_predict, encoded).predictions, strict=True):
+    for e, record in zip(encoded, task.score(Predict(random_predict), encoded).predictions, strict=True):
         query = random_predict([e.text])[0]
         allowed = [i for i in range(ITEMS) if i not in e.target.seen or i == e.target.items[0]]
         best = sorted(allowed, key=lambda i: -float(vectors[i] @ query))
@@ -209,16 +210,16 @@ def test_predictions_are_in_the_order_of_the_scores(context: TaskContext, tmp_pa
 def test_blocks_change_nothing(context: TaskContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = build(context, tmp_path, protocols=["full", "uni3"], cutoffs=[1, 3])
     encoded = task.encode(cases())
-    whole = task.score(random_predict, encoded)
+    whole = task.score(Predict(random_predict), encoded)
     monkeypatch.setattr("instructrec_jax.ranking.evaluation.BLOCK", 7)
-    blocks = task.score(random_predict, encoded)
+    blocks = task.score(Predict(random_predict), encoded)
     assert blocks.metrics == pytest.approx(whole.metrics)
     assert [r["id"] for r in blocks.predictions] == [r["id"] for r in whole.predictions]
 
 
 def test_the_metric_of_a_single_cutoff_of_one_exists(context: TaskContext, tmp_path: Path) -> None:
     task = build(context, tmp_path, cutoffs=[1])
-    scores = task.score(random_predict, task.encode(cases()))
+    scores = task.score(Predict(random_predict), task.encode(cases()))
     assert task.metric in scores.metrics and task.metric in scores.cases
     assert scores.metrics[task.metric] == pytest.approx(scores.cases[task.metric].mean())
 
@@ -226,12 +227,12 @@ def test_the_metric_of_a_single_cutoff_of_one_exists(context: TaskContext, tmp_p
 def test_too_many_candidates_are_an_error(context: TaskContext, tmp_path: Path) -> None:
     task = build(context, tmp_path, protocols=["uni11"])
     with pytest.raises(ValueError, match="uni11.*10 of 12"):
-        task.score(random_predict, task.encode(cases()))
+        task.score(Predict(random_predict), task.encode(cases()))
 
 
 def test_showcase(context: TaskContext, tmp_path: Path) -> None:
     task = build(context, tmp_path)
-    shown = task.showcase(random_predict, task.encode(cases()))
+    shown = task.showcase(Predict(random_predict), task.encode(cases()))
     assert len(shown) == 5 and all(len(record["answers"]) == 5 for record in shown)
 
 

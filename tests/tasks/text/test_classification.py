@@ -24,6 +24,7 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.metrics.calibration import expected_calibration_error
 from instructrec_jax.tasks import ClassificationConfig, MultilabelConfig, RegressionConfig
 from instructrec_jax.tasks.base import LossInputs, TaskContext
+from instructrec_jax.tasks.prediction import Predict
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def random_outputs(count: int) -> Any:
     def predict(texts: Sequence[Text], *_: object) -> list[np.ndarray]:
         return [np.random.default_rng(t.tokens.tolist()).normal(size=count).astype(np.float32) for t in texts]
 
-    return predict
+    return Predict(predict)
 
 
 # ------------------------------------------------------------------ losses

@@ -19,6 +19,7 @@ from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import TokenClassificationConfig
 from instructrec_jax.tasks.base import LossInputs, TaskContext
+from instructrec_jax.tasks.prediction import Predict
 
 LABELS = ["other", "subject"]
 
@@ -117,7 +118,7 @@ def test_loss_equals_numpy(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_scores_equal_scikit_learn(task: Any) -> None:
     encoded = task.encode(examples("token_classification", 20))
-    scores = task.score(random_predict, encoded)
+    scores = task.score(Predict(random_predict), encoded)
     outputs = random_predict([e.text for e in encoded])
     guesses = [[LABELS[i] for i in o.argmax(-1)[e.target.first > 0]] for o, e in zip(outputs, encoded, strict=True)]
     truth = [list(e.example.output) for e in encoded]

@@ -1,0 +1,1 @@
+"""The HTTP service on opened runs: routes, batching, limits, keys and monitoring."""
