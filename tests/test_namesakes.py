@@ -20,11 +20,20 @@ ELSEWHERE = {
     },
     "preparation/films/texts": "preparation/test_films.py",
     "data/text_rows": "data/test_rows.py",
+    **{
+        f"masking/{name}": "masking/test_kinds.py"
+        for name in ("addresses", "known_secrets", "national_ids", "numbers", "plain", "spans")
+    },
     "preparation/inspection/inspect": "preparation/test_inspection.py",
     "preparation/inspection/table": "preparation/inspection/test_guessing.py",
     "runs/bucket_lock": "runs/test_bucket.py",
     "runs/initial": "answering/test_beginning.py",
     "runs/vectors": "runs/test_predictions.py",
+    **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
+    **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},
+    "service/connections": "service/test_server.py",
+    "service/key_commands": "service/test_keys.py",
+    "service/routes/parts": "service/test_door.py",
 }
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"

@@ -36,7 +36,10 @@ def encode_one(task: Task, text: str, output: Output, *, where: str, instruction
 
     Raises BadExample for a text that is blank or too long for the run.
     """
-    check_text(text, "text")
+    try:
+        check_text(text, "text")
+    except BadExample as error:
+        raise error.at(where) from None
     asked, read = (instruction, text) if instruction else (text, None)
     try:
         found = task.encode([Example(instruction=asked, input=read, output=output, id=where)])

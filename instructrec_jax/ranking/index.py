@@ -149,9 +149,10 @@ class ItemIndex:
 
     def compile(self, most: int) -> None:
         """Searches in every shape of an index with `fixed_shapes`, for k up to `most`."""
-        sizes = sorted({self._step(min(k, most), BEST_STEPS) for k in (1, *(step + 1 for step in BEST_STEPS))})
-        for queries, k, hidden in product(QUERY_STEPS, sizes, (*HIDDEN_STEPS, self.items)):
-            self.search(np.zeros((queries, self.width)), k, exclude=np.full((queries, hidden), -1))
+        sizes = {self._step(min(k, most), BEST_STEPS) for k in (1, *(step + 1 for step in BEST_STEPS))}
+        hidden = {min(count, self.items) for count in (1, *(step + 1 for step in HIDDEN_STEPS))}
+        for queries, k, excluded in product(QUERY_STEPS, sorted(sizes), sorted(hidden)):
+            self.search(np.zeros((queries, self.width)), k, exclude=np.full((queries, excluded), -1))
 
     def _hidden(self, rows: Sequence[ArrayLike] | np.ndarray, size: int, first: int) -> np.ndarray:
         """Excluded items as int32 [size, m], padded with -1; m is 0, a power of two or fixed."""

@@ -466,6 +466,12 @@ def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str, given
     return found.before
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether a folder is a run directory whose training has ended by itself."""
+    record = read_record(run_dir)
+    return record is not None and record["status"] == "finished"
+
+
 def finish_run_dir(run_dir: Path) -> None:
     """Marks the run as finished. Call it in the first process only."""
     record = read_record(run_dir)

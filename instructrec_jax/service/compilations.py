@@ -29,7 +29,7 @@ class Compilations:
     ) -> None:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **_: str | int) -> None:
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILED:
             with self._lock:
-                self.count, self.seconds = self.count + 1, self.seconds + seconds
+                self.count, self.seconds = self.count + 1, self.seconds + duration_secs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from instructrec_jax.answering.desk import Desk
 from instructrec_jax.answering.language_model import LanguageModel
@@ -31,7 +31,7 @@ from instructrec_jax.service.writer import ServedWriter
 from instructrec_jax.tasks.kinds import as_language_model, as_ranking
 from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.retrieval import RetrievalTask
-from instructrec_jax.tasks.text.choice import ChoiceTask
+from instructrec_jax.tasks.text.choice import ChoiceConfig, ChoiceTask
 from instructrec_jax.tasks.text.similarity import SimilarityTask
 
 Ability = Literal["embed", "rerank", "classify", "recommend", "assist", "watch", "chat", "complete"]
@@ -45,6 +45,8 @@ ROUTES: dict[Ability, str] = {
     "chat": "/v1/chat/completions",
     "complete": "/v1/completions",
 }
+P = ParamSpec("P")
+T = TypeVar("T")
 TOGETHER = 256  # texts, documents or records of several requests in one call
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class Service:
       ready: whether all shapes are compiled.
       drifts: the watch over what a model is asked, by its name; see `drift`.
       failed: why they could not be compiled; "" where they could.
+      stopping: whether the service ends, so that nothing more is compiled.
     """
 
     config: ServeConfig
@@ -107,6 +110,7 @@ class Service:
     refused: dict[str, str] = field(default_factory=dict)
     ready: bool = False
     failed: str = ""
+    stopping: bool = False
     started: float = field(default=0.0)
     drifts: dict[str, Drift] = field(default_factory=dict)
 
@@ -163,6 +167,8 @@ class Service:
         try:
             for model in self.models.values():
                 for compile_shapes in model.warming:
+                    if self.stopping:
+                        return
                     compile_shapes()
         except Exception as error:  # of any model: the service says so, and never claims to be ready
             log.exception("the service cannot get ready")
@@ -183,6 +189,7 @@ def open_service(config: ServeConfig) -> Service:
     Raises ValueError for a model that cannot be opened, two of one name, or where all are refused.
     """
     service = Service(config, {})
+    lock = threading.Lock()
     for each in config.models:
         name = each.name or Path(each.path).name
         if name in service.models or name in service.refused:
@@ -195,7 +202,7 @@ def open_service(config: ServeConfig) -> Service:
             engine = Engine(opened.writer, opened.params, config.engine)
             service.models[name] = Served(name, opened.run, {}, {}, [engine.warm_up], ServedWriter(opened, engine))
         else:
-            service.models[name] = _served(name, opened, each, config.limits)
+            service.models[name] = _served(name, opened, each, config.limits, lock)
     if service.refused and not service.models:
         raise ValueError(next(iter(service.refused.values())))
     return service
@@ -229,10 +236,17 @@ def _writes(config: ModelConfig, settings: Sequence[str] | Config) -> bool:
     if not is_run(config.path) and (backbone_folder(config.path) / "modules.json").is_file():
         return False  # an embedder
     found = settings if isinstance(settings, Config) else run_settings(config.path, settings)
-    return found.task.answers_are_text
+    ranks = found.task.ranks_catalogue or isinstance(found.task, ChoiceConfig)  # by likelihoods, in one pass
+    return found.task.answers_are_text and not ranks
 
 
-def _served(name: str, run: Run, config: ModelConfig, limits: LimitsConfig) -> Served:
+def _served(name: str, run: Run, config: ModelConfig, limits: LimitsConfig, shared: threading.Lock) -> Served:
+    """A model with its queues.
+
+    Args:
+      shared: held by one of all models at a time, where programs run on several devices: these would wait for each
+        other for ever if each device began with another program.
+    """
     answerers: dict[Ability, Answerer] = {}
     warming: list[Callable[[], None]] = []
     ranks = run.trained and as_ranking(run.task) is not None
@@ -252,20 +266,21 @@ def _served(name: str, run: Run, config: ModelConfig, limits: LimitsConfig) -> S
     if ranks:
         answerers["recommend"] = _recommending(run, config, limits, warming)
     answerers |= _scenarios(run, config, limits, warming)
-    lock = threading.Lock()  # of tokenizers, counts and caches, which are not made for several threads
-
-    def locked(answerer: Answerer) -> Callable[[list[Any]], Sequence[Any]]:
-        def answer(asked: list[Any]) -> Sequence[Any]:
-            with lock:
-                return answerer.answer(asked)
-
-        return answer
-
+    # of tokenizers, counts and caches, which are not made for several threads
+    lock = shared if run.mesh.jax_mesh.size > 1 else threading.Lock()
     queues = {
-        ability: Batcher(locked(answerer), most=TOGETHER, queue=limits.queue, name=f"{ability} {name}")
+        ability: Batcher(_locked(lock, answerer.answer), most=TOGETHER, queue=limits.queue, name=f"{ability} {name}")
         for ability, answerer in answerers.items()
     }
-    return Served(name, run, answerers, queues, warming)
+    return Served(name, run, answerers, queues, [_locked(lock, each) for each in warming])
+
+
+def _locked(lock: threading.Lock, call: Callable[P, T]) -> Callable[P, T]:
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        with lock:
+            return call(*args, **kwargs)
+
+    return alone
 
 
 def _has_vectors(run: Run) -> bool:

@@ -6,18 +6,23 @@ import logging
 import os
 import socket
 import ssl
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
+from pathlib import Path
 from types import FrameType
 
+import jax
 import uvicorn
 
-from instructrec_jax.runs.config import parse
+from instructrec_jax.files import cache_folder
+from instructrec_jax.runs.config import DEFAULT, load, parse
+from instructrec_jax.runs.directory import is_finished
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.connections import HEADER_BYTES, protocol
+from instructrec_jax.service.connections import protocol
 from instructrec_jax.service.door import Door
 from instructrec_jax.service.keys import Keys
 from instructrec_jax.service.logs import log_exchange, logs_to
@@ -34,6 +39,30 @@ def read_settings(args: Sequence[str]) -> ServeConfig:
     return replace(config, models=[*map(ModelConfig, paths), *config.models])
 
 
+def with_films(config: ServeConfig) -> ServeConfig:
+    """The settings; where they name no model, with the embedded film recommender, which is trained if it is not there.
+
+    Raises ValueError where that training fails.
+    """
+    if config.models:
+        return config
+    run_dir = Path(load(DEFAULT).run_dir)
+    if not is_finished(run_dir):
+        print(f"{run_dir} is not there yet: training the film recommender, which takes minutes.", file=sys.stderr)
+        done = subprocess.run([sys.executable, "-m", "instructrec_jax.train"], check=False)
+        if done.returncode:
+            raise ValueError("training the film recommender failed (see above): run `python -m instructrec_jax.train`.")
+    return replace(config, models=[ModelConfig(str(run_dir))])
+
+
+def keep_programs(config: ServeConfig) -> None:
+    """Keeps compiled programs on disk, so that the next start reads them."""
+    folder = Path(config.cache) if config.cache else cache_folder() / "programs"
+    jax.config.update("jax_compilation_cache_dir", str(folder.expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def serve(config: ServeConfig) -> None:
     """Serves until SIGTERM or SIGINT; then answers what is running, and returns. A second signal ends the process.
 
@@ -44,8 +73,10 @@ def serve(config: ServeConfig) -> None:
     keys = Keys(config.keys) if config.keys else None
     listener(config.host, config.port).close()
     with logs_to(config.log) as form:
+        config = with_films(config)
+        keep_programs(config)
         service = open_service(config)
-        door = Door(keys)
+        door = Door(keys, config.limits.header_bytes)
         app = make_app(service, [log_exchange], door)
         with listener(config.host, config.port) as sock:
             server = Server(_uvicorn_config(app, config), door, config.drain_seconds)
@@ -127,7 +158,7 @@ def _uvicorn_config(app: object, config: ServeConfig) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        h11_max_incomplete_event_size=HEADER_BYTES,
+        h11_max_incomplete_event_size=config.limits.header_bytes,
         timeout_graceful_shutdown=1,  # after draining
         ssl_certfile=config.tls_certificate or None,
         ssl_keyfile=config.tls_key or None,

@@ -1,5 +1,7 @@
 """Compiles a run's programs in every shape that requests can have, before there are any."""
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,7 @@ from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.sequence import TABLES, SequenceTask, TextVectors
 from instructrec_jax.tasks.texts import tokenize
 
+THREADS = 4
 SAMPLES = (Example(instruction="a"), Example(instruction="a", input="a"))
 
 
@@ -31,16 +34,20 @@ def compile_task(run: Run) -> None:
         if isinstance(task, LikelihoodTask):
             _likelihoods(run, task, predict)
             continue
-        for texts in texts_of_every_shape(_sample(task), buckets(run.config), data_shards(run.mesh)):
-            predict.run(texts)
+        _in_threads(run, predict.run, texts_of_every_shape(_sample(task), buckets(run.config), data_shards(run.mesh)))
         if isinstance(task, SequenceTask):
             _sequences(run, task, predict)
 
 
 def compile_vectors(run: Run) -> None:
     """The same for the vectors of texts."""
-    for texts in run.embedder.every_shape(run.mesh):
-        run.embedder.vectors(texts)
+    _in_threads(run, run.embedder.vectors, run.embedder.every_shape(run.mesh))
+
+
+def _in_threads(run: Run, compute: Callable[[list[Text]], object], inputs: Iterable[list[Text]]) -> None:
+    """Computes for each input; several at a time on a single device, since reading a program takes one core."""
+    with ThreadPoolExecutor(THREADS if run.mesh.jax_mesh.size == 1 else 1) as threads:
+        list(threads.map(compute, inputs))
 
 
 def compile_ranker(ranker: Ranker, most: int, *, alone: bool) -> None:

@@ -18,8 +18,9 @@ async def health() -> dict[str, str]:
 @router.get("/ready")
 async def ready(service: Running) -> JSONResponse:
     """200 once every shape is compiled; 503 before, and while the service shuts down."""
-    state = "ready" if service.ready else "warming up"
-    return JSONResponse({"status": state}, 200 if service.ready else 503)
+    state = "ready" if service.ready else "failed" if service.failed else "warming up"
+    said = {"status": state} | ({"reason": service.failed} if service.failed else {})
+    return JSONResponse(said, 200 if service.ready else 503)
 
 
 @router.get("/v1/models")

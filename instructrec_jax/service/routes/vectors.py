@@ -43,8 +43,8 @@ async def embeddings(
     if asked.dimensions not in (None, width):
         raise ServiceError(
             422,
-            f"dimensions is {asked.dimensions}, but the vectors of {model.name!r} have {width} dimensions and cannot be "
-            "shortened: leave it out.",
+            f"dimensions is {asked.dimensions}, but the vectors of {model.name!r} have {width}, no fewer: "
+            "leave it out.",
             param="dimensions",
             code="unsupported",
         )

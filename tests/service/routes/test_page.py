@@ -30,7 +30,9 @@ def test_only_the_page_s_own_script_and_style_run() -> None:
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
     assert policy["default-src"] == "'none'" and policy["frame-ancestors"] == "'none'"
-    assert not re.search(r"https?://|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(| on\w+=\"", answer.text)
+    assert not re.search(
+        r"https?://|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(| on\w+=\"", answer.text
+    )
 
 
 @pytest.fixture(scope="module")
