@@ -28,7 +28,9 @@ class Serving(Processes):
 
     def __init__(self, folder: Path, *args: str, log: Path | None = None):
         port = [] if "--port" in args else ["--port", "0"]
-        super().__init__([sys.executable, "-m", "instructrec_jax.serve", *args, *port], 1, 1, folder, NOTHING="1")
+        flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # as in conftest.py
+        command = [sys.executable, "-m", "instructrec_jax.serve", *args, *port]
+        super().__init__(command, 1, 1, folder, XLA_FLAGS=flags)
         self.log = log or self.logs[0]
         self.wait_for(lambda: self.log.exists() and '"message": "ready"' in self.log.read_text())
         found = re.search(r"https?://[\w.:]+:(\d+)", self.log.read_text())
