@@ -157,7 +157,7 @@ def test_titles_of_a_catalogue_without_years() -> None:
     ("typed", "found"),
     [
         ("ro", ["Rocky II"]),
-        ("THE t", ["The Thing", "The Thing"]),
+        ("THE t", ["The Thing", "The Thing", "Toy Story"]),  # articles do not count
         ("t", ["The Thing", "The Thing", "Toy Story"]),  # a title's start, in the order of the catalogue
         ("story", ["Toy Story", "Toy Story 3"]),
         ("ame", ["Amélie"]),
