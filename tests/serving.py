@@ -32,7 +32,11 @@ class Serving(Processes):
         command = [sys.executable, "-m", "instructrec_jax.serve", *args, *port]
         super().__init__(command, 1, 1, folder, XLA_FLAGS=flags)
         self.log = log or self.logs[0]
-        self.wait_for(lambda: self.log.exists() and '"message": "ready"' in self.log.read_text())
+        try:
+            self.wait_for(lambda: self.log.exists() and '"message": "ready"' in self.log.read_text())
+        except BaseException:
+            self.__exit__()  # nobody has entered the block
+            raise
         found = re.search(r"https?://[\w.:]+:(\d+)", self.log.read_text())
         assert found is not None, self.said(0)
         self.port = int(found[1])
