@@ -9,6 +9,7 @@ TESTS = Path(__file__).parent
 # Module -> the test file that covers it: whole runs, or cases of every family at once.
 ELSEWHERE = {
     "arrays": "adapters/test_dual_encoder.py",  # a name for a type
+    "hf_types": "test_imports.py",  # names for types
     "answering/comparison": "test_evaluate.py",
     "answering/exporting": "test_export.py",
     "answering/language_model": "test_generate.py",

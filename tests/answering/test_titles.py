@@ -151,3 +151,21 @@ def test_titles_of_a_catalogue_without_years() -> None:
     titles = Titles(Catalogue(["1", "2"], ["Heat (1995)", "Heat (1986)"], ["a", "b"]))
     assert titles.find("heat").items == [0, 1]
     assert titles.find("Heat (1986)").items == titles.find("heat 1986").items == [1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("ro", ["Rocky II"]),
+        ("THE t", ["The Thing", "The Thing", "Toy Story"]),  # articles do not count
+        ("t", ["The Thing", "The Thing", "Toy Story"]),  # a title's start, in the order of the catalogue
+        ("story", ["Toy Story", "Toy Story 3"]),
+        ("ame", ["Amélie"]),
+        ("lien", ["Alien"]),
+        ("gang", ["Gangsters of London", "Gangsters of Londen"]),
+        ("no such title", []),
+        ("", ["Alien", "The Thing", "The Thing"]),
+    ],
+)
+def test_typed_letters_are_completed(titles: Titles, typed: str, found: list[str]) -> None:
+    assert [titles.catalogue.titles[item] for item in titles.complete(typed, 3)] == found

@@ -140,3 +140,32 @@ def test_answers_to_targets_come_back_to_their_texts(per_token: bool, monkeypatc
         else:
             assert output == total
     assert len({shape for shape, _ in shapes}) == len(shapes) == 2  # one shape for each bucket
+
+
+def test_a_ladder_of_shapes_is_known_before() -> None:
+    """Any number of texts runs in the shapes of `texts_of_every_shape`, in which few texts have few rows."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    buckets, shapes = (32, 64), list[tuple[int, ...]]()
+
+    def step(params: None, batch: Batch) -> np.ndarray:
+        """The first token of each text."""
+        tokens, segments = (np.asarray(each) for each in (batch.texts.tokens, batch.texts.segment_ids))
+        shapes.append(tokens.shape)
+        found = np.zeros((len(tokens), tokens.shape[1] // 8), np.int32)
+        for row, place in zip(*np.nonzero(segments[:, :]), strict=True):
+            found[row, segments[row, place] - 1] = max(found[row, segments[row, place] - 1], tokens[row, place])
+        return found
+
+    run = make_predict(step, None, mesh=mesh, buckets=buckets, per_token=False, size="ladder")  # type: ignore[arg-type]
+    for texts in module.texts_of_every_shape(Text(np.ones(3, np.int32)), buckets, 1):
+        run(texts)
+    known = set(shapes)
+    assert known == {(1, 32), (8, 32), (128, 32), (1, 64), (8, 64), (64, 64)} and len(shapes) == len(known)
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5, 20, 60, 300, 700):
+        texts = [Text(np.full(rng.integers(1, 64), number + 1, np.int32)) for number in range(count)]
+        assert [int(output) for output in run(texts)] == [number + 1 for number in range(count)]
+    assert set(shapes) == known
+    shapes.clear()
+    run([Text(np.ones(9, np.int32))] * 2)
+    assert shapes == [(1, 32)]

@@ -174,3 +174,18 @@ def test_bad_items(monkeypatch):
         ItemIndex(vectors, bias=np.zeros(299))
     with pytest.raises(ValueError, match="bias of item 2"):
         ItemIndex(vectors, bias=np.where(np.arange(300) == 2, np.nan, 0))
+
+
+def test_fixed_shapes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In few shapes, which are compiled before."""
+    for name, steps in {"QUERY_STEPS": (1, 4), "BEST_STEPS": (4, 8), "HIDDEN_STEPS": (2, 6)}.items():
+        monkeypatch.setattr(topk, name, steps)
+    rng = np.random.default_rng(0)
+    vectors, queries = whole_numbers(rng, 20, 3), whole_numbers(rng, 7, 3)
+    index = ItemIndex(vectors, mesh=make_mesh(MeshConfig(), jax.devices()[:1]), fixed_shapes=True)
+    index.compile(6)
+    compiled = topk.search_items._cache_size()
+    for count, k, hidden in ((1, 1, 0), (1, 6, 3), (4, 4, 20), (7, 5, 7), (3, 6, 2)):
+        exclude = [rng.permutation(20)[: rng.integers(0, hidden + 1)] for _ in range(count)]
+        check(index.search(queries[:count], k, exclude=exclude), brute_force(queries[:count] @ vectors.T, k, exclude))
+    assert topk.search_items._cache_size() == compiled

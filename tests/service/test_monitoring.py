@@ -49,7 +49,7 @@ class Watched:
         config = ServeConfig(monitoring=MonitoringConfig(**settings))
         self.monitoring = Monitoring(Service(config, cast(Any, {"desk": served})), clock=lambda: self.now)
         self.notices: list[Notice] = []
-        self.monitoring.alerts._send = (self.notices.append,)
+        self.monitoring.alerts.receivers.append(self.notices.append)
 
     def ask(self, count: int, *, seconds: float = 0.1, status: int = 200, first: float | None = None) -> None:
         for _ in range(count):
@@ -174,7 +174,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
     models = {"v": echoing("v", "embed", tmp_path), "c": echoing("c", "classify", tmp_path)}
     app = make_app(Service(config, models))
     app.state.notices = []
-    app.state.monitoring.alerts._send = (app.state.notices.append,)
+    app.state.monitoring.alerts.receivers.append(app.state.notices.append)
     with TestClient(app) as client:
         yield client
 

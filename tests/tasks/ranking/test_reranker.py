@@ -174,6 +174,25 @@ def test_long_items_are_named_and_cut_only_when_asked(bert: Any, tmp_path: Path)
     assert context.counts["item texts cut"] > 0
 
 
+def test_texts_of_no_catalogue_are_paired_as_items_are(bert: Any, tmp_path: Path) -> None:
+    context = TaskContext(bert, 44, "right")
+    task = build(context, tmp_path)
+    words = "good book " * 20
+    for instruction in ("a book", words):
+        encoded = task.encode([Example(instruction=instruction, output="item-1")])
+        of_items = task.pairs(encoded, [np.arange(ITEMS)])
+        for one, other in zip(task.free_pairs(instruction, task.catalogue.texts), of_items, strict=True):
+            np.testing.assert_array_equal(one.tokens, other.tokens)
+    (cut,) = task.free_pairs("a book", [words])
+    assert len(cut.tokens) == 44 and context.counts["documents cut"] == 1
+    strict = build(TaskContext(bert, 44), tmp_path)
+    with pytest.raises(ValueError, match="document 1 .*44"):
+        strict.free_pairs("a book", ["good", words])
+    for query, document, named in ((" ", "good", "query"), ("good", " ", "document 0")):
+        with pytest.raises(ValueError, match=named):
+            strict.free_pairs(query, [document])
+
+
 # ------------------------------------------------------------------ negatives
 
 
