@@ -174,7 +174,7 @@ class Service:
             log.exception("the service cannot get ready")
             self.failed = f"{type(error).__name__}: {error}"
             return
-        self.ready = True
+        self.ready = not self.stopping
 
     def close(self) -> None:
         for model in self.models.values():
