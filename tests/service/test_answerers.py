@@ -1,7 +1,7 @@
 """What the service answers is what the other verbs answer, for every task that predicts in one pass."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ RANKING = {
 }
 
 
+def variants_slow(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in names]
+
+
 @contextmanager
 def served(run: Path) -> Iterator[TestClient]:
     service = open_service(ServeConfig(models=[ModelConfig(str(run))]))
@@ -77,7 +81,7 @@ def close(found: Any, wanted: Any) -> None:
         assert found == wanted
 
 
-@pytest.mark.parametrize("name", PREDICTING)
+@pytest.mark.parametrize("name", variants_slow(PREDICTING))
 def test_classify_as_predict(name: str, networks: dict[str, Path], tmp_path: Path) -> None:
     run = run_of(name, PREDICTING[name], networks, tmp_path)
     records = [e.to_record() for e in examples(name.partition(",")[0], 6)]
@@ -96,7 +100,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize("name", RANKING)
+@pytest.mark.parametrize("name", variants_slow(RANKING))
 def test_recommend_as_recommend(name: str, networks: dict[str, Path], tmp_path: Path) -> None:
     run = run_of(name, RANKING[name], networks, tmp_path)
     cases = examples(name.partition(",")[0], 4)
