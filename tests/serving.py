@@ -20,18 +20,24 @@ def key_file(folder: Path, **limits: Any) -> tuple[Path, str]:
 
 
 class Serving(Processes):
-    """`serve` with these arguments, once it is ready; killed when the block ends.
+    """`serve` with these arguments (`log`: the file of its log), once it is ready; killed when the block ends.
 
     Attributes:
       port: where it listens.
     """
 
-    def __init__(self, folder: Path, *args: str, ready: bool = True):
-        super().__init__(
-            [sys.executable, "-m", "instructrec_jax.serve", *args, "--port", "0"], 1, 1, folder, NOTHING="1"
-        )
-        self.wait_for(lambda: '"message": "ready"' in self.said(0) if ready else '"message": "start"' in self.said(0))
-        found = re.search(r"https?://[\w.:]+:(\d+)", self.said(0))
+    def __init__(self, folder: Path, *args: str, log: Path | None = None):
+        port = [] if "--port" in args else ["--port", "0"]
+        flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # as in conftest.py
+        command = [sys.executable, "-m", "instructrec_jax.serve", *args, *port]
+        super().__init__(command, 1, 1, folder, XLA_FLAGS=flags)
+        self.log = log or self.logs[0]
+        try:
+            self.wait_for(lambda: self.log.exists() and '"message": "ready"' in self.log.read_text())
+        except BaseException:
+            self.__exit__()  # nobody has entered the block
+            raise
+        found = re.search(r"https?://[\w.:]+:(\d+)", self.log.read_text())
         assert found is not None, self.said(0)
         self.port = int(found[1])
 
@@ -40,10 +46,6 @@ class Serving(Processes):
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=headers)
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The log: every line is JSON."""
-        return [json.loads(line) for line in self.said(0).splitlines()]
 
     def memory(self) -> int:
         """Resident memory in bytes."""

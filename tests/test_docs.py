@@ -32,6 +32,7 @@ from instructrec_jax.preparation.inspection.inspect import InspectConfig
 from instructrec_jax.preparation.prepare_tags import TagsConfig
 from instructrec_jax.runs.config import Config, load, setting_names
 from instructrec_jax.runs.given import Given
+from instructrec_jax.service.settings import ServeConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -109,6 +110,9 @@ def options(verb: str, words: list[str]) -> set[str]:
     """Names that a verb takes after `--`."""
     if verb == "prepare":
         return set(setting_names({**SOURCES, "tags": TagsConfig, "inspect": InspectConfig}[words[0]]))
+    if verb == "serve":
+        keys = (ROOT / "instructrec_jax" / "service" / "key_commands.py").read_text(encoding="utf-8")
+        return {*setting_names(ServeConfig), "config_path", "help", *re.findall(r'"--(\w+)"', keys)}
     make: Callable[..., Any] | None = getattr(arguments, f"{verb}_parser", None)
     source = (ROOT / "instructrec_jax" / f"{verb}.py").read_text(encoding="utf-8")
     own = set(re.findall(r'"(--\w+)"', source))

@@ -1,18 +1,22 @@
-"""The effects and output of `import instructrec_jax`."""
+"""The effects and output of `import instructrec_jax`, and what it leaves unloaded (`instructrec_jax.hf_types`)."""
 
 import subprocess
 import sys
 
 WITHOUT_TORCH = """
-import importlib.util
+import importlib.util, sys
+from instructrec_jax.__main__ import VERBS
+for verb in VERBS:
+    importlib.import_module(f"instructrec_jax.{verb}")
+slow = ("torch", "transformers", "sklearn", "scipy.stats", "matplotlib", "datasets", "pandas", "grain", "tensorboardX")
+print([name for name in (*slow, "jax.experimental.pallas.tpu") if name in sys.modules])
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
-import instructrec_jax.runs.run
 import transformers
 print("known" if transformers.utils.is_torch_available() else "hidden")
 """
 
 
-def test_nothing_is_said_where_there_is_no_pytorch() -> None:
+def test_verbs_load_nothing_slow_and_nothing_is_said_where_there_is_no_pytorch() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True)
-    assert done.stdout == "hidden\n" and "PyTorch" not in done.stderr
+    assert done.stdout == "[]\nhidden\n" and "PyTorch" not in done.stderr

@@ -9,6 +9,7 @@ TESTS = Path(__file__).parent
 # Module -> the test file that covers it: whole runs, or cases of every family at once.
 ELSEWHERE = {
     "arrays": "adapters/test_dual_encoder.py",  # a name for a type
+    "hf_types": "test_imports.py",  # names for types
     "answering/comparison": "test_evaluate.py",
     "answering/exporting": "test_export.py",
     "answering/language_model": "test_generate.py",
@@ -19,6 +20,10 @@ ELSEWHERE = {
     },
     "preparation/films/texts": "preparation/test_films.py",
     "data/text_rows": "data/test_rows.py",
+    **{
+        f"masking/{name}": "masking/test_kinds.py"
+        for name in ("addresses", "known_secrets", "national_ids", "numbers", "plain", "spans")
+    },
     "preparation/inspection/inspect": "preparation/test_inspection.py",
     "preparation/inspection/table": "preparation/inspection/test_guessing.py",
     "runs/bucket_lock": "runs/test_bucket.py",
@@ -26,6 +31,9 @@ ELSEWHERE = {
     "runs/vectors": "runs/test_predictions.py",
     **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
     **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},
+    "service/connections": "service/test_server.py",
+    "service/key_commands": "service/test_keys.py",
+    "service/routes/parts": "service/test_door.py",
 }
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.heads import build_head
@@ -15,6 +14,7 @@ from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.folder import PoolingSpec, Projection, declared_head
 from instructrec_jax.backbones.reading import LoadReport, load_head
 from instructrec_jax.backbones.sentence_vectors import read_projection
+from instructrec_jax.hf_types import PretrainedConfig
 
 
 @dataclass

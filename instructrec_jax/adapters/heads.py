@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.encoder import Encoder
@@ -27,6 +26,7 @@ from instructrec_jax.backbones.layers import (
     segment_keys,
     truncated_normal,
 )
+from instructrec_jax.hf_types import PretrainedConfig
 
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "lasttoken")
 HEAD_SITE = 1 << 20  # first dropout site of heads; a backbone uses 0 (embeddings) and 1 + layer number

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from transformers import PretrainedConfig
 
 from instructrec_jax.adapters.quantized import Quantized, dense_kernel, linears, plain_kernel
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.layers import Axes, DropoutKeys, Linear, dropout
 from instructrec_jax.backbones.tensor_names import Network, rule_names, sites_of
+from instructrec_jax.hf_types import PretrainedConfig
 
 LORA_SITE = 1 << 16  # first dropout site of LoRA inside a layer; the layer itself uses small numbers
 

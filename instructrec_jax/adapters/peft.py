@@ -14,7 +14,6 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from transformers import PretrainedConfig
 
 from instructrec_jax.adapters.lora import LoraConfig, Place, lora_of, places, set_lora
 from instructrec_jax.adapters.module_patterns import matches
@@ -24,6 +23,7 @@ from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.json_fields import Fields, read_fields
 from instructrec_jax.backbones.tensor_names import file_shape, to_file
 from instructrec_jax.files import write_json
+from instructrec_jax.hf_types import PretrainedConfig
 
 Number = TypeVar("Number", int, float)
 

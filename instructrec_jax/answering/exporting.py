@@ -12,7 +12,6 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from transformers import GenerationConfig, PreTrainedConfig
 
 from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.heads import head_kind
@@ -24,6 +23,7 @@ from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.chat_template import exported_template
 from instructrec_jax.data.listed import check_type
 from instructrec_jax.files import read_json, write_json, write_text
+from instructrec_jax.hf_types import PretrainedConfig
 from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import to_dict
 from instructrec_jax.runs.model import SplitModel
@@ -169,8 +169,10 @@ def save_own_head(folder: Path, head: nnx.Module) -> None:
     save_file(values, folder / OWN_HEAD)
 
 
-def write_language_model_files(folder: Path, config: PreTrainedConfig, task: LanguageModelTask) -> None:
+def write_language_model_files(folder: Path, config: PretrainedConfig, task: LanguageModelTask) -> None:
     """Writes the end tokens and the chat template of training, for generation with `transformers`."""
+    from transformers import GenerationConfig
+
     given = (folder / "generation_config.json").is_file()
     generation = GenerationConfig.from_pretrained(folder) if given else GenerationConfig.from_model_config(config)
     tokenizer = task.context.tokenizer

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
 from instructrec_jax.distributed.mesh import is_split, mesh_axes
@@ -110,6 +109,8 @@ def splash_attention(
 
     A segment's tokens are contiguous in their row, so causal masks and windows by index equal those by position.
     """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import, and for TPUs only
+
     length = q.shape[1]
     if window is not None:
         mask: splash.Mask = splash.LocalMask((length, length), (window, 0 if causal else window), 0)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.family import Backbone, Family, Head, LMHeadSpec, Rule, embedding, linear, norm, refuse
 from instructrec_jax.backbones.layers import (
@@ -29,6 +28,7 @@ from instructrec_jax.backbones.seq2seq import (
     SelfAttention,
     encoder_options,
 )
+from instructrec_jax.hf_types import PretrainedConfig
 
 POSITION_OFFSET = 2  # the first token's row in the position table
 EPS = 1e-5

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.encoder import check_positions
@@ -25,6 +24,7 @@ from instructrec_jax.backbones.layers import (
     normal,
 )
 from instructrec_jax.backbones.rope import Rope, rotate, rotation
+from instructrec_jax.hf_types import PretrainedConfig
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 

@@ -2,12 +2,12 @@
 
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.bert import CLASSIFIER, refuse_variants
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, embedding, linear, norm
 from instructrec_jax.backbones.layers import StackOptions
+from instructrec_jax.hf_types import PretrainedConfig
 
 EPS = 1e-12  # fixed by the architecture, not a config field
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import jax
 from flax import nnx
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.layers import Embedding
+from instructrec_jax.hf_types import PretrainedConfig
 
 
 @dataclass(frozen=True)

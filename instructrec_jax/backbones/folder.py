@@ -6,13 +6,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PretrainedConfig
-
 from instructrec_jax.backbones import bart, bert, distilbert, gemma, gpt2, llama, modernbert, mpnet, roberta, t5
 from instructrec_jax.backbones.family import Family
 from instructrec_jax.backbones.json_fields import Fields, read_fields, read_objects
 from instructrec_jax.backbones.network_config import read_network_config
 from instructrec_jax.backbones.tensor_names import TensorFiles, has_tensors
+from instructrec_jax.hf_types import PretrainedConfig
 
 FAMILIES: dict[str, Family] = {
     "bart": bart.FAMILY,

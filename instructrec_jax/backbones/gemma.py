@@ -4,13 +4,13 @@ import dataclasses
 
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.decoder import GLOBAL, LOCAL, Decoder, DecoderSpec, read_spec
 from instructrec_jax.backbones.family import Backbone, Family, Rule, embedding, refuse
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.llama import HEADS, LAYER, PROJECTIONS
 from instructrec_jax.backbones.rope import Rope, read_rope
+from instructrec_jax.hf_types import PretrainedConfig
 
 
 def gemma_spec(

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.decoder import Context, DecoderCache, append, empty_cache, run_layers
@@ -25,6 +24,7 @@ from instructrec_jax.backbones.layers import (
     normal,
 )
 from instructrec_jax.backbones.llama import LM_RULES, lm_head, sequence_head, token_dropout
+from instructrec_jax.hf_types import PretrainedConfig
 
 
 @dataclass(frozen=True)

@@ -475,7 +475,7 @@ def _after(x: jax.Array, entries: jax.Array) -> jax.Array:
 
 
 def _write(cache: jax.Array, entries: jax.Array, layer: jax.Array, index: jax.Array | int) -> jax.Array:
-    """Writes entries [rows, tokens, ...] of one layer into a cache [layers, rows, slots, ...]; `index` as in `Stack`."""
+    """Writes entries [rows, tokens, ...] of one layer into a cache [layers, rows, slots, ...], see `Stack.__call__`."""
     if jnp.ndim(index) == 1:
         return cache.at[layer, jnp.arange(len(entries)), index].set(entries[:, 0].astype(cache.dtype), mode="drop")
     place = 0 if entries.shape[1] == cache.shape[2] else index

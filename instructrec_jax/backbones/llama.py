@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.decoder import GLOBAL, LOCAL, Decoder, DecoderSpec, read_spec
 from instructrec_jax.backbones.family import (
@@ -20,6 +19,7 @@ from instructrec_jax.backbones.family import (
 )
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.rope import read_rope
+from instructrec_jax.hf_types import PretrainedConfig
 
 
 def llama_spec(config: PretrainedConfig) -> DecoderSpec:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.encoder import check_positions
@@ -23,6 +22,7 @@ from instructrec_jax.backbones.layers import (
     truncated_normal,
 )
 from instructrec_jax.backbones.rope import Rope, read_rope, rotate, rotation
+from instructrec_jax.hf_types import PretrainedConfig
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 

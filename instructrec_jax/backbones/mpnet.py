@@ -2,13 +2,13 @@
 
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.bert import CLASSIFIER, SPAN, refuse_variants
 from instructrec_jax.backbones.encoder import NUM_BUCKETS, Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, embedding, linear, norm
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.roberta import HEADS as ROBERTA_HEADS
+from instructrec_jax.hf_types import PretrainedConfig
 
 PADDING_ID = 1  # fixed by the architecture: positions start at 2 for any pad_token_id
 

@@ -4,10 +4,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PretrainedConfig
-
 from instructrec_jax.backbones.json_fields import Fields, read_fields
+from instructrec_jax.hf_types import PretrainedConfig
 
 # Fields of config.json by their allowed values, for all families. transformers checks some types, but no ranges.
 LAYERS = "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers".split()
@@ -44,6 +42,9 @@ def read_network_config(folder: Path) -> PretrainedConfig:
 
     Raises ValueError that names the file and, for a wrong type or range, the field and its value.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
     file = folder / "config.json"
     fields = read_fields(file)
     check_fields(fields)

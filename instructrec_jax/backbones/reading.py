@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.family import Backbone, Family, Rule
 from instructrec_jax.backbones.folder import (
@@ -38,6 +37,7 @@ from instructrec_jax.backbones.tensor_names import (
     sites_of,
     verify_checksums,
 )
+from instructrec_jax.hf_types import PretrainedConfig
 
 Shardings = Callable[[str, tuple[int, ...], Axes], jax.sharding.Sharding]
 

@@ -2,7 +2,6 @@
 
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.bert import (
     CLASSIFIER,
@@ -15,6 +14,7 @@ from instructrec_jax.backbones.bert import (
 from instructrec_jax.backbones.encoder import Encoder, EncoderSpec
 from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, linear, norm
 from instructrec_jax.backbones.layers import StackOptions
+from instructrec_jax.hf_types import PretrainedConfig
 
 
 def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:

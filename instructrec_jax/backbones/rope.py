@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.json_fields import Fields
+from instructrec_jax.hf_types import PretrainedConfig
 
 
 @dataclass(frozen=True)

@@ -369,7 +369,7 @@ def _context(
 
 
 def _check_cache(cache: EncoderDecoderCache, tokens: jax.Array, encoded: jax.Array | None) -> jax.Array:
-    """bool scalar, or [rows] with an index per row: whether the tokens fit into the cache and the encoded text is known.
+    """Whether the tokens fit into the cache and the encoded text is known: a bool, or [rows] with an index per row.
 
     Raises ValueError if not.
     """

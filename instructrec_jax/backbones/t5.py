@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.encoder import relative_bias, relative_buckets
 from instructrec_jax.backbones.family import Backbone, Family, Head, LMHeadSpec, Rule, embedding, linear, norm, refuse
@@ -34,6 +33,7 @@ from instructrec_jax.backbones.seq2seq import (
     SelfAttention,
     encoder_options,
 )
+from instructrec_jax.hf_types import PretrainedConfig
 
 UNLIMITED = 2**31 - 1  # positions are int32, without a position table
 

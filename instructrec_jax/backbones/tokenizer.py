@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import AutoTokenizer, BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
-
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.json_fields import Fields, read_fields
 from instructrec_jax.extras import require
+from instructrec_jax.hf_types import BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "cls_token_id", "sep_token_id")
 
@@ -24,6 +23,8 @@ def open_tokenizer(folder: Path, network_config: PretrainedConfig) -> PreTrained
     Raises ValueError for missing or invalid files (naming file and field), and for a tokenizer that does not fit the
     network.
     """
+    from transformers import AutoTokenizer
+
     _check_settings(folder)
     _need_sentencepiece(folder)
     try:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from transformers import PretrainedConfig
 
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import STALE, find_family
@@ -27,6 +26,7 @@ from instructrec_jax.backbones.tensor_names import (
     to_file,
 )
 from instructrec_jax.files import replacing, write_json
+from instructrec_jax.hf_types import PretrainedConfig
 
 
 def save_pretrained(

@@ -3,12 +3,11 @@
 import json
 import re
 
-from transformers import PreTrainedTokenizerBase
-
 from instructrec_jax.data.example import Message
 from instructrec_jax.data.own_template import OwnTemplate, Rendering, stopped_clock
 from instructrec_jax.data.prompts import opening_text
 from instructrec_jax.data.templates import Template
+from instructrec_jax.hf_types import PreTrainedTokenizerBase
 
 
 def exported_template(

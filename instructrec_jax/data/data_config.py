@@ -6,6 +6,7 @@ from typing import Literal
 from instructrec_jax.data.hold_out import HoldOutConfig
 from instructrec_jax.data.skipped import OnBadExample
 from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.masking.masker import MaskConfig
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Truncate = Literal["error", "left", "right", "drop"]
@@ -33,6 +34,7 @@ class DataConfig:
     store: str | None = None  # folder of the prepared (tokenized) data; null: beside the data; memory: keep none
     workers: int | None = None  # processes that prepare data; null: one per core
     hold_out: HoldOutConfig = field(default_factory=HoldOutConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
 
     @property
     def examples_per_step(self) -> int | None:

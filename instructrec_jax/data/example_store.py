@@ -16,6 +16,7 @@ from tqdm import tqdm
 from instructrec_jax.data.example import BadExample, Example, fingerprint_of, json_and_digest
 from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.data.labels import check_styles
+from instructrec_jax.data.masked import without_values
 from instructrec_jax.data.parallel import in_order
 from instructrec_jax.data.parts import Part
 from instructrec_jax.data.rows import Rows
@@ -201,7 +202,8 @@ def read_block(reading: _Reading, block: Sequence[int]) -> Part:
             row = rows.row(index)
             example = mapper(row, rows.columns)
             unread.update(mapper.unread(row, rows.columns))
-        except BadExample as error:
+        except BadExample as found:
+            error = found if mapper.mask is None else without_values(found)
             bad.append(SkippedRow(rows.where(index), error.field, error.reason, error.detail))
             continue
         examples.append(json_and_digest(example))

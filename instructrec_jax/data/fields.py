@@ -146,6 +146,7 @@ class FieldMapper:
       labels: if given, every output must be one of them.
       class_names: label names of class columns, by column (from `datasets` or tfds).
       numbers: whether the task named so learns from numbers, which are then read from text cells.
+      mask: replaces personal data in each example; see `data.masked`.
 
     Raises:
       ValueError: an invalid setting. Calling the mapper raises `BadExample`.
@@ -159,8 +160,9 @@ class FieldMapper:
         labels: Sequence[str] | None = None,
         class_names: Mapping[str, Sequence[str]] | None = None,
         numbers: Callable[[str], bool] = no_numbers,
+        mask: Callable[[Example], Example] | None = None,
     ) -> None:
-        self.fields, self.task, self.numbers = fields, task, numbers
+        self.fields, self.task, self.numbers, self.mask = fields, task, numbers, mask
         self.labels = None if labels is None else Labels(labels)
         self.answer_styles: Counter[str] = Counter()  # of output_type candidate, see `labels.chosen`
         self.class_names = {c: dict(enumerate(names)) for c, names in (class_names or {}).items()}
@@ -241,7 +243,7 @@ class FieldMapper:
         check_example(example)
         if self.labels is not None:
             check_labels(example, self.labels.names)
-        return example
+        return example if self.mask is None else self.mask(example)
 
     def _messages(self, row: Mapping[str, object], there: list[str]) -> tuple[Message, ...]:
         recipe = self.recipes["messages"]

@@ -14,10 +14,10 @@ from os.path import commonprefix
 
 import jinja2
 import numpy as np
-from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from instructrec_jax.data.example import REASONING, Message
 from instructrec_jax.data.templates import TEMPLATES
+from instructrec_jax.hf_types import PreTrainedTokenizerBase
 
 Pieces = list[tuple[str, bool]]  # consecutive texts, and whether each is trained on
 Span = tuple[int, int, bool]  # first character, character after the last, whether it is trained on
@@ -232,6 +232,8 @@ class OwnTemplate:
 
     def _marked_spans(self, turns: Sequence[Message]) -> list[Span]:
         """The spans between the template's {% generation %} marks, from transformers' mask of tokens."""
+        from transformers import BatchEncoding
+
         check_fast(self.tokenizer)
         out = self._applied(
             turns,

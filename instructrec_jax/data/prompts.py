@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Encoding
-from transformers import PreTrainedTokenizerBase
 
 from instructrec_jax.data.example import Example, Message, Output
 from instructrec_jax.data.own_template import AS_IT_IS, Pieces, Rendering, check_fast, own_template
 from instructrec_jax.data.templates import TEMPLATES, Template, TemplateName
+from instructrec_jax.hf_types import PreTrainedTokenizerBase
 
 # ---------------------------------------------------------------- examples as conversations
 

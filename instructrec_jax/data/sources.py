@@ -24,6 +24,7 @@ from instructrec_jax.data.example_store import Opened, Origin, StoredExamples, r
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, no_numbers
 from instructrec_jax.data.file_stream import FileStream
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, fingerprint_of, open_dataset, open_tfds
+from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.mixed_stream import IndexedStream, MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, check_weights
 from instructrec_jax.data.rows import Rows, find_files, open_files, open_parallel, suffix_of
@@ -139,6 +140,7 @@ def open_sources(
     storage: Storage | None = None,
     task: object = None,
     kinds: Kinds | None = None,
+    mask: ExampleMask | None = None,
 ) -> Mixture | StreamSource | MixedStream:
     """Opens and checks all sources: a `Mixture`, or a stream if one of them is read in order.
 
@@ -152,6 +154,7 @@ def open_sources(
       storage: where examples are kept; None: in memory.
       kinds: of sources that rooms above know: (path, split) -> their rows.
       task: the settings of the task, which `labels` and `numbers` come from, as JSON.
+      mask: replaces personal data in each example; None: nothing is masked.
 
     Raises:
       ValueError: a source cannot be opened, rows are bad or missing, or settings contradict each other.
@@ -167,7 +170,7 @@ def open_sources(
         hint = "give every source a weight, or set streaming: false."
         raise ValueError(f"source {streams[0].path}: a stream has no size, so its share must be given; {hint}")
     names = _names(configs)
-    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task, kinds or {})
+    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task, kinds or {}, mask)
     sources = [_open(config, name, reading) for config, name in zip(configs, names, strict=True)]
     if isinstance(sources[0], StreamSource) and len(sources) == 1:
         return sources[0]
@@ -205,6 +208,7 @@ class _Reading:
     storage: Storage
     task: object
     kinds: Kinds
+    mask: ExampleMask | None
 
 
 def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | StreamSource:
@@ -213,6 +217,8 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
     if config.streaming:
         return _stream(config, name, reading)
     key = {"labels": reading.labels, "task": reading.task, "named": config.task, "fields": asdict(config.fields)}
+    if reading.mask is not None:
+        key["mask"] = reading.mask.key()
     if reading.given is not None:
         given = reading.given
         origin, opened = Origin(), partial(_usual, lambda columns: given, config, name, reading)
@@ -273,7 +279,12 @@ def _tfds(config: SourceConfig, name: str, reading: _Reading) -> Opened:
 
 
 def _mapper(config: SourceConfig, fields: FieldsConfig, reading: _Reading, features: object = None) -> FieldMapper:
-    settings: _MapperSettings = {"task": config.task, "labels": reading.labels, "numbers": reading.numbers}
+    settings: _MapperSettings = {
+        "task": config.task,
+        "labels": reading.labels,
+        "numbers": reading.numbers,
+        "mask": reading.mask,
+    }
     return FieldMapper(fields, class_names=class_names(features), **settings)
 
 
@@ -301,6 +312,7 @@ class _MapperSettings(TypedDict):
     task: str
     labels: Sequence[str] | None
     numbers: Callable[[str], bool]
+    mask: ExampleMask | None
 
 
 def _check(config: SourceConfig, name: str, on_bad_example: str) -> None:

@@ -11,6 +11,7 @@ from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.data.file_stream import PlacedRow
 from instructrec_jax.data.labels import check_styles
+from instructrec_jax.data.masked import without_values
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.skipped import (
     OnBadExample,
@@ -153,7 +154,8 @@ class StreamSource:
                 return None
             self._check(example)
             return example
-        except BadExample as error:
+        except BadExample as found:
+            error = found if self.mapper.mask is None else without_values(found)
             self._skipped[where] = SkippedRow(where, error.field, error.reason, error.detail)
             if self.on_bad_example == "error":
                 raise ValueError(bad_rows(self.name, [self._skipped[where]])) from None

@@ -27,6 +27,10 @@ from instructrec_jax.inference.beam import BeamSearch
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.inference.sampling import Sampling, State, seen_tokens
 
+NOT_NUMBERS = (
+    "the network's logits are NaN: its weights contain NaN or infinity, or backbone.dtype is too narrow for them "
+    "(float32 is the widest)."
+)
 ROOM = 32  # answers have room for a multiple of this number of tokens
 
 Network = TypeVar("Network", bound=nnx.Module)
@@ -305,10 +309,7 @@ class Decoder(Generic[Network]):
                         state.arrays["done"] = place(ended, state.arrays["done"].sharding)
                     done = ended
                 if fetch(state.arrays["broken"]).any():
-                    raise FloatingPointError(
-                        "the network's logits are NaN: its weights contain NaN or infinity, or backbone.dtype is too "
-                        "narrow for them (float32 is the widest)."
-                    )
+                    raise FloatingPointError(NOT_NUMBERS)
                 if done.all() or count >= limit:
                     break
                 count = min(limit, limit if every is None else count + every)

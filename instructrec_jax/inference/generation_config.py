@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
 from instructrec_jax.files import read_json
+from instructrec_jax.hf_types import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

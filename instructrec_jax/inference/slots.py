@@ -33,7 +33,7 @@ GROWTH = 4  # from one number of rows, and one length, to the next
 class Rows:
     """What the host knows of each row between two steps: NumPy arrays [slots] by name.
 
-    "active": whether the row takes part in steps; "last", "place": its last token, and the slot of that token; "source":
+    "active": whether the row takes part in steps; "last", "place": its last token, and that token's slot; "source": the
     length of an encoder–decoder's source; "top": whether the likeliest tokens are reported; "count", "limit", "seed",
     "numbers" and the others: as in `sampling.choose`.
     """

@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable, Sequence
 
 import regex
-from transformers import PreTrainedTokenizerBase
+
+from instructrec_jax.hf_types import PreTrainedTokenizerBase
 
 UNKNOWN = "\ufffd"  # a tokenizer's text for bytes that do not form a complete character
 

@@ -9,11 +9,11 @@ from typing import Generic, Protocol, runtime_checkable
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.distributed.mesh import DeviceMesh
+from instructrec_jax.hf_types import PreTrainedTokenizerBase
 from instructrec_jax.inference.decoding import Answer, Decoder, Network, Parameters
 from instructrec_jax.inference.generation_config import GenerationConfig, token_rules
 from instructrec_jax.inference.text import AnswerText, TextStream, cut_at_stop

@@ -1,7 +1,7 @@
 """Detectors of e-mail, IP and MAC addresses and of URLs with credentials.
 
-Each starts from a mark that every value has (@, ://, colons) and looks a bounded number of characters to both sides, so the time
-is proportional to the text's length, whatever it holds.
+Each starts from a mark that every value has (@, ://, colons) and looks a bounded number of characters to both sides, so
+the time is proportional to the text's length, whatever it holds.
 """
 
 import ipaddress
@@ -80,7 +80,8 @@ def credentials(text: str) -> Iterator[Range]:
 
 _IPV4 = regex.compile(r"(?<![\d.])(?<!\d,)\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)", regex.A)
 _IPV6 = regex.compile(
-    r"(?<![0-9A-Za-z:.])[0-9a-f:][0-9a-f:.]{1,44}(?:%[0-9a-z_.\-]{1,16})?(?![0-9A-Za-z:])", regex.A | regex.I
+    r"(?<![0-9A-Za-z.])(?<![0-9A-Fa-f]:)[0-9a-f:][0-9a-f:.]{1,44}(?:%[0-9a-z_.\-]{1,16})?(?![0-9A-Za-z:])",
+    regex.A | regex.I,
 )
 _VERSION = regex.compile(r"(?:\bv|version|release|ver\.|firmware|§|section|chapter|kapitel) ?$", regex.I)
 
@@ -89,13 +90,15 @@ def ip_addresses(text: str) -> Iterator[Range]:
     """IPv4 and IPv6 addresses, without port and length of the prefix, with the zone."""
     if ":" in text:
         for found in _IPV6.finditer(text):
-            value = found[0].rstrip(".")
+            start, value = found.start(), found[0].rstrip(".")
+            if value.startswith(":") and not value.startswith("::"):  # of the words before, "IP:"
+                start, value = start + 1, value[1:]
             if value.count(":") > 1 and value.endswith(":") and not value.endswith("::"):
                 value = value[:-1]
             if value.count(":") < 2 or not any(each.isdigit() for each in value):
                 continue
             if _is_ip(value):
-                yield found.start(), found.start() + len(value)
+                yield start, start + len(value)
     for found in _IPV4.finditer(text):
         before = text[max(0, found.start() - 12) : found.start()]
         if _is_ip(found[0]) and not _VERSION.search(before):

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from unicodedata import category
 
 import regex
 
@@ -46,20 +47,21 @@ _BARE = (
     r"(?:null|none|true|false|str|string|os|env|required|optional)\b)"
     r"[^\s\"'&;,<>\p{Han}\p{Hiragana}\p{Katakana}。、「」『』]{3,512})"
 )
+_CODE = regex.compile(r"[A-Za-z_][A-Za-z_.]*[\[(].*|[A-Z_]+")  # a call or a constant in place of a value
 _ASSIGNED = regex.compile(
-    rf"(?:{_NAMES})(?P<end>[\"'\]]?)(?:[ \t]{{0,3}}(?:=>|:=|=|:)[ \t]{{0,3}}|[ \t]{{1,2}}(?:is|ist|es|est|è|é|to)[ \t:]{{1,3}}|"
-    rf"(?P<cjk>[是为為は][ \t:]{{0,2}}))(?:{_QUOTED}|{_BARE})",
+    rf"(?:{_NAMES})(?P<end>[\"'\]]?)(?:[ \t]{{0,3}}(?:=>|:=|=|:)[ \t]{{0,3}}|"
+    rf"[ \t]{{1,2}}(?:is|ist|es|est|è|é|to)[ \t:]{{1,3}}|(?P<cjk>[是为為は][ \t:]{{0,2}}))(?:{_QUOTED}|{_BARE})",
     regex.I,
 )
 _AUTHORIZATION = regex.compile(
-    r"(?:authorization[\"']?[ \t]{0,3}[:=][ \t]{0,3}[\"']?(?:bearer|basic|token|digest|apikey)?|(?<![a-z])(?:bearer|basic)) ?"
-    r"[ \t]{0,3}(?P<v>[A-Za-z0-9._~+/\-]{8,4096}={0,2})",
+    r"(?:authorization[\"']?[ \t]{0,3}[:=][ \t]{0,3}[\"']?(?:bearer|basic|token|digest|apikey)?|"
+    r"(?<![a-z])(?:bearer|basic)) ?[ \t]{0,3}(?P<v>[A-Za-z0-9._~+/\-]{8,4096}={0,2})",
     regex.I | regex.A,
 )
 
 
 def secrets(text: str) -> Iterator[Range]:
-    """Keys and tokens of known forms, private keys (PEM), values named password, token or key, authorization headers."""
+    """Keys and tokens of known forms, private keys (PEM), what is named password, token or key, authorization."""
     for found in _TOKENS.finditer(text):
         yield found.span()
     for found in _HOOK.finditer(text):
@@ -74,6 +76,8 @@ def secrets(text: str) -> Iterator[Range]:
         start, end = found.span(name)
         if name == "v":
             end = start + len(found[name].rstrip(".)]}!?:。，、；）」』"))
+            if _CODE.fullmatch(text, start, end):
+                continue
         between = text[found.end("end") : start]
         if end > start and (name != "v" and "=" in between or "=" in between or _looks_secret(text[start:end])):
             yield start, end
@@ -85,7 +89,7 @@ def _looks_secret(value: str) -> bool:
         return False
     has_digit = any(each.isdigit() for each in value)
     has_letter = any(each.isalpha() for each in value)
-    has_mark = any(not each.isalnum() for each in value[1:-1] if each not in "-'’._/ ")
+    has_mark = any(category(each)[0] in "PS" for each in value[1:-1] if each not in "-'’._/ ")
     return len(value) >= 4 and (has_digit and (has_letter or len(value) <= 12) or has_letter and has_mark)
 
 

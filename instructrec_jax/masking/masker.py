@@ -94,9 +94,9 @@ class Masker:
 class Session:
     """The placeholders of one request. The same value has the same placeholder in all of its texts.
 
-    A value is the exact text: `Ann@example.com` and `ann@example.com` are two, so that each is put back as it was. What a
-    text has of the form of a placeholder keeps its number, which the session then leaves out; where the session has given
-    the number away before, the text is itself replaced (`<LITERAL_1>`), so that it never becomes another's data.
+    A value is the exact text: `Ann@example.com` and `ann@example.com` are two, so that each is put back as it was. What
+    looks like a placeholder in a text stays, and the session leaves its number out; where the session has given the
+    number away before, that text is itself replaced (`<LITERAL_1>`), so that it never becomes another's data.
 
     Attributes:
       counts: replaced places by kind, for metrics.
@@ -117,9 +117,9 @@ class Session:
         """The text with placeholders in place of personal data."""
         typed = list(PLACEHOLDER.finditer(text))
         self._reserved.update(found[0] for found in typed if found[0] not in self._values)
-        literals = [Span(*found.span(), LITERAL) for found in typed if found[0] in self._values]
+        literals = [Span(found.start(), found.end(), LITERAL) for found in typed if found[0] in self._values]
         spans = [*self._masker.found(text), *self._masker.tagged(text), *literals]
-        # what stands beside a placeholder may only now be found: until nothing is, so that masking twice is masking once
+        # what stands beside a placeholder may only now be found: repeated, so that masking twice is masking once
         for _ in range(_ROUNDS):
             if not spans:
                 break

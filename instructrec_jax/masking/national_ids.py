@@ -1,7 +1,7 @@
 """Detectors of national identity, tax, health and social-security numbers.
 
-A number is masked where its form is rare in other texts and its check digits are right (python-stdnum); where its form is that
-of any number, only after a word that names it.
+A number is masked where its form is rare in other texts and its check digits are right (python-stdnum); where its form
+is that of any number, only after a word that names it.
 """
 
 import importlib
@@ -89,7 +89,7 @@ RULES = (
 
 @cache
 def _validator(name: str) -> Callable[[str], bool]:
-    return importlib.import_module(f"stdnum.{name}").is_valid  # type: ignore[no-any-return]  # untyped
+    return importlib.import_module(f"stdnum.{name}").is_valid
 
 
 @cache

@@ -48,7 +48,7 @@ _TABLE = _Table()
 
 
 def plain(text: str) -> Plain:
-    """Full-width forms and digits of any script as ASCII, dashes and spaces of any kind as one, without what has no width.
+    """Full-width forms and digits of any script as ASCII, one kind of dash and space, nothing without width.
 
     Every character becomes one or none, so ranges can be put back.
     """

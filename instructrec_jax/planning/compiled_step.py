@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from instructrec_jax.adapters.losses import chunk_size
 from instructrec_jax.backbones.backbone_config import DType
@@ -19,6 +18,7 @@ from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.data.batch import Array, Batch, Rows
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding, data_shards
+from instructrec_jax.hf_types import PretrainedConfig
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData, check_batch
 from instructrec_jax.runs.model import backbone_folder, open_task
@@ -52,7 +52,7 @@ class CompiledStep:
     state: TrainState
     shardings: TrainState
     is_frozen: Callable[[str], bool]
-    network: PreTrainedConfig
+    network: PretrainedConfig
     texts: Texts
     tied: bool
     loss_chunks: int
@@ -65,6 +65,8 @@ def planning_folder(path: str) -> Iterator[tuple[Path, bool]]:
 
     The path is a folder, a hub id, the name of an architecture of this package, or a folder with only config.json.
     """
+    from transformers import PreTrainedTokenizerFast
+
     known = ARCHITECTURES / f"{path}.json"
     if known.is_file():
         config = known

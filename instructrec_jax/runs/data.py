@@ -14,6 +14,7 @@ from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import Example, digest_of_example
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, HoldOutConfig, check_hold_out, is_held_out
 from instructrec_jax.data.loader import HostBatch, Loader, OwnRows, RowLoader, StreamLoader, StreamRowLoader, rows_here
+from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.mixed_stream import MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, NumberedExamples
 from instructrec_jax.data.packing import length_buckets
@@ -77,6 +78,7 @@ class RunData:
                 storage=self._storage(split),
                 task=to_dict(self.config)["task"],
                 kinds=KINDS,
+                mask=example_mask(self.config),
             )
         return self._opened[split]
 
@@ -197,6 +199,22 @@ class RunData:
         mixture = _remixed(self.config, opened, per_source)
         here = partial(rows_here, mesh) if mesh is not None and task.gathers_alone else None
         return _batches(self.config, task, encoded, mixture, row_multiple, here)
+
+
+def example_mask(config: Config) -> ExampleMask | None:
+    """What `data.mask` does to examples; None: nothing.
+
+    Raises ValueError for a task whose targets are places in the texts, which placeholders would move.
+    """
+    if not config.data.mask:
+        return None
+    if config.task.targets_are_places:
+        raise ValueError(
+            f"data.mask cannot be used with task.type {config.task.name}: its targets are places in the texts, which "
+            "placeholders would move. Mask the texts before they are annotated, with `masking.masker.Masker`, and set "
+            "data.mask.kinds to []."
+        )
+    return ExampleMask(config.data.mask, config.task.text_fields)
 
 
 @dataclass(frozen=True)

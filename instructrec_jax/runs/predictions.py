@@ -6,7 +6,7 @@ evaluation would write for it, since both come from `Task.answers`.
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import TYPE_CHECKING
@@ -129,12 +129,14 @@ class Asker:
     Attributes:
       mapper: row -> example.
       k: items of a ranking.
+      mask: replaces personal data in a record that is an `Example` (the mapper does it in others); None: nothing does.
     """
 
     task: Task
     predict: Predict
     mapper: RecordMapper
     k: int = 10
+    mask: Callable[[Example], Example] | None = None
 
     def __post_init__(self) -> None:
         if not self.task.has_answers:
@@ -147,7 +149,7 @@ class Asker:
         """The example of a record, with some target. Raises BadExample."""
         try:
             if isinstance(record, Example):
-                found = record
+                found = record if self.mask is None else self.mask(record)
             elif isinstance(record, Mapping):
                 found = self.mapper(record, columns)
             else:

@@ -21,6 +21,7 @@ from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import BadExample, Example, check_example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.listed import check_type, listed
+from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.heartbeat import heartbeat
@@ -32,7 +33,7 @@ from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.item_vectors import item_vectors
 from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import DEFAULT, Config, parse
-from instructrec_jax.runs.data import RunData, buckets
+from instructrec_jax.runs.data import RunData, buckets, example_mask
 from instructrec_jax.runs.directory import check_not_training, is_run_dir
 from instructrec_jax.runs.given import relocated
 from instructrec_jax.runs.model import (
@@ -266,21 +267,27 @@ class Run:
             examples = list(RunData(replace(self.config, data=data)).examples("test"))
         else:
             labels, numbers = getattr(self.config.task, "labels", None), self.config.task.reads_numbers
-            mapper = RecordMapper(fields, lambda chosen: FieldMapper(chosen, task=name, labels=labels, numbers=numbers))
-            examples = _targets(records, mapper)
+            mapper = RecordMapper(
+                fields, lambda chosen: FieldMapper(chosen, task=name, labels=labels, numbers=numbers, mask=self._mask)
+            )
+            examples = _targets(records, mapper, self._mask)
         row = score_row(self.path.name, self.task, self.predictor, {"": self.task.encode(examples)})
         metric = self.config.evaluation.metric or self.task.metric
         return results_of([row], metric=metric, measured_on="the given records", tuned=row.name)
 
     def asker(self, k: int = 10, *, many: bool = False) -> Asker:
         """Answers rows with the columns of data.train; `many`: see `full_predictor`."""
-        return Asker(self.task, self.full_predictor if many else self.predictor, self.mapper, k)
+        return Asker(self.task, self.full_predictor if many else self.predictor, self.mapper, k, self._mask)
 
     @property
     def mapper(self) -> RecordMapper:
         """Row without target -> example, by the columns of data.train."""
         name = source_task(self.config)
-        return RecordMapper(fields_of(self.config), lambda chosen: FieldMapper(chosen, task=name))
+        return RecordMapper(fields_of(self.config), lambda chosen: FieldMapper(chosen, task=name, mask=self._mask))
+
+    @cached_property
+    def _mask(self) -> ExampleMask | None:
+        return example_mask(self.config)
 
     def _predictor(self, size: Rows) -> Predict:
         make = predictor(self.task, self.model.graphdef, self.mesh, buckets(self.config), size=size)
@@ -303,7 +310,7 @@ class Run:
         }
 
 
-def _targets(records: object, mapper: RecordMapper) -> list[Example]:
+def _targets(records: object, mapper: RecordMapper, mask: ExampleMask | None) -> list[Example]:
     """The examples of `Example`s or records. Raises ValueError for one without a target."""
     wanted = "the path of a file, or a list of `Example`s or of records with their targets"
     given = cast(list[Example | Mapping[str, object]], listed(records, "records", (Mapping, Example), wanted))
@@ -312,7 +319,7 @@ def _targets(records: object, mapper: RecordMapper) -> list[Example]:
     examples = []
     for number, row in enumerate(given):
         try:
-            example = row if isinstance(row, Example) else mapper(row)
+            example = mapper(row) if not isinstance(row, Example) else row if mask is None else mask(row)
             examples.append(replace(check_example(example), where=f"record {number}"))
         except BadExample as error:
             raise error.at(f"record {number}") from None

@@ -30,12 +30,12 @@ class _State:
 class Alerts:
     """What fires at present. Memory: one state per alert and model.
 
-    Args:
-      send: called with each notice, in their order; must not wait.
+    Attributes:
+      receivers: called with each notice, in their order; they must not wait.
     """
 
-    def __init__(self, send: Sequence[Callable[[Notice], None]] = ()):
-        self._send = tuple(send)
+    def __init__(self, receivers: Sequence[Callable[[Notice], None]] = ()):
+        self.receivers = list(receivers)
         self._states: dict[tuple[str, str], _State] = {}
         self._lock = threading.Lock()
 
@@ -83,8 +83,8 @@ class Alerts:
                 "details": [dict(each) for each in details],
             }
             logger.log(logging.WARNING if firing else logging.INFO, "alert %s", notice["text"])
-            for send in self._send:
-                send(notice)
+            for receive in self.receivers:
+                receive(notice)
             return notice
 
     def firing(self) -> dict[tuple[str, str], bool]:

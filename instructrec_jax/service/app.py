@@ -35,11 +35,12 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.started = time.time()
-        warming = threading.Thread(target=_warm_up, args=(service,), daemon=True)
-        warming.start()
+        warming = threading.Thread(target=_warm_up, args=(service, monitoring), name="warm-up", daemon=True)
         monitoring.start()
+        warming.start()
         yield
-        service.ready = False
+        service.ready, service.stopping = False, True
+        warming.join()  # a process that ends while XLA compiles is aborted
         service.close()
         monitoring.close()
 
@@ -69,8 +70,9 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
     return app
 
 
-def _warm_up(service: Service) -> None:
+def _warm_up(service: Service, monitoring: Monitoring) -> None:
     began = time.perf_counter()
     service.warm_up()
     if service.ready:
+        monitoring.warmed_up()
         logger.info("ready", extra={"fields": {"seconds": round(time.perf_counter() - began, 3)}})

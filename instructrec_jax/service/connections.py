@@ -8,8 +8,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.settings import LimitsConfig
 
-HEADER_BYTES = 16_384  # of all headers together
-
 
 def protocol(limits: LimitsConfig) -> type[H11Protocol]:
     """The class of connections that keep to these limits.

@@ -22,17 +22,19 @@ class Door:
 
     Attributes:
       keys: the valid keys; None: everyone on this machine may ask.
+      header_bytes: as many as the headers of a request may have.
       closing: whether the service shuts down, so that no new request comes in.
       inside: requests that are being answered.
     """
 
     keys: Keys | None = None
+    header_bytes: int = 16_384
     budgets: Budgets = field(default_factory=Budgets)
     closing: bool = False
     inside: int = 0
 
     def admit(self, scope: Scope) -> Key | None:
-        """The caller's key; None where none is needed. Raises ServiceError (503, 400, 401, 429)."""
+        """The caller's key; None where none is needed. Raises ServiceError (503, 400, 431, 401, 429)."""
         path, names = scope["path"], [name for name, _ in scope["headers"]]
         if self.closing and path != "/health":
             closed = {"Retry-After": "5", "Connection": "close"}
@@ -40,6 +42,9 @@ class Door:
         if b"transfer-encoding" in names and b"content-length" in names:  # where one request ends is then a guess
             close = {"Connection": "close"}
             raise ServiceError(400, "the request has both Content-Length and Transfer-Encoding.", headers=close)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > self.header_bytes:
+            message = f"the headers are larger than {self.header_bytes:,} bytes (limits.header_bytes)."
+            raise ServiceError(431, message, code="too_large")
         if self.keys is None or path in OPEN:
             return None
         given = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -4,24 +4,25 @@ Four distributions are compared, in windows of N answers that do not overlap, wi
 the shares of labels, the scores, the lengths of texts, and the share of unknown words per text. Kept are numbers and
 the model's own labels, no text.
 
-**Labels** (p in m cases, q in n answers; rare ones are one category, see `pooled`). The distance is that of Jensen and
-Shannon (Lin 1991; a metric: Endres & Schindelin 2003),
+**Labels** (p in m cases, q in n answers; rare ones are one category, see `pooled`). The distance is that of Jensen
+and Shannon (Lin 1991; a metric: Endres & Schindelin 2003),
 
     d = sqrt((KL(p ‖ r) + KL(q ‖ r)) / 2),   r = (p + q) / 2,   logarithms to base 2, so 0 ≤ d ≤ 1
 
-For small changes it is a function of the population stability index: d² ≈ PSI / (8 ln 2); PSI 0.1 is d = 0.13, PSI 0.25
-is d = 0.21. Whether it could be chance is the G-test of homogeneity (Woolf 1957): G = 2 Σ O ln(O / E) over the 2 × K
-table, above the quantile 1 − α of χ² with K − 1 degrees of freedom (Wilks 1938).
+For small changes it is a function of the population stability index: d² ≈ PSI / (8 ln 2); PSI 0.1 is d = 0.13, and
+PSI 0.25 is d = 0.21. Whether it could be chance is the G-test of homogeneity (Woolf 1957): G = 2 Σ O ln(O / E) over the
+2 × K table, above the quantile 1 − α of χ² with K − 1 degrees of freedom (Wilks 1938).
 
-**Scores, lengths, unknown words.** The distance is Kolmogorov's and Smirnov's, D = max |F(x) − F'(x)|; it could be chance
-up to sqrt(−ln(α / 2) / 2) · sqrt((m + n) / (m n)) (Smirnov 1939; ties only make this safer, Noether 1963).
+**Scores, lengths, unknown words.** The distance is that of Kolmogorov and Smirnov, D = max |F(x) − F'(x)|; it could be
+chance up to sqrt(−ln(α / 2) / 2) · sqrt((m + n) / (m n)) (Smirnov 1939; ties only make this safer, Noether 1963).
 
-**An alert** needs both: a distance above its threshold, because a large window finds differences that do not matter, and
-one that is not chance. With α = level / 4 (Bonferroni) the probability that a window of an unchanged stream is an alert
-is at most `level`, whatever the four have to do with each other, and the mean number of windows until a false alarm
-at least 1 / level (an average run length, as of a control chart; Page 1954). It does not grow with uptime, so neither
-does the time to find a change. That holds for answers that are drawn independently, as the evaluation was; answers of a
-burst that resemble each other are why the thresholds of distances are there.
+**An alert** needs both: a distance above its threshold, because a large window finds differences that do not matter,
+and one that is not chance. With α = level / 4 (Bonferroni) the probability that a window of an unchanged stream is an
+alert is at most `level`, whatever the four have to do with each other, and k windows have at most k · level false
+alarms on average, although all are compared with the same cases. As in a control chart (Shewhart 1931) the level is
+that of a window and not of the whole stream, so that a change is found as soon after a year as on the first day. It
+holds for answers that are drawn independently, as the cases were; bursts of answers that resemble each other are why
+the thresholds of distances are there.
 """
 
 import math
@@ -89,7 +90,7 @@ class Reference:
 
 
 def read_reference(path: Path, most: int, labels: Sequence[str] = ()) -> Reference | None:
-    """The reference of a run directory's predictions.jsonl, from at most `most` cases drawn at random (always the same).
+    """The reference of a run directory's predictions.jsonl: at most `most` cases, drawn at random but always the same.
 
     Args:
       labels: the model's own labels; other predictions are other people's words, and are not kept.

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from instructrec_jax.backbones.layers import Cache
-from instructrec_jax.inference.decoding import Network, Parameters
+from instructrec_jax.inference.decoding import NOT_NUMBERS, Network, Parameters
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.slots import MOST_TOP, Chosen, Rows, Slots
 from instructrec_jax.inference.text import AnswerText, TextStream
@@ -117,8 +117,8 @@ class Engine(Generic[Network]):
       writer, params: of an `answering.language_model.LanguageModel`.
     """
 
-    def __init__(self, writer: Writer[Network], params: Parameters, settings: EngineSettings = EngineSettings()):  # noqa: B008
-        decoder = writer.decoder
+    def __init__(self, writer: Writer[Network], params: Parameters, settings: EngineSettings | None = None):
+        decoder, settings = writer.decoder, settings or EngineSettings()
         capacity = settings.capacity or MOST_CAPACITY
         self.capacity = min(decoder.max_length, capacity)
         self.writer, self.settings = writer, settings
@@ -193,8 +193,8 @@ class Engine(Generic[Network]):
         size = max(len(prompt), config.max_new_tokens) if self._pair else len(prompt) + config.max_new_tokens
         if size > self.capacity:
             raise ValueError(
-                f"the prompt has {len(prompt):,} tokens and max_new_tokens is {config.max_new_tokens:,}, but a slot has "
-                f"{self.capacity:,} tokens: shorten the prompt, lower max_new_tokens, or start with a larger capacity."
+                f"the prompt has {len(prompt):,} tokens and max_new_tokens is {config.max_new_tokens:,}, but a slot "
+                f"has {self.capacity:,} tokens: shorten the prompt, lower max_new_tokens, or raise the capacity."
             )
 
     def _cancel(self, request: _Request) -> None:
@@ -418,12 +418,7 @@ class Engine(Generic[Network]):
         self._slots.clear(request.row)
         self._release(request)
         self._count("failed")
-        request.stream.put(
-            FloatingPointError(
-                "the network's logits are NaN: its weights contain NaN or infinity, or backbone.dtype is too narrow for "
-                "them (float32 is the widest)."
-            )
-        )
+        request.stream.put(FloatingPointError(NOT_NUMBERS))
 
     def _count(self, finish: str) -> None:
         with self._changed:

@@ -5,7 +5,6 @@ bounded and nothing that a user sent is among them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol, runtime_checkable
 
 import jax
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -18,35 +17,26 @@ from instructrec_jax.service.memory import device_memory, machine_memory
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
-
-@runtime_checkable
-class Stats(Protocol):
-    """A part of a model that counts: a queue, an engine, a cache."""
-
-    def stats(self) -> Mapping[str, float]:
-        """Values by the names of `STATS`."""
-
-
-# Name in `Stats.stats()` -> (counter or gauge, metric, help). All have the labels model and part.
+# Name of a count of a queue or an engine -> (counter or gauge, metric, help). All have the labels model and part.
 STATS: dict[str, tuple[type[CounterMetricFamily] | type[GaugeMetricFamily], str, str]] = {
     "waiting": (GaugeMetricFamily, "instructrec_queue_waiting", "Requests that wait for their turn."),
-    "queue": (GaugeMetricFamily, "instructrec_queue_limit", "Requests that may wait (limits.queue)."),
-    "running": (GaugeMetricFamily, "instructrec_running", "Requests that are computed at present."),
-    "batches": (CounterMetricFamily, "instructrec_batches", "Calls of the compiled model."),
-    "batch_rows": (CounterMetricFamily, "instructrec_batch_rows", "Rows in these calls that held a request."),
-    "batch_room": (CounterMetricFamily, "instructrec_batch_room", "Rows in these calls, with the empty ones."),
-    "cancelled": (CounterMetricFamily, "instructrec_cancelled", "Requests whose client left before their turn."),
-    "compilations": (CounterMetricFamily, "instructrec_compilations", "Programs compiled since the start."),
-    "late_compilations": (
+    "queue": (GaugeMetricFamily, "instructrec_queue_limit", "Requests that may wait (limits.queue, engine.queue)."),
+    "running": (GaugeMetricFamily, "instructrec_running", "Answers that are being written at present."),
+    "batches": (
         CounterMetricFamily,
-        "instructrec_late_compilations",
-        "Programs compiled after the service was ready, while a request waited.",
+        "instructrec_batches",
+        "Calls of a queue's model, or decoding steps of an engine.",
     ),
-    "compile_seconds": (CounterMetricFamily, "instructrec_compile_seconds", "Seconds spent compiling."),
-    "cache_hits": (CounterMetricFamily, "instructrec_cache_hits", "Answers or prefixes found in a cache."),
-    "cache_misses": (CounterMetricFamily, "instructrec_cache_misses", "Answers or prefixes that were computed."),
+    "batch_rows": (CounterMetricFamily, "instructrec_batch_rows", "Texts, records or answers in these calls or steps."),
+    "batch_room": (CounterMetricFamily, "instructrec_batch_room", "How many there was room for."),
+    "cache_hits": (
+        CounterMetricFamily,
+        "instructrec_cache_hits",
+        "Tokens of prompts that were read before (the cache of prefixes).",
+    ),
+    "cache_misses": (CounterMetricFamily, "instructrec_cache_misses", "Tokens of prompts that had to be read."),
 }
-Named = tuple[str, str, Stats]  # model, part, its counts
+Named = tuple[str, str, Mapping[str, float]]  # model, part (a queue's name, "engine"), its counts
 
 
 class _AtScrape(Collector):
@@ -112,7 +102,7 @@ class Metrics:
         return encode(self.registry), kind
 
     def _of_parts(self) -> Iterator[Metric]:
-        found = [(model, part, stats.stats()) for model, part, stats in self._parts()]
+        found = list(self._parts())
         for _, part, stats in found:
             if unknown := sorted(set(stats) - set(STATS)):
                 raise ValueError(f"{part} counts {', '.join(unknown)}: name them in STATS of service/metrics.py.")

@@ -102,6 +102,7 @@ class Service:
       ready: whether all shapes are compiled.
       drifts: the watch over what a model is asked, by its name; see `drift`.
       failed: why they could not be compiled; "" where they could.
+      stopping: whether the service ends, so that nothing more is compiled.
     """
 
     config: ServeConfig
@@ -109,6 +110,7 @@ class Service:
     refused: dict[str, str] = field(default_factory=dict)
     ready: bool = False
     failed: str = ""
+    stopping: bool = False
     started: float = field(default=0.0)
     drifts: dict[str, Drift] = field(default_factory=dict)
 
@@ -165,6 +167,8 @@ class Service:
         try:
             for model in self.models.values():
                 for compile_shapes in model.warming:
+                    if self.stopping:
+                        return
                     compile_shapes()
         except Exception as error:  # of any model: the service says so, and never claims to be ready
             log.exception("the service cannot get ready")

@@ -5,19 +5,22 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from instructrec_jax.service.alerts import Alerts, Notice
+from instructrec_jax.service.compilations import Compilations
 from instructrec_jax.service.drift import Drift, Finding, read_reference, smallest_distance
+from instructrec_jax.service.engine import Engine
 from instructrec_jax.service.exchange import Exchange
 from instructrec_jax.service.memory import device_memory, machine_memory
-from instructrec_jax.service.metrics import Metrics, Named, Stats
+from instructrec_jax.service.metrics import Metrics, Named
 from instructrec_jax.service.models import Served, Service
 from instructrec_jax.service.monitoring_settings import DriftConfig, check_monitoring
 from instructrec_jax.service.webhooks import Webhook
@@ -29,7 +32,8 @@ RECENT = 10_000  # requests per model that the thresholds look at
 class Monitoring:
     """Watches a service from `start` to `close`.
 
-    Raises ValueError for settings that cannot be, a damaged predictions.jsonl of a served run, or a webhook without its secret.
+    Raises ValueError for settings that cannot be, a damaged predictions.jsonl of a served run, or a webhook without its
+    secret.
     """
 
     def __init__(self, service: Service, clock: Callable[[], float] = time.monotonic):
@@ -46,6 +50,8 @@ class Monitoring:
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitoring", daemon=True)
         self._ends: list[Callable[[], None]] = []
+        self._compilations = Compilations()
+        self._compiled_before: int | None = None  # the service was ready
 
     def observe(self, exchange: Exchange) -> None:
         """Counts a request that has ended."""
@@ -60,13 +66,18 @@ class Monitoring:
         self._ends.append(end)
 
     def start(self) -> None:
+        self._compilations.__enter__()
         self._thread.start()
+
+    def warmed_up(self) -> None:
+        """Every shape is compiled: programs compiled from now on are late."""
+        self._compiled_before = self._compilations.count
 
     def close(self) -> None:
         """Ends the threads, once they have sent what waits."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
+        self._compilations.__exit__(None, None, None)
         for end in (*(hook.close for hook in self.webhooks), *self._ends):
             end()
 
@@ -85,8 +96,7 @@ class Monitoring:
             self._check_requests(model)
         queues = self.config.thresholds.queue
         filled: dict[str, float] = defaultdict(float)
-        for model, _, stats in self._parts():
-            found = stats.stats()
+        for model, _, found in self._parts():
             if found.get("queue"):
                 filled[model] = max(filled[model], found.get("waiting", 0) / found["queue"])
         for model, share in filled.items():
@@ -119,20 +129,27 @@ class Monitoring:
     # ---------------------------------------------------------------- metrics
 
     def _parts(self) -> Iterator[Named]:
-        """Whatever a model, or the service itself, holds that counts."""
-        holders: Iterable[tuple[str, object]] = [*self.service.models.items(), ("", self.service)]
-        for model, holder in holders:
-            for name, part in vars(holder).items():
-                if isinstance(part, Stats):
-                    yield model, name, part
+        for model, served in self.service.models.items():
+            for ability, queue in served.queues.items():
+                yield model, ability, queue.stats()
+            if served.writes is not None:
+                yield model, "engine", engine_counts(served.writes.engine)
 
     def _of_service(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("instructrec_ready", "1 once every shape is compiled.", value=int(self.service.ready))
+        compiled = self._compilations
+        late = 0 if self._compiled_before is None else compiled.count - self._compiled_before
+        for name, text, value in (
+            ("compilations", "Programs compiled by this process since the start.", compiled.count),
+            ("late_compilations", "Programs compiled after the service was ready, for which a request waited.", late),
+            ("compile_seconds", "Seconds spent compiling.", compiled.seconds),
+        ):
+            yield CounterMetricFamily(f"instructrec_{name}", text, value=value)
         firing = GaugeMetricFamily(
             "instructrec_alert_firing", "1 while an alert of this service fires.", labels=["alert", "model"]
         )
-        for name, fires in self.alerts.firing().items():
-            firing.add_metric(list(name), int(fires))
+        for (alert, model), fires in self.alerts.firing().items():
+            firing.add_metric([alert, model], int(fires))
         yield firing
         notices = CounterMetricFamily(
             "instructrec_notices", "Notices to a webhook (its number), sent or dropped.", labels=["webhook", "result"]
@@ -164,6 +181,22 @@ class Monitoring:
         yield from (cases, windows, distance, excess)
 
 
+def engine_counts(engine: Engine[Any]) -> dict[str, float]:
+    """The counts of an engine by the names of `STATS`."""
+    found = engine.stats()
+    room = found.steps * found.slots
+    return {
+        "waiting": found.queued,
+        "queue": engine.settings.queue,
+        "running": found.active,
+        "batches": found.steps,
+        "batch_rows": round(found.batch_fill * room),
+        "batch_room": room,
+        "cache_hits": found.prefix_hits,
+        "cache_misses": found.prefix_misses,
+    }
+
+
 def tell_drift(alerts: Alerts, model: str, findings: list[Finding]) -> Notice | None:
     """Updates the alert `drift` of a model with the findings of a window; returns its notice, if there is one.
 
@@ -183,7 +216,7 @@ def open_drift(model: Served, config: DriftConfig, seen: Callable[[list[Finding]
     if not config.reference:
         return Drift()
     path = model.run.path / "predictions.jsonl"
-    reference = read_reference(path, config.reference, getattr(model.run.task, "labels", None))
+    reference = read_reference(path, config.reference, getattr(model.run.task, "labels", None) or ())
     if reference is None:
         logger.info("drift of %s is not watched: %s is not there (an evaluation writes it).", model.name, path)
         return Drift()

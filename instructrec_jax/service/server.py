@@ -22,7 +22,7 @@ from instructrec_jax.files import cache_folder
 from instructrec_jax.runs.config import DEFAULT, load, parse
 from instructrec_jax.runs.directory import is_finished
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.connections import HEADER_BYTES, protocol
+from instructrec_jax.service.connections import protocol
 from instructrec_jax.service.door import Door
 from instructrec_jax.service.keys import Keys
 from instructrec_jax.service.logs import log_exchange, logs_to
@@ -76,7 +76,7 @@ def serve(config: ServeConfig) -> None:
         config = with_films(config)
         keep_programs(config)
         service = open_service(config)
-        door = Door(keys)
+        door = Door(keys, config.limits.header_bytes)
         app = make_app(service, [log_exchange], door)
         with listener(config.host, config.port) as sock:
             server = Server(_uvicorn_config(app, config), door, config.drain_seconds)
@@ -158,7 +158,7 @@ def _uvicorn_config(app: object, config: ServeConfig) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        h11_max_incomplete_event_size=HEADER_BYTES,
+        h11_max_incomplete_event_size=config.limits.header_bytes,
         timeout_graceful_shutdown=1,  # after draining
         ssl_certfile=config.tls_certificate or None,
         ssl_keyfile=config.tls_key or None,

@@ -35,7 +35,7 @@ class Stream:
     """The pieces of an answer: `for piece in stream` or `async for piece in stream`, one reader and once.
 
     Leaving the loop early (a generator that is closed, a task that is cancelled) cancels the request; so does
-    `cancel()`. The loop raises FloatingPointError if the network's logits are NaN, and RuntimeError if the engine broke.
+    `cancel()`. The loop raises FloatingPointError for logits that are NaN, and RuntimeError if the engine broke.
 
     Attributes:
       prompt_tokens: number of the prompt's tokens.

@@ -1,7 +1,8 @@
 """OpenTelemetry traces (extra otel): one span per request, sent to an OTLP collector.
 
-A span has the route, the model, the status, the request's id and counts; no path, query, header or error message, because
-these hold what users said. A caller's `traceparent` header is continued (W3C Trace Context), its baggage ignored.
+A span has the route, the model, the status, the request's id and counts; no path, query, header or error message,
+because these hold what users said. A caller's `traceparent` header is continued (W3C Trace Context), its baggage is
+ignored.
 """
 
 from collections.abc import Callable

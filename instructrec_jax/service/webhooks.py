@@ -1,8 +1,8 @@
 """Posts notices to the addresses of the settings: in order, with retries, from threads of their own.
 
-A notice is tried again after a timeout, a connection that fails, and the statuses 408, 425, 429 and 500 or more; another
-answer than 2xx is final. Redirects are not followed: a notice goes where the settings say. A receiver that got a notice
-and answered too late gets it again, with the same `id`, by which it tells the two apart.
+A notice is tried again after a timeout, a connection that fails, and the statuses 408, 425, 429 and 500 or more;
+another answer than 2xx is final. Redirects are not followed: a notice goes where the settings say. A receiver that got
+a notice and answered too late gets it again, with the same `id`, by which it tells the two apart.
 """
 
 import hashlib

@@ -64,6 +64,14 @@ class TaskConfig(draccus.ChoiceRegistry):
 
     ranks_catalogue: ClassVar[bool] = False  # whether the task ranks the items of a catalogue
     answers_are_text: ClassVar[bool] = False  # whether a language model writes the answers, as text
+    targets_are_places: ClassVar[bool] = False  # whether targets are places in the texts, which data.mask would move
+
+    def text_fields(self, task: str) -> tuple[str, ...]:
+        """Which of output and candidates are texts (not labels, ids or numbers) in examples of this task name.
+
+        The name matters to `multitask` only.
+        """
+        return ("output",) if self.answers_are_text else ()
 
 
 @dataclass

@@ -56,6 +56,13 @@ class MultitaskConfig(TaskConfig):
     def reads_numbers(self, task: str) -> bool:
         return any(subtask.task.reads_numbers(task) for subtask in self.tasks if subtask.name == task)
 
+    @property
+    def targets_are_places(self) -> bool:  # type: ignore[override]
+        return any(subtask.task.targets_are_places for subtask in self.tasks)
+
+    def text_fields(self, task: str) -> tuple[str, ...]:
+        return tuple(name for each in self.tasks if each.name == task for name in each.task.text_fields(task))
+
     def learn(self, examples: Sequence[Example]) -> "MultitaskConfig":
         def learned(subtask: SubtaskConfig) -> SubtaskConfig:
             if subtask.task.complete:

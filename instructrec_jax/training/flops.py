@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from transformers import PretrainedConfig
 
+from instructrec_jax.hf_types import PretrainedConfig
 from instructrec_jax.training.state import Tree
 
 # Forward passes that the backward pass recomputes: (products with parameters in layers, attention).

@@ -127,6 +127,35 @@ def test_draws_follow_the_distribution_and_depend_on_seed_prompt_and_step_alone(
         assert abs(agree - (0.5**2 + 0.3**2 + 0.15**2 + 0.05**2)) < 0.03  # as independent draws do
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_row_with_its_own_settings_draws_as_alone(kind: str) -> None:
+    """`choose` against `warp` and `draw`, or the largest score."""
+    x, rules = jnp.array(scores(kind)), TokenRules()
+    ways = [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 1.5, "top_k": 5},
+        {"temperature": 1.5, "top_k": 30, "top_p": 0.8},
+        {"temperature": 2.0, "top_p": 0.9, "min_p": 0.05},
+        {"temperature": 1.1, "top_k": 500},
+    ]
+    configs = [GenerationConfig(**way) for way in ways]
+    arrays = {name: jnp.array([c.scalars()[name] for c in configs]) for name in ways[4] | {"repetition_penalty": 1.0}}
+    arrays |= {"active": jnp.ones(6, bool), "top_k": jnp.array([c.top_k or 0 for c in configs])}
+    arrays |= {"seen": jnp.zeros(x.shape, bool), "seed": jnp.arange(6, dtype=jnp.uint32), "numbers": jnp.arange(6)}
+    arrays |= {"count": 10 * jnp.arange(6), "limit": jnp.full(6, 99)}
+    found = sampling.choose(x, arrays, rules)
+    for row, config in enumerate(configs):
+        alone = x[row : row + 1]
+        if config.temperature > 0:
+            scalars = {name: arrays[name][row] for name in config.scalars() if name in arrays}
+            alone = sampling.warp(alone, config, scalars)
+            expected = sampling.draw(alone, arrays["seed"][row], arrays["numbers"][row : row + 1], arrays["count"][row])
+        else:
+            expected = jnp.argmax(alone, axis=-1)
+        assert found[row] == expected[0], ways[row]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -201,15 +201,11 @@ def test_a_word_is_unknown_if_no_other_case_has_it() -> None:
         (NumberAnswer(2.5), (None, 2.5)),
         (TextAnswer("words", -3.5), (None, -3.5)),
         (TextAnswer("words"), (None, None)),
-        (ItemsAnswer((RankedItem("1", "a", 0.5), RankedItem("2", "b", 0.25))), (None, 0.5)),
+        (ItemsAnswer((RankedItem("1", "a", 0.5),)), (None, None)),
     ],
 )
 def test_the_numbers_of_answers(answer: LabelAnswer, expected: tuple[str | None, float | None]) -> None:
-    assert numbers_of(answer.to_record(), LABELS) == expected
-
-
-def test_a_ranking_of_predictions_has_the_score_of_a_served_one() -> None:
-    assert numbers_of({"prediction": ["1", "2"], "scores": [0.5, 0.25]}, None) == (None, 0.5)
+    assert numbers_of(answer.to_record(), frozenset(LABELS)) == expected
 
 
 def test_the_reference_is_a_sample_of_the_predictions(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The engine answers as `Writer.write` does, whoever asks beside; it compiles nothing after its warm-up."""
 
+import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -12,14 +15,17 @@ from transformers import PreTrainedTokenizerBase
 
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Writer
-from instructrec_jax.service.engine import Engine, EngineSettings
+from instructrec_jax.service.compilations import Compilations
+from instructrec_jax.service.engine import Engine, EngineSettings, QueueFull
+from instructrec_jax.service.stream import Piece, Stream
 
 SETTINGS = EngineSettings(slots=4, capacity=64, chunk=8, queue=400)
+SAMPLED = dict(temperature=1.5, top_k=30, top_p=0.9, min_p=0.02, repetition_penalty=1.3, seed=11, max_new_tokens=19)
 WAYS: list[dict[str, Any]] = [
-    {},
-    {"temperature": 1.3, "seed": 5},
-    {"temperature": 1.5, "top_k": 30, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.3, "seed": 11},
-    {"stop": ("n", "q", "e")},
+    dict(max_new_tokens=12),
+    dict(max_new_tokens=20, stop=("n", "q", "e")),
+    SAMPLED,
+    dict(max_new_tokens=5, temperature=1.3, seed=5),
 ]
 
 
@@ -29,12 +35,12 @@ class World:
     def __init__(self, net: Network, tokenizer: PreTrainedTokenizerBase, mesh: tuple[int, int, int] = (1, 1, 1)):
         decoder, self.params = net.decoder(mesh)
         self.writer = Writer(decoder, tokenizer)
-        self.engine = Engine(self.writer, self.params, SETTINGS)
+        self.engine: Any = Engine(self.writer, self.params, SETTINGS)
         self.engine.warm_up()
 
-    def written(self, asked: list[np.ndarray], config: GenerationConfig) -> list[tuple[str, str, float]]:
-        found = self.writer.write(self.params, asked, ["a prompt"] * len(asked), config)
-        return [(a.text, a.finish, pytest.approx(a.log_probability, abs=1e-3)) for a in found]
+    def ask(self, prompt: np.ndarray, settings: dict[str, Any], **more: Any) -> Stream:
+        stream: Stream = self.engine.submit(prompt, GenerationConfig(**settings), **more)
+        return stream
 
 
 @pytest.fixture(scope="module")
@@ -53,29 +59,209 @@ def world(
         each.engine.close(drain=False)
 
 
-def mixed(count: int, seed: int) -> list[tuple[np.ndarray, GenerationConfig, int]]:
-    """(prompt, config, number) of requests of every kind."""
-    rng = np.random.default_rng(seed)
-    asked = prompts(count, seed, longest=31)  # one length bucket of `Writer.write`
-    return [
-        (
-            prompt,
-            GenerationConfig(max_new_tokens=int(rng.integers(1, 20)), batch_size=1, **WAYS[i % len(WAYS)]),
-            int(rng.integers(3)),
-        )
-        for i, prompt in enumerate(asked)
-    ]
+def bits(stream: Stream) -> tuple[list[int], list[float], str]:
+    pieces = list(stream)
+    return (
+        [t for p in pieces for t in p.tokens],
+        [x for p in pieces for x in p.log_probs],
+        "".join(p.text for p in pieces),
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "t5", "bart"])
 def test_each_of_many_gets_what_it_gets_alone(world: Callable[..., World], kind: str) -> None:
-    """By `Writer.write`, as prompt `number` of several."""
+    """All ways at the same time in one engine; `Writer.write` answers one way at a time, and numbers its prompts."""
     here, finishes = world(kind), set()
-    requests = mixed(24, 1)
-    streams = [here.engine.submit(prompt, config, number=number) for prompt, config, number in requests]
-    for (prompt, config, number), stream in zip(requests, streams, strict=True):
-        answer = stream.result()
-        finishes.add(answer.finish)
-        alone = here.written([prompt] * (number + 1), config)[number]
-        assert (answer.text, answer.finish, answer.log_probability) == alone, config
+    ways = WAYS[: 4 if kind == "llama" else 3]
+    asked = prompts(8, 1, longest=31)  # one length bucket of `Writer.write`
+    streams = [(way, n, here.ask(p, WAYS[way], number=n)) for n, p in enumerate(asked) for way in range(len(ways))]
+    answers = {(way, n): stream.result() for way, n, stream in streams}
+    for way, settings in enumerate(ways):
+        config, names = GenerationConfig(**settings), ["a prompt"] * len(asked)
+        for n, alone in enumerate(here.writer.write(here.params, asked, names, config)):
+            answer = answers[way, n]
+            assert (answer.text, answer.finish) == (alone.text, alone.finish), settings
+            assert answer.log_probability == pytest.approx(alone.log_probability, abs=1e-3)
+            finishes.add(answer.finish)
     assert finishes == {"eos", "stop", "length"}
+
+
+def test_eight_devices_answer_as_one(world: Callable[..., World]) -> None:
+    one, eight = world("llama"), world("llama", (2, 2, 2))
+    for settings in WAYS[1:3]:
+        asked = prompts(6, 4, longest=31)
+        found = [[w.ask(p, settings, number=n) for n, p in enumerate(asked)] for w in (one, eight)]
+        assert [bits(s)[::2] for s in found[0]] == [bits(s)[::2] for s in found[1]]
+
+
+def test_exact_requests_get_the_same_bits_in_a_crowd(world: Callable[..., World]) -> None:
+    """In whatever slot, and whether their prompt's beginning is known or computed."""
+    here = world("llama")
+    asked = prompts(5, 6, longest=31)
+    for settings in (WAYS[0], SAMPLED):
+        alone = [bits(here.ask(p, settings, exact=True)) for p in asked]
+        crowd = [here.ask(p, WAYS[n % 4] | {"max_new_tokens": 25}) for n, p in enumerate(prompts(12, 7, longest=31))]
+        beside = [here.ask(p, settings, exact=True) for p in asked]
+        more = [here.ask(p, WAYS[n % 4]) for n, p in enumerate(prompts(12, 8, longest=31))]
+        assert [bits(s) for s in beside] == alone
+        assert all(s.result().text is not None for s in (*crowd, *more))
+
+
+def test_a_known_prefix_is_not_computed_again(world: Callable[..., World]) -> None:
+    here = world("gemma2")
+    shared, ends = np.arange(10, 34, dtype=np.int32), prompts(3, 9, longest=6)
+    texts = [np.concatenate([shared, end]) for end in ends]
+    before = here.engine.stats()
+    first = [bits(here.ask(p, WAYS[0], exact=True)) for p in texts]
+    after = here.engine.stats()
+    assert after.prefix_hits - before.prefix_hits == 2 * len(shared)
+    assert after.prefix_misses - before.prefix_misses == sum(map(len, texts)) - 2 * len(shared)
+    streams = [here.ask(p, WAYS[0], exact=True) for p in texts]
+    assert [bits(s) for s in streams] == first
+    assert [s.cached_tokens for s in streams] == [len(shared)] * 3
+    blocks = here.engine._prefixes._blocks
+    blocks.clear()
+    assert [bits(here.ask(p, WAYS[0], exact=True)) for p in texts] == first
+
+
+def endless(here: World) -> np.ndarray:
+    """A prompt whose greedy answer does not end by itself."""
+    for prompt in prompts(30, 5, longest=9):
+        if here.ask(prompt, dict(max_new_tokens=40)).result().finish == "length":
+            return prompt
+    raise AssertionError("every answer ends")
+
+
+def test_cancelling_costs_one_more_step_and_frees_the_slot(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = world("llama")
+    prompt, slots, steps = endless(here), here.engine._slots, []
+    streams: list[Stream] = []
+
+    def step(*arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 4:
+            streams[0].cancel()
+        return type(slots).step(slots, *arguments)
+
+    monkeypatch.setattr(slots, "step", step)
+    streams.append(here.ask(prompt, dict(max_new_tokens=40)))
+    pieces = list(streams[0])
+    assert pieces[-1].finish == "cancelled" and len(steps) == 4
+    assert sum(len(piece.tokens) for piece in pieces) <= 4
+    assert here.engine.stats().active == 0
+
+
+def test_leaving_an_async_loop_cancels(world: Callable[..., World]) -> None:
+    here = world("llama")
+    prompt = endless(here)
+
+    async def read(leave: bool) -> list[Piece]:
+        pieces = []
+        async with contextlib.aclosing(aiter(here.ask(prompt, dict(max_new_tokens=40)))) as stream:
+            async for piece in stream:
+                pieces.append(piece)
+                if leave:
+                    break
+        return pieces
+
+    async def both() -> tuple[list[Piece], list[Piece]]:
+        return await asyncio.gather(read(True), read(False))
+
+    left, whole = asyncio.run(both())
+    assert len(left) == 1 and whole[-1].finish == "length"
+    assert "".join(p.text for p in whole) == here.ask(prompt, dict(max_new_tokens=40)).result().text
+    assert here.engine.stats().finished["cancelled"] >= 1
+
+
+def test_nothing_compiles_after_the_warm_up(world: Callable[..., World]) -> None:
+    for kind, count in (("llama", 220), ("t5", 80)):
+        here, rng = world(kind), np.random.default_rng(2)
+        with Compilations() as compilations:
+            streams = []
+            for n, prompt in enumerate(prompts(count, 3, longest=44)):
+                settings = WAYS[n % 4] | {"max_new_tokens": int(rng.integers(1, 20)), "seed": n}
+                more = {"exact": bool(rng.random() < 0.1), "top_logprobs": int(rng.integers(0, 3)), "number": n}
+                streams.append(here.ask(prompt, settings, **more))
+                if rng.random() < 0.1:
+                    streams[-1].cancel()
+            finishes = {stream.result().finish for stream in streams}
+        assert compilations.count == 0
+        assert finishes == {"eos", "stop", "length", "cancelled"}
+
+
+def test_a_request_that_breaks_breaks_alone(world: Callable[..., World]) -> None:
+    """Also for the next request in its slot: not a number times no attention is still not a number."""
+    here = world("gpt2")
+    slots, (short, long) = here.engine._slots, (np.full(4, 7, np.int32), np.arange(8, 38, dtype=np.int32))
+    expected = bits(here.ask(short, dict(max_new_tokens=9)))
+    table = here.params["backbone"]["position_embeddings"]["table"]
+    damaged = here.params["backbone"] | {"position_embeddings": {"table": table.at[14].set(np.nan)}}
+    slots.params = here.params | {"backbone": damaged}
+    try:
+        for prompt in (long, np.full(12, 9, np.int32)):  # NaN in a chunk of the prompt, and in a step
+            broken = here.ask(prompt, dict(max_new_tokens=9, temperature=0.5))
+            beside = [here.ask(short, dict(max_new_tokens=9)) for _ in range(4)]
+            with pytest.raises(FloatingPointError, match="NaN"):
+                broken.result()
+            assert {tuple(bits(stream)[0]) for stream in beside} == {tuple(expected[0])}
+    finally:
+        slots.params = here.params
+    assert here.engine.stats().finished["failed"] == 2
+    assert [bits(here.ask(short, dict(max_new_tokens=9)))[0] for _ in range(4)] == [expected[0]] * 4
+
+
+def test_likeliest_tokens(world: Callable[..., World]) -> None:
+    pieces = list(world("bart").ask(prompts(1)[0], dict(max_new_tokens=6), top_logprobs=3))
+    tops = [top for piece in pieces for top in piece.top]
+    chosen = [(t, p) for piece in pieces for t, p in zip(piece.tokens, piece.log_probs, strict=True)]
+    assert [(t, pytest.approx(p, abs=1e-6)) for t, p in chosen] == [top[0] for top in tops]
+    assert all(len(top) == 3 and top[0][1] >= top[1][1] >= top[2][1] for top in tops)
+
+
+def test_what_cannot_be_served_is_refused(world: Callable[..., World]) -> None:
+    here = world("llama")
+    one = prompts(1)[0]
+    for prompt, settings, more, message in (
+        (one, dict(beams=2), {}, "beam search"),
+        (one[:0], {}, {}, "no tokens"),
+        (np.full(60, 7), dict(max_new_tokens=5), {}, "64 tokens"),
+        (one, dict(max_new_tokens=5), dict(top_logprobs=21), "top_logprobs"),
+        (one, dict(max_new_tokens=5), dict(number=-1), "number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            here.ask(prompt, settings, **more)
+
+
+def test_a_full_queue_and_a_closed_engine(world: Callable[..., World]) -> None:
+    here = world("llama")
+    engine: Any = Engine(here.writer, here.params, EngineSettings(slots=1, capacity=32, chunk=8, queue=2))
+    engine._slots = None  # broken on purpose: the first request that is taken up ends it
+    engine._device.acquire()
+    config = GenerationConfig(max_new_tokens=3)
+    streams = [engine.submit(prompts(1)[0], config)]
+    deadline = time.monotonic() + 10
+    while engine.stats().active == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    streams += [engine.submit(prompts(1)[0], config) for _ in range(2)]
+    with pytest.raises(QueueFull, match="2 requests"):
+        engine.submit(prompts(1)[0], config)
+    engine._device.release()
+    for stream in streams:
+        with pytest.raises(RuntimeError, match="engine broke"):
+            stream.result()
+    with pytest.raises(RuntimeError, match="engine broke"):
+        engine.submit(prompts(1)[0], config)
+    engine.close()
+
+
+def test_closing_lets_answers_end(world: Callable[..., World]) -> None:
+    """The last test of its network: the engine is closed afterwards."""
+    here = world("bart")
+    streams = [here.ask(p, dict(max_new_tokens=10)) for p in prompts(9, 2)]
+    here.engine.close()
+    assert {stream.result().finish for stream in streams} <= {"eos", "length"}
+    with pytest.raises(RuntimeError, match="closed"):
+        here.ask(prompts(1)[0], dict(max_new_tokens=3))

@@ -7,14 +7,6 @@ from instructrec_jax.service.exchange import Exchange
 from instructrec_jax.service.metrics import STATS, Metrics, Named
 
 
-class Part:
-    def __init__(self, **values: float):
-        self.values = values
-
-    def stats(self) -> dict[str, float]:
-        return self.values
-
-
 def values(metrics: Metrics) -> dict[str, float]:
     """name{label=value,...} -> value, of what a scrape reads."""
     text = metrics.shown()[0].decode()
@@ -53,20 +45,20 @@ def test_what_requests_add() -> None:
 
 
 def test_what_parts_count_is_read_at_each_scrape() -> None:
-    queue = Part(waiting=3, queue=256, batches=2, batch_rows=10, batch_room=16)
-    parts: list[Named] = [("tiny", "texts", queue), ("", "compilations", Part(late_compilations=1))]
+    queue = {"waiting": 3.0, "queue": 256, "batches": 2, "batch_rows": 10, "batch_room": 16}
+    parts: list[Named] = [("tiny", "embed", queue), ("chat", "engine", {"cache_hits": 5})]
     metrics = Metrics(lambda: parts)
     first = values(metrics)
-    queue.values["waiting"] = 0
-    assert first["instructrec_queue_waiting{model=tiny,part=texts}"] == 3
-    assert first["instructrec_batch_rows_total{model=tiny,part=texts}"] == 10
-    assert first["instructrec_late_compilations_total{model=,part=compilations}"] == 1
-    assert values(metrics)["instructrec_queue_waiting{model=tiny,part=texts}"] == 0
+    queue["waiting"] = 0
+    assert first["instructrec_queue_waiting{model=tiny,part=embed}"] == 3
+    assert first["instructrec_batch_rows_total{model=tiny,part=embed}"] == 10
+    assert first["instructrec_cache_hits_total{model=chat,part=engine}"] == 5
+    assert values(metrics)["instructrec_queue_waiting{model=tiny,part=embed}"] == 0
 
 
 def test_a_part_that_counts_what_has_no_metric_is_an_error() -> None:
-    metrics = Metrics(lambda: [("tiny", "texts", Part(wating=1))])
-    with pytest.raises(ValueError, match="texts.*wating.*STATS"):
+    metrics = Metrics(lambda: [("tiny", "embed", {"wating": 1})])
+    with pytest.raises(ValueError, match="embed.*wating.*STATS"):
         metrics.shown()
 
 
@@ -77,5 +69,5 @@ def test_two_services_have_metrics_of_their_own() -> None:
 
 
 def test_every_name_of_stats_is_a_metric() -> None:
-    found = values(Metrics(lambda: [("tiny", "part", Part(**dict.fromkeys(STATS, 1.0)))]))
+    found = values(Metrics(lambda: [("tiny", "part", dict.fromkeys(STATS, 1.0))]))
     assert sum(name.endswith("{model=tiny,part=part}") for name in found) == len(STATS)

@@ -193,14 +193,21 @@ def packed(made: Built, texts: Any, multiple: int = 1) -> Any:
 # ---------------------------------------------------------------- beside other tasks = alone
 
 
-def measured(task: Any, made: Built, batch: Any, dropout: bool) -> tuple[float, float, Any]:
-    """(Σ w ℓ, Σ w, gradients by all parameters) of a task, or of one of several, on one device."""
+def measured(task: Any, made: Built, batch: Any, dropout: bool, heads: list[str]) -> tuple[float, float, Any]:
+    """(Σ w ℓ, Σ w, gradients by backbone and `heads`) of a task, or of one of several, on one device.
 
-    def loss(params: Any, batch: Any) -> Any:
+    The other heads are no part of the program, so that of the same task is the same beside any other: compiled once.
+    """
+    params = made.model.params
+    rest = {name: head for name, head in params["head"].items() if name not in heads}
+
+    def loss(params: Any, rest: Any, batch: Any) -> Any:
         keys = batch_dropout_keys(jnp.uint32(SEED), batch) if dropout else None
-        return task.loss(task.view(nnx.merge(made.model.graphdef, params)), batch, LossInputs(keys))
+        whole = params | {"head": params["head"] | rest}
+        return task.loss(task.view(nnx.merge(made.model.graphdef, whole)), batch, LossInputs(keys))
 
-    (total, weight), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(made.model.params, batch)
+    trained = params | {"head": {name: params["head"][name] for name in params["head"] if name in heads}}
+    (total, weight), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained, rest, batch)
     return float(total), float(weight), jax.device_get(gradients)
 
 
@@ -231,7 +238,7 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     numbers = np.empty_like(order)
     numbers[order] = np.arange(len(order))
     batch = replace(batch, text_numbers=numbers[batch.text_numbers].astype(np.int32))
-    found = measured(together.task, together, batch, dropout)
+    found = measured(together.task, together, batch, dropout, list(configs))
 
     first, sums = 0, []
     for part, task in together.task.subtasks.items():
@@ -239,12 +246,14 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
         arrays = packed(together, own).batch
         arrays = replace(arrays, text_numbers=arrays.text_numbers + np.int32(first))
         first += len(own.texts)
-        sums.append(measured(task, together, arrays, dropout))
+        sums.append(measured(task, together, arrays, dropout, [part]))
         assert sums[-1][1] > 0
     assert first == len(texts.texts), "no text may be left out"
     assert found[0] == pytest.approx(sums[0][0] + sums[1][0], rel=1e-5)
     assert found[1] == pytest.approx(sums[0][1] + sums[1][1])
-    alone = jax.tree.map(np.add, sums[0][2], sums[1][2])
+    first_alone, second_alone = sums[0][2], sums[1][2]
+    heads = first_alone.pop("head") | second_alone.pop("head")
+    alone = jax.tree.map(np.add, first_alone, second_alone) | {"head": heads}
     mean = [jax.tree.map(lambda gradient: gradient / found[1], each) for each in (found[2], alone)]
     assert_close(*mean, atol=1e-5)
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from instructrec_jax.backbones.folder import find_family, find_folder, read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import answer, find_template, render, written
+from instructrec_jax.hf_types import PreTrainedTokenizerBase
 from instructrec_jax.preparation import demos
 from instructrec_jax.preparation.inspection.table import Guess, Setting
 

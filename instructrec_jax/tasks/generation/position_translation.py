@@ -65,6 +65,9 @@ class PositionTranslationConfig(TaskConfig):
     def build(self, context: TaskContext) -> "PositionTranslationTask":
         return PositionTranslationTask(self, context)
 
+    def text_fields(self, task: str) -> tuple[str, ...]:
+        return ("output",)
+
     @property
     def complete(self) -> bool:
         return bool(self.vocabulary)

@@ -43,6 +43,9 @@ class ExtractiveSummarizationConfig(TaskConfig):
 
     sentences: int = 1  # number of sentences in a summary
 
+    def text_fields(self, task: str) -> tuple[str, ...]:
+        return ("output",)
+
     def build(self, context: TaskContext) -> "ExtractiveSummarizationTask":
         return ExtractiveSummarizationTask(self, context)
 

@@ -38,6 +38,9 @@ class OptionsConfig(TaskConfig):
     verbalizers: dict[str, str] = field(default_factory=dict)  # text of a label; default: its name with spaces for _
     negatives: int = 0  # random answers of other examples as candidates, for examples without any
 
+    def text_fields(self, task: str) -> tuple[str, ...]:
+        return () if self.labels else ("output", "candidates")
+
     def words(self, name: str) -> str:
         """The text of a candidate: a label's text, or the example's own candidate unchanged."""
         return self.verbalizers.get(name, name.replace("_", " ")) if self.labels else name

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,8 @@ class SpanConfig(TaskConfig):
     no_answer: bool = False  # allow examples without output, which the context does not answer
     no_answer_threshold: float = 0.0  # predict no answer where its score exceeds the best answer's by this much
     on_missing_answer: OnMissingAnswer = "error"  # an answer that is not in the context: stop, or skip and count
+
+    targets_are_places: ClassVar[bool] = True
 
     def build(self, context: TaskContext) -> "SpanTask":
         return SpanTask(self, context)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,8 @@ from instructrec_jax.tasks.texts import owners
 @dataclass
 class TokenClassificationConfig(LabelsConfig):
     """Predict a label for each word of `input` (else `instruction`); words are separated by spaces."""
+
+    targets_are_places: ClassVar[bool] = True
 
     def build(self, context: TaskContext) -> "TokenClassificationTask":
         return TokenClassificationTask(self.labels, context)

@@ -1,0 +1,55 @@
+"""Rows of one cache; what whole answers are is in service/test_engine.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tiny_networks
+
+from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.inference.slots import Rows, Slots
+
+TEXT = np.arange(6, 29, dtype=np.int32)  # two chunks of 8, and some more
+
+
+def opened(network: Callable[..., tiny_networks.Network]) -> Slots:
+    decoder, params = network("llama", 3).decoder()
+    return Slots(decoder, params, slots=2, capacity=30, chunk=8)
+
+
+def row_bits(slots: Slots, row: int) -> list[np.ndarray]:
+    return [np.asarray(x[:, row, : len(TEXT) - 1]) for x in jax.tree.leaves(slots.held.layers)]
+
+
+def test_a_copied_chunk_has_the_bits_of_a_computed_one(network: Callable[..., Any]) -> None:
+    slots, rows = opened(network), Rows(2)
+    assert (slots.capacity, slots.counts, slots.lengths) == (32, (1, 2), (32,))
+    config, last = GenerationConfig(max_new_tokens=3, temperature=1.2, seed=4), len(TEXT) - 1
+    blocks = [slots.prefill(0, TEXT[at : min(at + 8, last)], at) for at in range(0, last, 8)]
+    assert all(bool(whole) for _, whole in blocks)
+    rows.set(0, config, last=int(TEXT[-1]), place=last, numbers=0, active=True)
+    alone = slots.step(rows.first(2), 32)  # while row 1 waits
+
+    for number, (block, _) in enumerate(blocks[:2]):
+        slots.insert(1, block, 8 * number)
+    slots.prefill(1, TEXT[16:last], 16)
+    for mine, other in zip(row_bits(slots, 0), row_bits(slots, 1), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    rows.set(1, config, last=int(TEXT[-1]), place=last, numbers=0, active=True)
+    both = slots.step(rows.first(2), 32)
+    assert both.tokens[0] == both.tokens[1] == alone.tokens[0]
+    assert both.log_probs[0] == both.log_probs[1] == alone.log_probs[0]
+
+
+def test_a_row_that_waits_is_not_written(network: Callable[..., Any]) -> None:
+    slots, rows = opened(network), Rows(2)
+    slots.prefill(1, TEXT[:8], 0)
+    before = [np.asarray(x[:, 1]) for x in jax.tree.leaves(slots.held.layers)]
+    rows.set(0, GenerationConfig(), last=7, place=0, numbers=0, active=True)
+    rows.arrays["place"][1] = 3
+    slots.step(rows.first(2), 32)
+    for old, new in zip(before, jax.tree.leaves(slots.held.layers), strict=True):
+        np.testing.assert_array_equal(old, new[:, 1])
+    slots.clear(1)
+    assert all(not np.asarray(x[:, 1]).any() for x in jax.tree.leaves(slots.held.layers))
