@@ -15,6 +15,7 @@ from tiny_runs import untrained_run
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.service.app import make_app
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.settings import ModelConfig, ServeConfig
@@ -130,7 +131,8 @@ def test_documents_are_ranked_by_what_the_run_knows(networks: dict[str, Path], t
         assert [each["document"]["text"] for each in results] == [documents[each["index"]] for each in results]
         assert client.post("/rerank", json=body | {"query": "very " * 70}).status_code == 422
     with served(networks["bert"]) as client:
-        query, *vectors = Run.open(networks["bert"]).encode(["a film", "a dull film", "war"])
+        folder = str(networks["bert"])
+        query, *vectors = Run.open(folder, settings_of(folder)).encode(["a film", "a dull film", "war"])
         wanted = [float(v @ query / np.linalg.norm(v) / np.linalg.norm(query)) for v in vectors]
         body = {"query": "a film", "documents": ["a dull film", {"text": "war", "year": 1}], "top_n": 1}
         answer = client.post("/v1/rerank", json=body).json()
