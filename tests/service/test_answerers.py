@@ -1,7 +1,7 @@
 """What the service answers is what the other verbs answer, for every task that predicts in one pass."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tiny_runs import untrained_run
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.service.app import make_app
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.settings import ModelConfig, ServeConfig
@@ -39,6 +40,10 @@ RANKING = {
     "language_model_ranking": {},
     "language_model_ranking, yes_no": {"form": "yes_no", "negatives": 2},
 }
+
+
+def variants_slow(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in names]
 
 
 @contextmanager
@@ -77,7 +82,7 @@ def close(found: Any, wanted: Any) -> None:
         assert found == wanted
 
 
-@pytest.mark.parametrize("name", PREDICTING)
+@pytest.mark.parametrize("name", variants_slow(PREDICTING))
 def test_classify_as_predict(name: str, networks: dict[str, Path], tmp_path: Path) -> None:
     run = run_of(name, PREDICTING[name], networks, tmp_path)
     records = [e.to_record() for e in examples(name.partition(",")[0], 6)]
@@ -96,7 +101,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize("name", RANKING)
+@pytest.mark.parametrize("name", variants_slow(RANKING))
 def test_recommend_as_recommend(name: str, networks: dict[str, Path], tmp_path: Path) -> None:
     run = run_of(name, RANKING[name], networks, tmp_path)
     cases = examples(name.partition(",")[0], 4)
@@ -126,7 +131,8 @@ def test_documents_are_ranked_by_what_the_run_knows(networks: dict[str, Path], t
         assert [each["document"]["text"] for each in results] == [documents[each["index"]] for each in results]
         assert client.post("/rerank", json=body | {"query": "very " * 70}).status_code == 422
     with served(networks["bert"]) as client:
-        query, *vectors = Run.open(networks["bert"]).encode(["a film", "a dull film", "war"])
+        folder = str(networks["bert"])
+        query, *vectors = Run.open(folder, settings_of(folder)).encode(["a film", "a dull film", "war"])
         wanted = [float(v @ query / np.linalg.norm(v) / np.linalg.norm(query)) for v in vectors]
         body = {"query": "a film", "documents": ["a dull film", {"text": "war", "year": 1}], "top_n": 1}
         answer = client.post("/v1/rerank", json=body).json()
