@@ -5,6 +5,7 @@ import random
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,7 +231,8 @@ def statuses(port: int, data: bytes, seconds: float, *, half: bool = False, slow
                 sock.settimeout(seconds)
                 sock.sendall(data[-1:])
             if half:
-                sock.shutdown(socket.SHUT_WR)
+                with suppress(OSError):  # it closed before
+                    sock.shutdown(socket.SHUT_WR)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it closed before it had read everything
         try:
