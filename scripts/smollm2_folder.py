@@ -104,7 +104,7 @@ def write_folder(folder: Path) -> None:
         num_key_value_heads=value("llama.attention.head_count_kv"),
         max_position_embeddings=value("llama.context_length"),
         rms_norm_eps=1e-5,
-        rope_theta=value("llama.rope.freq_base"),
+        rope_parameters={"rope_type": "default", "rope_theta": value("llama.rope.freq_base")},
         tie_word_embeddings=True,
         architectures=["LlamaForCausalLM"],
         **ids,

@@ -32,6 +32,8 @@ ELSEWHERE = {
     **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
     **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},
     "service/connections": "service/test_server.py",
+    "service/routes/asked_texts": "service/routes/test_generation.py",
+    "service/writer": "service/routes/test_generation.py",
     "service/key_commands": "service/test_keys.py",
     "service/routes/parts": "service/test_door.py",
 }

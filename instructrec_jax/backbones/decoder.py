@@ -169,7 +169,7 @@ def append(cache: jax.Array, new: jax.Array, index: jax.Array | int, length: int
     With `index` int32 [rows], each row's single new token goes to its own slot, and only the first `length` slots are
     returned.
     """
-    if jnp.ndim(index) == 1:
+    if not isinstance(index, int) and index.ndim == 1:
         if new.shape[1] != 1:
             raise ValueError(f"a cache with a slot per row takes one token at a time, but there are {new.shape[1]}.")
         cache = cache[:, :length]

@@ -12,6 +12,7 @@ An encoder–decoder encodes its source as a whole (`encode`); its row then star
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,9 @@ class _Held:
 
     layers: Cache
     seen: jax.Array
+
+
+Arrays = TypeVar("Arrays", _Held, Cache)
 
 
 class Slots:
@@ -241,14 +245,15 @@ class Slots:
         result = Chosen(tokens, log_likelihood(logits, tokens), broken, *likeliest)
         return self._pin(_Held(layers, seen)), jax.tree.map(self._spread, result)
 
-    def _pin(self, tree: _Held | Cache) -> "_Held":
+    def _pin(self, tree: Arrays) -> Arrays:
         """Constrains heads to the tensor axis and leaves rows whole, so that the next call is not recompiled."""
 
         def pin(x: jax.Array) -> jax.Array:
             axes = (None, None, None, "heads", None) if x.ndim == 5 else (None,) * x.ndim
             return jax.lax.with_sharding_constraint(x, activation_sharding(self.decoder.mesh, x.shape, axes))
 
-        return jax.tree.map(pin, tree)
+        pinned: Arrays = jax.tree.map(pin, tree)
+        return pinned
 
     def _spread(self, x: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, replicated(self.decoder.mesh))

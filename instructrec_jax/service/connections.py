@@ -79,6 +79,9 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()  # half an answer is on its way
             return
+        if self.cycle is not None and not self.cycle.response_complete:  # its body went wrong: it gets this answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         answer = ServiceError(400, "this is not HTTP/1.1, or its headers are too large.", code="bad_http").response()
         headers = [*answer.raw_headers, (b"connection", b"close")]
         self.transport.write(self.conn.send(h11.Response(status_code=400, headers=headers)) or b"")

@@ -116,3 +116,4 @@ def test_ten_thousand_over_sockets(checkpoint: Path, language_models: dict[str, 
         print(f"statuses {dict(found)}; resident memory after 2,000: {before:,}, after 10,000: {after:,} bytes")
         assert after < 1.05 * before
         assert running.stop() == 0
+        assert '"level": "error"' not in running.said(0)

@@ -23,7 +23,7 @@ import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from serving import Serving, key_file
 
 from instructrec_jax.service.connections import protocol
@@ -115,6 +115,10 @@ def running(limits: LimitsConfig, drain: float = 30.0, tls: tuple[str, str] | No
         await asyncio.sleep(seconds)
         return "done"
 
+    @app.post("/late")
+    async def late(request: Request) -> str:
+        return str(len(await request.body()))
+
     @app.get("/large")
     async def large() -> Response:
         return Response(b"a" * 50_000_000)
@@ -175,6 +179,10 @@ def test_what_is_no_http_is_answered_in_the_same_form() -> None:
         said = b""
         while part := sock.recv(65536):
             said += part
+        torn = b"POST /late HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\nzz\r\n"
+        assert hostile.statuses(world.port, torn, PATIENCE) == [400]
+        while world.door.inside:
+            time.sleep(0.01)
         assert said.startswith(b"HTTP/1.1 400") and b"connection: close" in said
         assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad_http"
 

@@ -82,6 +82,7 @@ async def in_time(service: Service, request: Request, answer: Awaitable[T]) -> T
     finally:
         work.cancel()
         gone.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)  # asyncio would log what nobody looks at
 
 
 async def _disconnected(request: Request) -> None:

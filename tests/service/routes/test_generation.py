@@ -1,4 +1,5 @@
-"""Chat and text completions, asked by the openai client and by curl."""
+"""Chat and text completions (instructrec_jax.service.routes.asked_texts, instructrec_jax.service.writer), asked by the
+openai client and by curl."""
 
 import json
 import shutil
