@@ -37,14 +37,8 @@ class AnswerText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], stop: Sequence[str]):
         # a stop sequence that is a special token never appears in decoded text
-<<<<<<< HEAD
         special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self.stop_ids = {special[text] for text in stop if text in special}
-=======
-        special = set(stop) & set(tokenizer.all_special_tokens)
-        vocabulary = tokenizer.get_vocab() if special else {}  # slow: it is written out anew
-        self.stop_ids = {vocabulary[text] for text in special}
->>>>>>> engine
         self.tokenizer, self.ends, self.stop = tokenizer, self.stop_ids | set(ends), tuple(stop)
 
     def __call__(self, tokens: list[int]) -> str:
