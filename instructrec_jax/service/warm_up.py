@@ -1,7 +1,5 @@
 """Compiles a run's programs in every shape that requests can have, before there are any."""
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +19,6 @@ from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.sequence import TABLES, SequenceTask, TextVectors
 from instructrec_jax.tasks.texts import tokenize
 
-THREADS = 4
 SAMPLES = (Example(instruction="a"), Example(instruction="a", input="a"))
 
 
@@ -34,20 +31,16 @@ def compile_task(run: Run) -> None:
         if isinstance(task, LikelihoodTask):
             _likelihoods(run, task, predict)
             continue
-        _in_threads(run, predict.run, texts_of_every_shape(_sample(task), buckets(run.config), data_shards(run.mesh)))
+        for texts in texts_of_every_shape(_sample(task), buckets(run.config), data_shards(run.mesh)):
+            predict.run(texts)
         if isinstance(task, SequenceTask):
             _sequences(run, task, predict)
 
 
 def compile_vectors(run: Run) -> None:
     """The same for the vectors of texts."""
-    _in_threads(run, run.embedder.vectors, run.embedder.every_shape(run.mesh))
-
-
-def _in_threads(run: Run, compute: Callable[[list[Text]], object], inputs: Iterable[list[Text]]) -> None:
-    """Computes for each input; several at a time on a single device, since reading a program takes one core."""
-    with ThreadPoolExecutor(THREADS if run.mesh.jax_mesh.size == 1 else 1) as threads:
-        list(threads.map(compute, inputs))
+    for texts in run.embedder.every_shape(run.mesh):
+        run.embedder.vectors(texts)
 
 
 def compile_ranker(ranker: Ranker, most: int, *, alone: bool) -> None:

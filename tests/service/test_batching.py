@@ -41,6 +41,8 @@ def test_groups_keep_the_order_and_their_size() -> None:
         gone = asyncio.create_task(batcher.ask(16))
         await asyncio.sleep(0.01)
         gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        await asyncio.sleep(0.01)
         slow.go.set()
         return await asyncio.gather(first, *rest, return_exceptions=True)
 
