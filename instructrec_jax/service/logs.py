@@ -83,8 +83,10 @@ def logs_to(path: str) -> Iterator[JsonLines]:
     handler.setFormatter(form)
     root, own = logging.getLogger(), [logging.getLogger(name) for name in SPEAKING]
     levels = [each.level for each in own]
+    level = root.level
     before = root.handlers, threading.excepthook, sys.unraisablehook, logging.raiseExceptions
     root.handlers = [handler]
+    root.setLevel(logging.WARNING)  # of whatever a package has made it
     for each in own:
         each.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -95,8 +97,8 @@ def logs_to(path: str) -> Iterator[JsonLines]:
         yield form
     finally:
         root.handlers, threading.excepthook, sys.unraisablehook, logging.raiseExceptions = before
-        for each, level in zip(own, levels, strict=True):
-            each.setLevel(level)
+        for each, old in zip([root, *own], [level, *levels], strict=True):
+            each.setLevel(old)
         logging.captureWarnings(False)
         handler.close()
 

@@ -47,9 +47,11 @@ class Predictor:
 
 
 def classifier(monkeypatch: pytest.MonkeyPatch, *runs: Any, **settings: Any) -> Classifier:
+    for number, each in enumerate(runs):
+        each.path = Path(f"run {number}")
     opened = iter(runs)
     monkeypatch.setattr(module, "open_run_of", lambda path, task: next(opened))
-    return Classifier([Path(f"run {n}") for n in range(len(runs))], **settings)
+    return Classifier([each.path for each in runs], **settings)
 
 
 def run(scale: float = 1.0, labels: Sequence[str] = ("a", "b", "c"), **settings: Any) -> Any:
@@ -132,6 +134,6 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match=f"{tmp_path.name} is not a run directory"):
         open_run_of(tmp_path, "classification")
     monkeypatch.setattr(module, "require_run", lambda path: None)
-    monkeypatch.setattr(module.Run, "open", lambda path: SimpleNamespace(kind="regression"))
+    monkeypatch.setattr(module.Run, "open", lambda path: SimpleNamespace(path=path, kind="regression"))
     with pytest.raises(ValueError, match="regression.*classification"):
         open_run_of(tmp_path, "classification")

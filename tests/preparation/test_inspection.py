@@ -249,7 +249,8 @@ def test_forms(name: str, tmp_path: Path, language_models: dict[str, Path]) -> N
     data = RunData(config)
     task = open_task(data.config, backbone_folder(backbone))
     for part in SPLITS:
-        assert len({id(e.example) for e in data.cases(task, part)}) == len(split[part])
+        examples = [e.example for e in list(data.cases(task, part))]
+        assert len(set(map(id, examples))) == len(split[part])
     assert not task.context.counts and not data.skipped
 
 

@@ -24,6 +24,7 @@ def fail() -> None:
 
 def test_lines_and_what_they_leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "serve.log"
+    monkeypatch.setattr(logging.getLogger(), "level", logging.ERROR)  # as some packages leave it
     before = logging.getLogger().handlers, threading.excepthook
     with logs_to(str(path)) as form:
         logging.getLogger("instructrec_jax.runs").warning("the settings of %s", "a file")

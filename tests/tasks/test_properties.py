@@ -198,15 +198,15 @@ def measured(task: Any, made: Built, batch: Any, dropout: bool, heads: list[str]
 
     The other heads are no part of the program, so that of the same task is the same beside any other: compiled once.
     """
-    params = made.model.params
-    rest = {name: head for name, head in params["head"].items() if name not in heads}
+    params, every = made.model.params, made.model.params.get("head", {})  # an encoder–decoder has its own head
+    rest = {name: head for name, head in every.items() if name not in heads}
 
     def loss(params: Any, rest: Any, batch: Any) -> Any:
         keys = batch_dropout_keys(jnp.uint32(SEED), batch) if dropout else None
-        whole = params | {"head": params["head"] | rest}
+        whole = params | {"head": params["head"] | rest} if every else params
         return task.loss(task.view(nnx.merge(made.model.graphdef, whole)), batch, LossInputs(keys))
 
-    trained = params | {"head": {name: params["head"][name] for name in params["head"] if name in heads}}
+    trained = params | {"head": {name: head for name, head in every.items() if name in heads}} if every else params
     (total, weight), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained, rest, batch)
     return float(total), float(weight), jax.device_get(gradients)
 
@@ -252,7 +252,7 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     assert found[0] == pytest.approx(sums[0][0] + sums[1][0], rel=1e-5)
     assert found[1] == pytest.approx(sums[0][1] + sums[1][1])
     first_alone, second_alone = sums[0][2], sums[1][2]
-    heads = first_alone.pop("head") | second_alone.pop("head")
+    heads = first_alone.pop("head", {}) | second_alone.pop("head", {})
     alone = jax.tree.map(np.add, first_alone, second_alone) | {"head": heads}
     mean = [jax.tree.map(lambda gradient: gradient / found[1], each) for each in (found[2], alone)]
     assert_close(*mean, atol=1e-5)
