@@ -4,7 +4,7 @@ Slot j of a row holds token j of its text, so what a row computes does not depen
 its last token is read in chunks, straight into the row (`prefill`); from there on one `step` for all rows reads each
 row's last token and chooses its next. The first chosen token therefore comes from the same program as all others.
 
-A chunk at an offset is always computed by the same program, whatever the prompt's length. Its keys and values are
+A whole chunk at an offset is always computed by the same program, whatever the prompt's length. Its keys and values are
 therefore the same bits whether they are computed or copied from an equal prefix (`insert`).
 
 An encoder–decoder encodes its source as a whole (`encode`); its row then starts with the decoder's start token.
@@ -100,6 +100,7 @@ class Slots:
       chunk: tokens that one call of `prefill` reads.
 
     Attributes:
+      sizes: the numbers of tokens that `prefill` is compiled for: a whole chunk, and a short last one.
       counts, lengths: the numbers of rows, and of slots per row, that programs are compiled for.
     """
 
@@ -107,6 +108,7 @@ class Slots:
         self.decoder, self.params, self.chunk, self.slots = decoder, params, chunk, slots
         self.capacity = -(-capacity // chunk) * chunk  # chunks are written whole
         self.counts = _sizes(1, slots)
+        self.sizes = tuple(sorted({-(-chunk // 4), chunk}))
         shortest = min(self.capacity, -(-SHORTEST // chunk) * chunk)
         self.lengths = tuple(-(-size // chunk) * chunk for size in _sizes(shortest, self.capacity))
         self.held: _Held = jax.jit(self._empty)(params)
@@ -132,7 +134,8 @@ class Slots:
 
         Returns the chunk's keys and values, and whether they are numbers (not NaN), a bool scalar.
         """
-        padded = np.zeros((1, self.chunk), np.int32)
+        size = next(size for size in self.sizes if size >= len(tokens))
+        padded = np.zeros((1, size), np.int32)
         padded[0, : len(tokens)] = tokens
         place = np.array([row, offset, len(tokens)], np.int32)
         length = self.length_for(offset + self.chunk)
@@ -180,7 +183,7 @@ class Slots:
     ) -> tuple[_Held, Cache, jax.Array]:
         model, (row, offset, count) = self.decoder.model(params), place
         assert not isinstance(model.backbone, EncoderDecoder)
-        slots, own = jnp.arange(length)[None], jnp.arange(self.chunk)[None]
+        slots, own = jnp.arange(length)[None], jnp.arange(tokens.shape[1])[None]
         valid = own < count
         cache: DecoderCache = {
             "layers": jax.tree.map(lambda x: _part(x, row, 0, length), held.layers),

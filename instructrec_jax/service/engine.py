@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 class EngineSettings:
     """Settings of the engine. The defaults suit a laptop; an accelerator has room for more slots."""
 
-    slots: int = 8  # answers at a time; an accelerator computes 64 in about the time of one
-    capacity: int | None = None  # tokens of prompt and answer together; None: the network's limit, at most 4,096
+    slots: int = 16  # answers at a time; an accelerator computes 64 in about the time of one
+    capacity: int | None = None  # tokens of prompt and answer together; None: the network's limit, at most 2,048
     chunk: int = 128  # tokens of a prompt between two steps; more reads prompts faster and delays answers longer
     prefix_bytes: int = 1 << 28  # memory for keys and values of known beginnings of prompts; 0: keep none
     queue: int = 64  # requests that wait for a slot; more are refused
@@ -45,7 +45,7 @@ class EngineSettings:
                 raise ValueError(f"{name} must be at least {least}, but is {value}.")
 
 
-MOST_CAPACITY = 4096  # without a setting
+MOST_CAPACITY = 2048  # without a setting
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,8 @@ class Engine(Generic[Network]):
                     slots.encode(0, np.zeros(length, np.int32))
                 else:
                     offset = length - slots.chunk
-                    slots.insert(0, slots.prefill(0, np.zeros(slots.chunk, np.int32), offset)[0], offset)
+                    for size in slots.sizes:
+                        slots.insert(0, slots.prefill(0, np.zeros(size, np.int32), offset)[0], offset)
                 for count in slots.counts:
                     slots.step(self._rows.first(count), length)
             slots.remember(0, np.zeros(1, np.int32))

@@ -271,3 +271,10 @@ def test_kill_and_restart_under_load(checkpoint: Path, tmp_path: Path) -> None:
     messages = [line["message"] for line in lines if line["message"] != "request"]
     assert messages[-1] == "stop" and {"start", "ready", "shutting down"} <= set(messages)
     assert not [line for line in lines if line["level"] == "error"]
+
+
+def test_answers_do_not_wait_for_acknowledgments() -> None:
+    with listener("127.0.0.1", 0) as sock, socket.create_connection(sock.getsockname()):
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
