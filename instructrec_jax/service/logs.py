@@ -10,11 +10,13 @@ import logging
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from typing import TextIO
 
 from instructrec_jax.service.exchange import Exchange
 
@@ -84,23 +86,34 @@ def logs_to(path: str) -> Iterator[JsonLines]:
     root, own = logging.getLogger(), [logging.getLogger(name) for name in SPEAKING]
     levels = [each.level for each in own]
     level = root.level
-    before = root.handlers, threading.excepthook, sys.unraisablehook, logging.raiseExceptions
+    before = root.handlers, threading.excepthook, sys.unraisablehook, logging.raiseExceptions, warnings.showwarning
     root.handlers = [handler]
     root.setLevel(logging.WARNING)  # of whatever a package has made it
     for each in own:
         each.setLevel(logging.INFO)
-    logging.captureWarnings(True)
+    warnings.showwarning = _log_warning  # logging.captureWarnings does nothing where another has called it before
     logging.raiseExceptions = False  # a full disk: logging would print the record's values to stderr
     threading.excepthook = _log_thread
     sys.unraisablehook = _log_unraisable
     try:
         yield form
     finally:
-        root.handlers, threading.excepthook, sys.unraisablehook, logging.raiseExceptions = before
+        root.handlers, threading.excepthook, sys.unraisablehook, logging.raiseExceptions, warnings.showwarning = before
         for each, old in zip([root, *own], [level, *levels], strict=True):
             each.setLevel(old)
-        logging.captureWarnings(False)
         handler.close()
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Without the message, which may quote a text."""
+    logging.getLogger("py.warnings").warning("%s", category.__name__)
 
 
 def _log_thread(found: threading.ExceptHookArgs) -> None:

@@ -31,6 +31,7 @@ def test_lines_and_what_they_leave_out(tmp_path: Path, monkeypatch: pytest.Monke
         form.answering = True
         logging.getLogger("instructrec_jax.runs").warning("the text %r", SECRET)
         logging.getLogger("asyncio").error(f"{SECRET}")
+        warnings.simplefilter("always")
         warnings.warn(SECRET, stacklevel=1)
         try:
             fail()
