@@ -30,7 +30,7 @@ def test_lines_and_what_they_leave_out(tmp_path: Path, monkeypatch: pytest.Monke
         logging.getLogger("instructrec_jax.runs").warning("the settings of %s", "a file")
         form.answering = True
         logging.getLogger("instructrec_jax.runs").warning("the text %r", SECRET)
-        logging.getLogger("asyncio").error(f"{SECRET}")
+        logging.getLogger("another.package").error(f"{SECRET}")
         warnings.simplefilter("always")
         warnings.warn(SECRET, stacklevel=1)
         try:
@@ -49,10 +49,11 @@ def test_lines_and_what_they_leave_out(tmp_path: Path, monkeypatch: pytest.Monke
     assert [json.loads(line)["message"] for line in path.read_text().splitlines()] == ["stop"]
     text = (tmp_path / "serve.log.1").read_text()
     assert SECRET not in text
+    assert len(text.splitlines()) == 7, text
     first, second, third, warned, failed, died, request = map(json.loads, text.splitlines())
     assert first["message"] == "the settings of a file" and first["level"] == "warning"
     assert second["message"].startswith("instructrec_jax.runs at test_logs.py:")
-    assert third["message"].startswith("asyncio at test_logs.py:") and "py.warnings at" in warned["message"]
+    assert third["message"].startswith("another.package at test_logs.py:") and "py.warnings at" in warned["message"]
     assert failed["message"] == "Exception in ASGI application"
     assert [each["type"] for each in failed["exception"]] == ["RuntimeError", "KeyError"]
     assert failed["exception"][0]["frames"][-1].endswith(" fail")
