@@ -107,8 +107,8 @@ async def chat(asked: ChatRequest, request: Request, service: Running, noted: No
     example, new_tokens = asked.example(await hidden.mask(asked.messages)), asked.new_tokens
     prompts = await _tokenized(lambda: [writer.chat(example)])
     config = writer.fitted(asked.config(new_tokens, service.config.limits), prompts, new_tokens is not None)
-    streams = _submitted(lambda: writer.submit(prompts, config, n=asked.n, exact=asked.exact, top=asked.top))
     service.drift(model).answered(render(example))
+    streams = _submitted(lambda: writer.submit(prompts, config, n=asked.n, exact=asked.exact, top=asked.top))
     answers = Answers(model.name, writer, streams, True, bool(asked.logprobs), sum(map(len, prompts)), hidden)
     return await _sent(answers, asked, request, service, noted)
 
@@ -154,15 +154,23 @@ async def _sent(
     noted.counts["prompt_tokens"] += answers.prompts
     if asked.stream:
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        events = _events(answers, with_usage, service.config.limits.seconds, noted)
+        events = events_of(answers, with_usage, service.config.limits.seconds, noted)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-    each = asyncio.gather(*(_whole(stream) for stream in answers.streams))
-    pieces = await in_time(service, request, each)
+    pieces = await in_time(service, request, wholes(answers.streams))
     written = sum(len(piece.tokens) for piece in pieces)
     noted.counts["completion_tokens"] += written
     pieces = [answers.hidden.pieces()(piece) for piece in pieces]
     choices = [answers.choice(index, piece, chunk=False) for index, piece in enumerate(pieces)]
     return JSONResponse(answers.document(choices, chunk=False, usage=answers.usage(written)))
+
+
+async def wholes(streams: list[Stream]) -> list[Piece]:
+    """The whole answers; where one fails or nobody waits any more, the others end after their step."""
+    try:
+        return await asyncio.gather(*map(_whole, streams))
+    finally:
+        for stream in streams:
+            stream.cancel()  # nothing, for one that has ended
 
 
 async def _whole(stream: Stream) -> Piece:
@@ -179,7 +187,7 @@ async def _whole(stream: Stream) -> Piece:
 # ---------------------------------------------------------------- server-sent events
 
 
-async def _events(answers: Answers, with_usage: bool, seconds: float, noted: Exchange) -> AsyncIterator[bytes]:
+async def events_of(answers: Answers, with_usage: bool, seconds: float, noted: Exchange) -> AsyncIterator[bytes]:
     """The chunks of an answer; closing the iterator (the client left) cancels what is not written yet."""
     arrived: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
     tasks = [asyncio.create_task(_pump(n, stream, arrived)) for n, stream in enumerate(answers.streams)]
@@ -217,6 +225,8 @@ async def _events(answers: Answers, with_usage: bool, seconds: float, noted: Exc
         noted.counts["completion_tokens"] += written
         for task in tasks:
             task.cancel()
+        for stream in answers.streams:
+            stream.cancel()
 
 
 async def _pump(index: int, stream: Stream, arrived: "asyncio.Queue[tuple[int, Piece | Exception]]") -> None:

@@ -1,11 +1,13 @@
 """Chat and text completions (instructrec_jax.service.routes.asked_texts, instructrec_jax.service.writer), asked by the
 openai client and by curl."""
 
+import asyncio
 import json
 import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +21,12 @@ from instructrec_jax.data.example import Example, Message
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.service.app import make_app
 from instructrec_jax.service.engine import EngineSettings
+from instructrec_jax.service.exchange import Exchange
 from instructrec_jax.service.models import open_service
+from instructrec_jax.service.privacy import Private
+from instructrec_jax.service.routes.generation import Answers, events_of, wholes
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
+from instructrec_jax.service.stream import Stream
 
 TEXTS = ["a good film about war", "bright music", "the old book is not dull", "space crime love", "new"]
 
@@ -133,13 +139,24 @@ def test_curl_reads_a_stream(world: SimpleNamespace) -> None:
     assert json.loads(lines[0].removeprefix("data: "))["choices"][0]["delta"]["role"] == "assistant"
 
 
-def test_who_leaves_gives_the_slot_back(world: SimpleNamespace) -> None:
-    engine = world.app.state.service.models["tiny"].writer.engine
-    before = engine.stats().finished.get("cancelled", 0)
-    body = {"model": "tiny", "messages": turns("a"), "max_tokens": 40, "stream": True, "n": 2}
-    with httpx.stream("POST", f"{world.url}/v1/chat/completions", json=body) as answer:
-        next(answer.iter_lines())
-    stopped = world.client.completions.create(model="tiny", prompt="a", max_tokens=1)  # a later one is answered
-    assert stopped.choices[0].finish_reason in ("length", "stop")
-    ended = engine.stats().finished
-    assert engine.stats().active == 0 or ended.get("cancelled", 0) >= before
+def test_who_leaves_ends_all_choices(world: SimpleNamespace) -> None:
+    cancelled: list[int] = []
+    streams = [Stream(3, partial(cancelled.append, number)) for number in range(2)]
+    answers = Answers("tiny", world.app.state.service.models["tiny"].writer, streams, True, False, 3, Private())
+
+    async def leave() -> None:
+        events = events_of(answers, False, 60.0, Exchange("r", "POST"))
+        assert b"assistant" in await anext(events)
+        await events.aclose()
+
+    asyncio.run(leave())
+    assert set(cancelled) == {0, 1}
+
+
+def test_a_choice_that_fails_ends_the_others() -> None:
+    cancelled: list[int] = []
+    streams = [Stream(3, partial(cancelled.append, number)) for number in range(2)]
+    streams[0].put(FloatingPointError("NaN"))
+    with pytest.raises(FloatingPointError):
+        asyncio.run(asyncio.wait_for(wholes(streams), 30))
+    assert 1 in cancelled
