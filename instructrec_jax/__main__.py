@@ -14,6 +14,7 @@ VERBS = (
     "recommend",
     "prepare",
     "export",
+    "compress",
     "plan",
     "assist",
     "watch",

@@ -26,6 +26,7 @@ from instructrec_jax.backbones.layers import (
     segment_keys,
     truncated_normal,
 )
+from instructrec_jax.backbones.tables import Table, dense_table, table_logits
 from instructrec_jax.hf_types import PretrainedConfig
 
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "lasttoken")
@@ -190,22 +191,21 @@ class MaskedLMHead(_Transform):
         bias = jnp.zeros((vocab_size,), jnp.float32)
         self.bias = nnx.Param(bias, axes=("vocab",)) if spec.output_bias else None
         draw = _init(spec, spec.initializer_range)
-        self.table = (
+        self.table: nnx.Param[jax.Array] | Table | None = (
             None if spec.tied else nnx.Param(draw(rngs.params(), (vocab_size, hidden_size)), axes=("vocab", "embed"))
         )
         self.dtype = dtype
 
     def output(self, backbone: Backbone) -> tuple[jax.Array, jax.Array | None]:
         """The layer after `transform`: the table [vocab_size, hidden_size], and the bias [vocab_size] or None."""
-        table = backbone.word_embedding_table if self.table is None else self.table[...]
+        table = backbone.word_embedding_table if self.table is None else dense_table(self.table)
         return table, None if self.bias is None else self.bias[...]
 
     def __call__(self, backbone: Backbone, hidden: jax.Array) -> jax.Array:
         """hidden [..., hidden_size] -> fp32 logits [..., vocab_size]. A loss never needs them: see `losses`."""
-        table, bias = self.output(backbone)
-        x = self.transform(hidden, None)
-        logits = jnp.einsum("...h,vh->...v", x, table.astype(self.dtype), preferred_element_type=jnp.float32)
-        return logits if bias is None else logits + bias
+        table = backbone.word_embeddings.table if self.table is None else self.table
+        logits = table_logits(table, self.transform(hidden, None).astype(self.dtype))
+        return logits if self.bias is None else logits + self.bias[...]
 
 
 class LMHead(nnx.Module):
@@ -215,7 +215,7 @@ class LMHead(nnx.Module):
         self, spec: LMHeadSpec, hidden_size: int, vocab_size: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         init = normal(spec.initializer_range)
-        self.table = (
+        self.table: nnx.Param[jax.Array] | Table | None = (
             None if spec.tied else nnx.Param(init(rngs.params(), (vocab_size, hidden_size)), axes=("vocab", "embed"))
         )
         self.bias = nnx.Param(jnp.zeros((vocab_size,), jnp.float32), axes=("vocab",)) if spec.bias else None
@@ -224,15 +224,14 @@ class LMHead(nnx.Module):
 
     def output(self, backbone: Backbone) -> tuple[jax.Array, jax.Array | None]:
         """The table [vocab_size, hidden_size] and the bias [vocab_size], or None."""
-        table = backbone.word_embedding_table if self.table is None else self.table[...]
+        table = backbone.word_embedding_table if self.table is None else dense_table(self.table)
         return table, None if self.bias is None else self.bias[...]
 
     def __call__(self, backbone: Backbone, hidden: jax.Array) -> jax.Array:
         """hidden [..., hidden_size] -> fp32 logits [..., vocab_size]. A loss never needs them: see `losses`."""
-        table, bias = self.output(backbone)
-        x = (hidden * self.spec.scale).astype(self.dtype)
-        logits = jnp.einsum("...h,vh->...v", x, table.astype(self.dtype), preferred_element_type=jnp.float32)
-        logits = logits if bias is None else logits + bias
+        table = backbone.word_embeddings.table if self.table is None else self.table
+        logits = table_logits(table, (hidden * self.spec.scale).astype(self.dtype))
+        logits = logits if self.bias is None else logits + self.bias[...]
         cap = self.spec.soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from instructrec_jax.adapters.quantized import Quantized, dense_kernel, linears, plain_kernel
+from instructrec_jax.adapters.quantized import Quantized, dense_kernel, dense_tables, linears, plain_kernel
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import find_family
 from instructrec_jax.backbones.layers import Axes, DropoutKeys, Linear, dropout
@@ -147,7 +147,7 @@ def places(backbone: nnx.Module, hf_config: PretrainedConfig) -> list[Place]:
     return sorted(found, key=lambda place: (place.number, place.names))
 
 
-def matches(target: str, name: str, prefix: str) -> bool:
+def matches(target: str, name: str, prefix: str, setting: str = "lora.targets") -> bool:
     """Whether an entry of `LoraConfig.targets` matches the module `name`, by PEFT's rules.
 
     "all-linear" matches every module. A plain name matches modules with this name or with a name that ends with "." and
@@ -163,30 +163,34 @@ def matches(target: str, name: str, prefix: str) -> bool:
     try:
         return any(re.fullmatch(target, full) for full in (name, prefix + name))
     except re.error as error:
-        raise ValueError(f"lora.targets: {target!r} is not a valid regular expression ({error}).") from error
+        raise ValueError(f"{setting}: {target!r} is not a valid regular expression ({error}).") from error
 
 
-def find_places(backbone: nnx.Module, hf_config: PretrainedConfig, targets: Sequence[str]) -> list[Place]:
+def find_places(
+    backbone: nnx.Module, hf_config: PretrainedConfig, targets: Sequence[str], setting: str = "lora.targets"
+) -> list[Place]:
     """The linear layers that `targets` match.
+
+    Errors name the `setting`.
 
     Raises ValueError for a target without a match, and for targets that match only some layers of a stack.
     """
     all_places, prefix = places(backbone, hf_config), find_family(hf_config.model_type).prefix
     for target in targets or [""]:
-        if not any(matches(target, name, prefix) for place in all_places for name in place.names):
+        if not any(matches(target, name, prefix, setting) for place in all_places for name in place.names):
             known = dict.fromkeys(place.rule.name.removesuffix(".weight") for place in all_places)
             raise ValueError(
-                f"lora.targets: {target!r} matches no linear layer of this {hf_config.model_type} network; choose "
+                f"{setting}: {target!r} matches no linear layer of this {hf_config.model_type} network; choose "
                 f"all-linear or from {', '.join(known)}."
             )
     chosen = []
     for place in all_places:
-        hits = [any(matches(target, name, prefix) for target in targets) for name in place.names]
+        hits = [any(matches(target, name, prefix, setting) for target in targets) for name in place.names]
         if any(hits) and not all(hits):
             odd = place.names[hits.index(False)]
             raise ValueError(
-                f"lora.targets {list(targets)} match {place.names[hits.index(True)]} but not {odd}. These layers are "
-                "stacked and get LoRA together: name the module without the layer number."
+                f"{setting} {list(targets)} match {place.names[hits.index(True)]} but not {odd}. These layers are "
+                "stacked and treated together: name the module without the layer number."
             )
         if all(hits):
             chosen.append(place)
@@ -255,8 +259,10 @@ def merge_lora(network: Network) -> Network:
     """Adds LoRA's updates to their kernels, in place and in fp32, and returns the network, now without LoRA.
 
     Quantized kernels, with or without LoRA, become plain kernels: the dequantized values plus the update. This is the
-    network that was trained, as opposed to the update added to the original, unquantized weights.
+    network that was trained, as opposed to the update added to the original, unquantized weights. Quantized tables
+    become plain tables.
     """
+    dense_tables(network)
     for linear in linears(network):
         kernel, lora = dense_kernel(linear), lora_of(linear)
         if lora is not None:

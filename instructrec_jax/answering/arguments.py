@@ -133,6 +133,36 @@ def export_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def compress_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("compress", doc, SETTINGS)
+    add = parser.add_argument
+    add("path", type=run_path, help="run directory, or HuggingFace folder")
+    add("--out", type=Path, required=True, help="run directory to write; must not exist")
+    add("--step", type=int, help="step of the checkpoint; default: the best")
+    add("--weights", choices=("int8", "int4", "nf4"), default="int8", help="codes of the weights (default: int8)")
+    add("--activations", choices=("none", "int8"), default="none", help="int8: products of integers (default: none)")
+    groups = "inputs that share a scale; default: all for int8, 64 for 4 bits"
+    add("--group", type=int, choices=(32, 64, 128), help=groups)
+    methods = "rtn: round to nearest; smoothquant, gptq: calibrated on data.train (default: rtn)"
+    add("--method", choices=("rtn", "smoothquant", "gptq"), default="rtn", help=methods)
+    add("--keep", nargs="+", default=[], metavar="PATTERN", help="layers that stay as they are, as in lora.targets")
+    above = "also those whose outputs have a larger relative error, such as 0.2"
+    add("--keep_above", type=float, metavar="ERROR", help=above)
+    add("--dense_embeddings", action="store_true", help="keep the embedding table (default: int8, row by row)")
+    texts = "examples of data.train for the choice of codes and the errors of the layers (default: 128)"
+    add("--calibration", type=int, default=128, metavar="N", help=texts)
+    add("--limit", type=share, help="largest loss of the task's metric: 0.5%% or 0.005; more is an error")
+    return parser
+
+
+def share(text: str) -> float:
+    """A share such as 0.5% or 0.005."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: write 0.5% or 0.005") from None
+
+
 def plan_parser(doc: str, architectures: Sequence[str]) -> argparse.ArgumentParser:
     """The options of plan.
 

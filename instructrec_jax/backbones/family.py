@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from instructrec_jax.backbones.layers import Embedding
+from instructrec_jax.backbones.tables import dense_table
 from instructrec_jax.hf_types import PretrainedConfig
 
 
@@ -101,7 +102,7 @@ class Backbone(nnx.Module):
     @property
     def word_embedding_table(self) -> jax.Array:
         """The embedding table [vocab_size, hidden_size], also used by heads with a tied output layer."""
-        return self.word_embeddings.table[...]
+        return dense_table(self.word_embeddings.table)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.activations import ACTIVATIONS as ACTIVATIONS
 from instructrec_jax.backbones.activations import activation as activation
+from instructrec_jax.backbones.tables import Table
 from instructrec_jax.distributed.mesh import constrain, is_split
 
 Axes = tuple[str | None, ...]
@@ -124,11 +125,13 @@ class Embedding(nnx.Module):
         table = init(rngs.params(), (size, features))
         if padding_id is not None:
             table = table.at[padding_id].set(0.0)
-        self.table = nnx.Param(table, axes=axes)
+        self.table: nnx.Param[jax.Array] | Table = nnx.Param(table, axes=axes)
         self.dtype = dtype
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
+        if isinstance(self.table, nnx.Param):
+            return jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
+        return self.table.rows(ids).astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):

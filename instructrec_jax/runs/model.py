@@ -1,7 +1,7 @@
 """Builds the task and model of a run's settings: pretrained, abstract, or restored from a checkpoint."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.heads import head_kind
-from instructrec_jax.adapters.lora import add_lora, check_lora
+from instructrec_jax.adapters.lora import add_lora, check_lora, find_places
 from instructrec_jax.adapters.peft import TRAINED_HEADS, read_peft
-from instructrec_jax.adapters.quantized import quantize_backbone
+from instructrec_jax.adapters.quantized import Format, quantize_backbone, quantize_tables
+from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.folder import (
     find_family,
     find_folder,
@@ -136,6 +137,7 @@ def stack_options(config: Config) -> StackOptions:
 
 def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> SplitModel:
     """The pretrained (or randomly initialized) backbone with the task's head, sharded over the mesh."""
+    check_trainable(config)
     rngs = nnx.Rngs(config.seed)
 
     def sharding(path: str, shape: tuple[int, ...], axes: Axes) -> jax.sharding.Sharding:
@@ -198,10 +200,12 @@ def adapted(model: Model, config: Config, source: Source) -> Model:
     if not hasattr(model, "backbone") and (lora.on or config.backbone.quantize != "none"):
         name = "lora" if lora.on else "backbone.quantize"
         raise ValueError(f"{name} is set, but this task's network has no backbone: leave it out.")
-    if config.backbone.quantize != "none":
-        if not lora.on:
-            raise ValueError("backbone.quantize freezes the backbone, so it needs LoRA: set lora.rank, such as 8.")
-        quantize_backbone(model.backbone, config.backbone.quantize)
+    if (format := stored_format(config.backbone)) is not None:
+        keep = config.backbone.quantize_keep
+        kept = find_places(model.backbone, source.config, keep, "backbone.quantize_keep") if keep else []
+        quantize_backbone(model.backbone, format, keep=[place.linear for place in kept])
+        if config.backbone.quantize_embeddings:
+            quantize_tables(model, format.activations)
     if lora.adapter is not None:
         kind = head_kind(model.head)
         classifier = (model.head, kind) if kind in TRAINED_HEADS else ()
@@ -212,6 +216,35 @@ def adapted(model: Model, config: Config, source: Source) -> Model:
     return model
 
 
+def check_trainable(config: Config) -> None:
+    """Raises ValueError for a network that would have to be trained in codes."""
+    if config.backbone.quantize != "none" and not config.lora.on:
+        raise ValueError(
+            "backbone.quantize freezes the backbone, so it needs LoRA: set lora.rank, such as 8. To quantize a network "
+            "that is not to be trained, use `python -m instructrec_jax.compress`."
+        )
+
+
+def stored_format(config: BackboneConfig) -> Format | None:
+    """How the kernels of linear layers are stored; None: as they are.
+
+    Raises ValueError for settings that have no effect, or do not go together.
+    """
+    if config.quantize != "none":
+        try:
+            return Format(
+                config.quantize, config.quantize_group, config.quantize_activations, smooth=config.quantize_smooth
+            )
+        except ValueError as error:
+            raise ValueError(f"backbone.quantize: {error}") from None
+    default = BackboneConfig()
+    names = [field.name for field in fields(config) if field.name.startswith("quantize_")]
+    given = [name for name in names if getattr(config, name) != getattr(default, name)]
+    if given:
+        raise ValueError(f"backbone.{given[0]} has no effect without backbone.quantize: set it, or leave this out.")
+    return None
+
+
 def frozen_by(config: Config, task: Task, model: nnx.Module) -> Callable[[str], bool]:
     freeze = [*config.backbone.freeze, *task.freeze]
     return frozen_parameters(model, freeze=freeze, train_last=config.backbone.train_last, lora=config.lora.on)
@@ -220,9 +253,12 @@ def frozen_by(config: Config, task: Task, model: nnx.Module) -> Callable[[str], 
 def restored_model(config: Config, task: Task, run_dir: Path, mesh: DeviceMesh, step: int | None = None) -> SplitModel:
     """The model of a run's checkpoint (None: the best one), without the optimizer state.
 
-    Frozen parameters are read from the weights that the run was trained on.
+    Frozen parameters are read from the weights that the run was trained on. A run without a note of these
+    (backbone/weights.json), such as one that `compress` wrote, has all its parameters in the checkpoint.
     """
     model = abstract_model(config, task, run_dir / "backbone", mesh)
+    if frozen_fingerprint(run_dir) is None:
+        model = replace(model, is_frozen=lambda path: False)
     checkpoints = Checkpoints(run_dir)
     chosen = checkpoints.best_step() if step is None else step
     if chosen not in checkpoints.steps():

@@ -15,7 +15,7 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.initial import initial_model
-from instructrec_jax.runs.model import SplitModel, abstract_model
+from instructrec_jax.runs.model import SplitModel, abstract_model, check_trainable
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -66,6 +66,7 @@ class TrainingSetup:
     @classmethod
     def abstract(cls, config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> "TrainingSetup":
         """With shapes instead of arrays, for devices that need not be present."""
+        check_trainable(config)
         model = abstract_model(config, task, folder, mesh)
         shapes = task.buffer_shapes(model.source.config.hidden_size) if task.refresh_every else {}
         buffers = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}

@@ -140,12 +140,12 @@ def _matrix_size(path: str, value: jax.Array, *, tied: bool) -> int:
 
     Embedding tables cost nothing, unless they are also the output layer.
     """
-    shape = tuple(value.shape)
+    path, shape = path.replace("/table/codes", "/table"), tuple(value.shape)
     dims = len(shape) - ("/block" in path)  # stacked layers have one more
     looked_up = path.startswith("backbone/") and path.endswith("/table")
-    if dims < 2 or path.endswith("/kernel/scales") or (looked_up and not (tied and path == WORDS)):
+    if dims < 2 or path.endswith("/scales") or (looked_up and not (tied and path == WORDS)):
         return 0
-    # nf4: two weights per byte (a kernel with an odd number of inputs counts one extra row)
+    # 4 bits: two weights per byte (a kernel with an odd number of inputs counts one extra row)
     packed = 2 if path.endswith("/kernel/codes") and value.dtype == np.uint8 else 1
     return packed * int(np.prod(shape))
 
@@ -167,7 +167,7 @@ def _place(path: str) -> tuple[float, float]:
 
 def _output_place(path: str, *, tied: bool) -> tuple[float, float]:
     """The depth of the product with a parameter: for tied word embeddings, that of the output layer."""
-    return (3.0, 0.0) if tied and path == WORDS else _place(path)
+    return (3.0, 0.0) if tied and path.removesuffix("/codes") == WORDS else _place(path)
 
 
 def _vectors_through(path: str, texts: Texts) -> int:

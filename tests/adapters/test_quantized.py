@@ -10,7 +10,7 @@ from flax import nnx
 from transformers import BertConfig, GPT2Config, ModernBertConfig
 
 from instructrec_jax.adapters.lora import LoraConfig, add_lora, is_lora, merge_lora
-from instructrec_jax.adapters.quantized import NF4, Quantized, decode, encode, linears, quantize_backbone
+from instructrec_jax.adapters.quantized import NF4, Format, Quantized, decode, encode, linears, quantize_backbone
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
@@ -38,7 +38,7 @@ INPUTS = (TOKENS, np.ones_like(TOKENS), np.broadcast_to(np.arange(9, dtype=np.in
 
 def quantized(config: Any, kind: str, *, rank: int = 0, **options: Any) -> Any:
     backbone = build_backbone(config, rngs=nnx.Rngs(0), **options)
-    quantize_backbone(backbone, kind)
+    quantize_backbone(backbone, Format(kind))
     if rank:
         add_lora(backbone, config, LoraConfig(rank=rank), nnx.Rngs(1))
         for number, linear in enumerate(linears(backbone)):
@@ -84,11 +84,11 @@ def test_nf4_is_the_table_of_the_paper():
 def test_nf4_takes_the_nearest_value_of_each_block(shape):
     kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     kernel[: min(64, shape[0]), ..., 0] = 0  # a block of zeros has no scale to divide by
-    codes, scales = encode("nf4", jnp.asarray(kernel))
+    codes, scales = encode(Format("nf4"), jnp.asarray(kernel))
     blocks = -(-shape[0] // 64)
     assert codes.dtype == jnp.uint8 and codes.shape == (-(-shape[0] // 2), *shape[1:])
     assert scales.dtype == jnp.float32 and scales.shape == (blocks, *shape[1:])
-    actual = np.asarray(decode("nf4", codes, scales, shape[0]))
+    actual = np.asarray(decode(Format("nf4"), codes, scales, shape[0]))
     table = NF4.astype(np.float64)
     for column in np.ndindex(*shape[1:]):
         for block in range(blocks):
@@ -109,21 +109,21 @@ def test_int8_is_off_by_half_a_step_at_most(shape):
     kernel[..., 0] *= 1e-3  # each output channel has a scale of its own
     if shape[-1] > 2:
         kernel[..., 2] = 0
-    codes, scales = encode("int8", jnp.asarray(kernel))
+    codes, scales = encode(Format("int8"), jnp.asarray(kernel))
     assert codes.dtype == jnp.int8 and codes.shape == shape and scales.shape == (1, *shape[1:])
     step = np.abs(kernel.astype(np.float64)).max(0, keepdims=True) / 127
     np.testing.assert_allclose(scales, step, rtol=1e-6)
     assert np.abs(np.asarray(codes, int)).max() == 127
-    actual = np.asarray(decode("int8", codes, scales, shape[0]), np.float64)
+    actual = np.asarray(decode(Format("int8"), codes, scales, shape[0]), np.float64)
     assert (np.abs(actual - kernel) <= step / 2 * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 def test_what_is_on_the_grid_comes_back_and_nan_stays_loud(kind):
     kernel = jax.random.normal(jax.random.key(0), (130, 6))
-    once = decode(kind, *encode(kind, kernel), 130)
-    np.testing.assert_allclose(decode(kind, *encode(kind, once), 130), once, rtol=1e-6, atol=0)
-    broken = decode(kind, *encode(kind, kernel.at[3, 2].set(jnp.nan)), 130)
+    once = decode(Format(kind), *encode(Format(kind), kernel), 130)
+    np.testing.assert_allclose(decode(Format(kind), *encode(Format(kind), once), 130), once, rtol=1e-6, atol=0)
+    broken = decode(Format(kind), *encode(Format(kind), kernel.at[3, 2].set(jnp.nan)), 130)
     assert np.isnan(broken[3, 2])
 
 
@@ -135,7 +135,7 @@ def test_bytes():
     plain = build_backbone(BERT, rngs=nnx.Rngs(0))
     kernels = sum(linear.kernel.nbytes for linear in linears(plain))
     rest = {path for path in params_of(plain)[1] if not path.endswith("/kernel")}
-    for kind, share in [("int8", 1 / 4), ("nf4", (4 + 32 / 64) / 32)]:
+    for kind, share in [("int8", 1 / 4), ("int4", 4.5 / 32), ("nf4", 4.5 / 32)]:
         params = params_of(quantized(BERT, kind))[1]
         sizes = {path: value.nbytes for path, value in params.items() if "/kernel/" in path}
         assert rest | sizes.keys() == params.keys()  # nothing else changed
@@ -205,7 +205,7 @@ def test_the_backward_pass_keeps_no_kernel_in_full(remat):
     assert stacked not in program(quantized(config, "nf4", rank=2, stack=options))
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 def test_merging_adds_to_what_the_codes_stand_for(kind):
     backbone = quantized(BERT, kind, rank=4)
     query = backbone.layers.block0.attention.query
@@ -218,13 +218,13 @@ def test_merging_adds_to_what_the_codes_stand_for(kind):
     np.testing.assert_allclose(merged(*INPUTS), before, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 def test_an_abstract_network_gets_the_same_structure_in_both_ways(kind):
     real = quantized(MODERNBERT, kind)
     inside = nnx.eval_shape(lambda: quantized(MODERNBERT, kind))
     after = nnx.eval_shape(lambda: build_backbone(MODERNBERT, rngs=nnx.Rngs(0)))
     plain = {id(linear): tuple(linear.kernel.shape) for linear in linears(after)}
-    quantize_backbone(after, kind)
+    quantize_backbone(after, Format(kind))
     assert all(linear.kernel.shape == plain[id(linear)] for linear in linears(after))
     graphdef, state = nnx.split(real)
     for other in (inside, after):
@@ -235,20 +235,20 @@ def test_an_abstract_network_gets_the_same_structure_in_both_ways(kind):
         assert next(shapes) == next(shapes)
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
 def test_quantized_on_a_mesh_equals_quantized_on_one_device(kind):
     mesh = make_mesh(MeshConfig(2, 2, 2))
     plain = build_backbone(BERT, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(plain)
     spread = nnx.merge(graphdef, jax.device_put(nnx.to_pure_dict(state), parameter_shardings(mesh, plain)))
-    quantize_backbone(spread, kind)
+    quantize_backbone(spread, Format(kind))
     expected = params_of(quantized(BERT, kind))[1]
     for path, value in params_of(spread)[1].items():
         np.testing.assert_array_equal(value, expected[path], err_msg=path)
     shardings = parameter_shardings(mesh, spread)
     kernel = shardings["layers"]["block0"]["mlp_in"]["kernel"]
     assert tuple(kernel["codes"].spec) == (None, "fsdp", "tensor")
-    scales = {"int8": (None, None, "tensor"), "nf4": (None, "fsdp", "tensor")}[kind]  # one scale a column stays whole
+    scales = (None, None if kind == "int8" else "fsdp", "tensor")  # one scale a column stays whole
     assert tuple(kernel["scales"].spec) == scales
     graphdef, state = nnx.split(spread)
     run = jax.jit(lambda params: nnx.merge(graphdef, params)(*INPUTS))
@@ -260,6 +260,6 @@ def test_only_linear_layers_and_only_once():
     backbone = quantized(BERT, "int8")
     assert all(isinstance(linear.kernel, Quantized) for linear in linears(backbone)) and len(linears(backbone)) == 7
     with pytest.raises(ValueError, match="quantized"):
-        quantize_backbone(backbone, "nf4")
-    with pytest.raises(ValueError, match="'fp4'.*int8, nf4"):
-        quantize_backbone(backbone, "fp4")
+        quantize_backbone(backbone, Format("nf4"))
+    with pytest.raises(ValueError, match="'fp4'.*int8, int4, nf4"):
+        Format("fp4")

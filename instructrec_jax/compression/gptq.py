@@ -1,0 +1,54 @@
+"""GPTQ (Frantar et al., 2023): codes of a kernel that keep the layer's outputs, rather than its weights."""
+
+import numpy as np
+
+from instructrec_jax.adapters.quantized import LARGEST, NF4, Format
+
+DAMPING = 0.01  # added to the diagonal of the Hessian, as a share of its mean: the paper's, section 4
+BLOCK = 128  # inputs between two updates of all later ones: the paper's
+
+
+def gptq(kernel: np.ndarray, gram: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers int8 [in, out] of codes (see `adapters.quantized.pack`) and their scales fp32 [groups, out].
+
+    Inputs are rounded one after the other; the error of each is made up for by the inputs that follow, with the inverse
+    of the Hessian H = 2 X Xᵀ of the squared error of the layer's outputs (algorithm 1 of the paper, with the Cholesky
+    factor of the damped inverse). A group's scale is that of its weights when the first of them is rounded. Computed
+    in float64. An input that is zero in all of X is rounded to nearest.
+
+    Args:
+        kernel: [in, out].
+        gram: X Xᵀ over the calibration tokens, [in, in]; its scale does not matter.
+    """
+    size, outputs = kernel.shape
+    group = format.group_of(size)
+    weights, hessian = kernel.astype(np.float64), gram.astype(np.float64)
+    unseen = np.diag(hessian) <= 0
+    hessian[unseen, unseen] = 1.0
+    hessian[np.diag_indices(size)] += DAMPING * np.diag(hessian).mean()
+    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    numbers = np.zeros((size, outputs), np.int8)
+    scales = np.zeros((-(-size // group), outputs))
+    step = min(group, BLOCK)
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        if start % group == 0:
+            scales[start // group] = np.abs(weights[start : start + group]).max(0) / LARGEST[format.weights]
+        scale = scales[start // group]
+        divisor = np.where(scale == 0, 1, scale)
+        errors = np.zeros((stop - start, outputs))
+        for i in range(start, stop):
+            numbers[i], values = nearest(format.weights, weights[i] / divisor)
+            errors[i - start] = (weights[i] - values * scale) / upper[i, i]
+            weights[i + 1 : stop] -= np.outer(upper[i, i + 1 : stop], errors[i - start])
+        weights[stop:] -= upper[start:stop, stop:].T @ errors
+    return numbers, scales.astype(np.float32)
+
+
+def nearest(kind: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the numbers, the values) of the codes nearest to scaled weights, in float64."""
+    if kind == "nf4":
+        numbers = np.searchsorted((NF4[1:] + NF4[:-1]) / 2, values)
+        return numbers.astype(np.int8), NF4[numbers].astype(np.float64)
+    numbers = np.clip(np.round(values), -LARGEST[kind], LARGEST[kind])
+    return numbers.astype(np.int8), numbers

@@ -1,0 +1,150 @@
+"""A compressed run beside the dense one: quality, bytes and speed."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.data.batch import Batch, Rows, Text
+from instructrec_jax.data.data_config import Split
+from instructrec_jax.data.loader import to_devices
+from instructrec_jax.distributed.heartbeat import heartbeat
+from instructrec_jax.distributed.mesh import data_shards
+from instructrec_jax.evaluation.evaluator import greater_is_better, measured_on, score_row
+from instructrec_jax.evaluation.results import Results, results_of
+from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.inference.writer import open_writer
+from instructrec_jax.runs.run import Run
+from instructrec_jax.training.state import Tree
+
+ROWS, LENGTH = 32, 128  # texts and tokens of each, of a timed forward pass
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 16, 32  # of timed decoding
+PAIRS = 5  # timings of each, in turn
+DENSE, COMPRESSED = "dense", "compressed"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The task's scores of both runs on the same cases.
+
+    Attributes:
+      loss: the relative loss of `metric`, (dense - compressed) / |dense|; the other way round where less is better.
+    """
+
+    results: Results
+    metric: str
+    dense: float
+    compressed: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Texts or tokens per second (`unit`): the best of `PAIRS` calls of each, which took turns.
+
+    Attributes:
+      ratio: compressed / dense, the median of the ratios of neighboring calls.
+    """
+
+    unit: str
+    dense: float
+    compressed: float
+    ratio: float
+
+
+def parameter_bytes(params: Tree) -> int:
+    """Bytes of all parameters in memory."""
+    return sum(int(leaf.nbytes) for leaf in jax.tree.leaves(params))
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def quality(dense: Run, compressed: Run) -> Quality | None:
+    """Both runs on data.test, else on data.validation; None without either."""
+    split: Split = "test" if dense.config.data.test else "validation"
+    cases = dense.data.cases(dense.task, split)
+    if not cases:
+        return None
+    groups = dense.data.case_groups(cases)
+    rows = []
+    for name, run in ((COMPRESSED, compressed), (DENSE, dense)):
+        with heartbeat(f"evaluating the {name} network on {len(cases):,} cases"):
+            rows.append(score_row(name, run.task, run.predictor, groups))
+    metric = dense.config.evaluation.metric or dense.task.metric
+    shown = measured_on(split, chose_checkpoint=False)
+    results = results_of(rows, metric=metric, measured_on=shown, tuned=COMPRESSED)
+    sizes = np.array([len(scores.predictions) for scores in rows[0].scores.values()])
+    mine, theirs = (
+        float(np.average([scores.metrics[metric] for scores in row.scores.values()], weights=sizes)) for row in rows
+    )
+    worse = theirs - mine if greater_is_better(dense.task, metric) else mine - theirs
+    return Quality(results, metric, theirs, mine, worse / abs(theirs) if theirs else float(worse > 0))
+
+
+def speed(dense: Run, compressed: Run, texts: Sequence[Text]) -> Speed:
+    """How fast both runs are: tokens per second of greedy answers of a task that writes, else texts per second.
+
+    Texts per second: `ROWS` rows of `LENGTH` tokens through the backbone.
+    """
+    if dense.task.writes:
+        return _timed("tokens/s", *(_decoding(run, texts) for run in (dense, compressed)))
+    length = min(LENGTH, dense.config.data.max_length)
+    return _timed("texts/s", *(_forward(run, texts, length) for run in (dense, compressed)))
+
+
+Timed = Callable[[], tuple[int, float]]
+
+
+def _timed(unit: str, dense: Timed, compressed: Timed) -> Speed:
+    """Each call returns how many texts or tokens it did, and its seconds."""
+    rates: list[tuple[float, float]] = []
+    for _ in range(PAIRS + 1):
+        (mine, first), (theirs, second) = dense(), compressed()
+        rates.append((mine / first, theirs / second))
+    before, after = zip(*rates[1:], strict=True)  # the first pair compiled
+    return Speed(unit, max(before), max(after), float(np.median([second / first for first, second in rates[1:]])))
+
+
+def _decoding(run: Run, texts: Sequence[Text]) -> Timed:
+    """Decodes with the cache, without the prompts, past all end tokens."""
+    prompts = [np.resize(texts[i % len(texts)].tokens, PROMPT_TOKENS) for i in range(PROMPTS)]
+    config = GenerationConfig(max_new_tokens=NEW_TOKENS, batch_size=PROMPTS)
+    decoder = open_writer(run.task, run.model.graphdef, run.mesh).decoder
+    decoder.rules = replace(decoder.rules, eos=())
+    programs, params = decoder.programs(config), run.model.params
+
+    def call() -> tuple[int, float]:
+        (_, arguments), *_ = decoder.batches(prompts, config)
+        state = jax.block_until_ready(programs.prefill(params, arguments, NEW_TOKENS))
+        began = time.perf_counter()
+        jax.block_until_ready(programs.decode(params, state, np.int32(NEW_TOKENS)))
+        return PROMPTS * (NEW_TOKENS - 1), time.perf_counter() - began
+
+    return call
+
+
+def _forward(run: Run, texts: Sequence[Text], length: int) -> Timed:
+    rows, model = ROWS * data_shards(run.mesh), run.model
+    tokens = np.stack([np.resize(texts[i % len(texts)].tokens, length) for i in range(rows)]).astype(np.int32)
+    places = np.ascontiguousarray(np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape))
+    packed = Rows(tokens, np.ones_like(tokens), places)
+    targets = None if texts[0].target is None else packed
+    batch = to_devices(Batch(packed, 0 * tokens, np.zeros((rows, 1), np.int32), targets, None), run.mesh)
+
+    @jax.jit
+    def hidden(params: Tree, batch: Batch) -> jax.Array:
+        with run.mesh.tracing():
+            return nnx.merge(model.graphdef, params).hidden(batch)
+
+    def call() -> tuple[int, float]:
+        began = time.perf_counter()
+        jax.block_until_ready(hidden(model.params, batch))
+        return rows, time.perf_counter() - began
+
+    return call

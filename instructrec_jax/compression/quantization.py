@@ -1,0 +1,193 @@
+"""Codes for the linear layers of a network, by rounding, SmoothQuant or GPTQ, and the error of each layer."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructrec_jax.adapters.lora import find_places, places
+from instructrec_jax.adapters.quantized import (
+    Format,
+    encode,
+    linears,
+    pack,
+    plain_kernel,
+    quantize_tables,
+    set_codes,
+)
+from instructrec_jax.backbones.backbone_config import Activations
+from instructrec_jax.backbones.layers import Linear
+from instructrec_jax.compression.calibration import compared, gram, inputs_of, largest, observe
+from instructrec_jax.compression.gptq import gptq
+from instructrec_jax.data.batch import Batch
+from instructrec_jax.distributed.mesh import DeviceMesh
+from instructrec_jax.runs.model import SplitModel
+from instructrec_jax.tasks.base import Model
+
+Weights = Literal["int8", "int4", "nf4"]
+Method = Literal["rtn", "smoothquant", "gptq"]
+WEIGHTS, METHODS = get_args(Weights), get_args(Method)
+ALPHA = 0.5  # SmoothQuant's migration strength: the paper's
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How to quantize a network.
+
+    Attributes:
+      weights, activations, group: see `adapters.quantized.Format`.
+      method: "rtn": round to nearest; "smoothquant": with a divisor for each input, which makes outliers of the
+        activations smaller (Xiao et al., 2023); "gptq": see `gptq`.
+      keep: layers that stay as they are, as in lora.targets.
+      keep_above: also those with a larger relative output error, in any layer of a stack; None: none.
+      embeddings: whether tables over the vocabulary become int8, row by row.
+    """
+
+    weights: Weights = "int8"
+    activations: Activations = "none"
+    group: int | None = None
+    method: Method = "rtn"
+    keep: Sequence[str] = field(default_factory=tuple)
+    keep_above: float | None = None
+    embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; choose from {', '.join(METHODS)}.")
+        if self.method == "smoothquant" and self.activations == "none":
+            raise ValueError("smoothquant serves activations in int8: use --activations int8, or another --method.")
+        _ = self.format
+
+    @property
+    def format(self) -> Format:
+        return Format(self.weights, self.group, self.activations, smooth=self.method == "smoothquant")
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether the network has to see calibration texts."""
+        return self.method != "rtn" or self.keep_above is not None
+
+
+class LayerError(TypedDict):
+    """The relative error ‖z - y‖ / ‖y‖ of a layer's outputs, by HuggingFace's name, and whether it was kept dense."""
+
+    layer: str
+    error: float
+    kept: bool
+
+
+def quantized(
+    model: SplitModel, mesh: DeviceMesh, batches: Sequence[Batch], how: Quantization
+) -> tuple[Model, list[str], list[LayerError]]:
+    """(the network with codes, the patterns of the layers that were kept, the error of each layer).
+
+    Args:
+      model: a dense network.
+      batches: calibration texts, see `calibration.full_rows`; without any, there are no errors.
+
+    Raises ValueError for a pattern without a match, and for a method that needs texts without any.
+    """
+    if how.needs_texts and not batches:
+        raise ValueError(f"{how.method} needs calibration texts, but data.train has none: set it, or use rtn.")
+    network = model.network
+    every = linears(network.backbone)
+    names = _names(network, model)
+    kept = find_places(network.backbone, model.source.config, how.keep, "--keep") if how.keep else []
+    keep = {number for number, linear in enumerate(every) if any(linear is place.linear for place in kept)}
+    chosen = [number for number in range(len(every)) if number not in keep]
+    tap = {"gptq": gram, "smoothquant": largest}.get(how.method)
+    seen = {} if tap is None else observe(model, mesh, batches, dict.fromkeys(chosen, tap))
+    for number in chosen:
+        _set(every[number], how, seen.get(number, {}))
+    errors = _errors(model, network, mesh, batches, chosen) if batches else {}
+    too_far = {
+        number for number, found in errors.items() if how.keep_above is not None and found.max() > how.keep_above
+    }
+    dense = linears(model.network.backbone)
+    for number in too_far:
+        every[number].kernel = dense[number].kernel
+    if how.embeddings:
+        quantize_tables(network, how.activations)
+    patterns = [*how.keep, *(_pattern(names[number]) for number in sorted(too_far))]
+    report = [
+        LayerError(layer=name, error=float(error), kept=number in too_far)
+        for number in errors
+        for name, error in zip(names[number], np.atleast_1d(errors[number]), strict=True)
+    ]
+    return network, patterns, report
+
+
+def _names(network: Model, model: SplitModel) -> list[tuple[str, ...]]:
+    """HuggingFace's names of each linear layer, one for each layer of a stack."""
+    by_linear = {id(place.linear): place.names for place in places(network.backbone, model.source.config)}
+    return [by_linear[id(linear)] for linear in linears(network.backbone)]
+
+
+def _pattern(names: Collection[str]) -> str:
+    """A regular expression that matches these names and no others."""
+    return "|".join(f".*{name}".replace(".", r"\.").replace(r"\.*", ".*", 1) for name in names)
+
+
+def _set(linear: Linear, how: Quantization, seen: Mapping[str, np.ndarray]) -> None:
+    """Puts codes in place of a layer's kernel, layer by layer of a stack."""
+    kernel = plain_kernel(linear)
+    layers, size = inputs_of(linear)
+    kernels = np.asarray(kernel[...], np.float32).reshape(-1, size, *kernel.shape[len(layers) + 1 :])
+    divisors = None
+    if "largest" in seen:
+        divisors = np.stack([smoothing(k, x) for k, x in zip(kernels, seen["largest"].reshape(-1, size), strict=True)])
+        kernels = kernels * divisors.reshape(*divisors.shape, *(1 for _ in kernels.shape[2:]))
+    grams = seen["gram"].reshape(-1, size, size) if "gram" in seen else [None] * len(kernels)
+    pairs = [_encoded(how.format, each, own) for each, own in zip(kernels, grams, strict=True)]
+
+    def joined(values: Sequence[jax.Array | np.ndarray]) -> jax.Array:
+        return jnp.stack(values) if layers else jnp.asarray(values[0])
+
+    smooth = None if divisors is None else joined(list(divisors))
+    codes, scales = (joined([pair[i] for pair in pairs]) for i in range(2))
+    set_codes(linear, how.format, codes, scales, smooth)
+
+
+def _encoded(format: Format, kernel: np.ndarray, gram: np.ndarray | None) -> tuple[jax.Array, jax.Array]:
+    """(codes, scales) of one layer, by GPTQ where there is a Gram matrix."""
+    if gram is None:
+        return _encode(format, jnp.asarray(kernel))
+    size, *rest = kernel.shape
+    numbers, scales = gptq(kernel.reshape(size, -1), gram, format)
+    codes = pack(format.weights, jnp.asarray(numbers.reshape(size, *rest)))
+    return codes, jnp.asarray(scales.reshape(-1, *rest))
+
+
+_encode = jax.jit(encode, static_argnums=0)
+
+
+def smoothing(kernel: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """SmoothQuant's divisor of each input, fp32 [in]: max |x|^α / max |w|^(1 - α) (equation 4), 1 where either is 0.
+
+    Args:
+      kernel: [in, ..., out].
+      largest: max |x| of each input on calibration texts, [in].
+    """
+    weights = np.abs(kernel).reshape(len(kernel), -1).max(1)
+    known = (weights > 0) & (largest > 0)
+    ratio = np.where(known, largest, 1) ** ALPHA / np.where(known, weights, 1) ** (1 - ALPHA)
+    return np.where(known, ratio, 1).astype(np.float32)
+
+
+def _errors(
+    model: SplitModel, network: Model, mesh: DeviceMesh, batches: Sequence[Batch], chosen: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """The relative output error of each chosen layer, [] or [layers], with the dense network's inputs."""
+    every = linears(network.backbone)
+
+    def tap(number: int) -> Callable[[Linear], object]:
+        return lambda linear: compared(linear, every[number].kernel)
+
+    seen = observe(model, mesh, batches, {number: tap(number) for number in chosen})
+    return {
+        number: np.sqrt(found["error"] / np.where(found["power"] > 0, found["power"], 1))
+        for number, found in seen.items()
+    }
