@@ -193,7 +193,7 @@ def _kernel(format: Format, codes: jax.Array, scales: jax.Array, smooth: jax.Arr
 
 
 # With jax.checkpoint the backward pass dequantizes again instead of keeping every layer's kernel in fp32.
-@partial(jax.checkpoint, static_argnums=0)
+@partial(jax.checkpoint, static_argnums=(0,))
 def _float_product(
     format: Format, x: jax.Array, codes: jax.Array, scales: jax.Array, smooth: jax.Array | None
 ) -> jax.Array:
@@ -201,7 +201,7 @@ def _float_product(
     return jnp.tensordot(x, _kernel(format, codes, scales, smooth, x.shape[-1]).astype(x.dtype), axes=1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=0)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _integer_product(
     format: Format, x: jax.Array, codes: jax.Array, scales: jax.Array, smooth: jax.Array | None
 ) -> jax.Array:

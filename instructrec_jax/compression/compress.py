@@ -116,10 +116,8 @@ def compress(
         settled = compressed_config(dense.config, path, out, how, kept)
         _write(partial, dense, settled, network)
         del network, model
-        found = measured(
-            dense, Run(partial, RunData(settled), partial / "backbone", dense.task, dense.mesh, True), texts
-        )
-        found = replace(found, layers=layers, weights_only=how.activations == "none")
+        written = Run(partial, RunData(settled), partial / "backbone", dense.task, dense.mesh, trained=True)
+        found = measured(dense, written, texts, layers)
         if limit is not None and found.quality is not None and found.quality.loss > limit:
             raise ValueError(too_much(found.quality, limit))
         write_json(partial / REPORT, record(path, how, found))
