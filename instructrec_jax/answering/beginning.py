@@ -1,5 +1,6 @@
 """Runs that start from another run's parameters (`init_from`)."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from instructrec_jax.files import read_json, write_json
 from instructrec_jax.remote import is_url, run_folder, url_of_run
 from instructrec_jax.runs.bucket import local_run, send
 from instructrec_jax.runs.config import Config
-from instructrec_jax.runs.initial import RECORD, Origin, initial_folder, write_parameters
-from instructrec_jax.runs.model import weights_folder
+from instructrec_jax.runs.initial import initial_folder
+from instructrec_jax.runs.model import keep_declarations, weights_folder
 from instructrec_jax.runs.run import Run, require_run
+from instructrec_jax.runs.stored import RECORD, Origin, write_parameters
 from instructrec_jax.training.state import split_params
 
 FREE = ("dropout",)  # of lora's settings, those that do not change what the matrices mean
@@ -50,9 +52,11 @@ def begun_from(config: Config) -> Config:
         send(folder)
     origin = read_json(folder / RECORD, Origin)
     how = "with its LoRA matrices as they are" if config.init_lora == "keep" else "with LoRA merged"
+    how = "in its codes" if "codes" in origin else how
     begins = f"the run starts from the parameters of {source} at step {origin['step']}, {how}, kept in {folder}"
     say(f"{begins}, with a new optimizer")
-    return replace(config, backbone=replace(config.backbone, path=origin.get("weights", str(folder))))
+    config = replace(config, backbone=replace(config.backbone, path=origin.get("weights", str(folder))))
+    return with_codes(config, origin["codes"], source) if "codes" in origin else config
 
 
 def _name(source: Path) -> str:
@@ -68,7 +72,12 @@ def _write(config: Config, source: Path, folder: Path) -> None:
     if step is None:
         raise ValueError(f"init_from: {source} has no checkpoint.")
     origin = Origin(run=_name(source), step=step, lora=config.init_lora)
-    if config.init_lora == "merge":
+    if config.init_lora == "merge" and is_compressed(run.config) and config.lora.on:
+        keep_declarations(run.folder, folder, run.task, needs_weights=False)
+        write_parameters(folder, run.model.params)
+        codes = codes_of(run.config)
+        origin |= {"task": run.kind, "labels": run.config.task.label_names, "codes": codes}
+    elif config.init_lora == "merge":
         export(source, folder, format="hf", step=step, dtype="float32")
     else:
         check_adapter(config, run.config, source)
@@ -76,6 +85,28 @@ def _write(config: Config, source: Path, folder: Path) -> None:
         origin |= {"weights": weights, "task": run.kind, "labels": run.config.task.label_names}
         write_parameters(folder, split_params(run.model.params, run.model.is_frozen)[0])
     write_json(folder / RECORD, origin)
+
+
+def is_compressed(config: Config) -> bool:
+    """Whether a run's checkpoint holds codes, as `compress` writes them."""
+    return config.backbone.quantize != "none" and not config.lora.on
+
+
+def codes_of(config: Config) -> dict[str, object]:
+    """The settings of the backbone's codes."""
+    names = [entry.name for entry in fields(config.backbone) if entry.name.startswith("quantize")]
+    return {name: getattr(config.backbone, name) for name in names}
+
+
+def with_codes(config: Config, codes: Mapping[str, object], source: Path) -> Config:
+    """The config with the codes of a compressed run. Raises ValueError where it sets other ones."""
+    own, default = codes_of(config), codes_of(Config())
+    for name, value in codes.items():
+        if own[name] not in (value, default[name]):
+            raise ValueError(
+                f"backbone.{name} is {own[name]}, but {value} in {source}, whose codes stay: leave it out."
+            )
+    return replace(config, backbone=replace(config.backbone, **codes))
 
 
 def check_adapter(config: Config, first: Config, source: Path) -> None:
@@ -86,7 +117,8 @@ def check_adapter(config: Config, first: Config, source: Path) -> None:
         raise ValueError(f"init_lora is keep, but the backbone of {source} has random weights: set init_lora: merge.")
     names = [f"lora.{entry.name}" for entry in fields(first.lora) if entry.name not in FREE]
     differing = []
-    for name in (*names, "backbone.quantize", "backbone.random_init"):
+    names += [f"backbone.{name}" for name in codes_of(first)]
+    for name in (*names, "backbone.random_init"):
         room, setting = name.split(".")
         then, now = (getattr(getattr(each, room), setting) for each in (first, config))
         if then != now:

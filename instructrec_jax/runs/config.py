@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 import draccus
 import yaml
@@ -28,6 +28,7 @@ from instructrec_jax.parsing import YamlDumper, parse_yaml, read_yaml
 from instructrec_jax.remote import is_url, local_file, with_urls
 from instructrec_jax.runs.settings_help import help_topic, settings_help
 from instructrec_jax.runs.settings_tree import completed, nearest, plain
+from instructrec_jax.runs.stored import InitLora
 from instructrec_jax.tasks.base import TaskConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -35,7 +36,6 @@ from instructrec_jax.training.profiling import ProfileConfig
 from instructrec_jax.training.tracking import TrackingConfig
 
 C = TypeVar("C")
-InitLora = Literal["merge", "keep"]
 DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run: the settings without --config_path
 
 

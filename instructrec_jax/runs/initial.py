@@ -3,48 +3,24 @@
 RUN_DIR.initial holds them, so that the run depends on the first run no longer:
 
     init_from.json            the first run: see `Origin`
-    config.json ...           init_lora: merge: a HuggingFace folder, which becomes backbone.path
+    config.json ...           init_lora: merge: a HuggingFace folder, which becomes backbone.path; of a compressed run,
+                              with LoRA on top of it, parameters.safetensors takes the place of weights
     parameters.safetensors    init_lora: keep: LoRA matrices, head and whatever else was trained, by their paths
 """
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
-import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from instructrec_jax.adapters.lora import is_lora
-from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.files import read_json
 from instructrec_jax.remote import run_folder
-from instructrec_jax.runs.config import Config, InitLora
+from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import SplitModel, load_model
+from instructrec_jax.runs.stored import PARAMETERS, RECORD, Origin, filled, flat, read_parameters
 from instructrec_jax.tasks.base import Task
-from instructrec_jax.training.state import Tree
-
-RECORD, PARAMETERS = "init_from.json", "parameters.safetensors"
-
-
-class Origin(TypedDict):
-    """init_from.json.
-
-    Attributes:
-      run, step: the first run and its checkpoint.
-      lora: the new run's init_lora.
-      weights: keep: the folder of the frozen backbone.
-      task, labels: keep: task.type and labels of the first run's head.
-    """
-
-    run: str
-    step: int
-    lora: NotRequired[InitLora]
-    weights: NotRequired[str]
-    task: NotRequired[str]
-    labels: NotRequired[list[str] | None]
 
 
 def initial_folder(config: Config) -> Path:
@@ -62,8 +38,8 @@ def initial_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) ->
     if config.init_from is None or config.init_lora == "merge":
         return model
     own = initial_folder(config)
-    origin, kept = read_json(own / RECORD, Origin), _read(own / PARAMETERS)
-    shapes = {path: tuple(value.shape) for path, value in _flat(model.params).items()}
+    origin, kept = read_json(own / RECORD, Origin), read_parameters(own / PARAMETERS)
+    shapes = {path: tuple(value.shape) for path, value in flat(model.params).items()}
     same_head = (origin.get("task"), origin.get("labels")) == (config.task.name, config.task.label_names)
     left = {
         path: "the network has no such parameter" if path not in shapes else "another shape"
@@ -82,21 +58,7 @@ def initial_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) ->
     new = tuple(name for name in report.initialized if not any(path.endswith(_path(name)) for path in taken))
     model.source.report = replace(report, initialized=new)
     model.source.notes += _notes(taken, left, f"{origin['run']} at step {origin['step']}")
-    return replace(model, params=_filled(model.params, model.shardings, taken))
-
-
-def write_parameters(folder: Path, params: Tree) -> None:
-    """Writes parameters.safetensors into a new folder."""
-    folder.mkdir(parents=True)
-    flat = {path: np.ascontiguousarray(np.asarray(value, np.float32)) for path, value in _flat(params).items()}
-    save_file(flat, folder / PARAMETERS)
-
-
-def _read(file: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read ({error}): remove its folder, and start the run again.") from None
+    return replace(model, params=filled(model.params, model.shardings, taken))
 
 
 def _notes(taken: dict[str, np.ndarray], left: dict[str, str], origin: str) -> list[str]:
@@ -112,23 +74,3 @@ def _notes(taken: dict[str, np.ndarray], left: dict[str, str], origin: str) -> l
 
 def _path(initialized: str) -> str:
     return "/" + initialized.replace(".", "/")
-
-
-def _flat(params: Tree, prefix: str = "") -> dict[str, jax.Array]:
-    found: dict[str, jax.Array] = {}
-    for name, value in params.items():
-        found |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
-
-
-def _filled(params: Tree, shardings: object, taken: dict[str, np.ndarray], prefix: str = "") -> Tree:
-    """The parameters, with those of `taken` in place of their own."""
-    assert isinstance(shardings, dict)
-    filled: Tree = {}
-    for name, value in params.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, dict):
-            filled[name] = _filled(value, shardings[name], taken, f"{path}/")
-        else:
-            filled[name] = place(taken[path].astype(value.dtype), shardings[name]) if path in taken else value
-    return filled

@@ -34,6 +34,7 @@ from instructrec_jax.files import read_json, write_json
 from instructrec_jax.preparation import demos
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.stored import PARAMETERS, RECORD, Origin, filled, flat, read_parameters
 from instructrec_jax.tasks.base import Model, Task, TaskContext
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.parameters import frozen_parameters
@@ -139,6 +140,8 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
     """The pretrained (or randomly initialized) backbone with the task's head, sharded over the mesh."""
     check_trainable(config)
     rngs = nnx.Rngs(config.seed)
+    stored = folder / PARAMETERS  # in place of weights
+    random_init = config.backbone.random_init or stored.is_file()
 
     def sharding(path: str, shape: tuple[int, ...], axes: Axes) -> jax.sharding.Sharding:
         return parameter_sharding(mesh, shape, axes)
@@ -148,13 +151,13 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
         dtype=compute_dtype(config),
         stack=stack_options(config),
         pooler=task.needs_pooler,
-        random_init=config.backbone.random_init,
+        random_init=random_init,
         rngs=rngs,
         shardings=sharding,
         verify=config.backbone.verify,
     )
     source = Source(
-        path=None if config.backbone.random_init else str(folder),
+        path=None if random_init else str(folder),
         backbone=loaded.module,
         config=loaded.config,
         pooling=loaded.pooling,
@@ -167,7 +170,28 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
     shardings = parameter_shardings(mesh, model)
     graphdef, state = nnx.split(model)
     params = place(nnx.to_pure_dict(state), shardings)
+    if stored.is_file():
+        taken = _stored(folder, config, params)
+        params = filled(params, shardings, taken)
+        new = tuple(path for path in flat(params) if path not in taken)
+        source.report = LoadReport({path: str(value.dtype) for path, value in taken.items()}, initialized=new)
     return SplitModel(graphdef, params, shardings, source, frozen_by(config, task, model))
+
+
+def _stored(folder: Path, config: Config, params: Tree) -> dict[str, np.ndarray]:
+    """The parameters of a compressed run for LoRA on top of it; its head for the same task and labels only.
+
+    Raises ValueError for a backbone of another form.
+    """
+    taken, origin = read_parameters(folder / PARAMETERS), read_json(folder / RECORD, Origin)
+    shapes = {path: tuple(value.shape) for path, value in flat(params).items()}
+    wrong = [path for path, value in taken.items() if path.startswith("backbone/") and shapes.get(path) != value.shape]
+    if wrong:
+        raise ValueError(
+            f"{folder} has {wrong[0]}, which is not in the network: use the same backbone.quantize settings."
+        )
+    same_head = (origin.get("task"), origin.get("labels")) == (config.task.name, config.task.label_names)
+    return {path: value for path, value in taken.items() if path.startswith("backbone/") or same_head}
 
 
 def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> SplitModel:

@@ -13,10 +13,11 @@ from instructrec_jax.answering.beginning import begun_from
 from instructrec_jax.data.example import Example
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.runs.config import Config, load
-from instructrec_jax.runs.initial import PARAMETERS, initial_folder
+from instructrec_jax.runs.initial import initial_folder
 from instructrec_jax.runs.model import backbone_folder, open_task
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.setup import TrainingSetup
+from instructrec_jax.runs.stored import PARAMETERS
 from instructrec_jax.tasks import ClassificationConfig
 from instructrec_jax.train import train
 from instructrec_jax.training.state import merge_params
