@@ -1,30 +1,199 @@
-"""Compressed runs of every kind: opened by the other verbs, with the same answers as the codes stand for."""
+"""Compressed runs: opened by the other verbs, with the answers that their codes stand for; what is refused."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+import torch
+import transformers
+from tiny_runs import language_run, tiny_run, untrained_run
 
-from instructrec_jax.compression.compress import compress
+from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.answering.beginning import begun_from
+from instructrec_jax.answering.exporting import export
+from instructrec_jax.answering.language_model import LanguageModel
+from instructrec_jax.compression import compress as room
+from instructrec_jax.compression.compress import compress, shown
 from instructrec_jax.compression.quantization import Quantization
+from instructrec_jax.files import read_json
+from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.runs.directory import is_run_dir
+from instructrec_jax.runs.model import load_model, open_task
 from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.stored import flat
+from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
 
 TEXTS = ["a dull film about a book", "the new bright film"]
 
 
+def probabilities(run: Any) -> np.ndarray:
+    return np.array([list(each.probabilities.values()) for each in run.predict(TEXTS)])
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def dense(finished: Any) -> Run:
+    return Run.open(finished.run_dir)
+
+
 @pytest.fixture(scope="module")
 def w8a8(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    out = tmp_path_factory.mktemp("compressed") / "w8a8"
-    return out, compress(finished.run_dir, out, Quantization(activations="int8"), calibration=8)
+    """A compressed run, what was found out, and the source's files before and after."""
+    out, before = tmp_path_factory.mktemp("compressed") / "w8a8", files(Path(finished.run_dir))
+    found = compress(finished.run_dir, out, Quantization(activations="int8"), calibration=8)
+    return out, found, (before, files(Path(finished.run_dir)))
 
 
-def test_a_compressed_run_opens_with_the_codes_that_were_chosen(w8a8, finished):
-    out, found = w8a8
+def test_a_compressed_run_opens_alone_and_answers_as_before(w8a8, dense):
+    out, found, (before, after) = w8a8
     run = Run.open(out)
-    assert run.config.backbone.quantize == "int8" and not run.config.lora.on
-    np.testing.assert_allclose(
-        [each.probability for each in run.predict(TEXTS)],
-        [each.probability for each in Run.open(finished.run_dir).predict(TEXTS)],
-        atol=0.02,
-    )
+    assert not run.config.lora.on and not (out / "backbone" / "weights.json").exists()
+    np.testing.assert_allclose(probabilities(run), probabilities(dense), atol=0.01)
+    assert before == after
+    assert not list(out.parent.glob(".*")), "the partial folder is gone"
+
+
+def test_the_report_has_bytes_speed_quality_and_the_error_of_each_layer(w8a8):
+    out, found, _ = w8a8
+    record = read_json(out / "compression.json", dict)
+    run = Run.open(out)
+    assert record["bytes"]["parameters"][1] == sum(leaf.nbytes for leaf in jax.tree.leaves(run.model.params))
+    codes = [value for path, value in flat(run.model.params).items() if path.endswith("/codes")]
+    assert {str(value.dtype) for value in codes} == {"int8"}
     assert found.after < 0.45 * found.before
+    assert record["loss"] == found.quality.loss and found.speed.unit == "texts/s"
+    names = [layer["layer"] for layer in record["layers"]]
+    assert len(names) == len(set(names)) == 13  # six of each of two layers, and the pooler
+    assert all(0 < layer["error"] < 0.05 for layer in record["layers"])
+    assert "of the bytes" in shown(found) and "macro_f1" in shown(found)
+
+
+def test_lora_is_trained_on_the_codes_and_leaves_them(w8a8, finished, tmp_path):
+    """The new run starts from the codes, scales and head of the compressed one, bit for bit, and then from its own."""
+    out, *_ = w8a8
+    config = tiny_run("classification", Path(finished.backbone.path), tmp_path, init_from=str(out))
+    config = replace(config, lora=LoraConfig(rank=2), task=Run.open(out).config.task)
+    begun = begun_from(config)
+    assert begun.backbone.quantize_activations == "int8" and begun.backbone.quantize_embeddings
+    compressed = Run.open(out)
+    task = open_task(begun, Path(begun.backbone.path))
+    model = load_model(begun, task, Path(begun.backbone.path), compressed.mesh)
+    first, now = flat(compressed.model.params), flat(model.params)
+    assert first.keys() < now.keys()
+    for path, value in first.items():
+        np.testing.assert_array_equal(now[path], value, err_msg=path)
+    assert all("/lora/" in path for path in now.keys() - first.keys())
+    assert {path for path in now if not model.is_frozen(path)} == {
+        path for path in now if "/lora/" in path or path.startswith("head/")
+    }
+    with pytest.raises(ValueError, match="backbone.quantize is nf4, but int8 in .*w8a8"):
+        begun_from(replace(config, backbone=replace(config.backbone, quantize="nf4")))
+
+
+@pytest.mark.slow  # a training run
+def test_a_run_with_lora_on_codes_trains_and_opens(w8a8, finished, tmp_path):
+    from instructrec_jax.train import train
+
+    out, *_ = w8a8
+    config = tiny_run("classification", Path(finished.backbone.path), tmp_path, init_from=str(out))
+    train(replace(config, lora=LoraConfig(rank=2), task=Run.open(out).config.task))
+    tuned = Run.open(config.run_dir)
+    first, now = flat(Run.open(out).model.params), flat(tuned.model.params)
+    for path, value in first.items():
+        if path.startswith("backbone/"):
+            np.testing.assert_array_equal(now[path], value, err_msg=path)
+    assert np.isfinite(probabilities(tuned)).all()
+
+
+def test_an_export_holds_what_the_codes_stand_for(finished, tmp_path):
+    how = Quantization("int4", group=32, method="gptq", keep=["pooler.dense"])
+    compress(finished.run_dir, tmp_path / "small", how, calibration=12)
+    run = Run.open(tmp_path / "small")
+    assert run.config.backbone.quantize_keep == ["pooler.dense"]
+    paths = flat(run.model.params)
+    assert "backbone/pooler/kernel" in paths and "backbone/layers/block0/mlp_in/kernel/codes" in paths
+    export(tmp_path / "small", tmp_path / "hf")
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    ids = run.task.context.tokenizer(TEXTS, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        expected = torch.softmax(network(**ids).logits, -1).numpy()
+    np.testing.assert_allclose(probabilities(run), expected, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def writer(language_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    task = LanguageModelConfig(template="plain")
+    return untrained_run(tmp_path_factory.mktemp("writer") / "run", task, language_models["llama"], max_length=64)
+
+
+def test_a_language_model_without_data_is_compressed_and_generates(writer, tmp_path):
+    found = compress(writer, tmp_path / "small", Quantization(activations="int8"))
+    assert found.quality is None and found.speed.unit == "tokens/s" and not found.layers
+    assert "not measured" in shown(found)
+    config = GenerationConfig(max_new_tokens=4)
+    answers = [LanguageModel(path).generate(TEXTS, config, raw=True) for path in (writer, tmp_path / "small")]
+    for mine, theirs in zip(*answers, strict=True):
+        assert abs(mine.log_prob - theirs.log_prob) < 0.1 if mine.text == theirs.text else True
+
+
+@pytest.mark.parametrize(
+    ("how", "changes", "message"),
+    [
+        (dict(method="gptq"), {}, "gptq needs calibration texts, but data.train is empty"),
+        (dict(), dict(limit=0.1), "--limit needs cases"),
+        (dict(), dict(limit=5), "--limit is 5, but should be a share"),
+        (dict(), dict(calibration=0), "--calibration is 0"),
+        (dict(keep=["no_such_layer"]), {}, "--keep: 'no_such_layer' matches no linear layer"),
+    ],
+)
+def test_what_cannot_be_done_is_named_and_leaves_nothing(writer, tmp_path, how, changes, message):
+    with pytest.raises(ValueError, match=message):
+        compress(writer, tmp_path / "small", Quantization(**how), **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(ValueError, match="nf4 codes are no integers"):
+        Quantization("nf4", activations="int8")
+    with pytest.raises(ValueError, match="smoothquant serves activations in int8"):
+        Quantization(method="smoothquant")
+    with pytest.raises(ValueError, match="the group is 48"):
+        Quantization(group=48)
+
+
+def test_a_loss_above_the_limit_leaves_nothing(finished, tmp_path, monkeypatch):
+    """And what a kill would leave while the quality is measured is no run directory."""
+    seen = []
+
+    def measured(dense: Any, compressed: Any, *rest: Any) -> Any:
+        seen.append(is_run_dir(compressed.path))
+        quality = room.Quality(None, "macro_f1", 0.5, 0.4, 0.2)  # type: ignore[arg-type]
+        return room.Compressed(2, 1, (2, 1), quality, None, ())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(room, "measured", measured)
+    with pytest.raises(
+        ValueError, match="macro_f1 is 0.4000, but 0.5000 before: a loss of 20.00%, above --limit 5.00%"
+    ):
+        compress(finished.run_dir, tmp_path / "small", Quantization(), limit=0.05, calibration=4)
+    assert seen == [False] and not list(tmp_path.iterdir())
+
+
+def test_a_compressed_run_is_not_compressed_again(w8a8, tmp_path):
+    with pytest.raises(ValueError, match="compressed already"):
+        compress(w8a8[0], tmp_path / "again", Quantization())
+    with pytest.raises(ValueError, match="exists already"):
+        compress(w8a8[0], w8a8[0], Quantization())
+
+
+def test_given_examples_come_with_the_run(finished, tmp_path):
+    config = replace(language_run(Path(finished.backbone.path), tmp_path), run_dir=str(tmp_path / "first"))
+    source = replace(config.data.train[0], path=str(tmp_path / "first" / "given" / "train.jsonl"))
+    config = replace(config, data=replace(config.data, train=[source]))
+    moved = room.compressed_config(config, tmp_path / "first", tmp_path / "second", Quantization(), [])
+    assert moved.data.train[0].path == str(tmp_path / "second" / "given" / "train.jsonl")
