@@ -136,10 +136,14 @@ def test_a_language_model_without_data_is_compressed_and_generates(writer, tmp_p
     found = compress(writer, tmp_path / "small", Quantization(activations="int8"))
     assert found.quality is None and found.speed.unit == "tokens/s" and not found.layers
     assert "not measured" in shown(found)
-    config = GenerationConfig(max_new_tokens=4)
-    answers = [LanguageModel(path).generate(TEXTS, config, raw=True) for path in (writer, tmp_path / "small")]
-    for mine, theirs in zip(*answers, strict=True):
-        assert abs(mine.log_prob - theirs.log_prob) < 0.1 if mine.text == theirs.text else True
+    small = LanguageModel(tmp_path / "small")
+    assert len(small.generate(TEXTS, GenerationConfig(max_new_tokens=4), raw=True)) == 2
+    logits = []
+    for model in (LanguageModel(writer).run.model.network, small.run.model.network):
+        tokens = np.arange(5, 25, dtype=np.int32).reshape(2, 10)
+        ones, places = np.ones_like(tokens), np.arange(10, dtype=np.int32) * np.ones_like(tokens)
+        logits.append(np.asarray(model.head(model.backbone, model.backbone(tokens, ones, places, 0 * tokens))))
+    np.testing.assert_allclose(logits[1], logits[0], atol=0.05 * np.abs(logits[0]).max())
 
 
 @pytest.mark.parametrize(
