@@ -10,6 +10,7 @@ TESTS = Path(__file__).parent
 ELSEWHERE = {
     "arrays": "adapters/test_dual_encoder.py",  # a name for a type
     "hf_types": "test_imports.py",  # names for types
+    "compress": "compression/test_compress.py",
     "answering/comparison": "test_evaluate.py",
     "answering/exporting": "test_export.py",
     "answering/language_model": "test_generate.py",
@@ -28,6 +29,7 @@ ELSEWHERE = {
     "preparation/inspection/table": "preparation/inspection/test_guessing.py",
     "runs/bucket_lock": "runs/test_bucket.py",
     "runs/initial": "answering/test_beginning.py",
+    "runs/stored": "answering/test_beginning.py",
     "runs/vectors": "runs/test_predictions.py",
     **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
     **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},

@@ -242,7 +242,7 @@ def _backward(
     size, (codes, scales, smooth) = saved
     kernel = _kernel(format, codes, scales, smooth, size).astype(gradient.dtype)
     none = np.zeros(codes.shape, jax.dtypes.float0)
-    back = jnp.tensordot(gradient, kernel, axes=(range(-kernel.ndim + 1, 0), range(1, kernel.ndim)))
+    back = jnp.tensordot(gradient, kernel, axes=(tuple(range(1 - kernel.ndim, 0)), tuple(range(1, kernel.ndim))))
     return back, none, jnp.zeros_like(scales), None if smooth is None else jnp.zeros_like(smooth)
 
 

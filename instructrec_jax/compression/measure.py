@@ -93,16 +93,16 @@ def speed(dense: Run, compressed: Run, texts: Sequence[Text]) -> Speed:
     Texts per second: `ROWS` rows of `LENGTH` tokens through the backbone.
     """
     if dense.task.writes:
-        return _timed("tokens/s", *(_decoding(run, texts) for run in (dense, compressed)))
+        return timed("tokens/s", *(_decoding(run, texts) for run in (dense, compressed)))
     length = min(LENGTH, dense.config.data.max_length)
-    return _timed("texts/s", *(_forward(run, texts, length) for run in (dense, compressed)))
+    return timed("texts/s", *(_forward(run, texts, length) for run in (dense, compressed)))
 
 
 Timed = Callable[[], tuple[int, float]]
 
 
-def _timed(unit: str, dense: Timed, compressed: Timed) -> Speed:
-    """Each call returns how many texts or tokens it did, and its seconds."""
+def timed(unit: str, dense: Timed, compressed: Timed) -> Speed:
+    """The speed of two calls in turns. Each call returns how many texts or tokens it did, and its seconds."""
     rates: list[tuple[float, float]] = []
     for _ in range(PAIRS + 1):
         (mine, first), (theirs, second) = dense(), compressed()

@@ -36,9 +36,9 @@ TOKENS = np.random.default_rng(0).integers(3, 61, (2, 9)).astype(np.int32)
 INPUTS = (TOKENS, np.ones_like(TOKENS), np.broadcast_to(np.arange(9, dtype=np.int32), TOKENS.shape), 0 * TOKENS)
 
 
-def quantized(config: Any, kind: str, *, rank: int = 0, **options: Any) -> Any:
+def quantized(config: Any, kind: str | Format, *, rank: int = 0, **options: Any) -> Any:
     backbone = build_backbone(config, rngs=nnx.Rngs(0), **options)
-    quantize_backbone(backbone, Format(kind))
+    quantize_backbone(backbone, Format(kind) if isinstance(kind, str) else kind)
     if rank:
         add_lora(backbone, config, LoraConfig(rank=rank), nnx.Rngs(1))
         for number, linear in enumerate(linears(backbone)):
@@ -125,6 +125,67 @@ def test_what_is_on_the_grid_comes_back_and_nan_stays_loud(kind):
     np.testing.assert_allclose(decode(Format(kind), *encode(Format(kind), once), 130), once, rtol=1e-6, atol=0)
     broken = decode(Format(kind), *encode(Format(kind), kernel.at[3, 2].set(jnp.nan)), 130)
     assert np.isnan(broken[3, 2])
+
+
+@pytest.mark.parametrize("group", [32, 64, None])
+@pytest.mark.parametrize("shape", [(128, 3), (70, 2, 5), (33, 2)])
+def test_int4_is_off_by_half_a_step_of_its_group(shape, group):
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    kernel[:32, ..., 0] = 0
+    format = Format("int4", group)
+    codes, scales = encode(format, jnp.asarray(kernel))
+    size = group or 64
+    assert codes.dtype == jnp.uint8 and codes.shape == (-(-shape[0] // 2), *shape[1:])
+    assert scales.shape == (-(-shape[0] // size), *shape[1:])
+    blocks = [np.abs(kernel[at : at + size]).max(0) / 7 for at in range(0, shape[0], size)]
+    np.testing.assert_allclose(scales, blocks, rtol=1e-6)
+    step = np.repeat(np.asarray(scales), size, axis=0)[: shape[0]]
+    assert (np.abs(np.asarray(decode(format, codes, scales, shape[0])) - kernel) <= step / 2 * (1 + 1e-5)).all()
+
+
+def test_settings_that_do_not_exist_are_refused():
+    for settings, message in [
+        (dict(weights="int2"), "int2"),
+        (dict(weights="int8", group=16), "the group is 16"),
+        (dict(weights="int8", activations="int4"), "activations 'int4'"),
+        (dict(weights="nf4", activations="int8"), "nf4 codes are no integers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Format(**settings)
+
+
+# ---------------------------------------------------------------- products of integers
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize(("weights", "group"), [("int8", None), ("int8", 32), ("int4", 64)])
+@pytest.mark.parametrize("shape", [(70, 5), (64, 2, 3)])
+def test_a_product_of_integers_is_that_of_rounded_tokens_and_codes(shape, weights, group, smooth):
+    """In float64, token by token; and its gradient is that of the dequantized kernel."""
+    rng = np.random.default_rng(0)
+    format = Format(weights, group, "int8", smooth=smooth)
+    codes, scales = encode(format, jnp.asarray(rng.normal(size=shape), jnp.float32))
+    divisors = rng.uniform(0.5, 2, shape[0]).astype(np.float32) if smooth else None
+    axes = ("embed", *(None for _ in shape[2:]), "mlp")
+    kernel = Quantized(format, codes, scales, size=shape[0], axes=axes, smooth=divisors)
+    x = rng.normal(size=(2, 3, shape[0])).astype(np.float32)
+    x[1, 2] = 0
+    dense = np.asarray(decode(format, codes, scales, shape[0]), np.float64)
+    divided = x / (1 if divisors is None else divisors)
+    step = np.maximum(np.abs(divided).max(-1, keepdims=True) / 127, 1e-30).astype(np.float64)
+    expected = np.tensordot(np.round(divided / step) * step, dense, axes=1)
+    np.testing.assert_allclose(kernel(jnp.asarray(x)), expected, atol=2e-4, rtol=1e-4)
+    straight = dense / (1 if divisors is None else divisors.reshape(-1, *(1 for _ in shape[1:])))
+    np.testing.assert_allclose(kernel.dequantize(), straight, rtol=1e-5)
+    gradient = jax.grad(lambda x: jnp.sin(kernel(x)).sum())(jnp.asarray(x))
+    back = np.tensordot(np.cos(expected), straight, axes=(list(range(2, expected.ndim)), list(range(1, straight.ndim))))
+    np.testing.assert_allclose(gradient, back, atol=1e-3)
+
+
+def test_nan_in_a_token_stays_loud():
+    kernel = Quantized(Format("int8", activations="int8"), *encode(Format("int8"), jnp.eye(4)), size=4, axes=("a", "b"))
+    y = np.asarray(kernel(jnp.array([[1.0, jnp.nan, 0, 0], [1.0, 2, 3, 4]])))
+    assert np.isnan(y[0]).all() and np.isfinite(y[1]).all()
 
 
 # ---------------------------------------------------------------- networks
@@ -235,24 +296,28 @@ def test_an_abstract_network_gets_the_same_structure_in_both_ways(kind):
         assert next(shapes) == next(shapes)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
-def test_quantized_on_a_mesh_equals_quantized_on_one_device(kind):
+@pytest.mark.parametrize(
+    "format",
+    [Format("int8"), Format("int4"), Format("nf4"), Format("int8", None, "int8"), Format("int4", 32, "int8")],
+    ids=str,
+)
+def test_quantized_on_a_mesh_equals_quantized_on_one_device(format):
     mesh = make_mesh(MeshConfig(2, 2, 2))
     plain = build_backbone(BERT, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(plain)
     spread = nnx.merge(graphdef, jax.device_put(nnx.to_pure_dict(state), parameter_shardings(mesh, plain)))
-    quantize_backbone(spread, Format(kind))
-    expected = params_of(quantized(BERT, kind))[1]
+    quantize_backbone(spread, format)
+    expected = params_of(quantized(BERT, format))[1]
     for path, value in params_of(spread)[1].items():
         np.testing.assert_array_equal(value, expected[path], err_msg=path)
     shardings = parameter_shardings(mesh, spread)
     kernel = shardings["layers"]["block0"]["mlp_in"]["kernel"]
     assert tuple(kernel["codes"].spec) == (None, "fsdp", "tensor")
-    scales = (None, None if kind == "int8" else "fsdp", "tensor")  # one scale a column stays whole
+    scales = (None, None if format.weights == "int8" else "fsdp", "tensor")  # one scale a column stays whole
     assert tuple(kernel["scales"].spec) == scales
     graphdef, state = nnx.split(spread)
     run = jax.jit(lambda params: nnx.merge(graphdef, params)(*INPUTS))
-    one = run(nnx.to_pure_dict(nnx.state(quantized(BERT, kind))))
+    one = run(nnx.to_pure_dict(nnx.state(quantized(BERT, format))))
     np.testing.assert_allclose(run(jax.device_put(nnx.to_pure_dict(state), shardings)), one, atol=1e-5, rtol=0)
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from tiny_runs import language_run, tiny_run, untrained_run
 
+from instructrec_jax import compress as verb
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.answering.beginning import begun_from
 from instructrec_jax.answering.exporting import export
@@ -160,6 +161,20 @@ def test_what_cannot_be_done_is_named_and_leaves_nothing(writer, tmp_path, how, 
     with pytest.raises(ValueError, match=message):
         compress(writer, tmp_path / "small", Quantization(**how), **changes)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command(finished, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(verb, "compress", lambda *args, **options: asked.append((args, options)))
+    monkeypatch.setattr(verb, "shown", lambda found: "the table")
+    out = tmp_path / "small"
+    options = "--weights int4 --method gptq --group 32 --keep q_proj mlp --limit 0.5% --calibration 7 --step 3"
+    verb.main([finished.run_dir, "--out", str(out), *options.split(), "--dense_embeddings", "--mesh.data", "1"])
+    ((path, target, how), rest) = asked[0]
+    assert (str(path), target) == (finished.run_dir, out)
+    assert how == Quantization("int4", group=32, method="gptq", keep=("q_proj", "mlp"), embeddings=False)
+    assert rest == dict(settings=["--mesh.data", "1"], step=3, calibration=7, limit=0.005)
+    assert "the table" in capsys.readouterr().out
 
 
 def test_settings_that_do_not_go_together_are_refused():

@@ -12,6 +12,7 @@ from tiny_runs import changed
 
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.folder import weights_fingerprint
+from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.files import write_json
 from instructrec_jax.preparation import demos
 from instructrec_jax.runs.config import Config
@@ -20,10 +21,12 @@ from instructrec_jax.runs.model import (
     backbone_folder,
     compute_dtype,
     frozen_fingerprint,
+    load_model,
     open_task,
     prepare_data,
     weights_folder,
 )
+from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks import ClassificationConfig
 
 PLAIN = Config(task=ClassificationConfig(labels=["a", "b"]))
@@ -78,9 +81,21 @@ def test_dtypes() -> None:
     assert compute_dtype(changed(PLAIN, backbone__dtype="auto")) == jnp.float32  # on a CPU
 
 
+def test_codes_are_not_trained(checkpoint: Path) -> None:
+    config = changed(PLAIN, backbone__quantize="int8", data__max_length=32)
+    task, mesh = open_task(config, checkpoint), make_mesh(config.mesh)
+    for load in (load_model, TrainingSetup.abstract):
+        with pytest.raises(ValueError, match="lora.rank.*compress"):
+            load(config, task, checkpoint, mesh)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"backbone__quantize": "int8"}, "lora.rank"), ({"lora": LoraConfig(rank=-1)}, "lora.rank")],
+    [
+        ({"backbone__quantize_group": 32}, "backbone.quantize_group has no effect"),
+        ({"backbone__quantize": "int8", "backbone__quantize_group": 7}, "backbone.quantize: the group is 7"),
+        ({"lora": LoraConfig(rank=-1)}, "lora.rank"),
+    ],
 )
 def test_adapters_that_cannot_be(changes: dict[str, Any], named: str) -> None:
     model: Any = SimpleNamespace(backbone=None, head=None)
