@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+import scipy
 
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -224,7 +224,7 @@ def choices(encoded: Sequence[Encoded], options: Sequence[Options], logits: Sequ
         drawn = 0 if len(best) == 1 else zlib.crc32(render(e.example).encode("utf-8", "surrogatepass"))
         chosen = best[drawn % len(best)]
         scores = dict(zip(option.names, values.tolist(), strict=True))
-        answers.append(ChoiceAnswer(option.names[chosen], float(softmax(values)[chosen]), scores))
+        answers.append(ChoiceAnswer(option.names[chosen], float(scipy.special.softmax(values)[chosen]), scores))
     return answers
 
 
