@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
 import scipy  # its parts load on first use, which takes a tenth of a second
+from numpy.typing import ArrayLike
 
 from instructrec_jax.ranking.fusion import BLOCK, mask, ndcg_at
 

@@ -74,8 +74,9 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
 def _warm_up(service: Service, monitoring: Monitoring) -> None:
     began = time.perf_counter()
     service.warm_up()
-    gc.freeze()  # what the start made stays: no later pass walks through it
-    gc.enable()
+    if not gc.isenabled():  # as `serve` starts
+        gc.freeze()  # what the start made stays: no later pass walks through it
+        gc.enable()
     if service.ready:
         monitoring.warmed_up()
         logger.info("ready", extra={"fields": {"seconds": round(time.perf_counter() - began, 3)}})
