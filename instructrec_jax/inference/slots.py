@@ -29,7 +29,7 @@ from instructrec_jax.inference.sampling import choose, log_likelihood
 MOST_TOP = 20  # maximum number of likeliest tokens that a step reports
 SHORTEST = 256  # of the lengths that programs are compiled for
 GROWTH = 4  # from one number of rows, and one length of a prefill, to the next
-STEP_GROWTH = 2  # the same of a step's lengths: with many rows, reading their keys and values takes most of its time
+STEP_GROWTH = 2  # the same of a step's lengths, since every row reads all of its slots: 4 would read 4 times too many
 
 
 class Rows:
