@@ -45,10 +45,13 @@ def conversation(record: dict[str, str]) -> list[dict[str, str]]:
 
 def ours(path: str, model: str, length: int) -> str:
     """The start of a training up to its first batch."""
+    from transformers import AutoTokenizer
+
     from instructrec_jax.runs.config import load
     from instructrec_jax.runs.data import RunData
     from instructrec_jax.runs.model import backbone_folder, open_task
 
+    AutoTokenizer.from_pretrained(model)  # imports are not measured, here as in `by_map`
     task = {"task.type": "language_model", "backbone.path": model, "run_dir": "unused"}
     data = {"data.train": [path], "data.batch_rows": 8, "data.max_length": length, "data.truncate": "right"}
     config = load({**task, **data})
