@@ -219,7 +219,7 @@ def test_an_exported_template_asks_the_tokens_of_training(name: str, bos: bool) 
         CHATML,
         CHATML.replace("m.content", "m.content | trim"),
         CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),  # left out
-        "{% for m in messages %}[{{ m.role }}] {{ m.content.strip() }}{{ eos_token if m.role == 'assistant' }}{% endfor %}",
+        "{% for m in messages %}[{{ m.role }}] {{ m.content.strip() }}{{ eos_token if loop.last }}{% endfor %}",
         CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}"),  # another text before the answer
     ],
 )
