@@ -245,6 +245,7 @@ class OwnTemplate:
         last = lefts[-1] + f"answer{len(roles) - 1}e" + rights[-1] + after[-1]
         if asked is not None and asked + last != text:
             return None
+        trims: dict[tuple[bool, bool], Callable[[str], str]]
         trims = {(True, True): str, (False, True): str.lstrip, (True, False): str.rstrip, (False, False): str.strip}
         return _Frame(before, [trims[bool(a), bool(b)] for a, b in zip(lefts, rights, strict=True)], after)
 

@@ -146,5 +146,6 @@ class MaskedLMTask(Task):
 
 
 def _labeled(cases: Sequence[Encoded[TokenLabels]]) -> BatchTexts[TokenLabels]:
-    supervised = end_to_end([e.target.supervised for e in cases])
-    return BatchTexts([e.text for e in cases], TokenLabels(end_to_end([e.target.labels for e in cases]), supervised))
+    supervised = end_to_end([np.asarray(e.target.supervised) for e in cases])
+    labels = end_to_end([np.asarray(e.target.labels) for e in cases])
+    return BatchTexts([e.text for e in cases], TokenLabels(labels, supervised))
