@@ -111,6 +111,6 @@ def test_ten_thousand_requests_of_every_kind_compile_nothing(
     for (kind, status), text in sorted(why.items()):
         print(kind, status, text[:300])
     assert compilations.count == compiled > 0
-    assert all(statuses[200] > 0.8 * statuses.total() for statuses in found.values())
+    assert min(statuses[200] for statuses in found.values()) >= 100
     assert sum((statuses for statuses in found.values()), Counter()).keys() <= {200, 422}
     assert after < 1.05 * used
