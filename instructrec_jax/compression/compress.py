@@ -12,7 +12,16 @@ from flax import nnx
 from instructrec_jax.adapters.lora import LoraConfig, merge_lora
 from instructrec_jax.backbones.folder import declared_head, read_config
 from instructrec_jax.compression.calibration import full_rows
-from instructrec_jax.compression.measure import PAIRS, Quality, Speed, folder_bytes, parameter_bytes, quality, speed
+from instructrec_jax.compression.measure import (
+    LOSS_CASES,
+    PAIRS,
+    Quality,
+    Speed,
+    folder_bytes,
+    parameter_bytes,
+    quality,
+    speed,
+)
 from instructrec_jax.compression.quantization import LayerError, Quantization, quantized
 from instructrec_jax.data.batch import Batch, Text
 from instructrec_jax.distributed.heartbeat import heartbeat
@@ -232,9 +241,11 @@ def shown(found: Compressed) -> str:
     if quality is None:
         lines.append("quality      not measured: neither data.test nor data.validation is set")
     else:
-        lines.append(
-            f"quality      {quality.metric} {quality.dense:.4f} -> {quality.compressed:.4f}, loss {quality.loss:.2%}"
-        )
+        how = f"{abs(quality.loss):.2%} {'worse' if quality.loss > 0 else 'better'}" if quality.loss else "no change"
+        lines.append(f"quality      {quality.metric} {quality.dense:.4f} -> {quality.compressed:.4f}: {how}")
+        if quality.training is not None:
+            before, after = quality.training
+            lines.append(f"loss         of training, on up to {LOSS_CASES:,} cases: {before:.4f} -> {after:.4f}")
     if found.layers:
         worst = sorted(found.layers, key=lambda layer: -layer["error"])[:5]
         lines.append("largest relative errors of a layer's outputs on calibration texts:")
@@ -253,5 +264,6 @@ def record(path: Path, how: Quantization, found: Compressed) -> dict[str, object
         "speed": asdict(found.speed),
         "quality": None if measured is None else measured.results.evaluation,
         "loss": None if measured is None else measured.loss,
+        "training_loss": None if measured is None else measured.training,
         "layers": list(found.layers),
     }

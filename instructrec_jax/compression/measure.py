@@ -9,9 +9,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from instructrec_jax.data.batch import Batch, Rows, Text
+from instructrec_jax.data.batch import Batch, Rows, Text, lay_out, lengths_of
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.loader import to_devices
+from instructrec_jax.data.packing import fit
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.evaluation.evaluator import greater_is_better, measured_on, score_row
@@ -19,10 +20,12 @@ from instructrec_jax.evaluation.results import Results, results_of
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import open_writer
 from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks.base import Encoded, LossInputs
 from instructrec_jax.training.state import Tree
 
 ROWS, LENGTH = 32, 128  # texts and tokens of each, of a timed forward pass
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 16, 32  # of timed decoding
+LOSS_CASES, LOSS_BATCH = 1024, 32
 PAIRS = 5  # timings of each, in turn
 DENSE, COMPRESSED = "dense", "compressed"
 
@@ -33,6 +36,8 @@ class Quality:
 
     Attributes:
       loss: the relative loss of `metric`, (dense - compressed) / |dense|; the other way round where less is better.
+      training: the loss of training on up to `LOSS_CASES` of the cases, before and after; None for a task whose loss
+        needs more than its examples.
     """
 
     results: Results
@@ -40,6 +45,7 @@ class Quality:
     dense: float
     compressed: float
     loss: float
+    training: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,34 @@ def quality(dense: Run, compressed: Run) -> Quality | None:
     mine, theirs = (
         float(np.average([scores.metrics[metric] for scores in row.scores.values()], weights=sizes)) for row in rows
     )
+    chosen = [cases[int(number)] for number in np.unique(np.linspace(0, len(cases) - 1, LOSS_CASES).astype(int))]
+    alone = not (dense.task.couples_examples or dense.task.refresh_every)
+    with heartbeat(f"computing the loss of training on {len(chosen):,} cases"):
+        losses = (training_loss(dense, chosen), training_loss(compressed, chosen)) if alone else None
     worse = theirs - mine if greater_is_better(dense.task, metric) else mine - theirs
-    return Quality(results, metric, theirs, mine, worse / abs(theirs) if theirs else float(worse > 0))
+    return Quality(results, metric, theirs, mine, worse / abs(theirs) if theirs else float(worse > 0), losses)
+
+
+def training_loss(run: Run, cases: Sequence[Encoded]) -> float:
+    """Σ w ℓ / Σ w of the task's loss, without dropout."""
+    task, model, shards = run.task, run.model, data_shards(run.mesh)
+    rng, length = np.random.default_rng(run.config.seed), run.config.data.max_length
+    gathered = [task.gather(cases[first : first + LOSS_BATCH], rng) for first in range(0, len(cases), LOSS_BATCH)]
+    lengths = [lengths_of(parts.texts) for parts in gathered]
+    longest = max((int(targets.max()) for _, targets in lengths if targets is not None), default=None)
+    plans = [fit(own, length, targets, longest) for own, targets in lengths]
+    rows = shards * -(-max(plan.rows for plan in plans) // shards)  # of one shape, so that it is compiled once
+
+    @jax.jit
+    def loss(params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        with run.mesh.tracing():
+            return task.loss(task.view(nnx.merge(model.graphdef, params)), batch, LossInputs())
+
+    pairs = [
+        loss(model.params, to_devices(lay_out(parts, replace(plan, rows=rows)), run.mesh))
+        for parts, plan in zip(gathered, plans, strict=True)
+    ]
+    return float(sum(total for total, _ in pairs) / sum(weight for _, weight in pairs))
 
 
 def speed(dense: Run, compressed: Run, texts: Sequence[Text]) -> Speed:

@@ -60,7 +60,7 @@ def test_a_compressed_run_opens_alone_and_answers_as_before(w8a8, dense):
     assert not list(out.parent.glob(".*")), "the partial folder is gone"
 
 
-def test_the_report_has_bytes_speed_quality_and_the_error_of_each_layer(w8a8):
+def test_the_report_has_bytes_speed_quality_and_the_error_of_each_layer(w8a8, dense):
     out, found, _ = w8a8
     record = read_json(out / "compression.json", dict)
     run = Run.open(out)
@@ -72,6 +72,13 @@ def test_the_report_has_bytes_speed_quality_and_the_error_of_each_layer(w8a8):
     names = [layer["layer"] for layer in record["layers"]]
     assert len(names) == len(set(names)) == 13  # six of each of two layers, and the pooler
     assert all(0 < layer["error"] < 0.05 for layer in record["layers"])
+    before, after = found.quality.training
+    texts = dense.data.cases(dense.task, "test")
+    logits = np.stack(dense.predictor([each.text for each in texts])).astype(np.float64)
+    answers = [dense.task.labels.index(each.example.output) for each in texts]
+    log_sum = np.log(np.exp(logits).sum(-1))
+    assert before == pytest.approx(np.mean(log_sum - logits[np.arange(len(texts)), answers]), rel=1e-5)
+    assert before != after and after == pytest.approx(before, rel=0.01)
     assert "of the bytes" in shown(found) and "macro_f1" in shown(found)
 
 
