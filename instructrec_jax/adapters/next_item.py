@@ -25,6 +25,7 @@ from instructrec_jax.backbones.layers import (
     dropout,
     normal,
 )
+from instructrec_jax.backbones.tables import dense_table
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class NextItemHead(nnx.Module):
             assert of_text is not None  # see __init__
             return of_text, None
         if numbers is None:
-            own, bias = self.items.table[...].astype(self.dtype), self.bias[...]
+            own, bias = dense_table(self.items.table).astype(self.dtype), self.bias[...]
         else:
             known = numbers < self.spec.num_items
             inside = jnp.minimum(numbers, self.spec.num_items - 1)

@@ -106,7 +106,10 @@ def with_codes(config: Config, codes: Mapping[str, object], source: Path) -> Con
             raise ValueError(
                 f"backbone.{name} is {own[name]}, but {value} in {source}, whose codes stay: leave it out."
             )
-    return replace(config, backbone=replace(config.backbone, **codes))
+    backbone = replace(config.backbone)
+    for name, value in codes.items():
+        setattr(backbone, name, value)
+    return replace(config, backbone=backbone)
 
 
 def check_adapter(config: Config, first: Config, source: Path) -> None:

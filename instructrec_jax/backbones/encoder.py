@@ -134,7 +134,8 @@ class Encoder(Backbone):
         self.word_embeddings = table(spec.vocab_size, ("vocab", "embed"), spec.padding_id)
         self.position_embeddings = table(spec.num_positions, (None, "embed"))
         if spec.sinusoidal_positions:
-            self.position_embeddings.table[...] = jnp.asarray(sinusoids(spec.num_positions, spec.hidden_size))
+            drawn = jnp.asarray(sinusoids(spec.num_positions, spec.hidden_size))
+            self.position_embeddings.table = nnx.Param(drawn, axes=(None, "embed"))
         self.token_type_embeddings = table(spec.num_token_types, (None, "embed")) if spec.num_token_types else None
         self.embedding_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
         self.relative_bias = (

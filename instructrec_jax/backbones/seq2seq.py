@@ -230,7 +230,7 @@ class EncoderDecoder(Backbone):
         self.encoder = encoder
         self.decoder = decoder
         self.cache_shape = cache_shape
-        self.vocab_size, self.hidden_size = word_embeddings.table[...].shape
+        self.vocab_size, self.hidden_size = word_embeddings.table.shape
         self.max_length = max_length
         self.dtype = dtype
 

@@ -5,7 +5,7 @@ zero: so they come out of the scanned stack of any family, one entry for each la
 else of a backward pass is left in it, as the taps pass no gradients on.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.adapters.quantized import linears
+from instructrec_jax.backbones.encoder import Encoder
 from instructrec_jax.backbones.layers import Kernel, Linear, product
 from instructrec_jax.data.batch import Batch, Rows, Text
 from instructrec_jax.data.loader import to_devices
@@ -25,6 +26,7 @@ TOKENS = 1024  # of a batch, per data-parallel device
 GRAM_BYTES = 1 << 30  # of the statistics that are gathered in one pass; more layers take more passes
 
 Statistics = dict[str, jax.Array]
+State = nnx.State[Hashable, object]
 Product = Kernel | nnx.Param[jax.Array]
 Measure = Callable[[Product, Kernel | None, jax.Array], Statistics]
 
@@ -72,8 +74,9 @@ def _rows(texts: Sequence[Text], length: int, count: int) -> list[list[np.ndarra
             text, segment = texts[number % len(texts)], segment + 1
             size = min(len(text.tokens), length - len(row[0]))
             types = np.zeros(size, int) if text.types is None else text.types[:size]
-            for column, values in zip(row, (text.tokens[:size], [segment] * size, range(size), types), strict=True):
-                column.extend(values)
+            new = (text.tokens[:size], np.full(size, segment), np.arange(size), types)
+            for column, values in zip(row, new, strict=True):
+                column.extend(values.tolist())
             number += 1
         laid.append([np.array(column) for column in row])
     return laid
@@ -182,12 +185,11 @@ def observe(
         for place, tap in part.items():
             every[place].kernel = Tapped(every[place].kernel, tap)
         paths = {id(node): path for path, node in nnx.iter_modules(network)}
-        graphdef, slots, rest = nnx.split(network, lambda path, _: "found" in path, ...)
+        graphdef, slots, *others = nnx.split(network, lambda path, _: "found" in path, ...)
+        rest = others[0]
 
         @jax.jit
-        def found(
-            slots: nnx.State, rest: nnx.State, batch: Batch, graphdef: nnx.GraphDef[Model] = graphdef
-        ) -> nnx.State:
+        def found(slots: State, rest: State, batch: Batch, graphdef: nnx.GraphDef[Model] = graphdef) -> State:
             with mesh.tracing():
                 return jax.grad(lambda slots: _total(nnx.merge(graphdef, slots, rest), batch))(slots)
 
@@ -206,7 +208,7 @@ def observe(
 def _total(network: Model, batch: Batch) -> jax.Array:
     """A number that depends on all linear layers of the backbone."""
     hidden = network.hidden(batch).astype(jnp.float32)
-    if getattr(network.backbone, "pooler", None) is None:
+    if not isinstance(network.backbone, Encoder) or network.backbone.pooler is None:
         return hidden.sum()
     first = hidden * (batch.texts.positions == 0)[..., None]  # zeros change no statistic
     return hidden.sum() + network.backbone.pool(first).sum()
@@ -214,7 +216,8 @@ def _total(network: Model, batch: Batch) -> jax.Array:
 
 def _passes(model: SplitModel, taps: Mapping[int, Callable[[Linear], Tap]]) -> Iterator[dict[int, Tap]]:
     """The taps, in order, in parts whose statistics have at most `GRAM_BYTES`."""
-    every, part, used = linears(model.network.backbone), {}, 0
+    part: dict[int, Tap] = {}
+    every, used = linears(model.network.backbone), 0
     for place, tap_of in taps.items():
         tap = tap_of(every[place])
         size = sum(zeros.nbytes for zeros in tap.found.values())

@@ -20,7 +20,7 @@ from instructrec_jax.adapters.quantized import (
 )
 from instructrec_jax.backbones.backbone_config import Activations
 from instructrec_jax.backbones.layers import Linear
-from instructrec_jax.compression.calibration import compared, gram, inputs_of, largest, observe
+from instructrec_jax.compression.calibration import Tap, compared, gram, inputs_of, largest, observe
 from instructrec_jax.compression.gptq import gptq
 from instructrec_jax.data.batch import Batch
 from instructrec_jax.distributed.mesh import DeviceMesh
@@ -183,7 +183,7 @@ def _errors(
     """The relative output error of each chosen layer, [] or [layers], with the dense network's inputs."""
     every = linears(network.backbone)
 
-    def tap(number: int) -> Callable[[Linear], object]:
+    def tap(number: int) -> Callable[[Linear], Tap]:
         return lambda linear: compared(linear, every[number].kernel)
 
     seen = observe(model, mesh, batches, {number: tap(number) for number in chosen})
