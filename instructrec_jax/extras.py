@@ -7,6 +7,7 @@ EXTRAS = {
     "aiohttp": "https",
     "datasets": "datasets",
     "gcsfs": "gcs",
+    "gguf": "gguf",
     "libtpu": "plan",
     "phonenumbers": "masking",
     "presidio_analyzer": "presidio",
