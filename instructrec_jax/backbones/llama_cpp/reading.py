@@ -178,10 +178,11 @@ def _decoder_values(
     rope = _rope(fields, prefix)
     values: dict[str, object] = {
         "num_key_value_heads": fields.integer(f"{prefix}attention.head_count_kv", 1) or heads,
-        "head_dim": head_dim,
         "tie_word_embeddings": "output.weight" not in tensors,
         "rope_parameters": rope,
     }
+    if architecture.name != "qwen2" or head_dim * heads != width:  # transformers' Qwen2Config does not have it
+        values["head_dim"] = head_dim
     if architecture.name in ("llama", "qwen3"):
         values["attention_bias"] = "blk.0.attn_q.bias" in tensors
     if architecture.name == "llama":
