@@ -33,6 +33,7 @@ GEMMA = DECODER | {
     f"{LAYER}ffn_norm": "model.layers.{layer}.pre_feedforward_layernorm",
     f"{LAYER}post_ffw_norm": "model.layers.{layer}.post_feedforward_layernorm",
 }
+TIED_GEMMA = {own: theirs for own, theirs in GEMMA.items() if own != "output"}
 BERT = {
     "token_embd": "embeddings.word_embeddings",
     "token_types": "embeddings.token_type_embeddings",
@@ -106,7 +107,7 @@ ARCHITECTURES = {
     "mistral": Architecture("llama", "mistral", "MistralForCausalLM", rotary_neighbors=True),
     "qwen2": Architecture("qwen2", "qwen2", "Qwen2ForCausalLM"),
     "qwen3": Architecture("qwen3", "qwen3", "Qwen3ForCausalLM"),
-    "gemma2": Architecture("gemma2", "gemma2", "Gemma2ForCausalLM", GEMMA, RMS_EPS | CAPS, False, 1.0, True),
+    "gemma2": Architecture("gemma2", "gemma2", "Gemma2ForCausalLM", TIED_GEMMA, RMS_EPS | CAPS, False, 1.0, True),
     "gemma3_text": Architecture("gemma3", "gemma3_text", "Gemma3ForCausalLM", GEMMA, RMS_EPS, False, 1.0, True),
     "bert": Architecture("bert", "bert", "BertModel", BERT, {"attention.layer_norm_epsilon": "layer_norm_eps"}),
 }
