@@ -87,7 +87,23 @@ def sentencepiece_tokenizer(prefix: bool = True) -> PreTrainedTokenizerFast:
 
 def word_piece_tokenizer(lowercase: bool = True) -> PreTrainedTokenizerFast:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = ["the", "yes", "other", "two", "space", "an", "orange", "##ory", "##s", "1998", ",", "!", "x", "theory", "naive"]
+    words = [
+        "the",
+        "yes",
+        "other",
+        "two",
+        "space",
+        "an",
+        "orange",
+        "##ory",
+        "##s",
+        "1998",
+        ",",
+        "!",
+        "x",
+        "theory",
+        "naive",
+    ]
     core = Tokenizer(models.WordPiece({t: n for n, t in enumerate([*special, *words])}, unk_token="[UNK]"))
     core.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -88,7 +88,9 @@ def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
         return gguf_folder(folder)
     name = str(path_or_hub_id)
     if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or folder.exists():
-        raise ValueError(f"{name} is not a folder: give a folder with config.json and model.safetensors, a .gguf file, or a hub id.")
+        raise ValueError(
+            f"{name} is not a folder: give a folder with config.json and model.safetensors, a .gguf file, or a hub id."
+        )
     import huggingface_hub
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]

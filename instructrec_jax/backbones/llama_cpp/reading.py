@@ -142,9 +142,10 @@ def _config(
     from transformers import AutoConfig
 
     prefix = f"{architecture.name}."
-    values: dict[str, object] = {
-        own: needed_integer(fields, prefix + theirs) for theirs, own in SIZES.items()
-    } | {"vocab_size": rows, "architectures": [architecture.cls]}
+    values: dict[str, object] = {own: needed_integer(fields, prefix + theirs) for theirs, own in SIZES.items()} | {
+        "vocab_size": rows,
+        "architectures": [architecture.cls],
+    }
     for theirs, own in architecture.numbers.items():
         number = fields.number(prefix + theirs, 0.0)
         if number is None and own not in ("attn_logit_softcapping", "final_logit_softcapping"):
@@ -155,7 +156,9 @@ def _config(
     if architecture.is_decoder:
         values |= _decoder_values(fields, architecture, tensors)
     else:
-        values["type_vocab_size"] = int(tensors["token_types.weight"].shape[-1]) if "token_types.weight" in tensors else 1
+        values["type_vocab_size"] = (
+            int(tensors["token_types.weight"].shape[-1]) if "token_types.weight" in tensors else 1
+        )
         values |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": values["pad_token_id"] or 0}
     config = AutoConfig.for_model(architecture.model_type, **values)
     if ROPE_FACTORS in tensors:
@@ -167,12 +170,17 @@ def _decoder_values(
     fields: Fields, architecture: Architecture, tensors: Mapping[str, "ReaderTensor"]
 ) -> dict[str, object]:
     prefix = f"{architecture.name}."
-    heads, width = needed_integer(fields, f"{prefix}attention.head_count"), needed_integer(fields, f"{prefix}embedding_length")
+    heads, width = (
+        needed_integer(fields, f"{prefix}attention.head_count"),
+        needed_integer(fields, f"{prefix}embedding_length"),
+    )
     layers = needed_integer(fields, f"{prefix}block_count")
     length = fields.integer(f"{prefix}attention.key_length", 1) or fields.integer(f"{prefix}rope.dimension_count", 1)
     head_dim = length or width // heads
     if (fields.integer(f"{prefix}rope.dimension_count", 1) or head_dim) != head_dim:
-        fields.refuse(f"{prefix}rope.dimension_count", f"{head_dim}, the width of a head: partial rotation is not implemented")
+        fields.refuse(
+            f"{prefix}rope.dimension_count", f"{head_dim}, the width of a head: partial rotation is not implemented"
+        )
     if (fields.integer(f"{prefix}attention.value_length", 1) or head_dim) != head_dim:
         fields.refuse(f"{prefix}attention.value_length", f"{head_dim}, the width of the keys")
     rope = _rope(fields, prefix)
@@ -188,7 +196,10 @@ def _decoder_values(
     if architecture.name == "llama":
         values["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
     if architecture.windows:
-        every = fields.integer(f"{prefix}attention.sliding_window_pattern", 1) or {"gemma2": 2, "gemma3": 6}[architecture.name]
+        every = (
+            fields.integer(f"{prefix}attention.sliding_window_pattern", 1)
+            or {"gemma2": 2, "gemma3": 6}[architecture.name]
+        )
         values["sliding_window"] = needed_integer(fields, f"{prefix}attention.sliding_window")
         values["layer_types"] = [
             "full_attention" if (number + 1) % every == 0 else "sliding_attention" for number in range(layers)
@@ -266,7 +277,9 @@ def _write_pooling(folder: Path, pooling: str, config: PretrainedConfig) -> None
     ]
     write_json(folder / "modules.json", modules)
     mode = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "lasttoken": "pooling_mode_lasttoken"}
-    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": config.hidden_size, mode[pooling]: True})
+    write_json(
+        folder / "1_Pooling" / "config.json", {"word_embedding_dimension": config.hidden_size, mode[pooling]: True}
+    )
 
 
 # ---------------------------------------------------------------- tensors

@@ -15,7 +15,15 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of t
 KEY = "tokenizer.ggml."
 SPACE = "\u2581"  # sentencepiece's visible space
 # Roles of tokens: llama.cpp's name (with its spelling) -> transformers' name.
-ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep", "cls": "cls", "mask": "mask"}
+ROLES = {
+    "bos": "bos",
+    "eos": "eos",
+    "unknown": "unk",
+    "padding": "pad",
+    "seperator": "sep",
+    "cls": "cls",
+    "mask": "mask",
+}
 BERT_ROLES = {"cls": ("bos", "[CLS]"), "sep": ("eos", "[SEP]"), "mask": (None, "[MASK]"), "pad": (None, "[PAD]")}
 BERT_ROLES |= {"unk": (None, "[UNK]")}
 # Tokens that end a turn, which llama.cpp finds by their text and stops at.
@@ -86,7 +94,13 @@ def read_tokenizer(fields: Fields, rows: int, *, gemma: bool = False) -> PreTrai
     user = [n for n, each in enumerate(types) if each == USER_DEFINED and n in spelled and SPACE not in spelled[n]]
     added = [_added(spelled, n, n not in user) for n in sorted({*user, *(_number(spelled, special))})]
     around = _around(fields, kind, names, spelled)
-    core: Json = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "post_processor": around}
+    core: Json = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "post_processor": around,
+    }
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(core | parts)),
         **{f"{role}_token": token for role, token in names.items()},
@@ -134,7 +148,9 @@ def _byte_level(fields: Fields, tokens: list[str], types: list[int]) -> Json:
     split = fields.text(f"{KEY}pre")
     if split not in SPLITS:
         known = ", ".join(SPLITS)
-        fields.refuse(f"{KEY}pre", f"one of {known}: how texts are split is not known otherwise; use the HuggingFace folder")
+        fields.refuse(
+            f"{KEY}pre", f"one of {known}: how texts are split is not known otherwise; use the HuggingFace folder"
+        )
     merges = fields.texts(f"{KEY}merges")
     if merges is None:
         fields.refuse(f"{KEY}merges", "the list of merges")
@@ -239,7 +255,11 @@ def _around(fields: Fields, kind: str | None, names: dict[str, str], spelled: di
     if kind == "bert":
         first, last = names.get("cls"), names.get("sep")
     else:
-        adds = kind == "llama" or fields.text(f"{KEY}pre") in ("llama-bpe", "llama3", "llama-v3")  # llama.cpp's defaults
+        adds = kind == "llama" or fields.text(f"{KEY}pre") in (
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+        )  # llama.cpp's defaults
         first = names.get("bos") if fields.flag(f"{KEY}add_bos_token", adds) else None
         last = names.get("eos") if fields.flag(f"{KEY}add_eos_token") else None
     if first is None and last is None:

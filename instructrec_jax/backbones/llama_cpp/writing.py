@@ -118,9 +118,7 @@ def _has_windows(config: PretrainedConfig) -> bool:
     return config.model_type == "mistral" or LOCAL in (getattr(config, "layer_types", None) or ())
 
 
-def _write_windows(
-    writer: "GGUFWriter", architecture: Architecture, config: PretrainedConfig, head_dim: int
-) -> None:
+def _write_windows(writer: "GGUFWriter", architecture: Architecture, config: PretrainedConfig, head_dim: int) -> None:
     every = {"gemma2": 2, "gemma3": 6}[architecture.name]
     usual = ["full_attention" if (n + 1) % every == 0 else LOCAL for n in range(config.num_hidden_layers)]
     if list(config.layer_types) != usual:
@@ -220,9 +218,7 @@ def _tensors(architecture: Architecture, config: PretrainedConfig, files: Tensor
     return found
 
 
-def _each(
-    architecture: Architecture, config: PretrainedConfig, files: TensorFiles, kind: str
-) -> Iterator[_Tensor]:
+def _each(architecture: Architecture, config: PretrainedConfig, files: TensorFiles, kind: str) -> Iterator[_Tensor]:
     for stored in files.names:
         whole = stored.removeprefix("bert.")
         if architecture.is_decoder and not whole.startswith(("model.", "lm_head.", "score.", "classifier.")):
@@ -233,7 +229,9 @@ def _each(
             continue
         name = architecture.from_hf(whole)
         if name is None:
-            raise ValueError(f"--format gguf: llama.cpp has no place for the tensor {stored} of this {config.model_type} network.")
+            raise ValueError(
+                f"--format gguf: llama.cpp has no place for the tensor {stored} of this {config.model_type} network."
+            )
         heads = None
         if architecture.rotary_neighbors:
             heads = heads_of(name, config.num_attention_heads, config.num_key_value_heads)

@@ -53,9 +53,9 @@ def small(file: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]
     change(keys, tensors)
     writer = gguf.GGUFWriter(file, keys.pop("general.architecture", "llama"))
     for key, value in keys.items():
-        {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}[type(value)](
-            key, value
-        )
+        {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}[
+            type(value)
+        ](key, value)
     for name, (values, kind) in tensors.items():
         if values.dtype == np.uint8:
             writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[kind])
@@ -121,7 +121,8 @@ def test_ends_of_turns_stop_the_generation(tmp_path: Path) -> None:
 def test_scaled_positions(tmp_path: Path, kind: str, factor: float) -> None:
     scaling = {"type": kind, "factor": factor, "original_context_length": 8}
     file = small(
-        tmp_path / "a.gguf", lambda keys, tensors: keys.update({f"llama.rope.scaling.{k}": v for k, v in scaling.items()})
+        tmp_path / "a.gguf",
+        lambda keys, tensors: keys.update({f"llama.rope.scaling.{k}": v for k, v in scaling.items()}),
     )
     write_folder(file, tmp_path / "hf")
     rope = read_config(tmp_path / "hf").rope_parameters
@@ -156,7 +157,9 @@ def set_key(name: str, value: object) -> Callable[[dict[str, Any], dict[str, Any
             "blk.0.ffn_gate_exps.weight",
         ),
         (
-            lambda keys, tensors: tensors.update({"rope_freqs.weight": (np.linspace(1, 3, 32, dtype=np.float32), "F32")}),
+            lambda keys, tensors: tensors.update(
+                {"rope_freqs.weight": (np.linspace(1, 3, 32, dtype=np.float32), "F32")}
+            ),
             "rope_freqs.weight",
         ),
     ],
@@ -200,6 +203,6 @@ def test_an_unknown_quantization_is_named(tmp_path: Path) -> None:
 def test_the_package_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = small(tmp_path / "model.gguf")
     monkeypatch.setattr("instructrec_jax.extras.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'instructrec_jax\[gguf\]'):
+    with pytest.raises(ValueError, match=r"instructrec_jax\[gguf\]"):
         find_folder(file)
     assert "gguf" in sys.modules

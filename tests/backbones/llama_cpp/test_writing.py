@@ -63,7 +63,9 @@ def test_transformers_opens_it_with_the_same_logits(pair: tuple[str, Path, Path]
     if kind in ("bert", "llama3"):
         pytest.skip("transformers reads no such GGUF files, or ignores the tensor of their rotary factors")
     ids = torch.arange(3, 23)[None]
-    unread = {"query_pre_attn_scalar": 32} if kind.startswith("gemma") else {"head_dim": 32} if kind == "qwen3" else {}  # transformers takes its own default
+    unread = (
+        {"query_pre_attn_scalar": 32} if kind.startswith("gemma") else {"head_dim": 32} if kind == "qwen3" else {}
+    )  # transformers takes its own default
     with torch.no_grad():
         want = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
         found = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **unread)(ids).logits
@@ -87,7 +89,9 @@ def test_rounding_of_the_kinds(tmp_path: Path, kind: str, share: float) -> None:
 
 def test_the_pooling_is_written(tmp_path: Path) -> None:
     folder_of("bert", tmp_path / "hf")
-    write_json(tmp_path / "hf" / "modules.json", [{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "p"}])
+    write_json(
+        tmp_path / "hf" / "modules.json", [{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "p"}]
+    )
     write_json(tmp_path / "hf" / "p" / "config.json", {"pooling_mode_cls_token": True})
     write_gguf(tmp_path / "hf", tmp_path / "model.gguf", "F32")
     write_folder(tmp_path / "model.gguf", tmp_path / "again")
