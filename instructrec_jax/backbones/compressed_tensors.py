@@ -1,6 +1,7 @@
-"""HuggingFace folders with quantized weights in the format compressed-tensors, which vLLM and transformers compute with.
+"""HuggingFace folders with quantized weights in the format compressed-tensors, for vLLM and transformers.
 
-Layouts and names are those of the package compressed-tensors ("int-quantized" and "pack-quantized"); it is not needed here.
+Layouts and names are those of the package compressed-tensors ("int-quantized" and "pack-quantized"); it is not needed
+here.
 """
 
 import copy
@@ -35,7 +36,7 @@ class Scheme:
     activations: bool
 
 
-SCHEMES = {"W8A8": Scheme(8, True), "W8A16": Scheme(8, False), "W4A16": Scheme(4, False)}
+SCHEMES = {"W8A8": Scheme(8, True), "W4A16": Scheme(4, False)}
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def write_compressed_tensors(
     Args:
         folder: exists, with the tokenizer's files.
         config: of the dense network (not changed).
-        tensors: HuggingFace's names -> floats, or a kernel's codes and scales; a function is called twice, when the file
+        tensors: HuggingFace's names -> floats, or a kernel's codes and scales; a function is called twice, when the
+        file
             is planned and when it is written, so that one kernel at a time is in memory.
         ignored: the names of linear layers that stay dense.
 
@@ -157,7 +159,8 @@ def _declared(scheme: Scheme, group: int | None, ignored: Sequence[str]) -> dict
 def compress_folder(folder: Path, out: Path, scheme: str) -> None:
     """Writes a HuggingFace folder with the kernels of its backbone rounded to the nearest value.
 
-    Heads, tables and norms stay as they are. Raises ValueError for an unknown scheme, and for rows that no group divides.
+    Heads, tables and norms stay as they are. Raises ValueError for an unknown scheme, and for rows that no group
+    divides.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"--dtype is {scheme!r}, but should be one of {', '.join(SCHEMES)} for compressed-tensors.")
@@ -172,7 +175,8 @@ def compress_folder(folder: Path, out: Path, scheme: str) -> None:
             if group is None:
                 name = next(name for name, width in widths.items() if width % GROUPS[-1])
                 raise ValueError(
-                    f"--dtype {scheme}: the rows of {name} have {widths[name]} values, which groups of {GROUPS[-1]} do not "
+                    f"--dtype {scheme}: the rows of {name} have {widths[name]} values, which groups of {GROUPS[-1]} "
+                    "do not "
                     "divide: use W8A8."
                 )
 

@@ -78,8 +78,8 @@ class PoolingSpec:
 def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
     """The local folder of a checkpoint; a hub id (`owner/name`) is downloaded into huggingface_hub's cache.
 
-    Downloads only config, tokenizer and safetensors files. A file of llama.cpp is written as a folder into this package's
-    cache (see `llama_cpp.reading`). Raises ValueError if none of them exists.
+    Downloads only config, tokenizer and safetensors files. A file of llama.cpp is written as a folder into this
+    package's cache (see `llama_cpp.reading`). Raises ValueError if none of them exists.
     """
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir():

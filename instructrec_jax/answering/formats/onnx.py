@@ -1,8 +1,8 @@
 """Encoders with their heads as ONNX files.
 
-Why through torch: jax2onnx 0.17 does not write the programs of these networks for any number of rows and tokens (`rem` of
-arrays of unknown size fails), while torch writes the same networks from an exported HuggingFace folder. `export` compares
-the file with ours in onnxruntime before it is kept.
+Why through torch: jax2onnx 0.17 does not write the programs of these networks for any number of rows and tokens (`rem`
+of arrays of unknown size fails), while torch writes the same networks from an exported HuggingFace folder. `export`
+compares the file with ours in onnxruntime before it is kept.
 """
 
 from pathlib import Path
@@ -53,8 +53,8 @@ def write_onnx(folder: Path, out: Path) -> str:
     )
     _compare(out / "model.onnx", program, config.vocab_size)
     return (
-        f"`onnxruntime.InferenceSession('model.onnx').run(None, {{{', '.join(map(repr, program.inputs))}}})` gives "
-        f"{program.output} (float32); the inputs are int64 [rows, length], with at most {program.longest} tokens."
+        f"`onnxruntime.InferenceSession('model.onnx').run(None, inputs)` gives "
+        f"{program.output} (float32); the inputs, by name, are {', '.join(program.inputs)}: int64 [rows, length], with at most {program.longest} tokens."
     )
 
 

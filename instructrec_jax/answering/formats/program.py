@@ -13,7 +13,6 @@ from instructrec_jax.adapters.dual_encoder import unit_length
 from instructrec_jax.adapters.heads import LMHead, MaskedLMHead, SequenceHead, TokenHead, build_head, pool_segments
 from instructrec_jax.backbones.attention_kernels import LONG
 from instructrec_jax.backbones.folder import declared_head, find_family, read_config, read_pooling
-
 from instructrec_jax.backbones.reading import load_backbone, load_head
 from instructrec_jax.backbones.sentence_vectors import read_projection
 from instructrec_jax.extras import require
@@ -113,6 +112,7 @@ def write_stablehlo(folder: Path, out: Path) -> str:
         np.savez(file, **{name: np.asarray(x) for name, x in program.params.items()})
     return (
         "`jax.export.deserialize(bytearray(Path('model.stablehlo').read_bytes())).call(dict(np.load('weights.npz')), "
-        f"{', '.join(program.inputs)})` gives {program.output} (float32); the inputs are int32 [rows, length], with at most "
+        f"{', '.join(program.inputs)})` gives {program.output} (float32); the inputs are int32 [rows, length], with "
+        f"at most "
         f"{program.longest} tokens, and need only jax and numpy."
     )

@@ -21,19 +21,21 @@ DECODER = {
     f"{LAYER}attn_k": "model.layers.{layer}.self_attn.k_proj",
     f"{LAYER}attn_v": "model.layers.{layer}.self_attn.v_proj",
     f"{LAYER}attn_output": "model.layers.{layer}.self_attn.o_proj",
-    f"{LAYER}attn_q_norm": "model.layers.{layer}.self_attn.q_norm",
-    f"{LAYER}attn_k_norm": "model.layers.{layer}.self_attn.k_norm",
     f"{LAYER}ffn_norm": "model.layers.{layer}.post_attention_layernorm",
     f"{LAYER}ffn_gate": "model.layers.{layer}.mlp.gate_proj",
     f"{LAYER}ffn_up": "model.layers.{layer}.mlp.up_proj",
     f"{LAYER}ffn_down": "model.layers.{layer}.mlp.down_proj",
+}
+HEAD_NORMS = {
+    f"{LAYER}attn_q_norm": "model.layers.{layer}.self_attn.q_norm",
+    f"{LAYER}attn_k_norm": "model.layers.{layer}.self_attn.k_norm",
 }
 GEMMA = DECODER | {
     f"{LAYER}post_attention_norm": "model.layers.{layer}.post_attention_layernorm",
     f"{LAYER}ffn_norm": "model.layers.{layer}.pre_feedforward_layernorm",
     f"{LAYER}post_ffw_norm": "model.layers.{layer}.post_feedforward_layernorm",
 }
-TIED_GEMMA = {own: theirs for own, theirs in GEMMA.items() if own != "output"}
+GEMMA2 = {own: theirs for own, theirs in GEMMA.items() if own != "output"}  # its table of outputs is that of words
 BERT = {
     "token_embd": "embeddings.word_embeddings",
     "token_types": "embeddings.token_type_embeddings",
@@ -75,7 +77,7 @@ class Architecture:
         cls: the class of `transformers`.
         tensors: names without ".weight" and ".bias": llama.cpp's -> HuggingFace's.
         numbers: keys of real numbers -> fields of config.json.
-        rotary_neighbors: the rotary pairs of queries and keys are neighbors, in HuggingFace's folders always the halves.
+        rotary_neighbors: the rotary pairs of queries and keys are neighbors (in HuggingFace's folders the halves).
         norm_offset: what llama.cpp adds to the scales of norms (HuggingFace's Gemma adds it while computing).
         windows: some layers attend to the last tokens only.
     """
@@ -106,9 +108,11 @@ ARCHITECTURES = {
     "llama": Architecture("llama", "llama", "LlamaForCausalLM", rotary_neighbors=True),
     "mistral": Architecture("llama", "mistral", "MistralForCausalLM", rotary_neighbors=True),
     "qwen2": Architecture("qwen2", "qwen2", "Qwen2ForCausalLM"),
-    "qwen3": Architecture("qwen3", "qwen3", "Qwen3ForCausalLM"),
-    "gemma2": Architecture("gemma2", "gemma2", "Gemma2ForCausalLM", TIED_GEMMA, RMS_EPS | CAPS, False, 1.0, True),
-    "gemma3_text": Architecture("gemma3", "gemma3_text", "Gemma3ForCausalLM", GEMMA, RMS_EPS, False, 1.0, True),
+    "qwen3": Architecture("qwen3", "qwen3", "Qwen3ForCausalLM", DECODER | HEAD_NORMS),
+    "gemma2": Architecture("gemma2", "gemma2", "Gemma2ForCausalLM", GEMMA2, RMS_EPS | CAPS, False, 1.0, True),
+    "gemma3_text": Architecture(
+        "gemma3", "gemma3_text", "Gemma3ForCausalLM", GEMMA | HEAD_NORMS, RMS_EPS, False, 1.0, True
+    ),
     "bert": Architecture("bert", "bert", "BertModel", BERT, {"attention.layer_norm_epsilon": "layer_norm_eps"}),
 }
 READABLE = {each.name: each for each in reversed(ARCHITECTURES.values())}  # "llama" is read as model_type llama

@@ -1,8 +1,8 @@
 """Reads a GGUF file of llama.cpp as a HuggingFace folder, which is written once into the cache folder.
 
 Everything behind `find_folder` reads that folder. Quantized weights are written in float32, and those in 16 bits as
-they are, so no value is rounded. A folder's name is a fingerprint of its file, so another content is another folder; each
-can be deleted, and is written again when it is needed.
+they are, so no value is rounded. A folder's name is a fingerprint of its file, so another content is another folder;
+each can be deleted, and is written again when it is needed.
 """
 
 import hashlib
@@ -49,8 +49,8 @@ DAMAGED = (ValueError, IndexError, KeyError, OverflowError, TypeError, Attribute
 def gguf_folder(file: Path) -> Path:
     """The HuggingFace folder of a GGUF file, written into the cache unless it is there.
 
-    Raises ValueError for another file or a truncated one, an unknown architecture or quantization, missing metadata, and
-    tensors that the network does not have.
+    Raises ValueError for another file or a truncated one, an unknown architecture or quantization, missing metadata,
+    and tensors that the network does not have.
     """
     require("gguf", f"{file} (a file of llama.cpp)")
     folder = cache_folder() / ROOM / _fingerprint(file) / file.stem
@@ -319,7 +319,8 @@ def _tensors(
         own = architecture.to_hf(name)
         if own is None:
             raise ValueError(
-                f"{file} has a tensor {name}, which a {architecture.name} network does not have here: it is of a variant "
+                f"{file} has a tensor {name}, which a {architecture.name} network does not have here: it is of a "
+                f"variant "
                 "(such as a mixture of experts) that is not implemented."
             )
         try:

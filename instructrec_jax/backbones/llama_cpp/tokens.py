@@ -1,7 +1,7 @@
 """Tokenizers in llama.cpp's files: byte-level BPE ("gpt2"), sentencepiece's BPE ("llama") and WordPiece ("bert").
 
-The file names how a byte-level tokenizer splits texts before it merges (`tokenizer.ggml.pre`); `SPLITS` has these names,
-for both directions. `writing_tokens` has the way out.
+The file names how a byte-level tokenizer splits texts before it merges (`tokenizer.ggml.pre`); `SPLITS` has these
+names, for both directions. `writing_tokens` has the way out.
 """
 
 import json
@@ -122,7 +122,8 @@ def _vocabulary(fields: Fields, rows: int) -> tuple[list[str], list[int]]:
         fields.refuse(f"{KEY}tokens", "the list of tokens")
     if len(tokens) > rows:
         raise ValueError(
-            f"{fields.where}: {KEY}tokens has {len(tokens):,} tokens, but the table of word embeddings only {rows:,} rows: "
+            f"{fields.where}: {KEY}tokens has {len(tokens):,} tokens, but the table of word embeddings only "
+            f"{rows:,} rows: "
             "the file is damaged or was made of two models; convert the original checkpoint again."
         )
     types = fields.values.get(f"{KEY}token_type")
@@ -175,7 +176,8 @@ def _sentencepiece(fields: Fields, tokens: list[str], types: list[int], gemma: b
     if not isinstance(scores, list) or len(scores) != len(tokens):
         fields.refuse(f"{KEY}scores", f"a list of {len(tokens)} numbers, one for each token")
     # llama.cpp writes user-defined runs of spaces as spaces, which texts have no more where they are looked up
-    spelled = [t.replace(" ", SPACE) if k == USER_DEFINED and not t.strip(" ") else t for t, k in zip(tokens, types)]
+    pairs = zip(tokens, types, strict=True)
+    spelled = [t.replace(" ", SPACE) if k == USER_DEFINED and not t.strip(" ") else t for t, k in pairs]
     vocab = _used(spelled, types)
     parts = {t: n for t, n in vocab.items() if types[n] in (NORMAL, USER_DEFINED)}
     rank = (lambda n: n) if gemma else (lambda n: -scores[n])

@@ -43,7 +43,8 @@ def write_gguf(folder: Path, file: Path, kind: str) -> None:
 
     Args:
         folder: of a language model, or a BERT whose pooled hidden states are embeddings.
-        kind: one of `KINDS`. Vectors (norms, biases) and BERT's tables of positions and segments stay float32; with 4 bits
+        kind: one of `KINDS`. Vectors (norms, biases) and BERT's tables of positions and segments are float32; with 4
+        bits
             the table of words has 8, as in llama.cpp's own files.
 
     Raises ValueError for a network or tokenizer that llama.cpp does not have, naming what differs, and for rows that a
@@ -189,7 +190,8 @@ class _Tensor:
         self.name, self.kind, self.shape, self._fetch = name, GGMLQuantizationType[kind], shape, fetch
         if kind.startswith("Q") and shape[-1] % BLOCK:
             raise ValueError(
-                f"--dtype {kind}: the rows of {name} have {shape[-1]} values, which blocks of {BLOCK} do not divide: use F16."
+                f"--dtype {kind}: the rows of {name} have {shape[-1]} values, which blocks of {BLOCK} do not "
+                f"divide: use F16."
             )
         plain = {"F32": np.float32, "F16": np.float16}.get(kind)
         self.dtype = np.dtype(np.uint8 if plain is None else plain)

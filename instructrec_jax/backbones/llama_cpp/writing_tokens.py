@@ -21,7 +21,6 @@ from instructrec_jax.backbones.llama_cpp.tokens import (
     UNUSED,
     USER_DEFINED,
     WHOLE_WORDS,
-    Json,
 )
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
 
@@ -158,7 +157,7 @@ def _has_space_prefix(core: Fields) -> bool:
 
 
 def _scores(model: Fields, tokens: list[str], types: list[int]) -> list[float]:
-    """Scores that order the merges as they are: sentencepiece joins the two neighbors whose union has the highest one."""
+    """Scores that order the merges as they are: sentencepiece joins the neighbors whose union has the highest."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(_merges(model)):
         ranks.setdefault("".join(_pair(merge)), rank)

@@ -15,9 +15,6 @@ def test_names_are_those_of_the_package(model_type: str) -> None:
     names = gguf.get_tensor_name_map(known[architecture.name], 2)
     for own, theirs in architecture.tensors.items():
         theirs = theirs.replace("{layer}", "1")
-        if own == "token_types" or own.startswith("blk.{layer}.attn_") and architecture.name in ("llama", "qwen2"):
-            if own.endswith(("q_norm", "k_norm")):
-                continue  # these networks have no such norms
         assert names.get_name(theirs) == own.replace("{layer}", "1"), theirs
         for kind in ("weight", "bias"):
             assert architecture.from_hf(f"{theirs}.{kind}") == f"{own.replace('{layer}', '1')}.{kind}"

