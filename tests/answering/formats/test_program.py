@@ -23,7 +23,7 @@ folder = Path(sys.argv[1])
 program = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
 weights, given = dict(np.load(folder / "weights.npz")), np.load(folder / "given.npz")
 names = sorted({name[1:] for name in given})
-found = [np.asarray(program.call(weights, *(given[kind + name] for kind in "tmy" if kind + name in given))) for name in names]
+found = [np.asarray(program.call(weights, *(given[kind + name] for kind in "tmy"))) for name in names]
 np.savez(folder / "found.npz", *found)
 assert not any(name.startswith(("instructrec", "flax", "transformers")) for name in sys.modules)
 """
