@@ -9,9 +9,9 @@ Routes follow from what each run can do: /v1/chat/completions, /v1/embeddings, /
 lists them. Without a run, it serves the embedded film recommender.
 """
 
-from instructrec_jax.answering.arguments import verb_parser
+import gc
+
 from instructrec_jax.extras import require
-from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:
@@ -22,6 +22,8 @@ def main(args: list[str]) -> None:
 
         return key_commands.main(args[1:])
     if {"-h", "--help"} & set(args):
+        from instructrec_jax.answering.arguments import verb_parser
+
         print(verb_parser("serve", __doc__).format_help().partition("\noptions:")[0])
     from instructrec_jax.service import server  # needs the packages of an extra
 
@@ -29,4 +31,7 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # until the service is ready (`service.app`): its passes are a tenth of the start, and find nothing
+    from instructrec_jax.runs.config import main_guard
+
     main_guard(main)

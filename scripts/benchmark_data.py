@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import tempfile
 import threading
@@ -45,10 +46,13 @@ def conversation(record: dict[str, str]) -> list[dict[str, str]]:
 
 def ours(path: str, model: str, length: int) -> str:
     """The start of a training up to its first batch."""
+    from transformers import AutoTokenizer
+
     from instructrec_jax.runs.config import load
     from instructrec_jax.runs.data import RunData
     from instructrec_jax.runs.model import backbone_folder, open_task
 
+    AutoTokenizer.from_pretrained(model)  # imports are not measured, here as in `by_map`
     task = {"task.type": "language_model", "backbone.path": model, "run_dir": "unused"}
     data = {"data.train": [path], "data.batch_rows": 8, "data.max_length": length, "data.truncate": "right"}
     config = load({**task, **data})
@@ -143,18 +147,28 @@ def measured(pipe: Any, function: Callable[..., str], arguments: tuple[Any, ...]
     pipe.send((said, before, watch.own, watch.all))
 
 
+def cpu_seconds() -> float:
+    """Of all processes that have ended, workers included: other load of the machine changes it less than seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def run(name: str, function: Callable[..., str], *arguments: Any) -> None:
     """Calls a function in a process of its own and prints what it took."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=measured, args=(there, function, arguments))
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds()
     process.start()
     there.close()
     said, before, own, whole = here.recv()
     process.join()
     memory = f"memory {own / MB:,.0f} MB, with workers {whole / MB:,.0f} MB ({before / MB:,.0f} MB after imports)"
-    print(f"{name:34} {said}\n{'':34} {memory}; {time.perf_counter() - began:.1f} s with imports", flush=True)
+    print(
+        f"{name:34} {said}\n{'':34} {memory}; {time.perf_counter() - began:.1f} s with imports, "
+        f"{cpu_seconds() - used:.1f} CPU-seconds",
+        flush=True,
+    )
 
 
 def data(model: str, rows: int, compared: int, length: int) -> None:

@@ -21,6 +21,11 @@ T = TypeVar("T")
 PATIENCE = 180  # seconds until a process that still runs is killed
 
 
+def with_devices(count: int) -> str:
+    """XLA_FLAGS of a process with virtual devices, which compiles as quickly as the tests do; the last flag counts."""
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+
+
 class Processes:
     """Runs a command in several processes on this machine, with virtual devices each."""
 
@@ -28,7 +33,7 @@ class Processes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = with_devices(devices)
         folder.mkdir(parents=True, exist_ok=True)
         self.logs = [folder / f"{len(list(folder.iterdir()))}-{number}.log" for number in range(count)]
         self.all: list[subprocess.Popen[bytes]] = []

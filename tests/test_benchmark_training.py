@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import with_devices
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,7 +20,7 @@ def test_both_systems_train_on_the_same_texts(workload: str, checkpoint: Path, t
     data.write_text("\n".join(json.dumps({"instruction": words[n % 4], "output": "x"}) for n in range(64)))
     command = [sys.executable, "scripts/benchmark_training.py", workload, "--model", str(checkpoint)]
     options = ["--data", str(data), "--rounds", "1", "--steps", "2", "--threads", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": with_devices(1)}
     done = subprocess.run([*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     losses = [float(x) for x in re.findall(r"first loss ([\d.]+)", done.stdout)]

@@ -8,8 +8,10 @@ import importlib.util, sys
 from instructrec_jax.__main__ import VERBS
 for verb in VERBS:
     importlib.import_module(f"instructrec_jax.{verb}")
+import instructrec_jax.service.server
 slow = ("torch", "transformers", "sklearn", "scipy.stats", "matplotlib", "datasets", "pandas", "grain", "tensorboardX")
-print([name for name in (*slow, "jax.experimental.pallas.tpu") if name in sys.modules])
+also = ("jax.experimental.pallas.tpu", "scipy.special", "scipy.sparse", "pyarrow.compute", "joblib")
+print([name for name in (*slow, *also, "instructrec_jax.masking.kinds") if name in sys.modules])
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
 import transformers

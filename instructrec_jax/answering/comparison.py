@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.checkpoint_metric import chosen_metric
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.tasks.encoded_store import encode_again
 from instructrec_jax.tasks.prediction import Predict
 
 Groups = Mapping[str, Sequence[Encoded]]
@@ -138,7 +140,7 @@ def _baselines(task: Task, train: Sequence[Encoded], groups: Groups) -> list[Sco
 def _other_run(path: Path, groups: Groups) -> ScoredRow:
     """Another run on the same cases, encoded by its own task."""
     other = Run.open(path)
-    same = {name: other.task.encode([e.example for e in cases]) for name, cases in groups.items()}
+    same = {name: encode_again(other.task, cases) for name, cases in groups.items()}
     if [len(cases) for cases in same.values()] != [len(cases) for cases in groups.values()]:
         raise ValueError(
             f"{path} drops cases longer than its data.max_length, so it cannot be compared on the same cases."
@@ -148,7 +150,8 @@ def _other_run(path: Path, groups: Groups) -> ScoredRow:
 
 def _asked_as(task: Task, groups: Groups, prompt: str) -> Groups:
     """The same cases with another instruction."""
-    asked = {name: task.encode(reworded([e.example for e in cases], prompt)) for name, cases in groups.items()}
+    change = partial(reworded, wording=prompt)
+    asked = {name: encode_again(task, cases, change) for name, cases in groups.items()}
     if [len(cases) for cases in asked.values()] != [len(cases) for cases in groups.values()]:
         raise ValueError(f"some cases with the prompt {prompt!r} are longer than data.max_length: raise it.")
     return asked

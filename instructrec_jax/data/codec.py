@@ -4,6 +4,7 @@ Integer arrays are written in the narrowest type that holds them (token numbers 
 their own.
 """
 
+import struct
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
@@ -60,8 +61,8 @@ def _array_bytes(array: np.ndarray) -> bytes:
         least, most = int(array.min()), int(array.max())
         narrow = next((n for n, low, high in _NARROW if low <= least and most <= high), array.dtype)
         stored = array.astype(narrow) if narrow.itemsize < array.itemsize else array
-    head = np.array([_CODES[array.dtype], _CODES[stored.dtype], array.ndim], np.uint8).tobytes()
-    return head + np.array(array.shape, np.uint32).tobytes() + np.ascontiguousarray(stored).tobytes()
+    head = bytes((_CODES[array.dtype], _CODES[stored.dtype], array.ndim))
+    return head + struct.pack(f"={array.ndim}I", *array.shape) + stored.tobytes()
 
 
 def _array(data: bytes) -> np.ndarray:

@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 
 from instructrec_jax.data.example import REASONING, Message
+from instructrec_jax.data.template_flow import only_copies
 from instructrec_jax.data.templates import TEMPLATES
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
 
@@ -90,6 +91,21 @@ def _shared(tokenizer: PreTrainedTokenizerBase, source: str, rendering: Renderin
     return OwnTemplate(tokenizer, rendering)
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """What a template that only copies contents writes around those of some roles: see `template_flow`.
+
+    Attributes:
+      before: the text before the first content.
+      trims: of each turn, what the template does to its content.
+      after: of each turn, the text after its content.
+    """
+
+    before: str
+    trims: Sequence[Callable[[str], str]]
+    after: Sequence[str]
+
+
 class OwnTemplate:
     """The chat template of a tokenizer.
 
@@ -104,6 +120,7 @@ class OwnTemplate:
         self.source = tokenizer.get_chat_template(tools=self.tools)
         self.stopped = stopped_clock(self.source, rendering.day)
         self._endings: dict[tuple[str, ...], str] = {}  # see `_ending_in_one_answer`
+        self._frames: dict[tuple[str, ...], _Frame | None] = {}  # see `_framed`
         self.told: dict[str, object] = {"date_string": rendering.day.strftime("%d %b %Y")}
         if rendering.enable_thinking is not None:
             if not self.knows("enable_thinking"):
@@ -159,13 +176,7 @@ class OwnTemplate:
 
     def pieces(self, turns: Sequence[Message], eos: str | None, notes: Counter[str]) -> Pieces:
         """The pieces of a conversation that ends with an answer: see `prompts.written`."""
-        text = self.render(turns)
-        self._check(turns, text)
-        if self.has_marks:
-            spans, asked = self._marked_spans(turns), self._asked(turns[:-1])
-            notes[INVITED] += asked is not None and not text[: spans[-1][0]] == asked
-        else:
-            spans = self._found_spans(turns, text, notes)
+        text, spans = self._framed(turns) or self._rendered(turns, notes)
         special, ended, follows = self._ends
         contents = tuple(turn.content.rstrip() for turn in turns if turn.role == "assistant" and turn.content.strip())
         pieces: Pieces = []
@@ -185,6 +196,58 @@ class OwnTemplate:
                     )
                 pieces[-1] = (text[start:] + eos, learn)
         return [piece for piece in pieces if piece[0]]
+
+    def _rendered(self, turns: Sequence[Message], notes: Counter[str]) -> tuple[str, list[Span]]:
+        text = self.render(turns)
+        self._check(turns, text)
+        if not self.has_marks:
+            return text, self._found_spans(turns, text, notes)
+        spans, asked = self._marked_spans(turns), self._asked(turns[:-1])
+        notes[INVITED] += asked is not None and not text[: spans[-1][0]] == asked
+        return text, spans
+
+    def _framed(self, turns: Sequence[Message]) -> tuple[str, list[Span]] | None:
+        """What `_rendered` returns, without rendering: the contents in the frame of their roles; None: unknown.
+
+        Rendering twice, for the text and the generation prompt, would take as long as half of the tokenization.
+        """
+        if self.tools or any(turn.extra or not turn.content.strip() for turn in turns):
+            return None
+        roles = tuple(turn.role for turn in turns)
+        if roles not in self._frames:
+            if len(self._frames) == 64:
+                return None
+            self._frames[roles] = self._frame(roles) if only_copies(self.stopped) else None
+        frame = self._frames[roles]
+        if frame is None:
+            return None
+        text, spans = frame.before, []
+        for turn, trim, after in zip(turns, frame.trims, frame.after, strict=True):
+            content = trim(turn.content)
+            if turn.role == "assistant":
+                spans.append((len(text), len(text) + len(content), turn.learn))
+            text += content + after
+        return text, spans
+
+    def _frame(self, roles: Sequence[str]) -> "_Frame | None":
+        """None where the template refuses the roles, leaves a turn out, or has another text before the last answer."""
+        edge = "\x1f"  # white space that no template writes
+        turns = [Message(role, f"{edge}answer{number}e{edge}") for number, role in enumerate(roles)]
+        try:
+            text = self.render(turns)
+        except ValueError:
+            return None
+        before, *parts = re.split(rf"({edge}?)answer(\d+)e({edge}?)", text)
+        lefts, numbers, rights, after = (parts[first::4] for first in range(4))
+        if numbers != [str(number) for number in range(len(roles))]:
+            return None
+        asked = self._asked(turns[:-1])
+        last = lefts[-1] + f"answer{len(roles) - 1}e" + rights[-1] + after[-1]
+        if asked is not None and asked + last != text:
+            return None
+        trims: dict[tuple[bool, bool], Callable[[str], str]]
+        trims = {(True, True): str, (False, True): str.lstrip, (True, False): str.rstrip, (False, False): str.strip}
+        return _Frame(before, [trims[bool(a), bool(b)] for a, b in zip(lefts, rights, strict=True)], after)
 
     @cached_property
     def _ends(self) -> tuple[str, re.Pattern[str], re.Pattern[str]]:

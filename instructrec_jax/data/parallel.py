@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import jax
-import joblib
 
 State = TypeVar("State")
 Block = TypeVar("Block")
@@ -32,6 +31,8 @@ IDLE_SECONDS = 10  # a worker without work ends after so many seconds
 
 def default_workers() -> int:
     """The processor cores that this process may use."""
+    import joblib
+
     return int(joblib.cpu_count())
 
 
@@ -58,6 +59,8 @@ def in_order(
             log.warning("no worker processes, because the folder for temporary files cannot be written: %s", error)
             yield from (work(state, block) for block in blocks)
             return
+        import joblib
+
         run = joblib.Parallel(
             n_jobs=min(workers, len(blocks)),
             return_as="generator",

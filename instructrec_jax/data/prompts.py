@@ -287,7 +287,8 @@ def tokenize_pieces(texts: Sequence[Pieces], tokenizer: PreTrainedTokenizerBase,
     for first in range(0, len(texts), 256):  # in blocks, because encodings take some 100 bytes a token
         block = [with_opening(pieces, spelled) for pieces in texts[first : first + 256]]
         whole = ["".join(piece for piece, _ in pieces) for pieces in block]
-        encodings = tokenizer(whole, add_special_tokens=False, truncation=False, verbose=False).encodings
+        # As tokenizer(whole) does, without its lists of masks; `opening_tokens` has switched truncation off.
+        encodings = tokenizer.backend_tokenizer.encode_batch(whole, add_special_tokens=False)
         for pieces, text, encoding in zip(block, whole, encodings, strict=True):
             said = _said_between_tokens(pieces, encoding)
             torn, ids = 0, encoding.ids

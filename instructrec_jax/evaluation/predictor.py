@@ -29,8 +29,8 @@ from instructrec_jax.tasks.prediction import Predict, Run
 from instructrec_jax.training.step import make_predict_step
 
 TOKENS_PER_BATCH = 4096  # per data-parallel device
-LADDER = (1, 8)  # rows of small batches per data-parallel device, with `Rows` "ladder"; larger ones are full
-CALL = 4  # what one more call costs, in rows
+LADDER = (1, 2, 4, 8)  # rows of small batches per data-parallel device, with `Rows` "ladder"; larger ones are full
+CALL = 2  # what one more call costs, in rows
 SHORT_TARGETS, LONG_TARGETS = 128, 1024  # lengths of target rows, with `Rows` "ladder"; longer: powers of two
 
 Rows = Literal["fitting", "full", "ladder"]

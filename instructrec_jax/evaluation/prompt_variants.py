@@ -42,19 +42,18 @@ def read_wordings(path: Path) -> list[str]:
     return lines
 
 
-def reworded(examples: Sequence[Example], wording: str) -> list[Example]:
-    """The same cases with another instruction.
+def reworded(example: Example, wording: str) -> Example:
+    """The same case with another instruction.
 
     Raises:
       ValueError: a wording without `{instruction}` for a case without input: nothing of the case would be left.
     """
-    for example in examples:
-        if OLD not in wording and example.input is None:
-            raise ValueError(
-                f"the prompt {wording!r} would replace all of example {example.id!r}, which has no input. Write {OLD} "
-                "where its own instruction belongs, or read the text as its input (fields.input)."
-            )
-    return [replace(e, instruction=wording.replace(OLD, e.instruction)) for e in examples]
+    if OLD not in wording and example.input is None:
+        raise ValueError(
+            f"the prompt {wording!r} would replace all of example {example.id!r}, which has no input. Write {OLD} "
+            "where its own instruction belongs, or read the text as its input (fields.input)."
+        )
+    return replace(example, instruction=wording.replace(OLD, example.instruction))
 
 
 def sensitivity(rows: Sequence[ScoredRow], metric: str, *, greater: bool) -> dict[str, Sensitivity]:

@@ -7,6 +7,7 @@ template's variables.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,6 +92,7 @@ def write_report(run_dir: str | Path) -> Path:
     return write_text(run_dir / "report.html", page)
 
 
+@cache  # compiling the template takes most of a small report's time
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("instructrec_jax.evaluation"),

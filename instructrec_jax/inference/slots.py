@@ -28,7 +28,8 @@ from instructrec_jax.inference.sampling import choose, log_likelihood
 
 MOST_TOP = 20  # maximum number of likeliest tokens that a step reports
 SHORTEST = 256  # of the lengths that programs are compiled for
-GROWTH = 4  # from one number of rows, and one length, to the next
+GROWTH = 4  # from one number of rows, and one length of a prefill, to the next
+STEP_GROWTH = 2  # the same of a step's lengths, since every row reads all of its slots: 4 would read 4 times too many
 
 
 class Rows:
@@ -100,17 +101,21 @@ class Slots:
       chunk: tokens that one call of `prefill` reads.
 
     Attributes:
-      sizes: the numbers of tokens that `prefill` is compiled for: a whole chunk, and a short last one.
-      counts, lengths: the numbers of rows, and of slots per row, that programs are compiled for.
+      sizes: the numbers of tokens that `prefill` is compiled for: a whole chunk, and shorter last ones.
+      reads: the numbers of slots that `prefill` is compiled for.
+      counts, lengths: the numbers of rows, and of slots per row, that a step is compiled for.
     """
 
     def __init__(self, decoder: Decoder[Network], params: Parameters, *, slots: int, capacity: int, chunk: int):
         self.decoder, self.params, self.chunk, self.slots = decoder, params, chunk, slots
         self.capacity = -(-capacity // chunk) * chunk  # chunks are written whole
-        self.counts = _sizes(1, slots)
-        self.sizes = tuple(sorted({-(-chunk // 4), chunk}))
+        self.counts = _sizes(1, slots, GROWTH)
+        self.sizes = tuple(sorted({-(-chunk // 4), -(-chunk // 2), chunk}))
         shortest = min(self.capacity, -(-SHORTEST // chunk) * chunk)
-        self.lengths = tuple(-(-size // chunk) * chunk for size in _sizes(shortest, self.capacity))
+        self.reads, self.lengths = (
+            tuple(-(-size // chunk) * chunk for size in _sizes(shortest, self.capacity, growth))
+            for growth in (GROWTH, STEP_GROWTH)
+        )
         self.held: _Held = jax.jit(self._empty)(params)
         self._prefill = jax.jit(self._prefill_program, donate_argnums=1, static_argnames="length")
         self._encode = jax.jit(self._encode_program, donate_argnums=1)
@@ -138,7 +143,7 @@ class Slots:
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(tokens)] = tokens
         place = np.array([row, offset, len(tokens)], np.int32)
-        length = self.length_for(offset + self.chunk)
+        length = next(length for length in self.reads if length >= offset + self.chunk)
         self.held, block, whole = self._prefill(self.params, self.held, padded, place, length=length)
         return block, whole
 
@@ -289,10 +294,10 @@ def _part(x: jax.Array, row: jax.Array | int, offset: jax.Array | int, length: i
     return jax.lax.dynamic_slice(x, (0, row, offset, 0, 0), (x.shape[0], 1, length, *x.shape[3:]))
 
 
-def _sizes(smallest: int, largest: int) -> tuple[int, ...]:
-    """The numbers from smallest to largest that grow by `GROWTH`, the last being largest."""
+def _sizes(smallest: int, largest: int, growth: int) -> tuple[int, ...]:
+    """The numbers from smallest to largest that grow by a factor, the last being largest."""
     sizes = []
     while smallest < largest:
         sizes.append(smallest)
-        smallest *= GROWTH
+        smallest *= growth
     return (*sizes, largest)

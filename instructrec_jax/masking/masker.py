@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import regex
 
-from instructrec_jax.masking.kinds import check_phone_regions, chosen_kinds, find
 from instructrec_jax.masking.presidio import presidio_tagger
 from instructrec_jax.masking.spans import Span, merged
 from instructrec_jax.masking.streaming import RestoredStream
@@ -43,6 +42,8 @@ class MaskConfig:
 
     def key(self) -> dict[str, object]:
         """What the masked texts depend on, as JSON: equal for settings that mask alike."""
+        from instructrec_jax.masking.kinds import chosen_kinds  # compiles many expressions; most runs mask nothing
+
         return {"kinds": chosen_kinds(self.kinds), "regions": sorted(set(self.regions)), "presidio": self.presidio}
 
 
@@ -57,9 +58,12 @@ class Masker:
     """
 
     def __init__(self, config: MaskConfig, tagger: Tagger | None = None) -> None:
-        self.kinds, self.regions = chosen_kinds(config.kinds), tuple(config.regions)
+        from instructrec_jax.masking import kinds  # compiles many expressions; most runs mask nothing
+
+        self.kinds, self.regions = kinds.chosen_kinds(config.kinds), tuple(config.regions)
         if "phone" in self.kinds:
-            check_phone_regions(self.regions)
+            kinds.check_phone_regions(self.regions)
+        self._find = kinds.find
         taggers = [] if tagger is None else [tagger]
         self._taggers = [*taggers, presidio_tagger(config.presidio)] if config.presidio else taggers
         if not self.kinds and not self._taggers:
@@ -71,11 +75,11 @@ class Masker:
 
     def find(self, text: str) -> list[Span]:
         """Personal data in a text, in order, without overlaps."""
-        return merged([*find(text, self.kinds, self.regions), *self.tagged(text)])
+        return merged([*self._find(text, self.kinds, self.regions), *self.tagged(text)])
 
     def found(self, text: str) -> list[Span]:
         """The same without taggers."""
-        return find(text, self.kinds, self.regions)
+        return self._find(text, self.kinds, self.regions)
 
     def tagged(self, text: str) -> list[Span]:
         """What the taggers find. Raises ValueError for a span outside of the text or a kind that is no name."""

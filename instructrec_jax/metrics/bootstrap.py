@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 CORPUS_RESAMPLES = 1000
+BLOCK = 1_000_000  # numbers that are drawn at once: all resamples may not fit in memory
 CASES_DRAWN = 20_000_000  # limit on a corpus metric's cases over all resamples, of which there are at least 200
 
 
@@ -66,7 +67,7 @@ def _means_of_cases(sample: np.ndarray, rng: np.random.Generator, n: int) -> np.
     """Means of n resamples of `sample` [cases], float64 [n]."""
     distinct, counts = np.unique(sample, return_counts=True)
     if 10 * len(distinct) <= len(sample):  # few distinct values (of ranks, say): multinomial counts are cheaper
-        return rng.multinomial(len(sample), counts / len(sample), size=n) @ distinct / len(sample)
+        return np.concatenate([each @ distinct / len(sample) for each in _counted(counts, rng, n)])
     return np.concatenate([sample[drawn].mean(axis=1) for drawn in _draws(len(sample), rng, n)])
 
 
@@ -78,15 +79,25 @@ def _means_of_owners(pairs: np.ndarray, rng: np.random.Generator, n: int) -> np.
     owners = pairs.shape[1]
     distinct, counts = np.unique(pairs, axis=1, return_counts=True)
     if 10 * len(counts) <= owners:
-        sums, cases = distinct @ rng.multinomial(owners, counts / owners, size=n).T
-        return sums / cases
+        return np.concatenate([np.divide(*(distinct @ each.T)) for each in _counted(counts, rng, n)])
     return np.concatenate([np.divide(*pairs[:, drawn].sum(axis=2)) for drawn in _draws(owners, rng, n)])
 
 
 def _draws(size: int, rng: np.random.Generator, n: int) -> Iterator[np.ndarray]:
-    """n draws of `size` from `size` with replacement, in blocks, because [n, size] may not fit in memory."""
-    rows = max(1, 4_000_000 // size)
-    return (rng.integers(0, size, (min(rows, n - start), size)) for start in range(0, n, rows))
+    """n draws of `size` from `size` with replacement, int64 [some of the n, size] at a time."""
+    return (rng.integers(0, size, (rows, size)) for rows in _blocks(size, n))
+
+
+def _counted(counts: np.ndarray, rng: np.random.Generator, n: int) -> Iterator[np.ndarray]:
+    """The same, as how often each of some kinds is drawn, int64 [some of the n, kinds]. counts: of each kind."""
+    size = counts.sum()
+    return (rng.multinomial(size, counts / size, size=rows) for rows in _blocks(len(counts), n))
+
+
+def _blocks(size: int, n: int) -> Iterator[int]:
+    """n rows of `size` numbers in blocks: the rows of each."""
+    rows = max(1, BLOCK // size)
+    return (min(rows, n - start) for start in range(0, n, rows))
 
 
 def paired_bootstrap(

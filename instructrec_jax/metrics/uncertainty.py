@@ -1,17 +1,17 @@
 """Uncertainty of a classifier, from its logits or from the probabilities of several members (draws, or an ensemble)."""
 
 import numpy as np
-from scipy.special import entr, logsumexp, softmax
+import scipy
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """float64 [..., labels], softmax over the last axis."""
-    return softmax(np.asarray(logits, np.float64), axis=-1)
+    return scipy.special.softmax(np.asarray(logits, np.float64), axis=-1)
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
     """−Σ p log p in nats, [..., labels] -> [...]: 0 for a certain label, log(labels) for a uniform distribution."""
-    return entr(probabilities).sum(-1)
+    return scipy.special.entr(probabilities).sum(-1)
 
 
 def mutual_information(members: np.ndarray) -> np.ndarray:
@@ -25,4 +25,4 @@ def mutual_information(members: np.ndarray) -> np.ndarray:
 
 def negative_energy(logits: np.ndarray) -> np.ndarray:
     """logsumexp of the logits, [..., labels] -> [...]: higher for in-distribution texts (Liu et al., 2020)."""
-    return logsumexp(np.asarray(logits, np.float64), axis=-1)
+    return scipy.special.logsumexp(np.asarray(logits, np.float64), axis=-1)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, Self
 
 import numpy as np
+import scipy  # its parts load on first use, which takes a tenth of a second
 from numpy.typing import ArrayLike
-from scipy import sparse
 
 from instructrec_jax.ranking.fusion import BLOCK, mask, ndcg_at
 
@@ -114,22 +114,22 @@ class CoOccurrence:
             self._links(items, owners, places, rows, damping, most)
             for rows, places in _by_item(items, popularity, PAIRS // (2 * self.window))
         ]
-        self.links = sparse.vstack(parts, format="csr")
+        self.links = scipy.sparse.vstack(parts, format="csr")
         self.fallback = 1e-9 * popularity / (popularity.max(initial=0) + 1)  # far below any link
         return self
 
     def _links(
         self, items: np.ndarray, owners: np.ndarray, places: np.ndarray, rows: slice, damping: np.ndarray, most: int
-    ) -> sparse.csr_array:
+    ) -> "scipy.sparse.csr_array":
         """The links of the items `rows`, whose occurrences are at `places`; of each item, the `most` strongest."""
         shape = (rows.stop - rows.start, len(damping))
-        after, before = sparse.csr_array(shape), sparse.csr_array(shape)
+        after, before = scipy.sparse.csr_array(shape), scipy.sparse.csr_array(shape)
         for gap in range(1, self.window + 1):
             after = after + _followers(items, owners, places, gap, rows.start, shape) / gap
             before = before + _followers(items, owners, places, -gap, rows.start, shape) / gap
         links = after + self.backwards * before
         factors = damping[rows] if self.divide_by == "source" else damping
-        scale = sparse.diags_array(factors)
+        scale = scipy.sparse.diags_array(factors)
         return _strongest((scale @ links if self.divide_by == "source" else links @ scale).tocsr(), most)
 
     def score(self, histories: Sequence[ArrayLike], instructions: Sequence[str] = ()) -> np.ndarray:
@@ -308,7 +308,7 @@ class BM25:
             raise ValueError(f"BM25 needs {len(histories)} instructions, one per history, got {len(instructions)}.")
         return (self._counts([words(text) for text in instructions]) @ self.weights.T).toarray()
 
-    def _counts(self, documents: Sequence[Sequence[str]]) -> sparse.csr_array:
+    def _counts(self, documents: Sequence[Sequence[str]]) -> "scipy.sparse.csr_array":
         """Word counts float64 [documents, vocabulary]; unknown words are ignored."""
         pairs = [
             (row, self.vocabulary[word])
@@ -318,7 +318,7 @@ class BM25:
         ]
         rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
         shape = (len(documents), len(self.vocabulary))
-        return sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
+        return scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
 
 
 def words(text: str) -> list[str]:
@@ -347,11 +347,11 @@ def _popularity(items: np.ndarray, num_items: int) -> np.ndarray:
     return np.bincount(items, minlength=num_items).astype(np.float64)
 
 
-def _pairs(items: np.ndarray, owners: np.ndarray, gap: int, num_items: int) -> sparse.csr_array:
+def _pairs(items: np.ndarray, owners: np.ndarray, gap: int, num_items: int) -> "scipy.sparse.csr_array":
     """counts[a, b]: number of times b is `gap` places after a in a sequence."""
     same = owners[:-gap] == owners[gap:]
     before, after = items[:-gap][same], items[gap:][same]
-    return sparse.csr_array((np.ones(len(before)), (before, after)), shape=(num_items, num_items))
+    return scipy.sparse.csr_array((np.ones(len(before)), (before, after)), shape=(num_items, num_items))
 
 
 def _by_item(items: np.ndarray, popularity: np.ndarray, most: int) -> Iterator[tuple[slice, np.ndarray]]:
@@ -367,17 +367,17 @@ def _by_item(items: np.ndarray, popularity: np.ndarray, most: int) -> Iterator[t
 
 def _followers(
     items: np.ndarray, owners: np.ndarray, places: np.ndarray, gap: int, first: int, shape: tuple[int, int]
-) -> sparse.csr_array:
+) -> "scipy.sparse.csr_array":
     """counts[a, b] float64: number of times item b is `gap` places after (below 0: before) item first + a."""
     others = places + gap
     inside = (others >= 0) & (others < len(items))
     places, others = places[inside], others[inside]
     same = owners[places] == owners[others]
     rows, columns = items[places[same]] - first, items[others[same]]
-    return sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
+    return scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
 
 
-def _strongest(links: sparse.csr_array, most: int) -> sparse.csr_array:
+def _strongest(links: "scipy.sparse.csr_array", most: int) -> "scipy.sparse.csr_array":
     """The `most` largest entries of each row; of equal ones, those of the lowest columns."""
     counts = np.diff(links.indptr)
     if counts.max(initial=0) <= most:
@@ -385,15 +385,17 @@ def _strongest(links: sparse.csr_array, most: int) -> sparse.csr_array:
     rows = np.repeat(np.arange(len(counts)), counts)
     order = np.lexsort((links.indices, -links.data, rows))
     kept = order[np.arange(len(order)) - links.indptr[rows] < most]
-    return sparse.csr_array((links.data[kept], (rows[kept], links.indices[kept])), shape=links.shape)
+    return scipy.sparse.csr_array((links.data[kept], (rows[kept], links.indices[kept])), shape=links.shape)
 
 
-def _history_weights(histories: Sequence[ArrayLike], num_items: int, depth: int, decay: float) -> sparse.csr_array:
+def _history_weights(
+    histories: Sequence[ArrayLike], num_items: int, depth: int, decay: float
+) -> "scipy.sparse.csr_array":
     """[cases, items]: decay^n for the n-th item before the last, over the last `depth` items."""
     recent, owners = _flatten([np.asarray(h, np.int32)[::-1][:depth] for h in histories], num_items)
     starts = np.searchsorted(owners, owners)
     weights = decay ** (np.arange(len(owners)) - starts)
-    return sparse.csr_array((weights, (owners, recent)), shape=(len(histories), num_items))
+    return scipy.sparse.csr_array((weights, (owners, recent)), shape=(len(histories), num_items))
 
 
 def contains(ordered: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -411,6 +413,6 @@ def _adagrad(table: np.ndarray, squares: np.ndarray, rows: np.ndarray, gradients
     """One AdaGrad step in place on these rows; gradients of repeated rows are summed first."""
     unique, place = np.unique(rows, return_inverse=True)
     ones, columns = np.ones(len(rows), gradients.dtype), np.arange(len(rows))
-    total = sparse.csr_array((ones, (place, columns)), shape=(len(unique), len(rows))) @ gradients
+    total = scipy.sparse.csr_array((ones, (place, columns)), shape=(len(unique), len(rows))) @ gradients
     squares[unique] += total**2
     table[unique] -= rate * total / (np.sqrt(squares[unique]) + 1e-8)

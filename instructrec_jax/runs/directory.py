@@ -25,7 +25,7 @@ from typing import IO, Literal, NotRequired, Self, TypedDict
 import jax
 import numpy as np
 
-from instructrec_jax.distributed.launch import check_shared, is_first, once, say
+from instructrec_jax.distributed.launch import check_shared, exchange, is_first, once, say
 from instructrec_jax.files import explain, is_temporary, read_json, sweep, try_lock, write_json, write_text
 from instructrec_jax.remote import is_url, run_folder, url_of_run
 from instructrec_jax.runs.bucket import Mirror
@@ -436,7 +436,7 @@ def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str, given
 
     Returns, in the first process, the settings of the run to resume (None: a new run).
     """
-    settings = to_yaml(replace(config, overwrite=False))
+    settings = _agreed(replace(config, overwrite=False))
     found = Found()
 
     def start() -> None:
@@ -464,6 +464,18 @@ def start_run_dir(config: Config, run_dir: Path, lock: RunLock, data: str, given
     lock.share()
     check_shared(run_dir / "config.yaml", settings)
     return found.before
+
+
+def _agreed(config: Config) -> str:
+    """The first process's settings as YAML. Raises ValueError where others differ, but for where they prepare data."""
+    common = replace(config, data=replace(config.data, store=None, workers=None))
+    said = [json.loads(each) for each in exchange(json.dumps([to_yaml(config), to_yaml(common)]).encode())]
+    if others := [number for number, each in enumerate(said) if each[1] != said[0][1]]:
+        raise ValueError(
+            f"processes {', '.join(map(str, others))} have other settings than process 0: start all with the same "
+            "command (data.store and data.workers alone may differ)."
+        )
+    return str(said[0][0])
 
 
 def is_finished(run_dir: Path) -> bool:

@@ -11,7 +11,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from instructrec_jax.answering.rolling import Band, Direction
@@ -25,6 +25,7 @@ class _State:
     side: Direction | None = None
     since: str = ""
     id: str = ""
+    latest: list[float] = field(default_factory=list)  # values while it fires
 
 
 class Alerts:
@@ -48,6 +49,7 @@ class Alerts:
         threshold: float,
         text: str,
         recovery: float = 0.8,
+        mean_of: int = 1,
         details: Sequence[Mapping[str, object]] = (),
     ) -> Notice | None:
         """Takes in the present value of an alert; returns the notice that it caused.
@@ -57,14 +59,19 @@ class Alerts:
           threshold: values above are alerts.
           text: the value in words, for people.
           recovery: share of the threshold below which the alert is over.
+          mean_of: number of values, after the one that fired, whose mean must be below it.
           details: more for programs, as JSON.
         """
         band = Band(-1.0, threshold, hysteresis=(1 - recovery) * threshold)  # values are at least 0
         with self._lock:
             state = self._states.setdefault((alert, model), _State())
-            before, state.side = state.side, band.side(value, state.side)
+            before = state.side
+            state.latest = [*state.latest, value][-mean_of:] if before is not None else []
+            if before is None or len(state.latest) == mean_of:
+                state.side = band.side(sum(state.latest) / mean_of if before is not None else value, before)
             if state.side == before:
                 return None
+            state.latest = []
             now = datetime.now(UTC).isoformat(timespec="seconds")
             if state.side is not None:
                 state.since, state.id = now, uuid.uuid4().hex

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
@@ -94,7 +94,7 @@ class CrossEncoder:
     def _compute(self, asked: list[list[Text]]) -> list[Ranked]:
         scores = np.array(self.predict.once([text for texts in asked for text in texts]), np.float64)
         parts = np.split(scores, np.cumsum([len(texts) for texts in asked])[:-1])
-        return [Ranked(expit(part), tokens_of(texts)) for part, texts in zip(parts, asked, strict=True)]
+        return [Ranked(scipy.special.expit(part), tokens_of(texts)) for part, texts in zip(parts, asked, strict=True)]
 
 
 class Options:

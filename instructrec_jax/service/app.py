@@ -1,5 +1,6 @@
 """The service as an ASGI application."""
 
+import gc
 import logging
 import threading
 import time
@@ -73,6 +74,9 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
 def _warm_up(service: Service, monitoring: Monitoring) -> None:
     began = time.perf_counter()
     service.warm_up()
+    if not gc.isenabled():  # as `serve` starts
+        gc.freeze()  # what the start made stays: no later pass walks through it
+        gc.enable()
     if service.ready:
         monitoring.warmed_up()
         logger.info("ready", extra={"fields": {"seconds": round(time.perf_counter() - began, 3)}})

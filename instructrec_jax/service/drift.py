@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.special import chdtri
+import scipy
 
 from instructrec_jax.parsing import json_lines, raw_lines
 from instructrec_jax.service.monitoring_settings import DriftConfig
@@ -193,7 +193,7 @@ def compare_labels(before: Mapping[str, int], now: Mapping[str, int], level: flo
     expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
     logs = np.log(np.where(table > 0, table, 1) / expected)  # 0 ln 0 = 0
     found, df = float(2 * (table * logs).sum()), len(names) - 1
-    chance = math.sqrt(max(found - df, 0.0) / (float(chdtri(df, level)) - df))
+    chance = math.sqrt(max(found - df, 0.0) / (float(scipy.special.chdtri(df, level)) - df))
     moved = sorted(range(len(names)), key=lambda i: -abs(shares[1, i] - shares[0, i]))[:3]
     detail = ", ".join(f"{names[i]} {shares[0, i]:.1%} -> {shares[1, i]:.1%}" for i in moved)
     return Finding("labels", distance, min(distance / max(threshold, 1e-9), chance), detail)

@@ -224,13 +224,13 @@ class Engine(Generic[Network]):
             if self._active:
                 raise RuntimeError("warm up the engine before the first request.")
             slots = self._slots
+            for length in () if self._pair else slots.reads:
+                offset = length - slots.chunk
+                for size in slots.sizes:
+                    slots.insert(0, slots.prefill(0, np.zeros(size, np.int32), offset)[0], offset)
             for length in slots.lengths:
                 if self._pair:
                     slots.encode(0, np.zeros(length, np.int32))
-                else:
-                    offset = length - slots.chunk
-                    for size in slots.sizes:
-                        slots.insert(0, slots.prefill(0, np.zeros(size, np.int32), offset)[0], offset)
                 for count in slots.counts:
                     slots.step(self._rows.first(count), length)
             slots.remember(0, np.zeros(1, np.int32))

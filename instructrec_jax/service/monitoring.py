@@ -208,7 +208,9 @@ def tell_drift(alerts: Alerts, model: str, findings: list[Finding]) -> Notice | 
     moved = [each for each in findings if each.excess > 1] or [worst]
     text = "; ".join(f"{each.what} at distance {each.distance:.2f} ({each.detail})" for each in moved)
     details = [asdict(each) for each in findings]
-    return alerts.update("drift", model, value=worst.excess, threshold=1.0, recovery=0.5, text=text, details=details)
+    return alerts.update(
+        "drift", model, value=worst.excess, threshold=1.0, recovery=0.5, mean_of=4, text=text, details=details
+    )
 
 
 def open_drift(model: Served, config: DriftConfig, seen: Callable[[list[Finding]], object]) -> Drift:

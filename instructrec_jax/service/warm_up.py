@@ -83,7 +83,8 @@ def _sequences(run: Run, task: SequenceTask, predict: Predict) -> None:
     items = task.text_vectors(predict)
     width = items.shape[1]
     tables = [np.zeros((rows, width), np.float32) for rows in TABLES] if width else [np.zeros((0, 0), np.float32)]
-    lengths = [each for each in buckets(run.config) if each // 2 <= task.config.history_limit]
+    longest, known = 1 + task.config.history_limit, buckets(run.config)  # the instruction's number and the items
+    lengths = [each for shorter, each in zip((0, *known), known, strict=False) if shorter < longest]
     for table in tables:
         for texts in texts_of_every_shape(Text(np.zeros(1, np.int32)), lengths, data_shards(run.mesh)):
             predict.run(texts, TextVectors(items, table))

@@ -13,7 +13,7 @@ from instructrec_jax.inference.writer import Generated
 if TYPE_CHECKING:
     from instructrec_jax.tasks.base import Encoded
 
-WINDOW = 16_384  # examples that `Predict.over` has in memory; these are packed together
+WINDOW = 4096  # examples that `Predict.over` has in memory; these are packed together
 
 
 def _no_words(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[Generated]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from byte_tokenizer import byte_tokenizer
 
+from instructrec_jax.data import own_template
 from instructrec_jax.data.chat_template import exported_template
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.own_template import INVITED, Rendering
@@ -207,3 +208,56 @@ def test_an_exported_template_asks_the_tokens_of_training(name: str, bos: bool) 
             [written(talk("q", "a"), template, tokenizer, eos="</s>", rendering=rendering)], tokenizer
         )
     assert tokenizer.decode(whole.ids).startswith(exported.decode(ids))  # of the last one, which training answers
+
+
+# ------------------------------------------------------------------ templates that only copy
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,
+        CHATML.replace("m.content", "m.content | trim"),
+        CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),  # left out
+        "{% for m in messages %}[{{ m.role }}] {{ m.content.strip() }}{{ eos_token if loop.last }}{% endfor %}",
+        CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}"),  # another text before the answer
+    ],
+)
+def test_copied_contents_give_what_rendering_gives(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    talks = [
+        [Message("user", f"{left}q {number}{right}"), Message("assistant", f"{left}a answer0e \x1f{number}{right}")]
+        for number, (left, right) in enumerate([("", ""), (" ", "\n"), ("\n\n", " \t"), ("<|im_end|>", "</s>")])
+    ]
+    talks += [
+        [*talk, Message("user", "q"), Message("assistant", "b", learn=number % 2 == 0)]
+        for number, talk in enumerate(talks)
+    ]
+    talks += [[Message("system", " s "), *talk] for talk in talks]
+
+    def found() -> list[object]:
+        tokenizer, notes, each = own(template), Counter[str](), list[object]()
+        for talk in talks:
+            try:
+                each.append(
+                    written(Example(instruction="", messages=tuple(talk)), None, tokenizer, eos="</s>", notes=notes)
+                )
+            except ValueError as error:
+                each.append(str(error))
+        return [each, +notes]
+
+    quick = found()
+    monkeypatch.setattr(own_template, "only_copies", lambda template: False)
+    assert quick == found()
+
+
+def test_a_template_that_only_copies_is_rendered_once_per_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, rendered = own(CHATML), []
+    apply = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **b: rendered.append(1) or apply(*a, **b))
+    examples = [Example(instruction=f"q{number}", output="a") for number in range(20)]
+    texts = ["".join(text for text, _ in written(e, None, tokenizer, eos="</s>")) for e in examples]
+    assert (
+        texts[7]
+        == apply([{"role": "user", "content": "q7"}, {"role": "assistant", "content": "a"}], tokenize=False).rstrip()
+    )
+    assert len(rendered) <= 3

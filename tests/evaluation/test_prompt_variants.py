@@ -17,14 +17,14 @@ CASES = [
 
 
 def test_the_words_change_and_nothing_else() -> None:
-    asked = reworded(CASES, "Subject?")
+    asked = [reworded(case, "Subject?") for case in CASES]
     assert [(e.instruction, e.input, e.output, e.id) for e in asked] == [
         ("Subject?", "a dull film", "love", "a"),
         ("Subject?", "a book", "war", "b"),
     ]
-    assert reworded(CASES, "Please: {instruction} 谢谢")[1].instruction == "Please: Name {x}: 50%? 谢谢"
-    alone = [Example(instruction="a dull film", id="c")]
-    assert reworded(alone, "Subject of {instruction}")[0].instruction == "Subject of a dull film"
+    assert reworded(CASES[1], "Please: {instruction} 谢谢").instruction == "Please: Name {x}: 50%? 谢谢"
+    alone = Example(instruction="a dull film", id="c")
+    assert reworded(alone, "Subject of {instruction}").instruction == "Subject of a dull film"
     with pytest.raises(ValueError, match="'Subject'.*'c'"):
         reworded(alone, "Subject")
 

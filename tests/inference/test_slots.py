@@ -24,7 +24,8 @@ def row_bits(slots: Slots, row: int) -> list[np.ndarray]:
 
 def test_a_copied_chunk_has_the_bits_of_a_computed_one(network: Callable[..., Any]) -> None:
     slots, rows = opened(network), Rows(2)
-    assert (slots.capacity, slots.counts, slots.lengths) == (32, (1, 2), (32,))
+    assert (slots.capacity, slots.counts, slots.reads, slots.lengths) == (32, (1, 2), (32,), (32,))
+    assert slots.sizes == (2, 4, 8)  # a short rest of a prompt does not cost a whole chunk
     config, last = GenerationConfig(max_new_tokens=3, temperature=1.2, seed=4), len(TEXT) - 1
     blocks = [slots.prefill(0, TEXT[at : min(at + 8, last)], at) for at in range(0, last, 8)]
     assert all(bool(whole) for _, whole in blocks)
@@ -53,3 +54,11 @@ def test_a_row_that_waits_is_not_written(network: Callable[..., Any]) -> None:
         np.testing.assert_array_equal(old, new[:, 1])
     slots.clear(1)
     assert all(not np.asarray(x[:, 1]).any() for x in jax.tree.leaves(slots.held.layers))
+
+
+def test_a_step_reads_at_most_twice_the_slots_in_use(network: Callable[..., Any]) -> None:
+    decoder, params = network("llama", 3).decoder()
+    slots = Slots(decoder, params, slots=16, capacity=2048, chunk=128)
+    assert slots.counts == (1, 4, 16) and slots.sizes == (32, 64, 128)
+    assert slots.lengths == (256, 512, 1024, 2048) and slots.reads == (256, 1024, 2048)
+    assert [slots.length_for(tokens) for tokens in (1, 256, 257, 2048)] == [256, 256, 512, 2048]

@@ -1,5 +1,7 @@
 """Bootstrap intervals: of means and of corpus metrics, of independent cases and of cases that share owners."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
@@ -118,3 +120,14 @@ def test_differences_of_corpus_metrics_are_paired() -> None:
 def test_undefined_values_are_left_out() -> None:
     assert percentile_interval(np.array([np.nan, 0.5, 0.5])) == (0.5, 0.5)
     assert percentile_interval(np.full(3, np.nan)) is None
+
+
+@pytest.mark.parametrize("owned", [False, True])
+@pytest.mark.parametrize("distinct", [4_000, 40_000])  # counted, and drawn one by one
+def test_memory_is_that_of_a_block(distinct: int, owned: bool) -> None:
+    values = np.arange(40_000.0) % distinct
+    tracemalloc.start()
+    mean, low, high = bootstrap_interval(values, owners=np.arange(len(values)) if owned else None, n=1_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6 and low < mean < high  # all resamples: 32 MB of counts, 320 MB of cases

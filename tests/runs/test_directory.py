@@ -224,6 +224,28 @@ def test_overwrite_resumes_what_it_began_and_deletes_anything_else(config: Confi
 # ------------------------------------------------------------------ resume with other settings
 
 
+def test_other_settings_of_a_process_are_named_but_not_where_it_prepares_data(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bytes] = []
+
+    def among(*others: Config) -> Config | None:
+        """Starts as the first process beside others."""
+        told.clear()
+        monkeypatch.setattr(directory, "exchange", lambda mine: told.append(mine) or [mine])
+        for other in others:
+            start(replace(other, run_dir=config.run_dir))
+        each = list(told)
+        monkeypatch.setattr(directory, "exchange", lambda mine: [mine, *each])
+        return start(config)
+
+    elsewhere = changed(config, data__store="/other/disk", data__workers=3)
+    among(elsewhere)
+    assert load(Path(config.run_dir) / "config.yaml") == config
+    with pytest.raises(ValueError, match="processes 2 have other settings than process 0"):
+        among(elsewhere, changed(config, seed=5))
+
+
 def test_a_run_can_be_prolonged_and_says_what_changed(config: Config) -> None:
     config = changed(config, optimizer__learning_rate=1e-3)
     start(config, train=10, finish=True)

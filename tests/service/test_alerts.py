@@ -26,6 +26,13 @@ def test_one_notice_per_incident_and_one_per_recovery() -> None:
     ]
 
 
+def test_some_end_by_the_mean_of_the_latest_values() -> None:
+    alerts = Alerts()
+    values = [11, 0, 9, 9, 6, 6, 11]
+    found = [alerts.update("drift", "", value=each, threshold=10.0, text="...", mean_of=3) for each in values]
+    assert [each and each["state"] for each in found] == ["firing", None, None, "resolved", None, None, "firing"]
+
+
 def test_a_threshold_of_zero_is_left_by_anything_and_met_by_zero() -> None:
     assert states([0, 0.001, 0], threshold=0.0) == [None, "firing", "resolved"]
 

@@ -124,11 +124,24 @@ def test_planted_drift_is_one_alert_and_one_recovery(kind: str, worlds: Worlds) 
             changed = [each | {"score": float(x)} for each, x in zip(between, rng.beta(4, 2, 1100), strict=True)]
         else:
             changed = added(reference, stream(rng, 1100, kind))
-        notices = play(reference, before, changed, after)
+        notices = play(reference, before, changed, after, after)
         assert [each["state"] for each in notices] == ["firing", "resolved"], seed
         moved = {each["what"] for each in notices[0]["details"] if each["excess"] > 1}  # type: ignore[attr-defined]
         assert kind in moved and kind in str(notices[0]["text"])
         assert "w1" not in str(notices) and NEW not in str(notices)
+
+
+def test_a_weak_drift_that_lasts_is_one_alert() -> None:
+    """Its windows lie around the threshold: some of them are well below."""
+    counts = {0: 0, 1: 0}
+    for seed in range(SEEDS):
+        rng = np.random.default_rng(seed)
+        before = rng.choice(["a", "b", "c"], CASES, p=[0.5, 0.3, 0.2])
+        now = rng.choice(["a", "b", "c"], 20 * WINDOW, p=[0.4, 0.4, 0.2])
+        reference = reference_of([{"prediction": str(each)} for each in before], ["a", "b", "c"])
+        notices = play(reference, [{"label": str(each)} for each in now])
+        counts[[each["state"] for each in notices].count("firing")] += 1
+    assert counts[1] > counts[0]
 
 
 def tables() -> Iterator[tuple[dict[str, int], dict[str, int]]]:

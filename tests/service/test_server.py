@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,20 +19,24 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import hostile
+import jax
 import pytest
 import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI, Request, Response
+from jax.experimental.compilation_cache import compilation_cache
 from serving import Serving, key_file
 
+from instructrec_jax.evaluation import predictor
 from instructrec_jax.service.connections import protocol
 from instructrec_jax.service.door import Door, Guarded
 from instructrec_jax.service.errors import Contained
 from instructrec_jax.service.exchange import Observed
-from instructrec_jax.service.server import Server, check_address, check_tls, listener, read_settings
-from instructrec_jax.service.settings import LimitsConfig, ServeConfig
+from instructrec_jax.service.models import open_service
+from instructrec_jax.service.server import Server, check_address, check_tls, keep_programs, listener, read_settings
+from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
 
 PATIENCE = 60.0
 
@@ -64,6 +69,36 @@ def test_a_port_in_use_is_named() -> None:
     listener("127.0.0.1", port).close()  # at once
     with pytest.raises(OSError, match="check --host"):
         listener("no.such.host.invalid", 0)
+
+
+def test_the_next_start_compiles_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "LADDER", (1,))
+    monkeypatch.setattr(predictor, "TOKENS_PER_BATCH", 64)
+    kept = {name: getattr(jax.config, name) for name in jax.config.values if "_cache_" in name}
+    asked: Counter[str] = Counter()
+
+    def start() -> Counter[str]:
+        jax.clear_caches()
+        asked.clear()
+        service = open_service(ServeConfig(models=[ModelConfig(str(checkpoint))]))
+        service.warm_up()
+        service.close()
+        assert service.ready
+        return Counter(asked)
+
+    jax.monitoring.register_event_listener(listen := lambda event, **kwargs: asked.update([event.rpartition("/")[2]]))
+    try:
+        keep_programs(ServeConfig(cache=str(tmp_path)))
+        compilation_cache.reset_cache()  # opens the new folder
+        first, second = start(), start()
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+        for name, value in kept.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+    assert first["cache_misses"] > 0
+    assert second["cache_misses"] == 0
+    assert second["cache_hits"] == second["compile_requests_use_cache"] == first["compile_requests_use_cache"]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import open_task
 from instructrec_jax.tasks import prediction
 from instructrec_jax.tasks.base import Encoded, Task, TaskConfig
-from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored, joined, of_task, token_key
+from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_again, encode_stored, joined, of_task, token_key
 from instructrec_jax.tasks.encoding import encode_usable
 
 NETWORKS = {"language_model": "llama", "choice": "llama", "dialogue": "llama", "question_answering": "llama"}
@@ -243,3 +244,14 @@ def test_scores_of_a_store_are_those_of_a_list(
         name: owners.tolist() for name, owners in expected.owners.items()
     }
     assert task.drawn(cases) and [e.example for e in task.drawn(cases)] == [e.example for e in task.drawn(list(cases))]
+
+
+def test_cases_encoded_again_are_those_of_one_call(folders: dict[str, Path], tmp_path: Path) -> None:
+    """By another task, and with other words; none of their examples is held."""
+    first, second = (a_task(kind, folders, tmp_path) for kind in ("masked_lm", "classification"))
+    cases = stored(first, a_source("classification"), tmp_path)
+    assert_equal(encode_again(second, cases), second.encode([e.example for e in cases]))
+    change = partial(replace, instruction="film")
+    again = encode_again(second, cases, change)
+    assert_equal(again, second.encode([change(e.example) for e in cases]))
+    assert again[3].example == change(cases[3].example)

@@ -328,11 +328,10 @@ class LanguageModelTask(Task):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[NextTokens]]) -> Scores:
         """Teacher-forced loss and accuracy over all supervised tokens: see `_scores`."""
-        found = []
-        for e, output in predict.over(encoded, lambda some: BatchTexts([e.text for e in some], _labels(some))):
-            each = output[e.target.supervised > 0].astype(np.float64)
-            found.append((len(each), each[:, 0].sum(), each[:, 1].sum()))
-        tokens, loss, hits = np.array(found, np.float64).reshape(-1, 3).T
+        outputs = predict.over(encoded, lambda some: BatchTexts([e.text for e in some], _labels(some)))
+        found = (output[e.target.supervised > 0].astype(np.float64) for e, output in outputs)
+        sums = ((len(each), each[:, 0].sum(), each[:, 1].sum()) for each in found)
+        tokens, loss, hits = np.fromiter(sums, np.dtype((np.float64, 3))).T
         return _scores(encoded, tokens.astype(np.int64), loss, hits)
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:

@@ -8,13 +8,14 @@ import numpy as np
 
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalized
 from instructrec_jax.tasks.answers import ChoiceAnswer
-from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, TaskContext, name_of
+from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, NextTokens, TrainOn
-from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.text.option_scoring import (
     Options,
     OptionsConfig,
@@ -100,12 +101,12 @@ class ChoiceTask(LikelihoodTask):
         return without_answer(example, self.config)
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded[Any]], k: int = 10) -> list[ChoiceAnswer]:
-        return choices(encoded, [e.target.options for e in encoded], self._option_logits(predict, encoded))
+        return choices(encoded, _options(encoded), self._option_logits(predict, encoded))
 
     def _option_logits(self, predict: Predict, encoded: Sequence[Encoded[Any]]) -> list[np.ndarray]:
         """float64 [candidates] of each example, calibrated if the task is."""
-        options = [e.target.options for e in encoded]
-        logits = self._logits(predict, [e.example for e in encoded], options)
+        options = _options(encoded)
+        logits = self._logits(predict, examples_of(encoded), options)
         if self.config.calibrate:
             texts = list(dict.fromkeys(option.texts for option in options))
             empty = [Example(instruction=EMPTY)] * len(texts)
@@ -115,21 +116,29 @@ class ChoiceTask(LikelihoodTask):
         return logits
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[Any]]) -> Scores:
-        options = [e.target.options for e in encoded]
         logits = self._option_logits(predict, encoded)
         way = f"by log-likelihood / tokens ** {self.config.alpha:g}"
         way += f" minus that after {EMPTY!r}" if self.config.calibrate else ""
-        return option_scores(encoded, options, logits, self.config.labels, way)
+        return option_scores(encoded, _options(encoded), logits, self.config.labels, way)
 
     def _logits(self, predict: Predict, examples: Sequence[Example], options: Sequence[Options]) -> list[np.ndarray]:
         """float64 [candidates] of each example."""
-        asked = [[(question(e), list(o.texts))] for e, o in zip(examples, options, strict=True)]
-        found = self.log_likelihoods(predict, asked, end=True)
-        return [normalized(values[0], self.config.alpha) for values in found]
+        found: list[np.ndarray] = []
+        for first in range(0, len(examples), WINDOW):
+            some = slice(first, first + WINDOW)
+            asked = [[(question(e), list(o.texts))] for e, o in zip(examples[some], options[some], strict=True)]
+            values = self.log_likelihoods(predict, asked, end=True)
+            found += [normalized(each[0], self.config.alpha) for each in values]
+        return found
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        train_options, options = ([e.target.options for e in some] for some in (train, test))
+        train_options, options = _options(train), _options(test)
         return option_baselines(train, train_options, test, options, self.config.labels)
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_options(record)
+
+
+def _options(encoded: Sequence[Encoded[Any]]) -> Sequence[Options]:
+    """Their options, read one at a time where the encodings are."""
+    return Mapped(lambda e: e.target.options, encoded)

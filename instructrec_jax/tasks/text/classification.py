@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
@@ -335,7 +335,7 @@ class MultilabelTask(_SequenceTask):
 
     def _shares(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
         """Probabilities, float64 [cases, labels]."""
-        return expit(self.outputs(predict, encoded).astype(np.float64))
+        return scipy.special.expit(self.outputs(predict, encoded).astype(np.float64))
 
     def _answer(self, shares: np.ndarray) -> LabelsAnswer:
         chosen = tuple(label for label, p in zip(self.labels, shares, strict=True) if p >= self.threshold)

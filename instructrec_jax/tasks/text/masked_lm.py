@@ -10,8 +10,9 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
-from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end, lengths_of, split_tokens
+from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.prompts import answer, render
 from instructrec_jax.tasks.base import (
     Encoded,
@@ -120,22 +121,31 @@ class MaskedLMTask(Task):
         return jnp.stack([each, hits.astype(jnp.float32)], -1)
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[None]]) -> Scores:
-        """Loss (nats), perplexity and accuracy over masked tokens, with masks from a fixed seed."""
-        gathered = self.gather(encoded, np.random.default_rng(self.context.seed))
-        outputs = predict(gathered.texts, gathered.own)
-        masked = [s > 0 for s in split_tokens(gathered.own.supervised, lengths_of(gathered.texts)[0])]
-        found = np.concatenate([o[m] for o, m in zip(outputs, masked, strict=True)]).astype(np.float64)
-        loss, accuracy = found.mean(0)
-        per_text = np.array([o[m, 0].mean() for o, m in zip(outputs, masked, strict=True)])
-        metrics = {"loss": float(loss), "perplexity": float(np.exp(loss)), "accuracy": float(accuracy)}
-        tokenizer = self.context.tokenizer
-        predictions = [
-            {
-                "id": e.example.id,
-                "input": tokenizer.decode(text.tokens),
-                "reference": tokenizer.convert_ids_to_tokens(e.text.tokens[m]),
-                "mean_log_probability": -float(each),  # of the reference's tokens
-            }
-            for e, text, m, each in zip(encoded, gathered.texts, masked, per_text, strict=True)
-        ]
+        """Loss (nats), perplexity and accuracy over masked tokens. A case's masks depend on seed and number alone."""
+        cases: Mapped[Encoded[TokenLabels]] = Mapped(self._masked, range(len(encoded)), encoded)
+        found = (o[e.target.supervised > 0].astype(np.float64) for e, o in predict.over(cases, _labeled))
+        sums = ((len(each), each[:, 0].sum(), each[:, 1].sum()) for each in found)
+        tokens, totals, hits = np.fromiter(sums, np.dtype((np.float64, 3))).T
+        loss, per_text = totals.sum() / tokens.sum(), totals / tokens
+        metrics = {"loss": float(loss), "perplexity": float(np.exp(loss)), "accuracy": float(hits.sum() / tokens.sum())}
+        predictions = Mapped(self._record, cases, per_text)
         return Scores(metrics, {"loss": per_text}, predictions).owned_by(owners_of(examples_of(encoded)))
+
+    def _masked(self, number: int, e: Encoded[None]) -> Encoded[TokenLabels]:
+        text, supervised = self._mask(e.text, np.random.default_rng((self.context.seed, number)))
+        return Encoded(text, TokenLabels(e.text.tokens, supervised), e.example)
+
+    def _record(self, e: Encoded[TokenLabels], loss: float) -> dict[str, object]:
+        tokenizer, asked = self.context.tokenizer, e.target.supervised > 0
+        return {
+            "id": e.example.id,
+            "input": tokenizer.decode(e.text.tokens),
+            "reference": tokenizer.convert_ids_to_tokens(e.target.labels[asked]),
+            "mean_log_probability": -float(loss),  # of the reference's tokens
+        }
+
+
+def _labeled(cases: Sequence[Encoded[TokenLabels]]) -> BatchTexts[TokenLabels]:
+    supervised = end_to_end([np.asarray(e.target.supervised) for e in cases])
+    labels = end_to_end([np.asarray(e.target.labels) for e in cases])
+    return BatchTexts([e.text for e in cases], TokenLabels(labels, supervised))

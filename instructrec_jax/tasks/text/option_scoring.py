@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+import scipy
 
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.prompts import answer, question, render
 from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
@@ -24,7 +25,7 @@ from instructrec_jax.metrics.classification import (
 )
 from instructrec_jax.metrics.ranking import concatenate, hit_rate, mrr, target_ranks
 from instructrec_jax.tasks.answers import ChoiceAnswer
-from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, owners_of, unless_unfit
+from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, examples_of, owners_of, unless_unfit
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 RECALLS = (2, 5)
@@ -179,21 +180,14 @@ def option_scores(
       labels: the labels, if all examples have the same candidates.
       protocol: how the logits were computed.
     """
-    answers = choices(encoded, options, logits)
+    answers = Mapped(lambda *case: choices(*([part] for part in case))[0], encoded, options, logits)
     places = [
         target_ranks(np.asarray(each, np.float64)[None], [option.right])
         for option, each in zip(options, logits, strict=True)
     ]
-    confidence = [answer.probability for answer in answers]
-    records = [
-        {
-            "id": e.example.id,
-            "input": render(e.example),
-            "reference": option.names[option.right],
-            **answer.to_record(),
-        }
-        for e, option, answer in zip(encoded, options, answers, strict=True)
-    ]
+    said = [(answer.probability, answer.choice) for answer in answers]
+    confidence = [probability for probability, _ in said]
+    records = Mapped(_record, encoded, options, answers)
     ranks, sizes = concatenate(places), np.array([len(option.names) for option in options])
     right = hit_rate(ranks, 1)
     cases = {"accuracy": right, "mrr": mrr(ranks, int(sizes.max()))}
@@ -203,14 +197,19 @@ def option_scores(
     charts: dict[str, dict[str, object]] = {"calibration": {"bins": reliability(confidence, right)}}
     report = ""
     if labels:
-        targets, found = [option.names[option.right] for option in options], [answer.choice for answer in answers]
+        targets, found = [option.names[option.right] for option in options], [choice for _, choice in said]
         metrics |= {"macro_f1": classification_metrics(targets, found, labels)["macro_f1"]}
         counts = confusion_matrix(targets, found, labels)
         charts["confusion"] = {"labels": list(labels), "counts": counts.tolist()}
         report = f"{classification_report(targets, found, labels)[1]}\n{common_mistakes(counts, labels)}".rstrip()
     among = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
     scores = Scores(metrics, cases, records, report, protocol=f"among {among} candidates, {protocol}", charts=charts)
-    return scores.owned_by(owners_of([e.example for e in encoded]))
+    return scores.owned_by(owners_of(examples_of(encoded)))
+
+
+def _record(e: Encoded, option: Options, answer: ChoiceAnswer) -> dict[str, object]:
+    shown = {"id": e.example.id, "input": render(e.example), "reference": option.names[option.right]}
+    return shown | answer.to_record()
 
 
 def choices(encoded: Sequence[Encoded], options: Sequence[Options], logits: Sequence[np.ndarray]) -> list[ChoiceAnswer]:
@@ -224,7 +223,7 @@ def choices(encoded: Sequence[Encoded], options: Sequence[Options], logits: Sequ
         drawn = 0 if len(best) == 1 else zlib.crc32(render(e.example).encode("utf-8", "surrogatepass"))
         chosen = best[drawn % len(best)]
         scores = dict(zip(option.names, values.tolist(), strict=True))
-        answers.append(ChoiceAnswer(option.names[chosen], float(softmax(values)[chosen]), scores))
+        answers.append(ChoiceAnswer(option.names[chosen], float(scipy.special.softmax(values)[chosen]), scores))
     return answers
 
 

@@ -10,12 +10,13 @@ import pytest
 from flax import nnx
 from helpers import Setup, by_text, examples
 
-from instructrec_jax.data.batch import BatchTexts, Text
+from instructrec_jax.data.batch import BatchTexts, Text, end_to_end
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks import MaskedLMConfig
 from instructrec_jax.tasks.base import Encoded, LossInputs, TaskContext
+from instructrec_jax.tasks.targets import TokenLabels
 
 EXAMPLE = Example(instruction="a film")
 
@@ -131,7 +132,10 @@ def test_errors(context: TaskContext, tokenizer: Any) -> None:
 def test_loss_and_scores_equal_numpy(checkpoint: Path, tmp_path: Path) -> None:
     setup = Setup("masked_lm", checkpoint, tmp_path)
     task, graphdef = setup.task, setup.model.graphdef
-    parts = task.gather(setup.encoded, np.random.default_rng(task.context.seed))  # hidden as `score` hides them
+    seed = task.context.seed  # hidden as `score` hides them, each case by its number
+    each = [task.gather([e], np.random.default_rng((seed, number))) for number, e in enumerate(setup.encoded)]
+    labels, supervised = (end_to_end([getattr(one.own, name) for one in each]) for name in ("labels", "supervised"))
+    parts = BatchTexts([one.texts[0] for one in each], TokenLabels(labels, supervised))
     batch = pack(parts, setup.buckets, 1).batch
 
     @jax.jit
