@@ -12,8 +12,6 @@ ELSEWHERE = {
     "hf_types": "test_imports.py",  # names for types
     "answering/comparison": "test_evaluate.py",
     "answering/exporting": "test_export.py",
-    "backbones/tensor_writing": "backbones/test_writing.py",
-    **{f"backbones/llama_cpp/{name}": "backbones/llama_cpp/test_writing.py" for name in ("tokens", "writing_tokens")},
     "answering/language_model": "test_generate.py",
     "answering/recommender": "test_recommend.py",
     **{

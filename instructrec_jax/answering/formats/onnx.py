@@ -53,8 +53,8 @@ def write_onnx(folder: Path, out: Path) -> str:
     )
     _compare(out / "model.onnx", program, config.vocab_size)
     return (
-        f"`onnxruntime.InferenceSession('model.onnx').run(None, inputs)` gives {program.output} (float32); the inputs, by "
-        f"name, are {', '.join(program.inputs)}: int64 [rows, length], with at most {program.longest} tokens."
+        f"`onnxruntime.InferenceSession('model.onnx').run(None, inputs)` gives {program.output} (float32); the inputs, "
+        f"by name, are {', '.join(program.inputs)}: int64 [rows, length], with at most {program.longest} tokens."
     )
 
 

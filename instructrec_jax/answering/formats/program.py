@@ -1,8 +1,9 @@
 """The network of a HuggingFace folder, with its head, as a function of tokens; and as a StableHLO program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,8 @@ def folder_program(folder: Path) -> Program:
     loaded, spec = load_backbone(folder, rngs=nnx.Rngs(0), pooler=True), read_pooling(folder)
     head: nnx.Module | None = None
     if kind is not None:
-        outputs = config.vocab_size if kind in ("mlm", "lm") else 2 if kind == "span" else config.num_labels
+        labels = 2 if kind == "span" else len(config.id2label or ())
+        outputs: int = config.vocab_size if kind in ("mlm", "lm") else labels
 
         def build(key: jax.Array) -> nnx.Module:
             return build_head(config, kind, outputs, rngs=nnx.Rngs(params=key))
@@ -109,7 +111,8 @@ def write_stablehlo(folder: Path, out: Path) -> str:
     with replacing(out / "model.stablehlo") as file:
         file.write(exported.serialize())
     with replacing(out / "weights.npz") as file:
-        np.savez(file, **{name: np.asarray(x) for name, x in program.params.items()})
+        arrays: Mapping[str, Any] = {name: np.asarray(x) for name, x in program.params.items()}
+        np.savez(file, **arrays)
     return (
         "`jax.export.deserialize(bytearray(Path('model.stablehlo').read_bytes())).call(dict(np.load('weights.npz')), "
         f"{', '.join(program.inputs)})` gives {program.output} (float32); the inputs are int32 [rows, length], with "

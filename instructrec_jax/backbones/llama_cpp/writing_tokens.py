@@ -94,8 +94,11 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str
 
 
 def _pair(merge: object) -> tuple[str, str]:
-    left, right = merge.split(" ") if isinstance(merge, str) else merge  # type: ignore[misc, attr-defined]
-    return left, right
+    """The two parts of a merge in tokenizer.json: "a b", or ["a", "b"]."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2:
+        _refuse(f"its merge {merge!r} has not two parts")
+    return str(parts[0]), str(parts[1])
 
 
 def _merges(model: Fields) -> list[object]:
