@@ -184,7 +184,8 @@ def compress_folder(folder: Path, out: Path, scheme: str) -> None:
             value = files.read(name)
             return rounded(value, how.bits, group) if name in linear else value
 
-        tensors = {name: partial(fetch, name) for name in files.names}
+        # older BERTs have a table of the numbers 0, 1, 2, ..., which transformers makes itself
+        tensors = {name: partial(fetch, name) for name in files.names if not name.endswith("position_ids")}
         write_compressed_tensors(out, config, tensors, how, ignored=dense)
 
 

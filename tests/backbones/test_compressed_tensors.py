@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from llama_cpp_folders import folder_of
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from instructrec_jax.backbones.compressed_tensors import (
@@ -45,6 +45,9 @@ def test_transformers_computes_with_it(tmp_path: Path, kind: str, scheme: str) -
     cls = AutoModel if kind == "bert" else AutoModelForCausalLM
     dense = folder_of(kind, tmp_path / "hf", intermediate_size=128)
     before = load_file(tmp_path / "hf" / "model.safetensors")
+    if kind == "bert":  # as old checkpoints
+        old = before | {"embeddings.position_ids": np.arange(64)[None]}
+        save_file(old, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
     compress_folder(tmp_path / "hf", tmp_path / "small", scheme)
     stored = load_file(tmp_path / "small" / "model.safetensors")
     bits = SCHEMES[scheme].bits
