@@ -3,6 +3,10 @@
     --format hf     a HuggingFace folder (config, tokenizer, safetensors), with LoRA merged into the weights
     --format peft   the LoRA matrices (and a trained head) in PEFT's format
     --format orbax  all parameters as a plain orbax checkpoint, with metadata.json
+    --format gguf   a file of llama.cpp: language models, and BERT's embeddings
+    --format compressed-tensors   a HuggingFace folder with weights of 8 or 4 bits, for vLLM and transformers
+    --format onnx   an encoder with its head, for onnxruntime
+    --format stablehlo   any encoder or decoder, for programs with jax and numpy only
 
 An hf folder opens in transformers, with the head where HuggingFace has that head. A retrieval or similarity model opens
 in sentence-transformers, with the same vectors. FOLDER/README.md says what opens the folder.

@@ -122,13 +122,22 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
 def export_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("export", doc)
     add = parser.add_argument
-    add("run", type=run_path, help="run directory")
-    formats = "hf: a HuggingFace folder; peft: the LoRA matrices; orbax: all parameters (default: hf)"
-    add("--format", choices=("hf", "peft", "orbax"), default="hf", help=formats)
+    add(
+        "run",
+        type=run_path,
+        help="run directory; for gguf, onnx, stablehlo, compressed-tensors also a HuggingFace folder",
+    )
+    formats = "what to write, see above (default: hf)"
+    choices = ("hf", "peft", "orbax", "gguf", "onnx", "stablehlo", "compressed-tensors")
+    add("--format", choices=choices, default="hf", help=formats)
     add("--out", type=Path, required=True, help="folder to write; must not exist")
     add("--step", type=int, help="step of the checkpoint; default: the best")
-    dtype = "dtype of the written parameters; default: the pretrained checkpoint's (hf), float32 (orbax)"
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help=dtype)
+    dtype = (
+        "float32, float16, bfloat16 (default: the pretrained checkpoint's (hf), float32 (orbax)); gguf: F32, F16 "
+        "(default), "
+        "BF16, Q8_0, Q4_0, Q4_1; compressed-tensors: W8A8 (default), W4A16"
+    )
+    add("--dtype", metavar="NAME", help=dtype)
     add("--part", metavar="TASK", help="for a multitask run: the subtask whose head is written (hf, peft)")
     return parser
 

@@ -1,7 +1,8 @@
-"""Exports of a run: a plain orbax checkpoint, a HuggingFace folder, or PEFT's LoRA matrices."""
+"""Exports of a run: orbax, a HuggingFace folder, PEFT's LoRA matrices, or files of other runtimes."""
 
 import copy
 import shutil
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,8 @@ from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import merge_lora
 from instructrec_jax.adapters.peft import TRAINED_HEADS, write_peft
-from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.answering.formats.other_runtimes import DTYPES, OTHER_RUNTIMES
+from instructrec_jax.backbones.folder import find_family, find_folder
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.chat_template import exported_template
@@ -27,12 +29,13 @@ from instructrec_jax.hf_types import PretrainedConfig
 from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import to_dict
 from instructrec_jax.runs.model import SplitModel
-from instructrec_jax.runs.run import Run, require_run
+from instructrec_jax.runs.run import Run, is_run, require_run
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 from instructrec_jax.tasks.kinds import as_language_model
 
-FORMATS = ("orbax", "hf", "peft")
+FORMATS = ("orbax", "hf", "peft", *OTHER_RUNTIMES)
+FLOATS = ("float32", "float16", "bfloat16")
 OWN_HEAD = "retrieval_head.safetensors"
 
 
@@ -48,9 +51,10 @@ def export(
     """Writes a run's best checkpoint (or that of `step`) to the new folder `out`; its README.md says what opens it.
 
     Args:
-      format: "hf", "peft" or "orbax".
-      dtype: dtype of the written parameters: "float32", "float16" or "bfloat16"; None: float32 (orbax), or the dtype of
-        the pretrained checkpoint (hf). LoRA matrices are always float32.
+      run: a run directory; for the files of other runtimes also a HuggingFace folder or a .gguf file.
+      format: "hf", "peft", "orbax", or one of `OTHER_RUNTIMES`: "gguf", "onnx", "stablehlo", "compressed-tensors".
+      dtype: of the written parameters: "float32", "float16" or "bfloat16"; None: float32 (orbax), or the dtype of
+        the pretrained checkpoint (hf). LoRA matrices are always float32. The formats of other runtimes have their own.
       part: for a multitask run, the subtask whose head is written ("orbax" writes all heads).
 
     Raises:
@@ -60,8 +64,33 @@ def export(
     run, out = local_run(run), Path(out)
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, but should be one of {', '.join(FORMATS)}.")
+    known = DTYPES.get(format, FLOATS)
+    if dtype is not None and dtype not in known:
+        has = f"one of {', '.join(known)}" if known else "left out"
+        raise ValueError(f"--dtype is {dtype!r}, but should be {has} for --format {format}.")
     if out.exists():
         raise ValueError(f"{out} exists already: choose another --out.")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        if format in OTHER_RUNTIMES and not is_run(run):
+            made, uses = str(run), OTHER_RUNTIMES[format](find_folder(run), partial, dtype)
+        else:
+            made, uses = write_run(run, partial, out, format, step, dtype, part)
+        note = f"Exported by instructrec_jax {version('instructrec_jax')} from {made}."
+        write_text(partial / "README.md", "\n\n".join([f"# {out.name}", note, *uses]) + "\n")
+        partial.rename(out)
+    except SafetensorError as error:  # not an OSError, even where the disk is full
+        raise OSError(f"{out} cannot be written: {error}. The partial folder is removed; free some space.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_run(
+    run: Path, folder: Path, out: Path, format: str, step: int | None, dtype: str | None, part: str | None
+) -> tuple[str, list[str]]:
+    """Writes a run into `folder`, which becomes `out`; returns what was written, and what opens it."""
     require_run(run)
     opened = Run.open(run, step=step)
     subtasks = opened.task.subtasks
@@ -74,25 +103,25 @@ def export(
         raise ValueError(f"--part {part}: {run} is not a multitask run: leave it out.")
     model = opened.model
     task = opened.task if part is None else subtasks[part]
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        if format == "orbax":
-            write_orbax(partial, model, to_dict(opened.config), dtype)
-        elif format == "hf":
-            write_hf(partial, model, run, task, dtype)
-        else:
-            write_adapter(partial, model, run, task)
-        network = written_class(partial) if format == "hf" else ""
-        uses = opening(format, out, task.view(model.network).head if format != "orbax" else None, network)
-        made = f"Exported by instructrec_jax {version('instructrec_jax')} from {run} (step {opened.checkpoint})."
-        write_text(partial / "README.md", "\n\n".join([f"# {out.name}", made, *uses]) + "\n")
-        partial.rename(out)
-    except SafetensorError as error:  # not an OSError, even where the disk is full
-        raise OSError(f"{out} cannot be written: {error}. The partial folder is removed; free some space.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    made = f"{run} (step {opened.checkpoint})"
+    if format in OTHER_RUNTIMES:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.hf.", dir=out.parent) as between:
+            head = task.view(model.network).head
+            if head_kind(head) is None and not isinstance(head, RetrievalHead):
+                raise ValueError(
+                    f"--format {format}: the head of this run ({type(head).__name__}) is of this package, and other "
+                    "runtimes do not have it: export the backbone with --format hf, or serve the run."
+                )
+            write_hf(Path(between), model, run, task, "float32")
+            return made, OTHER_RUNTIMES[format](Path(between), folder, dtype)
+    if format == "orbax":
+        write_orbax(folder, model, to_dict(opened.config), dtype)
+    elif format == "hf":
+        write_hf(folder, model, run, task, dtype)
+    else:
+        write_adapter(folder, model, run, task)
+    network = written_class(folder) if format == "hf" else ""
+    return made, opening(format, out, task.view(model.network).head if format != "orbax" else None, network)
 
 
 def written_class(folder: Path) -> str:

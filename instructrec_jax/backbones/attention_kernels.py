@@ -60,7 +60,8 @@ def choose(q: jax.Array, *, own: bool, bias: jax.Array | None, dropout: bool, so
       soft_cap: see `attention.attention`.
     """
     length, head_dim, device = q.shape[1], q.shape[3], platform()
-    plain = "blocked" if own and length >= LONG else "plain"
+    known = isinstance(length, int)  # `jax.export` has programs of any length
+    plain = "blocked" if own and known and length >= LONG else "plain"
     kernel = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(device)
     if kernel is None or not own:
         return plain

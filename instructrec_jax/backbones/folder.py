@@ -9,6 +9,7 @@ from pathlib import Path
 from instructrec_jax.backbones import bart, bert, distilbert, gemma, gpt2, llama, modernbert, mpnet, roberta, t5
 from instructrec_jax.backbones.family import Family
 from instructrec_jax.backbones.json_fields import Fields, read_fields, read_objects
+from instructrec_jax.backbones.llama_cpp.reading import gguf_folder
 from instructrec_jax.backbones.network_config import read_network_config
 from instructrec_jax.backbones.tensor_names import TensorFiles, has_tensors
 from instructrec_jax.hf_types import PretrainedConfig
@@ -77,14 +78,19 @@ class PoolingSpec:
 def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
     """The local folder of a checkpoint; a hub id (`owner/name`) is downloaded into huggingface_hub's cache.
 
-    Downloads only config, tokenizer and safetensors files. Raises ValueError if neither exists.
+    Downloads only config, tokenizer and safetensors files. A file of llama.cpp is written as a folder into this
+    package's cache (see `llama_cpp.reading`). Raises ValueError if none of them exists.
     """
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        return gguf_folder(folder)
     name = str(path_or_hub_id)
     if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or folder.exists():
-        raise ValueError(f"{name} is not a folder: give a folder with config.json and model.safetensors, or a hub id.")
+        raise ValueError(
+            f"{name} is not a folder: give a folder with config.json and model.safetensors, a .gguf file, or a hub id."
+        )
     import huggingface_hub
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]

@@ -1,7 +1,6 @@
 """Writes HuggingFace folders: parameters → config.json and safetensors, by each family's mapping table."""
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from instructrec_jax.backbones.tensor_names import (
     sites_of,
     to_file,
 )
-from instructrec_jax.files import replacing, write_json
+from instructrec_jax.backbones.tensor_writing import write_shards
 from instructrec_jax.hf_types import PretrainedConfig
 
 
@@ -56,7 +55,7 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = _plan(backbone, config, report=report, head=head, head_kind=head_kind, dtype=dtype)
-    _write_shards(folder, tensors, max_shard_bytes)
+    write_shards(folder, tensors, max_shard_bytes)
     config = copy.deepcopy(config)
     family = find_family(config.model_type)
     name = family.base_class
@@ -96,10 +95,6 @@ class _Tensor:
     transform: str
     value: jax.Array
     layer: int | None  # index along the value's first axis
-
-    @property
-    def nbytes(self) -> int:
-        return FILE_DTYPES[self.kind].itemsize * int(np.prod(self.shape, dtype=int))
 
     def fetch(self) -> np.ndarray:
         one = to_file(self.transform, np.asarray(self._part(), np.float32))
@@ -163,45 +158,3 @@ def _plan_module(
             index = None if layer is None else i
             tensors.append(_Tensor(prefix + name, kind, shape, rule.transform, values[site.path], index))
     return tensors
-
-
-def _write_shards(folder: Path, tensors: list[_Tensor], max_shard_bytes: int) -> None:
-    shards: list[list[_Tensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += tensor.nbytes
-    count = len(shards)
-    files = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
-    files = files if count > 1 else ["model.safetensors"]
-    for file, shard in zip(files, shards, strict=True):
-        _write_file(folder / file, shard)
-    index = folder / "model.safetensors.index.json"
-    for old in {*folder.glob("model*.safetensors"), index} - {folder / file for file in files}:
-        old.unlink(missing_ok=True)  # otherwise it would be read as a part of this model
-    if count > 1:
-        total = sum(tensor.nbytes for tensor in tensors)
-        place = {tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
-        write_json(index, {"metadata": {"total_size": total}, "weight_map": place})
-
-
-def _write_file(path: Path, tensors: list[_Tensor]) -> None:
-    """Writes a safetensors file: the length of a JSON header in 8 bytes, the header, then the tensors.
-
-    Why our own: `safetensors.numpy.save_file` needs all tensors in memory and copies them there.
-    """
-    tensors = sorted(tensors, key=lambda t: -FILE_DTYPES[t.kind].itemsize)  # so that every tensor is aligned
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + tensor.nbytes
-        header[tensor.name] = {"dtype": tensor.kind, "shape": tensor.shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with replacing(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            file.write(tensor.fetch().reshape(-1).view(np.uint8).data)

@@ -313,7 +313,8 @@ def frozen_fingerprint(run_dir: Path) -> str | None:
 def weights_folder(config: Config, run_dir: Path) -> Path:
     """The folder of a run's frozen parameters; ValueError if they are missing or changed."""
     kept = read_json(run_dir / "backbone" / "weights.json", FrozenWeights)
-    for folder in (Path(kept["folder"]), Path(config.backbone.path).expanduser()):
+    named = Path(config.backbone.path).expanduser()
+    for folder in (Path(kept["folder"]), find_folder(named) if named.is_file() else named):
         if folder.is_dir() and weights_fingerprint(folder) == kept["fingerprint"]:
             return folder
     raise ValueError(

@@ -1,0 +1,1 @@
+"""Formats of other runtimes, made of an exported HuggingFace folder."""
