@@ -1,4 +1,4 @@
-"""Compress a tuned run or an untuned network: `python -m instructrec_jax.compress RUN_OR_HF_FOLDER --out FOLDER`.
+"""Compress a tuned run or an untuned network: `python -m instructrec_jax.compress RUN_OR_FOLDER --out FOLDER`.
 
     --weights int8 --activations int8   products of integers: a quarter of the bytes, and faster
     --weights int4 --method gptq        an eighth of the bytes; saves memory only

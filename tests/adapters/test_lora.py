@@ -13,7 +13,7 @@ from flax import nnx
 from lora_networks import BASE, CONFIGS, ONES, POSITIONS, ROWS, TOKENS, VOCABULARY, our_logits, trained
 
 from instructrec_jax.adapters.lora import Lora, LoraConfig, add_lora, is_lora, merge_lora, places
-from instructrec_jax.adapters.quantized import quantize_backbone
+from instructrec_jax.adapters.quantized import Format, quantize_backbone
 from instructrec_jax.backbones.folder import FAMILIES
 from instructrec_jax.backbones.layers import StackOptions, dropout_keys
 from instructrec_jax.backbones.reading import build_backbone
@@ -261,7 +261,7 @@ def test_an_abstract_network_gets_the_same_structure_in_both_ways():
 def test_eight_devices_equal_one():
     config = CONFIGS["gpt2"]()
     backbone = build_backbone(config, rngs=nnx.Rngs(0))
-    quantize_backbone(backbone, "nf4")
+    quantize_backbone(backbone, Format("nf4"))
     add_lora(backbone, config, LoraConfig(rank=4, dropout=0.1), nnx.Rngs(1))
     trained(backbone)
     mesh = make_mesh(MeshConfig(2, 2, 2))
