@@ -13,7 +13,7 @@ from processes import with_devices
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("workload", ["encoder", "encoder_fixed"])
+@pytest.mark.parametrize("workload", [pytest.param("encoder", marks=pytest.mark.slow), "encoder_fixed"])
 def test_both_systems_train_on_the_same_texts(workload: str, checkpoint: Path, tmp_path: Path) -> None:
     data = tmp_path / "instructions.jsonl"
     words = ["a film about love", "war", "space and crime", "the long music of a film about war"]

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from processes import with_devices
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_checks_run_in_small(checkpoint: Path) -> None:
     command = [sys.executable, "scripts/gpu_checks.py", "--model", str(checkpoint)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": with_devices(1)}

@@ -100,6 +100,7 @@ def killed(alone: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield config, command, folder
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_with_other_numbers_of_processes(
     alone: Config, killed: tuple[Config, list[str], Path]
 ) -> None:
@@ -130,6 +131,7 @@ def test_killed_and_started_again_with_other_numbers_of_processes(
     assert all(path.name.isdigit() for path in (run_dir / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_evaluate_and_models_split_across_processes(alone: Config, tmp_path: Path) -> None:
     """Four processes, two of which share each matrix product and the same rows, read what one process wrote."""
     run = Path(alone.run_dir)

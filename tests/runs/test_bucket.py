@@ -117,6 +117,7 @@ def test_train_evaluate_predict_and_export_with_a_run_in_a_bucket(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_on_another_machine(
     bucket: str, checkpoint: Path, tmp_path: Path, another_machine: Any
 ) -> None:

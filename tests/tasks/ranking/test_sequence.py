@@ -203,7 +203,10 @@ def test_settings_that_cannot_be(settings: dict[str, Any], words: str, context: 
         build(context, tmp_path, **settings)
 
 
-@pytest.mark.parametrize("settings", [{}, pytest.param({"text": False}, marks=pytest.mark.slow), {"ids": False}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in ({"text": False}, {"ids": False}))],
+)
 def test_a_run_goes_on_from_its_checkpoint(settings: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
     """With every kind of item vector: what was remembered of texts is in the checkpoint, or made anew."""
     changes = {f"task__{name}": value for name, value in settings.items()}
