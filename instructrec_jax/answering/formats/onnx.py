@@ -17,13 +17,14 @@ from instructrec_jax.extras import require
 if TYPE_CHECKING:
     import torch
 
-TOLERANCE = 1e-4  # largest difference from our outputs, on ragged rows
+TOLERANCE = 1e-4  # largest difference from our outputs, on ragged rows; relative where these are above 1
 
 
 def write_onnx(folder: Path, out: Path) -> str:
     """Writes model.onnx of a HuggingFace folder, and returns how to run it.
 
-    Raises ValueError for a network that is no encoder, and for a file whose outputs differ from ours by more than 1e-4.
+    Raises ValueError for a network that is no encoder, and for a file whose outputs differ from ours by more than
+    `TOLERANCE`.
     """
     for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
         require(package, "--format onnx")

@@ -25,7 +25,8 @@ def _gguf(folder: Path, out: Path, dtype: str | None) -> list[str]:
 def _compressed_tensors(folder: Path, out: Path, dtype: str | None) -> list[str]:
     compress_folder(folder, out, dtype or DTYPES["compressed-tensors"][0])
     return [
-        "`vllm serve FOLDER` opens it; so does `transformers`' from_pretrained with the package compressed-tensors.",
+        "`transformers`' from_pretrained opens it with the package compressed-tensors.",
+        "vLLM reads this form too, but was not tried.",
         "The weights are rounded to the nearest value, without calibration.",
     ]
 
