@@ -53,6 +53,7 @@ from instructrec_jax.runs.model import (
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.summary import flops_and_peak, introduction, summarize
+from instructrec_jax.runs.teachers import keep_teachers
 from instructrec_jax.tasks.base import check_cases
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.interrupt import Interrupt, Interrupted
@@ -125,6 +126,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
         state = replace(saved, frozen=state.frozen)
         say(resuming(step, before, config))
     keep_declarations(folder, run_dir / "backbone", task, needs_weights=bool(state.frozen))
+    keep_teachers(config, run_dir)
     summary = summarize(setup, data)
     about = introduction(config, setup.model.source.config.model_type)
     once(lambda: write_json(run_dir / "summary.json", {**about, "facts": summary}))

@@ -31,6 +31,7 @@ from instructrec_jax.runs.settings_tree import completed, nearest, plain
 from instructrec_jax.runs.stored import InitLora
 from instructrec_jax.tasks.base import TaskConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
+from instructrec_jax.training.distillation import DistilConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.profiling import ProfileConfig
 from instructrec_jax.training.tracking import TrackingConfig
@@ -60,6 +61,7 @@ class Config:
     task: TaskConfig = field(default_factory=tasks.RetrievalConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

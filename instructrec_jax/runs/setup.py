@@ -16,6 +16,7 @@ from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.initial import initial_model
 from instructrec_jax.runs.model import SplitModel, abstract_model, check_trainable
+from instructrec_jax.runs.teachers import open_teachers
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -97,7 +98,13 @@ class TrainingSetup:
         state = replace(state, buffers=buffers)
         shardings = state_shardings(state, model.shardings, mesh)
         step = make_train_step(
-            task, model.graphdef, optimizer, mesh=mesh, shardings=shardings, accumulation=config.accumulation
+            task,
+            model.graphdef,
+            optimizer,
+            mesh=mesh,
+            shardings=shardings,
+            accumulation=config.accumulation,
+            teachers=open_teachers(config, task, mesh, are_abstract=abstract),
         )
         if not abstract:
             state = place(state, shardings)

@@ -18,6 +18,7 @@ from flax import nnx
 from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
 
 from instructrec_jax.adapters.checkpoint_heads import Source
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, Text
@@ -323,6 +324,10 @@ class Task:
     def loss(self, model: Network, batch: Batch, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """(Σ w ℓ, Σ w), float32 scalars."""
         raise TypeError(f"{type(self).__name__} has no loss().")
+
+    def soft_outputs(self, model: Network, batch: Batch, inputs: LossInputs) -> Sequence[SoftOutputs]:
+        """The outputs that `loss` compares with targets, for distillation; their weights sum to its Σ w."""
+        raise ValueError(f"distil.teachers is set, but {type(self).__name__} has no soft_outputs(): leave it out.")
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """[rows, segments, ...], or [rows, length, ...] where `per_token`."""

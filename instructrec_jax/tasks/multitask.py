@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.data.batch import Along, Array, Batch, BatchTexts, PerText, Rows, Text, lengths_of, map_arrays
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
@@ -213,6 +214,14 @@ class MultitaskTask(Task):
             found = task.loss(view, own, inputs)
             total, weight = total + self.weights[name] * found[0], weight + self.weights[name] * found[1]
         return total, weight
+
+    def soft_outputs(self, model: Network, batch: Batch[Subtasks], inputs: LossInputs) -> list[SoftOutputs]:
+        hidden = model.hidden(batch, inputs.dropout)
+        found = []
+        for number, (name, task) in enumerate(self.tasks.items(), 1):
+            own = task.soft_outputs(HeadView(model, name, hidden), own_batch(batch, name, number), inputs)
+            found += [replace(each, weights=self.weights[name] * each.weights) for each in own]
+        return found
 
     # ---------------------------------------------------------------- scores
 

@@ -5,8 +5,8 @@ row. This step also checks the loss; a skipped step leaves parameters, moments, 
 loop stops after `optimizer.max_nonfinite` of them (`Meter.watch`).
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import jax
@@ -19,6 +19,7 @@ from instructrec_jax.backbones.layers import DropoutKeys, dropout_keys
 from instructrec_jax.data.batch import Batch, Rows
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.tasks.base import LossInputs, Model, Task, microbatches
+from instructrec_jax.training.distillation import Teachers, distilled
 from instructrec_jax.training.state import TrainState, Tree, merge_params
 
 Sums = tuple[jax.Array, jax.Array, Tree]
@@ -51,17 +52,23 @@ def make_train_step(
     mesh: DeviceMesh,
     shardings: TrainState,
     accumulation: int = 1,
+    teachers: Teachers | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles (state, batch) -> (state, the window's sums); the new state reuses the memory of the old one.
 
     The loss is Σ w ℓ / Σ w over the whole batch, so k micro-batches (`accumulation`) or d devices give the result of
     one batch on one device, up to rounding.
-    """
-    gradients = _make_gradients(task, graphdef, mesh, accumulation)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    Args:
+      teachers: frozen networks that the loss also compares with, see `distillation.distilled`.
+    """
+    gradients = _make_gradients(task, graphdef, mesh, accumulation, teachers)
+
+    def train_step(
+        state: TrainState, batch: Batch, arrays: Sequence[Tree] = ()
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        total, weight, grads = gradients(state, batch, jax.random.bits(key, dtype=jnp.uint32))
+        total, weight, grads = gradients(state, batch, jax.random.bits(key, dtype=jnp.uint32), arrays)
         grad_norm = optax.tree.norm(grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
@@ -83,28 +90,57 @@ def make_train_step(
         )
         return new, window | {"skipped": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
 
-    return jax.jit(
+    step = jax.jit(
         train_step,
-        in_shardings=(shardings, None),
+        in_shardings=(shardings, None) if teachers is None else (shardings, None, None),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+    return step if teachers is None else TaughtStep(step, teachers.arrays)
+
+
+@dataclass(frozen=True)
+class TaughtStep:
+    """A compiled step with the arrays of its teachers as the last argument, called as one without."""
+
+    step: jax.stages.Wrapped
+    arrays: Sequence[Tree]
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        return self.step(state, batch, self.arrays)
+
+    def trace(self, state: TrainState, batch: Batch) -> jax.stages.Traced:
+        return self.step.trace(state, batch, self.arrays)
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        return self.step.lower(state, batch, self.arrays)
 
 
 def _make_gradients(
-    task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh, accumulation: int
-) -> Callable[[TrainState, Batch, jax.Array], tuple[jax.Array, jax.Array, Tree]]:
-    """A function: (state, batch, dropout seed) -> (Σ w ℓ, Σ w, gradient of Σ w ℓ / Σ w)."""
+    task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh, accumulation: int, teachers: Teachers | None
+) -> Callable[[TrainState, Batch, jax.Array, Sequence[Tree]], tuple[jax.Array, jax.Array, Tree]]:
+    """A function: (state, batch, dropout seed, teachers' arrays) -> (Σ w ℓ, Σ w, gradient of Σ w ℓ / Σ w)."""
 
-    def total_loss(
-        params: Tree, state: TrainState, batch: Batch, seed: jax.Array, count: int
-    ) -> tuple[jax.Array, jax.Array]:
-        model = nnx.merge(graphdef, merge_params(params, state.frozen))
-        keys = batch_dropout_keys(seed, batch)
-        with mesh.tracing():
-            return task.loss(task.view(model), batch, LossInputs(keys, state.buffers, count))
+    def plain(model: Model, batch: Batch, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        return task.loss(task.view(model), batch, inputs)
 
-    def gradients(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:
+    def gradients(
+        state: TrainState, batch: Batch, seed: jax.Array, arrays: Sequence[Tree]
+    ) -> tuple[jax.Array, jax.Array, Tree]:
+        loss = plain
+        if teachers is not None:
+            with mesh.tracing():
+                student = nnx.merge(graphdef, merge_params(state.params, state.frozen))
+                loss = distilled(task, teachers, arrays, student, batch, state.buffers)
+
+        def total_loss(
+            params: Tree, state: TrainState, batch: Batch, seed: jax.Array, count: int
+        ) -> tuple[jax.Array, jax.Array]:
+            model = nnx.merge(graphdef, merge_params(params, state.frozen))
+            keys = batch_dropout_keys(seed, batch)
+            with mesh.tracing():
+                return loss(model, batch, LossInputs(keys, state.buffers, count))
+
         gradient = jax.value_and_grad(total_loss, has_aux=True)
         if accumulation == 1 or task.couples_examples:  # a coupled loss splits the batch itself
             (total, weight), grads = gradient(state.params, state, batch, seed, accumulation)

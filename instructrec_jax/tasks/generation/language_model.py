@@ -14,6 +14,7 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -282,6 +283,10 @@ class LanguageModelTask(Task):
             **_output_layer(model),
         )
         return total, jnp.sum(weights)
+
+    def soft_outputs(self, model: Network, batch: Batch[TokenLabels], inputs: LossInputs) -> list[SoftOutputs]:
+        hidden = model.hidden(batch, inputs.dropout)
+        return [SoftOutputs("classes", hidden, batch.own.weights, **_output_layer(model))]
 
     def predict(self, model: Network, batch: Batch[TokenLabels]) -> jax.Array:
         """float32 [rows, length or target length, 2], see `label_losses`."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.arrays import Array
 from instructrec_jax.data.batch import Batch, BatchTexts, PerText, PerToken, Text, end_to_end
 from instructrec_jax.data.codec import storable
@@ -224,6 +225,19 @@ class PositionTranslationTask(Task):
         log_probs = jax.nn.log_softmax(output(hidden).astype(jnp.float32), axis=-1)
         each = ctc_losses(log_probs, texts.segment_ids, texts.positions, own.targets, own.sizes, blank=NOTHING)
         return jnp.sum(each * own.weights), jnp.sum(own.sizes * own.weights)
+
+    def soft_outputs(
+        self, model: Network, batch: Batch[AlignedTokens | Translations], inputs: LossInputs
+    ) -> list[SoftOutputs]:
+        """The output at each position. For ctc the positions of a text share the weight of its translation's tokens."""
+        hidden = model.head.transform(model.hidden(batch, inputs.dropout), inputs.dropout)
+        output, own, segments = model.head.output, batch.own, jnp.asarray(batch.texts.segment_ids)
+        weights = jnp.asarray(segments > 0, jnp.float32)
+        if isinstance(own, Translations):
+            sizes = jnp.sum(segments[:, None] == 1 + jnp.arange(own.sizes.shape[1])[:, None], -1)
+            share = own.sizes * own.weights / jnp.maximum(sizes, 1)
+            weights = weights * jnp.take_along_axis(share, jnp.maximum(segments - 1, 0), axis=1)
+        return [SoftOutputs("classes", hidden, weights, output.kernel[...].T, output.bias[...])]
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """int32 [rows, length]: the most likely output at each position."""

@@ -16,6 +16,7 @@ from tokenizers import Encoding
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.losses import binary_cross_entropy
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, TextNumbers
 from instructrec_jax.data.example import Example
@@ -316,6 +317,17 @@ class RerankerTask(RerankingTask):
         scores = in_microbatches(self._scores_of, model, batch.without_own, inputs)
         logits = jnp.where(own.present, scores.reshape(-1)[own.pairs], -jnp.inf)
         return jnp.sum(jax.nn.logsumexp(logits, -1) - logits[:, 0]), jnp.float32(len(logits))
+
+    def soft_outputs(
+        self, model: Network, batch: Batch[TextTargets | PairLists], inputs: LossInputs
+    ) -> list[SoftOutputs]:
+        """Pointwise: whether each pair matches. Listwise: the positive item among the example's items."""
+        own = batch.own
+        if isinstance(own, TextTargets):
+            return [SoftOutputs("labels", self._scores_of(model, batch, inputs.dropout)[..., None], own.weights)]
+        scores = in_microbatches(self._scores_of, model, batch.without_own, inputs)
+        logits = jnp.where(own.present, scores.reshape(-1)[own.pairs], -1e9)
+        return [SoftOutputs("classes", logits, jnp.ones(len(logits)))]
 
     # -------------------------------------------------------------- scores
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from instructrec_jax.adapters.checkpoint_heads import Source, vector_head, vector_size
 from instructrec_jax.adapters.losses import cross_entropy
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
@@ -183,6 +184,18 @@ class RetrievalTask(RankingTask):
         positives drawn by popularity p (training interactions plus one), duplicates counted once; "sampled" adds
         (1 − that) · negatives / (items − distinct positives).
         """
+        logits, target = self._logits_and_targets(model, batch, inputs)
+        losses = cross_entropy(logits, target)
+        return losses.sum(), jnp.float32(len(losses))
+
+    def soft_outputs(self, model: Network, batch: Batch[ItemCandidates], inputs: LossInputs) -> list[SoftOutputs]:
+        logits, _ = self._logits_and_targets(model, batch, inputs)
+        return [SoftOutputs("classes", logits, jnp.ones(len(logits)))]
+
+    def _logits_and_targets(
+        self, model: Network, batch: Batch[ItemCandidates], inputs: LossInputs
+    ) -> tuple[jax.Array, Array]:
+        """Logits [examples, candidates], and the positive item's place among them."""
         own, vectors = batch.own, in_microbatches(self._vectors, model, batch.without_own, inputs)
         vectors = vectors.reshape(-1, vectors.shape[-1])
         queries, live = vectors[own.queries], vectors[own.vectors]
@@ -202,8 +215,7 @@ class RetrievalTask(RankingTask):
                 logits = logits - own.log_q
             logits = jnp.where(own.allowed, logits, -1e9)
             target = own.target
-        losses = cross_entropy(logits, target)
-        return losses.sum(), jnp.float32(len(losses))
+        return logits, target
 
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
         return {"item_vectors": self.item_vectors(predict)}

@@ -17,6 +17,7 @@ from instructrec_jax.adapters.dual_encoder import unit_length
 from instructrec_jax.adapters.heads import pool_segments
 from instructrec_jax.adapters.losses import linear_cross_entropy
 from instructrec_jax.adapters.next_item import NextItemHead, NextItemSpec
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Array, Batch, BatchTexts, PerToken, Rows, Text, Whole, end_to_end
 from instructrec_jax.data.codec import storable
@@ -215,15 +216,38 @@ class SequenceTask(RankingTask):
         Sampled: the sum over the catalogue is estimated by the positive item and n items drawn with probabilities q,
         exp(s − log(n q)) each (Jean et al., 2015, equation 8; the logQ correction).
         """
-        nothing = jnp.zeros((len(self.catalogue), 0))
-        items, instructions = (inputs.buffers.get(name, nothing) for name in ("item_texts", "instruction_texts"))
-        weights, sample = jnp.asarray(batch.own.supervised, jnp.float32), batch.own.sample
-        if sample is None:
-            table, bias = model.head.item_vectors(items)
-            queries = model.head(*batch.texts, items, instructions, inputs.dropout)
+        weights = jnp.asarray(batch.own.supervised, jnp.float32)
+        if batch.own.sample is None:
+            queries, table, bias = self._queries(model, batch, inputs)
             return linear_cross_entropy(queries, table, batch.own.labels, weights, bias=bias), jnp.sum(weights)
+        logits = self._sampled_logits(model, batch, inputs)
+        return jnp.sum(weights * (jax.nn.logsumexp(logits, -1) - logits[..., 0])), jnp.sum(weights)
 
-        def losses(model: Network, rows: tuple[Rows, Array], keys: DropoutKeys | None) -> jax.Array:
+    def soft_outputs(self, model: Network, batch: Batch[NextItems], inputs: LossInputs) -> list[SoftOutputs]:
+        weights = jnp.asarray(batch.own.supervised, jnp.float32)
+        if batch.own.sample is None:
+            queries, table, bias = self._queries(model, batch, inputs)
+            return [SoftOutputs("classes", queries, weights, table, bias)]
+        return [SoftOutputs("classes", self._sampled_logits(model, batch, inputs), weights)]
+
+    def _queries(
+        self, model: Network, batch: Batch[NextItems], inputs: LossInputs
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Query vectors [rows, length, size], and the vectors and biases of all items."""
+        items, instructions = self._buffers(inputs)
+        table, bias = model.head.item_vectors(items)
+        return model.head(*batch.texts, items, instructions, inputs.dropout), table, bias
+
+    def _buffers(self, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        nothing = jnp.zeros((len(self.catalogue), 0))
+        return inputs.buffers.get("item_texts", nothing), inputs.buffers.get("instruction_texts", nothing)
+
+    def _sampled_logits(self, model: Network, batch: Batch[NextItems], inputs: LossInputs) -> jax.Array:
+        """[rows, length, 1 + negatives], the positive item first."""
+        (items, instructions), sample = self._buffers(inputs), batch.own.sample
+        assert sample is not None
+
+        def logits(model: Network, rows: tuple[Rows, Array], keys: DropoutKeys | None) -> jax.Array:
             texts, labels = rows
             positives, bias = model.head.item_vectors(items, labels)
             others, others_bias = model.head.item_vectors(items, sample.items)
@@ -231,11 +255,10 @@ class SequenceTask(RankingTask):
             score = jnp.sum(asked * positives, -1, dtype=jnp.float32) + (0 if bias is None else bias)
             against = jnp.einsum("rld,nd->rln", asked, others, preferred_element_type=jnp.float32)
             against = against + (0 if others_bias is None else others_bias) - sample.log_expected
-            against = jnp.where(labels[..., None] == sample.items, -jnp.inf, against)
-            return jax.nn.logsumexp(jnp.concatenate([score[..., None], against], -1), -1) - score
+            against = jnp.where(labels[..., None] == sample.items, -1e9, against)
+            return jnp.concatenate([score[..., None], against], -1)
 
-        rows = (batch.texts, batch.own.labels)
-        return jnp.sum(weights * in_microbatches(losses, model, rows, inputs)), jnp.sum(weights)
+        return in_microbatches(logits, model, (batch.texts, batch.own.labels), inputs)
 
     def predict(self, model: Network, batch: Batch["TextVectors | None"]) -> jax.Array:
         """float32 [rows, segments, ...], depending on the batch's arrays.

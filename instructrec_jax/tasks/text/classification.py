@@ -12,6 +12,7 @@ import scipy
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.adapters.soft_targets import Kind, SoftOutputs
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts
@@ -152,6 +153,7 @@ class _SequenceTask(Task):
     gathers_alone = True
     needs_pooler = True
     labels: list[str]  # name of each output
+    outputs_are: Kind = "classes"
 
     def __init__(self, sentence_pairs: SentencePairs, context: TaskContext):
         self.context = context
@@ -197,6 +199,9 @@ class _SequenceTask(Task):
     def loss(self, model: Network, batch: Batch[TextTargets], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         losses = self.losses(self._outputs(model, batch, inputs.dropout), batch.own.targets)
         return jnp.sum(losses * batch.own.weights), jnp.sum(batch.own.weights)
+
+    def soft_outputs(self, model: Network, batch: Batch[TextTargets], inputs: LossInputs) -> list[SoftOutputs]:
+        return [SoftOutputs(self.outputs_are, self._outputs(model, batch, inputs.dropout), batch.own.weights)]
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, segments, outputs]."""
@@ -306,6 +311,7 @@ class MultilabelTask(_SequenceTask):
     """Multilabel classification by sigmoid cross-entropy."""
 
     problem_type = "multi_label_classification"
+    outputs_are = "labels"
     case_measure = "f1"
     metric = "micro_f1"
 
@@ -407,6 +413,7 @@ class RegressionTask(_SequenceTask):
     """Regression by squared error."""
 
     problem_type = "regression"
+    outputs_are = "numbers"
     case_measure = "squared_error"
     metric = "mse"
     greater_is_better = False

@@ -10,6 +10,7 @@ import numpy as np
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.losses import cross_entropy
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -172,8 +173,12 @@ class ExtractiveSummarizationTask(Task):
 
     def loss(self, model: Network, batch: Batch[SentenceLabels], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
-        weights = jnp.where(batch.own.sizes > 0, 1 / jnp.maximum(batch.own.sizes, 1), 0.0)  # sum to 1 per sentence
+        weights = _weights(batch.own)
         return jnp.sum(cross_entropy(logits, batch.own.labels) * weights), jnp.sum(weights)
+
+    def soft_outputs(self, model: Network, batch: Batch[SentenceLabels], inputs: LossInputs) -> list[SoftOutputs]:
+        logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
+        return [SoftOutputs("classes", logits, _weights(batch.own))]
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, length, 2]."""
@@ -209,3 +214,8 @@ class ExtractiveSummarizationTask(Task):
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         return shown_text(record, self.case_measure)
+
+
+def _weights(labels: SentenceLabels) -> jax.Array:
+    """Of each token; they sum to 1 per sentence."""
+    return jnp.where(labels.sizes > 0, 1 / jnp.maximum(labels.sizes, 1), 0.0)

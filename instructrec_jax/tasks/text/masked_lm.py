@@ -10,6 +10,7 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
@@ -111,6 +112,11 @@ class MaskedLMTask(Task):
         weights = batch.own.weights
         total = losses.linear_cross_entropy(hidden, table, batch.own.labels, weights, bias=bias)
         return total, jnp.sum(weights)
+
+    def soft_outputs(self, model: Network, batch: Batch[TokenLabels], inputs: LossInputs) -> list[SoftOutputs]:
+        hidden = model.head.transform(model.hidden(batch, inputs.dropout), None)
+        table, bias = model.head.output(model.backbone)
+        return [SoftOutputs("classes", hidden, batch.own.weights, table, bias)]
 
     def predict(self, model: Network, batch: Batch[TokenLabels]) -> jax.Array:
         """float32 [rows, length, 2]: loss of each masked token, and 1 where it is predicted."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from instructrec_jax.adapters.checkpoint_heads import Source, vector_head
 from instructrec_jax.adapters.losses import cross_entropy
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, TextNumbers
 from instructrec_jax.data.codec import storable
@@ -168,11 +169,19 @@ class SimilarityTask(Task):
 
     def loss(self, model: Network, batch: Batch[Candidates], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """Softmax cross-entropy of the answer among the candidates, over cosines divided by the temperature."""
+        losses = cross_entropy(self._candidate_logits(model, batch, inputs), batch.own.target)
+        return losses.sum(), jnp.float32(len(losses))
+
+    def soft_outputs(self, model: Network, batch: Batch[Candidates], inputs: LossInputs) -> list[SoftOutputs]:
+        logits = self._candidate_logits(model, batch, inputs)
+        return [SoftOutputs("classes", logits, jnp.ones(len(logits)))]
+
+    def _candidate_logits(self, model: Network, batch: Batch[Candidates], inputs: LossInputs) -> jax.Array:
+        """[examples, candidates of the batch]."""
         vectors = in_microbatches(self._vectors, model, batch.without_own, inputs)
         vectors = vectors.reshape(-1, vectors.shape[-1])
         logits = model.head.scale() * vectors[batch.own.queries] @ vectors[batch.own.candidates].T
-        losses = cross_entropy(jnp.where(batch.own.allowed, logits, -1e9), batch.own.target)
-        return losses.sum(), jnp.float32(len(losses))
+        return jnp.where(batch.own.allowed, logits, -1e9)
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, segments, hidden]: vectors whose inner products are the logits."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -202,8 +203,7 @@ class SpanTask(Task):
 
     def loss(self, model: Network, batch: Batch[SpanMarks], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
-        segments = 1 + jnp.arange(max_segments(logits.shape[1]))
-        member = batch.texts.segment_ids[:, None] == segments[:, None]  # [rows, segments, length]
+        member = _member(batch)
         there = member.any(-1)
         total = jnp.zeros(())
         for number, marks in enumerate((batch.own.starts, batch.own.ends)):
@@ -211,6 +211,14 @@ class SpanTask(Task):
             log_z = jax.nn.logsumexp(jnp.where(member, values[:, None], -jnp.inf), axis=-1, where=member)
             total += jnp.sum(jnp.where(there, log_z, 0)) - jnp.sum(values * marks)
         return total / 2, jnp.sum(there).astype(jnp.float32)
+
+    def soft_outputs(self, model: Network, batch: Batch[SpanMarks], inputs: LossInputs) -> list[SoftOutputs]:
+        """The start and the end of each text, each a class among its tokens."""
+        logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
+        member = _member(batch)[:, None]
+        values = jnp.where(member, jnp.moveaxis(logits, -1, 1)[:, :, None], -1e9)  # [rows, 2, segments, length]
+        weights = jnp.broadcast_to(member.any(-1) / 2, values.shape[:-1])
+        return [SoftOutputs("classes", values, weights)]
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, length, 2]: logits of start and end."""
@@ -289,3 +297,9 @@ def best_span(logits: np.ndarray, offsets: np.ndarray, most: int) -> tuple[float
     pairs[(between < 0) | (between >= most)] = -np.inf
     first, last = np.unravel_index(int(pairs.argmax()), pairs.shape)
     return float(pairs[first, last]), int(offsets[places[first], 0]), int(offsets[places[last], 1])
+
+
+def _member(batch: Batch) -> jax.Array:
+    """Whether a token belongs to a text, bool [rows, segments, length]."""
+    segment_ids = jnp.asarray(batch.texts.segment_ids)
+    return segment_ids[:, None] == 1 + jnp.arange(max_segments(segment_ids.shape[1]))[:, None]

@@ -11,6 +11,7 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -124,6 +125,10 @@ class TokenClassificationTask(Task):
         logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
         weights = batch.own.weights
         return jnp.sum(losses.cross_entropy(logits, batch.own.labels) * weights), jnp.sum(weights)
+
+    def soft_outputs(self, model: Network, batch: Batch[TokenLabels], inputs: LossInputs) -> list[SoftOutputs]:
+        logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
+        return [SoftOutputs("classes", logits, batch.own.weights)]
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, length, labels]."""

@@ -1,0 +1,123 @@
+"""The teachers of a run with `distil.teachers`: frozen networks of other runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.distributed.launch import once, place
+from instructrec_jax.distributed.mesh import DeviceMesh, replicated
+from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.files import read_json, write_json
+from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.data import buckets
+from instructrec_jax.runs.model import SplitModel, abstract_model
+from instructrec_jax.runs.run import Run, require_finished
+from instructrec_jax.tasks.base import Task
+from instructrec_jax.training.checkpoint import CHECKSUMS
+from instructrec_jax.training.distillation import Teachers, check_distil
+from instructrec_jax.training.state import Tree
+
+RECORD = "teachers.json"
+
+
+def open_teachers(config: Config, task: Task, mesh: DeviceMesh, *, are_abstract: bool = False) -> Teachers | None:
+    """The networks of `distil.teachers` on the mesh (shapes instead of arrays: `are_abstract`); None without.
+
+    Buffers of the loss, such as item vectors, are computed with each teacher once.
+
+    Raises ValueError for settings without effect or out of range, for a path that is no run directory, and for a
+    teacher whose batches would mean something else: another task, labels, items, tokenizer or kind of network.
+    """
+    check_distil(config.distil, task, config.accumulation)
+    if not config.distil.teachers:
+        return None
+    models, arrays = [], []
+    for path in config.distil.teachers:
+        run = _teacher(path, config, task, mesh)
+        model = abstract_model(run.config, run.task, run.folder, mesh) if are_abstract else run.model
+        models.append(model)
+        params = jax.tree.map(_abstract, model.params, model.shardings) if are_abstract else model.params
+        arrays.append({"params": params, "buffers": _buffers(config, task, model, mesh, are_abstract)})
+    return Teachers(config.distil, [model.graphdef for model in models], arrays)
+
+
+def _abstract(x: jax.Array, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _buffers(config: Config, task: Task, model: SplitModel, mesh: DeviceMesh, are_abstract: bool) -> Tree:
+    if not task.refresh_every:
+        return {}
+    if are_abstract:
+        shapes = task.buffer_shapes(model.source.config.hidden_size)
+        return {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    found = task.refresh(predictor(task, model.graphdef, mesh, buckets(config))(model.params))
+    return {name: place(value, replicated(mesh)) for name, value in found.items()}
+
+
+def _teacher(path: str, config: Config, task: Task, mesh: DeviceMesh) -> Run:
+    """The opened run, once it is known to fit."""
+    require_finished(path, None)
+    opened = Run.open(path)
+    run = Run(opened.path, opened.data, opened.folder, opened.task, mesh, trained=True)
+    if run.kind != config.task.name:
+        raise ValueError(f"distil.teachers: {path} is of task.type {run.kind}, but this run of {config.task.name}.")
+    if difference := _difference(run.task, task):
+        raise ValueError(f"distil.teachers: {path} has other {difference} than this run: use a teacher with the same.")
+    limit = input_limit(read_config(run.folder))
+    if config.data.max_length > limit:
+        raise ValueError(
+            f"distil.teachers: {path} reads at most {limit} tokens, but data.max_length is {config.data.max_length}: "
+            "lower it."
+        )
+    return run
+
+
+def _difference(teacher: Task, student: Task) -> str | None:
+    """What of the batch would mean something else to the teacher; None: nothing."""
+    theirs, mine = teacher.context, student.context
+    if theirs.tokenizer.get_vocab() != mine.tokenizer.get_vocab() or theirs.lower_case != mine.lower_case:
+        return "tokens"
+    if (theirs.kind, teacher.max_target_length is None) != (mine.kind, student.max_target_length is None):
+        return "inputs"
+    if _labels(teacher) != _labels(student):
+        return "labels or tasks"
+    items = [getattr(each, "catalogue", None) for each in (teacher, student)]
+    if None not in items and items[0].fingerprint() != items[1].fingerprint():
+        return "items"
+    return None
+
+
+def _labels(task: Task) -> object:
+    return getattr(task, "labels", None), {name: _labels(own) for name, own in task.subtasks.items()}
+
+
+def keep_teachers(config: Config, run_dir: Path) -> None:
+    """Writes teachers.json into a run directory: the checkpoints of the teachers, by their checksums.
+
+    Raises ValueError for a resumed run whose teachers changed, which would no longer be the same run.
+    """
+    if not config.distil.teachers:
+        return
+    found = {path: _identity(path) for path in config.distil.teachers}
+    file = run_dir / RECORD
+    if not file.is_file():
+        once(lambda: write_json(file, found))
+        return
+    known = read_json(file, dict[str, object])
+    changed = [path for path, identity in found.items() if known.get(path) != identity]
+    if changed:
+        raise ValueError(
+            f"distil.teachers: {changed[0]} changed since this run began, or is another one: restore it, or choose "
+            "another run_dir."
+        )
+
+
+def _identity(path: str) -> Mapping[str, object]:
+    run = Run.open(path)
+    state = run.path / "checkpoints" / str(run.checkpoint) / "state"
+    return {"step": run.checkpoint, "checksums": read_json(state / CHECKSUMS, dict[str, str])}
