@@ -148,7 +148,13 @@ def compress_parser(doc: str) -> argparse.ArgumentParser:
     add("path", type=run_path, help="run directory, or HuggingFace folder")
     add("--out", type=Path, required=True, help="run directory to write; must not exist")
     add("--step", type=int, help="step of the checkpoint; default: the best")
-    add("--weights", choices=("int8", "int4", "nf4"), default="int8", help="codes of the weights (default: int8)")
+    add("--layers", type=int, metavar="N", help="prune: layers that are left; the result is dense")
+    add("--heads", type=int, metavar="N", help="prune: attention heads that are left in each layer")
+    add("--width", type=int, metavar="N", help="prune: features of the MLP that are left in each layer")
+    add("--vocabulary", action="store_true", help="prune: leave only the tokens that the data use")
+    chosen = "what pruning goes by: influence, the loss without a layer, or random (default: influence)"
+    add("--criterion", choices=("influence", "loss", "random"), default="influence", help=chosen)
+    add("--weights", choices=("int8", "int4", "nf4"), help="codes of the weights (default: int8)")
     add("--activations", choices=("none", "int8"), default="none", help="int8: products of integers (default: none)")
     groups = "inputs that share a scale; default: all for int8, 64 for 4 bits"
     add("--group", type=int, choices=(32, 64, 128), help=groups)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.adapters.lora import LoraConfig, merge_lora
+from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.folder import declared_head, read_config
 from instructrec_jax.compression.calibration import full_rows
 from instructrec_jax.compression.measure import (
@@ -22,6 +23,7 @@ from instructrec_jax.compression.measure import (
     quality,
     speed,
 )
+from instructrec_jax.compression.pruning import Pruning
 from instructrec_jax.compression.quantization import LayerError, Quantization, quantized
 from instructrec_jax.data.batch import Batch, Text
 from instructrec_jax.distributed.heartbeat import heartbeat
@@ -35,8 +37,10 @@ from instructrec_jax.runs.directory import FORMAT, Record
 from instructrec_jax.runs.given import FOLDER, relocated
 from instructrec_jax.runs.model import SplitModel, abstract_model, backbone_folder, keep_declarations
 from instructrec_jax.runs.run import Run, is_run, run_settings
+from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.progress import Progress
+from instructrec_jax.training.state import Tree
 
 REPORT = "compression.json"
 ROW_TOKENS = 256  # most tokens of a calibration row
@@ -102,16 +106,7 @@ def compress(
     the loss is above the limit.
     """
     path, out = local_run(path), Path(out)
-    if out.exists():
-        raise ValueError(f"{out} exists already: choose another --out.")
-    if limit is not None and not 0 <= limit < 1:
-        raise ValueError(f"--limit is {limit:g}, but should be a share from 0 to 1, such as 0.5%.")
-    config = settings_of(path, settings)
-    if config.backbone.quantize != "none" and not config.lora.on:
-        raise ValueError(f"{path} is compressed already: compress the run that it was made of.")
-    dense = Run.open(path, config, step=step)
-    if limit is not None and not (dense.config.data.test or dense.config.data.validation):
-        raise ValueError("--limit needs cases to measure the loss on, but data.test and data.validation are empty.")
+    dense = opened(path, out, settings, step, limit)
     texts = calibration_texts(dense, calibration)
     if how.needs_texts and not texts:
         raise ValueError(f"--method {how.method} needs calibration texts, but data.train is empty: set it, or use rtn.")
@@ -123,19 +118,43 @@ def compress(
         with heartbeat("choosing codes"):
             network, kept, layers = quantized(model, dense.mesh, batches, how)
         settled = compressed_config(dense.config, path, out, how, kept)
-        _write(partial, dense, settled, network)
+        declare(partial, dense)
+        shardings = abstract_model(settled, dense.task, dense.folder, dense.mesh).shardings
+        save_checkpoint(partial, dense, settled, place(nnx.to_pure_dict(nnx.state(network)), shardings))
         del network, model
         written = Run(partial, RunData(settled), partial / "backbone", dense.task, dense.mesh, trained=True)
         found = measured(dense, written, texts, layers)
-        if limit is not None and found.quality is not None and found.quality.loss > limit:
-            raise ValueError(too_much(found.quality, limit))
-        write_json(partial / REPORT, record(path, how, found))
-        write_json(partial / "run.json", Record(format=FORMAT, status="finished", overwrite=False))
-        write_text(partial / "config.yaml", to_yaml(settled))
-        partial.rename(out)
+        finish(partial, out, settled, record(path, how, found), found.quality, limit)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
+
+
+def finish(
+    partial: Path, out: Path, settled: Config, report: object, quality: Quality | None, limit: float | None
+) -> None:
+    """Makes the folder a run directory, and gives it its name. Raises ValueError for a loss above the limit."""
+    if limit is not None and quality is not None and quality.loss > limit:
+        raise ValueError(too_much(quality, limit))
+    write_json(partial / REPORT, report)
+    write_json(partial / "run.json", Record(format=FORMAT, status="finished", overwrite=False))
+    write_text(partial / "config.yaml", to_yaml(settled))
+    partial.rename(out)
+
+
+def opened(path: Path, out: Path, settings: Sequence[str], step: int | None, limit: float | None) -> Run:
+    """The run or folder to make a smaller run of. Raises ValueError where `compress` says so."""
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another --out.")
+    if limit is not None and not 0 <= limit < 1:
+        raise ValueError(f"--limit is {limit:g}, but should be a share from 0 to 1, such as 0.5%.")
+    config = settings_of(path, settings)
+    if config.backbone.quantize != "none" and not config.lora.on:
+        raise ValueError(f"{path} is compressed already: compress the run that it was made of.")
+    dense = Run.open(path, config, step=step)
+    if limit is not None and not (dense.config.data.test or dense.config.data.validation):
+        raise ValueError("--limit needs cases to measure the loss on, but data.test and data.validation are empty.")
+    return dense
 
 
 def plain(model: SplitModel) -> SplitModel:
@@ -146,7 +165,13 @@ def plain(model: SplitModel) -> SplitModel:
 
 
 def calibration_texts(run: Run, count: int) -> list[Text]:
-    """The texts of some examples of data.train, drawn with the run's seed; none without data.train."""
+    """The texts of `calibration_cases`; none without data.train."""
+    cases = calibration_cases(run, count)
+    return list(run.task.gather(cases, np.random.default_rng(run.config.seed)).texts) if cases else []
+
+
+def calibration_cases(run: Run, count: int) -> list[Encoded]:
+    """Some examples of data.train, drawn with the run's seed; none without data.train."""
     if count < 1:
         raise ValueError(f"--calibration is {count}, but should be at least 1.")
     if not run.config.data.train:
@@ -155,7 +180,7 @@ def calibration_texts(run: Run, count: int) -> list[Text]:
     rng = np.random.default_rng(run.config.seed)
     numbers = np.sort(rng.choice(len(train), min(count, len(train)), replace=False))
     run.task.prepare(train)
-    return list(run.task.gather([train[int(number)] for number in numbers], rng).texts)
+    return [train[int(number)] for number in numbers]
 
 
 def _batches(run: Run, texts: Sequence[Text]) -> list[Batch]:
@@ -176,6 +201,11 @@ def compressed_config(config: Config, source: Path, out: Path, how: Quantization
         quantize_embeddings=how.embeddings,
         quantize_keep=list(kept),
     )
+    return settled_config(config, source, out, backbone)
+
+
+def settled_config(config: Config, source: Path, out: Path, backbone: BackboneConfig) -> Config:
+    """The settings of a run directory `out` that was made of another one, without training."""
     config = relocated(replace(config, run_dir=str(source)), out)
     return replace(
         config,
@@ -188,13 +218,15 @@ def compressed_config(config: Config, source: Path, out: Path, how: Quantization
     )
 
 
-def _write(folder: Path, dense: Run, config: Config, network: nnx.Module) -> None:
-    """Writes all of a run directory but run.json and config.yaml, without which it is none."""
+def declare(folder: Path, dense: Run) -> None:
+    """Writes config, tokenizer and given examples of a run into the folder of another one."""
     keep_declarations(dense.folder, folder / "backbone", dense.task, needs_weights=False)
     if (dense.path / FOLDER).is_dir() and dense.trained:
         shutil.copytree(dense.path / FOLDER, folder / FOLDER)
-    model = abstract_model(config, dense.task, dense.folder, dense.mesh)
-    params = place(nnx.to_pure_dict(nnx.state(network)), model.shardings)
+
+
+def save_checkpoint(folder: Path, dense: Run, config: Config, params: Tree) -> None:
+    """Writes a run directory's only checkpoint. Without run.json and config.yaml the folder is no run directory yet."""
     checkpoints = Checkpoints(folder, config.checkpoint)
     checkpoints.save(dense.checkpoint or 0, {"params": params}, Progress("compressed"), to_dict(config), None)
     checkpoints.close()
@@ -253,7 +285,7 @@ def shown(found: Compressed) -> str:
     return "\n".join(lines)
 
 
-def record(path: Path, how: Quantization, found: Compressed) -> dict[str, object]:
+def record(path: Path, how: Quantization | Pruning, found: Compressed) -> dict[str, object]:
     """compression.json."""
     measured = found.quality
     return {

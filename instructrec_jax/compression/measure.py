@@ -1,7 +1,7 @@
 """A compressed run beside the dense one: quality, bytes and speed."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +14,15 @@ from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import fit
 from instructrec_jax.distributed.heartbeat import heartbeat
-from instructrec_jax.distributed.mesh import data_shards
+from instructrec_jax.distributed.mesh import DeviceMesh, data_shards
 from instructrec_jax.evaluation.evaluator import greater_is_better, measured_on, score_row
 from instructrec_jax.evaluation.results import Results, results_of
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import open_writer
+from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.base import Encoded, LossInputs
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Task
+from instructrec_jax.tasks.encoded_store import encode_again
 from instructrec_jax.training.state import Tree
 
 ROWS, LENGTH = 32, 128  # texts and tokens of each, of a timed forward pass
@@ -81,7 +83,8 @@ def quality(dense: Run, compressed: Run) -> Quality | None:
     rows = []
     for name, run in ((COMPRESSED, compressed), (DENSE, dense)):
         with heartbeat(f"evaluating the {name} network on {len(cases):,} cases"):
-            rows.append(score_row(name, run.task, run.predictor, groups))
+            own = groups if run.task is dense.task else _again(run.task, groups)
+            rows.append(score_row(name, run.task, run.predictor, own))
     metric = dense.config.evaluation.metric or dense.task.metric
     shown = measured_on(split, chose_checkpoint=False)
     results = results_of(rows, metric=metric, measured_on=shown, tuned=COMPRESSED)
@@ -92,31 +95,46 @@ def quality(dense: Run, compressed: Run) -> Quality | None:
     chosen = [cases[int(number)] for number in np.unique(np.linspace(0, len(cases) - 1, LOSS_CASES).astype(int))]
     alone = not (dense.task.couples_examples or dense.task.refresh_every)
     with heartbeat(f"computing the loss of training on {len(chosen):,} cases"):
-        losses = (training_loss(dense, chosen), training_loss(compressed, chosen)) if alone else None
+        theirs_of = chosen if compressed.task is dense.task else list(encode_again(compressed.task, chosen))
+        losses = (training_loss(dense, chosen), training_loss(compressed, theirs_of)) if alone else None
     worse = theirs - mine if greater_is_better(dense.task, metric) else mine - theirs
     return Quality(results, metric, theirs, mine, worse / abs(theirs) if theirs else float(worse > 0), losses)
 
 
+def _again(task: Task, groups: Mapping[str, Sequence[Encoded]]) -> dict[str, Sequence[Encoded]]:
+    """The same cases as a run with another tokenizer reads them."""
+    return {name: encode_again(task, cases) for name, cases in groups.items()}
+
+
 def training_loss(run: Run, cases: Sequence[Encoded]) -> float:
     """Σ w ℓ / Σ w of the task's loss, without dropout."""
-    task, model, shards = run.task, run.model, data_shards(run.mesh)
-    rng, length = np.random.default_rng(run.config.seed), run.config.data.max_length
+    batches = loss_batches(run.task, run.config, run.mesh, cases)
+    return loss_on(run.task, run.mesh, run.model.graphdef, run.model.params, batches)
+
+
+def loss_on(
+    task: Task, mesh: DeviceMesh, graphdef: nnx.GraphDef[Model], params: Tree, batches: Sequence[Batch]
+) -> float:
+    """`training_loss` of parameters on batches."""
+
+    @jax.jit
+    def loss(params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        with mesh.tracing():
+            return task.loss(task.view(nnx.merge(graphdef, params)), batch, LossInputs())
+
+    pairs = [loss(params, to_devices(batch, mesh)) for batch in batches]
+    return float(sum(total for total, _ in pairs) / sum(weight for _, weight in pairs))
+
+
+def loss_batches(task: Task, config: Config, mesh: DeviceMesh, cases: Sequence[Encoded]) -> list[Batch]:
+    """Cases in batches of `LOSS_BATCH` and one shape, so that their loss is compiled once."""
+    rng, length, shards = np.random.default_rng(config.seed), config.data.max_length, data_shards(mesh)
     gathered = [task.gather(cases[first : first + LOSS_BATCH], rng) for first in range(0, len(cases), LOSS_BATCH)]
     lengths = [lengths_of(parts.texts) for parts in gathered]
     longest = max((int(targets.max()) for _, targets in lengths if targets is not None), default=None)
     plans = [fit(own, length, targets, longest) for own, targets in lengths]
-    rows = shards * -(-max(plan.rows for plan in plans) // shards)  # of one shape, so that it is compiled once
-
-    @jax.jit
-    def loss(params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        with run.mesh.tracing():
-            return task.loss(task.view(nnx.merge(model.graphdef, params)), batch, LossInputs())
-
-    pairs = [
-        loss(model.params, to_devices(lay_out(parts, replace(plan, rows=rows)), run.mesh))
-        for parts, plan in zip(gathered, plans, strict=True)
-    ]
-    return float(sum(total for total, _ in pairs) / sum(weight for _, weight in pairs))
+    rows = shards * -(-max(plan.rows for plan in plans) // shards)
+    return [lay_out(parts, replace(plan, rows=rows)) for parts, plan in zip(gathered, plans, strict=True)]
 
 
 def speed(dense: Run, compressed: Run, texts: Sequence[Text]) -> Speed:
