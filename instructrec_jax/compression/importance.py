@@ -52,15 +52,19 @@ class Walk:
             graphdef, state = nnx.split(getattr(self._stack, block))
             layer: Callable[..., jax.Array] = nnx.merge(graphdef, jax.tree.map(lambda a, i=index: a[i], state))
             new = layer(x, context, None)
-            self.influence.append(jnp.sum(jnp.where(there, 1 - _cosine(x, new), 0)))
+            self.influence.append(jnp.sum(jnp.where(there, _angle(x, new), 0)))
             x = jnp.where(self._keep[number] > 0, new, x)
         return x
 
 
-def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
-    return jnp.sum(a * b, -1) / jnp.maximum(lengths, 1e-12)
+def _angle(a: jax.Array, b: jax.Array) -> jax.Array:
+    """1 - cos of vectors along the last axis, as half the squared distance of unit vectors, which cancels less."""
+
+    def unit(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+    return jnp.sum(jnp.square(unit(a) - unit(b)), -1) / 2
 
 
 class LayerLosses:

@@ -341,16 +341,18 @@ def test_teachers_like_the_student_teach_nothing(name: str, networks: Any, tmp_p
     made = alone(name, networks, tmp_path, dropout=False, lora=False)
     batch = packed(made, texts_of(made.task, made.encoded)).batch
     teachers = taught(name, made, lambda params: params)
-    inputs = LossInputs(buffers=buffers_of(made))
 
-    def soft(params: Any) -> Any:
+    def soft(params: Any, batch: Any, buffers: Any) -> Any:
+        inputs = LossInputs(buffers=buffers)
         model = nnx.merge(made.model.graphdef, params)
         loss = distilled(made.task, teachers, teachers.arrays, model, batch, inputs.buffers)
         (total, weight), (own, _) = (each(model, batch, inputs) for each in (loss, made.task.loss))
         outputs = made.task.soft_outputs(made.task.view(model), batch, inputs)
         return total - own / 2, (weight, sum(jnp.sum(each.weights) for each in outputs))
 
-    (value, (weight, compared)), gradients = jax.jit(jax.value_and_grad(soft, has_aux=True))(made.model.params)
+    (value, (weight, compared)), gradients = jax.jit(jax.value_and_grad(soft, has_aux=True))(
+        made.model.params, to_devices(batch, made.mesh), buffers_of(made)
+    )
     assert float(compared) == pytest.approx(float(weight), rel=1e-5)
     assert float(value) == pytest.approx(0, abs=1e-4 * float(weight))
     for gradient in jax.tree.leaves(gradients):
