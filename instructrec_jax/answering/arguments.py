@@ -158,8 +158,9 @@ def compress_parser(doc: str) -> argparse.ArgumentParser:
     add("--activations", choices=("none", "int8"), default="none", help="int8: products of integers (default: none)")
     groups = "inputs that share a scale; default: all for int8, 64 for 4 bits"
     add("--group", type=int, choices=(32, 64, 128), help=groups)
-    methods = "rtn: round to nearest; smoothquant, gptq: calibrated on data.train (default: rtn)"
-    add("--method", choices=("rtn", "smoothquant", "gptq"), default="rtn", help=methods)
+    add("--sparsity", metavar="SHARE", help="set weights to zero: 50%%, or 2:4 (2 of 4 neighbors); no faster")
+    methods = "codes: rtn (round to nearest, default), smoothquant, gptq; zeros: magnitude, wanda (default), sparsegpt"
+    add("--method", choices=("rtn", "smoothquant", "gptq", "magnitude", "wanda", "sparsegpt"), help=methods)
     add("--keep", nargs="+", default=[], metavar="PATTERN", help="layers that stay as they are, as in lora.targets")
     above = "also those whose outputs have a larger relative error, such as 0.2"
     add("--keep_above", type=float, metavar="ERROR", help=above)

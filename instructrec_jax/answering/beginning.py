@@ -56,6 +56,8 @@ def begun_from(config: Config) -> Config:
     begins = f"the run starts from the parameters of {source} at step {origin['step']}, {how}, kept in {folder}"
     say(f"{begins}, with a new optimizer")
     config = replace(config, backbone=replace(config.backbone, path=origin.get("weights", str(folder))))
+    if origin.get("zeros"):
+        config = replace(config, optimizer=replace(config.optimizer, keep_zeros=True))
     return with_codes(config, origin["codes"], source) if "codes" in origin else config
 
 
@@ -79,6 +81,8 @@ def _write(config: Config, source: Path, folder: Path) -> None:
         origin |= {"task": run.kind, "labels": run.config.task.label_names, "codes": codes}
     elif config.init_lora == "merge":
         export(source, folder, format="hf", step=step, dtype="float32")
+        if run.config.optimizer.keep_zeros:
+            origin["zeros"] = True
     else:
         check_adapter(config, run.config, source)
         weights = str(weights_folder(run.config, source))

@@ -22,11 +22,7 @@ def gptq(kernel: np.ndarray, gram: np.ndarray, format: Format) -> tuple[np.ndarr
     """
     size, outputs = kernel.shape
     group = format.group_of(size)
-    weights, hessian = kernel.astype(np.float64), gram.astype(np.float64)
-    unseen = np.diag(hessian) <= 0
-    hessian[unseen, unseen] = 1.0
-    hessian[np.diag_indices(size)] += DAMPING * np.diag(hessian).mean()
-    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    weights, upper = kernel.astype(np.float64), inverse_factor(gram)
     numbers = np.zeros((size, outputs), np.int8)
     scales = np.zeros((-(-size // group), outputs))
     step = min(group, BLOCK)
@@ -43,6 +39,15 @@ def gptq(kernel: np.ndarray, gram: np.ndarray, format: Format) -> tuple[np.ndarr
             weights[i + 1 : stop] -= np.outer(upper[i, i + 1 : stop], errors[i - start])
         weights[stop:] -= upper[start:stop, stop:].T @ errors
     return numbers, scales.astype(np.float32)
+
+
+def inverse_factor(gram: np.ndarray) -> np.ndarray:
+    """The upper Cholesky factor of the inverse of a damped Gram matrix, float64 [in, in]."""
+    hessian = gram.astype(np.float64)
+    unseen = np.diag(hessian) <= 0
+    hessian[unseen, unseen] = 1.0
+    hessian[np.diag_indices(len(hessian))] += DAMPING * np.diag(hessian).mean()
+    return np.linalg.cholesky(np.linalg.inv(hessian)).T
 
 
 def nearest(kind: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -122,7 +122,7 @@ def prune(
     try:
         declare(partial, dense)
         order = _cut(dense, partial / "backbone") if how.vocabulary else None
-        settled = _settled(dense.config, path, out)
+        settled = settled_dense(dense.config, path, out)
         surgery = Surgery.of(dense, how, cases, order)
         surgery.config(surgery.layers(how.criterion)).save_pretrained(partial / "backbone")
         task = dense.task if order is None else open_task(settled, partial / "backbone")
@@ -157,7 +157,8 @@ def _check_data(how: Pruning, cases: Sequence[Encoded]) -> None:
         )
 
 
-def _settled(config: Config, path: Path, out: Path) -> Config:
+def settled_dense(config: Config, path: Path, out: Path) -> Config:
+    """The settings of a dense run that was made of another one."""
     kept = BackboneConfig(path=config.backbone.path, dtype=config.backbone.dtype, remat=config.backbone.remat)
     return settled_config(config, path, out, kept)
 

@@ -27,6 +27,7 @@ class Origin(TypedDict):
       lora: the new run's init_lora.
       weights: keep: the folder of the frozen backbone.
       task, labels: with parameters.safetensors: task.type and labels of the first run's head.
+      zeros: whether it has zeros that stay (`optimizer.keep_zeros`).
       codes: of a compressed run, with LoRA on top of it: its settings backbone.quantize...
     """
 
@@ -36,6 +37,7 @@ class Origin(TypedDict):
     weights: NotRequired[str]
     task: NotRequired[str]
     labels: NotRequired[list[str] | None]
+    zeros: NotRequired[bool]
     codes: NotRequired[dict[str, object]]
 
 

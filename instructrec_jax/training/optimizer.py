@@ -43,6 +43,9 @@ class OptimizerConfig:
     decay: float = 0.2  # wsd: share of all steps in which the learning rate falls
     warmup: float = 0.1  # warm-up steps as a fraction of all steps
     final_ratio: float = 0.0  # final learning rate / peak learning rate
+    # weights of linear layers that are zero at the start stay zero; true in a run of `compress --sparsity`, and in one
+    # with init_from such a run
+    keep_zeros: bool = False
     max_nonfinite: int = 5  # stop after N updates in a row with NaN or infinity
 
 
@@ -206,10 +209,38 @@ def make_optimizer(
         return jax.tree_util.tree_map_with_path(scaled, updates)
 
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    sparse = [optax.stateless(without_zeros)] if config.keep_zeros else []
     return optax.chain(
+        *sparse,  # before clipping, and before the moments
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
         adam if config.moments == "float32" else with_bfloat16_moments(adam),
         optax.add_decayed_weights(config.weight_decay, mask=lambda params: decaying(config, params)),
         optax.scale_by_learning_rate(learning_rate_schedule(config, steps)),
         optax.identity() if head_factor == 1.0 and not factors else optax.stateless(scale),
+        *sparse,
     )
+
+
+def without_zeros(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    """Updates that leave the zeros among the weights of the backbone's linear layers.
+
+    The zeros themselves are the mask, so it needs no memory, and survives checkpoints and exports. A weight that becomes
+    exactly zero in training stays there, too. Raises ValueError where no such weight is trained.
+    """
+    found = False
+
+    def masked(path: Sequence[object], update: jax.Array, param: jax.Array) -> jax.Array:
+        nonlocal found
+        name = path_name(path)
+        if not (name.startswith("backbone/") and name.endswith("/kernel")):
+            return update
+        found = True
+        return jnp.where(param == 0, 0, update)
+
+    left = jax.tree_util.tree_map_with_path(masked, updates, params)
+    if not found:
+        raise ValueError(
+            "optimizer.keep_zeros is true, but no linear layer of the backbone is trained, and merged LoRA matrices "
+            "would fill the zeros: leave lora out."
+        )
+    return left

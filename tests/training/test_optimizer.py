@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from instructrec_jax.training.optimizer import (
@@ -228,3 +229,22 @@ def test_a_running_square_falls_also_in_bfloat16() -> None:
     mu, nu = adam.mu["backbone"]["kernel"], adam.nu["backbone"]["kernel"]
     assert mu.dtype == nu.dtype == jnp.bfloat16
     assert float(nu.astype(jnp.float32).mean()) == pytest.approx(0.9 * 0.999**299, rel=2e-3)
+
+
+def test_zeros_stay_zero() -> None:
+    """Of kernels of the backbone; with decay, clipping and moments as if the zeros were no parameters."""
+    config = OptimizerConfig(learning_rate=0.1, keep_zeros=True, warmup=0.0)
+    kernel = jnp.array([[0.0, 2.0], [-1.0, 0.0]])
+    params = {"backbone": {"layer": {"kernel": kernel, "bias": jnp.zeros(2)}}}
+    gradients = jax.tree.map(lambda x: jnp.ones_like(x) * 5, params)
+    optimizer = make_optimizer(config, 10)
+    state = optimizer.init(params)
+    for _ in range(3):
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    layer = params["backbone"]["layer"]
+    np.testing.assert_array_equal(layer["kernel"] == 0, kernel == 0)
+    assert (layer["kernel"] != kernel)[kernel != 0].all() and (layer["bias"] != 0).all()
+    with pytest.raises(ValueError, match="no linear layer of the backbone is trained"):
+        head = {"head": {"kernel": kernel}}
+        optimizer.update(head, optimizer.init(head), head)
