@@ -1,1 +1,1 @@
-"""Smaller networks from tuned ones: quantization."""
+"""Smaller networks from tuned ones: quantization, pruning, zeros."""

@@ -288,8 +288,8 @@ class Task:
     # The parts of an example that the task reads: the whole conversation (reasoning, calls, weights of turns), the text
     # of `render`, or single fields without messages and system. `tasks.encoding` rejects examples with other parts.
     reads: Literal["conversation", "rendered", "fields"] = "rendered"
-    # Whether `gather` makes one text of each encoding, and its arrays from it alone, without random numbers: then each
-    # process gathers the examples of its own devices only.
+    # Whether `gather` makes one text and its arrays of each encoding alone, without random numbers: then each process
+    # gathers the examples of its own devices only.
     gathers_alone = False
     encodes_together = False  # whether an example's encoding depends on the other examples of the call
 
@@ -312,7 +312,7 @@ class Task:
         raise TypeError(f"{type(self).__name__} has no encode().")
 
     def prepare(self, train: Sequence[Encoded]) -> None:
-        """Records statistics of the training examples that fix the shapes of batches and buffers (maximum sizes).
+        """Records maximum sizes of the training examples, which fix the shapes of batches and buffers.
 
         Called once before training; not for a stream, where each batch fits its own examples.
         """
@@ -343,12 +343,9 @@ class Task:
     max_target_length: int | None = None  # maximum tokens of a target; None: texts without targets
 
     def check(self, encoded: Sequence[Encoded]) -> None:
-        """Checks, without the network, that `score` works for these examples.
+        """Checks, before training and without the network, that `score` works for these examples.
 
-        Called before training, so that a run fails at the start and not at its first evaluation.
-
-        Raises:
-          ValueError: it does not; names the example and the setting.
+        Raises ValueError where it does not; names the example and the setting.
         """
 
     has_answers = True  # whether `answers` predicts something for new texts
@@ -361,11 +358,7 @@ class Task:
         raise TypeError(f"{type(self).__name__} has no unanswered().")
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> Sequence[Answer]:
-        """The predictions for examples, one for each entry of `pieces(encoded)`.
-
-        Args:
-          k: number of items, for a task that ranks them.
-        """
+        """The predictions, one for each entry of `pieces(encoded)`; `k` items of a task that ranks them."""
         raise TypeError(f"{type(self).__name__} has no answers().")
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:

@@ -224,8 +224,8 @@ def make_optimizer(
 def without_zeros(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
     """Updates that leave the zeros among the weights of the backbone's linear layers.
 
-    The zeros themselves are the mask, so it needs no memory, and survives checkpoints and exports. A weight that becomes
-    exactly zero in training stays there, too. Raises ValueError where no such weight is trained.
+    The zeros themselves are the mask, so it needs no memory, and survives checkpoints and exports. A weight that
+    becomes exactly zero in training stays there, too. Raises ValueError where no such weight is trained.
     """
     found = False
 
