@@ -15,8 +15,10 @@ import numpy as np
 from instructrec_jax.files import read_json, write_json, write_text
 
 Json = dict[str, object]
-NAMES_OF_IDS = ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-NAMES_OF_IDS = (*NAMES_OF_IDS, "mask_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+NAMES_OF_IDS = (  # of config.json and generation_config.json
+    *("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"),
+    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+)
 FILES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
@@ -37,6 +39,10 @@ def cut_tokenizer(folder: Path, used: Iterable[int], size: int) -> np.ndarray:
     kind = model.get("type")
     vocabulary = _vocabulary(model)
     added = {int(entry["id"]): str(entry["content"]) for entry in tree.get("added_tokens", [])}
+    if any(number >= size for number in added):
+        raise ValueError(
+            f"--vocabulary: the tokenizer has added tokens beyond the network's {size:,} embeddings: remove them first."
+        )
     by_number = {number: piece for piece, number in vocabulary.items()} | added
     kept = {number for number in used if number in by_number} | set(added)
     prefix = model.get("continuing_subword_prefix") or ""

@@ -39,6 +39,8 @@ def open_teachers(config: Config, task: Task, mesh: DeviceMesh, *, are_abstract:
     for path in config.distil.teachers:
         run = _teacher(path, config, task, mesh)
         model = abstract_model(run.config, run.task, run.folder, mesh) if are_abstract else run.model
+        if config.distil.hidden and not hasattr(model.network, "backbone"):
+            raise ValueError(f"distil.hidden is set, but a {run.kind} network has no backbone: leave it out.")
         models.append(model)
         params = jax.tree.map(_abstract, model.params, model.shardings) if are_abstract else model.params
         arrays.append({"params": params, "buffers": _buffers(config, task, model, mesh, are_abstract)})

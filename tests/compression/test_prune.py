@@ -135,9 +135,7 @@ def test_a_language_model_keeps_its_tokens(language_models: Any, tmp_path: Path)
 
     config = language_run(language_models["gpt2"], tmp_path)
     train(config)
-    found = prune(
-        config.run_dir, tmp_path / "small", Pruning(layers=1, vocabulary=True, criterion="loss"), calibration=8
-    )
+    found = prune(config.run_dir, tmp_path / "small", Pruning(layers=1, width=64, vocabulary=True), calibration=8)
     assert found.tokens[1] < found.tokens[0] and found.compressed.quality is not None
     before, after = (LanguageModel(path).run.task.context.tokenizer for path in (config.run_dir, tmp_path / "small"))
     for text in TEXTS:
