@@ -325,7 +325,8 @@ def test_packed_split_or_spread_as_one_batch(
 def taught(name: str, made: Built, other: Any, hidden: float = 0.0) -> Teachers:
     """Two teachers: the network itself, and one that differs by `other`, a function of its parameters."""
     params = [jax.tree.map(jnp.copy, made.model.params), other(made.model.params)]
-    arrays = [{"params": each, "buffers": buffers_of(made)} for each in params]
+    buffers = jax.tree.map(jnp.asarray, buffers_of(made))
+    arrays = [{"params": each, "buffers": buffers} for each in params]
     return Teachers(DistilConfig(["a", "b"], hidden=hidden), [made.model.graphdef] * 2, arrays)
 
 
