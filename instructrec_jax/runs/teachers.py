@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
@@ -17,9 +17,9 @@ from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.model import SplitModel, abstract_model
 from instructrec_jax.runs.run import Run, require_finished
 from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.training.checkpoint import CHECKSUMS
-from instructrec_jax.training.distillation import Teachers, check_distil
-from instructrec_jax.training.state import Tree
+from instructrec_jax.training.distillation import Arrays, Teachers, check_distil
 
 RECORD = "teachers.json"
 
@@ -35,7 +35,8 @@ def open_teachers(config: Config, task: Task, mesh: DeviceMesh, *, are_abstract:
     check_distil(config.distil, task, config.accumulation)
     if not config.distil.teachers:
         return None
-    models, arrays = [], []
+    models: list[SplitModel] = []
+    arrays: list[Arrays] = []
     for path in config.distil.teachers:
         run = _teacher(path, config, task, mesh)
         model = abstract_model(run.config, run.task, run.folder, mesh) if are_abstract else run.model
@@ -43,7 +44,7 @@ def open_teachers(config: Config, task: Task, mesh: DeviceMesh, *, are_abstract:
             raise ValueError(f"distil.hidden is set, but a {run.kind} network has no backbone: leave it out.")
         models.append(model)
         params = jax.tree.map(_abstract, model.params, model.shardings) if are_abstract else model.params
-        arrays.append({"params": params, "buffers": _buffers(config, task, model, mesh, are_abstract)})
+        arrays.append(Arrays(params=params, buffers=_buffers(config, task, model, mesh, are_abstract)))
     return Teachers(config.distil, [model.graphdef for model in models], arrays)
 
 
@@ -51,12 +52,14 @@ def _abstract(x: jax.Array, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeSt
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _buffers(config: Config, task: Task, model: SplitModel, mesh: DeviceMesh, are_abstract: bool) -> Tree:
+def _buffers(
+    config: Config, task: Task, model: SplitModel, mesh: DeviceMesh, are_abstract: bool
+) -> dict[str, jax.Array]:
     if not task.refresh_every:
         return {}
     if are_abstract:
         shapes = task.buffer_shapes(model.source.config.hidden_size)
-        return {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+        return jax.eval_shape(lambda: {name: jnp.zeros(shape) for name, shape in shapes.items()})
     found = task.refresh(predictor(task, model.graphdef, mesh, buckets(config))(model.params))
     return {name: place(value, replicated(mesh)) for name, value in found.items()}
 
@@ -88,8 +91,8 @@ def _difference(teacher: Task, student: Task) -> str | None:
         return "inputs"
     if _labels(teacher) != _labels(student):
         return "labels or tasks"
-    items = [getattr(each, "catalogue", None) for each in (teacher, student)]
-    if None not in items and items[0].fingerprint() != items[1].fingerprint():
+    ranking = as_ranking(teacher), as_ranking(student)
+    if ranking[0] and ranking[1] and ranking[0].catalogue.fingerprint() != ranking[1].catalogue.fingerprint():
         return "items"
     return None
 

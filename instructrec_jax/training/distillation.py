@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -26,19 +27,26 @@ class DistilConfig:
     hidden: float = 0.0  # factor of the mean squared distance of last hidden states; needs networks of equal width
 
 
+class Arrays(TypedDict):
+    """The parameters of a teacher, and the buffers of the loss that were computed with it."""
+
+    params: Tree
+    buffers: dict[str, jax.Array]
+
+
 @dataclass(frozen=True)
 class Teachers:
     """Frozen networks beside a step.
 
     Attributes:
       graphdefs: their structures.
-      arrays: for each {"params", "buffers"}: the last argument of the compiled step, and so neither constants of the
+      arrays: the last argument of the compiled step, and so neither constants of the
         program nor part of the state, its optimizer and its checkpoints.
     """
 
     config: DistilConfig
     graphdefs: Sequence[nnx.GraphDef[Model]]
-    arrays: Sequence[Tree]
+    arrays: Sequence[Arrays]
 
 
 class Remembered:
@@ -65,7 +73,7 @@ Loss = Callable[[Model, Batch, LossInputs], tuple[jax.Array, jax.Array]]
 def distilled(
     task: Task,
     teachers: Teachers,
-    arrays: Sequence[Tree],
+    arrays: Sequence[Arrays],
     model: Model,
     batch: Batch,
     buffers: Mapping[str, jax.Array],

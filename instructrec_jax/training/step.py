@@ -19,7 +19,7 @@ from instructrec_jax.backbones.layers import DropoutKeys, dropout_keys
 from instructrec_jax.data.batch import Batch, Rows
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.tasks.base import LossInputs, Model, Task, microbatches
-from instructrec_jax.training.distillation import Teachers, distilled
+from instructrec_jax.training.distillation import Arrays, Loss, Teachers, distilled
 from instructrec_jax.training.state import TrainState, Tree, merge_params
 
 Sums = tuple[jax.Array, jax.Array, Tree]
@@ -65,7 +65,7 @@ def make_train_step(
     gradients = _make_gradients(task, graphdef, mesh, accumulation, teachers)
 
     def train_step(
-        state: TrainState, batch: Batch, arrays: Sequence[Tree] = ()
+        state: TrainState, batch: Batch, arrays: Sequence[Arrays] = ()
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         total, weight, grads = gradients(state, batch, jax.random.bits(key, dtype=jnp.uint32), arrays)
@@ -104,7 +104,7 @@ class TaughtStep:
     """A compiled step with the arrays of its teachers as the last argument, called as one without."""
 
     step: jax.stages.Wrapped
-    arrays: Sequence[Tree]
+    arrays: Sequence[Arrays]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         return self.step(state, batch, self.arrays)
@@ -118,16 +118,16 @@ class TaughtStep:
 
 def _make_gradients(
     task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh, accumulation: int, teachers: Teachers | None
-) -> Callable[[TrainState, Batch, jax.Array, Sequence[Tree]], tuple[jax.Array, jax.Array, Tree]]:
+) -> Callable[[TrainState, Batch, jax.Array, Sequence[Arrays]], tuple[jax.Array, jax.Array, Tree]]:
     """A function: (state, batch, dropout seed, teachers' arrays) -> (Σ w ℓ, Σ w, gradient of Σ w ℓ / Σ w)."""
 
     def plain(model: Model, batch: Batch, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         return task.loss(task.view(model), batch, inputs)
 
     def gradients(
-        state: TrainState, batch: Batch, seed: jax.Array, arrays: Sequence[Tree]
+        state: TrainState, batch: Batch, seed: jax.Array, arrays: Sequence[Arrays]
     ) -> tuple[jax.Array, jax.Array, Tree]:
-        loss = plain
+        loss: Loss = plain
         if teachers is not None:
             with mesh.tracing():
                 student = nnx.merge(graphdef, merge_params(state.params, state.frozen))
