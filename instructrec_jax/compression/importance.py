@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from instructrec_jax.adapters.quantized import linears
+from instructrec_jax.adapters.quantized import linears, plain_kernel
 from instructrec_jax.backbones.layers import Kernel, Linear, Stack
 from instructrec_jax.backbones.tensor_names import sites_of
 from instructrec_jax.compression.calibration import Product, Statistics, Tap, inputs_of, observe
@@ -25,7 +25,7 @@ from instructrec_jax.data.loader import to_devices
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.runs.model import SplitModel
-from instructrec_jax.tasks.base import LossInputs, Task
+from instructrec_jax.tasks.base import LossInputs, Model, Task
 from instructrec_jax.training.state import Tree
 
 Criterion = Literal["influence", "loss", "random"]
@@ -67,6 +67,11 @@ def _angle(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(unit(a) - unit(b)), -1) / 2
 
 
+def stack_of(network: Model) -> Stack:
+    """The layers of a network with one stack."""
+    return next(node for _, node in nnx.iter_modules(network.backbone) if isinstance(node, Stack))
+
+
 class LayerLosses:
     """The task's loss on some batches, without dropout, of the network with some of its layers; remembers each.
 
@@ -76,7 +81,7 @@ class LayerLosses:
     """
 
     def __init__(self, task: Task, model: SplitModel, mesh: DeviceMesh, batches: Sequence[Batch]):
-        self.layers = model.network.backbone.layers.num_layers
+        self.layers = stack_of(model.network).num_layers
         self.available = not task.refresh_every
         self._params, self._known = model.params, dict[tuple[int, ...], float]()
         self._batches = [to_devices(batch, mesh) for batch in batches]
@@ -86,7 +91,7 @@ class LayerLosses:
         def measure(params: Tree, batch: Batch, keep: jax.Array) -> tuple[jax.Array, ...]:
             with mesh.tracing():
                 network = nnx.merge(graphdef, params)
-                walk = Walk(network.backbone.layers, keep)
+                walk = Walk(stack_of(network), keep)
                 network.backbone.__dict__["layers"] = walk  # no module: the network is not taken apart again
                 if self.available:
                     total, weight = task.loss(task.view(network), batch, LossInputs())
@@ -145,7 +150,7 @@ def energies(model: SplitModel, mesh: DeviceMesh, batches: Sequence[Batch], rule
     for number in chosen:
         linear = every[number]
         lead, size = inputs_of(linear)
-        kernel = np.asarray(linear.kernel[...], np.float64).reshape(*lead, size, -1)
+        kernel = np.asarray(plain_kernel(linear)[...], np.float64).reshape(*lead, size, -1)
         found = np.square(kernel).sum(-1) * (seen[number]["squares"] if number in seen else 1.0)
         layers = sites[f"{paths[id(linear)]}.kernel"].layers
         rows |= dict(zip(layers or (0,), found.reshape(-1, size), strict=True))

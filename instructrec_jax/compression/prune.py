@@ -31,6 +31,7 @@ from instructrec_jax.compression.importance import (
     energies,
     layers_to_keep,
     parts_to_keep,
+    stack_of,
 )
 from instructrec_jax.compression.measure import loss_batches, loss_on
 from instructrec_jax.compression.pruning import (
@@ -221,7 +222,7 @@ class Surgery:
         if self.how.layers is None:
             return None
         if self.losses is None:
-            count = self.model.network.backbone.layers.num_layers
+            count = stack_of(self.model.network).num_layers
             drawn = np.random.default_rng(self.seed).permutation(count)[: self.how.layers]
             return tuple(sorted(drawn.tolist()))
         return layers_to_keep(self.losses, self.how.layers, criterion, self.seed)

@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_properties
+import task_cases
 from flax import nnx
 from helpers import assert_close
-from test_properties import CASES, SLOW, Built, after_one_step, alone, buffers_of, packed, texts_of
+from task_cases import CASES, SLOW, Built, after_one_step, alone, buffers_of, packed, texts_of
 
 from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import unpacked
+from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.tasks.base import LossInputs
 from instructrec_jax.training.distillation import DistilConfig, Teachers, distilled
 
-networks = test_properties.networks  # a fixture
+networks = task_cases.networks  # a fixture
 
 
 def taught(name: str, made: Built, other: Any, hidden: float = 0.0) -> Teachers:
@@ -40,7 +41,7 @@ TAUGHT = ("span", "language_model, encoder–decoder")  # the others with -m slo
 def test_teachers_like_the_student_teach_nothing(name: str, networks: Any, tmp_path: Path) -> None:
     """And what is compared weighs as much as the task's own loss."""
     made = alone(name, networks, tmp_path, dropout=False, lora=False)
-    batch = packed(made, texts_of(made.task, made.encoded)).batch
+    batch = packed(made, texts_of(made.task, made.encoded))
     teachers = taught(name, made, lambda params: params)
 
     def soft(params: Any, batch: Any, buffers: Any) -> Any:
@@ -64,21 +65,17 @@ def test_teachers_like_the_student_teach_nothing(name: str, networks: Any, tmp_p
     "name", ["classification", *(pytest.param(name, marks=SLOW) for name in CASES if name != "classification")]
 )
 def test_distillation_packed_split_or_spread_as_one_batch(name: str, networks: Any, tmp_path: Path) -> None:
-    has_backbone, couples = name != "sequence", False
+    """One text in a row on one device = several in a row, in two micro-batches on eight devices."""
     found = {}
-    for how, devices, accumulation in (("plain", 1, 1), ("packed", 1, 1), ("in micro-batches", 1, 2), ("spread", 8, 1)):
-        made = alone(name, networks, tmp_path, dropout=True, lora=False, devices=devices)
-        couples = made.task.couples_examples
-        teachers = taught(name, made, moved, hidden=0.3 if has_backbone and not couples else 0.0)
+    for parts, mesh in ((1, (1, 1, 1)), (2, CASES[name].mesh)):
+        made = alone(name, networks, tmp_path, dropout=True, lora=False, mesh=mesh)
+        hidden = 0.0 if name == "sequence" or made.task.couples_examples else 0.3
         texts = texts_of(made.task, made.encoded)
-        batch = packed(made, texts, {"plain": 1, "packed": 1, "in micro-batches": 2, "spread": 4}[how]).batch
-        if how == "plain":
-            lengths, targets = lengths_of(texts.texts)
-            batch = lay_out(texts, unpacked(lengths, made.config.data.max_length, 1, None if targets is None else 32))
-        found[how] = after_one_step(made, batch, accumulation, teachers)
-    assert abs(found["plain"][0] - after_one_step(made, batch)[0]) > 1e-4, "the teachers have an effect"
-    total, weight, params = found.pop("plain")
-    for how, other in found.items():
-        assert other[0] == pytest.approx(total, rel=2e-5), how
-        assert other[1] == pytest.approx(weight), how
-        assert_close(other[2], params, atol=2e-5)
+        lengths, targets = lengths_of(texts.texts)
+        plain = unpacked(lengths, made.config.data.max_length, 1, None if targets is None else 32)
+        batch = lay_out(texts, plain) if parts == 1 else packed(made, texts, parts * data_shards(made.mesh))
+        found[parts] = after_one_step(made, batch, parts, taught(name, made, moved, hidden))
+    assert abs(found[2][0] - after_one_step(made, batch, 2)[0]) > 1e-4, "the teachers have an effect"
+    assert found[2][0] == pytest.approx(found[1][0], rel=2e-5)
+    assert found[2][1] == pytest.approx(found[1][1])
+    assert_close(found[2][2], found[1][2], atol=2e-5)

@@ -1,0 +1,205 @@
+"""Every registered task with a tiny network: for the tests of what holds for all of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import examples, task_config
+
+from instructrec_jax.adapters.lora import LoraConfig, is_lora
+from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.batch import lay_out, lengths_of
+from instructrec_jax.data.data_config import DataConfig
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.loader import to_devices
+from instructrec_jax.data.packing import fit
+from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.files import read_json, write_json
+from instructrec_jax.runs import model as models
+from instructrec_jax.runs.config import Config
+from instructrec_jax.tasks.base import TaskConfig
+from instructrec_jax.training.distillation import Teachers
+from instructrec_jax.training.state import create_state, state_shardings
+from instructrec_jax.training.step import make_train_step
+
+SEED, LENGTH, COUNT = 7, 128, 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task as it is tested.
+
+    Attributes:
+      network: "bert", or one of `language_models`.
+      settings: of the task.
+      beside: whether it can be learnt beside others; False: it is refused there, by name.
+      lora: whether its backbone is trained, so that LoRA has something to do; False: LoRA is refused.
+      mesh: data, fsdp, tensor (and context) of the eight devices that its step is spread over.
+    """
+
+    network: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    beside: bool = True
+    lora: bool = True
+    mesh: tuple[int, ...] = (2, 2, 2)
+
+
+# "type" or "type, what is special about it"
+CASES = {
+    "classification": Case("bert", mesh=(2, 1, 1, 4)),
+    "multilabel": Case("bert", mesh=(1, 1, 8)),
+    "regression": Case("bert"),
+    "token_classification": Case("bert"),
+    "masked_lm": Case("bert"),
+    "span": Case("bert"),
+    "extractive_summarization": Case("bert"),
+    "position_translation": Case("bert"),
+    "position_translation, ctc": Case("bert", {"form": "ctc"}),
+    "similarity": Case("bert", beside=False),
+    "retrieval": Case("bert", beside=False, mesh=(1, 2, 2, 2)),
+    "retrieval, sampled": Case("bert", {"softmax": "sampled", "negatives": 6}, beside=False, mesh=(8, 1, 1)),
+    "retrieval, full": Case("bert", {"softmax": "full"}, beside=False, mesh=(1, 8, 1)),
+    "sequence": Case("bert", beside=False, lora=False, mesh=(1, 1, 1, 8)),
+    "sequence, sampled": Case("bert", {"softmax": "sampled", "negatives": 6}, beside=False, lora=False),
+    "reranker": Case("bert", {"negatives": 2}),
+    "reranker, listwise": Case("bert", {"negatives": 2, "loss": "listwise"}, beside=False),
+    "language_model": Case("llama", mesh=(2, 1, 1, 4)),
+    "language_model, gpt2": Case("gpt2"),
+    "language_model, encoder–decoder": Case("t5"),
+    "language_model, bart": Case("bart", mesh=(2, 1, 1, 4)),
+    "choice": Case("llama"),
+    "dialogue": Case("llama"),
+    "dialogue, encoder–decoder": Case("t5"),
+    "question_answering": Case("llama"),
+    "summarization": Case("llama"),
+    "translation": Case("llama"),
+    "language_model_ranking": Case("llama"),
+    "language_model_ranking, yes_no": Case("llama", {"form": "yes_no", "negatives": 2}),
+    "multitask": Case("bert", beside=False),
+}
+# Tasks whose methods are those of another one: with -m slow only.
+ALIKE = ("dialogue", "dialogue, encoder–decoder", "summarization", "translation")
+SLOW = pytest.mark.slow
+
+
+def named(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=SLOW) if name in ALIKE else name for name in names]
+
+
+# ---------------------------------------------------------------- a task, its model and its examples
+
+
+@pytest.fixture(scope="module")
+def networks(
+    checkpoint: Path, language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, bool], Path]:
+    """(network, whether it has dropout) -> folder."""
+    found = {}
+    for name, folder in {"bert": checkpoint, **language_models}.items():
+        silent = tmp_path_factory.mktemp(f"silent-{name}")
+        for file in folder.iterdir():
+            (silent / file.name).symlink_to(file)
+        config = {key: 0.0 if "drop" in key else value for key, value in read_json(folder / "config.json").items()}
+        (silent / "config.json").unlink()
+        write_json(silent / "config.json", config | {"summary_first_dropout": 0.0})
+        found |= {(name, True): folder, (name, False): silent}
+    return found
+
+
+@dataclass
+class Built:
+    config: Config
+    task: Any
+    model: Any
+    mesh: Any
+    encoded: Any
+
+
+def examples_of(name: str, task: str = "") -> list[Example]:
+    kind = name.partition(",")[0]
+    return [replace(e, task=task or e.task) for e in examples(kind, COUNT)]
+
+
+def built(
+    task: TaskConfig,
+    records: list[Example],
+    network: str,
+    networks: Any,
+    *,
+    dropout: bool,
+    lora: bool,
+    mesh: tuple[int, ...] = (1, 1, 1),
+) -> Built:
+    folder = networks[network, dropout]
+    settings = LoraConfig(rank=2, dropout=0.1 if dropout else 0.0) if lora else LoraConfig()
+    length = 64 if network == "bert" else LENGTH
+    config = Config(
+        backbone=BackboneConfig(str(folder), dtype="float32"),
+        task=task,
+        lora=settings,
+        data=DataConfig(batch_size=COUNT, max_length=length),
+    )
+    devices = make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))])
+    made = models.open_task(config, folder)
+    model = models.load_model(config, made, folder, devices)
+    if lora:  # b begins at zero, where a has no gradient
+        model.params = jax.tree_util.tree_map_with_path(_moved, model.params)
+    encoded = made.encode(records)
+    if encoded:
+        made.prepare(encoded)
+    return Built(config, made, model, devices, encoded)
+
+
+def _moved(path: Any, x: jax.Array) -> jax.Array:
+    name = "/".join(str(part.key) for part in path)
+    noise = 0.1 * np.sin(np.arange(x.size)).reshape(x.shape)
+    return jax.device_put(x + noise, x.sharding) if is_lora(name) else x
+
+
+def alone(name: str, networks: Any, folder: Path, **how: Any) -> Built:
+    case = CASES[name]
+    config = task_config(name.partition(",")[0], folder / "catalogue", **case.settings)
+    return built(config, examples_of(name), case.network, networks, **how)
+
+
+def texts_of(task: Any, encoded: Any) -> Any:
+    return task.gather(encoded, np.random.default_rng(SEED))
+
+
+def buffers_of(made: Built) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in made.task.buffer_shapes(32).items()}
+
+
+def packed(made: Built, texts: Any, rows: int = 1) -> Any:
+    """Several texts in a row; with more `rows` than they need, the empty ones lie between."""
+    lengths, targets = lengths_of(texts.texts)
+    plan = fit(lengths, made.config.data.max_length, targets, None if targets is None else 32)
+    rows = -(-plan.rows // rows) * rows
+    return lay_out(texts, replace(plan, rows=rows, row=plan.row * (rows // plan.rows)))
+
+
+def after_one_step(
+    made: Built, batch: Any, accumulation: int = 1, teachers: Teachers | None = None
+) -> tuple[float, float, Any]:
+    """(Σ w ℓ, Σ w, trained parameters less the mean gradient) of the step that training runs."""
+    params = jax.tree.map(jnp.copy, made.model.params)  # the step gives the old state's memory to the new one
+    state = create_state(params, optax.sgd(1.0), SEED, is_frozen=made.model.is_frozen, buffers=buffers_of(made))
+    shardings = state_shardings(state, made.model.shardings, made.mesh)
+    step = make_train_step(
+        made.task,
+        made.model.graphdef,
+        optax.sgd(1.0),
+        mesh=made.mesh,
+        shardings=shardings,
+        accumulation=accumulation,
+        teachers=teachers,
+    )
+    state, sums = step(jax.device_put(state, shardings), to_devices(batch, made.mesh))
+    return float(sums["loss"]), float(sums["weight"]), jax.device_get(state.params)
