@@ -124,18 +124,21 @@ def compress(
         del network, model
         written = Run(partial, RunData(settled), partial / "backbone", dense.task, dense.mesh, trained=True)
         found = measured(dense, written, texts, layers)
-        finish(partial, out, settled, record(path, how, found), found.quality, limit)
+        check_limit(found.quality, limit)
+        finish(partial, out, settled, record(path, how, found))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
 
 
-def finish(
-    partial: Path, out: Path, settled: Config, report: object, quality: Quality | None, limit: float | None
-) -> None:
-    """Makes the folder a run directory, and gives it its name. Raises ValueError for a loss above the limit."""
+def check_limit(quality: Quality | None, limit: float | None) -> None:
+    """Raises ValueError for a loss above the limit."""
     if limit is not None and quality is not None and quality.loss > limit:
         raise ValueError(too_much(quality, limit))
+
+
+def finish(partial: Path, out: Path, settled: Config, report: object) -> None:
+    """Makes the folder a run directory, and gives it its name."""
     write_json(partial / REPORT, report)
     write_json(partial / "run.json", Record(format=FORMAT, status="finished", overwrite=False))
     write_text(partial / "config.yaml", to_yaml(settled))

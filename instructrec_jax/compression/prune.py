@@ -14,6 +14,7 @@ from instructrec_jax.compression.compress import (
     ROW_TOKENS,
     Compressed,
     calibration_cases,
+    check_limit,
     declare,
     finish,
     measured,
@@ -137,7 +138,8 @@ def prune(
             "dense_loss": loss,
             "tokens": list(surgery.tokens),
         }
-        finish(partial, out, settled, report, compressed.quality, limit)
+        check_limit(compressed.quality, limit)
+        finish(partial, out, settled, report)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return pruned

@@ -13,6 +13,7 @@ from instructrec_jax.compression.calibration import full_rows
 from instructrec_jax.compression.compress import (
     ROW_TOKENS,
     calibration_cases,
+    check_limit,
     declare,
     finish,
     opened,
@@ -96,7 +97,8 @@ def sparsify(
             "quality": None if measured is None else measured.results.evaluation,
             "loss": None if measured is None else measured.loss,
         }
-        finish(partial, out, settled, report, measured, limit)
+        check_limit(measured, limit)
+        finish(partial, out, settled, report)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
