@@ -1,6 +1,6 @@
 """Every registered task with a tiny network: for the tests of what holds for all of them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,13 +83,14 @@ CASES = {
     "language_model_ranking, yes_no": Case("llama", {"form": "yes_no", "negatives": 2}),
     "multitask": Case("bert", beside=False),
 }
-# Tasks whose methods are those of another one: with -m slow only.
+# With -m slow only: tasks whose methods are those of another one, and cases that differ in the step alone.
 ALIKE = ("dialogue", "dialogue, encoder–decoder", "summarization", "translation")
+STEPS = ("language_model, gpt2", "language_model, bart", "retrieval, sampled", "retrieval, full", "sequence, sampled")
 SLOW = pytest.mark.slow
 
 
-def named(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=SLOW) if name in ALIKE else name for name in names]
+def named(names: Iterable[str], slow: Collection[str] = (*ALIKE, *STEPS)) -> list[Any]:
+    return [pytest.param(name, marks=SLOW) if name in slow else name for name in names]
 
 
 # ---------------------------------------------------------------- a task, its model and its examples

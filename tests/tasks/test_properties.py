@@ -16,6 +16,7 @@ from flax import nnx
 from helpers import assert_close, task_config
 from safetensors.numpy import load_file
 from task_cases import (
+    ALIKE,
     CASES,
     LENGTH,
     SEED,
@@ -90,7 +91,13 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     the number of targets.
     """
     network, how = CASES[name].network, {"dropout": dropout, "lora": lora}
-    other = "language_model" if network == "t5" else "regression" if name == "classification" else "classification"
+    other = (
+        "language_model"
+        if network in ("t5", "bart")
+        else "regression"
+        if name == "classification"
+        else "classification"
+    )
     configs = {
         "own": task_config(name.partition(",")[0], tmp_path / "catalogue", **CASES[name].settings),
         "other": task_config(other, tmp_path / "catalogue"),
@@ -148,7 +155,7 @@ WAYS = ("at once", "packed", "in micro-batches", "on 8 devices")
         *(pytest.param(way, True, True, marks=SLOW) for way in WAYS[1:]),
     ],
 )
-@pytest.mark.parametrize("name", named(CASES))
+@pytest.mark.parametrize("name", named(CASES, slow=ALIKE))
 def test_packed_split_and_spread_as_one_batch(
     name: str, way: str, dropout: bool, lora: bool, networks: Any, tmp_path: Path
 ) -> None:
@@ -257,7 +264,7 @@ def test_lora_without_effect_is_refused(name: str, networks: Any, tmp_path: Path
         alone(name, networks, tmp_path, dropout=False, lora=True)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.lora])
+@pytest.mark.parametrize("name", named(name for name, case in CASES.items() if case.lora))
 def test_what_lora_trains_is_what_is_exported(name: str, networks: Any, tmp_path: Path) -> None:
     made = alone(name, networks, tmp_path, dropout=False, lora=True)
     flat = jax.tree_util.tree_flatten_with_path(made.model.params)[0]
