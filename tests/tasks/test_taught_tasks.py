@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import task_cases
 from flax import nnx
-from helpers import assert_close
 from task_cases import CASES, SLOW, Built, after_one_step, alone, buffers_of, packed, texts_of
 
 from instructrec_jax.data.batch import lay_out, lengths_of
@@ -78,4 +77,5 @@ def test_distillation_packed_split_or_spread_as_one_batch(name: str, networks: A
     assert abs(found[2][0] - after_one_step(made, batch, 2)[0]) > 1e-4, "the teachers have an effect"
     assert found[2][0] == pytest.approx(found[1][0], rel=2e-5)
     assert found[2][1] == pytest.approx(found[1][1])
-    assert_close(found[2][2], found[1][2], atol=2e-5)
+    for one, other in zip(*(jax.tree.leaves(found[parts][2]) for parts in (1, 2)), strict=True):
+        np.testing.assert_allclose(other, one, atol=2e-5, rtol=2e-6)  # float32: gradients are up to 300
