@@ -140,4 +140,4 @@ def test_a_language_model_keeps_its_tokens(language_models: Any, tmp_path: Path)
     before, after = (LanguageModel(path).run.task.context.tokenizer for path in (config.run_dir, tmp_path / "small"))
     for text in TEXTS:
         assert before.tokenize(text) == after.tokenize(text)
-    assert Run.open(tmp_path / "small").evaluate(str(config.data.test[0].path)).rows
+    assert Run.open(tmp_path / "small").evaluate(str(config.data.test[0].path)).evaluation
