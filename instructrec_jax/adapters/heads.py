@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from instructrec_jax.adapters import losses
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.encoder import Encoder
 from instructrec_jax.backbones.family import Backbone, HeadSpec, LMHeadSpec
@@ -234,6 +235,14 @@ class LMHead(nnx.Module):
         logits = logits if self.bias is None else logits + self.bias[...]
         cap = self.spec.soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def token_losses(
+        self, backbone: Backbone, hidden: jax.Array, labels: Array, weights: Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """See `losses.token_losses`."""
+        table, bias = self.output(backbone)
+        options = {"scale": self.spec.scale, "soft_cap": self.spec.soft_cap}
+        return losses.token_losses(hidden, table, labels, weights, bias=bias, **options)
 
 
 HEADS: dict[str, Callable[..., nnx.Module]] = {

@@ -26,6 +26,7 @@ from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.tasks.answers import Answer
+from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.prediction import Predict
 
 T = TypeVar("T")
@@ -362,6 +363,12 @@ class Task:
           k: number of items, for a task that ranks them.
         """
         raise TypeError(f"{type(self).__name__} has no answers().")
+
+    outputs_are: OutputKind | None = None  # the outputs that ensembles average; None: they have no common form
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded]) -> Judged:
+        """The outputs and what was right, by which an ensemble's weights and temperatures are tuned."""
+        raise ValueError("the weights and temperatures of this task's runs cannot be tuned: use --weights equal.")
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         """Metrics over examples."""

@@ -88,6 +88,8 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
 
     greater_is_better = True
     gathers_alone = False  # candidates are drawn for each batch
+    outputs_are = "words"
+    judged = Task.judged  # items are scored, not tokens
 
     def __init__(self, config: LanguageModelRankingConfig, context: TaskContext):
         LanguageModelTask.__init__(self, config, context)

@@ -35,6 +35,7 @@ from instructrec_jax.metrics.classification import (
 from instructrec_jax.metrics.regression import regression_metrics, resampled_correlations
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.tasks.answers import LabelAnswer, LabelsAnswer, NumberAnswer
+from instructrec_jax.tasks.averaging import Judged
 from instructrec_jax.tasks.base import (
     BaselineNotFitted,
     Encoded,
@@ -210,6 +211,7 @@ class ClassificationTask(_SequenceTask):
     """Single-label classification by softmax cross-entropy."""
 
     problem_type = "single_label_classification"
+    outputs_are = "labels"
     case_measure = "probability"
     metric = "macro_f1"
 
@@ -244,6 +246,9 @@ class ClassificationTask(_SequenceTask):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         return self._scores(encoded, self._shares(predict, encoded))
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded]) -> Judged:
+        return Judged(self.outputs(predict, encoded).astype(np.float64), self.truth(encoded).astype(np.int64))
 
     def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
         """shares: probabilities, float64 [cases, labels]; labels with equal highest values share the prediction."""
@@ -306,6 +311,7 @@ class MultilabelTask(_SequenceTask):
     """Multilabel classification by sigmoid cross-entropy."""
 
     problem_type = "multi_label_classification"
+    outputs_are = "decisions"
     case_measure = "f1"
     metric = "micro_f1"
 
@@ -349,6 +355,11 @@ class MultilabelTask(_SequenceTask):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         return self._scores(encoded, self._shares(predict, encoded))
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded]) -> Judged:
+        """Two classes for each decision: without the label, or with it."""
+        yes = self.outputs(predict, encoded).astype(np.float64).ravel()
+        return Judged(np.stack([0 * yes, yes], -1), self.truth(encoded).astype(np.int64).ravel())
 
     def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
         """shares: probabilities, float64 [cases, labels]. Calibration is over all decisions (case, label)."""
@@ -407,6 +418,7 @@ class RegressionTask(_SequenceTask):
     """Regression by squared error."""
 
     problem_type = "regression"
+    outputs_are = "numbers"
     case_measure = "squared_error"
     metric = "mse"
     greater_is_better = False
@@ -443,6 +455,9 @@ class RegressionTask(_SequenceTask):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         return self._scores(encoded, self._values(predict, encoded))
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded]) -> Judged:
+        return Judged(self._values(predict, encoded).astype(np.float64), self.truth(encoded).astype(np.float64))
 
     def _scores(self, encoded: Sequence[Encoded], values: np.ndarray) -> Scores:
         truth = self.truth(encoded)
