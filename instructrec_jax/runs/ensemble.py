@@ -1,8 +1,8 @@
 """Ensembles: several runs averaged into one opened run, and the folder that keeps how.
 
 An ensemble's folder is a run directory without checkpoints: settings, tokenizer, and `ensemble.json`, which names the
-members with their checkpoints, weights and temperatures. `Run.open` opens it as any run, so every verb answers with what
-`evaluate` measured. `tasks.averaging` has the formulas.
+members with their checkpoints, weights and temperatures. `Run.open` opens it like any run, so every verb answers with
+what `evaluate` measured. `tasks.averaging` has the formulas.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -156,11 +156,15 @@ def averaged(run: "Run", size: Rows) -> Predict:
                 raise ValueError(f"the outputs of {path} are not numbers: the run diverged. Train it again.")
         return mixed(kind, outputs, mixture).astype(np.float32)
 
-    return Predict(_no_run, members=members, average=average)
+    def together(
+        texts: Sequence[Text], own: object = None, dropout: tuple[np.uint32, np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        if kind == "scores" or dropout is not None or any(member.reads is not None for member in members):
+            raise TypeError("the members of this ensemble are averaged case by case: run each of them.")
+        return predict.averaged([member.run(texts, own) for member in members])
 
-
-def _no_run(texts: Sequence[Text], own: object = None, dropout: object = None) -> list[np.ndarray]:
-    raise TypeError("an ensemble has no network of its own: run its members.")
+    predict = Predict(together, members=members, average=average)
+    return predict
 
 
 def _member(run: "Run", member: "Run", size: Rows, made: dict[nnx.GraphDef, Callable[[object], Predict]]) -> Predict:
@@ -211,9 +215,7 @@ def joint_model(run: "Run") -> SplitModel:
     networks = [member.model.network for member in run.members]
     sizes = {member.task.context.vocab_size for member in run.members}
     if len(sizes) > 1:
-        raise ValueError(
-            f"{run.path}: the vocabularies of its members have different sizes: {sorted(str(size) for size in sizes)}."
-        )
+        raise ValueError(f"{run.path}: the vocabularies of its members have different sizes: {sizes}.")
     backbones = [network.backbone for network in networks]
     head = MixtureHead(
         [network.head for network in networks],
@@ -292,15 +294,18 @@ def _judged(run: "Run") -> Judged:
     cases = run.data.cases(task, "validation")
     if not cases:
         raise ValueError("weights and temperatures are tuned on data.validation, which lists no sources.")
-    words, found = task.outputs_are == "words", []
+    found = []
     for number, member in enumerate(run.members):
         with heartbeat(f"what {member.path} says of {len(cases):,} validation cases"):
-            found.append(task.judged(member.predictor if words else _alone(run.predictor, number), cases))
+            found.append(task.judged(alone_of(run, number), cases))
     return Judged(np.stack([each.outputs for each in found]), found[0].right)
 
 
-def _alone(predict: Predict, number: int) -> Predict:
-    """An ensemble of one of the members."""
+def alone_of(run: "Run", number: int) -> Predict:
+    """One member of an ensemble, as the ensemble's task sees it: without its weight and temperature."""
+    if run.task.outputs_are == "words":
+        return run.members[number].predictor
+    predict = run.predictor
     return replace(predict, members=predict.members[number : number + 1], average=lambda said: said[0])
 
 

@@ -121,6 +121,16 @@ def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path 
     return replace(config, mesh=fitting_mesh(config.mesh))
 
 
+def open_member(path: Path, overrides: Sequence[str], step: int | None) -> "Run":
+    """Opens a run for an ensemble. Raises ValueError naming a path that is not a finished run, or is an ensemble."""
+    require_finished(path, step)
+    check_overrides(path, overrides)
+    run = Run.open(path, overrides, step=step)
+    if run.members:
+        raise ValueError(f"{path} is an ensemble already: name its members.")
+    return run
+
+
 def member_settings(path: str, config: Config) -> Config:
     """The settings of a member of an ensemble: its own, on the mesh of the ensemble."""
     return replace(run_settings(path), mesh=config.mesh)

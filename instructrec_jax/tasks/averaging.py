@@ -1,7 +1,7 @@
 """Averages of what several models say of the same examples: labels, tags, spans, numbers and rankings.
 
-One implementation for every verb: an ensemble is a `Predict` whose outputs are `mixed`, so a task answers and scores with
-it as with one model. Weights and temperatures come from validation cases only (`fit`).
+One implementation for every verb: an ensemble is a `Predict` whose outputs are `mixed`, so a task answers and scores
+with it as with one model. Weights and temperatures come from validation cases only (`fit`).
 
     probability   log Σ w softmax(z / T), plus the members' mean normalizer, so that k times one model is that model
     logit         Σ w z / T
@@ -141,7 +141,7 @@ def _log_shares(judged: Judged) -> np.ndarray:
 def fit(judged: Judged, average: Average, *, tuned: bool, calibrate: bool) -> Mixture:
     """The mixture with the lowest log loss (squared error of numbers) on cases.
 
-    Each step is convex: the temperature of each member (in 1 / T), then the weights, then the temperature of the average.
+    Each step is convex: each member's temperature (in 1 / T), then the weights, then the temperature of the average.
 
     Args:
       judged: outputs float64 [members, cases, classes].

@@ -50,8 +50,6 @@ class Predict:
 
         Returns one array per text, in order: [...], or [length, ...] for a task with predictions `per_token`.
         """
-        if self.members:
-            return self.averaged([member(texts, own) for member in self._alike()])
         if self.known is None or own is not None:
             return self.run(texts, own)
         known = self.known
@@ -78,12 +76,6 @@ class Predict:
     def averaged(self, outputs: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
         """The average for each case, of outputs by model of `each` and by case."""
         return [self.average(said) if self.members else said[0] for said in zip(*outputs, strict=True)]
-
-    def _alike(self) -> "tuple[Predict, ...]":
-        """The members, which all read the same tokens."""
-        if any(member.reads is not None for member in self.members):
-            raise TypeError("members with tokenizers of their own read examples (`over`), not tokens.")
-        return self.members
 
     def over(
         self,
