@@ -24,7 +24,7 @@ from instructrec_jax.files import read_json, write_json, write_text
 from instructrec_jax.runs.config import to_yaml
 from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.model import SplitModel, keep_declarations
-from instructrec_jax.tasks.averaging import Average, Judged, Mixture, check_average, fit, mixed
+from instructrec_jax.tasks.averaging import Average, Judged, Mixture, OutputKind, check_average, fit, mixed
 from instructrec_jax.tasks.base import Encoded, Model
 from instructrec_jax.tasks.encoded_store import encode_again, tokenizer_digest
 from instructrec_jax.tasks.prediction import Predict
@@ -145,16 +145,10 @@ def difference(first: "Run", other: "Run") -> str:
 
 def averaged(run: "Run", size: Rows) -> Predict:
     """The `Predict` of an ensemble. Members with equal networks share their compiled programs."""
-    mixture, kind = run.mixture, run.task.outputs_are
-    assert mixture is not None and kind is not None  # see check_members
+    kind = run.task.outputs_are
+    assert kind is not None  # see check_members
     made: dict[nnx.GraphDef, Callable[[object], Predict]] = {}
     members = tuple(_member(run, member, size, made) for member in run.members)
-
-    def average(outputs: Sequence[np.ndarray]) -> np.ndarray:
-        for path, output in zip((member.path for member in run.members), outputs, strict=True):
-            if np.isnan(output).any():
-                raise ValueError(f"the outputs of {path} are not numbers: the run diverged. Train it again.")
-        return mixed(kind, outputs, mixture).astype(np.float32)
 
     def together(
         texts: Sequence[Text], own: object = None, dropout: tuple[np.uint32, np.ndarray] | None = None
@@ -163,8 +157,22 @@ def averaged(run: "Run", size: Rows) -> Predict:
             raise TypeError("the members of this ensemble are averaged case by case: run each of them.")
         return predict.averaged([member.run(texts, own) for member in members])
 
-    predict = Predict(together, members=members, average=average)
+    predict = Predict(together, members=members, average=averaged_as(kind, run))
     return predict
+
+
+def averaged_as(kind: OutputKind, run: "Run") -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """See `Predict.average`. It raises ValueError naming the member whose outputs are NaN."""
+    mixture = run.mixture
+    assert mixture is not None
+
+    def average(outputs: Sequence[np.ndarray]) -> np.ndarray:
+        for path, output in zip((member.path for member in run.members), outputs, strict=True):
+            if np.isnan(output).any():
+                raise ValueError(f"the outputs of {path} are not numbers: the run diverged. Train it again.")
+        return mixed(kind, outputs, mixture).astype(np.float32)
+
+    return average
 
 
 def _member(run: "Run", member: "Run", size: Rows, made: dict[nnx.GraphDef, Callable[[object], Predict]]) -> Predict:
@@ -260,10 +268,8 @@ def make_ensemble(members: Sequence["Run"], out: Path, how: How) -> None:
     assert mixture is not None
     if how.weights == "tuned" or how.calibrate:
         judged = _judged(run)
-        mixture, cases = (
-            fit(judged, how.average, tuned=how.weights == "tuned", calibrate=how.calibrate),
-            len(judged.right),
-        )
+        mixture = fit(judged, how.average, tuned=how.weights == "tuned", calibrate=how.calibrate)
+        cases = len(judged.right)
     kept: Kept = {
         "average": how.average,
         "temperature": mixture.temperature,

@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import scipy
@@ -14,10 +16,21 @@ from tiny_runs import untrained_run
 
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import write_jsonl
-from instructrec_jax.runs.ensemble import FILE, How, alone_of, ensemble_of, make_ensemble, read_ensemble, shown
+from instructrec_jax.runs.ensemble import (
+    FILE,
+    How,
+    alone_of,
+    averaged_as,
+    ensemble_of,
+    make_ensemble,
+    mixture_of,
+    read_ensemble,
+    shown,
+)
 from instructrec_jax.runs.run import Run, open_member, require_finished
 from instructrec_jax.tasks import ClassificationConfig
 from instructrec_jax.tasks.averaging import Judged, Mixture, log_loss, mixed
+from instructrec_jax.tasks.prediction import Predict
 
 LENGTH = 64
 
@@ -31,32 +44,30 @@ def member(folder: Path, kind: str, network: Path, seed: int, **changes: Any) ->
     return untrained_run(folder / f"{kind}-{seed}", task_config(kind, folder / "catalogue"), network, LENGTH, **changes)
 
 
-def members(folder: Path, kind: str, network: Path, count: int = 3) -> list[Path]:
+def members(folder: Path, kind: str, network: Path, count: int = 2) -> list[Path]:
     return [member(folder, kind, network, seed) for seed in range(count)]
+
+
+Pair = Callable[[str], Run]
+
+
+@pytest.fixture(scope="module")
+def pair_of(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two opened runs of a kind of task as an ensemble, made once."""
+    known: dict[str, Run] = {}
+
+    def pair(kind: str) -> Run:
+        if kind not in known:
+            paths = members(tmp_path_factory.mktemp(kind), kind, checkpoint)
+            known[kind] = ensemble_of([Run.open(path) for path in paths])
+        return known[kind]
+
+    return pair
 
 
 def make(paths: Sequence[Path], out: Path, average: Any = "probability", **how: Any) -> Run:
     make_ensemble([open_member(path, (), None) for path in paths], out, How(average, **how))
     return Run.open(out)
-
-
-def said(run: Run, kind: str) -> list[dict[str, object]]:
-    return [answer.to_record() for answer in run.task.answers(run.predictor, run.task.encode(examples(kind, 12)))]
-
-
-def assert_alike(found: Any, wanted: Any, atol: float = 1e-5) -> None:
-    """Equal, but for rounding of numbers."""
-    if isinstance(wanted, dict):
-        assert found.keys() == wanted.keys()
-        found, wanted = list(found.values()), list(wanted.values())
-    if isinstance(wanted, list | tuple):
-        assert len(found) == len(wanted)
-        for each in zip(found, wanted, strict=True):
-            assert_alike(*each, atol)
-    elif isinstance(wanted, float):
-        assert found == pytest.approx(wanted, abs=atol)
-    else:
-        assert found == wanted
 
 
 # ---------------------------------------------------------------- averages
@@ -65,10 +76,10 @@ def assert_alike(found: Any, wanted: Any, atol: float = 1e-5) -> None:
 @pytest.mark.parametrize(
     "kind", ["classification", "multilabel", "regression", "token_classification", "span", "extractive_summarization"]
 )
-def test_outputs_are_the_mean_of_the_members(kind: str, checkpoint: Path, tmp_path: Path) -> None:
-    run = make(members(tmp_path, kind, checkpoint), tmp_path / "E")
+def test_outputs_are_the_mean_of_the_members(kind: str, pair_of: Pair) -> None:
+    run = pair_of(kind)
     cases = run.task.encode(examples(kind, 12))
-    own = [[output for _, output in path.predictor.over(cases)] for path in run.members]
+    own = [[output for _, output in alone_of(run, number).over(cases)] for number in range(2)]
     axis = 0 if kind == "span" else -1
 
     def shares(z: np.ndarray) -> np.ndarray:
@@ -83,71 +94,70 @@ def test_outputs_are_the_mean_of_the_members(kind: str, checkpoint: Path, tmp_pa
         np.testing.assert_allclose(shares(output.astype(np.float64)), wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("average", ["probability", "logit", "rank"])
 @pytest.mark.parametrize("kind", ["similarity", "retrieval", "sequence", "reranker"])
-def test_rankings_are_the_mean_of_the_members(kind: str, average: Any, checkpoint: Path, tmp_path: Path) -> None:
-    run = make(members(tmp_path, kind, checkpoint, 2), tmp_path / "E", average)
-    cases = run.task.encode(examples(kind, 12))
-    if kind == "similarity":
-        scores = [np.stack(path.task._logits(path.predictor, cases)) for path in run.members]
-        found = np.stack(run.task._logits(run.predictor, cases))
-    else:
-        block = slice(0, len(cases))
-        scores = [path.task.score_items(path.predictor, cases)(block) for path in run.members]
-        found = run.task.all_scores(run.predictor, cases)(block)
-    z = np.stack(scores).astype(np.float64)
-    ranks = 1 / (60 + scipy.stats.rankdata(-z, axis=-1))
-    wanted = {"logit": z, "probability": scipy.special.softmax(z, -1), "rank": ranks}[average].mean(0)
-    found = scipy.special.softmax(found, -1) if average == "probability" else found
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+def test_rankings_are_the_mean_of_the_members(kind: str, pair_of: Pair) -> None:
+    run = pair_of(kind)
+    cases = run.task.encode(examples(kind, 4))
+
+    def scores(predict: Predict) -> np.ndarray:
+        if kind == "similarity":
+            return np.stack(run.task._logits(predict, cases))
+        return run.task.all_scores(predict, cases)(slice(0, len(cases)))
+
+    z = np.stack([scores(alone_of(run, number)) for number in range(2)]).astype(np.float64)
+    assert np.ptp(z, 0).max() > 1e-3
+    found = scipy.special.softmax(scores(run.predictor), -1)
+    np.testing.assert_allclose(found, scipy.special.softmax(z, -1).mean(0), atol=1e-6)
+    for average, wanted in (("logit", z), ("rank", 1 / (60 + scipy.stats.rankdata(-z, axis=-1)))):
+        again = replace(run, mixture=Mixture.equal(average, 2))
+        again.__dict__["predictor"] = replace(run.predictor, average=averaged_as("scores", again))
+        np.testing.assert_allclose(scores(again.predictor), wanted.mean(0), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "kind", ["classification", "token_classification", "span", "regression", "retrieval", "reranker"]
-)
-def test_three_times_one_run_is_that_run(kind: str, checkpoint: Path, tmp_path: Path) -> None:
-    path = member(tmp_path, kind, checkpoint, 5)
-    run = Run.open(path)
-    same = make([path] * 3, tmp_path / "E")
-    task = run.task
-    if kind in ("retrieval", "reranker"):  # their scores are shares of the items
-        metrics = [each.task.score(each.predictor, task.encode(examples(kind, 12))).metrics for each in (same, run)]
-        assert metrics[0] == pytest.approx(metrics[1])
-    else:
-        assert_alike(said(same, kind), said(run, kind))
+def test_repeated_candidates_count_once(pair_of: Pair) -> None:
+    run = pair_of("reranker")
+    cases = run.task.encode(examples("reranker", 2))
+    twice = np.array([[3, 1, 3], [2, 2, 0]])
+    found = run.task.listed_scores(run.predictor, cases, twice)
+    np.testing.assert_allclose(found[0, [0, 1]], run.task.listed_scores(run.predictor, cases[:1], twice[:1, :2])[0])
+    assert found[0, 0] == found[0, 2]
 
 
-def test_the_order_of_members_has_no_effect(checkpoint: Path, tmp_path: Path) -> None:
-    paths = members(tmp_path, "classification", checkpoint)
-    answers = [said(make(each, tmp_path / f"E{n}"), "classification") for n, each in enumerate([paths, paths[::-1]])]
-    assert_alike(answers[0], answers[1])
+@pytest.mark.parametrize("kind", ["classification", "token_classification", "span"])
+def test_three_times_one_run_is_that_run(kind: str, pair_of: Pair) -> None:
+    first = pair_of(kind).members[0]
+    cases = first.task.encode(examples(kind, 6))
+    same = ensemble_of([first] * 3)
+    for (_, found), (_, wanted) in zip(same.predictor.over(cases), first.predictor.over(cases), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2e-6)
+    assert [type(answer) for answer in first.task.answers(same.predictor, cases)] == [
+        type(answer) for answer in first.task.answers(first.predictor, cases)
+    ]
 
 
-def test_labels_in_another_order_are_taken_by_name(checkpoint: Path, tmp_path: Path) -> None:
-    first = member(tmp_path, "classification", checkpoint, 0)
-    turned = untrained_run(tmp_path / "turned", ClassificationConfig(labels=SUBJECTS[::-1]), checkpoint, LENGTH, seed=1)
-    run = ensemble_of([Run.open(first), Run.open(turned)])
-    cases = run.task.encode(examples("classification", 4))
-    other = Run.open(turned)
-    z = np.stack([
-        np.stack(Run.open(first).predictor([e.text for e in cases])),
-        np.stack(other.predictor([e.text for e in cases]))[:, ::-1],
-    ])  # fmt: skip
-    found = np.stack([output for _, output in run.predictor.over(cases)])
-    np.testing.assert_allclose(found, mixed("labels", z, Mixture.equal("probability", 2)), atol=1e-6)
+def test_labels_in_another_order_are_taken_by_name(pair_of: Pair, checkpoint: Path, tmp_path: Path) -> None:
+    first = pair_of("classification").members[0]
+    labels = ClassificationConfig(labels=SUBJECTS[::-1])
+    turned = Run.open(untrained_run(tmp_path / "turned", labels, checkpoint, LENGTH, seed=1))
+    cases = first.task.encode(examples("classification", 4))
+    texts = [e.text for e in cases]
+    z = np.stack([np.stack(first.predictor(texts)), np.stack(turned.predictor(texts))[:, ::-1]])
+    wanted = mixed("labels", z, Mixture.equal("probability", 2))
+    for runs, order in (([first, turned], slice(None)), ([turned, first], slice(None, None, -1))):
+        found = np.stack([output for _, output in ensemble_of(runs).predictor.over(cases)])
+        np.testing.assert_allclose(found[:, order], wanted, atol=2e-6)
 
 
-def test_members_may_read_texts_in_other_ways(checkpoint: Path, tmp_path: Path) -> None:
+def test_members_may_read_texts_in_other_ways(pair_of: Pair, checkpoint: Path, tmp_path: Path) -> None:
     """A member with another data.max_length reads and cuts the text itself, where outputs belong to texts."""
-    paths = [member(tmp_path, "classification", checkpoint, 0)]
-    paths.append(member(tmp_path, "classification", checkpoint, 1, data__max_length=6, data__truncate="right"))
-    run = make(paths, tmp_path / "E")
-    short = run.members[1]
-    cases = examples("classification", 12)
+    first = pair_of("classification").members[0]
+    changes = {"data__max_length": 6, "data__truncate": "right"}
+    short = Run.open(member(tmp_path, "classification", checkpoint, 1, **changes))
+    run = ensemble_of([first, short])
+    cases = examples("classification", 6)
     own = [np.stack(m.predictor([e.text for e in m.task.encode(cases)])) for m in run.members]
     found = np.stack([output for _, output in run.predictor.over(run.task.encode(cases))])
     np.testing.assert_allclose(found, mixed("labels", own, Mixture.equal("probability", 2)), atol=1e-5)
-    assert max(len(e.text.tokens) for e in short.task.encode(cases)) == 6
     with pytest.raises(TypeError, match="run each of them"):
         run.predictor([e.text for e in run.task.encode(cases)])
 
@@ -203,27 +213,42 @@ def test_weights_of_language_models(language_models: dict[str, Path], tmp_path: 
 # ---------------------------------------------------------------- weights and temperatures
 
 
-@pytest.mark.parametrize("kind", ["classification", "multilabel", "token_classification", "span", "retrieval"])
-def test_weights_and_temperatures_come_from_validation(kind: str, checkpoint: Path, tmp_path: Path) -> None:
-    run = make(members(tmp_path, kind, checkpoint, 2), tmp_path / "E", weights="tuned", calibrate=True)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "classification",
+        "multilabel",
+        "token_classification",
+        "span",
+        "extractive_summarization",
+        "similarity",
+        "retrieval",
+    ],
+)
+def test_weights_and_temperatures_come_from_validation(kind: str, pair_of: Pair, tmp_path: Path) -> None:
+    run = pair_of(kind)
+    make_ensemble(run.members, tmp_path / "E", How("probability", "tuned", calibrate=True))
     kept = read_ensemble(tmp_path / "E")
     assert kept is not None and kept["validation_cases"] > 0 and str(run.members[0].path) in shown(kept)
-    assert run.mixture is not None and sum(run.mixture.weights) == pytest.approx(1)
+    tuned = mixture_of(kept, tmp_path)
+    assert sum(tuned.weights) == pytest.approx(1)
     cases = run.data.cases(run.task, "validation")
     judged = [run.task.judged(alone_of(run, number), cases) for number in range(2)]
     outputs, right = np.stack([each.outputs for each in judged]), judged[0].right
     losses = [
         log_loss(Judged(mixed("labels", outputs, mixture), right))
-        for mixture in (run.mixture, Mixture.equal("probability", 2))
+        for mixture in (tuned, Mixture.equal("probability", 2))
     ]
     assert losses[0] < losses[1]
 
 
-def test_numbers_are_tuned_by_squared_error(checkpoint: Path, tmp_path: Path) -> None:
-    run = make(members(tmp_path, "regression", checkpoint, 2), tmp_path / "E", weights="tuned")
-    assert run.mixture is not None and run.mixture.temperatures == (1, 1)
+def test_numbers_are_tuned_by_squared_error(pair_of: Pair, tmp_path: Path) -> None:
+    run = pair_of("regression")
+    make_ensemble(run.members, tmp_path / "E", How("probability", "tuned"))
+    kept = read_ensemble(tmp_path / "E")
+    assert kept is not None and [each["temperature"] for each in kept["members"]] == [1, 1]
     with pytest.raises(ValueError, match="no temperature"):
-        make([each.path for each in run.members], tmp_path / "F", calibrate=True)
+        make_ensemble(run.members, tmp_path / "F", How("probability", calibrate=True))
 
 
 def test_without_validation_nothing_is_tuned(checkpoint: Path, tmp_path: Path) -> None:
@@ -238,24 +263,14 @@ def test_without_validation_nothing_is_tuned(checkpoint: Path, tmp_path: Path) -
 
 
 @pytest.fixture
-def pair(checkpoint: Path, tmp_path: Path) -> list[Path]:
-    return members(tmp_path, "classification", checkpoint, 2)
+def pair(pair_of: Pair, tmp_path: Path) -> list[Path]:
+    """Copies of two runs, which a test may damage."""
+    return [Path(shutil.copytree(run.path, tmp_path / run.path.name)) for run in pair_of("classification").members]
 
 
-def test_runs_that_cannot_be_averaged(
-    pair: list[Path], checkpoint: Path, language_models: dict[str, Path], tmp_path: Path
-) -> None:
+def test_runs_that_cannot_be_averaged(pair: list[Path], checkpoint: Path, tmp_path: Path) -> None:
     labels = untrained_run(tmp_path / "labels", ClassificationConfig(labels=["x", "y"]), checkpoint, LENGTH)
     masked = [member(tmp_path, "masked_lm", checkpoint, seed) for seed in range(2)]
-    pairs = (
-        [
-            member(tmp_path, "t5", language_models["t5"], seed, task=task_config("language_model", tmp_path))
-            for seed in range(2)
-        ]
-        if False
-        else []
-    )
-    assert not pairs
     tags = [member(tmp_path, "token_classification", checkpoint, 0)]
     tags.append(member(tmp_path, "token_classification", checkpoint, 1, data__max_length=32))
     for paths, average, message in (
@@ -272,18 +287,15 @@ def test_runs_that_cannot_be_averaged(
 
 
 def test_language_models_share_a_tokenizer(language_models: dict[str, Path], tmp_path: Path) -> None:
-    paths = members(tmp_path, "language_model", language_models["llama"], 2)
+    paths = members(tmp_path, "language_model", language_models["llama"])
     file = paths[1] / "backbone" / "tokenizer.json"
     file.write_text(file.read_text().replace('"about"', '"ab0ut"'))
     with pytest.raises(ValueError, match="the tokenizer differs"):
-        make(paths, tmp_path / "E")
-    t5 = (
-        members(tmp_path / "t5", "language_model", language_models["t5"], 2)
-        if (tmp_path / "t5").mkdir() is None
-        else []
-    )
+        ensemble_of([Run.open(path) for path in paths])
+    (tmp_path / "t5").mkdir()
+    both = [Run.open(path) for path in members(tmp_path / "t5", "language_model", language_models["t5"])]
     with pytest.raises(ValueError, match="encoder–decoders"):
-        make(t5, tmp_path / "E")
+        ensemble_of(both)
 
 
 def test_a_member_that_is_gone_is_named(pair: list[Path], tmp_path: Path) -> None:
@@ -345,12 +357,7 @@ def test_what_an_ensemble_is_not(pair: list[Path], tmp_path: Path) -> None:
 
 def test_a_diverged_member_is_named(pair: list[Path], tmp_path: Path) -> None:
     run = make(pair, tmp_path / "E")
-    broken = run.members[1].model.params["head"]
-    first = next(iter(broken))
-    broken[first] = (
-        {name: x * np.nan for name, x in broken[first].items()}
-        if isinstance(broken[first], dict)
-        else broken[first] * np.nan
-    )
+    params = run.members[1].model.params
+    run.members[1].model.params = jax.tree.map(lambda x: x * np.nan, params)
     with pytest.raises(ValueError, match=f"{pair[1].name} are not numbers"):
-        said(run, "classification")
+        list(run.predictor.over(run.task.encode(examples("classification", 2))))
