@@ -64,7 +64,7 @@ class _Source:
     examples: NumberedExamples
 
 
-class _Stored(Encoded[Any]):
+class _Stored(Encoded):
     """An `Encoded` whose example is read when it is asked for: batches need none, and reading it takes the longest."""
 
     def __init__(self, text: Text, target: object, example: Callable[[], Example]) -> None:
@@ -397,7 +397,7 @@ def _batch(encoded: Sequence[Encoded], known: dict[int, tuple[int, int]]) -> pa.
     return pa.record_batch([pa.array(columns[each.name], each.type) for each in SCHEMA], schema=SCHEMA)
 
 
-def _contexts(task: Task) -> list[Any]:
+def _contexts(task: Task) -> list[TaskContext]:
     """The contexts of a task and its subtasks, those that count apart."""
     return list({id(each.context.counts): each.context for each in (task, *task.subtasks.values())}.values())
 
