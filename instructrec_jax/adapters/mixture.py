@@ -79,6 +79,9 @@ class MixtureHead(nnx.Module):
         self.heads = nnx.List(heads)
         self.sizes, self.weights, self.average = tuple(sizes), tuple(weights), average
 
+    def vocab_size(self, backbone: MixtureBackbone) -> int:
+        return self.heads[0].vocab_size(backbone.members[0])
+
     def __call__(self, backbone: MixtureBackbone, hidden: jax.Array) -> jax.Array:
         """hidden [..., Σ hidden] -> fp32 logits [..., vocab]."""
         parts = jnp.split(hidden, np.cumsum(self.sizes)[:-1].tolist(), -1)
@@ -95,8 +98,7 @@ class MixtureHead(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """As `losses.token_losses`, chunk by chunk along the length."""
         rows, length, _ = hidden.shape
-        vocab = jax.eval_shape(self.__call__, backbone, hidden[:, :1]).shape[-1]
-        size = chunk_size(rows, length, vocab * len(self.heads), None)
+        size = chunk_size(rows, length, self.vocab_size(backbone) * len(self.heads), None)
 
         def chunks(x: Array) -> jax.Array:
             padded = jnp.pad(x, ((0, 0), (0, -length % size), *[(0, 0)] * (x.ndim - 2)))

@@ -221,7 +221,7 @@ def joint_model(run: "Run") -> SplitModel:
     if {*mixture.temperatures, mixture.temperature} != {1.0}:
         raise ValueError(f"{run.path}: language models of an ensemble have no temperatures: they should be 1.")
     networks = [member.model.network for member in run.members]
-    sizes = {member.task.context.vocab_size for member in run.members}
+    sizes = {network.head.vocab_size(network.backbone) for network in networks}
     if len(sizes) > 1:
         raise ValueError(f"{run.path}: the vocabularies of its members have different sizes: {sizes}.")
     backbones = [network.backbone for network in networks]

@@ -40,7 +40,7 @@ class Predict:
     known: dict[int, tuple[Text, np.ndarray]] | None = None
     members: "tuple[Predict, ...]" = ()
     average: Callable[[Sequence[np.ndarray]], np.ndarray] = np.mean
-    reads: "Callable[[Sequence[Encoded[Any]]], Sequence[Encoded[Any]]] | None" = None
+    reads: "Callable[[Sequence[Encoded]], Sequence[Encoded]] | None" = None
 
     def __call__(self, texts: Sequence[Text], own: object = None) -> list[np.ndarray]:
         """Runs the model over texts.

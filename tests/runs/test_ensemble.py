@@ -14,8 +14,10 @@ import scipy
 from helpers import SUBJECTS, examples, task_config
 from tiny_runs import untrained_run
 
+from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import write_jsonl
+from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.ensemble import (
     FILE,
     How,
@@ -28,6 +30,7 @@ from instructrec_jax.runs.ensemble import (
     shown,
 )
 from instructrec_jax.runs.run import Run, open_member, require_finished
+from instructrec_jax.service.engine import Engine, EngineSettings
 from instructrec_jax.tasks import ClassificationConfig
 from instructrec_jax.tasks.averaging import Judged, Mixture, log_loss, mixed
 from instructrec_jax.tasks.prediction import Predict
@@ -184,9 +187,6 @@ def test_next_token_probabilities_are_averaged(language_models: dict[str, Path],
 def test_one_language_model_twice_writes_the_same(
     network: str, beams: int, language_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    from instructrec_jax.answering.language_model import LanguageModel
-    from instructrec_jax.inference.generation_config import GenerationConfig
-
     path = member(tmp_path, "language_model", language_models[network], 0)
     make([path, path], tmp_path / "E")
     asked, config = ["the film", "a good book about love"], GenerationConfig(max_new_tokens=6, beams=beams)
@@ -194,6 +194,20 @@ def test_one_language_model_twice_writes_the_same(
     assert [each.text for each in written[0]] == [each.text for each in written[1]]
     for one, other in zip(*written, strict=True):
         assert one.log_probability == pytest.approx(other.log_probability, rel=1e-4)
+
+
+def test_the_engine_of_the_service_writes_the_same(language_models: dict[str, Path], tmp_path: Path) -> None:
+    path = member(tmp_path, "language_model", language_models["llama"], 0)
+    make([path, path], tmp_path / "E")
+    found = []
+    for each in (path, tmp_path / "E"):
+        model = LanguageModel(each)
+        engine = Engine(model.writer, model.params, EngineSettings(slots=2, capacity=64, chunk=8, queue=4))
+        prompt = model.tokenize("a good book about love", "here", raw=False)
+        stream = engine.submit(prompt, GenerationConfig(max_new_tokens=5))
+        found.append([piece.text for piece in stream])
+        engine.close()
+    assert found[0] == found[1]
 
 
 def test_weights_of_language_models(language_models: dict[str, Path], tmp_path: Path) -> None:
