@@ -18,7 +18,6 @@ from flax import nnx
 from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
 
 from instructrec_jax.adapters.checkpoint_heads import Source
-from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, Text
 from instructrec_jax.data.example import Example
@@ -480,20 +479,6 @@ def in_microbatches(
     keys = None if dropout is None else microbatches(dropout.tokens, count)
     found = jax.lax.map(one, (microbatches(rows, count), None if keys is None else DropoutKeys(keys)))
     return jnp.moveaxis(found, 0, 1).reshape(-1, *found.shape[2:])
-
-
-def with_default_prompt(context: TaskContext) -> TaskContext:
-    """The context with the default prompt of the backbone's folder, for tasks that map a text to one vector.
-
-    Raises ValueError where data.truncate left would cut the prompt.
-    """
-    prompt = "" if context.folder is None else read_pooling(context.folder).prompt
-    if prompt and context.truncate == "left":
-        raise ValueError(
-            f"data.truncate left would cut the prompt {prompt!r} that the checkpoint puts before each text "
-            "(default_prompt_name in config_sentence_transformers.json). Choose right, drop or error."
-        )
-    return replace(context, prompt=prompt)
 
 
 def check_cases(task: Task, encoded: Sequence[Encoded]) -> None:

@@ -28,7 +28,6 @@ from instructrec_jax.tasks.base import (
     TaskContext,
     in_microbatches,
     name_of,
-    with_default_prompt,
 )
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling
@@ -44,7 +43,7 @@ from instructrec_jax.tasks.text.option_scoring import (
     with_candidates,
     without_answer,
 )
-from instructrec_jax.tasks.texts import tokenize
+from instructrec_jax.tasks.texts import tokenize, with_default_prompt
 
 
 @TaskConfig.register_subclass("similarity")
