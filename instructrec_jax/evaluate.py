@@ -28,7 +28,9 @@ from instructrec_jax.runs.run import Run, is_run, open_member
 
 def main(args: list[str]) -> None:
     options, rest = parse_with_settings(evaluate_parser(__doc__), args)
-    path, several = options.path[0], len(options.path) > 1 or options.average is not None
+    path, several = options.paths[0], len(options.paths) > 1 or options.average is not None
+    if not several and (options.weights != "equal" or options.calibrate):
+        raise ValueError("--weights and --calibrate are for an ensemble: give several runs and --average.")
     out = options.out or (path / "evaluation" if is_run(path) and not several else Path("evaluation"))
     if options.lm_eval:
         require("lm_eval", "--lm_eval")  # an extra, imported only here
@@ -57,7 +59,7 @@ def ensemble(options: Namespace, out: Path, settings: list[str]) -> Run:
     if options.average is None:
         raise ValueError("several runs need --average probability (an ensemble), or --beside (a row for each).")
     how = How(options.average, options.weights, options.calibrate)
-    make_ensemble([open_member(each, settings, options.step) for each in options.path], out, how)
+    make_ensemble([open_member(each, settings, options.step) for each in options.paths], out, how)
     return Run.open(out, settings)
 
 

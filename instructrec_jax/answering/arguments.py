@@ -103,7 +103,7 @@ def new_file(path: Path | None, option: str = "--out") -> Path | None:
 def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("evaluate", doc, SETTINGS)
     add = parser.add_argument
-    add("path", type=run_path, nargs="+", metavar="RUN", help="run directory, or HuggingFace folder")
+    add("paths", type=run_path, nargs="+", metavar="RUN", help="run directory, or HuggingFace folder")
     add("--split", choices=("test", "validation"), default="test", help="sources of the cases (default: test)")
     add("--step", type=int, help="step of the checkpoint; default: the best")
     add("--out", type=Path, help="folder for the results; default: RUN/evaluation or ./evaluation")

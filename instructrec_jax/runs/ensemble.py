@@ -266,6 +266,8 @@ def make_ensemble(members: Sequence["Run"], out: Path, how: How) -> None:
     run = ensemble_of(members, how.average)
     mixture, cases = run.mixture, 0
     assert mixture is not None
+    if how.calibrate and run.task.outputs_are == "words":
+        raise ValueError("language models of an ensemble have no temperatures: leave out --calibrate.")
     if how.weights == "tuned" or how.calibrate:
         judged = _judged(run)
         mixture = fit(judged, how.average, tuned=how.weights == "tuned", calibrate=how.calibrate)

@@ -131,9 +131,18 @@ def open_member(path: Path, overrides: Sequence[str], step: int | None) -> "Run"
     return run
 
 
-def member_settings(path: str, config: Config) -> Config:
-    """The settings of a member of an ensemble: its own, on the mesh of the ensemble."""
-    return replace(run_settings(path), mesh=config.mesh)
+def member_settings(path: str, kept: Config, config: Config) -> Config:
+    """The settings of a member of an ensemble: its own, on the mesh of the ensemble.
+
+    Args:
+      kept, config: settings of the ensemble, without and with what is overridden. A length of texts that the member
+        shares is overridden for it, too.
+    """
+    own = run_settings(path)
+    shared = (own.data.max_length, own.data.truncate) == (kept.data.max_length, kept.data.truncate)
+    lengths = config.data if shared else own.data
+    data = replace(own.data, max_length=lengths.max_length, truncate=lengths.truncate)
+    return replace(own, mesh=config.mesh, data=data)
 
 
 def _read_alike(config: Config, overrides: Sequence[str]) -> Config:
@@ -221,7 +230,7 @@ class Run:
         members = []
         for member in kept["members"]:
             with named(path, member["run"]):
-                own = member_settings(member["run"], config)
+                own = member_settings(member["run"], run_settings(path), config)
                 given = {"joined": joined, "new_items": new_items, "fixed_shapes": fixed_shapes}
                 members.append(cls.open(member["run"], own, step=member["checkpoint"], **given))
         check_members([run, *members], kept["average"])

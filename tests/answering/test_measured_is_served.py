@@ -133,6 +133,7 @@ def test_an_ensemble_is_asked_for_by_name(checkpoint: Path, tmp_path: Path) -> N
     for arguments, message in (
         ([run, run], "several runs need --average"),
         ([run, "--average", "logit"], "at least two runs"),
+        ([run, "--calibrate"], "for an ensemble"),
         ([run, run, "--average", "logit", "--out", run], "choose another --out"),
         ([run, tmp_path, "--average", "logit"], "not a run directory"),
     ):

@@ -61,7 +61,8 @@ def pair_of(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
     def pair(kind: str) -> Run:
         if kind not in known:
-            paths = members(tmp_path_factory.mktemp(kind), kind, checkpoint)
+            folder, drawn = tmp_path_factory.mktemp(kind), kind in ("similarity", "retrieval")  # their heads are not
+            paths = [member(folder, kind, checkpoint, seed, backbone__random_init=drawn) for seed in range(2)]
             known[kind] = ensemble_of([Run.open(path) for path in paths])
         return known[kind]
 
@@ -182,8 +183,7 @@ def test_next_token_probabilities_are_averaged(language_models: dict[str, Path],
     assert scores.metrics["loss"] == pytest.approx(-np.log(mean).mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("network", ["llama", "gpt2"])
+@pytest.mark.parametrize(("network", "beams"), [("llama", 3), ("gpt2", 1)])
 def test_one_language_model_twice_writes_the_same(
     network: str, beams: int, language_models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -303,7 +303,7 @@ def test_runs_that_cannot_be_averaged(pair: list[Path], checkpoint: Path, tmp_pa
 def test_language_models_share_a_tokenizer(language_models: dict[str, Path], tmp_path: Path) -> None:
     paths = members(tmp_path, "language_model", language_models["llama"])
     file = paths[1] / "backbone" / "tokenizer.json"
-    file.write_text(file.read_text().replace('"about"', '"ab0ut"'))
+    file.write_text(file.read_text() + "\n")
     with pytest.raises(ValueError, match="the tokenizer differs"):
         ensemble_of([Run.open(path) for path in paths])
     (tmp_path / "t5").mkdir()
