@@ -202,9 +202,6 @@ class MaskedLMHead(_Transform):
         table = backbone.word_embedding_table if self.table is None else dense_table(self.table)
         return table, None if self.bias is None else self.bias[...]
 
-    def vocab_size(self, backbone: Backbone) -> int:
-        return self.output(backbone)[0].shape[0]
-
     def __call__(self, backbone: Backbone, hidden: jax.Array) -> jax.Array:
         """hidden [..., hidden_size] -> fp32 logits [..., vocab_size]. A loss never needs them: see `losses`."""
         table = backbone.word_embeddings.table if self.table is None else self.table
@@ -230,6 +227,9 @@ class LMHead(nnx.Module):
         """The table [vocab_size, hidden_size] and the bias [vocab_size], or None."""
         table = backbone.word_embedding_table if self.table is None else dense_table(self.table)
         return table, None if self.bias is None else self.bias[...]
+
+    def vocab_size(self, backbone: Backbone) -> int:
+        return self.output(backbone)[0].shape[0]
 
     def __call__(self, backbone: Backbone, hidden: jax.Array) -> jax.Array:
         """hidden [..., hidden_size] -> fp32 logits [..., vocab_size]. A loss never needs them: see `losses`."""
