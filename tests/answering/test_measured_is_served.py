@@ -93,13 +93,14 @@ def test_ensembles(kind: str, checkpoint: Path, tmp_path: Path, capsys: pytest.C
     write_jsonl(data, [example.to_record() for example in cases])
     sources = {f"data__{split}": [SourceConfig(path=str(data))] for split in ("validation", "test")}
     task = task_config(kind, tmp_path / "catalogue")
-    runs = [untrained_run(tmp_path / f"run{seed}", task, checkpoint, 64, seed=seed, **sources) for seed in range(2)]
+    changes = sources | {"backbone__random_init": True}
+    runs = [untrained_run(tmp_path / f"run{seed}", task, checkpoint, 64, seed=seed, **changes) for seed in range(2)]
     folder = tmp_path / "E"
     evaluate.main(
         [*map(str, runs), "--average", "probability", "--calibrate", "--weights", "tuned", "--out", str(folder)]
     )
     printed = capsys.readouterr().out
-    for shown in ("ensemble", "run0 (1)", "run1 (2)", "mean member", "ensemble − mean member", "tuned on"):
+    for shown in ("ensemble", "run0 (1)", "run1 (2)", "mean member", "Paired differences", "tuned on"):
         assert shown in printed
     table = read_json(folder / "evaluation.json", dict[str, Any])
     values = {row["name"]: row["values"] for row in table["rows"]}
