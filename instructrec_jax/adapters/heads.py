@@ -244,8 +244,8 @@ class LMHead(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """See `losses.token_losses`."""
         table, bias = self.output(backbone)
-        options = {"scale": self.spec.scale, "soft_cap": self.spec.soft_cap}
-        return losses.token_losses(hidden, table, labels, weights, bias=bias, **options)
+        scale, soft_cap = self.spec.scale, self.spec.soft_cap
+        return losses.token_losses(hidden, table, labels, weights, bias=bias, scale=scale, soft_cap=soft_cap)
 
 
 HEADS: dict[str, Callable[..., nnx.Module]] = {

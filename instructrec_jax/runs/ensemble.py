@@ -15,7 +15,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from instructrec_jax.adapters.heads import LMHead
 from instructrec_jax.adapters.mixture import MixtureBackbone, MixtureHead
+from instructrec_jax.backbones.decoder import Decoder
+from instructrec_jax.backbones.gpt2 import GPT2
 from instructrec_jax.data.batch import Text
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import once
@@ -27,7 +30,9 @@ from instructrec_jax.runs.model import SplitModel, keep_declarations
 from instructrec_jax.tasks.averaging import Average, Judged, Mixture, OutputKind, check_average, fit, mixed
 from instructrec_jax.tasks.base import Encoded, Model
 from instructrec_jax.tasks.encoded_store import encode_again, tokenizer_digest
+from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.training.state import Tree
 
 if TYPE_CHECKING:
     from instructrec_jax.runs.run import Run
@@ -36,6 +41,7 @@ FILE = "ensemble.json"
 # Settings of tasks that matter to training and to reports, but not to what a trained network says.
 NOT_READ = {"labels", "label_smoothing", "z_loss", "protocols", "cutoffs", "ties", "mask_seen", "orders", "temperature"}
 CONTEXT = ("max_length", "truncate", "lower_case", "prompt", "kind", "decoder_start_token_id")
+Programs = dict[nnx.GraphDef[Model], Callable[[Tree], Predict]]  # of equal networks, which share them
 LATER = ("labels", "decisions", "numbers")  # outputs that members with other tokenizers can share
 
 
@@ -116,8 +122,8 @@ def check_members(members: Sequence["Run"], average: str) -> None:
         labels, own = (getattr(run.task, "labels", None) for run in (other, first))
         if sorted(labels or ()) != sorted(own or ()):
             raise ValueError(f"{both} their labels are {labels} and {own}: an ensemble needs the same labels.")
-        catalogues = [getattr(run.task, "catalogue", None) for run in (first, other)]
-        if catalogues[0] is not None and catalogues[0].ids != catalogues[1].ids:
+        ranking, own_ranking = as_ranking(other.task), as_ranking(first.task)
+        if ranking is not None and own_ranking is not None and ranking.catalogue.ids != own_ranking.catalogue.ids:
             raise ValueError(f"{both} they rank the items of different catalogues.")
         differs = difference(first, other)
         if differs and (first.task.outputs_are not in LATER or first.task.per_token):
@@ -133,10 +139,11 @@ def difference(first: "Run", other: "Run") -> str:
     digests = [tokenizer_digest(context) for context in contexts]
     if digests[0] != digests[1]:
         return "the tokenizer"
-    for entry in fields(first.config.task) if is_dataclass(first.config.task) else ():
-        values = [getattr(run.config.task, entry.name) for run in (first, other)]
-        if entry.name not in NOT_READ and values[0] != values[1]:
-            return f"task.{entry.name}"
+    task = first.config.task
+    names: list[str] = [each.name for each in fields(task)] if is_dataclass(task) else []
+    for name in names:
+        if name not in NOT_READ and getattr(task, name) != getattr(other.config.task, name):
+            return f"task.{name}"
     return ""
 
 
@@ -147,7 +154,7 @@ def averaged(run: "Run", size: Rows) -> Predict:
     """The `Predict` of an ensemble. Members with equal networks share their compiled programs."""
     kind = run.task.outputs_are
     assert kind is not None  # see check_members
-    made: dict[nnx.GraphDef, Callable[[object], Predict]] = {}
+    made: Programs = {}
     members = tuple(_member(run, member, size, made) for member in run.members)
 
     def together(
@@ -175,7 +182,7 @@ def averaged_as(kind: OutputKind, run: "Run") -> Callable[[Sequence[np.ndarray]]
     return average
 
 
-def _member(run: "Run", member: "Run", size: Rows, made: dict[nnx.GraphDef, Callable[[object], Predict]]) -> Predict:
+def _member(run: "Run", member: "Run", size: Rows, made: Programs) -> Predict:
     """A member as the first one's task sees it: its labels in that order, and its texts as it reads them."""
     if differs := difference(run, member):
         predict = member.sized_predictor(size)
@@ -220,17 +227,18 @@ def joint_model(run: "Run") -> SplitModel:
         )
     if {*mixture.temperatures, mixture.temperature} != {1.0}:
         raise ValueError(f"{run.path}: language models of an ensemble have no temperatures: they should be 1.")
-    networks = [member.model.network for member in run.members]
-    sizes = {network.head.vocab_size(network.backbone) for network in networks}
+    backbones: list[Decoder | GPT2] = []
+    heads: list[LMHead] = []
+    for member in run.members:
+        network = member.model.network
+        if not isinstance(network.backbone, Decoder | GPT2) or not isinstance(network.head, LMHead):
+            raise ValueError(f"{member.path} is no language model with a decoder, so it cannot be averaged.")
+        backbones.append(network.backbone)
+        heads.append(network.head)
+    sizes = {head.vocab_size(backbone) for head, backbone in zip(heads, backbones, strict=True)}
     if len(sizes) > 1:
         raise ValueError(f"{run.path}: the vocabularies of its members have different sizes: {sizes}.")
-    backbones = [network.backbone for network in networks]
-    head = MixtureHead(
-        [network.head for network in networks],
-        [backbone.hidden_size for backbone in backbones],
-        mixture.weights,
-        mixture.average,
-    )
+    head = MixtureHead(heads, [backbone.hidden_size for backbone in backbones], mixture.weights, mixture.average)
     graphdef, state = nnx.split(Model(MixtureBackbone(backbones), head))
     params = nnx.to_pure_dict(state)
     shardings = jax.tree.map(lambda x: x.sharding, params)

@@ -231,8 +231,8 @@ class Run:
         for member in kept["members"]:
             with named(path, member["run"]):
                 own = member_settings(member["run"], run_settings(path), config)
-                given = {"joined": joined, "new_items": new_items, "fixed_shapes": fixed_shapes}
-                members.append(cls.open(member["run"], own, step=member["checkpoint"], **given))
+                opened = cls.open(member["run"], own, step=member["checkpoint"], joined=joined, new_items=new_items)
+                members.append(replace(opened, fixed_shapes=fixed_shapes))
         check_members([run, *members], kept["average"])
         return replace(run, members=tuple(members), mixture=mixture_of(kept, path / FILE))
 

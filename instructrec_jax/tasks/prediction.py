@@ -1,6 +1,6 @@
 """A model with its parameters, as a task's scores and answers see it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -73,7 +73,7 @@ class Predict:
         """The members of an ensemble, else this model."""
         return self.members or (self,)
 
-    def averaged(self, outputs: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    def averaged(self, outputs: Sequence[Iterable[np.ndarray]]) -> list[np.ndarray]:
         """The average for each case, of outputs by model of `each` and by case."""
         return [self.average(said) if self.members else said[0] for said in zip(*outputs, strict=True)]
 

@@ -37,7 +37,7 @@ from instructrec_jax.ranking.evaluation import (
 )
 from instructrec_jax.ranking.positions import position_report
 from instructrec_jax.tasks.answers import CaseRecord, ItemsAnswer, RankedItem, Shown
-from instructrec_jax.tasks.averaging import Judged
+from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, examples_of, owner_of, owners_of
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
@@ -89,7 +89,7 @@ class Target:
 class RankingTask(Task):
     """Base of the tasks that score items: all of the catalogue, or given candidates."""
 
-    outputs_are = "scores"
+    outputs_are: OutputKind | None = "scores"
     has_vectors = True  # whether scores are inner products; other tasks implement `score_candidates`
     retrieves = True  # whether the whole catalogue can be ranked; else only given candidates
     reads_history = False  # whether the network reads the items of the history; else only the instruction
