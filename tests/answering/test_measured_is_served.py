@@ -3,6 +3,7 @@
 Hybrids and two stages are compared in test_evaluate.py.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.files import read_json, read_jsonl, write_jsonl
+from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.runs.run import Run, require_finished
@@ -102,7 +103,7 @@ def test_ensembles(kind: str, checkpoint: Path, tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     for shown in ("ensemble", "run0 (1)", "run1 (2)", "mean member", "Paired differences", "tuned on"):
         assert shown in printed
-    table = read_json(folder / "evaluation.json", dict[str, Any])
+    table = json.loads((folder / "evaluation.json").read_text())
     values = {row["name"]: row["values"] for row in table["rows"]}
     metric = Run.open(folder).task.metric
     alone = [values[name][metric] for name in ("run0 (1)", "run1 (2)")]
