@@ -58,6 +58,9 @@ def parse_with_settings(parser: argparse.ArgumentParser, args: list[str]) -> tup
     """
     check_names(args, own_options(parser))  # first: a misspelled option would also be reported as a missing one
     options, rest = parser.parse_known_args(args)
+    paths: list[Path] = getattr(options, "paths", [])
+    if files := [path for path in paths[1:] if path.suffix in (".yaml", ".yml")]:  # settings behind the run
+        options.paths, rest = [path for path in paths if path not in files], [*map(str, files), *rest]
     return options, name_files(rest)
 
 

@@ -14,6 +14,7 @@ import scipy
 from helpers import SUBJECTS, examples, task_config
 from tiny_runs import untrained_run
 
+from instructrec_jax.adapters.mixture import MixtureHead
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import write_jsonl
@@ -179,6 +180,7 @@ def test_next_token_probabilities_are_averaged(language_models: dict[str, Path],
     mean = np.mean([np.exp(each.outputs[:, 0]) for each in judged], 0)
     np.testing.assert_allclose(np.exp(found.outputs[:, 0]), mean, rtol=1e-4)
     assert np.ptp([each.outputs[:, 0] for each in judged], 0).max() > 0.1
+    assert isinstance(run.model.network.head, MixtureHead)
     scores = run.task.score(run.predictor, cases)
     assert scores.metrics["loss"] == pytest.approx(-np.log(mean).mean(), rel=1e-4)
 
