@@ -5,12 +5,14 @@
     evaluate RUN --beside RUN2 RUN3       also other runs, on the same cases
     evaluate RUN --hybrid RUN2 coKNN      also hybrids with other rankers; weights are tuned on data.validation
     evaluate RUN --rerank RUN2            also two stages: RUN2 reranks the --retrieve best items of RUN
+    evaluate RUN1 RUN2 ... --average probability --out E   an ensemble, beside its members; E is opened like a run
     evaluate RUN --wordings FILE          also the same cases with each prompt variant (line) of FILE
     evaluate RUN --lm_eval TASK           tasks of EleutherAI's lm-eval instead
 
 Settings can be overridden as in train: `--data.test new.csv` is read with the columns of the run's data.train.
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 from instructrec_jax.answering.arguments import evaluate_parser, parse_with_settings
@@ -20,19 +22,25 @@ from instructrec_jax.evaluation.prompt_variants import read_wordings
 from instructrec_jax.extras import require
 from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.config import main_guard
-from instructrec_jax.runs.run import Run, is_run
+from instructrec_jax.runs.ensemble import How, make_ensemble
+from instructrec_jax.runs.run import Run, is_run, open_member
 
 
 def main(args: list[str]) -> None:
     options, rest = parse_with_settings(evaluate_parser(__doc__), args)
-    out = options.out or (options.path / "evaluation" if is_run(options.path) else Path("evaluation"))
+    path, several = options.paths[0], len(options.paths) > 1 or options.average is not None
+    if not several and (options.weights != "equal" or options.calibrate):
+        raise ValueError("--weights and --calibrate are for an ensemble: give several runs and --average.")
+    out = options.out or (path / "evaluation" if is_run(path) and not several else Path("evaluation"))
     if options.lm_eval:
         require("lm_eval", "--lm_eval")  # an extra, imported only here
         from instructrec_jax.answering.lm_eval import run_harness
 
-        model = LanguageModel(options.path, rest, step=options.step)
+        if several:
+            raise ValueError("--lm_eval is for one run: name the folder of an ensemble.")
+        model = LanguageModel(path, rest, step=options.step)
         run_harness(model, out, options.lm_eval, folder=options.lm_eval_tasks, limit=options.limit)
-        send(options.path)
+        send(path)
         return
     beside = Beside(
         runs=options.beside,
@@ -42,7 +50,17 @@ def main(args: list[str]) -> None:
         prompts=read_wordings(options.wordings) if options.wordings else (),
         baselines=not options.no_baselines,
     )
-    evaluate(Run.open(options.path, rest, step=options.step), out, split=options.split, beside=beside)
+    run = ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
+    evaluate(run, out, split=options.split, beside=beside)
+
+
+def ensemble(options: Namespace, out: Path, settings: list[str]) -> Run:
+    """`--average`: the ensemble of the runs, written to `out`."""
+    if options.average is None:
+        raise ValueError("several runs need --average probability (an ensemble), or --beside (a row for each).")
+    how = How(options.average, options.weights, options.calibrate)
+    make_ensemble([open_member(each, settings, options.step) for each in options.paths], out, how)
+    return Run.open(out, settings)
 
 
 if __name__ == "__main__":

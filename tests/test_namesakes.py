@@ -10,6 +10,7 @@ TESTS = Path(__file__).parent
 ELSEWHERE = {
     "arrays": "adapters/test_dual_encoder.py",  # a name for a type
     "hf_types": "test_imports.py",  # names for types
+    "adapters/mixture": "runs/test_ensemble.py",
     "compress": "compression/test_compress.py",
     "answering/comparison": "test_evaluate.py",
     "answering/exporting": "test_export.py",

@@ -25,6 +25,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.tasks import ClassificationConfig
+from instructrec_jax.tasks.averaging import Mixture
 from instructrec_jax.train import train
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "synthetic_headlines.py"
@@ -244,12 +245,12 @@ def test_options_that_cannot_be(run: Path, finished: Any, stream: Path, capsys: 
 class Oracle:
     """Replaces a classifier: knows the label of each template."""
 
-    labels, members = LABELS, 1
+    labels, members, mixture = LABELS, 1, Mixture.equal("probability", 1)
 
     def encode(self, text: str, where: str) -> Any:
         return text
 
-    def members_of(self, encoded: Sequence[str], numbers: Any = None) -> np.ndarray:
+    def logits(self, encoded: Sequence[str], numbers: Any = None) -> np.ndarray:
         def label(text: str) -> str:
             near = {
                 label: max(len(set(text.split()) & set(t.split())) for t in templates)
@@ -257,7 +258,13 @@ class Oracle:
             }
             return max(near, key=near.__getitem__)
 
-        return np.array([[[float(label(text) == name) for name in LABELS] for text in encoded]])
+        return np.array([[[0.0 if label(text) == name else -np.inf for name in LABELS] for text in encoded]])
+
+    def shares(self, logits: np.ndarray) -> np.ndarray:
+        return np.exp(logits)
+
+    def mean(self, logits: np.ndarray) -> np.ndarray:
+        return logits[0]
 
 
 @pytest.mark.parametrize("bad", ["{", json.dumps({"text": "x", "entity": "a", "time": 20}), None])

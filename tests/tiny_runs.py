@@ -132,11 +132,11 @@ def final_parameters(run_dir: str | Path, step: int) -> Any:
     return jax.device_get(models.restored_model(config, task, Path(run_dir), mesh, step).params)
 
 
-def untrained_run(run: Path, task: Any, network: Path, max_length: int = 192) -> Path:
+def untrained_run(run: Path, task: Any, network: Path, max_length: int = 192, **changes: Any) -> Path:
     """A run directory as training leaves it, with parameters as they were drawn."""
     backbone = BackboneConfig(str(network), dtype="float32")
     data = DataConfig(max_length=max_length, batch_size=8)
-    config = Config(run_dir=str(run), backbone=backbone, task=task, data=data)
+    config = changed(Config(run_dir=str(run), backbone=backbone, task=task, data=data), **changes)
     built = models.open_task(config, network)
     model = models.load_model(config, built, network, make_mesh(config.mesh))
     trained, frozen = split_params(model.params, model.is_frozen)

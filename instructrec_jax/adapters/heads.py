@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from instructrec_jax.adapters import losses
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.encoder import Encoder
 from instructrec_jax.backbones.family import Backbone, HeadSpec, LMHeadSpec
@@ -227,6 +228,9 @@ class LMHead(nnx.Module):
         table = backbone.word_embedding_table if self.table is None else dense_table(self.table)
         return table, None if self.bias is None else self.bias[...]
 
+    def vocab_size(self, backbone: Backbone) -> int:
+        return self.output(backbone)[0].shape[0]
+
     def __call__(self, backbone: Backbone, hidden: jax.Array) -> jax.Array:
         """hidden [..., hidden_size] -> fp32 logits [..., vocab_size]. A loss never needs them: see `losses`."""
         table = backbone.word_embeddings.table if self.table is None else self.table
@@ -234,6 +238,14 @@ class LMHead(nnx.Module):
         logits = logits if self.bias is None else logits + self.bias[...]
         cap = self.spec.soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def token_losses(
+        self, backbone: Backbone, hidden: jax.Array, labels: Array, weights: Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """See `losses.token_losses`."""
+        table, bias = self.output(backbone)
+        scale, soft_cap = self.spec.scale, self.spec.soft_cap
+        return losses.token_losses(hidden, table, labels, weights, bias=bias, scale=scale, soft_cap=soft_cap)
 
 
 HEADS: dict[str, Callable[..., nnx.Module]] = {

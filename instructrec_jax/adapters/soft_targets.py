@@ -11,6 +11,7 @@ from instructrec_jax.adapters.losses import chunk_size
 from instructrec_jax.arrays import Array
 
 Kind = Literal["classes", "labels", "numbers"]
+KIND_OF: dict[str, Kind] = {"labels": "classes", "decisions": "labels", "numbers": "numbers"}  # by Task.outputs_are
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,9 @@ def parse_with_settings(parser: argparse.ArgumentParser, args: list[str]) -> tup
     """
     check_names(args, own_options(parser))  # first: a misspelled option would also be reported as a missing one
     options, rest = parser.parse_known_args(args)
+    paths: list[Path] = getattr(options, "paths", [])
+    if files := [path for path in paths[1:] if path.suffix in (".yaml", ".yml")]:  # settings behind the run
+        options.paths, rest = [path for path in paths if path not in files], [*map(str, files), *rest]
     return options, name_files(rest)
 
 
@@ -103,10 +106,15 @@ def new_file(path: Path | None, option: str = "--out") -> Path | None:
 def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("evaluate", doc, SETTINGS)
     add = parser.add_argument
-    add("path", type=run_path, help="run directory, or HuggingFace folder")
+    add("paths", type=run_path, nargs="+", metavar="RUN", help="run directory, or HuggingFace folder")
     add("--split", choices=("test", "validation"), default="test", help="sources of the cases (default: test)")
     add("--step", type=int, help="step of the checkpoint; default: the best")
     add("--out", type=Path, help="folder for the results; default: RUN/evaluation or ./evaluation")
+    add("--average", choices=("probability", "logit", "rank"), help="answer as one model, with this average")
+    weights = "of --average: equal (default), or tuned on data.validation"
+    add("--weights", choices=("equal", "tuned"), default="equal", help=weights)
+    calibrate = "tune temperatures of the members and of their average on data.validation"
+    add("--calibrate", action="store_true", help=calibrate)
     add("--beside", type=run_path, nargs="+", default=[], help="other runs to score on the same cases")
     add("--hybrid", nargs="+", default=[], help="runs or baselines (coKNN ...) whose scores are mixed in")
     add("--rerank", type=run_path, nargs="+", default=[], help="reranker runs applied to this run's top results")

@@ -1,6 +1,7 @@
 """Classification runs opened to label texts, with uncertainty from ensembles or Monte Carlo dropout."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import numpy as np
 from instructrec_jax.data.example import BadExample, Example, Output, check_text
 from instructrec_jax.data.listed import listed
 from instructrec_jax.metrics.uncertainty import probabilities
+from instructrec_jax.runs.ensemble import ensemble_of
 from instructrec_jax.runs.run import Run, require_run
+from instructrec_jax.tasks.averaging import Mixture, mixed
 from instructrec_jax.tasks.base import Encoded, Task
 
 
@@ -52,10 +55,10 @@ def encode_one(task: Task, text: str, output: Output, *, where: str, instruction
 
 
 class Classifier:
-    """One or several runs of the task classification with the same labels.
+    """A run of the task classification, an ensemble of them, or several runs with the same labels.
 
-    Several runs form an ensemble (Lakshminarayanan et al., 2017). With `draws`, each run predicts `draws` times with
-    dropout on (Monte Carlo dropout, Gal & Ghahramani, 2016). Combined: members = runs × draws.
+    Several runs form an ensemble with equal weights (Lakshminarayanan et al., 2017). With `draws`, each member predicts
+    `draws` times with dropout on (Monte Carlo dropout, Gal & Ghahramani, 2016). Combined: members = runs × draws.
 
     Args:
       draws: number of dropout passes per run; 0: one pass without dropout.
@@ -78,37 +81,33 @@ class Classifier:
             raise ValueError(f"--draws is {draws}: uncertainty needs at least 2 draws; 0 turns dropout off.")
         given = listed(runs, "runs", (str, Path, Run), "a run directory, or a list of them")
         paths = [run if isinstance(run, Run) else Path(str(run)) for run in given]
-        self.runs = [open_run_of(path, "classification") for path in paths]
-        self.labels: list[str] = list(self.runs[0].task.labels)
-        for opened in self.runs:
-            if set(opened.task.labels) != set(self.labels):
-                raise ValueError(
-                    f"{opened.path} has the labels {opened.task.labels}, but {self.runs[0].path} has {self.labels}: an "
-                    "ensemble needs runs with the same labels."
-                )
+        opened = [open_run_of(path, "classification") for path in paths]
+        self.run = opened[0] if len(opened) == 1 else ensemble_of(opened)
+        self.labels: list[str] = list(self.run.task.labels)
         self.draws, self.seed, self.instruction = draws, seed, instruction
+        one = self.run.mixture or Mixture.equal("probability", 1)
+        times = max(1, draws)
+        weights, temperatures = (np.repeat(each, times).tolist() for each in (one.weights, one.temperatures))
+        self.mixture = replace(one, weights=tuple(w / times for w in weights), temperatures=tuple(temperatures))
 
     @property
     def members(self) -> int:
-        return len(self.runs) * max(1, self.draws)
+        return len(self.mixture.weights)
 
     @property
     def cut(self) -> int:
         """Number of texts truncated so far (by the run's `data.truncate`)."""
-        return max(run.task.context.counts.get("texts cut", 0) for run in self.runs)
+        return self.run.task.context.counts.get("texts cut", 0)
 
     def prompt(self, text: str) -> str:
         """The text as the runs read it, and as their evaluations write it."""
         return f"{self.instruction}\n{text}" if self.instruction else text
 
-    def encode(self, text: str, where: str) -> list[Encoded]:
-        """The text encoded for each run. Raises BadExample for an unusable text."""
-        return [
-            encode_one(run.task, text, run.task.labels[0], where=where, instruction=self.instruction)
-            for run in self.runs
-        ]
+    def encode(self, text: str, where: str) -> Encoded:
+        """The encoded text. Raises BadExample for an unusable text."""
+        return encode_one(self.run.task, text, self.labels[0], where=where, instruction=self.instruction)
 
-    def logits(self, encoded: Sequence[Sequence[Encoded]], numbers: Sequence[int] | None = None) -> np.ndarray:
+    def logits(self, encoded: Sequence[Encoded], numbers: Sequence[int] | None = None) -> np.ndarray:
         """float32 [members, texts, labels], in the order of `labels`.
 
         Args:
@@ -116,25 +115,32 @@ class Classifier:
           numbers: numbers of the texts; the dropout mask depends on (seed, draw, number of the text).
         """
         found = []
-        for place, run in enumerate(self.runs):
-            texts = [each[place].text for each in encoded]
-            order = [run.task.labels.index(label) for label in self.labels]
+        for place, member in enumerate(self.run.predictor.each):
+            texts = [each.text for each in (encoded if member.reads is None else member.reads(encoded))]
             if not self.draws:
-                found.append(np.stack(run.predictor(texts))[:, order])
+                found.append(np.stack(member(texts)))
                 continue
             seeds = np.random.SeedSequence([self.seed, place]).generate_state(self.draws)
-            drawn = np.stack([np.stack(run.predictor.draw(texts, seed, numbers)) for seed in seeds])
+            drawn = np.stack([np.stack(member.draw(texts, seed, numbers)) for seed in seeds])
             if (drawn == drawn[0]).all():
                 raise ValueError(
                     "--draws: all draws are equal, because the network has no dropout (see its config.json). Use "
                     "several runs with different seeds instead."
                 )
-            found += list(drawn[:, :, order])
+            found += list(drawn)
         logits = np.stack(found)
         if not np.isfinite(logits).all():
             raise ValueError("the model's outputs are not finite: the run diverged. Train it again.")
         return logits
 
-    def members_of(self, encoded: Sequence[Sequence[Encoded]], numbers: Sequence[int] | None = None) -> np.ndarray:
-        """Probabilities, float64 [members, texts, labels]; arguments as in `logits`."""
-        return probabilities(self.logits(encoded, numbers))
+    def mean(self, logits: np.ndarray) -> np.ndarray:
+        """The average, float64 [texts, labels], of the members' logits [members, texts, labels]; see `averaging`."""
+        return mixed("labels", logits, self.mixture)
+
+    def members_of(self, encoded: Sequence[Encoded], numbers: Sequence[int] | None = None) -> np.ndarray:
+        """Probabilities of each member, float64 [members, texts, labels]; arguments as in `logits`."""
+        return self.shares(self.logits(encoded, numbers))
+
+    def shares(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities of each member, float64 [members, texts, labels], from the result of `logits`."""
+        return probabilities(logits / np.array(self.mixture.temperatures)[:, None, None])

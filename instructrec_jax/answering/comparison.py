@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,10 +25,12 @@ from instructrec_jax.evaluation.prompt_variants import format_sensitivity, rewor
 from instructrec_jax.evaluation.results import show_results
 from instructrec_jax.evaluation.showcase import showcase
 from instructrec_jax.files import write_json
+from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.checkpoint_metric import chosen_metric
+from instructrec_jax.runs.ensemble import alone_of, read_ensemble, shown
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.tasks.base import Encoded, Scores, Task
 from instructrec_jax.tasks.encoded_store import encode_again
 from instructrec_jax.tasks.prediction import Predict
 
@@ -70,12 +72,12 @@ def evaluate(
         other = "validation" if split == "test" else "test"
         raise ValueError(f"data.{split} lists no sources to evaluate on. Set it, or use --split {other}.")
     groups = run.data.case_groups(cases)
-    tuned = "tuned" if run.trained else "untuned"
+    tuned = "ensemble" if run.members else "tuned" if run.trained else "untuned"
     rows = [_scored(tuned, run.task, run.predictor, groups)]
     metric = run.config.evaluation.metric or run.task.metric
     if run.config.evaluation.metric is not None:
         chosen_metric({name: value for s in rows[0].scores.values() for name, value in s.metrics.items()}, metric)
-    rows += [_other_run(path, groups) for path in beside.runs]
+    rows += [*_members(run, groups), *(_other_run(path, groups) for path in beside.runs)]
     fusions = [(str(other), None) for other in beside.hybrids] + [(str(r), beside.retrieve) for r in beside.rerankers]
     if fusions:
         validation = run.data.cases(run.task, "validation")
@@ -146,6 +148,41 @@ def _other_run(path: Path, groups: Groups) -> ScoredRow:
             f"{path} drops cases longer than its data.max_length, so it cannot be compared on the same cases."
         )
     return _scored(path.name, other.task, other.predictor, same)
+
+
+def _members(run: Run, groups: Groups) -> list[ScoredRow]:
+    """The members of an ensemble, each as it is alone, and their mean."""
+    if not run.members:
+        return []
+    kept = read_ensemble(run.path)
+    if kept is not None:
+        say(shown(kept), sys.stdout)
+    found = []
+    for number, member in enumerate(run.members):
+        alone = alone_of(run, number)
+        found.append(_scored(f"{member.path.name} ({number + 1})", run.task, alone, groups))
+    return [*found, mean_row("mean member", found)]
+
+
+def mean_row(name: str, rows: Sequence[ScoredRow]) -> ScoredRow:
+    """What a member of an ensemble scores in the mean, case by case."""
+
+    def mean(scores: Sequence[Scores]) -> Scores:
+        def of_corpus(metric: str) -> CorpusMetric:
+            each = [one.corpus[metric] for one in scores]
+            return CorpusMetric(lambda drawn: float(np.mean([one.value(drawn) for one in each])), each[0].cases)
+
+        first = scores[0]
+        return replace(
+            Scores({metric: float(np.mean([one.metrics[metric] for one in scores])) for metric in first.metrics}),
+            cases={metric: np.mean([one.cases[metric] for one in scores], 0) for metric in first.cases},
+            corpus={metric: of_corpus(metric) for metric in first.corpus},
+            owners=first.owners,
+            main=first.main,
+        )
+
+    groups = rows[0].scores
+    return ScoredRow(name, {group: mean([row.scores[group] for row in rows]) for group in groups})
 
 
 def _asked_as(task: Task, groups: Groups, prompt: str) -> Groups:

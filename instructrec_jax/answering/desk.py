@@ -243,7 +243,7 @@ class Desk:
         self.tagger = None if slots is None else open_tagger(slots if isinstance(slots, Run) else Path(slots))
         found = [] if self.tagger is None else tagged_slots(self.tagger.task.labels)
         self.actions: Actions = read_actions(Path(actions), self.classifier.labels, found)
-        tuned = self.classifier.runs[0].path / "assist" / "threshold.json"
+        tuned = self.classifier.run.path / "assist" / "threshold.json"
         self.score: ScoreName = score or "max_probability"
         self.threshold = threshold
         if threshold is None and tuned.is_file():
@@ -256,7 +256,8 @@ class Desk:
 
     def answer(self, requests: Sequence[tuple[str, str]]) -> list[Answered]:
         """Answers (where, text) pairs. Raises BadExample, naming `where`, for an unusable text."""
-        logits = self.classifier.logits([self.classifier.encode(text, where) for where, text in requests])[0]
+        encoded = [self.classifier.encode(text, where) for where, text in requests]
+        logits = self.classifier.mean(self.classifier.logits(encoded))
         shares, scores = probabilities(logits), scope_score(self.score, logits)
         answers: list[Answered] = []
         for (where, text), share, score in zip(requests, shares, scores, strict=True):
@@ -312,7 +313,8 @@ def tune_threshold(
     def logits(requests: Requests, name: str) -> np.ndarray:
         found = []
         for block in blocks(requests, BATCH):
-            found.append(classifier.logits([classifier.encode(text, where) for where, text in block])[0])
+            encoded = [classifier.encode(text, where) for where, text in block]
+            found.append(classifier.mean(classifier.logits(encoded)))
         if not found:
             raise ValueError(f"there are no requests {name}: tuning needs requests in and out of scope.")
         return np.concatenate(found)

@@ -87,6 +87,11 @@ class Ranker:
         return cls(Run.open(path, config, step=step, joined=joined, new_items=new, fixed_shapes=fixed_shapes))
 
     @property
+    def has_vectors(self) -> bool:
+        """Whether scores are inner products of vectors, which the average of several models is not."""
+        return self.task.has_vectors and not self.run.members
+
+    @property
     def tells_history(self) -> bool:
         """Whether the instruction has to name the history."""
         return not self.task.reads_history or self.wording.always_told
@@ -121,17 +126,19 @@ class Ranker:
 
     def scores(self, cases: Sequence[Encoded], items: np.ndarray | None = None) -> np.ndarray:
         """Scores float [cases, k] of items int [cases, k], or [cases, items] of the whole catalogue (None)."""
-        if self.task.has_vectors:
+        if self.has_vectors:
             queries = self.task.query_vectors(self.predict, cases)
             return queries @ self.vectors.T if items is None else products(queries, self.vectors, items)
         if items is None:
-            return self.task.score_items(self.predict, cases)(slice(0, len(cases)))
-        return self.task.score_candidates(self.predict, cases, items)
+            return self.task.all_scores(self.predict, cases)(slice(0, len(cases)))
+        if self.predict.members and self.task.retrieves:  # shares and ranks are those in the whole catalogue
+            return np.take_along_axis(self.scores(cases), items, axis=1)
+        return self.task.listed_scores(self.predict, cases, items)
 
     def best(self, cases: Sequence[Encoded], allowed: np.ndarray, k: int) -> "Best":
         """The k best of the allowed items, bool [cases, items]; ties by item number."""
         ones = np.ones((len(cases), 1))
-        if self.task.has_vectors:
+        if self.has_vectors:
             queries = self.task.query_vectors(self.predict, cases)
             items, scores = self.index.search(queries, k, exclude=[np.flatnonzero(~row) for row in allowed])
             return Best(np.maximum(items, 0), scores.astype(np.float64), (ones,))
@@ -333,4 +340,5 @@ def _key(name: str, k: int | None) -> str:
 
 
 def _checkpoints(first: Ranker, second: Scorer) -> list[int | None]:
-    return [ranker.run.checkpoint for ranker in (first, second) if isinstance(ranker, Ranker)]
+    runs = [ranker.run for ranker in (first, second) if isinstance(ranker, Ranker)]
+    return [member.checkpoint for run in runs for member in run.members or (run,)]

@@ -13,7 +13,7 @@ from instructrec_jax.answering.classifier import Classifier
 from instructrec_jax.answering.records import InOrder, Skipped, blocks, name_of, read_records, time_of, value_of
 from instructrec_jax.answering.rolling import Band, Opinion, Watch
 from instructrec_jax.data.example import BadExample, suggest
-from instructrec_jax.metrics.uncertainty import entropy, mutual_information
+from instructrec_jax.metrics.uncertainty import entropy, mutual_information, probabilities
 from instructrec_jax.tasks.base import Encoded
 
 VALUES = {"positive": 1.0, "neutral": 0.0, "negative": -1.0}
@@ -29,7 +29,7 @@ class Reading:
     entity: str
     time: datetime
     text: str
-    encoded: list[Encoded]
+    encoded: Encoded
 
 
 class Feed:
@@ -88,8 +88,9 @@ def label_values(labels: list[str], given: Mapping[str, float] | None) -> np.nda
 
 def opinions(classifier: Classifier, values: np.ndarray, weight: Weight, block: list[Reading]) -> list[Opinion]:
     """Labels a block of readings."""
-    members = classifier.members_of([each.encoded for each in block], [each.number for each in block])
-    means, unsure, informed = members.mean(0), entropy(members.mean(0)), mutual_information(members)
+    logits = classifier.logits([each.encoded for each in block], [each.number for each in block])
+    members, means = classifier.shares(logits), probabilities(classifier.mean(logits))
+    unsure, informed = entropy(means), mutual_information(members, classifier.mixture.weights)
     found = []
     for place, each in enumerate(block):
         mean, value, doubt = means[place], float(means[place] @ values), float(unsure[place])

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructrec_jax.adapters.losses import token_losses
 from instructrec_jax.backbones.attention import BRANCH
 from instructrec_jax.data.batch import Batch, PerToken, Text, end_to_end
 
@@ -130,10 +129,8 @@ def branch_log_probs(model: LanguageModel, batch: Batch, own: BranchTokens) -> j
         cache = backbone.empty_cache(rows, length + targets.shape[1])
         _, cache = backbone(tokens, prefix, positions, batch.token_types, cache=cache)
         hidden, _ = backbone(targets, branches, places, jnp.zeros_like(targets), cache=cache)
-    table, bias = model.head.output(backbone)
-    options = {"bias": bias, "scale": model.head.spec.scale, "soft_cap": model.head.spec.soft_cap}
-    loss, _ = token_losses(hidden, table, jnp.asarray(own.labels), jnp.asarray(own.counts, jnp.float32), **options)
-    return -loss
+    labels, counts = jnp.asarray(own.labels), jnp.asarray(own.counts, jnp.float32)
+    return -model.head.token_losses(backbone, hidden, labels, counts)[0]
 
 
 # ---------------------------------------------------------------- on the host

@@ -180,7 +180,7 @@ class Slots:
         backbone = model.backbone
         more = (self.capacity,) if isinstance(backbone, EncoderDecoder) else ()
         layers = backbone.empty_cache(self.slots, self.capacity, *more)["layers"]
-        vocab = model.head.output(backbone)[0].shape[0]
+        vocab = model.head.vocab_size(backbone)
         return self._pin(_Held(layers, jnp.zeros((self.slots, vocab), bool)))
 
     def _prefill_program(

@@ -1,5 +1,7 @@
 """Uncertainty of a classifier, from its logits or from the probabilities of several members (draws, or an ensemble)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy
 
@@ -14,13 +16,16 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
     return scipy.special.entr(probabilities).sum(-1)
 
 
-def mutual_information(members: np.ndarray) -> np.ndarray:
+def mutual_information(members: np.ndarray, weights: Sequence[float] | None = None) -> np.ndarray:
     """Mutual information of label and member, in nats: probabilities [members, ..., labels] -> [...].
+
+    `weights` of the members have the sum 1; None: equal ones.
 
     The entropy of the mean minus the mean of the entropies: 0 if all members agree, even if each is uncertain
     (Houlsby et al., "Bayesian Active Learning", 2011; Gal & Ghahramani, 2016; Lakshminarayanan et al., 2017).
     """
-    return np.maximum(entropy(members.mean(0)) - entropy(members).mean(0), 0)
+    mean, entropies = (np.average(each, 0, weights) for each in (members, entropy(members)))
+    return np.maximum(entropy(mean) - entropies, 0)
 
 
 def negative_energy(logits: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
 
 from instructrec_jax.metrics import ranking
@@ -77,6 +78,20 @@ def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lowest, highest = values.min(1, where=finite, initial=np.inf), values.max(1, where=finite, initial=-np.inf)
     deviation[lowest >= highest] = np.inf
     return mean, deviation
+
+
+RANK = 60  # Cormack et al., 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods"
+
+
+def reciprocal_ranks(scores: ArrayLike) -> np.ndarray:
+    """1 / (60 + rank) of each item within its row (last axis), float64; equal scores share their mean rank.
+
+    −inf (an item that does not compete) is unchanged. Raises ValueError for NaN.
+    """
+    values = np.asarray(scores, np.float64)
+    if np.isnan(values).any():
+        raise ValueError("the scores of a ranking hold NaN: the model may have diverged.")
+    return np.where(np.isneginf(values), -np.inf, 1 / (RANK + scipy.stats.rankdata(-values, axis=-1)))
 
 
 def hybrid(first: ArrayLike, second: ArrayLike, weight: float) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from instructrec_jax.data.batch import BatchTexts
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import Example, digest_of_example
+from instructrec_jax.data.file_stream import Position
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, HoldOutConfig, check_hold_out, is_held_out
 from instructrec_jax.data.loader import HostBatch, Loader, OwnRows, RowLoader, StreamLoader, StreamRowLoader, rows_here
 from instructrec_jax.data.masked import ExampleMask
@@ -232,7 +233,7 @@ class TrainingData:
     """
 
     fingerprint: str
-    batches: Callable[[int, int, dict[str, object] | None], Iterator[HostBatch]]
+    batches: Callable[[int, int, Position | None], Iterator[HostBatch]]
     step_size: str
     encoded: EncodedExamples = field(default_factory=lambda: EncodedExamples([]))
     tokens: int = 0

@@ -35,6 +35,16 @@ from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import DEFAULT, Config, parse
 from instructrec_jax.runs.data import RunData, buckets, example_mask
 from instructrec_jax.runs.directory import check_not_training, is_run_dir
+from instructrec_jax.runs.ensemble import (
+    FILE,
+    averaged,
+    check_members,
+    check_overrides,
+    joint_model,
+    mixture_of,
+    named,
+    read_ensemble,
+)
 from instructrec_jax.runs.given import relocated
 from instructrec_jax.runs.model import (
     SplitModel,
@@ -55,6 +65,7 @@ from instructrec_jax.runs.predictions import (
     source_task,
 )
 from instructrec_jax.runs.vectors import Embedder, embedder
+from instructrec_jax.tasks.averaging import Mixture
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.prediction import Predict
@@ -85,6 +96,10 @@ def require_finished(path: str | Path, step: int | None) -> None:
     require_run(path)
     if step is None:
         check_not_training(path)
+    kept = read_ensemble(path)
+    for member in kept["members"] if kept is not None else ():
+        with named(path, member["run"]):
+            require_finished(member["run"], member["checkpoint"])
 
 
 def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path | None = DEFAULT) -> Config:
@@ -97,11 +112,37 @@ def run_settings(path: str | Path, overrides: Sequence[str] = (), default: Path 
       overrides: as on the command line: ["--data.max_length", "64", "--config_path", "x.yaml"].
     """
     path = local_run(path)
+    if is_run(path) and read_ensemble(path) is not None:
+        check_overrides(path, overrides)
     config = parse(Config, list(overrides), default=path / "config.yaml" if is_run(path) else default)
     config = _read_alike(relocated(config, path), overrides) if is_run(path) else config
     if any(arg.startswith("--mesh") for arg in overrides):
         return config
     return replace(config, mesh=fitting_mesh(config.mesh))
+
+
+def open_member(path: Path, overrides: Sequence[str], step: int | None) -> "Run":
+    """Opens a run for an ensemble. Raises ValueError naming a path that is not a finished run, or is an ensemble."""
+    require_finished(path, step)
+    check_overrides(path, overrides)
+    run = Run.open(path, overrides, step=step)
+    if run.members:
+        raise ValueError(f"{path} is an ensemble already: name its members.")
+    return run
+
+
+def member_settings(path: str, kept: Config, config: Config) -> Config:
+    """The settings of a member of an ensemble: its own, on the mesh of the ensemble.
+
+    Args:
+      kept, config: settings of the ensemble, without and with what is overridden. A length of texts that the member
+        shares is overridden for it, too.
+    """
+    own = run_settings(path)
+    shared = (own.data.max_length, own.data.truncate) == (kept.data.max_length, kept.data.truncate)
+    lengths = config.data if shared else own.data
+    data = replace(own.data, max_length=lengths.max_length, truncate=lengths.truncate)
+    return replace(own, mesh=config.mesh, data=data)
 
 
 def _read_alike(config: Config, overrides: Sequence[str]) -> Config:
@@ -134,6 +175,7 @@ class Run:
       trained: whether `path` is a run directory.
       step: step of the checkpoint to use; None: the best.
       fixed_shapes: whether texts run in batch shapes that are known before, for a service; see `Rows` "ladder".
+      members, mixture: of an ensemble (see `runs.ensemble`): the averaged runs, and how.
     """
 
     path: Path
@@ -144,6 +186,8 @@ class Run:
     trained: bool
     step: int | None = None
     fixed_shapes: bool = False
+    members: "tuple[Run, ...]" = ()
+    mixture: Mixture | None = None
 
     @classmethod
     def open(
@@ -173,11 +217,24 @@ class Run:
         path = local_run(path)
         config = settings if isinstance(settings, Config) else run_settings(path, settings)
         trained = is_run(path)
+        kept = read_ensemble(path) if trained else None
+        if kept is not None and step is not None:
+            raise ValueError(f"{path} is an ensemble, whose members have their own checkpoints: leave out --step.")
         folder = path / "backbone" if trained else backbone_folder(str(path))
         prepare_data(config)
         data = RunData(config)
         task = open_task(data.config, folder, joined, new_items)
-        return cls(path, data, folder, task, make_mesh(config.mesh), trained, step, fixed_shapes)
+        run = cls(path, data, folder, task, make_mesh(config.mesh), trained, step, fixed_shapes)
+        if kept is None:
+            return run
+        members = []
+        for member in kept["members"]:
+            with named(path, member["run"]):
+                own = member_settings(member["run"], run_settings(path), config)
+                opened = cls.open(member["run"], own, step=member["checkpoint"], joined=joined, new_items=new_items)
+                members.append(replace(opened, fixed_shapes=fixed_shapes))
+        check_members([run, *members], kept["average"])
+        return replace(run, members=tuple(members), mixture=mixture_of(kept, path / FILE))
 
     @property
     def config(self) -> Config:
@@ -190,8 +247,8 @@ class Run:
 
     @property
     def checkpoint(self) -> int | None:
-        """The step of the checkpoint in use; None for a HuggingFace folder."""
-        if not self.trained or self.step is not None:
+        """The step of the checkpoint in use; None for a HuggingFace folder and an ensemble."""
+        if not self.trained or self.members or self.step is not None:
             return self.step
         checkpoints = Checkpoints(self.path)
         try:
@@ -202,6 +259,8 @@ class Run:
     @cached_property
     def model(self) -> SplitModel:
         with heartbeat(f"loading the network of {self.path}"):
+            if self.members:
+                return joint_model(self)
             if self.trained:
                 return restored_model(self.config, self.task, self.path, self.mesh, self.step)
             return load_model(self.config, self.task, self.folder, self.mesh)
@@ -209,12 +268,12 @@ class Run:
     @cached_property
     def predictor(self) -> Predict:
         """The model, ready for `task.score`. A ranking run computes the vectors of its items' texts only once."""
-        return self._predictor("ladder" if self.fixed_shapes else "fitting")
+        return self.sized_predictor("ladder" if self.fixed_shapes else "fitting")
 
     @cached_property
     def full_predictor(self) -> Predict:
         """The same for many texts: each length has one batch shape, whatever the number of texts of a call."""
-        return self._predictor("full")
+        return self.sized_predictor("full")
 
     def predict(self, records: Record | Sequence[Record], *, k: int = 10) -> Predictions:
         """The task's answers to new texts or records; answers that they hold are ignored.
@@ -289,16 +348,24 @@ class Run:
     def _mask(self) -> ExampleMask | None:
         return example_mask(self.config)
 
-    def _predictor(self, size: Rows) -> Predict:
+    def sized_predictor(self, size: Rows) -> Predict:
+        """See `predictor` and `full_predictor`."""
+        if self.members and self.task.outputs_are != "words":
+            return averaged(self, size)
         make = predictor(self.task, self.model.graphdef, self.mesh, buckets(self.config), size=size)
-        predict = make(self.model.params)
-        ranking = as_ranking(self.task)
+        return self.with_known_items(make(self.model.params), self.task)
+
+    def with_known_items(self, predict: Predict, task: Task) -> Predict:
+        """`predict` with the run's parameters that computes the vectors of the items of a ranking task once."""
+        ranking = as_ranking(task)
         if not self.trained or ranking is None:
             return predict
         return _with_known_items(predict, ranking, self.path / "item_vectors", self.weights_identity())
 
     def weights_identity(self) -> dict[str, object]:
         """JSON that identifies the weights of a run or folder, as the cache key of item vectors."""
+        if self.members:
+            return {"mixture": repr(self.mixture), "members": [member.weights_identity() for member in self.members]}
         folder = self.path / "checkpoints" / str(self.checkpoint) if self.trained else self.folder
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         return {

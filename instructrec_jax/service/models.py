@@ -223,7 +223,7 @@ def _open(config: ModelConfig) -> Run | LanguageModel | str:
         if _writes(config, settings):
             return LanguageModel(config.path, config.settings)
         run = Run.open(config.path, settings, fixed_shapes=True)
-        _ = run.model
+        _ = [member.model for member in run.members or (run,)]
     except ValueError as error:
         if not trained:
             raise
@@ -257,7 +257,7 @@ def _served(name: str, run: Run, config: ModelConfig, limits: LimitsConfig, shar
             warming.append(partial(compile_vectors, run))
     if predicts:
         answerers["classify"] = Predicting(run)
-    if run.trained and isinstance(run.task, RerankerTask):
+    if run.trained and isinstance(run.task, RerankerTask) and not run.members:
         answerers["rerank"] = CrossEncoder(run)
     elif predicts and isinstance(run.task, ChoiceTask) and not run.task.config.labels:
         answerers["rerank"] = Options(run)
@@ -285,6 +285,8 @@ def _locked(lock: threading.Lock, call: Callable[P, T]) -> Callable[P, T]:
 
 def _has_vectors(run: Run) -> bool:
     """Whether the backbone gives vectors of texts."""
+    if run.members:
+        return False
     if as_language_model(run.task) is not None:
         return not run.trained  # a folder that declares how vectors are made
     reads = getattr(run.config.task, "text", True)  # a sequence of items may have no backbone

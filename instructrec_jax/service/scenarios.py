@@ -236,7 +236,7 @@ class Watching:
                 told, alert = self.watch.add(opinion)
                 records.append({"entity": opinion.entity, **opinion.told, **told})
                 alerts += [] if alert is None else [alert]
-            tokens = sum(len(e.text.tokens) for each in readings for e in each.encoded)
+            tokens = sum(len(each.encoded.text.tokens) for each in readings)
             answers.append(Watched(records, alerts, tokens))
         return answers
 

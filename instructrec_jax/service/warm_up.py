@@ -32,9 +32,11 @@ def compile_task(run: Run) -> None:
             _likelihoods(run, task, predict)
             continue
         for texts in texts_of_every_shape(_sample(task), buckets(run.config), data_shards(run.mesh)):
-            predict.run(texts)
+            for each in predict.each:
+                each.run(texts)
         if isinstance(task, SequenceTask):
-            _sequences(run, task, predict)
+            for each in predict.each:
+                _sequences(run, task, each)
 
 
 def compile_vectors(run: Run) -> None:
@@ -51,7 +53,7 @@ def compile_ranker(ranker: Ranker, most: int, *, alone: bool) -> None:
       alone: whether it answers by itself, rather than in a fusion, which ranks on the host.
     """
     compile_task(ranker.run)
-    if ranker.task.has_vectors:
+    if ranker.has_vectors:
         _ = ranker.vectors
         if alone:
             ranker.index.compile(min(most, len(ranker.catalogue)))

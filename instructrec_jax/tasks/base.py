@@ -19,7 +19,6 @@ from typing_extensions import TypeVar  # with defaults, which typing has from Py
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.soft_targets import SoftOutputs
-from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, Text
 from instructrec_jax.data.example import Example
@@ -27,6 +26,7 @@ from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownAnswer
+from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.prediction import Predict
 
 T = TypeVar("T")
@@ -361,6 +361,12 @@ class Task:
         """The predictions, one for each entry of `pieces(encoded)`; `k` items of a task that ranks them."""
         raise TypeError(f"{type(self).__name__} has no answers().")
 
+    outputs_are: OutputKind | None = None  # the outputs that ensembles average; None: they have no common form
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded]) -> Judged:
+        """The outputs and what was right, by which an ensemble's weights and temperatures are tuned."""
+        raise ValueError("the weights and temperatures of this task's runs cannot be tuned: use --weights equal.")
+
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         """Metrics over examples."""
         raise TypeError(f"{type(self).__name__} has no score().")
@@ -471,20 +477,6 @@ def in_microbatches(
     keys = None if dropout is None else microbatches(dropout.tokens, count)
     found = jax.lax.map(one, (microbatches(rows, count), None if keys is None else DropoutKeys(keys)))
     return jnp.moveaxis(found, 0, 1).reshape(-1, *found.shape[2:])
-
-
-def with_default_prompt(context: TaskContext) -> TaskContext:
-    """The context with the default prompt of the backbone's folder, for tasks that map a text to one vector.
-
-    Raises ValueError where data.truncate left would cut the prompt.
-    """
-    prompt = "" if context.folder is None else read_pooling(context.folder).prompt
-    if prompt and context.truncate == "left":
-        raise ValueError(
-            f"data.truncate left would cut the prompt {prompt!r} that the checkpoint puts before each text "
-            "(default_prompt_name in config_sentence_transformers.json). Choose right, drop or error."
-        )
-    return replace(context, prompt=prompt)
 
 
 def check_cases(task: Task, encoded: Sequence[Encoded]) -> None:

@@ -331,7 +331,6 @@ def token_key(task: Task, settings: object, examples: str, numbers: np.ndarray, 
     context = task.context
     if context.folder is None:
         return None
-    files = sorted({file for pattern in TOKENIZER_FILES for file in context.folder.glob(pattern) if file.is_file()})
     own = {
         name: getattr(context, name)
         for name in ("max_length", "truncate", "lower_case", "prompt", "kind", "decoder_start_token_id", "vocab_size")
@@ -343,9 +342,17 @@ def token_key(task: Task, settings: object, examples: str, numbers: np.ndarray, 
         "beside": task.encoding_depends_on(),
         "context": {**own, "held_out": list(context.held_out), "new_items": context.new_items},
         "seed": context.seed if task.encodes_together else None,
-        "tokenizer": dict(zip([file.name for file in files], digest_of(files), strict=True)),
+        "tokenizer": tokenizer_digest(context),
         "on_bad_example": on_bad_example,
     }
+
+
+def tokenizer_digest(context: TaskContext) -> dict[str, str]:
+    """Digest of each file of the tokenizer by its name; none without a folder."""
+    folder = context.folder
+    found = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)} if folder is not None else set()
+    files = sorted(file for file in found if file.is_file())
+    return dict(zip([file.name for file in files], digest_of(files), strict=True))
 
 
 def encode_block(encoding: _Encoding, block: Sequence[int]) -> Part:

@@ -1,6 +1,6 @@
 """A model with its parameters, as a task's scores and answers see it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,12 +29,18 @@ class Predict:
       write: (prompts, int32 [tokens] each, settings) -> the generated texts; only of a task that `writes`.
       subtasks: name -> the same model with the `predict` of that entry of `Task.subtasks`.
       known: id of a `Text` -> the object and its result, so that each runs once; None: no cache, see `remember`.
+      members: the models of an ensemble, whose outputs `average` averages.
+      average: an example's (a case's) outputs of each member, [members, ...] -> their average.
+      reads: of a member with another tokenizer: examples -> the same ones as it reads them.
     """
 
     run: "Run"
     write: Callable[[Sequence[np.ndarray], GenerationConfig], list[Generated]] = _no_words
     subtasks: Mapping[str, "Predict"] = field(default_factory=dict)
     known: dict[int, tuple[Text, np.ndarray]] | None = None
+    members: "tuple[Predict, ...]" = ()
+    average: Callable[[Sequence[np.ndarray]], np.ndarray] = np.mean
+    reads: "Callable[[Sequence[Encoded]], Sequence[Encoded]] | None" = None
 
     def __call__(self, texts: Sequence[Text], own: object = None) -> list[np.ndarray]:
         """Runs the model over texts.
@@ -54,11 +60,22 @@ class Predict:
 
     def remember(self) -> "Predict":
         """The same model with a cache: it runs each `Text` object without arrays once."""
-        return replace(self, known={}, subtasks={name: each.remember() for name, each in self.subtasks.items()})
+        subtasks = {name: each.remember() for name, each in self.subtasks.items()}
+        members = tuple(member.remember() for member in self.members)
+        return replace(self, known=None if members else {}, subtasks=subtasks, members=members)
 
     def once(self, texts: Sequence[Text]) -> list[np.ndarray]:
         """Runs texts that will not come again: past the cache."""
-        return self.run(texts)
+        return replace(self, known=None)(texts)
+
+    @property
+    def each(self) -> "tuple[Predict, ...]":
+        """The members of an ensemble, else this model."""
+        return self.members or (self,)
+
+    def averaged(self, outputs: Sequence[Iterable[np.ndarray]]) -> list[np.ndarray]:
+        """The average for each case, of outputs by model of `each` and by case."""
+        return [self.average(said) if self.members else said[0] for said in zip(*outputs, strict=True)]
 
     def over(
         self,
@@ -72,6 +89,11 @@ class Predict:
         """
         for first in range(0, len(encoded), WINDOW):
             some = encoded[first : first + WINDOW]
+            if self.members:
+                each = [m.over(some if m.reads is None else m.reads(some), gather) for m in self.members]
+                said = ([output for _, output in outputs] for outputs in zip(*each, strict=True))
+                yield from zip(some, map(self.average, said), strict=True)
+                continue
             batch = BatchTexts([e.text for e in some], None) if gather is None else gather(some)
             outputs = self.once(batch.texts) if batch.own is None else self(batch.texts, batch.own)
             yield from zip(some, outputs, strict=True)

@@ -1,11 +1,12 @@
 """Tokenization for tasks: single texts and pairs, truncation, and the word of each token."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import render
@@ -13,6 +14,20 @@ from instructrec_jax.tasks.base import TaskContext
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 SentencePairs = Literal["auto", "joined"]
+
+
+def with_default_prompt(context: TaskContext) -> TaskContext:
+    """The context with the default prompt of the backbone's folder, for tasks that map a text to one vector.
+
+    Raises ValueError where data.truncate left would cut the prompt.
+    """
+    prompt = "" if context.folder is None else read_pooling(context.folder).prompt
+    if prompt and context.truncate == "left":
+        raise ValueError(
+            f"data.truncate left would cut the prompt {prompt!r} that the checkpoint puts before each text "
+            "(default_prompt_name in config_sentence_transformers.json). Choose right, drop or error."
+        )
+    return replace(context, prompt=prompt)
 
 
 def tokenize(texts: Sequence[str], names: Sequence[str], context: TaskContext) -> list[Text | None]:

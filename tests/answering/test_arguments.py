@@ -97,4 +97,4 @@ def test_an_unusable_command_line_is_one_line() -> None:
 def test_a_file_of_settings_needs_no_option() -> None:
     given = ["FOLDER", "my.yaml", "--data.test", "x.yaml"]
     options, rest = parse_with_settings(arguments.evaluate_parser(""), given)
-    assert options.path.name == "FOLDER" and rest == ["--config_path", "my.yaml", "--data.test", "x.yaml"]
+    assert options.paths[0].name == "FOLDER" and rest == ["--config_path", "my.yaml", "--data.test", "x.yaml"]

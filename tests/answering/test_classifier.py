@@ -12,6 +12,8 @@ from instructrec_jax.answering import classifier as module
 from instructrec_jax.answering.classifier import Classifier, encode_one, open_run_of
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import BadExample, Example
+from instructrec_jax.metrics.uncertainty import probabilities
+from instructrec_jax.tasks.averaging import Mixture
 from instructrec_jax.tasks.base import Encoded, TaskContext
 
 
@@ -34,8 +36,11 @@ class Task:
 class Predictor:
     """The logits of a text: its number of words, by label; a draw adds its seed."""
 
+    reads = None
+
     def __init__(self, scale: float, dropout: bool = True):
         self.scale, self.dropout, self.drawn = scale, dropout, list[tuple[int, Any]]()
+        self.each = (self,)
 
     def __call__(self, texts: Sequence[Text]) -> list[np.ndarray]:
         return [np.array([1.0, 2.0, 3.0]) * self.scale * len(text.tokens) for text in texts]
@@ -51,17 +56,29 @@ def classifier(monkeypatch: pytest.MonkeyPatch, *runs: Any, **settings: Any) -> 
         each.path = Path(f"run {number}")
     opened = iter(runs)
     monkeypatch.setattr(module, "open_run_of", lambda path, task: next(opened))
+    monkeypatch.setattr(module, "ensemble_of", together)
     return Classifier([each.path for each in runs], **settings)
 
 
 def run(scale: float = 1.0, labels: Sequence[str] = ("a", "b", "c"), **settings: Any) -> Any:
-    return SimpleNamespace(task=Task(labels), predictor=Predictor(scale, **settings), kind="classification")
+    predictor = Predictor(scale, **settings)
+    return SimpleNamespace(task=Task(labels), predictor=predictor, kind="classification", mixture=None)
 
 
-def test_members_are_the_runs_in_the_order_of_the_first_ones_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = classifier(monkeypatch, run(), run(labels=["c", "a", "b"]))
+def together(runs: Sequence[Any]) -> Any:
+    predictor = SimpleNamespace(each=[each.predictor for each in runs])
+    return SimpleNamespace(
+        task=runs[0].task, predictor=predictor, mixture=Mixture("probability", (0.25, 0.75), (1.0, 2.0))
+    )
+
+
+def test_members_have_weights_and_temperatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = classifier(monkeypatch, run(), run(scale=3))
     logits = both.logits([both.encode("one", "x"), both.encode("one two", "y")])
-    np.testing.assert_array_equal(logits, [[[1, 2, 3], [2, 4, 6]], [[2, 3, 1], [4, 6, 2]]])
+    np.testing.assert_array_equal(logits, [[[1, 2, 3], [2, 4, 6]], [[3, 6, 9], [6, 12, 18]]])
+    mean = np.tensordot([0.25, 0.75], both.shares(logits), 1)
+    np.testing.assert_allclose(probabilities(both.mean(logits)), mean, rtol=1e-12)
+    logits = logits / np.array([1, 2])[:, None, None]
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(both.members_of([both.encode("one", "x"), both.encode("one two", "y")]), shares)
     assert both.members == 2 and both.labels == ["a", "b", "c"]
@@ -92,11 +109,6 @@ def test_draws_without_dropout_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
         still.logits([still.encode("one", "x")])
 
 
-def test_runs_with_other_labels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="run 1.*'d'.*run 0"):
-        classifier(monkeypatch, run(), run(labels=["a", "b", "d"]))
-
-
 def test_outputs_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = classifier(monkeypatch, run(scale=float("nan")))
     with pytest.raises(ValueError, match="finite"):
@@ -125,8 +137,7 @@ def test_a_text_that_cannot_be_used_is_named(text: str, named: str) -> None:
 def test_cut_texts_are_counted_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     both = classifier(monkeypatch, run(), run())
     assert both.cut == 0
-    for each in both.runs:
-        each.task.context.count("texts cut", 3)
+    both.run.task.context.count("texts cut", 3)
     assert both.cut == 3
 
 

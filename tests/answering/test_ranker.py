@@ -129,7 +129,7 @@ def test_a_weight_that_cannot_be_tuned_names_the_setting() -> None:
 
 
 def ranker(path: Path, checkpoint: int | None, trained: bool = True) -> Known:
-    return Known(np.zeros((1, 1)), SimpleNamespace(path=path, trained=trained, checkpoint=checkpoint))
+    return Known(np.zeros((1, 1)), SimpleNamespace(path=path, trained=trained, checkpoint=checkpoint, members=()))
 
 
 def test_a_tuned_weight_is_kept_with_the_checkpoints_of_both(tmp_path: Path) -> None:

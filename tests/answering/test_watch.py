@@ -13,6 +13,7 @@ from instructrec_jax.answering.records import Skipped
 from instructrec_jax.answering.rolling import Band
 from instructrec_jax.answering.watch import Feed, Reading, Weight, label_values, opinions, read_values, watch
 from instructrec_jax.data.example import BadExample
+from instructrec_jax.tasks.averaging import Mixture
 
 LABELS = ["negative", "neutral", "positive"]
 
@@ -24,16 +25,25 @@ class Oracle:
 
     def __init__(self, members: int = 1):
         self.members, self.numbers = members, list[int]()
+        self.mixture = Mixture.equal("probability", members)
 
     def encode(self, text: str, where: str) -> list[Any]:
         if text == "unusable":
             raise BadExample("text", "unusable text", "too long", where)
         return [text]
 
-    def members_of(self, encoded: Sequence[Sequence[Any]], numbers: Sequence[int]) -> np.ndarray:
+    def logits(self, encoded: Sequence[Sequence[Any]], numbers: Sequence[int]) -> np.ndarray:
         self.numbers += numbers
         rows = [[[float(x) for x in line.split()] for line in each[0].splitlines()] for each in encoded]
-        return np.array(rows).transpose(1, 0, 2)
+        with np.errstate(divide="ignore"):
+            return np.log(np.array(rows).transpose(1, 0, 2))
+
+    def shares(self, logits: np.ndarray) -> np.ndarray:
+        return np.exp(logits)
+
+    def mean(self, logits: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return np.log(np.exp(logits).mean(0))
 
 
 START = datetime(2030, 1, 1, tzinfo=UTC)

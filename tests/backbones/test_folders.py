@@ -21,8 +21,8 @@ from instructrec_jax.backbones.reading import build_backbone, input_limit, load_
 from instructrec_jax.backbones.tensor_names import abstract_module, weight_files
 from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.backbones.writing import save_pretrained
-from instructrec_jax.tasks.base import TaskContext, with_default_prompt
-from instructrec_jax.tasks.texts import tokenize
+from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.texts import tokenize, with_default_prompt
 
 Json = dict[str, Any]
 

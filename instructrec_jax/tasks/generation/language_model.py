@@ -38,6 +38,7 @@ from instructrec_jax.data.prompts import (
 )
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.tasks.answers import Answer, TextAnswer
+from instructrec_jax.tasks.averaging import Judged
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -100,6 +101,7 @@ class LanguageModelTask(Task):
     gathers_alone = True
     per_token = True
     writes = True
+    outputs_are = "words"
     reads = "conversation"
     generation = GenerationConfig()  # of `answers`
 
@@ -339,6 +341,13 @@ class LanguageModelTask(Task):
         tokens, loss, hits = np.fromiter(sums, np.dtype((np.float64, 3))).T
         return _scores(encoded, tokens.astype(np.int64), loss, hits)
 
+    def judged(self, predict: Predict, encoded: Sequence[Encoded[NextTokens]]) -> Judged:
+        """Two classes for each supervised token: that token, or another."""
+        outputs = predict.over(encoded, lambda some: BatchTexts([e.text for e in some], _labels(some)))
+        found = [output[e.target.supervised > 0, 0].astype(np.float64) for e, output in outputs]
+        loss = np.maximum(np.concatenate(found), 1e-12)
+        return Judged(np.stack([-loss, np.log(-np.expm1(-loss))], -1), np.zeros(len(loss), np.int64))
+
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """Unigram and n-gram language models of the training texts (prompts and answers).
 
@@ -363,7 +372,7 @@ class LanguageModelTask(Task):
 
 def label_losses(model: Network, batch: Batch, own: TokenLabels) -> jax.Array:
     """float32 [rows, length or target length, 2]: loss of each supervised label, and 1 where it is predicted."""
-    loss, hit = losses.token_losses(model.hidden(batch), labels=own.labels, weights=own.weights, **_output_layer(model))
+    loss, hit = model.head.token_losses(model.backbone, model.hidden(batch), own.labels, own.weights)
     return jnp.stack([loss, hit.astype(jnp.float32)], -1)
 
 

@@ -20,7 +20,7 @@ from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalized
-from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, TaskContext, name_of
+from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
 from instructrec_jax.tasks.prediction import Predict
@@ -88,6 +88,8 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
 
     greater_is_better = True
     gathers_alone = False  # candidates are drawn for each batch
+    outputs_are = "words"
+    judged = Task.judged  # items are scored, not tokens
 
     def __init__(self, config: LanguageModelRankingConfig, context: TaskContext):
         LanguageModelTask.__init__(self, config, context)

@@ -37,6 +37,7 @@ from instructrec_jax.ranking.evaluation import (
 )
 from instructrec_jax.ranking.positions import position_report
 from instructrec_jax.tasks.answers import CaseRecord, ItemsAnswer, RankedItem, Shown
+from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, examples_of, owner_of, owners_of
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
@@ -45,6 +46,7 @@ from instructrec_jax.tasks.texts import tokenize
 SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin
 
 NOTES = {"coKNN-source": "coKNN normalized by the popularity of the known item, not of the positive item."}
+MOST_JUDGED = 10_000_000  # scores of each member by which weights are tuned
 REMEMBERED = 8  # sets of cases whose candidates are cached, since several rankings are scored on the same cases
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
@@ -87,6 +89,7 @@ class Target:
 class RankingTask(Task):
     """Base of the tasks that score items: all of the catalogue, or given candidates."""
 
+    outputs_are: OutputKind | None = "scores"
     has_vectors = True  # whether scores are inner products; other tasks implement `score_candidates`
     retrieves = True  # whether the whole catalogue can be ranked; else only given candidates
     reads_history = False  # whether the network reads the items of the history; else only the instruction
@@ -176,6 +179,35 @@ class RankingTask(Task):
         """Scores of given items, float32 [cases, k] for item numbers int [cases, k], higher is better."""
         return products(self.query_vectors(predict, encoded), self.item_vectors(predict), candidates)
 
+    def all_scores(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> Callable[[slice], np.ndarray]:
+        """`score_items`; of an ensemble, the average over the items of the catalogue."""
+        every = [self.score_items(each, encoded) for each in predict.each]
+        if not predict.members:
+            return every[0]
+        return lambda block: np.stack(predict.averaged([score(block) for score in every]))
+
+    def listed_scores(self, predict: Predict, encoded: Sequence[Encoded[Target]], candidates: np.ndarray) -> np.ndarray:
+        """`score_candidates`; of an ensemble, the average over the distinct candidates of each case."""
+        every = [self.score_candidates(each, encoded, candidates) for each in predict.each]
+        if not predict.members:
+            return every[0]
+        found = np.empty(candidates.shape)
+        for case, items in enumerate(candidates):
+            _, first, back = np.unique(items, return_index=True, return_inverse=True)
+            found[case] = predict.average([scores[case, first] for scores in every])[back]
+        return found
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> Judged:
+        """A case for each positive item, among all items that are not in the history; of the first cases that fit."""
+        if not self.retrieves:
+            return super().judged(predict, encoded)
+        some = encoded[: max(1, MOST_JUDGED // len(self.catalogue))]
+        scores = np.array(self.all_scores(predict, some)(slice(0, len(some))), np.float64)
+        for row, e in zip(scores, some, strict=True):
+            row[e.target.seen] = -np.inf
+        owner = np.repeat(np.arange(len(some)), [len(e.target.items) for e in some])
+        return Judged(scores[owner], np.concatenate([e.target.items for e in some]).astype(np.int64))
+
     # -------------------------------------------------------------- answers
 
     def unanswered(self, example: Example) -> Example:
@@ -186,7 +218,7 @@ class RankingTask(Task):
 
         Raises ValueError for an example without candidates, where the task scores only given ones.
         """
-        every = self.score_items(predict, encoded) if self.retrieves else None
+        every = self.all_scores(predict, encoded) if self.retrieves else None
         answers = []
         for start in range(0, len(encoded), BLOCK):
             block = slice(start, min(start + BLOCK, len(encoded)))
@@ -214,7 +246,7 @@ class RankingTask(Task):
                 )
         listed = [self._listed(e) for e in encoded]
         most = max(map(len, listed))
-        found = self.score_candidates(predict, encoded, np.stack([np.resize(each, most) for each in listed]))
+        found = self.listed_scores(predict, encoded, np.stack([np.resize(each, most) for each in listed]))
         scores = np.full((len(encoded), len(self.catalogue)), -np.inf, np.float32)
         for row, each in enumerate(listed):
             scores[row, each] = found[row, : len(each)]
@@ -237,11 +269,11 @@ class RankingTask(Task):
     def score(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> Scores:
         """Metrics of all protocols, see `ranking.evaluation`."""
         if self.retrieves:
-            return self.score_with(self.score_items(predict, encoded), encoded)
+            return self.score_with(self.all_scores(predict, encoded), encoded)
         cases, candidates = self._asked(encoded)
 
         def score(items: np.ndarray) -> np.ndarray:
-            return self.score_candidates(predict, encoded, items)
+            return self.listed_scores(predict, encoded, items)
 
         settings = {"cutoffs": self.config.cutoffs, "ties": self.config.ties}
         found = evaluate_candidates(cases, candidates, score, **settings)

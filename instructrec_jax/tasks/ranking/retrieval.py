@@ -25,10 +25,10 @@ from instructrec_jax.tasks.base import (
     TaskConfig,
     TaskContext,
     in_microbatches,
-    with_default_prompt,
 )
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
+from instructrec_jax.tasks.texts import with_default_prompt
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Softmax = Literal["in_batch", "sampled", "full"]

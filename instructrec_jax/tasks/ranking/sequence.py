@@ -33,11 +33,10 @@ from instructrec_jax.tasks.base import (
     TaskContext,
     in_microbatches,
     name_of,
-    with_default_prompt,
 )
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
-from instructrec_jax.tasks.texts import tokenize
+from instructrec_jax.tasks.texts import tokenize, with_default_prompt
 
 Supervise = Literal["all", "last"]
 NextItemSoftmax = Literal["full", "sampled"]

@@ -12,7 +12,7 @@ import scipy
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
-from instructrec_jax.adapters.soft_targets import Kind, SoftOutputs
+from instructrec_jax.adapters.soft_targets import KIND_OF, SoftOutputs
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts
@@ -36,6 +36,7 @@ from instructrec_jax.metrics.classification import (
 from instructrec_jax.metrics.regression import regression_metrics, resampled_correlations
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.tasks.answers import LabelAnswer, LabelsAnswer, NumberAnswer
+from instructrec_jax.tasks.averaging import Judged
 from instructrec_jax.tasks.base import (
     BaselineNotFitted,
     Encoded,
@@ -153,7 +154,6 @@ class _SequenceTask(Task):
     gathers_alone = True
     needs_pooler = True
     labels: list[str]  # name of each output
-    outputs_are: Kind = "classes"
 
     def __init__(self, sentence_pairs: SentencePairs, context: TaskContext):
         self.context = context
@@ -201,7 +201,8 @@ class _SequenceTask(Task):
         return jnp.sum(losses * batch.own.weights), jnp.sum(batch.own.weights)
 
     def soft_outputs(self, model: Network, batch: Batch[TextTargets], inputs: LossInputs) -> list[SoftOutputs]:
-        return [SoftOutputs(self.outputs_are, self._outputs(model, batch, inputs.dropout), batch.own.weights)]
+        values = self._outputs(model, batch, inputs.dropout)
+        return [SoftOutputs(KIND_OF[str(self.outputs_are)], values, batch.own.weights)]
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, segments, outputs]."""
@@ -215,6 +216,7 @@ class ClassificationTask(_SequenceTask):
     """Single-label classification by softmax cross-entropy."""
 
     problem_type = "single_label_classification"
+    outputs_are = "labels"
     case_measure = "probability"
     metric = "macro_f1"
 
@@ -249,6 +251,9 @@ class ClassificationTask(_SequenceTask):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         return self._scores(encoded, self._shares(predict, encoded))
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded]) -> Judged:
+        return Judged(self.outputs(predict, encoded).astype(np.float64), self.truth(encoded).astype(np.int64))
 
     def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
         """shares: probabilities, float64 [cases, labels]; labels with equal highest values share the prediction."""
@@ -311,7 +316,7 @@ class MultilabelTask(_SequenceTask):
     """Multilabel classification by sigmoid cross-entropy."""
 
     problem_type = "multi_label_classification"
-    outputs_are = "labels"
+    outputs_are = "decisions"
     case_measure = "f1"
     metric = "micro_f1"
 
@@ -355,6 +360,11 @@ class MultilabelTask(_SequenceTask):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         return self._scores(encoded, self._shares(predict, encoded))
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded]) -> Judged:
+        """Two classes for each decision: without the label, or with it."""
+        yes = self.outputs(predict, encoded).astype(np.float64).ravel()
+        return Judged(np.stack([0 * yes, yes], -1), self.truth(encoded).astype(np.int64).ravel())
 
     def _scores(self, encoded: Sequence[Encoded], shares: np.ndarray) -> Scores:
         """shares: probabilities, float64 [cases, labels]. Calibration is over all decisions (case, label)."""
@@ -450,6 +460,9 @@ class RegressionTask(_SequenceTask):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         return self._scores(encoded, self._values(predict, encoded))
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded]) -> Judged:
+        return Judged(self._values(predict, encoded).astype(np.float64), self.truth(encoded).astype(np.float64))
 
     def _scores(self, encoded: Sequence[Encoded], values: np.ndarray) -> Scores:
         truth = self.truth(encoded)

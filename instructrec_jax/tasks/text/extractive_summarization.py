@@ -16,6 +16,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import check_fast, render
 from instructrec_jax.metrics.text import rouge
 from instructrec_jax.tasks.answers import CaseRecord, Shown, TextAnswer
+from instructrec_jax.tasks.averaging import Judged
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -92,6 +93,7 @@ class ExtractiveSummarizationTask(Task):
     gathers_alone = True
     case_measure = "rougeL"
     per_token = True
+    outputs_are = "labels"
 
     def __init__(self, config: ExtractiveSummarizationConfig, context: TaskContext):
         self.config, self.context = config, context
@@ -198,6 +200,13 @@ class ExtractiveSummarizationTask(Task):
             best = np.sort(np.argsort(-means, kind="stable")[: self.config.sentences])
             answers.append(TextAnswer(join([e.target.texts[n] for n in best])))
         return answers
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded[Sentences]]) -> Judged:
+        """A case for each token of a sentence: whether the sentence is in the summary."""
+        inside = [e.target.owners >= 0 for e in encoded]
+        outputs = [logits[own] for own, (_, logits) in zip(inside, predict.over(encoded), strict=True)]
+        right = [e.target.target[e.target.owners[own]] for own, e in zip(inside, encoded, strict=True)]
+        return Judged(np.concatenate(outputs).astype(np.float64), np.concatenate(right).astype(np.int64))
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[Sentences]]) -> Scores:
         return self._scores(encoded, [answer.text for answer in self.answers(predict, encoded)])

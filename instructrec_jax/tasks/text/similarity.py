@@ -17,6 +17,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown
+from instructrec_jax.tasks.averaging import Judged, padded
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -28,7 +29,6 @@ from instructrec_jax.tasks.base import (
     TaskContext,
     in_microbatches,
     name_of,
-    with_default_prompt,
 )
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling
@@ -44,7 +44,7 @@ from instructrec_jax.tasks.text.option_scoring import (
     with_candidates,
     without_answer,
 )
-from instructrec_jax.tasks.texts import tokenize
+from instructrec_jax.tasks.texts import tokenize, with_default_prompt
 
 
 @TaskConfig.register_subclass("similarity")
@@ -95,6 +95,7 @@ class SimilarityTask(Task):
     """
 
     couples_examples = True
+    outputs_are = "scores"
     metric = "accuracy"
 
     def __init__(self, config: SimilarityConfig, context: TaskContext):
@@ -200,8 +201,14 @@ class SimilarityTask(Task):
         options = [e.target.options for e in encoded]
         return option_scores(encoded, options, self._logits(predict, encoded), self.config.labels, "by cosine")
 
+    def judged(self, predict: Predict, encoded: Sequence[Encoded[SimilarityTarget]]) -> Judged:
+        return padded(self._logits(predict, encoded), [e.target.options.right for e in encoded])
+
     def _logits(self, predict: Predict, encoded: Sequence[Encoded[SimilarityTarget]]) -> list[np.ndarray]:
         """float64 [candidates] of each example."""
+        return predict.averaged([self._cosines(each, encoded) for each in predict.each])
+
+    def _cosines(self, predict: Predict, encoded: Sequence[Encoded[SimilarityTarget]]) -> list[np.ndarray]:
         options = [e.target.options for e in encoded]
         tokens = {t: each for e in encoded for t, each in zip(e.target.options.texts, e.target.candidates, strict=True)}
         place = {text: number for number, text in enumerate(tokens)}

@@ -16,6 +16,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast
 from instructrec_jax.tasks.answers import CaseRecord, Shown, SpanAnswer, TextAnswer
+from instructrec_jax.tasks.averaging import Judged, padded
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -92,6 +93,7 @@ class SpanTask(Task):
     gathers_alone = True
     case_measure = "f1"
     per_token = True
+    outputs_are = "places"
 
     def __init__(self, config: SpanConfig, context: TaskContext):
         self.config, self.context, self.tokenizer = config, context, context.tokenizer
@@ -248,6 +250,14 @@ class SpanTask(Task):
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[Window]]) -> Scores:
         return self._scores([each[0].example for each in pieces(encoded)], self.answers(predict, encoded))
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded[Window]]) -> Judged:
+        """Two cases for each window: its tokens are the classes, for the start and for the end."""
+        found = [(e.target, logits.astype(np.float64)) for e, logits in predict.over(encoded)]
+        starts = [(logits[:, 0], target.start) for target, logits in found]
+        ends = [(logits[:, 1], target.end) for target, logits in found]
+        rows, right = zip(*[*starts, *ends], strict=True)
+        return padded(rows, right)
 
     def _scores(self, examples: list[Example], answers: Sequence[SpanAnswer | TextAnswer]) -> Scores:
         targets = [answers_of(example) or [""] for example in examples]

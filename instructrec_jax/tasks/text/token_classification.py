@@ -26,6 +26,7 @@ from instructrec_jax.metrics.classification import (
 from instructrec_jax.metrics.ranking import hit_rate, target_ranks
 from instructrec_jax.metrics.tagging import marks_spans, resampled_span_f1, span_metrics
 from instructrec_jax.tasks.answers import TagsAnswer, Word
+from instructrec_jax.tasks.averaging import Judged
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -72,6 +73,7 @@ class TokenClassificationTask(Task):
     case_measure = "accuracy"
     gathers_alone = True
     per_token = True
+    outputs_are = "labels"
 
     def __init__(self, labels: list[str], context: TaskContext):
         self.labels, self.numbers, self.context = labels, check_labels(labels), context
@@ -147,6 +149,10 @@ class TokenClassificationTask(Task):
     def _logits(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> list[np.ndarray]:
         """float64 [words, labels] of each example, at the first token of each word."""
         return [output[e.target.first > 0].astype(np.float64) for e, output in predict.over(encoded)]
+
+    def judged(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> Judged:
+        truth = np.concatenate([e.target.labels[e.target.first > 0] for e in encoded])
+        return Judged(np.concatenate(self._logits(predict, encoded)), truth.astype(np.int64))
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> Scores:
         words = self._logits(predict, encoded)

@@ -1,0 +1,333 @@
+"""Ensembles: several runs averaged into one opened run, and the folder that keeps how.
+
+An ensemble's folder is a run directory without checkpoints: settings, tokenizer, and `ensemble.json`, which names the
+members with their checkpoints, weights and temperatures. `Run.open` opens it like any run, so every verb answers with
+what `evaluate` measured. `tasks.averaging` has the formulas.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+import jax
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.adapters.heads import LMHead
+from instructrec_jax.adapters.mixture import MixtureBackbone, MixtureHead
+from instructrec_jax.backbones.decoder import Decoder
+from instructrec_jax.backbones.gpt2 import GPT2
+from instructrec_jax.data.batch import Text
+from instructrec_jax.distributed.heartbeat import heartbeat
+from instructrec_jax.distributed.launch import once
+from instructrec_jax.evaluation.predictor import Rows, predictor
+from instructrec_jax.files import read_json, write_json, write_text
+from instructrec_jax.runs.config import to_yaml
+from instructrec_jax.runs.data import buckets
+from instructrec_jax.runs.model import SplitModel, keep_declarations
+from instructrec_jax.tasks.averaging import Average, Judged, Mixture, OutputKind, check_average, fit, mixed
+from instructrec_jax.tasks.base import Encoded, Model
+from instructrec_jax.tasks.encoded_store import encode_again, tokenizer_digest
+from instructrec_jax.tasks.kinds import as_ranking
+from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.training.state import Tree
+
+if TYPE_CHECKING:
+    from instructrec_jax.runs.run import Run
+
+FILE = "ensemble.json"
+# Settings of tasks that matter to training and to reports, but not to what a trained network says.
+NOT_READ = {"labels", "label_smoothing", "z_loss", "protocols", "cutoffs", "ties", "mask_seen", "orders", "temperature"}
+CONTEXT = ("max_length", "truncate", "lower_case", "prompt", "kind", "decoder_start_token_id")
+Programs = dict[nnx.GraphDef[Model], Callable[[Tree], Predict]]  # of equal networks, which share them
+LATER = ("labels", "decisions", "numbers")  # outputs that members with other tokenizers can share
+
+
+class Member(TypedDict):
+    """A member in ensemble.json: its checkpoint's step, its weight, and the temperature of its logits."""
+
+    run: str
+    checkpoint: int | None
+    weight: float
+    temperature: float
+
+
+class Kept(TypedDict):
+    """ensemble.json. temperature: of the average; validation_cases: those by which numbers were tuned, 0: none were."""
+
+    average: Average
+    temperature: float
+    members: list[Member]
+    validation_cases: int
+
+
+def read_ensemble(folder: Path) -> Kept | None:
+    """The ensemble that a folder keeps, None if it keeps none. Raises ValueError naming a damaged file."""
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    kept = read_json(file, Kept)
+    if len(kept["members"]) < 2:
+        raise ValueError(f"{file} has {len(kept['members'])} members, but an ensemble has at least two.")
+    return kept
+
+
+@contextmanager
+def named(folder: Path, member: str) -> Iterator[None]:
+    """Errors about a member name it and the ensemble."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"the member {member} of the ensemble {folder}: {error}") from error
+
+
+def check_overrides(folder: Path, overrides: Sequence[str]) -> None:
+    """Raises ValueError for a setting of the members' networks."""
+    for name in (arg.partition("=")[0] for arg in overrides):
+        if name.startswith(("--backbone", "--lora", "--task.type")):
+            raise ValueError(f"{folder} is an ensemble, and {name} is a setting of its members: leave it out.")
+
+
+def mixture_of(kept: Kept, file: Path) -> Mixture:
+    """Raises ValueError naming the file for weights or temperatures out of range."""
+    members = kept["members"]
+    try:
+        weights, temperatures = (tuple(float(m[name]) for m in members) for name in ("weight", "temperature"))
+        return Mixture(kept["average"], weights, temperatures, float(kept["temperature"]))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def ensemble_of(members: Sequence["Run"], average: Average = "probability") -> "Run":
+    """Opened runs as one, with equal weights.
+
+    Raises ValueError for runs that cannot be averaged.
+    """
+    check_members(members, average)
+    return replace(members[0], members=tuple(members), mixture=Mixture.equal(average, len(members)))
+
+
+def check_members(members: Sequence["Run"], average: str) -> None:
+    """Raises ValueError, naming the runs and what differs, for runs whose outputs cannot be averaged."""
+    first = members[0]
+    check_average(first.kind, first.task.outputs_are, average)
+    if first.task.outputs_are == "words" and first.task.context.kind != "decoder":
+        raise ValueError("encoder–decoders cannot be averaged: language models of an ensemble are decoders.")
+    for other in members[1:]:
+        both = f"{other.path} and {first.path} cannot be averaged:"
+        if other.kind != first.kind:
+            raise ValueError(f"{both} their tasks are {other.kind} and {first.kind}.")
+        labels, own = (getattr(run.task, "labels", None) for run in (other, first))
+        if sorted(labels or ()) != sorted(own or ()):
+            raise ValueError(f"{both} their labels are {labels} and {own}: an ensemble needs the same labels.")
+        ranking, own_ranking = as_ranking(other.task), as_ranking(first.task)
+        if ranking is not None and own_ranking is not None and ranking.catalogue.ids != own_ranking.catalogue.ids:
+            raise ValueError(f"{both} they rank the items of different catalogues.")
+        differs = difference(first, other)
+        if differs and (first.task.outputs_are not in LATER or first.task.per_token):
+            raise ValueError(f"{both} {differs} differs, but their networks have to read the same tokens.")
+
+
+def difference(first: "Run", other: "Run") -> str:
+    """A setting by which two runs read texts differently; "": they read the same tokens."""
+    contexts = first.task.context, other.task.context
+    for name in CONTEXT:
+        if getattr(contexts[0], name) != getattr(contexts[1], name):
+            return {"max_length": "data.max_length", "truncate": "data.truncate"}.get(name, name)
+    digests = [tokenizer_digest(context) for context in contexts]
+    if digests[0] != digests[1]:
+        return "the tokenizer"
+    task = first.config.task
+    names: list[str] = [each.name for each in fields(task)] if is_dataclass(task) else []
+    for name in names:
+        if name not in NOT_READ and getattr(task, name) != getattr(other.config.task, name):
+            return f"task.{name}"
+    return ""
+
+
+# ---------------------------------------------------------------- as one model
+
+
+def averaged(run: "Run", size: Rows) -> Predict:
+    """The `Predict` of an ensemble. Members with equal networks share their compiled programs."""
+    kind = run.task.outputs_are
+    assert kind is not None  # see check_members
+    made: Programs = {}
+    members = tuple(_member(run, member, size, made) for member in run.members)
+
+    def together(
+        texts: Sequence[Text], own: object = None, dropout: tuple[np.uint32, np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        if kind == "scores" or dropout is not None or any(member.reads is not None for member in members):
+            raise TypeError("the members of this ensemble are averaged case by case: run each of them.")
+        return predict.averaged([member.run(texts, own) for member in members])
+
+    predict = Predict(together, members=members, average=averaged_as(kind, run))
+    return predict
+
+
+def averaged_as(kind: OutputKind, run: "Run") -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """See `Predict.average`. It raises ValueError naming the member whose outputs are NaN."""
+    mixture = run.mixture
+    assert mixture is not None
+
+    def average(outputs: Sequence[np.ndarray]) -> np.ndarray:
+        for path, output in zip((member.path for member in run.members), outputs, strict=True):
+            if np.isnan(output).any():
+                raise ValueError(f"the outputs of {path} are not numbers: the run diverged. Train it again.")
+        return mixed(kind, outputs, mixture).astype(np.float32)
+
+    return average
+
+
+def _member(run: "Run", member: "Run", size: Rows, made: Programs) -> Predict:
+    """A member as the first one's task sees it: its labels in that order, and its texts as it reads them."""
+    if differs := difference(run, member):
+        predict = member.sized_predictor(size)
+        predict = replace(predict, reads=lambda encoded: _read_again(member, encoded, differs))
+    else:
+        graphdef = member.model.graphdef
+        if graphdef not in made:
+            made[graphdef] = predictor(run.task, graphdef, run.mesh, buckets(run.config), size=size)
+        predict = member.with_known_items(made[graphdef](member.model.params), run.task)
+    labels, own = (getattr(each.task, "labels", None) for each in (run, member))
+    if labels == own or labels is None or own is None:
+        return predict
+    order, inner = [own.index(label) for label in labels], predict.run
+
+    def reordered(
+        texts: Sequence[Text], own: object = None, dropout: tuple[np.uint32, np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        return [output[..., order] for output in inner(texts, own, dropout)]
+
+    return replace(predict, run=reordered)
+
+
+def _read_again(member: "Run", encoded: Sequence[Encoded], differs: str) -> Sequence[Encoded]:
+    """Examples as a member with another tokenizer reads them."""
+    found = encode_again(member.task, encoded)
+    if len(found) != len(encoded):
+        raise ValueError(
+            f"{len(encoded) - len(found)} texts are too long for {member.path}, whose {differs} is another: set "
+            "data.truncate to left or right in its config.yaml."
+        )
+    return found
+
+
+def joint_model(run: "Run") -> SplitModel:
+    """The members of language models as one network, see `adapters.mixture`."""
+    mixture = run.mixture
+    assert mixture is not None and mixture.average != "rank"
+    if run.task.outputs_are != "words":
+        raise ValueError(
+            f"{run.path} is an ensemble of {len(run.members)} networks, and this needs one: name one of its members, "
+            f"such as {run.members[0].path}."
+        )
+    if {*mixture.temperatures, mixture.temperature} != {1.0}:
+        raise ValueError(f"{run.path}: language models of an ensemble have no temperatures: they should be 1.")
+    backbones: list[Decoder | GPT2] = []
+    heads: list[LMHead] = []
+    for member in run.members:
+        network = member.model.network
+        if not isinstance(network.backbone, Decoder | GPT2) or not isinstance(network.head, LMHead):
+            raise ValueError(f"{member.path} is no language model with a decoder, so it cannot be averaged.")
+        backbones.append(network.backbone)
+        heads.append(network.head)
+    sizes = {head.vocab_size(backbone) for head, backbone in zip(heads, backbones, strict=True)}
+    if len(sizes) > 1:
+        raise ValueError(f"{run.path}: the vocabularies of its members have different sizes: {sizes}.")
+    head = MixtureHead(heads, [backbone.hidden_size for backbone in backbones], mixture.weights, mixture.average)
+    graphdef, state = nnx.split(Model(MixtureBackbone(backbones), head))
+    params = nnx.to_pure_dict(state)
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    return SplitModel(graphdef, params, shardings, run.members[0].model.source, lambda path: False)
+
+
+# ---------------------------------------------------------------- making one
+
+
+@dataclass(frozen=True)
+class How:
+    """How to make an ensemble.
+
+    Attributes:
+      weights: "equal", or "tuned" on data.validation.
+      calibrate: whether temperatures are tuned on data.validation; else they are 1.
+    """
+
+    average: Average
+    weights: Literal["equal", "tuned"] = "equal"
+    calibrate: bool = False
+
+
+def make_ensemble(members: Sequence["Run"], out: Path, how: How) -> None:
+    """Writes the folder of an ensemble; weights and temperatures are tuned on data.validation of the first member.
+
+    Raises ValueError for members that cannot be averaged, and for an `out` that is something else.
+    """
+    if len(members) < 2:
+        raise ValueError("--average needs at least two runs.")
+    if (out / "config.yaml").is_file() and read_ensemble(out) is None:
+        raise ValueError(f"{out} is a run directory: choose another --out for the ensemble.")
+    run = ensemble_of(members, how.average)
+    mixture, cases = run.mixture, 0
+    assert mixture is not None
+    if how.calibrate and run.task.outputs_are == "words":
+        raise ValueError("language models of an ensemble have no temperatures: leave out --calibrate.")
+    if how.weights == "tuned" or how.calibrate:
+        judged = _judged(run)
+        mixture = fit(judged, how.average, tuned=how.weights == "tuned", calibrate=how.calibrate)
+        cases = len(judged.right)
+    kept: Kept = {
+        "average": how.average,
+        "temperature": mixture.temperature,
+        "members": [
+            {"run": str(member.path.resolve()), "checkpoint": member.checkpoint, "weight": w, "temperature": t}
+            for member, w, t in zip(members, mixture.weights, mixture.temperatures, strict=True)
+        ],
+        "validation_cases": cases,
+    }
+    config = replace(run.config, run_dir=str(out), overwrite=False, init_from=None)
+
+    def write() -> None:
+        keep_declarations(run.folder, out / "backbone", run.task, needs_weights=False)
+        write_json(out / FILE, kept)
+        write_text(out / "config.yaml", to_yaml(config))
+
+    once(write)
+
+
+def _judged(run: "Run") -> Judged:
+    """What the members say of data.validation: outputs [members, cases, classes]."""
+    mixture, task = run.mixture, run.task
+    assert mixture is not None
+    if mixture.average == "rank":
+        raise ValueError("a rank average has no probabilities to tune: leave out --weights tuned and --calibrate.")
+    if task.outputs_are == "words" and mixture.average == "logit":
+        raise ValueError("weights of language models are tuned for --average probability only.")
+    cases = run.data.cases(task, "validation")
+    if not cases:
+        raise ValueError("weights and temperatures are tuned on data.validation, which lists no sources.")
+    found = []
+    for number, member in enumerate(run.members):
+        with heartbeat(f"what {member.path} says of {len(cases):,} validation cases"):
+            found.append(task.judged(alone_of(run, number), cases))
+    return Judged(np.stack([each.outputs for each in found]), found[0].right)
+
+
+def alone_of(run: "Run", number: int) -> Predict:
+    """One member of an ensemble, as the ensemble's task sees it: without its weight and temperature."""
+    if run.task.outputs_are == "words":
+        return run.members[number].predictor
+    predict = run.predictor
+    return replace(predict, members=predict.members[number : number + 1], average=lambda said: said[0])
+
+
+def shown(kept: Kept) -> str:
+    """The members with their weights and temperatures, as lines."""
+    rows = [f"{m['weight']:.3f} × {m['run']} (T {m['temperature']:.3f})" for m in kept["members"]]
+    by = f"tuned on {kept['validation_cases']:,} of data.validation" if kept["validation_cases"] else "equal weights"
+    head = f"average      {kept['average']} of {len(rows)} runs, {by}; T {kept['temperature']:.3f} of the average"
+    return "\n".join([head, *(f"             {row}" for row in rows)])
