@@ -221,6 +221,12 @@ def adapted(model: Model, config: Config, source: Source) -> Model:
     """The network with quantized linear layers and LoRA matrices, as the settings say; changed in place."""
     lora = config.lora
     check_lora(lora)
+    if config.backbone.cache_dtype == "int8":
+        if not hasattr(getattr(model, "backbone", None), "empty_cache"):
+            raise ValueError(
+                "backbone.cache_dtype is int8, but this task's network has no cache of keys and values: leave it out."
+            )
+        model.backbone.cache_codes = True
     if not hasattr(model, "backbone") and (lora.on or config.backbone.quantize != "none"):
         name = "lora" if lora.on else "backbone.quantize"
         raise ValueError(f"{name} is set, but this task's network has no backbone: leave it out.")
