@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_runs import language_run, tiny_run, untrained_run
+from safetensors.numpy import load_file
+from tiny_runs import compressed_run, language_run, tiny_run, untrained_run
 
 from instructrec_jax import compress as verb
 from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.quantized import unpack
 from instructrec_jax.answering.beginning import begun_from
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
+from instructrec_jax.backbones.compressed_tensors import packed
 from instructrec_jax.compression import compress as room
 from instructrec_jax.compression.compress import compress, shown
 from instructrec_jax.compression.quantization import Quantization
@@ -119,19 +122,58 @@ def test_a_run_with_lora_on_codes_trains_and_opens(w8a8, finished, tmp_path):
     assert np.isfinite(probabilities(tuned)).all()
 
 
-def test_an_export_holds_what_the_codes_stand_for(finished, tmp_path):
-    how = Quantization("int4", group=32, method="gptq", keep=["pooler.dense"])
-    compress(finished.run_dir, tmp_path / "small", how, calibration=12)
-    run = Run.open(tmp_path / "small")
-    assert run.config.backbone.quantize_keep == ["pooler.dense"]
+@pytest.fixture(scope="module")
+def w4(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    how = Quantization("int4", group=32, method="gptq", keep=["output.dense"])
+    return compressed_run(finished.run_dir, tmp_path_factory.mktemp("compressed") / "w4", how, calibration=12)
+
+
+@pytest.mark.parametrize("format", ["hf", "compressed-tensors"])
+def test_an_export_holds_what_the_codes_stand_for(w4, tmp_path, format):
+    """compressed-tensors: the same codes, of GPTQ; and layers that were kept stay dense."""
+    run = Run.open(w4)
+    assert run.config.backbone.quantize_keep == ["output.dense"]
     paths = flat(run.model.params)
-    assert "backbone/pooler/kernel" in paths and "backbone/layers/block0/mlp_in/kernel/codes" in paths
-    export(tmp_path / "small", tmp_path / "hf")
-    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    assert "backbone/layers/block0/mlp_out/kernel" in paths and "backbone/layers/block0/mlp_in/kernel/codes" in paths
+    export(w4, tmp_path / format, format=format)
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / format).eval()
     ids = run.task.context.tokenizer(TEXTS, return_tensors="pt", padding=True)
     with torch.no_grad():
         expected = torch.softmax(network(**ids).logits, -1).numpy()
     np.testing.assert_allclose(probabilities(run), expected, atol=1e-4)
+    note = (tmp_path / format / "README.md").read_text()
+    if format == "hf":
+        assert "written from what its int4 codes stand for" in note
+        return
+    assert "The codes are those of the run" in note
+    stored = load_file(tmp_path / format / "model.safetensors")
+    name = "bert.encoder.layer.1.intermediate.dense"
+    kernel = run.model.network.backbone.layers.block0.mlp_in.kernel
+    np.testing.assert_array_equal(stored[f"{name}.weight_scale"], np.asarray(kernel.scales[1]).T)
+    numbers = np.asarray(unpack("int4", kernel.codes[1], kernel.size)).T
+    np.testing.assert_array_equal(stored[f"{name}.weight_packed"], packed(numbers))
+    assert "bert.encoder.layer.1.output.dense.weight" in stored
+    with pytest.raises(ValueError, match="should be one of W8A8, W4A16"):
+        export(w4, tmp_path / "other", format=format, dtype="W2")
+
+
+def test_codes_that_another_format_lacks_are_rounded_again(w4, w8a8, tmp_path):
+    """W8A8 of codes in 4 bits says so; orbax keeps codes in every dtype."""
+    export(w4, tmp_path / "w8", format="compressed-tensors", dtype="W8A8")
+    note = (tmp_path / "w8" / "README.md").read_text()
+    assert "rounded to the nearest value" in note and "written from what its int4 codes stand for" in note
+    export(w8a8[0], tmp_path / "same", format="compressed-tensors")
+    kernel = Run.open(w8a8[0]).model.network.backbone.layers.block0.mlp_in.kernel
+    stored = load_file(tmp_path / "same" / "model.safetensors")
+    np.testing.assert_array_equal(
+        stored["bert.encoder.layer.0.intermediate.dense.weight"], np.asarray(kernel.codes[0]).T
+    )
+    export(w8a8[0], tmp_path / "orbax", format="orbax", dtype="bfloat16")
+    shapes = read_json(tmp_path / "orbax" / "metadata.json", dict)["parameters"]
+    kinds = {path.rpartition("/")[2]: shape[0] for path, shape in shapes.items()}
+    assert (kinds["codes"], kinds["scales"]) == ("int8", "bfloat16")
+    with pytest.raises(ValueError, match="trained without LoRA"):
+        export(w8a8[0], tmp_path / "peft", format="peft")
 
 
 @pytest.fixture(scope="module")
