@@ -5,6 +5,7 @@ here.
 """
 
 import copy
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,13 +208,10 @@ def _linear_layers(config: PretrainedConfig, names: list[str]) -> tuple[set[str]
     """(tensors to quantize, names of linear layers that stay dense)."""
     family = find_family(config.model_type)
     kernels = [rule.name for rule in family.mapping if rule.transform == "transpose" and rule.name.endswith(".weight")]
-    patterns = {name for name in kernels if "{layer}" in name}  # not those beside the layers, such as a pooler
-    found = {name for name in names if _pattern(name.removeprefix(family.prefix)) in patterns}
+    within = [name for name in kernels if "{layer}" in name]  # not those beside the layers, such as a pooler
+    pattern = re.compile("|".join(re.escape(name).replace(r"\{layer\}", r"\d+") for name in within) or "(?!)")
+    found = {name for name in names if pattern.fullmatch(name.removeprefix(family.prefix))}
     heads = {rule.name for head in family.heads.values() for rule in head.mapping if rule.name.endswith(".weight")}
     beside = heads | {name for name in kernels if "{layer}" not in name} | {"lm_head.weight"}
     dense = {name.removesuffix(".weight") for name in beside}
     return found, sorted(dense | {f"{family.prefix}{name}" for name in dense})
-
-
-def _pattern(name: str) -> str:
-    return ".".join("{layer}" if part.isdecimal() else part for part in name.split("."))

@@ -1,5 +1,9 @@
 """Compressed runs: opened by the other verbs, with the answers that their codes stand for; what is refused."""
 
+import errno
+import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,6 +261,81 @@ def test_a_compressed_run_is_not_compressed_again(w8a8, tmp_path):
         compress(w8a8[0], tmp_path / "again", Quantization())
     with pytest.raises(ValueError, match="exists already"):
         compress(w8a8[0], w8a8[0], Quantization())
+
+
+def test_the_source_keeps_its_files_and_holds_no_compressed_run(writer, tmp_path):
+    (tmp_path / "link").symlink_to(writer)
+    before = files(writer)
+    for out in (writer / "small", tmp_path / "link" / "deep" / "small"):
+        with pytest.raises(ValueError, match="which is only read: choose a folder outside"):
+            compress(writer, out, Quantization())
+    assert files(writer) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "train.jsonl"),
+        ([{"instruction": "a film", "output": "no such label"}], "train.jsonl.*'output'"),
+        ([{"question": "a film", "context": "a book", "answer": "film"}], "train.jsonl"),
+    ],
+)
+def test_calibration_data_that_the_task_cannot_read_are_named(finished, tmp_path, rows, message):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["--data.train", str(tmp_path / "train.jsonl")]
+    with pytest.raises(ValueError, match=re.compile(message, re.S)):
+        compress(finished.run_dir, tmp_path / "small", Quantization(method="gptq", weights="int4"), settings=settings)
+    assert [path.name for path in tmp_path.iterdir() if "small" in path.name] == []
+
+
+def test_a_stream_has_no_calibration_examples(finished, tmp_path):
+    stream = json.dumps([{"path": finished.data.train[0].path, "streaming": True}])
+    with pytest.raises(ValueError, match="data.train is a stream"):
+        compress(finished.run_dir, tmp_path / "small", Quantization(), settings=["--data.train", stream])
+
+
+def test_what_a_kill_left_is_no_run_and_is_written_over(writer, tmp_path, monkeypatch):
+    """A kill while the quality is measured: all is written but what makes it a run."""
+
+    def killed(dense: Any, compressed: Any, *rest: Any) -> Any:
+        shutil.copytree(compressed.path, tmp_path / "left")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(room, "measured", killed)
+        compress(writer, tmp_path / "small", Quantization("nf4"))
+    assert [path.name for path in tmp_path.iterdir()] == ["left"]
+    assert (tmp_path / "left" / "checkpoints").is_dir() and not is_run_dir(tmp_path / "left")
+    (tmp_path / "left").rename(tmp_path / ".small.partial")  # a kill that nothing catches
+    (tmp_path / ".small.partial" / "config.yaml").write_text("of another run")
+    compressed_run(writer, tmp_path / "small", Quantization())
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    assert Run.open(tmp_path / "small").config.backbone.quantize == "int8"
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(writer, tmp_path, monkeypatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = files(writer)
+    monkeypatch.setattr("instructrec_jax.training.checkpoint._ArraysSave", full)
+    with pytest.raises(OSError, match="small cannot be written: .*No space left.* free some space, or choose another"):
+        compress(writer, tmp_path / "small", Quantization())
+    assert not list(tmp_path.iterdir()) and files(writer) == before
+
+
+def test_weights_that_are_no_numbers_are_named(writer, tmp_path, monkeypatch):
+    run = Run.open(writer)
+    run.model.params["backbone"]["layers"]["block0"]["mlp_in"]["kernel"] *= np.nan
+    with pytest.raises(ValueError, match=r"the weights of layers.0.mlp.up_proj contain NaN"):
+        room.quantized(run.model, run.mesh, [], Quantization())
+    quality = room.Quality(None, "loss", 2.0, float("nan"), float("nan"))  # type: ignore[arg-type]
+    found = room.Compressed(2, 1, (2, 1), quality, None, ())  # type: ignore[arg-type]
+    monkeypatch.setattr(room, "measured", lambda *_: found)
+    monkeypatch.setattr(room, "too_much", lambda *_: "too much")
+    settings = ["--data.test", str(tmp_path / "no_file_is_read.jsonl")]
+    with pytest.raises(ValueError, match="too much"):
+        compress(writer, tmp_path / "small", Quantization(), limit=0.5, settings=settings)
 
 
 def test_given_examples_come_with_the_run(finished, tmp_path):
