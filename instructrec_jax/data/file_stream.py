@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from instructrec_jax.data.example import BadExample
 from instructrec_jax.data.rows import open_rows
+
+Position: TypeAlias = Mapping[str, Any]
+"""Where reading a stream is, as JSON; each kind of stream has fields of its own."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class FileStream:
         self.files, self.columns = files, columns
         self._state = {"file": 0, "row": 0}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         return dict(self._state)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Position) -> None:
         self._state = {"file": int(state["file"]), "row": int(state["row"])}
 
     def __iter__(self) -> Iterator[PlacedRow]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, SupportsIndex, TypeVar, cast
+from typing import Generic, Protocol, SupportsIndex, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ import xxhash
 
 from instructrec_jax.arrays import Array
 from instructrec_jax.data.batch import Batch, BatchTexts, Own, Text, lay_out, lengths_of
+from instructrec_jax.data.file_stream import Position
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.packing import PackedRows, Plan, fit_epoch, plan_batch
 from instructrec_jax.distributed.launch import place
@@ -33,7 +34,7 @@ class HostBatch:
     batch: Batch
     tokens: int  # without padding, with targets
     shape: tuple[int, ...]  # (rows, length) or (rows, length, target_length)
-    position: dict[str, object] | None = None  # of a stream, after this batch
+    position: Position | None = None  # of a stream, after this batch
 
 
 @dataclass(frozen=True)
@@ -314,9 +315,9 @@ class Stream(Protocol[Item]):
 
     def __iter__(self) -> Iterator[Item]: ...
 
-    def get_state(self) -> dict[str, object]: ...
+    def get_state(self) -> Position: ...
 
-    def set_state(self, state: dict[str, object] | None) -> None: ...
+    def set_state(self, state: Position | None) -> None: ...
 
 
 class StreamReadAhead(Stream[Item], Protocol[Item]):
@@ -345,7 +346,7 @@ class StreamLoader(Generic[Item]):
     seed: int
     target_buckets: Sequence[int] = ()
 
-    def batches(self, start: int, stop: int, position: dict[str, object] | None = None) -> Iterator[HostBatch]:
+    def batches(self, start: int, stop: int, position: Position | None = None) -> Iterator[HostBatch]:
         if start and position is None:
             raise ValueError("the checkpoint has no position of the data stream, so the run cannot be resumed.")
         if position is not None:
@@ -390,13 +391,13 @@ class StreamRowLoader(Generic[Item, Made]):
     target_length: int | None
     seed: int
 
-    def batches(self, start: int, stop: int, position: dict[str, object] | None = None) -> Iterator[HostBatch]:
+    def batches(self, start: int, stop: int, position: Position | None = None) -> Iterator[HostBatch]:
         if start and position is None:
             raise ValueError("the checkpoint has no position of the data stream, so the run cannot be resumed.")
         taken = 0
         if position is not None:
-            self.stream.set_state(cast(dict[str, object], position["window"]))
-            taken = cast(int, position["taken"])
+            self.stream.set_state(position["window"])
+            taken = position["taken"]
         step = start
         with closing(ahead(self._windows())) as windows:
             while step < stop:
@@ -444,9 +445,9 @@ class StreamRowLoader(Generic[Item, Made]):
 class _Window(Generic[Made]):
     """Encoded examples, the stream's positions before and after them, and the bad rows met up to their end."""
 
-    before: dict[str, object]
+    before: Position
     items: list[Made]
-    after: dict[str, object]
+    after: Position
     skipped: int
 
 

@@ -1,12 +1,12 @@
 """Several sources read in order as one stream, in the proportion of their weights; and the skipped rows of streams."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from instructrec_jax.data.example import BadExample, Example
+from instructrec_jax.data.file_stream import Position
 from instructrec_jax.data.mixture import IndexableSource, permutation
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, add_skipped, bad_rows, read_skipped, write_skipped
 from instructrec_jax.data.stream import StreamSource
@@ -40,10 +40,10 @@ class IndexedStream:
         self._skipped = rows
         rows |= {row.where: row for row in self.source.skipped}
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Position:
         return {"epoch": self._epoch, "place": self._place, "usable": self._usable}
 
-    def set_state(self, state: Mapping[str, Any] | None) -> None:
+    def set_state(self, state: Position | None) -> None:
         if state is None:
             self._place = self._usable = 0
         else:
@@ -110,10 +110,10 @@ class MixedStream:
         for stream in self.streams:
             stream.use(keep, check)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Position:
         return {"drawn": self._drawn.tolist(), "sources": [stream.get_state() for stream in self.streams]}
 
-    def set_state(self, state: Mapping[str, Any] | None) -> None:
+    def set_state(self, state: Position | None) -> None:
         sources = [None] * len(self.streams) if state is None else state["sources"]
         if len(sources) != len(self.streams):
             raise ValueError(f"the position is one of {len(sources)} sources, but {len(self.streams)} are listed now.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper
-from instructrec_jax.data.file_stream import PlacedRow
+from instructrec_jax.data.file_stream import PlacedRow, Position
 from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.masked import without_values
 from instructrec_jax.data.mixture import permutation
@@ -96,7 +96,7 @@ class StreamSource:
         """Adds the rows that the resumed run had skipped (the stream's state does not hold them)."""
         self._skipped |= {row.where: row for row in rows}
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Position:
         return {
             "epoch": self._epoch,
             "block": self._block,
@@ -106,7 +106,7 @@ class StreamSource:
             "shuffle": [self.seed, self.shuffle_block],
         }
 
-    def set_state(self, state: Mapping[str, Any] | None) -> None:
+    def set_state(self, state: Position | None) -> None:
         if state is None:
             return self._rewind()
         if list(state["shuffle"]) != [self.seed, self.shuffle_block]:
@@ -140,7 +140,7 @@ class StreamSource:
         self._epoch += 1
         self._rewind()
 
-    def _read(self, row: Mapping[str, Any] | PlacedRow, number: int) -> Example | None:
+    def _read(self, row: Mapping[str, object] | PlacedRow, number: int) -> Example | None:
         placed = row if isinstance(row, PlacedRow) else PlacedRow(f"{self.name}, row {number}", row)
         where = placed.where
         try:
@@ -161,7 +161,7 @@ class StreamSource:
                 raise ValueError(bad_rows(self.name, [self._skipped[where]])) from None
             return None
 
-    def _note_unread(self, row: Mapping[str, Any]) -> None:
+    def _note_unread(self, row: Mapping[str, object]) -> None:
         new = [name for name in self.mapper.unread(row) if name not in self._unread]
         if new:
             self._unread.update(new)

@@ -4,10 +4,11 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
+from flax import nnx
 
 from instructrec_jax.data.batch import (
     Along,
@@ -24,8 +25,9 @@ from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Generated, open_writer
-from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.base import Model, Task
 from instructrec_jax.tasks.prediction import Predict, Run
+from instructrec_jax.training.state import Tree
 from instructrec_jax.training.step import make_predict_step
 
 TOKENS_PER_BATCH = 4096  # per data-parallel device
@@ -40,7 +42,7 @@ number, whichever computes the fewest rows, so that each shape can be compiled b
 
 def make_predict(
     predict_step: Callable[..., jax.Array],
-    params: Any,
+    params: Tree,
     *,
     mesh: DeviceMesh,
     buckets: Sequence[int],
@@ -149,14 +151,14 @@ def texts_of_every_shape(like: Text, buckets: Sequence[int], shards: int) -> Ite
 
 
 def predictor(
-    task: Task, graphdef: Any, mesh: DeviceMesh, buckets: Sequence[int], *, size: Rows = "fitting"
-) -> Callable[[Any], Predict]:
+    task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh, buckets: Sequence[int], *, size: Rows = "fitting"
+) -> Callable[[Tree], Predict]:
     """A function: parameters -> the `Predict` that a task scores with."""
     step = make_predict_step(task, graphdef, mesh)
     subtasks = {name: predictor(each, graphdef, mesh, buckets, size=size) for name, each in task.subtasks.items()}
     writer = functools.cache(partial(open_writer, task, graphdef, mesh))  # few calls write
 
-    def with_params(params: Any) -> Predict:
+    def with_params(params: Tree) -> Predict:
         run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token, size=size)
         predict = Predict(run, subtasks={name: each(params) for name, each in subtasks.items()})
         if not task.writes:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from instructrec_jax.evaluation.evaluator import MeasuredOn, ScoredRow, table
 from instructrec_jax.evaluation.headline import headline
 from instructrec_jax.evaluation.tables import Evaluation, format_examples, format_table
 from instructrec_jax.files import write_json, write_jsonl
+from instructrec_jax.tasks.answers import Shown
 from instructrec_jax.tasks.base import Scores
 
 
@@ -63,7 +63,7 @@ def results_of(
 def show_results(
     folder: Path,
     rows: Sequence[ScoredRow],
-    examples: list[dict[str, Any]],
+    examples: list[Shown],
     *,
     metric: str,
     measured_on: MeasuredOn,

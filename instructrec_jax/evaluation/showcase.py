@@ -1,13 +1,13 @@
 """The examples that are shown at the end of a run."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from instructrec_jax.tasks.answers import Shown
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.prediction import Predict
 
 
-def showcase(task: Task, predict: Predict, groups: Mapping[str, Sequence[Encoded]]) -> list[dict[str, Any]]:
+def showcase(task: Task, predict: Predict, groups: Mapping[str, Sequence[Encoded]]) -> list[Shown]:
     """The task's five examples, taken round-robin from the groups that the evaluation reports separately.
 
     Groups may have the same cases with other instructions and are sampled with the same seed, so each group contributes

@@ -8,6 +8,7 @@ from itertools import groupby, zip_longest
 from typing import NotRequired, TypedDict
 
 from instructrec_jax.evaluation.layout import aligned, fits, fitted, text_width
+from instructrec_jax.tasks.answers import Shown
 
 LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "gini"}
 SEGMENTS_AS_TEXT = DIFFERENCES_AS_TEXT = 8  # longer lists are in the report
@@ -259,13 +260,10 @@ def heading(split: str) -> str:
     return f"Results on {split}"
 
 
-def format_examples(examples: Iterable[Mapping[str, object]], *, width: int | None = None) -> str:
+def format_examples(examples: Iterable[Shown], *, width: int | None = None) -> str:
     """Instructions and their answers as plain text, best answer first, the target marked with *.
 
     Args:
-      examples: [{"instruction": text, "wanted": target or null, "answers": [{"text", "score"}]}]; optionally the
-        "group" of the cases, the facts "asked" for, what the score of an answer is ("measure"), and the matching facts
-        of answers ("why") and target ("wanted_why").
       width: characters of a line; None: those of the terminal.
     """
     width = width or text_width()
@@ -274,11 +272,11 @@ def format_examples(examples: Iterable[Mapping[str, object]], *, width: int | No
         lines = [f"{clean(example['group'])}:"] if example.get("group") else []
         lines.append(wrapped(f"“{example['instruction']}”", "", " ", width))
         target = "    target: "
-        asked, wanted, answers = (example.get(name) for name in ("asked", "wanted", "answers"))
-        if isinstance(asked, list | tuple) and asked:
+        wanted = example["wanted"]
+        if asked := example.get("asked"):
             lines.append(wrapped(", ".join(asked), " asked for: ", " " * 12, width))
-        for number, answer in enumerate(answers if isinstance(answers, list | tuple) else (), 1):
-            mark = "*" if wanted is not None and answer["text"] == wanted else " "
+        for number, answer in enumerate(example["answers"], 1):
+            mark = "*" if answer["text"] == wanted else " "
             text, score = with_why(answer["text"], answer.get("why")), digits(answer.get("score"))
             if measure := answer.get("measure"):
                 target = "  target: "

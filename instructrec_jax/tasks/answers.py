@@ -6,7 +6,37 @@ or item ids. `predictions.jsonl` of an evaluation has the same records, beside t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NotRequired, Protocol, TypeAlias, TypedDict
+
+CaseRecord: TypeAlias = Mapping[str, Any]
+"""One case of an evaluation, as in predictions.jsonl: a JSON object, whose fields depend on the task."""
+
+
+class ShownAnswer(TypedDict):
+    """One answer of a `Shown`: its text and score; the metric that the score is; why a ranking has it."""
+
+    text: str
+    score: float
+    measure: NotRequired[str]
+    why: NotRequired[str]
+
+
+class Shown(TypedDict):
+    """A case for people to read, as in examples.json.
+
+    Attributes:
+      wanted: the target, if there is one.
+      answers: the best answers, or the only one.
+      asked, wanted_why: of rankings: the facts that the instruction asks for, and those that the target matches.
+      group: the group of cases, where an evaluation has several.
+    """
+
+    instruction: str
+    wanted: str | None
+    answers: list[ShownAnswer]
+    asked: NotRequired[list[str]]
+    wanted_why: NotRequired[str]
+    group: NotRequired[str]
 
 
 class Answer(Protocol):

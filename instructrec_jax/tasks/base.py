@@ -25,7 +25,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.tasks.answers import Answer
+from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownAnswer
 from instructrec_jax.tasks.prediction import Predict
 
 T = TypeVar("T")
@@ -203,7 +203,7 @@ class Scores:
 
     metrics: dict[str, float]
     cases: dict[str, np.ndarray] = field(default_factory=dict)
-    predictions: Sequence[dict[str, Any]] = ()
+    predictions: Sequence[CaseRecord] = ()
     report: str = ""
     main: Sequence[str] = ()
     segments: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -394,7 +394,7 @@ class Task:
 
     case_measure = ""  # the field of `Scores.predictions` with a case's metric, which the shown examples name, too
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[Shown]:
         """Five random examples (seeded) in the form of `shown`; empty for a task without readable predictions."""
         records = self.score(predict, self.drawn(encoded)).predictions
         return [self.shown(record) for record in records if "prediction" in record]
@@ -405,10 +405,14 @@ class Task:
         drawn = np.random.default_rng(self.context.seed).permutation(len(ends) - 1)[:5]
         return [e for number in drawn for e in encoded[ends[number] : ends[number + 1]]]
 
-    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def shown(self, record: CaseRecord) -> Shown:
         """A readable form of one of `Scores.predictions`: instruction, target ("wanted") and answers (text, score)."""
         wanted, found = (_readable(record[name]) for name in ("reference", "prediction"))
-        answer = {"text": found, "score": record[self.case_measure], "measure": self.case_measure.replace("_", " ")}
+        answer: ShownAnswer = {
+            "text": found,
+            "score": record[self.case_measure],
+            "measure": self.case_measure.replace("_", " "),
+        }
         return {"instruction": record["input"], "wanted": wanted, "answers": [answer]}
 
 

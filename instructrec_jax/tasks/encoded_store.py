@@ -30,7 +30,7 @@ from instructrec_jax.data.skipped import OnBadExample, SkippedRow, listing
 from instructrec_jax.data.storage import Storage, code_version, digest_of
 from instructrec_jax.data.store import PART_ROWS, Store, StorePlan, open_store
 from instructrec_jax.files import check_type
-from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.tasks.base import Encoded, Task, TaskContext
 from instructrec_jax.tasks.encoding import encode_usable
 
 NONE = -1  # length of a target that is not there; number of an example that the task made itself
@@ -64,7 +64,7 @@ class _Source:
     examples: NumberedExamples
 
 
-class _Stored(Encoded[Any]):
+class _Stored(Encoded):
     """An `Encoded` whose example is read when it is asked for: batches need none, and reading it takes the longest."""
 
     def __init__(self, text: Text, target: object, example: Callable[[], Example]) -> None:
@@ -390,7 +390,7 @@ def _batch(encoded: Sequence[Encoded], known: dict[int, tuple[int, int]]) -> pa.
     return pa.record_batch([pa.array(columns[each.name], each.type) for each in SCHEMA], schema=SCHEMA)
 
 
-def _contexts(task: Task) -> list[Any]:
+def _contexts(task: Task) -> list[TaskContext]:
     """The contexts of a task and its subtasks, those that count apart."""
     return list({id(each.context.counts): each.context for each in (task, *task.subtasks.values())}.values())
 

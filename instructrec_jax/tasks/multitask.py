@@ -13,7 +13,7 @@ from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.data.batch import Along, Array, Batch, BatchTexts, PerText, Rows, Text, lengths_of, map_arrays
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
-from instructrec_jax.tasks.answers import Answer
+from instructrec_jax.tasks.answers import Answer, Shown
 from instructrec_jax.tasks.base import (
     Encoded,
     HeadView,
@@ -279,7 +279,7 @@ class MultitaskTask(Task):
                     found.setdefault(baseline, {})[name] = scores
         return {baseline: self._merged(scores) for baseline, scores in found.items()}
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[Shown]:
         return [
             shown
             for name, own in self._by(encoded)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -62,9 +62,9 @@ class Predict:
 
     def over(
         self,
-        encoded: "Sequence[Encoded[Any]]",
-        gather: "Callable[[Sequence[Encoded[Any]]], BatchTexts] | None" = None,
-    ) -> "Iterator[tuple[Encoded[Any], np.ndarray]]":
+        encoded: "Sequence[Encoded]",
+        gather: "Callable[[Sequence[Encoded]], BatchTexts] | None" = None,
+    ) -> "Iterator[tuple[Encoded, np.ndarray]]":
         """Each example and its output, in order, past the cache; of any number of examples, few are in memory.
 
         Args:

@@ -6,10 +6,8 @@ import zlib
 from dataclasses import asdict, dataclass, replace
 from typing import NotRequired, Self, TypedDict
 
+from instructrec_jax.data.file_stream import Position
 from instructrec_jax.files import check_type
-
-StreamPosition = dict[str, object]
-"""The position in a stream, as returned by `StreamSource.get_state`."""
 
 
 class _Fields(TypedDict):
@@ -40,13 +38,13 @@ class Progress:
 
     data: str
     tokens: int = 0
-    stream: StreamPosition | None = None
+    stream: Position | None = None
     best_value: float | None = None
     best_step: int | None = None
     stale: int = 0
     measure: str | None = None
 
-    def trained(self, tokens: int, stream: StreamPosition | None) -> Self:
+    def trained(self, tokens: int, stream: Position | None) -> Self:
         """The progress after one more step on `tokens` tokens."""
         return replace(self, tokens=self.tokens + tokens, stream=stream)
 

@@ -8,9 +8,9 @@ Classification").
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from instructrec_jax.data.batch import Batch, BatchTexts, PerText, PerToken, Tex
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.metrics.classification import classification_metrics, classification_report
-from instructrec_jax.tasks.answers import TextAnswer
+from instructrec_jax.tasks.answers import CaseRecord, Shown, TextAnswer
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -289,7 +289,7 @@ class PositionTranslationTask(Task):
         nearest = nearest_translation(examples_of(train))
         return {"translation of the most similar source": self._scores(test, nearest(examples_of(test)))}
 
-    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def shown(self, record: CaseRecord) -> Shown:
         return shown_text(record, self.case_measure)
 
 

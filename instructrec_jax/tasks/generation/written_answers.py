@@ -4,10 +4,9 @@ Each is a language model (`tasks.generation.language_model`) with its own `judge
 translation, dialogue.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from instructrec_jax.inference.decoding import check_prompts
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, has_cjk
+from instructrec_jax.tasks.answers import CaseRecord, Shown, ShownAnswer
 from instructrec_jax.tasks.base import Encoded, Scores, TaskContext, examples_of, owners_of, unless_unfit
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
 from instructrec_jax.tasks.prediction import Predict
@@ -108,13 +108,13 @@ def scores_of_texts(
     ).owned_by(owners_of(examples) if found.owners is None else found.owners)
 
 
-def shown_text(record: Mapping[str, Any], measure: str, empty: str = "") -> dict[str, Any]:
+def shown_text(record: CaseRecord, measure: str, empty: str = "") -> Shown:
     """Such a record as `Task.shown` gives it: the first of its references; `empty` for a text without words.
 
     Args:
       measure: the record's field with its metric.
     """
-    answer = {"text": record["prediction"] or empty, "score": record[measure], "measure": measure}
+    answer: ShownAnswer = {"text": record["prediction"] or empty, "score": record[measure], "measure": measure}
     return {"instruction": record["input"], "wanted": record["reference"][0] or empty, "answers": [answer]}
 
 
@@ -189,5 +189,5 @@ class WritingTask(LanguageModelTask):
     def _baseline(self, rule: Rule, test: Sequence[Encoded]) -> Scores:
         return self._judged(test, [text.strip() for text in rule(examples_of(test))])
 
-    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def shown(self, record: CaseRecord) -> Shown:
         return shown_text(record, self.case_measure)

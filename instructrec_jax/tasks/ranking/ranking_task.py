@@ -1,7 +1,7 @@
 """Base of the tasks that rank the items of a catalogue: settings, targets, evaluation and baselines."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
@@ -36,7 +36,7 @@ from instructrec_jax.ranking.evaluation import (
     main_metric,
 )
 from instructrec_jax.ranking.positions import position_report
-from instructrec_jax.tasks.answers import ItemsAnswer, RankedItem
+from instructrec_jax.tasks.answers import CaseRecord, ItemsAnswer, RankedItem, Shown
 from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, examples_of, owner_of, owners_of
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
@@ -134,7 +134,7 @@ class RankingTask(Task):
     def encoding_depends_on(self) -> dict[str, object]:
         return {"catalogue": self.catalogue.fingerprint(), "titles": digest_of_texts(self.catalogue.titles)}
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded[Any]]:
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """The instruction's tokens and the `Target` of each example."""
         names = [f"the instruction of example {example.id or number!r}" for number, example in enumerate(examples)]
         texts = tokenize([render(example) for example in examples], names, self.context)
@@ -161,7 +161,7 @@ class RankingTask(Task):
         """float32 [items, size]."""
         raise TypeError(f"{type(self).__name__} has no item_vectors().")
 
-    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded[Any]]) -> np.ndarray:
+    def query_vectors(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
         """float32 [cases, size]: inner products with the items' vectors are the scores, higher is better."""
         raise TypeError(f"{type(self).__name__} has no query_vectors().")
 
@@ -310,8 +310,17 @@ class RankingTask(Task):
         ]
         asked = Asked(users, cases.positives, own, splits)
         popularity = np.ones(len(self.catalogue)) if cases.popularity is None else cases.popularity
-        settings: dict[str, Any] = {"folder": self.config.catalogue, "popularity": popularity, "listed": listed}
-        return [candidates_for(protocol, asked, self.catalogue, **settings) for protocol in protocols]
+        return [
+            candidates_for(
+                protocol,
+                asked,
+                self.catalogue,
+                folder=self.config.catalogue,
+                popularity=popularity,
+                listed=listed,
+            )
+            for protocol in protocols
+        ]
 
     @cached_property
     def _chosen(self) -> dict[str, np.ndarray]:
@@ -352,13 +361,13 @@ class RankingTask(Task):
             fits[BPR.name] = lambda: tuned_bpr(splits.train, splits.validation, size)
         return fits | {BM25.name: lambda: BM25(self.catalogue.texts).fit([], size)}
 
-    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+    def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[Shown]:
         """See `Task.showcase`; with the facts that each item shares with the instruction (see `reasons`)."""
         drawn = self.drawn(encoded)
         records = self.score(predict, drawn).predictions
         return [self.explained(self.shown(r), r, e.example) for r, e in zip(records, drawn, strict=True)]
 
-    def explained(self, shown: dict[str, Any], record: Mapping[str, Any], example: Example) -> dict[str, Any]:
+    def explained(self, shown: Shown, record: CaseRecord, example: Example) -> Shown:
         """`shown` with the facts "asked" for, and the matching facts of each answer ("why") and the target."""
         numbers = [self.catalogue.index[item] for item in record["prediction"]]
         for answer, item in zip(shown["answers"], numbers, strict=False):
@@ -366,7 +375,7 @@ class RankingTask(Task):
         wanted = reason(self.catalogue, self.catalogue.index[record["reference"][0]], example)
         return shown | {"asked": asked_for(example), "wanted_why": wanted}
 
-    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def shown(self, record: CaseRecord) -> Shown:
         names = [self.catalogue.name(self.catalogue.index[item]) for item in record["prediction"][:5]]
         return {
             "instruction": record["input"],
@@ -384,7 +393,7 @@ def products(queries: np.ndarray, items: np.ndarray, candidates: np.ndarray) -> 
     return found
 
 
-class _Predictions(Sequence[dict[str, Any]]):
+class _Predictions(Sequence[CaseRecord]):
     """One record per case, made on access, since a million records would fill the memory."""
 
     def __init__(

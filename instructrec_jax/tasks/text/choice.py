@@ -1,8 +1,7 @@
 """Choosing a text by its likelihood: multiple choice, response selection, labels by their names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalized
-from instructrec_jax.tasks.answers import ChoiceAnswer
+from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown
 from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, NextTokens, TrainOn
@@ -77,7 +76,7 @@ class ChoiceTask(LikelihoodTask):
         super().__init__(config, context)
         self.encodes_together = config.negatives > 0
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded[Any]]:
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         examples = with_candidates(examples, self.config, self.context.seed)
         names = [name_of(example, number) for number, example in enumerate(examples)]
         options = [options_of(example, name, self.config) for example, name in zip(examples, names, strict=True)]
@@ -93,17 +92,17 @@ class ChoiceTask(LikelihoodTask):
             encoded.append(Encoded(e.text, target, examples[number]))
         return encoded
 
-    def check(self, encoded: Sequence[Encoded[Any]]) -> None:
+    def check(self, encoded: Sequence[Encoded]) -> None:
         for e in encoded:
             self.check_question(question(e.example), list(e.target.options.texts))
 
     def unanswered(self, example: Example) -> Example:
         return without_answer(example, self.config)
 
-    def answers(self, predict: Predict, encoded: Sequence[Encoded[Any]], k: int = 10) -> list[ChoiceAnswer]:
+    def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[ChoiceAnswer]:
         return choices(encoded, _options(encoded), self._option_logits(predict, encoded))
 
-    def _option_logits(self, predict: Predict, encoded: Sequence[Encoded[Any]]) -> list[np.ndarray]:
+    def _option_logits(self, predict: Predict, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """float64 [candidates] of each example, calibrated if the task is."""
         options = _options(encoded)
         logits = self._logits(predict, examples_of(encoded), options)
@@ -115,7 +114,7 @@ class ChoiceTask(LikelihoodTask):
             logits = [each - without[option.texts] for each, option in zip(logits, options, strict=True)]
         return logits
 
-    def score(self, predict: Predict, encoded: Sequence[Encoded[Any]]) -> Scores:
+    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         logits = self._option_logits(predict, encoded)
         way = f"by log-likelihood / tokens ** {self.config.alpha:g}"
         way += f" minus that after {EMPTY!r}" if self.config.calibrate else ""
@@ -135,10 +134,10 @@ class ChoiceTask(LikelihoodTask):
         train_options, options = _options(train), _options(test)
         return option_baselines(train, train_options, test, options, self.config.labels)
 
-    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def shown(self, record: CaseRecord) -> Shown:
         return shown_options(record)
 
 
-def _options(encoded: Sequence[Encoded[Any]]) -> Sequence[Options]:
+def _options(encoded: Sequence[Encoded]) -> Sequence[Options]:
     """Their options, read one at a time where the encodings are."""
     return Mapped(lambda e: e.target.options, encoded)

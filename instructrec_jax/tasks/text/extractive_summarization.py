@@ -1,8 +1,7 @@
 """Extractive summarization: an encoder selects the sentences of a text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import check_fast, render
 from instructrec_jax.metrics.text import rouge
-from instructrec_jax.tasks.answers import TextAnswer
+from instructrec_jax.tasks.answers import CaseRecord, Shown, TextAnswer
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -207,5 +206,5 @@ class ExtractiveSummarizationTask(Task):
         count = self.config.sentences
         return {f"lead-{count}": self._scores(test, [lead(e.example.input or "", count) for e in test])}
 
-    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def shown(self, record: CaseRecord) -> Shown:
         return shown_text(record, self.case_measure)

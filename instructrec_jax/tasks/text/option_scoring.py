@@ -4,9 +4,8 @@ Shared by the tasks that choose by similarity and by likelihood.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import scipy
@@ -24,7 +23,7 @@ from instructrec_jax.metrics.classification import (
     confusion_matrix,
 )
 from instructrec_jax.metrics.ranking import concatenate, hit_rate, mrr, target_ranks
-from instructrec_jax.tasks.answers import ChoiceAnswer
+from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown, ShownAnswer
 from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, examples_of, owners_of, unless_unfit
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
@@ -233,10 +232,10 @@ def without_answer(example: Example, config: OptionsConfig) -> Example:
     return replace(question(example), output=listed[0] if listed else None)
 
 
-def shown_options(record: Mapping[str, Any]) -> dict[str, Any]:
+def shown_options(record: CaseRecord) -> Shown:
     """The three best candidates of a record, as `Task.shown` gives them."""
     best = sorted(record["candidates"].items(), key=lambda pair: (-pair[1], pair[0] != record["prediction"]))[:3]
-    answers = [{"text": name, "score": value} for name, value in best]
+    answers: list[ShownAnswer] = [{"text": name, "score": value} for name, value in best]
     return {"instruction": record["input"], "wanted": record["reference"], "answers": answers}
 
 

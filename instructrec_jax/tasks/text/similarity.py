@@ -1,8 +1,7 @@
 """Choosing a text by vector similarity: response selection, and labels by their names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
-from instructrec_jax.tasks.answers import ChoiceAnswer
+from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -210,5 +209,5 @@ class SimilarityTask(Task):
         train_options, options = ([e.target.options for e in some] for some in (train, test))
         return option_baselines(train, train_options, test, options, self.config.labels)
 
-    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def shown(self, record: CaseRecord) -> Shown:
         return shown_options(record)

@@ -1,8 +1,8 @@
 """Extractive question answering: the start and end of the answer in the context, or no answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast
-from instructrec_jax.tasks.answers import SpanAnswer, TextAnswer
+from instructrec_jax.tasks.answers import CaseRecord, Shown, SpanAnswer, TextAnswer
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -264,7 +264,7 @@ class SpanTask(Task):
         asked = words(example.instruction)
         return max(sentences(example.input or ""), key=lambda s: len(asked & words(s)), default="")
 
-    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def shown(self, record: CaseRecord) -> Shown:
         return shown_text(record, self.case_measure, empty=NO_ANSWER)
 
 
