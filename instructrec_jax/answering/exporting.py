@@ -240,6 +240,11 @@ def write_adapter(folder: Path, model: SplitModel, run: Path, task: Task) -> Non
     source, network = model.source, task.view(model.network)
     if source.lora is None:
         raise ValueError(f"--format peft: {run} was trained without LoRA, so it has no adapter: use --format hf.")
+    if source.path is None:
+        raise ValueError(
+            f"--format peft: what {run} trained LoRA on is in no HuggingFace folder (the codes of a compressed run, or "
+            "random weights), so PEFT could not open it: use --format hf, which merges LoRA."
+        )
     kind = head_kind(network.head)
     pairs = find_family(source.config.model_type).kind == "encoder_decoder"
     tasks = TRAINED_HEADS | {"lm": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM"}

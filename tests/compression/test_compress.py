@@ -124,6 +124,12 @@ def test_a_run_with_lora_on_codes_trains_and_opens(w8a8, finished, tmp_path):
         if path.startswith("backbone/"):
             np.testing.assert_array_equal(now[path], value, err_msg=path)
     assert np.isfinite(probabilities(tuned)).all()
+    with pytest.raises(ValueError, match="in no HuggingFace folder .the codes of a compressed run"):
+        export(config.run_dir, tmp_path / "peft", format="peft")
+    export(config.run_dir, tmp_path / "hf")
+    again = Run.open(compressed_run(config.run_dir, tmp_path / "again", Quantization(), calibration=4))
+    assert not again.config.lora.on
+    np.testing.assert_allclose(probabilities(again), probabilities(tuned), atol=0.02)
 
 
 @pytest.fixture(scope="module")
