@@ -105,12 +105,7 @@ def compress(
       OSError: `out` cannot be written.
     """
     path, out = local_run(path), Path(out)
-    if out.exists():
-        raise ValueError(f"{out} exists already: choose another --out.")
-    if path.resolve() in out.resolve().parents:
-        raise ValueError(f"--out {out} lies in {path}, which is only read: choose a folder outside.")
-    if limit is not None and not 0 <= limit < 1:
-        raise ValueError(f"--limit is {limit:g}, but should be a share from 0 to 1, such as 0.5%.")
+    _check(path, out, limit)
     config = settings_of(path, settings)
     if config.backbone.quantize != "none" and not config.lora.on:
         raise ValueError(f"{path} is compressed already: compress the run that it was made of.")
@@ -131,10 +126,7 @@ def compress(
         try:
             _write(partial, dense, settled, network)
         except OSError as error:
-            raise OSError(
-                f"{out} cannot be written: {error.__cause__ or error}. The partial folder is removed, and {path} is as "
-                "it was: free some space, or choose another --out."
-            ) from error
+            raise _unwritten(path, out, error) from error
         del network, model
         written = Run(partial, RunData(settled), partial / "backbone", dense.task, dense.mesh, trained=True)
         found = measured(dense, written, texts, layers)
@@ -147,6 +139,23 @@ def compress(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
+
+
+def _check(path: Path, out: Path, limit: float | None) -> None:
+    """Raises ValueError for an `out` that exists or lies in the source, and for a limit that is no share."""
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another --out.")
+    if path.resolve() in out.resolve().parents:
+        raise ValueError(f"--out {out} lies in {path}, which is only read: choose a folder outside.")
+    if limit is not None and not 0 <= limit < 1:
+        raise ValueError(f"--limit is {limit:g}, but should be a share from 0 to 1, such as 0.5%.")
+
+
+def _unwritten(path: Path, out: Path, error: OSError) -> OSError:
+    return OSError(
+        f"{out} cannot be written: {error.__cause__ or error}. The partial folder is removed, and {path} is as it was: "
+        "free some space, or choose another --out."
+    )
 
 
 def plain(model: SplitModel) -> SplitModel:

@@ -65,6 +65,8 @@ def test_a_compressed_run_opens_alone_and_answers_as_before(w8a8, dense):
     np.testing.assert_allclose(probabilities(run), probabilities(dense), atol=0.01)
     assert before == after
     assert not list(out.parent.glob(".*")), "the partial folder is gone"
+    floats = Run.open(out, ["--backbone.quantize_activations", "none"])
+    assert floats.weights_identity() != run.weights_identity(), "vectors of items of one are not those of the other"
 
 
 def test_the_report_has_bytes_speed_quality_and_the_error_of_each_layer(w8a8, dense):
