@@ -2,6 +2,7 @@
 
     prepare inspect FILE... [--backbone FOLDER] [--max_length 2048]
     prepare inspect FILE... --out my.yaml [--backbone FOLDER] [--target COLUMN]
+    prepare mask FILE... --out masked.jsonl [--kinds '[email, phone]'] [--columns '[text]']
     prepare table --source FILE --items FILE --out FOLDER [--user_column who]
     prepare movielens --source FOLDER --out FOLDER [--k_core 5] [--min_rating 4]
     prepare amazon --source FOLDER --out FOLDER [--on_bad_line skip]
@@ -13,8 +14,9 @@
     prepare tags --source tags.csv --catalogue FOLDER --out FOLDER
 
 inspect shows what data files would become: form, rendered examples, token lengths, duplicates, bad rows. With --out it
-looks at their columns and writes a configuration that trains on them. The others write a folder of
-items, interactions and instructions, with a train.yaml. All formats except inspect and tags have
+looks at their columns and writes a configuration that trains on them. mask writes their rows with
+placeholders in place of personal data. The others write a folder of items, interactions and
+instructions, with a train.yaml. All of them except tags have
 `--split leave_one_out | ratio | global_time`, with `--validation 0.1 --test 0.1`.
 
 `prepare movielens --help` lists the settings of a format.
@@ -26,8 +28,7 @@ from instructrec_jax.data.example import suggest
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.preparation.card_text import describe, describe_tags
 from instructrec_jax.preparation.formats import SOURCES
-from instructrec_jax.preparation.inspection.inspect import InspectConfig, inspect, split_arguments
-from instructrec_jax.preparation.inspection.showing import show
+from instructrec_jax.preparation.own_files import FORMS, of_files, split_arguments
 from instructrec_jax.preparation.prepare_data import prepare
 from instructrec_jax.preparation.prepare_tags import TagsConfig, prepare_tags
 from instructrec_jax.preparation.wording.teacher import Teacher
@@ -44,18 +45,9 @@ def main(args: list[str]) -> dict[str, object]:
     if reader in ("-h", "--help"):
         print(fitted_help(__doc__))
         raise SystemExit(0)
-    if reader == "inspect":
+    if reader in ("inspect", "mask"):
         files, options = split_arguments(rest)
-        settings = replace(parse(InspectConfig, options, default=None), files=files)
-        if not settings.out:
-            with heartbeat(f"looking at {len(files)} files"):
-                shown = show(settings)
-            print(shown.describe())
-            return {"form": shown.form, "rows": shown.rows, "bad": shown.bad, "duplicates": shown.duplicates}
-        with heartbeat(f"looking at {len(files)} files"):
-            found = inspect(settings)
-        print(found.describe())
-        return {"settings": str(found.settings), "task": found.guess.type}
+        return of_files(replace(parse(FORMS[reader], options, default=None), files=files))
     if reader == "tags":
         tags = parse(TagsConfig, rest, default=None)
         with heartbeat("preparing the data"):
@@ -63,8 +55,8 @@ def main(args: list[str]) -> dict[str, object]:
         print(describe_tags(card, tags.out))
         return card
     if reader not in SOURCES:
-        hint = suggest(reader, [*SOURCES, "tags", "inspect"])
-        raise ValueError(f"unknown format {reader!r}: choose from inspect, {', '.join(SOURCES)}, tags.{hint}")
+        hint = suggest(reader, [*SOURCES, "tags", "inspect", "mask"])
+        raise ValueError(f"unknown format {reader!r}: choose from inspect, mask, {', '.join(SOURCES)}, tags.{hint}")
     config = parse(SOURCES[reader], rest, default=None)
     with heartbeat("preparing the data"):
         card = prepare(config, None if config.teacher is None else open_teacher(config.teacher))

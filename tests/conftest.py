@@ -109,6 +109,7 @@ def _imports_are_no_garbage() -> None:
     """What torch, transformers and jax keep for ever is not searched for garbage again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(200_000, 20, 100)  # tracing makes many objects: 5% of a test's time
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,7 +28,7 @@ from instructrec_jax.__main__ import VERBS
 from instructrec_jax.answering import arguments
 from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.preparation.formats import SOURCES
-from instructrec_jax.preparation.inspection.inspect import InspectConfig
+from instructrec_jax.preparation.own_files import FORMS
 from instructrec_jax.preparation.prepare_tags import TagsConfig
 from instructrec_jax.runs.config import Config, load, setting_names
 from instructrec_jax.runs.given import Given
@@ -109,7 +109,7 @@ def test_every_option_exists(page: Path) -> None:
 def options(verb: str, words: list[str]) -> set[str]:
     """Names that a verb takes after `--`."""
     if verb == "prepare":
-        return set(setting_names({**SOURCES, "tags": TagsConfig, "inspect": InspectConfig}[words[0]]))
+        return set(setting_names({**SOURCES, **FORMS, "tags": TagsConfig}[words[0]]))
     if verb == "serve":
         keys = (ROOT / "instructrec_jax" / "service" / "key_commands.py").read_text(encoding="utf-8")
         return {*setting_names(ServeConfig), "config_path", "help", *re.findall(r'"--(\w+)"', keys)}

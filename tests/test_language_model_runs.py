@@ -110,7 +110,7 @@ def test_a_run_without_lora_has_no_adapter(tuned: dict[str, Any], tmp_path: Path
         export(Path(tuned["t5"].run_dir), tmp_path / "out", format="peft")
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_a_quantized_run_goes_through_every_verb(
     kind: str, tuned: dict[str, Any], language_models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ ELSEWHERE = {
         for name in ("addresses", "known_secrets", "national_ids", "numbers", "plain", "spans")
     },
     "preparation/inspection/inspect": "preparation/test_inspection.py",
+    "preparation/own_files": "preparation/test_mask_files.py",
     "preparation/inspection/table": "preparation/inspection/test_guessing.py",
     "runs/bucket_lock": "runs/test_bucket.py",
     "runs/initial": "answering/test_beginning.py",

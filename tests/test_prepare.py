@@ -85,6 +85,7 @@ def test_train_yaml_trains(source, tmp_path, monkeypatch, capsys):
     assert (train(small) / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_train_yaml_trains_on_examples_made_from_the_interactions(source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run(source, "data/shop", "--instructions", "interactions")

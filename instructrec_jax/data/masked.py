@@ -1,6 +1,6 @@
 """Examples with placeholders in place of personal data: the setting `data.mask`."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -35,30 +35,24 @@ class ExampleMask:
         return tuple(self.config.kinds), tuple(self.config.regions)
 
     def __call__(self, example: Example) -> Example:
-        mask = _masker(self.config.presidio, *self._lists).session().mask
+        session = _masker(self.config.presidio, *self._lists).session()
+        mask: Callable[[Any], Any] = session.mask_value  # keeps the type
         fields = self.texts(example.task)
 
-        def masked(value: Any) -> Any:
-            if isinstance(value, str):
-                return mask(value)
-            if isinstance(value, Mapping):
-                return {name: masked(entry) for name, entry in value.items()}
-            return type(value)(map(masked, value)) if isinstance(value, list | tuple) else value
-
         def turn(message: Message) -> Message:
-            extra = {name: masked(v) if name in REASONING else v for name, v in message.extra.items()}
+            extra = {name: mask(v) if name in REASONING else v for name, v in message.extra.items()}
             if isinstance(calls := extra.get("tool_calls"), list):
-                extra["tool_calls"] = [_with_arguments(call, masked) for call in calls]
+                extra["tool_calls"] = [_with_arguments(call, mask) for call in calls]
             return replace(message, content=mask(message.content), extra=extra)
 
         return replace(  # in the order of a conversation, so that numbers ascend
             example,
-            system=masked(example.system),
+            system=mask(example.system),
             messages=tuple(map(turn, example.messages)),
             instruction=mask(example.instruction),
-            input=masked(example.input),
-            candidates=masked(example.candidates) if "candidates" in fields else example.candidates,
-            output=masked(example.output) if "output" in fields else example.output,
+            input=mask(example.input),
+            candidates=mask(example.candidates) if "candidates" in fields else example.candidates,
+            output=mask(example.output) if "output" in fields else example.output,
         )
 
     def key(self) -> dict[str, object]:
@@ -82,10 +76,10 @@ def _masker(presidio: str, kinds: tuple[str, ...], regions: tuple[str, ...]) -> 
     return Masker(MaskConfig(list(kinds), list(regions), presidio))
 
 
-def _with_arguments(call: dict[str, Any], masked: Callable[[Any], Any]) -> dict[str, Any]:
+def _with_arguments(call: dict[str, Any], mask: Callable[[Any], Any]) -> dict[str, Any]:
     name = "function" if "function" in call else ""
     inner = call[name] if name else call
-    inner = {**inner, "arguments": masked(inner.get("arguments", {}))}
+    inner = {**inner, "arguments": mask(inner.get("arguments", {}))}
     return {**call, name: inner} if name else inner
 
 

@@ -4,10 +4,13 @@ import os
 from collections.abc import Callable, Sequence
 
 import regex
+from tokenizers.decoders import ByteLevel
 
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
 
 UNKNOWN = "\ufffd"  # a tokenizer's text for bytes that do not form a complete character
+# A letter, digit, space or ideograph that begins a character, as nearly always (Unicode's annex 29); from the end.
+_BEGINS = regex.compile(r"(?r)(?<!\p{GCB=Prepend})[ -~\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff]")
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
@@ -23,9 +26,16 @@ def certain(text: str, stop: Sequence[str]) -> int:
     joined emoji may follow) and a possible beginning of a stop sequence.
     """
     text = text.rstrip(UNKNOWN)
-    last = regex.findall(r"\X", text)[-1:]
+    begin = _BEGINS.search(text)  # only the characters from here on can be part of the last one
+    last = regex.findall(r"\X", text[begin.start() if begin else 0 :])[-1:]
     held = max([len("".join(last)), *(n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))])
     return len(text) - held
+
+
+def decodes_by_bytes(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the text of tokens is that of their bytes, so that a growing answer needs its new tokens only."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return isinstance(getattr(backend, "decoder", None), ByteLevel) and not tokenizer.clean_up_tokenization_spaces
 
 
 class AnswerText:
@@ -40,11 +50,26 @@ class AnswerText:
         special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self.stop_ids = {special[text] for text in stop if text in special}
         self.tokenizer, self.ends, self.stop = tokenizer, self.stop_ids | set(ends), tuple(stop)
+        self._by_bytes = decodes_by_bytes(tokenizer)
+        self._tokens: list[int] = []  # of a text without an incomplete character at its end
+        self._text = ""
 
     def __call__(self, tokens: list[int]) -> str:
         """The text before the first end, with stop sequences that are not special tokens."""
         end = next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))
-        return str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
+        tokens = tokens[:end]
+        if not self._by_bytes:
+            return self._decode(tokens)
+        known = len(self._tokens)
+        if tokens[:known] != self._tokens:
+            known, self._text = 0, ""
+        text = self._text + self._decode(tokens[known:])
+        if not text.endswith(UNKNOWN):
+            self._tokens, self._text = tokens, text
+        return text
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def stops(self, tokens: list[int]) -> bool:
         """Whether the tokens contain a stop sequence."""
@@ -67,8 +92,11 @@ class TextStream:
         text, stopped = cut_at_stop(self.decode(tokens), self.stop)
         if not (final or stopped):
             text = text[: certain(text, self.stop)]
-            if not text.startswith(self.shown):  # some tokenizers revise the text of earlier bytes: wait
-                return ""
-        new = text[len(os.path.commonprefix([text, self.shown])) :]
+        if text.startswith(self.shown):
+            new = text[len(self.shown) :]
+        elif final or stopped:
+            new = text[len(os.path.commonprefix([text, self.shown])) :]
+        else:  # some tokenizers revise the text of earlier bytes: wait
+            return ""
         self.shown += new
         return new

@@ -131,6 +131,14 @@ class Session:
             spans = self._masker.found(text)
         return text
 
+    def mask_value(self, value: object) -> object:
+        """A JSON value with the texts in it masked; keys stay."""
+        if isinstance(value, str):
+            return self.mask(value)
+        if isinstance(value, Mapping):
+            return {name: self.mask_value(entry) for name, entry in value.items()}
+        return type(value)(map(self.mask_value, value)) if isinstance(value, list | tuple) else value
+
     def _replace(self, text: str, spans: Sequence[Span]) -> str:
         pieces, end = [], 0
         for span in spans:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.exchange import Exchange
-from instructrec_jax.service.keys import Budgets, Key, Keys
+from instructrec_jax.service.keys import Budgets, Key, Keys, Strangers
 
 OPEN = frozenset({"/health", "/ready"})  # for those who watch over the process
 
@@ -30,6 +30,7 @@ class Door:
     keys: Keys | None = None
     header_bytes: int = 16_384
     budgets: Budgets = field(default_factory=Budgets)
+    strangers: Strangers = field(default_factory=Strangers)
     closing: bool = False
     inside: int = 0
 
@@ -50,6 +51,9 @@ class Door:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         key = self.keys.find(_key_of(given[0])) if len(given) == 1 else None
         if key is None:
+            if (seconds := self.strangers.take(scope["client"][0] if scope.get("client") else "")) is not None:
+                message = "too many requests without a valid key came from this address (limits.failed_keys)."
+                raise ServiceError(429, message, code="failed_keys", headers={"Retry-After": str(seconds)})
             raise _stranger(scope)
         if (exceeded := self.budgets.take(key)) is not None:
             limit, seconds = exceeded

@@ -7,6 +7,7 @@ with while the devices compute the next.
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ class _Request:
     log_probs: list[float] = field(default_factory=list)
     tops: list[Top] = field(default_factory=list)
     shown: int = 0  # tokens of the pieces so far
+    begun: float = 0.0  # when it got its slot
     cancelled: bool = False
     ended: bool = False
 
@@ -132,6 +134,7 @@ class Engine(Generic[Network]):
         self._unseen: list[tuple[_Request, str | None]] = []  # whose newest token's text is still to be looked at
         self._counts = _Counts()
         self._rounds = 0
+        self._each = 0.0  # seconds that an answer took, lately
         self._closed = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()  # guards the queue and what says that there is something to do
@@ -177,7 +180,8 @@ class Engine(Generic[Network]):
             if self._closed:
                 raise RuntimeError("the engine is closed.")
             if len(self._queue) >= self.settings.queue:
-                raise QueueFull(f"{len(self._queue)} requests are waiting already: try again later.")
+                wait = len(self._queue) * self._each / self.settings.slots
+                raise QueueFull(f"{len(self._queue)} requests wait for this model already.", wait)
             self._queue.append(request)
             self._changed.notify_all()
         return stream
@@ -275,6 +279,7 @@ class Engine(Generic[Network]):
             while self._queue and self._free:
                 request = self._queue.popleft()
                 request.row = self._free.pop(0)  # the lowest: steps compute as few rows as possible
+                request.begun = time.perf_counter()
                 self._active.append(request)
                 taken.append(request)
             for request in taken:
@@ -408,6 +413,8 @@ class Engine(Generic[Network]):
     def _end(self, request: _Request, finish: str) -> None:
         request.ended = True
         self._release(request)
+        if finish != "cancelled":
+            self._each += 0.2 * (time.perf_counter() - request.begun - self._each)
         self._count(finish)
         self._put(request, request.pieces.update(request.tokens, final=True), finish)
 

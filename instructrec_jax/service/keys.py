@@ -13,6 +13,7 @@ import re
 import secrets
 import stat
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -242,6 +243,31 @@ class Keys:
         except OSError:
             return ()
         return found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode
+
+
+class Strangers:
+    """Requests without a valid key, counted by address: who tries many is told to wait, a valid key never is.
+
+    A valid key passes whatever its address did, because many clients may share the address of a proxy.
+    """
+
+    MOST = 10_000  # addresses that are remembered; the one that was quiet longest is forgotten first
+
+    def __init__(self, per_minute: int = 60, clock: Callable[[], float] = time.monotonic):
+        if per_minute < 1:
+            raise ValueError(f"limits.failed_keys must be at least 1, but is {per_minute}.")
+        self.per_minute, self._clock = per_minute, clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> (tries left, when that was)
+
+    def take(self, address: str) -> int | None:
+        """Counts a try. None, or the seconds until the next one is looked at."""
+        now = self._clock()
+        left, since = self._left.pop(address, (float(self.per_minute), now))
+        left = min(self.per_minute, left + (now - since) * self.per_minute / 60)
+        self._left[address] = (left - 1 if left >= 1 else left, now)
+        if len(self._left) > self.MOST:
+            self._left.popitem(last=False)
+        return None if left >= 1 else int((1 - left) * 60 / self.per_minute) + 1
 
 
 class Budgets:

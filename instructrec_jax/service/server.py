@@ -24,7 +24,7 @@ from instructrec_jax.runs.directory import is_finished
 from instructrec_jax.service.app import make_app
 from instructrec_jax.service.connections import protocol
 from instructrec_jax.service.door import Door
-from instructrec_jax.service.keys import Keys
+from instructrec_jax.service.keys import Keys, Strangers
 from instructrec_jax.service.logs import log_exchange, logs_to
 from instructrec_jax.service.models import ROUTES, Service, open_service
 from instructrec_jax.service.settings import ModelConfig, ServeConfig
@@ -76,7 +76,7 @@ def serve(config: ServeConfig) -> None:
         config = with_films(config)
         keep_programs(config)
         service = open_service(config)
-        door = Door(keys, config.limits.header_bytes)
+        door = Door(keys, config.limits.header_bytes, strangers=Strangers(config.limits.failed_keys))
         app = make_app(service, [log_exchange], door)
         with listener(config.host, config.port) as sock:
             server = Server(_uvicorn_config(app, config), door, config.drain_seconds)

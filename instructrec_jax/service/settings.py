@@ -51,6 +51,7 @@ class LimitsConfig:
     seconds: float = 60.0  # for the whole answer (504)
     body_seconds: float = 10.0  # for the request's body to arrive (408)
     queue: int = 256  # requests that wait for one model (429)
+    failed_keys: int = 60  # requests a minute from one address without a valid key (429)
     header_bytes: int = 16_384  # all headers of a request together (431)
     connections: int = 1000  # open connections; one more is closed at once
 

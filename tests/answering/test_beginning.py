@@ -48,6 +48,7 @@ def test_the_new_run_begins_with_the_outputs_of_the_first(first: Config) -> None
     assert (Path(config.run_dir).with_name("second.initial") / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("first", ["lora"], indirect=True)
 def test_frozen_parameters_are_those_of_the_first_run_after_a_resume_too(first: Config) -> None:
     config = after(first, "third", lora__rank=2, steps=2)  # LoRA freezes the backbone
     train(config)
@@ -57,6 +58,7 @@ def test_frozen_parameters_are_those_of_the_first_run_after_a_resume_too(first: 
     np.testing.assert_allclose(old_table, new_table, atol=1e-6)
 
 
+@pytest.mark.parametrize("first", ["lora"], indirect=True)
 def test_other_labels_give_a_new_head(first: Config) -> None:
     config = after(first, "fourth", steps=1)
     config.task = ClassificationConfig(labels=[*SUBJECTS, "another"])

@@ -108,6 +108,7 @@ def test_an_encoder_decoder(language_models: dict[str, Path]) -> None:
         ours.loglikelihood_rolling([Asked(("a",))])
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own(language_models: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     """Multiple choice from a local file, on eight devices; the accuracy follows from the likelihoods."""
     rows = [

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.slow
 def test_reading_and_writing_hold_little_beside_the_parameters():
     """bf16 files that become fp32 on two devices: the largest slice has 20 MB, the largest tensor 41 MB.
 

@@ -136,6 +136,7 @@ def small(request, make_checkpoint):
     return make_checkpoint(request.param, LM, **sizes)
 
 
+@pytest.mark.slow
 def test_packed_pairs_equal_unpacked_ones(small):
     """Hidden states and gradients: a target sees its own source only; distances and dropout are those it has alone.
 

@@ -1,8 +1,14 @@
 """Streaming: text appears in whole characters, and nothing of a stop text."""
 
 import random
+from typing import Any
 
-from instructrec_jax.inference.text import TextStream, cut_at_stop
+import pytest
+import regex
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from instructrec_jax.inference.text import AnswerText, TextStream, certain, cut_at_stop
 
 
 def decode(tokens: list[int]) -> str:
@@ -60,3 +66,57 @@ def test_a_decoder_that_changes_its_mind_is_waited_for() -> None:
 def test_the_first_stop_text_counts() -> None:
     assert cut_at_stop("abcd", ("d", "bc")) == ("a", True)
     assert cut_at_stop("abcd", ("x",)) == ("abcd", False)
+
+
+def test_the_uncertain_end_is_the_last_character() -> None:
+    """Found from the end of the text as from its beginning."""
+    rng = random.Random(0)
+    pieces = [
+        "a",
+        " ",
+        "\r\n",
+        "\n",
+        "e\u0301",
+        "👩‍👧‍👦",
+        "🇩🇪",
+        "🇫",
+        "你",
+        "の",
+        "नमस्ते",
+        "\u0600",
+        "\u200d",
+        "ᄒ",
+        "ᅡ",
+        "\0",
+    ]
+    for _ in range(2000):
+        text = "".join(rng.choices(pieces, k=rng.randint(0, 8)))
+        assert certain(text, ()) == len(text) - len("".join(regex.findall(r"\X", text)[-1:])), text
+
+
+@pytest.mark.parametrize("decoder", [decoders.ByteLevel(), decoders.ByteFallback()])
+def test_a_growing_answer_has_the_text_of_all_its_tokens(decoder: Any) -> None:
+    """Also where answers take turns, tokens are cut off, and characters are spread over tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({piece: n for n, piece in enumerate([*alphabet, "<end>"])}, []))
+    core.decoder = decoder
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+    rng, text = random.Random(0), AnswerText(tokenizer, [tokenizer.eos_token_id], ())
+    answers = [tokenizer.encode(word) for word in ("a 你好 🇩🇪 e\u0301", "the \ufffd of", "<end>")]
+    answers += [[rng.randrange(len(alphabet) + 1) for _ in range(30)] for _ in range(20)]
+    for answer in answers:
+        end = answer.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in answer else len(answer)
+        for count in (*range(len(answer) + 1), rng.randint(0, len(answer))):
+            assert text(answer[:count]) == tokenizer.decode(answer[: min(count, end)], skip_special_tokens=True)
+
+
+def test_only_new_tokens_are_decoded() -> None:
+    core = Tokenizer(models.BPE({piece: n for n, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    core.decoder = decoders.ByteLevel()
+    tokenizer, asked = PreTrainedTokenizerFast(tokenizer_object=core), list[int]()
+    whole = tokenizer.decode
+    tokenizer.decode = lambda tokens, **how: (asked.append(len(tokens)), whole(tokens, **how))[1]
+    text = AnswerText(tokenizer, [], ())
+    for count in range(1, 50):
+        text([core.token_to_id("a")] * count)
+    assert set(asked) == {1}

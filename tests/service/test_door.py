@@ -19,7 +19,7 @@ from instructrec_jax.service.app import make_app
 from instructrec_jax.service.batching import QueueFull
 from instructrec_jax.service.door import OPEN, Door
 from instructrec_jax.service.errors import ServiceError
-from instructrec_jax.service.keys import Keys, add_key, revoke_key
+from instructrec_jax.service.keys import Keys, Strangers, add_key, revoke_key
 from instructrec_jax.service.logs import log_exchange, logs_to
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.routes.parts import in_time
@@ -44,7 +44,7 @@ def world(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     }
     models = [ModelConfig(str(checkpoint), name="first"), ModelConfig(str(checkpoint), name="second")]
     config = ServeConfig(models=models, cors_origins=["https://shop.example"], limits=LimitsConfig(body_bytes=5000))
-    door = Door(Keys(file, lambda: now[0]))
+    door = Door(Keys(file, lambda: now[0]), strangers=Strangers(10_000))
     with logs_to(str(log)) as form:
         app = make_app(open_service(config), [log_exchange], door)
         with TestClient(app, raise_server_exceptions=False) as client:
@@ -71,6 +71,16 @@ def test_every_route_needs_a_key(world: SimpleNamespace) -> None:
         assert (answer.status_code, wrong.status_code) == (401, 401), path
         assert answer.json()["error"]["code"] == "invalid_api_key" and answer.headers["www-authenticate"] == "Bearer"
     assert world.client.get("/none", headers={"Authorization": f"Bearer {world.keys['all']}"}).status_code == 404
+
+
+def test_who_tries_many_keys_waits_and_a_valid_key_passes(
+    world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.door, "strangers", Strangers(2, lambda: 0.0))
+    wrong = [world.client.get("/v1/models", headers={"Authorization": f"Bearer {n}"}) for n in range(3)]
+    assert [answer.status_code for answer in wrong] == [401, 401, 429]
+    assert wrong[2].headers["retry-after"] == "31" and wrong[2].json()["error"]["code"] == "failed_keys"
+    assert world.client.get("/v1/models", headers={"Authorization": f"Bearer {world.keys['all']}"}).status_code == 200
 
 
 def test_the_dependency_alone_refuses_too(world: SimpleNamespace) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from instructrec_jax.service import key_commands
-from instructrec_jax.service.keys import Budgets, Key, Keys, add_key, read_keys, revoke_key, route_name
+from instructrec_jax.service.keys import Budgets, Key, Keys, Strangers, add_key, read_keys, revoke_key, route_name
 
 
 def test_the_file_has_no_key_and_is_its_owners(tmp_path: Path) -> None:
@@ -134,3 +134,21 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     said = capsys.readouterr().out
     assert "embeddings,/v1/*" in said and json.loads(Path(file).read_text())["keys"][0]["revoked"] in said
     assert key.split("-")[2] not in said
+
+
+def test_tries_without_a_key_are_counted_by_address() -> None:
+    now = [0.0]
+    strangers = Strangers(6, lambda: now[0])
+    assert [strangers.take("a") for _ in range(8)] == [None] * 6 + [11, 11]
+    assert strangers.take("b") is None
+    now[0] = 10.0  # one more try for "a"
+    assert [strangers.take("a") for _ in range(2)] == [None, 11]
+    with pytest.raises(ValueError, match="limits.failed_keys"):
+        Strangers(0)
+
+
+def test_addresses_are_forgotten_so_that_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Strangers, "MOST", 3)
+    strangers = Strangers(1, lambda: 0.0)
+    assert [strangers.take(address) for address in "abcabcd"] == [None] * 3 + [61] * 3 + [None]
+    assert strangers.take("a") is None and strangers.take("c") == 61

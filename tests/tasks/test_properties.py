@@ -4,6 +4,7 @@ Beside other tasks = alone; packed = unpacked; k micro-batches = one batch; 8 de
 """
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldsConfig
-from instructrec_jax.data.loader import pack, to_devices
-from instructrec_jax.data.packing import unpacked
+from instructrec_jax.data.loader import to_devices
+from instructrec_jax.data.packing import fit, unpacked
 from instructrec_jax.data.usual_columns import RecordMapper
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import MeshConfig, data_shards, make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -61,34 +62,39 @@ class Case:
       settings: of the task.
       beside: whether it can be learnt beside others; False: it is refused there, by name.
       lora: whether its backbone is trained, so that LoRA has something to do; False: LoRA is refused.
-      quick: whether all its properties are tested by default; False: some only with -m slow.
+      mesh: data, fsdp, tensor (and context) of the eight devices that its step is spread over.
     """
 
     network: str
     settings: dict[str, Any] = field(default_factory=dict)
     beside: bool = True
     lora: bool = True
-    quick: bool = False
+    mesh: tuple[int, ...] = (2, 2, 2)
 
 
 # "type" or "type, what is special about it"
 CASES = {
-    "classification": Case("bert"),
-    "multilabel": Case("bert"),
+    "classification": Case("bert", mesh=(2, 1, 1, 4)),
+    "multilabel": Case("bert", mesh=(1, 1, 8)),
     "regression": Case("bert"),
     "token_classification": Case("bert"),
     "masked_lm": Case("bert"),
-    "span": Case("bert", quick=True),
+    "span": Case("bert"),
     "extractive_summarization": Case("bert"),
     "position_translation": Case("bert"),
-    "position_translation, ctc": Case("bert", {"form": "ctc"}, quick=True),
+    "position_translation, ctc": Case("bert", {"form": "ctc"}),
     "similarity": Case("bert", beside=False),
-    "retrieval": Case("bert", beside=False),
-    "sequence": Case("bert", beside=False, lora=False),
-    "reranker": Case("bert", {"negatives": 2}, quick=True),
+    "retrieval": Case("bert", beside=False, mesh=(1, 2, 2, 2)),
+    "retrieval, sampled": Case("bert", {"softmax": "sampled", "negatives": 6}, beside=False, mesh=(8, 1, 1)),
+    "retrieval, full": Case("bert", {"softmax": "full"}, beside=False, mesh=(1, 8, 1)),
+    "sequence": Case("bert", beside=False, lora=False, mesh=(1, 1, 1, 8)),
+    "sequence, sampled": Case("bert", {"softmax": "sampled", "negatives": 6}, beside=False, lora=False),
+    "reranker": Case("bert", {"negatives": 2}),
     "reranker, listwise": Case("bert", {"negatives": 2, "loss": "listwise"}, beside=False),
-    "language_model": Case("llama"),
-    "language_model, encoder–decoder": Case("t5", quick=True),
+    "language_model": Case("llama", mesh=(2, 1, 1, 4)),
+    "language_model, gpt2": Case("gpt2"),
+    "language_model, encoder–decoder": Case("t5"),
+    "language_model, bart": Case("bart", mesh=(2, 1, 1, 4)),
     "choice": Case("llama"),
     "dialogue": Case("llama"),
     "dialogue, encoder–decoder": Case("t5"),
@@ -96,10 +102,16 @@ CASES = {
     "summarization": Case("llama"),
     "translation": Case("llama"),
     "language_model_ranking": Case("llama"),
-    "language_model_ranking, yes_no": Case("llama", {"form": "yes_no", "negatives": 2}, quick=True),
+    "language_model_ranking, yes_no": Case("llama", {"form": "yes_no", "negatives": 2}),
     "multitask": Case("bert", beside=False),
 }
+# Tasks whose methods are those of another one: with -m slow only.
+ALIKE = ("dialogue", "dialogue, encoder–decoder", "summarization", "translation")
 SLOW = pytest.mark.slow
+
+
+def named(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=SLOW) if name in ALIKE else name for name in names]
 
 
 def test_every_registered_task_has_a_case() -> None:
@@ -150,7 +162,7 @@ def built(
     *,
     dropout: bool,
     lora: bool,
-    devices: int = 1,
+    mesh: tuple[int, ...] = (1, 1, 1),
 ) -> Built:
     folder = networks[network, dropout]
     settings = LoraConfig(rank=2, dropout=0.1 if dropout else 0.0) if lora else LoraConfig()
@@ -161,15 +173,15 @@ def built(
         lora=settings,
         data=DataConfig(batch_size=COUNT, max_length=length),
     )
-    mesh = make_mesh(MeshConfig(2, 2, 2) if devices == 8 else MeshConfig(), jax.devices()[:devices])
+    devices = make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))])
     made = models.open_task(config, folder)
-    model = models.load_model(config, made, folder, mesh)
+    model = models.load_model(config, made, folder, devices)
     if lora:  # b begins at zero, where a has no gradient
         model.params = jax.tree_util.tree_map_with_path(_moved, model.params)
     encoded = made.encode(records)
     if encoded:
         made.prepare(encoded)
-    return Built(config, made, model, mesh, encoded)
+    return Built(config, made, model, devices, encoded)
 
 
 def _moved(path: Any, x: jax.Array) -> jax.Array:
@@ -193,9 +205,12 @@ def buffers_of(made: Built) -> dict[str, Any]:
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in made.task.buffer_shapes(32).items()}
 
 
-def packed(made: Built, texts: Any, multiple: int = 1) -> Any:
-    target = (32,) if lengths_of(texts.texts)[1] is not None else ()
-    return pack(texts, (made.config.data.max_length,), multiple, target_buckets=target)
+def packed(made: Built, texts: Any, rows: int = 1) -> Any:
+    """Several texts in a row; with more `rows` than they need, the empty ones lie between."""
+    lengths, targets = lengths_of(texts.texts)
+    plan = fit(lengths, made.config.data.max_length, targets, None if targets is None else 32)
+    rows = -(-plan.rows // rows) * rows
+    return lay_out(texts, replace(plan, rows=rows, row=plan.row * (rows // plan.rows)))
 
 
 # ---------------------------------------------------------------- beside other tasks = alone
@@ -223,7 +238,7 @@ def measured(task: Any, made: Built, batch: Any, dropout: bool, heads: list[str]
     ("dropout", "lora"),
     [(True, True), *(pytest.param(*each, marks=SLOW) for each in ((True, False), (False, True), (False, False)))],
 )
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.beside])
+@pytest.mark.parametrize("name", named(name for name, case in CASES.items() if case.beside))
 def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, networks: Any, tmp_path: Path) -> None:
     """Loss, weight and gradients of two tasks together are the sums of those of each alone, to rounding.
 
@@ -240,7 +255,7 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     both = MultitaskConfig([SubtaskConfig(part, config) for part, config in configs.items()])
     together = built(both, [*records["own"], *records["other"]], network, networks, **how)
     texts = texts_of(together.task, together.encoded)
-    batch = packed(together, texts).batch
+    batch = packed(together, texts)
     # dropout bits hang on the numbers of texts: count those of the first task from 0, as it does alone
     order = np.argsort(texts.own.owner, kind="stable")
     numbers = np.empty_like(order)
@@ -251,7 +266,7 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     first, sums = 0, []
     for part, task in together.task.subtasks.items():
         own = texts_of(task, task.encode(records[part]))
-        arrays = packed(together, own).batch
+        arrays = packed(together, own)
         arrays = replace(arrays, text_numbers=arrays.text_numbers + np.int32(first))
         first += len(own.texts)
         sums.append(measured(task, together, arrays, dropout, [part]))
@@ -290,43 +305,43 @@ def after_one_step(made: Built, batch: Any, accumulation: int = 1) -> tuple[floa
     return float(sums["loss"]), float(sums["weight"]), jax.device_get(state.params)
 
 
+WAYS = ("at once", "packed", "in micro-batches", "on 8 devices")
+
+
 @pytest.mark.parametrize(
-    ("dropout", "lora"),
-    [(True, True), *(pytest.param(*each, marks=SLOW) for each in ((True, False), (False, True), (False, False)))],
+    ("way", "dropout", "lora"),
+    [
+        ("at once", True, True),
+        *(pytest.param("at once", *each, marks=SLOW) for each in ((True, False), (False, True), (False, False))),
+        *(pytest.param(way, True, True, marks=SLOW) for way in WAYS[1:]),
+    ],
 )
-@pytest.mark.parametrize(
-    "name", [name if case.quick else pytest.param(name, marks=SLOW) for name, case in CASES.items()]
-)
-def test_packed_split_or_spread_as_one_batch(
-    name: str, dropout: bool, lora: bool, networks: Any, tmp_path: Path
+@pytest.mark.parametrize("name", named(CASES))
+def test_packed_split_and_spread_as_one_batch(
+    name: str, way: str, dropout: bool, lora: bool, networks: Any, tmp_path: Path
 ) -> None:
+    """One text in a row on one device = several in a row, in two micro-batches, on eight devices."""
     lora = lora and CASES[name].lora
     made = alone(name, networks, tmp_path, dropout=dropout, lora=lora)
     texts = texts_of(made.task, made.encoded)
     lengths, targets = lengths_of(texts.texts)
     plain = unpacked(lengths, made.config.data.max_length, 1, None if targets is None else 32)
-    expected = after_one_step(made, lay_out(texts, plain))
-    spread = alone(name, networks, tmp_path, dropout=dropout, lora=lora, devices=8)
-    found = {
-        "packed": after_one_step(made, packed(made, texts).batch),
-        "in micro-batches": after_one_step(made, packed(made, texts, 2).batch, accumulation=2),
-        "on 8 devices": after_one_step(spread, packed(spread, texts, 4).batch),
-    }
-    for how, (total, weight, params) in found.items():
-        assert total == pytest.approx(expected[0], rel=2e-5), how
-        assert weight == pytest.approx(expected[1]), how
-        assert_close(params, expected[2], atol=2e-5)
+    total, weight, params = after_one_step(made, lay_out(texts, plain))
+    parts = 2 if way in ("at once", "in micro-batches") else 1
+    if way in ("at once", "on 8 devices"):
+        made = alone(name, networks, tmp_path, dropout=dropout, lora=lora, mesh=CASES[name].mesh)
+    batch = packed(made, texts, parts * data_shards(made.mesh))
+    assert batch.texts.segment_ids.max() > 1
+    found = after_one_step(made, batch, accumulation=parts)
+    assert found[0] == pytest.approx(total, rel=2e-5)
+    assert found[1] == pytest.approx(weight)
+    assert_close(found[2], params, atol=2e-5)
 
 
 # ---------------------------------------------------------------- measured = answered
 
 
-ALIKE = ("dialogue", "summarization", "translation")  # write as question_answering does
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SLOW) if name in ALIKE else name for name in CASES if name != "masked_lm"]
-)
+@pytest.mark.parametrize("name", named(name for name in CASES if name != "masked_lm"))
 def test_answers_are_what_an_evaluation_writes(name: str, networks: Any, tmp_path: Path) -> None:
     """For records without targets, whatever order they come in."""
     made = alone(name, networks, tmp_path, dropout=False, lora=False)

@@ -1,6 +1,5 @@
 """A run that was stopped, by whatever means, ends like one that never was; and nothing is overwritten unasked."""
 
-import random
 import shutil
 import signal
 import time
@@ -57,10 +56,10 @@ def wait_for(condition: Callable[[], Any], process: Any) -> bool:
 
 
 def test_stopped_at_any_moment(uninterrupted: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """SIGKILL three times, once in the middle of a save, then SIGTERM; the same command each time."""
+    """SIGKILL twice, once in the middle of a save, then SIGTERM; the same command each time."""
     config = changed(uninterrupted, run_dir=str(tmp_path / "run"))
     command = verb("train", "--config_path", write_settings(config, tmp_path / "settings.yaml"))
-    run_dir, draw = Path(config.run_dir), random.Random(0)
+    run_dir = Path(config.run_dir)
     saved, metrics = run_dir / "checkpoints", run_dir / "metrics.jsonl"
 
     def half_written() -> bool:
@@ -73,12 +72,10 @@ def test_stopped_at_any_moment(uninterrupted: Config, tmp_path: Path, capsys: py
     moments = {
         "the run directory is half made": (run_dir / "config.yaml").exists,
         "a checkpoint is half written": half_written,
-        "a line is written": lines(6 + draw.randrange(3)),
     }
     for name, moment in moments.items():
         process = start(command, tmp_path / "compiled")
         assert wait_for(moment, process), f"the run ended before {name}\n{process.communicate()[0]}"
-        time.sleep(draw.random() * 0.02 * (name == "a line is written"))
         process.kill()
         process.communicate()
 
@@ -168,6 +165,7 @@ def test_a_prolonged_run_ends_like_one_that_was_as_long_from_the_start(
     assert read_json(tmp_path / "short" / "run.json")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_another_metric_begins_to_compare_anew(finished: Config, tmp_path: Path) -> None:
     """Accuracies lie below the losses that came before them; none of those is the best any more."""
     config = changed(finished, run_dir=str(tmp_path / "run"), steps=2, data__test=[], evaluation__every=1)
@@ -289,6 +287,7 @@ def test_the_latest_of_equal_metrics_is_kept(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path).steps() == [3, 4]
 
 
+@pytest.mark.slow
 def test_a_metric_that_counts_mistakes_is_best_when_low(checkpoint: Path, tmp_path: Path) -> None:
     """mse is regression's own metric, pearson is not: the best checkpoint follows the one that was chosen."""
     config = tiny_run("regression", checkpoint, tmp_path, evaluation__metric="pearson", evaluation__every=1)

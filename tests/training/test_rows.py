@@ -71,7 +71,9 @@ def on_eight(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Conf
     return config
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize(
+    "devices", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_ends_like_one_that_was_not(
     devices: int, on_eight: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

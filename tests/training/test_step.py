@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 from helpers import Setup, assert_close, run_steps
 from transformers import BertForSequenceClassification
@@ -18,69 +17,24 @@ from instructrec_jax.data.packing import Plan, fit, unpacked
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.step import batch_dropout_keys
 
-KINDS = (
-    *("classification", "multilabel", "regression", "token_classification", "masked_lm", "retrieval", "sequence"),
-    *("multitask", "similarity"),
-)
 # Adam divides by |gradient|, so where a gradient is all rounding its update is too; plain comparisons of parameters
 # after steps therefore use this epsilon. Losses and gradients themselves are compared to 1e-5.
 SMOOTH = OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant", epsilon=1e-3, clip_norm=1.0)
 
 
-def reference(kind: str, checkpoint: Path, folder: Path, **settings: Any) -> tuple[list[float], Any]:
-    setup = Setup(kind, checkpoint, folder, optimizer=SMOOTH, **settings)
-    batch = pack(setup.parts(), setup.buckets, 8).batch
-    return run_steps(setup, [batch] * 2)
+def test_two_steps_of_adam_on_eight_devices_in_micro_batches(checkpoint: Path, tmp_path: Path) -> None:
+    """One step of every task and mesh: tests/tasks/test_properties.py."""
 
+    def steps(**how: Any) -> tuple[Setup, list[float], Any]:
+        setup = Setup("classification", checkpoint, tmp_path, optimizer=SMOOTH, **how)
+        return setup, *run_steps(setup, [pack(setup.parts(), setup.buckets, 8).batch] * 2)
 
-@pytest.fixture(scope="module")
-def references(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[float], Any]]:
-    """Two steps on one device, one row batch, for every task."""
-    return {kind: reference(kind, checkpoint, tmp_path_factory.mktemp(kind)) for kind in KINDS}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_packed_equals_unpacked_with_dropout(
-    kind: str, checkpoint: Path, tmp_path: Path, references: dict[str, Any]
-) -> None:
-    setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH)
-    parts = setup.parts()
-    lengths = np.array([len(text.tokens) for text in parts.texts])
-    losses, params = run_steps(setup, [lay_out(parts, unpacked(lengths, 64))] * 2)
-    np.testing.assert_allclose(losses, references[kind][0], atol=1e-5)
-    assert_close(params, references[kind][1], atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_micro_batches_on_eight_devices_equal_one_batch_on_one(
-    kind: str, checkpoint: Path, tmp_path: Path, references: dict[str, Any]
-) -> None:
-    setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, accumulation=4, mesh=(2, 2, 2))
-    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).batch] * 2)
-    np.testing.assert_allclose(losses, references[kind][0], atol=1e-5)
-    assert_close(params, references[kind][1], atol=1e-5)
+    _, losses, params = steps()
+    setup, spread_losses, spread_params = steps(accumulation=4, mesh=(2, 2, 2))
+    np.testing.assert_allclose(spread_losses, losses, atol=1e-5)
+    assert_close(spread_params, params, atol=1e-5)
     used = {device for leaf in jax.tree.leaves(setup.state.params) for device in leaf.sharding.device_set}
     assert len(used) == 8
-
-
-@pytest.mark.parametrize(
-    ("kind", "mesh"),
-    [
-        ("retrieval", (8, 1, 1)),
-        ("retrieval", (1, 8, 1)),
-        ("classification", (1, 1, 8)),
-        ("classification", (2, 1, 1, 4)),  # the last: context
-        ("retrieval", (1, 2, 2, 2)),
-        ("sequence", (1, 1, 1, 8)),
-    ],
-)
-def test_eight_devices_equal_one(
-    kind: str, mesh: tuple[int, ...], checkpoint: Path, tmp_path: Path, references: dict[str, Any]
-) -> None:
-    setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, mesh=mesh)
-    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).batch] * 2)
-    np.testing.assert_allclose(losses, references[kind][0], atol=1e-5)
-    assert_close(params, references[kind][1], atol=1e-5)
 
 
 def test_parameters_are_really_split(checkpoint: Path, tmp_path: Path) -> None:
@@ -89,18 +43,6 @@ def test_parameters_are_really_split(checkpoint: Path, tmp_path: Path) -> None:
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     moment = setup.state.optimizer[1].mu["backbone"]["layers"]["block0"]["mlp_in"]["kernel"]
     assert moment.sharding == kernel.sharding
-
-
-@pytest.mark.parametrize(
-    ("kind", "softmax"), [("retrieval", "sampled"), ("retrieval", "full"), ("sequence", "sampled")]
-)
-def test_ranking_softmaxes_accumulate(kind: str, softmax: str, checkpoint: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"softmax": softmax, "negatives": 6}
-    whole = reference(kind, checkpoint, tmp_path, **settings)
-    setup = Setup(kind, checkpoint, tmp_path, optimizer=SMOOTH, accumulation=2, mesh=(2, 1, 1), **settings)
-    losses, params = run_steps(setup, [pack(setup.parts(), setup.buckets, 8).batch] * 2)
-    np.testing.assert_allclose(losses, whole[0], atol=1e-5)
-    assert_close(params, whole[1], atol=1e-5)
 
 
 def test_three_steps_equal_pytorch(checkpoint: Path, tmp_path: Path) -> None:

@@ -119,19 +119,6 @@ def inspect(config: InspectConfig) -> Inspected:
     return Inspected(write_text(out, text), found, parts, notes)
 
 
-def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(files, options with their values) of a command line: arguments without dashes are files."""
-    files, options, rest = [], [], list(args)
-    while rest:
-        arg = rest.pop(0)
-        if not arg.startswith("--"):
-            files.append(arg)
-            continue
-        options.append(arg)
-        options += [rest.pop(0)] if rest and "=" not in arg and arg != "--help" else []
-    return files, options
-
-
 def _check(config: InspectConfig) -> tuple[Path, Path]:
     """The YAML file and the folder of splits. Raises ValueError for settings that cannot work."""
     if not config.files:

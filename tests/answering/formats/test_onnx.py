@@ -21,6 +21,7 @@ def outputs(file: Path, *arrays: np.ndarray) -> np.ndarray:
     return session.run(None, dict(zip([each.name for each in session.get_inputs()], arrays, strict=True)))[0]
 
 
+@pytest.mark.slow
 def test_vectors_of_ragged_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder_of("bert", tmp_path / "hf")
     kinds = [{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "p"}, {"type": "a.Normalize"}]

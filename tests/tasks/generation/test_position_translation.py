@@ -166,7 +166,7 @@ def test_the_vocabulary_is_that_of_training(context: TaskContext, tmp_path: Path
     assert load(tmp_path / "config.yaml").task == odd
 
 
-@pytest.mark.parametrize("form", ["aligned", "ctc"])
+@pytest.mark.parametrize("form", ["aligned", pytest.param("ctc", marks=pytest.mark.slow)])
 def test_eight_pairs_are_learnt(form: Any, checkpoint: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", [e.to_record() for e in PAIRS])
     files = [SourceConfig(path=str(tmp_path / "pairs.jsonl"))]

@@ -97,6 +97,7 @@ def test_no_room_for_the_answer_is_an_error_before_the_run_begins(
     assert not Path(config.run_dir).exists()
 
 
+@pytest.mark.slow
 def test_rouge_scores_of_an_encoder_decoder(language_models: dict[str, Path], tmp_path: Path) -> None:
     run = train(settings(SummarizationConfig, language_models["t5"], tmp_path))
     written = read_jsonl(run / "predictions.jsonl")
