@@ -102,11 +102,13 @@ def quantized(
     tap = {"gptq": gram, "smoothquant": largest}.get(how.method)
     seen = {} if tap is None else observe(model, mesh, batches, dict.fromkeys(chosen, tap))
     for number in chosen:
-        values = [plain_kernel(every[number])[...], *seen.get(number, {}).values()]
-        if not all(np.isfinite(value).all() for value in values):
-            what = "weights" if not np.isfinite(values[0]).all() else "inputs on the calibration texts"
-            raise ValueError(f"the {what} of {names[number][0]} contain NaN or infinity: choose another checkpoint.")
-        _set(every[number], how, seen.get(number, {}))
+        own = seen.get(number, {})
+        for what, values in (("weights", [np.asarray(plain_kernel(every[number])[...])]), ("inputs", own.values())):
+            if not all(np.isfinite(value).all() for value in values):
+                raise ValueError(
+                    f"the {what} of {names[number][0]} contain NaN or infinity: choose another checkpoint."
+                )
+        _set(every[number], how, own)
     errors = _errors(model, network, mesh, batches, chosen) if batches else {}
     too_far = {
         number for number, found in errors.items() if how.keep_above is not None and found.max() > how.keep_above
