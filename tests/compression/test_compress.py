@@ -238,6 +238,20 @@ def test_the_command(finished, tmp_path, monkeypatch, capsys):
     assert "the table" in capsys.readouterr().out
 
 
+def test_keys_and_values_in_int8_are_a_setting_of_any_run(writer, w8a8):
+    opened = LanguageModel(writer, ["--backbone.cache_dtype", "int8"])
+    layers = opened.run.model.network.backbone.empty_cache(1, 8)["layers"]["block0"]
+    assert {name: str(x.dtype) for name, x in layers.items()} == {
+        "key": "int8",
+        "value": "int8",
+        "key_scale": "float32",
+        "value_scale": "float32",
+    }
+    assert len(opened.generate(TEXTS, GenerationConfig(max_new_tokens=2), raw=True)) == 2
+    with pytest.raises(ValueError, match="cache_dtype is int8, but this task's network has no cache"):
+        _ = Run.open(w8a8[0], ["--backbone.cache_dtype", "int8"]).model
+
+
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match="nf4 codes are no integers"):
         Quantization("nf4", activations="int8")

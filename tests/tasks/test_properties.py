@@ -4,7 +4,7 @@ Beside other tasks = alone; packed = unpacked; k micro-batches = one batch; 8 de
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,14 @@ CASES = {
     "language_model_ranking, yes_no": Case("llama", {"form": "yes_no", "negatives": 2}),
     "multitask": Case("bert", beside=False),
 }
-# Tasks whose methods are those of another one: with -m slow only.
+# With -m slow only: tasks whose methods are those of another one, and cases that differ in the step alone.
 ALIKE = ("dialogue", "dialogue, encoder–decoder", "summarization", "translation")
+STEPS = ("language_model, gpt2", "language_model, bart", "retrieval, sampled", "retrieval, full", "sequence, sampled")
 SLOW = pytest.mark.slow
 
 
-def named(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=SLOW) if name in ALIKE else name for name in names]
+def named(names: Iterable[str], slow: Collection[str] = (*ALIKE, *STEPS)) -> list[Any]:
+    return [pytest.param(name, marks=SLOW) if name in slow else name for name in names]
 
 
 def test_every_registered_task_has_a_case() -> None:
@@ -246,7 +247,13 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     the number of targets.
     """
     network, how = CASES[name].network, {"dropout": dropout, "lora": lora}
-    other = "language_model" if network == "t5" else "regression" if name == "classification" else "classification"
+    other = (
+        "language_model"
+        if network in ("t5", "bart")
+        else "regression"
+        if name == "classification"
+        else "classification"
+    )
     configs = {
         "own": task_config(name.partition(",")[0], tmp_path / "catalogue", **CASES[name].settings),
         "other": task_config(other, tmp_path / "catalogue"),
@@ -316,7 +323,7 @@ WAYS = ("at once", "packed", "in micro-batches", "on 8 devices")
         *(pytest.param(way, True, True, marks=SLOW) for way in WAYS[1:]),
     ],
 )
-@pytest.mark.parametrize("name", named(CASES))
+@pytest.mark.parametrize("name", named(CASES, slow=ALIKE))
 def test_packed_split_and_spread_as_one_batch(
     name: str, way: str, dropout: bool, lora: bool, networks: Any, tmp_path: Path
 ) -> None:
@@ -462,7 +469,7 @@ def test_lora_without_effect_is_refused(name: str, networks: Any, tmp_path: Path
         alone(name, networks, tmp_path, dropout=False, lora=True)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.lora])
+@pytest.mark.parametrize("name", named(name for name, case in CASES.items() if case.lora))
 def test_what_lora_trains_is_what_is_exported(name: str, networks: Any, tmp_path: Path) -> None:
     made = alone(name, networks, tmp_path, dropout=False, lora=True)
     flat = jax.tree_util.tree_flatten_with_path(made.model.params)[0]
