@@ -24,6 +24,7 @@ from instructrec_jax.compression.measure import (
 )
 from instructrec_jax.compression.quantization import LayerError, Quantization, quantized
 from instructrec_jax.data.batch import Batch, Text
+from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import data_shards
@@ -98,14 +99,13 @@ def compress(
       calibration: number of examples of data.train that the network sees to choose codes and to report errors.
       limit: largest relative loss of the task's metric; None: any.
 
-    Raises ValueError: `out` exists, the network cannot be compressed in this way, calibration examples are missing, or
-    the loss is above the limit.
+    Raises:
+      ValueError: `out` exists or lies in the source, the network cannot be compressed in this way, calibration examples
+        are missing, or the loss is above the limit.
+      OSError: `out` cannot be written.
     """
     path, out = local_run(path), Path(out)
-    if out.exists():
-        raise ValueError(f"{out} exists already: choose another --out.")
-    if limit is not None and not 0 <= limit < 1:
-        raise ValueError(f"--limit is {limit:g}, but should be a share from 0 to 1, such as 0.5%.")
+    _check(path, out, limit)
     config = settings_of(path, settings)
     if config.backbone.quantize != "none" and not config.lora.on:
         raise ValueError(f"{path} is compressed already: compress the run that it was made of.")
@@ -123,11 +123,14 @@ def compress(
         with heartbeat("choosing codes"):
             network, kept, layers = quantized(model, dense.mesh, batches, how)
         settled = compressed_config(dense.config, path, out, how, kept)
-        _write(partial, dense, settled, network)
+        try:
+            _write(partial, dense, settled, network)
+        except OSError as error:
+            raise _unwritten(path, out, error) from error
         del network, model
         written = Run(partial, RunData(settled), partial / "backbone", dense.task, dense.mesh, trained=True)
         found = measured(dense, written, texts, layers)
-        if limit is not None and found.quality is not None and found.quality.loss > limit:
+        if limit is not None and found.quality is not None and not found.quality.loss <= limit:  # NaN is no success
             raise ValueError(too_much(found.quality, limit))
         write_json(partial / REPORT, record(path, how, found))
         write_json(partial / "run.json", Record(format=FORMAT, status="finished", overwrite=False))
@@ -136,6 +139,23 @@ def compress(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
+
+
+def _check(path: Path, out: Path, limit: float | None) -> None:
+    """Raises ValueError for an `out` that exists or lies in the source, and for a limit that is no share."""
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another --out.")
+    if path.resolve() in out.resolve().parents:
+        raise ValueError(f"--out {out} lies in {path}, which is only read: choose a folder outside.")
+    if limit is not None and not 0 <= limit < 1:
+        raise ValueError(f"--limit is {limit:g}, but should be a share from 0 to 1, such as 0.5%.")
+
+
+def _unwritten(path: Path, out: Path, error: OSError) -> OSError:
+    return OSError(
+        f"{out} cannot be written: {error.__cause__ or error}. The partial folder is removed, and {path} is as it was: "
+        "free some space, or choose another --out."
+    )
 
 
 def plain(model: SplitModel) -> SplitModel:
@@ -151,6 +171,11 @@ def calibration_texts(run: Run, count: int) -> list[Text]:
         raise ValueError(f"--calibration is {count}, but should be at least 1.")
     if not run.config.data.train:
         return []
+    if not isinstance(run.data.source("train"), Mixture):
+        raise ValueError(
+            "data.train is a stream, from which no calibration examples can be drawn: set --data.train to a file of "
+            "some examples, or streaming: false."
+        )
     train = run.data.train(run.task)
     rng = np.random.default_rng(run.config.seed)
     numbers = np.sort(rng.choice(len(train), min(count, len(train)), replace=False))

@@ -3,6 +3,7 @@
 Beside other tasks = alone; packed = unpacked; k micro-batches = one batch; 8 devices = 1; trained = exported.
 """
 
+import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +17,14 @@ import pytest
 from flax import nnx
 from helpers import assert_close, examples, task_config
 from safetensors.numpy import load_file
+from tiny_runs import compressed_run, untrained_run
 
-from instructrec_jax.adapters.lora import LoraConfig, is_lora
+from instructrec_jax.adapters.lora import LoraConfig, is_lora, merge_lora
+from instructrec_jax.adapters.quantized import Quantized, linears
 from instructrec_jax.answering.exporting import write_adapter
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.compression.compress import plain
+from instructrec_jax.compression.quantization import Quantization, quantized
 from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import BadExample, Example
@@ -33,7 +38,10 @@ from instructrec_jax.files import read_json, write_json
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.predictions import Asker
+from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.stored import flat
 from instructrec_jax.tasks import MultitaskConfig
 from instructrec_jax.tasks.answers import TextAnswer
 from instructrec_jax.tasks.base import LossInputs, TaskConfig
@@ -413,6 +421,43 @@ def approximately(value: Any) -> Any:
     if isinstance(value, list):
         return [approximately(each) for each in value]
     return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
+
+
+# ---------------------------------------------------------------- compressed = what its codes stand for
+
+
+COMPRESSED = {"nf4": Quantization("nf4"), "w8a8": Quantization(activations="int8")}
+FAST = ("span", "sequence", "language_model_ranking, yes_no")  # a head, a network on items' vectors, a cache
+
+
+@pytest.mark.parametrize("how", [pytest.param(how, marks=SLOW) if how == "w8a8" else how for how in COMPRESSED])
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=SLOW) for name in CASES])
+def test_a_compressed_run_answers_what_its_codes_stand_for(name: str, how: str, networks: Any, tmp_path: Path) -> None:
+    """Opened from its directory: weights in codes as the dequantized ones, integer products as before writing."""
+    case, kind = CASES[name], name.partition(",")[0]
+    config = task_config(kind, tmp_path / "catalogue", **case.settings)
+    length = 64 if case.network == "bert" else LENGTH
+    dense = untrained_run(tmp_path / "dense", config, networks[case.network, False], length)
+    run = Run.open(compressed_run(dense, tmp_path / "small", COMPRESSED[how]))
+    shutil.rmtree(dense)
+    assert any(path.endswith("/codes") for path in flat(run.model.params))
+    assert run.config.backbone.quantize_activations == ("int8" if how == "w8a8" else "none")
+    network = run.model.network
+    if how == "nf4":
+        network = merge_lora(network)  # without codes
+        assert not any(isinstance(linear.kernel, Quantized) for linear in linears(network.backbone))
+    else:
+        source = Run.open(untrained_run(tmp_path / "again", config, networks[case.network, False], length))
+        network = quantized(plain(source.model), source.mesh, [], COMPRESSED[how])[0]
+    graphdef, params = nnx.split(network)
+    expected = predictor(run.task, graphdef, run.mesh, buckets(run.config))(nnx.to_pure_dict(params))
+    if run.task.writes:
+        run.task.generation = GenerationConfig(max_new_tokens=4)
+    encoded = run.task.encode(examples_of(name))
+    found, wanted = (run.task.score(predict, encoded).predictions for predict in (run.predictor, expected))
+    assert len(found) == len(wanted) > 0
+    for one, other in zip(found, wanted, strict=True):
+        assert one == approximately(other)
 
 
 # ---------------------------------------------------------------- trained = exported
