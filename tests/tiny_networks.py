@@ -73,6 +73,7 @@ class Network:
     theirs: Any
     folder: Path
     rules: TokenRules
+    codes: bool = False  # whether keys and values are kept in int8
     _params: dict[Any, Any] = field(default_factory=dict)
 
     def decoder(self, mesh: tuple[int, int, int] = (1, 1, 1)) -> tuple[Decoder, Any]:
@@ -85,12 +86,14 @@ class Network:
                 return build_head(loaded.config, "lm", VOCAB, rngs=nnx.Rngs(params=key))
 
             model = Model(loaded.module, load_head(self.folder, "lm", build, rngs=nnx.Rngs(0))[0])
+            model.backbone.cache_codes = self.codes
             graphdef, state = nnx.split(model)
             self._params[mesh] = jax.device_put(nnx.to_pure_dict(state), parameter_shardings(on, model))
-            key, pair, limit = (self.kind, mesh, self.rules), self.kind in ENCODER_DECODERS, model.backbone.max_length
+            key, pair = (self.kind, mesh, self.rules, self.codes), self.kind in ENCODER_DECODERS
+            limit = model.backbone.max_length
             if key not in DECODERS:
                 DECODERS[key] = Decoder(graphdef, on, self.rules, max_length=limit, encoder_decoder=pair)
-        return DECODERS[self.kind, mesh, self.rules], self._params[mesh]
+        return DECODERS[self.kind, mesh, self.rules, self.codes], self._params[mesh]
 
     def answers(
         self, prompts: list[np.ndarray], *, mesh: tuple[int, int, int] = (1, 1, 1), batch_size: int = 4, **settings: Any
@@ -114,7 +117,7 @@ class Network:
         return answers
 
 
-def make(kind: str, folder: Path, seed: int = 0, **config: Any) -> Network:
+def make(kind: str, folder: Path, seed: int = 0, *, codes: bool = False, **config: Any) -> Network:
     torch.manual_seed(seed)
     cls = CLASSES[kind]
     theirs = cls(cls.config_class(**(IDS | SIZES[kind] | config)))
@@ -126,7 +129,7 @@ def make(kind: str, folder: Path, seed: int = 0, **config: Any) -> Network:
             parameter.add_(torch.randn_like(parameter) * (0.4 if kernel else 0.1))
     theirs.save_pretrained(folder)
     start = START if kind in ENCODER_DECODERS else None
-    return Network(kind, theirs.eval(), folder, TokenRules(eos=EOS, pad=PAD, start=start))
+    return Network(kind, theirs.eval(), folder, TokenRules(eos=EOS, pad=PAD, start=start), codes)
 
 
 def prompts(count: int, seed: int = 0, longest: int = 12) -> list[np.ndarray]:

@@ -14,6 +14,9 @@ from helpers import SUBJECTS, task_config
 
 import instructrec_jax
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.compression import compress as compression
+from instructrec_jax.compression.measure import Speed
+from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
@@ -130,6 +133,18 @@ def final_parameters(run_dir: str | Path, step: int) -> Any:
     opened = Run.open(Path(run_dir))
     config, task, mesh = opened.config, opened.task, opened.mesh
     return jax.device_get(models.restored_model(config, task, Path(run_dir), mesh, step).params)
+
+
+def compressed_run(path: Path, out: Path, how: Quantization, **options: Any) -> Path:
+    """What `compress` writes, without the measurements, which take most of its time."""
+
+    def measured(*_: Any) -> compression.Compressed:
+        return compression.Compressed(1, 1, (1, 1), None, Speed("texts/s", 1.0, 1.0, 1.0), ())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "measured", measured)
+        compression.compress(path, out, how, **options)
+    return out
 
 
 def untrained_run(run: Path, task: Any, network: Path, max_length: int = 192, **changes: Any) -> Path:

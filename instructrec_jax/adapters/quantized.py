@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from instructrec_jax.backbones.key_value_cache import round_last
 from instructrec_jax.backbones.layers import Axes, Linear
 
 LARGEST = {"int8": 127, "int4": 7, "nf4": 1}  # the largest magnitude of a code's value
@@ -207,7 +208,7 @@ def _integer_product(
 ) -> jax.Array:
     """x times the kernel, in integers; gradients are those of the dequantized kernel (straight-through)."""
     x32 = x.astype(jnp.float32) if smooth is None else x.astype(jnp.float32) / smooth
-    rounded, factors = round_tokens(x32)
+    rounded, factors = round_last(x32)
     size, lead = x.shape[-1], rounded.shape[:-1]
     kernel = unpack(format.weights, codes, size)
     rest = kernel.shape[1:]
@@ -249,15 +250,6 @@ def _backward(
 _integer_product.defvjp(_forward, _backward)
 
 
-def round_tokens(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """fp32 [..., features] -> (int8 [..., features], their scales fp32 [..., 1] = max |x| / 127).
-
-    NaN stays in the scale.
-    """
-    scales = jnp.abs(x).max(-1, keepdims=True) / 127
-    return jnp.round(x * (1 / jnp.where(scales == 0, 1, scales))).astype(jnp.int8), scales
-
-
 class QuantizedTable(nnx.Module):
     """An embedding table in int8 with one scale for each row, in place of an `Embedding`'s.
 
@@ -289,7 +281,7 @@ class QuantizedTable(nnx.Module):
         places = (((x.ndim - 1,), (1,)), ((), ()))
         if self.activations == "none":
             return jax.lax.dot_general(x.astype(jnp.float32), self.dense(), places)
-        rounded, factors = round_tokens(x.astype(jnp.float32))
+        rounded, factors = round_last(x.astype(jnp.float32))
         summed = jax.lax.dot_general(rounded, self.codes[...], places, preferred_element_type=jnp.int32)
         return summed.astype(jnp.float32) * (factors * self.scales[...][:, 0])
 
@@ -387,4 +379,4 @@ _encode_layers = jax.jit(_encode_layers_, static_argnums=0)
 
 @jax.jit
 def _encode_rows(table: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return round_tokens(table.astype(jnp.float32))
+    return round_last(table.astype(jnp.float32))

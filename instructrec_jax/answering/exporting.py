@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -18,7 +19,12 @@ from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import merge_lora
 from instructrec_jax.adapters.peft import TRAINED_HEADS, write_peft
-from instructrec_jax.answering.formats.other_runtimes import DTYPES, OTHER_RUNTIMES
+from instructrec_jax.answering.formats.other_runtimes import (
+    DTYPES,
+    OTHER_RUNTIMES,
+    stored_codes,
+    write_compressed_tensors,
+)
 from instructrec_jax.backbones.folder import find_family, find_folder
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
@@ -104,6 +110,10 @@ def write_run(
     model = opened.model
     task = opened.task if part is None else subtasks[part]
     made = f"{run} (step {opened.checkpoint})"
+    codes = opened.config.backbone.quantize
+    decoded = (
+        [f"The run is compressed: this is written from what its {codes} codes stand for."] if codes != "none" else []
+    )
     if format in OTHER_RUNTIMES:
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.hf.", dir=out.parent) as between:
             head = task.view(model.network).head
@@ -113,7 +123,10 @@ def write_run(
                     "runtimes do not have it: export the backbone with --format hf, or serve the run."
                 )
             write_hf(Path(between), model, run, task, "float32")
-            return made, OTHER_RUNTIMES[format](Path(between), folder, dtype)
+            own = stored_codes(task.view(model.network).backbone, model.source.config, dtype)
+            if format == "compressed-tensors" and own is not None:
+                return made, write_compressed_tensors(Path(between), folder, *own)
+            return made, [*OTHER_RUNTIMES[format](Path(between), folder, dtype), *decoded]
     if format == "orbax":
         write_orbax(folder, model, to_dict(opened.config), dtype)
     elif format == "hf":
@@ -121,7 +134,8 @@ def write_run(
     else:
         write_adapter(folder, model, run, task)
     network = written_class(folder) if format == "hf" else ""
-    return made, opening(format, out, task.view(model.network).head if format != "orbax" else None, network)
+    uses = opening(format, out, task.view(model.network).head if format != "orbax" else None, network)
+    return made, [*uses, *(decoded if format == "hf" else [])]
 
 
 def written_class(folder: Path) -> str:
@@ -155,7 +169,11 @@ def opening(format: str, folder: Path, head: nnx.Module | None, network: str = "
 
 def write_orbax(folder: Path, model: SplitModel, settings: Mapping[str, object], dtype: str | None) -> None:
     # As NumPy arrays, because orbax stores the devices of jax arrays and requires the same ones when it reads.
-    params = jax.tree.map(lambda x: np.asarray(x if dtype is None else x.astype(dtype)), model.params)
+    def stored(x: jax.Array) -> np.ndarray:
+        codes = not jnp.issubdtype(x.dtype, jnp.floating)
+        return np.asarray(x if dtype is None or codes else x.astype(dtype))
+
+    params = jax.tree.map(stored, model.params)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / "params").absolute(), params)
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
@@ -222,6 +240,11 @@ def write_adapter(folder: Path, model: SplitModel, run: Path, task: Task) -> Non
     source, network = model.source, task.view(model.network)
     if source.lora is None:
         raise ValueError(f"--format peft: {run} was trained without LoRA, so it has no adapter: use --format hf.")
+    if source.path is None:
+        raise ValueError(
+            f"--format peft: what {run} trained LoRA on is in no HuggingFace folder (the codes of a compressed run, or "
+            "random weights), so PEFT could not open it: use --format hf, which merges LoRA."
+        )
     kind = head_kind(network.head)
     pairs = find_family(source.config.model_type).kind == "encoder_decoder"
     tasks = TRAINED_HEADS | {"lm": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM"}

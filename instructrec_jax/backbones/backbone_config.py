@@ -7,6 +7,7 @@ from typing import Literal
 DType = Literal["auto", "float32", "bfloat16"]
 Quantize = Literal["none", "int8", "int4", "nf4"]
 Activations = Literal["none", "int8"]
+CacheDType = Literal["auto", "int8"]
 Remat = Literal["none", "attention", "dots", "offload", "full"]
 
 
@@ -26,4 +27,5 @@ class BackboneConfig:
     quantize_embeddings: bool = False  # also word embeddings, and the output layer over the vocabulary: int8 by row
     quantize_keep: list[str] = field(default_factory=list)  # linear layers that stay as they are, as in lora.targets
     dtype: DType = "auto"  # dtype of activations; auto: bfloat16 on accelerators
+    cache_dtype: CacheDType = "auto"  # dtype of keys and values while writing; int8: with a scale per token and head
     remat: Remat = "none"  # gradient checkpointing policy; offload: like dots, with saved activations in host memory

@@ -5,6 +5,7 @@ here.
 """
 
 import copy
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,11 +157,15 @@ def _declared(scheme: Scheme, group: int | None, ignored: Sequence[str]) -> dict
     }
 
 
-def compress_folder(folder: Path, out: Path, scheme: str) -> None:
+def compress_folder(folder: Path, out: Path, scheme: str, codes: Mapping[str, Quantized] | None = None) -> None:
     """Writes a HuggingFace folder with the kernels of its backbone rounded to the nearest value.
 
     Heads, tables and norms stay as they are. Raises ValueError for an unknown scheme, and for rows that no group
     divides.
+
+    Args:
+        codes: kernels in the form of the scheme, by their names without the model's prefix: they are written as they
+            are, and the other layers stay dense.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"--dtype is {scheme!r}, but should be one of {', '.join(SCHEMES)} for compressed-tensors.")
@@ -168,8 +173,16 @@ def compress_folder(folder: Path, out: Path, scheme: str) -> None:
     shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model*.safetensors*"))
     with TensorFiles(folder) as files:
         linear, dense = _linear_layers(config, list(files.names))
-        group = None
-        if how.bits == 4:
+        group: int | None = None
+        known: dict[str, Quantized] = {}
+        if codes is not None:
+            short = {name: name.removeprefix(find_family(config.model_type).prefix) for name in linear}
+            known = {name: codes[stem] for name, stem in short.items() if stem in codes}
+            dense, linear = (
+                sorted({*dense, *(name.removesuffix(".weight") for name in linear - known.keys())}),
+                set(known),
+            )
+        elif how.bits == 4:
             widths = {name: files.shape(name)[1] for name in linear}
             group = next((size for size in GROUPS if all(width % size == 0 for width in widths.values())), None)
             if group is None:
@@ -181,6 +194,8 @@ def compress_folder(folder: Path, out: Path, scheme: str) -> None:
                 )
 
         def fetch(name: str) -> Tensor:
+            if name in known:
+                return known[name]
             value = files.read(name)
             return rounded(value, how.bits, group) if name in linear else value
 
@@ -193,13 +208,10 @@ def _linear_layers(config: PretrainedConfig, names: list[str]) -> tuple[set[str]
     """(tensors to quantize, names of linear layers that stay dense)."""
     family = find_family(config.model_type)
     kernels = [rule.name for rule in family.mapping if rule.transform == "transpose" and rule.name.endswith(".weight")]
-    patterns = {name for name in kernels if "{layer}" in name}  # not those beside the layers, such as a pooler
-    found = {name for name in names if _pattern(name.removeprefix(family.prefix)) in patterns}
+    within = [name for name in kernels if "{layer}" in name]  # not those beside the layers, such as a pooler
+    pattern = re.compile("|".join(re.escape(name).replace(r"\{layer\}", r"\d+") for name in within) or "(?!)")
+    found = {name for name in names if pattern.fullmatch(name.removeprefix(family.prefix))}
     heads = {rule.name for head in family.heads.values() for rule in head.mapping if rule.name.endswith(".weight")}
     beside = heads | {name for name in kernels if "{layer}" not in name} | {"lm_head.weight"}
     dense = {name.removesuffix(".weight") for name in beside}
     return found, sorted(dense | {f"{family.prefix}{name}" for name in dense})
-
-
-def _pattern(name: str) -> str:
-    return ".".join("{layer}" if part.isdecimal() else part for part in name.split("."))

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.encoder import check_positions
 from instructrec_jax.backbones.family import Backbone, refuse
+from instructrec_jax.backbones.key_value_cache import append, empty_layers, extended
 from instructrec_jax.backbones.layers import (
     Cache,
     DropoutKeys,
@@ -152,30 +153,17 @@ class DecoderCache(TypedDict):
     index: jax.Array  # int32 scalar, the number of filled slots; or int32 [rows], see `run_layers`
 
 
-def empty_cache(layers: Stack, rows: int, capacity: int, heads: int, head_dim: int, dtype: DTypeLike) -> DecoderCache:
-    """A cache (see `Family`) of keys and values for `capacity` tokens per row."""
+def empty_cache(
+    layers: Stack, rows: int, capacity: int, heads: int, head_dim: int, dtype: DTypeLike, *, codes: bool
+) -> DecoderCache:
+    """A cache (see `Family`) of keys and values for `capacity` tokens per row; see `key_value_cache.empty_layers`."""
     shape = (capacity, heads, head_dim)
     return {
-        "layers": layers.empty_cache(rows, {"key": shape, "value": shape}, dtype),
+        "layers": empty_layers(layers, rows, {"key": shape, "value": shape}, dtype, codes=codes),
         "segment_ids": jnp.zeros((rows, capacity), jnp.int32),
         "positions": jnp.zeros((rows, capacity), jnp.int32),
         "index": jnp.zeros((), jnp.int32),
     }
-
-
-def append(cache: jax.Array, new: jax.Array, index: jax.Array | int, length: int | None = None) -> jax.Array:
-    """The cache [rows, capacity, ...] with `new` [rows, tokens, ...] written from slot `index`.
-
-    With `index` int32 [rows], each row's single new token goes to its own slot, and only the first `length` slots are
-    returned.
-    """
-    if not isinstance(index, int) and index.ndim == 1:
-        if new.shape[1] != 1:
-            raise ValueError(f"a cache with a slot per row takes one token at a time, but there are {new.shape[1]}.")
-        cache = cache[:, :length]
-        here = jnp.arange(cache.shape[1]) == index[:, None]
-        return jnp.where(here.reshape(*here.shape, *[1] * (cache.ndim - 2)), new.astype(cache.dtype), cache)
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), index, axis=1)
 
 
 def run_layers(
@@ -280,8 +268,7 @@ class Attention(nnx.Module):
         v = heads(self.value(x, keys))
         entries = {"key": k, "value": v}
         if cache is not None:
-            length = context.key_positions.shape[1]
-            k, v = (append(cache[name], entry, context.index, length) for name, entry in entries.items())
+            entries, (k, v) = extended(cache, entries, context.index, context.key_positions.shape[1])
         y = attention(
             q,
             k,
@@ -367,8 +354,9 @@ class Decoder(Backbone):
         self.max_length = spec.max_length
 
     def empty_cache(self, rows: int, capacity: int) -> DecoderCache:
-        """A cache for `capacity` tokens per row, in the dtype of the activations."""
-        return empty_cache(self.layers, rows, capacity, self.spec.num_key_heads, self.spec.head_dim, self.dtype)
+        """A cache for `capacity` tokens per row, in the dtype of the activations, or in int8."""
+        heads, dim = self.spec.num_key_heads, self.spec.head_dim
+        return empty_cache(self.layers, rows, capacity, heads, dim, self.dtype, codes=self.cache_codes)
 
     @overload
     def __call__(

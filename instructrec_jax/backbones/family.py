@@ -92,12 +92,14 @@ class Backbone(nnx.Module):
 
     Attributes:
         max_length: maximum number of tokens of an input, special tokens included.
+        cache_codes: whether the keys and values of `empty_cache` are int8, see `key_value_cache`.
     """
 
     word_embeddings: Embedding
     hidden_size: int
     vocab_size: int
     max_length: int
+    cache_codes: bool = False
 
     @property
     def word_embedding_table(self) -> jax.Array:

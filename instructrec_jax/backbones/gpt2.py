@@ -10,8 +10,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from instructrec_jax.backbones.attention import attention
-from instructrec_jax.backbones.decoder import Context, DecoderCache, append, empty_cache, run_layers
+from instructrec_jax.backbones.decoder import Context, DecoderCache, empty_cache, run_layers
 from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, embedding, linear, norm, refuse
+from instructrec_jax.backbones.key_value_cache import extended
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
     Embedding,
@@ -80,8 +81,7 @@ class Layer(nnx.Module):
         q, k, v = y[:, :, 0], y[:, :, 1], y[:, :, 2]
         entries = {"key": k, "value": v}
         if cache is not None:
-            length = context.key_positions.shape[1]
-            k, v = (append(cache[name], entry, context.index, length) for name, entry in entries.items())
+            entries, (k, v) = extended(cache, entries, context.index, context.key_positions.shape[1])
         y = attention(
             q,
             k,
@@ -133,9 +133,10 @@ class GPT2(Backbone):
         self.max_length = spec.max_length
 
     def empty_cache(self, rows: int, capacity: int) -> DecoderCache:
-        """A cache for `capacity` tokens per row, in the dtype of the activations."""
+        """A cache for `capacity` tokens per row, in the dtype of the activations, or in int8."""
         heads = self.spec.num_heads
-        return empty_cache(self.layers, rows, capacity, heads, self.hidden_size // heads, self.dtype)
+        dim = self.hidden_size // heads
+        return empty_cache(self.layers, rows, capacity, heads, dim, self.dtype, codes=self.cache_codes)
 
     @overload
     def __call__(

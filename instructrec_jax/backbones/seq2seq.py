@@ -10,9 +10,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from instructrec_jax.backbones.attention import attention
-from instructrec_jax.backbones.decoder import DecoderCache, append
+from instructrec_jax.backbones.decoder import DecoderCache
 from instructrec_jax.backbones.encoder import check_positions
 from instructrec_jax.backbones.family import Backbone
+from instructrec_jax.backbones.key_value_cache import append, empty_layers, extended, read, stored
 from instructrec_jax.backbones.layers import Cache, DropoutKeys, Embedding, Linear, Stack, StackOptions, normal
 
 
@@ -131,8 +132,7 @@ class SelfAttention(Attention):
         k, v = self.heads(self.key(x, keys)), self.heads(self.value(x, keys))
         entries = {"key": k, "value": v}
         if cache is not None:
-            length = context.key_positions.shape[1]
-            k, v = (append(cache[name], entry, context.index, length) for name, entry in entries.items())
+            entries, (k, v) = extended(cache, entries, context.index, context.key_positions.shape[1])
         out = self.attend(
             x,
             k,
@@ -160,11 +160,15 @@ class CrossAttention(Attention):
             k = self.heads(self.key(context.encoded, encoded_keys))
             v = self.heads(self.value(context.encoded, encoded_keys))
             entries = {"encoded_key": k, "encoded_value": v}
+            if cache is not None:
+                entries = stored(cache, entries)
+                k, v = read(entries, x.dtype)
         else:
             assert cache is not None
             assert context.encoded_segment_ids is not None
             length = context.encoded_segment_ids.shape[1]
-            k, v = cache["encoded_key"][:, :length], cache["encoded_value"][:, :length]
+            encoded = {name: each[:, :length] for name, each in cache.items() if name.startswith("encoded")}
+            k, v = read(encoded, x.dtype)
         out = self.attend(
             x,
             k,
@@ -326,7 +330,7 @@ class EncoderDecoder(Backbone):
         """
         own, encoded = (capacity, *self.cache_shape), (encoded_length, *self.cache_shape)
         shapes = {"key": own, "value": own, "encoded_key": encoded, "encoded_value": encoded}
-        layers = self.decoder.layers.empty_cache(rows, shapes, self.dtype)
+        layers = empty_layers(self.decoder.layers, rows, shapes, self.dtype, codes=self.cache_codes)
         return {
             "layers": layers,
             "segment_ids": jnp.zeros((rows, capacity), jnp.int32),

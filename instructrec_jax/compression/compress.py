@@ -26,6 +26,7 @@ from instructrec_jax.compression.measure import (
 from instructrec_jax.compression.pruning import Pruning
 from instructrec_jax.compression.quantization import LayerError, Quantization, quantized
 from instructrec_jax.data.batch import Batch, Text
+from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import data_shards
@@ -102,8 +103,10 @@ def compress(
       calibration: number of examples of data.train that the network sees to choose codes and to report errors.
       limit: largest relative loss of the task's metric; None: any.
 
-    Raises ValueError: `out` exists, the network cannot be compressed in this way, calibration examples are missing, or
-    the loss is above the limit.
+    Raises:
+      ValueError: `out` exists or lies in the source, the network cannot be compressed in this way, calibration examples
+        are missing, or the loss is above the limit.
+      OSError: `out` cannot be written.
     """
     path, out = local_run(path), Path(out)
     dense = opened(path, out, settings, step, limit)
@@ -118,9 +121,12 @@ def compress(
         with heartbeat("choosing codes"):
             network, kept, layers = quantized(model, dense.mesh, batches, how)
         settled = compressed_config(dense.config, path, out, how, kept)
-        declare(partial, dense)
         shardings = abstract_model(settled, dense.task, dense.folder, dense.mesh).shardings
-        save_checkpoint(partial, dense, settled, place(nnx.to_pure_dict(nnx.state(network)), shardings))
+        try:
+            declare(partial, dense)
+            save_checkpoint(partial, dense, settled, place(nnx.to_pure_dict(nnx.state(network)), shardings))
+        except OSError as error:
+            raise _unwritten(path, out, error) from error
         del network, model
         written = Run(partial, RunData(settled), partial / "backbone", dense.task, dense.mesh, trained=True)
         found = measured(dense, written, texts, layers)
@@ -133,7 +139,7 @@ def compress(
 
 def check_limit(quality: Quality | None, limit: float | None) -> None:
     """Raises ValueError for a loss above the limit."""
-    if limit is not None and quality is not None and quality.loss > limit:
+    if limit is not None and quality is not None and not quality.loss <= limit:  # NaN is no success
         raise ValueError(too_much(quality, limit))
 
 
@@ -147,10 +153,7 @@ def finish(partial: Path, out: Path, settled: Config, report: object) -> None:
 
 def opened(path: Path, out: Path, settings: Sequence[str], step: int | None, limit: float | None) -> Run:
     """The run or folder to make a smaller run of. Raises ValueError where `compress` says so."""
-    if out.exists():
-        raise ValueError(f"{out} exists already: choose another --out.")
-    if limit is not None and not 0 <= limit < 1:
-        raise ValueError(f"--limit is {limit:g}, but should be a share from 0 to 1, such as 0.5%.")
+    _check(path, out, limit)
     config = settings_of(path, settings)
     if config.backbone.quantize != "none" and not config.lora.on:
         raise ValueError(f"{path} is compressed already: compress the run that it was made of.")
@@ -158,6 +161,23 @@ def opened(path: Path, out: Path, settings: Sequence[str], step: int | None, lim
     if limit is not None and not (dense.config.data.test or dense.config.data.validation):
         raise ValueError("--limit needs cases to measure the loss on, but data.test and data.validation are empty.")
     return dense
+
+
+def _check(path: Path, out: Path, limit: float | None) -> None:
+    """Raises ValueError for an `out` that exists or lies in the source, and for a limit that is no share."""
+    if out.exists():
+        raise ValueError(f"{out} exists already: choose another --out.")
+    if path.resolve() in out.resolve().parents:
+        raise ValueError(f"--out {out} lies in {path}, which is only read: choose a folder outside.")
+    if limit is not None and not 0 <= limit < 1:
+        raise ValueError(f"--limit is {limit:g}, but should be a share from 0 to 1, such as 0.5%.")
+
+
+def _unwritten(path: Path, out: Path, error: OSError) -> OSError:
+    return OSError(
+        f"{out} cannot be written: {error.__cause__ or error}. The partial folder is removed, and {path} is as it was: "
+        "free some space, or choose another --out."
+    )
 
 
 def plain(model: SplitModel) -> SplitModel:
@@ -179,6 +199,11 @@ def calibration_cases(run: Run, count: int) -> list[Encoded]:
         raise ValueError(f"--calibration is {count}, but should be at least 1.")
     if not run.config.data.train:
         return []
+    if not isinstance(run.data.source("train"), Mixture):
+        raise ValueError(
+            "data.train is a stream, from which no calibration examples can be drawn: set --data.train to a file of "
+            "some examples, or streaming: false."
+        )
     train = run.data.train(run.task)
     rng = np.random.default_rng(run.config.seed)
     numbers = np.sort(rng.choice(len(train), min(count, len(train)), replace=False))

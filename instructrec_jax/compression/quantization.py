@@ -88,7 +88,8 @@ def quantized(
       model: a dense network.
       batches: calibration texts, see `calibration.full_rows`; without any, there are no errors.
 
-    Raises ValueError for a pattern without a match, and for a method that needs texts without any.
+    Raises ValueError for a pattern without a match, for a method that needs texts without any, and for weights or
+    activations that are NaN or infinite.
     """
     if how.needs_texts and not batches:
         raise ValueError(f"{how.method} needs calibration texts, but data.train has none: set it, or use rtn.")
@@ -101,7 +102,13 @@ def quantized(
     tap = {"gptq": gram, "smoothquant": largest}.get(how.method)
     seen = {} if tap is None else observe(model, mesh, batches, dict.fromkeys(chosen, tap))
     for number in chosen:
-        _set(every[number], how, seen.get(number, {}))
+        own = seen.get(number, {})
+        for what, values in (("weights", [np.asarray(plain_kernel(every[number])[...])]), ("inputs", own.values())):
+            if not all(np.isfinite(value).all() for value in values):
+                raise ValueError(
+                    f"the {what} of {names[number][0]} contain NaN or infinity: choose another checkpoint."
+                )
+        _set(every[number], how, own)
     errors = _errors(model, network, mesh, batches, chosen) if batches else {}
     too_far = {
         number for number, found in errors.items() if how.keep_above is not None and found.max() > how.keep_above

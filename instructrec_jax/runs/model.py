@@ -17,6 +17,7 @@ from instructrec_jax.adapters.lora import add_lora, check_lora, find_places
 from instructrec_jax.adapters.peft import TRAINED_HEADS, read_peft
 from instructrec_jax.adapters.quantized import Format, quantize_backbone, quantize_tables
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.backbones.family import Backbone
 from instructrec_jax.backbones.folder import (
     find_family,
     find_folder,
@@ -221,6 +222,13 @@ def adapted(model: Model, config: Config, source: Source) -> Model:
     """The network with quantized linear layers and LoRA matrices, as the settings say; changed in place."""
     lora = config.lora
     check_lora(lora)
+    if config.backbone.cache_dtype == "int8":
+        backbone = getattr(model, "backbone", None)
+        if not isinstance(backbone, Backbone) or not hasattr(backbone, "empty_cache"):
+            raise ValueError(
+                "backbone.cache_dtype is int8, but this task's network has no cache of keys and values: leave it out."
+            )
+        backbone.cache_codes = True
     if not hasattr(model, "backbone") and (lora.on or config.backbone.quantize != "none"):
         name = "lora" if lora.on else "backbone.quantize"
         raise ValueError(f"{name} is set, but this task's network has no backbone: leave it out.")

@@ -9,7 +9,7 @@ scores = run.task.score(run.predictor, run.data.cases(run.task, "test"))
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -368,11 +368,13 @@ class Run:
             return {"mixture": repr(self.mixture), "members": [member.weights_identity() for member in self.members]}
         folder = self.path / "checkpoints" / str(self.checkpoint) if self.trained else self.folder
         files = sorted(path for path in folder.rglob("*") if path.is_file())
+        backbone = asdict(self.config.backbone)
+        codes = {name: value for name, value in backbone.items() if name.startswith("quantize")}
         return {
             "checkpoint": [[str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
             "frozen": frozen_fingerprint(self.path),
             "dtype": str(np.dtype(compute_dtype(self.config))),
-            "quantize": self.config.backbone.quantize,
+            "quantize": codes["quantize"] if codes["quantize"] == "none" else codes,
             "pooling": getattr(self.config.task, "pooling", None),
         }
 

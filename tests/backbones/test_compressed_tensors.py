@@ -70,6 +70,14 @@ def test_transformers_computes_with_it(tmp_path: Path, kind: str, scheme: str) -
     assert (tmp_path / "small" / "tokenizer.json").is_file()
 
 
+def test_layers_whose_names_have_more_numbers_are_found(language_models: dict[str, Path], tmp_path: Path) -> None:
+    """T5's: decoder.block.1.layer.2.DenseReluDense.wo."""
+    compress_folder(language_models["t5"], tmp_path, "W8A8")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert sum(name.endswith("weight_scale") for name in stored) == 2 * (4 + 2) + 2 * (8 + 2)
+    assert stored["decoder.block.1.layer.2.DenseReluDense.wo.weight"].dtype == np.int8
+
+
 def test_given_codes_are_written(tmp_path: Path) -> None:
     """As those of a method that calibrates."""
     folder_of("llama", tmp_path / "hf")

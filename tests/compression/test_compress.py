@@ -1,5 +1,9 @@
 """Compressed runs: opened by the other verbs, with the answers that their codes stand for; what is refused."""
 
+import errno
+import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_runs import language_run, tiny_run, untrained_run
+from safetensors.numpy import load_file
+from tiny_runs import compressed_run, language_run, tiny_run, untrained_run
 
 from instructrec_jax import compress as verb
 from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.quantized import unpack
 from instructrec_jax.answering.beginning import begun_from
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
+from instructrec_jax.backbones.compressed_tensors import packed
 from instructrec_jax.compression import compress as room
 from instructrec_jax.compression.compress import compress, shown
 from instructrec_jax.compression.quantization import Quantization
@@ -58,6 +65,8 @@ def test_a_compressed_run_opens_alone_and_answers_as_before(w8a8, dense):
     np.testing.assert_allclose(probabilities(run), probabilities(dense), atol=0.01)
     assert before == after
     assert not list(out.parent.glob(".*")), "the partial folder is gone"
+    floats = Run.open(out, ["--backbone.quantize_activations", "none"])
+    assert floats.weights_identity() != run.weights_identity(), "vectors of items of one are not those of the other"
 
 
 def test_the_report_has_bytes_speed_quality_and_the_error_of_each_layer(w8a8, dense):
@@ -117,21 +126,66 @@ def test_a_run_with_lora_on_codes_trains_and_opens(w8a8, finished, tmp_path):
         if path.startswith("backbone/"):
             np.testing.assert_array_equal(now[path], value, err_msg=path)
     assert np.isfinite(probabilities(tuned)).all()
+    with pytest.raises(ValueError, match="in no HuggingFace folder .the codes of a compressed run"):
+        export(config.run_dir, tmp_path / "peft", format="peft")
+    export(config.run_dir, tmp_path / "hf")
+    again = Run.open(compressed_run(config.run_dir, tmp_path / "again", Quantization(), calibration=4))
+    assert not again.config.lora.on
+    np.testing.assert_allclose(probabilities(again), probabilities(tuned), atol=0.02)
 
 
-def test_an_export_holds_what_the_codes_stand_for(finished, tmp_path):
-    how = Quantization("int4", group=32, method="gptq", keep=["pooler.dense"])
-    compress(finished.run_dir, tmp_path / "small", how, calibration=12)
-    run = Run.open(tmp_path / "small")
-    assert run.config.backbone.quantize_keep == ["pooler.dense"]
+@pytest.fixture(scope="module")
+def w4(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    how = Quantization("int4", group=32, method="gptq", keep=["output.dense"])
+    return compressed_run(finished.run_dir, tmp_path_factory.mktemp("compressed") / "w4", how, calibration=12)
+
+
+@pytest.mark.parametrize("format", ["hf", "compressed-tensors"])
+def test_an_export_holds_what_the_codes_stand_for(w4, tmp_path, format):
+    """compressed-tensors: the same codes, of GPTQ; and layers that were kept stay dense."""
+    run = Run.open(w4)
+    assert run.config.backbone.quantize_keep == ["output.dense"]
     paths = flat(run.model.params)
-    assert "backbone/pooler/kernel" in paths and "backbone/layers/block0/mlp_in/kernel/codes" in paths
-    export(tmp_path / "small", tmp_path / "hf")
-    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    assert "backbone/layers/block0/mlp_out/kernel" in paths and "backbone/layers/block0/mlp_in/kernel/codes" in paths
+    export(w4, tmp_path / format, format=format)
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / format).eval()
     ids = run.task.context.tokenizer(TEXTS, return_tensors="pt", padding=True)
     with torch.no_grad():
         expected = torch.softmax(network(**ids).logits, -1).numpy()
     np.testing.assert_allclose(probabilities(run), expected, atol=1e-4)
+    note = (tmp_path / format / "README.md").read_text()
+    if format == "hf":
+        assert "written from what its int4 codes stand for" in note
+        return
+    assert "The codes are those of the run" in note
+    stored = load_file(tmp_path / format / "model.safetensors")
+    name = "bert.encoder.layer.1.intermediate.dense"
+    kernel = run.model.network.backbone.layers.block0.mlp_in.kernel
+    np.testing.assert_array_equal(stored[f"{name}.weight_scale"], np.asarray(kernel.scales[1]).T)
+    numbers = np.asarray(unpack("int4", kernel.codes[1], kernel.size)).T
+    np.testing.assert_array_equal(stored[f"{name}.weight_packed"], packed(numbers))
+    assert "bert.encoder.layer.1.output.dense.weight" in stored
+    with pytest.raises(ValueError, match="should be one of W8A8, W4A16"):
+        export(w4, tmp_path / "other", format=format, dtype="W2")
+
+
+def test_codes_that_another_format_lacks_are_rounded_again(w4, w8a8, tmp_path):
+    """W8A8 of codes in 4 bits says so; orbax keeps codes in every dtype."""
+    export(w4, tmp_path / "w8", format="compressed-tensors", dtype="W8A8")
+    note = (tmp_path / "w8" / "README.md").read_text()
+    assert "rounded to the nearest value" in note and "written from what its int4 codes stand for" in note
+    export(w8a8[0], tmp_path / "same", format="compressed-tensors")
+    kernel = Run.open(w8a8[0]).model.network.backbone.layers.block0.mlp_in.kernel
+    stored = load_file(tmp_path / "same" / "model.safetensors")
+    np.testing.assert_array_equal(
+        stored["bert.encoder.layer.0.intermediate.dense.weight"], np.asarray(kernel.codes[0]).T
+    )
+    export(w8a8[0], tmp_path / "orbax", format="orbax", dtype="bfloat16")
+    shapes = read_json(tmp_path / "orbax" / "metadata.json", dict)["parameters"]
+    kinds = {path.rpartition("/")[2]: shape[0] for path, shape in shapes.items()}
+    assert (kinds["codes"], kinds["scales"]) == ("int8", "bfloat16")
+    with pytest.raises(ValueError, match="trained without LoRA"):
+        export(w8a8[0], tmp_path / "peft", format="peft")
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +238,20 @@ def test_the_command(finished, tmp_path, monkeypatch, capsys):
     assert "the table" in capsys.readouterr().out
 
 
+def test_keys_and_values_in_int8_are_a_setting_of_any_run(writer, w8a8):
+    opened = LanguageModel(writer, ["--backbone.cache_dtype", "int8"])
+    layers = opened.run.model.network.backbone.empty_cache(1, 8)["layers"]["block0"]
+    assert {name: str(x.dtype) for name, x in layers.items()} == {
+        "key": "int8",
+        "value": "int8",
+        "key_scale": "float32",
+        "value_scale": "float32",
+    }
+    assert len(opened.generate(TEXTS, GenerationConfig(max_new_tokens=2), raw=True)) == 2
+    with pytest.raises(ValueError, match="cache_dtype is int8, but this task's network has no cache"):
+        _ = Run.open(w8a8[0], ["--backbone.cache_dtype", "int8"]).model
+
+
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match="nf4 codes are no integers"):
         Quantization("nf4", activations="int8")
@@ -215,6 +283,81 @@ def test_a_compressed_run_is_not_compressed_again(w8a8, tmp_path):
         compress(w8a8[0], tmp_path / "again", Quantization())
     with pytest.raises(ValueError, match="exists already"):
         compress(w8a8[0], w8a8[0], Quantization())
+
+
+def test_the_source_keeps_its_files_and_holds_no_compressed_run(writer, tmp_path):
+    (tmp_path / "link").symlink_to(writer)
+    before = files(writer)
+    for out in (writer / "small", tmp_path / "link" / "deep" / "small"):
+        with pytest.raises(ValueError, match="which is only read: choose a folder outside"):
+            compress(writer, out, Quantization())
+    assert files(writer) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "train.jsonl"),
+        ([{"instruction": "a film", "output": "no such label"}], "train.jsonl.*'output'"),
+        ([{"question": "a film", "context": "a book", "answer": "film"}], "train.jsonl"),
+    ],
+)
+def test_calibration_data_that_the_task_cannot_read_are_named(finished, tmp_path, rows, message):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["--data.train", str(tmp_path / "train.jsonl")]
+    with pytest.raises(ValueError, match=re.compile(message, re.S)):
+        compress(finished.run_dir, tmp_path / "small", Quantization(method="gptq", weights="int4"), settings=settings)
+    assert [path.name for path in tmp_path.iterdir() if "small" in path.name] == []
+
+
+def test_a_stream_has_no_calibration_examples(finished, tmp_path):
+    stream = json.dumps([{"path": finished.data.train[0].path, "streaming": True}])
+    with pytest.raises(ValueError, match="data.train is a stream"):
+        compress(finished.run_dir, tmp_path / "small", Quantization(), settings=["--data.train", stream])
+
+
+def test_what_a_kill_left_is_no_run_and_is_written_over(writer, tmp_path, monkeypatch):
+    """A kill while the quality is measured: all is written but what makes it a run."""
+
+    def killed(dense: Any, compressed: Any, *rest: Any) -> Any:
+        shutil.copytree(compressed.path, tmp_path / "left")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(room, "measured", killed)
+        compress(writer, tmp_path / "small", Quantization("nf4"))
+    assert [path.name for path in tmp_path.iterdir()] == ["left"]
+    assert (tmp_path / "left" / "checkpoints").is_dir() and not is_run_dir(tmp_path / "left")
+    (tmp_path / "left").rename(tmp_path / ".small.partial")  # a kill that nothing catches
+    (tmp_path / ".small.partial" / "config.yaml").write_text("of another run")
+    compressed_run(writer, tmp_path / "small", Quantization())
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    assert Run.open(tmp_path / "small").config.backbone.quantize == "int8"
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(writer, tmp_path, monkeypatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = files(writer)
+    monkeypatch.setattr("instructrec_jax.training.checkpoint._ArraysSave", full)
+    with pytest.raises(OSError, match="small cannot be written: .*No space left.* free some space, or choose another"):
+        compress(writer, tmp_path / "small", Quantization())
+    assert not list(tmp_path.iterdir()) and files(writer) == before
+
+
+def test_weights_that_are_no_numbers_are_named(writer, tmp_path, monkeypatch):
+    run = Run.open(writer)
+    run.model.params["backbone"]["layers"]["block0"]["mlp_in"]["kernel"] *= np.nan
+    with pytest.raises(ValueError, match=r"the weights of layers.0.mlp.up_proj contain NaN"):
+        room.quantized(run.model, run.mesh, [], Quantization())
+    quality = room.Quality(None, "loss", 2.0, float("nan"), float("nan"))  # type: ignore[arg-type]
+    found = room.Compressed(2, 1, (2, 1), quality, None, ())  # type: ignore[arg-type]
+    monkeypatch.setattr(room, "measured", lambda *_: found)
+    monkeypatch.setattr(room, "too_much", lambda *_: "too much")
+    settings = ["--data.test", str(tmp_path / "no_file_is_read.jsonl")]
+    with pytest.raises(ValueError, match="too much"):
+        compress(writer, tmp_path / "small", Quantization(), limit=0.5, settings=settings)
 
 
 def test_given_examples_come_with_the_run(finished, tmp_path):

@@ -107,17 +107,20 @@ BEAMS = {"max_new_tokens": 12, "beams": 3}
 
 
 @pytest.mark.parametrize(
-    ("kind", "mesh", "settings"),
+    ("kind", "mesh", "settings", "codes"),
     [
-        ("llama", (8, 1, 1), SAMPLED),
-        ("llama", (2, 2, 2), BEAMS),
-        ("t5", (2, 2, 2), SAMPLED),
+        ("llama", (8, 1, 1), SAMPLED, False),
+        ("llama", (2, 2, 2), BEAMS, False),
+        ("llama", (2, 2, 2), BEAMS, True),
+        ("t5", (2, 2, 2), SAMPLED, False),
+        pytest.param("t5", (2, 2, 2), SAMPLED, True, marks=pytest.mark.slow),
     ],
 )
 def test_eight_devices_answer_as_one(
-    network: Make, kind: str, mesh: tuple[int, int, int], settings: dict[str, Any]
+    network: Make, kind: str, mesh: tuple[int, int, int], settings: dict[str, Any], codes: bool
 ) -> None:
-    net, asked = network(kind, 3), prompts(11, 2)
+    """Also with keys and values in int8."""
+    net, asked = network(kind, 3, codes), prompts(11, 2)
     assert net.answers(asked, mesh=mesh, batch_size=8, **settings) == net.answers(asked, **settings)
 
 

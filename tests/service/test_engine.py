@@ -51,7 +51,9 @@ def world(
 
     @cache
     def make(kind: str, mesh: tuple[int, int, int] = (1, 1, 1)) -> World:
-        made.append(World(tiny_networks.make(kind, tmp_path_factory.mktemp(kind), 3), tokenizer, mesh))
+        kind, _, codes = kind.partition(", ")
+        net = tiny_networks.make(kind, tmp_path_factory.mktemp(kind), 3, codes=bool(codes))
+        made.append(World(net, tokenizer, mesh))
         return made[-1]
 
     yield make
@@ -69,12 +71,18 @@ def bits(stream: Stream) -> tuple[list[int], list[float], str]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["llama", "t5", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "gemma2", "bart"))]
+    "kind",
+    [
+        "llama",
+        "t5",
+        "llama, int8 cache",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("gpt2", "gemma2", "bart", "t5, int8 cache")),
+    ],
 )
 def test_each_of_many_gets_what_it_gets_alone(world: Callable[..., World], kind: str) -> None:
     """All ways at the same time in one engine; `Writer.write` answers one way at a time, and numbers its prompts."""
     here, finishes = world(kind), set()
-    ways = WAYS[: 4 if kind == "llama" else 3]
+    ways = WAYS[: 4 if kind.startswith("llama") else 3]
     asked = prompts(8, 1, longest=31)  # one length bucket of `Writer.write`
     streams = [(way, n, here.ask(p, WAYS[way], number=n)) for n, p in enumerate(asked) for way in range(len(ways))]
     answers = {(way, n): stream.result() for way, n, stream in streams}

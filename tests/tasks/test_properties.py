@@ -42,6 +42,8 @@ from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.predictions import Asker
+from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.stored import flat
 from instructrec_jax.tasks import MultitaskConfig
 from instructrec_jax.tasks.answers import TextAnswer
 from instructrec_jax.tasks.base import LossInputs, TaskConfig
@@ -253,6 +255,43 @@ def approximately(value: Any) -> Any:
     if isinstance(value, list):
         return [approximately(each) for each in value]
     return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
+
+
+# ---------------------------------------------------------------- compressed = what its codes stand for
+
+
+COMPRESSED = {"nf4": Quantization("nf4"), "w8a8": Quantization(activations="int8")}
+FAST = ("span", "sequence", "language_model_ranking, yes_no")  # a head, a network on items' vectors, a cache
+
+
+@pytest.mark.parametrize("how", [pytest.param(how, marks=SLOW) if how == "w8a8" else how for how in COMPRESSED])
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=SLOW) for name in CASES])
+def test_a_compressed_run_answers_what_its_codes_stand_for(name: str, how: str, networks: Any, tmp_path: Path) -> None:
+    """Opened from its directory: weights in codes as the dequantized ones, integer products as before writing."""
+    case, kind = CASES[name], name.partition(",")[0]
+    config = task_config(kind, tmp_path / "catalogue", **case.settings)
+    length = 64 if case.network == "bert" else LENGTH
+    dense = untrained_run(tmp_path / "dense", config, networks[case.network, False], length)
+    run = Run.open(compressed_run(dense, tmp_path / "small", COMPRESSED[how]))
+    shutil.rmtree(dense)
+    assert any(path.endswith("/codes") for path in flat(run.model.params))
+    assert run.config.backbone.quantize_activations == ("int8" if how == "w8a8" else "none")
+    network = run.model.network
+    if how == "nf4":
+        network = merge_lora(network)  # without codes
+        assert not any(isinstance(linear.kernel, Quantized) for linear in linears(network.backbone))
+    else:
+        source = Run.open(untrained_run(tmp_path / "again", config, networks[case.network, False], length))
+        network = quantized(plain(source.model), source.mesh, [], COMPRESSED[how])[0]
+    graphdef, params = nnx.split(network)
+    expected = predictor(run.task, graphdef, run.mesh, buckets(run.config))(nnx.to_pure_dict(params))
+    if run.task.writes:
+        run.task.generation = GenerationConfig(max_new_tokens=4)
+    encoded = run.task.encode(examples_of(name))
+    found, wanted = (run.task.score(predict, encoded).predictions for predict in (run.predictor, expected))
+    assert len(found) == len(wanted) > 0
+    for one, other in zip(found, wanted, strict=True):
+        assert one == approximately(other)
 
 
 # ---------------------------------------------------------------- trained = exported
