@@ -3,6 +3,7 @@
 Beside other tasks = alone; packed = unpacked; k micro-batches = one batch; 8 devices = 1; trained = exported.
 """
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,13 @@ from task_cases import (
     packed,
     texts_of,
 )
+from tiny_runs import compressed_run, untrained_run
 
-from instructrec_jax.adapters.lora import is_lora
+from instructrec_jax.adapters.lora import is_lora, merge_lora
+from instructrec_jax.adapters.quantized import Quantized, linears
 from instructrec_jax.answering.exporting import write_adapter
+from instructrec_jax.compression.compress import plain
+from instructrec_jax.compression.quantization import Quantization, quantized
 from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.example import BadExample
 from instructrec_jax.data.fields import FieldsConfig
@@ -41,6 +46,7 @@ from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.predictions import Asker
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.stored import flat
