@@ -15,6 +15,7 @@ VERBS = (
     "prepare",
     "export",
     "compress",
+    "explain",
     "plan",
     "assist",
     "watch",

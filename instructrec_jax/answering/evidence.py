@@ -46,10 +46,15 @@ class Evidence:
     contribution: float
 
 
+def word_places(text: str) -> list[tuple[str, int, int]]:
+    """(word, start, end) of each word of a text, in order; each Chinese or Japanese character is a word."""
+    return [(match[0], match.start(), match.end()) for match in _WORD.finditer(text)]
+
+
 def words_of(text: str) -> list[str]:
-    """The distinct words of a text, in order, as first written; each Chinese or Japanese character is a word."""
+    """The distinct words of a text, in order, as first written; see `word_places`."""
     found: dict[str, str] = {}
-    for word in _WORD.findall(text):
+    for word, _, _ in word_places(text):
         found.setdefault(word.casefold(), word)
     return list(found.values())
 

@@ -27,6 +27,7 @@ from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownAnswer
 from instructrec_jax.tasks.averaging import Judged, OutputKind
+from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 
 T = TypeVar("T")
@@ -360,6 +361,13 @@ class Task:
     def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> Sequence[Answer]:
         """The predictions, one for each entry of `pieces(encoded)`; `k` items of a task that ranks them."""
         raise TypeError(f"{type(self).__name__} has no answers().")
+
+    def objectives(self, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:
+        """The numbers of an example that `explain` explains: one, or one per word or written token.
+
+        Raises ValueError for a choice that the task does not have, or a task that has no such numbers.
+        """
+        raise ValueError(f"explain cannot explain the task {type(self).__name__.removesuffix('Task')}.")
 
     outputs_are: OutputKind | None = None  # the outputs that ensembles average; None: they have no common form
 

@@ -52,6 +52,7 @@ from instructrec_jax.tasks.base import (
     owners_of,
     unless_unfit,
 )
+from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast, one_of, refuse_word
 from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenize_examples
@@ -182,6 +183,22 @@ class _SequenceTask(Task):
             for text, example, name in zip(texts, examples, names, strict=True)
             if text is not None
         ]
+
+    def objectives(self, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:
+        """The logit of a label (by default the largest), less that of another; of regression the number."""
+        refuse_word(choice)
+        predicted = int(np.argmax(self.outputs(predict, [encoded])[0]))
+        target, against = contrast(choice, self.labels, predicted, "label")
+        weights = one_of(len(self.labels), target, against)
+        names = [None if place is None else self.labels[place] for place in (target, against)]
+        return [Objective(str(names[0]), names[1], self.unit, lambda _: weights, self._readings)]
+
+    unit = "logit"  # of the outputs
+
+    def _readings(self, example: Example) -> list[Reading]:
+        pair = self.reads_pairs and example.instruction and example.input and not example.messages
+        strings = [example.instruction, str(example.input)] if pair else [render(example)]
+        return [Reading.whole(string.lower() if self.context.lower_case else string) for string in strings]
 
     def outputs(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
         """The head's outputs, float32 [cases, outputs]."""
@@ -428,6 +445,7 @@ class RegressionTask(_SequenceTask):
     metric = "mse"
     greater_is_better = False
     labels = ["number"]
+    unit = "number"
 
     def __init__(self, config: RegressionConfig, context: TaskContext):
         super().__init__(config.sentence_pairs, context)

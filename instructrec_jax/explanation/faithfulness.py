@@ -1,0 +1,144 @@
+"""Whether explanations say what a run goes by: the loss by removing or keeping the words that they rank first.
+
+    comprehensiveness = F(x) − F(x without the first k words)      higher is better
+    sufficiency       = F(x) − F(the first k words of x alone)     lower is better
+
+DeYoung et al. (2020, "ERASER"), of the number F that is explained, averaged over shares of the words. Each method is
+compared with random orders of the same words, at equal k (Madsen et al., 2022).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from instructrec_jax.explanation.explain import Explainer, Method
+from instructrec_jax.explanation.words import Words
+from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap
+from instructrec_jax.tasks.base import Encoded, owners_of
+from instructrec_jax.tasks.objective import Choice, Objective
+
+SHARES = (0.1, 0.2, 0.5)
+RANDOM_ORDERS = 5
+
+Interval = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A method's faithfulness; differences are (mean, low, high) of the method less random orders."""
+
+    method: Method
+    comprehensiveness: Interval
+    sufficiency: Interval
+    more: Interval
+    less: Interval
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether both differences are on the right side of 0 with their whole intervals."""
+        return self.more[1] > 0 and self.less[2] < 0
+
+    def cells(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """(value, difference with interval) of comprehensiveness and of sufficiency, as text."""
+        return (
+            (f"{self.comprehensiveness[0]:.3f}", _interval(self.more)),
+            (f"{self.sufficiency[0]:.3f}", _interval(self.less)),
+        )
+
+    def to_record(self) -> dict[str, object]:
+        found = {name: list(getattr(self, name)) for name in ("comprehensiveness", "sufficiency", "more", "less")}
+        return {"method": self.method, **found, "beats_random": self.beats_random}
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """The rows of all methods, and random orders (comprehensiveness, sufficiency).
+
+    Attributes:
+      texts, skipped: number of examples, and of those left out because they have fewer than two words.
+      unit: of the values.
+    """
+
+    rows: tuple[MethodRow, ...]
+    random: tuple[float, float]
+    texts: int
+    skipped: int
+    unit: str
+    shares: tuple[float, ...] = SHARES
+
+
+def faithfulness(explainer: Explainer, choice: Choice, limit: int = 100) -> Faithfulness:
+    """Faithfulness on `limit` examples of data.validation, drawn with the run's seed.
+
+    Raises ValueError for a run without validation data, or with fewer than two usable examples.
+    """
+    run = explainer.run
+    cases = run.data.cases(run.task, "validation")
+    if limit < 2:
+        raise ValueError(f"--limit is {limit}, but intervals need at least 2 examples.")
+    if len(cases) < 2:
+        raise ValueError("--faithful needs at least two examples in data.validation.")
+    drawn = np.random.default_rng(run.config.seed).permutation(len(cases))[:limit]
+    measured: list[np.ndarray] = []
+    used: list[Encoded] = []
+    unit = ""
+    for number in np.sort(drawn).tolist():
+        encoded = cases[number]
+        objective = run.task.objectives(explainer.asker.predict, encoded, choice)[0]
+        words = explainer.words(objective, encoded)
+        if len(words.words) < 2:
+            continue
+        found = measure(explainer, objective, encoded, words, np.random.default_rng([run.config.seed, number]))
+        if found is not None:
+            measured.append(found)
+            used.append(encoded)
+            unit = objective.unit
+    if len(measured) < 2:
+        raise ValueError(
+            "fewer than two examples of data.validation can be used: the others have fewer than two words."
+        )
+    values = np.stack(measured)  # [examples, methods and random, 2]
+    owners = owners_of([e.example for e in used])
+    rows = [
+        MethodRow(
+            method,
+            *(bootstrap_interval(values[:, place, side], owners=owners) for side in (0, 1)),
+            *(paired_bootstrap(values[:, place, side], values[:, -1, side], owners=owners) for side in (0, 1)),
+        )
+        for place, method in enumerate(explainer.methods)
+    ]
+    means = values[:, -1].mean(0)
+    return Faithfulness(tuple(rows), (float(means[0]), float(means[1])), len(used), len(drawn) - len(used), unit)
+
+
+def measure(
+    explainer: Explainer, objective: Objective, encoded: Encoded, words: Words, rng: np.random.Generator
+) -> np.ndarray | None:
+    """float64 [methods + 1, 2]: comprehensiveness and sufficiency of each method and, last, of random orders.
+
+    None: the network cannot read the text without some of its words.
+    """
+    orders = []
+    for method in explainer.methods:
+        scores = [-np.inf if s is None else s for s in explainer.one(method, objective, encoded, words).scores]
+        orders.append(np.argsort(-np.array(scores), kind="stable"))
+    orders += [rng.permutation(len(words.words)) for _ in range(RANDOM_ORDERS)]
+    removed = [part for order in orders for part in _removed(order)]
+    left = [explainer.shortened(encoded, [words.words[place] for place in part]) for part in removed]
+    there = [e for e in left if e is not None and objective.weights(e) is not None]
+    if len(there) < len(left):
+        return None
+    whole, *rest = explainer.values(objective, [encoded, *there])
+    lost = (whole - np.array(rest)).reshape(len(orders), len(SHARES), 2).mean(1)
+    return np.concatenate([lost[:-RANDOM_ORDERS], lost[-RANDOM_ORDERS:].mean(0, keepdims=True)])
+
+
+def _removed(order: np.ndarray) -> list[Sequence[int]]:
+    """For each share of the words: the first ones (comprehensiveness), and all others (sufficiency)."""
+    counts = [max(1, round(share * len(order))) for share in SHARES]
+    return [part for count in counts for part in (order[:count].tolist(), order[count:].tolist())]
+
+
+def _interval(each: Interval) -> str:
+    return f"{each[0]:+.3f} [{each[1]:+.3f}, {each[2]:+.3f}]"

@@ -1,0 +1,90 @@
+"""The words of an example, their tokens, and the example without some of them.
+
+A word is one of `answering.evidence`: all its occurrences, whatever their case. Removing it is what the evidence of
+`recommend` does.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+
+import numpy as np
+
+from instructrec_jax.answering.evidence import without_word, word_places
+from instructrec_jax.data.batch import Text
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.prompts import check_fast
+from instructrec_jax.hf_types import PreTrainedTokenizerBase
+from instructrec_jax.tasks.objective import Reading
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words that a network reads.
+
+    Attributes:
+      words: distinct, in order, as first written.
+      owner: int32 [tokens], the number of each token's word; −1: a token of no word, such as a special token.
+      unread: words of the text that were cut off.
+    """
+
+    words: tuple[str, ...]
+    owner: np.ndarray
+    unread: tuple[str, ...]
+
+
+def read_words(text: Text, readings: Sequence[Reading], tokenizer: PreTrainedTokenizerBase) -> Words:
+    """The words of the strings that a text was tokenized from; a token belongs to the word of most of its characters.
+
+    The strings are tokenized again, and these tokens found in the text's: so it does not matter what a task puts
+    around and between them, or cuts off.
+
+    Raises ValueError for a text in which no word is read.
+    """
+    check_fast(tokenizer)
+    ids: list[int] = []
+    words_of_ids: list[str] = []
+    names: dict[str, str] = {}
+    for reading in readings:
+        encoding = tokenizer(reading.string, add_special_tokens=False, truncation=False, verbose=False).encodings[0]
+        of_character = [""] * len(reading.string)
+        for start, end in reading.spans:
+            for word, first, last in word_places(reading.string[start:end]):
+                names.setdefault(word.casefold(), word)
+                of_character[start + first : start + last] = [word.casefold()] * (last - first)
+        ids += encoding.ids
+        words_of_ids += [_most(of_character[first:last]) for first, last in encoding.offsets]
+    found = [""] * len(text.tokens)
+    for block in SequenceMatcher(None, ids, text.tokens.tolist(), autojunk=False).get_matching_blocks():
+        found[block.b : block.b + block.size] = words_of_ids[block.a : block.a + block.size]
+    read = [word for word in names if word in set(found)]
+    if not read:
+        raise ValueError("the text has no word, so there is nothing to explain.")
+    number = {word: place for place, word in enumerate(read)}
+    owner = np.array([number.get(word, -1) for word in found], np.int32)
+    unread = tuple(name for word, name in names.items() if word not in number)
+    return Words(tuple(names[word] for word in read), owner, unread)
+
+
+def _most(words: Sequence[str]) -> str:
+    """The word of most characters; "" for characters of no word."""
+    return max((word for word in dict.fromkeys(words) if word), key=words.count, default="")
+
+
+def without(example: Example, words: Collection[str]) -> Example:
+    """The example without all occurrences of some words, in all that it says but its answer."""
+
+    def less(text: str) -> str:
+        for word in words:
+            text = without_word(text, word) if text else text
+        return text
+
+    left_out = {word.casefold() for word in words}
+    return replace(
+        example,
+        instruction=less(example.instruction),
+        input=None if example.input is None else less(example.input),
+        system=None if example.system is None else less(example.system),
+        messages=tuple(replace(turn, content=less(turn.content)) for turn in example.messages),
+        words=tuple(word for word in example.words if word.casefold() not in left_out),
+    )
