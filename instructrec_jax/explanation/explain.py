@@ -1,6 +1,7 @@
 """Explanations of a run's predictions by word: occlusion, gradient × input, integrated gradients.
 
-Attention rollout is left out: `backbones.attention` gives no weights, and they are no attribution (Jain & Wallace, 2019).
+Attention rollout is left out: `backbones.attention` returns no weights, and these need not explain an output (Jain &
+Wallace, 2019, "Attention is not Explanation").
 """
 
 from collections.abc import Iterable, Sequence

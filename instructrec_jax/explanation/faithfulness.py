@@ -95,9 +95,7 @@ def faithfulness(explainer: Explainer, choice: Choice, limit: int = 100) -> Fait
             used.append(encoded)
             unit = objective.unit
     if len(measured) < 2:
-        raise ValueError(
-            "fewer than two examples of data.validation can be used: the others have fewer than two words."
-        )
+        raise ValueError("too few examples of data.validation can be used: the others have fewer than two words.")
     values = np.stack(measured)  # [examples, methods and random, 2]
     owners = owners_of([e.example for e in used])
     rows = [

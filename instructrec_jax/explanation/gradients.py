@@ -151,13 +151,8 @@ class Gradients:
         points, shares = np.zeros(room), np.zeros(room)
         points.flat[: len(at)], shares.flat[: len(at)] = at, share
         blocks = np.int32(-(-len(at) // self.rows))
-        return (
-            tokens.astype(np.int32),
-            zero.astype(np.float32),
-            points.astype(np.float32),
-            shares.astype(np.float32),
-            blocks,
-        )
+        floats = (each.astype(np.float32) for each in (zero, points, shares))
+        return (tokens.astype(np.int32), *floats, blocks)
 
     @cached_property
     def _compiled(self) -> Callable[..., tuple[jax.Array, jax.Array]]:

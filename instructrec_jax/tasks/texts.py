@@ -11,6 +11,7 @@ from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import render
 from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.objective import Reading
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 SentencePairs = Literal["auto", "joined"]
@@ -40,6 +41,12 @@ def tokenize(texts: Sequence[str], names: Sequence[str], context: TaskContext) -
       ValueError: a text without tokens, or longer than `max_length` with `truncate: error`.
     """
     return [_fitting(tokens, name, context) for tokens, name in zip(_tokens(texts, context), names, strict=True)]
+
+
+def rendered(context: TaskContext, example: Example) -> list[Reading]:
+    """What `tokenize` reads of a rendered example."""
+    whole = context.prompt + render(example)
+    return [Reading.whole(whole.lower() if context.lower_case else whole, len(context.prompt))]
 
 
 def tokenize_examples(

@@ -53,6 +53,7 @@ from instructrec_jax.tasks.base import (
     owners_of,
 )
 from instructrec_jax.tasks.generation.ngram import KneserNey
+from instructrec_jax.tasks.objective import Choice, Objective, Reading, refuse_contrast
 from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import cut, tokenize, too_long
@@ -330,6 +331,50 @@ class LanguageModelTask(Task):
         """The texts generated for examples, without spaces around them."""
         written = predict.write(self.asked(encoded), self.generation)
         return [TextAnswer(each.text.strip(), each.log_probability) for each in written]
+
+    def objectives(self, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:
+        """The log-probability (nats) of each token that is written, or of those that read `choice.word`, given the
+        prompt and the tokens before it."""
+        refuse_contrast(choice, "a language model writes tokens")
+        (said,) = self.generated(predict, [encoded])
+        if not said.text:
+            raise ValueError("the network writes nothing for this prompt, so there is nothing to explain.")
+
+        def answered(e: Encoded) -> Encoded[NextTokens]:
+            return self.encode([replace(e.example, output=said.text)])[-1]
+
+        target = answered(encoded).target
+        names = [self.tokenizer.decode([token]) for token in target.labels[target.supervised > 0]]
+        places = [n for n, name in enumerate(names) if choice.word is None or name.strip() == choice.word.strip()]
+        if not places:
+            raise ValueError(f"--word is {choice.word!r}, but the network writes the tokens {names}.")
+        return [self._of_token(names[place], place, answered) for place in places]
+
+    def _of_token(self, name: str, place: int, answered: Callable[[Encoded], Encoded[NextTokens]]) -> Objective:
+        def weights(e: Encoded) -> np.ndarray | None:
+            supervised = np.flatnonzero(answered(e).target.supervised)
+            if place >= len(supervised):
+                return None
+            found = np.zeros((len(answered(e).target.labels), 2), np.float32)
+            found[supervised[place], 0] = -1  # the first output is the loss
+            return found
+
+        def gather(some: Sequence[Encoded]) -> BatchTexts:
+            return BatchTexts([e.text for e in some], _labels(some))
+
+        return Objective(name, None, "log-probability", weights, self._readings, answered, gather)
+
+    def _readings(self, example: Example) -> list[Reading]:
+        """The prompt; the words of the template are not explained."""
+        example = self.trained_form(example)
+        text, spans, at = self._prompt(example), [], 0
+        for turn in conversation(replace(question(example), output=None)):
+            for part in turn.content.splitlines():
+                start = text.find(part.strip(), at)
+                if start >= 0 and part.strip():
+                    at = start + len(part.strip())
+                    spans.append((start, at))
+        return [Reading(text, tuple(spans))]
 
     # ------------------------------------------------------------ scores
 

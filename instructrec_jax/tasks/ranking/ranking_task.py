@@ -39,9 +39,10 @@ from instructrec_jax.ranking.positions import position_report
 from instructrec_jax.tasks.answers import CaseRecord, ItemsAnswer, RankedItem, Shown
 from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, examples_of, owner_of, owners_of
+from instructrec_jax.tasks.objective import Choice, Objective, contrast, refuse_word
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
-from instructrec_jax.tasks.texts import tokenize
+from instructrec_jax.tasks.texts import rendered, tokenize
 
 SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin
 
@@ -157,6 +158,23 @@ class RankingTask(Task):
         """float64 [items]: each item's share of the training interactions, with add-one smoothing."""
         counts = 1 + counts_of(self.splits.train if self.splits else [], len(self.catalogue))
         return counts / counts.sum()
+
+    def explained_items(self, choice: Choice, predicted: Callable[[], int]) -> tuple[int, int | None]:
+        """(number of the item to explain, number of the one it is contrasted with), by id or title; see `contrast`."""
+        refuse_word(choice)
+
+        def id_of(name: str | None) -> str | None:
+            if name is None or name in self.catalogue.index or self.catalogue.titles.count(name) != 1:
+                return name
+            return self.catalogue.ids[self.catalogue.titles.index(name)]
+
+        named = Choice(id_of(choice.target), id_of(choice.against))
+        return contrast(named, self.catalogue.ids, predicted() if choice.target is None else 0, "item")
+
+    def objective(self, items: tuple[int, int | None], weights: np.ndarray, unit: str) -> Objective:
+        """An objective of one rendered text for `explained_items`."""
+        names = [None if item is None else self.catalogue.titles[item] for item in items]
+        return Objective(str(names[0]), names[1], unit, lambda _: weights, partial(rendered, self.context))
 
     # -------------------------------------------------------------- scores
 

@@ -5,7 +5,7 @@ It costs more than a dual encoder, which encodes each item once, but every layer
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,6 +23,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast, render
 from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, TaskConfig, TaskContext, in_microbatches
+from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask, Target
 from instructrec_jax.tasks.targets import TextTargets
@@ -288,6 +289,28 @@ class RerankerTask(RerankingTask):
         present = np.arange(size) < lengths[:, None]
         numbers = np.where(present, first[:, None] + np.arange(size), first[:, None])
         return BatchTexts(texts, PairLists(numbers, present))
+
+    def objectives(self, predict: Predict, encoded: Encoded[Target], choice: Choice) -> list[Objective]:
+        """The score of one item; the network reads it beside the instruction, whose words are explained.
+
+        By default it is the best candidate of the example, or of the catalogue where the task ranks all of it.
+        """
+        if choice.against is not None:
+            raise ValueError("a cross-encoder reads one item at a time: leave out --against, and explain both items.")
+
+        def best() -> int:
+            listed = encoded.example.candidates
+            if not listed and not self.retrieves:
+                raise ValueError("the run ranks given candidates only: name the item to explain with --target.")
+            chosen = self.catalogue.numbers(listed) if listed else np.arange(len(self.catalogue))
+            return int(chosen[self.score_candidates(predict, [encoded], chosen[None])[0].argmax()])
+
+        item, _ = items = self.explained_items(choice, best)
+
+        def pair(e: Encoded[Target]) -> Encoded[Target]:
+            return replace(e, text=self.pairs([e], [np.array([item])])[0])
+
+        return [replace(self.objective(items, np.ones((), np.float32), "score"), text=pair)]
 
     # -------------------------------------------------------------- device
 

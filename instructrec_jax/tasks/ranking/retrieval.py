@@ -26,6 +26,7 @@ from instructrec_jax.tasks.base import (
     TaskContext,
     in_microbatches,
 )
+from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
 from instructrec_jax.tasks.texts import with_default_prompt
@@ -225,6 +226,17 @@ class RetrievalTask(RankingTask):
 
     def item_vectors(self, predict: Predict) -> np.ndarray:
         return np.stack(predict(self.item_texts))
+
+    def objectives(self, predict: Predict, encoded: Encoded[Target], choice: Choice) -> list[Objective]:
+        """The score of an item (by default the best), less that of another; the items' vectors are constants."""
+        vectors = self.item_vectors(predict)
+
+        def best() -> int:
+            return int((vectors @ self.query_vectors(predict, [encoded])[0]).argmax())
+
+        target, against = items = self.explained_items(choice, best)
+        weights = vectors[target] if against is None else vectors[target] - vectors[against]
+        return [self.objective(items, weights, "score")]
 
     def query_vectors(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> np.ndarray:
         return np.stack([np.array(output) for _, output in predict.over(encoded)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from instructrec_jax.tasks.base import (
     in_microbatches,
     name_of,
 )
+from instructrec_jax.tasks.objective import Choice, Objective, contrast, refuse_word
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling
 from instructrec_jax.tasks.text.option_scoring import (
@@ -44,7 +46,7 @@ from instructrec_jax.tasks.text.option_scoring import (
     with_candidates,
     without_answer,
 )
-from instructrec_jax.tasks.texts import tokenize, with_default_prompt
+from instructrec_jax.tasks.texts import rendered, tokenize, with_default_prompt
 
 
 @TaskConfig.register_subclass("similarity")
@@ -196,6 +198,18 @@ class SimilarityTask(Task):
         self, predict: Predict, encoded: Sequence[Encoded[SimilarityTarget]], k: int = 10
     ) -> list[ChoiceAnswer]:
         return choices(encoded, [e.target.options for e in encoded], self._logits(predict, encoded))
+
+    def objectives(self, predict: Predict, encoded: Encoded[SimilarityTarget], choice: Choice) -> list[Objective]:
+        """The logit of a candidate (by default the closest), less that of another; their vectors are constants."""
+        refuse_word(choice)
+        options = encoded.target.options
+        target, against = contrast(
+            choice, options.names, int(self._logits(predict, [encoded])[0].argmax()), "candidate"
+        )
+        vectors = np.stack(predict(list(encoded.target.candidates)))
+        weights = vectors[target] if against is None else vectors[target] - vectors[against]
+        other = None if against is None else options.names[against]
+        return [Objective(options.names[target], other, "logit", lambda _: weights, partial(rendered, self.context))]
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[SimilarityTarget]]) -> Scores:
         options = [e.target.options for e in encoded]

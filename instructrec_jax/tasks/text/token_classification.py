@@ -40,6 +40,7 @@ from instructrec_jax.tasks.base import (
     name_of,
     owners_of,
 )
+from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast, one_of
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.text.classification import LabelsConfig, check_labels
@@ -86,9 +87,7 @@ class TokenClassificationTask(Task):
         encoded = []
         for number, example in enumerate(examples):
             name = name_of(example, number)
-            text = example.input or example.instruction
-            words = list(example.words) or text.split()
-            words = [word.lower() for word in words] if self.context.lower_case else words
+            words = self._words(example)
             tags = example.output
             if not isinstance(tags, tuple) or len(tags) != len(words):
                 found = f"{len(tags)} label{'s' * (len(tags) != 1)}" if isinstance(tags, tuple) else repr(tags)
@@ -149,6 +148,40 @@ class TokenClassificationTask(Task):
     def _logits(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> list[np.ndarray]:
         """float64 [words, labels] of each example, at the first token of each word."""
         return [output[e.target.first > 0].astype(np.float64) for e, output in predict.over(encoded)]
+
+    def objectives(self, predict: Predict, encoded: Encoded[TagsTarget], choice: Choice) -> list[Objective]:
+        """The logit of a tag (by default the predicted one), less that of another, of each word, or of `choice.word`.
+
+        Of a word that occurs several times, the first occurrence.
+        """
+        words = self._words(encoded.example)
+        if choice.word is not None and choice.word not in words:
+            raise ValueError(f"--word is {choice.word!r}, but the text has the words {words}.")
+        (logits,) = self._logits(predict, [encoded])
+        asked = dict.fromkeys(words if choice.word is None else [choice.word])
+        return [self._of_word(word, logits[words.index(word)], choice) for word in asked]
+
+    def _of_word(self, word: str, logits: np.ndarray, choice: Choice) -> Objective:
+        target, against = contrast(choice, self.labels, int(logits.argmax()), "label")
+        chosen = one_of(len(self.labels), target, against)
+
+        def weights(e: Encoded[TagsTarget]) -> np.ndarray | None:
+            words = self._words(e.example)
+            if word not in words:
+                return None
+            found = np.zeros((len(e.text.tokens), len(self.labels)), np.float32)
+            found[np.flatnonzero(e.target.first)[words.index(word)]] = chosen
+            return found
+
+        def readings(example: Example) -> list[Reading]:
+            return [Reading.whole(" ".join(self._words(example)))]
+
+        other = None if against is None else self.labels[against]
+        return Objective(f"{self.labels[target]} of {word}", other, "logit", weights, readings)
+
+    def _words(self, example: Example) -> list[str]:
+        words = list(example.words) or (example.input or example.instruction).split()
+        return [word.lower() for word in words] if self.context.lower_case else words
 
     def judged(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]]) -> Judged:
         truth = np.concatenate([e.target.labels[e.target.first > 0] for e in encoded])
