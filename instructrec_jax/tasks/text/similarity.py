@@ -203,7 +203,8 @@ class SimilarityTask(Task):
         """The logit of a candidate (by default the closest), less that of another; their vectors are constants."""
         refuse_word(choice)
         options = encoded.target.options
-        target, against = contrast(
+        predicted = int(self._logits(predict, [encoded])[0].argmax())
+        target, against = contrast(choice, options.names, predicted, "candidate")
             choice, options.names, int(self._logits(predict, [encoded])[0].argmax()), "candidate"
         )
         vectors = np.stack(predict(list(encoded.target.candidates)))
