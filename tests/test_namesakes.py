@@ -32,6 +32,8 @@ ELSEWHERE = {
     "runs/bucket_lock": "runs/test_bucket.py",
     "runs/initial": "answering/test_beginning.py",
     "runs/stored": "answering/test_beginning.py",
+    "tasks/text/regression": "tasks/text/test_classification.py",
+    "tasks/text/sequence_task": "tasks/text/test_classification.py",
     "runs/vectors": "runs/test_predictions.py",
     **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
     **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},
