@@ -205,8 +205,6 @@ class SimilarityTask(Task):
         options = encoded.target.options
         predicted = int(self._logits(predict, [encoded])[0].argmax())
         target, against = contrast(choice, options.names, predicted, "candidate")
-            choice, options.names, int(self._logits(predict, [encoded])[0].argmax()), "candidate"
-        )
         vectors = np.stack(predict(list(encoded.target.candidates)))
         weights = vectors[target] if against is None else vectors[target] - vectors[against]
         other = None if against is None else options.names[against]
