@@ -61,6 +61,7 @@ from instructrec_jax.tasks.texts import cut, tokenize, too_long
 # Named, because --help shows a setting's comment only where its type is a plain name.
 TrainOn = Literal["completions", "all"]
 NGRAM_ORDER = 5
+EXPLAINED = 16  # written tokens that `explain` explains
 T = TypeVar("T")
 
 
@@ -333,18 +334,21 @@ class LanguageModelTask(Task):
         return [TextAnswer(each.text.strip(), each.log_probability) for each in written]
 
     def objectives(self, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:
-        """The log-probability (nats) of each token that is written, or of those that read `choice.word`, given the
-        prompt and the tokens before it."""
+        """The log-probability (nats) of each of the first `EXPLAINED` written tokens, or of `choice.word` among them,
+        given the prompt and the tokens before it."""
         refuse_contrast(choice, "a language model writes tokens")
-        (said,) = self.generated(predict, [encoded])
-        if not said.text:
+        if self.config.train_on == "all":
+            raise ValueError("explain needs the written tokens alone: add --task.train_on completions.")
+        (said,) = predict.write(self.asked([encoded]), replace(self.generation, max_new_tokens=EXPLAINED))
+        if not said.text.strip():
             raise ValueError("the network writes nothing for this prompt, so there is nothing to explain.")
 
         def answered(e: Encoded) -> Encoded[NextTokens]:
-            return self.encode([replace(e.example, output=said.text)])[-1]
+            return self.encode([replace(e.example, output=said.text.strip())])[-1]
 
         target = answered(encoded).target
         names = [self.tokenizer.decode([token]) for token in target.labels[target.supervised > 0]]
+        names = names[: len(names) - (said.finish == "length")]  # the end token was not written
         places = [n for n, name in enumerate(names) if choice.word is None or name.strip() == choice.word.strip()]
         if not places:
             raise ValueError(f"--word is {choice.word!r}, but the network writes the tokens {names}.")
