@@ -12,6 +12,7 @@ ELSEWHERE = {
     "hf_types": "test_imports.py",  # names for types
     "adapters/mixture": "runs/test_ensemble.py",
     "compress": "compression/test_compress.py",
+    "explain": "explanation/test_explain.py",
     "answering/comparison": "test_evaluate.py",
     "answering/exporting": "test_export.py",
     "answering/language_model": "test_generate.py",
@@ -20,6 +21,7 @@ ELSEWHERE = {
         f"backbones/{name}": "backbones/test_parity.py"
         for name in ("bert", "distilbert", "gemma", "gpt2", "llama", "modernbert", "mpnet", "roberta")
     },
+    "tasks/generation/written_objectives": "explanation/test_explain.py",
     "preparation/films/texts": "preparation/test_films.py",
     "data/text_rows": "data/test_rows.py",
     **{

@@ -10,7 +10,7 @@ F(x) − F(b) up to its error (completeness).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import jax
@@ -26,10 +26,11 @@ from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
 from instructrec_jax.runs.data import buckets, target_buckets
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.base import Encoded
+from instructrec_jax.tasks.base import Encoded, Network
 from instructrec_jax.tasks.objective import Objective
 from instructrec_jax.training.state import Tree
 
+Value = Callable[[Network, Batch, jax.Array], jax.Array]  # see `Objective.value`
 Baseline = Literal["mask", "pad", "zero"]
 FIRST, MOST = 8, 512  # steps of the first try and of the last one; powers of two
 TOLERANCE = 0.01  # completeness error, relative to F(x) − F(b), that needs no more steps
@@ -99,7 +100,9 @@ class Gradients:
     def gradient_times_input(self, objective: Objective, encoded: Encoded, owner: np.ndarray) -> Attributed:
         """owner: int32 [tokens], see `words.Words`; unused, because the method has no baseline."""
         batch, length, weights = self._batch(objective, encoded)
-        sums, values = self._compiled(self.run.model.params, batch, weights, *self._points(batch, owner, 0))
+        sums, values = self._compiled(
+            objective.value, self.run.model.params, batch, weights, *self._points(batch, owner, 0)
+        )
         return Attributed(np.asarray(sums, np.float64)[:length], _finite(float(values[0])))
 
     def integrated(self, objective: Objective, encoded: Encoded, owner: np.ndarray) -> Attributed:
@@ -108,7 +111,7 @@ class Gradients:
         steps = FIRST
         while True:
             points = self._points(batch, owner, steps)
-            sums, (value, base) = self._compiled(self.run.model.params, batch, weights, *points)
+            sums, (value, base) = self._compiled(objective.value, self.run.model.params, batch, weights, *points)
             tokens = np.asarray(sums, np.float64)[:length]
             value, base = _finite(float(value)), _finite(float(base))
             moved = value - base
@@ -156,20 +159,25 @@ class Gradients:
 
     @cached_property
     def _compiled(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        """(params, batch, weights, *points) -> (attributions [length], F(x) and F(b))."""
+        """(value or None, params, batch, weights, *points) -> (attributions [length], F(x) and F(b))."""
         graphdef, task, mesh = self.run.model.graphdef, self.run.task, self.run.mesh
 
-        def values(vectors: jax.Array, params: Tree, batch: Batch, weights: jax.Array) -> jax.Array:
+        def values(
+            value: Value | None, vectors: jax.Array, params: Tree, batch: Batch, weights: jax.Array
+        ) -> jax.Array:
             """F of each row, float32 [rows], for word embeddings [rows, length, features]."""
             model = nnx.merge(graphdef, params)
             model.backbone.word_embeddings = GivenVectors(model.backbone.word_embeddings, batch.texts.tokens, vectors)
+            if value is not None:
+                return value(task.view(model), batch, weights)
             outputs = task.predict(task.view(model), batch)
             outputs = outputs if task.per_token else outputs[:, 0]
             kept = jnp.where(weights != 0, outputs, 0).astype(jnp.float32)
             return (kept * weights).reshape(len(kept), -1).sum(-1)
 
-        @jax.jit
+        @partial(jax.jit, static_argnums=0)
         def integrate(
+            value: Value | None,
             params: Tree,
             batch: Batch,
             weights: jax.Array,
@@ -187,12 +195,12 @@ class Gradients:
 
                 def block(number: jax.Array, total: jax.Array) -> jax.Array:
                     vectors = base + points[number][:, None, None] * moved
-                    slopes = jax.grad(lambda v: values(v, params, batch, weights).sum())(vectors)
+                    slopes = jax.grad(lambda v: values(value, v, params, batch, weights).sum())(vectors)
                     return total + jnp.tensordot(shares[number], slopes, 1)
 
                 slope = jax.lax.fori_loop(0, blocks, block, jnp.zeros_like(moved))
                 ends = jnp.zeros(len(batch.texts.tokens)).at[0].set(1.0)
-                both = values(base + ends[:, None, None] * moved, params, batch, weights)
+                both = values(value, base + ends[:, None, None] * moved, params, batch, weights)
                 return (slope * moved).sum(-1), both[:2]
 
         return integrate

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
-from instructrec_jax.data.batch import BatchTexts
+from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
 
 if TYPE_CHECKING:
-    from instructrec_jax.tasks.base import Encoded
+    from instructrec_jax.tasks.base import Encoded, Network
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Objective:
       readings: an example -> the strings that its text is made of, in order.
       text: an encoded example -> the one whose text the network reads.
       gather: encoded examples -> one text each and the task's arrays; None: no arrays.
+      value: (network, batch of one text a row, weights) -> the number of each row, float32 [rows], where `predict` has
+        no gradient.
     """
 
     target: str
@@ -65,6 +68,7 @@ class Objective:
     readings: Callable[[Example], Sequence[Reading]]
     text: "Callable[[Encoded], Encoded]" = _as_it_is
     gather: "Callable[[Sequence[Encoded]], BatchTexts] | None" = None
+    value: "Callable[[Network, Batch, jax.Array], jax.Array] | None" = None
 
 
 def place_of(name: str, names: Sequence[str], what: str) -> int:

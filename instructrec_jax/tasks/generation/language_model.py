@@ -53,7 +53,8 @@ from instructrec_jax.tasks.base import (
     owners_of,
 )
 from instructrec_jax.tasks.generation.ngram import KneserNey
-from instructrec_jax.tasks.objective import Choice, Objective, Reading, refuse_contrast
+from instructrec_jax.tasks.generation.written_objectives import written_objectives
+from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import cut, tokenize, too_long
@@ -61,7 +62,6 @@ from instructrec_jax.tasks.texts import cut, tokenize, too_long
 # Named, because --help shows a setting's comment only where its type is a plain name.
 TrainOn = Literal["completions", "all"]
 NGRAM_ORDER = 5
-EXPLAINED = 16  # written tokens that `explain` explains
 T = TypeVar("T")
 
 
@@ -212,7 +212,7 @@ class LanguageModelTask(Task):
     def _encode_pairs(
         self, examples: Sequence[Example], names: list[str], pieces: list[Pieces]
     ) -> list[Encoded[NextTokens] | None]:
-        sources = tokenize([self._prompt(example) for example in examples], names, self.context)
+        sources = tokenize([self.prompt_of(example) for example in examples], names, self.context)
         answers = [conversation(example)[-1].content for example in examples]
         encoded: list[Encoded[NextTokens] | None] = []
         most = self._longest_target
@@ -238,7 +238,7 @@ class LanguageModelTask(Task):
         self.context.count(f"answers {'dropped' if truncate == 'drop' else 'cut'}", 1)
         return truncate == "drop"
 
-    def _prompt(self, example: Example) -> str:
+    def prompt_of(self, example: Example) -> str:
         return prompt(example, self.template, self.tokenizer, self.context.kind, self.rendering)
 
     def prompts(self, examples: Sequence[Example]) -> list[np.ndarray]:
@@ -309,7 +309,7 @@ class LanguageModelTask(Task):
         examples = [self.trained_form(e.example) for e in encoded]
         prompts = []
         for e, tokens in zip(
-            encoded, tokenize_pieces([[(self._prompt(x), False)] for x in examples], self.tokenizer), strict=True
+            encoded, tokenize_pieces([[(self.prompt_of(x), False)] for x in examples], self.tokenizer), strict=True
         ):
             ids, name = tokens.ids, f"the prompt of example {e.example.id!r}"
             if len(ids) > self.context.max_length:
@@ -334,51 +334,7 @@ class LanguageModelTask(Task):
         return [TextAnswer(each.text.strip(), each.log_probability) for each in written]
 
     def objectives(self, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:
-        """The log-probability (nats) of each of the first `EXPLAINED` written tokens, or of `choice.word` among them,
-        given the prompt and the tokens before it."""
-        refuse_contrast(choice, "a language model writes tokens")
-        if self.config.train_on == "all":
-            raise ValueError("explain needs the written tokens alone: add --task.train_on completions.")
-        (said,) = predict.write(self.asked([encoded]), replace(self.generation, max_new_tokens=EXPLAINED))
-        if not said.text.strip():
-            raise ValueError("the network writes nothing for this prompt, so there is nothing to explain.")
-
-        def answered(e: Encoded) -> Encoded[NextTokens]:
-            return self.encode([replace(e.example, output=said.text.strip())])[-1]
-
-        target = answered(encoded).target
-        names = [self.tokenizer.decode([token]) for token in target.labels[target.supervised > 0]]
-        names = names[: len(names) - (said.finish == "length")]  # the end token was not written
-        places = [n for n, name in enumerate(names) if choice.word is None or name.strip() == choice.word.strip()]
-        if not places:
-            raise ValueError(f"--word is {choice.word!r}, but the network writes the tokens {names}.")
-        return [self._of_token(names[place], place, answered) for place in places]
-
-    def _of_token(self, name: str, place: int, answered: Callable[[Encoded], Encoded[NextTokens]]) -> Objective:
-        def weights(e: Encoded) -> np.ndarray | None:
-            supervised = np.flatnonzero(answered(e).target.supervised)
-            if place >= len(supervised):
-                return None
-            found = np.zeros((len(answered(e).target.labels), 2), np.float32)
-            found[supervised[place], 0] = -1  # the first output is the loss
-            return found
-
-        def gather(some: Sequence[Encoded]) -> BatchTexts:
-            return BatchTexts([e.text for e in some], _labels(some))
-
-        return Objective(name, None, "log-probability", weights, self._readings, answered, gather)
-
-    def _readings(self, example: Example) -> list[Reading]:
-        """The prompt; the words of the template are not explained."""
-        example = self.trained_form(example)
-        text, spans, at = self._prompt(example), [], 0
-        for turn in conversation(replace(question(example), output=None)):
-            for part in turn.content.splitlines():
-                start = text.find(part.strip(), at)
-                if start >= 0 and part.strip():
-                    at = start + len(part.strip())
-                    spans.append((start, at))
-        return [Reading(text, tuple(spans))]
+        return written_objectives(self, predict, encoded, choice)
 
     # ------------------------------------------------------------ scores
 

@@ -1,0 +1,108 @@
+"""Every task is explained, or says that it cannot be: what the scores are of, and that they add up."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import task_cases
+from helpers import task_config
+from task_cases import CASES, SLOW, examples_of
+from tiny_runs import untrained_run
+
+from instructrec_jax import explain as verb
+from instructrec_jax.data.example import BadExample
+from instructrec_jax.explanation.explain import METHODS, Explainer
+from instructrec_jax.files import read_jsonl, write_jsonl
+from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks.generation import written_objectives
+from instructrec_jax.tasks.objective import Choice
+
+networks = task_cases.networks  # a fixture
+EXPLAINED = {
+    "classification": "logit",
+    "multilabel": "logit",
+    "regression": "number",
+    "token_classification": "logit",
+    "similarity": "logit",
+    "retrieval": "score",
+    "reranker": "score",
+    "language_model": "log-probability",
+    "language_model, encoder–decoder": "log-probability",
+}
+ALIKE = ("multilabel", "regression", "similarity", "language_model, encoder–decoder")  # with -m slow only
+
+
+def run_of(name: str, networks: Any, folder: Path, **settings: Any) -> Path:
+    case = CASES[name]
+    task = task_config(name.partition(",")[0], folder / "catalogue", **case.settings)
+    length = 64 if case.network == "bert" else 128
+    return untrained_run(folder / "run", task, networks[case.network, False], length, **settings)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW) if name in ALIKE else name for name in EXPLAINED])
+def test_scores_add_up(name: str, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(written_objectives, "EXPLAINED", 2)
+    example = replace(examples_of(name)[1], output=None)
+    choice = Choice(target="item-2" if name == "reranker" else None)
+    found = Explainer(Run.open(run_of(name, networks, tmp_path)), METHODS, most=32).explain([example], choice)
+    for integrated, gradient, occlusion in zip(found[::3], found[1::3], found[2::3], strict=True):
+        assert integrated.unit == EXPLAINED[name] and integrated.words == occlusion.words == gradient.words
+        assert integrated.value == pytest.approx(occlusion.value, abs=1e-4)
+        assert integrated.converged == (integrated.completeness_error <= 0.01)
+        assert any(gradient.scores) and any(occlusion.scores)
+    if not name.startswith("language_model"):  # whose random networks hardly read the prompt: differences are rounding
+        assert any(each.converged for each in found[::3])
+
+
+def test_a_contrast_is_a_difference(networks: Any, tmp_path: Path) -> None:
+    explainer = Explainer(Run.open(run_of("classification", networks, tmp_path)), ("occlusion",))
+    text = "a good film about war"
+
+    def scores(target: str, against: str | None = None) -> Any:
+        (found,) = explainer.explain([text], Choice(target, against))
+        return np.array([found.value, *(score or 0 for score in found.scores)])
+
+    np.testing.assert_allclose(scores("war", "love"), scores("war") - scores("love"), atol=1e-6)
+    for choice, said in [
+        (Choice("peace"), "no label 'peace': choose from 'love', 'war'"),
+        (Choice("war", "war"), "both 'war'"),
+        (Choice(word="film"), "--word is for tasks with an output per word"),
+    ]:
+        with pytest.raises(BadExample, match=said):
+            explainer.explain([text], choice)
+    for bad, said in [("", "text"), ("?!", "no word"), ("film " * 100, "data.max_length is 64")]:
+        with pytest.raises(BadExample, match=said):
+            explainer.explain([bad])
+
+
+def test_the_verb_writes_what_it_shows(
+    networks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of("classification", networks, tmp_path, data__truncate="right", data__max_length=8)
+    write_jsonl(tmp_path / "in.jsonl", [{"instruction": "a good film about war"}, {"instruction": "a dull book"}])
+    out = tmp_path / "out.jsonl"
+    verb.main([str(run), "--input", str(tmp_path / "in.jsonl"), "--out", str(out), "--method", "occlusion"])
+    first, second = read_jsonl(out)
+    assert second["words"] == ["a", "dull", "book"] and len(second["scores"]) == 3
+    assert set(first["unread"]) and not set(first["unread"]) & set(first["words"])  # 8 tokens: cut
+    verb.main([str(run), "a good film about war", "--method", "occlusion"])
+    said = capsys.readouterr().out
+    assert f"why '{first['target']}'" in said and "not read: " in said and "█" in said + "█"
+    for arguments, error in [
+        ([str(run)], "give one of TEXT"),
+        ([str(run), "a film", "--out", str(out)], "exists already"),
+        ([str(tmp_path), "a film"], "not a run directory"),
+        ([str(run), "a film", "--max_steps", "9"], "a power of two"),
+        ([str(run), "--faithful"], "at least two examples in data.validation"),
+    ]:
+        with pytest.raises(ValueError, match=error):
+            verb.main(arguments)
+
+
+@pytest.mark.parametrize("name", ["masked_lm", "span", "choice"])
+def test_a_task_that_cannot_be_explained_is_named(name: str, networks: Any, tmp_path: Path) -> None:
+    run = Run.open(run_of(name, networks, tmp_path))
+    with pytest.raises(ValueError, match="cannot explain|predicts nothing"):
+        Explainer(run, ("occlusion",)).explain([replace(examples_of(name)[1], output=None)])

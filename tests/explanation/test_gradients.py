@@ -1,0 +1,74 @@
+"""Attributions by gradients against autograd of transformers' network in float64, with the same baselines."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from helpers import task_config
+from task_cases import _moved
+from tiny_runs import untrained_run
+from transformers import BertForSequenceClassification
+
+from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.answering.exporting import write_run
+from instructrec_jax.explanation.explain import Explainer
+from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks.objective import Choice
+
+TOLERANCE = 1e-4
+TEXT = "not a very good film about war"
+
+
+def trapezoids(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, base: torch.Tensor) -> np.ndarray:
+    """Integrated gradients [tokens] by 2,000 midpoints, another rule than ours; function: [n, tokens, h] -> [n]."""
+    total, count = torch.zeros_like(x), 2000
+    for at in ((torch.arange(count, dtype=torch.float64) + 0.5) / count).split(500):
+        points = (base + at[:, None, None] * (x - base)).requires_grad_()
+        (slopes,) = torch.autograd.grad(function(points).sum(), points)
+        total += slopes.sum(0)
+    return ((x - base) * total / count).sum(-1).numpy()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_equal_to_autograd(lora: bool, checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"lora": LoraConfig(rank=2)} if lora else {}
+    folder = untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 64, **settings)
+    run = Run.open(folder)
+    run.model.params = jax.tree_util.tree_map_with_path(_moved, run.model.params)  # LoRA's b begins at zero
+    write_run(run, tmp_path / "hf")
+    network = BertForSequenceClassification.from_pretrained(tmp_path / "hf").double().eval()
+    table = network.get_input_embeddings().weight.detach()
+    for kind in ("mask", "zero"):
+        explainer = Explainer(run, (), kind, most=64)
+        (encoded,) = explainer.asker.encode([explainer.asker.example({"instruction": TEXT}, "here")])[0]
+        (objective,) = run.task.objectives(explainer.asker.predict, encoded, Choice("war", "love"))
+        words = explainer.words(objective, encoded)
+        weights = torch.tensor(objective.weights(encoded), dtype=torch.float64)
+
+        def function(vectors: torch.Tensor, weights: torch.Tensor = weights) -> torch.Tensor:
+            return network(inputs_embeds=vectors).logits @ weights
+
+        x = table[torch.tensor(encoded.text.tokens.astype(np.int64))]
+        mask = table[run.task.context.tokenizer.mask_token_id] if kind == "mask" else torch.zeros(x.shape[1])
+        base = torch.where(torch.tensor(words.owner >= 0)[:, None], mask.double(), x)
+        ours = explainer.gradients.integrated(objective, encoded, words.owner)
+        np.testing.assert_allclose(ours.tokens, trapezoids(function, x, base), atol=TOLERANCE)
+        assert ours.error <= 0.01 and ours.tokens[words.owner < 0].tolist() == [0, 0]  # [CLS] and [SEP] stay
+    leaf = x[None].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(function(leaf).sum(), leaf)
+    gradient = explainer.gradients.gradient_times_input(objective, encoded, words.owner)
+    np.testing.assert_allclose(gradient.tokens, (x * slope[0]).sum(-1).numpy(), atol=TOLERANCE)
+
+
+def test_what_does_not_converge_or_compute_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    run = Run.open(untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 64))
+    run.model.params = jax.tree.map(lambda x: x * np.float32(30 if x.ndim > 2 else 1), run.model.params)  # very curved
+    (found,) = Explainer(run, most=8).explain([TEXT])
+    assert found.steps == 8 and found.converged is False
+    run.model.params = jax.tree.map(lambda x: x * np.float32("nan"), run.model.params)
+    for method in ("integrated", "occlusion"):
+        with pytest.raises(ValueError, match="not finite"):
+            Explainer(run, (method,), most=8).explain([TEXT])
