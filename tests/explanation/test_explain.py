@@ -1,4 +1,7 @@
-"""Every task is explained, or says that it cannot be: what the scores are of, and that they add up."""
+"""Every task is explained, or says that it cannot be: what the scores are of, and that they add up.
+
+(`instructrec_jax.explain`, `instructrec_jax.tasks.generation.written_objectives`)
+"""
 
 from dataclasses import replace
 from pathlib import Path

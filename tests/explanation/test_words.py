@@ -39,7 +39,7 @@ def test_only_the_spans_are_explained(tokenizer: Any) -> None:
 
 def test_words_are_removed_from_all_that_is_asked() -> None:
     example = Example(
-        instruction="Is it good?", input="A good, old film", output="good", messages=(Message("user", "good book"),)
+        instruction="Is it good?", input="A good old film", output="good", messages=(Message("user", "good book"),)
     )
     left = without(example, ["GOOD", "old"])
     assert left.input == "A film" and left.messages[0].content == "book" and left.output == "good"

@@ -76,7 +76,7 @@ class LikelihoodTask(LanguageModelTask):
         return self.context.decoder_start_token_id
 
     def _source(self, example: Example) -> Text:
-        (text,) = tokenize([self._prompt(example)], [f"example {example.id!r}"], self.context)
+        (text,) = tokenize([self.prompt_of(example)], [f"example {example.id!r}"], self.context)
         if text is None:
             raise ValueError(f"example {example.id!r} is longer than data.max_length (it cannot be dropped): raise it.")
         return text

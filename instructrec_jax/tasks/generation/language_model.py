@@ -248,7 +248,7 @@ class LanguageModelTask(Task):
           ValueError: a prompt is longer than `max_length` (prompts are not truncated here).
         """
         names = [name_of(example, number) for number, example in enumerate(examples)]
-        texts = [_named(name, partial(self._prompt, e)) for e, name in zip(examples, names, strict=True)]
+        texts = [_named(name, partial(self.prompt_of, e)) for e, name in zip(examples, names, strict=True)]
         if self.is_pair:
             ids = [np.array(row, np.int32) for row in self.tokenizer(texts, verbose=False)["input_ids"]]
         else:

@@ -70,7 +70,7 @@ def oracle(folders: dict[str, Path]) -> Callable[..., list[float]]:
         tokenizer = task.tokenizer
         with torch.no_grad():
             if kind in PAIRS:
-                source = torch.tensor([tokenizer(task._prompt(example))["input_ids"]])
+                source = torch.tensor([tokenizer(task.prompt_of(example))["input_ids"]])
                 labels = torch.tensor([tokenizer(answer)["input_ids"]])
                 logits = theirs(input_ids=source, labels=labels).logits[0]
                 return torch.log_softmax(logits, -1).gather(1, labels[0][:, None])[:, 0].tolist()
