@@ -36,6 +36,8 @@ ELSEWHERE = {
     "runs/stored": "answering/test_beginning.py",
     "tasks/text/regression": "tasks/text/test_classification.py",
     "tasks/text/sequence_task": "tasks/text/test_classification.py",
+    "answering/ensembles": "runs/test_ensemble.py",
+    "tasks/encoded": "tasks/test_encoded_store.py",
     "runs/vectors": "runs/test_predictions.py",
     **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
     **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},

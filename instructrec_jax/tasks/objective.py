@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
-from instructrec_jax.data.batch import Batch, BatchTexts
+from instructrec_jax.data.batch import BatchTexts
 from instructrec_jax.data.example import Example
-
-if TYPE_CHECKING:
-    from instructrec_jax.tasks.base import Encoded, Network
+from instructrec_jax.tasks.encoded import Encoded
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Reading:
         return cls(string, ((start, len(string)),))
 
 
-def _as_it_is(encoded: "Encoded") -> "Encoded":
+def _as_it_is(encoded: Encoded) -> Encoded:
     return encoded
 
 
@@ -64,11 +61,11 @@ class Objective:
     target: str
     against: str | None
     unit: str
-    weights: "Callable[[Encoded], np.ndarray | None]"
+    weights: Callable[[Encoded], np.ndarray | None]
     readings: Callable[[Example], Sequence[Reading]]
-    text: "Callable[[Encoded], Encoded]" = _as_it_is
-    gather: "Callable[[Sequence[Encoded]], BatchTexts] | None" = None
-    value: "Callable[[Network, Batch, jax.Array], jax.Array] | None" = None
+    text: Callable[[Encoded], Encoded] = _as_it_is
+    gather: Callable[[Sequence[Encoded]], BatchTexts] | None = None
+    value: Callable[..., jax.Array] | None = None
 
 
 def place_of(name: str, names: Sequence[str], what: str) -> int:

@@ -13,7 +13,7 @@ from tiny_runs import untrained_run
 from transformers import BertForSequenceClassification
 
 from instructrec_jax.adapters.lora import LoraConfig
-from instructrec_jax.answering.exporting import write_run
+from instructrec_jax.answering.exporting import write_hf
 from instructrec_jax.explanation.explain import Explainer
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.objective import Choice
@@ -38,7 +38,7 @@ def test_equal_to_autograd(lora: bool, checkpoint: Path, tmp_path: Path) -> None
     folder = untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 64, **settings)
     run = Run.open(folder)
     run.model.params = jax.tree_util.tree_map_with_path(_moved, run.model.params)  # LoRA's b begins at zero
-    write_run(run, tmp_path / "hf")
+    write_hf(tmp_path / "hf", run.model, folder, run.task, "float32")
     network = BertForSequenceClassification.from_pretrained(tmp_path / "hf").double().eval()
     table = network.get_input_embeddings().weight.detach()
     for kind in ("mask", "zero"):
@@ -64,11 +64,15 @@ def test_equal_to_autograd(lora: bool, checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_what_does_not_converge_or_compute_is_named(checkpoint: Path, tmp_path: Path) -> None:
-    run = Run.open(untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 64))
-    run.model.params = jax.tree.map(lambda x: x * np.float32(30 if x.ndim > 2 else 1), run.model.params)  # very curved
-    (found,) = Explainer(run, most=8).explain([TEXT])
-    assert found.steps == 8 and found.converged is False
-    run.model.params = jax.tree.map(lambda x: x * np.float32("nan"), run.model.params)
-    for method in ("integrated", "occlusion"):
-        with pytest.raises(ValueError, match="not finite"):
-            Explainer(run, (method,), most=8).explain([TEXT])
+    folder = untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 64)
+    for factor, error in ((30, ""), (np.nan, "not finite")):  # very curved; diverged
+        run = Run.open(folder)
+        run.model.params = jax.tree.map(lambda x, f=factor: x * np.float32(f if x.ndim > 2 else 1), run.model.params)
+        explainer = Explainer(run, ("integrated", "occlusion"), most=8)
+        if not error:
+            (found, _) = explainer.explain([TEXT])
+            assert found.steps == 8 and found.converged is False
+            continue
+        for method in explainer.methods:
+            with pytest.raises(ValueError, match=error):
+                Explainer(run, (method,), most=8).explain([TEXT], Choice("war"))

@@ -1,4 +1,7 @@
-"""Ensembles of tiny runs: opened like a run, averaged as NumPy averages, and loud about what cannot be averaged."""
+"""Ensembles of tiny runs: opened like a run, averaged as NumPy averages, and loud about what cannot be averaged.
+
+(`instructrec_jax.answering.ensembles` too)
+"""
 
 import json
 import shutil
@@ -16,21 +19,12 @@ from tiny_runs import untrained_run
 
 from instructrec_jax import compress, export, predict, train
 from instructrec_jax.adapters.mixture import MixtureHead
+from instructrec_jax.answering.ensembles import How, alone_of, ensemble_of, make_ensemble, shown
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
-from instructrec_jax.runs.ensemble import (
-    FILE,
-    How,
-    alone_of,
-    averaged_as,
-    ensemble_of,
-    make_ensemble,
-    mixture_of,
-    read_ensemble,
-    shown,
-)
+from instructrec_jax.runs.ensemble import FILE, averaged_as, mixture_of, read_ensemble
 from instructrec_jax.runs.run import Run, open_member, require_finished
 from instructrec_jax.service.engine import Engine, EngineSettings
 from instructrec_jax.tasks import ClassificationConfig

@@ -11,8 +11,10 @@ from instructrec_jax.data.batch import Batch, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import Pieces, tokenize_pieces
 from instructrec_jax.inference import likelihood
-from instructrec_jax.tasks.base import Network
+from instructrec_jax.tasks.base import Network, Task
+from instructrec_jax.tasks.encoded import Encoded
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask, label_losses
+from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import tokenize
@@ -32,6 +34,9 @@ class LikelihoodTask(LanguageModelTask):
         if isinstance(own, likelihood.BranchTokens):
             return likelihood.branch_log_probs(model, batch, own)
         return label_losses(model, batch, own)
+
+    def objectives(self, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:
+        return Task.objectives(self, predict, encoded, choice)  # answers are compared, not written
 
     def log_likelihoods(
         self, predict: Predict, asked: Sequence[Sequence[Question]], *, end: bool

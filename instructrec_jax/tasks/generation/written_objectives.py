@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,34 @@ from instructrec_jax.adapters import losses
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import conversation, question
-from instructrec_jax.tasks.base import Encoded, Network
+from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.tasks.base import Network
+from instructrec_jax.tasks.encoded import Encoded
 from instructrec_jax.tasks.objective import Choice, Objective, Reading, refuse_contrast
 from instructrec_jax.tasks.prediction import Predict
-
-if TYPE_CHECKING:
-    from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 
 EXPLAINED = 16  # written tokens at most
 
 
-def written_objectives(
-    task: "LanguageModelTask", predict: Predict, encoded: Encoded, choice: Choice
-) -> list[Objective]:
+class Writing(Protocol):
+    """What is read of a language model's task."""
+
+    tokenizer: Any  # of transformers; Any: transformers is untyped
+    config: Any
+    generation: GenerationConfig
+
+    def encode(self, examples: Sequence[Example]) -> Sequence[Encoded]: ...
+
+    def asked(self, encoded: Sequence[Encoded]) -> list[np.ndarray]: ...
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts: ...
+
+    def trained_form(self, example: Example) -> Example: ...
+
+    def prompt_of(self, example: Example) -> str: ...
+
+
+def written_objectives(task: Writing, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:
     """The log-probability (nats) of each of the first `EXPLAINED` written tokens, given the prompt and those before.
 
     Raises ValueError for a contrast, a run that trains on prompts, too, and a `choice.word` that is no such token.
@@ -48,7 +63,7 @@ def written_objectives(
     return [_of_token(task, names[place], place, answered) for place in places]
 
 
-def _of_token(task: "LanguageModelTask", name: str, place: int, answered: Callable[[Encoded], Encoded]) -> Objective:
+def _of_token(task: Writing, name: str, place: int, answered: Callable[[Encoded], Encoded]) -> Objective:
     def weights(e: Encoded) -> np.ndarray | None:
         target = answered(e).target
         supervised = np.flatnonzero(target.supervised)
@@ -67,7 +82,7 @@ def _of_token(task: "LanguageModelTask", name: str, place: int, answered: Callab
     return Objective(name, None, "log-probability", weights, readings, answered, gather, _log_probability)
 
 
-def _prompt(task: "LanguageModelTask", example: Example) -> Reading:
+def _prompt(task: Writing, example: Example) -> Reading:
     """The prompt, and in it the lines that the example says: the words of the template are not explained."""
     example = task.trained_form(example)
     text, at = task.prompt_of(example), 0
