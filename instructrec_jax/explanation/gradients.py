@@ -11,13 +11,14 @@ F(x) − F(b) up to its error (completeness).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.layers import Embedding
 from instructrec_jax.data.batch import Batch, BatchTexts, lay_out, lengths_of
 from instructrec_jax.data.loader import to_devices
@@ -39,7 +40,7 @@ TOLERANCE = 0.01  # completeness error, relative to F(x) − F(b), that needs no
 class GivenVectors(nnx.Module):
     """Word embeddings that are `vectors` for the tokens of the text, and the table's for other tokens."""
 
-    def __init__(self, inner: Embedding, tokens: jax.Array, vectors: jax.Array):
+    def __init__(self, inner: Embedding, tokens: Array, vectors: jax.Array):
         self.table = inner.table
         self.look = lambda ids: vectors.astype(inner.dtype) if ids is tokens else inner(ids)
 
@@ -144,16 +145,16 @@ class Gradients:
         tokens = np.array(batch.texts.tokens[0])
         is_word = np.pad(owner >= 0, (0, length - len(owner)))
         if steps == 0:
-            at, share, zero = np.ones(1), np.ones(1), np.ones(length)
+            at, share, zero = np.ones((1,)), np.ones((1,)), np.ones((length,))
         else:
-            at, share = np.polynomial.legendre.leggauss(steps)
-            at, share = (at + 1) / 2, share / 2
+            nodes, lengths = np.polynomial.legendre.leggauss(steps)  # on [−1, 1]
+            at, share = (nodes + 1) / 2, lengths / 2
             zero = is_word * float(self.kind == "zero")
             tokens = np.where(is_word, self.token, tokens)
         room = (-(-max(self.most, self.rows) // self.rows), self.rows)
         points, shares = np.zeros(room), np.zeros(room)
         points.flat[: len(at)], shares.flat[: len(at)] = at, share
-        blocks = np.int32(-(-len(at) // self.rows))
+        blocks = np.array(-(-len(at) // self.rows), np.int32)
         floats = (each.astype(np.float32) for each in (zero, points, shares))
         return (tokens.astype(np.int32), *floats, blocks)
 
@@ -166,7 +167,7 @@ class Gradients:
             value: Value | None, vectors: jax.Array, params: Tree, batch: Batch, weights: jax.Array
         ) -> jax.Array:
             """F of each row, float32 [rows], for word embeddings [rows, length, features]."""
-            model = nnx.merge(graphdef, params)
+            model: Any = nnx.merge(graphdef, params)  # Any: backbones have no common type
             model.backbone.word_embeddings = GivenVectors(model.backbone.word_embeddings, batch.texts.tokens, vectors)
             if value is not None:
                 return value(task.view(model), batch, weights)
@@ -188,7 +189,8 @@ class Gradients:
             blocks: jax.Array,
         ) -> tuple[jax.Array, jax.Array]:
             with mesh.tracing():
-                table = nnx.merge(graphdef, params).backbone.word_embeddings
+                model: Any = nnx.merge(graphdef, params)
+                table = model.backbone.word_embeddings
                 text = table(batch.texts.tokens[0]).astype(jnp.float32)
                 base = jnp.where(zero[:, None] > 0, 0, table(base_tokens).astype(jnp.float32))
                 moved = text - base

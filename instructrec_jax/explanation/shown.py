@@ -1,5 +1,7 @@
 """Explanations and their faithfulness on a terminal."""
 
+from collections.abc import Sequence
+
 from instructrec_jax.answering.terminal import width
 from instructrec_jax.evaluation.layout import aligned, text_width
 from instructrec_jax.evaluation.tables import wrapped
@@ -46,7 +48,7 @@ def _signed(value: float) -> str:
 
 def shown_faithfulness(found: Faithfulness) -> str:
     """The table of methods beside random attributions, and the methods that do not beat them."""
-    table = [("method", "comprehensiveness", "− random", "sufficiency", "− random")]
+    table: list[Sequence[str]] = [("method", "comprehensiveness", "− random", "sufficiency", "− random")]
     for row in [row for row in found.rows if row.beats_random]:
         table.append((NAMES[row.method], *(each for pair in row.cells() for each in pair)))
     table.append(("random", f"{found.random[0]:.3f}", "", f"{found.random[1]:.3f}", ""))

