@@ -144,6 +144,7 @@ class Gradients:
         length = batch.texts.tokens.shape[1]
         tokens = np.array(batch.texts.tokens[0])
         is_word = np.pad(owner >= 0, (0, length - len(owner)))
+        zero: np.ndarray
         if steps == 0:
             at, share, zero = np.ones((1,)), np.ones((1,)), np.ones((length,))
         else:
