@@ -23,7 +23,7 @@ def test_a_planted_word_is_found(checkpoint: Path, tmp_path: Path) -> None:
     for split, count, seed in (("train", 800, 0), ("validation", 16, 1), ("test", 40, 2)):
         write_examples(tmp_path / f"{split}.jsonl", "classification", count, seed)
     run = Run.open(train(config))
-    # Without the word the network answers one of the labels all the same: for that one, occlusion does not see it.
+    # Occlusion finds it in fewer texts: without the word the network still answers one of the labels.
     explainer = Explainer(run, ("integrated",), most=64)
     held_out = read_jsonl(tmp_path / "test.jsonl")
     found = explainer.explain([str(row["instruction"]) for row in held_out])
