@@ -6,7 +6,22 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from instructrec_jax.backbones import bart, bert, distilbert, gemma, gpt2, llama, modernbert, mpnet, roberta, t5, vit
+from instructrec_jax.backbones import (
+    bart,
+    bert,
+    clip,
+    dinov2,
+    distilbert,
+    gemma,
+    gpt2,
+    llama,
+    modernbert,
+    mpnet,
+    roberta,
+    siglip,
+    t5,
+    vit,
+)
 from instructrec_jax.backbones.family import Family
 from instructrec_jax.backbones.json_fields import Fields, read_fields, read_objects
 from instructrec_jax.backbones.llama_cpp.reading import gguf_folder
@@ -17,6 +32,9 @@ from instructrec_jax.hf_types import PretrainedConfig
 FAMILIES: dict[str, Family] = {
     "bart": bart.FAMILY,
     "bert": bert.FAMILY,
+    "clip": clip.FAMILY,
+    "dinov2": dinov2.FAMILY,
+    "dinov2_with_registers": dinov2.REGISTERS_FAMILY,
     "distilbert": distilbert.FAMILY,
     "gemma2": gemma.GEMMA2_FAMILY,
     "gemma3_text": gemma.GEMMA3_FAMILY,
@@ -29,6 +47,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": llama.QWEN2_FAMILY,
     "qwen3": llama.QWEN3_FAMILY,
     "roberta": roberta.FAMILY,
+    "siglip": siglip.FAMILY,
     "t5": t5.FAMILY,
     "vit": vit.FAMILY,
     "xlm-roberta": roberta.XLM_FAMILY,

@@ -41,25 +41,32 @@ class TowerSpec:
     initializer_range: float = 0.02
 
 
+class MLP(nnx.Module):
+    """outer(act(inner(x))), or outer(act(gate) · up), where `inner` computes both [gate, up]."""
+
+    def __init__(self, spec: TowerSpec, dtype: DTypeLike, rngs: nnx.Rngs):
+        width, wide, init = spec.hidden_size, spec.mlp_size, normal(spec.initializer_range)
+        parts = 2 if spec.gated else 1
+        self.inner = Linear(width, wide, parts=parts, axes=("embed", "mlp"), init=init, dtype=dtype, rngs=rngs)
+        self.outer = Linear(wide, width, axes=("mlp", "embed"), init=init, dtype=dtype, rngs=rngs)
+        self.spec = spec
+
+    def __call__(self, x: jax.Array, keys: DropoutKeys | None = None) -> jax.Array:
+        y, act = self.inner(x, keys), activation(self.spec.activation)
+        return self.outer(act(y[:, :, 0]) * y[:, :, 1] if self.spec.gated else act(y), keys)
+
+
 class PreNormLayer(nnx.Module):
     """x = x + a · attention(norm(x)); x = x + b · mlp(norm(x)), with a and b only under `TowerSpec.layer_scale`."""
 
     def __init__(self, spec: TowerSpec, dtype: DTypeLike, rngs: nnx.Rngs):
-        width, init = spec.hidden_size, normal(spec.initializer_range)
-        self.attention_norm = LayerNorm(width, eps=spec.eps, dtype=dtype)
+        self.attention_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
         self.attention = Attention(spec, dtype, rngs)
         self.attention_scale = self._scale(spec)
-        self.mlp_norm = LayerNorm(width, eps=spec.eps, dtype=dtype)
-        self.mlp_in = Linear(
-            width,
-            spec.mlp_size,
-            parts=2 if spec.gated else 1,
-            axes=("embed", "mlp"),
-            init=init,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.mlp_out = Linear(spec.mlp_size, width, axes=("mlp", "embed"), init=init, dtype=dtype, rngs=rngs)
+        self.mlp_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
+        # two names, because the tensors of a gated MLP have other names too
+        self.mlp = None if spec.gated else MLP(spec, dtype, rngs)
+        self.gated_mlp = MLP(spec, dtype, rngs) if spec.gated else None
         self.mlp_scale = self._scale(spec)
         self.spec = spec
 
@@ -78,10 +85,10 @@ class PreNormLayer(nnx.Module):
             return None if keys is None else keys.fold(number)
 
         x = x + added(self.attention(self.attention_norm(x), context, site(0)), self.attention_scale, 1)
-        y = self.mlp_in(self.mlp_norm(x), keys)
-        act = activation(self.spec.activation)
-        y = act(y[:, :, 0]) * y[:, :, 1] if self.spec.gated else act(y)
-        return x + added(self.mlp_out(y, keys), self.mlp_scale, 2)
+        y = self.mlp_norm(x)
+        for mlp in (self.mlp, self.gated_mlp):
+            y = y if mlp is None else mlp(y, keys)
+        return x + added(y, self.mlp_scale, 2)
 
 
 def tower_layers(spec: TowerSpec, dtype: DTypeLike, stack: StackOptions, rngs: nnx.Rngs) -> Stack:
@@ -148,8 +155,8 @@ def layer_rules(name: str, path: str) -> tuple[Rule, ...]:
         *linear(f"{name}.self_attn.v_proj", f"{layer}.attention.value"),
         *linear(f"{name}.self_attn.out_proj", f"{layer}.attention.output"),
         *norm(f"{name}.layer_norm2", f"{layer}.mlp_norm"),
-        *linear(f"{name}.mlp.fc1", f"{layer}.mlp_in"),
-        *linear(f"{name}.mlp.fc2", f"{layer}.mlp_out"),
+        *linear(f"{name}.mlp.fc1", f"{layer}.mlp.inner"),
+        *linear(f"{name}.mlp.fc2", f"{layer}.mlp.outer"),
     )
 
 

@@ -22,7 +22,7 @@ from instructrec_jax.backbones.layers import (
     normal,
     product,
 )
-from instructrec_jax.backbones.towers import TowerSpec, tower_layers
+from instructrec_jax.backbones.towers import MLP, TowerSpec, tower_layers
 from instructrec_jax.hf_types import PretrainedConfig
 
 
@@ -78,15 +78,14 @@ class AttentionPooling(nnx.Module):
         self.qkv = Linear(width, width, parts=3, axes=("embed", "heads"), init=init, dtype=dtype, rngs=rngs)
         self.output = Linear(width, width, axes=("heads", "embed"), init=init, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(width, eps=spec.eps, dtype=dtype)
-        self.mlp_in = Linear(width, spec.mlp_size, axes=("embed", "mlp"), init=init, dtype=dtype, rngs=rngs)
-        self.mlp_out = Linear(spec.mlp_size, width, axes=("mlp", "embed"), init=init, dtype=dtype, rngs=rngs)
-        self.spec = spec
+        self.mlp = MLP(spec, dtype, rngs)
+        self.num_heads = spec.num_heads
 
     def __call__(self, x: jax.Array) -> jax.Array:
         rows, length, width = x.shape
         probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (rows, 1, width))
         # the probe in front, so that one product serves queries, keys and values
-        qkv = self.qkv(jnp.concatenate([probe, x], axis=1)).reshape(rows, 1 + length, 3, self.spec.num_heads, -1)
+        qkv = self.qkv(jnp.concatenate([probe, x], axis=1)).reshape(rows, 1 + length, 3, self.num_heads, -1)
         ones = jnp.ones((rows, 1 + length), jnp.int32)
         y = attention(
             qkv[:, :1, 0],
@@ -98,7 +97,7 @@ class AttentionPooling(nnx.Module):
             key_positions=ones[:, 1:],
         )
         y = self.output(y.reshape(rows, 1, width))
-        return (y + self.mlp_out(activation(self.spec.activation)(self.mlp_in(self.norm(y)))))[:, 0]
+        return (y + self.mlp(self.norm(y)))[:, 0]
 
 
 class VisionEncoder(Backbone):

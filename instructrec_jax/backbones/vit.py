@@ -57,8 +57,8 @@ MAPPING = (
     *attention_rules(LAYER),
     *norm(f"{LAYER}.layernorm_before", "layers.{layer}.attention_norm"),
     *norm(f"{LAYER}.layernorm_after", "layers.{layer}.mlp_norm"),
-    *linear(f"{LAYER}.intermediate.dense", "layers.{layer}.mlp_in"),
-    *linear(f"{LAYER}.output.dense", "layers.{layer}.mlp_out"),
+    *linear(f"{LAYER}.intermediate.dense", "layers.{layer}.mlp.inner"),
+    *linear(f"{LAYER}.output.dense", "layers.{layer}.mlp.outer"),
     *norm("layernorm", "final_norm"),
     *linear("pooler.dense", "pooler"),
 )
