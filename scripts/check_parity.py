@@ -8,9 +8,9 @@ our hidden states, pooler output, logits of the checkpoint's task head and, for 
 loss, with the difference of PyTorch's float32. A check passes within the tolerance, or within twice PyTorch's own
 float32 error. Compares greedily generated texts token by token (ours with a cache, all prompts at once).
 Encoder–decoders read pairs of a text and a target. Networks of images read random pixels of three sizes, two of which
-need an interpolated position table; CLIP and SigLIP also read texts. Checks that each loaded tensor is byte-equal after HuggingFace →
-JAX → HuggingFace in the file's dtype; lists unused tensors. Exits with 1 if a check fails. Needs torch (the `test`
-extra).
+need an interpolated position table; CLIP and SigLIP also read texts. Checks that each loaded tensor is byte-equal after
+HuggingFace → JAX → HuggingFace in the file's dtype; lists unused tensors. Exits with 1 if a check fails. Needs torch
+(the `test` extra).
 """
 
 import argparse
@@ -145,7 +145,7 @@ def compare_texts(
 
 
 def compare_images(torch_model: Any, loaded: Any, head: Any, rng: np.random.Generator, say: Say) -> None:
-    """Compares the outputs for images of three sizes, and for texts beside them. `torch_model` is float64 afterwards."""
+    """Compares the outputs for images of three sizes, and for texts. `torch_model` is float64 afterwards."""
     pair = loaded.family.kind == "image_text"
     spec = loaded.module.spec.vision if pair else loaded.module.spec
     size, patch = spec.image_size, spec.patch_size

@@ -132,8 +132,8 @@ class Family:
         heads: by kind: "sequence", "token", "span", "mlm", "lm", "image"; their tables have complete names.
         pooling: default pooling for sentence vectors.
         base_class: HuggingFace's class name of the bare network.
-        kind: "encoder", "decoder" or "encoder_decoder"; "image" for networks that read images, "image_text" for pairs of
-            an image network and a text network, which texts alone cannot train: only `images=True` opens these.
+        kind: "encoder", "decoder" or "encoder_decoder"; "image" for networks that read images, "image_text" for pairs
+            of an image network and a text network: only `images=True` opens these two.
         output_table: name of the language-model head's table in families whose config.json does not declare whether it
             is tied (T5): it is untied if the file has this tensor and it differs from the word embeddings.
 

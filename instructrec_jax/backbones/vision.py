@@ -196,8 +196,8 @@ def _check_pixels(pixels: jax.Array, spec: VisionSpec) -> None:
     _, height, width, channels = pixels.shape
     if channels != spec.channels:
         raise ValueError(
-            f"the images have {channels} channels, but the network reads {spec.channels} (num_channels in config.json); "
-            f"pixels are [rows, height, width, channels], and here {list(pixels.shape)}."
+            f"the images have {channels} channels, but the network reads {spec.channels} (num_channels in "
+            f"config.json); pixels are [rows, height, width, channels], and here {list(pixels.shape)}."
         )
     if min(height, width) < spec.patch_size:
         raise ValueError(
@@ -258,13 +258,13 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def side_of(config: PretrainedConfig, name: str) -> int:
-    """A size of config.json in pixels. Raises ValueError unless it is one whole number above 0, or a pair of equal ones."""
+    """A size of config.json in pixels: a number above 0, or two equal ones. Raises ValueError for another value."""
     value = getattr(config, name, None)
     sides = list(value) if isinstance(value, list | tuple) else [value]
     if len(sides) > 2 or len(set(sides)) != 1 or type(sides[0]) is not int or sides[0] < 1:
         raise ValueError(
-            f"config.json of this {config.model_type} model has {name}={value!r}, which is not implemented (supported: a "
-            "whole number above 0, for squares)."
+            f"config.json of this {config.model_type} model has {name}={value!r}, which is not implemented "
+            "(supported: a whole number above 0, for squares)."
         )
     return sides[0]
 
@@ -273,5 +273,3 @@ def patch_rules(name: str, path: str, *, bias: bool = True) -> tuple[Rule, ...]:
     """The rules of a torch.nn.Conv2d ↔ `PatchEmbedding`."""
     kernel = Rule(f"{name}.weight", f"{path}.kernel", "convolution")
     return (kernel, Rule(f"{name}.bias", f"{path}.bias")) if bias else (kernel,)
-
-

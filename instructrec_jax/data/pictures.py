@@ -73,12 +73,12 @@ PROCESSORS = {
 }
 READ = {
     *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
-    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+    *("default_to_square", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
 }
 # Fields that change no number: the class, and how arrays are handed over.
 SILENT = {
     *("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys"),
-    *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square"),
+    *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping"),
 }
 
 
@@ -102,16 +102,19 @@ def read_preprocessing(folder: Path) -> Preprocessing:
             fields.refuse(name, "absent or false, because it is not implemented")
     resample = fields.integer("resample", 0, LAST_FILTER)
     factor = fields.number("rescale_factor", 0.0)
-    std = _channels(fields, "image_std", processor.std)
+    resizes, normalizes = fields.flag("do_resize", True), fields.flag("do_normalize", True)
+    if resizes and resample is None and "resample" in fields.values:
+        fields.refuse("resample", "a whole number from 0 to 5, because do_resize is true")
+    std = _channels(fields, "image_std", processor.std) if normalizes else (1.0,)
     if min(std) <= 0.0:
         fields.refuse("image_std", "numbers above 0")
     return Preprocessing(
         to_rgb=fields.flag("do_convert_rgb", processor.to_rgb),
-        resize=_resize(fields, processor) if fields.flag("do_resize", True) else None,
+        resize=_resize(fields, processor) if resizes else None,
         resample=processor.resample if resample is None else resample,
         crop=_crop(fields) if fields.flag("do_center_crop", processor.crop) else None,
         factor=(1 / 255 if factor is None else factor) if fields.flag("do_rescale", True) else None,
-        mean=_channels(fields, "image_mean", processor.mean) if fields.flag("do_normalize", True) else None,
+        mean=_channels(fields, "image_mean", processor.mean) if normalizes else None,
         std=std,
     )
 
@@ -127,9 +130,7 @@ def _processor(fields: Fields) -> _Processor:
 
 
 def _channels(fields: Fields, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    value = fields.values.get(name)
-    if value is None:
-        return default
+    value = fields.values.get(name, list(default))
     numbers = value if isinstance(value, list) else [value]
     if len(numbers) not in (1, 3) or not all(type(one) in (int, float) for one in numbers):
         fields.refuse(name, "a number, or 1 or 3 of them")
@@ -139,7 +140,7 @@ def _channels(fields: Fields, name: str, default: tuple[float, ...]) -> tuple[fl
 def _resize(fields: Fields, processor: _Processor) -> Sides | int:
     value = fields.values.get("size", processor.size)
     if type(value) is int and value > 0:
-        return (value, value) if processor.square else value
+        return (value, value) if fields.flag("default_to_square", processor.square) else value
     if isinstance(value, dict) and all(type(one) is int and one > 0 for one in value.values()):
         if set(value) == {"height", "width"}:
             return value["height"], value["width"]

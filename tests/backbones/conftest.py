@@ -52,7 +52,9 @@ BART = dict(
     decoder_ffn_dim=24,
     decoder_attention_heads=2,
 )
-IMAGE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, image_size=17, patch_size=5)
+IMAGE = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, image_size=17, patch_size=5
+)
 TEXT = dict(
     vocab_size=61,
     hidden_size=24,

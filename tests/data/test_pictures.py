@@ -52,6 +52,24 @@ def test_pixels_are_those_of_transformers(name: str, settings: Any, sides: tuple
     np.testing.assert_allclose(pixels_of([one], how), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("CLIP", {"size": 21, "crop_size": 15}),
+        ("CLIP", {"size": 21, "default_to_square": True, "do_center_crop": False}),
+        ("ViT", {"size": 19, "do_center_crop": True, "crop_size": 10}),
+        ("ViT", {"size": 19, "default_to_square": False}),
+        ("Siglip", {"size": 19, "do_convert_rgb": None}),
+    ],
+)
+def test_old_files_with_one_number_for_a_size(name: str, settings: Any, tmp_path: Path) -> None:
+    write(tmp_path, image_processor_type=f"{name}ImageProcessor", **settings)
+    processor = getattr(transformers, f"{name}ImageProcessorPil").from_pretrained(tmp_path)
+    one = picture(37, 53)
+    expected = processor(one, return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(pixels_of([one], read_preprocessing(tmp_path)), expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
 def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     processor = transformers.SiglipImageProcessorPil(size=SMALL)
@@ -88,6 +106,9 @@ def test_settings_inside_of_a_processor(tmp_path: Path) -> None:
         ({"crop_size": {"shortest_edge": 3}, "do_center_crop": True}, "crop_size"),
         ({"resample": 6}, "resample"),
         ({"resample": "bicubic"}, "resample"),
+        ({"resample": None}, "resample"),
+        ({"size": None}, "size"),
+        ({"image_mean": None}, "image_mean"),
         ({"image_mean": [0.5, 0.5]}, "image_mean"),
         ({"image_mean": "half"}, "image_mean"),
         ({"image_std": [0.5, 0.0, 0.5]}, "image_std"),
