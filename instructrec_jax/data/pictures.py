@@ -131,30 +131,38 @@ def _processor(fields: Fields) -> _Processor:
 
 def _channels(fields: Fields, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
     value = fields.values.get(name, list(default))
-    numbers = value if isinstance(value, list) else [value]
-    if len(numbers) not in (1, 3) or not all(type(one) in (int, float) for one in numbers):
+    given = value if isinstance(value, list) else [value]
+    numbers = tuple(float(one) for one in given if isinstance(one, int | float) and not isinstance(one, bool))
+    if len(numbers) != len(given) or len(numbers) not in (1, 3):
         fields.refuse(name, "a number, or 1 or 3 of them")
-    return tuple(float(one) for one in numbers)
+    return numbers
 
 
 def _resize(fields: Fields, processor: _Processor) -> Sides | int:
-    value = fields.values.get("size", processor.size)
-    if type(value) is int and value > 0:
-        return (value, value) if fields.flag("default_to_square", processor.square) else value
-    if isinstance(value, dict) and all(type(one) is int and one > 0 for one in value.values()):
-        if set(value) == {"height", "width"}:
-            return value["height"], value["width"]
-        if set(value) == {"shortest_edge"}:
-            return int(value["shortest_edge"])
+    sides = _sides(fields.values.get("size", processor.size))
+    if set(sides) == {"height", "width"}:
+        return sides["height"], sides["width"]
+    if set(sides) == {"shortest_edge"}:
+        return sides["shortest_edge"]
+    if set(sides) == {""}:
+        return (sides[""], sides[""]) if fields.flag("default_to_square", processor.square) else sides[""]
     fields.refuse("size", "a number, height and width, or shortest_edge alone, in pixels: no other is implemented")
 
 
 def _crop(fields: Fields) -> Sides:
-    value = fields.values.get("crop_size", 224)
-    sides = value if isinstance(value, dict) else {"height": value, "width": value}
-    if set(sides) != {"height", "width"} or not all(type(one) is int and one > 0 for one in sides.values()):
-        fields.refuse("crop_size", "a number, or height and width, in pixels: no other is implemented")
-    return sides["height"], sides["width"]
+    sides = _sides(fields.values.get("crop_size", 224))
+    if set(sides) == {"height", "width"}:
+        return sides["height"], sides["width"]
+    if set(sides) == {""}:
+        return sides[""], sides[""]
+    fields.refuse("crop_size", "a number, or height and width, in pixels: no other is implemented")
+
+
+def _sides(value: object) -> dict[str, int]:
+    """The sides by name, "" for a number without one; nothing unless they are whole numbers above 0."""
+    named = value if isinstance(value, dict) else {"": value}
+    sides = {str(name): side for name, side in named.items() if type(side) is int and side > 0}
+    return sides if len(sides) == len(named) else {}
 
 
 def open_picture(file: Path) -> "Image":
