@@ -17,12 +17,12 @@ from pathlib import Path
 
 from instructrec_jax.answering.arguments import evaluate_parser, parse_with_settings
 from instructrec_jax.answering.comparison import Beside, evaluate
+from instructrec_jax.answering.ensembles import How, make_ensemble
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.evaluation.prompt_variants import read_wordings
 from instructrec_jax.extras import require
 from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.config import main_guard
-from instructrec_jax.runs.ensemble import How, make_ensemble
 from instructrec_jax.runs.run import Run, is_run, open_member
 
 

@@ -70,6 +70,11 @@ def _write(config: Config, source: Path, folder: Path) -> None:
     run = Run.open(source)
     if run.task.subtasks:
         raise ValueError(f"init_from: {source} is a multitask run: export one of its heads, and set backbone.path.")
+    if run.members:
+        raise ValueError(
+            f"init_from: {source} is an ensemble of {len(run.members)} networks: name one of its members, such as "
+            f"{run.members[0].path}."
+        )
     step = run.checkpoint
     if step is None:
         raise ValueError(f"init_from: {source} has no checkpoint.")

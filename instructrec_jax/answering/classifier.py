@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from instructrec_jax.answering.ensembles import ensemble_of
 from instructrec_jax.data.example import BadExample, Example, Output, check_text
 from instructrec_jax.data.listed import listed
 from instructrec_jax.metrics.uncertainty import probabilities
-from instructrec_jax.runs.ensemble import ensemble_of
 from instructrec_jax.runs.run import Run, require_run
 from instructrec_jax.tasks.averaging import Mixture, mixed
 from instructrec_jax.tasks.base import Encoded, Task

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from instructrec_jax.answering.ensembles import alone_of, shown
 from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.answering.ranker import FusedRanker, Ranker, keep_fusion, open_second, tune
 from instructrec_jax.data.data_config import Split
@@ -28,7 +29,7 @@ from instructrec_jax.files import write_json
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.checkpoint_metric import chosen_metric
-from instructrec_jax.runs.ensemble import alone_of, read_ensemble, shown
+from instructrec_jax.runs.ensemble import read_ensemble
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded, Scores, Task
 from instructrec_jax.tasks.encoded_store import encode_again

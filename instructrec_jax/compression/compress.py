@@ -1,7 +1,8 @@
 """A smaller run from a run or a HuggingFace folder: `python -m instructrec_jax.compress`."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -113,27 +114,20 @@ def compress(
     texts = calibration_texts(dense, calibration)
     if how.needs_texts and not texts:
         raise ValueError(f"--method {how.method} needs calibration texts, but data.train is empty: set it, or use rtn.")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with partial_folder(path, out) as partial:
         model = plain(dense.model)
         batches = _batches(dense, texts)
         with heartbeat("choosing codes"):
             network, kept, layers = quantized(model, dense.mesh, batches, how)
         settled = compressed_config(dense.config, path, out, how, kept)
         shardings = abstract_model(settled, dense.task, dense.folder, dense.mesh).shardings
-        try:
-            declare(partial, dense)
-            save_checkpoint(partial, dense, settled, place(nnx.to_pure_dict(nnx.state(network)), shardings))
-        except OSError as error:
-            raise _unwritten(path, out, error) from error
+        declare(partial, dense)
+        save_checkpoint(partial, dense, settled, place(nnx.to_pure_dict(nnx.state(network)), shardings))
         del network, model
         written = Run(partial, RunData(settled), partial / "backbone", dense.task, dense.mesh, trained=True)
         found = measured(dense, written, texts, layers)
         check_limit(found.quality, limit)
         finish(partial, out, settled, record(path, how, found))
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return found
 
 
@@ -173,11 +167,23 @@ def _check(path: Path, out: Path, limit: float | None) -> None:
         raise ValueError(f"--limit is {limit:g}, but should be a share from 0 to 1, such as 0.5%.")
 
 
-def _unwritten(path: Path, out: Path, error: OSError) -> OSError:
-    return OSError(
-        f"{out} cannot be written: {error.__cause__ or error}. The partial folder is removed, and {path} is as it was: "
-        "free some space, or choose another --out."
-    )
+@contextmanager
+def partial_folder(path: Path, out: Path) -> Iterator[Path]:
+    """The name of a folder to write into, which is removed unless the block gives it the name `out`.
+
+    Raises OSError, with the remedy, where it cannot be written.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+    except OSError as error:
+        raise OSError(
+            f"{out} cannot be written: {error.__cause__ or error}. The partial folder is removed, and {path} is as it "
+            "was: free some space, or choose another --out."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def plain(model: SplitModel) -> SplitModel:

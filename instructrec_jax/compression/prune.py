@@ -1,6 +1,5 @@
 """A smaller dense run from a run or a HuggingFace folder: `python -m instructrec_jax.compress RUN --layers 4`."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from instructrec_jax.compression.compress import (
     finish,
     measured,
     opened,
+    partial_folder,
     plain,
     record,
     save_checkpoint,
@@ -119,9 +119,7 @@ def prune(
     how.check(read_config(dense.folder))
     cases = calibration_cases(dense, calibration)
     _check_data(how, cases)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with partial_folder(path, out) as partial:
         declare(partial, dense)
         order = _cut(dense, partial / "backbone") if how.vocabulary else None
         settled = settled_dense(dense.config, path, out)
@@ -140,8 +138,6 @@ def prune(
         }
         check_limit(compressed.quality, limit)
         finish(partial, out, settled, report)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return pruned
 
 

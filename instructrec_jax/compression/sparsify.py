@@ -1,6 +1,5 @@
 """A run with zeros among its weights: `python -m instructrec_jax.compress RUN --sparsity 50%`."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from instructrec_jax.compression.compress import (
     declare,
     finish,
     opened,
+    partial_folder,
     plain,
     save_checkpoint,
 )
@@ -67,12 +67,11 @@ def sparsify(
     cases, task, mesh = calibration_cases(dense, calibration), dense.task, dense.mesh
     texts = list(task.gather(cases, np.random.default_rng(dense.config.seed)).texts) if cases else []
     rows = full_rows(texts, min(dense.config.data.max_length, ROW_TOKENS), data_shards(mesh)) if texts else []
-    model, partial = plain(dense.model), out.with_name(f".{out.name}.partial")
+    model = plain(dense.model)
     known = loss_batches(task, dense.config, mesh, cases) if cases and not task.refresh_every else []
     settled = settled_dense(dense.config, path, out)
     settled = replace(settled, optimizer=replace(settled.optimizer, keep_zeros=True))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with partial_folder(path, out) as partial:
         losses: dict[Method, float] = {}
         for method in (how.method, *(name for name in METHODS if known and name != how.method)):
             with heartbeat(f"choosing zeros by {method}"):
@@ -99,8 +98,6 @@ def sparsify(
         }
         check_limit(measured, limit)
         finish(partial, out, settled, report)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return found
 
 

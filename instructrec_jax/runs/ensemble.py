@@ -7,9 +7,9 @@ what `evaluate` measured. `tasks.averaging` has the formulas.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Protocol, TypedDict
 
 import jax
 import numpy as np
@@ -20,22 +20,18 @@ from instructrec_jax.adapters.mixture import MixtureBackbone, MixtureHead
 from instructrec_jax.backbones.decoder import Decoder
 from instructrec_jax.backbones.gpt2 import GPT2
 from instructrec_jax.data.batch import Text
-from instructrec_jax.distributed.heartbeat import heartbeat
-from instructrec_jax.distributed.launch import once
+from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import Rows, predictor
-from instructrec_jax.files import read_json, write_json, write_text
-from instructrec_jax.runs.config import to_yaml
+from instructrec_jax.files import read_json
+from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets
-from instructrec_jax.runs.model import SplitModel, keep_declarations
-from instructrec_jax.tasks.averaging import Average, Judged, Mixture, OutputKind, check_average, fit, mixed
-from instructrec_jax.tasks.base import Encoded, Model
+from instructrec_jax.runs.model import SplitModel
+from instructrec_jax.tasks.averaging import Average, Mixture, OutputKind, check_average, mixed
+from instructrec_jax.tasks.base import Encoded, Model, Task
 from instructrec_jax.tasks.encoded_store import encode_again, tokenizer_digest
 from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.training.state import Tree
-
-if TYPE_CHECKING:
-    from instructrec_jax.runs.run import Run
 
 FILE = "ensemble.json"
 # Settings of tasks that matter to training and to reports, but not to what a trained network says.
@@ -43,6 +39,31 @@ NOT_READ = {"labels", "label_smoothing", "z_loss", "protocols", "cutoffs", "ties
 CONTEXT = ("max_length", "truncate", "lower_case", "prompt", "kind", "decoder_start_token_id")
 Programs = dict[nnx.GraphDef[Model], Callable[[Tree], Predict]]  # of equal networks, which share them
 LATER = ("labels", "decisions", "numbers")  # outputs that members with other tokenizers can share
+
+
+class Opened(Protocol):
+    """What an ensemble reads of a `runs.run.Run`, which imports this module."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def mesh(self) -> DeviceMesh: ...
+    @property
+    def model(self) -> SplitModel: ...
+    @property
+    def mixture(self) -> Mixture | None: ...
+    @property
+    def members(self) -> Sequence["Opened"]: ...
+
+    def sized_predictor(self, size: Rows) -> Predict: ...
+
+    def with_known_items(self, predict: Predict, task: Task) -> Predict: ...
 
 
 class Member(TypedDict):
@@ -100,16 +121,7 @@ def mixture_of(kept: Kept, file: Path) -> Mixture:
         raise ValueError(f"{file}: {error}") from None
 
 
-def ensemble_of(members: Sequence["Run"], average: Average = "probability") -> "Run":
-    """Opened runs as one, with equal weights.
-
-    Raises ValueError for runs that cannot be averaged.
-    """
-    check_members(members, average)
-    return replace(members[0], members=tuple(members), mixture=Mixture.equal(average, len(members)))
-
-
-def check_members(members: Sequence["Run"], average: str) -> None:
+def check_members(members: Sequence[Opened], average: str) -> None:
     """Raises ValueError, naming the runs and what differs, for runs whose outputs cannot be averaged."""
     first = members[0]
     check_average(first.kind, first.task.outputs_are, average)
@@ -130,7 +142,7 @@ def check_members(members: Sequence["Run"], average: str) -> None:
             raise ValueError(f"{both} {differs} differs, but their networks have to read the same tokens.")
 
 
-def difference(first: "Run", other: "Run") -> str:
+def difference(first: Opened, other: Opened) -> str:
     """A setting by which two runs read texts differently; "": they read the same tokens."""
     contexts = first.task.context, other.task.context
     for name in CONTEXT:
@@ -150,7 +162,7 @@ def difference(first: "Run", other: "Run") -> str:
 # ---------------------------------------------------------------- as one model
 
 
-def averaged(run: "Run", size: Rows) -> Predict:
+def averaged(run: Opened, size: Rows) -> Predict:
     """The `Predict` of an ensemble. Members with equal networks share their compiled programs."""
     kind = run.task.outputs_are
     assert kind is not None  # see check_members
@@ -168,7 +180,7 @@ def averaged(run: "Run", size: Rows) -> Predict:
     return predict
 
 
-def averaged_as(kind: OutputKind, run: "Run") -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+def averaged_as(kind: OutputKind, run: Opened) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     """See `Predict.average`. It raises ValueError naming the member whose outputs are NaN."""
     mixture = run.mixture
     assert mixture is not None
@@ -182,7 +194,7 @@ def averaged_as(kind: OutputKind, run: "Run") -> Callable[[Sequence[np.ndarray]]
     return average
 
 
-def _member(run: "Run", member: "Run", size: Rows, made: Programs) -> Predict:
+def _member(run: Opened, member: Opened, size: Rows, made: Programs) -> Predict:
     """A member as the first one's task sees it: its labels in that order, and its texts as it reads them."""
     if differs := difference(run, member):
         predict = member.sized_predictor(size)
@@ -205,7 +217,7 @@ def _member(run: "Run", member: "Run", size: Rows, made: Programs) -> Predict:
     return replace(predict, run=reordered)
 
 
-def _read_again(member: "Run", encoded: Sequence[Encoded], differs: str) -> Sequence[Encoded]:
+def _read_again(member: Opened, encoded: Sequence[Encoded], differs: str) -> Sequence[Encoded]:
     """Examples as a member with another tokenizer reads them."""
     found = encode_again(member.task, encoded)
     if len(found) != len(encoded):
@@ -216,7 +228,7 @@ def _read_again(member: "Run", encoded: Sequence[Encoded], differs: str) -> Sequ
     return found
 
 
-def joint_model(run: "Run") -> SplitModel:
+def joint_model(run: Opened) -> SplitModel:
     """The members of language models as one network, see `adapters.mixture`."""
     mixture = run.mixture
     assert mixture is not None and mixture.average != "rank"
@@ -243,91 +255,3 @@ def joint_model(run: "Run") -> SplitModel:
     params = nnx.to_pure_dict(state)
     shardings = jax.tree.map(lambda x: x.sharding, params)
     return SplitModel(graphdef, params, shardings, run.members[0].model.source, lambda path: False)
-
-
-# ---------------------------------------------------------------- making one
-
-
-@dataclass(frozen=True)
-class How:
-    """How to make an ensemble.
-
-    Attributes:
-      weights: "equal", or "tuned" on data.validation.
-      calibrate: whether temperatures are tuned on data.validation; else they are 1.
-    """
-
-    average: Average
-    weights: Literal["equal", "tuned"] = "equal"
-    calibrate: bool = False
-
-
-def make_ensemble(members: Sequence["Run"], out: Path, how: How) -> None:
-    """Writes the folder of an ensemble; weights and temperatures are tuned on data.validation of the first member.
-
-    Raises ValueError for members that cannot be averaged, and for an `out` that is something else.
-    """
-    if len(members) < 2:
-        raise ValueError("--average needs at least two runs.")
-    if (out / "config.yaml").is_file() and read_ensemble(out) is None:
-        raise ValueError(f"{out} is a run directory: choose another --out for the ensemble.")
-    run = ensemble_of(members, how.average)
-    mixture, cases = run.mixture, 0
-    assert mixture is not None
-    if how.calibrate and run.task.outputs_are == "words":
-        raise ValueError("language models of an ensemble have no temperatures: leave out --calibrate.")
-    if how.weights == "tuned" or how.calibrate:
-        judged = _judged(run)
-        mixture = fit(judged, how.average, tuned=how.weights == "tuned", calibrate=how.calibrate)
-        cases = len(judged.right)
-    kept: Kept = {
-        "average": how.average,
-        "temperature": mixture.temperature,
-        "members": [
-            {"run": str(member.path.resolve()), "checkpoint": member.checkpoint, "weight": w, "temperature": t}
-            for member, w, t in zip(members, mixture.weights, mixture.temperatures, strict=True)
-        ],
-        "validation_cases": cases,
-    }
-    config = replace(run.config, run_dir=str(out), overwrite=False, init_from=None)
-
-    def write() -> None:
-        keep_declarations(run.folder, out / "backbone", run.task, needs_weights=False)
-        write_json(out / FILE, kept)
-        write_text(out / "config.yaml", to_yaml(config))
-
-    once(write)
-
-
-def _judged(run: "Run") -> Judged:
-    """What the members say of data.validation: outputs [members, cases, classes]."""
-    mixture, task = run.mixture, run.task
-    assert mixture is not None
-    if mixture.average == "rank":
-        raise ValueError("a rank average has no probabilities to tune: leave out --weights tuned and --calibrate.")
-    if task.outputs_are == "words" and mixture.average == "logit":
-        raise ValueError("weights of language models are tuned for --average probability only.")
-    cases = run.data.cases(task, "validation")
-    if not cases:
-        raise ValueError("weights and temperatures are tuned on data.validation, which lists no sources.")
-    found = []
-    for number, member in enumerate(run.members):
-        with heartbeat(f"what {member.path} says of {len(cases):,} validation cases"):
-            found.append(task.judged(alone_of(run, number), cases))
-    return Judged(np.stack([each.outputs for each in found]), found[0].right)
-
-
-def alone_of(run: "Run", number: int) -> Predict:
-    """One member of an ensemble, as the ensemble's task sees it: without its weight and temperature."""
-    if run.task.outputs_are == "words":
-        return run.members[number].predictor
-    predict = run.predictor
-    return replace(predict, members=predict.members[number : number + 1], average=lambda said: said[0])
-
-
-def shown(kept: Kept) -> str:
-    """The members with their weights and temperatures, as lines."""
-    rows = [f"{m['weight']:.3f} × {m['run']} (T {m['temperature']:.3f})" for m in kept["members"]]
-    by = f"tuned on {kept['validation_cases']:,} of data.validation" if kept["validation_cases"] else "equal weights"
-    head = f"average      {kept['average']} of {len(rows)} runs, {by}; T {kept['temperature']:.3f} of the average"
-    return "\n".join([head, *(f"             {row}" for row in rows)])

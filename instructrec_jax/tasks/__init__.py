@@ -12,9 +12,10 @@ from instructrec_jax.tasks.ranking.reranker import RerankerConfig
 from instructrec_jax.tasks.ranking.retrieval import RetrievalConfig
 from instructrec_jax.tasks.ranking.sequence import SequenceConfig
 from instructrec_jax.tasks.text.choice import ChoiceConfig
-from instructrec_jax.tasks.text.classification import ClassificationConfig, MultilabelConfig, RegressionConfig
+from instructrec_jax.tasks.text.classification import ClassificationConfig, MultilabelConfig
 from instructrec_jax.tasks.text.extractive_summarization import ExtractiveSummarizationConfig
 from instructrec_jax.tasks.text.masked_lm import MaskedLMConfig
+from instructrec_jax.tasks.text.regression import RegressionConfig
 from instructrec_jax.tasks.text.similarity import SimilarityConfig
 from instructrec_jax.tasks.text.span import SpanConfig
 from instructrec_jax.tasks.text.token_classification import TokenClassificationConfig

@@ -8,7 +8,7 @@ A task is one file with a config (a choice of `TaskConfig`) and a subclass of `T
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import draccus
 import jax
@@ -20,13 +20,14 @@ from typing_extensions import TypeVar  # with defaults, which typing has from Py
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.layers import DropoutKeys
-from instructrec_jax.data.batch import Batch, BatchTexts, Text
+from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownAnswer
 from instructrec_jax.tasks.averaging import Judged, OutputKind
+from instructrec_jax.tasks.encoded import Encoded
 from instructrec_jax.tasks.prediction import Predict
 
 T = TypeVar("T")
@@ -165,21 +166,6 @@ class LossInputs:
     dropout: DropoutKeys | None = None
     buffers: Mapping[str, jax.Array] = field(default_factory=dict)
     microbatches: int = 1
-
-
-Goal = TypeVar("Goal", covariant=True, default=Any)
-
-
-@dataclass(frozen=True)
-class Encoded(Generic[Goal]):
-    """An example ready for batches: its tokens, and its target in the form of the task's loss.
-
-    Each task has its own type of target; plain `Encoded` is that of any task.
-    """
-
-    text: Text
-    target: Goal
-    example: Example
 
 
 @dataclass

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from instructrec_jax.data.batch import BatchTexts, Text
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Generated
-
-if TYPE_CHECKING:
-    from instructrec_jax.tasks.base import Encoded
+from instructrec_jax.tasks.encoded import Encoded
 
 WINDOW = 4096  # examples that `Predict.over` has in memory; these are packed together
 
@@ -40,7 +38,7 @@ class Predict:
     known: dict[int, tuple[Text, np.ndarray]] | None = None
     members: "tuple[Predict, ...]" = ()
     average: Callable[[Sequence[np.ndarray]], np.ndarray] = np.mean
-    reads: "Callable[[Sequence[Encoded]], Sequence[Encoded]] | None" = None
+    reads: Callable[[Sequence[Encoded]], Sequence[Encoded]] | None = None
 
     def __call__(self, texts: Sequence[Text], own: object = None) -> list[np.ndarray]:
         """Runs the model over texts.
@@ -79,9 +77,9 @@ class Predict:
 
     def over(
         self,
-        encoded: "Sequence[Encoded]",
-        gather: "Callable[[Sequence[Encoded]], BatchTexts] | None" = None,
-    ) -> "Iterator[tuple[Encoded, np.ndarray]]":
+        encoded: Sequence[Encoded],
+        gather: Callable[[Sequence[Encoded]], BatchTexts] | None = None,
+    ) -> Iterator[tuple[Encoded, np.ndarray]]:
         """Each example and its output, in order, past the cache; of any number of examples, few are in memory.
 
         Args:

@@ -1,4 +1,7 @@
-"""Ensembles of tiny runs: opened like a run, averaged as NumPy averages, and loud about what cannot be averaged."""
+"""Ensembles of tiny runs: opened like a run, averaged as NumPy averages, and loud about what cannot be averaged.
+
+(`instructrec_jax.answering.ensembles` too)
+"""
 
 import json
 import shutil
@@ -14,22 +17,14 @@ import scipy
 from helpers import SUBJECTS, examples, task_config
 from tiny_runs import untrained_run
 
+from instructrec_jax import compress, export, predict, train
 from instructrec_jax.adapters.mixture import MixtureHead
+from instructrec_jax.answering.ensembles import How, alone_of, ensemble_of, make_ensemble, shown
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
-from instructrec_jax.runs.ensemble import (
-    FILE,
-    How,
-    alone_of,
-    averaged_as,
-    ensemble_of,
-    make_ensemble,
-    mixture_of,
-    read_ensemble,
-    shown,
-)
+from instructrec_jax.runs.ensemble import FILE, averaged_as, mixture_of, read_ensemble
 from instructrec_jax.runs.run import Run, open_member, require_finished
 from instructrec_jax.service.engine import Engine, EngineSettings
 from instructrec_jax.tasks import ClassificationConfig
@@ -369,6 +364,28 @@ def test_what_an_ensemble_is_not(pair: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a run directory: choose another --out"):
         make(pair, pair[0])
     assert run.checkpoint is None and run.trained
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        (compress, ["E", "--out", "out"]),
+        (export, ["E", "--out", "out"]),
+        (export, ["E", "--out", "out", "--format", "orbax"]),
+        (predict, ["E", "--vectors", "--input", "classification.jsonl", "--out", "out.npy"]),
+        (train, ["--init_from", "E", "--run_dir", "out", "--task.type", "classification"]),
+    ],
+)
+def test_verbs_that_need_one_network_say_so(
+    verb: Any, arguments: list[str], pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(pair, Path("E"))
+    write_jsonl("classification.jsonl", [{"instruction": "a film"}])
+    before = {str(path) for path in tmp_path.rglob("*")}
+    with pytest.raises(ValueError, match="E is an ensemble of 2 networks.*name one of its members"):
+        verb.main(arguments)
+    assert {str(path) for path in tmp_path.rglob("*")} == before
 
 
 def test_a_diverged_member_is_named(pair: list[Path], tmp_path: Path) -> None:

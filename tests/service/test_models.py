@@ -22,13 +22,14 @@ import traffic
 from desk_actions import ACTIONS, INTENTS
 from fastapi.testclient import TestClient
 from helpers import SUBJECTS, task_config
-from tiny_runs import WORDS, untrained_run
+from tiny_runs import WORDS, compressed_run, untrained_run
 
 from instructrec_jax.answering.classifier import Classifier
 from instructrec_jax.answering.desk import Desk
 from instructrec_jax.answering.records import Skipped
 from instructrec_jax.answering.rolling import Band
 from instructrec_jax.answering.watch import Feed, watch
+from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.runs.directory import RunLock
 from instructrec_jax.service.app import make_app
@@ -49,7 +50,10 @@ def runs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     kinds = {kind: task_config(kind, folder / "catalogue") for kind in ("retrieval", "sequence", "reranker")}
     kinds["desk"] = ClassificationConfig(labels=INTENTS)
     kinds["news"] = ClassificationConfig(labels=["negative", "neutral", "positive"])
-    return {name: untrained_run(folder / name, config, checkpoint, LENGTH) for name, config in kinds.items()}
+    made = {name: untrained_run(folder / name, config, checkpoint, LENGTH) for name, config in kinds.items()}
+    for name in ("retrieval", "desk"):  # compressed ones are served like all others
+        made[name] = compressed_run(made[name], folder / "small" / name, Quantization(activations="int8"))
+    return made
 
 
 @pytest.fixture(scope="module")

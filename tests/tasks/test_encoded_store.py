@@ -1,4 +1,4 @@
-"""Encoded examples from a store equal those of one call of `encode`, for every task."""
+"""Encoded examples (`instructrec_jax.tasks.encoded`) from a store equal those of one call of `encode`, for every task."""
 
 import pickle
 from dataclasses import replace

@@ -325,7 +325,7 @@ def test_a_run_that_never_had_a_finite_loss_is_no_success(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer steps than optimizer.max_nonfinite: targets whose square is beyond float32, let past their check."""
-    monkeypatch.setattr("instructrec_jax.tasks.text.classification.LARGEST", 1e38)
+    monkeypatch.setattr("instructrec_jax.tasks.text.regression.LARGEST", 1e38)
     config = tiny_run("regression", checkpoint, tmp_path, steps=2, evaluation__every=0)
     extreme = [row | {"output": row["output"] * 1e30} for row in read_jsonl(tmp_path / "train.jsonl")]
     write_jsonl(tmp_path / "train.jsonl", extreme)

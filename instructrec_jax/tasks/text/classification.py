@@ -1,25 +1,18 @@
-"""Sequence classification (one label or several per text) and regression (one number per text)."""
+"""Sequence classification: one label or several per text."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy
 
 from instructrec_jax.adapters import losses
-from instructrec_jax.adapters.checkpoint_heads import Source, task_head
-from instructrec_jax.adapters.soft_targets import KIND_OF, SoftOutputs
 from instructrec_jax.arrays import Array
-from instructrec_jax.backbones.layers import DropoutKeys
-from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
-from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import question, render
 from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
 from instructrec_jax.metrics.classification import (
@@ -33,28 +26,22 @@ from instructrec_jax.metrics.classification import (
     resampled_macro_f1,
     resampled_multilabel_f1,
 )
-from instructrec_jax.metrics.regression import regression_metrics, resampled_correlations
 from instructrec_jax.metrics.uncertainty import probabilities
-from instructrec_jax.tasks.answers import LabelAnswer, LabelsAnswer, NumberAnswer
+from instructrec_jax.tasks.answers import LabelAnswer, LabelsAnswer
 from instructrec_jax.tasks.averaging import Judged
 from instructrec_jax.tasks.base import (
     BaselineNotFitted,
     Encoded,
-    LossInputs,
-    Model,
-    Network,
     Scores,
-    Task,
     TaskConfig,
     TaskContext,
     examples_of,
-    name_of,
     owners_of,
     unless_unfit,
 )
-from instructrec_jax.tasks.prediction import WINDOW, Predict
-from instructrec_jax.tasks.targets import TextTargets
-from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenize_examples
+from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.text.sequence_task import SequenceTask, in_blocks, texts_of
+from instructrec_jax.tasks.texts import SentencePairs
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 
@@ -105,18 +92,6 @@ class MultilabelConfig(LabelsConfig):
         return MultilabelTask(self, context)
 
 
-@TaskConfig.register_subclass("regression")
-@dataclass
-class RegressionConfig(TaskConfig):
-    """Predict a number per text (mean squared error)."""
-
-    answers_are_numbers: ClassVar[bool] = True
-    sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
-
-    def build(self, context: TaskContext) -> "RegressionTask":
-        return RegressionTask(self, context)
-
-
 def check_labels(labels: list[str]) -> dict[str, int]:
     """Label name -> number."""
     if len(labels) < 2 or len(set(labels)) != len(labels):
@@ -140,79 +115,7 @@ class LabelsTarget:
     chosen: np.ndarray
 
 
-@storable
-@dataclass(frozen=True)
-class NumberTarget:
-    """The target number."""
-
-    number: float
-
-
-class _SequenceTask(Task):
-    """Base of the three tasks: one vector of outputs per text."""
-
-    gathers_alone = True
-    needs_pooler = True
-    labels: list[str]  # name of each output
-
-    def __init__(self, sentence_pairs: SentencePairs, context: TaskContext):
-        self.context = context
-        self.reads_pairs = sentence_pairs == "auto" and context.kind == "encoder" and knows_pairs(context.tokenizer)
-
-    def target(self, example: Example, name: str) -> ClassTarget | LabelsTarget | NumberTarget:
-        """The target of an example, which errors call `name`."""
-        raise TypeError(f"{type(self).__name__} has no target().")
-
-    def truth(self, encoded: Sequence[Encoded]) -> np.ndarray:
-        """The targets as an array: int32 [examples], float32 [examples, labels] or float32 [examples]."""
-        raise TypeError(f"{type(self).__name__} has no truth().")
-
-    def losses(self, outputs: Array, targets: Array) -> jax.Array:
-        """Losses [...] of outputs [..., outputs] and targets."""
-        raise TypeError(f"{type(self).__name__} has no losses().")
-
-    def model(self, source: Source) -> Model:
-        return Model(source.backbone, task_head(source, "sequence", labels=self.labels))
-
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        names = [name_of(example, number) for number, example in enumerate(examples)]
-        texts = tokenize_examples(examples, names, self.context, pairs=self.reads_pairs)
-        return [
-            Encoded(text, self.target(example, name), example)
-            for text, example, name in zip(texts, examples, names, strict=True)
-            if text is not None
-        ]
-
-    def outputs(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
-        """The head's outputs, float32 [cases, outputs]."""
-        return np.stack([np.array(output) for _, output in predict.over(encoded)])
-
-    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
-        weights = np.ones(len(encoded), np.float32)
-        return BatchTexts([e.text for e in encoded], TextTargets(self.truth(encoded), weights))
-
-    def _outputs(self, model: Network, batch: Batch, dropout: DropoutKeys | None) -> jax.Array:
-        hidden = model.hidden(batch, dropout)
-        segments = max_segments(hidden.shape[1])
-        return model.head(model.backbone, hidden, batch.texts.segment_ids, segments, dropout=dropout)
-
-    def loss(self, model: Network, batch: Batch[TextTargets], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
-        losses = self.losses(self._outputs(model, batch, inputs.dropout), batch.own.targets)
-        return jnp.sum(losses * batch.own.weights), jnp.sum(batch.own.weights)
-
-    def soft_outputs(self, model: Network, batch: Batch[TextTargets], inputs: LossInputs) -> list[SoftOutputs]:
-        values = self._outputs(model, batch, inputs.dropout)
-        return [SoftOutputs(KIND_OF[str(self.outputs_are)], values, batch.own.weights)]
-
-    def predict(self, model: Network, batch: Batch) -> jax.Array:
-        """float32 [rows, segments, outputs]."""
-        return self._outputs(model, batch, None).astype(jnp.float32)
-
-    def draw(self, model: Network, batch: Batch, dropout: DropoutKeys) -> jax.Array:
-        return self._outputs(model, batch, dropout).astype(jnp.float32)
-
-
-class ClassificationTask(_SequenceTask):
+class ClassificationTask(SequenceTask):
     """Single-label classification by softmax cross-entropy."""
 
     problem_type = "single_label_classification"
@@ -305,14 +208,14 @@ class ClassificationTask(_SequenceTask):
         targets = self.truth(train).tolist()
         if len(set(targets)) < 2:
             raise BaselineNotFitted(f"not fitted: all training examples have the label {self.labels[targets[0]]!r}")
-        words = fitted_tfidf(_texts(train))
-        model = LogisticRegression(max_iter=1000).fit(words.transform(_texts(train)), targets)
+        words = fitted_tfidf(texts_of(train))
+        model = LogisticRegression(max_iter=1000).fit(words.transform(texts_of(train)), targets)
         shares = np.zeros((len(test), len(self.labels)))
-        shares[:, model.classes_] = _in_blocks(lambda texts: model.predict_proba(words.transform(texts)), test)
+        shares[:, model.classes_] = in_blocks(lambda texts: model.predict_proba(words.transform(texts)), test)
         return self._scores(test, shares)
 
 
-class MultilabelTask(_SequenceTask):
+class MultilabelTask(SequenceTask):
     """Multilabel classification by sigmoid cross-entropy."""
 
     problem_type = "multi_label_classification"
@@ -397,8 +300,8 @@ class MultilabelTask(_SequenceTask):
     def _linear(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
         from sklearn.linear_model import LogisticRegression
 
-        words = fitted_tfidf(_texts(train))
-        seen = words.transform(_texts(train))
+        words = fitted_tfidf(texts_of(train))
+        seen = words.transform(texts_of(train))
         found = np.empty((len(test), len(self.labels)))
         fitted = {}
         for number, column in enumerate(self.truth(train).T):
@@ -412,94 +315,5 @@ class MultilabelTask(_SequenceTask):
             return np.stack([model.predict_proba(asked)[:, 1] for model in fitted.values()], 1)
 
         if fitted:
-            found[:, list(fitted)] = _in_blocks(chances, test)
+            found[:, list(fitted)] = in_blocks(chances, test)
         return self._scores(test, found)
-
-
-LARGEST = 1e15  # larger targets would overflow float32 when squared and summed
-
-
-class RegressionTask(_SequenceTask):
-    """Regression by squared error."""
-
-    problem_type = "regression"
-    outputs_are = "numbers"
-    case_measure = "squared_error"
-    metric = "mse"
-    greater_is_better = False
-    labels = ["number"]
-
-    def __init__(self, config: RegressionConfig, context: TaskContext):
-        super().__init__(config.sentence_pairs, context)
-
-    def target(self, example: Example, name: str) -> NumberTarget:
-        output = example.output
-        if isinstance(output, bool) or not isinstance(output, int | float) or not abs(output) < float("inf"):
-            raise ValueError(f"{name}: its output should be a finite number, but is {output!r}.")
-        if abs(output) > LARGEST:
-            raise ValueError(
-                f"{name}: its output is {output!r:.60}, too large for a squared error in float32: targets should be "
-                f"between -{LARGEST:g} and {LARGEST:g}. Rescale them (to thousands, or by logarithm)."
-            )
-        return NumberTarget(float(output))
-
-    def unanswered(self, example: Example) -> Example:
-        return replace(question(example), output=0.0)
-
-    def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[NumberAnswer]:
-        return [NumberAnswer(float(value)) for value in self._values(predict, encoded)]
-
-    def _values(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
-        return self.outputs(predict, encoded)[:, 0]
-
-    def truth(self, encoded: Sequence[Encoded[NumberTarget]]) -> np.ndarray:
-        return np.array([e.target.number for e in encoded], np.float32)
-
-    def losses(self, outputs: Array, targets: Array) -> jax.Array:
-        return losses.squared_error(outputs[..., 0], targets)
-
-    def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
-        return self._scores(encoded, self._values(predict, encoded))
-
-    def judged(self, predict: Predict, encoded: Sequence[Encoded]) -> Judged:
-        return Judged(self._values(predict, encoded).astype(np.float64), self.truth(encoded).astype(np.float64))
-
-    def _scores(self, encoded: Sequence[Encoded], values: np.ndarray) -> Scores:
-        truth = self.truth(encoded)
-
-        def record(e: Encoded, target: float, value: float) -> dict[str, object]:
-            asked = {"id": e.example.id, "input": render(e.example), "reference": float(target)}
-            return asked | {"prediction": float(value), self.case_measure: float((target - value) ** 2)}
-
-        scores = Scores(
-            regression_metrics(truth, values),
-            {"mse": (truth - values) ** 2},
-            Mapped(record, encoded, truth, values),
-            corpus=resampled_correlations(truth, values),
-        )
-        return scores.owned_by(owners_of(examples_of(encoded)))
-
-    def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        """The mean of the training targets, and ridge regression on TF-IDF of words (scikit-learn's defaults)."""
-        mean = self.truth(train).mean()
-        return {
-            "mean": self._scores(test, np.full(len(test), mean)),
-            "TF-IDF + ridge": unless_unfit(lambda: self._ridge(train, test)),
-        }
-
-    def _ridge(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
-        from sklearn.linear_model import Ridge
-
-        words = fitted_tfidf(_texts(train))
-        model = Ridge().fit(words.transform(_texts(train)), self.truth(train))
-        return self._scores(test, _in_blocks(lambda texts: model.predict(words.transform(texts)), test))
-
-
-def _texts(encoded: Sequence[Encoded]) -> Sequence[str]:
-    return Mapped(lambda e: render(e.example), encoded)
-
-
-def _in_blocks(function: Callable[[Sequence[str]], np.ndarray], encoded: Sequence[Encoded]) -> np.ndarray:
-    """float64 [cases, ...]: a function of the texts of cases; few are in memory."""
-    texts = _texts(encoded)
-    return np.concatenate([function(texts[first : first + WINDOW]) for first in range(0, len(texts), WINDOW)])

@@ -1,4 +1,7 @@
-"""Sequence classification and regression: targets, cutting, and scores of scikit-learn called directly."""
+"""Sequence classification and regression: targets, cutting, and scores of scikit-learn called directly.
+
+(`instructrec_jax.tasks.text.regression` and `instructrec_jax.tasks.text.sequence_task` too)
+"""
 
 import re
 from collections.abc import Sequence

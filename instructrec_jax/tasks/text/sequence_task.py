@@ -1,0 +1,103 @@
+"""What classification and regression of texts share: one vector of outputs per text."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructrec_jax.adapters.checkpoint_heads import Source, task_head
+from instructrec_jax.adapters.soft_targets import KIND_OF, SoftOutputs
+from instructrec_jax.arrays import Array
+from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.data.batch import Batch, BatchTexts
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.mapped import Mapped
+from instructrec_jax.data.packing import max_segments
+from instructrec_jax.data.prompts import render
+from instructrec_jax.tasks.base import (
+    Encoded,
+    LossInputs,
+    Model,
+    Network,
+    Task,
+    TaskContext,
+    name_of,
+)
+from instructrec_jax.tasks.prediction import WINDOW, Predict
+from instructrec_jax.tasks.targets import TextTargets
+from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenize_examples
+
+
+class SequenceTask(Task):
+    """Base of classification, multilabel and regression: one vector of outputs per text."""
+
+    gathers_alone = True
+    needs_pooler = True
+    labels: list[str]  # name of each output
+
+    def __init__(self, sentence_pairs: SentencePairs, context: TaskContext):
+        self.context = context
+        self.reads_pairs = sentence_pairs == "auto" and context.kind == "encoder" and knows_pairs(context.tokenizer)
+
+    def target(self, example: Example, name: str) -> object:
+        """The target of an example, which errors call `name`."""
+        raise TypeError(f"{type(self).__name__} has no target().")
+
+    def truth(self, encoded: Sequence[Encoded]) -> np.ndarray:
+        """The targets as an array: int32 [examples], float32 [examples, labels] or float32 [examples]."""
+        raise TypeError(f"{type(self).__name__} has no truth().")
+
+    def losses(self, outputs: Array, targets: Array) -> jax.Array:
+        """Losses [...] of outputs [..., outputs] and targets."""
+        raise TypeError(f"{type(self).__name__} has no losses().")
+
+    def model(self, source: Source) -> Model:
+        return Model(source.backbone, task_head(source, "sequence", labels=self.labels))
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        names = [name_of(example, number) for number, example in enumerate(examples)]
+        texts = tokenize_examples(examples, names, self.context, pairs=self.reads_pairs)
+        return [
+            Encoded(text, self.target(example, name), example)
+            for text, example, name in zip(texts, examples, names, strict=True)
+            if text is not None
+        ]
+
+    def outputs(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
+        """The head's outputs, float32 [cases, outputs]."""
+        return np.stack([np.array(output) for _, output in predict.over(encoded)])
+
+    def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
+        weights = np.ones(len(encoded), np.float32)
+        return BatchTexts([e.text for e in encoded], TextTargets(self.truth(encoded), weights))
+
+    def _outputs(self, model: Network, batch: Batch, dropout: DropoutKeys | None) -> jax.Array:
+        hidden = model.hidden(batch, dropout)
+        segments = max_segments(hidden.shape[1])
+        return model.head(model.backbone, hidden, batch.texts.segment_ids, segments, dropout=dropout)
+
+    def loss(self, model: Network, batch: Batch[TextTargets], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+        losses = self.losses(self._outputs(model, batch, inputs.dropout), batch.own.targets)
+        return jnp.sum(losses * batch.own.weights), jnp.sum(batch.own.weights)
+
+    def soft_outputs(self, model: Network, batch: Batch[TextTargets], inputs: LossInputs) -> list[SoftOutputs]:
+        values = self._outputs(model, batch, inputs.dropout)
+        return [SoftOutputs(KIND_OF[str(self.outputs_are)], values, batch.own.weights)]
+
+    def predict(self, model: Network, batch: Batch) -> jax.Array:
+        """float32 [rows, segments, outputs]."""
+        return self._outputs(model, batch, None).astype(jnp.float32)
+
+    def draw(self, model: Network, batch: Batch, dropout: DropoutKeys) -> jax.Array:
+        return self._outputs(model, batch, dropout).astype(jnp.float32)
+
+
+def texts_of(encoded: Sequence[Encoded]) -> Sequence[str]:
+    return Mapped(lambda e: render(e.example), encoded)
+
+
+def in_blocks(function: Callable[[Sequence[str]], np.ndarray], encoded: Sequence[Encoded]) -> np.ndarray:
+    """float64 [cases, ...]: a function of the texts of cases; few are in memory."""
+    texts = texts_of(encoded)
+    return np.concatenate([function(texts[first : first + WINDOW]) for first in range(0, len(texts), WINDOW)])
