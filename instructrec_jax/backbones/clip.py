@@ -31,7 +31,7 @@ def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, po
         end_id=None if text.eos_token_id == OLD_END else text.eos_token_id,
         text_width=config.projection_dim,
         image_width=config.projection_dim,
-        logit_scale=config.logit_scale_init_value,
+        log_factor=config.logit_scale_init_value,
     )
     return ImageText(spec, dtype=dtype, stack=stack, rngs=rngs)
 
@@ -46,6 +46,6 @@ MAPPING = (
     *norm("vision_model.post_layernorm", "vision.final_norm"),
     Rule("text_projection.weight", "text_projection.kernel", "transpose"),
     Rule("visual_projection.weight", "image_projection.kernel", "transpose"),
-    Rule("logit_scale", "logit_scale"),
+    Rule("logit_scale", "log_factor"),
 )
 FAMILY = Family(build=build, prefix="", mapping=MAPPING, base_class="CLIPModel", kind="image_text")

@@ -52,13 +52,13 @@ MAPPING = (
     Rule("embeddings.register_tokens", "registers", "row"),
     *norm(f"{LAYER}.norm1", "layers.{layer}.attention_norm"),
     *attention_rules(LAYER),
-    Rule(f"{LAYER}.layer_scale1.lambda1", "layers.{layer}.attention_scale"),
+    Rule(f"{LAYER}.layer_scale1.lambda1", "layers.{layer}.attention_factor"),
     *norm(f"{LAYER}.norm2", "layers.{layer}.mlp_norm"),
     *linear(f"{LAYER}.mlp.fc1", "layers.{layer}.mlp.inner"),
     *linear(f"{LAYER}.mlp.fc2", "layers.{layer}.mlp.outer"),
     *linear(f"{LAYER}.mlp.weights_in", "layers.{layer}.gated_mlp.inner", parts=2),
     *linear(f"{LAYER}.mlp.weights_out", "layers.{layer}.gated_mlp.outer"),
-    Rule(f"{LAYER}.layer_scale2.lambda1", "layers.{layer}.mlp_scale"),
+    Rule(f"{LAYER}.layer_scale2.lambda1", "layers.{layer}.mlp_factor"),
     *norm("layernorm", "final_norm"),
 )
 

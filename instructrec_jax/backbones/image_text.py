@@ -26,7 +26,8 @@ class ImageTextSpec:
         text_width: width of a text's vector; 0: no projection.
         image_width: the same for images.
         projection_bias: whether the projections have one.
-        logit_shape: of the scale, and of the bias.
+        logit_shape: of the log of the factor of similarities, and of their bias.
+        log_factor: where a new network starts.
         logit_bias: whether similarities have a bias.
     """
 
@@ -39,7 +40,7 @@ class ImageTextSpec:
     image_width: int = 0
     projection_bias: bool = False
     logit_shape: tuple[int, ...] = ()
-    logit_scale: float = 0.0
+    log_factor: float = 0.0
     logit_bias: bool = False
 
 
@@ -66,7 +67,7 @@ class ImageText(Backbone):
         self.text_projection = projection(spec.text, spec.text_width)
         self.image_projection = projection(spec.vision.tower, spec.image_width)
         axes = (None,) * len(spec.logit_shape)
-        self.logit_scale = nnx.Param(jnp.full(spec.logit_shape, spec.logit_scale, jnp.float32), axes=axes)
+        self.log_factor = nnx.Param(jnp.full(spec.logit_shape, spec.log_factor, jnp.float32), axes=axes)
         self.logit_bias = nnx.Param(jnp.zeros(spec.logit_shape, jnp.float32), axes=axes) if spec.logit_bias else None
         self.spec = spec
         self.hidden_size = spec.text.hidden_size
@@ -95,13 +96,13 @@ class ImageText(Backbone):
         return vectors if self.text_projection is None else self.text_projection(vectors)
 
     def similarity(self, texts: jax.Array, images: jax.Array) -> jax.Array:
-        """fp32 logits [texts, images]: exp(logit_scale) · cosine + logit_bias, of the vectors of the methods above."""
+        """fp32 logits [texts, images]: exp(log_factor) · cosine + logit_bias, of the vectors of the methods above."""
 
         def unit(x: jax.Array) -> jax.Array:
             x = x.astype(jnp.float32)
             return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
-        logits = jnp.einsum("td,id->ti", unit(texts), unit(images)) * jnp.exp(self.logit_scale[...])
+        logits = jnp.einsum("td,id->ti", unit(texts), unit(images)) * jnp.exp(self.log_factor[...])
         return logits if self.logit_bias is None else logits + self.logit_bias[...]
 
 

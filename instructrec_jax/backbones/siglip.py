@@ -49,7 +49,7 @@ MAPPING = (
     *norm(f"{HEAD}.layernorm", "vision.pooler.norm"),
     *linear(f"{HEAD}.mlp.fc1", "vision.pooler.mlp.inner"),
     *linear(f"{HEAD}.mlp.fc2", "vision.pooler.mlp.outer"),
-    Rule("logit_scale", "logit_scale"),
+    Rule("logit_scale", "log_factor"),
     Rule("logit_bias", "logit_bias"),
 )
 FAMILY = Family(build=build, prefix="", mapping=MAPPING, base_class="SiglipModel", kind="image_text")

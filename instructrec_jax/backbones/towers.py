@@ -62,12 +62,12 @@ class PreNormLayer(nnx.Module):
     def __init__(self, spec: TowerSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         self.attention_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
         self.attention = Attention(spec, dtype, rngs)
-        self.attention_scale = self._scale(spec)
+        self.attention_factor = self._scale(spec)
         self.mlp_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
         # two names, because the tensors of a gated MLP have other names too
         self.mlp = None if spec.gated else MLP(spec, dtype, rngs)
         self.gated_mlp = MLP(spec, dtype, rngs) if spec.gated else None
-        self.mlp_scale = self._scale(spec)
+        self.mlp_factor = self._scale(spec)
         self.spec = spec
 
     @staticmethod
@@ -84,11 +84,11 @@ class PreNormLayer(nnx.Module):
         def site(number: int) -> DropoutKeys | None:
             return None if keys is None else keys.fold(number)
 
-        x = x + added(self.attention(self.attention_norm(x), context, site(0)), self.attention_scale, 1)
+        x = x + added(self.attention(self.attention_norm(x), context, site(0)), self.attention_factor, 1)
         y = self.mlp_norm(x)
         for mlp in (self.mlp, self.gated_mlp):
             y = y if mlp is None else mlp(y, keys)
-        return x + added(y, self.mlp_scale, 2)
+        return x + added(y, self.mlp_factor, 2)
 
 
 def tower_layers(spec: TowerSpec, dtype: DTypeLike, stack: StackOptions, rngs: nnx.Rngs) -> Stack:

@@ -60,4 +60,4 @@ def test_new_networks_start_with_the_scale_of_the_config() -> None:
     from instructrec_jax.backbones.reading import build_backbone
 
     module = build_backbone(config, rngs=nnx.Rngs(0))
-    assert isinstance(module, ImageText) and float(module.logit_scale[...]) == pytest.approx(2.6592)
+    assert isinstance(module, ImageText) and float(module.log_factor[...]) == pytest.approx(2.6592)
