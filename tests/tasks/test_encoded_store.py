@@ -1,4 +1,4 @@
-"""Examples that a store encodes equal those of one call of `encode`, for every task (`instructrec_jax.tasks.encoded`)."""
+"""Examples that a store encodes equal those of one `encode`, for every task (`instructrec_jax.tasks.encoded`)."""
 
 import pickle
 from dataclasses import replace
