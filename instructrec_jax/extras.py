@@ -15,6 +15,7 @@ EXTRAS = {
     "torch": "onnx",
     "libtpu": "plan",
     "phonenumbers": "masking",
+    "PIL": "images",
     "presidio_analyzer": "presidio",
     "stdnum": "masking",
     "lm_eval": "lm-eval",

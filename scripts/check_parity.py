@@ -7,15 +7,16 @@ network's maximum length); ours also on one packed row. Prints the largest absol
 our hidden states, pooler output, logits of the checkpoint's task head and, for a language-model head, each token's
 loss, with the difference of PyTorch's float32. A check passes within the tolerance, or within twice PyTorch's own
 float32 error. Compares greedily generated texts token by token (ours with a cache, all prompts at once).
-Encoder–decoders read pairs of a text and a target. Checks that each loaded tensor is byte-equal after HuggingFace →
-JAX → HuggingFace in the file's dtype; lists unused tensors. Exits with 1 if a check fails. Needs torch (the `test`
-extra).
+Encoder–decoders read pairs of a text and a target. Networks of images read random pixels of three sizes, two of which
+need an interpolated position table; CLIP and SigLIP also read texts. Checks that each loaded tensor is byte-equal after
+HuggingFace → JAX → HuggingFace in the file's dtype; lists unused tensors. Exits with 1 if a check fails. Needs torch
+(the `test` extra).
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,14 @@ LONGEST = 2048  # maximum length of a comparison, to keep the check short
 LONGEST_LM = 256  # the same with a language-model head, whose logits are large
 GENERATED = 12  # tokens
 RAGGED = "ragged batch"
+Say = Callable[[str, float, float], None]  # what, our distance from float64, PyTorch's own
 TORCH_CLASSES = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,
     "span": transformers.AutoModelForQuestionAnswering,
     "mlm": transformers.AutoModelForMaskedLM,
     "lm": transformers.AutoModelForCausalLM,
+    "image": transformers.AutoModelForImageClassification,
     None: transformers.AutoModel,
 }
 
@@ -60,7 +63,7 @@ def main() -> int:
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     try:
-        read_config(arguments.model)
+        read_config(arguments.model, images=True)
     except ValueError as error:
         parser.error(str(error))
     return 0 if check(arguments.model, arguments.tolerance, arguments.seed) else 1
@@ -74,7 +77,7 @@ def check(model: str, tolerance: float = TOLERANCE, seed: int = 0) -> bool:
 
 def compare(model: str, tolerance: float, seed: int) -> bool:
     folder = find_folder(model)
-    loaded = reading.load_backbone(folder, rngs=nnx.Rngs(0))
+    loaded = reading.load_backbone(folder, rngs=nnx.Rngs(0), images=True)
     kind = declared_head(loaded.config)
     head, head_report = load_head(folder, kind, loaded)
     if head_report.initialized and not head_report.used:
@@ -93,10 +96,30 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
         verdict = "ok  " if results[-1] else "FAIL"
         print(f"  {verdict} {what}: {ours:.3g} from float64 (PyTorch's float32: {theirs:.3g})")
 
-    every = batches(loaded, kind, np.random.default_rng(seed))
+    if loaded.family.kind.startswith("image"):
+        compare_images(torch_model, loaded, head, np.random.default_rng(seed), say)
+    else:
+        if kind == "lm":
+            results.append(compare_generation(torch_model, loaded, head, np.random.default_rng(seed)))
+        compare_texts(torch_model, loaded, head, kind, np.random.default_rng(seed), say)
+    same, lines = compare_tensors(folder, loaded, head, kind, report)
+    results.append(same)
+    print("\n".join(lines))
+    if report.initialized:
+        print(f"  newly initialized, not compared: {', '.join(report.initialized)}")
+    print(
+        f"{'PASS' if all(results) else 'FAIL'}: {sum(results)} of {len(results)} checks within {tolerance:g} of "
+        "PyTorch's float64, or within twice its float32 error"
+    )
+    return all(results)
+
+
+def compare_texts(
+    torch_model: Any, loaded: Any, head: Any, kind: str | None, rng: np.random.Generator, say: Say
+) -> None:
+    """Compares the outputs for ragged batches. `torch_model` is float64 afterwards."""
+    every = batches(loaded, kind, rng)
     in_float32 = [run_torch(torch_model, kind, batch, loaded) for _, batch in every]
-    if kind == "lm":
-        results.append(compare_generation(torch_model, loaded, head, np.random.default_rng(seed)))
     torch_model = torch_model.double()
     for module in torch_model.modules():
         if hasattr(module, "reorder_and_upcast_attn"):  # GPT-2's own way up to float32, which float64 needs not
@@ -120,16 +143,87 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
             single_error = largest(reference - single["hidden"][real]) if "hidden" in single else 0.0
             say(f"{what}, packed into one row: hidden", largest(one_row[: len(reference)] - reference), single_error)
 
-    same, lines = compare_tensors(folder, loaded, head, kind, report)
-    results.append(same)
-    print("\n".join(lines))
-    if report.initialized:
-        print(f"  newly initialized, not compared: {', '.join(report.initialized)}")
-    print(
-        f"{'PASS' if all(results) else 'FAIL'}: {sum(results)} of {len(results)} checks within {tolerance:g} of "
-        "PyTorch's float64, or within twice its float32 error"
-    )
-    return all(results)
+
+def compare_images(torch_model: Any, loaded: Any, head: Any, rng: np.random.Generator, say: Say) -> None:
+    """Compares the outputs for images of three sizes, and for texts. `torch_model` is float64 afterwards."""
+    pair = loaded.family.kind == "image_text"
+    spec = loaded.module.spec.vision if pair else loaded.module.spec
+    size, patch = spec.image_size, spec.patch_size
+    sizes = {"own size": (size, size), "oblong": (2 * size + 1, size + patch), "small": (patch, 2 * patch)}
+    every = []
+    for what, (height, width) in sizes.items():
+        batch = image_texts(loaded.module, rng) if pair else {}
+        batch["pixels"] = rng.normal(size=(3, height, width, spec.channels)).astype(np.float32)
+        every.append((f"{what} ({height} × {width})", batch))
+    in_float32 = [torch_images(torch_model, loaded, batch) for _, batch in every]
+    torch_model = torch_model.double()
+    for (what, batch), single in zip(every, in_float32, strict=True):
+        with softmax_of_float64():
+            expected = torch_images(torch_model, loaded, batch)
+        actual = {name: np.asarray(value) for name, value in _forward_images(loaded.module, head, batch).items()}
+        for name, value in expected.items():
+            real = batch["segment_ids"] != 0 if name == "hidden of texts" else np.ones(len(value), bool)
+            say(f"{what}: {name}", largest((value - actual[name])[real]), largest((value - single[name])[real]))
+
+
+def image_texts(module: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Ragged texts that end with CLIP's end; for SigLIP of the full length, as it was trained."""
+    end, longest = module.spec.end_id, module.max_length
+    lengths = np.array([longest] * 4 if end == -1 else [longest, max(1, longest // 2), 2, 1])
+    end = module.vocab_size - 1 if end is None else end
+    place = np.broadcast_to(np.arange(longest, dtype=np.int32), (4, longest))
+    tokens = rng.integers(0, module.vocab_size - 1, (4, longest), dtype=np.int32)
+    tokens = np.where(tokens == end, (end + 1) % (module.vocab_size - 1), tokens)
+    tokens = np.where(place == lengths[:, None] - 1, end, tokens) if end >= 0 else tokens
+    real = place < lengths[:, None]
+    return {"tokens": np.where(real, tokens, 0), "segment_ids": real.astype(np.int32), "positions": place}
+
+
+def torch_images(model: Any, loaded: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """PyTorch's outputs by name for pixels [rows, height, width, channels] and texts."""
+    pixels = torch.tensor(batch["pixels"]).permute(0, 3, 1, 2).to(next(model.parameters()).dtype)
+    # DINOv2 interpolates always
+    options = {} if loaded.config.model_type.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    with torch.no_grad():
+        if "tokens" not in batch:
+            out = getattr(model, model.base_model_prefix, model)(pixels, **options)
+            pooled = None if loaded.report.initialized else out.pooler_output
+            whole = model(pixels, **options)
+            result = {"hidden": out.last_hidden_state, "pooled": pooled, "logits": getattr(whole, "logits", None)}
+        else:
+            ids = {
+                "input_ids": torch.tensor(batch["tokens"]).long(),
+                "attention_mask": torch.tensor(batch["segment_ids"]).long(),
+            }
+            out, texts = model.vision_model(pixels, **options), model.text_model(**ids)
+            result = {"hidden": out.last_hidden_state, "pooled": out.pooler_output}
+            result["hidden of texts"] = texts.last_hidden_state
+            if out.pooler_output is not None:
+                whole = model(pixel_values=pixels, **ids, **options)
+                result |= {"texts": whole.text_embeds, "images": whole.image_embeds, "logits": whole.logits_per_text}
+    return {name: value.numpy() for name, value in result.items() if value is not None}
+
+
+@nnx.jit
+def _forward_images(module: Any, head: Any, batch: Any) -> dict[str, jax.Array]:
+    vision = getattr(module, "vision", module)
+    result = {"hidden": vision(batch["pixels"])}
+    if vision.spec.pooling != "none":
+        result["pooled"] = vision.pool(result["hidden"])
+    if head is not None:
+        result["logits"] = head(module, result["hidden"])
+    if "tokens" in batch:
+        inputs = [batch[name] for name in ("tokens", "segment_ids", "positions")]
+        result["hidden of texts"] = module.text(*inputs)
+        texts = module.embed_texts(*inputs)
+        if "pooled" in result:
+            images = module.embed_images(batch["pixels"])
+            result["logits"] = module.similarity(texts, images)
+            result |= {
+                name: vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+                for name, vectors in (("texts", texts), ("images", images))
+            }
+    return result
 
 
 @contextmanager

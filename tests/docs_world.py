@@ -12,7 +12,15 @@ import torch
 from byte_tokenizer import byte_tokenizer
 from conftest import tiny_config
 from flax import nnx
-from transformers import MT5Config, MT5ForConditionalGeneration, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.backbones.writing import save_pretrained
@@ -54,11 +62,24 @@ def networks(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     ids = dict(eos_token_id=chats.eos_token_id, pad_token_id=0, bos_token_id=None)
     Qwen3ForCausalLM(Qwen3Config(**sizes, **ids)).save_pretrained(folder / "Qwen/Qwen3-0.6B")
     chats.save_pretrained(folder / "Qwen/Qwen3-0.6B")
+    clip(folder / "openai/clip-vit-base-patch32", tokenizer)
     pairs = byte_tokenizer(eos=True)
     small = MT5Config(vocab_size=len(pairs), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     small.update(dict(decoder_start_token_id=0, pad_token_id=0, eos_token_id=pairs.eos_token_id))
     MT5ForConditionalGeneration(small).save_pretrained(folder / "google/mt5-small")
     pairs.save_pretrained(folder / "google/mt5-small")
+
+
+def clip(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A tiny CLIP with its settings of pictures, and a picture beside it."""
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    words = dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.sep_token_id)
+    config = CLIPConfig(text_config=sizes | words, vision_config=sizes | dict(image_size=32, patch_size=16))
+    save_pretrained(folder, build_backbone(config, rngs=nnx.Rngs(1)), config)
+    tokenizer.save_pretrained(folder)
+    settings = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": 32}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    Image.effect_noise((60, 40), 90).convert("RGB").save(folder.parents[1] / "photo.png")
 
 
 def texts(folder: Path) -> None:

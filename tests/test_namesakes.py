@@ -19,7 +19,10 @@ ELSEWHERE = {
     "answering/recommender": "test_recommend.py",
     **{
         f"backbones/{name}": "backbones/test_parity.py"
-        for name in ("bert", "distilbert", "gemma", "gpt2", "llama", "modernbert", "mpnet", "roberta")
+        for name in (
+            *("bert", "clip", "dinov2", "distilbert", "gemma", "gpt2", "llama", "modernbert", "mpnet", "roberta"),
+            *("siglip", "vit"),
+        )
     },
     "tasks/generation/written_objectives": "explanation/test_explain.py",
     "preparation/films/texts": "preparation/test_films.py",

@@ -81,7 +81,12 @@ def test_everything_declared_is_imported(project: dict[str, Any]) -> None:
 
 def test_extras_bring_what_they_are_named_for(project: dict[str, Any]) -> None:
     extras = project["project"]["optional-dependencies"]
-    other_names = {"lm_eval": "lm-eval", "opentelemetry": "opentelemetry-sdk", "stdnum": "python-stdnum"}
+    other_names = {
+        "PIL": "pillow",
+        "lm_eval": "lm-eval",
+        "opentelemetry": "opentelemetry-sdk",
+        "stdnum": "python-stdnum",
+    }
     for package, extra in EXTRAS.items():
         assert normal(other_names.get(package, package)) in names(extras[extra]), package
 

@@ -28,6 +28,7 @@ from instructrec_jax.backbones.layers import (
     truncated_normal,
 )
 from instructrec_jax.backbones.tables import Table, dense_table, table_logits
+from instructrec_jax.backbones.vision import VisionEncoder
 from instructrec_jax.hf_types import PretrainedConfig
 
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "lasttoken")
@@ -80,7 +81,7 @@ def build_head(
 
     Args:
         config: the HuggingFace config of the backbone.
-        kind: "sequence" | "token" | "span" | "mlm" | "lm".
+        kind: "sequence" | "token" | "span" | "mlm" | "lm" | "image".
         num_outputs: number of labels or of regressed numbers, or the size of the vocabulary.
         dtype: of the activations.
 
@@ -182,6 +183,24 @@ class SpanHead(TokenHead):
     """Two logits at every position: for the start and the end of the answer."""
 
 
+class ImageHead(_Classifier):
+    """`num_outputs` logits per image, from the class token, or from it and the mean of the patches ("cls_mean")."""
+
+    def __init__(
+        self, spec: HeadSpec, hidden_size: int, num_outputs: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
+        width = 2 * hidden_size if spec.pooling == "cls_mean" else hidden_size
+        super().__init__(spec, width, num_outputs, dtype=dtype, rngs=rngs)
+
+    def __call__(self, backbone: VisionEncoder, hidden: jax.Array) -> jax.Array:
+        """hidden [rows, tokens, hidden] → fp32 [rows, num_outputs]."""
+        x = hidden[:, 0]
+        if self.spec.pooling == "cls_mean":
+            patches = hidden[:, 1 + backbone.spec.registers :]
+            x = jnp.concatenate([x, patches.mean(1, dtype=jnp.float32).astype(x.dtype)], axis=-1)
+        return self.output(self.transform(x, None)).astype(jnp.float32)
+
+
 class MaskedLMHead(_Transform):
     """Logits over the vocabulary, from the backbone's word embedding table (shared, not copied) and a bias."""
 
@@ -254,6 +273,7 @@ HEADS: dict[str, Callable[..., nnx.Module]] = {
     "span": SpanHead,
     "mlm": MaskedLMHead,
     "lm": LMHead,
+    "image": ImageHead,
 }
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,8 @@ class EncoderSpec:
     attention_dropout: float = 0.0
     attention_output_dropout: float = 0.0
     initializer_range: float = 0.02
+    qkv_bias: bool = True
+    causal: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -57,16 +60,34 @@ class Context:
     bias: jax.Array | None
 
 
+class AttentionSpec(Protocol):
+    """What `Attention` needs to know of its network."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def qkv_bias(self) -> bool: ...
+    @property
+    def causal(self) -> bool: ...
+    @property
+    def attention_dropout(self) -> float: ...
+    @property
+    def initializer_range(self) -> float: ...
+
+
 class Attention(nnx.Module):
-    def __init__(self, spec: EncoderSpec, dtype: DTypeLike, rngs: nnx.Rngs):
-        def projection(axes: tuple[str, str]) -> Linear:
-            init = normal(spec.initializer_range)
-            return Linear(spec.hidden_size, spec.hidden_size, axes=axes, init=init, dtype=dtype, rngs=rngs)
+    def __init__(self, spec: AttentionSpec, dtype: DTypeLike, rngs: nnx.Rngs):
+        def projection(axes: tuple[str, str], use_bias: bool = spec.qkv_bias) -> Linear:
+            init, width = normal(spec.initializer_range), spec.hidden_size
+            return Linear(width, width, axes=axes, init=init, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
         self.query = projection(("embed", "heads"))
         self.key = projection(("embed", "heads"))
         self.value = projection(("embed", "heads"))
-        self.output = projection(("heads", "embed"))
+        self.output = projection(("heads", "embed"), True)
+        self.causal = spec.causal
         self.num_heads = spec.num_heads
         self.dropout_rate = spec.attention_dropout
 
@@ -81,6 +102,7 @@ class Attention(nnx.Module):
             segment_ids=context.segment_ids,
             positions=context.positions,
             bias=context.bias,
+            causal=self.causal,
             dropout_rate=self.dropout_rate,
             dropout_keys=keys,
         )

@@ -19,7 +19,9 @@ class Rule:
         name: HuggingFace's tensor name without the model prefix; "{layer}" stands for the layer number.
         path: our dotted parameter path; "{layer}" stands for the name of a stack's block.
         transform: "none" keeps the tensor; "transpose" turns [out, in] into [in, out], or [parts * out, in]
-            into [in, parts, out]; "split" turns [..., parts * out] into [..., parts, out]; "row" turns [1, n] into [n].
+            into [in, parts, out]; "split" turns [..., parts * out] into [..., parts, out]; "row" turns [1, ...] into
+            [...] and "token" [1, 1, n] into [n]; "convolution" turns [out, in, height, width] into [height, width, in,
+            out].
         old_names: names of the tensor in older files; they take precedence over a stale tensor `name`.
         copies: names of possible copies of the tensor in a file; equal copies are ignored, others refused.
     """
@@ -127,10 +129,11 @@ class Family:
             see below for the calls.
         prefix: of the tensor names in a task checkpoint, e.g. "bert.".
         mapping: the backbone's table, names without the prefix.
-        heads: by kind: "sequence", "token", "span", "mlm", "lm"; their tables have complete names.
+        heads: by kind: "sequence", "token", "span", "mlm", "lm", "image"; their tables have complete names.
         pooling: default pooling for sentence vectors.
         base_class: HuggingFace's class name of the bare network.
-        kind: "encoder", "decoder" or "encoder_decoder".
+        kind: "encoder", "decoder" or "encoder_decoder"; "image" for networks that read images, "image_text" for pairs
+            of an image network and a text network: only `images=True` opens these two.
         output_table: name of the language-model head's table in families whose config.json does not declare whether it
             is tied (T5): it is untied if the file has this tensor and it differs from the word embeddings.
 
@@ -152,6 +155,9 @@ class Family:
     where a target token attends to itself and earlier tokens of its segment, and to the encoded tokens of the same
     segment number. Its `network.empty_cache(rows, capacity, encoded_length)` also has each layer's keys and values of
     `encoded`, and "encoded_segment_ids": the first call fills them; later calls omit both, or pass `encoded=None`.
+
+    Image networks are `vision.VisionEncoder`s, called with pixels [rows, height, width, channels]; pairs are
+    `image_text.ImageText`s.
     """
 
     build: Callable[..., Backbone]

@@ -6,7 +6,22 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from instructrec_jax.backbones import bart, bert, distilbert, gemma, gpt2, llama, modernbert, mpnet, roberta, t5
+from instructrec_jax.backbones import (
+    bart,
+    bert,
+    clip,
+    dinov2,
+    distilbert,
+    gemma,
+    gpt2,
+    llama,
+    modernbert,
+    mpnet,
+    roberta,
+    siglip,
+    t5,
+    vit,
+)
 from instructrec_jax.backbones.family import Family
 from instructrec_jax.backbones.json_fields import Fields, read_fields, read_objects
 from instructrec_jax.backbones.llama_cpp.reading import gguf_folder
@@ -17,6 +32,9 @@ from instructrec_jax.hf_types import PretrainedConfig
 FAMILIES: dict[str, Family] = {
     "bart": bart.FAMILY,
     "bert": bert.FAMILY,
+    "clip": clip.FAMILY,
+    "dinov2": dinov2.FAMILY,
+    "dinov2_with_registers": dinov2.REGISTERS_FAMILY,
     "distilbert": distilbert.FAMILY,
     "gemma2": gemma.GEMMA2_FAMILY,
     "gemma3_text": gemma.GEMMA3_FAMILY,
@@ -29,7 +47,9 @@ FAMILIES: dict[str, Family] = {
     "qwen2": llama.QWEN2_FAMILY,
     "qwen3": llama.QWEN3_FAMILY,
     "roberta": roberta.FAMILY,
+    "siglip": siglip.FAMILY,
     "t5": t5.FAMILY,
+    "vit": vit.FAMILY,
     "xlm-roberta": roberta.XLM_FAMILY,
 }
 
@@ -103,8 +123,8 @@ def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def read_config(path_or_hub_id: str | os.PathLike[str]) -> PretrainedConfig:
-    """The `transformers` config of a folder.
+def read_config(path_or_hub_id: str | os.PathLike[str], *, images: bool = False) -> PretrainedConfig:
+    """The `transformers` config of a folder. Without `images`, it must be of a network of texts.
 
     Fields about the storage of the weights (quantization_config) and about remote code, which is never run (auto_map),
     are removed, because they would be wrong in exports with this config.
@@ -117,6 +137,12 @@ def read_config(path_or_hub_id: str | os.PathLike[str]) -> PretrainedConfig:
         raise ValueError(f"{folder} has no config.json: it is not a HuggingFace checkpoint folder.")
     fields = read_fields(file)
     family = find_family(fields.text("model_type"), str(folder))
+    if family.kind in ("image", "image_text") and not images:
+        raise ValueError(
+            f"{folder} holds a network of images (model_type {fields.text('model_type')!r}), but a network of texts is "
+            f"needed here: {', '.join(name for name, one in FAMILIES.items() if not one.kind.startswith('image'))}. "
+            "From Python, `load_backbone(folder, images=True)` reads it."
+        )
     config = read_network_config(folder)
     for name in STALE:
         if hasattr(config, name):

@@ -13,16 +13,18 @@ SIZES = """
     vocab_size hidden_size d_model dim n_embd num_attention_heads num_heads n_head n_heads encoder_attention_heads
     decoder_attention_heads intermediate_size hidden_dim d_ff d_kv encoder_ffn_dim decoder_ffn_dim type_vocab_size
     max_position_embeddings n_positions relative_attention_num_buckets relative_attention_max_distance local_attention
+    num_channels projection_dim projection_size pooler_output_size
 """.split()
 OPTIONAL_SIZES = "num_key_value_heads head_dim n_inner sliding_window sliding_window_pattern num_labels".split()
 RATES = """
     hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout activation_dropout dropout_rate
     resid_pdrop embd_pdrop attn_pdrop embedding_dropout mlp_dropout classifier_dropout qa_dropout seq_classif_dropout
-    encoder_layerdrop decoder_layerdrop summary_first_dropout
+    encoder_layerdrop decoder_layerdrop summary_first_dropout drop_path_rate
 """.split()
 POSITIVE = """
     layer_norm_eps layer_norm_epsilon rms_norm_eps norm_eps query_pre_attn_scalar rope_theta rope_local_base_freq
     global_rope_theta local_rope_theta attn_logit_softcapping final_logit_softcapping initializer_cutoff_factor
+    mlp_ratio
 """.split()
 NOT_NEGATIVE = "initializer_range init_std initializer_factor".split()
 TEXTS = "model_type hidden_act hidden_activation activation activation_function feed_forward_proj".split()
@@ -89,6 +91,10 @@ def check_fields(fields: Fields) -> None:
         rope = fields.object(name)
         if rope is not None:
             _check_rope(rope)
+    for name in ("text_config", "vision_config"):
+        tower = fields.object(name)
+        if tower is not None:
+            check_fields(tower)
     quantization_method(values, fields.where)
 
 

@@ -124,6 +124,7 @@ def load_backbone(
     rngs: nnx.Rngs,
     shardings: Shardings | None = None,
     verify: bool = False,
+    images: bool = False,
 ) -> Pretrained:
     """Reads a pretrained network.
 
@@ -137,12 +138,13 @@ def load_backbone(
         shardings: shardings(path, shape, axes) -> Sharding for each parameter; shape and axes of stacked parameters
             start with "layers". Each device's slice is read directly from the file. None: the default device.
         verify: first compare the files with the hub's SHA-256 (see `verify_checksums`), which reads them twice.
+        images: also networks of images, see `Family.kind`.
 
     Raises ValueError for an unsupported model_type or config field, a missing or misshapen tensor, NaN or infinity,
     quantized weights, a folder with only pickles.
     """
     folder = find_folder(path_or_hub_id)
-    config = read_config(folder)
+    config = read_config(folder, images=images)
     family = find_family(config.model_type)
     if verify and not random_init:
         verify_checksums(folder)
@@ -181,7 +183,7 @@ def load_head(
     """Builds a task head and loads the checkpoint's own head into it, if it has one of this kind.
 
     Args:
-        kind: "sequence" | "token" | "span" | "mlm" | "lm".
+        kind: "sequence" | "token" | "span" | "mlm" | "lm" | "image".
         build: build(key) -> head module (`adapters.heads`), key a jax random key.
 
     Returns the head and a report; if the checkpoint has no such head, `report.initialized` has every parameter.
@@ -189,7 +191,7 @@ def load_head(
     matrix.
     """
     folder = find_folder(path_or_hub_id)
-    config = read_config(folder)
+    config = read_config(folder, images=True)
     family = find_family(config.model_type)
     if kind not in family.heads:
         raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(family.heads)}.")

@@ -276,8 +276,10 @@ def file_shape(transform: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """A tensor's shape in the file, from our shape of one layer."""
     if transform == "transpose":
         return (int(np.prod(shape[1:])), shape[0])
-    if transform == "row":
-        return (1, *shape)
+    if transform in ("row", "token"):
+        return (1, *shape) if transform == "row" else (1, 1, *shape)
+    if transform == "convolution":
+        return (shape[3], shape[2], *shape[:2])
     return (*shape[:-2], shape[-2] * shape[-1]) if transform == "split" else shape
 
 
@@ -303,8 +305,13 @@ def _read_transformed(
 ) -> np.ndarray:
     if transform == "none":
         return files.read(name, index).astype(np.float32, copy=False)
-    if transform == "row":
-        return files.read(name, (slice(None), *index))[0].astype(np.float32, copy=False)
+    if transform in ("row", "token"):
+        ahead = (0,) if transform == "row" else (0, 0)
+        whole = files.read(name, (*(slice(None) for _ in ahead), *index))
+        return whole[ahead].astype(np.float32, copy=False)
+    if transform == "convolution":
+        down, across, channels, out = index
+        return files.read(name, (out, channels, down, across)).transpose(2, 3, 1, 0).astype(np.float32, order="C")
     if transform == "transpose" and len(shape) == 2:
         return files.read(name, (index[1], index[0])).T.astype(np.float32, order="C")
     # [..., parts, out] here; in the file [..., parts * out] or [parts * out, in]
@@ -322,6 +329,8 @@ def to_file(transform: str, value: np.ndarray) -> np.ndarray:
     """One layer's parameter in the file's layout."""
     if transform == "transpose":
         return value.reshape(value.shape[0], -1).T
-    if transform == "row":
-        return value[None]
+    if transform in ("row", "token"):
+        return value[None] if transform == "row" else value[None, None]
+    if transform == "convolution":
+        return value.transpose(3, 2, 0, 1)
     return value.reshape(*value.shape[:-2], -1) if transform == "split" else value

@@ -52,6 +52,18 @@ BART = dict(
     decoder_ffn_dim=24,
     decoder_attention_heads=2,
 )
+IMAGE = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, image_size=17, patch_size=5
+)
+TEXT = dict(
+    vocab_size=61,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=36,
+    max_position_embeddings=11,
+    eos_token_id=60,
+)
 CLASSES = {
     "bert": "Bert",
     "roberta": "Roberta",
@@ -69,6 +81,11 @@ CLASSES = {
     "t5": "T5",
     "mt5": "MT5",
     "bart": "Bart",
+    "vit": "ViT",
+    "dinov2": "Dinov2",
+    "dinov2_with_registers": "Dinov2WithRegisters",
+    "clip": "CLIP",
+    "siglip": "Siglip",
 }
 IRREGULAR = {"Gemma3TextForCausalLM": "Gemma3ForCausalLM"}  # classes named otherwise than the config's
 DEFAULTS = {
@@ -88,6 +105,11 @@ DEFAULTS = {
     "t5": T5,
     "mt5": T5,
     "bart": BART,
+    "vit": IMAGE | dict(num_labels=3),
+    "dinov2": IMAGE | dict(num_labels=3, mlp_ratio=2, layerscale_value=0.3),
+    "dinov2_with_registers": IMAGE | dict(num_labels=3, mlp_ratio=2, num_register_tokens=3),
+    "clip": dict(text_config=TEXT, vision_config=IMAGE, projection_dim=20),
+    "siglip": dict(text_config=TEXT | dict(projection_size=32), vision_config=IMAGE),
 }
 
 

@@ -9,7 +9,7 @@ from instructrec_jax.backbones.family import Rule, embedding, linear, norm, refu
 from instructrec_jax.backbones.folder import FAMILIES
 from instructrec_jax.backbones.tensor_names import file_shape
 
-TRANSFORMS = {"none", "transpose", "split", "row"}
+TRANSFORMS = {"none", "transpose", "split", "row", "token", "convolution"}
 
 
 def test_rules_of_layers() -> None:
@@ -41,10 +41,11 @@ def test_a_table_names_each_tensor_and_each_parameter_once(model_type: str) -> N
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_a_family_says_what_it_is(model_type: str) -> None:
     family = FAMILIES[model_type]
-    assert family.kind in ("encoder", "decoder", "encoder_decoder") and family.base_class.endswith("Model")
-    assert ("lm" in family.heads) == (family.kind != "encoder")
+    kinds = ("encoder", "decoder", "encoder_decoder", "image", "image_text")
+    assert family.kind in kinds and family.base_class.endswith("Model")
+    assert ("lm" in family.heads) == (family.kind in ("decoder", "encoder_decoder"))
     assert family.prefix == "" or family.prefix.endswith(".")
-    assert set(family.heads) <= {"sequence", "token", "span", "mlm", "lm"}
+    assert set(family.heads) <= {"sequence", "token", "span", "mlm", "lm", "image"}
 
 
 def test_a_value_that_is_not_implemented_is_named() -> None:

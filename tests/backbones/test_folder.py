@@ -21,7 +21,7 @@ def load(folder, **options):
 
 def test_unsupported_model_type_lists_the_supported_ones(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "reformer"}')
-    with pytest.raises(ValueError, match="'reformer'.*bert, distilbert,.* modernbert, mpnet,.* xlm-roberta"):
+    with pytest.raises(ValueError, match="'reformer'.*bert, clip, .*distilbert,.* modernbert, mpnet,.* xlm-roberta"):
         load(tmp_path)
 
 

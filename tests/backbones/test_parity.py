@@ -16,7 +16,11 @@ check_parity = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check_parity)
 
 SEQUENCE, TOKEN, MLM = "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"
-SPAN = "ForQuestionAnswering"
+SPAN, IMAGES = "ForQuestionAnswering", "ForImageClassification"
+TEXT = dict(vocab_size=47, hidden_size=20, num_hidden_layers=1, num_attention_heads=4, intermediate_size=28)
+ONE_PATCH = dict(
+    hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=28, image_size=9, patch_size=6
+)
 LM, GPT2_LM, SEQ2SEQ = "ForCausalLM", "LMHeadModel", "ForConditionalGeneration"
 LINEAR_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
@@ -115,6 +119,16 @@ def slow(*case):
         ("mt5", SEQ2SEQ, dict(num_layers=4, dtype=torch.bfloat16)),
         ("bart", SEQ2SEQ, dict(scale_embedding=True, dtype=torch.float16)),
         ("bart", "Model", dict(encoder_layers=1)),
+        ("vit", IMAGES, dict(num_channels=1, hidden_act="gelu_new", dtype=torch.bfloat16)),
+        ("vit", "Model", dict(qkv_bias=False, pooler_output_size=12, pooler_act="relu", num_hidden_layers=3)),
+        ("dinov2", IMAGES, dict(use_swiglu_ffn=True, image_size=29, patch_size=7)),
+        ("dinov2", "Model", dict(use_mask_token=False, qkv_bias=False, shard="20KB")),
+        ("dinov2_with_registers", IMAGES, dict(dtype=torch.float16)),
+        ("dinov2_with_registers", "Model", dict(num_register_tokens=1, use_swiglu_ffn=True, image_size=30)),
+        ("clip", "Model", dict()),
+        ("clip", "Model", dict(text_config=TEXT | dict(eos_token_id=2), vision_config=ONE_PATCH, shard="20KB")),
+        ("siglip", "Model", dict(dtype=torch.bfloat16)),
+        ("siglip", "Model", dict(text_config=TEXT, vision_config=ONE_PATCH | dict(vision_use_head=False))),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

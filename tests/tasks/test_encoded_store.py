@@ -1,4 +1,4 @@
-"""Encoded examples (`instructrec_jax.tasks.encoded`) from a store equal those of one call of `encode`, for every task."""
+"""Examples that a store encodes equal those of one `encode`, for every task (`instructrec_jax.tasks.encoded`)."""
 
 import pickle
 from dataclasses import replace

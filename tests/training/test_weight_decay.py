@@ -11,6 +11,16 @@ from transformers import AutoConfig
 from instructrec_jax.backbones.folder import FAMILIES
 from instructrec_jax.training.optimizer import OptimizerConfig, decaying
 
+# Names of transformers' modules -> those in its files, where they differ.
+ATTENTION = {"attention.o_proj": "attention.output.dense"} | {
+    f"attention.{short}_proj": f"attention.attention.{long}"
+    for short, long in zip("qkv", ("query", "key", "value"), strict=True)
+}
+IN_FILES = {
+    "vit": ATTENTION | {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense", "layers.": "encoder.layer."},
+    "dinov2": ATTENTION,
+    "dinov2_with_registers": ATTENTION,
+}
 CASES = [(kind, head) for kind, family in FAMILIES.items() for head in (None, *family.heads)]
 
 
@@ -40,12 +50,15 @@ def test_the_trainers_rule_on_every_family(model_type: str, head: str | None) ->
     rules += [(rule, "head/", ("",)) for rule in (family.heads[head].mapping if head else ())]
     seen = 0
     for name, _ in model.named_parameters():
+        stored = name
+        for module, file in IN_FILES.get(model_type, {}).items():
+            stored = stored.replace(module, file)
         paths = {
             start + rule.path.replace("{layer}", "layers").replace(".", "/")
             for rule, start, prefixes in rules
             for written in (rule.name, *rule.copies)
             for prefix in prefixes
-            if re.fullmatch(re.escape(prefix + written).replace(r"\{layer\}", r"\d+"), name)
+            if re.fullmatch(re.escape(prefix + written).replace(r"\{layer\}", r"\d+"), stored)
         }
         seen += bool(paths)
         for path in paths:
