@@ -181,7 +181,9 @@ def buffers_of(made: Built) -> dict[str, Any]:
 def packed(made: Built, texts: Any, rows: int = 1) -> Any:
     """Several texts in a row; with more `rows` than they need, the empty ones lie between."""
     lengths, targets = lengths_of(texts.texts)
-    plan = fit(lengths, made.config.data.max_length, targets, None if targets is None else 32)
+    room, target_room = (None if each is None else -(-2 * int(each.max()) // 8) * 8 for each in (lengths, targets))
+    assert room is not None
+    plan = fit(lengths, room, targets, target_room)
     rows = -(-plan.rows // rows) * rows
     return lay_out(texts, replace(plan, rows=rows, row=plan.row * (rows // plan.rows)))
 

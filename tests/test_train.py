@@ -298,6 +298,6 @@ def test_freed_memory_goes_back_after_each_compilation_and_evaluation(
     monkeypatch.setattr(train, "release_freed_memory", lambda: calls.append(None))
     config = tiny_run("classification", checkpoint, tmp_path, steps=4, data__test=[])
     train.train(config)
-    compiled = "".join(capsys.readouterr()).count("compiling the step")
+    compiled = "".join(capsys.readouterr()).count("compiling the step for")
     evaluations = sum(row["kind"] == "evaluation" for row in rows(config.run_dir))
     assert compiled >= 1 and evaluations == 2 and len(calls) == compiled + evaluations

@@ -70,7 +70,7 @@ class Evaluation(TypedDict):
     charts: NotRequired[dict[str, dict[str, object]] | None]
 
 
-class ShownAnswer(TypedDict):
+class ShownOutput(TypedDict):
     """An answer to an example."""
 
     text: object
@@ -84,7 +84,7 @@ class ShownExample(TypedDict):
 
     instruction: object
     wanted: NotRequired[object]
-    answers: NotRequired[list[ShownAnswer] | None]
+    answers: NotRequired[list[ShownOutput] | None]
     group: NotRequired[str | None]
     asked: NotRequired[list[str] | None]
     wanted_why: NotRequired[str | None]

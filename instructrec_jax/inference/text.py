@@ -60,10 +60,9 @@ class AnswerText:
         tokens = tokens[:end]
         if not self._by_bytes:
             return self._decode(tokens)
-        known = len(self._tokens)
-        if tokens[:known] != self._tokens:
-            known, self._text = 0, ""
-        text = self._text + self._decode(tokens[known:])
+        if tokens[: len(self._tokens)] != self._tokens:  # another answer
+            self._tokens, self._text = [], ""
+        text = self._text + self._decode(tokens[len(self._tokens) :])
         if not text.endswith(UNKNOWN):
             self._tokens, self._text = tokens, text
         return text

@@ -12,7 +12,7 @@ CaseRecord: TypeAlias = Mapping[str, Any]
 """One case of an evaluation, as in predictions.jsonl: a JSON object, whose fields depend on the task."""
 
 
-class ShownAnswer(TypedDict):
+class ShownOutput(TypedDict):
     """One answer of a `Shown`: its text and score; the metric that the score is; why a ranking has it."""
 
     text: str
@@ -33,7 +33,7 @@ class Shown(TypedDict):
 
     instruction: str
     wanted: str | None
-    answers: list[ShownAnswer]
+    answers: list[ShownOutput]
     asked: NotRequired[list[str]]
     wanted_why: NotRequired[str]
     group: NotRequired[str]

@@ -25,7 +25,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownAnswer
+from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownOutput
 from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.encoded import Encoded
 from instructrec_jax.tasks.objective import Choice, Objective
@@ -406,7 +406,7 @@ class Task:
     def shown(self, record: CaseRecord) -> Shown:
         """A readable form of one of `Scores.predictions`: instruction, target ("wanted") and answers (text, score)."""
         wanted, found = (_readable(record[name]) for name in ("reference", "prediction"))
-        answer: ShownAnswer = {
+        answer: ShownOutput = {
             "text": found,
             "score": record[self.case_measure],
             "measure": self.case_measure.replace("_", " "),

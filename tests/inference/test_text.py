@@ -104,10 +104,17 @@ def test_a_growing_answer_has_the_text_of_all_its_tokens(decoder: Any) -> None:
     rng, text = random.Random(0), AnswerText(tokenizer, [tokenizer.eos_token_id], ())
     answers = [tokenizer.encode(word) for word in ("a 你好 🇩🇪 e\u0301", "the \ufffd of", "<end>")]
     answers += [[rng.randrange(len(alphabet) + 1) for _ in range(30)] for _ in range(20)]
-    for answer in answers:
+
+    def check(answer: list[int], count: int) -> None:
         end = answer.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in answer else len(answer)
-        for count in (*range(len(answer) + 1), rng.randint(0, len(answer))):
-            assert text(answer[:count]) == tokenizer.decode(answer[: min(count, end)], skip_special_tokens=True)
+        assert text(answer[:count]) == tokenizer.decode(answer[: min(count, end)], skip_special_tokens=True)
+
+    for answer in answers:
+        for count in range(len(answer) + 1):
+            check(answer, count)
+    for _ in range(2000):  # in turns
+        answer = rng.choice(answers)
+        check(answer, rng.randint(0, len(answer)))
 
 
 def test_only_new_tokens_are_decoded() -> None:

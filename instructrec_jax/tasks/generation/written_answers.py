@@ -19,7 +19,7 @@ from instructrec_jax.inference.decoding import check_prompts
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, has_cjk
-from instructrec_jax.tasks.answers import CaseRecord, Shown, ShownAnswer
+from instructrec_jax.tasks.answers import CaseRecord, Shown, ShownOutput
 from instructrec_jax.tasks.base import Encoded, Scores, TaskContext, examples_of, owners_of, unless_unfit
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
 from instructrec_jax.tasks.prediction import Predict
@@ -114,7 +114,7 @@ def shown_text(record: CaseRecord, measure: str, empty: str = "") -> Shown:
     Args:
       measure: the record's field with its metric.
     """
-    answer: ShownAnswer = {"text": record["prediction"] or empty, "score": record[measure], "measure": measure}
+    answer: ShownOutput = {"text": record["prediction"] or empty, "score": record[measure], "measure": measure}
     return {"instruction": record["input"], "wanted": record["reference"][0] or empty, "answers": [answer]}
 
 

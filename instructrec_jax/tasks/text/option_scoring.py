@@ -23,7 +23,7 @@ from instructrec_jax.metrics.classification import (
     confusion_matrix,
 )
 from instructrec_jax.metrics.ranking import concatenate, hit_rate, mrr, target_ranks
-from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown, ShownAnswer
+from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown, ShownOutput
 from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, examples_of, owners_of, unless_unfit
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
@@ -235,7 +235,7 @@ def without_answer(example: Example, config: OptionsConfig) -> Example:
 def shown_options(record: CaseRecord) -> Shown:
     """The three best candidates of a record, as `Task.shown` gives them."""
     best = sorted(record["candidates"].items(), key=lambda pair: (-pair[1], pair[0] != record["prediction"]))[:3]
-    answers: list[ShownAnswer] = [{"text": name, "score": value} for name, value in best]
+    answers: list[ShownOutput] = [{"text": name, "score": value} for name, value in best]
     return {"instruction": record["input"], "wanted": record["reference"], "answers": answers}
 
 

@@ -24,6 +24,8 @@ from instructrec_jax.tasks.base import Encoded, LossInputs, TaskConfig, TaskCont
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask
 
+NOTHING = Predict(lambda texts, *_: [])  # what a task that computes no outputs scores with
+
 ITEMS = 12
 SEQUENCES = [np.array(s, np.int32) for s in ([0, 1, 2], [1, 2, 3], [2], [5, 2, 1])]
 
@@ -203,7 +205,7 @@ def test_a_reranker_scores_candidates_alone(context: TaskContext, tmp_path: Path
     assert task.metric == "uni4 NDCG@3"
     listed = ("item-8", "item-9", "item-10", "item-11", "item-2")
     test = task.encode(of_users(candidates=listed))
-    scores = task.score(lambda texts, **_: [], test)
+    scores = task.score(NOTHING, test)
     # Of the five listed, 11 is the best, and case n wants n + 8.
     np.testing.assert_allclose(scores.cases["listed HR@1"], [0, 0, 0, 1])
     np.testing.assert_allclose(scores.cases["listed HR@3"], [0, 1, 1, 1])
@@ -216,7 +218,7 @@ def test_a_reranker_scores_candidates_alone(context: TaskContext, tmp_path: Path
         own = {1, *SEQUENCES["abcd".index(record["user"])].tolist()}
         assert not own & {int(item[5:]) for item in record["prediction"]}
     task.front = 100
-    assert "100.0% of the cases" in task.score(lambda texts, **_: [], test).report
+    assert "100.0% of the cases" in task.score(NOTHING, test).report
     # Baselines are ranked among the same candidates.
     rows = task.baselines([], test)
     assert list(rows) == ["random", "popularity", "Markov-1", "coKNN", "coKNN-source", "BPR-MF", "BM25"]
@@ -282,5 +284,5 @@ def test_predictions_name_a_user_only_where_there_is_one(context: TaskContext, t
     task = reranker(context, tmp_path, protocols=["uni4"], cutoffs=[1, 3])
     known = of_users()
     asked = task.encode([known[0], replace(known[1], origin={"wording": "new"})])
-    first, second = task.score(lambda texts, **_: [], asked).predictions
+    first, second = task.score(NOTHING, asked).predictions
     assert first["user"] == known[0].origin["user"] and "user" not in second and "score" not in first
