@@ -174,8 +174,10 @@ def texts_of(task: Any, encoded: Any) -> Any:
 
 
 def buffers_of(made: Built) -> dict[str, Any]:
+    """Random vectors of length 1, as those of items are; longer ones make logits and gradients of several hundred."""
     rng = np.random.default_rng(0)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in made.task.buffer_shapes(32).items()}
+    drawn = {name: rng.normal(size=shape).astype(np.float32) for name, shape in made.task.buffer_shapes(32).items()}
+    return {name: x / np.linalg.norm(x, axis=-1, keepdims=True) for name, x in drawn.items()}
 
 
 def packed(made: Built, texts: Any, rows: int = 1) -> Any:
