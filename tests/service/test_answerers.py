@@ -12,9 +12,10 @@ from fastapi.testclient import TestClient
 from helpers import examples, task_config
 from tiny_runs import untrained_run
 
+from instructrec_jax.answering.ensembles import How, make_ensemble
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
-from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.run import Run, open_member
 from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.service.app import make_app
 from instructrec_jax.service.models import open_service
@@ -32,6 +33,7 @@ PREDICTING = {
     "similarity": {},
     "choice": {},
     "multitask": {},
+    "classification of an ensemble": {},
 }
 RANKING = {
     "retrieval": {},
@@ -39,6 +41,7 @@ RANKING = {
     "reranker": {},
     "language_model_ranking": {},
     "language_model_ranking, yes_no": {"form": "yes_no", "negatives": 2},
+    "sequence of an ensemble": {},
 }
 
 
@@ -55,10 +58,22 @@ def served(run: Path) -> Iterator[TestClient]:
         service.close()
 
 
+def kind_of(name: str) -> str:
+    return name.partition(",")[0].partition(" ")[0]
+
+
 def run_of(name: str, settings: dict[str, Any], networks: dict[str, Path], folder: Path) -> Path:
-    kind = name.partition(",")[0]
+    kind = kind_of(name)
     network = networks["llama" if kind in ("choice", "language_model_ranking") else "bert"]
-    return untrained_run(folder / "run", task_config(kind, folder / "catalogue", **settings), network, 64)
+
+    def run(path: Path, seed: int = 0) -> Path:
+        return untrained_run(path, task_config(kind, folder / "catalogue", **settings), network, 64, seed=seed)
+
+    if not name.endswith("ensemble"):
+        return run(folder / "run")
+    members = [open_member(run(folder / f"run-{seed}", seed), (), None) for seed in range(2)]
+    make_ensemble(members, folder / "ensemble", How("probability"))
+    return folder / "ensemble"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +100,7 @@ def close(found: Any, wanted: Any) -> None:
 @pytest.mark.parametrize("name", variants_slow(PREDICTING))
 def test_classify_as_predict(name: str, networks: dict[str, Path], tmp_path: Path) -> None:
     run = run_of(name, PREDICTING[name], networks, tmp_path)
-    records = [e.to_record() for e in examples(name.partition(",")[0], 6)]
+    records = [e.to_record() for e in examples(kind_of(name), 6)]
     for record in records:
         record.pop("output", None)
     wanted = [answer.to_record() for answer in Run.open(run).predict(records)]
@@ -104,7 +119,7 @@ def _plain(value: Any) -> Any:
 @pytest.mark.parametrize("name", variants_slow(RANKING))
 def test_recommend_as_recommend(name: str, networks: dict[str, Path], tmp_path: Path) -> None:
     run = run_of(name, RANKING[name], networks, tmp_path)
-    cases = examples(name.partition(",")[0], 4)
+    cases = examples(kind_of(name), 4)
     asked: list[dict[str, Any]] = [
         {"prompt": " ".join(e.instruction.split()[:4]), "history": [f"id:{item}" for item in e.history], "k": 3}
         for e in cases

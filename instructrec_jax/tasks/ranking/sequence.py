@@ -18,6 +18,7 @@ from instructrec_jax.adapters.heads import pool_segments
 from instructrec_jax.adapters.losses import linear_cross_entropy
 from instructrec_jax.adapters.next_item import NextItemHead, NextItemSpec
 from instructrec_jax.adapters.soft_targets import SoftOutputs
+from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Array, Batch, BatchTexts, PerToken, Rows, Text, Whole, end_to_end
 from instructrec_jax.data.codec import storable
@@ -125,7 +126,8 @@ class SequenceTask(RankingTask):
             raise ValueError("task.text and task.ids are both false, so items would have no vectors: set one to true.")
         self.couples_examples = config.softmax == "sampled"  # by the negatives of the batch
         self.freeze = ["^backbone/"] if config.text else []
-        self.pooling: Any = config.pooling
+        declared = read_pooling(context.folder).mode if config.text and context.folder is not None else None
+        self.pooling: Any = config.pooling or declared
         self._instructions: dict[bytes, tuple[int, Text]] = {}  # training instructions: see `_numbered`
         self._text_vectors: np.ndarray | None = None
 
@@ -135,7 +137,6 @@ class SequenceTask(RankingTask):
                 f"backbone.path has a projection ({source.pooling.projection.folder}), which task.type sequence does "
                 "not apply to its texts' vectors: choose another checkpoint, or set task.text to false."
             )
-        self.pooling = self.config.pooling or source.pooling.mode
         spec = NextItemSpec(
             num_items=len(self.catalogue) - self.new_items,
             text_size=source.config.hidden_size if self.config.text else 0,
