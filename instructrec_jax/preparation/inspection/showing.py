@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from instructrec_jax.data.conversations import JOINT
-from instructrec_jax.data.example import BadExample, Example, fingerprint_bytes
+from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.fingerprints import fingerprint_bytes
 from instructrec_jax.data.hub import DatasetRows, class_names, open_dataset
 from instructrec_jax.data.own_template import Pieces, Rendering
 from instructrec_jax.data.prompts import (

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -75,6 +76,7 @@ class ClassificationConfig(LabelsConfig):
     """Predict one label per text."""
 
     sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
+    reads_images: ClassVar[bool] = True
 
     def build(self, context: TaskContext) -> "ClassificationTask":
         return ClassificationTask(self, context)
@@ -87,6 +89,7 @@ class MultilabelConfig(LabelsConfig):
 
     threshold: float = 0.5  # minimum probability of a predicted label
     sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
+    reads_images: ClassVar[bool] = True
 
     def build(self, context: TaskContext) -> "MultilabelTask":
         return MultilabelTask(self, context)

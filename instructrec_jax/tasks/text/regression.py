@@ -37,6 +37,7 @@ class RegressionConfig(TaskConfig):
     """Predict a number per text (mean squared error)."""
 
     answers_are_numbers: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = True
     sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
 
     def build(self, context: TaskContext) -> "RegressionTask":

@@ -24,6 +24,7 @@ from instructrec_jax.tasks.base import (
     TaskContext,
     name_of,
 )
+from instructrec_jax.tasks.images import read_images
 from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast, one_of, refuse_word
 from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.targets import TextTargets
@@ -39,6 +40,8 @@ class SequenceTask(Task):
 
     def __init__(self, sentence_pairs: SentencePairs, context: TaskContext):
         self.context = context
+        # transformers' heads on images pass by the pooler
+        self.needs_pooler = context.pixels is None
         self.reads_pairs = sentence_pairs == "auto" and context.kind == "encoder" and knows_pairs(context.tokenizer)
 
     def target(self, example: Example, name: str) -> object:
@@ -54,11 +57,15 @@ class SequenceTask(Task):
         raise TypeError(f"{type(self).__name__} has no losses().")
 
     def model(self, source: Source) -> Model:
-        return Model(source.backbone, task_head(source, "sequence", labels=self.labels))
+        kind = "sequence" if self.context.pixels is None else "image"
+        return Model(source.backbone, task_head(source, kind, labels=self.labels))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         names = [name_of(example, number) for number, example in enumerate(examples)]
-        texts = tokenize_examples(examples, names, self.context, pairs=self.reads_pairs)
+        if self.context.pixels is None:
+            texts = tokenize_examples(examples, names, self.context, pairs=self.reads_pairs)
+        else:
+            texts = list(read_images(examples, names, self.context, self.context.pixels))
         return [
             Encoded(text, self.target(example, name), example)
             for text, example, name in zip(texts, examples, names, strict=True)
