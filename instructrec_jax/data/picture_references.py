@@ -4,7 +4,7 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from instructrec_jax.data.archives import archive_in
 from instructrec_jax.data.example import BadExample, show
 from instructrec_jax.data.picture import Picture, bytes_of, digest_of, picture
+from instructrec_jax.remote import shown
 
 # First bytes of JPEG, PNG, GIF, WebP and other RIFF, BMP, TIFF.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
@@ -51,6 +52,34 @@ class PictureFolder:
 
 
 NO_FILES = PictureFolder()
+
+
+@dataclass(frozen=True)
+class PictureFolders:
+    """Where the pictures of the rows of some files are, by the names of the files in the rows' places."""
+
+    names: tuple[str, ...] = ()
+    folders: tuple[PictureFolder, ...] = ()
+
+    def of(self, where: str) -> PictureFolder:
+        """The folder of the pictures of the row at `where`, such as `data/a.jsonl, line 3`."""
+        fitting = [pair for pair in zip(self.names, self.folders, strict=True) if where.startswith(pair[0])]
+        return max(fitting, key=lambda pair: len(pair[0]), default=("", NO_FILES))[1]
+
+
+NO_FOLDERS = PictureFolders()
+
+
+def folders_of(files: Sequence[Path], images: str = "") -> tuple[PictureFolder, ...]:
+    """Where the pictures of each data file are: beside it or, with `images`, in that folder; none beside a download."""
+
+    def one(file: Path) -> PictureFolder:
+        own = None if shown(file) != str(file) else file.parent
+        if not images:
+            return PictureFolder(own)
+        return PictureFolder(Path(images).expanduser(), () if own is None else (own,))
+
+    return tuple(map(one, files))
 
 
 def read_pictures(value: object, folder: PictureFolder, place: str = "image") -> tuple[Picture, ...]:

@@ -26,7 +26,7 @@ from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, fingerp
 from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.mixed_stream import IndexedStream, MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, check_weights
-from instructrec_jax.data.picture_references import PictureFolder
+from instructrec_jax.data.picture_references import NO_FOLDERS, PictureFolder, PictureFolders, folders_of
 from instructrec_jax.data.rows import Rows, find_files, open_files, open_parallel, suffix_of
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow
 from instructrec_jax.data.storage import Storage, digest_of
@@ -260,18 +260,6 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
     return RowSource(examples, name, config.task, reading.storage.folder(origin.data) if kept else None)
 
 
-def folders_of(files: Sequence[Path], images: str) -> tuple[PictureFolder, ...]:
-    """Where the pictures of each data file are: beside it or, with `images`, in that folder; none beside a download."""
-
-    def one(file: Path) -> PictureFolder:
-        own = None if shown(file) != str(file) else file.parent
-        if not images:
-            return PictureFolder(own)
-        return PictureFolder(Path(images).expanduser(), () if own is None else (own,))
-
-    return tuple(map(one, files))
-
-
 def _usual(
     open_columns: Callable[[set[str]], Rows],
     config: SourceConfig,
@@ -312,8 +300,10 @@ def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
         name,
         config.shuffle_block,
     )
+    pictures = NO_FOLDERS
     if config.kind == "file":
         files, fields = find_files(config.path), config.fields
+        pictures = PictureFolders(tuple(map(shown, files)), folders_of(files, config.images))
         fields, _, note = with_usual_fields(partial(open_files, files[:1]), fields, name)
         if note:
             log.warning(note)
@@ -321,7 +311,9 @@ def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
     else:
         fields, dataset = config.fields, open_dataset(config.path, config.subset, config.split, streaming=True)
     mapper, block = _mapper(config, fields, reading, dataset.features), config.shuffle_block
-    return StreamSource(dataset, mapper, name, reading.on_bad_example, shuffle_block=block, seed=reading.seed)
+    return StreamSource(
+        dataset, mapper, name, reading.on_bad_example, shuffle_block=block, seed=reading.seed, pictures=pictures
+    )
 
 
 class _MapperSettings(TypedDict):

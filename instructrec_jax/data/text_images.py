@@ -35,6 +35,15 @@ class TextImages:
         return int(self.places.max() + 1) // len(self.pictures)
 
 
+def image_tokens(texts: Sequence[TextImages | None], row: np.ndarray) -> int:
+    """What the network computes of the images of one row, in tokens. row: int [texts], the row of each text."""
+    some = [images for images in texts if images is not None]
+    if not some:
+        return 0
+    counts = np.array([0 if images is None else len(images.pictures) for images in texts], np.int64)
+    return images_per_row(row, counts) * some[0].read.tokens
+
+
 def images_per_row(row: np.ndarray, counts: np.ndarray) -> int:
     """Images that each row has room for: 1, 2, 3, 4, 6, 8, 12, ..., so that few shapes are compiled.
 

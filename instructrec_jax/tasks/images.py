@@ -41,8 +41,3 @@ def read_images(
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         yield Text(np.zeros(count, np.int32), images=TextImages.alone(example.images, read))
-
-
-def names_of(example: Example) -> str:
-    """What stands for the pictures of an example in reports."""
-    return ", ".join(picture.name for picture in example.images)

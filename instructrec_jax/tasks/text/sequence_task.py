@@ -20,9 +20,11 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
+    Scores,
     Task,
     TaskContext,
     name_of,
+    unless_unfit,
 )
 from instructrec_jax.tasks.images import read_images
 from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast, one_of, refuse_word
@@ -87,6 +89,10 @@ class SequenceTask(Task):
         pair = self.reads_pairs and example.instruction and example.input and not example.messages
         strings = [example.instruction, str(example.input)] if pair else [render(example)]
         return [Reading.whole(string.lower() if self.context.lower_case else string) for string in strings]
+
+    def of_words(self, name: str, measure: Callable[[], Scores]) -> dict[str, Scores]:
+        """A baseline on words; none where the network reads images."""
+        return {name: unless_unfit(measure)} if self.context.pixels is None else {}
 
     def outputs(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
         """The head's outputs, float32 [cases, outputs]."""
