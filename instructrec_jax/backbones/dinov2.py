@@ -42,6 +42,7 @@ def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, po
         mask_token=getattr(config, "use_mask_token", True),
         registers=getattr(config, "num_register_tokens", 0),
         antialias=config.model_type == "dinov2_with_registers",
+        mean_beside=True,
     )
     return VisionEncoder(spec, dtype=dtype, stack=stack, rngs=rngs)
 

@@ -16,7 +16,6 @@ from instructrec_jax.data.example import (
     check_example,
     check_labels,
     check_messages,
-    fingerprint,
     is_blank,
     read_message,
     read_tools,
@@ -24,6 +23,7 @@ from instructrec_jax.data.example import (
     suggest,
 )
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.fingerprints import fingerprint
 
 FULL = Example(
     instruction="推荐一部电影 🎬",
