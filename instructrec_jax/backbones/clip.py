@@ -13,19 +13,23 @@ from instructrec_jax.hf_types import PretrainedConfig
 OLD_END = 2  # the eos_token_id of configs that were wrong: their texts end at the largest id
 
 
+def vision_spec(config: PretrainedConfig) -> VisionSpec:
+    return VisionSpec(
+        tower_of(config, causal=False),
+        image_size=side_of(config, "image_size"),
+        patch_size=side_of(config, "patch_size"),
+        channels=config.num_channels,
+        patch_bias=False,
+        pre_norm=True,
+        norm_hidden=False,
+    )
+
+
 def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
-    text, vision = config.text_config, config.vision_config
+    text = config.text_config
     spec = ImageTextSpec(
         text=tower_of(text, causal=True),
-        vision=VisionSpec(
-            tower_of(vision, causal=False),
-            image_size=side_of(vision, "image_size"),
-            patch_size=side_of(vision, "patch_size"),
-            channels=vision.num_channels,
-            patch_bias=False,
-            pre_norm=True,
-            norm_hidden=False,
-        ),
+        vision=vision_spec(config.vision_config),
         vocab_size=text.vocab_size,
         num_positions=text.max_position_embeddings,
         end_id=None if text.eos_token_id == OLD_END else text.eos_token_id,

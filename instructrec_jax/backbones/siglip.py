@@ -11,18 +11,22 @@ from instructrec_jax.backbones.vision import VisionSpec, patch_rules, side_of
 from instructrec_jax.hf_types import PretrainedConfig
 
 
+def vision_spec(config: PretrainedConfig) -> VisionSpec:
+    return VisionSpec(
+        tower_of(config, causal=False),
+        image_size=side_of(config, "image_size"),
+        patch_size=side_of(config, "patch_size"),
+        channels=config.num_channels,
+        class_token=False,
+        pooling="attention" if config.vision_use_head else "none",
+    )
+
+
 def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
-    text, vision = config.text_config, config.vision_config
+    text = config.text_config
     spec = ImageTextSpec(
         text=tower_of(text, causal=False),
-        vision=VisionSpec(
-            tower_of(vision, causal=False),
-            image_size=side_of(vision, "image_size"),
-            patch_size=side_of(vision, "patch_size"),
-            channels=vision.num_channels,
-            class_token=False,
-            pooling="attention" if vision.vision_use_head else "none",
-        ),
+        vision=vision_spec(config.vision_config),
         vocab_size=text.vocab_size,
         num_positions=text.max_position_embeddings,
         end_id=-1,
