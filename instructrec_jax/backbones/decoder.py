@@ -368,6 +368,14 @@ class Decoder(Backbone):
         self.vocab_size = spec.vocab_size
         self.max_length = spec.max_length
 
+    def read_images(self, reader: ImageReader) -> None:
+        """Adds a reader, after which calls may have images."""
+        self.reader = reader
+        self.prompt_type = int(reader.spec.together == "prompt")
+        self.image_vectors = reader.spec.image_vectors
+        self.image_size = reader.spec.vision.image_size
+        self.image_token_id = reader.spec.token_id
+
     def empty_cache(self, rows: int, capacity: int) -> DecoderCache:
         """A cache for `capacity` tokens per row, in the dtype of the activations, or in int8."""
         heads, dim = self.spec.num_key_heads, self.spec.head_dim

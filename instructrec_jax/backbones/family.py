@@ -95,6 +95,10 @@ class Backbone(nnx.Module):
     Attributes:
         max_length: maximum number of tokens of an input, special tokens included.
         cache_codes: whether the keys and values of `empty_cache` are int8, see `key_value_cache`.
+        prompt_type: the token type of a prompt's tokens: 1 in decoders that read prompts in both directions (PaliGemma).
+        image_vectors: V, the tokens of an image of the network's size; 0 if the network reads none beside words.
+        image_size: height and width of these images, pixels.
+        image_token_id: the token that stands for each of these vectors; it may lie beyond the vocabulary.
     """
 
     word_embeddings: Embedding
@@ -102,6 +106,10 @@ class Backbone(nnx.Module):
     vocab_size: int
     max_length: int
     cache_codes: bool = False
+    prompt_type: int = 0
+    image_vectors: int = 0
+    image_size: int = 0
+    image_token_id: int | None = None
 
     @property
     def word_embedding_table(self) -> jax.Array:

@@ -90,7 +90,7 @@ def family(
             own.use_bidirectional_attention = None
         decoder = text_family(config).build(own, dtype=dtype, stack=stack, pooler=pooler, rngs=rngs)
         assert isinstance(decoder, Decoder)
-        decoder.reader = ImageReader(read(config, vision_spec(config)), dtype=dtype, stack=stack, rngs=rngs)
+        decoder.read_images(ImageReader(read(config, vision_spec(config)), dtype=dtype, stack=stack, rngs=rngs))
         return decoder
 
     def tables(text: Family) -> tuple[Rule, ...]:

@@ -138,7 +138,7 @@ class SequenceTask(RankingTask):
         self.pooling = self.config.pooling or source.pooling.mode
         spec = NextItemSpec(
             num_items=len(self.catalogue) - self.new_items,
-            text_size=source.config.hidden_size if self.config.text else 0,
+            text_size=source.config.get_text_config().hidden_size if self.config.text else 0,
             ids=self.config.ids,
             hidden_size=self.config.hidden_size,
             num_layers=self.config.num_layers,
