@@ -28,6 +28,7 @@ TOWERS: dict[str, Callable[[PretrainedConfig], VisionSpec]] = {
     "clip_vision_model": clip.vision_spec,
     "siglip_vision_model": siglip.vision_spec,
 }
+CAPPED = "paligemma"
 # The names of checkpoints on the hub first, which every version of transformers reads; then those of modules, with which
 # some versions write.
 LAYOUTS = (
@@ -65,8 +66,12 @@ def vision_spec(config: PretrainedConfig) -> VisionSpec:
 
 
 def lm_head(config: PretrainedConfig) -> LMHeadSpec:
-    """Without a soft cap of the logits: transformers has none around these networks, whatever text_config says."""
-    return LMHeadSpec(tied=config.tie_word_embeddings, initializer_range=config.text_config.initializer_range)
+    return LMHeadSpec(
+        tied=config.tie_word_embeddings,
+        # transformers' LLaVA and Gemma 3 have no soft cap of the logits, whatever text_config says
+        soft_cap=getattr(config.text_config, "final_logit_softcapping", None) if config.model_type == CAPPED else None,
+        initializer_range=config.text_config.initializer_range,
+    )
 
 
 def family(

@@ -34,6 +34,7 @@ WORDS = dict(
     max_position_embeddings=64,
     pad_token_id=0,
 )
+IN_WORDS = WORDS | dict(vocab_size=61)
 PIXELS = ONE_PATCH | dict(image_size=14, num_channels=1, model_type="siglip_vision_model")
 LINEAR_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
@@ -145,7 +146,7 @@ def slow(*case):
         ("gemma", LM, dict(num_key_value_heads=1, attention_bias=True, vocab_size=97)),
         slow("gemma", SEQUENCE, dict(dtype=torch.bfloat16)),
         ("llava", SEQ2SEQ, dict()),
-        # the last hidden states of SigLIP, without its norm; an image token beyond the vocabulary's
+        # the last hidden states of SigLIP, without its norm
         (
             "llava",
             SEQ2SEQ,
@@ -170,8 +171,8 @@ def slow(*case):
                 shard="20KB",
             ),
         ),
-        slow("llava", SEQ2SEQ, dict(text_config=WORDS | dict(model_type="mistral", sliding_window=5))),
-        slow("llava", SEQ2SEQ, dict(text_config=WORDS | dict(model_type="qwen3"), vision_feature_layer=-4)),
+        slow("llava", SEQ2SEQ, dict(text_config=IN_WORDS | dict(model_type="mistral", sliding_window=5))),
+        slow("llava", SEQ2SEQ, dict(text_config=IN_WORDS | dict(model_type="qwen3"), vision_feature_layer=-4)),
         ("paligemma", SEQ2SEQ, dict()),
         # PaliGemma 2: a prompt is longer than the window
         (
