@@ -89,7 +89,8 @@ def build_head(
     heads = find_family(config.model_type).heads
     if kind not in heads:
         raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}.")
-    return HEADS[kind](heads[kind].spec(config), config.hidden_size, num_outputs, dtype=dtype, rngs=rngs)
+    hidden: int = config.get_text_config().hidden_size
+    return HEADS[kind](heads[kind].spec(config), hidden, num_outputs, dtype=dtype, rngs=rngs)
 
 
 def _init(spec: HeadSpec, std: float) -> Init:

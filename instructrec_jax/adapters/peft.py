@@ -19,7 +19,7 @@ from instructrec_jax.adapters.lora import LoraConfig, Place, lora_of, places, se
 from instructrec_jax.adapters.module_patterns import matches
 from instructrec_jax.adapters.quantized import dense_kernel
 from instructrec_jax.backbones.family import Head, Rule
-from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.folder import family_of, find_family
 from instructrec_jax.backbones.json_fields import Fields, read_fields
 from instructrec_jax.backbones.tensor_names import file_shape, to_file
 from instructrec_jax.files import write_json
@@ -94,7 +94,7 @@ def write_peft(
 
     Raises ValueError for a network without LoRA, and for inconsistent head, kind and task.
     """
-    family = find_family(hf_config.model_type)
+    family = family_of(hf_config)
     _check_head(hf_config.model_type, task_type, head, head_kind)
     prefix = family.prefix if head_kind else ""
     written = _lora_tensors(places(backbone, hf_config), config, prefix, saved)
@@ -200,7 +200,7 @@ def read_peft(
     folder = Path(folder)
     adapter = _read_config(folder)
     tensors = _read_tensors(folder)
-    family = find_family(hf_config.model_type)
+    family = family_of(hf_config)
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
     missing = []
     for place in places(backbone, hf_config):

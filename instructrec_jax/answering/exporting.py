@@ -202,7 +202,7 @@ def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str 
         projection = network.head.projection
         write_sentence_modules(
             folder,
-            hidden_size=config.hidden_size,
+            hidden_size=config.get_text_config().hidden_size,
             pooling=network.head.pooling,
             projection=None if projection is None else np.asarray(projection[...], np.float32),
             max_length=task.context.max_length,

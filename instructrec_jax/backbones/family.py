@@ -95,6 +95,10 @@ class Backbone(nnx.Module):
     Attributes:
         max_length: maximum number of tokens of an input, special tokens included.
         cache_codes: whether the keys and values of `empty_cache` are int8, see `key_value_cache`.
+        prompt_type: the token type of a prompt's tokens: 1 in decoders that read prompts in both directions (PaliGemma).
+        image_vectors: V, the tokens of an image of the network's size; 0 if the network reads none beside words.
+        image_size: height and width of these images, pixels.
+        image_token_id: the token that stands for each of these vectors; it may lie beyond the vocabulary.
     """
 
     word_embeddings: Embedding
@@ -102,6 +106,10 @@ class Backbone(nnx.Module):
     vocab_size: int
     max_length: int
     cache_codes: bool = False
+    prompt_type: int = 0
+    image_vectors: int = 0
+    image_size: int = 0
+    image_token_id: int | None = None
 
     @property
     def word_embedding_table(self) -> jax.Array:
@@ -136,6 +144,9 @@ class Family:
             of an image network and a text network: only `images=True` opens these two.
         output_table: name of the language-model head's table in families whose config.json does not declare whether it
             is tied (T5): it is untied if the file has this tensor and it differs from the word embeddings.
+        layouts: (start of a name in files, start of the same name here), for families whose files have had several
+            layouts: the first that fits counts when a file is read, the first of a start when one is written.
+        variant: the family of a config, where tables depend on the config (of the network of texts within it).
 
     Encoders and decoders are called as
 
@@ -143,7 +154,7 @@ class Family:
 
     with int32 [rows, length] arguments. Decoders also take `cache=network.empty_cache(rows, capacity)` and then return
     (hidden, cache): the call's tokens (including padding, which stays masked) are appended to the cache and attend to
-    it. A cache is {"layers": a `layers.Cache`, "segment_ids": int32 [rows, capacity], "positions": int32 [rows,
+    it. Those that read images (`decoder.Decoder.reader`) take them as `images=`. A cache is {"layers": a `layers.Cache`, "segment_ids": int32 [rows, capacity], "positions": int32 [rows,
     capacity], "index": int32 scalar, the number of filled slots}.
 
     Encoder–decoders have
@@ -168,6 +179,16 @@ class Family:
     base_class: str = ""
     kind: str = "encoder"
     output_table: str | None = None
+    layouts: tuple[tuple[str, str], ...] = ()
+    variant: "Callable[[PretrainedConfig], Family] | None" = None
+
+    def name_here(self, name: str) -> str:
+        """The table's name (with its prefix) of a tensor in a file."""
+        return next((here + name[len(start) :] for start, here in self.layouts if name.startswith(start)), name)
+
+    def name_in_files(self, name: str) -> str:
+        """The name in a file to be written of a tensor of the table, with its prefix."""
+        return next((start + name[len(here) :] for start, here in self.layouts if name.startswith(here)), name)
 
 
 def refuse(config: PretrainedConfig, **allowed: object) -> None:

@@ -13,10 +13,13 @@ from instructrec_jax.backbones import (
     dinov2,
     distilbert,
     gemma,
+    gemma3,
     gpt2,
     llama,
+    llava,
     modernbert,
     mpnet,
+    paligemma,
     roberta,
     siglip,
     t5,
@@ -37,14 +40,18 @@ FAMILIES: dict[str, Family] = {
     "dinov2": dinov2.FAMILY,
     "dinov2_with_registers": dinov2.REGISTERS_FAMILY,
     "distilbert": distilbert.FAMILY,
+    "gemma": gemma.GEMMA_FAMILY,
     "gemma2": gemma.GEMMA2_FAMILY,
+    "gemma3": gemma3.FAMILY,
     "gemma3_text": gemma.GEMMA3_FAMILY,
     "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
+    "llava": llava.FAMILY,
     "mistral": llama.MISTRAL_FAMILY,
     "modernbert": modernbert.FAMILY,
     "mpnet": mpnet.FAMILY,
     "mt5": t5.MT5_FAMILY,
+    "paligemma": paligemma.FAMILY,
     "qwen2": llama.QWEN2_FAMILY,
     "qwen3": llama.QWEN3_FAMILY,
     "roberta": roberta.FAMILY,
@@ -178,6 +185,12 @@ def find_family(model_type: str | None, where: str = "the config") -> Family:
             f"model_type {model_type!r} of {where} is not supported; supported: {', '.join(sorted(FAMILIES))}."
         )
     return FAMILIES[model_type]
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a config, with the tables of its network of texts. Raises ValueError for an unsupported one."""
+    family = find_family(config.model_type)
+    return family if family.variant is None else family.variant(config)
 
 
 def declared_head(config: PretrainedConfig) -> str | None:

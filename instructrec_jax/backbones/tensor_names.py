@@ -116,9 +116,12 @@ class TensorFiles:
     """The safetensors files of a folder, read slice by slice. A context manager.
 
     Files are read rather than memory-mapped, because mapped pages would stay in memory along with the parameters.
+
+    Args:
+        name_here: the name that this object gives to a tensor of a name in a file (`Family.name_here`).
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name_here: Callable[[str], str] = str):
         self.folder = folder
         files = weight_files(folder)
         self._stack = ExitStack()
@@ -131,7 +134,7 @@ class TensorFiles:
             except (OSError, SafetensorError) as error:
                 self._stack.close()
                 raise ValueError(f"cannot open {folder / name}: {error}. Is the download complete?") from error
-            stored = _header(file)
+            stored = {name_here(stored_name): tensor for stored_name, tensor in _header(file).items()}
             twice = sorted(set(stored) & set(self._stored))
             if twice:
                 other = self._stored[twice[0]].file.name

@@ -1,5 +1,6 @@
 """The image network of ViT, DINOv2, CLIP and SigLIP, described by a `VisionSpec`: patches are tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -147,6 +148,21 @@ class VisionEncoder(Backbone):
         self.max_length = spec.class_token + spec.registers + spec.grid**2
 
     def __call__(self, pixels: jax.Array, *, dropout: DropoutKeys | None = None) -> jax.Array:
+        x, context = self._start(pixels, dropout)
+        x = self.layers(x, context, dropout)
+        return self.final_norm(x) if self.spec.norm_hidden else x
+
+    def states(self, pixels: jax.Array, counts: Sequence[int]) -> list[jax.Array]:
+        """For each n of `counts` the hidden states after n layers, without the final norm; no further layer runs."""
+        x, context = self._start(pixels, None)
+        found, done = {0: x}, 0
+        for count in sorted({*counts} - {0}):
+            x = self.layers.through(x, context, done, count)
+            found[count], done = x, count
+        return [found[count] for count in counts]
+
+    def _start(self, pixels: jax.Array, dropout: DropoutKeys | None) -> tuple[jax.Array, Context]:
+        """What enters the layers."""
         spec = self.spec
         _check_pixels(pixels, spec)
         rows, grid = len(pixels), (pixels.shape[1] // spec.patch_size, pixels.shape[2] // spec.patch_size)
@@ -163,8 +179,7 @@ class VisionEncoder(Backbone):
             x = self.pre_norm(x)
         ids = jnp.ones(x.shape[:2], jnp.int32)
         numbers = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-        x = self.layers(x, Context(ids, numbers, None), dropout)
-        return self.final_norm(x) if spec.norm_hidden else x
+        return x, Context(ids, numbers, None)
 
     def pool(self, hidden: jax.Array) -> jax.Array:
         """The vector of each image, [rows, width], from hidden states [rows, tokens, hidden_size].
