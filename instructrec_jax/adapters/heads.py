@@ -102,10 +102,10 @@ class _Transform(nnx.Module):
 
     def __init__(self, spec: HeadSpec, hidden_size: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.spec = spec
-        init, width = _init(spec, spec.initializer_range), hidden_size
+        init, width = _init(spec, spec.initializer_range), spec.dense_size or hidden_size
         self.dense = (
             Linear(
-                width,
+                hidden_size,
                 width,
                 axes=("embed", None),
                 init=init,
@@ -135,7 +135,7 @@ class _Classifier(_Transform):
         super().__init__(spec, hidden_size, dtype, rngs)
         init = _init(spec, spec.initializer_range if spec.output_range is None else spec.output_range)
         self.output = Linear(
-            hidden_size,
+            spec.dense_size or hidden_size,
             num_outputs,
             axes=("embed", None),
             init=init,

@@ -21,7 +21,7 @@ class Rule:
         transform: "none" keeps the tensor; "transpose" turns [out, in] into [in, out], or [parts * out, in]
             into [in, parts, out]; "split" turns [..., parts * out] into [..., parts, out]; "row" turns [1, ...] into
             [...] and "token" [1, 1, n] into [n]; "convolution" turns [out, in, height, width] into [height, width, in,
-            out].
+            out], and [out, in, width] into [width, in, out].
         old_names: names of the tensor in older files; they take precedence over a stale tensor `name`.
         copies: names of possible copies of the tensor in a file; equal copies are ignored, others refused.
     """
@@ -66,6 +66,7 @@ class HeadSpec:
     use_pooler: bool = False  # pass the vector through the backbone's own pooler (BERT)
     input_dropout: float = 0.0
     dense: bool = False
+    dense_size: int | None = None  # width after `dense`; None: unchanged
     dense_bias: bool = True
     activation: str = "linear"
     norm: bool = False
@@ -127,6 +128,9 @@ class Head:
     architecture: str | None = None  # the whole class name, if it is not the base class's name with the suffix
 
 
+ALONE = ("image", "sound")  # kinds of networks that read no words
+
+
 @dataclass(frozen=True)
 class Family:
     """The description of one `model_type` for reading and writing.
@@ -137,15 +141,17 @@ class Family:
             see below for the calls.
         prefix: of the tensor names in a task checkpoint, e.g. "bert.".
         mapping: the backbone's table, names without the prefix.
-        heads: by kind: "sequence", "token", "span", "mlm", "lm", "image"; their tables have complete names.
+        heads: by kind: "sequence", "token", "span", "mlm", "lm", "image" (or sound); their tables have complete names.
         pooling: default pooling for sentence vectors.
         base_class: HuggingFace's class name of the bare network.
-        kind: "encoder", "decoder" or "encoder_decoder"; "image" for networks that read images, "image_text" for pairs
-            of an image network and a text network: only `images=True` opens these two.
+        kind: "encoder", "decoder" or "encoder_decoder"; "image" and "sound" for networks that read these alone,
+            "image_text" for pairs of an image network and a text network: only `images=True` opens these three.
+        sounds: whether the encoder of an encoder–decoder reads sounds in place of words.
         output_table: name of the language-model head's table in families whose config.json does not declare whether it
             is tied (T5): it is untied if the file has this tensor and it differs from the word embeddings.
         layouts: (start of a name in files, start of the same name here), for families whose files have had several
             layouts: the first that fits counts when a file is read, the first of a start when one is written.
+        tower: the config of the network of images or sounds alone, of families that have one beside another network.
         variant: the family of a config, where tables depend on the config (of the network of texts within it).
 
     Encoders and decoders are called as
@@ -167,8 +173,8 @@ class Family:
     segment number. Its `network.empty_cache(rows, capacity, encoded_length)` also has each layer's keys and values of
     `encoded`, and "encoded_segment_ids": the first call fills them; later calls omit both, or pass `encoded=None`.
 
-    Image networks are `vision.VisionEncoder`s, called with pixels [rows, height, width, channels]; pairs are
-    `image_text.ImageText`s.
+    Image networks are `vision.VisionEncoder`s, called with pixels [rows, height, width, channels]; those of sounds are
+    `whisper.SoundEncoder`s; pairs are `image_text.ImageText`s. Whisper's `encode` needs the rows' sounds as `images=`.
     """
 
     build: Callable[..., Backbone]
@@ -180,7 +186,9 @@ class Family:
     kind: str = "encoder"
     output_table: str | None = None
     layouts: tuple[tuple[str, str], ...] = ()
+    tower: Callable[[PretrainedConfig], PretrainedConfig] | None = None
     variant: "Callable[[PretrainedConfig], Family] | None" = None
+    sounds: bool = False
 
     def name_here(self, name: str) -> str:
         """The table's name (with its prefix) of a tensor in a file."""

@@ -24,6 +24,7 @@ from instructrec_jax.backbones import (
     siglip,
     t5,
     vit,
+    whisper,
 )
 from instructrec_jax.backbones.family import Family
 from instructrec_jax.backbones.json_fields import Fields, read_fields, read_objects
@@ -59,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     "siglip_vision_model": siglip.VISION_FAMILY,
     "t5": t5.FAMILY,
     "vit": vit.FAMILY,
+    "whisper": whisper.FAMILY,
     "xlm-roberta": roberta.XLM_FAMILY,
 }
 
@@ -137,7 +139,8 @@ def read_config(
 ) -> PretrainedConfig:
     """The `transformers` config of a folder. Without `images`, it must be of a network of texts.
 
-    With `tower`, that of a pair of an image network and a text network (CLIP) is its image network's.
+    With `tower`, that of a pair of an image network and a text network (CLIP) is its image network's, and Whisper's
+    that of its encoder.
 
     Fields about the storage of the weights (quantization_config) and about remote code, which is never run (auto_map),
     are removed, because they would be wrong in exports with this config.
@@ -158,8 +161,8 @@ def read_config(
             "reads it."
         )
     config = read_network_config(folder)
-    if tower and family.kind == "image_text":
-        config = config.vision_config
+    if tower and family.tower is not None:
+        config = family.tower(config)
     for name in STALE:
         if hasattr(config, name):
             delattr(config, name)
@@ -196,7 +199,7 @@ def family_of(config: PretrainedConfig) -> Family:
 def declared_head(config: PretrainedConfig) -> str | None:
     """The kind of task head in the config's `architectures`: "sequence", "token", "span", "mlm", "lm" or None."""
     names = getattr(config, "architectures", None) or ()
-    for kind, head in find_family(config.model_type).heads.items():
+    for kind, head in family_of(config).heads.items():
         suffixes = (head.suffix, "ForPreTraining") if kind == "mlm" else (head.suffix,)
         if any(name.endswith(suffixes) for name in names):
             return kind

@@ -282,7 +282,7 @@ def file_shape(transform: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if transform in ("row", "token"):
         return (1, *shape) if transform == "row" else (1, 1, *shape)
     if transform == "convolution":
-        return (shape[3], shape[2], *shape[:2])
+        return (shape[-1], shape[-2], *shape[:-2])
     return (*shape[:-2], shape[-2] * shape[-1]) if transform == "split" else shape
 
 
@@ -313,8 +313,8 @@ def _read_transformed(
         whole = files.read(name, (*(slice(None) for _ in ahead), *index))
         return whole[ahead].astype(np.float32, copy=False)
     if transform == "convolution":
-        down, across, channels, out = index
-        return files.read(name, (out, channels, down, across)).transpose(2, 3, 1, 0).astype(np.float32, order="C")
+        *places, channels, out = index
+        return files.read(name, (out, channels, *places)).T.transpose(_reversed(len(places))).astype(np.float32, order="C")
     if transform == "transpose" and len(shape) == 2:
         return files.read(name, (index[1], index[0])).T.astype(np.float32, order="C")
     # [..., parts, out] here; in the file [..., parts * out] or [parts * out, in]
@@ -328,6 +328,11 @@ def _read_transformed(
     return np.stack(parts, axis=-2).astype(np.float32, copy=False)
 
 
+def _reversed(places: int) -> tuple[int, ...]:
+    """The axes of a convolution's kernel with its places (height and width, or one) in reversed order."""
+    return (*range(places)[::-1], places, places + 1)
+
+
 def to_file(transform: str, value: np.ndarray) -> np.ndarray:
     """One layer's parameter in the file's layout."""
     if transform == "transpose":
@@ -335,5 +340,5 @@ def to_file(transform: str, value: np.ndarray) -> np.ndarray:
     if transform in ("row", "token"):
         return value[None] if transform == "row" else value[None, None]
     if transform == "convolution":
-        return value.transpose(3, 2, 0, 1)
+        return value.transpose(_reversed(value.ndim - 2)).T
     return value.reshape(*value.shape[:-2], -1) if transform == "split" else value

@@ -211,16 +211,11 @@ class VisionEncoder(Backbone):
         Args:
             dropout: keys of the rows' tokens [rows, length]; those of an image's patches depend on its token alone.
         """
-        rows, count, *size = images.pixels.shape
-        pixels = jnp.asarray(images.pixels).reshape(rows * count, *size)
-        keys = None
-        if dropout is not None:
-            at = jnp.argmax(images.places[:, None] == jnp.arange(count)[:, None], axis=-1)  # an image's token
-            grid = (size[0] // self.spec.patch_size) * (size[1] // self.spec.patch_size)
-            keys = dropout.at(at).parts(self.spec.class_token + self.spec.registers + grid)
-        vectors = self.vectors(self(pixels, dropout=keys)).reshape(rows, count, -1)
-        places = jnp.asarray(images.places)[..., None]
-        return jnp.where(places < 0, 0, jnp.take_along_axis(vectors, jnp.maximum(places, 0), axis=1))
+        _, _, height, width, _ = images.pixels.shape
+        spec = self.spec
+        parts = spec.class_token + spec.registers + (height // spec.patch_size) * (width // spec.patch_size)
+        hidden = self(images.flat, dropout=images.keys(dropout, self.image_vectors, parts))
+        return images.laid(self.vectors(hidden)[:, None])
 
 
 _dropout = dropout  # `dropout` names the keys in the call signature above

@@ -125,7 +125,7 @@ def decoded_sound(data: bytes, name: str, settings: SoundSettings) -> np.ndarray
 def _check_whole(data: bytes, name: str) -> None:
     """Raises ValueError for a truncated WAV, of which libsndfile would read what is left."""
     said = int.from_bytes(data[4:8], "little") if data.startswith(b"RIFF") else 0
-    if said != 0xFFFFFFFF and len(data) < 8 + said:  # that number: a pipe wrote it, which did not know the length
+    if said not in (0, 0xFFFFFFFF) and len(data) < 8 + said:  # these two: written into a pipe
         raise ValueError(f"{name} has {len(data):,} bytes of {8 + said:,}: it is truncated; replace the file.")
 
 
