@@ -52,7 +52,7 @@ MAPPING = (
     Rule("embeddings.mask_token", "mask_token", "row"),
     Rule("embeddings.register_tokens", "registers", "row"),
     *norm(f"{LAYER}.norm1", "layers.{layer}.attention_norm"),
-    *attention_rules(LAYER),
+    *attention_rules(LAYER, LAYER),
     Rule(f"{LAYER}.layer_scale1.lambda1", "layers.{layer}.attention_factor"),
     *norm(f"{LAYER}.norm2", "layers.{layer}.mlp_norm"),
     *linear(f"{LAYER}.mlp.fc1", "layers.{layer}.mlp.inner"),

@@ -7,7 +7,7 @@ from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, R
 from instructrec_jax.backbones.image_text import ImageText, ImageTextSpec, tower_of
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.towers import TEXT_RULES, layer_rules
-from instructrec_jax.backbones.vision import VisionEncoder, VisionSpec, image_rules, patch_rules, side_of
+from instructrec_jax.backbones.vision import VISION, VisionEncoder, VisionSpec, image_rules, patch_rules, side_of
 from instructrec_jax.hf_types import PretrainedConfig
 
 
@@ -73,7 +73,7 @@ def image_head(config: PretrainedConfig) -> HeadSpec:
 
 VISION_FAMILY = Family(
     build=build_vision,
-    prefix="",
+    prefix=VISION,
     mapping=image_rules(MAPPING),
     heads={
         "image": Head(

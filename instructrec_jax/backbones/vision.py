@@ -310,10 +310,14 @@ def side_of(config: PretrainedConfig, name: str) -> int:
     return sides[0]
 
 
+VISION = "vision_model."
+
+
 def image_rules(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    """The rules of the image network of a pair, for the image network alone."""
+    """The rules of the image network of a pair, for the image network alone, whose names begin with `VISION`."""
+    own = [rule for rule in rules if rule.name.startswith(VISION)]
     return tuple(
-        replace(rule, path=rule.path.removeprefix("vision.")) for rule in rules if rule.path.startswith("vision.")
+        replace(rule, name=rule.name.removeprefix(VISION), path=rule.path.removeprefix("vision.")) for rule in own
     )
 
 

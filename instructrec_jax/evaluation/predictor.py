@@ -97,7 +97,7 @@ def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int, size: Row
             targets = target_lengths[members]
             target_length = _target_length(int(targets.max()), size)
         whole = fit(lengths[members], length, targets, target_length)
-        cost = length + (target_length or 0) + image_tokens([texts[i].images for i in members], whole.row)
+        cost = length + (target_length or 0) + image_tokens([texts[i].images for i in members.tolist()], whole.row)
         rows = shards * _rows(-(-whole.rows // shards), cost, size)
         for first in range(0, whole.rows, rows):
             inside = (whole.row >= first) & (whole.row < first + rows)
