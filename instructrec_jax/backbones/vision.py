@@ -1,7 +1,7 @@
 """The image network of ViT, DINOv2, CLIP and SigLIP, described by a `VisionSpec`: patches are tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -17,6 +17,7 @@ from instructrec_jax.backbones.layers import (
     DropoutKeys,
     LayerNorm,
     Linear,
+    Stack,
     StackOptions,
     activation,
     dropout,
@@ -154,7 +155,7 @@ class VisionEncoder(Backbone):
         x, context = self._start(pixels, None)
         found, done = {0: x}, 0
         for count in sorted({*counts} - {0}):
-            x = self.layers.through(x, context, done, count)
+            x = layers_between(self.layers, done, count)(x, context)
             found[count], done = x, count
         return [found[count] for count in counts]
 
@@ -193,6 +194,18 @@ class VisionEncoder(Backbone):
 
 
 _dropout = dropout  # `dropout` names the keys in the call signature above
+
+
+def layers_between(stack: Stack, first: int, stop: int) -> Stack:
+    """The layers first .. stop - 1 of a stack of equal layers, as a stack of their own."""
+    part, groups = nnx.merge(*nnx.split(stack)), []
+    for (block,) in stack.groups:
+        own = slice(max(first - block.first, 0), max(stop - block.first, 0))
+        graphdef, state = nnx.split(getattr(stack, block.name))
+        setattr(part, block.name, nnx.merge(graphdef, jax.tree.map(lambda x, own=own: x[own], state)))
+        groups += [(replace(block, count=len(range(block.count)[own])),)]
+    part.groups = tuple(group for group in groups if group[0].count)
+    return part
 
 
 def _pooler(spec: VisionSpec, dtype: DTypeLike, rngs: nnx.Rngs) -> Linear | AttentionPooling | None:

@@ -29,8 +29,8 @@ TOWERS: dict[str, Callable[[PretrainedConfig], VisionSpec]] = {
     "siglip_vision_model": siglip.vision_spec,
 }
 CAPPED = "paligemma"
-# The names of checkpoints on the hub first, which every version of transformers reads; then those of modules, with which
-# some versions write.
+# First the names of checkpoints on the hub, which every version of transformers reads; then others, which some of them
+# write.
 LAYOUTS = (
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "model.language_model."),

@@ -188,8 +188,12 @@ class Decoder(Generic[Network]):
         else:
             types = segment_ids * model.backbone.prompt_type
             empty = model.backbone.empty_cache(rows, length + room)
-            images = {"images": RowImages(prompts["pixels"], prompts["places"])} if "pixels" in prompts else {}
-            hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=empty, **images)
+            if "pixels" in prompts:
+                assert isinstance(model.backbone, decoder.Decoder)
+                images = RowImages(prompts["pixels"], prompts["places"])
+                hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=empty, images=images)
+            else:
+                hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=empty)
             # only a prompt's last position goes through the head, whose output is as wide as the vocabulary
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
             arrays["position"] = lengths

@@ -59,6 +59,10 @@ def test_targets_mean_what_peft_has_them_mean(targets, expected):
 SMALL = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_key_value_heads=2, head_dim=8
 )
+PIXELS: dict[str, Any] = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, image_size=24, patch_size=6
+)
+IMAGES: dict[str, Any] = {"paligemma": dict(projection_dim=32), "gemma3": dict(mm_tokens_per_image=4)}
 SIZES: dict[str, Any] = {
     "distilbert": dict(dim=32, n_layers=2, n_heads=4, hidden_dim=48),
     "bart": dict(
@@ -72,6 +76,14 @@ SIZES: dict[str, Any] = {
     ),
     "modernbert": {key: value for key, value in SMALL.items() if "key" not in key and "dim" not in key},
     "gpt2": dict(n_embd=32, n_layer=2, n_head=4),
+    **{
+        name: dict(text_config=SMALL | dict(model_type=text, vocab_size=61, pad_token_id=0), vision_config=vision)
+        for name, text, vision in (
+            ("llava", "qwen2", PIXELS | dict(model_type="clip_vision_model")),
+            ("paligemma", "gemma", PIXELS | dict(model_type="siglip_vision_model", vision_use_head=False)),
+            ("gemma3", "gemma3_text", PIXELS | dict(model_type="siglip_vision_model", vision_use_head=False)),
+        )
+    },
     **{name: dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4) for name in ("t5", "mt5")},
 }
 
@@ -79,7 +91,8 @@ SIZES: dict[str, Any] = {
 @pytest.mark.parametrize("model_type", sorted(n for n, f in FAMILIES.items() if not f.kind.startswith("image")))
 def test_all_linear_means_every_linear_module_of_every_family(model_type):
     """So the table of a family misses none, and HuggingFace's names are right."""
-    config = transformers.AutoConfig.for_model(model_type, **SIZES.get(model_type, SMALL), vocab_size=VOCABULARY)
+    sizes = SIZES.get(model_type, SMALL) | IMAGES.get(model_type, {})
+    config = transformers.AutoConfig.for_model(model_type, **sizes, vocab_size=VOCABULARY)
     config.pad_token_id = 0
     backbone = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(0)))
     names = add_lora(backbone, config, LoraConfig(rank=2), nnx.Rngs(0))
