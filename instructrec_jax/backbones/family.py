@@ -144,6 +144,7 @@ class Family:
             of an image network and a text network: only `images=True` opens these two.
         output_table: name of the language-model head's table in families whose config.json does not declare whether it
             is tied (T5): it is untied if the file has this tensor and it differs from the word embeddings.
+        prompt_type: that of its networks, see `Backbone`.
         layouts: (start of a name in files, start of the same name here), for families whose files have had several
             layouts: the first that fits counts when a file is read, the first of a start when one is written.
         variant: the family of a config, where tables depend on the config (of the network of texts within it).
@@ -180,6 +181,7 @@ class Family:
     base_class: str = ""
     kind: str = "encoder"
     output_table: str | None = None
+    prompt_type: int = 0
     layouts: tuple[tuple[str, str], ...] = ()
     variant: "Callable[[PretrainedConfig], Family] | None" = None
 

@@ -95,6 +95,7 @@ class TaskContext:
     catalogue: Catalogue | None = None  # catalogue of a ranking task with its new items; None: its folder's
     new_items: int = 0  # number of items at the catalogue's end that were added after training
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
+    prompt_type: int = 0  # the token type of a prompt's tokens: see `backbones.family.Backbone`
 
     def count(self, what: str, number: int = 1) -> None:
         """Counts texts that were truncated, dropped or changed, for the summary."""

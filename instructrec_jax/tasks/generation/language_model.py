@@ -126,6 +126,11 @@ class LanguageModelTask(Task):
             )
         if self.is_pair and self.tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token to end answers: set one in its files.")
+        if context.prompt_type and config.train_on == "all":
+            raise ValueError(
+                "task.train_on all trains on prompts, but this network reads them in both directions (PaliGemma), so "
+                "each token would see the next one: set completions."
+            )
         if context.lower_case:
             raise ValueError(
                 "the folder is a sentence encoder with lower-cased texts, not a language model: choose another one."
@@ -198,8 +203,14 @@ class LanguageModelTask(Task):
                     "Raise it, or set data.truncate to left or drop."
                 )
             labels = np.append(kept.ids[1:], 0).astype(np.int32)
-            encoded.append(Encoded(Text(kept.ids), NextTokens(labels, supervised), example))
+            encoded.append(Encoded(Text(kept.ids, self._types(kept)), NextTokens(labels, supervised), example))
         return encoded
+
+    def _types(self, tokens: Tokens) -> np.ndarray | None:
+        """int32 [length]: the prompt before the first answer, for networks that read it in both directions."""
+        if not self.context.prompt_type:
+            return None
+        return np.where(np.cumsum(tokens.said) == 0, self.context.prompt_type, 0).astype(np.int32)
 
     def _shorten(self, tokens: Tokens, name: str) -> Tokens | None:
         if len(tokens.ids) <= self.context.max_length:
