@@ -308,12 +308,12 @@ def compare_generation(model: Any, loaded: Any, head: Any, rng: np.random.Genera
         # transformers 5.24 sizes a T5's cache by the encoder's number of layers
         options["use_cache"] = getattr(loaded.config, "num_decoder_layers", 0) <= loaded.config.num_hidden_layers
     options["pad_token_id"] = padding_id(loaded.config)
-    expected = []
+    written = []
     for row, n in enumerate(lengths):
         one = {name: x[row : row + 1] if name == "pixels" else x[row : row + 1, :n] for name, x in batch.items()}
         ids, others = torch.tensor(one["tokens"]).long(), torch_arguments(model, loaded, one)
-        expected.append(model.generate(ids, **others, **options).numpy()[0, -steps:])
-    expected = np.stack(expected)
+        written.append(model.generate(ids, **others, **options).numpy()[0, -steps:])
+    expected = np.stack(written)
     equal = int((expected == actual).sum())
     good = equal == expected.size
     print(f"  {'ok  ' if good else 'FAIL'} greedy generation: {equal} of {expected.size} tokens equal")

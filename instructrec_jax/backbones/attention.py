@@ -149,10 +149,10 @@ def _mask(
     """bool [rows, queries, keys]: whether a query attends to a key."""
     queries, keys, trunk = segment_ids[:, :, None], key_segment_ids[:, None, :], segment_ids // BRANCH * BRANCH
     mask = ((queries == keys) | (trunk[:, :, None] == keys)) & (keys != 0)
-    together = False
+    together = jnp.zeros((), bool)
     if groups is not None and key_groups is not None:
         own, other = groups[:, :, None], key_groups[:, None, :]
-        together = mask & (queries == keys) & (own == other) & (own > 0)
+        together = (queries == keys) & (keys != 0) & (own == other) & (own > 0)
     distance = positions[:, :, None] - key_positions[:, None, :]
     if window is not None:
         mask &= jnp.abs(distance) <= window

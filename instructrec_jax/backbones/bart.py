@@ -1,4 +1,7 @@
-"""BART (Lewis et al., 2020): post-norm layers, learned positions, biases everywhere. Whisper has its layers, pre-norm."""
+"""BART (Lewis et al., 2020): post-norm layers, learned positions, biases everywhere.
+
+Its layers, with the norms in front, are also Whisper's.
+"""
 
 import math
 from dataclasses import dataclass

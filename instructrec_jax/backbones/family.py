@@ -98,7 +98,7 @@ class Backbone(nnx.Module):
     Attributes:
         max_length: maximum number of tokens of an input, special tokens included.
         cache_codes: whether the keys and values of `empty_cache` are int8, see `key_value_cache`.
-        prompt_type: the token type of a prompt's tokens: 1 in decoders that read prompts in both directions (PaliGemma).
+        prompt_type: the token type of a prompt's tokens: 1 in decoders that read prompts in both directions.
         image_vectors: V, the tokens of an image of the network's size; 0 if the network reads none beside words.
         image_size: height and width of these images, pixels.
         image_token_id: the token that stands for each of these vectors; it may lie beyond the vocabulary.
@@ -151,6 +151,7 @@ class Family:
         sounds: whether the encoder of an encoder–decoder reads sounds in place of words.
         output_table: name of the language-model head's table in families whose config.json does not declare whether it
             is tied (T5): it is untied if the file has this tensor and it differs from the word embeddings.
+        prompt_type: that of its networks, see `Backbone`.
         layouts: (start of a name in files, start of the same name here), for families whose files have had several
             layouts: the first that fits counts when a file is read, the first of a start when one is written.
         tower: the config of the network of images or sounds alone, of families that have one beside another network.
@@ -162,8 +163,9 @@ class Family:
 
     with int32 [rows, length] arguments. Decoders also take `cache=network.empty_cache(rows, capacity)` and then return
     (hidden, cache): the call's tokens (including padding, which stays masked) are appended to the cache and attend to
-    it. Those that read images (`decoder.Decoder.reader`) take them as `images=`. A cache is {"layers": a `layers.Cache`, "segment_ids": int32 [rows, capacity], "positions": int32 [rows,
-    capacity], "index": int32 scalar, the number of filled slots}.
+    it. A cache is {"layers": a `layers.Cache`, "segment_ids": int32 [rows, capacity], "positions": int32 [rows,
+    capacity], "index": int32 scalar, the number of filled slots}. Those that read images (`Backbone.image_vectors`)
+    take them as `images=`, a `row_images.RowImages`.
 
     Encoder–decoders have
 
@@ -187,6 +189,7 @@ class Family:
     base_class: str = ""
     kind: str = "encoder"
     output_table: str | None = None
+    prompt_type: int = 0
     layouts: tuple[tuple[str, str], ...] = ()
     tower: Callable[[PretrainedConfig], PretrainedConfig] | None = None
     variant: "Callable[[PretrainedConfig], Family] | None" = None

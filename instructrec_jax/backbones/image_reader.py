@@ -54,7 +54,7 @@ class ReaderSpec:
 
 
 class Projector(nnx.Module):
-    """outer(act(inner(norm(pool(x))))) of x [images, vectors, features], each step but `inner` only if the spec says."""
+    """outer(act(inner(norm(pool(x))))) of x [images, vectors, features]; all but `inner` only if the spec says so."""
 
     def __init__(self, spec: ReaderSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         tower, init = spec.vision.tower, normal(spec.initializer_range)
@@ -113,7 +113,8 @@ class ImageReader(nnx.Module):
         if images is None or images.pixels.shape[1] == 0:
             return x
         rows, count = images.pixels.shape[:2]
-        vectors = self(images.pixels.reshape(rows * count, *images.pixels.shape[2:])).reshape(rows, -1, x.shape[-1])
+        pixels = jnp.asarray(images.pixels).reshape(rows * count, *images.pixels.shape[2:])
+        vectors = self(pixels).reshape(rows, -1, x.shape[-1])
         places = jnp.asarray(images.places)[..., None]
         # places beyond the vectors give NaN
         taken = jnp.take_along_axis(vectors, jnp.maximum(places, 0), axis=1, mode="fill", fill_value=jnp.nan)

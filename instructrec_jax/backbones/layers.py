@@ -441,14 +441,6 @@ class Stack(nnx.Module):
             cache = None if cache is None else cache | updated
         return x if cache is None else (x, cache)
 
-    def through(self, x: jax.Array, context: object, first: int, stop: int) -> jax.Array:
-        """Runs the layers first .. stop - 1 of a stack of equal layers."""
-        for group in self.groups:
-            (block,) = group
-            part = slice(max(first - block.first, 0), max(stop - block.first, 0))
-            x, _ = self._run(group, x, context, None, None, 0, part)
-        return x
-
     def _run(
         self,
         group: tuple[Block, ...],
@@ -457,7 +449,6 @@ class Stack(nnx.Module):
         dropout: DropoutKeys | None,
         cache: Cache | None,
         index: jax.Array | int,
-        part: slice = slice(None),
     ) -> tuple[jax.Array, Cache]:
         split = [nnx.split(getattr(self, block.name)) for block in group]
         caches = {} if cache is None else {block.name: cache[block.name] for block in group}
@@ -483,8 +474,8 @@ class Stack(nnx.Module):
 
         if self.remat != "none":
             body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
-        inputs = (jnp.arange(group[0].count), [state for _, state in split])
-        return jax.lax.scan(body, (x, caches), inputs if part == slice(None) else jax.tree.map(lambda x: x[part], inputs))[0]
+        repeats = jnp.arange(group[0].count)
+        return jax.lax.scan(body, (x, caches), (repeats, [state for _, state in split]))[0]
 
 
 def _after(x: jax.Array, entries: jax.Array) -> jax.Array:

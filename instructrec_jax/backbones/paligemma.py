@@ -27,4 +27,4 @@ def reader_spec(config: PretrainedConfig, vision: VisionSpec) -> ReaderSpec:
     )
 
 
-FAMILY = family(reader_spec, linear("linear", "inner"), gemma.GEMMA_FAMILY, "PaliGemmaModel")
+FAMILY = family(reader_spec, linear("linear", "inner"), gemma.GEMMA_FAMILY, "PaliGemmaModel", prompt_type=1)

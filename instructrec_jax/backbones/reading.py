@@ -114,6 +114,12 @@ def input_limit(config: PretrainedConfig) -> int:
     return abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key))).max_length
 
 
+def answer_limit(config: PretrainedConfig) -> int | None:
+    """Maximum number of tokens of an encoder–decoder's answer; None for other networks."""
+    module = abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key)))
+    return getattr(module, "max_target_length", None)
+
+
 def load_backbone(
     path_or_hub_id: str | os.PathLike[str],
     *,

@@ -15,6 +15,7 @@ from instructrec_jax.backbones.encoder import check_positions
 from instructrec_jax.backbones.family import Backbone
 from instructrec_jax.backbones.key_value_cache import append, empty_layers, extended, read, stored
 from instructrec_jax.backbones.layers import Cache, DropoutKeys, Embedding, Linear, Stack, StackOptions, normal
+from instructrec_jax.backbones.row_images import RowImages
 
 
 @jax.tree_util.register_dataclass
@@ -243,12 +244,24 @@ class EncoderDecoder(Backbone):
         self.dtype = dtype
 
     def encode(
-        self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, *, dropout: DropoutKeys | None = None
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        *,
+        dropout: DropoutKeys | None = None,
+        images: RowImages | None = None,
     ) -> jax.Array:
         """int32 [rows, length] each -> [rows, length, hidden_size].
 
-        Raises ValueError if a position exceeds `max_length`; inside jit the token's hidden state is NaN instead.
+        Args:
+            images: the rows' sounds, of a network that reads sounds (`whisper.Whisper`).
+
+        Raises ValueError if a position exceeds `max_length` (inside jit the token's hidden state is NaN instead), and
+        for images.
         """
+        if images is not None:
+            raise ValueError(f"a {type(self).__name__} reads words alone, but the batch has images or sounds.")
         check_positions(positions, self.max_length)
         context = Context(segment_ids, positions, segment_ids, positions)
         return self.encoder(self.word_embeddings(tokens), context, dropout, None)[0]

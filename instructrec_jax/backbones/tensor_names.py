@@ -314,7 +314,9 @@ def _read_transformed(
         return whole[ahead].astype(np.float32, copy=False)
     if transform == "convolution":
         *places, channels, out = index
-        return files.read(name, (out, channels, *places)).T.transpose(_reversed(len(places))).astype(np.float32, order="C")
+        return (
+            files.read(name, (out, channels, *places)).T.transpose(_reversed(len(places))).astype(np.float32, order="C")
+        )
     if transform == "transpose" and len(shape) == 2:
         return files.read(name, (index[1], index[0])).T.astype(np.float32, order="C")
     # [..., parts, out] here; in the file [..., parts * out] or [parts * out, in]

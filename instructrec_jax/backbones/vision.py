@@ -17,6 +17,7 @@ from instructrec_jax.backbones.layers import (
     DropoutKeys,
     LayerNorm,
     Linear,
+    Stack,
     StackOptions,
     activation,
     dropout,
@@ -157,7 +158,7 @@ class VisionEncoder(Backbone):
         x, context = self._start(pixels, None)
         found, done = {0: x}, 0
         for count in sorted({*counts} - {0}):
-            x = self.layers.through(x, context, done, count)
+            x = layers_between(self.layers, done, count)(x, context)
             found[count], done = x, count
         return [found[count] for count in counts]
 
@@ -219,6 +220,18 @@ class VisionEncoder(Backbone):
 
 
 _dropout = dropout  # `dropout` names the keys in the call signature above
+
+
+def layers_between(stack: Stack, first: int, stop: int) -> Stack:
+    """The layers first .. stop - 1 of a stack of equal layers, as a stack of their own."""
+    part, groups = nnx.merge(*nnx.split(stack)), []
+    for (block,) in stack.groups:
+        own = slice(max(first - block.first, 0), max(stop - block.first, 0))
+        graphdef, state = nnx.split(getattr(stack, block.name))
+        setattr(part, block.name, nnx.merge(graphdef, jax.tree.map(lambda x, own=own: x[own], state)))
+        groups += [(replace(block, count=len(range(block.count)[own])),)]
+    part.groups = tuple(group for group in groups if group[0].count)
+    return part
 
 
 def _pooler(spec: VisionSpec, dtype: DTypeLike, rngs: nnx.Rngs) -> Linear | AttentionPooling | None:

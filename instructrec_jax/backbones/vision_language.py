@@ -29,8 +29,8 @@ TOWERS: dict[str, Callable[[PretrainedConfig], VisionSpec]] = {
     "siglip_vision_model": siglip.vision_spec,
 }
 CAPPED = "paligemma"
-# The names of checkpoints on the hub first, which every version of transformers reads; then those of modules, with which
-# some versions write.
+# First the names of checkpoints on the hub, which every version of transformers reads; then others, which some of them
+# write.
 LAYOUTS = (
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "model.language_model."),
@@ -75,7 +75,12 @@ def lm_head(config: PretrainedConfig) -> LMHeadSpec:
 
 
 def family(
-    read: Callable[[PretrainedConfig, VisionSpec], ReaderSpec], projector: tuple[Rule, ...], text: Family, name: str
+    read: Callable[[PretrainedConfig, VisionSpec], ReaderSpec],
+    projector: tuple[Rule, ...],
+    text: Family,
+    name: str,
+    *,
+    prompt_type: int = 0,
 ) -> Family:
     """A family of decoders that read images.
 
@@ -85,6 +90,7 @@ def family(
             "reader.projector.".
         text: the family of its usual network of texts; the config's own counts.
         name: HuggingFace's class name of the bare network.
+        prompt_type: see `Family`.
     """
 
     def build(
@@ -116,6 +122,7 @@ def family(
         pooling="lasttoken",
         base_class=name,
         kind="decoder",
+        prompt_type=prompt_type,
         layouts=LAYOUTS,
     )
     return replace(usual, variant=lambda config: replace(usual, mapping=tables(text_family(config))))

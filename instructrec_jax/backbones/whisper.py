@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from instructrec_jax.backbones.layers import (
     product,
 )
 from instructrec_jax.backbones.row_images import RowImages
-from instructrec_jax.backbones.seq2seq import AttentionSpec, Context, EncoderDecoder, LayerCache, encoder_options
+from instructrec_jax.backbones.seq2seq import AttentionSpec, Context, EncoderDecoder, LayerCache, Side, encoder_options
 from instructrec_jax.hf_types import PretrainedConfig
 
 KERNEL, STRIDE = 3, 2  # frames; the second convolution halves them
@@ -57,7 +57,7 @@ class SoundSpec:
 
 
 class Convolution(nnx.Module):
-    """A convolution over time, 3 frames wide, zeros at both ends: [sounds, frames, in] → [sounds, frames / stride, out]."""
+    """A convolution over 3 frames: [sounds, frames, in] → [sounds, frames / stride, out], with zeros at both ends."""
 
     def __init__(self, inputs: int, width: int, stride: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs):
         self.kernel = nnx.Param(normal(std)(rngs.params(), (KERNEL, inputs, width)), axes=(None, None, "embed"))
@@ -76,8 +76,10 @@ class Convolution(nnx.Module):
 class SoundEncoder(Backbone):
     """The network of sounds, alone or with Whisper's decoder. It has no words: `vocab_size` is 0.
 
-    A call takes float spectrograms [sounds, frames, mels] (`data.sounds`) and returns hidden states [sounds, frames / 2,
-    hidden_size] in `dtype`. Raises ValueError for another number of frames or mels than the network's.
+    A call takes float spectrograms [sounds, frames, mels] (`data.sounds`) and returns hidden states
+    [sounds, frames / 2, hidden_size] in `dtype`.
+
+    Raises ValueError for another number of frames or mels than the network's.
     """
 
     def __init__(self, spec: SoundSpec, *, dtype: DTypeLike, stack: StackOptions, rngs: nnx.Rngs):
@@ -136,12 +138,6 @@ class TextSide(nnx.Module):
         self.final_norm = LayerNorm(width, eps=EPS, dtype=dtype)
         self.spec = spec
 
-    @overload
-    def __call__(self, x: jax.Array, context: Context, dropout: DropoutKeys | None, cache: None) -> tuple[jax.Array, None]: ...
-    @overload
-    def __call__(
-        self, x: jax.Array, context: Context, dropout: DropoutKeys | None, cache: LayerCache
-    ) -> tuple[jax.Array, LayerCache]: ...
     def __call__(
         self, x: jax.Array, context: Context, dropout: DropoutKeys | None, cache: LayerCache
     ) -> tuple[jax.Array, LayerCache]:
@@ -156,14 +152,14 @@ class TextSide(nnx.Module):
 class Whisper(EncoderDecoder):
     """A sound has `image_vectors` tokens in a row of texts, whose numbers do not matter."""
 
-    encoder: SoundEncoder
+    encoder: Any  # a `SoundEncoder`: other encoders, and the base class, start from embedded words
 
     def __init__(
         self, sound: SoundSpec, text: BartSpec, words: Embedding, dtype: DTypeLike, stack: StackOptions, rngs: nnx.Rngs
     ):
         super().__init__(
             words,
-            SoundEncoder(sound, dtype=dtype, stack=encoder_options(stack), rngs=rngs),
+            cast(Side, SoundEncoder(sound, dtype=dtype, stack=encoder_options(stack), rngs=rngs)),
             TextSide(text, dtype=dtype, stack=stack, rngs=rngs),
             cache_shape=(text.attention.num_heads, text.attention.head_dim),
             max_length=sound.positions,

@@ -97,6 +97,7 @@ def check_prompts(
     config: GenerationConfig,
     *,
     max_length: int,
+    max_answer: int | None = None,
     encoder_decoder: bool,
 ) -> None:
     """Checks that every prompt can be answered.
@@ -105,17 +106,23 @@ def check_prompts(
       prompts: int32 [tokens] each.
       names: the prompts' names in errors.
       max_length: maximum tokens of prompt and answer together (encoder–decoder: of each).
+      max_answer: of an encoder–decoder's answer, where it is another number.
 
     Raises:
       ValueError: a prompt has no tokens, or leaves no room for the answer.
     """
     new = config.max_new_tokens
+    if encoder_decoder and max_answer is not None and new > max_answer:
+        raise ValueError(
+            f"max_new_tokens is {new:,}, but the network writes at most {max_answer:,} tokens: lower it to that."
+        )
     for prompt, name in zip(prompts, names, strict=True):
         if len(prompt) == 0:
             raise ValueError(f"{name} has no tokens: give a prompt that is not empty.")
         total, share = len(prompt) + new, "for both together"
         if encoder_decoder:
-            total, share = max(len(prompt), new), "for each"
+            total = len(prompt) if max_answer is not None else max(len(prompt), new)
+            share = "for each"
         if total > max_length:
             raise ValueError(
                 f"{name} has {len(prompt):,} tokens and max_new_tokens is {new:,}, but the network's limit is "
@@ -128,7 +135,7 @@ class Decoder(Generic[Network]):
 
     Args:
       graphdef: of a `tasks.base.Model` with a language-model head.
-      max_length: maximum tokens of prompt and answer together (encoder–decoder: of each).
+      max_length, max_answer: see `check_prompts`.
       view: the network -> its part with `backbone` and `head`.
     """
 
@@ -139,11 +146,12 @@ class Decoder(Generic[Network]):
         rules: TokenRules,
         *,
         max_length: int,
+        max_answer: int | None = None,
         encoder_decoder: bool,
         view: Callable[[Network], object] = lambda model: model,
     ):
         self.graphdef, self.mesh, self.rules, self.view = graphdef, mesh, rules, view
-        self.max_length, self.encoder_decoder = max_length, encoder_decoder
+        self.max_length, self.max_answer, self.encoder_decoder = max_length, max_answer, encoder_decoder
         self._programs: dict[GenerationConfig, Programs] = {}
 
     def programs(self, config: GenerationConfig) -> Programs:
@@ -176,10 +184,11 @@ class Decoder(Generic[Network]):
         arrays = {name: x for name, x in prompts.items() if name not in ("tokens", "lengths", "pixels", "places")}
         arrays |= {"count": jnp.zeros((), jnp.int32), "broken": jnp.zeros_like(prompts["done"])}
         cache: DecoderCache
+        images = RowImages(prompts["pixels"], prompts["places"]) if "pixels" in prompts else None
         if isinstance(model.backbone, EncoderDecoder):
             if self.rules.start is None:
                 raise ValueError("an encoder–decoder needs a start token: see `TokenRules`.")
-            encoded = model.backbone.encode(tokens, segment_ids, positions)
+            encoded = model.backbone.encode(tokens, segment_ids, positions, images=images)
             room_for = model.backbone.empty_cache(rows, room, length)
             tokens, valid = jnp.full((rows, 1), self.rules.start, jnp.int32), jnp.ones((rows, 1), bool)
             place = jnp.zeros((rows, 1), jnp.int32)
@@ -188,8 +197,11 @@ class Decoder(Generic[Network]):
         else:
             types = segment_ids * model.backbone.prompt_type
             empty = model.backbone.empty_cache(rows, length + room)
-            images = {"images": RowImages(prompts["pixels"], prompts["places"])} if "pixels" in prompts else {}
-            hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=empty, **images)
+            if images is not None:
+                assert isinstance(model.backbone, decoder.Decoder)
+                hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=empty, images=images)
+            else:
+                hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=empty)
             # only a prompt's last position goes through the head, whose output is as wide as the vocabulary
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
             arrays["position"] = lengths
@@ -238,7 +250,14 @@ class Decoder(Generic[Network]):
 
     def check(self, prompts: Sequence[np.ndarray], names: Sequence[str], config: GenerationConfig) -> None:
         """See `check_prompts`."""
-        check_prompts(prompts, names, config, max_length=self.max_length, encoder_decoder=self.encoder_decoder)
+        check_prompts(
+            prompts,
+            names,
+            config,
+            max_length=self.max_length,
+            max_answer=self.max_answer,
+            encoder_decoder=self.encoder_decoder,
+        )
 
     def batches(
         self, prompts: Sequence[np.ndarray], config: GenerationConfig, images: Sequence[RowImages] | None = None

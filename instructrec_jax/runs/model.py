@@ -121,7 +121,8 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         held_out=tuple(config.data.hold_out.labels),
         catalogue=joined,
         new_items=new_items,
-        vocab_size=getattr(network, "vocab_size", None),
+        vocab_size=getattr(network.get_text_config(), "vocab_size", None),
+        prompt_type=find_family(network.model_type).prompt_type,
     )
     task = config.task.build(context)
     longest = task.max_target_length

@@ -99,6 +99,7 @@ class TaskContext:
     new_items: int = 0  # number of items at the catalogue's end that were added after training
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
     pixels: PixelReader | None = None  # what makes pixels of pictures; None: the network reads no images
+    prompt_type: int = 0  # the token type of a prompt's tokens: see `backbones.family.Backbone`
 
     def count(self, what: str, number: int = 1) -> None:
         """Counts texts that were truncated, dropped or changed, for the summary."""

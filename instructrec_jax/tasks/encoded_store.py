@@ -369,7 +369,10 @@ def token_key(task: Task, settings: object, examples: str, numbers: np.ndarray, 
         return None
     own = {
         name: getattr(context, name)
-        for name in ("max_length", "truncate", "lower_case", "prompt", "kind", "decoder_start_token_id", "vocab_size")
+        for name in (
+            *("max_length", "truncate", "lower_case", "prompt", "kind", "decoder_start_token_id", "vocab_size"),
+            "prompt_type",
+        )
     }
     return {
         "examples": examples,
