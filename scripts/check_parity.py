@@ -9,7 +9,7 @@ loss, with the difference of PyTorch's float32. A check passes within the tolera
 float32 error. Compares greedily generated texts token by token (ours with a cache, all prompts at once).
 Encoder–decoders read pairs of a text and a target. Networks of images read random pixels of three sizes, two of which
 need an interpolated position table; CLIP and SigLIP also read texts. LLaVA, PaliGemma and Gemma 3 read images between
-words, also in prompts. Checks that each loaded tensor is byte-equal after HuggingFace → JAX → HuggingFace in the
+words, also in prompts. Whisper hears random spectrograms. Checks that each loaded tensor is byte-equal after HuggingFace → JAX → HuggingFace in the
 file's dtype; lists unused tensors. Exits with 1 if a check fails. Needs torch (the `test` extra).
 """
 
@@ -38,6 +38,8 @@ try:
         torch_arguments,
         with_images,
     )
+    from parity_of_sounds import CLASSES as SOUND_CLASSES
+    from parity_of_sounds import compare_sounds, compare_speech
 except ImportError:
     sys.exit("check_parity.py compares with PyTorch, which is not installed: pip install 'instructrec_jax[test]'")
 
@@ -92,9 +94,15 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
         print(f"config.json declares a {kind!r} head, but the weights have none: comparing only the network")
         kind, head, head_report = None, None, reading.LoadReport()
     report = loaded.report + head_report
-    pairs = loaded.family.kind == "encoder_decoder"
-    torch_class = transformers.AutoModelForSeq2SeqLM if pairs and kind == "lm" else TORCH_CLASSES[kind]
-    if kind == "lm" and loaded.module.image_vectors:
+    pairs, hears = loaded.family.kind == "encoder_decoder", loaded.family.sounds or loaded.family.kind == "sound"
+    torch_class = (
+        SOUND_CLASSES[kind]
+        if hears
+        else transformers.AutoModelForSeq2SeqLM
+        if pairs and kind == "lm"
+        else TORCH_CLASSES[kind]
+    )
+    if kind == "lm" and loaded.module.image_vectors and not hears:
         torch_class = transformers.AutoModelForImageTextToText
     torch_model = torch_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     print(f"{folder}: {loaded.config.model_type}, head: {kind or 'none'}; {report}; pooling: {loaded.pooling}")
@@ -106,7 +114,11 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
         verdict = "ok  " if results[-1] else "FAIL"
         print(f"  {verdict} {what}: {ours:.3g} from float64 (PyTorch's float32: {theirs:.3g})")
 
-    if loaded.family.kind.startswith("image"):
+    if hears:
+        if kind == "lm":
+            results.append(compare_speech(torch_model, loaded, head, np.random.default_rng(seed)))
+        compare_sounds(torch_model, loaded, head, np.random.default_rng(seed), say)
+    elif loaded.family.kind.startswith("image"):
         compare_images(torch_model, loaded, head, np.random.default_rng(seed), say)
     else:
         if kind == "lm":

@@ -14,7 +14,7 @@ from instructrec_jax.adapters import losses
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.encoder import Encoder
 from instructrec_jax.backbones.family import Backbone, HeadSpec, LMHeadSpec
-from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
     Init,
@@ -86,7 +86,7 @@ def build_head(
 
     Raises ValueError for a kind that the family lacks.
     """
-    heads = find_family(config.model_type).heads
+    heads = family_of(config).heads
     if kind not in heads:
         raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}.")
     hidden: int = config.get_text_config().hidden_size

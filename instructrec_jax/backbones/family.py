@@ -130,7 +130,7 @@ class Head:
     architecture: str | None = None  # the whole class name, if it is not the base class's name with the suffix
 
 
-ALONE = ("image", "sound")  # kinds of networks that read no words
+WORDLESS = ("image", "sound")  # kinds of networks that read no words
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,9 @@ class LanguageModelTask(Task):
                 "the folder is a sentence encoder with lower-cased texts, not a language model: choose another one."
             )
         check_fast(self.tokenizer)
-        self._longest_target = config.max_target_length or context.max_length
+        self._longest_target = config.max_target_length or min(
+            context.max_length, context.answer_limit or context.max_length
+        )
         self.max_target_length = self._longest_target if self.is_pair else None
         self.template = find_template(config.template, self.tokenizer, context.kind)
         self.rendering = _rendering(config)
