@@ -8,6 +8,7 @@ import jax
 import pytest
 import torch
 import transformers
+from tiny_sounds import SIZES as SOUNDS
 
 BASE = dict(
     vocab_size=61,
@@ -85,6 +86,7 @@ CLASSES = {
     "mt5": "MT5",
     "bart": "Bart",
     "vit": "ViT",
+    "whisper": "Whisper",
     "dinov2": "Dinov2",
     "dinov2_with_registers": "Dinov2WithRegisters",
     "clip": "CLIP",
@@ -113,6 +115,8 @@ DEFAULTS = {
     "mt5": T5,
     "bart": BART,
     "vit": IMAGE | dict(num_labels=3),
+    "whisper": SOUNDS
+    | dict(vocab_size=61, num_labels=3, pad_token_id=2, bos_token_id=2, eos_token_id=2, decoder_start_token_id=3),
     "dinov2": IMAGE | dict(num_labels=3, mlp_ratio=2, layerscale_value=0.3),
     "dinov2_with_registers": IMAGE | dict(num_labels=3, mlp_ratio=2, num_register_tokens=3),
     "clip": dict(text_config=TEXT, vision_config=IMAGE, projection_dim=20),
