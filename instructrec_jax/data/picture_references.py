@@ -179,9 +179,8 @@ def row_pictures(
     parts: list[_Part] = []
     if isinstance(messages, list | tuple):
         messages = [_without_pictures(turn, f"messages[{number}]", parts) for number, turn in enumerate(messages)]
-    held = [
-        each for part in parts if part.value is not None for each in read_pictures([part.value], folder, part.place)
-    ]
+    own = [part for part in parts if part.value is not None]
+    held = [_picture(part.value, folder, part.place) for part in own]
     found = {name: read_pictures(value, folder, name) for name, value in columns.items()} | {"messages": tuple(held)}
     there = [name for name, pictures in found.items() if pictures]
     if len(there) > 1:

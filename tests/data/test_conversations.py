@@ -257,7 +257,7 @@ def test_contents_in_parts(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     "part, message",
     [
-        ({"type": "image_url", "image_url": {"url": "x"}}, r"\[1\]\[0\]'.*no such picture"),
+        ({"type": "image_url", "image_url": {"url": "x"}}, r"\[1\]'.*no such picture"),
         ({"type": "image"}, r"\[1\]'.*'image'"),
         ({"type": "input_audio", "input_audio": {}}, "'input_audio'"),
         ({"type": "text"}, None),
