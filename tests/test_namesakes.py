@@ -8,7 +8,6 @@ PACKAGE = Path(instructrec_jax.__file__).parent
 TESTS = Path(__file__).parent
 # Module -> the test file that covers it: whole runs, or cases of every family at once.
 ELSEWHERE = {
-    "backbones/row_images": "data/test_text_images.py",
     "arrays": "adapters/test_dual_encoder.py",  # a name for a type
     "hf_types": "test_imports.py",  # names for types
     "adapters/mixture": "runs/test_ensemble.py",

@@ -1,4 +1,4 @@
-"""Images lie in the row of their text, at its tokens (`backbones.row_images`)."""
+"""Images lie in the row of their text, at its tokens."""
 
 from collections.abc import Sequence
 from typing import Any
