@@ -23,6 +23,8 @@ from instructrec_jax.explanation.explain import Explainer
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import ANYWHERE, Run
+from instructrec_jax.service.models import open_service
+from instructrec_jax.service.settings import ModelConfig, ServeConfig
 from instructrec_jax.tasks import ClassificationConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -167,3 +169,8 @@ def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
     run = Run.open(Path(tuned.run_dir))
     with pytest.raises(ValueError, match=said):
         Explainer(run, ["occlusion"]) if verb == "explain" else run.encode("a text")
+
+
+def test_the_service_says_that_it_reads_no_pictures(tuned: Config) -> None:
+    with pytest.raises(ValueError, match="reads pictures, which the service does not"):
+        open_service(ServeConfig(models=[ModelConfig(path=tuned.run_dir)]))
