@@ -18,11 +18,16 @@ from instructrec_jax.answering.exporting import export
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.explanation.explain import Explainer
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.data import RunData
+from instructrec_jax.runs.model import open_task
 from instructrec_jax.runs.run import ANYWHERE, Run
+from instructrec_jax.runs.setup import TrainingSetup
+from instructrec_jax.runs.summary import flops_and_peak
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.settings import ModelConfig, ServeConfig
 from instructrec_jax.tasks import ClassificationConfig
@@ -174,3 +179,19 @@ def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
 def test_the_service_says_that_it_reads_no_pictures(tuned: Config) -> None:
     with pytest.raises(ValueError, match="reads pictures, which the service does not"):
         open_service(ServeConfig(models=[ModelConfig(path=tuned.run_dir)]))
+
+
+def test_the_flops_of_a_step_are_those_of_patches(tuned: Config) -> None:
+    """Forward and backward of 10 images of 5 tokens: 12 and 4 matrices by hand."""
+    folder = Path(tuned.backbone.path)
+    task = open_task(changed(tuned, task=ClassificationConfig(labels=sorted(COLORS))), folder)
+    mesh = make_mesh(tuned.mesh)
+    setup = TrainingSetup.load(tuned, task, folder, mesh)
+    data = RunData(tuned).training(task, 8)
+    width, inner, patch, labels, layers = 32, 48, 8 * 8 * 3, 3, 2
+    tokens = 10 * 5
+    products = 6 * layers * (4 * width * width + 2 * width * inner) * tokens
+    first = 4 * patch * width * tokens  # the input needs no gradient
+    attention = 12 * layers * tokens * 5 * width
+    head = 6 * width * labels * 10
+    assert flops_and_peak(setup, data)[0](10) == products + first + attention + head
