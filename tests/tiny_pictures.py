@@ -2,6 +2,8 @@
 
 import io
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,19 @@ def image_network(kind: str, folder: Path, head: bool = False, **changes: Any) -
     size = dict(shortest_edge=16) if "crop_size" in PROCESSORS[kind] else dict(height=16, width=16)
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[kind] | dict(size=size)))
     return folder
+
+
+def tar(file: Path, content: dict[str, bytes]) -> Path:
+    with tarfile.open(file, "w") as opened:
+        for name, data in content.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            opened.addfile(info, io.BytesIO(data))
+    return file
+
+
+def zipped(file: Path, content: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, data in content.items():
+            opened.writestr(name, data)
+    return file

@@ -142,7 +142,8 @@ def _check_head(
         raise ValueError(
             f"the PEFT task {task_type!r} does not fit the head kind {head_kind!r} and "
             f"{'a' if head is not None else 'no'} head: SEQ_CLS, TOKEN_CLS and QUESTION_ANS need the kind 'sequence', "
-            "'token' or 'span' and the trained head, and no task needs 'image' and its head; other heads belong to the base model and are not written."
+            "'token' or 'span' and the trained head, no task needs 'image' and its head; other heads belong to the "
+            "base model and are not written."
         )
 
 

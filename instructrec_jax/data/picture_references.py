@@ -163,50 +163,57 @@ def _as_png(value: Any) -> bytes:
 
 # ---------------------------------------------------------------- pictures inside of messages
 
+_HOLDERS = ("image", "image_url", "path", "bytes", "base64", "data", "url")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of type image of a message: its place, and the value of its picture; None: that is in a column."""
+
+    place: str
+    value: object
+
 
 def row_pictures(
     columns: Mapping[str, object], messages: object, folder: PictureFolder
 ) -> tuple[object, tuple[Picture, ...]]:
-    """(the messages without pictures, the pictures of a row). Raises BadExample, also for pictures in two places."""
-    messages, inside = take_pictures(messages)
-    found = {name: read_pictures(value, folder, name) for name, value in {**columns, "messages": inside}.items()}
+    """(the messages, with parts that hold no picture any more; the pictures of a row).
+
+    A part of a message is {"type": "image"} alone, whose picture is in a column; or has it under `image`, `path`,
+    `bytes`, `base64`, `data` or `url` (a data URI), or as OpenAI's {"type": "image_url", "image_url": {"url": ...}}.
+
+    Raises BadExample for a picture as `read_pictures`, for pictures in two places, and for parts without one.
+    """
+    parts: list[_Part] = []
+    if isinstance(messages, list | tuple):
+        messages = [_without_pictures(turn, f"messages[{number}]", parts) for number, turn in enumerate(messages)]
+    own = [part for part in parts if part.value is not None]
+    held = [_picture(part.value, folder, part.place) for part in own]
+    found = {name: read_pictures(value, folder, name) for name, value in columns.items()} | {"messages": tuple(held)}
     there = [name for name, pictures in found.items() if pictures]
     if len(there) > 1:
         raise BadExample(there[0], "two places", f"pictures stand in {' and '.join(there)}: keep them in one of these.")
-    return messages, found[there[0]] if there else ()
+    pictures = found[there[0]] if there else ()
+    if parts and len(parts) != len(pictures):
+        lacking = next((part for part in parts if part.value is None), parts[-1])
+        detail = f"there are {len(parts)} parts of type 'image', but {len(pictures)} pictures: each needs its own."
+        raise BadExample(lacking.place, "unlike numbers", detail)
+    return messages, pictures
 
 
-def take_pictures(messages: object) -> tuple[object, list[object]]:
-    """(the messages, with parts of type `image` that hold no picture any more; the pictures' values, in order).
-
-    Such a part is {"type": "image"} alone, whose picture is in a column; or has it under `image`, `path`, `bytes`,
-    `base64`, `data` or `url` (a data URI), or as OpenAI's {"type": "image_url", "image_url": {"url": "data:..."}}.
-    """
-    taken: list[object] = []
-    if not isinstance(messages, list | tuple):
-        return messages, taken
-    return [_without_pictures(turn, taken) for turn in messages], taken
-
-
-def _without_pictures(turn: object, taken: list[object]) -> object:
+def _without_pictures(turn: object, place: str, parts: list[_Part]) -> object:
     content = turn.get("content") if isinstance(turn, Mapping) else None
     if not isinstance(turn, Mapping) or not isinstance(content, list | tuple):
         return turn
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in ("image", "image_url") and isinstance(part, Mapping):
-            held = {name: value for name, value in part.items() if name in _HOLDERS and value is not None}
-            for value in list(held.values())[:1]:
-                taken.append(value.get("url") if isinstance(value, Mapping) and "url" in value else value)
-            rest = {name: value for name, value in part.items() if name not in _HOLDERS}
-            parts.append({**rest, "type": "image"})
-        else:
-            parts.append(part)
-    return {**turn, "content": parts}
-
-
-_HOLDERS = ("image", "image_url", "path", "bytes", "base64", "data", "url")
+    left = []
+    for number, part in enumerate(content):
+        if isinstance(part, Mapping) and part.get("type") in ("image", "image_url"):
+            value = next((part[name] for name in _HOLDERS if part.get(name) is not None), None)
+            value = value["url"] if isinstance(value, Mapping) and "url" in value else value
+            parts.append(_Part(f"{place}.content[{number}]", value))
+            part = {name: value for name, value in part.items() if name not in _HOLDERS} | {"type": "image"}
+        left.append(part)
+    return {**turn, "content": left}
 
 
 # ---------------------------------------------------------------- pictures in a store that may move
