@@ -4,9 +4,9 @@
     python scripts/spoken_digits.py --out digits                  # one digit per sound: classification
     python scripts/spoken_digits.py --out numbers --digits 3      # one to three digits: transcription
 
-Writes `train.jsonl`, `validation.jsonl` and `test.jsonl` (columns audio, output, speaker) beside `sounds/`, and `network/`:
-config.json, tokenizer and settings of a tiny Whisper without weights. A voice is in one file only: those of the test are
-heard by no training. The same command makes the same files.
+Writes `train.jsonl`, `validation.jsonl` and `test.jsonl` (columns audio, output, speaker) beside `sounds/`, and
+`network/`: config.json, tokenizer and settings of a tiny Whisper without weights. A voice is in one file only: those of
+the test are heard by no training. The same command makes the same files.
 """
 
 import argparse

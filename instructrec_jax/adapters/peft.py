@@ -202,8 +202,8 @@ def read_peft(
     """
     folder = Path(folder)
     adapter = _read_config(folder)
-    tensors = _read_tensors(folder)
     family = family_of(hf_config)
+    tensors = {family.name_here(name): tensor for name, tensor in _read_tensors(folder).items()}
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
     missing = []
     for place in places(backbone, hf_config):

@@ -20,7 +20,8 @@ class RowImages:
 
     Attributes:
         pixels: float32 [rows, images, height, width, channels]; zeros where a row has fewer images.
-        places: int32 [rows, length]: k * V + v at the token of vector v of the row's image k, -1 at a word and at padding.
+        places: int32 [rows, length]: k * V + v at the token of vector v of the row's image k, -1 at a word and at
+            padding.
     """
 
     pixels: Array

@@ -188,7 +188,7 @@ def row_pictures(
     if isinstance(messages, list | tuple):
         messages = [_without_pictures(turn, f"messages[{number}]", parts) for number, turn in enumerate(messages)]
     own = [part for part in parts if part.value is not None]
-    held = [_picture(part.value, folder, part.place) for part in own]
+    held = [_one(part.value, folder, part.place, Picture) for part in own]
     found = {name: read_pictures(value, folder, name) for name, value in columns.items()} | {"messages": tuple(held)}
     there = [name for name, pictures in found.items() if pictures]
     if len(there) > 1:

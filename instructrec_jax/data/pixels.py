@@ -12,7 +12,7 @@ from instructrec_jax.data.pictures import Preprocessing, decoded, pixels_of, rea
 
 @dataclass(frozen=True)
 class PixelReader(MediaReader):
-    """Makes pixels of pictures, as the network's preprocessor_config.json says; `shape` is (height, width, channels)."""
+    """Makes pixels (height, width, channels) of pictures, as the network's preprocessor_config.json says."""
 
     how: Preprocessing = field(kw_only=True)
 

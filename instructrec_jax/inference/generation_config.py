@@ -218,8 +218,8 @@ def speech_prefix(folder: Path, config: PretrainedConfig) -> tuple[int, ...]:
         prefix.append(_known(fields, "lang_to_id", _language(str(language)), where))
     elif fields.get("lang_to_id") and prefix[:1] in ([], [None]):
         raise ValueError(
-            f"{where}: the network knows several languages, and detecting one is not implemented: set `language`, to en "
-            "for example."
+            f"{where}: the network knows several languages, and detecting one is not implemented: set `language`, such "
+            "as en."
         )
     if task is not None or (language is not None and fields.get("task_to_id")):
         prefix.append(_known(fields, "task_to_id", str(task or "transcribe"), where))

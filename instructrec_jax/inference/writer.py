@@ -51,17 +51,17 @@ class Writer(Generic[Network]):
         names: Sequence[str],
         config: GenerationConfig,
         *,
-        images: Sequence[RowImages] | None = None,
         show: Callable[[str], None] | None = None,
         progress: bool = False,
+        images: Sequence[RowImages] | None = None,
     ) -> list[Generated]:
         """Answers prompts (int32 [tokens] each), in their order.
 
         Args:
           names: the prompts' names in errors.
-          images: of each prompt, see `Decoder.answer`.
           show: receives the answer to a single prompt piece by piece: whole characters, without stop sequences.
           progress: whether to show a progress bar.
+          images: of the prompts, see `Decoder.answer`.
 
         Raises:
           ValueError: before any computation: a prompt is empty, or too long for `max_new_tokens`.

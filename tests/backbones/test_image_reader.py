@@ -12,6 +12,7 @@ from flax import nnx
 from instructrec_jax.backbones.decoder import Decoder
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.image_reader import average
+from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import build_backbone, load_backbone
 from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
@@ -159,3 +160,31 @@ def test_rows_over_devices(reader: Callable[[str], Decoder]) -> None:
     with mesh.tracing():
         found = run(nnx.merge(graphdef, nnx.State(spread)), rows)
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("kind", READERS)
+def test_gradients_reach_what_the_vectors_come_from(make_checkpoint: Callable[..., Path], kind: str) -> None:
+    """Also with gradient checkpointing, which changes nothing. LLaVA leaves out the last layer of its image network."""
+    folder = make_checkpoint(kind, SUFFIX)
+
+    def gradients(remat: str) -> dict[str, np.ndarray]:
+        module = load_backbone(folder, stack=StackOptions(remat=remat), rngs=nnx.Rngs(0)).module
+        assert isinstance(module, Decoder)
+        ((tokens, places, pixels),) = texts(module, [2])
+        images, ids = RowImages(jnp.asarray(pixels[None]), jnp.asarray(places[None])), tokens[None]
+        positions = np.arange(len(tokens))[None]
+
+        def loss(module: Decoder) -> jax.Array:
+            hidden = module(ids, positions * 0 + 1, positions, positions * 0, images=images)
+            return jnp.sum(hidden * jnp.sin(jnp.arange(hidden.size)).reshape(hidden.shape))
+
+        flat = nnx.to_flat_state(nnx.jit(nnx.grad(loss))(module))
+        return {".".join(map(str, path)): np.asarray(variable[...]) for path, variable in flat}
+
+    plain, again = gradients("none"), gradients("full")
+    for path, gradient in plain.items():
+        np.testing.assert_allclose(again[path], gradient, atol=1e-4, rtol=1e-4, err_msg=path)
+    assert all(np.abs(plain[path]).max() > 0 for path in plain if path.startswith("reader.projector"))
+    layers = np.abs(plain["reader.vision.layers.block0.mlp.inner.kernel"]).max((1, 2)) > 0
+    assert layers.tolist() == ([True, True, False] if kind == "llava" else [True, True])

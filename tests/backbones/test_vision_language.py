@@ -141,6 +141,14 @@ def test_what_is_not_implemented_is_named(kind: str, fields: dict[str, Any], nam
         build_backbone(config_of(kind, **fields), rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize("kind", READERS)
+def test_a_family_says_which_type_prompts_have(kind: str) -> None:
+    module = nnx.eval_shape(lambda: build_backbone(config_of(kind), rngs=nnx.Rngs(0)))
+    assert FAMILIES[kind].prompt_type == module.prompt_type == (kind == "paligemma")
+    assert (module.image_vectors, module.image_size) == (9, 12)
+    assert module.image_token_id == config_of(kind).image_token_index
+
+
 def test_files_are_read_by_the_names_of_modules(make_checkpoint: Callable[..., Path]) -> None:
     family = FAMILIES["gemma3"]
     with TensorFiles(make_checkpoint("gemma3", SUFFIX), family.name_here) as files:
