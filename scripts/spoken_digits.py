@@ -24,12 +24,27 @@ import soundfile
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # variants of espeak-ng, each with two accents
 VOICES = {
-    "train": ("m1", "m2", "m3", "m4", "f1", "f2", "f3", "caleb", "anika", "ed", "linda", "john", "steph", "adam"),
-    "validation": ("m5", "f4", "paul"),
-    "test": ("m7", "f5", "david", "belinda", "rob"),
+    "train": (
+        *("m1", "m2", "m3", "m4", "m6", "f1", "f2", "f3", "adam", "anika", "caleb", "ed", "edward", "john", "linda"),
+        *(
+            "steph",
+            "michel",
+            "norbert",
+            "pablo",
+            "quincy",
+            "sandro",
+            "shelby",
+            "travis",
+            "benjamin",
+            "boris",
+            "marcelo",
+        ),
+    ),
+    "validation": ("m5", "f4", "paul", "iven"),
+    "test": ("m7", "m8", "f5", "david", "belinda", "rob", "max", "victor", "kaukovalta", "antonio"),
 }
 ACCENTS = ("en-us", "en-gb")
-SPEEDS, PITCHES = (140, 170, 200), (30, 50, 70)  # words per minute; of 99
+SPEEDS, PITCHES = (150, 190), (35, 60)  # words per minute; of 99
 RATE = 16000
 CORNER = 0.01  # samples below this share of the loudest one are silence at both ends
 
@@ -103,6 +118,7 @@ def write_network(folder: Path, seconds: int) -> None:
         eos_token_id=1,
         bos_token_id=2,
         decoder_start_token_id=2,
+        dropout=0.1,
         begin_suppress_tokens=None,
         architectures=["WhisperForConditionalGeneration"],
     ).save_pretrained(folder)
