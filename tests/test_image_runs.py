@@ -177,7 +177,7 @@ def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
 
 
 def test_the_service_says_that_it_reads_no_pictures(tuned: Config) -> None:
-    with pytest.raises(ValueError, match="reads pictures, which the service does not"):
+    with pytest.raises(ValueError, match="reads pictures or sounds, which the service does not"):
         open_service(ServeConfig(models=[ModelConfig(path=tuned.run_dir)]))
 
 

@@ -98,7 +98,7 @@ def embedder(
     Raises ValueError for a network of images alone.
     """
     if task.context.pixels is not None:
-        raise ValueError(f"{folder} holds a network of images, but vectors are those of texts (see docs/images.md).")
+        raise ValueError(f"{folder} holds a network of images or sounds, but vectors are those of texts.")
     spec = read_pooling(folder)
     longest = min(task.context.max_length, spec.max_length or task.context.max_length)
     context = replace(task.context, truncate="right", max_length=longest, prompt=spec.prompt, counts={})

@@ -11,6 +11,7 @@ import torch
 import transformers
 from flax import nnx
 from lora_networks import BASE, CONFIGS, ONES, POSITIONS, ROWS, TOKENS, VOCABULARY, our_logits, trained
+from tiny_sounds import SIZES as SOUND_SIZES
 
 from instructrec_jax.adapters.lora import Lora, LoraConfig, add_lora, is_lora, merge_lora, places
 from instructrec_jax.adapters.quantized import Format, quantize_backbone
@@ -80,6 +81,7 @@ SIZES: dict[str, Any] = {
     ),
     "modernbert": {key: value for key, value in SMALL.items() if "key" not in key and "dim" not in key},
     "gpt2": dict(n_embd=32, n_layer=2, n_head=4),
+    "whisper": SOUND_SIZES,
     **{name: IMAGE for name in ("vit", "clip_vision_model", "siglip_vision_model")},
     **{name: IMAGE | dict(mlp_ratio=2) for name in ("dinov2", "dinov2_with_registers")},
     **{name: dict(text_config=TEXT, vision_config=IMAGE) for name in ("clip", "siglip")},

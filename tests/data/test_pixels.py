@@ -41,15 +41,6 @@ def test_pixels_are_those_of_the_processor_and_are_kept(folder: Path, monkeypatc
     assert again == read and np.array_equal(again(picture(png(1))), expected)
 
 
-def test_what_is_kept_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = reader(folder)
-    size = read(picture(png(0))).nbytes
-    monkeypatch.setattr(pixels_module, "KEPT", 3 * size)
-    for number in range(9):
-        read(picture(png(number)))
-    assert len(read._kept.found) == 3 and read._kept.size == 3 * size
-
-
 def bomb(width: int, height: int) -> bytes:
     """A PNG that claims a size, in a few bytes."""
 

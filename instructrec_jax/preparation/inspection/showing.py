@@ -177,8 +177,8 @@ class _Renderer:
 
     def pieces(self, example: Example, notes: Counter[str]) -> Pieces:
         """The rendered example, each piece with whether it is trained on. Raises BadExample."""
-        if example.images:
-            notes["examples have pictures, whose tokens are not counted"] += 1
+        if example.media:
+            notes["examples have pictures or sounds, whose tokens are not counted"] += 1
             if not render(example):
                 return [(shown_input(example), False)]
         if self.is_encoder:
