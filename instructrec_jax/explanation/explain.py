@@ -72,7 +72,7 @@ class Explainer:
         self, run: Run, methods: Sequence[Method] = ("integrated",), baseline: Baseline | None = None, most: int = MOST
     ):
         if run.task.context.pixels is not None:
-            raise ValueError("explanations are by word: they are not implemented for a run that reads pictures or sounds.")
+            raise ValueError("explanations are by word: there are none for a run that reads pictures or sounds.")
         self.run, self.methods = run, tuple(methods)
         self.asker: Asker = run.asker()
         self._settings = baseline, most

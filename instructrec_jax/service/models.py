@@ -224,7 +224,7 @@ def _open(config: ModelConfig) -> Run | LanguageModel | str:
             return LanguageModel(config.path, config.settings)
         run = Run.open(config.path, settings, fixed_shapes=True)
         if run.task.context.pixels is not None:
-            return f"{config.path} reads pictures or sounds, which the service does not: use `predict` or `Run.predict`."
+            return f"{config.path} reads pictures or sounds, which the service does not: use `predict`."
         _ = [member.model for member in run.members or (run,)]
     except ValueError as error:
         if not trained:
