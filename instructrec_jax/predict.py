@@ -67,6 +67,7 @@ def encode_file(options: Namespace, settings: list[str], share: Share) -> Counts
     if of_run := is_run(options.path):
         require_finished(options.path, options.step)
     run = Run.open(options.path, settings if of_run else settings_of(str(options.path)), step=options.step)
+    _ = run.embedder  # raises before rows are read
     asked, skip = identity(options, run, settings), options.on_bad_row == "skip"
     return write_vectors(run.encode, run.mapper, options.input, options.out, asked=asked, skip=skip, share=share)
 

@@ -211,7 +211,8 @@ def _forward_images(module: Any, head: Any, batch: Any) -> dict[str, jax.Array]:
     if vision.spec.pooling != "none":
         result["pooled"] = vision.pool(result["hidden"])
     if head is not None:
-        result["logits"] = head(module, result["hidden"])
+        vectors = module.vectors(result["hidden"])[:, None]
+        result["logits"] = head(module, vectors, np.ones(vectors.shape[:2], np.int32), 1)[:, 0]
     if "tokens" in batch:
         inputs = [batch[name] for name in ("tokens", "segment_ids", "positions")]
         result["hidden of texts"] = module.text(*inputs)

@@ -26,6 +26,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from tiny_pictures import image_network
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
@@ -197,6 +198,12 @@ def language_models(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
             tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]"
         ).save_pretrained(folders[kind])
     return folders
+
+
+@pytest.fixture(scope="session")
+def image_networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random networks of images, with dropout, in HuggingFace layout: model_type -> folder."""
+    return {kind: image_network(kind, tmp_path_factory.mktemp(kind)) for kind in ("vit", "dinov2", "clip", "siglip")}
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import examples, task_config
+from tiny_pictures import png
 
 from instructrec_jax.adapters.lora import LoraConfig, is_lora
 from instructrec_jax.backbones.backbone_config import BackboneConfig
@@ -19,6 +20,7 @@ from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import fit
+from instructrec_jax.data.picture import picture
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.runs import model as models
@@ -29,6 +31,7 @@ from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
 
 SEED, LENGTH, COUNT = 7, 128, 8
+IMAGES = ("vit", "dinov2", "clip", "siglip")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Case:
     """A task as it is tested.
 
     Attributes:
-      network: "bert", or one of `language_models`.
+      network: "bert", or one of `language_models` or `image_networks`.
       settings: of the task.
       beside: whether it can be learnt beside others; False: it is refused there, by name.
       lora: whether its backbone is trained, so that LoRA has something to do; False: LoRA is refused.
@@ -53,6 +56,10 @@ class Case:
 # "type" or "type, what is special about it"
 CASES = {
     "classification": Case("bert", mesh=(2, 1, 1, 4)),
+    "classification, vit": Case("vit"),
+    "classification, clip": Case("clip", mesh=(8, 1, 1)),
+    "multilabel, dinov2": Case("dinov2", mesh=(1, 2, 4)),
+    "regression, siglip": Case("siglip", mesh=(2, 1, 1, 4)),
     "multilabel": Case("bert", mesh=(1, 1, 8)),
     "regression": Case("bert"),
     "token_classification": Case("bert"),
@@ -98,19 +105,29 @@ def named(names: Iterable[str], slow: Collection[str] = (*ALIKE, *STEPS)) -> lis
 
 @pytest.fixture(scope="module")
 def networks(
-    checkpoint: Path, language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Path,
+    language_models: dict[str, Path],
+    image_networks: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[tuple[str, bool], Path]:
     """(network, whether it has dropout) -> folder."""
     found = {}
-    for name, folder in {"bert": checkpoint, **language_models}.items():
+    for name, folder in {"bert": checkpoint, **language_models, **image_networks}.items():
         silent = tmp_path_factory.mktemp(f"silent-{name}")
         for file in folder.iterdir():
             (silent / file.name).symlink_to(file)
-        config = {key: 0.0 if "drop" in key else value for key, value in read_json(folder / "config.json").items()}
+        config = without_dropout(read_json(folder / "config.json"))
         (silent / "config.json").unlink()
         write_json(silent / "config.json", config | {"summary_first_dropout": 0.0})
         found |= {(name, True): folder, (name, False): silent}
     return found
+
+
+def without_dropout(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: without_dropout(value) if isinstance(value, dict) else 0.0 if "drop" in key else value
+        for key, value in config.items()
+    }
 
 
 @dataclass
@@ -123,8 +140,14 @@ class Built:
 
 
 def examples_of(name: str, task: str = "") -> list[Example]:
-    kind = name.partition(",")[0]
-    return [replace(e, task=task or e.task) for e in examples(kind, COUNT)]
+    kind, _, network = name.partition(", ")
+    made = [replace(e, task=task or e.task) for e in examples(kind, COUNT)]
+    return list(map(pictured, made, range(COUNT))) if network in IMAGES else made
+
+
+def pictured(example: Example, number: int) -> Example:
+    """One to three pictures in place of the words."""
+    return replace(example, instruction="", images=tuple(picture(png(3 * number + n)) for n in range(1 + number % 3)))
 
 
 def built(
@@ -185,6 +208,7 @@ def packed(made: Built, texts: Any, rows: int = 1) -> Any:
     lengths, targets = lengths_of(texts.texts)
     room, target_room = (None if each is None else -(-2 * int(each.max()) // 8) * 8 for each in (lengths, targets))
     assert room is not None
+    room = max(room, 16)  # shorter rows hold one text
     plan = fit(lengths, room, targets, target_room)
     rows = -(-plan.rows // rows) * rows
     return lay_out(texts, replace(plan, rows=rows, row=plan.row * (rows // plan.rows)))

@@ -28,7 +28,6 @@ from instructrec_jax.backbones.layers import (
     truncated_normal,
 )
 from instructrec_jax.backbones.tables import Table, dense_table, table_logits
-from instructrec_jax.backbones.vision import VisionEncoder
 from instructrec_jax.hf_types import PretrainedConfig
 
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "lasttoken")
@@ -184,7 +183,10 @@ class SpanHead(TokenHead):
 
 
 class ImageHead(_Classifier):
-    """`num_outputs` logits per image, from the class token, or from it and the mean of the patches ("cls_mean")."""
+    """`num_outputs` numbers per segment, from the mean of the vectors of its images (`VisionEncoder.read_rows`).
+
+    A vector is the class token's, or that beside the mean of the patches ("cls_mean").
+    """
 
     def __init__(
         self, spec: HeadSpec, hidden_size: int, num_outputs: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
@@ -192,13 +194,19 @@ class ImageHead(_Classifier):
         width = 2 * hidden_size if spec.pooling == "cls_mean" else hidden_size
         super().__init__(spec, width, num_outputs, dtype=dtype, rngs=rngs)
 
-    def __call__(self, backbone: VisionEncoder, hidden: jax.Array) -> jax.Array:
-        """hidden [rows, tokens, hidden] → fp32 [rows, num_outputs]."""
-        x = hidden[:, 0]
-        if self.spec.pooling == "cls_mean":
-            patches = hidden[:, 1 + backbone.spec.registers :]
-            x = jnp.concatenate([x, patches.mean(1, dtype=jnp.float32).astype(x.dtype)], axis=-1)
-        return self.output(self.transform(x, None)).astype(jnp.float32)
+    def __call__(
+        self,
+        backbone: Backbone,
+        vectors: jax.Array,
+        segment_ids: jax.Array,
+        max_segments: int,
+        *,
+        dropout: DropoutKeys | None = None,
+    ) -> jax.Array:
+        """vectors [rows, length, width] → fp32 [rows, max_segments, num_outputs], as a `SequenceHead`."""
+        pooled = pool_segments(vectors, segment_ids, "mean", max_segments)
+        keys = None if dropout is None else segment_keys(dropout, segment_ids, max_segments)
+        return self.output(self.transform(pooled, keys)).astype(jnp.float32)
 
 
 class MaskedLMHead(_Transform):

@@ -112,12 +112,14 @@ class Place:
 
     Attributes:
         names: HuggingFace's module names without the model's prefix, one per layer of a stack.
+        old_names: those of transformers 4, where they were others; else the same.
         rule: the row of its kernel in the family's table of tensor names.
         number: the number of that row.
     """
 
     linear: Linear
     names: tuple[str, ...]
+    old_names: tuple[str, ...]
     rule: Rule
     number: int
 
@@ -134,7 +136,7 @@ class Place:
 
 
 def places(backbone: nnx.Module, hf_config: PretrainedConfig) -> list[Place]:
-    """The backbone's linear layers, in the order of the family's table."""
+    """The backbone's linear layers that are also modules of transformers, in the order of the family's table."""
     rules = {rule.path: (number, rule) for number, rule in enumerate(find_family(hf_config.model_type).mapping)}
     found = []
     for site in sites_of(backbone):
@@ -142,9 +144,16 @@ def places(backbone: nnx.Module, hf_config: PretrainedConfig) -> list[Place]:
         linear = functools.reduce(getattr, path.split(".")[:-1], backbone)
         if isinstance(linear, Linear) and path.endswith(".kernel"):
             number, rule = rules[rule_path]
-            names = [rule_names(rule, layer)[0].removesuffix(".weight") for layer in site.layers or (None,)]
-            found.append(Place(linear, tuple(names), rule, number))
+            if not rule.name.endswith(".weight"):  # a tensor of torch.nn.MultiheadAttention
+                continue
+            old = [rule_names(rule, layer)[0].removesuffix(".weight") for layer in site.layers or (None,)]
+            now = old if rule.module is None else [_at(rule.module, layer) for layer in site.layers or (None,)]
+            found.append(Place(linear, tuple(now), tuple(old), rule, number))
     return sorted(found, key=lambda place: (place.number, place.names))
+
+
+def _at(module: str, layer: int | None) -> str:
+    return module if layer is None else module.replace("{layer}", str(layer))
 
 
 def matches(target: str, name: str, prefix: str, setting: str = "lora.targets") -> bool:
@@ -178,7 +187,7 @@ def find_places(
     all_places, prefix = places(backbone, hf_config), find_family(hf_config.model_type).prefix
     for target in targets or [""]:
         if not any(matches(target, name, prefix, setting) for place in all_places for name in place.names):
-            known = dict.fromkeys(place.rule.name.removesuffix(".weight") for place in all_places)
+            known = dict.fromkeys(place.rule.module or place.rule.name.removesuffix(".weight") for place in all_places)
             raise ValueError(
                 f"{setting}: {target!r} matches no linear layer of this {hf_config.model_type} network; choose "
                 f"all-linear or from {', '.join(known)}."

@@ -29,9 +29,9 @@ Number = TypeVar("Number", int, float)
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."  # PEFT's wrappers around the HuggingFace model
-# Heads that are trained and saved with LoRA (modules_to_save): kind -> PEFT's name of the task.
-TRAINED_HEADS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS"}
-TASK_TYPES = (*TRAINED_HEADS.values(), "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+# Heads that are trained and saved with LoRA (modules_to_save): kind -> PEFT's name of the task; None: it has none.
+TRAINED_HEADS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "image": None}
+TASK_TYPES = (*filter(None, TRAINED_HEADS.values()), "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 
 # Fields of adapter_config.json that are supported, and fields that do not affect the network. PEFT has many more, for
 # variants of LoRA; an adapter that sets one of those is refused.
@@ -136,11 +136,12 @@ def _check_head(model_type: str, task_type: str | None, head: nnx.Module | None,
         raise ValueError(f"model_type {model_type!r} has no {head_kind!r} head; it has: {', '.join(heads)}.")
     trained = TRAINED_HEADS.get(head_kind or "")
     trained_task = task_type if task_type in TRAINED_HEADS.values() else None
-    if (head is not None) != (trained is not None) or trained != trained_task:
+    if (head is not None) != (head_kind in TRAINED_HEADS) or trained != trained_task:
         raise ValueError(
             f"the PEFT task {task_type!r} does not fit the head kind {head_kind!r} and "
             f"{'a' if head is not None else 'no'} head: SEQ_CLS, TOKEN_CLS and QUESTION_ANS need the kind 'sequence', "
-            "'token' or 'span' and the trained head; other heads belong to the base model and are not written."
+            "'token' or 'span' and the trained head, no task needs 'image' and its head; other heads belong to the "
+            "base model and are not written."
         )
 
 
@@ -232,6 +233,8 @@ def _fill_place(
 ) -> list[str]:
     """Moves a module's tensors out of `tensors` into the network. Returns the names of missing tensors."""
     full = [prefix + name for name in place.names]
+    old = [prefix + name for name in place.old_names]
+    full = old if any(f"{name}.lora_A.weight" in tensors for name in old) else full
     here = [name for name in full if any(f"{name}.lora_{m}.weight" in tensors for m in "AB")]
     saved = [name for name in full if f"{name}.weight" in tensors]
     if saved:

@@ -186,7 +186,7 @@ def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str 
     network = task.view(merge_lora(model.network))
     kind = head_kind(network.head)
     config = model.source.config
-    if kind in ("sequence", "token"):
+    if kind in ("sequence", "token", "image"):
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
         config.update({"problem_type": task.problem_type})

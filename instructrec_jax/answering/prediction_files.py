@@ -19,9 +19,11 @@ from instructrec_jax.answering.output_formats import line, writable
 from instructrec_jax.answering.partial_files import Partial, Share, check_other_parts, index_of, paths, write_index
 from instructrec_jax.answering.records import blocks, stdin
 from instructrec_jax.data.example import BadExample, Example
+from instructrec_jax.data.picture_references import NO_FOLDERS, PictureFolder, PictureFolders, folders_of
 from instructrec_jax.data.rows import ChainedRows, find_files, open_rows
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.parsing import json_lines
+from instructrec_jax.remote import shown
 from instructrec_jax.runs.predictions import Asker, joined
 from instructrec_jax.tasks.answers import Answer
 
@@ -58,11 +60,21 @@ def predict_file(
       ValueError: OUT exists, has another ending, or belongs to the input; the input changed since an interruption.
     """
 
-    def answer(rows: Iterable[Row], columns: Sequence[str] | None) -> tuple[list[dict[str, object]], list[SkippedRow]]:
-        return answer_rows(asker, rows, columns, ending=out.suffix, skip=skip)
-
     check_out(source, out)
+    pictures = _pictures(asker, source)
+
+    def answer(rows: Iterable[Row], columns: Sequence[str] | None) -> tuple[list[dict[str, object]], list[SkippedRow]]:
+        return answer_rows(asker, rows, columns, ending=out.suffix, skip=skip, pictures=pictures)
+
     return process_file(answer, source, out, asked=asked | {"skip": skip}, share=share, window=_window(asker))
+
+
+def _pictures(asker: Asker, source: Path) -> PictureFolders:
+    """Where the pictures of an input lie; those that stdin names, below the current folder."""
+    if str(source) == "-":
+        return PictureFolders(("stdin",), (PictureFolder(Path(asker.images) if asker.images else Path()),))
+    files = find_files(str(source))
+    return PictureFolders(tuple(map(shown, files)), folders_of(files, asker.images))
 
 
 def _window(asker: Asker) -> int:
@@ -111,7 +123,7 @@ def predict_stream(asker: Asker, source: Path, out: BinaryIO, *, skip: bool = Fa
 
     Arguments as in `predict_file`; rejected rows are printed on stderr.
     """
-    columns = None
+    columns, pictures = None, _pictures(asker, source)
     if str(source) == "-":
         found = blocks(_line_rows(stdin()), _window(asker), live=True)
     else:
@@ -119,7 +131,7 @@ def predict_stream(asker: Asker, source: Path, out: BinaryIO, *, skip: bool = Fa
         columns, found = rows.columns, blocks(file_rows(rows, range(len(rows))), _window(asker))
     answered = rejected = 0
     for block in found:
-        records, bad = answer_rows(asker, block, columns, skip=skip)
+        records, bad = answer_rows(asker, block, columns, skip=skip, pictures=pictures)
         for record in records:
             out.write(line(record))
         out.flush()
@@ -162,18 +174,20 @@ def answer_rows(
     *,
     ending: str = ".jsonl",
     skip: bool = False,
+    pictures: PictureFolders = NO_FOLDERS,
 ) -> tuple[list[dict[str, object]], list[SkippedRow]]:
     """(the rows with their predictions, the rows that cannot be answered), each in the order of the rows.
 
     Args:
       columns: all columns of the file, where rows hold a part of them.
       ending: of the output, see `output_formats.writable`.
+      pictures: where the files lie that the rows name.
     """
     kept: list[tuple[str, dict[str, object]]] = []
     examples: list[Example] = []
 
     def read(where: str, row: dict[str, object]) -> None:
-        examples.append(asker.example(row, where, columns))
+        examples.append(asker.example(row, where, columns, pictures.of(where)))
         kept.append((where, row))
 
     rejected = each_row(read, rows, skip=skip)

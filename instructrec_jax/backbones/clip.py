@@ -3,29 +3,33 @@
 from flax import nnx
 from jax.typing import DTypeLike
 
-from instructrec_jax.backbones.family import Backbone, Family, Rule, norm
+from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, linear, norm
 from instructrec_jax.backbones.image_text import ImageText, ImageTextSpec, tower_of
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.towers import TEXT_RULES, layer_rules
-from instructrec_jax.backbones.vision import VisionSpec, patch_rules, side_of
+from instructrec_jax.backbones.vision import VISION, VisionEncoder, VisionSpec, image_rules, patch_rules, side_of
 from instructrec_jax.hf_types import PretrainedConfig
 
 OLD_END = 2  # the eos_token_id of configs that were wrong: their texts end at the largest id
 
 
+def vision_spec(config: PretrainedConfig) -> VisionSpec:
+    return VisionSpec(
+        tower_of(config, causal=False),
+        image_size=side_of(config, "image_size"),
+        patch_size=side_of(config, "patch_size"),
+        channels=config.num_channels,
+        patch_bias=False,
+        pre_norm=True,
+        norm_hidden=False,
+    )
+
+
 def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
-    text, vision = config.text_config, config.vision_config
+    text = config.text_config
     spec = ImageTextSpec(
         text=tower_of(text, causal=True),
-        vision=VisionSpec(
-            tower_of(vision, causal=False),
-            image_size=side_of(vision, "image_size"),
-            patch_size=side_of(vision, "patch_size"),
-            channels=vision.num_channels,
-            patch_bias=False,
-            pre_norm=True,
-            norm_hidden=False,
-        ),
+        vision=vision_spec(config.vision_config),
         vocab_size=text.vocab_size,
         num_positions=text.max_position_embeddings,
         end_id=None if text.eos_token_id == OLD_END else text.eos_token_id,
@@ -49,3 +53,30 @@ MAPPING = (
     Rule("logit_scale", "log_factor"),
 )
 FAMILY = Family(build=build, prefix="", mapping=MAPPING, base_class="CLIPModel", kind="image_text")
+
+
+def build_vision(
+    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+) -> Backbone:
+    """The image network alone."""
+    return VisionEncoder(vision_spec(config), dtype=dtype, stack=stack, rngs=rngs)
+
+
+def image_head(config: PretrainedConfig) -> HeadSpec:
+    """A head of this package on the pooled vector: transformers' own reads the mean of the patches."""
+    return HeadSpec(initializer_range=config.initializer_range)
+
+
+VISION_FAMILY = Family(
+    build=build_vision,
+    prefix=VISION,
+    mapping=image_rules(MAPPING),
+    heads={
+        "image": Head(
+            "ForImageClassification", image_head, linear("classifier", "output"), architecture="CLIPVisionModel"
+        )
+    },
+    pooling="cls",
+    base_class="CLIPVisionModel",
+    kind="image",
+)

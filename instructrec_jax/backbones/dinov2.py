@@ -42,6 +42,7 @@ def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, po
         mask_token=getattr(config, "use_mask_token", True),
         registers=getattr(config, "num_register_tokens", 0),
         antialias=config.model_type == "dinov2_with_registers",
+        mean_beside=True,
     )
     return VisionEncoder(spec, dtype=dtype, stack=stack, rngs=rngs)
 
@@ -51,7 +52,7 @@ MAPPING = (
     Rule("embeddings.mask_token", "mask_token", "row"),
     Rule("embeddings.register_tokens", "registers", "row"),
     *norm(f"{LAYER}.norm1", "layers.{layer}.attention_norm"),
-    *attention_rules(LAYER),
+    *attention_rules(LAYER, LAYER),
     Rule(f"{LAYER}.layer_scale1.lambda1", "layers.{layer}.attention_factor"),
     *norm(f"{LAYER}.norm2", "layers.{layer}.mlp_norm"),
     *linear(f"{LAYER}.mlp.fc1", "layers.{layer}.mlp.inner"),

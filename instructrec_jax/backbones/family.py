@@ -24,6 +24,7 @@ class Rule:
             out].
         old_names: names of the tensor in older files; they take precedence over a stale tensor `name`.
         copies: names of possible copies of the tensor in a file; equal copies are ignored, others refused.
+        module: of a linear layer, the name of transformers' module, where it is not that of the tensor.
     """
 
     name: str
@@ -31,12 +32,13 @@ class Rule:
     transform: str = "none"
     old_names: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
+    module: str | None = None
 
 
-def linear(name: str, path: str, *, parts: int = 1) -> tuple[Rule, ...]:
+def linear(name: str, path: str, *, parts: int = 1, module: str | None = None) -> tuple[Rule, ...]:
     """The rules of a torch.nn.Linear ↔ `layers.Linear`."""
     return (
-        Rule(f"{name}.weight", f"{path}.kernel", "transpose"),
+        Rule(f"{name}.weight", f"{path}.kernel", "transpose", module=module),
         Rule(f"{name}.bias", f"{path}.bias", "none" if parts == 1 else "split"),
     )
 

@@ -33,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     "bart": bart.FAMILY,
     "bert": bert.FAMILY,
     "clip": clip.FAMILY,
+    "clip_vision_model": clip.VISION_FAMILY,
     "dinov2": dinov2.FAMILY,
     "dinov2_with_registers": dinov2.REGISTERS_FAMILY,
     "distilbert": distilbert.FAMILY,
@@ -48,6 +49,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": llama.QWEN3_FAMILY,
     "roberta": roberta.FAMILY,
     "siglip": siglip.FAMILY,
+    "siglip_vision_model": siglip.VISION_FAMILY,
     "t5": t5.FAMILY,
     "vit": vit.FAMILY,
     "xlm-roberta": roberta.XLM_FAMILY,
@@ -123,8 +125,12 @@ def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def read_config(path_or_hub_id: str | os.PathLike[str], *, images: bool = False) -> PretrainedConfig:
+def read_config(
+    path_or_hub_id: str | os.PathLike[str], *, images: bool = False, tower: bool = False
+) -> PretrainedConfig:
     """The `transformers` config of a folder. Without `images`, it must be of a network of texts.
+
+    With `tower`, that of a pair of an image network and a text network (CLIP) is its image network's.
 
     Fields about the storage of the weights (quantization_config) and about remote code, which is never run (auto_map),
     are removed, because they would be wrong in exports with this config.
@@ -141,9 +147,12 @@ def read_config(path_or_hub_id: str | os.PathLike[str], *, images: bool = False)
         raise ValueError(
             f"{folder} holds a network of images (model_type {fields.text('model_type')!r}), but a network of texts is "
             f"needed here: {', '.join(name for name, one in FAMILIES.items() if not one.kind.startswith('image'))}. "
-            "From Python, `load_backbone(folder, images=True)` reads it."
+            "Tasks that read images train it (see docs/images.md); from Python, `load_backbone(folder, images=True)` "
+            "reads it."
         )
     config = read_network_config(folder)
+    if tower and family.kind == "image_text":
+        config = config.vision_config
     for name in STALE:
         if hasattr(config, name):
             delattr(config, name)
@@ -291,9 +300,12 @@ def _pooling_mode(config: Fields) -> str:
     return modes[0]
 
 
+PROCESSOR = ("preprocessor_config.json", "processor_config.json")  # how pictures become pixels
+
+
 def keep_declared_files(folder: Path, target: Path) -> None:
-    """Copies a folder's files about generation and pooling to `target`, replacing those of another checkpoint."""
-    patterns = ("generation_config.json", "modules.json", "sentence_*_config.json", PROMPTS)
+    """Copies a folder's files about generation, pooling and pictures to `target`, replacing another checkpoint's."""
+    patterns = ("generation_config.json", "modules.json", "sentence_*_config.json", PROMPTS, *PROCESSOR)
     for old in [file for pattern in (*patterns, "*_*/config.json") for file in target.glob(pattern)]:
         old.unlink()
     kept = [file for pattern in patterns for file in folder.glob(pattern)]

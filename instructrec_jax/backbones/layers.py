@@ -180,6 +180,7 @@ class RMSNorm(nnx.Module):
 
 _GOLDEN = np.uint32(0x9E3779B9)  # 2^32 / golden ratio, odd: the step of a Weyl sequence
 _SITE = np.uint32(0x85EBCA6B)
+_PARTS_SITE = 1 << 21  # of keys for parts of a token; no backbone, head or LoRA has this site
 
 
 def _hash(x: jax.Array) -> jax.Array:
@@ -206,6 +207,15 @@ class DropoutKeys:
     def fold(self, site: int | jax.Array) -> "DropoutKeys":
         """Independent keys for one dropout site (first a layer number, then a site in the layer)."""
         return DropoutKeys(_hash(self.tokens + _SITE * (jnp.asarray(site).astype(jnp.uint32) + np.uint32(1))))
+
+    def at(self, tokens: jax.Array) -> "DropoutKeys":
+        """The keys of some tokens of each row, int [rows, n]."""
+        return DropoutKeys(jnp.take_along_axis(self.tokens, tokens, axis=1))
+
+    def parts(self, count: int) -> "DropoutKeys":
+        """Independent keys [rows * length, count] for parts of each token, such as the patches of an image."""
+        own = self.fold(_PARTS_SITE).tokens.reshape(-1, 1)
+        return DropoutKeys(_hash(own + _GOLDEN * jnp.arange(count, dtype=jnp.uint32)))
 
 
 def dropout_keys(seed: jax.Array, example_numbers: Array, positions: Array) -> DropoutKeys:

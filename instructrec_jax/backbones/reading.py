@@ -125,6 +125,7 @@ def load_backbone(
     shardings: Shardings | None = None,
     verify: bool = False,
     images: bool = False,
+    tower: bool = False,
 ) -> Pretrained:
     """Reads a pretrained network.
 
@@ -139,12 +140,13 @@ def load_backbone(
             start with "layers". Each device's slice is read directly from the file. None: the default device.
         verify: first compare the files with the hub's SHA-256 (see `verify_checksums`), which reads them twice.
         images: also networks of images, see `Family.kind`.
+        tower: of a pair of an image network and a text network, only the image network.
 
     Raises ValueError for an unsupported model_type or config field, a missing or misshapen tensor, NaN or infinity,
     quantized weights, a folder with only pickles.
     """
     folder = find_folder(path_or_hub_id)
-    config = read_config(folder, images=images)
+    config = read_config(folder, images=images, tower=tower)
     family = find_family(config.model_type)
     if verify and not random_init:
         verify_checksums(folder)
@@ -191,7 +193,7 @@ def load_head(
     matrix.
     """
     folder = find_folder(path_or_hub_id)
-    config = read_config(folder, images=True)
+    config = read_config(folder, images=True, tower=kind == "image")
     family = find_family(config.model_type)
     if kind not in family.heads:
         raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(family.heads)}.")

@@ -1,6 +1,6 @@
 """The image network of ViT, DINOv2, CLIP and SigLIP, described by a `VisionSpec`: patches are tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -22,6 +22,7 @@ from instructrec_jax.backbones.layers import (
     normal,
     product,
 )
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.backbones.towers import MLP, TowerSpec, tower_layers
 from instructrec_jax.hf_types import PretrainedConfig
 
@@ -44,6 +45,7 @@ class VisionSpec:
     pooling: Literal["first", "dense", "attention", "none"] = "first"
     pooled_size: int = 0  # width of the dense pooler
     pooled_activation: str = "tanh"
+    mean_beside: bool = False  # the vector of an image among others is the pooled one and the mean of its patches
 
     @property
     def grid(self) -> int:
@@ -141,6 +143,7 @@ class VisionEncoder(Backbone):
         self.dtype = dtype
         self.hidden_size = width
         self.vocab_size = 0
+        self.image_vectors = 1  # an image is one token of a row
         self.max_length = spec.class_token + spec.registers + spec.grid**2
 
     def __call__(self, pixels: jax.Array, *, dropout: DropoutKeys | None = None) -> jax.Array:
@@ -175,6 +178,34 @@ class VisionEncoder(Backbone):
         if isinstance(self.pooler, Linear):
             return activation(self.spec.pooled_activation)(self.pooler(hidden[:, 0]))
         return hidden[:, 0] if self.spec.norm_hidden else self.final_norm(hidden[:, 0])
+
+    def vectors(self, hidden: jax.Array) -> jax.Array:
+        """What a head reads of each image, [rows, vector_size], from hidden states [rows, tokens, hidden_size].
+
+        That is the pooled vector; of ViT the class token, because transformers' heads pass by its pooler.
+        """
+        pooled = hidden[:, 0] if isinstance(self.pooler, Linear) else self.pool(hidden)
+        if not self.spec.mean_beside:
+            return pooled
+        mean = hidden[:, self.spec.class_token + self.spec.registers :].mean(1, dtype=jnp.float32)
+        return jnp.concatenate([pooled, mean.astype(pooled.dtype)], axis=-1)
+
+    def read_rows(self, images: RowImages, *, dropout: DropoutKeys | None = None) -> jax.Array:
+        """The vector of each image at its place: [rows, length, vector_size] in `dtype`, zeros elsewhere.
+
+        Args:
+            dropout: keys of the rows' tokens [rows, length]; those of an image's patches depend on its token alone.
+        """
+        rows, count, *size = images.pixels.shape
+        pixels = jnp.asarray(images.pixels).reshape(rows * count, *size)
+        keys = None
+        if dropout is not None:
+            at = jnp.argmax(images.places[:, None] == jnp.arange(count)[:, None], axis=-1)  # an image's token
+            grid = (size[0] // self.spec.patch_size) * (size[1] // self.spec.patch_size)
+            keys = dropout.at(at).parts(self.spec.class_token + self.spec.registers + grid)
+        vectors = self.vectors(self(pixels, dropout=keys)).reshape(rows, count, -1)
+        places = jnp.asarray(images.places)[..., None]
+        return jnp.where(places < 0, 0, jnp.take_along_axis(vectors, jnp.maximum(places, 0), axis=1))
 
 
 _dropout = dropout  # `dropout` names the keys in the call signature above
@@ -267,6 +298,17 @@ def side_of(config: PretrainedConfig, name: str) -> int:
             "(supported: a whole number above 0, for squares)."
         )
     return sides[0]
+
+
+VISION = "vision_model."
+
+
+def image_rules(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules of the image network of a pair, for the image network alone, whose names begin with `VISION`."""
+    own = [rule for rule in rules if rule.name.startswith(VISION)]
+    return tuple(
+        replace(rule, name=rule.name.removeprefix(VISION), path=rule.path.removeprefix("vision.")) for rule in own
+    )
 
 
 def patch_rules(name: str, path: str, *, bias: bool = True) -> tuple[Rule, ...]:

@@ -36,13 +36,19 @@ def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, po
     return VisionEncoder(spec, dtype=dtype, stack=stack, rngs=rngs)
 
 
-def attention_rules(name: str) -> tuple[Rule, ...]:
-    """The tensor names of a layer's attention, also used by DINOv2."""
+def attention_rules(name: str, modules: str) -> tuple[Rule, ...]:
+    """The tensor names of a layer's attention, also used by DINOv2. `modules`: the name of the layer's module."""
+
+    def one(tensor: str, module: str, path: str) -> tuple[Rule, ...]:
+        return linear(
+            f"{name}.attention.{tensor}", f"layers.{{layer}}.attention.{path}", module=f"{modules}.attention.{module}"
+        )
+
     return (
-        *linear(f"{name}.attention.attention.query", "layers.{layer}.attention.query"),
-        *linear(f"{name}.attention.attention.key", "layers.{layer}.attention.key"),
-        *linear(f"{name}.attention.attention.value", "layers.{layer}.attention.value"),
-        *linear(f"{name}.attention.output.dense", "layers.{layer}.attention.output"),
+        *one("attention.query", "q_proj", "query"),
+        *one("attention.key", "k_proj", "key"),
+        *one("attention.value", "v_proj", "value"),
+        *one("output.dense", "o_proj", "output"),
     )
 
 
@@ -54,11 +60,11 @@ EMBEDDINGS = (
 LAYER = "encoder.layer.{layer}"
 MAPPING = (
     *EMBEDDINGS,
-    *attention_rules(LAYER),
+    *attention_rules(LAYER, "layers.{layer}"),
     *norm(f"{LAYER}.layernorm_before", "layers.{layer}.attention_norm"),
     *norm(f"{LAYER}.layernorm_after", "layers.{layer}.mlp_norm"),
-    *linear(f"{LAYER}.intermediate.dense", "layers.{layer}.mlp.inner"),
-    *linear(f"{LAYER}.output.dense", "layers.{layer}.mlp.outer"),
+    *linear(f"{LAYER}.intermediate.dense", "layers.{layer}.mlp.inner", module="layers.{layer}.mlp.fc1"),
+    *linear(f"{LAYER}.output.dense", "layers.{layer}.mlp.outer", module="layers.{layer}.mlp.fc2"),
     *norm("layernorm", "final_norm"),
     *linear("pooler.dense", "pooler"),
 )

@@ -23,7 +23,9 @@ import numpy as np
 from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
 
 from instructrec_jax.arrays import Array
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.data.packing import Plan
+from instructrec_jax.data.text_images import TextImages, lay_images
 
 
 class Along(enum.Enum):
@@ -76,6 +78,7 @@ class Batch(Generic[Own]):
       targets: the input of an encoder–decoder's decoder; a target has the row and segment number of its text. None for
         other networks.
       own: the arrays of the task, see the module; None where there are none.
+      images: the images in the rows; None where no text has any.
     """
 
     texts: Rows
@@ -83,6 +86,7 @@ class Batch(Generic[Own]):
     text_numbers: Array
     targets: Rows | None
     own: Own
+    images: RowImages | None = None
 
     @property
     def outputs(self) -> Rows:
@@ -92,19 +96,20 @@ class Batch(Generic[Own]):
     @property
     def without_own(self) -> "Batch[None]":
         """The texts alone."""
-        return Batch(self.texts, self.token_types, self.text_numbers, self.targets, None)
+        return Batch(self.texts, self.token_types, self.text_numbers, self.targets, None, self.images)
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
     """One tokenized text: int32 [length] tokens, and token types where the network has them.
 
-    `target`: decoder input of an encoder–decoder, int32 [target length].
+    `target`: decoder input of an encoder–decoder, int32 [target length]. `images`: None for a text without any.
     """
 
     tokens: np.ndarray
     types: np.ndarray | None = None
     target: np.ndarray | None = None
+    images: TextImages | None = None
 
 
 @dataclass(frozen=True)
@@ -246,4 +251,12 @@ def lay_out(parts: BatchTexts[Own], plan: Plan) -> Batch[Own]:
         text_numbers=laid(Along.TEXTS, numbers),
         targets=targets,
         own=map_arrays(laid, parts.own),
+        images=_images(texts, lengths, plan, side),
     )
+
+
+def _images(texts: Sequence[Text], lengths: np.ndarray, plan: Plan, side: _Side) -> RowImages | None:
+    images = [text.images for text in texts]
+    if plan.images is None and not any(images):
+        return None
+    return lay_images(images, lengths, plan.row, (side.row, side.column), side.shape, plan.images)

@@ -1,13 +1,14 @@
 """The `Example`: the record that every source yields and every task reads."""
 
 import difflib
-import hashlib
 import json
 import math
 import reprlib
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+
+from instructrec_jax.data.picture import MARK, Picture
 
 Output = str | float | int | tuple[str, ...] | None
 
@@ -57,7 +58,7 @@ class Example:
     """One instruction with its answer, if known.
 
     Attributes:
-      instruction: the instruction text. Empty only beside an `input` or `messages`.
+      instruction: the instruction text. Empty only beside an `input`, `messages` or `images`.
       input: the text that the instruction is about; None: none.
       output: the answer: a text, a label name, a number or an item id; a tuple of several labels or items, or of one
         tag per word. None: unknown (the example can only be predicted).
@@ -71,6 +72,7 @@ class Example:
       tools: JSON schemas of the functions that the assistant may call, for the tokenizer's chat template.
       words: the words of `input`, one label each, where splitting `input` at spaces would not give them (words that
         are empty or contain a space).
+      images: the pictures, in order; `<image>` marks their places in texts.
       where: file and line, or data set and row, of the record, for error messages. Ignored by comparisons.
     """
 
@@ -86,6 +88,7 @@ class Example:
     system: str | None = None
     tools: tuple[Mapping[str, object], ...] = field(default=(), hash=False)
     words: tuple[str, ...] = ()
+    images: tuple[Picture, ...] = ()
     where: str = field(default="", compare=False)
 
     def to_record(self) -> dict[str, object]:
@@ -93,8 +96,8 @@ class Example:
         record: dict[str, object] = {}
         for name in _FIELDS:
             value = getattr(self, name)
-            if name == "messages":
-                value = [message.to_record() for message in value]
+            if name in ("messages", "images"):
+                value = [each.to_record() for each in value]
             elif name == "origin":
                 value = dict(value)
             elif isinstance(value, tuple):
@@ -127,7 +130,9 @@ class Example:
 
         return cls(
             instruction=check_text(
-                record.get("instruction", ""), "instruction", allow_blank=bool(turns or record.get("input"))
+                record.get("instruction", ""),
+                "instruction",
+                allow_blank=bool(turns or record.get("input") or record.get("images")),
             ),
             input=_text_or_none(record.get("input"), "input"),
             output=_check_output(listed("output") if "output" in record else None),
@@ -136,6 +141,7 @@ class Example:
             candidates=check_texts(listed("candidates"), "candidates"),
             history=check_texts(listed("history"), "history"),
             words=_check_words(listed("words")),
+            images=_read_images(record.get("images", ())),
             task=check_text(record.get("task", ""), "task", allow_blank=True),
             id=check_text(record.get("id", ""), "id", allow_blank=True),
             origin=_check_origin(record.get("origin", {})),
@@ -236,9 +242,12 @@ def _joined(parts: Iterable[object], place: str, ignore: frozenset[str]) -> tupl
             raise BadExample(here, "wrong type", f'expected {{"type": "text", "text": ...}}, found {show(part)}.')
         rest = {str(key): value for key, value in part.items() if key not in ignore and not is_blank(value)}
         kind = rest.pop("type", "text" if "text" in rest else None)
+        if kind == "image" and not rest:  # its picture is among those of the example
+            texts.append(MARK)
+            continue
         name, found = ("text", texts) if kind in _TEXT_PARTS else (kind, thoughts)
         if kind not in (*_TEXT_PARTS, *REASONING):
-            detail = f"a part of type {show(kind)} is not read, only text: remove the part or the row."
+            detail = f"a part of type {show(kind)} is not read, only text and image: remove the part or the row."
             raise BadExample(here, "unread part", detail)
         found.append(check_text(rest.pop(name, ""), f"{here}.{name}", allow_blank=True))
         if rest:
@@ -379,7 +388,8 @@ def check_example(example: Example) -> Example:
     Raises:
       BadExample: a wrong type, an empty text, an unusable character or a number that is not finite.
     """
-    check_text(example.instruction, "instruction", allow_blank=bool(example.messages or example.input))
+    may_be_blank = bool(example.messages or example.input or example.images)
+    check_text(example.instruction, "instruction", allow_blank=may_be_blank)
     _text_or_none(example.input, "input")
     _check_output(example.output)
     check_messages(example.messages)
@@ -387,6 +397,7 @@ def check_example(example: Example) -> Example:
     check_texts(example.candidates, "candidates")
     check_texts(example.history, "history")
     _check_words(example.words)
+    _check_images(example.images)
     check_text(example.task, "task", allow_blank=True)
     check_text(example.id, "id", allow_blank=True)
     _check_origin(example.origin)
@@ -409,6 +420,20 @@ def _check_words(words: object) -> tuple[str, ...]:
     if not isinstance(words, tuple) or not all(isinstance(word, str) for word in words):
         raise BadExample("words", "wrong type", f"expected a tuple of texts, found {show(words)}.")
     return words
+
+
+def _read_images(records: object) -> tuple[Picture, ...]:
+    try:
+        return tuple(map(Picture.from_record, records))  # type: ignore[call-overload]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        detail = f"expected pictures as `Picture.to_record` writes them, found {show(records)} ({error})."
+        raise BadExample("images", "wrong type", detail) from None
+
+
+def _check_images(images: object) -> tuple[Picture, ...]:
+    if not isinstance(images, tuple) or not all(isinstance(each, Picture) for each in images):
+        raise BadExample("images", "wrong type", f"expected a tuple of pictures, found {show(images)}.")
+    return images
 
 
 def _check_origin(origin: object) -> Mapping[str, str]:
@@ -453,40 +478,3 @@ def check_labels(example: Example, labels: Iterable[str]) -> None:
             listed = ", ".join(sorted(labels)[:20]) + (", ..." if len(labels) > 20 else "")
             detail = f"found {show(output)}; the labels are {listed}.{suggest(output, labels)}"
             raise BadExample(place, "unknown label", detail)
-
-
-def fingerprint(examples: Iterable[Example]) -> str:
-    """See `fingerprint_of`; the same on every machine."""
-    return fingerprint_of(map(digest_of_example, examples))
-
-
-def fingerprint_of(digests: Iterable[bytes]) -> str:
-    """SHA-256 (64 hex digits) of the examples' digests in order. So processes that each hold some can tell it."""
-    found = hashlib.sha256()
-    for digest in digests:
-        found.update(digest)
-    return found.hexdigest()
-
-
-def digest_of_example(example: Example) -> bytes:
-    """SHA-256 (32 bytes) of the example's `fingerprint_bytes`."""
-    return hashlib.sha256(fingerprint_bytes(example)).digest()
-
-
-def fingerprint_bytes(example: Example) -> bytes:
-    """The example's JSON with sorted keys, and a line break."""
-    return json.dumps(example.to_record(), sort_keys=True).encode() + b"\n"
-
-
-def json_and_digest(example: Example) -> tuple[bytes, bytes]:
-    """(JSON from which `Example.from_record` makes the example, `digest_of_example`).
-
-    The order of keys inside tools, calls and origins is kept, because a chat template may write it.
-    """
-    record = dict(sorted(example.to_record().items()))
-    if example.messages:
-        record["messages"] = [dict(sorted(message.to_record().items())) for message in example.messages]
-    kept = json.dumps(record).encode() + b"\n"
-    if example.messages or example.tools or len(example.origin) > 1:
-        return kept, digest_of_example(example)
-    return kept, hashlib.sha256(kept).digest()  # the keys are sorted

@@ -13,12 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
-from instructrec_jax.data.example import BadExample, Example, fingerprint_of, json_and_digest
+from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper
+from instructrec_jax.data.fingerprints import fingerprint_of, json_and_digest
 from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.masked import without_values
 from instructrec_jax.data.parallel import in_order
 from instructrec_jax.data.parts import Part
+from instructrec_jax.data.picture_references import NO_FILES, PictureFolder, numbered, placed
 from instructrec_jax.data.rows import Rows
 from instructrec_jax.data.shares import SOURCE_ROW
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing
@@ -29,7 +31,7 @@ from instructrec_jax.files import check_type
 SCHEMA = pa.schema(
     [
         ("example", pa.large_binary()),
-        ("digest", pa.binary(32)),  # see `data.example.digest_of_example`
+        ("digest", pa.binary(32)),  # see `data.fingerprints.digest_of_example`
         ("where", pa.string()),
         (SOURCE_ROW, pa.int64()),
     ]
@@ -47,11 +49,13 @@ class Origin:
       data: the file or folder that the stores lie beside; None: no place of its own.
       key: fingerprint of its bytes and of how they are read, as JSON; None: unknown, so that nothing is kept on disk.
       names: the names in its rows' `where`.
+      pictures: where the pictures of each of these are; none: rows may not name files.
     """
 
     data: Path | None = None
     key: object = None
     names: Sequence[str] = ()
+    pictures: tuple[PictureFolder, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,15 @@ class StoredExamples(Sequence[Example]):
     """The examples of a store, by number; nothing but the store is in memory.
 
     Attributes:
-      fingerprint: of all examples in order, see `data.example.fingerprint`.
+      fingerprint: of all examples in order, see `data.fingerprints.fingerprint`.
       skipped: the bad rows that were left out.
       rows: number of rows in the source.
       unread: number of rows with each column that is not read.
       notes: for the log.
     """
 
-    def __init__(self, store: Store, names: Sequence[str]) -> None:
-        self.store, self.names = store, names
+    def __init__(self, store: Store, names: Sequence[str], pictures: tuple[PictureFolder, ...] = ()) -> None:
+        self.store, self.names, self.pictures = store, names, pictures
         summary = store.summary
         self.fingerprint = check_type(summary.get("fingerprint"), str, "fingerprint of a store")
         self.rows = check_type(summary.get("rows"), int, "rows of a store")
@@ -96,11 +100,12 @@ class StoredExamples(Sequence[Example]):
     def _read(self, index: int, sweep: bool) -> Example:
         batch, place = self.store.find(index, sweep)
         where = named(batch.column(2)[place].as_py(), self.names)
-        return Example.from_record(json.loads(batch.column(0)[place].as_py()), where)
+        example = Example.from_record(json.loads(batch.column(0)[place].as_py()), where)
+        return replace(example, images=placed(example.images, self.pictures)) if example.images else example
 
     @cached_property
     def digests(self) -> pa.ChunkedArray:
-        """fixed-size binary [examples]: see `data.example.digest_of_example`."""
+        """fixed-size binary [examples]: see `data.fingerprints.digest_of_example`."""
         return pa.chunked_array([part.rows.column("digest") for part in self.store.parts], pa.binary(32))
 
     def digest(self, index: int) -> bytes:
@@ -144,7 +149,7 @@ def read_examples(
 
     def make(blocks: Sequence[range]) -> Iterator[Part]:
         rows = len(source().rows)
-        reading = _Reading(source().rows, source().mapper, tuple(origin.names))
+        reading = _Reading(source().rows, source().mapper, tuple(origin.names), origin.pictures)
         bad: list[SkippedRow] = []
         with tqdm(total=sum(map(len, blocks)), desc=f"reading {name}", unit=" rows", disable=rows < BAR_FROM) as bar:
             for part, block in zip(in_order(read_block, reading, blocks, storage.processes(rows)), blocks, strict=True):
@@ -175,9 +180,11 @@ def read_examples(
         kept_from=storage.kept_from,
         part_rows=PART_ROWS,
         shared=("digest", SOURCE_ROW) if storage.divided else (),
-        remake=lambda: partial(read_block, _Reading(source().rows, source().mapper, tuple(origin.names))),
+        remake=lambda: partial(
+            read_block, _Reading(source().rows, source().mapper, tuple(origin.names), origin.pictures)
+        ),
     )
-    return StoredExamples(open_store(plan), origin.names)
+    return StoredExamples(open_store(plan), origin.names, origin.pictures)
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,12 @@ class _Reading:
     rows: Rows
     mapper: FieldMapper
     names: tuple[str, ...]
+    pictures: tuple[PictureFolder, ...]
+
+    def folder(self, where: str) -> PictureFolder:
+        """Of the pictures of a row, by its numbered place."""
+        number = where.split("\x00", 2)[1] if where.startswith("\x00") else ""
+        return self.pictures[int(number)] if number and self.pictures else NO_FILES
 
 
 def read_block(reading: _Reading, block: Sequence[int]) -> Part:
@@ -199,15 +212,17 @@ def read_block(reading: _Reading, block: Sequence[int]) -> Part:
     numbers: list[int] = []
     for index in block:
         try:
-            row = rows.row(index)
-            example = mapper(row, rows.columns)
+            row, where = rows.row(index), _numbered(rows.where(index), reading.names)
+            example = mapper(row, rows.columns, reading.folder(where))
             unread.update(mapper.unread(row, rows.columns))
         except BadExample as found:
             error = found if mapper.mask is None else without_values(found)
             bad.append(SkippedRow(rows.where(index), error.field, error.reason, error.detail))
             continue
+        if example.images:
+            example = replace(example, images=numbered(example.images, reading.pictures))
         examples.append(json_and_digest(example))
-        places.append(_numbered(rows.where(index), reading.names))
+        places.append(where)
         numbers.append(index)
     meta: dict[str, object] = {
         "rows": len(block),

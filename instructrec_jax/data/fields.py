@@ -32,6 +32,8 @@ from instructrec_jax.data.example import (
     suggest,
 )
 from instructrec_jax.data.labels import Labels, chosen, named
+from instructrec_jax.data.picture import Picture
+from instructrec_jax.data.picture_references import NO_FILES, PictureFolder, row_pictures
 from instructrec_jax.data.unread import MEANING, check_ignored, unread_fields
 
 OutputType = Literal["auto", "text", "number", "list", "candidate"]  # auto: the type in the file
@@ -73,10 +75,12 @@ class FieldsConfig:
     task: str | None = "task"  # Task name, unless the source sets one.
     id: str | None = "id"  # Name of the record in reports.
     origin: str | None = "origin"  # Column with the provenance: a text, or an object (of lists, the first entry).
+    image: str | None = "image"  # Column with a picture or a list of them: path, bytes or base64 (also: images).
     separator: str = ""  # Splits a text cell into a list, as in "12|55|9": useful in CSV files.
 
 
 _MISSING = object()
+_IMAGES = "images"  # the other name of the column of pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,19 +173,19 @@ class FieldMapper:
         values = {name: getattr(fields, name) for name in _MAPPED}
         values = {name: None if name == value and name in fields.ignore else value for name, value in values.items()}
         self.recipes = {name: None if value is None else _parse(name, value) for name, value in values.items()}
-        for name in ("messages", "origin", "tools"):
+        for name in ("messages", "origin", "tools", "image"):
             recipe = self.recipes[name]
             if recipe and not recipe.column and not (name == "messages" and JOINT in (values[name] or "")):
                 raise ValueError(f"setting `fields.{name}`: {values[name]!r} must be a column name.")
-        if not self.recipes["instruction"] and not self.recipes["messages"]:
-            if not self.recipes["input"]:
-                raise ValueError("settings `fields`: instruction, input and messages are all null; set one of them.")
+        if not any(self.recipes[name] for name in ("instruction", "messages", "input", "image")):
+            raise ValueError("settings `fields`: instruction, input, messages and image are all null; set one of them.")
         if fields.label_names and fields.output_type in ("number", "text", "candidate"):
             message = f"label_names contradicts output_type: {fields.output_type}; drop one."
             raise ValueError(f"settings `fields`: {message}")
 
         named = {column for recipe in self.recipes.values() if recipe for column in recipe.columns}
         named |= {self._candidate_labels()} - {""}
+        named |= {_IMAGES} if fields.image == "image" and _IMAGES not in fields.ignore else set()
         self.used = named | {column.split(".")[0] for column in named}
         self.ignored = check_ignored(fields.ignore, named) | {name for name, value in values.items() if value is None}
         self.ignored_keys = frozenset(
@@ -203,8 +207,13 @@ class FieldMapper:
         column = (self.recipes["candidates"] and self.recipes["candidates"].column) or ""
         return column.removesuffix("text") + "label" if column.endswith(".text") else ""
 
-    def __call__(self, row: Mapping[str, object], all_columns: Sequence[str] | None = None) -> Example:
-        """Maps a row. `all_columns`: the columns to name in an error where `row` holds only the needed ones."""
+    def __call__(
+        self,
+        row: Mapping[str, object],
+        all_columns: Sequence[str] | None = None,
+        folder: PictureFolder = NO_FILES,
+    ) -> Example:
+        """Maps a row, whose pictures lie in `folder`. `all_columns`: those to name in an error where it holds fewer."""
         there = list(row) if all_columns is None else list(all_columns)
 
         def value(name: str) -> object:
@@ -212,6 +221,7 @@ class FieldMapper:
             return None if recipe is None else self._value(name, recipe, row, there)
 
         unread_fields(row, self.used, self.ignored)
+        row, images = self._images(row, value("image"), folder)
         messages, tools = self._messages(row, there), read_tools(value("tools"))
         if all_columns is not None:  # a row of an Arrow table
             messages, tools = with_own_keys(messages), read_tools(without_nulls(tools))
@@ -223,7 +233,7 @@ class FieldMapper:
         listed, own = value("input"), self.task or self._text("task", value("task"), True) or ""
         recipe = self.recipes["instruction"]
         no_instruction = recipe is None or not self.is_named("instruction") and "instruction" not in row
-        alone = bool(messages) or no_instruction and not is_blank(listed)
+        alone = bool(messages) or no_instruction and not (is_blank(listed) and not images)
         example = Example(
             instruction=self._text("instruction", instruction, alone) or "",
             input=self._text("input", listed, True),
@@ -237,6 +247,7 @@ class FieldMapper:
             system=self._text("system", value("system"), True),
             tools=tools,
             words=_own_words(listed) if isinstance(output, list | tuple) else (),
+            images=images,
         )
         if is_dialogue(history):
             example = with_earlier_turns(example, history)
@@ -258,6 +269,17 @@ class FieldMapper:
                 raise _missing("messages", column, there)
         return join_columns(found, self.ignored_keys)
 
+    def _images(
+        self, row: Mapping[str, object], own: object, folder: PictureFolder
+    ) -> tuple[Mapping[str, object], tuple[Picture, ...]]:
+        """(the row without pictures in its messages, all pictures). own: the value of the field."""
+        if self.recipes["image"] is None:
+            return row, ()
+        more = None if self.is_named("image") or _IMAGES in self.ignored else row.get(_IMAGES)
+        column = (self.recipes["messages"] and self.recipes["messages"].column) or ""
+        turns, pictures = row_pictures({"image": own, _IMAGES: more}, row.get(column), folder)
+        return ({**row, column: turns} if column in row else row), pictures
+
     def columns_of(self, name: str) -> list[str]:
         """The columns that a field is read from."""
         recipe = self.recipes[name]
@@ -275,8 +297,8 @@ class FieldMapper:
                 return value
             if recipe.column == name and (name not in ("instruction", "output") or self._has_messages(row)):
                 return None
-            if recipe.column == name == "instruction" and self._has("input", row):
-                return None  # the input is a text of its own
+            if recipe.column == name == "instruction" and any(self._has(each, row) for each in ("input", "image")):
+                return None  # the input is a text of its own, and a picture needs none
             raise _missing(name, recipe.column, there)
         text = ""
         for fixed, column in recipe.parts:
@@ -297,6 +319,8 @@ class FieldMapper:
         if recipe is None or not recipe.column:
             return recipe is not None
         value = look_up(row, recipe.column)
+        if name == "image" and value is _MISSING and not self.is_named(name):
+            value = row.get(_IMAGES)
         return value is not _MISSING and not is_blank(value)
 
     def _filling(self, name: str, column: str, value: object) -> str:
@@ -392,7 +416,7 @@ class FieldMapper:
 
 _MAPPED = (
     *("instruction", "input", "output", "messages", "system", "tools"),
-    *("candidates", "history", "task", "id", "origin"),
+    *("candidates", "history", "task", "id", "origin", "image"),
 )
 
 

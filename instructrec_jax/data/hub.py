@@ -32,7 +32,9 @@ class DatasetRows:
 
     def __init__(self, dataset: "Dataset", name: str, wanted: set[str]) -> None:
         self.columns: list[str] = dataset.column_names
-        self.dataset = dataset.with_format(None).select_columns([c for c in self.columns if c in wanted])
+        self.dataset = encoded_pictures(dataset.with_format(None)).select_columns(
+            [c for c in self.columns if c in wanted]
+        )
         self.length, self.name = len(dataset), name
 
     def __len__(self) -> int:
@@ -43,6 +45,18 @@ class DatasetRows:
 
     def where(self, index: int) -> str:
         return f"{self.name}[{index}]"
+
+
+def encoded_pictures(dataset: "Dataset") -> "Dataset":
+    """The data set with pictures as {bytes, path} in place of Pillow's."""
+    from datasets import Image, List
+
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Image):
+            dataset = dataset.cast_column(name, Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), Image):
+            dataset = dataset.cast_column(name, List(Image(decode=False)))
+    return dataset
 
 
 def fingerprint_of(dataset: "Dataset") -> str:

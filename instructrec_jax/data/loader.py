@@ -20,6 +20,7 @@ from instructrec_jax.data.batch import Batch, BatchTexts, Own, Text, lay_out, le
 from instructrec_jax.data.file_stream import Position
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.packing import PackedRows, Plan, fit_epoch, plan_batch
+from instructrec_jax.data.text_images import images_per_row
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding
 
@@ -44,10 +45,24 @@ class OwnRows:
     Attributes:
       lengths: int [examples] tokens of each example's only text; with targets also theirs.
       rows: rows of a batch -> bool [rows], those on the devices of this process.
+      images: the images of each example; None: there are none.
     """
 
     lengths: Sequence[np.ndarray]
     rows: Callable[[int], np.ndarray]
+    images: "ImageCounts | None" = None
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """Images of each example, int [examples], and their (height, width, channels)."""
+
+    counts: np.ndarray
+    shape: tuple[int, int, int]
+
+    def room(self, plan: Plan, indices: np.ndarray) -> Plan:
+        """The plan of some examples with room for their images, which all processes agree on."""
+        return replace(plan, images=(images_per_row(plan.row, self.counts[indices]), *self.shape))
 
 
 def rows_here(mesh: DeviceMesh, rows: int) -> np.ndarray:
@@ -102,6 +117,7 @@ class Loader:
         planned = [side[indices] for side in self.own.lengths]
         targets = planned[1] if len(planned) > 1 else None
         plan = plan_batch(planned[0], self.buckets, self.row_multiple, targets, self.target_buckets)
+        plan = plan if self.own.images is None else self.own.images.room(plan, indices)
         return own_batch(lambda some: self.gather(indices[some], rng), plan, planned, self.own.rows(plan.rows))
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
@@ -171,6 +187,7 @@ class RowLoader:
       batch_rows: rows per step, over all processes.
       length, target_length: row lengths.
       rows_here: as in `OwnRows`, to gather only these; None: all of the batch.
+      images: as in `OwnRows`.
     """
 
     order: Callable[[int], np.ndarray]
@@ -182,6 +199,7 @@ class RowLoader:
     target_lengths: np.ndarray | None = None
     target_length: int | None = None
     rows_here: Callable[[int], np.ndarray] | None = None
+    images: ImageCounts | None = None
     _epochs: dict[int, "_Epoch"] = field(default_factory=dict, repr=False)
     _ends: list[int] = field(default_factory=list, repr=False)  # rows of the epochs 0..e together
     _packed: dict[bytes, PackedRows] = field(default_factory=dict, repr=False)  # rows of the last lengths packed
@@ -235,6 +253,7 @@ class RowLoader:
         indices, rng = np.concatenate(rows), np.random.default_rng([self.seed, step])
         planned = [side[indices] for side in self._sides]
         plan = plan_of_rows(planned, list(map(len, rows)), self.batch_rows, self.length, self.target_length)
+        plan = plan if self.images is None else self.images.room(plan, indices)
         here = None if self.rows_here is None else self.rows_here(plan.rows)
         return own_batch(lambda some: self.gather(indices[some], rng), plan, planned, here)
 

@@ -22,7 +22,7 @@ class NumberedExamples(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def digest(self, index: int) -> bytes:
-        """See `data.example.digest_of_example`."""
+        """See `data.fingerprints.digest_of_example`."""
 
 
 class IndexableSource(NumberedExamples, Protocol):

@@ -4,7 +4,10 @@ The numbers are those of transformers' image processors that compute with Pillow
 Pillow's resizing has antialiasing.
 """
 
+import io
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Sides = tuple[int, int]  # height, width
+LARGEST = 1 << 26  # pixels of a picture, before and after it is resized: a file of a few bytes may claim any size
 
 
 @dataclass(frozen=True)
@@ -166,19 +170,38 @@ def _sides(value: object) -> dict[str, int]:
 
 
 def open_picture(file: Path) -> "Image":
-    """The picture of a file, upright as its EXIF orientation says.
+    """The picture of a file, see `decoded`. Raises ValueError, also for a file that is not there."""
+    try:
+        return decoded(file.read_bytes(), str(file))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror or error}).") from error
 
-    Raises ValueError for a file that Pillow cannot read, is truncated, or would be larger than Pillow's limit.
+
+def decoded(data: bytes, name: str) -> "Image":
+    """The picture of a file's bytes, upright as its EXIF orientation says; of an animation the first frame.
+
+    Raises ValueError for bytes that Pillow cannot read, that are truncated, or that make more than `LARGEST` pixels.
     """
-    require("PIL", f"the picture {file}")
+    require("PIL", f"the picture {name}")
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as opened:
+        with Image.open(io.BytesIO(data)) as opened:
+            _check_size(opened.width, opened.height, f"{name} has")  # before anything is decoded
             opened.load()
             return ImageOps.exif_transpose(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read as a picture ({type(error).__name__}: {error}).") from error
+    # Pillow's decoders raise many kinds for damaged files
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, struct.error, zlib.error) as error:
+        if str(error).startswith(f"{name} has"):
+            raise
+        raise ValueError(f"{name} cannot be read as a picture ({type(error).__name__}: {error}).") from error
+    except (Image.DecompressionBombError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{name} cannot be read as a picture ({type(error).__name__}: {error}).") from error
+
+
+def _check_size(width: int, height: int, what: str) -> None:
+    if width * height > LARGEST:
+        raise ValueError(f"{what} {width:,} × {height:,} pixels, more than {LARGEST:,}: make it smaller.")
 
 
 def pixels_of(pictures: Sequence["Image"], how: Preprocessing) -> np.ndarray:
@@ -211,6 +234,7 @@ def _pixels(picture: "Image", how: Preprocessing) -> np.ndarray:
         )
     if how.resize is not None:
         height, width = _new_sides(how.resize, picture.height, picture.width)
+        _check_size(width, height, f"resized, a picture of {picture.width:,} × {picture.height:,} pixels has")
         picture = picture.resize((width, height), resample=how.resample)
     array = np.array(picture)
     array = array[..., None] if array.ndim == 2 else array

@@ -59,6 +59,11 @@ def render(example: Example) -> str:
     return "\n".join(part for part in (system, example.instruction, example.input, *turns) if part)
 
 
+def shown_input(example: Example) -> str:
+    """What an example asks, for reports: its text, or the names of its pictures."""
+    return render(example) or ", ".join(picture.name for picture in example.images)
+
+
 def conversation(example: Example, joint: str = "\n") -> list[Message]:
     """The turns of an example, with the answer last if it is known.
 

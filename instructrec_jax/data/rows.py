@@ -1,4 +1,4 @@
-"""Records of JSONL, JSON, CSV, TSV, Parquet and parallel text files, plain or compressed, by number.
+"""Records of JSONL, JSON, CSV, TSV, Parquet, WebDataset and parallel text files, plain or compressed, by number.
 
 `open_rows(path)` indexes the records; `rows.row(i)` reads one from the file, or from the local copy of a URL (see
 `remote`). A damaged record raises `BadExample` when it is read; an unreadable file raises `ValueError` at once. Memory
@@ -14,13 +14,14 @@ from typing import Protocol
 import numpy as np
 
 from instructrec_jax.data.parquet_rows import ParquetRows
+from instructrec_jax.data.tar_rows import TarRows
 from instructrec_jax.data.text_rows import ParallelRows, TextRows
 from instructrec_jax.data.unpacked import PlainFile
 from instructrec_jax.remote import fetched, find_remote, is_url, local_file, plain, shown
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tar")
 PACKED = (".gz", ".zst", ".zstd")
-KINDS = f"{', '.join(SUFFIXES)}, each optionally with .gz or .zst"
+KINDS = f"{', '.join(SUFFIXES)}, each but .tar optionally with .gz or .zst"
 
 
 class Rows(Protocol):
@@ -132,6 +133,12 @@ def _open_file(file: Path, columns: set[str] | None) -> Rows:
     if suffix not in SUFFIXES:
         message = f"file {shown(file)}: unknown format {suffix or '(no suffix)'}; expected {', '.join(SUFFIXES)}"
         raise ValueError(f"{message}, each optionally followed by .gz or .zst.")
+    if suffix == ".tar":
+        if file.name.lower().endswith(PACKED):
+            raise ValueError(
+                f"file {shown(file)}: a compressed .tar has no members that are read alone: decompress it."
+            )
+        return TarRows(file)
     plain = PlainFile(file, text=suffix != ".parquet")
     return ParquetRows(plain, columns) if suffix == ".parquet" else TextRows(plain, suffix)
 

@@ -16,17 +16,17 @@ from instructrec_jax.data.example import (
     Example,
     check_example,
     check_labels,
-    digest_of_example,
-    fingerprint,
     is_blank,
 )
 from instructrec_jax.data.example_store import Opened, Origin, StoredExamples, read_examples
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, no_numbers
 from instructrec_jax.data.file_stream import FileStream
+from instructrec_jax.data.fingerprints import digest_of_example, fingerprint
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, fingerprint_of, open_dataset, open_tfds
 from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.mixed_stream import IndexedStream, MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, check_weights
+from instructrec_jax.data.picture_references import NO_FOLDERS, PictureFolder, PictureFolders, folders_of
 from instructrec_jax.data.rows import Rows, find_files, open_files, open_parallel, suffix_of
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow
 from instructrec_jax.data.storage import Storage, digest_of
@@ -65,6 +65,7 @@ class SourceConfig:
     split: str = "train"  # not of files: train, test, and of data sets train[:1000] ...
     streaming: bool = False  # file and datasets: read rows in order while training, instead of preparing all first.
     shuffle_block: int = 1000  # streaming only: shuffle within blocks of N rows; 1 keeps their order.
+    images: str = ""  # Folder where paths of pictures start and must stay; empty: that of the data file.
     fields: FieldsConfig = field(default_factory=FieldsConfig)  # Columns of each field of an example.
     task: str = ""  # Task name of all examples; empty: each record's own.
     weight: float | None = None  # Share in a mixture, relative to the others; null: by number of examples.
@@ -77,7 +78,7 @@ class RowSource(StoredExamples):
     """
 
     def __init__(self, examples: StoredExamples, name: str, task: str, folder: Path | None = None) -> None:
-        super().__init__(examples.store, examples.names)
+        super().__init__(examples.store, examples.names, examples.pictures)
         self.name, self.task, self.folder = name, task, folder
         if note := unread_note(name, self.unread, self.rows):
             log.warning(note)
@@ -217,6 +218,7 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
     if config.streaming:
         return _stream(config, name, reading)
     key = {"labels": reading.labels, "task": reading.task, "named": config.task, "fields": asdict(config.fields)}
+    key |= {"images": config.images} if config.images else {}
     if reading.mask is not None:
         key["mask"] = reading.mask.key()
     if reading.given is not None:
@@ -231,7 +233,8 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
     elif config.kind == "file":
         files = find_files(config.path)
         kinds = [suffix_of(file) for file in files]
-        origin = Origin(files[0], {**key, "files": digest_of(files), "kinds": kinds}, [shown(file) for file in files])
+        known = {**key, "files": digest_of(files), "kinds": kinds}
+        origin = Origin(files[0], known, [shown(file) for file in files], folders_of(files, config.images))
         opened = partial(_usual, partial(open_files, files), config, name, reading)
     elif config.kind not in ("datasets", "tfds"):
         if config.kind not in reading.kinds:
@@ -246,7 +249,8 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
         dataset = open_dataset(config.path, config.subset, config.split, streaming=False)
         place = Path(config.path).expanduser()
         known = {**key, "dataset": fingerprint_of(dataset)}
-        origin = Origin(place if place.exists() else None, known, [name])
+        folders = (PictureFolder(Path(config.images) if config.images else place if place.is_dir() else None),)
+        origin = Origin(place if place.exists() else None, known, [name], folders)
         rows = partial(DatasetRows, dataset, name)
         opened = partial(_usual, rows, config, name, reading, dataset.features)
     examples = read_examples(origin, opened, name, reading.on_bad_example, reading.storage)
@@ -296,8 +300,10 @@ def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
         name,
         config.shuffle_block,
     )
+    pictures = NO_FOLDERS
     if config.kind == "file":
         files, fields = find_files(config.path), config.fields
+        pictures = PictureFolders(tuple(map(shown, files)), folders_of(files, config.images))
         fields, _, note = with_usual_fields(partial(open_files, files[:1]), fields, name)
         if note:
             log.warning(note)
@@ -305,7 +311,9 @@ def _stream(config: SourceConfig, name: str, reading: _Reading) -> StreamSource:
     else:
         fields, dataset = config.fields, open_dataset(config.path, config.subset, config.split, streaming=True)
     mapper, block = _mapper(config, fields, reading, dataset.features), config.shuffle_block
-    return StreamSource(dataset, mapper, name, reading.on_bad_example, shuffle_block=block, seed=reading.seed)
+    return StreamSource(
+        dataset, mapper, name, reading.on_bad_example, shuffle_block=block, seed=reading.seed, pictures=pictures
+    )
 
 
 class _MapperSettings(TypedDict):

@@ -13,6 +13,7 @@ from instructrec_jax.data.file_stream import PlacedRow, Position
 from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.masked import without_values
 from instructrec_jax.data.mixture import permutation
+from instructrec_jax.data.picture_references import NO_FOLDERS, PictureFolders
 from instructrec_jax.data.skipped import (
     OnBadExample,
     SkippedRow,
@@ -47,11 +48,13 @@ class StreamSource:
         *,
         shuffle_block: int = 1000,
         seed: int = 0,
+        pictures: PictureFolders = NO_FOLDERS,
     ) -> None:
         if shuffle_block < 1:
             raise ValueError(f"source {name}: shuffle_block {shuffle_block} must be at least 1 (no shuffle).")
         self.dataset, self.mapper, self.name, self.task = dataset, mapper, name, mapper.task
         self.on_bad_example, self.shuffle_block, self.seed = on_bad_example, shuffle_block, seed
+        self.pictures = pictures
         self._beginning = copy.deepcopy(dataset.state_dict())
         self._skipped: dict[str, SkippedRow] = {}
         self._listed: int | None = None  # of these; None: all
@@ -146,7 +149,7 @@ class StreamSource:
         try:
             if placed.error is not None:
                 raise placed.error
-            example = replace(self.mapper(placed.row, placed.columns), where=where)
+            example = replace(self.mapper(placed.row, placed.columns, self.pictures.of(where)), where=where)
             check_styles(self.mapper.answer_styles, self.name)
             self._note_unread(placed.row)
             if not self._keep(example):

@@ -33,6 +33,7 @@ from instructrec_jax.data.column_names import (
 from instructrec_jax.data.conversations import JOINT
 from instructrec_jax.data.example import Example, is_blank
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.picture_references import NO_FILES, PictureFolder
 
 
 def usual_fields(fields: FieldsConfig, columns: Sequence[str], row: Mapping[str, object]) -> FieldsConfig:
@@ -74,14 +75,16 @@ class RecordMapper:
         self.fields, self.make = fields, make
         self.mappers: dict[tuple[str, ...], FieldMapper] = {}  # by columns
 
-    def __call__(self, row: Mapping[str, object], all_columns: Sequence[str] | None = None) -> Example:
+    def __call__(
+        self, row: Mapping[str, object], all_columns: Sequence[str] | None = None, folder: PictureFolder = NO_FILES
+    ) -> Example:
         """The example of a record; arguments and errors as those of a `FieldMapper`."""
         names = tuple(row if all_columns is None else all_columns)
         if names not in self.mappers:
             if len(self.mappers) == 100:  # what a long-lived object remembers is bounded
                 self.mappers.clear()
             self.mappers[names] = self.make(usual_fields(self.fields, names, row))
-        return self.mappers[names](row, all_columns)
+        return self.mappers[names](row, all_columns, folder)
 
 
 def usual_note(source: str, before: FieldsConfig, after: FieldsConfig) -> str:

@@ -21,6 +21,7 @@ from instructrec_jax.data.batch import (
 )
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import Plan, fit
+from instructrec_jax.data.text_images import image_tokens
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -96,7 +97,8 @@ def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int, size: Row
             targets = target_lengths[members]
             target_length = _target_length(int(targets.max()), size)
         whole = fit(lengths[members], length, targets, target_length)
-        rows = shards * _rows(-(-whole.rows // shards), length + (target_length or 0), size)
+        cost = length + (target_length or 0) + image_tokens([texts[i].images for i in members.tolist()], whole.row)
+        rows = shards * _rows(-(-whole.rows // shards), cost, size)
         for first in range(0, whole.rows, rows):
             inside = (whole.row >= first) & (whole.row < first + rows)
             plan = replace(

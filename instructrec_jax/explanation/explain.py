@@ -71,6 +71,8 @@ class Explainer:
     def __init__(
         self, run: Run, methods: Sequence[Method] = ("integrated",), baseline: Baseline | None = None, most: int = MOST
     ):
+        if run.task.context.pixels is not None:
+            raise ValueError("the run reads pictures, but explanations are by word: they are not implemented for it.")
         self.run, self.methods = run, tuple(methods)
         self.asker: Asker = run.asker()
         self._settings = baseline, most

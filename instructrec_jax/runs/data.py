@@ -11,10 +11,20 @@ import numpy as np
 
 from instructrec_jax.data.batch import BatchTexts
 from instructrec_jax.data.data_config import Split
-from instructrec_jax.data.example import Example, digest_of_example
+from instructrec_jax.data.example import Example
 from instructrec_jax.data.file_stream import Position
+from instructrec_jax.data.fingerprints import digest_of_example
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, HoldOutConfig, check_hold_out, is_held_out
-from instructrec_jax.data.loader import HostBatch, Loader, OwnRows, RowLoader, StreamLoader, StreamRowLoader, rows_here
+from instructrec_jax.data.loader import (
+    HostBatch,
+    ImageCounts,
+    Loader,
+    OwnRows,
+    RowLoader,
+    StreamLoader,
+    StreamRowLoader,
+    rows_here,
+)
 from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.mixed_stream import MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, NumberedExamples
@@ -318,19 +328,21 @@ def _batches(
     def gather(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
         return task.gather(encoded.take(indices), rng)
 
-    lengths, target_lengths = encoded.lengths, encoded.target_lengths
+    lengths, target_lengths, images = encoded.lengths, encoded.target_lengths, None
+    if task.context.pixels is not None and encoded.image_counts is not None:
+        images = ImageCounts(encoded.image_counts, task.context.pixels.shape)
     tokens = int(lengths.sum()) + (0 if target_lengths is None else int(target_lengths.sum()))
     if size is not None:
         shape = (size, buckets(config), row_multiple, config.seed, target_buckets(task))
         sides = [lengths] if target_lengths is None else [lengths, target_lengths]
-        own = None if here is None else OwnRows(sides, here)
+        own = None if here is None else OwnRows(sides, here, images)
         loader: Loader | RowLoader = Loader(mixture.order, gather, *shape, own=own)
         step_size, epoch_steps, packing = f"{size} examples", len(encoded) / size, ""
     else:
         assert rows is not None
         length, target_length = config.data.max_length, task.max_target_length if target_lengths is not None else None
         row_shape = (rows, length, config.seed, target_lengths, target_length)
-        loader = RowLoader(mixture.order, gather, lengths, *row_shape, rows_here=here)
+        loader = RowLoader(mixture.order, gather, lengths, *row_shape, rows_here=here, images=images)
         room = f"{length:,}" + (f" + {target_length:,}" if target_length else "")
         step_size, epoch_steps = f"{rows} rows of {room} tokens", len(loader.epoch(0)) / rows
         packing = f" packed into {len(loader.epoch(0)):,} rows of {room} ({1 - loader.real_share():.1%} padding)"

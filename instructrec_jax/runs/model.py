@@ -29,9 +29,11 @@ from instructrec_jax.backbones.folder import (
 from instructrec_jax.backbones.layers import Axes, StackOptions
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
 from instructrec_jax.backbones.tokenizer import open_tokenizer
+from instructrec_jax.data.pixels import PixelReader
 from instructrec_jax.distributed.launch import is_first, once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, Nested, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
+from instructrec_jax.hf_types import PretrainedConfig
 from instructrec_jax.preparation import demos
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.config import Config
@@ -91,7 +93,10 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
       new_items: number of added items, the last ones of `joined`.
     """
     # Reads local files only, and never runs code from a hub.
-    network = read_config(folder)
+    network = read_config(folder, images=config.task.reads_images, tower=True)
+    family = find_family(network.model_type)
+    if family.kind == "image":
+        return config.task.build(image_context(config, folder, network))
     limit = input_limit(network)
     tokenizer = open_tokenizer(folder, network)
     least = tokenizer.num_special_tokens_to_add() + 1
@@ -110,7 +115,7 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         config.data.truncate,
         config.seed,
         lower_case,
-        kind=find_family(network.model_type).kind,
+        kind=family.kind,
         decoder_start_token_id=getattr(network, "decoder_start_token_id", None),
         folder=folder,
         held_out=tuple(config.data.hold_out.labels),
@@ -125,6 +130,15 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
             f"task.max_target_length is {longest}, but the network writes at most {limit} tokens: lower it."
         )
     return task
+
+
+def image_context(config: Config, folder: Path, network: PretrainedConfig) -> TaskContext:
+    """The properties of a run on a network of images alone, where an image is one token."""
+    pixels = PixelReader.of(folder, network.num_channels, input_limit(network))
+    held_out = tuple(config.data.hold_out.labels)
+    return TaskContext(
+        None, config.data.max_length, seed=config.seed, kind="image", folder=folder, held_out=held_out, pixels=pixels
+    )
 
 
 def compute_dtype(config: Config) -> np.dtype:
@@ -156,6 +170,8 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
         rngs=rngs,
         shardings=sharding,
         verify=config.backbone.verify,
+        images=task.context.kind == "image",
+        tower=task.context.kind == "image",
     )
     source = Source(
         path=None if random_init else str(folder),
@@ -195,9 +211,15 @@ def _stored(folder: Path, config: Config, params: Tree) -> dict[str, np.ndarray]
     return {path: value for path, value in taken.items() if path.startswith("backbone/") or same_head}
 
 
+def network_config(task: Task, folder: Path) -> PretrainedConfig:
+    """The config of the network that the task runs: of a pair of networks its image network, for a task on images."""
+    images = task.context.kind == "image"
+    return read_config(folder, images=images, tower=images)
+
+
 def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> SplitModel:
     """The model with abstract parameters: the target of a checkpoint's restore, and the model of a plan."""
-    hf_config, pooling = read_config(folder), read_pooling(folder)
+    hf_config, pooling = network_config(task, folder), read_pooling(folder)
 
     def build() -> Model:
         rngs = nnx.Rngs(config.seed)
@@ -341,8 +363,9 @@ def keep_declarations(folder: Path, target: Path, task: Task, *, needs_weights: 
     if not is_first():
         return
     target.mkdir(parents=True, exist_ok=True)
-    read_config(folder).save_pretrained(target)
-    task.context.tokenizer.save_pretrained(target)
+    network_config(task, folder).save_pretrained(target)
+    if task.context.tokenizer is not None:
+        task.context.tokenizer.save_pretrained(target)
     if needs_weights:
         fingerprint = weights_fingerprint(folder)
         write_json(target / "weights.json", {"folder": str(folder.absolute()), "fingerprint": fingerprint})

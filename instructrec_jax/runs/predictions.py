@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.listed import check_type
+from instructrec_jax.data.picture_references import NO_FILES, PictureFolder
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.extras import require
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import pandas
 
 Record = str | Mapping[str, object] | Example
-INPUTS = ("instruction", "input", "messages", "system", "tools", "candidates", "history")
+INPUTS = ("instruction", "input", "messages", "system", "tools", "candidates", "history", "image")
 DROPPED = "text too long"
 HINT = "Correct the row; `predict --on_bad_row skip` leaves such rows out and lists them."
 
@@ -130,6 +131,7 @@ class Asker:
       mapper: row -> example.
       k: items of a ranking.
       mask: replaces personal data in a record that is an `Example` (the mapper does it in others); None: nothing does.
+      images: `images` of data.train's first source, for the pictures of files.
     """
 
     task: Task
@@ -137,6 +139,7 @@ class Asker:
     mapper: RecordMapper
     k: int = 10
     mask: Callable[[Example], Example] | None = None
+    images: str = ""
 
     def __post_init__(self) -> None:
         if not self.task.has_answers:
@@ -145,13 +148,15 @@ class Asker:
         if self.k < 1:
             raise ValueError(f"k must be at least 1, but is {self.k}.")
 
-    def example(self, record: Record, where: str, columns: Sequence[str] | None = None) -> Example:
-        """The example of a record, with some target. Raises BadExample."""
+    def example(
+        self, record: Record, where: str, columns: Sequence[str] | None = None, folder: PictureFolder = NO_FILES
+    ) -> Example:
+        """The example of a record, with some target, whose pictures lie in `folder`. Raises BadExample."""
         try:
             if isinstance(record, Example):
                 found = record if self.mask is None else self.mask(record)
             elif isinstance(record, Mapping):
-                found = self.mapper(record, columns)
+                found = self.mapper(record, columns, folder)
             else:
                 raise BadExample("record", "wrong type", f"expected a text or a record, found {record!r:.60}.")
             return replace(self.task.unanswered(found), where=where)

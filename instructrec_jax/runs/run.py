@@ -22,6 +22,7 @@ from instructrec_jax.data.example import BadExample, Example, check_example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.data.masked import ExampleMask
+from instructrec_jax.data.picture_references import PictureFolder
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.heartbeat import heartbeat
@@ -74,6 +75,7 @@ from instructrec_jax.tasks.ranking.retrieval import RetrievalTask
 from instructrec_jax.training.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
+ANYWHERE = PictureFolder(Path(), (Path("/"),))  # a caller from Python names pictures, as any file
 
 
 def is_run(path: str | Path) -> bool:
@@ -293,7 +295,7 @@ class Run:
         given = cast(list[Record], listed(records, "records", (str, Mapping, Example), wanted))
         rows = rows_of(given, fields_of(self.config))
         asker = self.asker(k)
-        examples = [asker.example(row, f"record {number}") for number, row in enumerate(rows)]
+        examples = [asker.example(row, f"record {number}", folder=ANYWHERE) for number, row in enumerate(rows)]
         answers = [answer for answer in asker.answers(examples)[0] if answer is not None]
         return Predictions([row.to_record() if isinstance(row, Example) else row for row in rows], answers)
 
@@ -322,7 +324,9 @@ class Run:
         fields = self.config.data.train[0].fields if self.config.data.train else FieldsConfig()
         name = source_task(self.config)
         if isinstance(records, str | Path):
-            data = replace(self.config.data, test=[SourceConfig(path=str(records), fields=fields, task=name)])
+            images = self.config.data.train[0].images if self.config.data.train else ""
+            source = SourceConfig(path=str(records), images=images, fields=fields, task=name)
+            data = replace(self.config.data, test=[source])
             examples = list(RunData(replace(self.config, data=data)).examples("test"))
         else:
             labels, numbers = getattr(self.config.task, "labels", None), self.config.task.reads_numbers
@@ -336,7 +340,8 @@ class Run:
 
     def asker(self, k: int = 10, *, many: bool = False) -> Asker:
         """Answers rows with the columns of data.train; `many`: see `full_predictor`."""
-        return Asker(self.task, self.full_predictor if many else self.predictor, self.mapper, k, self._mask)
+        predict, train = self.full_predictor if many else self.predictor, self.config.data.train
+        return Asker(self.task, predict, self.mapper, k, self._mask, train[0].images if train else "")
 
     @property
     def mapper(self) -> RecordMapper:
@@ -388,7 +393,10 @@ def _targets(records: object, mapper: RecordMapper, mask: ExampleMask | None) ->
     examples = []
     for number, row in enumerate(given):
         try:
-            example = mapper(row) if not isinstance(row, Example) else row if mask is None else mask(row)
+            if isinstance(row, Example):
+                example = row if mask is None else mask(row)
+            else:
+                example = mapper(row, folder=ANYWHERE)
             examples.append(replace(check_example(example), where=f"record {number}"))
         except BadExample as error:
             raise error.at(f"record {number}") from None

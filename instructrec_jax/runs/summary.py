@@ -22,7 +22,7 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
     """(number of tokens -> FLOP of the model, peak FLOP/s of all devices or None), for the MFU.
 
     Every text (and target text of an encoder–decoder) counts with the average length, which slightly underestimates
-    attention.
+    attention. An image that is one token of a row counts with what the network makes of it: its patches.
     """
     params = merge_params(setup.state.params, setup.state.frozen)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
@@ -34,11 +34,15 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
     runs_backbone = "^backbone/" not in setup.task.freeze  # else its vectors are precomputed
     each_token = setup.task.per_token or setup.task.subtasks or setup.task.predicts_words
     pooled = runs_backbone and not each_token
+    pixels = setup.task.context.pixels
+    patches = pixels.tokens if pixels is not None and setup.task.context.kind == "image" else None
 
     def flops(tokens: int) -> float:
         of_texts = round(tokens * share)
         vectors = round(of_texts / max(length, 1)) if pooled else None
         texts = Texts(of_texts, length, causal, tokens - of_texts, target_length, vectors)
+        if patches is not None:
+            texts = Texts(of_texts * patches, patches, causal, pooled=vectors)
         network = setup.model.source.config
         return step_flops(shapes, setup.model.is_frozen, network, texts, tied=tied, backbone=runs_backbone).model
 

@@ -94,7 +94,11 @@ def embedder(
     Args:
       size: of batches; None: "fitting" for few texts, "full" for many.
       same: computes the same vectors already; None: nothing does.
+
+    Raises ValueError for a network of images alone.
     """
+    if task.context.pixels is not None:
+        raise ValueError(f"{folder} holds a network of images, but vectors are those of texts (see docs/images.md).")
     spec = read_pooling(folder)
     longest = min(task.context.max_length, spec.max_length or task.context.max_length)
     context = replace(task.context, truncate="right", max_length=longest, prompt=spec.prompt, counts={})

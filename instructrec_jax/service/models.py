@@ -223,6 +223,8 @@ def _open(config: ModelConfig) -> Run | LanguageModel | str:
         if _writes(config, settings):
             return LanguageModel(config.path, config.settings)
         run = Run.open(config.path, settings, fixed_shapes=True)
+        if run.task.context.pixels is not None:
+            return f"the run {config.path} reads pictures, which the service does not: use `predict` or `Run.predict`."
         _ = [member.model for member in run.members or (run,)]
     except ValueError as error:
         if not trained:

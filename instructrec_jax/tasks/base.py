@@ -20,9 +20,11 @@ from typing_extensions import TypeVar  # with defaults, which typing has from Py
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.layers import DropoutKeys
+from instructrec_jax.backbones.vision import VisionEncoder
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
+from instructrec_jax.data.pixels import PixelReader
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownOutput
@@ -67,6 +69,7 @@ class TaskConfig(draccus.ChoiceRegistry):
 
     ranks_catalogue: ClassVar[bool] = False  # whether the task ranks the items of a catalogue
     answers_are_text: ClassVar[bool] = False  # whether a language model writes the answers, as text
+    reads_images: ClassVar[bool] = False  # whether the task can read images, with a network of images
     targets_are_places: ClassVar[bool] = False  # whether targets are places in the texts, which data.mask would move
 
     def text_fields(self, task: str) -> tuple[str, ...]:
@@ -81,7 +84,7 @@ class TaskConfig(draccus.ChoiceRegistry):
 class TaskContext:
     """The properties of a run that tasks depend on."""
 
-    tokenizer: Any  # of transformers; Any: transformers is untyped
+    tokenizer: Any  # of transformers; Any: transformers is untyped. None for a network of images alone
     max_length: int  # tokens per text, special tokens included
     truncate: Literal["error", "left", "right", "drop"] = "error"
     seed: int = 0
@@ -95,6 +98,7 @@ class TaskContext:
     catalogue: Catalogue | None = None  # catalogue of a ranking task with its new items; None: its folder's
     new_items: int = 0  # number of items at the catalogue's end that were added after training
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
+    pixels: PixelReader | None = None  # what makes pixels of pictures; None: the network reads no images
 
     def count(self, what: str, number: int = 1) -> None:
         """Counts texts that were truncated, dropped or changed, for the summary."""
@@ -113,12 +117,17 @@ class Model(nnx.Module):
     def hidden(self, batch: Batch, dropout: DropoutKeys | None = None) -> jax.Array:
         """The backbone's last hidden states, [rows, length, hidden].
 
-        Of an encoder–decoder: the decoder's where the batch has targets, else the encoder's.
+        Of an encoder–decoder: the decoder's where the batch has targets, else the encoder's. Of a network of images
+        alone: the vector of each image at its token.
         """
         backbone: Any = self.backbone
         texts, targets = batch.texts, batch.targets
+        if isinstance(backbone, VisionEncoder):
+            assert batch.images is not None
+            return backbone.read_rows(batch.images, dropout=dropout)
         if not hasattr(backbone, "decode"):
-            return backbone(*texts, batch.token_types, dropout=dropout)
+            images = {} if batch.images is None else {"images": batch.images}
+            return backbone(*texts, batch.token_types, dropout=dropout, **images)
         encoded = backbone.encode(*texts, dropout=dropout)
         if targets is None:
             return encoded

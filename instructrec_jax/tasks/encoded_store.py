@@ -18,17 +18,22 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from instructrec_jax.backbones.folder import PROCESSOR
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.codec import pack, unpack
-from instructrec_jax.data.example import Example, digest_of_example, fingerprint_of, json_and_digest
+from instructrec_jax.data.example import Example
 from instructrec_jax.data.example_store import BAR_FROM
+from instructrec_jax.data.fingerprints import digest_of_example, fingerprint_of, json_and_digest
 from instructrec_jax.data.mixture import NumberedExamples
 from instructrec_jax.data.parallel import in_order
 from instructrec_jax.data.parts import Part
+from instructrec_jax.data.picture import Picture
+from instructrec_jax.data.pixels import PixelReader
 from instructrec_jax.data.shares import SOURCE_ROW
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, listing
 from instructrec_jax.data.storage import Storage, code_version, digest_of
 from instructrec_jax.data.store import PART_ROWS, Store, StorePlan, open_store
+from instructrec_jax.data.text_images import TextImages
 from instructrec_jax.files import check_type
 from instructrec_jax.tasks.base import Encoded, Task, TaskContext
 from instructrec_jax.tasks.encoding import encode_usable
@@ -38,6 +43,7 @@ SCHEMA = pa.schema(
     [
         ("length", pa.int32()),
         ("target_length", pa.int32()),
+        ("images", pa.int32()),
         ("number", pa.int64()),  # of the example in the source
         ("group", pa.int32()),  # equal in a part for encodings of one example
         ("task", pa.string()),
@@ -49,10 +55,10 @@ SCHEMA = pa.schema(
         (SOURCE_ROW, pa.int64()),  # which of the encoded examples it comes from; NONE where `made`
     ]
 )
-SHARED = ("length", "target_length", "number", "task", "made_digest", SOURCE_ROW)  # see `StorePlan.shared`
+SHARED = ("length", "target_length", "images", "number", "task", "made_digest", SOURCE_ROW)  # see `StorePlan.shared`
 TOKENIZER_FILES = (
     *("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*"),
-    *("sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("sentence_bert_config.json", "config_sentence_transformers.json", *PROCESSOR),
 )
 
 
@@ -62,6 +68,7 @@ class _Source:
 
     store: Store
     examples: NumberedExamples
+    pixels: PixelReader | None
 
 
 class _Stored(Encoded):
@@ -75,6 +82,23 @@ class _Stored(Encoded):
         return self.__dict__["_example"]()
 
 
+class _Pictures(Sequence[Picture]):
+    """The pictures of an example that is read when they are asked for."""
+
+    def __init__(self, example: Callable[[], Example], count: int) -> None:
+        self.example, self.length = example, count
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, index: int) -> Picture: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Picture]: ...
+    def __getitem__(self, index: int | slice) -> Picture | Sequence[Picture]:
+        return self.example().images[index]
+
+
 class _OpenPart(NamedTuple):
     """A batch with the rows first to end − 1 of all stores; its place 0 is row `start`."""
 
@@ -84,6 +108,7 @@ class _OpenPart(NamedTuple):
     batch: pa.RecordBatch
     columns: list[pa.Array]
     examples: NumberedExamples
+    pixels: PixelReader | None
 
 
 class EncodedExamples(Sequence[Encoded]):
@@ -123,20 +148,25 @@ class EncodedExamples(Sequence[Encoded]):
             if part is None or not part.first <= row < part.end:
                 part = self._part(row, sweep)
             place = row - part.start
-            number, group, text, goal = (column[place].as_py() for column in part.columns)
+            number, group, text, goal, images = (column[place].as_py() for column in part.columns)
             if last[0] is not part.batch or last[1] != group:
                 last, example = (part.batch, group), cache(partial(_example, part.batch, place, number, part.examples))
-            yield _Stored(Text(*cast(Any, unpack(text))), unpack(goal), example)
+            tokens, types, target, places = cast(Any, unpack(text))
+            # the pictures are in the example, which may hold their bytes: here they are only counted
+            own = None
+            if images and part.pixels is not None:
+                own = TextImages(_Pictures(example, images), places, part.pixels)
+            yield _Stored(Text(tokens, types, target, own), unpack(goal), example)
 
     def _part(self, row: int, sweep: bool) -> "_OpenPart":
         number = int(np.searchsorted(self._ends, row, side="right"))
         source = self._sources[number]
         batch, place = source.store.find(row - (int(self._ends[number - 1]) if number else 0), sweep)
-        columns = [batch.column(name) for name in ("number", "group", "text", "goal")]
+        columns = [batch.column(name) for name in ("number", "group", "text", "goal", "images")]
         start = row - place
         is_whole = source.store.elsewhere is None  # else the batch may have this row alone
         first, end = (start, start + batch.num_rows) if is_whole else (row, row + 1)
-        return _OpenPart(first, end, start, batch, columns, source.examples)
+        return _OpenPart(first, end, start, batch, columns, source.examples, source.pixels)
 
     def take(self, indices: np.ndarray) -> list[Encoded]:
         """Some of them, int64. Those that other processes keep are encoded together."""
@@ -166,6 +196,12 @@ class EncodedExamples(Sequence[Encoded]):
         lengths = self._numbers("target_length").astype(np.int64)
         return lengths if len(lengths) and lengths.max() >= 0 else None
 
+    @cached_property
+    def image_counts(self) -> np.ndarray | None:
+        """int64 [examples]: images of each text; None where there are none."""
+        counts = self._numbers("images").astype(np.int64)
+        return counts if counts.any() else None
+
     def of_task(self, name: str) -> "EncodedExamples":
         """Those of a task."""
         import pyarrow.compute as pc  # takes a sixth of a second
@@ -180,7 +216,7 @@ class EncodedExamples(Sequence[Encoded]):
 
     @property
     def fingerprint(self) -> str:
-        """`data.example.fingerprint` of the examples of the only source, one for each of its encodings."""
+        """`data.fingerprints.fingerprint` of the examples of the only source, one for each of its encodings."""
         (source,) = self._sources
         return check_type(source.store.summary["fingerprint"], str, "a store")
 
@@ -284,7 +320,7 @@ def encode_stored(
     skipped = _skipped(store.summary)
     if skipped and not len(store):
         raise ValueError(f"none of {len(skipped):,} examples is usable.\n{listing(skipped)}")
-    return EncodedExamples([_Source(store, examples)])
+    return EncodedExamples([_Source(store, examples, task.context.pixels)])
 
 
 def encode_again(
@@ -385,7 +421,8 @@ def _batch(encoded: Sequence[Encoded], known: dict[int, tuple[int, int]]) -> pa.
             "number": number,
             "group": groups.setdefault(id(e.example), len(groups)),
             "task": e.example.task,
-            "text": pack((e.text.tokens, e.text.types, e.text.target)),
+            "images": 0 if e.text.images is None else len(e.text.images.pictures),
+            "text": pack((e.text.tokens, e.text.types, e.text.target, e.text.images and e.text.images.places)),
             "goal": pack(e.target),
             "made": made[0],
             "made_digest": made[1],

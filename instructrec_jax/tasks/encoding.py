@@ -76,6 +76,8 @@ def _encode(task: Task, examples: Sequence[Example]) -> list[Encoded]:
 
 def _unread(task: Task, example: Example) -> list[str]:
     """The parts of an example that the task would ignore."""
+    if example.images and task.context.pixels is None:
+        return ["image"]
     if task.reads == "conversation":
         return []
     found = ["tools"] if example.tools else []

@@ -142,7 +142,7 @@ def _matrix_size(path: str, value: jax.Array, *, tied: bool) -> int:
     """
     path, shape = path.replace("/table/codes", "/table"), tuple(value.shape)
     dims = len(shape) - ("/block" in path)  # stacked layers have one more
-    looked_up = path.startswith("backbone/") and path.endswith("/table")
+    looked_up = path.startswith("backbone/") and path.endswith(("/table", "/positions", "/registers"))
     if dims < 2 or path.endswith("/scales") or (looked_up and not (tied and path == WORDS)):
         return 0
     # 4 bits: two weights per byte (a kernel with an odd number of inputs counts one extra row)

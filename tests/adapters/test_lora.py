@@ -59,6 +59,10 @@ def test_targets_mean_what_peft_has_them_mean(targets, expected):
 SMALL = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_key_value_heads=2, head_dim=8
 )
+IMAGE = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=8
+)
+TEXT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, projection_size=32)
 SIZES: dict[str, Any] = {
     "distilbert": dict(dim=32, n_layers=2, n_heads=4, hidden_dim=48),
     "bart": dict(
@@ -72,15 +76,19 @@ SIZES: dict[str, Any] = {
     ),
     "modernbert": {key: value for key, value in SMALL.items() if "key" not in key and "dim" not in key},
     "gpt2": dict(n_embd=32, n_layer=2, n_head=4),
+    **{name: IMAGE for name in ("vit", "clip_vision_model", "siglip_vision_model")},
+    **{name: IMAGE | dict(mlp_ratio=2) for name in ("dinov2", "dinov2_with_registers")},
+    **{name: dict(text_config=TEXT, vision_config=IMAGE) for name in ("clip", "siglip")},
     **{name: dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4) for name in ("t5", "mt5")},
 }
 
 
-@pytest.mark.parametrize("model_type", sorted(n for n, f in FAMILIES.items() if not f.kind.startswith("image")))
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_all_linear_means_every_linear_module_of_every_family(model_type):
     """So the table of a family misses none, and HuggingFace's names are right."""
-    config = transformers.AutoConfig.for_model(model_type, **SIZES.get(model_type, SMALL), vocab_size=VOCABULARY)
-    config.pad_token_id = 0
+    sizes = SIZES.get(model_type, SMALL)
+    words = {} if FAMILIES[model_type].kind.startswith("image") else dict(vocab_size=VOCABULARY, pad_token_id=0)
+    config = transformers.AutoConfig.for_model(model_type, **sizes, **words)
     backbone = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(0)))
     names = add_lora(backbone, config, LoraConfig(rank=2), nnx.Rngs(0))
     with torch.device("meta"):

@@ -146,7 +146,7 @@ FORMS: dict[str, tuple[Row, Row, list[tuple[Row, str, str]]]] = {
             ({"chosen": [said("user", "a", weight=1), ANSWER]}, "messages[0].weight", "only assistant turns"),
             ({"chosen": [said("user", "a", images=["x"]), ANSWER]}, "messages[0].images", "fields.ignore"),
             ({"chosen": [said(None, "a"), ANSWER]}, "messages[0].role", "expected role"),
-            ({"images": ["a.png"]}, "images", "fields.ignore"),
+            ({"images": ["a.png"]}, "images[0]", "no such picture"),
         ],
     ),
     "parts and thoughts": (
@@ -357,7 +357,7 @@ def put(number: int, **cells: Any) -> Callable[[list[Row]], list[Row]]:
         (put(12, instruction=None), "row 13, field 'instruction'"),
         (put(12, instruction="a\x00"), "row 13, field 'instruction'.*NUL"),
         (put(12, system=b"x"), "row 13, field 'system'.*found bytes.*not as binary; to leave"),
-        (put(12, tools=[{"name": "a"}], images=["x"]), "row 13, field 'images'"),
+        (put(12, tools=[{"name": "a"}], images=["x"]), r"row 13, field 'images\[0\]'"),
         (put(12, messages="none"), "row 13, field 'messages'.*list"),
         (put(12, history=[["a", ""]]), r"row 13, field 'history\[0\]'"),
         (without_column, "row 1 .*field 'output'.*no column"),

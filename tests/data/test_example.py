@@ -1,6 +1,5 @@
-"""Examples: checked, written as records, read back, and known by their fingerprint."""
+"""Examples: checked, written as records, and read back."""
 
-import hashlib
 import json
 import math
 import pickle
@@ -16,7 +15,6 @@ from instructrec_jax.data.example import (
     check_example,
     check_labels,
     check_messages,
-    fingerprint,
     is_blank,
     read_message,
     read_tools,
@@ -24,6 +22,7 @@ from instructrec_jax.data.example import (
     suggest,
 )
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.fingerprints import fingerprint
 
 FULL = Example(
     instruction="推荐一部电影 🎬",
@@ -114,14 +113,6 @@ def test_errors_stay_short():
     with pytest.raises(BadExample) as caught:
         check_example(Example(instruction=["x" * 10**7] * 5))  # type: ignore[arg-type]
     assert len(str(caught.value)) < 1000
-
-
-def test_the_fingerprint_follows_content_and_order():
-    a, b = Example(instruction="a"), Example(instruction="b")
-    assert fingerprint([a, b]) == fingerprint([a, b])
-    assert len({fingerprint(x) for x in ([a, b], [b, a], [a], [Example(instruction="ab")])}) == 4
-    # Written out: caches of tokens are found again by it.
-    assert fingerprint([a]) == hashlib.sha256(hashlib.sha256(b'{"instruction": "a"}\n').digest()).hexdigest()
 
 
 def test_an_empty_list_of_outputs_has_no_unknown_label():

@@ -116,7 +116,7 @@ def test_a_system_prompt_beside_messages() -> None:
 # ------------------------------------------------------------------ columns
 
 
-@pytest.mark.parametrize("name", ["tools", "system_prompt", "images", "chat_template_kwargs", "system"])
+@pytest.mark.parametrize("name", ["tools", "system_prompt", "videos", "chat_template_kwargs", "system"])
 def test_a_column_that_changes_what_is_asked_is_read_or_refused(name: str) -> None:
     row = {"instruction": "a", "output": "b"}
     fields = {name: "other"} if name in ("tools", "system") else {}

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from task_cases import (
     ALIKE,
     CASES,
+    IMAGES,
     LENGTH,
     SEED,
     SLOW,
@@ -110,7 +111,8 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
         "own": task_config(name.partition(",")[0], tmp_path / "catalogue", **CASES[name].settings),
         "other": task_config(other, tmp_path / "catalogue"),
     }
-    records = {"own": examples_of(name, "own"), "other": examples_of(other, "other")}
+    beside = f"{other}, {network}" if network in IMAGES else other
+    records = {"own": examples_of(name, "own"), "other": examples_of(beside, "other")}
     both = MultitaskConfig([SubtaskConfig(part, config) for part, config in configs.items()])
     together = built(both, [*records["own"], *records["other"]], network, networks, **how)
     texts = texts_of(together.task, together.encoded)

@@ -30,6 +30,11 @@ def guess(table: Table) -> Guess:
         raise ValueError("there are no rows.")
     if table.target is not None and table.target not in table.columns:
         raise ValueError(f"--target {table.target!r} is not a column; the columns are {names_of(table.columns)}.")
+    if pictures := [column.name for column in table.named(("image", "images")) if column.kind != "empty"]:
+        raise ValueError(
+            f"the column {pictures[0]!r} holds pictures, for which no configuration is guessed: write one as "
+            "docs/images.md shows (without --out, the rows are shown)."
+        )
     only = next(iter(table.columns))
     if len(table.columns) == 1 and (separators := [s for s in ";\t|" if s in only]):
         raise ValueError(

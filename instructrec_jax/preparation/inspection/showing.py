@@ -14,11 +14,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from tqdm import tqdm
 
+from instructrec_jax import remote
 from instructrec_jax.data.conversations import JOINT
-from instructrec_jax.data.example import BadExample, Example, fingerprint_bytes
+from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
+from instructrec_jax.data.fingerprints import fingerprint_bytes
 from instructrec_jax.data.hub import DatasetRows, class_names, open_dataset
 from instructrec_jax.data.own_template import Pieces, Rendering
+from instructrec_jax.data.picture_references import NO_FOLDERS, PictureFolders, folders_of
 from instructrec_jax.data.prompts import (
     Tokens,
     as_text,
@@ -26,10 +29,11 @@ from instructrec_jax.data.prompts import (
     opening_tokens,
     question,
     render,
+    shown_input,
     tokenize_pieces,
     written,
 )
-from instructrec_jax.data.rows import ChainedRows, Rows, open_rows
+from instructrec_jax.data.rows import ChainedRows, Rows, find_files, open_rows
 from instructrec_jax.data.skipped import SkippedRow, listing
 from instructrec_jax.data.sources import with_usual_fields
 from instructrec_jax.data.templates import TEMPLATES, Template
@@ -126,10 +130,11 @@ def show(config: InspectConfig) -> Shown:
     renderer = _Renderer(config)
     classes = {column: names for each in data_sets.values() for column, names in class_names(each.features).items()}
     mapper, found = FieldMapper(fields, class_names=classes), _Findings(config.seed, len(rows))
+    pictures = _pictures(config.files) if not data_sets else NO_FOLDERS
     for index in tqdm(range(len(rows)), desc=f"reading {name}", unit="row", disable=len(rows) < 50_000, leave=False):
         try:
-            row = rows.row(index)
-            example = replace(mapper(row, rows.columns), where=rows.where(index))
+            row, where = rows.row(index), rows.where(index)
+            example = replace(mapper(row, rows.columns, pictures.of(where)), where=where)
             found.unread.update(mapper.unread(row, rows.columns))
             if found.is_sampled(index):
                 found.measure(example, renderer)
@@ -143,6 +148,11 @@ def show(config: InspectConfig) -> Shown:
     if note := unread_note(name, found.unread, len(rows)):
         shown.notes.append(note)
     return shown
+
+
+def _pictures(sources: Sequence[str]) -> PictureFolders:
+    files = [file for source in sources for file in find_files(source)]
+    return PictureFolders(tuple(map(remote.shown, files)), folders_of(files))
 
 
 class _Renderer:
@@ -167,6 +177,10 @@ class _Renderer:
 
     def pieces(self, example: Example, notes: Counter[str]) -> Pieces:
         """The rendered example, each piece with whether it is trained on. Raises BadExample."""
+        if example.images:
+            notes["examples have pictures, whose tokens are not counted"] += 1
+            if not render(example):
+                return [(shown_input(example), False)]
         if self.is_encoder:
             return [(render(example), False)]
         tokenizer = self.network.tokenizer
@@ -183,7 +197,7 @@ class _Renderer:
 
     def marked(self, example: Example, pieces: Pieces, tokens: Tokens) -> str:
         """The text with what is trained on between `OPENING` and `CLOSING`: of an encoder, the target."""
-        if self.is_encoder:
+        if self.is_encoder or pieces == [(shown_input(example), False)]:
             known = example.output is not None
             return _short(pieces[0][0]) + (f"\n{OPENING}target: {as_text(example.output)}{CLOSING}" if known else "")
         runs = np.split(np.arange(len(tokens.ids)), np.flatnonzero(np.diff(tokens.said)) + 1)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from instructrec_jax.data.example import Example, fingerprint
+from instructrec_jax.data.example import Example
+from instructrec_jax.data.fingerprints import fingerprint
 from instructrec_jax.data.prompts import question, render
 from instructrec_jax.metrics.text import OF_ONE, bleu, distinct, require_bleu, resampled_bleu, sentence_chrf
 from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext

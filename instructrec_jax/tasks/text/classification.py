@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from instructrec_jax.arrays import Array
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
-from instructrec_jax.data.prompts import question, render
+from instructrec_jax.data.prompts import question, shown_input
 from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
 from instructrec_jax.metrics.classification import (
     classification_metrics,
@@ -37,7 +38,6 @@ from instructrec_jax.tasks.base import (
     TaskContext,
     examples_of,
     owners_of,
-    unless_unfit,
 )
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.text.sequence_task import SequenceTask, in_blocks, texts_of
@@ -75,6 +75,7 @@ class ClassificationConfig(LabelsConfig):
     """Predict one label per text."""
 
     sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
+    reads_images: ClassVar[bool] = True
 
     def build(self, context: TaskContext) -> "ClassificationTask":
         return ClassificationTask(self, context)
@@ -87,6 +88,7 @@ class MultilabelConfig(LabelsConfig):
 
     threshold: float = 0.5  # minimum probability of a predicted label
     sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
+    reads_images: ClassVar[bool] = True
 
     def build(self, context: TaskContext) -> "MultilabelTask":
         return MultilabelTask(self, context)
@@ -171,7 +173,7 @@ class ClassificationTask(SequenceTask):
 
         def record(e: Encoded, target: str, label: int, own: np.ndarray) -> dict[str, object]:
             said = self._answer(label, own).to_record()
-            asked = {"id": e.example.id, "input": render(e.example), "reference": target}
+            asked = {"id": e.example.id, "input": shown_input(e.example), "reference": target}
             return {**asked, **said, self.case_measure: float(own.max())}
 
         right = found.right(truth)
@@ -199,7 +201,7 @@ class ClassificationTask(SequenceTask):
         majority = np.tile(np.eye(len(self.labels))[most], (len(test), 1))
         return {
             "most frequent label": self._scores(test, majority),
-            "TF-IDF + logistic regression": unless_unfit(lambda: self._linear(train, test)),
+            **self.of_words("TF-IDF + logistic regression", lambda: self._linear(train, test)),
         }
 
     def _linear(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
@@ -278,7 +280,7 @@ class MultilabelTask(SequenceTask):
 
         def record(e: Encoded, target: np.ndarray, own: np.ndarray, f1: float) -> dict[str, object]:
             wanted = [self.labels[i] for i in np.flatnonzero(target)]
-            asked = {"id": e.example.id, "input": render(e.example), "reference": wanted}
+            asked = {"id": e.example.id, "input": shown_input(e.example), "reference": wanted}
             return {**asked, **self._answer(own).to_record(), self.case_measure: float(f1)}
 
         _, report = multilabel_report(truth, guess, self.labels)
@@ -295,7 +297,7 @@ class MultilabelTask(SequenceTask):
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
         """Logistic regression on TF-IDF of words, one model per label (scikit-learn's defaults)."""
-        return {"TF-IDF + logistic regression": unless_unfit(lambda: self._linear(train, test))}
+        return self.of_words("TF-IDF + logistic regression", lambda: self._linear(train, test))
 
     def _linear(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
         from sklearn.linear_model import LogisticRegression

@@ -12,7 +12,7 @@ from instructrec_jax.arrays import Array
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
-from instructrec_jax.data.prompts import question, render
+from instructrec_jax.data.prompts import question, shown_input
 from instructrec_jax.metrics.regression import regression_metrics, resampled_correlations
 from instructrec_jax.tasks.answers import NumberAnswer
 from instructrec_jax.tasks.averaging import Judged
@@ -23,7 +23,6 @@ from instructrec_jax.tasks.base import (
     TaskContext,
     examples_of,
     owners_of,
-    unless_unfit,
 )
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.text.sequence_task import SequenceTask, in_blocks, texts_of
@@ -37,6 +36,7 @@ class RegressionConfig(TaskConfig):
     """Predict a number per text (mean squared error)."""
 
     answers_are_numbers: ClassVar[bool] = True
+    reads_images: ClassVar[bool] = True
     sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
 
     def build(self, context: TaskContext) -> "RegressionTask":
@@ -104,7 +104,7 @@ class RegressionTask(SequenceTask):
         truth = self.truth(encoded)
 
         def record(e: Encoded, target: float, value: float) -> dict[str, object]:
-            asked = {"id": e.example.id, "input": render(e.example), "reference": float(target)}
+            asked = {"id": e.example.id, "input": shown_input(e.example), "reference": float(target)}
             return asked | {"prediction": float(value), self.case_measure: float((target - value) ** 2)}
 
         scores = Scores(
@@ -120,7 +120,7 @@ class RegressionTask(SequenceTask):
         mean = self.truth(train).mean()
         return {
             "mean": self._scores(test, np.full(len(test), mean)),
-            "TF-IDF + ridge": unless_unfit(lambda: self._ridge(train, test)),
+            **self.of_words("TF-IDF + ridge", lambda: self._ridge(train, test)),
         }
 
     def _ridge(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:

@@ -20,10 +20,13 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
+    Scores,
     Task,
     TaskContext,
     name_of,
+    unless_unfit,
 )
+from instructrec_jax.tasks.images import read_images
 from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast, one_of, refuse_word
 from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.targets import TextTargets
@@ -39,6 +42,8 @@ class SequenceTask(Task):
 
     def __init__(self, sentence_pairs: SentencePairs, context: TaskContext):
         self.context = context
+        # transformers' heads on images pass by the pooler
+        self.needs_pooler = context.pixels is None
         self.reads_pairs = sentence_pairs == "auto" and context.kind == "encoder" and knows_pairs(context.tokenizer)
 
     def target(self, example: Example, name: str) -> object:
@@ -54,11 +59,15 @@ class SequenceTask(Task):
         raise TypeError(f"{type(self).__name__} has no losses().")
 
     def model(self, source: Source) -> Model:
-        return Model(source.backbone, task_head(source, "sequence", labels=self.labels))
+        kind = "sequence" if self.context.pixels is None else "image"
+        return Model(source.backbone, task_head(source, kind, labels=self.labels))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         names = [name_of(example, number) for number, example in enumerate(examples)]
-        texts = tokenize_examples(examples, names, self.context, pairs=self.reads_pairs)
+        if self.context.pixels is None:
+            texts = tokenize_examples(examples, names, self.context, pairs=self.reads_pairs)
+        else:
+            texts = list(read_images(examples, names, self.context, self.context.pixels))
         return [
             Encoded(text, self.target(example, name), example)
             for text, example, name in zip(texts, examples, names, strict=True)
@@ -80,6 +89,10 @@ class SequenceTask(Task):
         pair = self.reads_pairs and example.instruction and example.input and not example.messages
         strings = [example.instruction, str(example.input)] if pair else [render(example)]
         return [Reading.whole(string.lower() if self.context.lower_case else string) for string in strings]
+
+    def of_words(self, name: str, measure: Callable[[], Scores]) -> dict[str, Scores]:
+        """A baseline on words; none where the network reads images."""
+        return {name: unless_unfit(measure)} if self.context.pixels is None else {}
 
     def outputs(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
         """The head's outputs, float32 [cases, outputs]."""

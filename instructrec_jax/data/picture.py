@@ -1,0 +1,75 @@
+"""A picture of an example: by reference to a file or to a member of an archive, or as the bytes of the file.
+
+It is decoded when a batch is made (`data.pixels`); an example holds no pixels.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xxhash
+
+from instructrec_jax.data.archives import archive_in, read_member
+
+MARK = "<image>"  # the place of a picture in a text
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture of an example. Equal ones have the same bytes.
+
+    Attributes:
+      digest: XXH3 (128 bits, hex) of the bytes of its file.
+      path: of the file, or of a member of an archive (`a.zip/b.png`); "": none.
+      data: the bytes where there is no path.
+    """
+
+    digest: str
+    path: str = field(default="", compare=False)
+    data: bytes = field(default=b"", compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.path or f"the picture of {len(self.data):,} bytes"
+
+    def read(self) -> bytes:
+        """The bytes of the file. Raises ValueError where it is gone, or is another one than when the data were read."""
+        if not self.path:
+            return self.data
+        try:
+            data = bytes_of(Path(self.path))
+        except OSError as error:
+            raise ValueError(f"the picture {self.path} cannot be read ({error.strerror or error}).") from error
+        if digest_of(data) != self.digest:
+            raise ValueError(
+                f"the picture {self.path} is another one than when the data were read: put the old one back, or read "
+                "the data again (set data.store to a new folder; a run cannot be resumed with other data)."
+            )
+        return data
+
+    def to_record(self) -> dict[str, str]:
+        """As JSON; `from_record` is the inverse."""
+        if self.path:
+            return {"path": self.path, "digest": self.digest}
+        return {"bytes": base64.b64encode(self.data).decode(), "digest": self.digest}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, str]) -> "Picture":
+        """Raises KeyError or ValueError for another record than one of `to_record`."""
+        data = b"" if "path" in record else base64.b64decode(record["bytes"], validate=True)
+        return cls(record["digest"], record.get("path", ""), data)
+
+
+def digest_of(data: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def picture(data: bytes) -> Picture:
+    """The picture of a file's bytes."""
+    return Picture(digest_of(data), data=data)
+
+
+def bytes_of(path: Path) -> bytes:
+    inside = None if path.is_file() else archive_in(path)
+    return path.read_bytes() if inside is None else read_member(*inside)

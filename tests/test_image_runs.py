@@ -1,0 +1,197 @@
+"""An image classifier from training to prediction and export."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from tiny_pictures import image_network, png
+from tiny_runs import changed, final_parameters, rows
+
+from instructrec_jax import predict, train
+from instructrec_jax.answering.exporting import export
+from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.data.data_config import DataConfig
+from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.explanation.explain import Explainer
+from instructrec_jax.files import read_jsonl, write_jsonl
+from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.data import RunData
+from instructrec_jax.runs.model import open_task
+from instructrec_jax.runs.run import ANYWHERE, Run
+from instructrec_jax.runs.setup import TrainingSetup
+from instructrec_jax.runs.summary import flops_and_peak
+from instructrec_jax.service.models import open_service
+from instructrec_jax.service.settings import ModelConfig, ServeConfig
+from instructrec_jax.tasks import ClassificationConfig
+from instructrec_jax.training.checkpoint import CheckpointConfig
+from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.tracking import TrackingConfig
+
+COLORS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
+
+
+def write_colors(folder: Path, split: str, count: int, first: int) -> Path:
+    """Pictures of one color and some noise, as files that a JSONL file names."""
+    (folder / split).mkdir(parents=True)
+    records = []
+    for number in range(count):
+        label = list(COLORS)[number % 3]
+        noise = np.random.default_rng(first + number).integers(-20, 20, (18, 20, 3))
+        values = np.clip(np.array(COLORS[label]) + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(values).save(folder / split / f"{number}.png")
+        records.append({"image": f"{split}/{number}.png", "label": label})
+    write_jsonl(folder / f"{split}.jsonl", records)
+    return folder / f"{split}.jsonl"
+
+
+def image_run(network: Path, folder: Path, **changes: Any) -> Config:
+    sources = {
+        split: [SourceConfig(path=str(write_colors(folder / "data", split, count, 100 * count)))]
+        for split, count in {"train": 24, "validation": 9, "test": 12}.items()
+    }
+    config = Config(
+        run_dir=str(folder / "run"),
+        steps=6,
+        backbone=BackboneConfig(path=str(network), dtype="float32"),
+        task=ClassificationConfig(),
+        data=DataConfig(**sources, batch_size=6, max_length=16, store=str(folder / "store")),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        evaluation=EvaluationConfig(every=3),
+        checkpoint=CheckpointConfig(every=3),
+        tracking=TrackingConfig(log_every=1, tensorboard=False),
+    )
+    return changed(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def tuned(image_networks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = image_run(image_networks["vit"], tmp_path_factory.mktemp("images"), steps=12)
+    train.train(config)
+    return config
+
+
+def test_it_learns_and_predicts_what_was_measured(tuned: Config, tmp_path: Path) -> None:
+    losses = [row["loss"] for row in rows(tuned.run_dir) if row["kind"] == "train"]
+    assert losses[-1] < losses[0] / 2
+    assert "TF-IDF" not in (Path(tuned.run_dir) / "evaluation.json").read_text()
+    source = Path(tuned.data.test[0].path)
+    predict.main([tuned.run_dir, "--input", str(source), "--out", str(tmp_path / "out.jsonl")])
+    written = read_jsonl(tmp_path / "out.jsonl")
+    assert [row["image"] for row in written] == [row["image"] for row in read_jsonl(source)]
+    accuracy = np.mean([row["prediction"] == row["label"] for row in written])
+    run = Run.open(Path(tuned.run_dir))
+    assert accuracy == run.evaluate(source).metrics["accuracy"] > 0.9
+    answers = run.predict([{"image": str(source.parent / row["image"])} for row in written])
+    assert [answer.label for answer in answers] == [row["prediction"] for row in written]
+    inline = run.predict({"image": (source.parent / written[0]["image"]).read_bytes()})[0]
+    assert inline.probabilities == pytest.approx(answers[0].probabilities, abs=1e-6)
+
+
+def test_a_row_that_cannot_be_answered_is_rejected(tuned: Config, tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(png(0))
+    (tmp_path / "bad.png").write_bytes(png(0)[:80])
+    write_jsonl(tmp_path / "in.jsonl", [{"image": name} for name in ("good.png", "bad.png", "../x.png", "gone.png")])
+    arguments = [tuned.run_dir, "--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")]
+    with pytest.raises(ValueError, match=r"line 3, field 'image': no such picture.*lies outside"):
+        predict.main(arguments)
+    predict.main([*arguments, "--on_bad_row", "skip"])
+    assert [row["image"] for row in read_jsonl(tmp_path / "out.jsonl")] == ["good.png"]
+    assert len(read_jsonl(next(tmp_path.glob("*rejected*")))) == 3
+
+
+def test_resumed_as_if_never_stopped(tuned: Config, tmp_path: Path) -> None:
+    """The later checkpoints are lost; the same bits and lines come again."""
+    config = changed(tuned, run_dir=str(tmp_path / "run"))
+    shutil.copytree(tuned.run_dir, config.run_dir)
+    steps = sorted(int(path.name) for path in (Path(config.run_dir) / "checkpoints").iterdir() if path.name.isdigit())
+    for step in steps[1:]:
+        shutil.rmtree(Path(config.run_dir) / "checkpoints" / str(step))
+    train.train(config)
+    assert rows(config.run_dir) == rows(tuned.run_dir)
+    ours, theirs = (final_parameters(each.run_dir, tuned.steps) for each in (config, tuned))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_changed_picture_stops_the_run(tuned: Config, tmp_path: Path) -> None:
+    shutil.copytree(Path(tuned.data.train[0].path).parent, tmp_path / "data")
+    moved = [SourceConfig(path=str(tmp_path / "data" / "train.jsonl"))]
+    config = changed(tuned, run_dir=str(tmp_path / "run"), steps=1, data__train=moved, data__store=str(tmp_path / "s"))
+    train.train(config)
+    (tmp_path / "data" / "train" / "0.png").write_bytes(png(77))
+    again = changed(config, run_dir=str(tmp_path / "again"), steps=4)
+    with pytest.raises(ValueError, match=r"0\.png is another one than when the data were read"):
+        train.train(again)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_an_export_opens_in_transformers_with_the_same_numbers(kind: str, tuned: Config, tmp_path: Path) -> None:
+    network = image_network(kind, tmp_path / kind, head=True, num_labels=3)
+    config = changed(
+        tuned, run_dir=str(tmp_path / "run"), steps=1, backbone__path=str(network), optimizer__learning_rate=1e-2
+    )
+    train.train(config)
+    export(config.run_dir, tmp_path / "out")
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    assert list(model.config.id2label.values()) == sorted(COLORS)
+    run = Run.open(Path(config.run_dir))
+    record = {"image": str(Path(config.data.test[0].path).parent / "test" / "0.png")}
+    assert run.task.context.pixels is not None
+    pixels = run.task.context.pixels(run.mapper(record, folder=ANYWHERE).images[0])
+    with torch.no_grad():
+        logits = model(torch.tensor(pixels).permute(2, 0, 1)[None]).logits
+    expected = dict(zip(sorted(COLORS), torch.softmax(logits, -1)[0].tolist(), strict=True))
+    assert run.predict(record)[0].probabilities == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_classifier_of_transformers_keeps_its_head(tmp_path: Path) -> None:
+    """Of a folder with the same labels; the numbers before training are transformers' own."""
+    labels = sorted(COLORS)
+    network = image_network("vit", tmp_path / "vit", head=True, id2label=dict(enumerate(labels)), num_labels=3)
+    config = image_run(network, tmp_path, task=ClassificationConfig(labels=labels))
+    run = Run.open(str(network), config)
+    data = png(3)
+    model = transformers.ViTForImageClassification.from_pretrained(network).eval()
+    processor = transformers.ViTImageProcessorPil.from_pretrained(network)
+    (tmp_path / "a.png").write_bytes(data)
+    inputs = processor(Image.open(tmp_path / "a.png"), return_tensors="pt")
+    with torch.no_grad():
+        expected = torch.softmax(model(**inputs).logits, -1)[0].tolist()
+    (answer,) = run.predict([{"image": data}])
+    assert [answer.probabilities[label] for label in labels] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("verb", "said"), [("explain", "not implemented"), ("vectors", "vectors are those of texts")])
+def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
+    run = Run.open(Path(tuned.run_dir))
+    with pytest.raises(ValueError, match=said):
+        Explainer(run, ["occlusion"]) if verb == "explain" else run.encode("a text")
+
+
+def test_the_service_says_that_it_reads_no_pictures(tuned: Config) -> None:
+    with pytest.raises(ValueError, match="reads pictures, which the service does not"):
+        open_service(ServeConfig(models=[ModelConfig(path=tuned.run_dir)]))
+
+
+def test_the_flops_of_a_step_are_those_of_patches(tuned: Config) -> None:
+    """Forward and backward of 10 images of 5 tokens: 12 and 4 matrices by hand."""
+    folder = Path(tuned.backbone.path)
+    task = open_task(changed(tuned, task=ClassificationConfig(labels=sorted(COLORS))), folder)
+    mesh = make_mesh(tuned.mesh)
+    setup = TrainingSetup.load(tuned, task, folder, mesh)
+    data = RunData(tuned).training(task, 8)
+    width, inner, patch, labels, layers = 32, 48, 8 * 8 * 3, 3, 2
+    tokens = 10 * 5
+    products = 6 * layers * (4 * width * width + 2 * width * inner) * tokens
+    first = 4 * patch * width * tokens  # the input needs no gradient
+    attention = 12 * layers * tokens * 5 * width
+    head = 6 * width * labels * 10
+    assert flops_and_peak(setup, data)[0](10) == products + first + attention + head
