@@ -17,6 +17,7 @@ EXTRAS = {
     "phonenumbers": "masking",
     "PIL": "images",
     "presidio_analyzer": "presidio",
+    "soundfile": "sound",
     "stdnum": "masking",
     "lm_eval": "lm-eval",
     "opentelemetry": "otel",

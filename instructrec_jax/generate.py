@@ -1,6 +1,7 @@
 """Generate text with a language model: `python -m instructrec_jax.generate RUN --prompt TEXT`.
 
     generate RUN --prompt TEXT                   an answer on the terminal, token by token
+    generate LLAVA_FOLDER --image FILE --prompt TEXT   the same about a picture
     generate HF_FOLDER --input FILE --out FILE   an answer per record: {"prompt": ...}, or instruction, input, messages
 
 Prompts are rendered with the run's template, as in training; --raw turns this off. Decoding is greedy without
@@ -28,6 +29,8 @@ def main(args: list[str]) -> None:
     config = GenerationConfig(**values)
     new_file(options.out)
     catalogue = None if options.catalogue is None else Catalogue.load(options.catalogue)
+    if options.image and options.prompt is None:
+        raise ValueError("--image is for --prompt: records with pictures are not read yet.")
     if options.prompt is not None:
         records, prompts, where = [{"prompt": options.prompt}], [options.prompt], ["the prompt"]
     else:
@@ -45,7 +48,13 @@ def main(args: list[str]) -> None:
     has_bar = streams or sys.stderr.isatty()
     with nullcontext() if has_bar else heartbeat(f"answering {len(prompts):,} prompts"):
         answers = model.generate(
-            prompts, config, raw=options.raw, names=where, show=show if streams else None, progress=True
+            prompts,
+            config,
+            raw=options.raw,
+            names=where,
+            show=show if streams else None,
+            progress=True,
+            images=[options.image] if options.image else None,
         )
     if streams:
         print()

@@ -8,16 +8,14 @@ our hidden states, pooler output, logits of the checkpoint's task head and, for 
 loss, with the difference of PyTorch's float32. A check passes within the tolerance, or within twice PyTorch's own
 float32 error. Compares greedily generated texts token by token (ours with a cache, all prompts at once).
 Encoder–decoders read pairs of a text and a target. Networks of images read random pixels of three sizes, two of which
-need an interpolated position table; CLIP and SigLIP also read texts. Checks that each loaded tensor is byte-equal after
-HuggingFace → JAX → HuggingFace in the file's dtype; lists unused tensors. Exits with 1 if a check fails. Needs torch
-(the `test` extra).
+need an interpolated position table; CLIP and SigLIP also read texts. LLaVA, PaliGemma and Gemma 3 read images between
+words, also in prompts. Whisper hears random spectrograms. Checks that each loaded tensor is byte-equal after
+HuggingFace → JAX → HuggingFace in the file's dtype; lists unused tensors. Exits with 1 if a check fails. Needs torch (the `test` extra).
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,19 @@ from flax import nnx
 
 try:
     import torch
+    from parity_of_images import (
+        Say,
+        compare_images,
+        image_lengths,
+        largest,
+        pack_images,
+        row_images,
+        softmax_of_float64,
+        torch_arguments,
+        with_images,
+    )
+    from parity_of_sounds import CLASSES as SOUND_CLASSES
+    from parity_of_sounds import compare_sounds, compare_speech
 except ImportError:
     sys.exit("check_parity.py compares with PyTorch, which is not installed: pip install 'instructrec_jax[test]'")
 
@@ -42,8 +53,7 @@ TOLERANCE = 1e-4
 LONGEST = 2048  # maximum length of a comparison, to keep the check short
 LONGEST_LM = 256  # the same with a language-model head, whose logits are large
 GENERATED = 12  # tokens
-RAGGED = "ragged batch"
-Say = Callable[[str, float, float], None]  # what, our distance from float64, PyTorch's own
+RAGGED, IMAGES = "ragged batch", "images between words"
 TORCH_CLASSES = {
     "sequence": transformers.AutoModelForSequenceClassification,
     "token": transformers.AutoModelForTokenClassification,
@@ -84,8 +94,16 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
         print(f"config.json declares a {kind!r} head, but the weights have none: comparing only the network")
         kind, head, head_report = None, None, reading.LoadReport()
     report = loaded.report + head_report
-    pairs = loaded.family.kind == "encoder_decoder"
-    torch_class = transformers.AutoModelForSeq2SeqLM if pairs and kind == "lm" else TORCH_CLASSES[kind]
+    pairs, hears = loaded.family.kind == "encoder_decoder", loaded.family.sounds or loaded.family.kind == "sound"
+    torch_class = (
+        SOUND_CLASSES[kind]
+        if hears
+        else transformers.AutoModelForSeq2SeqLM
+        if pairs and kind == "lm"
+        else TORCH_CLASSES[kind]
+    )
+    if kind == "lm" and loaded.module.image_vectors and not hears:
+        torch_class = transformers.AutoModelForImageTextToText
     torch_model = torch_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     print(f"{folder}: {loaded.config.model_type}, head: {kind or 'none'}; {report}; pooling: {loaded.pooling}")
 
@@ -96,7 +114,11 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
         verdict = "ok  " if results[-1] else "FAIL"
         print(f"  {verdict} {what}: {ours:.3g} from float64 (PyTorch's float32: {theirs:.3g})")
 
-    if loaded.family.kind.startswith("image"):
+    if hears:
+        if kind == "lm":
+            results.append(compare_speech(torch_model, loaded, head, np.random.default_rng(seed)))
+        compare_sounds(torch_model, loaded, head, np.random.default_rng(seed), say)
+    elif loaded.family.kind.startswith("image"):
         compare_images(torch_model, loaded, head, np.random.default_rng(seed), say)
     else:
         if kind == "lm":
@@ -136,121 +158,18 @@ def compare_texts(
                 largest(expected[name][real] - actual[name][real]),
                 largest(expected[name][real] - single[name][real]),
             )
-        if what == RAGGED:
-            one_row = run_ours(loaded, None, None, pack(batch))["hidden"][0]
+        if what in (RAGGED, IMAGES):
+            one_row = run_ours(loaded, None, None, pack(loaded, batch))["hidden"][0]
             real = batch[f"{side_of('hidden', batch)}segment_ids"] != 0
             reference = expected.get("hidden", actual["hidden"])[real]
             single_error = largest(reference - single["hidden"][real]) if "hidden" in single else 0.0
             say(f"{what}, packed into one row: hidden", largest(one_row[: len(reference)] - reference), single_error)
 
 
-def compare_images(torch_model: Any, loaded: Any, head: Any, rng: np.random.Generator, say: Say) -> None:
-    """Compares the outputs for images of three sizes, and for texts. `torch_model` is float64 afterwards."""
-    pair = loaded.family.kind == "image_text"
-    spec = loaded.module.spec.vision if pair else loaded.module.spec
-    size, patch = spec.image_size, spec.patch_size
-    sizes = {"own size": (size, size), "oblong": (2 * size + 1, size + patch), "small": (patch, 2 * patch)}
-    every = []
-    for what, (height, width) in sizes.items():
-        batch = image_texts(loaded.module, rng) if pair else {}
-        batch["pixels"] = rng.normal(size=(3, height, width, spec.channels)).astype(np.float32)
-        every.append((f"{what} ({height} × {width})", batch))
-    in_float32 = [torch_images(torch_model, loaded, batch) for _, batch in every]
-    torch_model = torch_model.double()
-    for (what, batch), single in zip(every, in_float32, strict=True):
-        with softmax_of_float64():
-            expected = torch_images(torch_model, loaded, batch)
-        actual = {name: np.asarray(value) for name, value in _forward_images(loaded.module, head, batch).items()}
-        for name, value in expected.items():
-            real = batch["segment_ids"] != 0 if name == "hidden of texts" else np.ones(len(value), bool)
-            say(f"{what}: {name}", largest((value - actual[name])[real]), largest((value - single[name])[real]))
-
-
-def image_texts(module: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Ragged texts that end with CLIP's end; for SigLIP of the full length, as it was trained."""
-    end, longest = module.spec.end_id, module.max_length
-    lengths = np.array([longest] * 4 if end == -1 else [longest, max(1, longest // 2), 2, 1])
-    end = module.vocab_size - 1 if end is None else end
-    place = np.broadcast_to(np.arange(longest, dtype=np.int32), (4, longest))
-    tokens = rng.integers(0, module.vocab_size - 1, (4, longest), dtype=np.int32)
-    tokens = np.where(tokens == end, (end + 1) % (module.vocab_size - 1), tokens)
-    tokens = np.where(place == lengths[:, None] - 1, end, tokens) if end >= 0 else tokens
-    real = place < lengths[:, None]
-    return {"tokens": np.where(real, tokens, 0), "segment_ids": real.astype(np.int32), "positions": place}
-
-
-def torch_images(model: Any, loaded: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """PyTorch's outputs by name for pixels [rows, height, width, channels] and texts."""
-    pixels = torch.tensor(batch["pixels"]).permute(0, 3, 1, 2).to(next(model.parameters()).dtype)
-    # DINOv2 interpolates always
-    options = {} if loaded.config.model_type.startswith("dinov2") else {"interpolate_pos_encoding": True}
-    with torch.no_grad():
-        if "tokens" not in batch:
-            out = getattr(model, model.base_model_prefix, model)(pixels, **options)
-            pooled = None if loaded.report.initialized else out.pooler_output
-            whole = model(pixels, **options)
-            result = {"hidden": out.last_hidden_state, "pooled": pooled, "logits": getattr(whole, "logits", None)}
-        else:
-            ids = {
-                "input_ids": torch.tensor(batch["tokens"]).long(),
-                "attention_mask": torch.tensor(batch["segment_ids"]).long(),
-            }
-            out, texts = model.vision_model(pixels, **options), model.text_model(**ids)
-            result = {"hidden": out.last_hidden_state, "pooled": out.pooler_output}
-            result["hidden of texts"] = texts.last_hidden_state
-            if out.pooler_output is not None:
-                whole = model(pixel_values=pixels, **ids, **options)
-                result |= {"texts": whole.text_embeds, "images": whole.image_embeds, "logits": whole.logits_per_text}
-    return {name: value.numpy() for name, value in result.items() if value is not None}
-
-
-@nnx.jit
-def _forward_images(module: Any, head: Any, batch: Any) -> dict[str, jax.Array]:
-    vision = getattr(module, "vision", module)
-    result = {"hidden": vision(batch["pixels"])}
-    if vision.spec.pooling != "none":
-        result["pooled"] = vision.pool(result["hidden"])
-    if head is not None:
-        vectors = module.vectors(result["hidden"])[:, None]
-        result["logits"] = head(module, vectors, np.ones(vectors.shape[:2], np.int32), 1)[:, 0]
-    if "tokens" in batch:
-        inputs = [batch[name] for name in ("tokens", "segment_ids", "positions")]
-        result["hidden of texts"] = module.text(*inputs)
-        texts = module.embed_texts(*inputs)
-        if "pooled" in result:
-            images = module.embed_images(batch["pixels"])
-            result["logits"] = module.similarity(texts, images)
-            result |= {
-                name: vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-                for name, vectors in (("texts", texts), ("images", images))
-            }
-    return result
-
-
-@contextmanager
-def softmax_of_float64() -> Iterator[None]:
-    """transformers computes softmax in float32, where float64's mask becomes -inf and padding rows NaN: patches it."""
-    functional: Any = torch.nn.functional
-    plain = functional.softmax
-
-    def softmax(x: torch.Tensor, *arguments: Any, dtype: Any = None, **options: Any) -> Any:
-        return plain(x, *arguments, dtype=None if x.dtype == torch.float64 else dtype, **options)
-
-    functional.softmax = softmax
-    try:
-        yield
-    finally:
-        functional.softmax = plain
-
-
-def largest(difference: np.ndarray) -> float:
-    return float(np.abs(difference).max())
-
-
 def load_head(folder: Path, kind: str | None, loaded: Any) -> tuple[Any, reading.LoadReport]:
     if kind is None:
         return None, reading.LoadReport()
-    outputs = loaded.config.vocab_size if kind in ("mlm", "lm") else loaded.config.num_labels
+    outputs = loaded.config.get_text_config().vocab_size if kind in ("mlm", "lm") else loaded.config.num_labels
 
     def build(key: jax.Array) -> nnx.Module:
         return build_head(loaded.config, kind, outputs, rngs=nnx.Rngs(params=key))
@@ -267,7 +186,10 @@ def batches(loaded: Any, kind: str | None, rng: np.random.Generator) -> list[tup
         target = make_batch(loaded, rng, lengths[::-1]) if pairs else {}
         return batch | {f"target_{name}": value for name, value in target.items()}
 
+    reads = loaded.module.image_vectors > 0
+    pictures = [(IMAGES, with_images(loaded, rng, make(image_lengths(loaded.module))))] if reads else []
     return [
+        *pictures,
         (RAGGED, make([min(n, longest) for n in (23, 1, 9, 16, 2)])),
         ("single token", make([1])),
         (
@@ -287,11 +209,13 @@ def make_batch(loaded: Any, rng: np.random.Generator, lengths: list[int]) -> dic
     rows, length = len(lengths), max(lengths)
     place = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
     real = place < np.array(lengths)[:, None]
-    padding = padding_id(loaded.config)
-    tokens = rng.integers(0, loaded.config.vocab_size - 1, (rows, length), dtype=np.int32)
-    tokens += tokens >= padding
-    types = getattr(loaded.config, "type_vocab_size", 1)
+    config = loaded.config.get_text_config()
+    padding, unknown = padding_id(loaded.config), {loaded.module.image_token_id} - {None}
+    tokens = rng.choice([n for n in range(config.vocab_size) if n not in {padding, *unknown}], (rows, length))
+    types = getattr(config, "type_vocab_size", 1)
     token_types = (place * 2 >= np.array(lengths)[:, None]) & (types > 1)
+    if loaded.module.prompt_type:
+        token_types = place * 4 < np.array(lengths)[:, None] * 3
     return {
         "tokens": np.where(real, tokens, padding).astype(np.int32),
         "segment_ids": real.astype(np.int32),
@@ -301,7 +225,8 @@ def make_batch(loaded: Any, rng: np.random.Generator, lengths: list[int]) -> dic
 
 
 def padding_id(config: Any) -> int:
-    return 0 if config.pad_token_id is None else config.pad_token_id
+    padding: int | None = config.get_text_config().pad_token_id
+    return 0 if padding is None else padding
 
 
 def next_tokens(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -316,6 +241,7 @@ def run_torch(model: Any, kind: str | None, batch: dict[str, np.ndarray], loaded
     inputs = {"input_ids": batch["tokens"], "attention_mask": batch["segment_ids"]}
     if getattr(loaded.config, "type_vocab_size", 0) > 0:
         inputs["token_type_ids"] = batch["token_types"]
+    others = torch_arguments(model, loaded, batch)
     pairs = "target_tokens" in batch
     if pairs:
         inputs |= {"decoder_input_ids": batch["target_tokens"], "decoder_attention_mask": batch["target_segment_ids"]}
@@ -323,7 +249,7 @@ def run_torch(model: Any, kind: str | None, batch: dict[str, np.ndarray], loaded
         model.config.pad_token_id = padding_id(loaded.config)  # decoders use it to find a text's last token
     base = model if pairs else getattr(model, model.base_model_prefix, model)
     with torch.no_grad():
-        tensors = {name: torch.tensor(value, dtype=torch.long) for name, value in inputs.items()}
+        tensors = {name: torch.tensor(value, dtype=torch.long) for name, value in inputs.items()} | others
         out = base(**tensors)
         result = {"encoded": out.encoder_last_hidden_state.numpy()} if pairs else {}
         if "last_hidden_state" in out:
@@ -352,7 +278,7 @@ def _forward(module: Any, head: Any, kind: str | None, batch: Any) -> dict[str, 
         hidden = module.decode(*(batch[f"target_{name}"] for name in names), encoded, batch["segment_ids"])
         result = {"hidden": hidden, "encoded": encoded}
     else:
-        hidden = module(*inputs, batch["token_types"])
+        hidden = module(*inputs, batch["token_types"], **row_images(batch))
         result = {"hidden": hidden}
     if getattr(module, "pooler", None) is not None:
         result["pooler"] = module.pool(hidden[:, 0])
@@ -380,7 +306,12 @@ def compare_generation(model: Any, loaded: Any, head: Any, rng: np.random.Genera
     """Compares greedy generation: PyTorch's for each prompt alone, ours for one padded batch with a cache."""
     lengths = [min(n, max(1, loaded.module.max_length - GENERATED)) for n in (11, 1, 5, 8, 2)]
     steps = min(GENERATED, loaded.module.max_length - max(lengths))
+    if loaded.module.image_vectors:
+        lengths = image_lengths(loaded.module)
     batch = make_batch(loaded, rng, lengths)
+    if loaded.module.image_vectors:
+        batch = with_images(loaded, rng, batch)
+        batch["token_types"] = batch["segment_ids"] * loaded.module.prompt_type  # all of it is prompt
     start = start_id(loaded.config)
     actual = np.asarray(_generate(loaded.module, head, batch, np.array(lengths, np.int32), start, steps))
     options = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False, "eos_token_id": None}
@@ -388,14 +319,13 @@ def compare_generation(model: Any, loaded: Any, head: Any, rng: np.random.Genera
         model.generation_config = transformers.GenerationConfig(decoder_start_token_id=start)
         # transformers 5.24 sizes a T5's cache by the encoder's number of layers
         options["use_cache"] = getattr(loaded.config, "num_decoder_layers", 0) <= loaded.config.num_hidden_layers
-    expected = np.stack(
-        [
-            model.generate(
-                torch.tensor(tokens[None, :n]).long(), pad_token_id=padding_id(loaded.config), **options
-            ).numpy()[0, -steps:]
-            for tokens, n in zip(batch["tokens"], lengths, strict=True)
-        ]
-    )
+    options["pad_token_id"] = padding_id(loaded.config)
+    written = []
+    for row, n in enumerate(lengths):
+        one = {name: x[row : row + 1] if name == "pixels" else x[row : row + 1, :n] for name, x in batch.items()}
+        ids, others = torch.tensor(one["tokens"]).long(), torch_arguments(model, loaded, one)
+        written.append(model.generate(ids, **others, **options).numpy()[0, -steps:])
+    expected = np.stack(written)
     equal = int((expected == actual).sum())
     good = equal == expected.size
     print(f"  {'ok  ' if good else 'FAIL'} greedy generation: {equal} of {expected.size} tokens equal")
@@ -420,7 +350,8 @@ def _generate(module: Any, head: Any, batch: Any, lengths: Any, start: int, step
         hidden, cache = module.decode(one * start, one, one * 0, encoded, batch["segment_ids"], cache=cache)
         last, lengths = hidden[:, 0], np.ones(rows, np.int32)
     else:
-        hidden, cache = module(*inputs, batch["token_types"], cache=module.empty_cache(rows, length + steps))
+        cache = module.empty_cache(rows, length + steps)
+        hidden, cache = module(*inputs, batch["token_types"], cache=cache, **row_images(batch))
         last = hidden[np.arange(rows), lengths - 1]
     first = head(module, last).argmax(-1)
 
@@ -433,14 +364,19 @@ def _generate(module: Any, head: Any, batch: Any, lengths: Any, start: int, step
     return jax.lax.scan(step, (first, cache), jnp.arange(steps))[1].T
 
 
-def pack(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def pack(loaded: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All examples of a batch packed into one row with three padding tokens; targets likewise."""
     result = {}
+    if "pixels" in batch:
+        batch = batch | pack_images(loaded, batch)
     for name, value in batch.items():
+        if name == "pixels":
+            result[name] = value
+            continue
         real = batch["target_segment_ids" if name.startswith("target_") else "segment_ids"] != 0
         if name.endswith("segment_ids"):
             value = np.cumsum(np.ones(real.shape, np.int32), axis=0, dtype=np.int32)
-        result[name] = np.concatenate([value[real], np.zeros(3, np.int32)])[None]
+        result[name] = np.concatenate([value[real], np.full(3, -(name == "places"), np.int32)])[None]
     return result
 
 
@@ -457,7 +393,8 @@ def compare_tensors(
             head=head,
             head_kind=kind if head is not None else None,
         )
-        with tensors.TensorFiles(folder) as source, tensors.TensorFiles(Path(out)) as written:
+        name_here = loaded.family.name_here
+        with tensors.TensorFiles(folder, name_here) as source, tensors.TensorFiles(Path(out), name_here) as written:
             # a language model is written with its prefix, which some files (GPT-2's own) omit
             prefix = loaded.family.prefix
             places = {name: name if name in written.names else prefix + name for name in report.used}

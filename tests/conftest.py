@@ -27,6 +27,7 @@ import torch
 import transformers
 from flax import nnx
 from tiny_pictures import image_network
+from tiny_sounds import whisper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
@@ -204,6 +205,12 @@ def language_models(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
 def image_networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny random networks of images, with dropout, in HuggingFace layout: model_type -> folder."""
     return {kind: image_network(kind, tmp_path_factory.mktemp(kind)) for kind in ("vit", "dinov2", "clip", "siglip")}
+
+
+@pytest.fixture(scope="session")
+def hearing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Whisper, with dropout, in HuggingFace layout."""
+    return whisper(tmp_path_factory.mktemp("whisper"), language_models["bart"])
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,7 @@ from instructrec_jax.tasks import (
     SpanConfig,
     SummarizationConfig,
     TokenClassificationConfig,
+    TranscriptionConfig,
     TranslationConfig,
 )
 from instructrec_jax.tasks.multitask import SubtaskConfig
@@ -124,6 +125,7 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
         "dialogue": lambda: DialogueConfig(template="plain", **settings),
         "question_answering": lambda: QuestionAnsweringConfig(template="plain", **settings),
         "summarization": lambda: SummarizationConfig(template="plain", **settings),
+        "transcription": lambda: TranscriptionConfig(template="plain", **settings),
         "translation": lambda: TranslationConfig(template="plain", **settings),
         "span": lambda: SpanConfig(**({"stride": 4} | settings)),
         "extractive_summarization": ExtractiveSummarizationConfig,

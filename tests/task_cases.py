@@ -12,6 +12,7 @@ import optax
 import pytest
 from helpers import examples, task_config
 from tiny_pictures import png
+from tiny_sounds import wav
 
 from instructrec_jax.adapters.lora import LoraConfig, is_lora
 from instructrec_jax.backbones.backbone_config import BackboneConfig
@@ -20,7 +21,7 @@ from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import fit
-from instructrec_jax.data.picture import picture
+from instructrec_jax.data.picture import Sound, picture
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.runs import model as models
@@ -39,7 +40,7 @@ class Case:
     """A task as it is tested.
 
     Attributes:
-      network: "bert", or one of `language_models` or `image_networks`.
+      network: "bert", "whisper", or one of `language_models` or `image_networks`.
       settings: of the task.
       beside: whether it can be learnt beside others; False: it is refused there, by name.
       lora: whether its backbone is trained, so that LoRA has something to do; False: LoRA is refused.
@@ -60,6 +61,7 @@ CASES = {
     "classification, clip": Case("clip", mesh=(8, 1, 1)),
     "multilabel, dinov2": Case("dinov2", mesh=(1, 2, 4)),
     "regression, siglip": Case("siglip", mesh=(2, 1, 1, 4)),
+    "classification, whisper": Case("whisper", mesh=(8, 1, 1)),
     "multilabel": Case("bert", mesh=(1, 1, 8)),
     "regression": Case("bert"),
     "token_classification": Case("bert"),
@@ -85,6 +87,7 @@ CASES = {
     "dialogue, encoder–decoder": Case("t5"),
     "question_answering": Case("llama"),
     "summarization": Case("llama"),
+    "transcription": Case("whisper", mesh=(2, 1, 1, 4)),
     "translation": Case("llama"),
     "language_model_ranking": Case("llama"),
     "language_model_ranking, yes_no": Case("llama", {"form": "yes_no", "negatives": 2}),
@@ -108,11 +111,12 @@ def networks(
     checkpoint: Path,
     language_models: dict[str, Path],
     image_networks: dict[str, Path],
+    hearing: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[tuple[str, bool], Path]:
     """(network, whether it has dropout) -> folder."""
     found = {}
-    for name, folder in {"bert": checkpoint, **language_models, **image_networks}.items():
+    for name, folder in {"bert": checkpoint, **language_models, **image_networks, "whisper": hearing}.items():
         silent = tmp_path_factory.mktemp(f"silent-{name}")
         for file in folder.iterdir():
             (silent / file.name).symlink_to(file)
@@ -142,12 +146,19 @@ class Built:
 def examples_of(name: str, task: str = "") -> list[Example]:
     kind, _, network = name.partition(", ")
     made = [replace(e, task=task or e.task) for e in examples(kind, COUNT)]
+    if CASES.get(name, Case(network)).network == "whisper":
+        return [sounding(e, n, 1 if kind == "transcription" else 1 + n % 3) for n, e in enumerate(made)]
     return list(map(pictured, made, range(COUNT))) if network in IMAGES else made
 
 
 def pictured(example: Example, number: int) -> Example:
     """One to three pictures in place of the words."""
     return replace(example, instruction="", images=tuple(picture(png(3 * number + n)) for n in range(1 + number % 3)))
+
+
+def sounding(example: Example, number: int, count: int) -> Example:
+    """Sounds in place of the words."""
+    return replace(example, instruction="", sounds=tuple(Sound.of(wav(3 * number + n)) for n in range(count)))
 
 
 def built(

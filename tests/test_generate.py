@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_networks
 import torch
 import transformers
 from byte_tokenizer import byte_tokenizer
@@ -254,3 +255,68 @@ def test_what_is_no_prompt_is_named(model: LanguageModel) -> None:
         model.generate("a", {"max_new_tokens": 3})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="path is null"):
         LanguageModel(None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, tokenizer = tmp_path_factory.mktemp("llava"), byte_tokenizer(bos=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    made = tiny_networks.make(
+        "llava",
+        path,
+        text_config=tiny_networks.WORDS
+        | dict(model_type="llama", vocab_size=len(tokenizer), max_position_embeddings=200, eos_token_id=2),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    assert made.kind == "llava"
+    tokenizer.save_pretrained(path)
+    size = {"height": 12, "width": 12}
+    process = dict(image_processor_type="CLIPImageProcessor", size=size, crop_size=size)
+    (path / "preprocessor_config.json").write_text(json.dumps(process))
+    return path
+
+
+def test_a_prompt_with_a_picture(llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The answer of transformers to its processor's inputs; another picture gets another answer."""
+    from PIL import Image
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    files, pictures = [], []
+    for number in range(2):
+        array = np.random.default_rng(number).integers(0, 256, (16, 20, 3)).astype(np.uint8)
+        pictures.append(Image.fromarray(array))
+        files.append(tmp_path / f"{number}.png")
+        pictures[-1].save(files[-1])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llava)
+    processor = transformers.LlavaProcessor(
+        CLIPImageProcessorPil.from_pretrained(llava),
+        tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    network = transformers.LlavaForConditionalGeneration.from_pretrained(llava)
+    written = []
+    for file, picture in zip(files, pictures, strict=True):
+        inputs = processor(images=[picture], text=["<image>\nyes?"], return_tensors="pt")
+        out = network.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        main([str(llava), "--prompt", "yes?", "--image", str(file), "--raw", "--max_new_tokens", "12"])
+        written.append(capsys.readouterr().out.rstrip("\n"))
+        assert written[-1] == tokenizer.decode(out, skip_special_tokens=True).rstrip("\n")
+    assert written[0] != written[1]
+
+
+def test_pictures_that_do_not_fit_are_named(llava: Path, folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    file = tmp_path / "a.png"
+    Image.new("RGB", (9, 9)).save(file)
+    with pytest.raises(ValueError, match="llama.*reads no images"):
+        LanguageModel(folder).generate(["yes?"], images=[[file]])
+    opened = LanguageModel(llava)
+    with pytest.raises(ValueError, match="prompt 1: the prompt has 2 × <image>, but 1 images"):
+        opened.generate(["<image><image> yes?"], images=[[file]])
+    with pytest.raises(ValueError, match="prompt 1 has a token that stands for an image.*without images"):
+        opened.generate(["<image> yes?"])
+    with pytest.raises(ValueError, match="--image is for --prompt"):
+        main([str(llava), "--input", str(tmp_path / "x.jsonl"), "--image", str(file)])

@@ -20,8 +20,8 @@ ELSEWHERE = {
     **{
         f"backbones/{name}": "backbones/test_parity.py"
         for name in (
-            *("bert", "clip", "dinov2", "distilbert", "gemma", "gpt2", "llama", "modernbert", "mpnet", "roberta"),
-            *("siglip", "vit"),
+            *("bert", "clip", "dinov2", "distilbert", "gemma", "gemma3", "gpt2", "llama", "llava", "modernbert"),
+            *("mpnet", "paligemma", "roberta", "siglip", "vit"),
         )
     },
     "tasks/generation/written_objectives": "explanation/test_explain.py",

@@ -12,6 +12,7 @@ from flax import nnx
 
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.backbones.reading import load_backbone, load_head
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
 from instructrec_jax.inference.decoding import Answer, Decoder
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
@@ -54,12 +55,36 @@ SIZES = {
         forced_eos_token_id=None,
     ),
 }
+WORDS = {**IDS, **SIZES["llama"], "head_dim": 8}
+PIXELS = dict(
+    hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20, image_size=12, patch_size=4
+)
+IMAGE_TOKEN = START  # no decoder starts with it
+# decoders that read images
+READERS: dict[str, dict[str, Any]] = {
+    "llava": dict(
+        text_config=WORDS | dict(model_type="llama"), vision_config=PIXELS | dict(model_type="clip_vision_model")
+    ),
+    "paligemma": dict(
+        text_config=WORDS | dict(model_type="gemma"),
+        vision_config=PIXELS | dict(model_type="siglip_vision_model", vision_use_head=False),
+        projection_dim=32,
+    ),
+    "gemma3": dict(
+        text_config=WORDS | dict(model_type="gemma3_text", sliding_window=9),
+        vision_config=PIXELS | dict(model_type="siglip_vision_model", vision_use_head=False),
+        mm_tokens_per_image=9,
+    ),
+}
 CLASSES = {
     "llama": transformers.LlamaForCausalLM,
     "gemma2": transformers.Gemma2ForCausalLM,
     "gpt2": transformers.GPT2LMHeadModel,
     "t5": transformers.T5ForConditionalGeneration,
     "bart": transformers.BartForConditionalGeneration,
+    "llava": transformers.LlavaForConditionalGeneration,
+    "paligemma": transformers.PaliGemmaForConditionalGeneration,
+    "gemma3": transformers.Gemma3ForConditionalGeneration,
 }
 ENCODER_DECODERS = ("t5", "bart")
 DECODERS: dict[Any, Decoder] = {}
@@ -96,10 +121,17 @@ class Network:
         return DECODERS[self.kind, mesh, self.rules, self.codes], self._params[mesh]
 
     def answers(
-        self, prompts: list[np.ndarray], *, mesh: tuple[int, int, int] = (1, 1, 1), batch_size: int = 4, **settings: Any
+        self,
+        prompts: list[np.ndarray],
+        *,
+        mesh: tuple[int, int, int] = (1, 1, 1),
+        batch_size: int = 4,
+        images: list[RowImages] | None = None,
+        **settings: Any,
     ) -> list[Answer]:
         decoder, params = self.decoder(mesh)
-        found = dict(decoder.answer(params, prompts, GenerationConfig(batch_size=batch_size, **settings)))
+        config = GenerationConfig(batch_size=batch_size, **settings)
+        found = dict(decoder.answer(params, prompts, config, images=images))
         return [found[number] for number in range(len(prompts))]
 
     def expected(self, prompts: list[np.ndarray], **settings: Any) -> list[Answer]:
@@ -110,8 +142,25 @@ class Network:
             at = slice(0, len(prompt)) if self.kind in ENCODER_DECODERS else slice(longest - len(prompt), None)
             tokens[row, at], mask[row, at] = torch.tensor(prompt), 1
         out = self.theirs.generate(tokens, attention_mask=mask, do_sample=False, **settings)
+        return self._ended(out[:, 1 if self.kind in ENCODER_DECODERS else longest :].tolist())
+
+    def expected_of_images(self, prompts: list[np.ndarray], images: list[RowImages], **settings: Any) -> list[Answer]:
+        """What `transformers.generate` answers to each prompt alone."""
+        rows = []
+        for prompt, each in zip(prompts, images, strict=True):
+            more = {}
+            if each.pixels.shape[1]:
+                more["pixel_values"] = torch.tensor(each.pixels[0]).permute(0, 3, 1, 2)
+            if self.kind != "llava":
+                more["token_type_ids"] = torch.tensor((each.places >= 0) & (self.kind == "gemma3")).long()
+            out = self.theirs.generate(torch.tensor(prompt[None]).long(), do_sample=False, **more, **settings)
+            rows.append(out[0, len(prompt) :].tolist())
+        return self._ended(rows)
+
+    @staticmethod
+    def _ended(rows: list[list[int]]) -> list[Answer]:
         answers = []
-        for row in out[:, 1 if self.kind in ENCODER_DECODERS else longest :].tolist():
+        for row in rows:
             ends = [place for place, token in enumerate(row) if token in EOS]
             answers.append(Answer(row[: ends[0] + 1], "eos") if ends else Answer(row, "length"))
         return answers
@@ -120,7 +169,8 @@ class Network:
 def make(kind: str, folder: Path, seed: int = 0, *, codes: bool = False, **config: Any) -> Network:
     torch.manual_seed(seed)
     cls = CLASSES[kind]
-    theirs = cls(cls.config_class(**(IDS | SIZES[kind] | config)))
+    sizes = READERS[kind] | {"image_token_index": IMAGE_TOKEN} if kind in READERS else IDS | SIZES[kind]
+    theirs = cls(cls.config_class(**(sizes | config)))
     # larger and less regular than the usual initialisation, kernels most: answers shall differ from prompt to prompt,
     # and not repeat one token
     with torch.no_grad():
@@ -130,6 +180,21 @@ def make(kind: str, folder: Path, seed: int = 0, *, codes: bool = False, **confi
     theirs.save_pretrained(folder)
     start = START if kind in ENCODER_DECODERS else None
     return Network(kind, theirs.eval(), folder, TokenRules(eos=EOS, pad=PAD, start=start), codes)
+
+
+def with_images(prompts: list[np.ndarray], counts: list[int], vectors: int, seed: int = 0) -> tuple[Any, Any]:
+    """(prompts with a number of images before their last token, the images)."""
+    rng, found, images = np.random.default_rng(seed), [], []
+    for prompt, count in zip(prompts, counts, strict=True):
+        parts, places = [prompt[:-1]], [np.full(len(prompt) - 1, -1)]
+        for k in range(count):
+            parts += [np.full(vectors, IMAGE_TOKEN), [7]]
+            places += [k * vectors + np.arange(vectors), [-1]]
+        found.append(np.concatenate([*parts, prompt[-1:]]).astype(np.int32))
+        size = PIXELS["image_size"]
+        pixels = rng.normal(size=(1, count, size, size, 3)).astype(np.float32)
+        images.append(RowImages(pixels, np.concatenate([*places, [-1]]).astype(np.int32)[None]))
+    return found, images
 
 
 def prompts(count: int, seed: int = 0, longest: int = 12) -> list[np.ndarray]:

@@ -56,7 +56,7 @@ def vector_head(source: Source, size: int | None, pooling: str | None, temperatu
     Raises:
       ValueError: the checkpoint's projection has another size, see `vector_size`, or does not fit the network.
     """
-    declared, hidden = source.pooling.projection, source.config.hidden_size
+    declared, hidden = source.pooling.projection, source.config.get_text_config().hidden_size
     if declared is not None and declared.inputs != hidden:
         raise ValueError(f"{declared.folder}: in_features is {declared.inputs}, but the network's width is {hidden}.")
     head = RetrievalHead(
@@ -98,7 +98,7 @@ def task_head(source: Source, kind: str, labels: list[str] | None = None) -> nnx
     Raises:
       ValueError: the checkpoint's head has the same labels in another order.
     """
-    outputs = 2 if kind == "span" else source.config.vocab_size if labels is None else len(labels)
+    outputs = 2 if kind == "span" else source.config.get_text_config().vocab_size if labels is None else len(labels)
 
     def build(key: jax.Array) -> nnx.Module:
         return build_head(source.config, kind, outputs, dtype=source.dtype, rngs=nnx.Rngs(params=key))

@@ -14,7 +14,7 @@ from instructrec_jax.adapters import losses
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.encoder import Encoder
 from instructrec_jax.backbones.family import Backbone, HeadSpec, LMHeadSpec
-from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
     Init,
@@ -86,10 +86,11 @@ def build_head(
 
     Raises ValueError for a kind that the family lacks.
     """
-    heads = find_family(config.model_type).heads
+    heads = family_of(config).heads
     if kind not in heads:
         raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}.")
-    return HEADS[kind](heads[kind].spec(config), config.hidden_size, num_outputs, dtype=dtype, rngs=rngs)
+    hidden: int = config.get_text_config().hidden_size
+    return HEADS[kind](heads[kind].spec(config), hidden, num_outputs, dtype=dtype, rngs=rngs)
 
 
 def _init(spec: HeadSpec, std: float) -> Init:
@@ -101,10 +102,10 @@ class _Transform(nnx.Module):
 
     def __init__(self, spec: HeadSpec, hidden_size: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.spec = spec
-        init, width = _init(spec, spec.initializer_range), hidden_size
+        init, width = _init(spec, spec.initializer_range), spec.dense_size or hidden_size
         self.dense = (
             Linear(
-                width,
+                hidden_size,
                 width,
                 axes=("embed", None),
                 init=init,
@@ -134,7 +135,7 @@ class _Classifier(_Transform):
         super().__init__(spec, hidden_size, dtype, rngs)
         init = _init(spec, spec.initializer_range if spec.output_range is None else spec.output_range)
         self.output = Linear(
-            hidden_size,
+            spec.dense_size or hidden_size,
             num_outputs,
             axes=("embed", None),
             init=init,

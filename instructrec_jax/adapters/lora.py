@@ -12,7 +12,7 @@ from flax import nnx
 
 from instructrec_jax.adapters.quantized import Quantized, dense_kernel, dense_tables, linears, plain_kernel
 from instructrec_jax.backbones.family import Rule
-from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.backbones.layers import Axes, DropoutKeys, Linear, dropout
 from instructrec_jax.backbones.tensor_names import Network, rule_names, sites_of
 from instructrec_jax.hf_types import PretrainedConfig
@@ -137,7 +137,7 @@ class Place:
 
 def places(backbone: nnx.Module, hf_config: PretrainedConfig) -> list[Place]:
     """The backbone's linear layers that are also modules of transformers, in the order of the family's table."""
-    rules = {rule.path: (number, rule) for number, rule in enumerate(find_family(hf_config.model_type).mapping)}
+    rules = {rule.path: (number, rule) for number, rule in enumerate(family_of(hf_config).mapping)}
     found = []
     for site in sites_of(backbone):
         path, rule_path = site.path.removesuffix(".codes"), site.rule_path.removesuffix(".codes")
@@ -184,7 +184,7 @@ def find_places(
 
     Raises ValueError for a target without a match, and for targets that match only some layers of a stack.
     """
-    all_places, prefix = places(backbone, hf_config), find_family(hf_config.model_type).prefix
+    all_places, prefix = places(backbone, hf_config), family_of(hf_config).prefix
     for target in targets or [""]:
         if not any(matches(target, name, prefix, setting) for place in all_places for name in place.names):
             known = dict.fromkeys(place.rule.module or place.rule.name.removesuffix(".weight") for place in all_places)

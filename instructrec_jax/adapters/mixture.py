@@ -26,6 +26,7 @@ class MixtureBackbone(nnx.Module):
     def __init__(self, members: Sequence[Decoder | GPT2]):
         self.members = nnx.List(members)
         self.hidden_size = sum(member.hidden_size for member in members)
+        self.prompt_type = max(member.prompt_type for member in members)  # the others take no notice of token types
 
     def empty_cache(self, rows: int, capacity: int) -> DecoderCache:
         caches = [member.empty_cache(rows, capacity) for member in self.members]

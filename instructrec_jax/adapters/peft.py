@@ -19,7 +19,7 @@ from instructrec_jax.adapters.lora import LoraConfig, Place, lora_of, places, se
 from instructrec_jax.adapters.module_patterns import matches
 from instructrec_jax.adapters.quantized import dense_kernel
 from instructrec_jax.backbones.family import Head, Rule
-from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.backbones.json_fields import Fields, read_fields
 from instructrec_jax.backbones.tensor_names import file_shape, to_file
 from instructrec_jax.files import write_json
@@ -94,8 +94,8 @@ def write_peft(
 
     Raises ValueError for a network without LoRA, and for inconsistent head, kind and task.
     """
-    family = find_family(hf_config.model_type)
-    _check_head(hf_config.model_type, task_type, head, head_kind)
+    family = family_of(hf_config)
+    _check_head(hf_config, task_type, head, head_kind)
     prefix = family.prefix if head_kind else ""
     written = _lora_tensors(places(backbone, hf_config), config, prefix, saved)
     tensors, modules = dict(written.tensors), [prefix + name for name in saved]
@@ -127,13 +127,15 @@ def write_peft(
     write_json(folder / CONFIG, settings)
 
 
-def _check_head(model_type: str, task_type: str | None, head: nnx.Module | None, head_kind: str | None) -> None:
+def _check_head(
+    hf_config: PretrainedConfig, task_type: str | None, head: nnx.Module | None, head_kind: str | None
+) -> None:
     """Raises ValueError for inconsistent head, kind and task, see `write_peft`."""
-    heads = find_family(model_type).heads
+    heads = family_of(hf_config).heads
     if task_type not in (*TASK_TYPES, None):
         raise ValueError(f"unknown PEFT task type {task_type!r}; choose from {', '.join(TASK_TYPES)} or None.")
     if head_kind is not None and head_kind not in heads:
-        raise ValueError(f"model_type {model_type!r} has no {head_kind!r} head; it has: {', '.join(heads)}.")
+        raise ValueError(f"model_type {hf_config.model_type!r} has no {head_kind!r} head; it has: {', '.join(heads)}.")
     trained = TRAINED_HEADS.get(head_kind or "")
     trained_task = task_type if task_type in TRAINED_HEADS.values() else None
     if (head is not None) != (head_kind in TRAINED_HEADS) or trained != trained_task:
@@ -200,8 +202,8 @@ def read_peft(
     """
     folder = Path(folder)
     adapter = _read_config(folder)
-    tensors = _read_tensors(folder)
-    family = find_family(hf_config.model_type)
+    family = family_of(hf_config)
+    tensors = {family.name_here(name): tensor for name, tensor in _read_tensors(folder).items()}
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
     missing = []
     for place in places(backbone, hf_config):

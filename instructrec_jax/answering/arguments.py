@@ -217,6 +217,8 @@ def generate_parser(doc: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, help='JSONL file for the records with "generated" and "finish"; default: stdout')
     add("--catalogue", type=Path, help="prepared folder: report the share of named items that are unknown or seen")
+    picture = "picture beside --prompt (repeatable)"
+    add("--image", type=input_file, action="append", default=[], metavar="FILE", help=picture)
     add("--raw", action="store_true", help="do not apply the run's template")
     add("--step", type=int, help="step of the checkpoint; default: the best")
     streams = "print the answer to --prompt token by token (default: on a terminal)"

@@ -25,7 +25,7 @@ from instructrec_jax.answering.formats.other_runtimes import (
     stored_codes,
     write_compressed_tensors,
 )
-from instructrec_jax.backbones.folder import find_family, find_folder
+from instructrec_jax.backbones.folder import family_of, find_folder
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.chat_template import exported_template
@@ -202,7 +202,7 @@ def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str 
         projection = network.head.projection
         write_sentence_modules(
             folder,
-            hidden_size=config.hidden_size,
+            hidden_size=config.get_text_config().hidden_size,
             pooling=network.head.pooling,
             projection=None if projection is None else np.asarray(projection[...], np.float32),
             max_length=task.context.max_length,
@@ -246,7 +246,7 @@ def write_adapter(folder: Path, model: SplitModel, run: Path, task: Task) -> Non
             "random weights), so PEFT could not open it: use --format hf, which merges LoRA."
         )
     kind = head_kind(network.head)
-    pairs = find_family(source.config.model_type).kind == "encoder_decoder"
+    pairs = family_of(source.config).kind == "encoder_decoder"
     tasks = TRAINED_HEADS | {"lm": "SEQ_2_SEQ_LM" if pairs else "CAUSAL_LM"}
     trained = network.head if kind in TRAINED_HEADS else None
     new_pooler = any(path.startswith("pooler.") for path in source.report.initialized)

@@ -9,11 +9,16 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from instructrec_jax.backbones.folder import read_config
-from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.backbones.reading import build_backbone
+from instructrec_jax.backbones.row_images import RowImages
+from instructrec_jax.backbones.tensor_names import abstract_module
 from instructrec_jax.data.example import BadExample, Example, is_blank
+from instructrec_jax.data.image_tokens import ImageTokens
 from instructrec_jax.data.listed import check_type, listed
+from instructrec_jax.data.pictures import open_picture, pixels_of, read_preprocessing
 from instructrec_jax.data.prompts import tokenize_pieces
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.data.unread import MEANING
@@ -65,7 +70,9 @@ class LanguageModel:
             )
         folder = path / "backbone" if is_run(path) else backbone_folder(str(path))
         # data.max_length limits training texts; here prompt and answer share the network's full context
-        limit = input_limit(read_config(folder))
+        network = read_config(folder)
+        self._network = abstract_module(lambda key: build_backbone(network, rngs=nnx.Rngs(params=key)))
+        limit = self._network.max_length
         self.run = Run.open(path, replace(config, data=replace(config.data, max_length=limit)), step=step)
         task = as_language_model(self.run.task)
         assert task is not None  # since its answers are text
@@ -75,6 +82,7 @@ class LanguageModel:
         if not self.run.trained and any(name.startswith("table") for name in model.source.report.initialized):
             raise ValueError(f"{folder} has no language-model head: name a checkpoint of a language model.")
         self.params = in_dtype(model.params, compute_dtype(config))
+        self.folder = folder
         self.writer = open_writer(task, model.graphdef, self.run.mesh)
         self.recommended = recommendations(folder)
 
@@ -98,17 +106,21 @@ class LanguageModel:
         names: Sequence[str] | None = None,
         show: Callable[[str], None] | None = None,
         progress: bool = False,
+        images: Sequence[Sequence[Path]] | None = None,
     ) -> list[Generated]:
         """Answers prompts, in their order.
 
         Args:
           prompts: an instruction, a whole example, whose output is ignored, or a list of these.
+          images: files of pictures for each prompt, which is a text; they stand where it has `ImageTokens.marker`, or
+            come first.
           raw: do not apply the template.
           names: names of the prompts for errors.
           show: called with successive pieces of the answer to a single prompt: whole characters, no stop texts.
 
         Raises:
-          ValueError: before generation, for a prompt that is empty, or too long together with `max_new_tokens`.
+          ValueError: before generation, for a prompt that is empty, or too long together with `max_new_tokens`; for
+            images that the network does not read, or that the prompt has another number of.
         """
         config = GenerationConfig() if config is None else config
         check_type(config, "config", (GenerationConfig,), "a GenerationConfig")
@@ -120,8 +132,39 @@ class LanguageModel:
         for prompt, name in zip(prompts, names, strict=True):
             if isinstance(prompt, str) and not prompt.strip():
                 raise ValueError(f"{name} is empty.")
-        tokens = [self.tokenize(prompt, name, raw=raw) for prompt, name in zip(prompts, names, strict=True)]
-        return self.writer.write(self.params, tokens, names, config, show=show, progress=progress)
+        rows: list[RowImages] | None = None
+        if images is not None:
+            ids, rows = self._read_images(prompts, names, images, raw)
+        else:
+            ids = [self.tokenize(prompt, name, raw=raw) for prompt, name in zip(prompts, names, strict=True)]
+            for row, name in zip(ids, names, strict=True):
+                if self._network.image_token_id is not None and self._network.image_token_id in row:
+                    raise ValueError(f"{name} has a token that stands for an image, but comes without images.")
+        return self.writer.write(self.params, ids, names, config, show=show, progress=progress, images=rows)
+
+    def _read_images(
+        self, prompts: Sequence[str | Example], names: Sequence[str], images: Sequence[Sequence[Path]], raw: bool
+    ) -> tuple[list[np.ndarray], list[RowImages]]:
+        """The tokens of prompts with those of their images, and the images."""
+        network = self._network
+        how = ImageTokens.of(network, read_config(self.folder), self.tokenizer)
+        process = read_preprocessing(self.folder)
+        tokens, rows = [], []
+        for prompt, name, files in zip(prompts, names, images, strict=True):
+            if not isinstance(prompt, str):
+                raise ValueError(f"{name}: images are for prompts that are texts.")
+            try:
+                ids = self.tokenize(how.text(prompt, len(files)), name, raw=raw)
+                expanded, places = how.expand(ids, len(files))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            size = network.image_size
+            pixels = np.zeros((0, size, size, 3), np.float32)
+            if files:
+                pixels = pixels_of([open_picture(file) for file in files], process)
+            tokens.append(expanded)
+            rows.append(RowImages(pixels[None], places[None]))
+        return tokens, rows
 
 
 def in_dtype(params: Tree, dtype: jnp.dtype) -> Tree:

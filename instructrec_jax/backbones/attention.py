@@ -22,6 +22,8 @@ def attention(
     positions: jax.Array,
     key_segment_ids: jax.Array | None = None,
     key_positions: jax.Array | None = None,
+    groups: jax.Array | None = None,
+    key_groups: jax.Array | None = None,
     bias: jax.Array | None = None,
     window: int | None = None,
     causal: bool = False,
@@ -41,6 +43,9 @@ def attention(
         positions: int32 [rows, queries], position in the segment; used by `window`, `causal` and dropout.
         key_segment_ids, key_positions: int32 [rows, keys], of keys other than the queries' own tokens (a cache or
             another text). With another text, `causal` and `window` must not be used.
+        groups, key_groups: int32 [rows, queries] and [rows, keys], or None: tokens of one segment with the same number
+            above 0 attend to each other whatever `causal` and `window` say (an image, a prompt). `key_groups` are the
+            queries' own by default.
         bias: float [rows or 1, heads or 1, queries, keys] added to the scores, or None.
         window: maximum distance |query position - key position| (inclusive), or None for no limit.
         causal: a token attends to itself and earlier positions only.
@@ -55,22 +60,24 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     own = all(x is None or x is y for x, y in ((key_segment_ids, segment_ids), (key_positions, positions)))
     drops = dropout_keys is not None and dropout_rate > 0.0
-    kernel = kernels.choose(q, own=own, bias=bias, dropout=drops, soft_cap=soft_cap)
+    kernel = kernels.choose(q, own=own, bias=bias, dropout=drops, soft_cap=soft_cap, groups=groups is not None)
     if kernel == "splash":
         return kernels.splash_attention(
             q, k, v, segment_ids, causal=causal, window=window, soft_cap=soft_cap, scale=scale
         )
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     key_positions = positions if key_positions is None else key_positions
+    key_groups = groups if key_groups is None else key_groups
     if kernel == "cudnn":
-        mask = _mask(segment_ids, positions, key_segment_ids, key_positions, window, causal)[:, None]
-        return kernels.cudnn_attention(q, k, v, mask, scale=scale)
+        mask = _mask(segment_ids, positions, key_segment_ids, key_positions, groups, key_groups, window, causal)
+        return kernels.cudnn_attention(q, k, v, mask[:, None], scale=scale)
     scoring = _Scoring(scale, window, causal, soft_cap, dropout_rate if drops else 0.0)
     run: Callable[..., jax.Array] = functools.partial(_plain, scoring)
     keys = dropout_keys.tokens if drops and dropout_keys is not None else None
     by_query = None if bias is None else bias.transpose(0, 2, 1, 3)
-    queries = {"q": q, "segment_ids": segment_ids, "positions": positions, "keys": keys, "bias": by_query}
-    rest = {"k": k, "v": v, "key_segment_ids": key_segment_ids, "key_positions": key_positions}
+    own_numbers = {"segment_ids": segment_ids, "positions": positions, "groups": groups}
+    key_numbers = {"key_segment_ids": key_segment_ids, "key_positions": key_positions, "key_groups": key_groups}
+    queries, rest = {"q": q, "keys": keys, "bias": by_query} | own_numbers, {"k": k, "v": v} | key_numbers
     return kernels.by_query_blocks(run, queries, rest) if kernel == "blocked" else run(**queries, **rest)
 
 
@@ -95,11 +102,14 @@ def _plain(
     positions: jax.Array,
     key_segment_ids: jax.Array,
     key_positions: jax.Array,
+    groups: jax.Array | None,
+    key_groups: jax.Array | None,
     bias: jax.Array | None,
     keys: jax.Array | None,
 ) -> jax.Array:
     """Computes all scores at once. `bias`: [rows or 1, queries, heads or 1, keys]; `keys`: uint32 [rows, queries]."""
-    mask = _mask(segment_ids, positions, key_segment_ids, key_positions, scoring.window, scoring.causal)[:, None]
+    numbers = (segment_ids, positions, key_segment_ids, key_positions, groups, key_groups)
+    mask = _mask(*numbers, scoring.window, scoring.causal)[:, None]
     rows, queries, heads, head_dim = q.shape
     key_count, key_heads = k.shape[1:3]
 
@@ -131,15 +141,21 @@ def _mask(
     positions: jax.Array,
     key_segment_ids: jax.Array,
     key_positions: jax.Array,
+    groups: jax.Array | None,
+    key_groups: jax.Array | None,
     window: int | None,
     causal: bool,
 ) -> jax.Array:
     """bool [rows, queries, keys]: whether a query attends to a key."""
     queries, keys, trunk = segment_ids[:, :, None], key_segment_ids[:, None, :], segment_ids // BRANCH * BRANCH
     mask = ((queries == keys) | (trunk[:, :, None] == keys)) & (keys != 0)
+    together = jnp.zeros((), bool)
+    if groups is not None and key_groups is not None:
+        own, other = groups[:, :, None], key_groups[:, None, :]
+        together = (queries == keys) & (keys != 0) & (own == other) & (own > 0)
     distance = positions[:, :, None] - key_positions[:, None, :]
     if window is not None:
         mask &= jnp.abs(distance) <= window
     if causal:
         mask &= distance >= 0
-    return mask
+    return mask | together

@@ -49,7 +49,9 @@ def announce(reason: str) -> None:
         logger.warning("attention: %s", reason)
 
 
-def choose(q: jax.Array, *, own: bool, bias: jax.Array | None, dropout: bool, soft_cap: float | None) -> str:
+def choose(
+    q: jax.Array, *, own: bool, bias: jax.Array | None, dropout: bool, soft_cap: float | None, groups: bool = False
+) -> str:
     """The kernel: "splash" (TPU), "cudnn" (GPU), "blocked" (long texts) or "plain".
 
     Args:
@@ -58,6 +60,7 @@ def choose(q: jax.Array, *, own: bool, bias: jax.Array | None, dropout: bool, so
       bias: added to the scores, or None.
       dropout: whether probabilities have dropout.
       soft_cap: see `attention.attention`.
+      groups: whether some tokens attend to each other whatever their order, see `attention.attention`.
     """
     length, head_dim, device = q.shape[1], q.shape[3], platform()
     known = isinstance(length, int)  # `jax.export` has programs of any length
@@ -75,6 +78,7 @@ def choose(q: jax.Array, *, own: bool, bias: jax.Array | None, dropout: bool, so
         # also with cuDNN: mask and bias together would still need a [rows, heads, length, length] array, and the
         # treatment of the bias's gradient and of float32 with bfloat16 differs between versions
         "a bias on the scores": bias is not None,
+        "tokens that attend to each other in both directions (images, prompts)": kernel == "splash" and groups,
         f"rows of {length} tokens (a multiple of {LANES} is needed)": kernel == "splash" and length % LANES > 0,
         "rows split over devices (mesh.context)": is_split("length"),
         "a soft cap on the scores": kernel == "cudnn" and soft_cap is not None,
@@ -180,7 +184,7 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *
 
 
 def by_query_blocks(
-    function: Callable[..., jax.Array], queries: Mapping[str, jax.Array | None], rest: Mapping[str, jax.Array]
+    function: Callable[..., jax.Array], queries: Mapping[str, jax.Array | None], rest: Mapping[str, jax.Array | None]
 ) -> jax.Array:
     """Runs function(**queries, **rest) on blocks of QUERY_BLOCK queries; the backward pass recomputes each block.
 

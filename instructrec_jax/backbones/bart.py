@@ -1,4 +1,7 @@
-"""BART (Lewis et al., 2020): post-norm layers, learned positions, biases everywhere."""
+"""BART (Lewis et al., 2020): post-norm layers, learned positions, biases everywhere.
+
+Its layers, with the norms in front, are also Whisper's.
+"""
 
 import math
 from dataclasses import dataclass
@@ -48,10 +51,14 @@ class BartSpec:
     dropout: float
     activation_dropout: float
     initializer_range: float
+    pre_norm: bool = False  # x + f(norm(x)) in place of norm(x + f(x))
 
 
 class Layer(nnx.Module):
-    """x = norm(x + attention(x)); in a decoder x = norm(x + cross_attention(x)); x = norm(x + mlp(x))."""
+    """x = norm(x + attention(x)); in a decoder x = norm(x + cross_attention(x)); x = norm(x + mlp(x)).
+
+    Or, with `BartSpec.pre_norm`, x + attention(norm(x)), and so on.
+    """
 
     def __init__(self, spec: BartSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         width, init = spec.attention.hidden_size, normal(spec.initializer_range)
@@ -71,19 +78,25 @@ class Layer(nnx.Module):
     def __call__(
         self, x: jax.Array, context: Context, keys: DropoutKeys | None, cache: dict[str, jax.Array] | None = None
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
-        rate = self.spec.dropout
+        rate, pre = self.spec.dropout, self.spec.pre_norm
 
         def site(number: int) -> DropoutKeys | None:
             return None if keys is None else keys.fold(number)
 
-        y, entries = self.attention(x, context, site(0), cache)
-        x = self.attention_norm(x + dropout(y, rate, site(1)))
+        def read(x: jax.Array, norm: LayerNorm) -> jax.Array:
+            return norm(x) if pre else x
+
+        def added(x: jax.Array, y: jax.Array, norm: LayerNorm) -> jax.Array:
+            return x + y if pre else norm(x + y)
+
+        y, entries = self.attention(read(x, self.attention_norm), context, site(0), cache)
+        x = added(x, dropout(y, rate, site(1)), self.attention_norm)
         if self.cross_attention is not None and self.cross_norm is not None:
-            y, more = self.cross_attention(x, context, site(2), cache)
-            x, entries = self.cross_norm(x + dropout(y, rate, site(3))), entries | more
-        y = activation(self.spec.activation)(self.mlp_in(x, keys))
+            y, more = self.cross_attention(read(x, self.cross_norm), context, site(2), cache)
+            x, entries = added(x, dropout(y, rate, site(3)), self.cross_norm), entries | more
+        y = activation(self.spec.activation)(self.mlp_in(read(x, self.mlp_norm), keys))
         y = self.mlp_out(dropout(y, self.spec.activation_dropout, site(4)), keys)
-        x = self.mlp_norm(x + dropout(y, rate, site(5)))
+        x = added(x, dropout(y, rate, site(5)), self.mlp_norm)
         return x if cache is None else (x, entries)
 
 
@@ -194,21 +207,28 @@ def attention_rules(name: str, path: str) -> tuple[Rule, ...]:
     return tuple(rule for theirs, ours in names.items() for rule in linear(f"{name}.{theirs}", f"{path}.{ours}"))
 
 
-def side_rules(side: str) -> tuple[Rule, ...]:
+def layer_rules(side: str) -> tuple[Rule, ...]:
+    """The tensor names of a layer of the "encoder" or "decoder"."""
     layer = f"{side}.layers.{{layer}}"
     cross = (
         *attention_rules(f"{layer}.encoder_attn", f"{layer}.cross_attention"),
         *norm(f"{layer}.encoder_attn_layer_norm", f"{layer}.cross_norm"),
     )
     return (
-        *embedding(f"{side}.embed_positions", f"{side}.position_embeddings"),
-        *norm(f"{side}.layernorm_embedding", f"{side}.embedding_norm"),
         *attention_rules(f"{layer}.self_attn", f"{layer}.attention"),
         *norm(f"{layer}.self_attn_layer_norm", f"{layer}.attention_norm"),
         *(cross if side == "decoder" else ()),
         *linear(f"{layer}.fc1", f"{layer}.mlp_in"),
         *linear(f"{layer}.fc2", f"{layer}.mlp_out"),
         *norm(f"{layer}.final_layer_norm", f"{layer}.mlp_norm"),
+    )
+
+
+def side_rules(side: str) -> tuple[Rule, ...]:
+    return (
+        *embedding(f"{side}.embed_positions", f"{side}.position_embeddings"),
+        *norm(f"{side}.layernorm_embedding", f"{side}.embedding_norm"),
+        *layer_rules(side),
     )
 
 

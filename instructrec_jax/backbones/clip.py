@@ -52,7 +52,14 @@ MAPPING = (
     Rule("visual_projection.weight", "image_projection.kernel", "transpose"),
     Rule("logit_scale", "log_factor"),
 )
-FAMILY = Family(build=build, prefix="", mapping=MAPPING, base_class="CLIPModel", kind="image_text")
+FAMILY = Family(
+    build=build,
+    prefix="",
+    mapping=MAPPING,
+    base_class="CLIPModel",
+    kind="image_text",
+    tower=lambda config: config.vision_config,
+)
 
 
 def build_vision(

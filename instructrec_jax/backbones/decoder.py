@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.encoder import check_positions
 from instructrec_jax.backbones.family import Backbone, refuse
+from instructrec_jax.backbones.image_reader import ImageReader
 from instructrec_jax.backbones.key_value_cache import append, empty_layers, extended
 from instructrec_jax.backbones.layers import (
     Cache,
@@ -25,6 +26,7 @@ from instructrec_jax.backbones.layers import (
     normal,
 )
 from instructrec_jax.backbones.rope import Rope, rotate, rotation
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.hf_types import PretrainedConfig
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -133,7 +135,8 @@ class Context:
     """The inputs of every layer besides the hidden states.
 
     `key_*` belong to the keys: the tokens of this call, or all slots of the cache, with this call's tokens starting at
-    slot `index` (int32 [rows]: each row's token in its own slot). `rotations` are (cos, sin) by layer type.
+    slot `index` (int32 [rows]: each row's token in its own slot). `rotations` are (cos, sin) by layer type. `groups`
+    and `key_groups` are those of `attention`.
     """
 
     segment_ids: jax.Array
@@ -142,6 +145,8 @@ class Context:
     key_positions: jax.Array
     index: jax.Array | int
     rotations: dict[str, tuple[jax.Array, jax.Array]]
+    groups: jax.Array | None = None
+    key_groups: jax.Array | None = None
 
 
 class DecoderCache(TypedDict):
@@ -175,6 +180,7 @@ def run_layers(
     max_length: int,
     dropout: DropoutKeys | None,
     cache: DecoderCache | None,
+    groups: jax.Array | None = None,
 ) -> tuple[jax.Array, DecoderCache | None]:
     """Runs the stack. Returns its output, and the cache including this call's tokens.
 
@@ -184,11 +190,13 @@ def run_layers(
     With a cache whose `index` is int32 [rows], each row's single token goes to its own slot, and to none if the slot is
     beyond the arrays in "layers". These may have more rows and slots than "segment_ids" and "positions" [rows, slots],
     which say what is attended to: the first rows and slots.
+
+    `groups`: see `attention`. A cache does not keep them, so all tokens of a group belong into one call.
     """
     check_positions(positions, max_length)
     beyond = ((positions >= max_length) & (segment_ids != 0))[..., None]
     if cache is None:
-        x = layers(x, Context(segment_ids, positions, segment_ids, positions, 0, rotations), dropout)
+        x = layers(x, Context(segment_ids, positions, segment_ids, positions, 0, rotations, groups, groups), dropout)
         return jnp.where(beyond, jnp.nan, x), None
     index, tokens, capacity = cache["index"], x.shape[1], cache["positions"].shape[1]
     # numpy, since inside jit jnp would make a tracer even of a constant
@@ -200,7 +208,8 @@ def run_layers(
         )
     key_segment_ids = append(cache["segment_ids"], segment_ids, index)
     key_positions = append(cache["positions"], positions, index)
-    context = Context(segment_ids, positions, key_segment_ids, key_positions, index, rotations)
+    key_groups = None if groups is None else append(jnp.zeros_like(key_segment_ids), groups, index)
+    context = Context(segment_ids, positions, key_segment_ids, key_positions, index, rotations, groups, key_groups)
     x, entries = layers(x, context, dropout, cache["layers"], index)
     full = jnp.reshape(index + tokens > capacity, (-1, 1, 1))
     return jnp.where(beyond | full, jnp.nan, x), {
@@ -277,6 +286,8 @@ class Attention(nnx.Module):
             positions=context.positions,
             key_segment_ids=context.key_segment_ids,
             key_positions=context.key_positions,
+            groups=context.groups,
+            key_groups=context.key_groups,
             causal=True,
             window=spec.window - 1 if self.kind == LOCAL and spec.window is not None else None,
             soft_cap=spec.attention_soft_cap,
@@ -325,7 +336,10 @@ class Layer(nnx.Module):
 
 
 class Decoder(Backbone):
-    """Embeddings, pre-norm layers and a final norm. For the arguments of a call see `Family`; token types are ignored.
+    """Embeddings, pre-norm layers and a final norm. For the arguments of a call see `Family`.
+
+    With a `reader`, `images` may come with the tokens: their vectors take the place of the embedded tokens at
+    `images.places`. Token types are ignored by all decoders but those whose reader says `"prompt"` (see `ReaderSpec`).
 
     Tokens beyond `max_length` or the cache's capacity raise an error or give NaN, see `run_layers`.
     """
@@ -347,11 +361,20 @@ class Decoder(Backbone):
             rngs=rngs,
         )
         self.final_norm = RMSNorm(spec.hidden_size, eps=spec.eps, offset=spec.norm_offset, dtype=dtype)
+        self.reader: ImageReader | None = nnx.data(None)
         self.spec = spec
         self.dtype = dtype
         self.hidden_size = spec.hidden_size
         self.vocab_size = spec.vocab_size
         self.max_length = spec.max_length
+
+    def read_images(self, reader: ImageReader) -> None:
+        """Adds a reader, after which calls may have images."""
+        self.reader = reader
+        self.prompt_type = int(reader.spec.together == "prompt")
+        self.image_vectors = reader.spec.image_vectors
+        self.image_size = reader.spec.vision.image_size
+        self.image_token_id = reader.spec.token_id
 
     def empty_cache(self, rows: int, capacity: int) -> DecoderCache:
         """A cache for `capacity` tokens per row, in the dtype of the activations, or in int8."""
@@ -368,6 +391,7 @@ class Decoder(Backbone):
         *,
         dropout: DropoutKeys | None = None,
         cache: None = None,
+        images: RowImages | None = None,
     ) -> jax.Array: ...
     @overload
     def __call__(
@@ -379,6 +403,7 @@ class Decoder(Backbone):
         *,
         dropout: DropoutKeys | None = None,
         cache: DecoderCache,
+        images: RowImages | None = None,
     ) -> tuple[jax.Array, DecoderCache]: ...
     def __call__(
         self,
@@ -389,11 +414,19 @@ class Decoder(Backbone):
         *,
         dropout: DropoutKeys | None = None,
         cache: DecoderCache | None = None,
+        images: RowImages | None = None,
     ) -> jax.Array | tuple[jax.Array, DecoderCache]:
-        x = self.word_embeddings(tokens)
+        if images is not None and self.reader is None:
+            raise ValueError("the network reads no images: its config.json has no vision_config.")
+        # the id of an image's tokens may lie beyond the table
+        x = self.word_embeddings(tokens if images is None else jnp.where(images.places < 0, tokens, 0))
         if self.spec.embedding_scale is not None:
             x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)  # rounded, as Gemma was trained
+        groups = None
+        if self.reader is not None:
+            x, groups = self.reader.place(x, images), self.reader.groups(token_types, images)
         rotations = {kind: rotation(positions, rope) for kind, rope in self.spec.ropes}
-        x, updated = run_layers(self.layers, x, segment_ids, positions, rotations, self.max_length, dropout, cache)
+        limit = self.max_length
+        x, updated = run_layers(self.layers, x, segment_ids, positions, rotations, limit, dropout, cache, groups)
         x = self.final_norm(x)
         return x if updated is None else (x, updated)

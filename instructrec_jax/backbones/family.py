@@ -21,7 +21,7 @@ class Rule:
         transform: "none" keeps the tensor; "transpose" turns [out, in] into [in, out], or [parts * out, in]
             into [in, parts, out]; "split" turns [..., parts * out] into [..., parts, out]; "row" turns [1, ...] into
             [...] and "token" [1, 1, n] into [n]; "convolution" turns [out, in, height, width] into [height, width, in,
-            out].
+            out], and [out, in, width] into [width, in, out].
         old_names: names of the tensor in older files; they take precedence over a stale tensor `name`.
         copies: names of possible copies of the tensor in a file; equal copies are ignored, others refused.
         module: of a linear layer, the name of transformers' module, where it is not that of the tensor.
@@ -68,6 +68,7 @@ class HeadSpec:
     use_pooler: bool = False  # pass the vector through the backbone's own pooler (BERT)
     input_dropout: float = 0.0
     dense: bool = False
+    dense_size: int | None = None  # width after `dense`; None: unchanged
     dense_bias: bool = True
     activation: str = "linear"
     norm: bool = False
@@ -97,6 +98,10 @@ class Backbone(nnx.Module):
     Attributes:
         max_length: maximum number of tokens of an input, special tokens included.
         cache_codes: whether the keys and values of `empty_cache` are int8, see `key_value_cache`.
+        prompt_type: the token type of a prompt's tokens: 1 in decoders that read prompts in both directions.
+        image_vectors: V, the tokens of an image of the network's size; 0 if the network reads none beside words.
+        image_size: height and width of these images, pixels.
+        image_token_id: the token that stands for each of these vectors; it may lie beyond the vocabulary.
     """
 
     word_embeddings: Embedding
@@ -104,6 +109,10 @@ class Backbone(nnx.Module):
     vocab_size: int
     max_length: int
     cache_codes: bool = False
+    prompt_type: int = 0
+    image_vectors: int = 0
+    image_size: int = 0
+    image_token_id: int | None = None
 
     @property
     def word_embedding_table(self) -> jax.Array:
@@ -121,6 +130,9 @@ class Head:
     architecture: str | None = None  # the whole class name, if it is not the base class's name with the suffix
 
 
+WORDLESS = ("image", "sound")  # kinds of networks that read no words
+
+
 @dataclass(frozen=True)
 class Family:
     """The description of one `model_type` for reading and writing.
@@ -131,13 +143,19 @@ class Family:
             see below for the calls.
         prefix: of the tensor names in a task checkpoint, e.g. "bert.".
         mapping: the backbone's table, names without the prefix.
-        heads: by kind: "sequence", "token", "span", "mlm", "lm", "image"; their tables have complete names.
+        heads: by kind: "sequence", "token", "span", "mlm", "lm", "image" (or sound); their tables have complete names.
         pooling: default pooling for sentence vectors.
         base_class: HuggingFace's class name of the bare network.
-        kind: "encoder", "decoder" or "encoder_decoder"; "image" for networks that read images, "image_text" for pairs
-            of an image network and a text network: only `images=True` opens these two.
+        kind: "encoder", "decoder" or "encoder_decoder"; "image" and "sound" for networks that read these alone,
+            "image_text" for pairs of an image network and a text network: only `images=True` opens these three.
+        sounds: whether the encoder of an encoder–decoder reads sounds in place of words.
         output_table: name of the language-model head's table in families whose config.json does not declare whether it
             is tied (T5): it is untied if the file has this tensor and it differs from the word embeddings.
+        prompt_type: that of its networks, see `Backbone`.
+        layouts: (start of a name in files, start of the same name here), for families whose files have had several
+            layouts: the first that fits counts when a file is read, the first of a start when one is written.
+        tower: the config of the network of images or sounds alone, of families that have one beside another network.
+        variant: the family of a config, where tables depend on the config (of the network of texts within it).
 
     Encoders and decoders are called as
 
@@ -146,7 +164,8 @@ class Family:
     with int32 [rows, length] arguments. Decoders also take `cache=network.empty_cache(rows, capacity)` and then return
     (hidden, cache): the call's tokens (including padding, which stays masked) are appended to the cache and attend to
     it. A cache is {"layers": a `layers.Cache`, "segment_ids": int32 [rows, capacity], "positions": int32 [rows,
-    capacity], "index": int32 scalar, the number of filled slots}.
+    capacity], "index": int32 scalar, the number of filled slots}. Those that read images (`Backbone.image_vectors`)
+    take them as `images=`, a `row_images.RowImages`.
 
     Encoder–decoders have
 
@@ -158,8 +177,8 @@ class Family:
     segment number. Its `network.empty_cache(rows, capacity, encoded_length)` also has each layer's keys and values of
     `encoded`, and "encoded_segment_ids": the first call fills them; later calls omit both, or pass `encoded=None`.
 
-    Image networks are `vision.VisionEncoder`s, called with pixels [rows, height, width, channels]; pairs are
-    `image_text.ImageText`s.
+    Image networks are `vision.VisionEncoder`s, called with pixels [rows, height, width, channels]; those of sounds are
+    `whisper.SoundEncoder`s; pairs are `image_text.ImageText`s. Whisper's `encode` needs the rows' sounds as `images=`.
     """
 
     build: Callable[..., Backbone]
@@ -170,6 +189,19 @@ class Family:
     base_class: str = ""
     kind: str = "encoder"
     output_table: str | None = None
+    prompt_type: int = 0
+    layouts: tuple[tuple[str, str], ...] = ()
+    tower: Callable[[PretrainedConfig], PretrainedConfig] | None = None
+    variant: "Callable[[PretrainedConfig], Family] | None" = None
+    sounds: bool = False
+
+    def name_here(self, name: str) -> str:
+        """The table's name (with its prefix) of a tensor in a file."""
+        return next((here + name[len(start) :] for start, here in self.layouts if name.startswith(start)), name)
+
+    def name_in_files(self, name: str) -> str:
+        """The name in a file to be written of a tensor of the table, with its prefix."""
+        return next((start + name[len(here) :] for start, here in self.layouts if name.startswith(here)), name)
 
 
 def refuse(config: PretrainedConfig, **allowed: object) -> None:

@@ -13,16 +13,20 @@ from instructrec_jax.backbones import (
     dinov2,
     distilbert,
     gemma,
+    gemma3,
     gpt2,
     llama,
+    llava,
     modernbert,
     mpnet,
+    paligemma,
     roberta,
     siglip,
     t5,
     vit,
+    whisper,
 )
-from instructrec_jax.backbones.family import Family
+from instructrec_jax.backbones.family import WORDLESS, Family
 from instructrec_jax.backbones.json_fields import Fields, read_fields, read_objects
 from instructrec_jax.backbones.llama_cpp.reading import gguf_folder
 from instructrec_jax.backbones.network_config import read_network_config
@@ -37,14 +41,18 @@ FAMILIES: dict[str, Family] = {
     "dinov2": dinov2.FAMILY,
     "dinov2_with_registers": dinov2.REGISTERS_FAMILY,
     "distilbert": distilbert.FAMILY,
+    "gemma": gemma.GEMMA_FAMILY,
     "gemma2": gemma.GEMMA2_FAMILY,
+    "gemma3": gemma3.FAMILY,
     "gemma3_text": gemma.GEMMA3_FAMILY,
     "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
+    "llava": llava.FAMILY,
     "mistral": llama.MISTRAL_FAMILY,
     "modernbert": modernbert.FAMILY,
     "mpnet": mpnet.FAMILY,
     "mt5": t5.MT5_FAMILY,
+    "paligemma": paligemma.FAMILY,
     "qwen2": llama.QWEN2_FAMILY,
     "qwen3": llama.QWEN3_FAMILY,
     "roberta": roberta.FAMILY,
@@ -52,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     "siglip_vision_model": siglip.VISION_FAMILY,
     "t5": t5.FAMILY,
     "vit": vit.FAMILY,
+    "whisper": whisper.FAMILY,
     "xlm-roberta": roberta.XLM_FAMILY,
 }
 
@@ -130,7 +139,8 @@ def read_config(
 ) -> PretrainedConfig:
     """The `transformers` config of a folder. Without `images`, it must be of a network of texts.
 
-    With `tower`, that of a pair of an image network and a text network (CLIP) is its image network's.
+    With `tower`, that of a pair of an image network and a text network (CLIP) is its image network's, and Whisper's
+    that of its encoder.
 
     Fields about the storage of the weights (quantization_config) and about remote code, which is never run (auto_map),
     are removed, because they would be wrong in exports with this config.
@@ -143,7 +153,7 @@ def read_config(
         raise ValueError(f"{folder} has no config.json: it is not a HuggingFace checkpoint folder.")
     fields = read_fields(file)
     family = find_family(fields.text("model_type"), str(folder))
-    if family.kind in ("image", "image_text") and not images:
+    if family.kind in (*WORDLESS, "image_text") and not images:
         raise ValueError(
             f"{folder} holds a network of images (model_type {fields.text('model_type')!r}), but a network of texts is "
             f"needed here: {', '.join(name for name, one in FAMILIES.items() if not one.kind.startswith('image'))}. "
@@ -151,8 +161,8 @@ def read_config(
             "reads it."
         )
     config = read_network_config(folder)
-    if tower and family.kind == "image_text":
-        config = config.vision_config
+    if tower and family.tower is not None:
+        config = family.tower(config)
     for name in STALE:
         if hasattr(config, name):
             delattr(config, name)
@@ -180,10 +190,16 @@ def find_family(model_type: str | None, where: str = "the config") -> Family:
     return FAMILIES[model_type]
 
 
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a config, with the tables of its network of texts. Raises ValueError for an unsupported one."""
+    family = find_family(config.model_type)
+    return family if family.variant is None else family.variant(config)
+
+
 def declared_head(config: PretrainedConfig) -> str | None:
     """The kind of task head in the config's `architectures`: "sequence", "token", "span", "mlm", "lm" or None."""
     names = getattr(config, "architectures", None) or ()
-    for kind, head in find_family(config.model_type).heads.items():
+    for kind, head in family_of(config).heads.items():
         suffixes = (head.suffix, "ForPreTraining") if kind == "mlm" else (head.suffix,)
         if any(name.endswith(suffixes) for name in names):
             return kind

@@ -1,4 +1,4 @@
-"""Gemma 2 and the text network of Gemma 3 (Gemma Team, 2024 and 2025)."""
+"""Gemma, Gemma 2 and the text network of Gemma 3 (Gemma Team, 2024, 2024 and 2025)."""
 
 import dataclasses
 
@@ -8,9 +8,22 @@ from jax.typing import DTypeLike
 from instructrec_jax.backbones.decoder import GLOBAL, LOCAL, Decoder, DecoderSpec, read_spec
 from instructrec_jax.backbones.family import Backbone, Family, Rule, embedding, refuse
 from instructrec_jax.backbones.layers import StackOptions
-from instructrec_jax.backbones.llama import HEADS, LAYER, PROJECTIONS
+from instructrec_jax.backbones.llama import HEADS, LAYER, PROJECTIONS, family
 from instructrec_jax.backbones.rope import Rope, read_rope
 from instructrec_jax.hf_types import PretrainedConfig
+
+
+def gemma1_spec(config: PretrainedConfig) -> DecoderSpec:
+    return read_spec(
+        config,
+        activation=config.hidden_act,
+        ropes={GLOBAL: read_rope(config)},
+        layer_types=(GLOBAL,) * config.num_hidden_layers,
+        qkv_bias=config.attention_bias,
+        output_bias=config.attention_bias,
+        norm_offset=1.0,
+        embedding_scale=config.hidden_size**0.5,
+    )
 
 
 def gemma_spec(
@@ -62,6 +75,7 @@ MAPPING = (
     Rule("norm.weight", "final_norm.scale"),
 )
 
+GEMMA_FAMILY = family(gemma1_spec, "GemmaModel")  # its tensors have Llama's names
 GEMMA2_FAMILY = Family(
     build=build_gemma2,
     prefix="model.",

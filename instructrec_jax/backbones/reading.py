@@ -15,7 +15,7 @@ from instructrec_jax.backbones.family import Backbone, Family, Rule
 from instructrec_jax.backbones.folder import (
     PoolingSpec,
     declared_head,
-    find_family,
+    family_of,
     find_folder,
     read_config,
     read_pooling,
@@ -94,7 +94,7 @@ def build_backbone(
 
     Raises ValueError for an impossible config.
     """
-    family = find_family(config.model_type)
+    family = family_of(config)
     try:
         return family.build(config, dtype=dtype, stack=stack, pooler=pooler, rngs=rngs)
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
@@ -112,6 +112,12 @@ def input_limit(config: PretrainedConfig) -> int:
     It may differ from `max_position_embeddings`: RoBERTa and MPNet reserve the first rows of that table for padding.
     """
     return abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key))).max_length
+
+
+def answer_limit(config: PretrainedConfig) -> int | None:
+    """Maximum number of tokens of an encoder–decoder's answer; None for other networks."""
+    module = abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key)))
+    return getattr(module, "max_target_length", None)
 
 
 def load_backbone(
@@ -147,7 +153,7 @@ def load_backbone(
     """
     folder = find_folder(path_or_hub_id)
     config = read_config(folder, images=images, tower=tower)
-    family = find_family(config.model_type)
+    family = family_of(config)
     if verify and not random_init:
         verify_checksums(folder)
 
@@ -157,7 +163,7 @@ def load_backbone(
     if random_init:
         module, report = _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
     else:
-        with TensorFiles(folder) as files:
+        with TensorFiles(folder, family.name_here) as files:
             _refuse_quantized(files)
             prefix = family.prefix if any(name.startswith(family.prefix) for name in files.names) else ""
             module, report = _fill(
@@ -194,13 +200,13 @@ def load_head(
     """
     folder = find_folder(path_or_hub_id)
     config = read_config(folder, images=True, tower=kind == "image")
-    family = find_family(config.model_type)
+    family = family_of(config)
     if kind not in family.heads:
         raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(family.heads)}.")
     if declared_head(config) not in (kind, None):
         return _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
     rules = family.heads[kind].mapping
-    with TensorFiles(folder) as files:
+    with TensorFiles(folder, family.name_here) as files:
         needed = [site.path for site in sites_of(abstract_module(build))]
         present = {rule.path for rule in rules if find_name(rule.name, rule.old_names, "", files.names)}
         _check_tied(files, family, rules, needed)

@@ -15,6 +15,7 @@ from instructrec_jax.backbones.encoder import check_positions
 from instructrec_jax.backbones.family import Backbone
 from instructrec_jax.backbones.key_value_cache import append, empty_layers, extended, read, stored
 from instructrec_jax.backbones.layers import Cache, DropoutKeys, Embedding, Linear, Stack, StackOptions, normal
+from instructrec_jax.backbones.row_images import RowImages
 
 
 @jax.tree_util.register_dataclass
@@ -59,6 +60,7 @@ class AttentionSpec:
     query_range: float  # initial standard deviation of the query kernel
     key_range: float  # of the key and value kernels
     output_range: float  # of the output kernel
+    key_bias: bool = True  # of keys, where the others have one
 
 
 class Attention(nnx.Module):
@@ -67,12 +69,12 @@ class Attention(nnx.Module):
     def __init__(self, spec: AttentionSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         width, inner = spec.hidden_size, spec.num_heads * spec.head_dim
 
-        def projection(std: float) -> Linear:
+        def projection(std: float, use_bias: bool = spec.use_bias) -> Linear:
             axes = ("embed", "heads")
-            return Linear(width, inner, axes=axes, init=normal(std), use_bias=spec.use_bias, dtype=dtype, rngs=rngs)
+            return Linear(width, inner, axes=axes, init=normal(std), use_bias=use_bias, dtype=dtype, rngs=rngs)
 
         self.query = projection(spec.query_range)
-        self.key = projection(spec.key_range)
+        self.key = projection(spec.key_range, spec.use_bias and spec.key_bias)
         self.value = projection(spec.key_range)
         self.output = Linear(
             inner,
@@ -217,6 +219,7 @@ class EncoderDecoder(Backbone):
         encoder, decoder: see `Side`.
         cache_shape: (heads, head_dim) of the decoder.
         max_length: maximum length of source and target.
+        max_target_length: of the target, where it is another one.
         dtype: of the activations.
     """
 
@@ -228,6 +231,7 @@ class EncoderDecoder(Backbone):
         *,
         cache_shape: tuple[int, int],
         max_length: int,
+        max_target_length: int | None = None,
         dtype: DTypeLike,
     ):
         self.word_embeddings = word_embeddings
@@ -236,15 +240,28 @@ class EncoderDecoder(Backbone):
         self.cache_shape = cache_shape
         self.vocab_size, self.hidden_size = word_embeddings.table.shape
         self.max_length = max_length
+        self.max_target_length = max_length if max_target_length is None else max_target_length
         self.dtype = dtype
 
     def encode(
-        self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, *, dropout: DropoutKeys | None = None
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        *,
+        dropout: DropoutKeys | None = None,
+        images: RowImages | None = None,
     ) -> jax.Array:
         """int32 [rows, length] each -> [rows, length, hidden_size].
 
-        Raises ValueError if a position exceeds `max_length`; inside jit the token's hidden state is NaN instead.
+        Args:
+            images: the rows' sounds, of a network that reads sounds (`whisper.Whisper`).
+
+        Raises ValueError if a position exceeds `max_length` (inside jit the token's hidden state is NaN instead), and
+        for images.
         """
+        if images is not None:
+            raise ValueError(f"a {type(self).__name__} reads words alone, but the batch has images or sounds.")
         check_positions(positions, self.max_length)
         context = Context(segment_ids, positions, segment_ids, positions)
         return self.encoder(self.word_embeddings(tokens), context, dropout, None)[0]
@@ -298,7 +315,7 @@ class EncoderDecoder(Backbone):
         Raises ValueError for a position beyond `max_length`, a full cache, and `encoded` missing or of another length
         than the cache's. Inside jit, where values are unknown, the hidden states are NaN instead.
         """
-        check_positions(positions, self.max_length)
+        check_positions(positions, self.max_target_length)
         if encoded is not None and encoded_segment_ids is None:
             raise ValueError("decode() needs `encoded_segment_ids` with `encoded`.")
         x = self.word_embeddings(tokens)

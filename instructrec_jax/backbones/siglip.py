@@ -56,7 +56,14 @@ MAPPING = (
     Rule("logit_scale", "log_factor"),
     Rule("logit_bias", "logit_bias"),
 )
-FAMILY = Family(build=build, prefix="", mapping=MAPPING, base_class="SiglipModel", kind="image_text")
+FAMILY = Family(
+    build=build,
+    prefix="",
+    mapping=MAPPING,
+    base_class="SiglipModel",
+    kind="image_text",
+    tower=lambda config: config.vision_config,
+)
 
 
 def build_vision(

@@ -116,9 +116,12 @@ class TensorFiles:
     """The safetensors files of a folder, read slice by slice. A context manager.
 
     Files are read rather than memory-mapped, because mapped pages would stay in memory along with the parameters.
+
+    Args:
+        name_here: the name that this object gives to a tensor of a name in a file (`Family.name_here`).
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name_here: Callable[[str], str] = str):
         self.folder = folder
         files = weight_files(folder)
         self._stack = ExitStack()
@@ -131,7 +134,7 @@ class TensorFiles:
             except (OSError, SafetensorError) as error:
                 self._stack.close()
                 raise ValueError(f"cannot open {folder / name}: {error}. Is the download complete?") from error
-            stored = _header(file)
+            stored = {name_here(stored_name): tensor for stored_name, tensor in _header(file).items()}
             twice = sorted(set(stored) & set(self._stored))
             if twice:
                 other = self._stored[twice[0]].file.name
@@ -279,7 +282,7 @@ def file_shape(transform: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if transform in ("row", "token"):
         return (1, *shape) if transform == "row" else (1, 1, *shape)
     if transform == "convolution":
-        return (shape[3], shape[2], *shape[:2])
+        return (shape[-1], shape[-2], *shape[:-2])
     return (*shape[:-2], shape[-2] * shape[-1]) if transform == "split" else shape
 
 
@@ -310,8 +313,10 @@ def _read_transformed(
         whole = files.read(name, (*(slice(None) for _ in ahead), *index))
         return whole[ahead].astype(np.float32, copy=False)
     if transform == "convolution":
-        down, across, channels, out = index
-        return files.read(name, (out, channels, down, across)).transpose(2, 3, 1, 0).astype(np.float32, order="C")
+        *places, channels, out = index
+        return (
+            files.read(name, (out, channels, *places)).T.transpose(_reversed(len(places))).astype(np.float32, order="C")
+        )
     if transform == "transpose" and len(shape) == 2:
         return files.read(name, (index[1], index[0])).T.astype(np.float32, order="C")
     # [..., parts, out] here; in the file [..., parts * out] or [parts * out, in]
@@ -325,6 +330,11 @@ def _read_transformed(
     return np.stack(parts, axis=-2).astype(np.float32, copy=False)
 
 
+def _reversed(places: int) -> tuple[int, ...]:
+    """The axes of a convolution's kernel with its places (height and width, or one) in reversed order."""
+    return (*range(places)[::-1], places, places + 1)
+
+
 def to_file(transform: str, value: np.ndarray) -> np.ndarray:
     """One layer's parameter in the file's layout."""
     if transform == "transpose":
@@ -332,5 +342,5 @@ def to_file(transform: str, value: np.ndarray) -> np.ndarray:
     if transform in ("row", "token"):
         return value[None] if transform == "row" else value[None, None]
     if transform == "convolution":
-        return value.transpose(3, 2, 0, 1)
+        return value.transpose(_reversed(value.ndim - 2)).T
     return value.reshape(*value.shape[:-2], -1) if transform == "split" else value

@@ -37,7 +37,7 @@ def open_tokenizer(folder: Path, network_config: PretrainedConfig) -> PreTrained
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     if set(vocabulary) <= set(tokenizer.all_special_tokens):
         raise ValueError(f"{folder} has no tokenizer files (such as tokenizer.json): put them beside config.json.")
-    size: int = network_config.vocab_size
+    size: int = network_config.get_text_config().vocab_size
     beyond = {number: token for token, number in vocabulary.items() if number >= size}
     if not beyond:
         return tokenizer

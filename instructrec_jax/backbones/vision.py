@@ -1,5 +1,6 @@
 """The image network of ViT, DINOv2, CLIP and SigLIP, described by a `VisionSpec`: patches are tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +17,7 @@ from instructrec_jax.backbones.layers import (
     DropoutKeys,
     LayerNorm,
     Linear,
+    Stack,
     StackOptions,
     activation,
     dropout,
@@ -147,6 +149,21 @@ class VisionEncoder(Backbone):
         self.max_length = spec.class_token + spec.registers + spec.grid**2
 
     def __call__(self, pixels: jax.Array, *, dropout: DropoutKeys | None = None) -> jax.Array:
+        x, context = self._start(pixels, dropout)
+        x = self.layers(x, context, dropout)
+        return self.final_norm(x) if self.spec.norm_hidden else x
+
+    def states(self, pixels: jax.Array, counts: Sequence[int]) -> list[jax.Array]:
+        """For each n of `counts` the hidden states after n layers, without the final norm; no further layer runs."""
+        x, context = self._start(pixels, None)
+        found, done = {0: x}, 0
+        for count in sorted({*counts} - {0}):
+            x = layers_between(self.layers, done, count)(x, context)
+            found[count], done = x, count
+        return [found[count] for count in counts]
+
+    def _start(self, pixels: jax.Array, dropout: DropoutKeys | None) -> tuple[jax.Array, Context]:
+        """What enters the layers."""
         spec = self.spec
         _check_pixels(pixels, spec)
         rows, grid = len(pixels), (pixels.shape[1] // spec.patch_size, pixels.shape[2] // spec.patch_size)
@@ -163,8 +180,7 @@ class VisionEncoder(Backbone):
             x = self.pre_norm(x)
         ids = jnp.ones(x.shape[:2], jnp.int32)
         numbers = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-        x = self.layers(x, Context(ids, numbers, None), dropout)
-        return self.final_norm(x) if spec.norm_hidden else x
+        return x, Context(ids, numbers, None)
 
     def pool(self, hidden: jax.Array) -> jax.Array:
         """The vector of each image, [rows, width], from hidden states [rows, tokens, hidden_size].
@@ -196,19 +212,26 @@ class VisionEncoder(Backbone):
         Args:
             dropout: keys of the rows' tokens [rows, length]; those of an image's patches depend on its token alone.
         """
-        rows, count, *size = images.pixels.shape
-        pixels = jnp.asarray(images.pixels).reshape(rows * count, *size)
-        keys = None
-        if dropout is not None:
-            at = jnp.argmax(images.places[:, None] == jnp.arange(count)[:, None], axis=-1)  # an image's token
-            grid = (size[0] // self.spec.patch_size) * (size[1] // self.spec.patch_size)
-            keys = dropout.at(at).parts(self.spec.class_token + self.spec.registers + grid)
-        vectors = self.vectors(self(pixels, dropout=keys)).reshape(rows, count, -1)
-        places = jnp.asarray(images.places)[..., None]
-        return jnp.where(places < 0, 0, jnp.take_along_axis(vectors, jnp.maximum(places, 0), axis=1))
+        _, _, height, width, _ = images.pixels.shape
+        spec = self.spec
+        parts = spec.class_token + spec.registers + (height // spec.patch_size) * (width // spec.patch_size)
+        hidden = self(images.flat, dropout=images.keys(dropout, self.image_vectors, parts))
+        return images.laid(self.vectors(hidden)[:, None])
 
 
 _dropout = dropout  # `dropout` names the keys in the call signature above
+
+
+def layers_between(stack: Stack, first: int, stop: int) -> Stack:
+    """The layers first .. stop - 1 of a stack of equal layers, as a stack of their own."""
+    part, groups = nnx.merge(*nnx.split(stack)), []
+    for (block,) in stack.groups:
+        own = slice(max(first - block.first, 0), max(stop - block.first, 0))
+        graphdef, state = nnx.split(getattr(stack, block.name))
+        setattr(part, block.name, nnx.merge(graphdef, jax.tree.map(lambda x, own=own: x[own], state)))
+        groups += [(replace(block, count=len(range(block.count)[own])),)]
+    part.groups = tuple(group for group in groups if group[0].count)
+    return part
 
 
 def _pooler(spec: VisionSpec, dtype: DTypeLike, rngs: nnx.Rngs) -> Linear | AttentionPooling | None:

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.backbones.family import Rule
-from instructrec_jax.backbones.folder import STALE, find_family
+from instructrec_jax.backbones.folder import STALE, family_of
 from instructrec_jax.backbones.reading import LoadReport
 from instructrec_jax.backbones.tensor_names import (
     DTYPE_NAMES,
@@ -57,7 +57,7 @@ def save_pretrained(
     tensors = _plan(backbone, config, report=report, head=head, head_kind=head_kind, dtype=dtype)
     write_shards(folder, tensors, max_shard_bytes)
     config = copy.deepcopy(config)
-    family = find_family(config.model_type)
+    family = family_of(config)
     name = family.base_class
     if head is not None and head_kind:
         kind = family.heads[head_kind]
@@ -124,17 +124,17 @@ def _plan(
     head_kind: str | None,
     dtype: str | None,
 ) -> list[_Tensor]:
-    family = find_family(config.model_type)
+    family = family_of(config)
     if (head is None) != (head_kind is None):
         raise ValueError("`head` and `head_kind` must be given together.")
     source = dict(report.used) if report else {}
-    prefixed = head is not None or any(name.startswith(family.prefix) for name in source)
+    prefixed = head is not None or bool(family.layouts) or any(name.startswith(family.prefix) for name in source)
     bare = {name.removeprefix(family.prefix): kind for name, kind in source.items()}
     tensors = _plan_module(backbone, family.mapping, family.prefix if prefixed else "", bare, dtype)
     if head is not None and head_kind is not None:
         tensors += _plan_module(head, family.heads[head_kind].mapping, "", bare, dtype)
     assert len({tensor.name for tensor in tensors}) == len(tensors), "two parameters of a family share a name"
-    return tensors
+    return [replace(tensor, name=family.name_in_files(tensor.name)) for tensor in tensors]
 
 
 def _plan_module(

@@ -260,3 +260,12 @@ def _images(texts: Sequence[Text], lengths: np.ndarray, plan: Plan, side: _Side)
     if plan.images is None and not any(images):
         return None
     return lay_images(images, lengths, plan.row, (side.row, side.column), side.shape, plan.images)
+
+
+def images_of(text: Text) -> RowImages:
+    """The images of a text, in one row as long as the text. Raises ValueError for a text without any."""
+    if text.images is None:
+        raise ValueError("a text has no images (or sounds), but the network reads them.")
+    length, zeros = len(text.tokens), np.zeros(len(text.tokens), np.int64)
+    at = (zeros, np.arange(length))
+    return lay_images([text.images], np.array([length]), np.zeros(1, np.int64), at, (1, length), None)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
-from instructrec_jax.data.picture import MARK, Picture
+from instructrec_jax.data.picture import MARK, Media, Picture, Sound
 
 Output = str | float | int | tuple[str, ...] | None
 
@@ -58,7 +58,8 @@ class Example:
     """One instruction with its answer, if known.
 
     Attributes:
-      instruction: the instruction text. Empty only beside an `input`, `messages` or `images`.
+      instruction: the instruction text. Empty only beside an `input`, `messages`, `images` or
+        `sounds`.
       input: the text that the instruction is about; None: none.
       output: the answer: a text, a label name, a number or an item id; a tuple of several labels or items, or of one
         tag per word. None: unknown (the example can only be predicted).
@@ -73,6 +74,7 @@ class Example:
       words: the words of `input`, one label each, where splitting `input` at spaces would not give them (words that
         are empty or contain a space).
       images: the pictures, in order; `<image>` marks their places in texts.
+      sounds: the sounds, in order.
       where: file and line, or data set and row, of the record, for error messages. Ignored by comparisons.
     """
 
@@ -89,14 +91,20 @@ class Example:
     tools: tuple[Mapping[str, object], ...] = field(default=(), hash=False)
     words: tuple[str, ...] = ()
     images: tuple[Picture, ...] = ()
+    sounds: tuple[Sound, ...] = ()
     where: str = field(default="", compare=False)
+
+    @property
+    def media(self) -> tuple[Picture, ...]:
+        """The pictures and the sounds."""
+        return self.images + self.sounds
 
     def to_record(self) -> dict[str, object]:
         """A JSON-serializable dict without the empty fields; `from_record` is the inverse."""
         record: dict[str, object] = {}
         for name in _FIELDS:
             value = getattr(self, name)
-            if name in ("messages", "images"):
+            if name in ("messages", "images", "sounds"):
                 value = [each.to_record() for each in value]
             elif name == "origin":
                 value = dict(value)
@@ -132,7 +140,7 @@ class Example:
             instruction=check_text(
                 record.get("instruction", ""),
                 "instruction",
-                allow_blank=bool(turns or record.get("input") or record.get("images")),
+                allow_blank=bool(turns or any(record.get(name) for name in ("input", "images", "sounds"))),
             ),
             input=_text_or_none(record.get("input"), "input"),
             output=_check_output(listed("output") if "output" in record else None),
@@ -141,7 +149,8 @@ class Example:
             candidates=check_texts(listed("candidates"), "candidates"),
             history=check_texts(listed("history"), "history"),
             words=_check_words(listed("words")),
-            images=_read_images(record.get("images", ())),
+            images=_read_media(record.get("images", ()), "images", Picture),
+            sounds=_read_media(record.get("sounds", ()), "sounds", Sound),
             task=check_text(record.get("task", ""), "task", allow_blank=True),
             id=check_text(record.get("id", ""), "id", allow_blank=True),
             origin=_check_origin(record.get("origin", {})),
@@ -388,7 +397,7 @@ def check_example(example: Example) -> Example:
     Raises:
       BadExample: a wrong type, an empty text, an unusable character or a number that is not finite.
     """
-    may_be_blank = bool(example.messages or example.input or example.images)
+    may_be_blank = bool(example.messages or example.input or example.media)
     check_text(example.instruction, "instruction", allow_blank=may_be_blank)
     _text_or_none(example.input, "input")
     _check_output(example.output)
@@ -397,7 +406,8 @@ def check_example(example: Example) -> Example:
     check_texts(example.candidates, "candidates")
     check_texts(example.history, "history")
     _check_words(example.words)
-    _check_images(example.images)
+    _check_media(example.images, "images", Picture)
+    _check_media(example.sounds, "sounds", Sound)
     check_text(example.task, "task", allow_blank=True)
     check_text(example.id, "id", allow_blank=True)
     _check_origin(example.origin)
@@ -422,18 +432,17 @@ def _check_words(words: object) -> tuple[str, ...]:
     return words
 
 
-def _read_images(records: object) -> tuple[Picture, ...]:
+def _read_media(records: object, place: str, kind: type[Media]) -> tuple[Media, ...]:
     try:
-        return tuple(map(Picture.from_record, records))  # type: ignore[call-overload]
+        return tuple(map(kind.from_record, records))  # type: ignore[call-overload]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        detail = f"expected pictures as `Picture.to_record` writes them, found {show(records)} ({error})."
-        raise BadExample("images", "wrong type", detail) from None
+        detail = f"expected {kind.noun}s as `{kind.__name__}.to_record` writes them, found {show(records)} ({error})."
+        raise BadExample(place, "wrong type", detail) from None
 
 
-def _check_images(images: object) -> tuple[Picture, ...]:
-    if not isinstance(images, tuple) or not all(isinstance(each, Picture) for each in images):
-        raise BadExample("images", "wrong type", f"expected a tuple of pictures, found {show(images)}.")
-    return images
+def _check_media(found: object, place: str, kind: type[Media]) -> None:
+    if not isinstance(found, tuple) or not all(type(each) is kind for each in found):
+        raise BadExample(place, "wrong type", f"expected a tuple of {kind.noun}s, found {show(found)}.")
 
 
 def _check_origin(origin: object) -> Mapping[str, str]:

@@ -101,7 +101,10 @@ class StoredExamples(Sequence[Example]):
         batch, place = self.store.find(index, sweep)
         where = named(batch.column(2)[place].as_py(), self.names)
         example = Example.from_record(json.loads(batch.column(0)[place].as_py()), where)
-        return replace(example, images=placed(example.images, self.pictures)) if example.images else example
+        if not example.media:
+            return example
+        images, sounds = placed(example.images, self.pictures), placed(example.sounds, self.pictures)
+        return replace(example, images=images, sounds=sounds)
 
     @cached_property
     def digests(self) -> pa.ChunkedArray:
@@ -219,8 +222,9 @@ def read_block(reading: _Reading, block: Sequence[int]) -> Part:
             error = found if mapper.mask is None else without_values(found)
             bad.append(SkippedRow(rows.where(index), error.field, error.reason, error.detail))
             continue
-        if example.images:
-            example = replace(example, images=numbered(example.images, reading.pictures))
+        if example.media:
+            images, sounds = numbered(example.images, reading.pictures), numbered(example.sounds, reading.pictures)
+            example = replace(example, images=images, sounds=sounds)
         examples.append(json_and_digest(example))
         places.append(where)
         numbers.append(index)

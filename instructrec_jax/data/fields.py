@@ -33,7 +33,7 @@ from instructrec_jax.data.example import (
 )
 from instructrec_jax.data.labels import Labels, chosen, named
 from instructrec_jax.data.picture import Picture
-from instructrec_jax.data.picture_references import NO_FILES, PictureFolder, row_pictures
+from instructrec_jax.data.picture_references import NO_FILES, PictureFolder, read_sounds, row_pictures
 from instructrec_jax.data.unread import MEANING, check_ignored, unread_fields
 
 OutputType = Literal["auto", "text", "number", "list", "candidate"]  # auto: the type in the file
@@ -76,11 +76,13 @@ class FieldsConfig:
     id: str | None = "id"  # Name of the record in reports.
     origin: str | None = "origin"  # Column with the provenance: a text, or an object (of lists, the first entry).
     image: str | None = "image"  # Column with a picture or a list of them: path, bytes or base64 (also: images).
+    audio: str | None = "audio"  # Column with a sound or a list of them: path, bytes or base64.
     separator: str = ""  # Splits a text cell into a list, as in "12|55|9": useful in CSV files.
 
 
 _MISSING = object()
 _IMAGES = "images"  # the other name of the column of pictures
+_MEDIA = ("image", "audio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +175,12 @@ class FieldMapper:
         values = {name: getattr(fields, name) for name in _MAPPED}
         values = {name: None if name == value and name in fields.ignore else value for name, value in values.items()}
         self.recipes = {name: None if value is None else _parse(name, value) for name, value in values.items()}
-        for name in ("messages", "origin", "tools", "image"):
+        for name in ("messages", "origin", "tools", "image", "audio"):
             recipe = self.recipes[name]
             if recipe and not recipe.column and not (name == "messages" and JOINT in (values[name] or "")):
                 raise ValueError(f"setting `fields.{name}`: {values[name]!r} must be a column name.")
-        if not any(self.recipes[name] for name in ("instruction", "messages", "input", "image")):
-            raise ValueError("settings `fields`: instruction, input, messages and image are all null; set one of them.")
+        if not any(self.recipes[name] for name in ("instruction", "messages", "input", *_MEDIA)):
+            raise ValueError("settings `fields`: instruction, input, messages, image and audio are all null; set one.")
         if fields.label_names and fields.output_type in ("number", "text", "candidate"):
             message = f"label_names contradicts output_type: {fields.output_type}; drop one."
             raise ValueError(f"settings `fields`: {message}")
@@ -222,6 +224,7 @@ class FieldMapper:
 
         unread_fields(row, self.used, self.ignored)
         row, images = self._images(row, value("image"), folder)
+        sounds = read_sounds(value("audio"), folder)
         messages, tools = self._messages(row, there), read_tools(value("tools"))
         if all_columns is not None:  # a row of an Arrow table
             messages, tools = with_own_keys(messages), read_tools(without_nulls(tools))
@@ -233,7 +236,7 @@ class FieldMapper:
         listed, own = value("input"), self.task or self._text("task", value("task"), True) or ""
         recipe = self.recipes["instruction"]
         no_instruction = recipe is None or not self.is_named("instruction") and "instruction" not in row
-        alone = bool(messages) or no_instruction and not (is_blank(listed) and not images)
+        alone = bool(messages) or no_instruction and not (is_blank(listed) and not images and not sounds)
         example = Example(
             instruction=self._text("instruction", instruction, alone) or "",
             input=self._text("input", listed, True),
@@ -248,6 +251,7 @@ class FieldMapper:
             tools=tools,
             words=_own_words(listed) if isinstance(output, list | tuple) else (),
             images=images,
+            sounds=sounds,
         )
         if is_dialogue(history):
             example = with_earlier_turns(example, history)
@@ -297,8 +301,8 @@ class FieldMapper:
                 return value
             if recipe.column == name and (name not in ("instruction", "output") or self._has_messages(row)):
                 return None
-            if recipe.column == name == "instruction" and any(self._has(each, row) for each in ("input", "image")):
-                return None  # the input is a text of its own, and a picture needs none
+            if recipe.column == name == "instruction" and any(self._has(each, row) for each in ("input", *_MEDIA)):
+                return None  # the input is a text of its own, and a picture or sound needs none
             raise _missing(name, recipe.column, there)
         text = ""
         for fixed, column in recipe.parts:
@@ -416,7 +420,7 @@ class FieldMapper:
 
 _MAPPED = (
     *("instruction", "input", "output", "messages", "system", "tools"),
-    *("candidates", "history", "task", "id", "origin", "image"),
+    *("candidates", "history", "task", "id", "origin", "image", "audio"),
 )
 
 

@@ -26,10 +26,11 @@ def digest_of_example(example: Example) -> bytes:
 
 
 def fingerprint_bytes(example: Example) -> bytes:
-    """The example's JSON with sorted keys, and a line break. Of a picture it has the digest, not where it lies."""
+    """The example's JSON with sorted keys, and a line break. Of a picture or sound it has the digest, not its place."""
     record = example.to_record()
-    if example.images:
-        record["images"] = [picture.digest for picture in example.images]
+    for name, media in (("images", example.images), ("sounds", example.sounds)):
+        if media:
+            record[name] = [each.digest for each in media]
     return json.dumps(record, sort_keys=True).encode() + b"\n"
 
 
@@ -42,6 +43,6 @@ def json_and_digest(example: Example) -> tuple[bytes, bytes]:
     if example.messages:
         record["messages"] = [dict(sorted(message.to_record().items())) for message in example.messages]
     kept = json.dumps(record).encode() + b"\n"
-    if example.messages or example.images or example.tools or len(example.origin) > 1:
+    if example.messages or example.media or example.tools or len(example.origin) > 1:
         return kept, digest_of_example(example)
     return kept, hashlib.sha256(kept).digest()  # the keys are sorted

@@ -32,9 +32,7 @@ class DatasetRows:
 
     def __init__(self, dataset: "Dataset", name: str, wanted: set[str]) -> None:
         self.columns: list[str] = dataset.column_names
-        self.dataset = encoded_pictures(dataset.with_format(None)).select_columns(
-            [c for c in self.columns if c in wanted]
-        )
+        self.dataset = encoded_media(dataset.with_format(None)).select_columns([c for c in self.columns if c in wanted])
         self.length, self.name = len(dataset), name
 
     def __len__(self) -> int:
@@ -47,15 +45,16 @@ class DatasetRows:
         return f"{self.name}[{index}]"
 
 
-def encoded_pictures(dataset: "Dataset") -> "Dataset":
-    """The data set with pictures as {bytes, path} in place of Pillow's."""
-    from datasets import Image, List
+def encoded_media(dataset: "Dataset") -> "Dataset":
+    """The data set with pictures and sounds as {bytes, path} in place of decoded ones."""
+    from datasets import Audio, Image, List
 
     for name, feature in dataset.features.items():
-        if isinstance(feature, Image):
-            dataset = dataset.cast_column(name, Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), Image):
-            dataset = dataset.cast_column(name, List(Image(decode=False)))
+        for kind in (Audio, Image):
+            if isinstance(feature, kind):
+                dataset = dataset.cast_column(name, kind(decode=False))
+            elif isinstance(getattr(feature, "feature", None), kind):
+                dataset = dataset.cast_column(name, List(kind(decode=False)))
     return dataset
 
 

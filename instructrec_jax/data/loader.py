@@ -55,10 +55,10 @@ class OwnRows:
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """Images of each example, int [examples], and their (height, width, channels)."""
+    """Images of each example, int [examples], and their (height, width, channels); or sounds and (frames, mels)."""
 
     counts: np.ndarray
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     def room(self, plan: Plan, indices: np.ndarray) -> Plan:
         """The plan of some examples with room for their images, which all processes agree on."""

@@ -20,7 +20,8 @@ class Plan:
     """The place of each text: `row`, `segment` (from 1) and `start` are int [texts].
 
     With targets, `target_length` is the length of target rows and `target_start`, int [texts], the start of each
-    target in its row. `images`: (images that a row has room for, height, width, channels); None: as the texts need.
+    target in its row. `images`: (images that a row has room for, height, width, channels), of sounds
+    (sounds, frames, mels); None: as the texts need.
     """
 
     rows: int
@@ -30,7 +31,7 @@ class Plan:
     start: np.ndarray
     target_length: int | None = None
     target_start: np.ndarray | None = None
-    images: tuple[int, int, int, int] | None = None
+    images: tuple[int, ...] | None = None
 
     def of_texts(self, numbers: np.ndarray) -> "Plan":
         """The plan with some of the texts only, int [chosen]."""

@@ -1,18 +1,20 @@
-"""A picture of an example: by reference to a file or to a member of an archive, or as the bytes of the file.
+"""A picture or a sound of an example: by reference to a file or to a member of an archive, or as the file's bytes.
 
-It is decoded when a batch is made (`data.pixels`); an example holds no pixels.
+It is decoded when a batch is made (`data.media_reader`); an example holds no pixels.
 """
 
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import xxhash
 
 from instructrec_jax.data.archives import archive_in, read_member
 
 MARK = "<image>"  # the place of a picture in a text
+Media = TypeVar("Media", bound="Picture")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +30,11 @@ class Picture:
     digest: str
     path: str = field(default="", compare=False)
     data: bytes = field(default=b"", compare=False, repr=False)
+    noun: ClassVar[str] = "picture"
 
     @property
     def name(self) -> str:
-        return self.path or f"the picture of {len(self.data):,} bytes"
+        return self.path or f"the {self.noun} of {len(self.data):,} bytes"
 
     def read(self) -> bytes:
         """The bytes of the file. Raises ValueError where it is gone, or is another one than when the data were read."""
@@ -40,11 +43,11 @@ class Picture:
         try:
             data = bytes_of(Path(self.path))
         except OSError as error:
-            raise ValueError(f"the picture {self.path} cannot be read ({error.strerror or error}).") from error
+            raise ValueError(f"the {self.noun} {self.path} cannot be read ({error.strerror or error}).") from error
         if digest_of(data) != self.digest:
             raise ValueError(
-                f"the picture {self.path} is another one than when the data were read: put the old one back, or read "
-                "the data again (set data.store to a new folder; a run cannot be resumed with other data)."
+                f"the {self.noun} {self.path} is another one than when the data were read: put the old one back, or "
+                "read the data again (set data.store to a new folder; a run cannot be resumed with other data)."
             )
         return data
 
@@ -55,10 +58,22 @@ class Picture:
         return {"bytes": base64.b64encode(self.data).decode(), "digest": self.digest}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, str]) -> "Picture":
+    def from_record(cls: type[Media], record: Mapping[str, str]) -> Media:
         """Raises KeyError or ValueError for another record than one of `to_record`."""
         data = b"" if "path" in record else base64.b64decode(record["bytes"], validate=True)
         return cls(record["digest"], record.get("path", ""), data)
+
+    @classmethod
+    def of(cls: type[Media], data: bytes) -> Media:
+        """That of a file's bytes."""
+        return cls(digest_of(data), data=data)
+
+
+@dataclass(frozen=True, slots=True)
+class Sound(Picture):
+    """A sound of an example."""
+
+    noun: ClassVar[str] = "sound"
 
 
 def digest_of(data: bytes) -> str:
@@ -67,7 +82,7 @@ def digest_of(data: bytes) -> str:
 
 def picture(data: bytes) -> Picture:
     """The picture of a file's bytes."""
-    return Picture(digest_of(data), data=data)
+    return Picture.of(data)
 
 
 def bytes_of(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Reads the pictures of a record: paths, bytes, base64, parts of messages. URLs are never fetched."""
+"""Reads the pictures and sounds of a record: paths, bytes, base64, parts of messages. URLs are never fetched."""
 
 import base64
 import binascii
@@ -11,11 +11,11 @@ from typing import Any
 
 from instructrec_jax.data.archives import archive_in
 from instructrec_jax.data.example import BadExample, show
-from instructrec_jax.data.picture import Picture, bytes_of, digest_of, picture
+from instructrec_jax.data.picture import Media, Picture, Sound, bytes_of, digest_of
 from instructrec_jax.remote import shown
 
-# First bytes of JPEG, PNG, GIF, WebP and other RIFF, BMP, TIFF.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
+# First bytes of JPEG, PNG, GIF, WebP and WAV (RIFF), BMP, TIFF; of FLAC, Ogg, MP3.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*", b"fLaC", b"OggS", b"ID3")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _SHORTEST = 40  # characters of base64: fewer are the name of a file
 
@@ -82,6 +82,11 @@ def folders_of(files: Sequence[Path], images: str = "") -> tuple[PictureFolder, 
     return tuple(map(one, files))
 
 
+def read_sounds(value: object, folder: PictureFolder, place: str = "audio") -> tuple[Sound, ...]:
+    """The sounds of a cell, as `read_pictures` reads pictures."""
+    return _read(value, folder, place, Sound)
+
+
 def read_pictures(value: object, folder: PictureFolder, place: str = "image") -> tuple[Picture, ...]:
     """The pictures of a cell: one, or a list of them.
 
@@ -90,25 +95,28 @@ def read_pictures(value: object, folder: PictureFolder, place: str = "image") ->
     Raises:
       BadExample: a URL, a path that leads elsewhere, a missing or unreadable file, or a value of another type.
     """
+    return _read(value, folder, place, Picture)
+
+
+def _read(value: object, folder: PictureFolder, place: str, kind: type[Media]) -> tuple[Media, ...]:
     if value is None or isinstance(value, str | list | tuple) and not value:
         return ()
     if isinstance(value, list | tuple):
-        return tuple(_picture(one, folder, f"{place}[{number}]") for number, one in enumerate(value))
-    return (_picture(value, folder, place),)
+        return tuple(_one(each, folder, f"{place}[{number}]", kind) for number, each in enumerate(value))
+    return (_one(value, folder, place, kind),)
 
 
-def _picture(value: object, folder: PictureFolder, place: str) -> Picture:
+def _one(value: object, folder: PictureFolder, place: str, kind: type[Media]) -> Media:
     if isinstance(value, bytes):
-        return picture(value)
+        return kind.of(value)
     if isinstance(value, Mapping) and set(value) & {"bytes", "path"}:
         own = value.get("bytes")
-        found = _picture(value.get("path") if own is None else own, folder, place)
-        return found
+        return _one(value.get("path") if own is None else own, folder, place, kind)
     if isinstance(value, str):
         data = _written_out(value, place)
-        return _file(value, folder, place) if data is None else picture(data)
-    if hasattr(value, "save") and hasattr(value, "getbands"):
-        return picture(_as_png(value))
+        return _file(value, folder, place, kind) if data is None else kind.of(data)
+    if kind is Picture and hasattr(value, "save") and hasattr(value, "getbands"):
+        return kind.of(_as_png(value))
     raise BadExample(place, "wrong type", f"expected a path, bytes, base64 or {{bytes, path}}, found {show(value)}.")
 
 
@@ -117,7 +125,7 @@ def _written_out(value: str, place: str) -> bytes | None:
     if value.startswith("data:"):
         head, comma, rest = value.partition(",")
         if not comma or not head.endswith(";base64"):
-            raise BadExample(place, "wrong type", f"a data URI must be data:image/...;base64,..., found {show(value)}.")
+            raise BadExample(place, "wrong type", f"a data URI must be data:TYPE;base64,..., found {show(value)}.")
         return _decoded(rest, place)
     if _URL.match(value):
         detail = f"found the URL {show(value)}, and URLs are never fetched: download the file and name its path."
@@ -138,13 +146,13 @@ def _decoded(text: str, place: str) -> bytes:
         raise BadExample(place, "not base64", f"{error}: {show(text)}.") from None
 
 
-def _file(path: str, folder: PictureFolder, place: str) -> Picture:
+def _file(path: str, folder: PictureFolder, place: str, kind: type[Media]) -> Media:
     try:
         found = folder.find(path)
-        return Picture(digest_of(bytes_of(found)), str(found))
+        return kind(digest_of(bytes_of(found)), str(found))
     except (OSError, ValueError) as error:  # ValueError, too, for a path with a NUL
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadExample(place, "no such picture", f"{show(path)} {said}") from None
+        raise BadExample(place, f"no such {kind.noun}", f"{show(path)} {said}") from None
 
 
 def _as_png(value: Any) -> bytes:
@@ -180,7 +188,7 @@ def row_pictures(
     if isinstance(messages, list | tuple):
         messages = [_without_pictures(turn, f"messages[{number}]", parts) for number, turn in enumerate(messages)]
     own = [part for part in parts if part.value is not None]
-    held = [_picture(part.value, folder, part.place) for part in own]
+    held = [_one(part.value, folder, part.place, Picture) for part in own]
     found = {name: read_pictures(value, folder, name) for name, value in columns.items()} | {"messages": tuple(held)}
     there = [name for name, pictures in found.items() if pictures]
     if len(there) > 1:
@@ -211,10 +219,10 @@ def _without_pictures(turn: object, place: str, parts: list[_Part]) -> object:
 # ---------------------------------------------------------------- pictures in a store that may move
 
 
-def numbered(pictures: tuple[Picture, ...], folders: tuple[PictureFolder, ...]) -> tuple[Picture, ...]:
+def numbered(pictures: tuple[Media, ...], folders: tuple[PictureFolder, ...]) -> tuple[Media, ...]:
     """The pictures with the number of a folder in place of the folder where their paths start."""
 
-    def short(each: Picture) -> Picture:
+    def short(each: Media) -> Media:
         for number, folder in enumerate(folders):
             start = "" if folder.start is None else f"{folder.start.absolute()}/"
             if start and each.path.startswith(start):
@@ -224,10 +232,10 @@ def numbered(pictures: tuple[Picture, ...], folders: tuple[PictureFolder, ...]) 
     return tuple(map(short, pictures))
 
 
-def placed(pictures: tuple[Picture, ...], folders: tuple[PictureFolder, ...]) -> tuple[Picture, ...]:
+def placed(pictures: tuple[Media, ...], folders: tuple[PictureFolder, ...]) -> tuple[Media, ...]:
     """The inverse of `numbered`."""
 
-    def long(each: Picture) -> Picture:
+    def long(each: Media) -> Media:
         if not each.path.startswith("\x00"):
             return each
         _, number, path = each.path.split("\x00", 2)

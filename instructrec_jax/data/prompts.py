@@ -60,8 +60,8 @@ def render(example: Example) -> str:
 
 
 def shown_input(example: Example) -> str:
-    """What an example asks, for reports: its text, or the names of its pictures."""
-    return render(example) or ", ".join(picture.name for picture in example.images)
+    """What an example asks, for reports: its text, or the names of its pictures or sounds."""
+    return render(example) or ", ".join(each.name for each in example.media)
 
 
 def conversation(example: Example, joint: str = "\n") -> list[Message]:

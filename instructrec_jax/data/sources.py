@@ -65,7 +65,7 @@ class SourceConfig:
     split: str = "train"  # not of files: train, test, and of data sets train[:1000] ...
     streaming: bool = False  # file and datasets: read rows in order while training, instead of preparing all first.
     shuffle_block: int = 1000  # streaming only: shuffle within blocks of N rows; 1 keeps their order.
-    images: str = ""  # Folder where paths of pictures start and must stay; empty: that of the data file.
+    images: str = ""  # Folder where paths of pictures and sounds start and must stay; empty: that of the data file.
     fields: FieldsConfig = field(default_factory=FieldsConfig)  # Columns of each field of an example.
     task: str = ""  # Task name of all examples; empty: each record's own.
     weight: float | None = None  # Share in a mixture, relative to the others; null: by number of examples.

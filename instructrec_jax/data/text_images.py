@@ -1,4 +1,4 @@
-"""The images of texts, and their places in packed rows."""
+"""The images (or sounds) of texts, and their places in packed rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from instructrec_jax.backbones.row_images import RowImages
+from instructrec_jax.data.media_reader import MediaReader
 from instructrec_jax.data.picture import Picture
-from instructrec_jax.data.pixels import PixelReader
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class TextImages:
 
     pictures: Sequence[Picture]
     places: np.ndarray
-    read: PixelReader
+    read: MediaReader
 
     @classmethod
-    def alone(cls, pictures: Sequence[Picture], read: PixelReader) -> "TextImages":
-        """Images without words, one token each."""
-        return cls(pictures, np.arange(len(pictures), dtype=np.int32), read)
+    def alone(cls, pictures: Sequence[Picture], read: MediaReader) -> "TextImages":
+        """Images without words, each in its tokens."""
+        return cls(pictures, np.arange(len(pictures) * read.vectors, dtype=np.int32), read)
 
     @property
     def vectors(self) -> int:
@@ -64,7 +64,7 @@ def lay_images(
     row: np.ndarray,
     at: tuple[np.ndarray, np.ndarray],
     shape: tuple[int, int],
-    room: tuple[int, int, int, int] | None,
+    room: tuple[int, ...] | None,
 ) -> RowImages:
     """The images of texts in rows, decoded.
 
@@ -73,7 +73,8 @@ def lay_images(
       lengths, row: int [texts], tokens and row of each text.
       at: (row, column) of the tokens of all texts, end to end.
       shape: (rows, length).
-      room: (images of a row, height, width, channels); None: as the texts have.
+      room: (images of a row, height, width, channels), of sounds (sounds of a row, frames, mels); None: as the texts
+        have.
 
     Raises:
       ValueError: a picture that is gone, or is another one than when the data were read.

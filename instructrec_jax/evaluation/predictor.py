@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.data.batch import (
     Along,
     BatchTexts,
@@ -166,9 +167,11 @@ def predictor(
         if not task.writes:
             return predict
 
-        def write(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[Generated]:
+        def write(
+            prompts: Sequence[np.ndarray], config: GenerationConfig, images: Sequence[RowImages] | None = None
+        ) -> list[Generated]:
             names = [f"prompt {number + 1}" for number in range(len(prompts))]
-            return writer().write(params, prompts, names, config)
+            return writer().write(params, prompts, names, config, images=images)
 
         return replace(predict, write=write)
 

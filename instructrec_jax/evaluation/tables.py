@@ -10,7 +10,7 @@ from typing import NotRequired, TypedDict
 from instructrec_jax.evaluation.layout import aligned, fits, fitted, text_width
 from instructrec_jax.tasks.answers import Shown
 
-LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "gini"}
+LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "cer", "gini"}
 SEGMENTS_AS_TEXT = DIFFERENCES_AS_TEXT = 8  # longer lists are in the report
 NARROW = 76  # columns below which verdicts are one word
 TIE = "no difference"

@@ -22,6 +22,8 @@ TERMS = (  # (term, its explanation); a term is found as whole words, with or wi
     ("f1", "F1 (harmonic mean of precision and recall)."),
     ("exact_match", "share of the cases whose answer equals a reference, apart from case, punctuation and articles."),
     ("ece", "expected calibration error: mean distance between confidence and accuracy; lower is better."),
+    ("wer", "word error rate: edits ÷ words of the references; lower is better."),
+    ("cer", "character error rate: edits ÷ characters of the references; lower is better."),
     ("mse", "mean squared error; lower is better."),
     ("pearson", "linear correlation, from −1 to 1."),
     ("spearman", "correlation of ranks, from −1 to 1."),

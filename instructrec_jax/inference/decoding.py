@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from instructrec_jax.adapters.heads import LMHead
 from instructrec_jax.backbones import decoder, gpt2
 from instructrec_jax.backbones.decoder import DecoderCache
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.backbones.seq2seq import EncoderDecoder, EncoderDecoderCache
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.distributed.launch import fetch, place
@@ -96,6 +97,7 @@ def check_prompts(
     config: GenerationConfig,
     *,
     max_length: int,
+    max_answer: int | None = None,
     encoder_decoder: bool,
 ) -> None:
     """Checks that every prompt can be answered.
@@ -104,17 +106,23 @@ def check_prompts(
       prompts: int32 [tokens] each.
       names: the prompts' names in errors.
       max_length: maximum tokens of prompt and answer together (encoder–decoder: of each).
+      max_answer: of an encoder–decoder's answer, where it is another number.
 
     Raises:
       ValueError: a prompt has no tokens, or leaves no room for the answer.
     """
     new = config.max_new_tokens
+    if encoder_decoder and max_answer is not None and new > max_answer:
+        raise ValueError(
+            f"max_new_tokens is {new:,}, but the network writes at most {max_answer:,} tokens: lower it to that."
+        )
     for prompt, name in zip(prompts, names, strict=True):
         if len(prompt) == 0:
             raise ValueError(f"{name} has no tokens: give a prompt that is not empty.")
         total, share = len(prompt) + new, "for both together"
         if encoder_decoder:
-            total, share = max(len(prompt), new), "for each"
+            total = len(prompt) if max_answer is not None else max(len(prompt), new)
+            share = "for each"
         if total > max_length:
             raise ValueError(
                 f"{name} has {len(prompt):,} tokens and max_new_tokens is {new:,}, but the network's limit is "
@@ -127,7 +135,7 @@ class Decoder(Generic[Network]):
 
     Args:
       graphdef: of a `tasks.base.Model` with a language-model head.
-      max_length: maximum tokens of prompt and answer together (encoder–decoder: of each).
+      max_length, max_answer: see `check_prompts`.
       view: the network -> its part with `backbone` and `head`.
     """
 
@@ -138,11 +146,12 @@ class Decoder(Generic[Network]):
         rules: TokenRules,
         *,
         max_length: int,
+        max_answer: int | None = None,
         encoder_decoder: bool,
         view: Callable[[Network], object] = lambda model: model,
     ):
         self.graphdef, self.mesh, self.rules, self.view = graphdef, mesh, rules, view
-        self.max_length, self.encoder_decoder = max_length, encoder_decoder
+        self.max_length, self.max_answer, self.encoder_decoder = max_length, max_answer, encoder_decoder
         self._programs: dict[GenerationConfig, Programs] = {}
 
     def programs(self, config: GenerationConfig) -> Programs:
@@ -172,22 +181,27 @@ class Decoder(Generic[Network]):
         rows, length = tokens.shape
         valid = jnp.arange(length) < lengths[:, None]
         segment_ids, positions = valid.astype(jnp.int32), jnp.where(valid, jnp.arange(length), 0)
-        arrays = {name: x for name, x in prompts.items() if name not in ("tokens", "lengths")}
+        arrays = {name: x for name, x in prompts.items() if name not in ("tokens", "lengths", "pixels", "places")}
         arrays |= {"count": jnp.zeros((), jnp.int32), "broken": jnp.zeros_like(prompts["done"])}
         cache: DecoderCache
+        images = RowImages(prompts["pixels"], prompts["places"]) if "pixels" in prompts else None
         if isinstance(model.backbone, EncoderDecoder):
             if self.rules.start is None:
                 raise ValueError("an encoder–decoder needs a start token: see `TokenRules`.")
-            encoded = model.backbone.encode(tokens, segment_ids, positions)
+            encoded = model.backbone.encode(tokens, segment_ids, positions, images=images)
             room_for = model.backbone.empty_cache(rows, room, length)
             tokens, valid = jnp.full((rows, 1), self.rules.start, jnp.int32), jnp.ones((rows, 1), bool)
             place = jnp.zeros((rows, 1), jnp.int32)
             hidden, cache = model.backbone.decode(tokens, place + 1, place, encoded, segment_ids, cache=room_for)
             last, arrays["position"] = hidden[:, 0], place[:, 0] + 1
         else:
-            types = jnp.zeros_like(tokens)
+            types = segment_ids * model.backbone.prompt_type
             empty = model.backbone.empty_cache(rows, length + room)
-            hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=empty)
+            if images is not None:
+                assert isinstance(model.backbone, decoder.Decoder)
+                hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=empty, images=images)
+            else:
+                hidden, cache = model.backbone(tokens, segment_ids, positions, types, cache=empty)
             # only a prompt's last position goes through the head, whose output is as wide as the vocabulary
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
             arrays["position"] = lengths
@@ -236,10 +250,17 @@ class Decoder(Generic[Network]):
 
     def check(self, prompts: Sequence[np.ndarray], names: Sequence[str], config: GenerationConfig) -> None:
         """See `check_prompts`."""
-        check_prompts(prompts, names, config, max_length=self.max_length, encoder_decoder=self.encoder_decoder)
+        check_prompts(
+            prompts,
+            names,
+            config,
+            max_length=self.max_length,
+            max_answer=self.max_answer,
+            encoder_decoder=self.encoder_decoder,
+        )
 
     def batches(
-        self, prompts: Sequence[np.ndarray], config: GenerationConfig
+        self, prompts: Sequence[np.ndarray], config: GenerationConfig, images: Sequence[RowImages] | None = None
     ) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
         """Batches of `batch_size` prompts of similar length: (their numbers, the arguments of prefill)."""
         lengths = np.array([len(prompt) for prompt in prompts])
@@ -251,10 +272,17 @@ class Decoder(Generic[Network]):
             members = np.flatnonzero(bucket_of == bucket)
             for first in range(0, len(members), rows):
                 chosen = members[first : first + rows]
-                yield chosen, self._lay_out([prompts[i] for i in chosen], chosen, rows, int(buckets[bucket]), config)
+                length, seen = int(buckets[bucket]), [] if images is None else [images[i] for i in chosen]
+                yield chosen, self._lay_out([prompts[i] for i in chosen], seen, chosen, rows, length, config)
 
     def _lay_out(
-        self, prompts: list[np.ndarray], numbers: np.ndarray, rows: int, length: int, config: GenerationConfig
+        self,
+        prompts: list[np.ndarray],
+        images: list[RowImages],
+        numbers: np.ndarray,
+        rows: int,
+        length: int,
+        config: GenerationConfig,
     ) -> dict[str, jax.Array]:
         """The arguments of prefill; unused rows repeat the first prompt and are done from the start."""
         filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
@@ -267,7 +295,11 @@ class Decoder(Generic[Network]):
             "numbers": np.resize(numbers, rows).astype(np.int32),
             "done": np.arange(rows) >= len(prompts),
         }
-        laid = {name: place(x, self._sharding(x.shape, ("batch", None))) for name, x in arrays.items()}
+        if any(each.pixels.shape[1] for each in images):
+            arrays |= image_arrays([*images, *[images[0]] * (rows - len(images))], length)
+        laid = {
+            name: place(x, self._sharding(x.shape, ("batch", *[None] * (x.ndim - 1)))) for name, x in arrays.items()
+        }
         scalars: dict[str, np.generic] = {name: np.float32(value) for name, value in config.scalars().items()}
         scalars |= {"limit": np.int32(config.max_new_tokens), "seed": np.uint32(config.seed)}
         return laid | {name: place(x, replicated(self.mesh)) for name, x in scalars.items()}
@@ -280,12 +312,14 @@ class Decoder(Generic[Network]):
         *,
         every: int | None = None,
         stops: Callable[[int, list[int]], bool] | None = None,
+        images: Sequence[RowImages] | None = None,
     ) -> Iterator[tuple[int, Answer]]:
         """Answers prompts (int32 [tokens] each, see `check`) and yields (number of the prompt, answer) by batch.
 
         Args:
           every: tokens between two checks of the answers; None: check only at the end.
           stops: stops(number, tokens so far) -> whether this answer ends here; called at every check.
+          images: of each prompt, in a single row: pixels [1, images, ...] and places [1, tokens].
 
         Raises:
           FloatingPointError: the network's logits are NaN.
@@ -293,7 +327,7 @@ class Decoder(Generic[Network]):
         programs = self.programs(config)
         limit = config.max_new_tokens
         room = -(-limit // ROOM) * ROOM
-        for numbers, arguments in self.batches(prompts, config):
+        for numbers, arguments in self.batches(prompts, config, images):
             state = programs.prefill(params, arguments, room)
             stopped: set[int] = set()
             count = 1
@@ -318,6 +352,17 @@ class Decoder(Generic[Network]):
                 written = tokens[row, : lengths[row]].tolist()
                 finish = "stop" if row in stopped else "eos" if written[-1] in self.rules.eos else "length"
                 yield int(number), Answer(written, finish, log_probs[row, : lengths[row]].tolist())
+
+
+def image_arrays(images: Sequence[RowImages], length: int) -> dict[str, np.ndarray]:
+    """Images of prompts, each in a single row, as rows of one batch: float32 "pixels" and int32 "places"."""
+    most = max(each.pixels.shape[1] for each in images)
+    pixels = np.zeros((len(images), most, *images[0].pixels.shape[2:]), np.float32)
+    places = np.full((len(images), length), -1, np.int32)
+    for row, each in enumerate(images):
+        pixels[row, : each.pixels.shape[1]] = each.pixels[0]
+        places[row, : each.places.shape[1]] = each.places[0]
+    return {"pixels": pixels, "places": places}
 
 
 def _has_encoded(cache: DecoderCache) -> TypeGuard[EncoderDecoderCache]:

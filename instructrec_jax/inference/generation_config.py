@@ -1,6 +1,6 @@
 """Settings of generation, and the generation rules of a checkpoint (its special tokens)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -95,26 +95,27 @@ class TokenRules:
       eos: tokens that end an answer.
       pad: fills the row of a finished answer; the network never attends to it.
       start: decoder start token of an encoder–decoder (not part of the answer).
-      forced_first, forced_last: an encoder–decoder's forced first token, and its forced token at max_new_tokens.
-      suppressed, suppressed_first: tokens never chosen, and never chosen first.
+      forced_first, forced_last: an encoder–decoder's forced first tokens, and its forced token at max_new_tokens.
+      suppressed, suppressed_first: tokens never chosen, and never chosen first (after the forced ones).
     """
 
     eos: tuple[int, ...] = ()
     pad: int = 0
     start: int | None = None
-    forced_first: int | None = None
+    forced_first: tuple[int, ...] = ()
     forced_last: tuple[int, ...] = ()
     suppressed: tuple[int, ...] = ()
     suppressed_first: tuple[int, ...] = ()
 
 
+FORCED = "forced_decoder_ids"
 # Fields of generation_config.json that change the choice of tokens and are not implemented.
 REFUSED = (
     "bad_words_ids",
     "sequence_bias",
     "guidance_scale",
     "exponential_decay_length_penalty",
-    "forced_decoder_ids",
+    FORCED,
     "watermarking_config",
     "encoder_no_repeat_ngram_size",
     "encoder_repetition_penalty",
@@ -133,7 +134,13 @@ def generation_fields(folder: Path) -> dict[str, object]:
 
 
 def token_rules(
-    folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, kind: str, ends: Sequence[int] = ()
+    folder: Path,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    ends: Sequence[int] = (),
+    *,
+    speech: bool = False,
 ) -> TokenRules:
     """The token rules of a HuggingFace folder.
 
@@ -141,13 +148,14 @@ def token_rules(
       config: its `transformers` config.
       kind: "decoder" or "encoder_decoder".
       ends: additional tokens that end an answer, such as a template's end of turn.
+      speech: whether the network writes what it hears, see `speech_prefix`.
 
     Raises:
       ValueError: generation_config.json sets a field that is not implemented, or an encoder–decoder has no start token.
     """
     fields = generation_fields(folder)
     for name in REFUSED:
-        if fields.get(name) not in NEUTRAL:
+        if fields.get(name) not in NEUTRAL and not (speech and name == FORCED):
             raise ValueError(
                 f"{folder}: the generation settings contain {name}={fields[name]!r}, which is not implemented. "
                 "Remove the field to generate without it."
@@ -163,6 +171,9 @@ def token_rules(
     def own(name: str) -> object:
         return fields.get(name) if fields.get(name) is not None else getattr(config, name, None)
 
+    def said(name: str) -> object:  # Whisper's config has defaults, which count only without a generation_config.json
+        return fields.get(name) if (folder / "generation_config.json").is_file() else own(name)
+
     eos = ids(fields.get("eos_token_id"), getattr(config, "eos_token_id", None), tokenizer.eos_token_id, list(ends))
     pad = ids(tokenizer.pad_token_id, own("pad_token_id"), list(eos), 0)[0]
     if kind == "decoder":
@@ -170,23 +181,79 @@ def token_rules(
         if forced:
             raise ValueError(f"{folder} sets {forced[0]}, which is not implemented for decoders. Remove the field.")
         return TokenRules(
-            eos, pad, suppressed=ids(own("suppress_tokens")), suppressed_first=ids(own("begin_suppress_tokens"))
+            eos, pad, suppressed=ids(said("suppress_tokens")), suppressed_first=ids(said("begin_suppress_tokens"))
         )
     start = ids(own("decoder_start_token_id"))
     if not start:
         raise ValueError(
             f"{folder} has no decoder_start_token_id: set it in config.json to the token that starts the decoder."
         )
-    first = ids(own("forced_bos_token_id"))
+    first = speech_prefix(folder, config) if speech else ids(own("forced_bos_token_id"))[:1]
     return TokenRules(
         eos,
         pad,
         start=start[0],
-        forced_first=first[0] if first else None,
+        forced_first=first,
         forced_last=ids(own("forced_eos_token_id")),
-        suppressed=ids(own("suppress_tokens")),
-        suppressed_first=ids(own("begin_suppress_tokens")),
+        suppressed=ids(said("suppress_tokens")),
+        suppressed_first=ids(said("begin_suppress_tokens")),
     )
+
+
+def speech_prefix(folder: Path, config: PretrainedConfig) -> tuple[int, ...]:
+    """The tokens behind the start token of Whisper's answers: of language, task, and "no timestamps", as they apply.
+
+    As transformers takes them from generation_config.json: `language` and `task`, or the older forced_decoder_ids.
+
+    Raises:
+      ValueError: a language is to be detected, timestamps are to be written, or the file does not know the language or
+        task.
+    """
+    fields, where = generation_fields(folder), f"{folder}, generation_config.json"
+    if fields.get("return_timestamps"):
+        raise ValueError(f"{where}: return_timestamps is not implemented: set it to false.")
+    language, task = fields.get("language"), fields.get("task")
+    prefix = _forced(fields.get(FORCED) or getattr(config, FORCED, None), where) if language is task is None else []
+    if language is not None:
+        prefix.append(_known(fields, "lang_to_id", _language(str(language)), where))
+    elif fields.get("lang_to_id") and prefix[:1] in ([], [None]):
+        raise ValueError(
+            f"{where}: the network knows several languages, and detecting one is not implemented: set `language`, such "
+            "as en."
+        )
+    if task is not None or (language is not None and fields.get("task_to_id")):
+        prefix.append(_known(fields, "task_to_id", str(task or "transcribe"), where))
+    last = fields.get("no_timestamps_token_id")
+    if last is not None and prefix[-1:] != [last]:
+        prefix.append(last)
+    tokens = tuple(token for token in prefix if isinstance(token, int))
+    if len(tokens) < len(prefix):
+        raise ValueError(f"{where}: answers start with {prefix}, which are not all integers.")
+    return tokens
+
+
+def _forced(pairs: object, where: str) -> list[object]:
+    """The tokens of forced_decoder_ids, a list of [place, token]."""
+    listed = pairs if isinstance(pairs, list | tuple) else []
+    forced = [tuple(pair) for pair in listed if isinstance(pair, list | tuple) and len(pair) == 2]
+    if [place for place, _ in forced] != list(range(1, len(listed) + 1)):
+        raise ValueError(f"{where}: {FORCED} is {pairs!r}, but must be a list of [1, token], [2, token] and so on.")
+    return [token for _, token in forced]
+
+
+def _language(name: str) -> str:
+    """Whisper's token of a language: of `english`, `en` or `<|en|>`."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    code = TO_LANGUAGE_CODE.get(name.lower(), name)
+    return code if code.startswith("<|") else f"<|{code}|>"
+
+
+def _known(fields: Mapping[str, object], table: str, name: str, where: str) -> object:
+    numbers = fields.get(table)
+    if not isinstance(numbers, dict) or name not in numbers:
+        raise ValueError(f"{where}: {table} has no {name!r}: correct `language` or `task`.")
+    return numbers[name]
 
 
 def recommendations(folder: Path) -> dict[str, object]:

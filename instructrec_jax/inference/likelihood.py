@@ -125,6 +125,11 @@ def branch_log_probs(model: LanguageModel, batch: Batch, own: BranchTokens) -> j
         encoded = backbone.encode(tokens, prefix, positions)
         hidden = backbone.decode(targets, branches, places, encoded, prefix)
     else:
+        if backbone.prompt_type:
+            raise ValueError(
+                "the network reads a prompt in both directions (PaliGemma), but likelihoods of answers read its last "
+                "token with the answers: generate answers instead."
+            )
         rows, length = prefix.shape
         cache = backbone.empty_cache(rows, length + targets.shape[1])
         _, cache = backbone(tokens, prefix, positions, batch.token_types, cache=cache)

@@ -84,16 +84,16 @@ def adjust(scores: jax.Array, arrays: Mapping[str, jax.Array], rules: TokenRules
         only = jnp.where(jnp.isin(tokens, jnp.array(chosen)), 0.0, -jnp.inf)
         return jnp.where(_column(when), only, scores)
 
-    first = 0
-    if rules.forced_first is not None:
-        scores = force(scores, (rules.forced_first,), arrays["count"] == 0)
-        first = 1
+    for place, token in enumerate(rules.forced_first):
+        scores = force(scores, (token,), arrays["count"] == place)
     if rules.forced_last:
         scores = force(scores, rules.forced_last, arrays["count"] == arrays["limit"] - 1)
     if rules.suppressed:
         scores = jnp.where(jnp.isin(tokens, jnp.array(rules.suppressed)), -jnp.inf, scores)
     if rules.suppressed_first:
-        suppressed = jnp.isin(tokens, jnp.array(rules.suppressed_first)) & _column(arrays["count"] == first)
+        suppressed = jnp.isin(tokens, jnp.array(rules.suppressed_first)) & _column(
+            arrays["count"] == len(rules.forced_first)
+        )
         scores = jnp.where(suppressed, -jnp.inf, scores)
     return scores
 

@@ -188,6 +188,11 @@ class Slots:
     ) -> tuple[_Held, Cache, jax.Array]:
         model, (row, offset, count) = self.decoder.model(params), place
         assert not isinstance(model.backbone, EncoderDecoder)
+        if model.backbone.prompt_type:
+            raise ValueError(
+                "the network reads a prompt in both directions (PaliGemma), so as a whole, but rows that serve several "
+                "answers read it in chunks: generate text with `generate`."
+            )
         slots, own = jnp.arange(length)[None], jnp.arange(tokens.shape[1])[None]
         valid = own < count
         cache: DecoderCache = {

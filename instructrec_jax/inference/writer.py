@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from instructrec_jax.backbones.folder import read_config
-from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.backbones.folder import find_family, read_config
+from instructrec_jax.backbones.reading import answer_limit, input_limit
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
 from instructrec_jax.inference.decoding import Answer, Decoder, Network, Parameters
@@ -52,6 +53,7 @@ class Writer(Generic[Network]):
         *,
         show: Callable[[str], None] | None = None,
         progress: bool = False,
+        images: Sequence[RowImages] | None = None,
     ) -> list[Generated]:
         """Answers prompts (int32 [tokens] each), in their order.
 
@@ -59,6 +61,7 @@ class Writer(Generic[Network]):
           names: the prompts' names in errors.
           show: receives the answer to a single prompt piece by piece: whole characters, without stop sequences.
           progress: whether to show a progress bar.
+          images: of the prompts, see `Decoder.answer`.
 
         Raises:
           ValueError: before any computation: a prompt is empty, or too long for `max_new_tokens`.
@@ -88,6 +91,7 @@ class Writer(Generic[Network]):
             config,
             every=1 if show is not None else LOOK_EVERY if watched else None,
             stops=look if watched else None,
+            images=images,
         )
         found: dict[int, Answer] = dict(tqdm(answers, total=len(prompts), disable=None if progress else True))
         if show is not None:
@@ -127,9 +131,15 @@ def open_writer(task: object, graphdef: nnx.GraphDef[Network], mesh: DeviceMesh)
     if context.folder is None:
         raise ValueError("a writer needs the backbone's folder, with its generation settings.")
     network = read_config(context.folder)
-    rules = token_rules(context.folder, network, context.tokenizer, context.kind, task.ends)
-    is_pair = context.kind == "encoder_decoder"
-    limit = input_limit(network)
-    return Writer(
-        Decoder(graphdef, mesh, rules, max_length=limit, encoder_decoder=is_pair, view=task.view), context.tokenizer
+    speech = find_family(network.model_type).sounds
+    rules = token_rules(context.folder, network, context.tokenizer, context.kind, task.ends, speech=speech)
+    decoder = Decoder(
+        graphdef,
+        mesh,
+        rules,
+        max_length=input_limit(network),
+        max_answer=answer_limit(network),
+        encoder_decoder=context.kind == "encoder_decoder",
+        view=task.view,
     )
+    return Writer(decoder, context.tokenizer)

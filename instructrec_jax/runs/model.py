@@ -17,9 +17,9 @@ from instructrec_jax.adapters.lora import add_lora, check_lora, find_places
 from instructrec_jax.adapters.peft import TRAINED_HEADS, read_peft
 from instructrec_jax.adapters.quantized import Format, quantize_backbone, quantize_tables
 from instructrec_jax.backbones.backbone_config import BackboneConfig
-from instructrec_jax.backbones.family import Backbone
+from instructrec_jax.backbones.family import WORDLESS, Backbone
 from instructrec_jax.backbones.folder import (
-    find_family,
+    family_of,
     find_folder,
     keep_declared_files,
     read_config,
@@ -27,9 +27,11 @@ from instructrec_jax.backbones.folder import (
     weights_fingerprint,
 )
 from instructrec_jax.backbones.layers import Axes, StackOptions
-from instructrec_jax.backbones.reading import LoadReport, build_backbone, input_limit, load_backbone
+from instructrec_jax.backbones.reading import LoadReport, answer_limit, build_backbone, input_limit, load_backbone
 from instructrec_jax.backbones.tokenizer import open_tokenizer
+from instructrec_jax.data.media_reader import MediaReader
 from instructrec_jax.data.pixels import PixelReader
+from instructrec_jax.data.spectrograms import SoundReader
 from instructrec_jax.distributed.launch import is_first, once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, Nested, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
@@ -93,10 +95,16 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
       new_items: number of added items, the last ones of `joined`.
     """
     # Reads local files only, and never runs code from a hub.
-    network = read_config(folder, images=config.task.reads_images, tower=True)
-    family = find_family(network.model_type)
-    if family.kind == "image":
-        return config.task.build(image_context(config, folder, network))
+    network = read_config(folder, images=config.task.reads_images, tower=config.task.reads_images)
+    family = family_of(network)
+    if family.kind in WORDLESS and config.task.reads_images:
+        return config.task.build(media_context(config, folder, network, family.kind))
+    if family.kind in WORDLESS or family.sounds != config.task.reads_sounds:
+        kinds = "an encoder–decoder that reads sounds (Whisper)" if config.task.reads_sounds else "a network of words"
+        raise ValueError(
+            f"task.type {config.task.name} needs {kinds}, but {folder} holds another one (model_type "
+            f"{network.model_type!r}): see docs/sound.md."
+        )
     limit = input_limit(network)
     tokenizer = open_tokenizer(folder, network)
     least = tokenizer.num_special_tokens_to_add() + 1
@@ -104,7 +112,7 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         raise ValueError(
             f"data.max_length is {config.data.max_length}, but a one-word text has {least} tokens: raise it."
         )
-    if config.data.max_length > limit:
+    if config.data.max_length > limit and not family.sounds:  # a row holds several sounds
         raise ValueError(
             f"data.max_length is {config.data.max_length}, but the backbone reads at most {limit} tokens: lower it."
         )
@@ -121,24 +129,38 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         held_out=tuple(config.data.hold_out.labels),
         catalogue=joined,
         new_items=new_items,
-        vocab_size=getattr(network, "vocab_size", None),
+        pixels=sound_reader(folder, network, limit) if family.sounds else None,
+        answer_limit=answer_limit(network),
+        vocab_size=getattr(network.get_text_config(), "vocab_size", None),
+        prompt_type=family.prompt_type,
     )
     task = config.task.build(context)
     longest = task.max_target_length
-    if longest is not None and longest > limit:
+    written = answer_limit(network) or limit
+    if longest is not None and longest > written:
         raise ValueError(
-            f"task.max_target_length is {longest}, but the network writes at most {limit} tokens: lower it."
+            f"task.max_target_length is {longest}, but the network writes at most {written} tokens: lower it."
         )
     return task
 
 
-def image_context(config: Config, folder: Path, network: PretrainedConfig) -> TaskContext:
-    """The properties of a run on a network of images alone, where an image is one token."""
-    pixels = PixelReader.of(folder, network.num_channels, input_limit(network))
+def media_context(config: Config, folder: Path, network: PretrainedConfig, kind: str) -> TaskContext:
+    """The properties of a run on a network of images or sounds alone, where one is one token."""
+    read: MediaReader
+    if kind == "sound":
+        read = sound_reader(folder, network, 1)
+    else:
+        read = PixelReader.of(folder, network.num_channels, input_limit(network))
     held_out = tuple(config.data.hold_out.labels)
     return TaskContext(
-        None, config.data.max_length, seed=config.seed, kind="image", folder=folder, held_out=held_out, pixels=pixels
+        None, config.data.max_length, seed=config.seed, kind=kind, folder=folder, held_out=held_out, pixels=read
     )
+
+
+def sound_reader(folder: Path, network: PretrainedConfig, vectors: int) -> SoundReader:
+    """vectors: the tokens of a sound in a row."""
+    positions = network.max_source_positions
+    return SoundReader.of(folder, (2 * positions, network.num_mel_bins), positions, vectors)
 
 
 def compute_dtype(config: Config) -> np.dtype:
@@ -170,8 +192,8 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
         rngs=rngs,
         shardings=sharding,
         verify=config.backbone.verify,
-        images=task.context.kind == "image",
-        tower=task.context.kind == "image",
+        images=task.context.kind in WORDLESS,
+        tower=task.context.kind in WORDLESS,
     )
     source = Source(
         path=None if random_init else str(folder),
@@ -212,8 +234,8 @@ def _stored(folder: Path, config: Config, params: Tree) -> dict[str, np.ndarray]
 
 
 def network_config(task: Task, folder: Path) -> PretrainedConfig:
-    """The config of the network that the task runs: of a pair of networks its image network, for a task on images."""
-    images = task.context.kind == "image"
+    """The config of the network that the task runs: of a pair, the network of images (or sounds) for a task on these."""
+    images = task.context.kind in WORDLESS
     return read_config(folder, images=images, tower=images)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas
 
 Record = str | Mapping[str, object] | Example
-INPUTS = ("instruction", "input", "messages", "system", "tools", "candidates", "history", "image")
+INPUTS = ("instruction", "input", "messages", "system", "tools", "candidates", "history", "image", "audio")
 DROPPED = "text too long"
 HINT = "Correct the row; `predict --on_bad_row skip` leaves such rows out and lists them."
 

@@ -69,7 +69,7 @@ class TrainingSetup:
         """With shapes instead of arrays, for devices that need not be present."""
         check_trainable(config)
         model = abstract_model(config, task, folder, mesh)
-        shapes = task.buffer_shapes(model.source.config.hidden_size) if task.refresh_every else {}
+        shapes = task.buffer_shapes(model.source.config.get_text_config().hidden_size) if task.refresh_every else {}
         buffers = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
         return cls._of(config, task, model, mesh, buffers, abstract=True)
 

@@ -58,7 +58,7 @@ def _buffers(
     if not task.refresh_every:
         return {}
     if are_abstract:
-        shapes = task.buffer_shapes(model.source.config.hidden_size)
+        shapes = task.buffer_shapes(model.source.config.get_text_config().hidden_size)
         return jax.eval_shape(lambda: {name: jnp.zeros(shape) for name, shape in shapes.items()})
     found = task.refresh(predictor(task, model.graphdef, mesh, buckets(config))(model.params))
     return {name: place(value, replicated(mesh)) for name, value in found.items()}

@@ -5,6 +5,7 @@ from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
 from instructrec_jax.tasks.generation.position_translation import PositionTranslationConfig
 from instructrec_jax.tasks.generation.question_answering import QuestionAnsweringConfig
 from instructrec_jax.tasks.generation.summarization import SummarizationConfig
+from instructrec_jax.tasks.generation.transcription import TranscriptionConfig
 from instructrec_jax.tasks.generation.translation import TranslationConfig
 from instructrec_jax.tasks.multitask import MultitaskConfig
 from instructrec_jax.tasks.ranking.language_model_ranking import LanguageModelRankingConfig
@@ -40,5 +41,6 @@ __all__ = [
     "SpanConfig",
     "SummarizationConfig",
     "TokenClassificationConfig",
+    "TranscriptionConfig",
     "TranslationConfig",
 ]

@@ -20,11 +20,10 @@ from typing_extensions import TypeVar  # with defaults, which typing has from Py
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.layers import DropoutKeys
-from instructrec_jax.backbones.vision import VisionEncoder
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
-from instructrec_jax.data.pixels import PixelReader
+from instructrec_jax.data.media_reader import MediaReader
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownOutput
@@ -69,7 +68,8 @@ class TaskConfig(draccus.ChoiceRegistry):
 
     ranks_catalogue: ClassVar[bool] = False  # whether the task ranks the items of a catalogue
     answers_are_text: ClassVar[bool] = False  # whether a language model writes the answers, as text
-    reads_images: ClassVar[bool] = False  # whether the task can read images, with a network of images
+    reads_images: ClassVar[bool] = False  # whether the task can read images or sounds, with a network of these alone
+    reads_sounds: ClassVar[bool] = False  # whether the task writes what it hears, with an encoder–decoder that hears
     targets_are_places: ClassVar[bool] = False  # whether targets are places in the texts, which data.mask would move
 
     def text_fields(self, task: str) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class TaskConfig(draccus.ChoiceRegistry):
 class TaskContext:
     """The properties of a run that tasks depend on."""
 
-    tokenizer: Any  # of transformers; Any: transformers is untyped. None for a network of images alone
+    tokenizer: Any  # of transformers; Any: transformers is untyped. None for a network without words
     max_length: int  # tokens per text, special tokens included
     truncate: Literal["error", "left", "right", "drop"] = "error"
     seed: int = 0
@@ -97,8 +97,10 @@ class TaskContext:
     held_out: Sequence[str] = ()  # held-out labels, which training must not see even as negatives
     catalogue: Catalogue | None = None  # catalogue of a ranking task with its new items; None: its folder's
     new_items: int = 0  # number of items at the catalogue's end that were added after training
+    answer_limit: int | None = None  # tokens that an encoder–decoder writes at most; None: max_length
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
-    pixels: PixelReader | None = None  # what makes pixels of pictures; None: the network reads no images
+    pixels: MediaReader | None = None  # what makes arrays of pictures or sounds; None: the network reads none
+    prompt_type: int = 0  # the token type of a prompt's tokens: see `backbones.family.Backbone`
 
     def count(self, what: str, number: int = 1) -> None:
         """Counts texts that were truncated, dropped or changed, for the summary."""
@@ -118,17 +120,17 @@ class Model(nnx.Module):
         """The backbone's last hidden states, [rows, length, hidden].
 
         Of an encoder–decoder: the decoder's where the batch has targets, else the encoder's. Of a network of images
-        alone: the vector of each image at its token.
+        or sounds alone: the vector of each at its token.
         """
         backbone: Any = self.backbone
         texts, targets = batch.texts, batch.targets
-        if isinstance(backbone, VisionEncoder):
+        if hasattr(backbone, "read_rows"):
             assert batch.images is not None
             return backbone.read_rows(batch.images, dropout=dropout)
         if not hasattr(backbone, "decode"):
             images = {} if batch.images is None else {"images": batch.images}
             return backbone(*texts, batch.token_types, dropout=dropout, **images)
-        encoded = backbone.encode(*texts, dropout=dropout)
+        encoded = backbone.encode(*texts, dropout=dropout, images=batch.images)
         if targets is None:
             return encoded
         keys = None if dropout is None else dropout.target

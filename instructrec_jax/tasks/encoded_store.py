@@ -24,11 +24,11 @@ from instructrec_jax.data.codec import pack, unpack
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.example_store import BAR_FROM
 from instructrec_jax.data.fingerprints import digest_of_example, fingerprint_of, json_and_digest
+from instructrec_jax.data.media_reader import MediaReader
 from instructrec_jax.data.mixture import NumberedExamples
 from instructrec_jax.data.parallel import in_order
 from instructrec_jax.data.parts import Part
 from instructrec_jax.data.picture import Picture
-from instructrec_jax.data.pixels import PixelReader
 from instructrec_jax.data.shares import SOURCE_ROW
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, listing
 from instructrec_jax.data.storage import Storage, code_version, digest_of
@@ -68,7 +68,7 @@ class _Source:
 
     store: Store
     examples: NumberedExamples
-    pixels: PixelReader | None
+    pixels: MediaReader | None
 
 
 class _Stored(Encoded):
@@ -83,7 +83,7 @@ class _Stored(Encoded):
 
 
 class _Pictures(Sequence[Picture]):
-    """The pictures of an example that is read when they are asked for."""
+    """The pictures or sounds of an example that is read when they are asked for."""
 
     def __init__(self, example: Callable[[], Example], count: int) -> None:
         self.example, self.length = example, count
@@ -96,7 +96,7 @@ class _Pictures(Sequence[Picture]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Picture]: ...
     def __getitem__(self, index: int | slice) -> Picture | Sequence[Picture]:
-        return self.example().images[index]
+        return self.example().media[index]
 
 
 class _OpenPart(NamedTuple):
@@ -108,7 +108,7 @@ class _OpenPart(NamedTuple):
     batch: pa.RecordBatch
     columns: list[pa.Array]
     examples: NumberedExamples
-    pixels: PixelReader | None
+    pixels: MediaReader | None
 
 
 class EncodedExamples(Sequence[Encoded]):
@@ -369,7 +369,10 @@ def token_key(task: Task, settings: object, examples: str, numbers: np.ndarray, 
         return None
     own = {
         name: getattr(context, name)
-        for name in ("max_length", "truncate", "lower_case", "prompt", "kind", "decoder_start_token_id", "vocab_size")
+        for name in (
+            *("max_length", "truncate", "lower_case", "prompt", "kind", "decoder_start_token_id", "vocab_size"),
+            "prompt_type",
+        )
     }
     return {
         "examples": examples,

@@ -76,8 +76,10 @@ def _encode(task: Task, examples: Sequence[Example]) -> list[Encoded]:
 
 def _unread(task: Task, example: Example) -> list[str]:
     """The parts of an example that the task would ignore."""
-    if example.images and task.context.pixels is None:
-        return ["image"]
+    for media, name in ((example.images, "image"), (example.sounds, "audio")):
+        read = task.context.pixels
+        if media and (read is None or type(media[0]) is not read.kind):
+            return [name]
     if task.reads == "conversation":
         return []
     found = ["tools"] if example.tools else []

@@ -65,6 +65,10 @@ class MultitaskConfig(TaskConfig):
     def reads_images(self) -> bool:  # type: ignore[override]
         return all(subtask.task.reads_images for subtask in self.tasks)
 
+    @property
+    def reads_sounds(self) -> bool:  # type: ignore[override]
+        return all(subtask.task.reads_sounds for subtask in self.tasks)
+
     def text_fields(self, task: str) -> tuple[str, ...]:
         return tuple(name for each in self.tasks if each.name == task for name in each.task.text_fields(task))
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.data.batch import BatchTexts, Text
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Generated
@@ -14,7 +15,22 @@ from instructrec_jax.tasks.encoded import Encoded
 WINDOW = 4096  # examples that `Predict.over` has in memory; these are packed together
 
 
-def _no_words(prompts: Sequence[np.ndarray], config: GenerationConfig) -> list[Generated]:
+class Write(Protocol):
+    """Writes answers to prompts, see `Predict`.
+
+    Args:
+      prompts: int32 [tokens] each.
+      images: of each prompt, in a row of its own; None: there are none.
+    """
+
+    def __call__(
+        self, prompts: Sequence[np.ndarray], config: GenerationConfig, images: Sequence[RowImages] | None = None
+    ) -> list[Generated]: ...
+
+
+def _no_words(
+    prompts: Sequence[np.ndarray], config: GenerationConfig, images: Sequence[RowImages] | None = None
+) -> list[Generated]:
     raise TypeError("this task does not write text: see `Task.writes`.")
 
 
@@ -24,7 +40,7 @@ class Predict:
 
     Attributes:
       run: the model: (texts, the task's arrays, dropout) -> one array per text, see `__call__` and `draw`.
-      write: (prompts, int32 [tokens] each, settings) -> the generated texts; only of a task that `writes`.
+      write: (prompts, settings, images) -> the generated texts; only of a task that `writes`.
       subtasks: name -> the same model with the `predict` of that entry of `Task.subtasks`.
       known: id of a `Text` -> the object and its result, so that each runs once; None: no cache, see `remember`.
       members: the models of an ensemble, whose outputs `average` averages.
@@ -33,7 +49,7 @@ class Predict:
     """
 
     run: "Run"
-    write: Callable[[Sequence[np.ndarray], GenerationConfig], list[Generated]] = _no_words
+    write: Write = _no_words
     subtasks: Mapping[str, "Predict"] = field(default_factory=dict)
     known: dict[int, tuple[Text, np.ndarray]] | None = None
     members: "tuple[Predict, ...]" = ()

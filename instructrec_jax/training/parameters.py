@@ -154,7 +154,7 @@ def stacks(model: nnx.Module) -> list[tuple[str, Stack]]:
     """(path, stack) of the backbone's stacks of layers, in forward order."""
     found = [("/".join(map(str, path)), node) for path, node in nnx.iter_modules(model) if isinstance(node, Stack)]
     own = [each for each in found if each[0].startswith("backbone/")]  # without a head's own layers
-    return sorted(own, key=lambda each: "decoder" in each[0])
+    return sorted(own, key=lambda each: ("decoder" in each[0], "/reader/" not in each[0]))
 
 
 def learning_rate_factors(model: nnx.Module, layer_decay: float) -> dict[str, float | np.ndarray]:

@@ -63,6 +63,10 @@ IMAGE = dict(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=8
 )
 TEXT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, projection_size=32)
+PIXELS: dict[str, Any] = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40, image_size=24, patch_size=6
+)
+IMAGES: dict[str, Any] = {"paligemma": dict(projection_dim=32), "gemma3": dict(mm_tokens_per_image=4)}
 SIZES: dict[str, Any] = {
     "distilbert": dict(dim=32, n_layers=2, n_heads=4, hidden_dim=48),
     "bart": dict(
@@ -79,6 +83,14 @@ SIZES: dict[str, Any] = {
     **{name: IMAGE for name in ("vit", "clip_vision_model", "siglip_vision_model")},
     **{name: IMAGE | dict(mlp_ratio=2) for name in ("dinov2", "dinov2_with_registers")},
     **{name: dict(text_config=TEXT, vision_config=IMAGE) for name in ("clip", "siglip")},
+    **{
+        name: dict(text_config=SMALL | dict(model_type=text, vocab_size=61, pad_token_id=0), vision_config=vision)
+        for name, text, vision in (
+            ("llava", "qwen2", PIXELS | dict(model_type="clip_vision_model")),
+            ("paligemma", "gemma", PIXELS | dict(model_type="siglip_vision_model", vision_use_head=False)),
+            ("gemma3", "gemma3_text", PIXELS | dict(model_type="siglip_vision_model", vision_use_head=False)),
+        )
+    },
     **{name: dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4) for name in ("t5", "mt5")},
 }
 
@@ -86,7 +98,7 @@ SIZES: dict[str, Any] = {
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_all_linear_means_every_linear_module_of_every_family(model_type):
     """So the table of a family misses none, and HuggingFace's names are right."""
-    sizes = SIZES.get(model_type, SMALL)
+    sizes = SIZES.get(model_type, SMALL) | IMAGES.get(model_type, {})
     words = {} if FAMILIES[model_type].kind.startswith("image") else dict(vocab_size=VOCABULARY, pad_token_id=0)
     config = transformers.AutoConfig.for_model(model_type, **sizes, **words)
     backbone = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(0)))

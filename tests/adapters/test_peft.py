@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import peft
 import pytest
+import tiny_networks
 import torch
 import transformers
 from flax import nnx
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.adapters.lora import LoraConfig, add_lora
 from instructrec_jax.adapters.peft import read_peft, write_peft
-from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.folder import family_of, find_family
 from instructrec_jax.backbones.reading import load_backbone, load_head
 
 AUTO = {
@@ -124,6 +125,42 @@ def test_peft_opens_what_is_written_with_the_same_logits(checkpoint, tmp_path, m
     settings = read_peft(tmp_path, fresh, config, fresh_head if saved_head else None, ours_kind)
     assert (settings.rank, settings.alpha, settings.rslora) == (4, 6.0, lora.rslora)
     np.testing.assert_allclose(our_logits(fresh, fresh_head, kind), ours, atol=1e-6, rtol=0)
+
+
+def test_peft_adapts_the_image_network_and_the_projector_of_a_llava(tmp_path):
+    words = tiny_networks.WORDS | dict(model_type="llama", vocab_size=VOCABULARY)
+    tiny_networks.make("llava", tmp_path / "base", text_config=words)
+    backbone, head, config = load(tmp_path / "base", "lm")
+    lora = LoraConfig(rank=4, targets=["all-linear"])
+    names = add_lora(backbone, config, lora, nnx.Rngs(1))
+    trained(backbone)
+    assert {name.partition(".")[0] for name in names} == {"language_model", "vision_tower", "multi_modal_projector"}
+    write_peft(tmp_path / "adapter", backbone, config, lora, "base", "CAUSAL_LM", head_kind="lm")
+    base = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    (tokens,), (images,) = tiny_networks.with_images([np.arange(5, 12)], [1], backbone.image_vectors)
+    places = np.arange(len(tokens))[None]
+    hidden = backbone(tokens[None], places * 0 + 1, places, places * 0, images=images)
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor(tokens[None]).long(),
+            pixel_values=torch.tensor(images.pixels[0]).permute(0, 3, 1, 2),
+        )
+    np.testing.assert_allclose(head(backbone, hidden), out.logits.numpy(), atol=1e-4, rtol=0)
+    adapted = {n for n, m in model.base_model.model.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    assert {name.removeprefix("model.") for name in adapted} == set(names)
+    # modules had other names in older versions
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    root = "base_model.model."
+    written = {name.removeprefix(root): tensor for name, tensor in load_file(file).items()}
+    old = {root + family_of(config).name_in_files(name): tensor for name, tensor in written.items()}
+    assert not old.keys() & {root + name for name in written}
+    for tensors in (old, {root + name: tensor for name, tensor in written.items()}):
+        save_file(tensors, file)
+        fresh, _, _ = load(tmp_path / "base", "lm")
+        read_peft(tmp_path / "adapter", fresh, config, head_kind="lm")
+        again = fresh(tokens[None], places * 0 + 1, places, places * 0, images=images)
+        np.testing.assert_allclose(again, hidden, atol=1e-6, rtol=0)
 
 
 def prefix_of(config: Any) -> str:

@@ -8,6 +8,7 @@ import jax
 import pytest
 import torch
 import transformers
+from tiny_sounds import SIZES as SOUNDS
 
 BASE = dict(
     vocab_size=61,
@@ -64,6 +65,9 @@ TEXT = dict(
     max_position_embeddings=11,
     eos_token_id=60,
 )
+# what LLaVA and others are made of; the id of an image's tokens is the last one
+SIGLIP = IMAGE | dict(model_type="siglip_vision_model", vision_use_head=False)
+IN_WORDS = {name: value for name, value in DECODER.items() if name != "num_labels"}
 CLASSES = {
     "bert": "Bert",
     "roberta": "Roberta",
@@ -82,10 +86,15 @@ CLASSES = {
     "mt5": "MT5",
     "bart": "Bart",
     "vit": "ViT",
+    "whisper": "Whisper",
     "dinov2": "Dinov2",
     "dinov2_with_registers": "Dinov2WithRegisters",
     "clip": "CLIP",
     "siglip": "Siglip",
+    "gemma": "Gemma",
+    "llava": "Llava",
+    "paligemma": "PaliGemma",
+    "gemma3": "Gemma3",
 }
 IRREGULAR = {"Gemma3TextForCausalLM": "Gemma3ForCausalLM"}  # classes named otherwise than the config's
 DEFAULTS = {
@@ -106,10 +115,30 @@ DEFAULTS = {
     "mt5": T5,
     "bart": BART,
     "vit": IMAGE | dict(num_labels=3),
+    "whisper": SOUNDS
+    | dict(vocab_size=61, num_labels=3, pad_token_id=2, bos_token_id=2, eos_token_id=2, decoder_start_token_id=3),
     "dinov2": IMAGE | dict(num_labels=3, mlp_ratio=2, layerscale_value=0.3),
     "dinov2_with_registers": IMAGE | dict(num_labels=3, mlp_ratio=2, num_register_tokens=3),
     "clip": dict(text_config=TEXT, vision_config=IMAGE, projection_dim=20),
     "siglip": dict(text_config=TEXT | dict(projection_size=32), vision_config=IMAGE),
+    "gemma": DECODER | dict(head_dim=12),
+    "llava": dict(
+        text_config=IN_WORDS | dict(model_type="llama"),
+        vision_config=IMAGE | dict(model_type="clip_vision_model", num_hidden_layers=3),
+        image_token_index=60,
+    ),
+    "paligemma": dict(
+        text_config=IN_WORDS | dict(model_type="gemma", head_dim=12),
+        vision_config=SIGLIP,
+        projection_dim=32,
+        image_token_index=60,
+    ),
+    "gemma3": dict(
+        text_config=IN_WORDS | dict(model_type="gemma3_text", head_dim=12, query_pre_attn_scalar=20, sliding_window=5),
+        vision_config=SIGLIP | dict(image_size=21),
+        mm_tokens_per_image=4,
+        image_token_index=60,
+    ),
 }
 
 

@@ -9,6 +9,8 @@ from instructrec_jax.backbones.layers import attention_dropout_bits, dropout_key
 ROWS, LENGTH, HEADS, DIM = 2, 9, 3, 4
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1]], np.int32)
 POSITIONS = np.array([[0, 1, 2, 0, 1, 2, 3, 0, 0], range(9)], np.int32)
+# tokens that see each other: a number of one segment means nothing in another, padding sees nothing
+GROUPS = np.array([[1, 1, 0, 1, 1, 0, 0, 1, 1], [0, 1, 1, 1, 0, 2, 2, 1, 0]], np.int32)
 
 
 def inputs(seed: int = 0) -> list[np.ndarray]:
@@ -16,7 +18,7 @@ def inputs(seed: int = 0) -> list[np.ndarray]:
     return [rng.normal(size=(ROWS, LENGTH, HEADS, DIM)).astype(np.float32) for _ in range(3)]
 
 
-def oracle(q, k, v, *, bias=None, window=None, causal=False, keep=None, rate=0.0):
+def oracle(q, k, v, *, bias=None, window=None, causal=False, keep=None, rate=0.0, groups=None):
     """One query at a time, in float64."""
     out = np.zeros(q.shape)
     for r in range(ROWS):
@@ -26,8 +28,11 @@ def oracle(q, k, v, *, bias=None, window=None, causal=False, keep=None, rate=0.0
                     j
                     for j in range(LENGTH)
                     if SEGMENTS[r, i] == SEGMENTS[r, j] != 0
-                    and (window is None or abs(POSITIONS[r, i] - POSITIONS[r, j]) <= window)
-                    and (not causal or POSITIONS[r, j] <= POSITIONS[r, i])
+                    and (
+                        (window is None or abs(POSITIONS[r, i] - POSITIONS[r, j]) <= window)
+                        and (not causal or POSITIONS[r, j] <= POSITIONS[r, i])
+                        or (groups is not None and groups[r, i] == groups[r, j] > 0)
+                    )
                 ]
                 if not seen:
                     continue
@@ -44,7 +49,15 @@ def oracle(q, k, v, *, bias=None, window=None, causal=False, keep=None, rate=0.0
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"window": 1}, {"causal": True}, {"window": 2, "causal": True}, {"bias": True}],
+    [
+        {},
+        {"window": 1},
+        {"causal": True},
+        {"window": 2, "causal": True},
+        {"bias": True},
+        {"causal": True, "groups": GROUPS},
+        {"window": 1, "causal": True, "groups": GROUPS},
+    ],
     ids=lambda o: "+".join(o) or "plain",
 )
 def test_against_brute_force(options):
@@ -54,6 +67,17 @@ def test_against_brute_force(options):
     actual = jax.jit(lambda q, k, v: attention(q, k, v, segment_ids=SEGMENTS, positions=POSITIONS, **options))(q, k, v)
     np.testing.assert_allclose(actual, oracle(q, k, v, **options), atol=2e-6)
     assert (np.asarray(actual)[SEGMENTS == 0] == 0).all()
+
+
+def test_groups_of_a_cache_are_those_of_its_keys():
+    """The queries are the last tokens, the keys all of them."""
+    q, k, v = inputs()
+    numbers = dict(segment_ids=SEGMENTS, positions=POSITIONS, groups=GROUPS)
+    whole = attention(q, k, v, causal=True, **numbers)
+    last = {name: values[:, 4:] for name, values in numbers.items()}
+    keys = {f"key_{name}": values for name, values in numbers.items()}
+    part = attention(q[:, 4:], k, v, causal=True, **last, **keys)
+    np.testing.assert_allclose(part, whole[:, 4:], atol=1e-6)
 
 
 def test_dropout_hits_the_probabilities():

@@ -86,7 +86,9 @@ def test_splash_attention_on_four_devices(sizes: dict[str, int]) -> None:
     assert "shard_map" in str(jax.make_jaxpr(run)(*spread))  # a kernel outside of one cannot be compiled for several
 
 
-@pytest.mark.parametrize("options", [*OPTIONS, {"bias": True}, {"causal": True, "dropout": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [*OPTIONS, {"bias": True}, {"causal": True, "dropout": True}, {"causal": True, "groups": True}], ids=str
+)
 def test_blocks_of_queries_are_the_plain_one(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the block does not divide the length."""
     segments, positions = packed()
@@ -98,6 +100,8 @@ def test_blocks_of_queries_are_the_plain_one(options: dict[str, Any], monkeypatc
     if options.pop("dropout", False):
         keys = dropout_keys(jnp.uint32(3), jnp.asarray(segments), jnp.asarray(positions))
         options |= {"dropout_rate": 0.3, "dropout_keys": keys}
+    if options.pop("groups", False):
+        options["groups"] = jnp.asarray(positions // 40 % 3)
 
     def run(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         return attention(q, k, v, segment_ids=segments, positions=positions, bias=bias, **options)
@@ -142,12 +146,14 @@ def test_what_a_kernel_has_no_room_for_is_announced_once(
             assert kernels.choose(q, **nothing | {"dropout": True}) == "plain"
             assert kernels.choose(q[:, :200], **nothing) == "plain"
             assert kernels.choose(q, **nothing | {"bias": q}) == "plain"
+            assert kernels.choose(q, **nothing | {"groups": True}) == "plain"
         monkeypatch.setattr(jax, "device_count", lambda: 8)
         assert kernels.choose(q, **nothing) == "plain"  # and no mesh around it
         with make_mesh(MeshConfig()).tracing():
             assert kernels.choose(q, **nothing) == "splash"
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 4 and "dropout" in told[0] and "200 tokens" in told[1] and "bias" in told[2]
+    assert len(told) == 5 and "dropout" in told[0] and "200 tokens" in told[1] and "bias" in told[2]
+    assert "in both directions" in told[3]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +170,7 @@ def test_what_a_kernel_has_no_room_for_is_announced_once(
         ((0, 0), 128, 64, {}, "plain"),  # no NVIDIA GPU
         ((9, 0), 128, 64, {"bias": np.zeros(1, np.float32)}, "plain"),  # T5, MPNet
         ((9, 0), 128, 64, {"soft_cap": 5.0}, "plain"),
+        ((9, 0), 128, 64, {"groups": True}, "cudnn"),  # its mask holds them
         ((9, 0), 128, 64, {"dropout": True}, "plain"),
         ((9, 0), 4096, 20, {}, "blocked"),
     ],

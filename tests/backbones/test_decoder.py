@@ -245,7 +245,7 @@ def test_refused_by_name(tmp_path, model_type, fields, message):
         shapes(read_config(tmp_path))
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "gemma3", "phi3"])
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "gemma3n", "phi3"])
 def test_relatives_that_are_not_implemented(tmp_path, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(ValueError, match=f"'{model_type}'.*gemma3_text.*qwen3"):

@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_parity.py"
+sys.path.insert(0, str(SCRIPT.parent))
 spec = importlib.util.spec_from_file_location("check_parity", SCRIPT)
 check_parity = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check_parity)
@@ -22,6 +23,19 @@ ONE_PATCH = dict(
     hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=28, image_size=9, patch_size=6
 )
 LM, GPT2_LM, SEQ2SEQ = "ForCausalLM", "LMHeadModel", "ForConditionalGeneration"
+WORDS = dict(
+    vocab_size=53,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+    head_dim=10,
+    intermediate_size=28,
+    max_position_embeddings=64,
+    pad_token_id=0,
+)
+IN_WORDS = WORDS | dict(vocab_size=61)
+PIXELS = ONE_PATCH | dict(image_size=14, num_channels=1, model_type="siglip_vision_model")
 LINEAR_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
@@ -129,6 +143,54 @@ def slow(*case):
         ("clip", "Model", dict(text_config=TEXT | dict(eos_token_id=2), vision_config=ONE_PATCH, shard="20KB")),
         ("siglip", "Model", dict(dtype=torch.bfloat16)),
         ("siglip", "Model", dict(text_config=TEXT, vision_config=ONE_PATCH | dict(vision_use_head=False))),
+        ("whisper", SEQ2SEQ, dict(decoder_layers=3, encoder_attention_heads=2, shard="20KB")),
+        ("whisper", "Model", dict(activation_function="relu", scale_embedding=True, dtype=torch.bfloat16)),
+        ("whisper", "ForAudioClassification", dict(classifier_proj_size=7, dtype=torch.float16)),
+        ("gemma", LM, dict(num_key_value_heads=1, attention_bias=True, vocab_size=97)),
+        slow("gemma", SEQUENCE, dict(dtype=torch.bfloat16)),
+        ("llava", SEQ2SEQ, dict()),
+        # the last hidden states of SigLIP, without its norm
+        (
+            "llava",
+            SEQ2SEQ,
+            dict(
+                text_config=WORDS | dict(model_type="qwen2", tie_word_embeddings=True),
+                vision_config=PIXELS,
+                vision_feature_layer=-1,
+                vision_feature_select_strategy="full",
+                image_token_index=52,
+                multimodal_projector_bias=False,
+                projector_hidden_act="relu",
+                dtype=torch.bfloat16,
+            ),
+        ),
+        (
+            "llava",
+            SEQ2SEQ,
+            dict(
+                text_config=WORDS | dict(model_type="gemma2", sliding_window=4, query_pre_attn_scalar=7),
+                vision_feature_layer=[-2, 1, 3, 0],
+                image_token_index=1,
+                shard="20KB",
+            ),
+        ),
+        slow("llava", SEQ2SEQ, dict(text_config=IN_WORDS | dict(model_type="mistral", sliding_window=5))),
+        slow("llava", SEQ2SEQ, dict(text_config=IN_WORDS | dict(model_type="qwen3"), vision_feature_layer=-4)),
+        ("paligemma", SEQ2SEQ, dict()),
+        # PaliGemma 2: a prompt is longer than the window
+        (
+            "paligemma",
+            SEQ2SEQ,
+            dict(
+                text_config=WORDS | dict(model_type="gemma2", sliding_window=4, query_pre_attn_scalar=7),
+                vision_config=PIXELS | dict(vision_use_head=True),
+                projection_dim=24,
+                image_token_index=52,
+                dtype=torch.float16,
+            ),
+        ),
+        ("gemma3", SEQ2SEQ, dict()),
+        slow("gemma3", SEQ2SEQ, dict(mm_tokens_per_image=1, tie_word_embeddings=False, dtype=torch.bfloat16)),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -28,6 +28,20 @@ def test_greedy_equals_transformers_with_ragged_prompts(network: Make, kind: str
     assert len(lengths) > 2, "no answer ended before the others: the test shows little"
 
 
+@pytest.mark.parametrize("kind", ["llava", "paligemma", "gemma3"])
+def test_greedy_equals_transformers_with_images_in_prompts(network: Make, kind: str) -> None:
+    """None, one or two in a prompt, in batches of four that are not full."""
+    net = network(kind, 3)
+    vectors = 9  # 3 x 3 patches
+    asked, images = tiny_networks.with_images(prompts(6, 3), [1, 0, 2, 1, 0, 1], vectors)
+    found = net.answers(asked, images=images, max_new_tokens=10)
+    assert found == net.expected_of_images(asked, images, max_new_tokens=10)
+    others = [replace(each, pixels=each.pixels[..., ::-1]) for each in images]
+    changed = net.answers(asked, images=others, max_new_tokens=10)
+    assert changed != found and [changed[i] for i in (1, 4)] == [found[i] for i in (1, 4)]
+    assert net.answers(asked, images=images, max_new_tokens=10, mesh=(2, 1, 1)) == found
+
+
 def test_repetition_penalty_equals_transformers(network: Make) -> None:
     net, asked = network("llama", 3), prompts(4, 3)
     found = net.answers(asked, max_new_tokens=16, repetition_penalty=1.8)
@@ -37,7 +51,7 @@ def test_repetition_penalty_equals_transformers(network: Make) -> None:
 
 def test_forced_and_suppressed_tokens_equal_transformers(network: Make) -> None:
     net, asked = network("bart", 3), prompts(5, 3)
-    rules = {"forced_first": 7, "forced_last": (2,), "suppressed": (11, 25), "suppressed_first": (2, 5, 9)}
+    rules = {"forced_first": (7,), "forced_last": (2,), "suppressed": (11, 25), "suppressed_first": (2, 5, 9)}
     changed = replace(net, rules=replace(net.rules, **rules), _params={})
     expected = net.expected(
         asked,

@@ -34,14 +34,14 @@ def test_every_end_of_an_answer_counts(tmp_path: Path) -> None:
 def test_encoder_decoders(tmp_path: Path) -> None:
     generation = {"forced_bos_token_id": 5, "forced_eos_token_id": [2], "begin_suppress_tokens": [3], "pad_token_id": 1}
     where = folder(tmp_path, {"eos_token_id": 2, "decoder_start_token_id": 0}, generation)
-    expected = TokenRules(eos=(2,), pad=1, start=0, forced_first=5, forced_last=(2,), suppressed_first=(3,))
+    expected = TokenRules(eos=(2,), pad=1, start=0, forced_first=(5,), forced_last=(2,), suppressed_first=(3,))
     assert token_rules(*where, TOKENIZER, "encoder_decoder") == expected
 
 
 def test_old_checkpoints_say_it_in_config_json(tmp_path: Path) -> None:
     where = folder(tmp_path, {"eos_token_id": 2, "decoder_start_token_id": 8, "forced_bos_token_id": 5})
     rules = token_rules(*where, TOKENIZER, "encoder_decoder")
-    assert (rules.start, rules.forced_first) == (8, 5)
+    assert (rules.start, rules.forced_first) == (8, (5,))
 
 
 @pytest.mark.parametrize(

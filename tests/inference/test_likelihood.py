@@ -87,6 +87,12 @@ def test_equals_every_text_alone(network: Make, kind: str) -> None:
         np.testing.assert_allclose(values, [expected(net, prompt, a) for a in answers], atol=1e-4)
 
 
+def test_prompts_that_are_read_in_both_directions_are_refused(network: Make) -> None:
+    net = network("paligemma", 3)
+    with pytest.raises(ValueError, match="both directions.*generate answers"):
+        log_likelihoods(predictor(net), requests(net, drawn(2)))
+
+
 @pytest.mark.parametrize("kind", ["llama", "bart"])
 def test_more_answers_than_a_row_takes(network: Make, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net, asked = network(kind, 3), drawn(5, 1)

@@ -98,7 +98,7 @@ def test_forced_and_suppressed_tokens(count: int) -> None:
     """In the order of `transformers.generate`: an answer of at most five tokens after a start token."""
     x = scores("random")
     rules = TokenRules(
-        eos=(2,), forced_first=7, forced_last=(2, 3), suppressed=(4, int(x[0].argmax())), suppressed_first=(9, 5)
+        eos=(2,), forced_first=(7,), forced_last=(2, 3), suppressed=(4, int(x[0].argmax())), suppressed_first=(9, 5)
     )
     tokens = torch.zeros(6, 1 + count, dtype=torch.long)
     expected = torch.tensor(x)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 import tiny_networks
 
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -41,6 +42,14 @@ def test_a_copied_chunk_has_the_bits_of_a_computed_one(network: Callable[..., An
     both = slots.step(rows.first(2), 32)
     assert both.tokens[0] == both.tokens[1] == alone.tokens[0]
     assert both.log_probs[0] == both.log_probs[1] == alone.log_probs[0]
+
+
+def test_prompts_that_are_read_in_both_directions_are_refused(network: Callable[..., Any]) -> None:
+    """In chunks, a token would not see those of later chunks."""
+    decoder, params = network("paligemma", 3).decoder()
+    slots = Slots(decoder, params, slots=2, capacity=30, chunk=8)
+    with pytest.raises(ValueError, match="both directions.*PaliGemma"):
+        slots.prefill(0, TEXT[:8], 0)
 
 
 def test_a_row_that_waits_is_not_written(network: Callable[..., Any]) -> None:

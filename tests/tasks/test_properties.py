@@ -100,18 +100,13 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     the number of targets.
     """
     network, how = CASES[name].network, {"dropout": dropout, "lora": lora}
-    other = (
-        "language_model"
-        if network in ("t5", "bart")
-        else "regression"
-        if name == "classification"
-        else "classification"
-    )
+    others = {"classification": "regression", "transcription": "transcription"}
+    other = "language_model" if network in ("t5", "bart") else others.get(name, "classification")
     configs = {
         "own": task_config(name.partition(",")[0], tmp_path / "catalogue", **CASES[name].settings),
         "other": task_config(other, tmp_path / "catalogue"),
     }
-    beside = f"{other}, {network}" if network in IMAGES else other
+    beside = f"{other}, {network}" if network in (*IMAGES, "whisper") else other
     records = {"own": examples_of(name, "own"), "other": examples_of(beside, "other")}
     both = MultitaskConfig([SubtaskConfig(part, config) for part, config in configs.items()])
     together = built(both, [*records["own"], *records["other"]], network, networks, **how)

@@ -55,7 +55,7 @@ def folder_program(folder: Path) -> Program:
     head: nnx.Module | None = None
     if kind is not None:
         labels = 2 if kind == "span" else len(config.id2label or ())
-        outputs: int = config.vocab_size if kind in ("mlm", "lm") else labels
+        outputs: int = config.get_text_config().vocab_size if kind in ("mlm", "lm") else labels
 
         def build(key: jax.Array) -> nnx.Module:
             return build_head(config, kind, outputs, rngs=nnx.Rngs(params=key))

@@ -15,7 +15,8 @@ import numpy as np
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.soft_targets import SoftOutputs
-from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
+from instructrec_jax.backbones.row_images import RowImages
+from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end, images_of
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
@@ -126,12 +127,19 @@ class LanguageModelTask(Task):
             )
         if self.is_pair and self.tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token to end answers: set one in its files.")
+        if context.prompt_type and config.train_on == "all":
+            raise ValueError(
+                "task.train_on all trains on prompts, but this network reads them in both directions (PaliGemma), so "
+                "each token would see the next one: set completions."
+            )
         if context.lower_case:
             raise ValueError(
                 "the folder is a sentence encoder with lower-cased texts, not a language model: choose another one."
             )
         check_fast(self.tokenizer)
-        self._longest_target = config.max_target_length or context.max_length
+        self._longest_target = config.max_target_length or min(
+            context.max_length, context.answer_limit or context.max_length
+        )
         self.max_target_length = self._longest_target if self.is_pair else None
         self.template = find_template(config.template, self.tokenizer, context.kind)
         self.rendering = _rendering(config)
@@ -198,8 +206,14 @@ class LanguageModelTask(Task):
                     "Raise it, or set data.truncate to left or drop."
                 )
             labels = np.append(kept.ids[1:], 0).astype(np.int32)
-            encoded.append(Encoded(Text(kept.ids), NextTokens(labels, supervised), example))
+            encoded.append(Encoded(Text(kept.ids, self._types(kept)), NextTokens(labels, supervised), example))
         return encoded
+
+    def _types(self, tokens: Tokens) -> np.ndarray | None:
+        """int32 [length]: the prompt before the first answer, for networks that read it in both directions."""
+        if not self.context.prompt_type:
+            return None
+        return np.where(np.cumsum(tokens.said) == 0, self.context.prompt_type, 0).astype(np.int32)
 
     def _shorten(self, tokens: Tokens, name: str) -> Tokens | None:
         if len(tokens.ids) <= self.context.max_length:
@@ -322,6 +336,10 @@ class LanguageModelTask(Task):
             prompts.append(ids)
         return prompts
 
+    def seen(self, encoded: Sequence[Encoded]) -> Sequence[RowImages] | None:
+        """The images (or sounds) of the prompts, see `Predict.write`; decoded when they are read."""
+        return None if self.context.pixels is None else Mapped(lambda e: images_of(e.text), encoded)
+
     def unanswered(self, example: Example) -> Example:
         return replace(question(example), output=".")
 
@@ -330,7 +348,7 @@ class LanguageModelTask(Task):
 
     def generated(self, predict: Predict, encoded: Sequence[Encoded]) -> list[TextAnswer]:
         """The texts generated for examples, without spaces around them."""
-        written = predict.write(self.asked(encoded), self.generation)
+        written = predict.write(self.asked(encoded), self.generation, self.seen(encoded))
         return [TextAnswer(each.text.strip(), each.log_probability) for each in written]
 
     def objectives(self, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from instructrec_jax.backbones.folder import read_config
-from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.backbones.reading import answer_limit, input_limit
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.prompts import answer, render
@@ -155,11 +155,13 @@ class WritingTask(LanguageModelTask):
         super().check(encoded)
         self.require_packages()
         assert self.context.folder is not None
+        network = read_config(self.context.folder)
         check_prompts(
             self.asked(encoded),
             [f"the prompt of example {e.example.id or number!r}" for number, e in enumerate(encoded)],
             self.generation,
-            max_length=input_limit(read_config(self.context.folder)),
+            max_length=input_limit(network),
+            max_answer=answer_limit(network),
             encoder_decoder=self.is_pair,
         )
 

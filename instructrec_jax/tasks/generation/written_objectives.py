@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructrec_jax.adapters import losses
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import conversation, question
@@ -32,6 +33,8 @@ class Writing(Protocol):
 
     def asked(self, encoded: Sequence[Encoded]) -> list[np.ndarray]: ...
 
+    def seen(self, encoded: Sequence[Encoded]) -> Sequence[RowImages] | None: ...
+
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts: ...
 
     def trained_form(self, example: Example) -> Example: ...
@@ -47,7 +50,8 @@ def written_objectives(task: Writing, predict: Predict, encoded: Encoded, choice
     refuse_contrast(choice, "a language model writes tokens")
     if task.config.train_on == "all":
         raise ValueError("explain needs the written tokens alone: add --task.train_on completions.")
-    (said,) = predict.write(task.asked([encoded]), replace(task.generation, max_new_tokens=EXPLAINED))
+    settings = replace(task.generation, max_new_tokens=EXPLAINED)
+    (said,) = predict.write(task.asked([encoded]), settings, task.seen([encoded]))
     if not said.text.strip():
         raise ValueError("the network writes nothing for this prompt, so there is nothing to explain.")
 

@@ -139,7 +139,7 @@ class SequenceTask(RankingTask):
             )
         spec = NextItemSpec(
             num_items=len(self.catalogue) - self.new_items,
-            text_size=source.config.hidden_size if self.config.text else 0,
+            text_size=source.config.get_text_config().hidden_size if self.config.text else 0,
             ids=self.config.ids,
             hidden_size=self.config.hidden_size,
             num_layers=self.config.num_layers,

@@ -196,13 +196,31 @@ class ClassificationTask(SequenceTask):
         ).owned_by(owners_of(examples_of(encoded)))
 
     def baselines(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
-        """The most frequent label, and logistic regression on TF-IDF of words (scikit-learn's defaults)."""
+        """The most frequent label, and logistic regression on TF-IDF of words (scikit-learn's defaults).
+
+        Of pictures or sounds, the label whose mean array of numbers is the nearest.
+        """
         most = Counter(self.truth(train).tolist()).most_common(1)[0][0]
         majority = np.tile(np.eye(len(self.labels))[most], (len(test), 1))
         return {
             "most frequent label": self._scores(test, majority),
             **self.of_words("TF-IDF + logistic regression", lambda: self._linear(train, test)),
+            **self._nearest(train, test),
         }
+
+    def _nearest(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> dict[str, Scores]:
+        read = self.context.pixels
+        if read is None:
+            return {}
+        counts, sums = np.zeros(len(self.labels)), np.zeros((len(self.labels), int(np.prod(read.shape))))
+        for e, label in zip(train, self.truth(train).tolist(), strict=True):
+            counts[label] += 1
+            sums[label] += mean_array(e)
+        known = np.flatnonzero(counts)
+        means = sums[known] / counts[known, None]
+        distances = (np.square(means - mean_array(e)).sum(1) for e in test)
+        found = np.eye(len(self.labels))[[known[np.argmin(each)] for each in distances]]
+        return {f"nearest mean {read.kind.noun}": self._scores(test, found)}
 
     def _linear(self, train: Sequence[Encoded], test: Sequence[Encoded]) -> Scores:
         from sklearn.linear_model import LogisticRegression
@@ -215,6 +233,13 @@ class ClassificationTask(SequenceTask):
         shares = np.zeros((len(test), len(self.labels)))
         shares[:, model.classes_] = in_blocks(lambda texts: model.predict_proba(words.transform(texts)), test)
         return self._scores(test, shares)
+
+
+def mean_array(encoded: Encoded) -> np.ndarray:
+    """float64 [numbers]: the mean of an example's pixels, or spectrograms."""
+    images = encoded.text.images
+    assert images is not None
+    return np.mean([images.read(one) for one in images.pictures], axis=0, dtype=np.float64).ravel()
 
 
 class MultilabelTask(SequenceTask):

@@ -32,12 +32,17 @@ TALK = Example(
 
 
 def build(
-    tokenizer: Any = None, kind: str = "decoder", length: int = 64, truncate: Any = "error", **settings: Any
+    tokenizer: Any = None,
+    kind: str = "decoder",
+    length: int = 64,
+    truncate: Any = "error",
+    prompt_type: int = 0,
+    **settings: Any,
 ) -> Any:
     start = 0 if kind == "encoder_decoder" else None
     if tokenizer is None:
         tokenizer = byte_tokenizer(eos=kind == "encoder_decoder")
-    context = TaskContext(tokenizer, length, truncate, kind=kind, decoder_start_token_id=start)
+    context = TaskContext(tokenizer, length, truncate, kind=kind, decoder_start_token_id=start, prompt_type=prompt_type)
     return LanguageModelConfig(**({"template": "plain"} | settings)).build(context)
 
 
@@ -62,6 +67,19 @@ def test_labels_are_the_next_tokens_and_the_answer_is_supervised() -> None:
         assert array.dtype == np.int32
     parts = task.gather([e], np.random.default_rng(0))
     assert parts.texts == [e.text] and (parts.own.labels == labels).all()
+
+
+def test_a_prompt_that_is_read_in_both_directions_is_marked_up_to_the_first_answer() -> None:
+    (e,) = build(byte_tokenizer(bos=True), prompt_type=1).encode([PAIR])
+    assert e.text.types.dtype == np.int32 and set(e.text.types.tolist()) == {0, 1}
+    at = e.text.types.tolist().index(0)
+    task = build(byte_tokenizer(bos=True))
+    assert task.tokenizer.decode(e.text.tokens[:at]) == "<s>a\nb\n" and not e.text.types[at:].any()
+    assert not e.target.supervised[: at - 1].any() and e.target.supervised[at - 1]
+    (turns,) = build(length=80, prompt_type=1).encode([TALK])
+    assert task.tokenizer.decode(turns.text.tokens[turns.text.types > 0]) == "a\n"
+    with pytest.raises(ValueError, match="train_on all.*both directions.*completions"):
+        build(prompt_type=1, train_on="all")
 
 
 def test_train_on_all() -> None:

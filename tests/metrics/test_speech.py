@@ -1,0 +1,44 @@
+"""Error rates against edits counted by brute force, and by hand."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from instructrec_jax.metrics.speech import edits, error_rates, plain_words
+
+
+def slowly(found: str, wanted: str) -> int:
+    """Levenshtein's recursion as it is written."""
+
+    @cache
+    def least(i: int, j: int) -> int:
+        if not i or not j:
+            return i + j
+        return min(least(i - 1, j) + 1, least(i, j - 1) + 1, least(i - 1, j - 1) + (found[i - 1] != wanted[j - 1]))
+
+    return least(len(found), len(wanted))
+
+
+def test_edits_are_the_fewest() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        pair = ["".join(rng.choice(list("abc"), rng.integers(0, 8))) for _ in range(2)]
+        assert edits(*pair) == slowly(*pair), pair
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [("Don't, stop!", ["don't", "stop"]), ("", []), ("… —", []), ("Ärger um 3 Uhr", ["ärger", "um", "3", "uhr"])],
+)
+def test_words_are_lower_case_without_punctuation(said: str, words: list[str]) -> None:
+    assert plain_words(said) == words
+
+
+def test_rates_are_of_all_cases_together_against_the_best_reference() -> None:
+    rates = error_rates(["one two", "Four.", "", "x"], [["one three"], ["five", "four"], ["six seven"], [""]])
+    assert rates.word_edits.tolist() == [1, 0, 2, 1] and rates.words.tolist() == [2, 1, 2, 1]
+    metrics = rates.metrics()
+    assert metrics["WER"].value(np.arange(3)) == pytest.approx(3 / 5)
+    assert metrics["WER"].value(np.array([1, 1])) == 0
+    assert metrics["CER"].value(np.array([0])) == pytest.approx(4 / 9)  # two → three
