@@ -13,8 +13,9 @@ def gptq(kernel: np.ndarray, gram: np.ndarray, format: Format) -> tuple[np.ndarr
 
     Inputs are rounded one after the other; the error of each is made up for by the inputs that follow, with the inverse
     of the Hessian H = 2 X Xᵀ of the squared error of the layer's outputs (algorithm 1 of the paper, with the Cholesky
-    factor of the damped inverse). A group's scale is that of its weights when the first of them is rounded. Computed
-    in float64. An input that is zero in all of X is rounded to nearest.
+    factor of the damped inverse). The inputs with the largest activations come first, while most others can still make
+    up for their errors (the authors' `act-order`); so the scale of a group is that of its weights before any of them is
+    rounded (their `static-groups`). Computed in float64. An input that is zero in all of X is rounded to nearest.
 
     Args:
         kernel: [in, out].
@@ -22,19 +23,18 @@ def gptq(kernel: np.ndarray, gram: np.ndarray, format: Format) -> tuple[np.ndarr
     """
     size, outputs = kernel.shape
     group = format.group_of(size)
-    weights, upper = kernel.astype(np.float64), inverse_factor(gram)
+    starts = range(0, size, group)
+    scales = np.stack([np.abs(kernel[start : start + group]).max(0) for start in starts]) / LARGEST[format.weights]
+    order = np.argsort(-np.diag(gram), kind="stable")
+    scale_of = np.repeat(scales.astype(np.float64), group, axis=0)[order]
+    weights, upper = kernel[order].astype(np.float64), inverse_factor(gram[np.ix_(order, order)])
     numbers = np.zeros((size, outputs), np.int8)
-    scales = np.zeros((-(-size // group), outputs))
-    step = min(group, BLOCK)
-    for start in range(0, size, step):
-        stop = min(start + step, size)
-        if start % group == 0:
-            scales[start // group] = np.abs(weights[start : start + group]).max(0) / LARGEST[format.weights]
-        scale = scales[start // group]
-        divisor = np.where(scale == 0, 1, scale)
+    for start in range(0, size, BLOCK):
+        stop = min(start + BLOCK, size)
         errors = np.zeros((stop - start, outputs))
         for i in range(start, stop):
-            numbers[i], values = nearest(format.weights, weights[i] / divisor)
+            scale = scale_of[i]
+            numbers[order[i]], values = nearest(format.weights, weights[i] / np.where(scale == 0, 1, scale))
             errors[i - start] = (weights[i] - values * scale) / upper[i, i]
             weights[i + 1 : stop] -= np.outer(upper[i, i + 1 : stop], errors[i - start])
         weights[stop:] -= upper[start:stop, stop:].T @ errors

@@ -9,16 +9,16 @@ from instructrec_jax.compression.gptq import DAMPING, gptq
 
 
 def reference(kernel: np.ndarray, gram: np.ndarray, kind: str, group: int) -> np.ndarray:
-    """The kernel that optimal brain quantization (Frantar & Alistarh, 2022) leaves, with inputs in their order.
+    """The kernel that optimal brain quantization (Frantar & Alistarh, 2022) leaves, largest inputs first.
 
     After each input it is removed from the inverse Hessian by one step of Gaussian elimination, its equation 3.
     """
     weights, size = kernel.astype(np.float64), len(kernel)
     inverse = np.linalg.inv(gram.astype(np.float64) + DAMPING * np.mean(np.diag(gram)) * np.eye(size))
     rounded = np.zeros_like(weights)
-    for i in range(size):
-        if i % group == 0:
-            scale = np.abs(weights[i : i + group]).max(0) / LARGEST[kind]
+    for i in sorted(range(size), key=lambda i: -gram[i, i]):
+        first = i - i % group
+        scale = np.abs(kernel[first : first + group]).max(0).astype(np.float64) / LARGEST[kind]
         if kind == "nf4":
             rounded[i] = scale * NF4[np.abs(weights[i][:, None] / scale[:, None] - NF4).argmin(1)]
         else:

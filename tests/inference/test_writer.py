@@ -38,6 +38,7 @@ class Ready:
         *,
         every: int | None,
         stops: Callable[[int, list[int]], bool] | None,
+        images: Any = None,
     ) -> Iterator[tuple[int, Answer]]:
         self.every.append(every)
         for number in reversed(range(len(prompts))):
