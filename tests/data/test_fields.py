@@ -56,7 +56,7 @@ def test_columns_templates_fixed_texts():
         ({"instruction": ""}, "fields.instruction"),
         ({"output": "= "}, "fields.output"),
         ({"messages": "{a}"}, "fields.messages"),
-        ({"instruction": None, "input": None, "messages": None, "image": None}, "messages"),
+        ({"instruction": None, "input": None, "messages": None, "image": None, "audio": None}, "messages"),
         ({"label_names": {0: "a"}, "output_type": "number"}, "label_names"),
     ],
 )

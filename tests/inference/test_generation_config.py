@@ -12,6 +12,7 @@ from instructrec_jax.inference.generation_config import (
     GenerationConfig,
     TokenRules,
     recommendations,
+    speech_prefix,
     token_rules,
 )
 
@@ -116,3 +117,42 @@ def test_settings_that_differ_in_numbers_alone_share_a_program() -> None:
     ]
     assert len({config.structure() for config in apart}) == len(apart)
     assert sampled.scalars() == {name: getattr(sampled, name) for name in SCALARS}
+
+
+LANGUAGES = {"lang_to_id": {"<|en|>": 5}, "task_to_id": {"transcribe": 6, "translate": 7}, "no_timestamps_token_id": 8}
+
+
+@pytest.mark.parametrize(
+    ("settings", "prefix"),
+    [
+        ({}, ()),
+        ({"no_timestamps_token_id": 8}, (8,)),
+        ({"forced_decoder_ids": [[1, 8]], "no_timestamps_token_id": 8}, (8,)),
+        ({"language": "english", **LANGUAGES}, (5, 6, 8)),
+        ({"language": "<|en|>", "task": "translate", **LANGUAGES}, (5, 7, 8)),
+        ({"forced_decoder_ids": [[1, 5], [2, 7]], **LANGUAGES}, (5, 7, 8)),
+    ],
+)
+def test_answers_to_sounds_start_as_transformers_starts_them(
+    settings: dict[str, Any], prefix: tuple[int, ...], tmp_path: Path
+) -> None:
+    assert speech_prefix(*folder(tmp_path, {}, settings)) == prefix
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"return_timestamps": True}, "return_timestamps is not implemented"),
+        (LANGUAGES, "detecting one is not implemented: set `language`"),
+        ({"forced_decoder_ids": [[1, None], [2, 6]], **LANGUAGES}, "detecting one is not implemented"),
+        ({"forced_decoder_ids": [[2, 6]]}, r"must be a list of \[1, token\]"),
+        ({"forced_decoder_ids": [[1, None]]}, "not all integers"),
+        ({"language": "klingon", **LANGUAGES}, "lang_to_id has no '<|klingon|>'"),
+        ({"language": "en", "task": "sing", **LANGUAGES}, "task_to_id has no 'sing'"),
+    ],
+)
+def test_starts_of_answers_that_are_not_implemented_are_named(
+    settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said.replace("|", r"\|")):
+        speech_prefix(*folder(tmp_path, {}, settings))
