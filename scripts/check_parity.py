@@ -10,7 +10,8 @@ float32 error. Compares greedily generated texts token by token (ours with a cac
 Encoder–decoders read pairs of a text and a target. Networks of images read random pixels of three sizes, two of which
 need an interpolated position table; CLIP and SigLIP also read texts. LLaVA, PaliGemma and Gemma 3 read images between
 words, also in prompts. Whisper hears random spectrograms. Checks that each loaded tensor is byte-equal after
-HuggingFace → JAX → HuggingFace in the file's dtype; lists unused tensors. Exits with 1 if a check fails. Needs torch (the `test` extra).
+HuggingFace → JAX → HuggingFace in the file's dtype; lists unused tensors. Exits with 1 if a check fails. Needs torch
+(the `test` extra).
 """
 
 import argparse
