@@ -5,8 +5,8 @@
     python scripts/emoji_pictures.py --out emoji --baselines        # after the first command
 
 Writes `pictures/`, four files of rows (columns image, caption, category), and `network/`: config.json, tokenizer and
-settings without weights. The concepts are drawn once (seed 0): 80% are in `train.jsonl`, in the style of Twitter, and in
-`new_style.jsonl`, in that of Google; the others are in `new_concepts.jsonl` (Twitter's style) and `new_both.jsonl`
+settings without weights. The concepts are drawn once (seed 0): 80% are in `train.jsonl`, in the style of Twitter, and
+in `new_style.jsonl`, in that of Google; the others are in `new_concepts.jsonl` (Twitter's style) and `new_both.jsonl`
 (Google's), and no training sees their names. The tokenizer's vocabulary is that of the captions of `train.jsonl`.
 
 `--baselines` prints recall@1 and @5 of names for pictures, with 95% intervals (2,000 bootstrap samples of pictures):

@@ -114,7 +114,7 @@ class ContrastiveTask(Task):
     def __init__(self, config: ContrastiveConfig, context: TaskContext):
         _check(config)
         self.config, self.context, self.labels = config, context, config.labels
-        self.metric = "accuracy" if config.labels else "caption_recall@1"
+        self.metric = "accuracy" if config.labels else "caption@1"
         self.spec = _network(context).spec
         self.is_sigmoid = config.loss == "sigmoid" or (config.loss == "auto" and self.spec.logit_bias)
         longest = self.spec.num_positions
@@ -337,8 +337,8 @@ def _retrieval_scores(encoded: Sequence[Encoded[PairTarget]], outputs: np.ndarra
     texts, images = outputs[first_caption, 0], outputs[first_picture, 1]
     by_picture = _ranks(images, texts, picture, caption)
     by_caption = _ranks(texts, images, caption, picture)
-    cases = {f"caption_recall@{k}": hit_rate(by_picture, k)[picture] for k in CUTOFFS}
-    cases |= {f"image_recall@{k}": hit_rate(by_caption, k)[caption] for k in CUTOFFS}
+    cases = {f"caption@{k}": hit_rate(by_picture, k)[picture] for k in CUTOFFS}
+    cases |= {f"image@{k}": hit_rate(by_caption, k)[caption] for k in CUTOFFS}
 
     def record(e: Encoded[PairTarget], place: int) -> dict[str, object]:
         logits = texts @ images[place]

@@ -125,12 +125,12 @@ def test_recall_is_that_of_brute_force(make: Callable[..., Built]) -> None:
             by_picture.append(bool(best & {c for c, p in zip(captions, pictures, strict=True) if p == shown}))
             best_pictures = {seen[j] for j in np.argsort(-z[:, known.index(said)])[:k]}
             by_caption.append(bool(best_pictures & {p for c, p in zip(captions, pictures, strict=True) if c == said}))
-        assert scores.metrics[f"caption_recall@{k}"] == pytest.approx(np.mean(by_picture))
-        assert scores.metrics[f"image_recall@{k}"] == pytest.approx(np.mean(by_caption))
+        assert scores.metrics[f"caption@{k}"] == pytest.approx(np.mean(by_picture))
+        assert scores.metrics[f"image@{k}"] == pytest.approx(np.mean(by_caption))
     chance = made.task.baselines(made.encoded, made.encoded)["chance"].metrics
-    assert chance["image_recall@1"] == pytest.approx((5 * 1 / 6 + 2 * 2 / 6) / 7)
+    assert chance["image@1"] == pytest.approx((5 * 1 / 6 + 2 * 2 / 6) / 7)
     assert [r["prediction"] for r in scores.predictions][0] == known[int(z[0].argmax())]
-    owners = scores.owners["caption_recall@1"].tolist()
+    owners = scores.owners["caption@1"].tolist()
     assert [owners.index(each) for each in owners] == [0, 1, 2, 3, 4, 5, 1]  # cases of one picture have one owner
 
 
