@@ -7,7 +7,8 @@
 Writes `pictures/`, four files of rows (columns image, caption, category), and `network/`: config.json, tokenizer and
 settings without weights. The concepts are drawn once (seed 0): 80% are in `train.jsonl`, in the style of Twitter, and
 in `new_style.jsonl`, in that of Google; the others are in `new_concepts.jsonl` (Twitter's style) and `new_both.jsonl`
-(Google's), and no training sees their names. The tokenizer's vocabulary is that of the captions of `train.jsonl`.
+(Google's), and no training sees their names. `train_copies.jsonl` has each training picture and four copies of it,
+turned, shifted, resized and in other colors at random. The tokenizer's vocabulary is that of the training captions.
 
 `--baselines` prints recall@1 and @5 of names for pictures, with 95% intervals (2,000 bootstrap samples of pictures):
 the names of the training pictures nearest in pixels, or in a histogram of 64 colors. Names that no training picture has
@@ -25,9 +26,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIDE = 48  # pixels that the network sees
+SIDE = 32  # pixels that the network sees
 STYLES = {"twitter": ("train", "new_concepts"), "google": ("new_style", "new_both")}  # seen concepts, new ones
 SHARE = 0.8  # of concepts that are seen
+COPIES = 4  # changed copies of each training picture, because training does not change pictures itself
 
 
 def main() -> None:
@@ -73,6 +75,35 @@ def write_pictures(archives: list[Path], out: Path) -> None:
             rows = [{"image": f"pictures/{style}/{image}", **concepts[image]} for image in chosen]
             (out / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             print(f"{split}: {len(rows):,} pictures")
+    write_copies(out)
+
+
+def write_copies(out: Path) -> None:
+    (out / "pictures" / "copies").mkdir(exist_ok=True)
+    rng, rows = np.random.default_rng(0), rows_of(out, "train")
+    written = list(rows)
+    for row in rows:
+        with Image.open(out / row["image"]) as file:
+            picture = file.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        for copy in range(COPIES):
+            name = f"pictures/copies/{Path(row['image']).stem}-{copy}.png"
+            changed(picture, rng).save(out / name)
+            written.append(row | {"image": name})
+    (out / "train_copies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    print(f"train_copies: {len(written):,} pictures")
+
+
+def changed(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """On white: turned by up to 15 degrees, of 0.7 to 1.2 times the size, shifted by up to a tenth; other colors."""
+    side, angle, size = picture.size[0], np.deg2rad(rng.uniform(-15, 15)), rng.uniform(0.7, 1.2)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / size
+    center = np.full(2, side / 2)
+    shift = center - turn @ (center + rng.uniform(-0.1, 0.1, 2) * side)
+    matrix = (*turn[0], shift[0], *turn[1], shift[1])
+    moved = picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+    whole = Image.alpha_composite(Image.new("RGBA", moved.size, "white"), moved).convert("RGB")
+    values = np.asarray(whole, np.float64) * rng.uniform(0.7, 1.3, 3) + rng.uniform(-30, 30)
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
 
 
 def rows_of(out: Path, split: str) -> list[dict[str, str]]:
