@@ -75,7 +75,7 @@ def _pair_flops(setup: TrainingSetup, shapes: Tree, length: int, patches: int, t
         ("vision", network.vision_config, patches, False),
     ):
         texts = Texts(round(images * size), size, causal, pooled=round(images))
-        side = {"backbone": {name: shapes["backbone"][name]}}
+        side: Tree = {"backbone": {name: shapes["backbone"][name]}}
         total += step_flops(side, setup.model.is_frozen, config, texts, tied=False).model
     return total
 
