@@ -26,7 +26,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
-from tiny_pictures import image_network
+from tiny_pictures import image_network, pair_network
 from tiny_sounds import whisper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
@@ -205,6 +205,12 @@ def language_models(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest
 def image_networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny random networks of images, with dropout, in HuggingFace layout: model_type -> folder."""
     return {kind: image_network(kind, tmp_path_factory.mktemp(kind)) for kind in ("vit", "dinov2", "clip", "siglip")}
+
+
+@pytest.fixture(scope="session")
+def pair_networks(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny random CLIP and SigLIP, with dropout and a tokenizer: "clip pair" and "siglip pair" -> folder."""
+    return {f"{kind} pair": pair_network(kind, tmp_path_factory.mktemp(kind), tokenizer) for kind in ("clip", "siglip")}
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks import (
     ChoiceConfig,
     ClassificationConfig,
+    ContrastiveConfig,
     DialogueConfig,
     ExtractiveSummarizationConfig,
     LanguageModelConfig,
@@ -116,6 +117,7 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
     return {
         "classification": lambda: ClassificationConfig(labels=SUBJECTS),
         "similarity": lambda: SimilarityConfig(**({"labels": SUBJECTS} | settings)),
+        "contrastive": lambda: ContrastiveConfig(**settings),
         "multilabel": lambda: MultilabelConfig(labels=SUBJECTS),
         "regression": RegressionConfig,
         "token_classification": lambda: TokenClassificationConfig(labels=["other", "subject"]),

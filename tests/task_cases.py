@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import examples, task_config
+from helpers import SUBJECTS, examples, task_config
 from tiny_pictures import png
 from tiny_sounds import wav
 
@@ -40,7 +40,7 @@ class Case:
     """A task as it is tested.
 
     Attributes:
-      network: "bert", "whisper", or one of `language_models` or `image_networks`.
+      network: "bert", "whisper", or one of `language_models`, `image_networks` or `pair_networks`.
       settings: of the task.
       beside: whether it can be learnt beside others; False: it is refused there, by name.
       lora: whether its backbone is trained, so that LoRA has something to do; False: LoRA is refused.
@@ -71,6 +71,8 @@ CASES = {
     "position_translation": Case("bert"),
     "position_translation, ctc": Case("bert", {"form": "ctc"}),
     "similarity": Case("bert", beside=False),
+    "contrastive": Case("clip pair", beside=False, mesh=(8, 1, 1)),
+    "contrastive, labels": Case("siglip pair", {"labels": SUBJECTS}, beside=False, mesh=(1, 2, 2, 2)),
     "retrieval": Case("bert", beside=False, mesh=(1, 2, 2, 2)),
     "retrieval, sampled": Case("bert", {"softmax": "sampled", "negatives": 6}, beside=False, mesh=(8, 1, 1)),
     "retrieval, full": Case("bert", {"softmax": "full"}, beside=False, mesh=(1, 8, 1)),
@@ -112,11 +114,18 @@ def networks(
     language_models: dict[str, Path],
     image_networks: dict[str, Path],
     hearing: Path,
+    pair_networks: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[tuple[str, bool], Path]:
     """(network, whether it has dropout) -> folder."""
     found = {}
-    for name, folder in {"bert": checkpoint, **language_models, **image_networks, "whisper": hearing}.items():
+    for name, folder in {
+        "bert": checkpoint,
+        **language_models,
+        **image_networks,
+        **pair_networks,
+        "whisper": hearing,
+    }.items():
         silent = tmp_path_factory.mktemp(f"silent-{name}")
         for file in folder.iterdir():
             (silent / file.name).symlink_to(file)
@@ -146,6 +155,8 @@ class Built:
 def examples_of(name: str, task: str = "") -> list[Example]:
     kind, _, network = name.partition(", ")
     made = [replace(e, task=task or e.task) for e in examples(kind, COUNT)]
+    if kind == "contrastive":
+        return paired(made, network == "labels")
     if CASES.get(name, Case(network)).network == "whisper":
         return [sounding(e, n, 1 if kind == "transcription" else 1 + n % 3) for n, e in enumerate(made)]
     return list(map(pictured, made, range(COUNT))) if network in IMAGES else made
@@ -154,6 +165,17 @@ def examples_of(name: str, task: str = "") -> list[Example]:
 def pictured(example: Example, number: int) -> Example:
     """One to three pictures in place of the words."""
     return replace(example, instruction="", images=tuple(picture(png(3 * number + n)) for n in range(1 + number % 3)))
+
+
+def paired(made: list[Example], labels: bool) -> list[Example]:
+    """Pictures with a label, or with a caption among those of all examples; two have the same picture."""
+    said = [str(e.output) for e in made]
+    kept = [each.split()[-1] for each in said] if labels else said
+    candidates = () if labels else tuple(dict.fromkeys(said))
+    return [
+        replace(e, instruction="", output=each, candidates=candidates, images=(picture(png(n % (COUNT - 1))),))
+        for n, (e, each) in enumerate(zip(made, kept, strict=True))
+    ]
 
 
 def sounding(example: Example, number: int, count: int) -> Example:

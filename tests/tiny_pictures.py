@@ -42,7 +42,7 @@ def image_network(kind: str, folder: Path, head: bool = False, **changes: Any) -
         dropout = dict(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     name = {"vit": "ViT", "dinov2": "Dinov2", "clip": "CLIP", "siglip": "Siglip"}[kind]
     if kind in ("clip", "siglip"):
-        text = TEXT | (dict(projection_size=32) if kind == "siglip" else {})
+        text = TEXT | (dict(projection_size=32) if kind == "siglip" else {}) | changes.pop("text", {})
         settings = dict(text_config=text, vision_config=SIZES | dropout, **changes)
     else:
         settings = SIZES | dropout | (dict(mlp_ratio=2) if kind == "dinov2" else {}) | changes
@@ -54,6 +54,14 @@ def image_network(kind: str, folder: Path, head: bool = False, **changes: Any) -
     model.save_pretrained(folder)
     size = dict(shortest_edge=16) if "crop_size" in PROCESSORS[kind] else dict(height=16, width=16)
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[kind] | dict(size=size)))
+    return folder
+
+
+def pair_network(kind: str, folder: Path, tokenizer: Any, positions: int = 127) -> Path:
+    """An `image_network` that reads the texts of a tokenizer, whose texts end with [SEP]."""
+    ids = dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.sep_token_id, pad_token_id=0, bos_token_id=2)
+    image_network(kind, folder, text=dict(max_position_embeddings=positions, attention_dropout=0.1) | ids)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -59,14 +59,18 @@ class RetrievalHead(nnx.Module):
         return unit_length(pooled.astype(jnp.float32))
 
     def scale(self) -> jax.Array:
-        """Scale of the cosines: 1 / temperature, at most 100.
+        """Scale of the cosines: 1 / temperature, at most 100."""
+        return capped_scale(-self.log_temperature[...])
 
-        Beyond the cap the gradient is that at the cap, so that the temperature can return. (CLIP clips the parameter
-        after each update for the same purpose.)
-        """
-        log_scale = -self.log_temperature[...]
-        beyond = jax.lax.stop_gradient(jnp.maximum(log_scale - np.log(MAX_SCALE), 0.0))
-        return jnp.exp(log_scale - beyond)
+
+def capped_scale(log_scale: jax.Array) -> jax.Array:
+    """exp(log_scale), at most 100.
+
+    Beyond the cap the gradient is that at the cap, so that the scale can return. (CLIP clips the parameter after each
+    update for the same purpose.)
+    """
+    beyond = jax.lax.stop_gradient(jnp.maximum(log_scale - np.log(MAX_SCALE), 0.0))
+    return jnp.exp(log_scale - beyond)
 
 
 def unit_length(x: jax.Array) -> jax.Array:

@@ -46,6 +46,36 @@ def squared_error(predictions: Array, targets: Array) -> jax.Array:
     return jnp.square(predictions.astype(jnp.float32) - targets.astype(jnp.float32))
 
 
+# ---------------------------------------------------------------- of pairs
+
+
+def softmax_of_pairs(logits: Array, alike: Array) -> jax.Array:
+    """The mean of −log softmax over each pair's row and over its column, [pairs].
+
+    CLIP's loss (Radford et al., 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure
+    3).
+
+    Args:
+        logits: float [pairs, pairs]; those of the pairs themselves are on the diagonal.
+        alike: bool [pairs, pairs], which pairs are no negatives of each other (the diagonal is never masked).
+    """
+    own = jnp.arange(len(logits))
+    others = alike & ~jnp.eye(len(logits), dtype=bool)
+    masked = jnp.where(others, -1e9, logits.astype(jnp.float32))
+    return (cross_entropy(masked, own) + cross_entropy(masked.T, own)) / 2
+
+
+def sigmoid_of_pairs(logits: Array, alike: Array) -> jax.Array:
+    """Σ_j −log sigmoid(± logit) over each pair's row, [pairs]: + for the pair itself, − for its negatives.
+
+    SigLIP's loss (Zhai et al., 2023, "Sigmoid Loss for Language Image Pre-Training", equation 1). Arguments as in
+    `softmax_of_pairs`.
+    """
+    own = jnp.eye(len(logits), dtype=bool)
+    losses = -jax.nn.log_sigmoid(jnp.where(own, 1, -1) * logits.astype(jnp.float32))
+    return jnp.where(alike & ~own, 0, losses).sum(-1)
+
+
 # ---------------------------------------------------------------- over a vocabulary
 
 

@@ -159,7 +159,7 @@ def opening(format: str, folder: Path, head: nnx.Module | None, network: str = "
         uses = [f'`transformers.{network}.from_pretrained("{folder.name}")` opens it.']
     if format == "hf" and isinstance(head, RetrievalHead):
         uses.append(f'`SentenceTransformer("{folder.name}")` gives the run\'s vectors, with the projection, if any.')
-    elif head is not None and head_kind(head) is None:
+    elif head is not None and head_kind(head) is None and jax.tree.leaves(nnx.state(head)):
         uses.append(
             f"{OWN_HEAD} has the parameters of the head ({type(head).__name__}), which other libraries do not have: "
             "they give the hidden states of the backbone alone. The run directory itself opens with everything."
@@ -211,9 +211,10 @@ def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str 
 
 
 def save_own_head(folder: Path, head: nnx.Module) -> None:
-    """Writes a head that HuggingFace does not have, beside the backbone's files."""
+    """Writes a head that HuggingFace does not have, beside the backbone's files; nothing for one without parameters."""
     values = {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(head))}
-    save_file(values, folder / OWN_HEAD)
+    if values:
+        save_file(values, folder / OWN_HEAD)
 
 
 def write_language_model_files(folder: Path, config: PretrainedConfig, task: LanguageModelTask) -> None:

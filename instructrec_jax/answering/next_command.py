@@ -7,7 +7,7 @@ from pathlib import Path
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.remote import is_url
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks import SimilarityConfig
+from instructrec_jax.tasks import ContrastiveConfig, SimilarityConfig
 from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.kinds import as_ranking
 
@@ -27,7 +27,8 @@ def next_command(run: Run, cases: Sequence[Encoded] = ()) -> str:
     ranking = as_ranking(run.task)
     if ranking is not None:
         return f"{PYTHON}recommend {path} {_request(ranking.catalogue, cases)}"
-    if not run.task.has_answers:
+    retrieves = isinstance(run.config.task, ContrastiveConfig) and not run.config.task.labels
+    if not run.task.has_answers or (retrieves and not any(e.example.candidates for e in cases)):
         return f"{PYTHON}export {path} --format hf --out exported"
     if run.config.task.answers_are_text and (text := _instruction(cases)):
         return f"{PYTHON}generate {path} --prompt {shlex.quote(text)}"

@@ -131,6 +131,7 @@ class Head:
 
 
 WORDLESS = ("image", "sound")  # kinds of networks that read no words
+PAIR = "image_text"  # the kind of an image network and a text network side by side
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ class Family:
     `encoded`, and "encoded_segment_ids": the first call fills them; later calls omit both, or pass `encoded=None`.
 
     Image networks are `vision.VisionEncoder`s, called with pixels [rows, height, width, channels]; those of sounds are
-    `whisper.SoundEncoder`s; pairs are `image_text.ImageText`s. Whisper's `encode` needs the rows' sounds as `images=`.
+    `whisper.SoundEncoder`s; pairs are `image_text.ImageText`s, called as encoders, with `images=`. Whisper's `encode`
+    needs the rows' sounds as `images=`.
     """
 
     build: Callable[..., Backbone]

@@ -26,7 +26,7 @@ from instructrec_jax.backbones import (
     vit,
     whisper,
 )
-from instructrec_jax.backbones.family import WORDLESS, Family
+from instructrec_jax.backbones.family import PAIR, WORDLESS, Family
 from instructrec_jax.backbones.json_fields import Fields, read_fields, read_objects
 from instructrec_jax.backbones.llama_cpp.reading import gguf_folder
 from instructrec_jax.backbones.network_config import read_network_config
@@ -153,7 +153,7 @@ def read_config(
         raise ValueError(f"{folder} has no config.json: it is not a HuggingFace checkpoint folder.")
     fields = read_fields(file)
     family = find_family(fields.text("model_type"), str(folder))
-    if family.kind in (*WORDLESS, "image_text") and not images:
+    if family.kind in (*WORDLESS, PAIR) and not images:
         raise ValueError(
             f"{folder} holds a network of images (model_type {fields.text('model_type')!r}), but a network of texts is "
             f"needed here: {', '.join(name for name, one in FAMILIES.items() if not one.kind.startswith('image'))}. "

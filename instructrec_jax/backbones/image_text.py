@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.family import Backbone
-from instructrec_jax.backbones.layers import Linear, StackOptions, normal
+from instructrec_jax.backbones.layers import DropoutKeys, Linear, StackOptions, normal
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.backbones.towers import TextTower, TowerSpec
 from instructrec_jax.backbones.vision import VisionEncoder, VisionSpec
 from instructrec_jax.hf_types import PretrainedConfig
@@ -73,6 +74,33 @@ class ImageText(Backbone):
         self.hidden_size = spec.text.hidden_size
         self.vocab_size = spec.vocab_size
         self.max_length = spec.num_positions
+        self.image_vectors = 1  # an image is one token of a row
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        token_types: jax.Array | None = None,
+        *,
+        dropout: DropoutKeys | None = None,
+        images: RowImages | None = None,
+    ) -> jax.Array:
+        """Texts and images of packed rows, in the space where they are compared: [rows, length, width].
+
+        At a word its projected hidden state, which is the text's vector at the token that ends it; at the token of an
+        image its projected vector. Words do not see images, whatever their segment. Arguments as in `Family`.
+        """
+        is_word = jnp.ones(tokens.shape, bool) if images is None else jnp.asarray(images.places) < 0
+        hidden = self.text(
+            tokens, jnp.where(is_word, segment_ids, 0), jnp.where(is_word, positions, 0), dropout=dropout
+        )
+        texts = hidden if self.text_projection is None else self.text_projection(hidden)
+        if images is None:
+            return texts
+        pooled = self.vision.read_rows(images, dropout=dropout)
+        vectors = pooled if self.image_projection is None else self.image_projection(pooled)
+        return jnp.where(is_word[..., None], texts, vectors)
 
     def embed_images(self, pixels: jax.Array) -> jax.Array:
         """The vectors [rows, width] of pixels [rows, height, width, channels], not normalized."""

@@ -17,7 +17,7 @@ from instructrec_jax.adapters.lora import add_lora, check_lora, find_places
 from instructrec_jax.adapters.peft import TRAINED_HEADS, read_peft
 from instructrec_jax.adapters.quantized import Format, quantize_backbone, quantize_tables
 from instructrec_jax.backbones.backbone_config import BackboneConfig
-from instructrec_jax.backbones.family import WORDLESS, Backbone
+from instructrec_jax.backbones.family import PAIR, WORDLESS, Backbone
 from instructrec_jax.backbones.folder import (
     family_of,
     find_folder,
@@ -95,8 +95,11 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
       new_items: number of added items, the last ones of `joined`.
     """
     # Reads local files only, and never runs code from a hub.
-    network = read_config(folder, images=config.task.reads_images, tower=config.task.reads_images)
+    compares = config.task.compares_images
+    network = read_config(folder, images=config.task.reads_images or compares, tower=config.task.reads_images)
     family = family_of(network)
+    if compares:
+        check_pair(config, folder, network.model_type, family.kind)
     if family.kind in WORDLESS and config.task.reads_images:
         return config.task.build(media_context(config, folder, network, family.kind))
     if family.kind in WORDLESS or family.sounds != config.task.reads_sounds:
@@ -105,7 +108,7 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
             f"task.type {config.task.name} needs {kinds}, but {folder} holds another one (model_type "
             f"{network.model_type!r}): see docs/sound.md."
         )
-    limit = input_limit(network)
+    limit = input_limit(network) + compares  # an image is one token more, beside its caption
     tokenizer = open_tokenizer(folder, network)
     least = tokenizer.num_special_tokens_to_add() + 1
     if config.data.max_length < least:
@@ -117,6 +120,10 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
             f"data.max_length is {config.data.max_length}, but the backbone reads at most {limit} tokens: lower it."
         )
     lower_case = read_pooling(folder).lower_case
+    media: MediaReader | None = sound_reader(folder, network, limit) if family.sounds else None
+    if compares and family.tower is not None:
+        vision = family.tower(network)
+        media = PixelReader.of(folder, vision.num_channels, input_limit(vision))
     context = TaskContext(
         tokenizer,
         config.data.max_length,
@@ -129,10 +136,11 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         held_out=tuple(config.data.hold_out.labels),
         catalogue=joined,
         new_items=new_items,
-        pixels=sound_reader(folder, network, limit) if family.sounds else None,
+        pixels=media,
         answer_limit=answer_limit(network),
         vocab_size=getattr(network.get_text_config(), "vocab_size", None),
         prompt_type=family.prompt_type,
+        batch_size=config.data.examples_per_step,
     )
     task = config.task.build(context)
     longest = task.max_target_length
@@ -142,6 +150,24 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
             f"task.max_target_length is {longest}, but the network writes at most {written} tokens: lower it."
         )
     return task
+
+
+def check_pair(config: Config, folder: Path, model_type: str, kind: str) -> None:
+    """Raises ValueError unless the network is a pair, and for settings that count layers from one end to the other."""
+    if kind != PAIR:
+        raise ValueError(
+            f"task.type {config.task.name} needs an image network and a text network (CLIP, SigLIP), but {folder} "
+            f"holds another one (model_type {model_type!r}): see docs/images.md."
+        )
+    for name, is_set in (
+        ("backbone.train_last", config.backbone.train_last is not None),
+        ("optimizer.layer_decay", config.optimizer.layer_decay != 1),
+    ):
+        if is_set:
+            raise ValueError(
+                f"{name} counts the layers of one network, but {folder} holds two side by side: leave it out. "
+                "backbone.freeze freezes parameters by name, such as [backbone/vision]."
+            )
 
 
 def media_context(config: Config, folder: Path, network: PretrainedConfig, kind: str) -> TaskContext:
@@ -192,7 +218,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
         rngs=rngs,
         shardings=sharding,
         verify=config.backbone.verify,
-        images=task.context.kind in WORDLESS,
+        images=task.context.kind in (*WORDLESS, PAIR),
         tower=task.context.kind in WORDLESS,
     )
     source = Source(
@@ -234,9 +260,9 @@ def _stored(folder: Path, config: Config, params: Tree) -> dict[str, np.ndarray]
 
 
 def network_config(task: Task, folder: Path) -> PretrainedConfig:
-    """The config of the network that the task runs: of a pair, that of images (or sounds) for a task on these."""
-    images = task.context.kind in WORDLESS
-    return read_config(folder, images=images, tower=images)
+    """The config of the network that the task runs: of a pair, that of images or sounds for a task on these alone."""
+    kind = task.context.kind
+    return read_config(folder, images=kind in (*WORDLESS, PAIR), tower=kind in WORDLESS)
 
 
 def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> SplitModel:

@@ -3,12 +3,15 @@
 import shlex
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from instructrec_jax.backbones.family import PAIR
+from instructrec_jax.backbones.image_text import ImageText
 from instructrec_jax.distributed.chips import peak_flops
 from instructrec_jax.evaluation.tables import Summary
 from instructrec_jax.runs.config import Config
@@ -35,7 +38,10 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
     each_token = setup.task.per_token or setup.task.subtasks or setup.task.predicts_words
     pooled = runs_backbone and not each_token
     pixels = setup.task.context.pixels
-    patches = pixels.tokens if pixels is not None and setup.task.context.kind == "image" else None
+    kind, network = setup.task.context.kind, setup.model.source.config
+    patches = pixels.tokens if pixels is not None and kind == "image" else None
+    if kind == PAIR and pixels is not None:
+        return partial(_pair_flops, setup, shapes, length, pixels.tokens), _peak(setup)
 
     def flops(tokens: int) -> float:
         of_texts = round(tokens * share)
@@ -43,11 +49,35 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
         texts = Texts(of_texts, length, causal, tokens - of_texts, target_length, vectors)
         if patches is not None:
             texts = Texts(of_texts * patches, patches, causal, pooled=vectors)
-        network = setup.model.source.config
         return step_flops(shapes, setup.model.is_frozen, network, texts, tied=tied, backbone=runs_backbone).model
 
+    return flops, _peak(setup)
+
+
+def _peak(setup: TrainingSetup) -> float | None:
     peak = peak_flops(setup.mesh.devices.flat[0])
-    return flops, None if peak is None else peak * setup.mesh.devices.size
+    return None if peak is None else peak * setup.mesh.devices.size
+
+
+def _pair_flops(setup: TrainingSetup, shapes: Tree, length: int, patches: int, tokens: int) -> float:
+    """FLOP of an image network and a text network, without their projections of one vector each.
+
+    Args:
+      length: mean tokens of a pair, of which one stands for the image.
+      patches: tokens of an image.
+      tokens: of all pairs.
+    """
+    images, network, total = tokens / length, setup.model.source.config, 0.0
+    backbone = setup.model.network.backbone
+    assert isinstance(backbone, ImageText)
+    for name, config, size, causal in (
+        ("text", network.text_config, length - 1, backbone.spec.text.causal),
+        ("vision", network.vision_config, patches, False),
+    ):
+        texts = Texts(round(images * size), size, causal, pooled=round(images))
+        side: Tree = {"backbone": {name: shapes["backbone"][name]}}
+        total += step_flops(side, setup.model.is_frozen, config, texts, tied=False).model
+    return total
 
 
 def introduction(config: Config, backbone: str) -> Summary:

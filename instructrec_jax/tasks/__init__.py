@@ -14,6 +14,7 @@ from instructrec_jax.tasks.ranking.retrieval import RetrievalConfig
 from instructrec_jax.tasks.ranking.sequence import SequenceConfig
 from instructrec_jax.tasks.text.choice import ChoiceConfig
 from instructrec_jax.tasks.text.classification import ClassificationConfig, MultilabelConfig
+from instructrec_jax.tasks.text.contrastive import ContrastiveConfig
 from instructrec_jax.tasks.text.extractive_summarization import ExtractiveSummarizationConfig
 from instructrec_jax.tasks.text.masked_lm import MaskedLMConfig
 from instructrec_jax.tasks.text.regression import RegressionConfig
@@ -24,6 +25,7 @@ from instructrec_jax.tasks.text.token_classification import TokenClassificationC
 __all__ = [
     "ChoiceConfig",
     "ClassificationConfig",
+    "ContrastiveConfig",
     "DialogueConfig",
     "ExtractiveSummarizationConfig",
     "LanguageModelConfig",

@@ -69,6 +69,7 @@ class TaskConfig(draccus.ChoiceRegistry):
     ranks_catalogue: ClassVar[bool] = False  # whether the task ranks the items of a catalogue
     answers_are_text: ClassVar[bool] = False  # whether a language model writes the answers, as text
     reads_images: ClassVar[bool] = False  # whether the task can read images or sounds, with a network of these alone
+    compares_images: ClassVar[bool] = False  # whether the task needs an image network and a text network (CLIP)
     reads_sounds: ClassVar[bool] = False  # whether the task writes what it hears, with an encoder–decoder that hears
     targets_are_places: ClassVar[bool] = False  # whether targets are places in the texts, which data.mask would move
 
@@ -100,6 +101,7 @@ class TaskContext:
     answer_limit: int | None = None  # tokens that an encoder–decoder writes at most; None: max_length
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
     pixels: MediaReader | None = None  # what makes arrays of pictures or sounds; None: the network reads none
+    batch_size: int | None = None  # examples of a training batch; None: a batch is rows
     prompt_type: int = 0  # the token type of a prompt's tokens: see `backbones.family.Backbone`
 
     def count(self, what: str, number: int = 1) -> None:

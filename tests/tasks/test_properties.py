@@ -264,11 +264,12 @@ def approximately(value: Any) -> Any:
 
 
 COMPRESSED = {"nf4": Quantization("nf4"), "w8a8": Quantization(activations="int8")}
+COMPRESSIBLE = [name for name, case in CASES.items() if "pair" not in case.network]  # compress refuses image networks
 FAST = ("span", "sequence", "language_model_ranking, yes_no")  # a head, a network on items' vectors, a cache
 
 
 @pytest.mark.parametrize("how", [pytest.param(how, marks=SLOW) if how == "w8a8" else how for how in COMPRESSED])
-@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=SLOW) for name in CASES])
+@pytest.mark.parametrize("name", named(COMPRESSIBLE, slow=[name for name in CASES if name not in FAST]))
 def test_a_compressed_run_answers_what_its_codes_stand_for(name: str, how: str, networks: Any, tmp_path: Path) -> None:
     """Opened from its directory: weights in codes as the dequantized ones, integer products as before writing."""
     case, kind = CASES[name], name.partition(",")[0]

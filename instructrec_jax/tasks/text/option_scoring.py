@@ -14,7 +14,7 @@ from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.mixture import permutation
-from instructrec_jax.data.prompts import answer, question, render
+from instructrec_jax.data.prompts import answer, question, render, shown_input
 from instructrec_jax.metrics.calibration import expected_calibration_error, reliability
 from instructrec_jax.metrics.classification import (
     classification_metrics,
@@ -207,7 +207,7 @@ def option_scores(
 
 
 def _record(e: Encoded, option: Options, answer: ChoiceAnswer) -> dict[str, object]:
-    shown = {"id": e.example.id, "input": render(e.example), "reference": option.names[option.right]}
+    shown = {"id": e.example.id, "input": shown_input(e.example), "reference": option.names[option.right]}
     return shown | answer.to_record()
 
 
@@ -219,7 +219,7 @@ def choices(encoded: Sequence[Encoded], options: Sequence[Options], logits: Sequ
         if np.isnan(values).any():
             raise ValueError("the scores of candidates hold NaN: the model may have diverged.")
         best = sorted(np.flatnonzero(values == values.max()).tolist(), key=lambda i: option.names[i])
-        drawn = 0 if len(best) == 1 else zlib.crc32(render(e.example).encode("utf-8", "surrogatepass"))
+        drawn = 0 if len(best) == 1 else zlib.crc32(shown_input(e.example).encode("utf-8", "surrogatepass"))
         chosen = best[drawn % len(best)]
         scores = dict(zip(option.names, values.tolist(), strict=True))
         answers.append(ChoiceAnswer(option.names[chosen], float(scipy.special.softmax(values)[chosen]), scores))
