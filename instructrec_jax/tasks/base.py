@@ -22,6 +22,7 @@ from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.image_tokens import ImageTokens
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.media_reader import MediaReader
 from instructrec_jax.metrics.bootstrap import CorpusMetric
@@ -70,6 +71,7 @@ class TaskConfig(draccus.ChoiceRegistry):
     answers_are_text: ClassVar[bool] = False  # whether a language model writes the answers, as text
     reads_images: ClassVar[bool] = False  # whether the task can read images or sounds, with a network of these alone
     reads_sounds: ClassVar[bool] = False  # whether the task writes what it hears, with an encoder–decoder that hears
+    asks_about_images: ClassVar[bool] = False  # whether it reads images between words, with a decoder that does
     targets_are_places: ClassVar[bool] = False  # whether targets are places in the texts, which data.mask would move
 
     def text_fields(self, task: str) -> tuple[str, ...]:
@@ -100,6 +102,7 @@ class TaskContext:
     answer_limit: int | None = None  # tokens that an encoder–decoder writes at most; None: max_length
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
     pixels: MediaReader | None = None  # what makes arrays of pictures or sounds; None: the network reads none
+    image_tokens: ImageTokens | None = None  # how pictures stand between words; None: not there
     prompt_type: int = 0  # the token type of a prompt's tokens: see `backbones.family.Backbone`
 
     def count(self, what: str, number: int = 1) -> None:
