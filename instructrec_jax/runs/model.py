@@ -253,7 +253,7 @@ def _stored(folder: Path, config: Config, params: Tree) -> dict[str, np.ndarray]
 
 
 def network_config(task: Task, folder: Path) -> PretrainedConfig:
-    """The config of the network that the task runs: of a pair, the network of images (or sounds) for a task on these."""
+    """The config of the network that the task runs: of a pair, that of images (or sounds) for a task on these."""
     images = task.context.kind in WORDLESS
     return read_config(folder, images=images, tower=images)
 
