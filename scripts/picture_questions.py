@@ -80,6 +80,7 @@ def write_network(folder: Path, texts: list[str]) -> None:
             model_type="llama",
             vocab_size=len(vocabulary),
             hidden_size=96,
+            initializer_range=0.1,  # the usual 0.02 is that of wide networks
             num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=4,

@@ -101,13 +101,8 @@ CASES = {
 # With -m slow only: tasks whose methods are those of another one, and cases that differ in the step alone.
 ALIKE = ("dialogue", "dialogue, encoder–decoder", "summarization", "translation")
 STEPS = (
-    "language_model, gemma3",
-    "choice, llava",
-    "language_model, gpt2",
-    "language_model, bart",
-    "retrieval, sampled",
-    "retrieval, full",
-    "sequence, sampled",
+    *("language_model, gemma3", "choice, llava", "language_model, gpt2", "language_model, bart"),
+    *("retrieval, sampled", "retrieval, full", "sequence, sampled"),
 )
 SLOW = pytest.mark.slow
 

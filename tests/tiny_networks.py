@@ -226,8 +226,7 @@ def seeing_network(kind: str, folder: Path, words: Path) -> Path:
     tokenizer.save_pretrained(folder)
     size = {"height": PIXELS["image_size"], "width": PIXELS["image_size"]}
     name = {"llava": "CLIP", "paligemma": "Siglip", "gemma3": "Gemma3"}[kind]
-    process = {"image_processor_type": f"{name}ImageProcessor", "size": size, "do_convert_rgb": True}
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps(process | ({"crop_size": size} if kind == "llava" else {}))
-    )
+    process: dict[str, Any] = {"image_processor_type": f"{name}ImageProcessor", "size": size, "do_convert_rgb": True}
+    process |= {"crop_size": size} if kind == "llava" else {}
+    (folder / "preprocessor_config.json").write_text(json.dumps(process))
     return folder
