@@ -214,6 +214,14 @@ def pair_networks(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="session")
+def seeing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random decoders that read images of 12 pixels as 9 tokens, with dropout: model_type -> folder."""
+    from tiny_networks import READERS, seeing_network
+
+    return {kind: seeing_network(kind, tmp_path_factory.mktemp(kind), language_models["llama"]) for kind in READERS}
+
+
+@pytest.fixture(scope="session")
 def hearing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Whisper, with dropout, in HuggingFace layout."""
     return whisper(tmp_path_factory.mktemp("whisper"), language_models["bart"])

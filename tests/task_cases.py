@@ -33,6 +33,7 @@ from instructrec_jax.training.step import make_train_step
 
 SEED, LENGTH, COUNT = 7, 128, 8
 IMAGES = ("vit", "dinov2", "clip", "siglip")
+READERS = ("llava", "paligemma", "gemma3")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Case:
     """A task as it is tested.
 
     Attributes:
-      network: "bert", "whisper", or one of `language_models`, `image_networks` or `pair_networks`.
+      network: "bert", "whisper", or one of `language_models`, `image_networks`, `pair_networks` or `seeing`.
       settings: of the task.
       beside: whether it can be learnt beside others; False: it is refused there, by name.
       lora: whether its backbone is trained, so that LoRA has something to do; False: LoRA is refused.
@@ -82,12 +83,16 @@ CASES = {
     "reranker, listwise": Case("bert", {"negatives": 2, "loss": "listwise"}, beside=False),
     "language_model": Case("llama", mesh=(2, 1, 1, 4)),
     "language_model, gpt2": Case("gpt2"),
+    "language_model, llava": Case("llava", mesh=(2, 2, 2)),
+    "language_model, gemma3": Case("gemma3", mesh=(8, 1, 1)),
     "language_model, encoder–decoder": Case("t5"),
     "language_model, bart": Case("bart", mesh=(2, 1, 1, 4)),
     "choice": Case("llama"),
+    "choice, llava": Case("llava"),
     "dialogue": Case("llama"),
     "dialogue, encoder–decoder": Case("t5"),
     "question_answering": Case("llama"),
+    "question_answering, paligemma": Case("paligemma"),
     "summarization": Case("llama"),
     "transcription": Case("whisper", mesh=(2, 1, 1, 4)),
     "translation": Case("llama"),
@@ -97,7 +102,10 @@ CASES = {
 }
 # With -m slow only: tasks whose methods are those of another one, and cases that differ in the step alone.
 ALIKE = ("dialogue", "dialogue, encoder–decoder", "summarization", "translation")
-STEPS = ("language_model, gpt2", "language_model, bart", "retrieval, sampled", "retrieval, full", "sequence, sampled")
+STEPS = (
+    *("language_model, gemma3", "choice, llava", "language_model, gpt2", "language_model, bart"),
+    *("retrieval, sampled", "retrieval, full", "sequence, sampled"),
+)
 SLOW = pytest.mark.slow
 
 
@@ -115,6 +123,7 @@ def networks(
     image_networks: dict[str, Path],
     hearing: Path,
     pair_networks: dict[str, Path],
+    seeing: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[tuple[str, bool], Path]:
     """(network, whether it has dropout) -> folder."""
@@ -124,6 +133,7 @@ def networks(
         **language_models,
         **image_networks,
         **pair_networks,
+        **seeing,
         "whisper": hearing,
     }.items():
         silent = tmp_path_factory.mktemp(f"silent-{name}")
@@ -159,6 +169,8 @@ def examples_of(name: str, task: str = "") -> list[Example]:
         return paired(made, network == "labels")
     if CASES.get(name, Case(network)).network == "whisper":
         return [sounding(e, n, 1 if kind == "transcription" else 1 + n % 3) for n, e in enumerate(made)]
+    if network in READERS:
+        return [illustrated(e, n) for n, e in enumerate(made)]
     return list(map(pictured, made, range(COUNT))) if network in IMAGES else made
 
 
@@ -176,6 +188,15 @@ def paired(made: list[Example], labels: bool) -> list[Example]:
         replace(e, instruction="", output=each, candidates=candidates, images=(picture(png(n % (COUNT - 1))),))
         for n, (e, each) in enumerate(zip(made, kept, strict=True))
     ]
+
+
+def illustrated(example: Example, number: int) -> Example:
+    """None to two pictures between the words, at marks or in front."""
+    pictures = tuple(picture(png(3 * number + n)) for n in range(number % 3))
+    start = "<image>" * len(pictures) if number % 2 else ""
+    return replace(
+        example, instruction=f"the {start} {example.instruction}" if start else example.instruction, images=pictures
+    )
 
 
 def sounding(example: Example, number: int, count: int) -> Example:

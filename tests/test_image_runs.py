@@ -14,7 +14,9 @@ from tiny_pictures import image_network, png
 from tiny_runs import changed, final_parameters, rows
 
 from instructrec_jax import predict, train
+from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.answering.exporting import export
+from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.sources import SourceConfig
@@ -22,15 +24,17 @@ from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.explanation.explain import Explainer
 from instructrec_jax.files import read_jsonl, write_jsonl
+from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.model import open_task
 from instructrec_jax.runs.run import ANYWHERE, Run
 from instructrec_jax.runs.setup import TrainingSetup
+from instructrec_jax.runs.stored import flat
 from instructrec_jax.runs.summary import flops_and_peak
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.settings import ModelConfig, ServeConfig
-from instructrec_jax.tasks import ClassificationConfig
+from instructrec_jax.tasks import ClassificationConfig, QuestionAnsweringConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.tracking import TrackingConfig
@@ -195,3 +199,27 @@ def test_the_flops_of_a_step_are_those_of_patches(tuned: Config) -> None:
     attention = 12 * layers * tokens * 5 * width
     head = 6 * width * labels * 10
     assert flops_and_peak(setup, data)[0](10) == products + first + attention + head
+
+
+def test_questions_about_pictures_are_answered_as_measured(seeing: dict[str, Path], tmp_path: Path) -> None:
+    """Training with LoRA in the image network, too; `evaluate` and `generate --image` write the same."""
+    task = QuestionAnsweringConfig(template="plain", max_new_tokens=4)
+    lora = LoraConfig(rank=4, targets=["q_proj", "linear_2"])
+    config = image_run(seeing["llava"], tmp_path, task=task, lora=lora, data__max_length=32)
+    for split in ("train", "validation", "test"):
+        file = tmp_path / "data" / f"{split}.jsonl"
+        asked = [{"image": row["image"], "instruction": "the film", "output": row["label"]} for row in read_jsonl(file)]
+        write_jsonl(file, asked)
+    train.train(config)
+    run = Run.open(Path(config.run_dir))
+    changed_ones = {path for path, x in flat(run.model.params).items() if path.endswith("/lora/b") and np.any(x)}
+    assert any("reader/vision" in path for path in changed_ones) and any("/layers/" in path for path in changed_ones)
+    asked = read_jsonl(tmp_path / "data" / "test.jsonl")
+    files = [tmp_path / "data" / row["image"] for row in asked]
+    measured = list(run.evaluate(tmp_path / "data" / "test.jsonl").predictions)
+    settings = GenerationConfig(max_new_tokens=4)
+    served = LanguageModel(config.run_dir).generate(["the film"] * len(files), settings, images=[[f] for f in files])
+    assert [row["prediction"] for row in measured] == [each.text.strip() for each in served]
+    for row, each in zip(measured, served, strict=True):
+        assert row["log_probability"] == pytest.approx(each.log_probability, abs=1e-4)
+    assert len({each.log_probability for each in served}) > 3, "the pictures should matter"

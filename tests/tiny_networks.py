@@ -1,5 +1,6 @@
 """Tiny random networks of every kind, in transformers and here."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,31 @@ def prompts(count: int, seed: int = 0, longest: int = 12) -> list[np.ndarray]:
     """Ragged prompts without special tokens."""
     rng = np.random.default_rng(seed)
     return [rng.integers(4, VOCAB, rng.integers(1, longest + 1)).astype(np.int32) for _ in range(count)]
+
+
+def seeing_network(kind: str, folder: Path, words: Path) -> Path:
+    """A tiny random decoder that reads images, with dropout; its tokenizer is that of the folder `words`, and tokens of
+    images."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(words)
+    names = ["<image>"] if kind != "gemma3" else ["<image_soft_token>", "<start_of_image>", "<end_of_image>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    own = ("image",) if kind != "gemma3" else ("image", "boi", "eoi")
+    ids = {f"{each}_token_index": tokenizer.convert_tokens_to_ids(name) for each, name in zip(own, names, strict=True)}
+    settings = READERS[kind] | ids
+    more = dict(vocab_size=len(tokenizer), attention_dropout=0.1, max_position_embeddings=128)
+    more |= dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    settings["text_config"] = settings["text_config"] | more
+    torch.manual_seed(0)
+    cls = CLASSES[kind]
+    model = cls(cls.config_class(**settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": PIXELS["image_size"], "width": PIXELS["image_size"]}
+    name = {"llava": "CLIP", "paligemma": "Siglip", "gemma3": "Gemma3"}[kind]
+    process: dict[str, Any] = {"image_processor_type": f"{name}ImageProcessor", "size": size, "do_convert_rgb": True}
+    process |= {"crop_size": size} if kind == "llava" else {}
+    (folder / "preprocessor_config.json").write_text(json.dumps(process))
+    return folder

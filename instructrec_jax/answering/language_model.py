@@ -13,12 +13,13 @@ from flax import nnx
 
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import build_backbone
-from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.backbones.tensor_names import abstract_module
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import BadExample, Example, is_blank
 from instructrec_jax.data.image_tokens import ImageTokens
 from instructrec_jax.data.listed import check_type, listed
-from instructrec_jax.data.pictures import open_picture, pixels_of, read_preprocessing
+from instructrec_jax.data.picture import Picture, picture_of
+from instructrec_jax.data.pictures import read_preprocessing
 from instructrec_jax.data.prompts import tokenize_pieces
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.data.unread import MEANING
@@ -32,6 +33,7 @@ from instructrec_jax.runs.model import backbone_folder, compute_dtype
 from instructrec_jax.runs.run import Run, is_run, run_settings
 from instructrec_jax.tasks.base import TaskConfig
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
+from instructrec_jax.tasks.images import with_pictures
 from instructrec_jax.tasks.kinds import as_language_model
 from instructrec_jax.training.state import Tree
 
@@ -71,8 +73,7 @@ class LanguageModel:
         folder = path / "backbone" if is_run(path) else backbone_folder(str(path))
         # data.max_length limits training texts; here prompt and answer share the network's full context
         network = read_config(folder)
-        self._network = abstract_module(lambda key: build_backbone(network, rngs=nnx.Rngs(params=key)))
-        limit = self._network.max_length
+        limit = abstract_module(lambda key: build_backbone(network, rngs=nnx.Rngs(params=key))).max_length
         self.run = Run.open(path, replace(config, data=replace(config.data, max_length=limit)), step=step)
         task = as_language_model(self.run.task)
         assert task is not None  # since its answers are text
@@ -86,16 +87,36 @@ class LanguageModel:
         self.writer = open_writer(task, model.graphdef, self.run.mesh)
         self.recommended = recommendations(folder)
 
-    def tokenize(self, prompt: str | Example, name: str, *, raw: bool) -> np.ndarray:
-        """int32 [tokens] of a prompt; errors call it `name`."""
+    def read(self, prompt: str | Example, name: str, *, raw: bool, pictures: Sequence[Picture] = ()) -> Text:
+        """The tokens of a prompt, with its pictures; errors call it `name`.
+
+        Args:
+          pictures: of a prompt that is a text.
+        """
+        how = self.task.context.image_tokens
+        if pictures and how is None:
+            ImageTokens.of(read_config(self.folder), self.tokenizer)  # raises where the network reads none
+            read_preprocessing(self.folder)  # raises, too
         if not raw:
-            example = prompt if isinstance(prompt, Example) else Example(instruction=prompt)
+            example = prompt if isinstance(prompt, Example) else Example(instruction=prompt, images=tuple(pictures))
             return self.task.prompts([replace(example, id=name)])[0]
         if not isinstance(prompt, str):
             raise ValueError(f'{name}: a raw prompt must be a text: {{"prompt": "..."}}.')
         if self.writer.decoder.encoder_decoder:
-            return self.tokenizer([prompt], return_tensors="np")["input_ids"][0]
-        return tokenize_pieces([[(prompt, False)]], self.tokenizer, raw=True)[0].ids
+            return Text(self.tokenizer([prompt], return_tensors="np")["input_ids"][0])
+        text = prompt if how is None else how.text(prompt, len(pictures))
+        ids = tokenize_pieces([[(text, False)]], self.tokenizer, raw=True)[0].ids
+        if how is None:
+            return Text(ids)
+        example = Example(instruction=prompt, images=tuple(pictures), id=name)
+        return with_pictures(Text(how.expand(ids, len(pictures))[0]), example, self.task.context)
+
+    def tokenize(self, prompt: str | Example, name: str, *, raw: bool) -> np.ndarray:
+        """int32 [tokens] of a prompt without pictures; errors call it `name`."""
+        text = self.read(prompt, name, raw=raw)
+        if text.images is not None:
+            raise ValueError(f"{name} has pictures, which are not read here.")
+        return text.tokens
 
     def generate(
         self,
@@ -132,39 +153,16 @@ class LanguageModel:
         for prompt, name in zip(prompts, names, strict=True):
             if isinstance(prompt, str) and not prompt.strip():
                 raise ValueError(f"{name} is empty.")
-        rows: list[RowImages] | None = None
-        if images is not None:
-            ids, rows = self._read_images(prompts, names, images, raw)
-        else:
-            ids = [self.tokenize(prompt, name, raw=raw) for prompt, name in zip(prompts, names, strict=True)]
-            for row, name in zip(ids, names, strict=True):
-                if self._network.image_token_id is not None and self._network.image_token_id in row:
-                    raise ValueError(f"{name} has a token that stands for an image, but comes without images.")
-        return self.writer.write(self.params, ids, names, config, show=show, progress=progress, images=rows)
-
-    def _read_images(
-        self, prompts: Sequence[str | Example], names: Sequence[str], images: Sequence[Sequence[Path]], raw: bool
-    ) -> tuple[list[np.ndarray], list[RowImages]]:
-        """The tokens of prompts with those of their images, and the images."""
-        network = self._network
-        how = ImageTokens.of(network, read_config(self.folder), self.tokenizer)
-        process = read_preprocessing(self.folder)
-        tokens, rows = [], []
-        for prompt, name, files in zip(prompts, names, images, strict=True):
-            if not isinstance(prompt, str):
+        texts = []
+        for number, (prompt, name) in enumerate(zip(prompts, names, strict=True)):
+            files = () if images is None else images[number]
+            if files and not isinstance(prompt, str):
                 raise ValueError(f"{name}: images are for prompts that are texts.")
-            try:
-                ids = self.tokenize(how.text(prompt, len(files)), name, raw=raw)
-                expanded, places = how.expand(ids, len(files))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            size = network.image_size
-            pixels = np.zeros((0, size, size, 3), np.float32)
-            if files:
-                pixels = pixels_of([open_picture(file) for file in files], process)
-            tokens.append(expanded)
-            rows.append(RowImages(pixels[None], places[None]))
-        return tokens, rows
+            texts.append(self.read(prompt, name, raw=raw, pictures=[picture_of(file) for file in files]))
+        ids = [text.tokens for text in texts]
+        return self.writer.write(
+            self.params, ids, names, config, show=show, progress=progress, images=self.task.seen(texts)
+        )
 
 
 def in_dtype(params: Tree, dtype: jnp.dtype) -> Tree:

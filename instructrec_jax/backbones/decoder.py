@@ -424,7 +424,7 @@ class Decoder(Backbone):
             x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)  # rounded, as Gemma was trained
         groups = None
         if self.reader is not None:
-            x, groups = self.reader.place(x, images), self.reader.groups(token_types, images)
+            x, groups = self.reader.place(x, images, dropout), self.reader.groups(token_types, images)
         rotations = {kind: rotation(positions, rope) for kind, rope in self.spec.ropes}
         limit = self.max_length
         x, updated = run_layers(self.layers, x, segment_ids, positions, rotations, limit, dropout, cache, groups)

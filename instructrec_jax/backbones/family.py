@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import jax
 from flax import nnx
@@ -9,6 +10,9 @@ from flax import nnx
 from instructrec_jax.backbones.layers import Embedding
 from instructrec_jax.backbones.tables import dense_table
 from instructrec_jax.hf_types import PretrainedConfig
+
+if TYPE_CHECKING:  # it is made of backbones
+    from instructrec_jax.backbones.image_reader import ReaderSpec
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ class Family:
         layouts: (start of a name in files, start of the same name here), for families whose files have had several
             layouts: the first that fits counts when a file is read, the first of a start when one is written.
         tower: the config of the network of images or sounds alone, of families that have one beside another network.
+        reader: how a config's decoder reads images beside words; None: it reads none.
         variant: the family of a config, where tables depend on the config (of the network of texts within it).
 
     Encoders and decoders are called as
@@ -196,6 +201,7 @@ class Family:
     tower: Callable[[PretrainedConfig], PretrainedConfig] | None = None
     variant: "Callable[[PretrainedConfig], Family] | None" = None
     sounds: bool = False
+    reader: "Callable[[PretrainedConfig], ReaderSpec] | None" = None
 
     def name_here(self, name: str) -> str:
         """The table's name (with its prefix) of a tensor in a file."""

@@ -319,6 +319,11 @@ def _pooling_mode(config: Fields) -> str:
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")  # how pictures become pixels
 
 
+def has_processor(folder: Path) -> bool:
+    """Whether a folder says how pictures become pixels."""
+    return any((folder / name).is_file() for name in PROCESSOR)
+
+
 def keep_declared_files(folder: Path, target: Path) -> None:
     """Copies a folder's files about generation, pooling and pictures to `target`, replacing another checkpoint's."""
     patterns = ("generation_config.json", "modules.json", "sentence_*_config.json", PROMPTS, *PROCESSOR)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from instructrec_jax.backbones.layers import Linear, RMSNorm, StackOptions, activation, normal
+from instructrec_jax.backbones.layers import DropoutKeys, Linear, RMSNorm, StackOptions, activation, normal
 from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.backbones.vision import VisionEncoder, VisionSpec
+
+PROJECTOR_SITE = 1 << 20  # a dropout site that no layer number is
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,12 @@ class Projector(nnx.Module):
         self.outer = None if spec.hidden is None else linear(width, spec.width, ("mlp", "embed"))
         self.spec = spec
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, dropout: DropoutKeys | None = None) -> jax.Array:
+        keys = [None if dropout is None else dropout.fold(site) for site in range(2)]
         if self.spec.side is not None:
             x = average(x, self.spec.side)
-        x = self.inner(x if self.norm is None else self.norm(x))
-        return x if self.outer is None else self.outer(activation(self.spec.activation)(x))
+        x = self.inner(x if self.norm is None else self.norm(x), keys[0])
+        return x if self.outer is None else self.outer(activation(self.spec.activation)(x), keys[1])
 
 
 def average(x: jax.Array, side: int) -> jax.Array:
@@ -83,7 +86,7 @@ def average(x: jax.Array, side: int) -> jax.Array:
 
 
 class ImageReader(nnx.Module):
-    """Pixels [images, height, width, channels] → vectors [images, V, width] in place of embedded tokens.
+    """Images of rows → vectors [rows * images, V, width] in place of embedded tokens.
 
     Raises ValueError for images of another size than the network's, which would give another number of vectors.
     """
@@ -95,26 +98,33 @@ class ImageReader(nnx.Module):
         self.projector = Projector(spec, dtype, rngs)
         self.spec = spec
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, images: RowImages, dropout: DropoutKeys | None = None) -> jax.Array:
+        pixels = images.flat
         spec, size = self.spec, self.spec.vision.image_size
         if pixels.shape[1:3] != (size, size):
             raise ValueError(
                 f"the images have {pixels.shape[1]} × {pixels.shape[2]} pixels, but the network reads {size} × {size} "
                 "(image_size in config.json): resize them."
             )
+        vectors, patches = spec.image_vectors, spec.vision.class_token + spec.vision.grid**2
+        keys = images.keys(dropout, vectors, patches)
         if spec.after is None:
-            x = self.vision(pixels)
+            x = self.vision(pixels, dropout=keys)
         else:
-            x = jnp.concatenate(self.vision.states(pixels, spec.after), axis=-1)
-        return self.projector(x[:, spec.skip :])
+            x = jnp.concatenate(self.vision.states(pixels, spec.after, keys), axis=-1)
+        # sites of the tower's layers are folded into its keys; the projector's vectors are as many other parts
+        own = None if dropout is None else images.keys(dropout.fold(PROJECTOR_SITE), vectors, vectors)
+        return self.projector(x[:, spec.skip :], own)
 
-    def place(self, x: jax.Array, images: RowImages | None) -> jax.Array:
-        """Embedded tokens [rows, length, width] with the vectors of images in their places."""
+    def place(self, x: jax.Array, images: RowImages | None, dropout: DropoutKeys | None = None) -> jax.Array:
+        """Embedded tokens [rows, length, width] with the vectors of images in their places.
+
+        Args:
+            dropout: keys of the rows' tokens; those of an image depend on its first token alone.
+        """
         if images is None or images.pixels.shape[1] == 0:
             return x
-        rows, count = images.pixels.shape[:2]
-        pixels = jnp.asarray(images.pixels).reshape(rows * count, *images.pixels.shape[2:])
-        vectors = self(pixels).reshape(rows, -1, x.shape[-1])
+        vectors = self(images, dropout).reshape(len(x), -1, x.shape[-1])
         places = jnp.asarray(images.places)[..., None]
         # places beyond the vectors give NaN
         taken = jnp.take_along_axis(vectors, jnp.maximum(places, 0), axis=1, mode="fill", fill_value=jnp.nan)

@@ -153,12 +153,12 @@ class VisionEncoder(Backbone):
         x = self.layers(x, context, dropout)
         return self.final_norm(x) if self.spec.norm_hidden else x
 
-    def states(self, pixels: jax.Array, counts: Sequence[int]) -> list[jax.Array]:
+    def states(self, pixels: jax.Array, counts: Sequence[int], dropout: DropoutKeys | None = None) -> list[jax.Array]:
         """For each n of `counts` the hidden states after n layers, without the final norm; no further layer runs."""
-        x, context = self._start(pixels, None)
+        x, context = self._start(pixels, dropout)
         found, done = {0: x}, 0
         for count in sorted({*counts} - {0}):
-            x = layers_between(self.layers, done, count)(x, context)
+            x = layers_between(self.layers, done, count)(x, context, dropout)
             found[count], done = x, count
         return [found[count] for count in counts]
 
@@ -229,7 +229,7 @@ def layers_between(stack: Stack, first: int, stop: int) -> Stack:
         own = slice(max(first - block.first, 0), max(stop - block.first, 0))
         graphdef, state = nnx.split(getattr(stack, block.name))
         setattr(part, block.name, nnx.merge(graphdef, jax.tree.map(lambda x, own=own: x[own], state)))
-        groups += [(replace(block, count=len(range(block.count)[own])),)]
+        groups += [(replace(block, first=block.first + own.start, count=len(range(block.count)[own])),)]
     part.groups = tuple(group for group in groups if group[0].count)
     return part
 

@@ -93,6 +93,9 @@ def family(
         prompt_type: see `Family`.
     """
 
+    def spec(config: PretrainedConfig) -> ReaderSpec:
+        return read(config, vision_spec(config))
+
     def build(
         config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
     ) -> Backbone:
@@ -101,7 +104,7 @@ def family(
             own.use_bidirectional_attention = None
         decoder = text_family(config).build(own, dtype=dtype, stack=stack, pooler=pooler, rngs=rngs)
         assert isinstance(decoder, Decoder)
-        decoder.read_images(ImageReader(read(config, vision_spec(config)), dtype=dtype, stack=stack, rngs=rngs))
+        decoder.read_images(ImageReader(spec(config), dtype=dtype, stack=stack, rngs=rngs))
         return decoder
 
     def tables(text: Family) -> tuple[Rule, ...]:
@@ -124,6 +127,7 @@ def family(
         kind="decoder",
         prompt_type=prompt_type,
         layouts=LAYOUTS,
+        reader=spec,
     )
     return replace(usual, variant=lambda config: replace(usual, mapping=tables(text_family(config))))
 

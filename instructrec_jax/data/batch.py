@@ -262,10 +262,10 @@ def _images(texts: Sequence[Text], lengths: np.ndarray, plan: Plan, side: _Side)
     return lay_images(images, lengths, plan.row, (side.row, side.column), side.shape, plan.images)
 
 
-def images_of(text: Text) -> RowImages:
-    """The images of a text, in one row as long as the text. Raises ValueError for a text without any."""
-    if text.images is None:
-        raise ValueError("a text has no images (or sounds), but the network reads them.")
+def images_of(text: Text, shape: tuple[int, ...]) -> RowImages:
+    """The images of a text, in one row as long as the text. shape: of an image, where the text has none."""
     length, zeros = len(text.tokens), np.zeros(len(text.tokens), np.int64)
+    if text.images is None:
+        return RowImages(np.zeros((1, 0, *shape), np.float32), np.full((1, length), -1, np.int32))
     at = (zeros, np.arange(length))
     return lay_images([text.images], np.array([length]), np.zeros(1, np.int64), at, (1, length), None)

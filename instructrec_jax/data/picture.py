@@ -85,6 +85,11 @@ def picture(data: bytes) -> Picture:
     return Picture.of(data)
 
 
+def picture_of(path: Path) -> Picture:
+    """The picture of a file, or of a member of an archive. Raises OSError where it is missing."""
+    return Picture(digest_of(bytes_of(path)), str(path))
+
+
 def bytes_of(path: Path) -> bytes:
     inside = None if path.is_file() else archive_in(path)
     return path.read_bytes() if inside is None else read_member(*inside)

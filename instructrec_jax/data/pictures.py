@@ -72,6 +72,7 @@ CLIP = _Processor(
 PROCESSORS = {
     "BitImageProcessor": CLIP,  # DINOv2's
     "CLIPImageProcessor": CLIP,
+    "Gemma3ImageProcessor": _Processor(BILINEAR, HALF, HALF, square=True),
     "SiglipImageProcessor": _Processor(BICUBIC, HALF, HALF),
     "ViTImageProcessor": _Processor(BILINEAR, HALF, HALF, to_rgb=False, square=True),
 }
@@ -79,10 +80,10 @@ READ = {
     *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
     *("default_to_square", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
 }
-# Fields that change no number: the class, and how arrays are handed over.
+# Fields that change no number: the class, how arrays are handed over, and V, which config.json says.
 SILENT = {
     *("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys"),
-    *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping"),
+    *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping", "image_seq_length"),
 }
 
 

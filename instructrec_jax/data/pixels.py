@@ -17,7 +17,7 @@ class PixelReader(MediaReader):
     how: Preprocessing = field(kw_only=True)
 
     @classmethod
-    def of(cls, folder: Path, channels: int, tokens: int) -> "PixelReader":
+    def of(cls, folder: Path, channels: int, tokens: int, vectors: int = 1) -> "PixelReader":
         """The reader of a network's folder.
 
         Raises ValueError for a missing or unusable preprocessor_config.json, and for one that leaves pictures of
@@ -30,7 +30,7 @@ class PixelReader(MediaReader):
                 f"{folder}: preprocessor_config.json leaves pictures of different sizes, but a batch needs one size: "
                 "set a height and a width in `size`, or do_center_crop with a crop_size."
             )
-        return cls((*sides, channels), tokens, how=how)
+        return cls((*sides, channels), tokens, vectors, how=how)
 
     def decode(self, picture: Picture) -> np.ndarray:
         try:

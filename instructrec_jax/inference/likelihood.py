@@ -7,7 +7,7 @@ and run through a `Predict` like other texts, so there are few compiled shapes a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -132,7 +132,8 @@ def branch_log_probs(model: LanguageModel, batch: Batch, own: BranchTokens) -> j
             )
         rows, length = prefix.shape
         cache = backbone.empty_cache(rows, length + targets.shape[1])
-        _, cache = backbone(tokens, prefix, positions, batch.token_types, cache=cache)
+        images = {} if batch.images is None else {"images": batch.images}
+        _, cache = backbone(tokens, prefix, positions, batch.token_types, cache=cache, **images)
         hidden, _ = backbone(targets, branches, places, jnp.zeros_like(targets), cache=cache)
     labels, counts = jnp.asarray(own.labels), jnp.asarray(own.counts, jnp.float32)
     return -model.head.token_losses(backbone, hidden, labels, counts)[0]
@@ -157,9 +158,7 @@ def log_likelihoods(
         for group in _groups([len(branch.tokens) for branch in request.branches]):
             branches = [request.branches[index] for index in group]
             sizes = [len(branch.tokens) for branch in branches]
-            texts.append(
-                Text(request.prefix.tokens, request.prefix.types, np.concatenate([b.tokens for b in branches]))
-            )
+            texts.append(replace(request.prefix, target=np.concatenate([b.tokens for b in branches])))
             numbers.append(np.repeat(1 + np.arange(len(branches)), sizes))
             laid += branches
             owners.append((number, group))

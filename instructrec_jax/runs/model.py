@@ -21,14 +21,17 @@ from instructrec_jax.backbones.family import PAIR, WORDLESS, Backbone
 from instructrec_jax.backbones.folder import (
     family_of,
     find_folder,
+    has_processor,
     keep_declared_files,
     read_config,
     read_pooling,
     weights_fingerprint,
 )
+from instructrec_jax.backbones.image_reader import ReaderSpec
 from instructrec_jax.backbones.layers import Axes, StackOptions
 from instructrec_jax.backbones.reading import LoadReport, answer_limit, build_backbone, input_limit, load_backbone
 from instructrec_jax.backbones.tokenizer import open_tokenizer
+from instructrec_jax.data.image_tokens import ImageTokens
 from instructrec_jax.data.media_reader import MediaReader
 from instructrec_jax.data.pixels import PixelReader
 from instructrec_jax.data.spectrograms import SoundReader
@@ -142,6 +145,9 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         prompt_type=family.prompt_type,
         batch_size=config.data.examples_per_step,
     )
+    if family.reader is not None and config.task.asks_about_images and has_processor(folder):
+        context.pixels = image_reader(folder, family.reader(network))
+        context.image_tokens = ImageTokens.of(network, tokenizer)
     task = config.task.build(context)
     longest = task.max_target_length
     written = answer_limit(network) or limit
@@ -181,6 +187,19 @@ def media_context(config: Config, folder: Path, network: PretrainedConfig, kind:
     return TaskContext(
         None, config.data.max_length, seed=config.seed, kind=kind, folder=folder, held_out=held_out, pixels=read
     )
+
+
+def image_reader(folder: Path, spec: ReaderSpec) -> PixelReader:
+    """What reads the images beside words. Raises ValueError where they would have another size than the network's."""
+    size = spec.vision.image_size
+    tokens = spec.vision.class_token + spec.vision.grid**2
+    read = PixelReader.of(folder, spec.vision.channels, tokens, spec.image_vectors)
+    if read.shape[:2] != (size, size):
+        raise ValueError(
+            f"{folder}: preprocessor_config.json makes pictures of {read.shape[0]} × {read.shape[1]} pixels, but the "
+            f"network reads {size} × {size} (image_size of vision_config): make them equal."
+        )
+    return read
 
 
 def sound_reader(folder: Path, network: PretrainedConfig, vectors: int) -> SoundReader:

@@ -22,6 +22,7 @@ from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.image_tokens import ImageTokens
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.media_reader import MediaReader
 from instructrec_jax.metrics.bootstrap import CorpusMetric
@@ -71,6 +72,7 @@ class TaskConfig(draccus.ChoiceRegistry):
     reads_images: ClassVar[bool] = False  # whether the task can read images or sounds, with a network of these alone
     compares_images: ClassVar[bool] = False  # whether the task needs an image network and a text network (CLIP)
     reads_sounds: ClassVar[bool] = False  # whether the task writes what it hears, with an encoder–decoder that hears
+    asks_about_images: ClassVar[bool] = False  # whether it reads images between words, with a decoder that does
     targets_are_places: ClassVar[bool] = False  # whether targets are places in the texts, which data.mask would move
 
     def text_fields(self, task: str) -> tuple[str, ...]:
@@ -102,6 +104,7 @@ class TaskContext:
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
     pixels: MediaReader | None = None  # what makes arrays of pictures or sounds; None: the network reads none
     batch_size: int | None = None  # examples of a training batch; None: a batch is rows
+    image_tokens: ImageTokens | None = None  # how pictures stand between words; None: not there
     prompt_type: int = 0  # the token type of a prompt's tokens: see `backbones.family.Backbone`
 
     def count(self, what: str, number: int = 1) -> None:

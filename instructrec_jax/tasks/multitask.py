@@ -66,6 +66,10 @@ class MultitaskConfig(TaskConfig):
         return any(subtask.task.compares_images for subtask in self.tasks)
 
     @property
+    def asks_about_images(self) -> bool:  # type: ignore[override]
+        return all(subtask.task.asks_about_images for subtask in self.tasks)
+
+    @property
     def reads_images(self) -> bool:  # type: ignore[override]
         return all(subtask.task.reads_images for subtask in self.tasks)
 

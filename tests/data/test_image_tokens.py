@@ -7,12 +7,10 @@ import pytest
 import tiny_networks
 import transformers
 from byte_tokenizer import byte_tokenizer
-from flax import nnx
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.data.image_tokens import ImageTokens
 
 SIZE = {"height": 12, "width": 12}
@@ -53,8 +51,7 @@ def image_tokens(kind: str) -> tuple[ImageTokens, Any]:
     if kind == "gemma3":
         numbers = {f"{name}_token_index": getattr(tokenizer, f"{name}_token_id") for name in ("image", "boi", "eoi")}
     config = transformers.AutoConfig.for_model(kind, **(tiny_networks.READERS[kind] | numbers))
-    network = nnx.eval_shape(lambda: build_backbone(config, rngs=nnx.Rngs(0)))
-    return ImageTokens.of(network, config, tokenizer), tokenizer
+    return ImageTokens.of(config, tokenizer), tokenizer
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -85,6 +82,5 @@ def test_another_number_of_images_is_named() -> None:
     with pytest.raises(ValueError, match="stand for 0 images.*but 1"):
         how.expand(tokenizer("yes?")["input_ids"], 1)
     text = transformers.LlamaConfig(**tiny_networks.WORDS)
-    network = nnx.eval_shape(lambda: build_backbone(text, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="llama.*reads no images"):
-        ImageTokens.of(network, text, tokenizer)
+        ImageTokens.of(text, tokenizer)

@@ -60,6 +60,7 @@ def test_pixels_are_those_of_transformers(name: str, settings: Any, sides: tuple
         ("ViT", {"size": 19, "do_center_crop": True, "crop_size": 10}),
         ("ViT", {"size": 19, "default_to_square": False}),
         ("Siglip", {"size": 19, "do_convert_rgb": None}),
+        ("Gemma3", {"size": {"height": 19, "width": 19}, "image_seq_length": 4, "pan_and_scan_min_crop_size": None}),
     ],
 )
 def test_old_files_with_one_number_for_a_size(name: str, settings: Any, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from task_cases import (
     CASES,
     IMAGES,
     LENGTH,
+    READERS,
     SEED,
     SLOW,
     Built,
@@ -102,11 +103,12 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     network, how = CASES[name].network, {"dropout": dropout, "lora": lora}
     others = {"classification": "regression", "transcription": "transcription"}
     other = "language_model" if network in ("t5", "bart") else others.get(name, "classification")
+    other = "question_answering" if network in READERS else other
     configs = {
         "own": task_config(name.partition(",")[0], tmp_path / "catalogue", **CASES[name].settings),
         "other": task_config(other, tmp_path / "catalogue"),
     }
-    beside = f"{other}, {network}" if network in (*IMAGES, "whisper") else other
+    beside = f"{other}, {network}" if network in (*IMAGES, *READERS, "whisper") else other
     records = {"own": examples_of(name, "own"), "other": examples_of(beside, "other")}
     both = MultitaskConfig([SubtaskConfig(part, config) for part, config in configs.items()])
     together = built(both, [*records["own"], *records["other"]], network, networks, **how)

@@ -14,6 +14,7 @@ from instructrec_jax.inference import likelihood
 from instructrec_jax.tasks.base import Network, Task
 from instructrec_jax.tasks.encoded import Encoded
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask, label_losses
+from instructrec_jax.tasks.images import tokenize_pictured, with_pictures
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.targets import TokenLabels
@@ -53,11 +54,11 @@ class LikelihoodTask(LanguageModelTask):
                     for e, answers in questions
                 ]
             elif questions:
-                requests.append(
-                    likelihood.share_prefix(
-                        self._fitting([w for e, a in questions for w in self._answers(e, a, end=end)])
-                    )
+                shared = likelihood.share_prefix(
+                    self._fitting([w for e, a in questions for w in self._answers(e, a, end=end)])
                 )
+                prefix = with_pictures(shared.prefix, questions[0][0], self.context)
+                requests.append(replace(shared, prefix=prefix))
         values = iter(likelihood.log_likelihoods(predict, requests))
         found = []
         for questions in asked:
@@ -95,7 +96,10 @@ class LikelihoodTask(LanguageModelTask):
                 tokens = np.array(ids if ids[-1:] == [eos] else [*ids, eos], np.int32)
                 found.append((tokens, np.ones(len(tokens), bool)))
         else:
-            tokenized = tokenize_pieces(self._written(example, answers), self.tokenizer)
+            names = [f"example {example.id!r}"] * len(answers)
+            tokenized = tokenize_pictured(
+                [example] * len(answers), names, self._written(example, answers), self.context
+            )
             self.context.count(
                 "answers whose first characters share a token with the prompt, which is not scored",
                 sum(t.torn for t in tokenized),
@@ -129,6 +133,8 @@ class LikelihoodTask(LanguageModelTask):
             )
         self.context.count("prompts cut for their candidates", 1)
         kept = [np.r_[:first, last : len(tokens)] for tokens, _ in texts]
+        if self.context.image_tokens is not None:
+            self.context.image_tokens.check_whole(texts[0][0], texts[0][0][kept[0]], "a prompt with an answer")
         return [(tokens[k], counts[k]) for (tokens, counts), k in zip(texts, kept, strict=True)]
 
     @cached_property

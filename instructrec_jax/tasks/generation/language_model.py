@@ -55,10 +55,11 @@ from instructrec_jax.tasks.base import (
 )
 from instructrec_jax.tasks.generation.ngram import KneserNey
 from instructrec_jax.tasks.generation.written_objectives import written_objectives
+from instructrec_jax.tasks.images import are_words, cut_pictured, decode_once, marked, tokenize_pictured, with_pictures
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.targets import TokenLabels
-from instructrec_jax.tasks.texts import cut, tokenize, too_long
+from instructrec_jax.tasks.texts import tokenize, too_long
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 TrainOn = Literal["completions", "all"]
@@ -72,6 +73,7 @@ class LanguageModelConfig(TaskConfig):
     """Generate the answer to an instruction."""
 
     answers_are_text: ClassVar[bool] = True
+    asks_about_images: ClassVar[bool] = True
     train_on: TrainOn = "completions"  # completions: the assistant's turns with end tokens; all: every token (decoders)
     template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
     enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
@@ -164,7 +166,8 @@ class LanguageModelTask(Task):
         ]
         for what, number in notes.items():
             self.context.count(what, number)
-        special = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer))) or "$^")
+        marker = None if self.context.image_tokens is None else self.context.image_tokens.marker
+        special = re.compile("|".join(map(re.escape, special_tokens(self.tokenizer) - {marker})) or "$^")
         mixed = sum(special.search(all_text(e)) is not None for e in examples)
         self.context.count("texts that contain a special token as plain text", mixed)
         encode = self._encode_pairs if self.is_pair else self._encode_texts
@@ -172,6 +175,7 @@ class LanguageModelTask(Task):
 
     def _written_pieces(self, example: Example, eos: str | None, notes: Counter[str] | None = None) -> Pieces:
         """The training text, see `data.prompts.written`."""
+        example = marked(example, self.context)
         marks = {turn.learn for turn in example.messages if turn.role == "assistant"}
         if False in marks and self.config.train_on == "all":
             raise ValueError(
@@ -190,7 +194,11 @@ class LanguageModelTask(Task):
         self, examples: Sequence[Example], names: list[str], pieces: list[Pieces]
     ) -> list[Encoded[NextTokens] | None]:
         encoded: list[Encoded[NextTokens] | None] = []
-        for example, name, tokens in zip(examples, names, tokenize_pieces(pieces, self.tokenizer), strict=True):
+        for example, name, tokens in zip(
+            examples, names, tokenize_pictured(examples, names, pieces, self.context), strict=True
+        ):
+            if self.context.pixels is not None:
+                decode_once(example, name, self.context.pixels)
             if self.config.train_on == "completions":
                 self.context.count(
                     "answers whose first characters share a token with the prompt, which is not trained on", tokens.torn
@@ -199,14 +207,17 @@ class LanguageModelTask(Task):
             if kept is None:
                 continue
             supervised = np.zeros(len(kept.ids), np.int32)
-            supervised[:-1] = kept.said[1:] if self.config.train_on == "completions" else 1
+            supervised[:-1] = (
+                kept.said[1:] if self.config.train_on == "completions" else are_words(kept.ids, self.context)[1:]
+            )
             if not supervised.any():
                 raise ValueError(
                     f"{name} has no token to train on: its prompt fills data.max_length ({self.context.max_length}). "
                     "Raise it, or set data.truncate to left or drop."
                 )
             labels = np.append(kept.ids[1:], 0).astype(np.int32)
-            encoded.append(Encoded(Text(kept.ids, self._types(kept)), NextTokens(labels, supervised), example))
+            text = with_pictures(Text(kept.ids, self._types(kept)), example, self.context)
+            encoded.append(Encoded(text, NextTokens(labels, supervised), example))
         return encoded
 
     def _types(self, tokens: Tokens) -> np.ndarray | None:
@@ -220,7 +231,7 @@ class LanguageModelTask(Task):
             return tokens
         if too_long(len(tokens.ids), name, self.context) == "drop":
             return None
-        kept = cut([1] * tokens.opening + [0] * (len(tokens.ids) - tokens.opening), name, self.context)
+        kept = cut_pictured(tokens, name, self.context)
         return replace(tokens, ids=tokens.ids[kept], said=tokens.said[kept])
 
     def _encode_pairs(
@@ -253,10 +264,10 @@ class LanguageModelTask(Task):
         return truncate == "drop"
 
     def prompt_of(self, example: Example) -> str:
-        return prompt(example, self.template, self.tokenizer, self.context.kind, self.rendering)
+        return prompt(marked(example, self.context), self.template, self.tokenizer, self.context.kind, self.rendering)
 
-    def prompts(self, examples: Sequence[Example]) -> list[np.ndarray]:
-        """The prompts as in training, int32 [tokens] each: a decoder's prompt or an encoder's source.
+    def prompts(self, examples: Sequence[Example]) -> list[Text]:
+        """The prompts as in training: a decoder's prompt, with its pictures, or an encoder's source.
 
         Raises:
           ValueError: a prompt is longer than `max_length` (prompts are not truncated here).
@@ -266,14 +277,15 @@ class LanguageModelTask(Task):
         if self.is_pair:
             ids = [np.array(row, np.int32) for row in self.tokenizer(texts, verbose=False)["input_ids"]]
         else:
-            ids = [tokens.ids for tokens in tokenize_pieces([[(text, False)] for text in texts], self.tokenizer)]
+            pieces: list[Pieces] = [[(text, False)] for text in texts]
+            ids = [tokens.ids for tokens in tokenize_pictured(examples, names, pieces, self.context)]
         for name, row in zip(names, ids, strict=True):
             if len(row) > self.context.max_length:
                 raise ValueError(
                     f"the prompt of {name} has {len(row)} tokens, but data.max_length is {self.context.max_length}: "
                     "shorten it, or raise data.max_length."
                 )
-        return ids
+        return [with_pictures(Text(row), example, self.context) for row, example in zip(ids, examples, strict=True)]
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -316,29 +328,34 @@ class LanguageModelTask(Task):
         """The example as used in training and for prompts."""
         return example
 
-    def asked(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
-        """The prompts: int32 [tokens] each, of at most data.max_length tokens."""
+    def asked(self, encoded: Sequence[Encoded]) -> list[Text]:
+        """The prompts, of at most data.max_length tokens."""
         if self.is_pair:
-            return [e.text.tokens for e in encoded]
+            return [e.text for e in encoded]
         examples = [self.trained_form(e.example) for e in encoded]
+        names = [f"the prompt of example {e.id!r}" for e in examples]
+        texts: list[Pieces] = [[(self.prompt_of(x), False)] for x in examples]
         prompts = []
-        for e, tokens in zip(
-            encoded, tokenize_pieces([[(self.prompt_of(x), False)] for x in examples], self.tokenizer), strict=True
+        for example, name, tokens in zip(
+            examples, names, tokenize_pictured(examples, names, texts, self.context), strict=True
         ):
-            ids, name = tokens.ids, f"the prompt of example {e.example.id!r}"
+            ids = tokens.ids
             if len(ids) > self.context.max_length:
                 if too_long(len(ids), name, self.context) != "left":
                     raise ValueError(
                         f"{name} has {len(ids)} tokens, but data.max_length is {self.context.max_length}: raise it, or "
                         "set data.truncate to left, which keeps the end of the prompt, where the answer begins."
                     )
-                ids = ids[cut([1] * tokens.opening + [0] * (len(ids) - tokens.opening), name, self.context)]
-            prompts.append(ids)
+                ids = ids[cut_pictured(tokens, name, self.context)]
+            prompts.append(with_pictures(Text(ids), example, self.context))
         return prompts
 
-    def seen(self, encoded: Sequence[Encoded]) -> Sequence[RowImages] | None:
-        """The images (or sounds) of the prompts, see `Predict.write`; decoded when they are read."""
-        return None if self.context.pixels is None else Mapped(lambda e: images_of(e.text), encoded)
+    def seen(self, prompts: Sequence[Text]) -> Sequence[RowImages] | None:
+        """The images (or sounds) of prompts, see `Predict.write`; decoded when they are read."""
+        read = self.context.pixels
+        if read is None or not any(text.images for text in prompts):
+            return None
+        return Mapped(lambda text: images_of(text, read.shape), prompts)
 
     def unanswered(self, example: Example) -> Example:
         return replace(question(example), output=".")
@@ -348,7 +365,8 @@ class LanguageModelTask(Task):
 
     def generated(self, predict: Predict, encoded: Sequence[Encoded]) -> list[TextAnswer]:
         """The texts generated for examples, without spaces around them."""
-        written = predict.write(self.asked(encoded), self.generation, self.seen(encoded))
+        asked = self.asked(encoded)
+        written = predict.write([text.tokens for text in asked], self.generation, self.seen(asked))
         return [TextAnswer(each.text.strip(), each.log_probability) for each in written]
 
     def objectives(self, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:

@@ -70,7 +70,7 @@ class TranscriptionTask(WritingTask):
             encoded.append(Encoded(text, NextTokens(labels, np.ones_like(labels)), example))
         return encoded
 
-    def prompts(self, examples: Sequence[Example]) -> list[np.ndarray]:
+    def prompts(self, examples: Sequence[Example]) -> list[Text]:
         raise ValueError("transcription reads sounds, which have no prompt: use predict, which reads a file of them.")
 
     def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Judgement:

@@ -157,7 +157,7 @@ class WritingTask(LanguageModelTask):
         assert self.context.folder is not None
         network = read_config(self.context.folder)
         check_prompts(
-            self.asked(encoded),
+            [text.tokens for text in self.asked(encoded)],
             [f"the prompt of example {e.example.id or number!r}" for number, e in enumerate(encoded)],
             self.generation,
             max_length=input_limit(network),

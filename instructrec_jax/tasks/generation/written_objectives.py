@@ -10,7 +10,7 @@ import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.backbones.row_images import RowImages
-from instructrec_jax.data.batch import Batch, BatchTexts
+from instructrec_jax.data.batch import Batch, BatchTexts, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import conversation, question
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -31,9 +31,9 @@ class Writing(Protocol):
 
     def encode(self, examples: Sequence[Example]) -> Sequence[Encoded]: ...
 
-    def asked(self, encoded: Sequence[Encoded]) -> list[np.ndarray]: ...
+    def asked(self, encoded: Sequence[Encoded]) -> list[Text]: ...
 
-    def seen(self, encoded: Sequence[Encoded]) -> Sequence[RowImages] | None: ...
+    def seen(self, prompts: Sequence[Text]) -> Sequence[RowImages] | None: ...
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts: ...
 
@@ -51,7 +51,8 @@ def written_objectives(task: Writing, predict: Predict, encoded: Encoded, choice
     if task.config.train_on == "all":
         raise ValueError("explain needs the written tokens alone: add --task.train_on completions.")
     settings = replace(task.generation, max_new_tokens=EXPLAINED)
-    (said,) = predict.write(task.asked([encoded]), settings, task.seen([encoded]))
+    (asked,) = task.asked([encoded])
+    (said,) = predict.write([asked.tokens], settings, task.seen([asked]))
     if not said.text.strip():
         raise ValueError("the network writes nothing for this prompt, so there is nothing to explain.")
 

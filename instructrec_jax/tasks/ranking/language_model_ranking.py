@@ -11,7 +11,7 @@ Training uses the same questions: the answer is the positive item's name, yes or
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -50,6 +50,8 @@ SLOTS = {
 @dataclass
 class LanguageModelRankingConfig(RerankingConfig, LanguageModelConfig):
     """Rank candidates by their likelihood as answers under a language model."""
+
+    asks_about_images: ClassVar[bool] = False
 
     form: Form = "likelihood"  # of names; choice: with the candidates listed; yes_no per candidate; pairwise
     alpha: float = 1.0  # log-likelihoods are divided by (number of tokens) ** alpha; 0: not normalized

@@ -235,14 +235,14 @@ def test_settings_that_do_not_fit() -> None:
 @pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
 def test_prompts_are_those_of_training(kind: str) -> None:
     task = build(byte_tokenizer(bos=True, eos=kind == "encoder_decoder"), kind=kind)
-    encoded, asked = task.encode([PAIR, TALK]), task.prompts([PAIR, TALK])
+    encoded, asked = task.encode([PAIR, TALK]), [text.tokens for text in task.prompts([PAIR, TALK])]
     for e, tokens in zip(encoded, asked, strict=True):
         whole = e.text.tokens if kind == "decoder" else tokens
         np.testing.assert_array_equal(tokens, e.text.tokens[: len(tokens)])
         assert len(tokens) <= len(whole) and tokens.dtype == np.int32
     assert task.tokenizer.decode(asked[0]) == {"decoder": "<s>a\nb\n", "encoder_decoder": "<s>a\nb</s>"}[kind]
     unanswered = Example(instruction="a", input="b")
-    np.testing.assert_array_equal(task.prompts([unanswered])[0], asked[0])
+    np.testing.assert_array_equal(task.prompts([unanswered])[0].tokens, asked[0])
     with pytest.raises(ValueError, match="example 'x7'.*data.max_length.*3"):
         build(kind=kind, length=3).prompts([Example(instruction="qwrtzu", id="x7")])
 

@@ -175,7 +175,7 @@ def test_all_turns_are_learnt_and_the_last_is_written(language_models: dict[str,
     (e,) = task.encode(chats[:1])
     learnt = task.tokenizer.decode(e.text.tokens[1:][e.target.supervised[:-1] > 0])
     assert learnt.split() == task.tokenizer.tokenize("old war [SEP] war space [SEP]")
-    assert task.tokenizer.decode(task.asked([e])[0]).endswith("ne ##w")
+    assert task.tokenizer.decode(task.asked([e])[0].tokens).endswith("ne ##w")
     run = train(config)
     written = read_jsonl(run / "predictions.jsonl")
     assert [r["reference"] for r in written] == [[c.messages[-1].content] for c in chats[8:]]
@@ -210,10 +210,10 @@ def test_prompts_that_are_too_long_keep_their_end(language_models: dict[str, Pat
         train(config)
     config = changed(config, data__truncate="left")
     task: Any = models.open_task(config, language_models["llama"])
-    (prompt,) = task.asked(task.encode(long[:1]))
+    prompt = task.asked(task.encode(long[:1]))[0].tokens
     assert len(prompt) == 24 and task.tokenizer.decode(prompt).endswith("wa ##r")
     task = models.open_task(changed(config, data__truncate="right"), language_models["t5"])
-    (source,) = task.asked(task.encode(long[:1]))
+    source = task.asked(task.encode(long[:1]))[0].tokens
     assert len(source) == 24  # an encoder reads what training read
 
 
@@ -228,8 +228,8 @@ def test_lengths_are_asked_for(language_models: dict[str, Path], tmp_path: Path)
         == "总结。 用大约5个字。"
     )
     (e,) = task.encode([case])
-    assert e.example == case and "yo" not in task.tokenizer.decode(task.asked([e])[0])
-    assert len(task.asked([e])[0]) > len(task.prompts([replace(case, output="x")])[0])
+    assert e.example == case and "yo" not in task.tokenizer.decode(task.asked([e])[0].tokens)
+    assert len(task.asked([e])[0].tokens) > len(task.prompts([replace(case, output="x")])[0].tokens)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -358,7 +358,7 @@ def test_a_tuned_reranker_writes_too(context: TaskContext, tmp_path: Path) -> No
     """`generate` takes runs whose settings are those of a language model."""
     task = build(context, tmp_path)
     assert isinstance(task.config, LanguageModelConfig)
-    assert task.tokenizer.decode(task.prompts([ASKED[0]])[0]) == "<s>a film about love\n"
+    assert task.tokenizer.decode(task.prompts([ASKED[0]])[0].tokens) == "<s>a film about love\n"
 
 
 def test_a_whole_run(folders: dict[str, Path], tmp_path: Path) -> None:
