@@ -20,8 +20,8 @@ from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import to_devices
+from instructrec_jax.data.media.picture import Sound, picture
 from instructrec_jax.data.packing import fit
-from instructrec_jax.data.picture import Sound, picture
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.runs import model as models

@@ -16,10 +16,10 @@ from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.backbones.tensor_names import abstract_module
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import BadExample, Example, is_blank
-from instructrec_jax.data.image_tokens import ImageTokens
 from instructrec_jax.data.listed import check_type, listed
-from instructrec_jax.data.picture import Picture, picture_of
-from instructrec_jax.data.pictures import read_preprocessing
+from instructrec_jax.data.media.image_tokens import ImageTokens
+from instructrec_jax.data.media.picture import Picture, picture_of
+from instructrec_jax.data.media.pictures import read_preprocessing
 from instructrec_jax.data.prompts import tokenize_pieces
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.data.unread import MEANING

@@ -19,7 +19,7 @@ from instructrec_jax.answering.output_formats import line, writable
 from instructrec_jax.answering.partial_files import Partial, Share, check_other_parts, index_of, paths, write_index
 from instructrec_jax.answering.records import blocks, stdin
 from instructrec_jax.data.example import BadExample, Example
-from instructrec_jax.data.picture_references import NO_FOLDERS, PictureFolder, PictureFolders, folders_of
+from instructrec_jax.data.media.picture_references import NO_FOLDERS, PictureFolder, PictureFolders, folders_of
 from instructrec_jax.data.rows import ChainedRows, find_files, open_rows
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.parsing import json_lines

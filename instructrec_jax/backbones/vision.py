@@ -108,8 +108,9 @@ class VisionEncoder(Backbone):
     """An image network. It has no words: `vocab_size` is 0, and `max_length` counts the tokens of its image size.
 
     A call takes float pixels [rows, height, width, channels], normalized as `preprocessor_config.json` says
-    (`data.pictures`), and returns hidden states [rows, tokens, hidden_size] in `dtype`: class token, registers, patches
-    from left to right and from top to bottom. What does not fill a patch, at the right and at the bottom, is left out,
+    (`data.media.pictures`), and returns hidden states [rows, tokens, hidden_size] in `dtype`: class token,
+    registers, patches from left to right and from top to bottom. What does not fill a patch, at the right and at
+    the bottom, is left out,
     as PyTorch's convolution does. Another image size than the position table's gets an interpolated table.
 
     Raises ValueError for another number of channels and for an image smaller than a patch.

@@ -76,7 +76,7 @@ class Convolution(nnx.Module):
 class SoundEncoder(Backbone):
     """The network of sounds, alone or with Whisper's decoder. It has no words: `vocab_size` is 0.
 
-    A call takes float spectrograms [sounds, frames, mels] (`data.sounds`) and returns hidden states
+    A call takes float spectrograms [sounds, frames, mels] (`data.media.sounds`) and returns hidden states
     [sounds, frames / 2, hidden_size] in `dtype`.
 
     Raises ValueError for another number of frames or mels than the network's.

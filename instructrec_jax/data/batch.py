@@ -24,8 +24,8 @@ from typing_extensions import TypeVar  # with defaults, which typing has from Py
 
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.row_images import RowImages
+from instructrec_jax.data.media.text_images import TextImages, lay_images
 from instructrec_jax.data.packing import Plan
-from instructrec_jax.data.text_images import TextImages, lay_images
 
 
 class Along(enum.Enum):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
-from instructrec_jax.data.picture import MARK, Media, Picture, Sound
+from instructrec_jax.data.media.picture import MARK, Media, Picture, Sound
 
 Output = str | float | int | tuple[str, ...] | None
 

@@ -18,9 +18,9 @@ from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.data.fingerprints import fingerprint_of, json_and_digest
 from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.masked import without_values
+from instructrec_jax.data.media.picture_references import NO_FILES, PictureFolder, numbered, placed
 from instructrec_jax.data.parallel import in_order
 from instructrec_jax.data.parts import Part
-from instructrec_jax.data.picture_references import NO_FILES, PictureFolder, numbered, placed
 from instructrec_jax.data.rows import Rows
 from instructrec_jax.data.shares import SOURCE_ROW
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, bad_rows, listing

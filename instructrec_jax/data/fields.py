@@ -32,8 +32,8 @@ from instructrec_jax.data.example import (
     suggest,
 )
 from instructrec_jax.data.labels import Labels, chosen, named
-from instructrec_jax.data.picture import Picture
-from instructrec_jax.data.picture_references import NO_FILES, PictureFolder, read_sounds, row_pictures
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.picture_references import NO_FILES, PictureFolder, read_sounds, row_pictures
 from instructrec_jax.data.unread import MEANING, check_ignored, unread_fields
 
 OutputType = Literal["auto", "text", "number", "list", "candidate"]  # auto: the type in the file

@@ -18,9 +18,9 @@ import xxhash
 from instructrec_jax.arrays import Array
 from instructrec_jax.data.batch import Batch, BatchTexts, Own, Text, lay_out, lengths_of
 from instructrec_jax.data.file_stream import Position
+from instructrec_jax.data.media.text_images import images_per_row
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.packing import PackedRows, Plan, fit_epoch, plan_batch
-from instructrec_jax.data.text_images import images_per_row
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding
 

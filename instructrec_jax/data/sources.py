@@ -24,9 +24,9 @@ from instructrec_jax.data.file_stream import FileStream
 from instructrec_jax.data.fingerprints import digest_of_example, fingerprint
 from instructrec_jax.data.hub import DatasetRows, TfdsRows, class_names, fingerprint_of, open_dataset, open_tfds
 from instructrec_jax.data.masked import ExampleMask
+from instructrec_jax.data.media.picture_references import NO_FOLDERS, PictureFolder, PictureFolders, folders_of
 from instructrec_jax.data.mixed_stream import IndexedStream, MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, check_weights
-from instructrec_jax.data.picture_references import NO_FOLDERS, PictureFolder, PictureFolders, folders_of
 from instructrec_jax.data.rows import Rows, find_files, open_files, open_parallel, suffix_of
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow
 from instructrec_jax.data.storage import Storage, digest_of

@@ -12,8 +12,8 @@ from instructrec_jax.data.fields import FieldMapper
 from instructrec_jax.data.file_stream import PlacedRow, Position
 from instructrec_jax.data.labels import check_styles
 from instructrec_jax.data.masked import without_values
+from instructrec_jax.data.media.picture_references import NO_FOLDERS, PictureFolders
 from instructrec_jax.data.mixture import permutation
-from instructrec_jax.data.picture_references import NO_FOLDERS, PictureFolders
 from instructrec_jax.data.skipped import (
     OnBadExample,
     SkippedRow,

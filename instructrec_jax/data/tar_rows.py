@@ -10,8 +10,8 @@ others                          a column of their name, as bytes
 import json
 from pathlib import Path, PurePosixPath
 
-from instructrec_jax.data.archives import members, read_member
 from instructrec_jax.data.example import BadExample
+from instructrec_jax.data.media.archives import members, read_member
 from instructrec_jax.remote import shown
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")

@@ -33,7 +33,7 @@ from instructrec_jax.data.column_names import (
 from instructrec_jax.data.conversations import JOINT
 from instructrec_jax.data.example import Example, is_blank
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.picture_references import NO_FILES, PictureFolder
+from instructrec_jax.data.media.picture_references import NO_FILES, PictureFolder
 
 
 def usual_fields(fields: FieldsConfig, columns: Sequence[str], row: Mapping[str, object]) -> FieldsConfig:

@@ -21,8 +21,8 @@ from instructrec_jax.data.batch import (
     of_texts,
 )
 from instructrec_jax.data.loader import to_devices
+from instructrec_jax.data.media.text_images import image_tokens
 from instructrec_jax.data.packing import Plan, fit
-from instructrec_jax.data.text_images import image_tokens
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
 from instructrec_jax.inference.generation_config import GenerationConfig

@@ -31,10 +31,10 @@ from instructrec_jax.backbones.image_reader import ReaderSpec
 from instructrec_jax.backbones.layers import Axes, StackOptions
 from instructrec_jax.backbones.reading import LoadReport, answer_limit, build_backbone, input_limit, load_backbone
 from instructrec_jax.backbones.tokenizer import open_tokenizer
-from instructrec_jax.data.image_tokens import ImageTokens
-from instructrec_jax.data.media_reader import MediaReader
-from instructrec_jax.data.pixels import PixelReader
-from instructrec_jax.data.spectrograms import SoundReader
+from instructrec_jax.data.media.image_tokens import ImageTokens
+from instructrec_jax.data.media.media_reader import MediaReader
+from instructrec_jax.data.media.pixels import PixelReader
+from instructrec_jax.data.media.spectrograms import SoundReader
 from instructrec_jax.distributed.launch import is_first, once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, Nested, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json

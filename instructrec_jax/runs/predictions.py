@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.listed import check_type
-from instructrec_jax.data.picture_references import NO_FILES, PictureFolder
+from instructrec_jax.data.media.picture_references import NO_FILES, PictureFolder
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.extras import require

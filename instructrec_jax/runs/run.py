@@ -22,7 +22,7 @@ from instructrec_jax.data.example import BadExample, Example, check_example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.data.masked import ExampleMask
-from instructrec_jax.data.picture_references import PictureFolder
+from instructrec_jax.data.media.picture_references import PictureFolder
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.heartbeat import heartbeat

@@ -22,9 +22,9 @@ from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.image_tokens import ImageTokens
 from instructrec_jax.data.mapped import Mapped
-from instructrec_jax.data.media_reader import MediaReader
+from instructrec_jax.data.media.image_tokens import ImageTokens
+from instructrec_jax.data.media.media_reader import MediaReader
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownOutput

@@ -24,16 +24,16 @@ from instructrec_jax.data.codec import pack, unpack
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.example_store import BAR_FROM
 from instructrec_jax.data.fingerprints import digest_of_example, fingerprint_of, json_and_digest
-from instructrec_jax.data.media_reader import MediaReader
+from instructrec_jax.data.media.media_reader import MediaReader
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.text_images import TextImages
 from instructrec_jax.data.mixture import NumberedExamples
 from instructrec_jax.data.parallel import in_order
 from instructrec_jax.data.parts import Part
-from instructrec_jax.data.picture import Picture
 from instructrec_jax.data.shares import SOURCE_ROW
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow, listing
 from instructrec_jax.data.storage import Storage, code_version, digest_of
 from instructrec_jax.data.store import PART_ROWS, Store, StorePlan, open_store
-from instructrec_jax.data.text_images import TextImages
 from instructrec_jax.files import check_type
 from instructrec_jax.tasks.base import Encoded, Task, TaskContext
 from instructrec_jax.tasks.encoding import encode_usable

@@ -7,10 +7,10 @@ import numpy as np
 
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.media_reader import MediaReader
+from instructrec_jax.data.media.media_reader import MediaReader
+from instructrec_jax.data.media.text_images import TextImages
 from instructrec_jax.data.own_template import Pieces
 from instructrec_jax.data.prompts import Tokens, render, tokenize_pieces
-from instructrec_jax.data.text_images import TextImages
 from instructrec_jax.tasks.base import TaskContext
 from instructrec_jax.tasks.texts import cut
 

@@ -8,7 +8,7 @@ from tiny_pictures import png
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fingerprints import digest_of_example, fingerprint, fingerprint_bytes, json_and_digest
-from instructrec_jax.data.picture import Picture, digest_of, picture
+from instructrec_jax.data.media.picture import Picture, digest_of, picture
 
 
 def test_the_fingerprint_follows_content_and_order() -> None:

@@ -15,8 +15,8 @@ from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.batch import images_of, lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import BadExample, Example, Message
+from instructrec_jax.data.media.picture import picture
 from instructrec_jax.data.packing import unpacked
-from instructrec_jax.data.picture import picture
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.runs.config import Config

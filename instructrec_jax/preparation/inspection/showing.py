@@ -20,8 +20,8 @@ from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.fingerprints import fingerprint_bytes
 from instructrec_jax.data.hub import DatasetRows, class_names, open_dataset
+from instructrec_jax.data.media.picture_references import NO_FOLDERS, PictureFolders, folders_of
 from instructrec_jax.data.own_template import Pieces, Rendering
-from instructrec_jax.data.picture_references import NO_FOLDERS, PictureFolders, folders_of
 from instructrec_jax.data.prompts import (
     Tokens,
     as_text,

@@ -22,9 +22,9 @@ from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, Text
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
+from instructrec_jax.data.media.text_images import TextImages
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import question, render, shown_input
-from instructrec_jax.data.text_images import TextImages
 from instructrec_jax.metrics.ranking import Ranks, hit_rate
 from instructrec_jax.tasks.answers import ChoiceAnswer, Shown
 from instructrec_jax.tasks.base import (

@@ -11,7 +11,7 @@ from tiny_sounds import wav, whisper
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.picture import Sound
+from instructrec_jax.data.media.picture import Sound
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import open_task
 from instructrec_jax.tasks.base import Task, TaskConfig

@@ -16,7 +16,7 @@ from task_cases import Built, after_one_step, built, packed
 from tiny_pictures import png
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.picture import picture
+from instructrec_jax.data.media.picture import picture
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.runs import model as models
 from instructrec_jax.tasks import ContrastiveConfig

@@ -1,6 +1,6 @@
 """A picture or a sound of an example: by reference to a file or to a member of an archive, or as the file's bytes.
 
-It is decoded when a batch is made (`data.media_reader`); an example holds no pixels.
+It is decoded when a batch is made (`data.media.media_reader`); an example holds no pixels.
 """
 
 import base64
@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar
 
 import xxhash
 
-from instructrec_jax.data.archives import archive_in, read_member
+from instructrec_jax.data.media.archives import archive_in, read_member
 
 MARK = "<image>"  # the place of a picture in a text
 Media = TypeVar("Media", bound="Picture")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from tiny_pictures import png, tar, zipped
 
-from instructrec_jax.data import archives
-from instructrec_jax.data.archives import archive_in, members, read_member
 from instructrec_jax.data.example import BadExample
-from instructrec_jax.data.picture_references import PictureFolder, read_pictures
+from instructrec_jax.data.media import archives
+from instructrec_jax.data.media.archives import archive_in, members, read_member
+from instructrec_jax.data.media.picture_references import PictureFolder, read_pictures
 
 
 @pytest.mark.parametrize("make", [tar, zipped])

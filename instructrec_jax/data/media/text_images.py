@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from instructrec_jax.backbones.row_images import RowImages
-from instructrec_jax.data.media_reader import MediaReader
-from instructrec_jax.data.picture import Picture
+from instructrec_jax.data.media.media_reader import MediaReader
+from instructrec_jax.data.media.picture import Picture
 
 
 @dataclass(frozen=True)

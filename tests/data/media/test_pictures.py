@@ -9,7 +9,7 @@ import pytest
 import transformers
 from PIL import Image
 
-from instructrec_jax.data.pictures import center_crop, open_picture, pixels_of, read_preprocessing
+from instructrec_jax.data.media.pictures import center_crop, open_picture, pixels_of, read_preprocessing
 
 SMALL = {"height": 20, "width": 26}
 

@@ -12,10 +12,10 @@ from tiny_sounds import FRAMES, SETTINGS, samples, wav
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.fingerprints import fingerprint
-from instructrec_jax.data.picture import Sound
-from instructrec_jax.data.picture_references import PictureFolder
+from instructrec_jax.data.media.picture import Sound
+from instructrec_jax.data.media.picture_references import PictureFolder
+from instructrec_jax.data.media.spectrograms import SoundReader
 from instructrec_jax.data.sources import SourceConfig, open_sources
-from instructrec_jax.data.spectrograms import SoundReader
 from instructrec_jax.data.storage import Storage
 
 SHAPE = (FRAMES, SETTINGS["feature_size"])

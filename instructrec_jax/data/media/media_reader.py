@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from instructrec_jax.data.picture import Picture
+from instructrec_jax.data.media.picture import Picture
 
 KEPT = 1 << 28  # bytes of arrays that are kept, for data sets of few files
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.media.picture import MARK
 from instructrec_jax.data.own_template import Pieces
-from instructrec_jax.data.picture import MARK
 from instructrec_jax.data.prompts import Tokens, question
 from instructrec_jax.hf_types import PretrainedConfig, PreTrainedTokenizerBase
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.data.archives import archive_in
 from instructrec_jax.data.example import BadExample, show
-from instructrec_jax.data.picture import Media, Picture, Sound, bytes_of, digest_of
+from instructrec_jax.data.media.archives import archive_in
+from instructrec_jax.data.media.picture import Media, Picture, Sound, bytes_of, digest_of
 from instructrec_jax.remote import shown
 
 # First bytes of JPEG, PNG, GIF, WebP and WAV (RIFF), BMP, TIFF; of FLAC, Ogg, MP3.

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from instructrec_jax.data import media_reader
-from instructrec_jax.data.media_reader import MediaReader
-from instructrec_jax.data.picture import Picture, picture
+from instructrec_jax.data.media import media_reader
+from instructrec_jax.data.media.media_reader import MediaReader
+from instructrec_jax.data.media.picture import Picture, picture
 
 
 @dataclass(frozen=True)

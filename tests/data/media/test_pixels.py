@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from tiny_pictures import image_network, png
 
-from instructrec_jax.data import pixels as pixels_module
-from instructrec_jax.data.picture import picture
-from instructrec_jax.data.pictures import decoded, pixels_of, read_preprocessing
-from instructrec_jax.data.pixels import PixelReader
+from instructrec_jax.data.media import pixels as pixels_module
+from instructrec_jax.data.media.picture import picture
+from instructrec_jax.data.media.pictures import decoded, pixels_of, read_preprocessing
+from instructrec_jax.data.media.pixels import PixelReader
 from instructrec_jax.files import read_json, write_json
 
 

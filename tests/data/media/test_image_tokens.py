@@ -11,7 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from instructrec_jax.data.image_tokens import ImageTokens
+from instructrec_jax.data.media.image_tokens import ImageTokens
 
 SIZE = {"height": 12, "width": 12}
 IMAGES = [np.random.default_rng(n).integers(0, 256, (15, 14, 3)).astype(np.uint8) for n in range(2)]

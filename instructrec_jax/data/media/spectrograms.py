@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from instructrec_jax.data.media_reader import MediaReader
-from instructrec_jax.data.picture import Picture, Sound
-from instructrec_jax.data.sounds import SoundSettings, decoded_sound, log_mel, read_sound_settings
+from instructrec_jax.data.media.media_reader import MediaReader
+from instructrec_jax.data.media.picture import Picture, Sound
+from instructrec_jax.data.media.sounds import SoundSettings, decoded_sound, log_mel, read_sound_settings
 
 
 @dataclass(frozen=True)

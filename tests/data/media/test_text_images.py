@@ -8,9 +8,9 @@ import pytest
 
 from instructrec_jax.data.batch import BatchTexts, Text, lay_out
 from instructrec_jax.data.loader import ImageCounts, Loader, OwnRows
+from instructrec_jax.data.media.picture import picture
+from instructrec_jax.data.media.text_images import TextImages, image_tokens, images_per_row
 from instructrec_jax.data.packing import Plan, fit, unpacked
-from instructrec_jax.data.picture import picture
-from instructrec_jax.data.text_images import TextImages, image_tokens, images_per_row
 
 
 class Numbered:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_pictures import png
 
-from instructrec_jax.data.picture import Picture, digest_of, picture
+from instructrec_jax.data.media.picture import Picture, digest_of, picture
 
 
 def test_equal_pictures_have_equal_bytes_wherever_they_lie(tmp_path: Path) -> None:

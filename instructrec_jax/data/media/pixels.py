@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from instructrec_jax.data.media_reader import MediaReader
-from instructrec_jax.data.picture import Picture
-from instructrec_jax.data.pictures import Preprocessing, decoded, pixels_of, read_preprocessing
+from instructrec_jax.data.media.media_reader import MediaReader
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.pictures import Preprocessing, decoded, pixels_of, read_preprocessing
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_pictures import png
 
 from instructrec_jax.data.example import BadExample
-from instructrec_jax.data.picture import digest_of
-from instructrec_jax.data.picture_references import (
+from instructrec_jax.data.media.picture import digest_of
+from instructrec_jax.data.media.picture_references import (
     NO_FILES,
     PictureFolder,
     PictureFolders,

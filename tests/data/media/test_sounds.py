@@ -11,7 +11,7 @@ import soundfile
 import transformers
 from tiny_sounds import samples, wav
 
-from instructrec_jax.data.sounds import SoundSettings, decoded_sound, log_mel, read_sound_settings, resampled
+from instructrec_jax.data.media.sounds import SoundSettings, decoded_sound, log_mel, read_sound_settings, resampled
 
 SECOND = SoundSettings(rate=16000, mels=80, window=400, hop=160, seconds=1)
 
